@@ -1,0 +1,1 @@
+"""Running work: independent jobs on cores, and locks between processes."""

@@ -1,0 +1,1 @@
+"""Images as arrays with their place in the world: reading, turning, cropping, scaling, resampling."""

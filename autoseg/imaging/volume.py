@@ -1,0 +1,62 @@
+"""An array of voxels and where it lies in the world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from planners import Document
+
+Vector = tuple[float, float, float]
+PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Geometry(Document):
+    """Grid of an image file.
+
+    ``shape`` and ``spacing_mm`` are (z, y, x). ``origin_mm`` and the rows of ``direction`` are world axes (x, y, z) of
+    the LPS system that ITK and DICOM use; column j of ``direction`` is the unit vector along which index axis j of
+    (x, y, z) grows. A 2D file has ``dimensions`` 2, z = 1, and the identity along z.
+    """
+
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    origin_mm: Vector = (0.0, 0.0, 0.0)
+    direction: tuple[Vector, Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    dimensions: Literal[2, 3] = 3
+    has_orientation: bool = True
+    """False for formats that store none (PNG, JPEG, TIFF): such images are never turned."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        matrix = np.array(self.direction)
+        if not np.allclose(matrix.T @ matrix, np.eye(3), atol=1e-3):
+            raise ValueError(f"direction must be orthonormal, found {matrix.tolist()}")
+        return self
+
+    @property
+    def voxel_volume_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        z, y, x = self.spacing_mm
+        return z * y * x / 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Volume:
+    """Intensities: ``array`` is float32 (C, Z, Y, X)."""
+
+    array: NDArray[np.float32]
+    geometry: Geometry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelMap:
+    """Classes: ``array`` is integer (Z, Y, X), with the values of the file."""
+
+    array: NDArray[np.integer]
+    geometry: Geometry

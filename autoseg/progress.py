@@ -1,0 +1,167 @@
+"""How stages tell a person what they do: lines, and bars with the time left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """One stage's progress."""
+
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        """Say that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.31``."""
+
+
+class Reporter(Protocol):
+    """Where stages speak to. Stages know no terminal; they are handed one of these."""
+
+    def say(self, text: str) -> None:
+        """One line for the user: what was decided, and why."""
+
+    def track(self, title: str, total: float) -> AbstractTracking:
+        """A context manager that yields the `Tracker` of a stage with ``total`` units of work."""
+
+
+class AbstractTracking(Protocol):
+    """What `Reporter.track` returns."""
+
+    def __enter__(self) -> Tracker: ...
+
+    def __exit__(self, *details: object) -> bool | None: ...
+
+
+def format_duration(seconds: float) -> str:
+    """A duration as people say it: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class RunClock:
+    """Time left for a whole run: a budget that was announced, minus what has gone by."""
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.expected_end: float | None = None
+
+    def expect(self, seconds_from_now: float) -> None:
+        """Announce how long the rest of the run will take."""
+        self.expected_end = time.monotonic() + seconds_from_now
+
+    def left(self) -> str:
+        """``, whole run 12 min 00 s left``; nothing while it is unknown."""
+        if self.expected_end is None:
+            return ""
+        return f", whole run {format_duration(self.expected_end - time.monotonic())} left"
+
+
+@dataclass(slots=True)
+class _LogTracker:
+    title: str
+    total: float
+    clock: RunClock
+    interval_s: float
+    started: float
+    last: float
+    done: float = 0.0
+
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        self.done += amount
+        now = time.monotonic()
+        if now - self.last < self.interval_s:
+            return
+        self.last = now
+        left = (now - self.started) / self.done * (self.total - self.done) if self.done else 0.0
+        detail = f", {note}" if note else ""
+        logger.info(
+            "%s: %.0f of %.0f%s, %s left%s",
+            self.title, self.done, self.total, detail, format_duration(left), self.clock.left(),
+        )
+
+
+class SilentReporter:
+    """Says nothing; for library use and tests."""
+
+    def say(self, text: str) -> None:
+        logger.debug(text)
+
+    @contextmanager
+    def track(self, title: str, total: float) -> Iterator[Tracker]:
+        yield _LogTracker(title, total, RunClock(), float("inf"), time.monotonic(), time.monotonic())
+
+
+class LogReporter:
+    """Plain log lines, for output that is no terminal: one every ``interval_s`` seconds at most."""
+
+    def __init__(self, clock: RunClock, *, interval_s: float = 15.0) -> None:
+        self.clock = clock
+        self.interval_s = interval_s
+
+    def say(self, text: str) -> None:
+        logger.info(text)
+
+    @contextmanager
+    def track(self, title: str, total: float) -> Iterator[Tracker]:
+        now = time.monotonic()
+        yield _LogTracker(title, total, self.clock, self.interval_s, now, now)
+
+
+class _TimeLeftColumn(ProgressColumn):
+    """Time left for the stage, and for the whole run where that is known."""
+
+    def __init__(self, clock: RunClock) -> None:
+        self.clock = clock
+        super().__init__()
+
+    def render(self, task: Task) -> Text:
+        remaining = task.time_remaining
+        stage = "" if remaining is None else f"{format_duration(remaining)} left"
+        return Text(f"{stage}{self.clock.left()}", style="cyan")
+
+
+@dataclass(slots=True)
+class _BarTracker:
+    bar: Progress
+    task: int
+
+    def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        self.bar.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
+
+
+class TerminalReporter:
+    """Lines and live bars on a terminal."""
+
+    def __init__(self, console: Console, clock: RunClock) -> None:
+        self.console = console
+        self.clock = clock
+
+    def say(self, text: str) -> None:
+        logger.debug(text)
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def track(self, title: str, total: float) -> Iterator[Tracker]:
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            _TimeLeftColumn(self.clock),
+            TextColumn("{task.fields[note]}", markup=False),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            yield _BarTracker(bar, bar.add_task(title, total=total, note=""))

@@ -1,0 +1,149 @@
+"""The run folder: where each file of a run lies, and how files are written so that a kill leaves no half of one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+from autoseg.errors import AutosegError
+from planners import Document, DocumentError, read_document, write_document
+
+D = TypeVar("D", bound=Document)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths inside one run folder. Nothing is created by asking for a path."""
+
+    root: Path
+    work: Path | None = None
+    """Where preprocessed data goes, if not below ``root``."""
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def schedule(self) -> Path:
+        return self.root / "schedule.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def selection(self) -> Path:
+        return self.root / "selection.json"
+
+    @property
+    def stages(self) -> Path:
+        """What each finished stage consumed; decides what is done again."""
+        return self.root / "stages.json"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    def preprocessed(self, configuration: str) -> Path:
+        return (self.work or self.root) / "preprocessed" / configuration
+
+    def fold(self, configuration: str, fold: int) -> Path:
+        return self.models / configuration / f"fold_{fold}"
+
+    def validation(self, configuration: str, fold: int) -> Path:
+        return self.fold(configuration, fold) / "validation"
+
+
+@contextmanager
+def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
+    """A binary file that appears at ``path`` whole or not at all.
+
+    Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
+    Raises `AutosegError` that names the folder when the disk is full or the folder is read-only.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_error(path: Path, error: OSError) -> AutosegError:
+    """The error a person needs when ``path`` could not be written."""
+    return AutosegError(
+        f"{path} could not be written ({error.strerror or error}); free some space, or choose a folder "
+        "that you may write to with --out (preprocessed data: --work)"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def save_document(path: Path, document: Document) -> None:
+    """Write a document atomically."""
+    write_text(path, write_document(document))
+
+
+def load_document(model: type[D], path: Path) -> D:
+    """Read a document; a missing or faulty file is an `AutosegError` with all its problems."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise AutosegError(
+            f"{path} could not be read ({error.strerror or error}); it is written by an earlier stage: "
+            "give the folder of a run, or run that stage first"
+        ) from error
+    try:
+        return read_document(model, text, where=str(path))
+    except DocumentError as error:
+        raise AutosegError(f"{error}\nrestore the file, or delete it so that its stage is done again") from error

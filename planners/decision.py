@@ -1,0 +1,50 @@
+"""One choice of a planner: what was chosen, why, and who says so."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import JsonValue
+
+from planners.document import Document
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision(Generic[T]):
+    """One choice with its reason, as a rule returns it."""
+
+    rule: str
+    """Stable name, ``room.matter``, e.g. ``spacing.target``."""
+    value: T
+    reason: str
+    """One sentence with the numbers that decided."""
+    source: str
+    """Section of the method or paper, or a decision record."""
+    change: str | None = None
+    """What would have led to another value, in one sentence; none where nothing sensible would."""
+
+    def record(self, value: JsonValue, *, configuration: str | None = None) -> DecisionRecord:
+        """The decision as a plan stores it; ``value`` is ``self.value`` in plain JSON types."""
+        return DecisionRecord(
+            rule=self.rule,
+            configuration=configuration,
+            value=value,
+            reason=self.reason,
+            source=self.source,
+            change=self.change,
+        )
+
+
+class DecisionRecord(Document):
+    """A decision as documents keep it. Prose here takes no part in deciding whether work is redone."""
+
+    rule: str
+    configuration: str | None
+    """Name of the configuration that it concerns; none: the whole dataset."""
+    value: JsonValue
+    reason: str
+    source: str
+    change: str | None = None

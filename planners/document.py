@@ -1,0 +1,58 @@
+"""The common ground of all documents: frozen values that are read whole or refused with every problem listed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Document(BaseModel):
+    """A frozen value that is stored as JSON.
+
+    Unknown, misspelt, missing and non-finite fields are refused. Reading is strict: no text is
+    turned into a number behind the reader's back.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+class DocumentError(ValueError):
+    """A document that cannot be read; ``problems`` holds one line for each fault, with its place."""
+
+    def __init__(self, where: str, problems: tuple[str, ...]) -> None:
+        self.where = where
+        self.problems = problems
+        super().__init__(f"{where} cannot be read:\n" + "\n".join(f"  - {line}" for line in problems))
+
+
+D = TypeVar("D", bound=Document)
+
+
+def read_document(model: type[D], text: str | bytes, *, where: str) -> D:
+    """The document of type ``model`` that ``text`` (JSON) holds.
+
+    ``where`` names the text's source in messages, e.g. a path. Raises `DocumentError` with all
+    problems, each as ``path.in.document: what is wrong (found ...)``.
+    """
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        raise DocumentError(where, describe_problems(error)) from error
+
+
+def write_document(document: Document) -> str:
+    """JSON text of a document: indented, in field order, exact floats, newline at the end."""
+    return document.model_dump_json(indent=1) + "\n"
+
+
+def describe_problems(error: ValidationError) -> tuple[str, ...]:
+    """One line for each problem of a failed validation: place, what is wrong, what was found."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        place = ".".join(str(part) for part in problem["loc"]) or "(whole document)"
+        found = repr(problem["input"])
+        found = found if len(found) <= 80 else found[:77] + "..."
+        shown = "" if problem["type"] == "missing" else f" (found {found})"
+        lines.append(f"{place}: {problem['msg']}{shown}")
+    return tuple(lines)

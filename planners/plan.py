@@ -1,0 +1,169 @@
+"""Everything that preprocessing, training and inference need to know, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planners.decision import DecisionRecord
+from planners.document import Document
+from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt
+
+Family = Literal["unet", "residual_unet", "vnet"]
+NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
+Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
+Axis = Literal[0, 1, 2]
+Permutation = tuple[Axis, Axis, Axis]
+Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
+
+
+class ChannelNormalization(Document):
+    """How the intensities of one channel are scaled (method section 4.2)."""
+
+    scheme: NormalizationScheme
+    use_mask: bool = False
+    """Statistics from, and change of, the voxels inside the non-zero mask only."""
+
+
+class Resampling(Document):
+    """How arrays are brought to another grid (method sections 3.12 and 4.4)."""
+
+    order: Literal[0, 1, 3]
+    """Spline order in plane, or on all axes."""
+    order_z: Literal[0, 1, 3]
+    """Spline order along the coarse axis where it is resampled on its own."""
+    separate_z: bool | None = None
+    """Whether the coarse axis goes on its own; none: decided for each case by its anisotropy."""
+
+
+class Network(Document):
+    """Topology of one network; every list runs from the highest resolution to the bottleneck.
+
+    Kernel sizes and strides have as many entries as the configuration has dimensions (2 or 3).
+    """
+
+    family: Family
+    num_inputs: PositiveInt
+    """Image channels, plus one for each foreground label of a previous stage."""
+    num_outputs: PositiveInt
+    features: tuple[PositiveInt, ...]
+    kernels: tuple[Sizes, ...]
+    strides: tuple[Sizes, ...]
+    """Stride at the entry of each stage; the first is all ones."""
+    blocks: tuple[PositiveInt, ...]
+    """Convolutions (``unet``, ``vnet``) or residual blocks (``residual_unet``) of each encoder stage."""
+    decoder_blocks: tuple[PositiveInt, ...]
+    """The same for the decoder, from the highest resolution; one entry less than stages."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        stages = len(self.features)
+        for name in ("kernels", "strides", "blocks"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries but features has {stages}")
+        if len(self.decoder_blocks) != stages - 1:
+            raise ValueError(f"decoder_blocks has {len(self.decoder_blocks)} entries, must have {stages - 1}")
+        if len({len(entry) for entry in (*self.kernels, *self.strides)}) != 1:
+            raise ValueError("kernels and strides must all have the same number of axes")
+        return self
+
+
+class Loss(Document):
+    """Terms of the training loss, weighted equally (method sections 7.3 and 7.4)."""
+
+    region: Literal["dice", "squared_dice"] = "dice"
+    """``squared_dice``: the V-Net's, with squared terms in the denominator."""
+    voxel: Literal["cross_entropy", "focal", "top_k"] | None = "cross_entropy"
+    """Binary where classes are regions; none: only the region term."""
+    batch_dice: bool
+    """Dice sums run over the whole batch instead of each sample."""
+
+
+class Configuration(Document):
+    """One network with the preprocessing of its data. Axes are plan axes, coarsest first.
+
+    A 2D configuration has two entries in ``patch_shape`` and ``median_shape``; its first plan axis is never
+    resampled, and each slice along it is one image.
+    """
+
+    name: str
+    dimensions: Literal[2, 3]
+    data: str
+    """Name of the configuration whose preprocessed data this one reads (the cascade reads ``3d_fullres``)."""
+    spacing_mm: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    median_shape: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    """Median case in voxels after resampling; may end in .5."""
+    patch_shape: Sizes
+    batch_size: PositiveInt
+    normalization: tuple[ChannelNormalization, ...]
+    resample_image: Resampling
+    resample_labels: Resampling
+    resample_logits: Resampling
+    network: Network
+    loss: Loss
+    deep_supervision: bool
+    mirror_axes: tuple[Axis, ...]
+    """Axes of the patch (0 is its first) along which training and prediction may mirror."""
+    previous_stage: str | None = None
+    next_stage: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        axes = self.dimensions
+        for name in ("spacing_mm", "median_shape", "patch_shape"):
+            if len(getattr(self, name)) != axes:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, must have {axes}")
+        if len(self.network.strides[0]) != axes:
+            raise ValueError(f"the network has {len(self.network.strides[0])} axes, must have {axes}")
+        if any(axis >= axes for axis in self.mirror_axes):
+            raise ValueError(f"mirror_axes {self.mirror_axes} do not exist in a patch with {axes} axes")
+        return self
+
+
+class Plan(Document):
+    """What to do with a dataset. Knows no machine and no clock."""
+
+    schema_version: Literal[1] = 1
+    dataset_name: str
+    preset: Preset
+    strict_reference: bool
+    """Follows the reference to the letter: its axes, and plans that cannot be trained as they are."""
+    memory_target_gb: PositiveFloat
+    channels: tuple[str, ...]
+    labels: Labels
+    transpose_forward: Permutation
+    """Plan axis i is source axis ``transpose_forward[i]``."""
+    transpose_backward: Permutation
+    original_median_spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    """Plan axes."""
+    original_median_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """Plan axes, after cropping, rounded."""
+    intensities: tuple[IntensityStatistics, ...]
+    configurations: Annotated[tuple[Configuration, ...], Field(min_length=1)]
+    decisions: tuple[DecisionRecord, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if tuple(self.transpose_forward[i] for i in self.transpose_backward) != (0, 1, 2):
+            raise ValueError(
+                f"transpose_backward {self.transpose_backward} does not undo transpose_forward {self.transpose_forward}"
+            )
+        names = [configuration.name for configuration in self.configurations]
+        if len(set(names)) != len(names):
+            raise ValueError(f"configuration names must differ from each other, found {names}")
+        for configuration in self.configurations:
+            if len(configuration.normalization) != len(self.channels):
+                raise ValueError(f"{configuration.name}: one normalization for each of {len(self.channels)} channels")
+            for other in (configuration.data, configuration.previous_stage, configuration.next_stage):
+                if other is not None and other not in names:
+                    raise ValueError(f"{configuration.name}: refers to {other!r}, which the plan lacks; it has {names}")
+        return self
+
+    def configuration(self, name: str) -> Configuration:
+        """The configuration of that name; `KeyError` lists the known names."""
+        for configuration in self.configurations:
+            if configuration.name == name:
+                return configuration
+        known = ", ".join(configuration.name for configuration in self.configurations)
+        raise KeyError(f"the plan has no configuration {name!r}; it has: {known}")
