@@ -1,0 +1,1 @@
+"""Training: patches, augmentation, losses, the loop, one fold. Knows no image formats."""

@@ -1,0 +1,140 @@
+"""Losses: Dice beside cross-entropy, on every resolution (method sections 7.3 to 7.5).
+
+N batch, K outputs, then the spatial axes. Everything is computed in float32, whatever the network's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from autoseg.training.augmentation import nearest_indices
+from planners import Labels, Loss
+
+SMOOTH = 1e-5
+"""Keeps the Dice of an absent class that is not predicted at 1 (method section 7.3)."""
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+
+
+def soft_dice(
+    probabilities: Tensor, targets: Tensor, valid: Tensor | None, *, batch_dice: bool, squared: bool = False
+) -> Tensor:
+    """Mean soft Dice, 0 ... 1, of ``probabilities`` and ``targets``, both (N, K, ...).
+
+    ``valid`` (N, 1, ...) is 0 on voxels that do not count. With ``batch_dice`` sums run over the batch, else
+    over each sample. ``squared`` squares the terms of the denominator (Milletari et al. 2016).
+    """
+    axes = tuple(range(2, probabilities.ndim))
+    axes = (0, *axes) if batch_dice else axes
+    if valid is not None:
+        probabilities, targets = probabilities * valid, targets * valid
+    both = (probabilities * targets).sum(axes)
+    power = 2 if squared else 1
+    sizes = probabilities.pow(power).sum(axes) + targets.sum(axes)
+    return ((2 * both + SMOOTH) / (sizes + SMOOTH).clamp_min(1e-8)).mean()
+
+
+def make_loss(loss: Loss, labels: Labels) -> LossFunction:
+    """The loss of one resolution: logits (N, K, ...), label map (N, ...) int64 -> scalar.
+
+    Region term and voxel term have equal weight. Label maps hold internal values; the ignore value counts nowhere.
+    A batch without a single valid voxel gives 0 for the voxel term.
+    """
+    if loss.voxel in ("focal", "top_k"):
+        raise NotImplementedError(f"loss term {loss.voxel!r}")
+    compute = _region_loss(loss, labels) if labels.has_regions else _label_loss(loss, labels)
+
+    def in_float32(logits: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return compute(logits.float(), target)
+
+    return in_float32
+
+
+def _label_loss(loss: Loss, labels: Labels) -> LossFunction:
+    ignore = labels.ignore
+
+    def compute(logits: Tensor, target: Tensor) -> Tensor:
+        valid = None if ignore is None else (target != ignore).unsqueeze(1)
+        clean = target if ignore is None else target.masked_fill(target == ignore, 0)
+        one_hot = torch.zeros_like(logits).scatter_(1, clean.unsqueeze(1), 1.0)
+        probabilities = logits.softmax(1)
+        total = -soft_dice(
+            probabilities[:, 1:],
+            one_hot[:, 1:],
+            valid,
+            batch_dice=loss.batch_dice,
+            squared=loss.region == "squared_dice",
+        )
+        if loss.voxel is not None:
+            total = total + _cross_entropy(logits, clean, valid)
+        return total
+
+    return compute
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over valid voxels; 0 where there is none."""
+    if valid is None:
+        return functional.cross_entropy(logits, target)
+    each = functional.cross_entropy(logits, target, reduction="none")
+    mask = valid[:, 0]
+    return (each * mask).sum() / mask.sum().clamp_min(1)
+
+
+def _region_loss(loss: Loss, labels: Labels) -> LossFunction:
+    table = region_table(labels)
+
+    def compute(logits: Tensor, target: Tensor) -> Tensor:
+        membership = functional.embedding(target, table.to(target.device)).movedim(-1, 1)
+        valid = None if labels.ignore is None else (target != labels.ignore).unsqueeze(1)
+        total = -soft_dice(
+            logits.sigmoid(), membership, valid, batch_dice=loss.batch_dice, squared=loss.region == "squared_dice"
+        )
+        if loss.voxel is None:
+            return total
+        each = functional.binary_cross_entropy_with_logits(logits, membership, reduction="none")
+        if valid is None:
+            return total + each.mean()
+        # the reference sums over regions here, instead of taking their mean (method section 7.4)
+        return total + (each * valid).sum() / valid.sum().clamp_min(1e-8)
+
+    return compute
+
+
+def region_table(labels: Labels) -> Tensor:
+    """float32 (values, regions): 1 where the region holds the internal value; the ignore value belongs to none."""
+    table = torch.zeros(len(labels.values) + 2, len(labels.classes))
+    for region, label in enumerate(labels.classes):
+        table[list(label.values), region] = 1
+    return table
+
+
+def deep_supervision_weights(num_heads: int) -> list[float]:
+    """Halving from head to head, none for the coarsest, sum 1 (method section 7.5); a single head gets all."""
+    weights = [0.5**head for head in range(num_heads)]
+    if num_heads > 1:
+        weights[-1] = 0.0
+    return [weight / sum(weights) for weight in weights]
+
+
+def supervise_deeply(loss: LossFunction, logits: Sequence[Tensor], target: Tensor) -> Tensor:
+    """Weighted sum of the loss at every head; coarser targets are the label map's nearest voxels."""
+    total = torch.zeros((), device=target.device)
+    for weight, head in zip(deep_supervision_weights(len(logits)), logits, strict=True):
+        if weight:
+            total = total + weight * loss(head, shrink_labels(target, head.shape[2:]))
+    return total
+
+
+def shrink_labels(target: Tensor, shape: Sequence[int]) -> Tensor:
+    """Label map (N, ...) at another size, nearest voxel by exact centres."""
+    for axis, (old, new) in enumerate(zip(target.shape[1:], shape, strict=True), start=1):
+        if old != new:
+            index = torch.from_numpy(np.asarray(nearest_indices(old, new))).to(target.device)
+            target = target.index_select(axis, index)
+    return target

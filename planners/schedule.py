@@ -1,0 +1,398 @@
+"""How long to train what: measured step times and a budget -> folds, configurations, steps, width, optimiser, curve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from planners.decision import Decision, DecisionRecord
+from planners.document import Document
+from planners.fingerprint import PositiveFloat, PositiveInt
+from planners.plan import Configuration, Network, Plan
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+METHOD_EPOCHS = 1000
+METHOD_STEPS_PER_EPOCH = 250
+DEFAULT_CPU_BUDGET_S = 3600.0
+"""What a run on a CPU takes when nobody says how long it may take."""
+WIDTHS = (32, 16, 8)
+"""Base features that are worth measuring, widest first; the plan's own width is the first."""
+ENOUGH_STEPS = 1000
+"""A wider network pays only if it still gets this many steps: 16 features reached a Dice of 0.87 after 622 steps
+and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (design, section 7.5)."""
+FEWEST_STEPS = 150
+"""Fewer steps than this teach nothing; rather train fewer folds."""
+SATURATED_STEPS = 8000
+"""Beyond this another configuration gains more than further steps of the first."""
+SHORT_BATCH = {2: 12, 3: 2}
+"""Batch size by dimensions in budgeted runs: the method's reference batches; more steps beat larger batches."""
+RESERVE_SHARE = 0.06
+"""Of the budget, kept for selection, postprocessing, report and the noise of the clock."""
+RESERVE_S = 6.0
+
+
+class Measurement(Document):
+    """Seconds that one width of one configuration was measured to take on this machine."""
+
+    configuration: str
+    base_features: PositiveInt
+    batch_size: PositiveInt
+    precision: Precision
+    step_s: PositiveFloat
+    """One training step with its data, median of several."""
+    case_s: PositiveFloat
+    """Prediction of a median case, one network, no mirroring, export included."""
+
+
+class Conditions(Document):
+    """All that a schedule depends on besides the plan."""
+
+    device: Literal["cpu", "cuda", "mps"]
+    num_threads: PositiveInt
+    budget_s: PositiveFloat | None
+    """For the whole run; none: nobody said."""
+    elapsed_s: Annotated[float, Field(ge=0)]
+    """Of the budget, gone before training."""
+    num_folds: PositiveInt
+    """Folds of the splits file."""
+    num_training_cases: PositiveInt
+    num_test_cases: Annotated[int, Field(ge=0)]
+    cross_validated: bool
+    """False: one case, nothing is left to validate on."""
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Training(Document):
+    """How one configuration is trained; the same for each of its folds."""
+
+    configuration: str
+    base_features: PositiveInt
+    batch_size: PositiveInt
+    num_steps: PositiveInt
+    steps_per_epoch: PositiveInt
+    precision: Precision
+    optimiser: Literal["sgd", "adamw"]
+    peak_learning_rate: PositiveFloat
+    momentum: Fraction
+    weight_decay: Annotated[float, Field(ge=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    curve: Literal["polynomial", "cosine"]
+    gradient_clip: PositiveFloat
+    deep_supervision: bool
+    mirroring: bool
+    """Mirror in training, and then in prediction too."""
+    augmentation: bool
+    foreground_share: Fraction
+    validation_batches: Annotated[int, Field(ge=0)]
+    """Batches for the pseudo-Dice after each epoch."""
+
+
+class Schedule(Document):
+    """``schedule.json``: measured once, then an input."""
+
+    schema_version: Literal[1] = 1
+    conditions: Conditions
+    num_folds: PositiveInt
+    """Folds that are trained, 0 ... num_folds - 1 of splits with as many folds."""
+    trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
+    expected_training_s: PositiveFloat
+    """All trainings with their validation."""
+    expected_rest_s: Annotated[float, Field(ge=0)]
+    """Selection, test predictions and report."""
+    decisions: tuple[DecisionRecord, ...]
+
+    def training(self, configuration: str) -> Training:
+        """The training of that configuration; `KeyError` lists the scheduled ones."""
+        for training in self.trainings:
+            if training.configuration == configuration:
+                return training
+        known = ", ".join(training.configuration for training in self.trainings)
+        raise KeyError(f"the schedule does not train {configuration!r}; it trains: {known}")
+
+
+def with_width(network: Network, base_features: int) -> Network:
+    """The same topology with ``base_features`` at full resolution instead of its own, all stages in proportion."""
+    first = network.features[0]
+    features = tuple(max(1, width * base_features // first) for width in network.features)
+    return network.model_copy(update={"features": features})
+
+
+def candidate_widths(configuration: Configuration) -> tuple[int, ...]:
+    """Base features worth measuring for a configuration: its own, then narrower ones."""
+    own = configuration.network.features[0]
+    return (own, *(width for width in WIDTHS if width < own))
+
+
+def short_batch_size(configuration: Configuration) -> int:
+    """Batch size of a budgeted run."""
+    return min(configuration.batch_size, SHORT_BATCH[configuration.dimensions])
+
+
+def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
+    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the others.
+
+    A cascade comes after its first stage.
+    """
+    order = {"3d_fullres": 0, "2d": 1, "3d_lowres": 2, "3d_cascade_fullres": 3}
+    known = [c for c in plan.configurations if c.name in order]
+    return tuple(sorted(known, key=lambda c: order[c.name]))
+
+
+def plan_schedule(plan: Plan, conditions: Conditions) -> Schedule:
+    """What to train for how long.
+
+    Without a budget a GPU follows the method (section 7.1) and a CPU takes an hour. With one, see
+    `budgeted_schedule`. Raises `ValueError` when a configuration to train was not measured.
+    """
+    if conditions.budget_s is None and conditions.device == "cuda":
+        return method_schedule(plan, conditions)
+    return budgeted_schedule(plan, conditions)
+
+
+def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
+    """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
+    trainings, seconds, rest = [], 0.0, 0.0
+    for configuration in preferred_configurations(plan):
+        measured = _measurement(conditions, configuration.name, configuration.network.features[0])
+        if measured is None:
+            continue
+        num_steps = METHOD_EPOCHS * METHOD_STEPS_PER_EPOCH
+        trainings.append(
+            Training(
+                configuration=configuration.name,
+                base_features=measured.base_features,
+                batch_size=configuration.batch_size,
+                num_steps=num_steps,
+                steps_per_epoch=METHOD_STEPS_PER_EPOCH,
+                precision=measured.precision,
+                optimiser="sgd",
+                peak_learning_rate=0.01,
+                momentum=0.99,
+                weight_decay=3e-5,
+                warmup_steps=0,
+                curve="polynomial",
+                gradient_clip=12.0,
+                deep_supervision=configuration.deep_supervision,
+                mirroring=bool(configuration.mirror_axes),
+                augmentation=True,
+                foreground_share=0.33,
+                validation_batches=50,
+            )
+        )
+        seconds += num_steps * measured.step_s * conditions.num_folds
+        seconds += _validation_s(conditions, measured)
+        rest += _test_s(conditions, measured, conditions.num_folds)
+    decision = Decision(
+        rule="schedule.length",
+        value=METHOD_EPOCHS,
+        reason=f"no budget was given and a GPU is at hand: {METHOD_EPOCHS} epochs of {METHOD_STEPS_PER_EPOCH} steps",
+        source="method section 7.1",
+        change="with --budget the run is fitted into the time you have",
+    )
+    return Schedule(
+        conditions=conditions,
+        num_folds=conditions.num_folds,
+        trainings=tuple(trainings),
+        expected_training_s=seconds,
+        expected_rest_s=rest,
+        decisions=(decision.record(METHOD_EPOCHS),),
+    )
+
+
+def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
+    """The first preferred configuration, as wide as `ENOUGH_STEPS` allows, and further ones once it is saturated."""
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    usable = budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
+    measured = [c for c in preferred_configurations(plan) if _measurements(conditions, c.name)]
+    if not measured:
+        raise ValueError("no configuration of the plan was measured")
+    chosen = decide_configurations(measured, conditions, usable)
+    share = usable / len(chosen.value)
+    folds = decide_folds(chosen.value, conditions, share)
+    records = [chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
+    trainings, seconds, rest = [], 0.0, 0.0
+    for configuration in chosen.value:
+        width = decide_width(configuration, conditions, share, folds.value)
+        steps = affordable_steps(width.value, conditions, share, folds.value)
+        mirroring = mirroring_decision(plan, configuration)
+        trainings.append(short_training(configuration, width.value, steps, mirroring=mirroring.value))
+        records.append(width.record(width.value.base_features, configuration=configuration.name))
+        records.append(optimiser_decision(steps).record("sgd", configuration=configuration.name))
+        records.append(mirroring.record(mirroring.value, configuration=configuration.name))
+        seconds += steps * width.value.step_s * folds.value + _validation_s(conditions, width.value)
+        rest += _test_s(conditions, width.value, folds.value)
+    return Schedule(
+        conditions=conditions,
+        num_folds=folds.value,
+        trainings=tuple(trainings),
+        expected_training_s=seconds,
+        expected_rest_s=rest + RESERVE_S,
+        decisions=tuple(records),
+    )
+
+
+def decide_configurations(
+    candidates: Sequence[Configuration], conditions: Conditions, usable_s: float
+) -> Decision[tuple[Configuration, ...]]:
+    """As many configurations, in order of preference, as each can be trained to saturation."""
+    names = ", ".join(c.name for c in candidates)
+    chosen = [candidates[0]]
+    for candidate in candidates[1:]:
+        if candidate.previous_stage is not None:
+            continue
+        trial = [*chosen, candidate]
+        share = usable_s / len(trial)
+        steps = [
+            affordable_steps(_measurements(conditions, c.name)[0], conditions, share, conditions.num_folds) for c in trial
+        ]
+        if min(steps) >= SATURATED_STEPS:
+            chosen = trial
+    return Decision(
+        rule="schedule.configurations",
+        value=tuple(chosen),
+        reason=f"of {names}: time is given to the first, and to another only if each then gets {SATURATED_STEPS} steps "
+        "a fold at full width",
+        source="design, section 7.5",
+        change="a larger --budget trains more configurations",
+    )
+
+
+def decide_folds(
+    chosen: Sequence[Configuration], conditions: Conditions, share_s: float
+) -> Decision[int]:
+    """All folds, or as few as two where the narrowest network would get fewer than `FEWEST_STEPS` steps a fold."""
+    folds = conditions.num_folds
+    steps = 0
+    while True:
+        steps = min(
+            affordable_steps(_measurements(conditions, c.name)[-1], conditions, share_s, folds) for c in chosen
+        )
+        if steps >= FEWEST_STEPS or folds <= 2:
+            break
+        folds -= 1
+    return Decision(
+        rule="schedule.folds",
+        value=folds,
+        reason=f"{folds} of {conditions.num_folds} folds leave {steps} steps for the narrowest network in each; "
+        f"fewer than {FEWEST_STEPS} would teach nothing",
+        source="design, section 7.7",
+        change="a larger --budget allows more folds" if folds < conditions.num_folds else None,
+    )
+
+
+def decide_width(
+    configuration: Configuration, conditions: Conditions, share_s: float, folds: int
+) -> Decision[Measurement]:
+    """The widest network that still gets `ENOUGH_STEPS` steps, else the narrowest that was measured."""
+    options = _measurements(conditions, configuration.name)
+    table = ", ".join(
+        f"{m.base_features} features {affordable_steps(m, conditions, share_s, folds)} steps" for m in options
+    )
+    fitting = [m for m in options if affordable_steps(m, conditions, share_s, folds) >= ENOUGH_STEPS]
+    value = fitting[0] if fitting else options[-1] if len(options) < 3 else options[1]
+    # Very short runs: the middle width learnt more than the narrowest in every pilot, even with fewer steps.
+    return Decision(
+        rule="schedule.width",
+        value=value,
+        reason=f"the time allows {table}; the widest network with at least {ENOUGH_STEPS} steps is taken",
+        source="design, section 7.5",
+        change="a larger --budget allows a wider network" if value is not options[0] else None,
+    )
+
+
+def optimiser_decision(num_steps: int) -> Decision[str]:
+    """Momentum 0.9 for short trainings."""
+    return Decision(
+        rule="schedule.optimiser",
+        value="sgd",
+        reason=f"momentum 0.99 needs thousands of steps to settle; {num_steps} steps take 0.9 and twice the rate",
+        source="design, section 7.5",
+    )
+
+
+def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
+    """Short trainings mirror only images that have no common orientation (2D photographs, microscopy)."""
+    only_2d = all(c.dimensions == 2 for c in plan.configurations)
+    value = only_2d and bool(configuration.mirror_axes)
+    reason = (
+        "these are 2D images without a common orientation: every mirror image is as likely"
+        if value
+        else "all cases are turned to one orientation; mirroring would teach the network to ignore what tells front "
+        "from back, and eight-fold prediction would cost training time"
+    )
+    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="design, section 7.5")
+
+
+def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
+    """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first."""
+    left = share_s - _validation_s(conditions, measured) - _test_s(conditions, measured, folds)
+    return max(1, math.floor(left / folds / measured.step_s))
+
+
+def short_training(
+    configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool
+) -> Training:
+    """Nesterov SGD with momentum 0.9, a short warm-up and polynomial decay (design, section 7.5)."""
+    steps_per_epoch = max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12)))
+    return Training(
+        configuration=configuration.name,
+        base_features=measured.base_features,
+        batch_size=measured.batch_size,
+        num_steps=num_steps,
+        steps_per_epoch=steps_per_epoch,
+        precision=measured.precision,
+        optimiser="sgd",
+        peak_learning_rate=0.02,
+        momentum=0.9,
+        weight_decay=3e-5,
+        warmup_steps=min(50, num_steps // 10),
+        curve="polynomial",
+        gradient_clip=12.0,
+        deep_supervision=configuration.deep_supervision,
+        mirroring=mirroring,
+        augmentation=True,
+        foreground_share=0.33,
+        validation_batches=4,
+    )
+
+
+def _measurements(conditions: Conditions, configuration: str) -> list[Measurement]:
+    """Measurements of a configuration, widest first."""
+    found = [m for m in conditions.measurements if m.configuration == configuration]
+    return sorted(found, key=lambda m: -m.base_features)
+
+
+def _measurement(conditions: Conditions, configuration: str, width: int) -> Measurement | None:
+    return next((m for m in _measurements(conditions, configuration) if m.base_features == width), None)
+
+
+def _validation_s(conditions: Conditions, measured: Measurement) -> float:
+    """Every training case is predicted once."""
+    return measured.case_s * conditions.num_training_cases if conditions.cross_validated else 0.0
+
+
+def _test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
+    """Every test case is predicted by the networks of all folds."""
+    return measured.case_s * conditions.num_test_cases * folds
+
+
+def learning_rate(training: Training, step: int) -> float:
+    """Learning rate of ``step`` (0-based): linear warm-up to the peak, then the curve down to about zero.
+
+    The method's schedule changes it once an epoch (section 7.1), budgeted ones with every step.
+    """
+    if step < training.warmup_steps:
+        return training.peak_learning_rate * (step + 1) / training.warmup_steps
+    position, length = step - training.warmup_steps, training.num_steps - training.warmup_steps
+    if training.momentum > 0.95:  # the method's own schedule
+        position -= position % training.steps_per_epoch
+    gone = position / length
+    if training.curve == "cosine":
+        return training.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * gone))
+    return float(training.peak_learning_rate * (1 - gone) ** 0.9)
