@@ -1,0 +1,481 @@
+"""Bringing arrays to another number of voxels: splines as one small linear operator for each axis.
+
+Spline interpolation, its prefilter included, is linear and separable, so resizing is one matrix product per axis
+(method section 4.4). The operators are banded: cost grows with the number of voxels, however long an axis is.
+Logits and label maps go slab by slab, one class at a time; no array with all classes at full size is ever made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects, spline_filter1d
+
+from autoseg.errors import AutosegError
+from planners import Resampling
+
+Shape = tuple[int, int, int]
+Floats = NDArray[np.float32]
+
+MAX_ISOTROPIC_RATIO = 3.0
+"""Largest spacing over smallest above which the coarse axis goes on its own (method section 4.3)."""
+PREFILTER_REACH = 16
+"""Neighbours that the cubic prefilter is followed to each side: what is left out is 0.268**16, below 1e-9."""
+BLOCK_INPUTS = 48
+"""Input voxels that one block of an operator advances: long enough for fast products, short enough to stay banded."""
+SLAB_VOXELS = 2**22
+"""Voxels of one class of one slab, 16 MB of scores."""
+TIE_TOLERANCE = 1e-6
+"""Scores of label indicators closer than this are a tie: the rounding of float32 products must not decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Output voxels [start, stop) as ``matrix`` (stop - start, last - first) times input voxels [first, last)."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    matrix: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """How one axis is resampled: copied (no ``nearest``), by the nearest voxel (no ``blocks``), or by matrix blocks."""
+
+    old: int
+    new: int
+    nearest: NDArray[np.intp] | None = None
+    """Input voxel whose centre is nearest to each output voxel; halves go up."""
+    blocks: tuple[_Block, ...] = ()
+
+    @property
+    def is_copied(self) -> bool:
+        return self.nearest is None
+
+
+def decide_separate_axis(
+    current_mm: tuple[float, ...], new_mm: tuple[float, ...], separate_z: bool | None
+) -> int | None:
+    """The axis that is resampled on its own, or none (method sections 4.3 and 4.4).
+
+    Spacings are per axis of the array, in the same order. ``separate_z`` forces the decision; without it, anisotropy
+    (largest over smallest spacing above 3) of the current, then of the new spacing decides. Where two or all axes
+    share the largest spacing there is no such axis.
+    """
+    if separate_z is False:
+        return None
+    if separate_z or _is_anisotropic(current_mm):
+        axes = _coarsest_axes(current_mm)
+    elif _is_anisotropic(new_mm):
+        axes = _coarsest_axes(new_mm)
+    else:
+        return None
+    return axes[0] if len(axes) == 1 else None
+
+
+def _is_anisotropic(spacing_mm: tuple[float, ...]) -> bool:
+    return max(spacing_mm) / min(spacing_mm) > MAX_ISOTROPIC_RATIO
+
+
+def _coarsest_axes(spacing_mm: tuple[float, ...]) -> list[int]:
+    return [axis for axis, spacing in enumerate(spacing_mm) if max(spacing_mm) / spacing == 1]
+
+
+def resample_image(
+    image: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+) -> Floats:
+    """``image`` (C, a0, a1, a2) on a grid of ``shape`` voxels, float32 (C, *shape).
+
+    Splines of ``resampling.order`` with edge replication and half-pixel centres; each channel is clipped to its own
+    range of values. With ``separate_axis``, in-plane first, each slice clipped to its own range, then along that axis
+    with ``resampling.order_z`` (method section 4.4). An image that has this shape already comes back as it is.
+    Values must be finite: one NaN would spread over the volume.
+    """
+    if tuple(image.shape[1:]) == tuple(shape):
+        return image.astype(np.float32, copy=False)
+    axes = _axes(image.shape[1:], shape, resampling, separate_axis)
+    result = np.empty((len(image), *shape), np.float32)
+    for channel, source in zip(result, image, strict=True):
+        _resample_channel(source.astype(np.float32, copy=False), axes, resampling.order, separate_axis, channel)
+    return result
+
+
+def resample_labels(
+    labels: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+) -> NDArray[Any]:
+    """``labels`` (a0, a1, a2), any integers, on a grid of ``shape`` voxels, same type (method section 4.4).
+
+    Each output voxel gets the label whose resampled 0/1 indicator is largest there. Ties (closer than 1e-6) go to the
+    nearest voxel's label if it is among the tied ones, otherwise to the smallest. With ``separate_axis`` this is done
+    in-plane, then along the axis with ``resampling.order_z``. Labels that have this shape already come back as they are.
+    """
+    if tuple(labels.shape) == tuple(shape):
+        return labels
+    axes = _axes(labels.shape, shape, resampling, separate_axis)
+    if separate_axis is None:
+        return _vote(labels, axes, resampling.order)
+    in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
+    # whole slices are picked or voted on: along the shrinking axis first means fewer slices to vote in
+    across = axes[separate_axis]
+    if resampling.order_z == 0 and across.new < across.old:
+        labels = np.take(labels, across.nearest, axis=separate_axis)
+        in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
+        return _vote(labels, in_plane, resampling.order)
+    labels = _vote(labels, in_plane, resampling.order)
+    only_across = tuple(across if i == separate_axis else _copied(labels.shape[i]) for i in range(3))
+    return _vote(labels, only_across, resampling.order_z)
+
+
+def resample_argmax(
+    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Index of the largest of the resampled ``logits`` (K, a0, a1, a2), unsigned (*shape) (method section 8.2).
+
+    The first of equal logits wins. Slab by slab, one class at a time: memory stays a few slabs above the result.
+    """
+    result = np.zeros(shape, _unsigned_type(len(logits) - 1))
+    for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
+        best = None
+        for k, scores in enumerate(slab):
+            if best is None:
+                best = scores
+                continue
+            better = scores > best
+            result[rows][better] = k
+            np.maximum(best, scores, out=best)
+    return result
+
+
+def resample_regions(
+    logits: NDArray[Any],
+    shape: Shape,
+    region_order: tuple[int, ...],
+    *,
+    resampling: Resampling,
+    separate_axis: int | None,
+) -> NDArray[np.unsignedinteger[Any]]:
+    """Label map (*shape), unsigned, from logits (R, a0, a1, a2) of overlapping regions (method section 8.2).
+
+    Region i writes ``region_order[i]`` where its probability is above 0.5 (its logit above 0); later regions overwrite.
+    """
+    if len(region_order) != len(logits):
+        raise ValueError(f"region_order has {len(region_order)} values for {len(logits)} regions")
+    result = np.zeros(shape, _unsigned_type(max(region_order)))
+    for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
+        for value, scores in zip(region_order, slab, strict=True):
+            result[rows][scores > 0] = value
+    return result
+
+
+def resample_probabilities(
+    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None, has_regions: bool
+) -> Floats:
+    """Probabilities float32 (K, *shape): softmax of the resampled logits, or with ``has_regions`` a sigmoid for each.
+
+    For those who keep them; this one array is as large as it says.
+    """
+    result = np.empty((len(logits), *shape), np.float32)
+    for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
+        for k, scores in enumerate(slab):
+            result[k, rows] = scores
+        part = result[:, rows]
+        if has_regions:
+            _sigmoid(part)
+        else:
+            _softmax(part)
+    return result
+
+
+def _sigmoid(logits: Floats) -> None:
+    """In place. Through the hyperbolic tangent, which overflows nowhere."""
+    np.multiply(logits, 0.5, out=logits)
+    np.tanh(logits, out=logits)
+    np.multiply(logits, 0.5, out=logits)
+    np.add(logits, 0.5, out=logits)
+
+
+def _softmax(logits: Floats) -> None:
+    """In place, along the first axis."""
+    np.subtract(logits, logits.max(axis=0), out=logits)
+    np.exp(logits, out=logits)
+    np.divide(logits, logits.sum(axis=0), out=logits)
+
+
+def _unsigned_type(largest: int) -> type[np.uint8] | type[np.uint16]:
+    if largest > np.iinfo(np.uint16).max:
+        raise AutosegError(f"label value {largest} does not fit into 16 bits; use smaller values")
+    return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
+
+
+# --- operators ---
+
+
+def _axes(
+    old: tuple[int, ...], new: tuple[int, ...], resampling: Resampling, separate_axis: int | None
+) -> tuple[_Axis, ...]:
+    orders = [resampling.order_z if axis == separate_axis else resampling.order for axis in range(3)]
+    return tuple(_axis(n, m, order) for n, m, order in zip(old, new, orders, strict=True))
+
+
+def _copied(size: int) -> _Axis:
+    return _Axis(size, size)
+
+
+def _axis(old: int, new: int, order: int) -> _Axis:
+    """The operator from ``old`` to ``new`` voxels: half-pixel centres, edges replicated, float64 until it is built."""
+    if old == new:
+        return _copied(old)
+    positions = (np.arange(new) + 0.5) * (old / new) - 0.5
+    nearest = np.clip(np.floor(positions + 0.5).astype(np.intp), 0, old - 1)
+    if order == 0:
+        return _Axis(old, new, nearest)
+    step = max(1, round(BLOCK_INPUTS * new / old))
+    starts = range(0, new, step)
+    return _Axis(old, new, nearest, tuple(_block(positions, i, min(i + step, new), old, order) for i in starts))
+
+
+def _block(positions: NDArray[np.float64], start: int, stop: int, old: int, order: int) -> _Block:
+    """Output voxels [start, stop) of an operator: basis functions at the positions, behind the prefilter."""
+    here = positions[start:stop]
+    reach = 1 if order == 1 else PREFILTER_REACH + 2
+    lowest, highest = math.floor(here[0]) - reach, math.ceil(here[-1]) + reach
+    matrix = _basis(here[:, None] - np.arange(lowest, highest + 1), order)
+    if order == 3:
+        identity = np.eye(highest - lowest + 1)
+        matrix = matrix @ spline_filter1d(identity, order=3, axis=0, mode="mirror")
+    return _fold_edges(matrix, lowest, start, stop, old)
+
+
+def _basis(distance: NDArray[np.float64], order: int) -> NDArray[np.float64]:
+    """B-spline of order 1 or 3 at a distance in voxels."""
+    distance = np.abs(distance)
+    if order == 1:
+        return np.maximum(1 - distance, 0.0)
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    outer = np.maximum(2 - distance, 0.0) ** 3 / 6
+    return np.where(distance < 1, inner, outer)
+
+
+def _fold_edges(matrix: NDArray[np.float64], lowest: int, start: int, stop: int, old: int) -> _Block:
+    """Give the weights of voxels beyond the edge to the edge voxel, which stands for them all."""
+    columns = np.clip(np.arange(lowest, lowest + matrix.shape[1]), 0, old - 1)
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    folded = np.zeros((stop - start, last - first))
+    np.add.at(folded, (slice(None), columns - first), matrix)
+    folded /= folded.sum(axis=1, keepdims=True)  # constants stay constant to the last bit of the band's cut
+    return _Block(start, stop, first, last, folded.astype(np.float32))
+
+
+def _rows(axis: _Axis, start: int, stop: int) -> tuple[int, int, _Axis]:
+    """The input range that outputs [start, stop) need, and the operator between the two."""
+    if axis.nearest is None:
+        return start, stop, _copied(stop - start)
+    nearest = axis.nearest[start:stop]
+    if not axis.blocks:
+        first, last = int(nearest[0]), int(nearest[-1]) + 1
+        return first, last, _Axis(last - first, stop - start, nearest - first)
+    touched = [block for block in axis.blocks if block.stop > start and block.start < stop]
+    first, last = touched[0].first, touched[-1].last
+    blocks = tuple(_cut_rows(block, start, stop, first) for block in touched)
+    return first, last, _Axis(last - first, stop - start, nearest - first, blocks)
+
+
+def _cut_rows(block: _Block, start: int, stop: int, first: int) -> _Block:
+    upper, lower = max(block.start, start), min(block.stop, stop)
+    matrix = block.matrix[upper - block.start : lower - block.start]
+    return _Block(upper - start, lower - start, block.first - first, block.last - first, matrix)
+
+
+def _columns(axis: _Axis, first: int, last: int) -> tuple[int, int, _Axis]:
+    """The output range that inputs [first, last) reach, and the operator between the two."""
+    if axis.nearest is None:
+        return first, last, _copied(last - first)
+    if not axis.blocks:
+        start, stop = (int(i) for i in np.searchsorted(axis.nearest, (first, last)))
+        return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first)
+    cut = [block for block in (_cut_columns(b, first, last) for b in axis.blocks) if block is not None]
+    start, stop = cut[0].start, cut[-1].stop
+    blocks = tuple(_Block(b.start - start, b.stop - start, b.first, b.last, b.matrix) for b in cut)
+    return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first, blocks)
+
+
+def _cut_columns(block: _Block, first: int, last: int) -> _Block | None:
+    left, right = max(block.first, first), min(block.last, last)
+    if left >= right:
+        return None
+    matrix = block.matrix[:, left - block.first : right - block.first]
+    reached = np.flatnonzero(matrix.any(axis=1))
+    if not len(reached):
+        return None
+    upper, lower = int(reached[0]), int(reached[-1]) + 1
+    return _Block(block.start + upper, block.start + lower, left - first, right - first, matrix[upper:lower])
+
+
+# --- applying them ---
+
+
+def _apply(array: Floats, axis: int, operator: _Axis) -> Floats:
+    """``operator`` along one axis of a 3D array."""
+    if operator.nearest is None:
+        return array
+    if not operator.blocks:
+        return np.take(array, operator.nearest, axis=axis)
+    shape = (*array.shape[:axis], operator.new, *array.shape[axis + 1 :])
+    outer, inner = math.prod(array.shape[:axis]), math.prod(array.shape[axis + 1 :])
+    result = np.empty(shape, np.float32)
+    source = np.ascontiguousarray(array).reshape(outer, operator.old, inner)
+    target = result.reshape(outer, operator.new, inner)
+    for block in operator.blocks:
+        if inner == 1:
+            np.matmul(source[:, block.first : block.last, 0], block.matrix.T, out=target[:, block.start : block.stop, 0])
+        else:
+            np.matmul(block.matrix, source[:, block.first : block.last], out=target[:, block.start : block.stop])
+    return result
+
+
+def _apply_all(array: Floats, axes: tuple[_Axis, ...]) -> Floats:
+    """All operators, those that shrink first, so that fewer voxels meet the others."""
+    for axis in sorted(range(3), key=lambda i: axes[i].new / axes[i].old):
+        array = _apply(array, axis, axes[axis])
+    return array
+
+
+def _resample_channel(
+    source: Floats, axes: tuple[_Axis, ...], order: int, separate_axis: int | None, target: Floats
+) -> None:
+    """One channel into ``target``; slices (separate) or the whole are clipped to their own range."""
+    over = None if separate_axis is None else tuple(i for i in range(3) if i != separate_axis)
+    low, high = source.min(axis=over, keepdims=True), source.max(axis=over, keepdims=True)
+    offset = np.float32(float(low.min()) / 2 + float(high.max()) / 2)
+    # weights add up to one, so an offset passes through; without it, float32 products keep digits for small contrasts
+    if abs(offset) > 4 * float(high.max() - low.min()):
+        source, low, high = source - offset, low - offset, high - offset
+    else:
+        offset = np.float32(0)
+    if separate_axis is None:
+        result = _apply_all(source, axes)
+        np.clip(result, low, high, out=target) if order > 1 else np.copyto(target, result)
+    else:
+        in_plane = tuple(_copied(a.old) if i == separate_axis else a for i, a in enumerate(axes))
+        result = _apply_all(source, in_plane)
+        if order > 1:
+            result = np.clip(result, low, high, out=None if result is source else result)
+        np.copyto(target, _apply(result, separate_axis, axes[separate_axis]))
+    if offset:
+        target += offset
+
+
+def _slab_rows(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Ranges of the first axis with about `SLAB_VOXELS` voxels each."""
+    thickness = max(1, SLAB_VOXELS // max(1, math.prod(shape[1:])))
+    for start in range(0, shape[0], thickness):
+        yield slice(start, min(start + thickness, shape[0]))
+
+
+def _logit_slabs(
+    logits: NDArray[Any], shape: Shape, resampling: Resampling, separate_axis: int | None
+) -> Iterator[tuple[slice, Iterator[Floats]]]:
+    """For each slab its rows and, class by class, the resampled logits (rows, shape[1], shape[2]), fresh arrays."""
+    axes = _axes(logits.shape[1:], shape, resampling, separate_axis)
+    # linear weights stay within the range of values; cubic ones leave it and would need the range of each channel
+    ranges = _value_ranges(logits, separate_axis) if resampling.order > 1 else None
+    for rows in _slab_rows(shape):
+        first, last, operator = _rows(axes[0], rows.start, rows.stop)
+        yield rows, _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last))
+
+
+def _value_ranges(logits: NDArray[Any], separate_axis: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
+    over = tuple(i + 1 for i in range(3) if i != separate_axis)
+    return logits.min(axis=over, keepdims=True), logits.max(axis=over, keepdims=True)
+
+
+def _class_slabs(
+    logits: NDArray[Any],
+    axes: tuple[_Axis, ...],
+    separate_axis: int | None,
+    ranges: tuple[NDArray[Any], NDArray[Any]] | None,
+    rows: slice,
+) -> Iterator[Floats]:
+    for k in range(len(logits)):
+        source = logits[k].astype(np.float32)
+        if ranges is None:
+            yield _apply_all(source, axes)
+            continue
+        low, high = (limit[k] if limit.shape[1] == 1 else limit[k, rows] for limit in ranges)
+        if separate_axis is None:
+            yield np.clip(_apply_all(source, axes), low, high)
+            continue
+        in_plane = tuple(_copied(a.old) if i == separate_axis else a for i, a in enumerate(axes))
+        clipped = np.clip(_apply_all(source, in_plane), low, high)
+        yield _apply(clipped, separate_axis, axes[separate_axis])
+
+
+# --- label maps ---
+
+
+def _vote(labels: NDArray[Any], axes: tuple[_Axis, ...], order: int) -> NDArray[Any]:
+    """The label with the largest resampled indicator, slab by slab."""
+    if order == 0 or all(axis.is_copied for axis in axes):
+        return _nearest(labels, axes)
+    codes, values = _compact(labels)
+    result = np.empty(tuple(axis.new for axis in axes), labels.dtype)
+    for rows in _slab_rows(result.shape):
+        first, last, operator = _rows(axes[0], rows.start, rows.stop)
+        result[rows] = values[_vote_in_slab(codes[first:last], (operator, *axes[1:]), order)]
+    return result
+
+
+def _nearest(labels: NDArray[Any], axes: tuple[_Axis, ...]) -> NDArray[Any]:
+    for i, axis in enumerate(axes):
+        if axis.nearest is not None:
+            labels = np.take(labels, axis.nearest, axis=i)
+    return labels
+
+
+def _compact(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """Label codes 0, 1, 2 ... in ascending order of the labels, and the label of each code."""
+    low, high = int(labels.min()), int(labels.max())
+    if high - low < 2**12:  # few values, also where some are absent: no sorting of all voxels
+        return (labels.astype(np.int32) - low), np.arange(low, high + 1).astype(labels.dtype)
+    values, codes = np.unique(labels, return_inverse=True)
+    return codes.astype(np.int32).reshape(labels.shape), values
+
+
+def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[_Axis, ...], order: int) -> NDArray[np.int32]:
+    """Winning codes of one slab. Each class is resampled only where its bounding box reaches.
+
+    Linear indicators add up to one, so the most frequent class gets what the others leave.
+    """
+    boxes = find_objects(codes + 1)
+    present = [code for code, box in enumerate(boxes) if box is not None]
+    counts = np.bincount(codes.ravel())
+    winner = np.full(tuple(axis.new for axis in axes), np.int32(counts.argmax()))
+    if len(present) == 1:
+        return winner
+    rest = int(counts.argmax()) if order == 1 else None
+    nearest = _nearest(codes, axes)
+    best, total = np.zeros(winner.shape, np.float32), np.zeros(winner.shape, np.float32)
+    for code in present:
+        if code == rest:
+            continue
+        reached = [_columns(axis, side.start, side.stop) for axis, side in zip(axes, boxes[code], strict=True)]
+        region = tuple(slice(start, stop) for start, stop, _ in reached)
+        indicator = (codes[boxes[code]] == code).astype(np.float32)
+        scores = np.clip(_apply_all(indicator, tuple(axis for _, _, axis in reached)), 0, 1)
+        total[region] += scores
+        scores += (nearest[region] == code) * np.float32(2 * TIE_TOLERANCE)
+        better = scores > best[region] + TIE_TOLERANCE
+        winner[region][better] = code
+        np.copyto(best[region], scores, where=better)
+    if rest is not None:
+        # it comes last but may be a smaller label than the winner so far, and then wins a tie
+        bonus = ((nearest == rest).astype(np.float32) + (winner > rest)) * np.float32(2 * TIE_TOLERANCE)
+        winner[1 - total + bonus > best + TIE_TOLERANCE] = rest
+    return winner
