@@ -5,6 +5,7 @@ N batch, K outputs, then the spatial axes. Everything is computed in float32, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from planners import Labels, Loss
 
 SMOOTH = 1e-5
 """Keeps the Dice of an absent class that is not predicted at 1 (method section 7.3)."""
+FOCAL_GAMMA = 2.0
+WORST_SHARE = 0.1
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -44,8 +47,6 @@ def make_loss(loss: Loss, labels: Labels) -> LossFunction:
     Region term and voxel term have equal weight. Label maps hold internal values; the ignore value counts nowhere.
     A batch without a single valid voxel gives 0 for the voxel term.
     """
-    if loss.voxel in ("focal", "top_k"):
-        raise NotImplementedError(f"loss term {loss.voxel!r}")
     compute = _region_loss(loss, labels) if labels.has_regions else _label_loss(loss, labels)
 
     def in_float32(logits: Tensor, target: Tensor) -> Tensor:
@@ -70,20 +71,30 @@ def _label_loss(loss: Loss, labels: Labels) -> LossFunction:
             batch_dice=loss.batch_dice,
             squared=loss.region == "squared_dice",
         )
-        if loss.voxel is not None:
-            total = total + _cross_entropy(logits, clean, valid)
-        return total
+        if loss.voxel is None:
+            return total
+        each = functional.cross_entropy(logits, clean, reduction="none").unsqueeze(1)
+        return total + _voxel_mean(each, valid, loss.voxel)
 
     return compute
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over valid voxels; 0 where there is none."""
+def _voxel_mean(each: Tensor, valid: Tensor | None, term: str) -> Tensor:
+    """Mean of the voxels' cross-entropies (N, K or 1, ...) over valid voxels; 0 where there is none.
+
+    ``focal`` weights each by ``(1 - p) ** 2`` with p the probability of the right answer (Lin et al. 2017, gamma 2);
+    ``top_k`` takes the mean of the worst tenth (Wu et al. 2016).
+    """
+    if term == "focal":
+        each = (1 - torch.exp(-each)) ** FOCAL_GAMMA * each
+    if term == "top_k":
+        values = each.flatten() if valid is None else each[valid.expand_as(each)]
+        if values.numel() == 0:
+            return each.sum() * 0
+        return values.topk(math.ceil(values.numel() * WORST_SHARE)).values.mean()
     if valid is None:
-        return functional.cross_entropy(logits, target)
-    each = functional.cross_entropy(logits, target, reduction="none")
-    mask = valid[:, 0]
-    return (each * mask).sum() / mask.sum().clamp_min(1)
+        return each.mean()
+    return (each * valid).sum() / (valid.sum() * each.shape[1]).clamp_min(1)
 
 
 def _region_loss(loss: Loss, labels: Labels) -> LossFunction:
@@ -98,10 +109,9 @@ def _region_loss(loss: Loss, labels: Labels) -> LossFunction:
         if loss.voxel is None:
             return total
         each = functional.binary_cross_entropy_with_logits(logits, membership, reduction="none")
-        if valid is None:
-            return total + each.mean()
-        # the reference sums over regions here, instead of taking their mean (method section 7.4)
-        return total + (each * valid).sum() / valid.sum().clamp_min(1e-8)
+        mean = _voxel_mean(each, valid, loss.voxel)
+        # with an ignore label the reference sums over regions instead of taking their mean (method section 7.4)
+        return total + (mean if valid is None else mean * logits.shape[1])
 
     return compute
 
