@@ -5,7 +5,7 @@ Shapes in comments: N batch, C channels, then the spatial axes of the patch, (Z,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 NEGATIVE_SLOPE = 0.01
 """Of the leaky ReLU (method section 3.9)."""
-CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-AVERAGE_POOLING = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+AVERAGE_POOLING: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:

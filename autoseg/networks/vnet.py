@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class VNetStage(nn.Module):
         padding = same_padding(kernel)
         widths = [inputs, *([outputs] * count)]
         self.convolutions = nn.ModuleList(
-            convolution(a, b, tuple(kernel), padding=padding) for a, b in zip(widths, widths[1:], strict=False)
+            convolution(a, b, tuple(kernel), padding=padding) for a, b in pairwise(widths)
         )
         self.activations = nn.ModuleList(NormedPReLU(outputs) for _ in range(count))
         self.repeated = [i % inputs for i in range(outputs)] if inputs != outputs else None

@@ -13,6 +13,8 @@ import numpy as np
 
 ANISOTROPIC_PATCH = 3.0
 """A 3D patch whose longest axis is more than this times its first is rotated in plane only (method section 6.1)."""
+ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
 PerChannel = tuple[float | None, ...]
 
 
@@ -44,11 +46,21 @@ class Parameters:
     noise_sigma: float | None = None
     noise_seed: int = 0
     blur_sigmas: tuple[tuple[float, ...] | None, ...] = ()
-    brightness: PerChannel = ()
-    contrast: PerChannel = ()
-    low_resolution: PerChannel = ()
-    inverted_gamma: PerChannel = ()
-    gamma: PerChannel = ()
+    brightness: ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = ()
+    contrast: ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = ()
+    low_resolution: ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = ()
+    inverted_gamma: ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = ()
+    gamma: ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = ()
     mirror: tuple[int, ...] = ()
 
 
@@ -57,10 +69,9 @@ def make_recipe(
 ) -> Recipe:
     """Rotation range and dummy-2D by the shape of the patch (method section 6.1)."""
     dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPIC_PATCH
-    if len(patch) == 2:
-        degrees = 15 if max(patch) / min(patch) > 1.5 else 180
-    else:
-        degrees = 180 if dummy_2d else 30
+    elongated_2d = len(patch) == 2 and max(patch) / min(patch) > ELONGATED_PATCH
+    in_plane = dummy_2d or len(patch) == 2
+    degrees = 15 if elongated_2d else 180 if in_plane else 30
     return Recipe(
         patch=tuple(patch),
         num_channels=num_channels,

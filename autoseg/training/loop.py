@@ -49,8 +49,9 @@ def make_parts(network: nn.Module, loss: LossFunction, training: Training, devic
     """The network on its device with optimiser and gradient scaler (which acts in float16 only)."""
     network = network.to(device)
     if device.type == "cuda":
-        rank = max(parameter.ndim for parameter in network.parameters())
-        network = network.to(memory_format=torch.channels_last_3d if rank == 5 else torch.channels_last)
+        in_3d = any(parameter.ndim == 5 for parameter in network.parameters())
+        layout = torch.channels_last_3d if in_3d else torch.channels_last
+        network = network.to(memory_format=layout)  # type: ignore[call-overload]
     return Parts(
         network=network,
         optimiser=make_optimiser(network, training),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class Sliceable(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
-    def __getitem__(self, where: tuple[slice, ...]) -> NDArray[np.generic]: ...
+    def __getitem__(self, where: Any) -> NDArray[np.generic]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def cut(
     inside = [
         slice(min(max(0, s), n), max(0, min(n, s + k))) for s, k, n in zip(start, size, shape, strict=True)
     ]
-    piece = np.asarray(array[(*(slice(None) for _ in channels), *inside)])
+    piece: NDArray[np.generic] = np.asarray(array[(*(slice(None) for _ in channels), *inside)])
     if piece.shape[-3:] == tuple(size):
         return piece
     result = np.full((*channels, *size), outside, dtype=piece.dtype)

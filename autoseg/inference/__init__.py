@@ -1,0 +1,1 @@
+"""From a trained model and an image to a label map in the image's own geometry."""
