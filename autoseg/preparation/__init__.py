@@ -1,0 +1,1 @@
+"""From a checked dataset to what planning and training read: fingerprint, preprocessed cases, their storage."""

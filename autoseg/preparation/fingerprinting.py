@@ -1,0 +1,170 @@
+"""Takes the fingerprint of a dataset: sizes after cropping, and intensities inside the foreground."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.label_values import to_internal
+from autoseg.errors import AutosegError
+from autoseg.execution.jobs import run_jobs
+from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
+from autoseg.imaging.formats import read_label_map, read_volume
+from autoseg.imaging.orientation import UNTURNED, align_label_map, canonical_orientation
+from autoseg.progress import Reporter
+from planners import CaseSize, Fingerprint, IntensityStatistics
+
+MAX_STORED_VALUES = 2**24
+"""Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
+MIN_VALUES_PER_CASE = 1024
+"""Kept even of very many cases: a percentile of a case is then off by at most 1/2048 of its voxels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensities:
+    """One channel of one case: exact moments and extremes, and values at evenly spaced ranks."""
+
+    mean: float
+    variance: float
+    minimum: float
+    maximum: float
+    values: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CaseSummary:
+    size: CaseSize
+    relative_size: float
+    has_foreground: bool
+    channels: tuple[Intensities, ...]
+    """Inside the foreground; where there is none, inside the non-zero mask."""
+
+
+def take_fingerprint(
+    dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, canonical: bool = True
+) -> Fingerprint:
+    """Fingerprint of the training cases (method section 2).
+
+    Sizes are those of the non-zero box. Axes are canonical ones: the file's after permutation to one orientation; with
+    ``canonical=False`` the file's own, as in the reference.
+
+    Intensity statistics are those of a foreground voxel drawn from a case drawn at random, which the reference
+    approaches by sampling: every case with foreground (labels above the background, the ignore label among them) has
+    equal weight. Mean, standard deviation (population), minimum and maximum are exact; median and percentiles are exact
+    while a case has at most ``2**24 / cases / channels`` foreground voxels, else off by half of one such part of its
+    voxels. A percentile is the smallest value with at least that share of the weight at or below it. Where no case has
+    foreground, statistics are those inside the non-zero masks, and ``reporter`` is told.
+
+    Images are read one case at a time in each of ``num_workers`` processes; what is kept of a case does not grow with
+    its voxels. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
+    or has undeclared values, or whose foreground has NaN or infinite voxels.
+    """
+    cases = sorted(dataset.training, key=lambda case: case.case_id)
+    if not cases:
+        raise AutosegError(f"{dataset.root} has no labelled case; a fingerprint needs one or more")
+    num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
+    summarise = partial(
+        _summarise, file_values=dataset.file_values, num_channels=len(dataset.channels), canonical=canonical,
+        num_values=num_values,
+    )
+    with reporter.track("fingerprint", len(cases)) as tracker:
+        summaries = run_jobs(
+            summarise, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers, tracker=tracker
+        )
+    counted = [summary for summary in summaries if summary.has_foreground]
+    if not counted:
+        reporter.say("no label map has any foreground: intensity statistics are those of all non-zero voxels")
+    return Fingerprint(
+        dataset_name=dataset.name,
+        cases=tuple(summary.size for summary in summaries),
+        num_training_cases=len(cases),
+        channels=dataset.channels,
+        labels=dataset.labels,
+        intensities=tuple(
+            pool_intensities([summary.channels[channel] for summary in counted or summaries])
+            for channel in range(len(dataset.channels))
+        ),
+        median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
+    )
+
+
+def _summarise(
+    case: Case, *, file_values: Sequence[int], num_channels: int, canonical: bool, num_values: int
+) -> _CaseSummary:
+    image = read_volume(case.image_paths)
+    if len(image.array) != num_channels:
+        raise AutosegError(
+            f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "
+            "correct the dataset's channels, or remove the case"
+        )
+    labels = align_label_map(read_label_map(Path(case.label or "")), image.geometry)
+    mask = nonzero_mask(image.array)
+    box = bounding_box(mask)
+    foreground = to_internal(crop(labels, box), file_values) > 0
+    has_foreground = bool(foreground.any())
+    inside = foreground if has_foreground else crop(mask, box)
+    if not inside.any():
+        inside = np.ones(inside.shape, bool)
+    orientation = canonical_orientation(image.geometry) if canonical else UNTURNED
+    z, y, x = orientation.permutation
+    spacing_mm = image.geometry.spacing_mm
+    return _CaseSummary(
+        size=CaseSize(
+            case_id=case.case_id,
+            shape=(inside.shape[z], inside.shape[y], inside.shape[x]),
+            spacing_mm=(spacing_mm[z], spacing_mm[y], spacing_mm[x]),
+        ),
+        relative_size=math.prod(inside.shape) / math.prod(labels.shape),
+        has_foreground=has_foreground,
+        channels=tuple(summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)),
+    )
+
+
+def summarise_intensities(voxels: NDArray[np.float32], *, num_values: int) -> Intensities:
+    """What is kept of the intensities ``voxels`` (1D, one or more) of one channel of one case.
+
+    ``values`` are all of them, sorted, or, of more than ``num_values``, those in the middle of as many equal shares.
+    Raises `AutosegError` for NaN or infinite ones.
+    """
+    if not np.isfinite(voxels).all():
+        bad = int((~np.isfinite(voxels)).sum())
+        raise AutosegError(f"{bad} voxels inside the foreground are NaN or infinite; repair or remove the case")
+    ordered = np.sort(voxels)
+    if len(ordered) > num_values:
+        ordered = ordered[((np.arange(num_values) + 0.5) * (len(ordered) / num_values)).astype(np.int64)]
+    return Intensities(
+        mean=float(voxels.mean(dtype=np.float64)),
+        variance=float(voxels.var(dtype=np.float64)),
+        minimum=float(voxels.min()),
+        maximum=float(voxels.max()),
+        values=ordered,
+    )
+
+
+def pool_intensities(cases: Sequence[Intensities]) -> IntensityStatistics:
+    """Statistics over cases of equal weight (method section 2)."""
+    values = np.concatenate([case.values for case in cases])
+    weights = np.concatenate([np.full(len(case.values), 1 / len(case.values)) for case in cases])
+    order = np.argsort(values, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    # A share that ends exactly at a percentile must not be missed for rounding in the sum.
+    targets = np.array([0.005, 0.5, 0.995]) * cumulative[-1] * (1 - 1e-12)
+    low, median, high = (float(value) for value in values[order][np.searchsorted(cumulative, targets)])
+    means = np.array([case.mean for case in cases])
+    variances = np.array([case.variance for case in cases])
+    return IntensityStatistics(
+        mean=float(means.mean()),
+        median=median,
+        std=math.sqrt(float(variances.mean() + means.var())),
+        minimum=min(case.minimum for case in cases),
+        maximum=max(case.maximum for case in cases),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )
