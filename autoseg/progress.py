@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,12 +33,8 @@ class Reporter(Protocol):
         """A context manager that yields the `Tracker` of a stage with ``total`` units of work."""
 
 
-class AbstractTracking(Protocol):
-    """What `Reporter.track` returns."""
-
-    def __enter__(self) -> Tracker: ...
-
-    def __exit__(self, *details: object) -> bool | None: ...
+AbstractTracking = AbstractContextManager[Tracker]
+"""What `Reporter.track` returns."""
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,154 @@
+"""Which configuration, or pair of them, a dataset's model is made of (method section 9.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from statistics import fmean
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
+from planners import Document
+
+Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
+"""Dice by candidate, case id and class name; none where a class is in neither prediction nor reference."""
+
+JOINT = " + "
+FALLBACK = ("3d_fullres", "3d_lowres", "2d")
+"""What is taken where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
+
+Members = Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+
+
+class Candidate(Document):
+    """One configuration or pair, scored over the cases that all compared candidates have validated."""
+
+    name: str
+    """``2d``, ``3d_fullres``, ``2d + 3d_fullres``."""
+    members: Members
+    mean_dice: float | None
+    """Mean foreground Dice: over cases for each class, then over classes. None: nothing to compare."""
+    dice_per_class: dict[str, float | None]
+    num_cases: int
+    """Compared cases."""
+
+
+class Choice(Document):
+    """What the comparison of candidates says."""
+
+    name: str
+    members: Members
+    candidates: tuple[Candidate, ...]
+    """Singles first, then pairs, in the order given."""
+    cross_validated: bool
+    """Whether validated cases decided. If not, no score here may be shown as a cross-validated one."""
+    mean_dice: float | None
+    reason: str
+
+
+class Selection(Document):
+    """``selection.json``: what predicts, and what cross-validation says of it."""
+
+    schema_version: Literal[1] = 1
+    members: Members
+    """Configuration names; the probabilities of two are averaged."""
+    folds: Annotated[tuple[int, ...], Field(min_length=1)]
+    """Folds of each member whose logits are averaged."""
+    postprocessing: tuple[KeepLargestComponent, ...]
+    """In the order in which they are applied."""
+    cross_validated: bool
+    reason: str
+    candidates: tuple[Candidate, ...]
+    dice_before_postprocessing: float | None
+    """Cross-validated mean foreground Dice of the members."""
+    dice_after_postprocessing: float | None
+    """The same after postprocessing, which was decided on these very cases."""
+    postprocessing_trials: tuple[PostprocessingTrial, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.cross_validated and (self.dice_before_postprocessing or self.dice_after_postprocessing):
+            raise ValueError("a score is given although nothing was cross-validated")
+        return self
+
+    @property
+    def name(self) -> str:
+        """Name of the chosen candidate."""
+        return candidate_name(self.members)
+
+
+def candidate_name(members: Sequence[str]) -> str:
+    """``2d + 3d_fullres`` for two configurations, the name itself for one."""
+    return JOINT.join(members)
+
+
+def candidate_members(name: str) -> tuple[str, ...]:
+    """The configurations that a candidate's name stands for."""
+    return tuple(name.split(JOINT))
+
+
+def candidate_names(configurations: Sequence[str]) -> tuple[str, ...]:
+    """All that can be chosen from trained configurations: each one, then each pair, in the order given."""
+    return (*configurations, *(candidate_name(pair) for pair in combinations(configurations, 2)))
+
+
+def select_candidate(scores: Scores) -> Choice:
+    """The candidate with the highest mean foreground Dice over the cases that all candidates have validated.
+
+    Of equals the earlier one wins, single configurations before pairs. A candidate without any validated case cannot be
+    compared and takes no part. Where no case is shared, or no class can be scored, the choice falls on the first of
+    `FALLBACK` that there is (else the first candidate), ``cross_validated`` is false and the reason says so. A class that
+    is undefined in all cases of a candidate takes no part in its mean. Raises `ValueError` without candidates.
+    """
+    if not scores:
+        raise ValueError("there is no candidate to select from")
+    names = sorted(scores, key=lambda name: len(candidate_members(name)))
+    validated = [set(scores[name]) for name in names if scores[name]]
+    shared = sorted(set.intersection(*validated)) if validated else []
+    candidates = tuple(_score_candidate(name, scores[name], shared) for name in names)
+    scored = [(each.mean_dice, each) for each in candidates if each.mean_dice is not None]
+    if not scored:
+        return _choose_without_scores(candidates, bool(validated))
+    best = max(scored, key=lambda pair: pair[0])[1]
+    return Choice(
+        name=best.name, members=best.members, candidates=candidates, cross_validated=True, mean_dice=best.mean_dice,
+        reason=_explain(best, scored, len(shared)),
+    )
+
+
+def _score_candidate(
+    name: str, cases: Mapping[str, Mapping[str, float | None]], shared: Sequence[str]
+) -> Candidate:
+    own = [cases[case] for case in shared if case in cases]
+    classes = dict.fromkeys(name for case in cases.values() for name in case)
+    per_class = {each: _mean([case[each] for case in own]) for each in classes}
+    return Candidate(
+        name=name, members=candidate_members(name), mean_dice=_mean(list(per_class.values())),
+        dice_per_class=per_class, num_cases=len(own),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return fmean(defined) if defined else None
+
+
+def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: bool) -> Choice:
+    by_name = {each.name: each for each in candidates}
+    chosen = next((by_name[name] for name in FALLBACK if name in by_name), candidates[0])
+    why = "no case was validated by all candidates" if any_validated else "no case was left out of training"
+    return Choice(
+        name=chosen.name, members=chosen.members, candidates=candidates, cross_validated=False, mean_dice=None,
+        reason=f"{chosen.name} is taken without comparison: {why}, so nothing was cross-validated",
+    )
+
+
+def _explain(best: Candidate, scored: Sequence[tuple[float, Candidate]], num_cases: int) -> str:
+    over = f"mean foreground Dice {best.mean_dice:.4f} over {num_cases} cross-validated case{'s' if num_cases > 1 else ''}"
+    others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
+    if not others:
+        return f"{best.name} is the only candidate: {over}"
+    listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
+    return f"{best.name} has the highest {over}; {listed}"

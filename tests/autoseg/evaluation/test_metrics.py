@@ -1,0 +1,274 @@
+"""Scores by hand, their conventions, and what must hold for all masks."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from autoseg.errors import AutosegError
+from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from planners import LabelClass, Labels
+
+ONE = EvaluatedClass(name="one", values=(1,))
+TWO = EvaluatedClass(name="two", values=(2,))
+BOTH = EvaluatedClass(name="both", values=(1, 2))
+SPACING = (3.0, 2.0, 1.0)
+
+
+def score(prediction: np.ndarray, reference: np.ndarray, **options: object) -> ClassMetrics:
+    options.setdefault("spacing_mm", SPACING)
+    return compare(prediction, reference, classes=[ONE], **options)["one"]  # type: ignore[arg-type]
+
+
+def volume(*voxels: tuple[int, int, int], shape: tuple[int, int, int] = (4, 5, 6), value: int = 1) -> np.ndarray:
+    array = np.zeros(shape, dtype=np.uint8)
+    for voxel in voxels:
+        array[voxel] = value
+    return array
+
+
+def test_overlap_counts_by_hand() -> None:
+    got = score(volume((0, 0, 0), (0, 0, 1), (1, 1, 1)), volume((0, 0, 1), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
+
+    assert (got.tp, got.fp, got.fn, got.tn) == (2, 1, 2, 115)
+    assert (got.n_pred, got.n_ref) == (3, 4)
+    assert got.dice == pytest.approx(4 / 7)
+    assert got.iou == pytest.approx(2 / 5)
+
+
+def test_volumes_are_in_millilitres() -> None:
+    got = score(volume((0, 0, 0)), volume((0, 0, 0), (3, 4, 5)))
+
+    assert got.volume_prediction_ml == pytest.approx(0.006)  # 3 x 2 x 1 mm
+    assert got.volume_reference_ml == pytest.approx(0.012)
+
+
+@pytest.mark.parametrize(("axis", "distance"), [(0, 6.0), (1, 4.0), (2, 2.0)])
+def test_two_voxels_two_steps_apart_lie_two_spacings_apart(axis: int, distance: float) -> None:
+    other = tuple(2 if a == axis else 0 for a in range(3))
+
+    assert score(volume((0, 0, 0)), volume(other)).hausdorff95_mm == pytest.approx(distance)
+
+
+def test_hausdorff_is_the_larger_of_both_directed_percentiles() -> None:
+    row = np.zeros((1, 1, 30), dtype=np.uint8)
+    prediction, reference = row.copy(), row.copy()
+    prediction[0, 0, 0] = 1
+    reference[0, 0, :21:20] = 1  # voxels 0 and 20: distances 0 and 20 from the reference, 0 from the prediction
+
+    got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 0.5))["one"]
+
+    assert got.hausdorff95_mm == pytest.approx(0.95 * 10)  # between 0 and 10 mm
+
+
+def test_surface_dice_by_hand() -> None:
+    """Reference: a 2D square of 5 x 5. Prediction: the same, one row lower."""
+    reference, prediction = np.zeros((2, 1, 9, 9), dtype=np.uint8)
+    reference[0, 1:6, 1:6] = 1
+    prediction[0, 2:7, 1:6] = 1
+
+    near = compare(prediction, reference, classes=[ONE], spacing_mm=(5.0, 1.0, 1.0), tolerance_mm=0.5)["one"]
+    far = compare(prediction, reference, classes=[ONE], spacing_mm=(5.0, 1.0, 1.0), tolerance_mm=1.0)["one"]
+
+    # Of the 16 ring voxels each, the sides share 4 + 4; the top row of one (5) has no partner, nor have the 3 inner ones below.
+    assert near.surface_dice == pytest.approx(16 / 32)
+    assert far.surface_dice == 1.0
+
+
+def test_distance_equal_to_the_tolerance_counts_as_within() -> None:
+    got = score(volume((0, 0, 0)), volume((0, 0, 3)), spacing_mm=(1.0, 1.0, 0.1), tolerance_mm=0.3)
+
+    assert got.surface_dice == 1.0  # 3 * 0.1 is a little more than 0.3
+
+
+def test_inside_of_a_solid_body_has_no_part_in_the_surface() -> None:
+    full, hollow = np.zeros((2, 7, 7, 7), dtype=np.uint8)
+    full[1:6, 1:6, 1:6] = 1
+    hollow[1:6, 1:6, 1:6] = 1
+    hollow[3, 3, 3] = 0
+
+    got = score(hollow, full, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.1)
+
+    # 98 voxels of the cube's shell in both; the hollow one has 6 more around the hole.
+    assert got.surface_dice == pytest.approx((98 + 98) / (98 + 98 + 6))
+
+
+def test_flat_axis_has_no_surface() -> None:
+    """In 2D the inside of a square is no surface, although it has no neighbour in z."""
+    square = np.zeros((1, 7, 7), dtype=np.uint8)
+    square[0, 1:6, 1:6] = 1
+    ring = square.copy()
+    ring[0, 3, 3] = 0
+
+    got = score(ring, square, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.1)
+
+    assert got.surface_dice == pytest.approx(32 / 36)  # 16 each, and 4 around the hole
+
+
+def test_both_empty_is_undefined() -> None:
+    got = score(volume(), volume())
+
+    assert (got.dice, got.iou, got.hausdorff95_mm, got.surface_dice) == (None, None, None, None)
+    assert (got.tn, got.volume_prediction_ml, got.volume_reference_ml) == (120, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("missed", [True, False])
+def test_one_empty_is_zero_without_a_distance(missed: bool) -> None:
+    masks = volume(), volume((1, 1, 1))
+
+    got = score(*(masks if missed else masks[::-1]))
+
+    assert (got.dice, got.iou, got.surface_dice, got.hausdorff95_mm) == (0.0, 0.0, 0.0, None)
+
+
+def test_ignored_voxels_take_no_part() -> None:
+    reference = volume((0, 0, 0), (0, 0, 1))
+    reference[0, 0, 2] = reference[3] = 9
+    prediction = volume((0, 0, 0), (0, 0, 2), (3, 3, 3))
+
+    got = score(prediction, reference, ignore=9)
+
+    assert (got.tp, got.fp, got.fn) == (1, 0, 1)
+    assert got.tp + got.fp + got.fn + got.tn == 120 - 1 - 30
+
+
+def test_border_to_ignored_voxels_is_no_surface() -> None:
+    """Masks that differ only beyond the ignored plane agree perfectly, and the plane makes no surface voxel."""
+    reference = np.ones((1, 9, 9), dtype=np.uint8)
+    reference[0, :, 4:] = 9
+    prediction = np.ones((1, 9, 9), dtype=np.uint8)
+    prediction[0, 4, 2] = 0
+
+    got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 1.0), ignore=9, tolerance_mm=0.1)["one"]
+
+    # Reference: left column 9 + top and bottom 3 each = 15; prediction: these and 4 around the hole, all in reach of nobody.
+    assert got.surface_dice == pytest.approx(30 / 34)
+
+
+def test_body_surrounded_by_ignored_voxels_has_overlap_but_no_surface() -> None:
+    reference = np.full((3, 3, 3), 9, dtype=np.uint8)
+    reference[1, 1, 1] = 1
+    prediction = np.ones((3, 3, 3), dtype=np.uint8)
+
+    got = score(prediction, reference, ignore=9)
+
+    assert (got.dice, got.hausdorff95_mm, got.surface_dice) == (1.0, None, None)
+
+
+def test_region_is_the_union_of_its_values() -> None:
+    prediction = volume((0, 0, 0)) + volume((1, 0, 0), value=2)
+    reference = volume((0, 0, 0), value=2) + volume((1, 0, 0), value=2)
+
+    got = compare(prediction, reference, classes=[ONE, TWO, BOTH], spacing_mm=SPACING)
+
+    assert list(got) == ["one", "two", "both"]
+    assert [each.dice for each in got.values()] == [0.0, pytest.approx(2 / 3), 1.0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64, np.uint64])
+def test_integer_type_does_not_matter(dtype: type[np.integer]) -> None:
+    prediction, reference = volume((0, 0, 0), (1, 1, 1)).astype(dtype), volume((1, 1, 1)).astype(np.int64)
+
+    assert score(prediction, reference).dice == pytest.approx(2 / 3)
+
+
+def test_values_that_are_no_class_are_background() -> None:
+    prediction = volume((0, 0, 0)).astype(np.int16) - 7 * volume((1, 1, 1)).astype(np.int16)
+    prediction[2, 2, 2] = 200
+
+    assert score(prediction, volume((0, 0, 0))).dice == 1.0
+
+
+def test_shapes_that_differ_are_refused_with_both() -> None:
+    with pytest.raises(AutosegError, match=r"\(4, 5, 6\).*\(4, 5, 7\)"):
+        score(volume(), volume(shape=(4, 5, 7)))
+
+
+def test_classes_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ"):
+        compare(volume(), volume(), classes=[ONE, ONE], spacing_mm=SPACING)
+
+
+def test_classes_of_a_dataset_take_the_values_of_its_files() -> None:
+    labels = Labels(
+        classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2)
+    )
+
+    inner, files = evaluated_classes(labels), evaluated_classes(labels, (0, 4, 7))
+
+    assert [each.key for each in inner] == ["(1, 2)", "2"]
+    assert [(each.name, each.key) for each in files] == [("whole", "(4, 7)"), ("core", "7")]
+
+
+label_maps = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 3), fill=st.just(0))
+spacings = st.tuples(*[st.sampled_from([0.3, 0.5, 1.0, 4.0])] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prediction=label_maps, reference=label_maps, spacing_mm=spacings, ignore=st.sampled_from([None, 3]))
+def test_scores_agree_with_their_definitions(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], ignore: int | None
+) -> None:
+    """Against a slow calculation over all voxels and neighbours, written from the docstring."""
+    got = compare(prediction, reference, classes=[ONE, BOTH], spacing_mm=spacing_mm, ignore=ignore, tolerance_mm=1.1)
+
+    for each in (ONE, BOTH):
+        counted = ~np.isin(reference, [-1 if ignore is None else ignore])
+        masks = np.isin(prediction, each.values) & counted, np.isin(reference, each.values) & counted
+        one = got[each.name]
+        assert (one.tp, one.tn) == ((masks[0] & masks[1]).sum(), (counted & ~masks[0] & ~masks[1]).sum())
+        assert (one.fp, one.fn) == ((masks[0] & ~masks[1]).sum(), (masks[1] & ~masks[0]).sum())
+        points = [surface_points(mask, counted, spacing_mm) for mask in masks]
+        ways = [[min((math.dist(p, q) for q in target), default=math.inf) for p in start] for start, target in (points, points[::-1])]
+        both = ways[0] + ways[1]
+        assert one.surface_dice == (sum(d <= 1.1 for d in both) / len(both) if both else None)
+        expected = max(np.percentile(way, 95) for way in ways) if all(points) else None
+        assert one.hausdorff95_mm == (None if expected is None else pytest.approx(expected, abs=1e-9))  # rounding of sqrt
+
+
+def surface_points(mask: np.ndarray, counted: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[tuple[float, ...]]:
+    points = []
+    for voxel in map(tuple, np.argwhere(mask)):
+        for axis in range(3):
+            for step in (-1, 1):
+                other = tuple(v + step * (a == axis) for a, v in enumerate(voxel))
+                outside = any(o < 0 or o >= size for o, size in zip(other, mask.shape, strict=True))
+                if outside or (counted[other] and not mask[other]):
+                    points.append(tuple(v * s for v, s in zip(voxel, spacing_mm, strict=True)))
+    return list(dict.fromkeys(points))
+
+
+@settings(max_examples=40, deadline=None)
+@given(prediction=label_maps, reference=label_maps, flips=st.tuples(*[st.sampled_from([1, -1])] * 3))
+def test_mirroring_both_changes_nothing(prediction: np.ndarray, reference: np.ndarray, flips: tuple[int, int, int]) -> None:
+    turn = tuple(slice(None, None, flip) for flip in flips)
+
+    straight = compare(prediction, reference, classes=[ONE], spacing_mm=SPACING)["one"]
+    mirrored = compare(prediction[turn], reference[turn], classes=[ONE], spacing_mm=SPACING)["one"]
+
+    assert straight.model_dump() == pytest.approx(mirrored.model_dump(), rel=1e-9)  # order of sums in the percentile
+
+
+@settings(max_examples=40, deadline=None)
+@given(prediction=label_maps, reference=label_maps)
+def test_exchanging_both_exchanges_errors_and_keeps_scores(prediction: np.ndarray, reference: np.ndarray) -> None:
+    there, back = (compare(*pair, classes=[BOTH], spacing_mm=SPACING)["both"] for pair in ((prediction, reference), (reference, prediction)))
+
+    assert (there.fp, there.fn) == (back.fn, back.fp)
+    assert (there.dice, there.hausdorff95_mm, there.surface_dice) == (back.dice, back.hausdorff95_mm, back.surface_dice)
+
+
+@settings(max_examples=40, deadline=None)
+@given(reference=label_maps, padding=st.integers(1, 3))
+def test_background_around_the_image_changes_only_true_negatives(reference: np.ndarray, padding: int) -> None:
+    prediction = np.roll(reference, 1, axis=2)
+
+    small = compare(prediction, reference, classes=[ONE], spacing_mm=SPACING)["one"]
+    large = compare(np.pad(prediction, padding), np.pad(reference, padding), classes=[ONE], spacing_mm=SPACING)["one"]
+
+    assert small.model_dump(exclude={"tn"}) == pytest.approx(large.model_dump(exclude={"tn"}), rel=1e-9)  # larger coordinates
