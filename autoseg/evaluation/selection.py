@@ -69,7 +69,8 @@ class Selection(Document):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.cross_validated and (self.dice_before_postprocessing or self.dice_after_postprocessing):
+        scored = self.dice_before_postprocessing is not None or self.dice_after_postprocessing is not None
+        if scored and not self.cross_validated:
             raise ValueError("a score is given although nothing was cross-validated")
         return self
 

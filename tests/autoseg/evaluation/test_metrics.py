@@ -205,6 +205,11 @@ def test_classes_of_a_dataset_take_the_values_of_its_files() -> None:
     assert [(each.name, each.key) for each in files] == [("whole", "(4, 7)"), ("core", "7")]
 
 
+def numbers(metrics: ClassMetrics) -> dict[str, float]:
+    """All scores, what is undefined as NaN."""
+    return {name: math.nan if value is None else value for name, value in metrics.model_dump().items()}
+
+
 label_maps = arrays(np.uint8, (3, 4, 5), elements=st.integers(0, 3), fill=st.just(0))
 spacings = st.tuples(*[st.sampled_from([0.3, 0.5, 1.0, 4.0])] * 3)
 
@@ -251,7 +256,7 @@ def test_mirroring_both_changes_nothing(prediction: np.ndarray, reference: np.nd
     straight = compare(prediction, reference, classes=[ONE], spacing_mm=SPACING)["one"]
     mirrored = compare(prediction[turn], reference[turn], classes=[ONE], spacing_mm=SPACING)["one"]
 
-    assert straight.model_dump() == pytest.approx(mirrored.model_dump(), rel=1e-9)  # order of sums in the percentile
+    assert numbers(straight) == pytest.approx(numbers(mirrored), rel=1e-9, nan_ok=True)  # rounding of coordinates
 
 
 @settings(max_examples=40, deadline=None)
@@ -271,4 +276,5 @@ def test_background_around_the_image_changes_only_true_negatives(reference: np.n
     small = compare(prediction, reference, classes=[ONE], spacing_mm=SPACING)["one"]
     large = compare(np.pad(prediction, padding), np.pad(reference, padding), classes=[ONE], spacing_mm=SPACING)["one"]
 
-    assert small.model_dump(exclude={"tn"}) == pytest.approx(large.model_dump(exclude={"tn"}), rel=1e-9)  # larger coordinates
+    expected = numbers(large) | {"tn": small.tn}
+    assert numbers(small) == pytest.approx(expected, rel=1e-9, nan_ok=True)  # rounding of larger coordinates
