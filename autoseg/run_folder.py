@@ -48,10 +48,18 @@ class RunFolder:
     def selection(self) -> Path:
         return self.root / "selection.json"
 
+    def stage(self, name: str) -> Path:
+        """What a finished stage consumed; decides whether it is done again."""
+        return self.root / "stages" / f"{name}.json"
+
+    def lock(self, name: str) -> Path:
+        """Lock of a stage or a fold."""
+        return self.root / "locks" / f"{name}.lock"
+
     @property
-    def stages(self) -> Path:
-        """What each finished stage consumed; decides what is done again."""
-        return self.root / "stages.json"
+    def cross_validation(self) -> Path:
+        """The chosen model's predictions of all training cases, each by a network that did not see it."""
+        return self.root / "cross_validation"
 
     @property
     def record(self) -> Path:

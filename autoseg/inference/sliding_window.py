@@ -93,7 +93,7 @@ def predict_logits(
         raise ValueError(f"an image of shape {tuple(image.shape)} holds no window")
     total = total / weight_sum
     inner = [slice(before, before + n) for before, n in zip(padding[::-1][1::2], spatial, strict=True)]
-    return total[(..., *inner)].cpu()
+    return total[(slice(None),) * (total.ndim - len(patch)) + tuple(inner)].cpu()
 
 
 def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:

@@ -46,21 +46,11 @@ class Parameters:
     noise_sigma: float | None = None
     noise_seed: int = 0
     blur_sigmas: tuple[tuple[float, ...] | None, ...] = ()
-    brightness: ELONGATED_PATCH = 1.5
-"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
-PerChannel = ()
-    contrast: ELONGATED_PATCH = 1.5
-"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
-PerChannel = ()
-    low_resolution: ELONGATED_PATCH = 1.5
-"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
-PerChannel = ()
-    inverted_gamma: ELONGATED_PATCH = 1.5
-"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
-PerChannel = ()
-    gamma: ELONGATED_PATCH = 1.5
-"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
-PerChannel = ()
+    brightness: PerChannel = ()
+    contrast: PerChannel = ()
+    low_resolution: PerChannel = ()
+    inverted_gamma: PerChannel = ()
+    gamma: PerChannel = ()
     mirror: tuple[int, ...] = ()
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
 from autoseg.networks.build import build_network
+from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
 from autoseg.run_folder import write_text
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
 from autoseg.training.batches import BatchSource, load_batches
-from autoseg.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint, save_weights
+from autoseg.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train
 from autoseg.training.losses import make_loss, region_table
 from autoseg.training.patches import PatchSource

@@ -119,7 +119,7 @@ def cut(
     """The box of ``size`` at ``start`` of the last three axes; voxels outside the array get ``outside``."""
     shape = array.shape[-3:]
     channels = array.shape[:-3]
-    inside = [
+    inside: list[slice] = [
         slice(min(max(0, s), n), max(0, min(n, s + k))) for s, k, n in zip(start, size, shape, strict=True)
     ]
     piece: NDArray[np.generic] = np.asarray(array[(*(slice(None) for _ in channels), *inside)])
@@ -128,7 +128,7 @@ def cut(
     result = np.full((*channels, *size), outside, dtype=piece.dtype)
     target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))
     if piece.size:
-        result[(..., *target)] = piece
+        result[(slice(None),) * len(channels) + target] = piece
     return result
 
 

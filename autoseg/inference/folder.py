@@ -1,0 +1,91 @@
+"""Predicts many images into a folder, one in memory at a time, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.formats import write_label_map
+from autoseg.inference.input_cases import InputCase
+from autoseg.inference.predictor import Predictor
+from autoseg.progress import Reporter
+from autoseg.run_folder import atomic_write, load_document, save_document
+from planners import Document
+
+
+class PredictionRecord(Document):
+    """``predictions.json``: which model made the label maps of a folder, and how."""
+
+    schema_version: Literal[1] = 1
+    model_key: str
+    mirroring: bool
+
+
+RECORD_NAME = "predictions.json"
+
+
+def predict_cases(
+    predictor: Predictor,
+    cases: Sequence[InputCase],
+    folder: Path,
+    *,
+    probabilities: bool,
+    reporter: Reporter,
+) -> list[Path]:
+    """Write a label map for every case, ``CASE`` plus the ending of the dataset's own label files.
+
+    Cases that are there already are skipped. With ``probabilities`` also ``CASE.npz`` with an array ``probabilities``,
+    float32 (K, Z, Y, X). A case that fails does not stop the others; all failures are reported together at the end.
+    Raises `AutosegError` at once when the folder holds predictions of another model, or made in another way.
+    """
+    _check_record(predictor, folder)
+    written, failures = [], []
+    with reporter.track("Predicting", len(cases)) as tracker:
+        for case in cases:
+            path = folder / f"{case.case_id}{predictor.model.dataset.file_ending}"
+            scores = folder / f"{case.case_id}.npz"
+            _refuse_overwriting_input(case, path)
+            try:
+                if not path.exists() or (probabilities and not scores.exists()):
+                    _predict_case(predictor, case, path, scores if probabilities else None)
+                written.append(path)
+            except AutosegError as error:
+                failures.append(f"  - {case.case_id}: {error}")
+            tracker.advance(note=case.case_id)
+    if failures:
+        raise AutosegError(
+            f"{len(failures)} of {len(cases)} images could not be predicted, the others lie in {folder}:\n"
+            + "\n".join(failures)
+        )
+    return written
+
+
+def _predict_case(predictor: Predictor, case: InputCase, path: Path, scores: Path | None) -> None:
+    prediction = predictor.predict_files(case.images, probabilities=scores is not None)
+    if scores is not None and prediction.probabilities is not None:
+        with atomic_write(scores) as file:
+            np.savez_compressed(file, probabilities=prediction.probabilities)
+    write_label_map(path, prediction.labels, prediction.geometry)
+
+
+def _check_record(predictor: Predictor, folder: Path) -> None:
+    record = PredictionRecord(model_key=predictor.model.key, mirroring=predictor.mirroring)
+    path = folder / RECORD_NAME
+    if path.exists():
+        found = load_document(PredictionRecord, path)
+        if found != record:
+            other = "another model" if found.model_key != record.model_key else "another use of mirroring"
+            raise AutosegError(f"{folder} holds predictions made with {other}; give a new folder, or empty this one")
+        return
+    save_document(path, record)
+
+
+def _refuse_overwriting_input(case: InputCase, path: Path) -> None:
+    for image in case.images:
+        if path.exists() and image.exists() and os.path.samefile(image, path):
+            raise AutosegError(f"{path} is an input image and would be overwritten; give another output folder")

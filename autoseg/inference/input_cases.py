@@ -1,0 +1,118 @@
+"""Which images lie in what a person gave to predict, and which files belong to one image."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, is_dicom_series, read_header
+
+CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+"""``CASE_0000``: one file for each channel, numbered as in nnU-Net's folders."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputCase:
+    """One image to predict."""
+
+    case_id: str
+    images: tuple[Path, ...]
+    """One file or DICOM folder with all channels, or one for each channel in order."""
+
+
+def find_input_cases(source: Path, channels: Sequence[str]) -> tuple[InputCase, ...]:
+    """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
+
+    With several channels, files named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of ``channels``; a
+    file that holds all channels stands alone. Raises `ProblemsError` that names every image that lacks channels.
+    """
+    if not source.exists():
+        raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
+    items = [source] if source.is_file() or is_dicom_series(source) else _items(source)
+    if not items:
+        raise AutosegError(
+            f"{source} holds no image; looked for files that end in {', '.join(sorted(IMAGE_ENDINGS))} and for folders "
+            "with a DICOM series"
+        )
+    grouped: dict[str, dict[int, Path]] = defaultdict(dict)
+    problems: list[Problem] = []
+    for item in items:
+        case_id, channel = _name(item, num_channels=len(channels))
+        if channel in grouped[case_id]:
+            problems.append(
+                Problem(
+                    where=str(item),
+                    found=f"has the same name as {grouped[case_id][channel].name}",
+                    mend="give every image a name of its own",
+                )
+            )
+        grouped[case_id][channel] = item
+    cases = []
+    for case_id, files in sorted(grouped.items()):
+        problems += _missing_channels(source, case_id, files, channels)
+        cases.append(InputCase(case_id=case_id, images=tuple(files[number] for number in sorted(files))))
+    if problems:
+        raise ProblemsError(f"{source} cannot be predicted as it is", problems)
+    return tuple(cases)
+
+
+def _items(folder: Path) -> list[Path]:
+    """Image files and DICOM series folders, hidden ones left out."""
+    visible = sorted(item for item in folder.iterdir() if not item.name.startswith((".", "_")))
+    return [
+        item
+        for item in visible
+        if (item.is_file() and image_ending(item) in IMAGE_ENDINGS) or (item.is_dir() and is_dicom_series(item))
+    ]
+
+
+def _name(item: Path, *, num_channels: int) -> tuple[str, int]:
+    """Case id and channel number; -1: the file stands alone."""
+    if item.is_dir():
+        return item.name, -1
+    stem = image_stem(item)
+    match = CHANNEL_SUFFIX.fullmatch(stem)
+    if match is None or (num_channels == 1 and match["channel"] != "0000"):
+        return stem, -1
+    return match["case"], int(match["channel"])
+
+
+def _missing_channels(
+    source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]
+) -> list[Problem]:
+    if -1 in files and len(files) == 1:
+        try:
+            found = read_header(files[-1]).num_channels
+        except AutosegError as error:
+            return [Problem(where=str(files[-1]), found=str(error), mend="repair the file or take it out")]
+        if found == len(channels):
+            return []
+        return [
+            Problem(
+                where=str(files[-1]),
+                found=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
+                mend=f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}",
+            )
+        ]
+    numbers = set(files) - {-1}
+    missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
+    extra = sorted(numbers - set(range(len(channels))))
+    problems = []
+    if missing:
+        problems.append(
+            Problem(where=str(source), found=f"case {case_id} lacks {', '.join(missing)}", mend="add these files")
+        )
+    if extra:
+        surplus = ", ".join(files[number].name for number in extra)
+        problems.append(
+            Problem(
+                where=str(source),
+                found=f"case {case_id} has {surplus}, but the model knows {len(channels)} channels",
+                mend="take them out",
+            )
+        )
+    return problems
