@@ -2,8 +2,13 @@
 
 from planners.decision import Decision, DecisionRecord
 from planners.document import Document, DocumentError, describe_problems, read_document, write_document
+from planners.explain import explain
 from planners.fingerprint import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels
-from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Resampling
+from planners.geometry import configuration_spacing, resampled_shape, transpose
+from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
+from planners.planner import plan_dataset
+from planners.problems import PlanningError
+from planners.rules.trainability import why_untrainable
 from planners.schedule import (
     Conditions,
     Measurement,
@@ -34,16 +39,24 @@ __all__ = [
     "Measurement",
     "Network",
     "Plan",
+    "PlanningError",
+    "Preset",
     "Resampling",
     "Schedule",
     "Training",
     "candidate_widths",
+    "configuration_spacing",
     "describe_problems",
+    "explain",
     "learning_rate",
+    "plan_dataset",
     "plan_schedule",
     "preferred_configurations",
     "read_document",
+    "resampled_shape",
     "short_batch_size",
+    "transpose",
+    "why_untrainable",
     "with_width",
     "write_document",
 ]

@@ -1,0 +1,247 @@
+"""One configuration from the grid it works on: which rules, in which order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import JsonValue
+
+from planners.decision import Decision, DecisionRecord
+from planners.fingerprint import Labels
+from planners.plan import Axis, ChannelNormalization, Configuration, Family, Loss, Network, Permutation
+from planners.presets import PresetRules
+from planners.problems import PlanningError
+from planners.rules.interpolation import Interpolation
+from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
+from planners.rules.memory import MemoryBudget, memory_budget
+from planners.rules.mirroring import decide_mirror_axes
+from planners.rules.patch import (
+    Grid,
+    NoFit,
+    PatchFit,
+    decide_batch_size,
+    describe_departure,
+    describe_patch,
+    fit_reference_patch,
+    fit_trainable_patch,
+)
+from planners.rules.topology import describe_pyramid
+from planners.topologies import MOST_STAGES, describe_network, estimate_feature_maps
+from planners.wording import voxels
+
+LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
+"""Memory of devices that people have, to say what more of it would change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What all configurations of a plan share."""
+
+    dataset_name: str
+    preset: PresetRules
+    memory_target_gb: float
+    strict_reference: bool
+    labels: Labels
+    normalization: tuple[ChannelNormalization, ...]
+    interpolation: Interpolation
+    transpose_forward: Permutation
+    sided_axis: Axis | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What sets one configuration apart from the others of its plan."""
+
+    name: str
+    family: Family
+    data: str
+    is_full_resolution: bool = False
+    has_low_resolution: bool = False
+    previous_stage: str | None = None
+    next_stage: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fitted:
+    """A patch, and why it is not the one that the letter of the method gives, if so."""
+
+    fit: PatchFit
+    departure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A configuration with the decisions that led to it."""
+
+    configuration: Configuration
+    records: tuple[DecisionRecord, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choices:
+    """The decisions on one configuration, in the order in which they are told."""
+
+    patch: Decision[tuple[int, ...]]
+    stages: Decision[Network]
+    batch: Decision[int]
+    batch_dice: Decision[bool]
+    loss: Decision[Loss]
+    deep_supervision: Decision[bool]
+    mirroring: Decision[tuple[Axis, ...]]
+
+
+def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | NoFit:
+    """The patch by the letter of the method, or why there is none."""
+    fit = fit_reference_patch(
+        grid,
+        _budget(setting, grid),
+        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.labels.num_entries),
+    )
+    most = MOST_STAGES[family]
+    if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
+        return NoFit(reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages")
+    return fit
+
+
+def fit_trainable(setting: Setting, family: Family, grid: Grid) -> PatchFit:
+    """The patch among trainable networks."""
+    return fit_trainable_patch(
+        grid,
+        _budget(setting, grid),
+        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.labels.num_entries),
+    )
+
+
+def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
+    """Why a network of this fit could not be trained; none where it can, or where there is no fit to judge."""
+    if isinstance(fit, NoFit):
+        return fit.reason
+    if fit is not None and fit.pyramid.num_stages < 2:
+        return f"a patch of {voxels(fit.pyramid.patch)} voxels gives a network of one stage, without decoder and outputs"
+    return None
+
+
+def fit_grid(setting: Setting, name: str, family: Family, grid: Grid) -> Fitted:
+    """The patch for a grid: by the letter; where that cannot be trained and need not be followed, a trainable one."""
+    letter = fit_by_letter(setting, family, grid)
+    if setting.strict_reference:
+        if isinstance(letter, NoFit):
+            raise refusal(setting.dataset_name, name, letter)
+        return Fitted(fit=letter)
+    flaw = flaw_of(letter)
+    if flaw is None and isinstance(letter, PatchFit):
+        return Fitted(fit=letter)
+    return Fitted(fit=fit_trainable(setting, family, grid), departure=flaw)
+
+
+def refusal(dataset_name: str, name: str, letter: NoFit) -> PlanningError:
+    """Why the letter of the method gives no plan."""
+    return PlanningError(
+        f"dataset {dataset_name}",
+        [f"configuration {name}: {letter.reason}; plan without the strict reference, or for more memory"],
+    )
+
+
+def configure(setting: Setting, role: Role, grid: Grid, fitted: Fitted) -> Draft:
+    """The configuration on a grid with the patch that fits it."""
+    choices = _choose(setting, role, grid, fitted.fit)
+    configuration = Configuration(
+        name=role.name,
+        dimensions=_dimensions(grid),
+        data=role.data,
+        spacing_mm=grid.spacing_mm,
+        median_shape=tuple(float(size) for size in grid.median_shape),
+        patch_shape=choices.patch.value,
+        batch_size=choices.batch.value,
+        normalization=setting.normalization,
+        resample_image=setting.interpolation.image,
+        resample_labels=setting.interpolation.labels,
+        resample_logits=setting.interpolation.logits,
+        network=choices.stages.value,
+        loss=choices.loss.value,
+        deep_supervision=choices.deep_supervision.value,
+        mirror_axes=choices.mirroring.value,
+        previous_stage=role.previous_stage,
+        next_stage=role.next_stage,
+    )
+    return Draft(configuration=configuration, records=_records(role.name, choices, fitted))
+
+
+def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices:
+    dimensions, budget = _dimensions(grid), _budget(setting, grid)
+    batch = decide_batch_size(fit, budget, dataset_voxels=grid.dataset_voxels, share=setting.preset.batch_share)
+    batch_dice = decide_batch_dice(
+        dimensions, is_full_resolution=role.is_full_resolution, has_low_resolution=role.has_low_resolution
+    )
+    network = describe_network(
+        role.family,
+        fit.pyramid,
+        grid.spacing_mm,
+        num_inputs=len(setting.normalization) + (len(setting.labels.values) if role.previous_stage else 0),
+        num_outputs=setting.labels.num_outputs,
+    )
+    return _Choices(
+        patch=describe_patch(fit, budget, setting.memory_target_gb, change=_with_more_memory(setting, role, grid, fit)),
+        stages=describe_pyramid(fit.pyramid, grid.spacing_mm, network),
+        batch=batch,
+        batch_dice=batch_dice,
+        loss=decide_loss(role.family, has_regions=setting.labels.has_regions, batch_dice=batch_dice.value),
+        deep_supervision=decide_deep_supervision(
+            role.family, fit.pyramid.num_stages, strict_reference=setting.strict_reference
+        ),
+        mirroring=decide_mirror_axes(
+            dimensions,
+            transpose_forward=setting.transpose_forward,
+            sided_axis=None if setting.strict_reference else setting.sided_axis,
+        ),
+    )
+
+
+def _records(name: str, choices: _Choices, fitted: Fitted) -> tuple[DecisionRecord, ...]:
+    network = choices.stages.value
+    pyramid: JsonValue = {
+        "features": list(network.features),
+        "strides": [list(stride) for stride in network.strides],
+        "kernels": [list(kernel) for kernel in network.kernels],
+        "blocks": list(network.blocks),
+    }
+    told: list[tuple[Decision[Any], JsonValue]] = [
+        (choices.patch, list(choices.patch.value)),
+        (choices.stages, pyramid),
+        (choices.batch, choices.batch.value),
+        (choices.batch_dice, choices.batch_dice.value),
+        (choices.loss, choices.loss.value.model_dump(mode="json")),
+        (choices.deep_supervision, choices.deep_supervision.value),
+        (choices.mirroring, list(choices.mirroring.value)),
+    ]
+    if fitted.departure is not None:
+        departure = describe_departure(fitted.fit, fitted.departure)
+        told.insert(0, (departure, list(departure.value)))
+    return tuple(decision.record(value, configuration=name) for decision, value in told)
+
+
+def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> str:
+    """What the next larger device that people have would change about the patch."""
+    for target_gb in LARGER_TARGETS_GB:
+        if target_gb <= setting.memory_target_gb or fit.num_steps == 0:
+            continue
+        budget = memory_budget(setting.preset, target_gb, dimensions=_dimensions(grid))
+        larger = fit_reference_patch(
+            grid,
+            budget,
+            lambda pyramid: estimate_feature_maps(role.family, pyramid, label_entries=setting.labels.num_entries),
+        )
+        if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
+            return f"with {target_gb:g} GB the patch would be {voxels(larger.pyramid.patch)} voxels"
+    if fit.num_steps == 0:
+        return "more memory would not change the patch, only larger or finer images would"
+    return "only more memory than devices have would make the patch larger"
+
+
+def _budget(setting: Setting, grid: Grid) -> MemoryBudget:
+    return memory_budget(setting.preset, setting.memory_target_gb, dimensions=_dimensions(grid))
+
+
+def _dimensions(grid: Grid) -> Any:
+    return len(grid.spacing_mm)

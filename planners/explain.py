@@ -1,0 +1,118 @@
+"""A plan's decisions as text a person can read."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from planners.decision import DecisionRecord
+from planners.plan import Configuration, Plan
+from planners.wording import counted, listed, millimetres, voxels
+
+WIDTH = 100
+"""Characters a line."""
+
+TITLES = {
+    "memory.target": "Memory planned for",
+    "spacing.target": "Voxel size",
+    "shape.median": "Size of the median case",
+    "shape.at_least_one_voxel": "Size of the median case (departure from the reference)",
+    "axes.order": "Order of the axes",
+    "axes.single_slice": "Order of the axes (departure from the reference)",
+    "intensity.normalization": "Intensities",
+    "interpolation.orders": "Resampling",
+    "candidates.volumetric": "2D or 3D",
+    "candidates.vnet": "V-Net beside the U-Net",
+    "cascade.low_resolution": "Low resolution first",
+    "patch.trainable": "A network that can be trained (departure from the reference)",
+    "patch.shape": "Patch",
+    "topology.stages": "Network",
+    "batch.size": "Batch",
+    "loss.batch_dice": "Dice over the batch",
+    "loss.terms": "Loss",
+    "supervision.deep": "Deep supervision",
+    "supervision.single_head": "Deep supervision (departure from the reference)",
+    "mirroring.axes": "Mirroring",
+    "mirroring.sided_axis": "Mirroring (left and right kept apart)",
+}
+"""What a decision is called on the page."""
+DEPARTURES = frozenset(
+    {
+        "axes.single_slice",
+        "patch.trainable",
+        "shape.at_least_one_voxel",
+        "supervision.single_head",
+    }
+)
+"""Rules that mend what the reference would plan wrongly."""
+FAMILIES = {"unet": "U-Net", "residual_unet": "residual-encoder U-Net", "vnet": "V-Net"}
+
+
+def explain(plan: Plan) -> str:
+    """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
+
+    Decisions on the whole dataset come first, then those on each configuration. What would change a decision follows
+    it, and departures from the reference are listed at the end.
+    """
+    parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
+    for configuration in plan.configurations:
+        told = [decision for decision in plan.decisions if decision.configuration == configuration.name]
+        parts.append(_section(_summary(configuration), told))
+    return "\n\n".join((*parts, _departures(plan))) + "\n"
+
+
+def _headline(plan: Plan) -> str:
+    names = [configuration.name for configuration in plan.configurations]
+    classes = [label.name for label in plan.labels.classes]
+    kind = "regions" if plan.labels.has_regions else "structures"
+    lines = [
+        f"Plan for {plan.dataset_name}",
+        "=" * (len(plan.dataset_name) + 9),
+        *_wrap(
+            f"{counted(len(plan.channels), 'channel')} ({listed(plan.channels)}); {kind} to find: {listed(classes)}. "
+            f"Preset {plan.preset}, planned for {plan.memory_target_gb:g} GB of memory. "
+            f"{counted(len(names), 'configuration')}: {listed(names)}.",
+            indent="",
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _summary(configuration: Configuration) -> str:
+    network = configuration.network
+    return (
+        f"{configuration.name}: {configuration.dimensions}D {FAMILIES[network.family]}, "
+        f"{counted(len(network.strides), 'stage')}, patch {voxels(configuration.patch_shape)}, "
+        f"batch {configuration.batch_size}, {millimetres(configuration.spacing_mm)}"
+    )
+
+
+def _section(title: str, decisions: Sequence[DecisionRecord]) -> str:
+    return "\n".join((title, "-" * len(title), *(line for decision in decisions for line in _decision(decision))))
+
+
+def _decision(decision: DecisionRecord) -> list[str]:
+    lines = _wrap(f"* {TITLES.get(decision.rule, decision.rule)}: {_capital(decision.reason)}.", indent="  ")
+    if decision.change:
+        lines += _wrap(f"  What would change it: {decision.change}.", indent="  ")
+    return [*lines, f"  [{decision.rule}; {decision.source}]"]
+
+
+def _departures(plan: Plan) -> str:
+    if plan.strict_reference:
+        return "The reference was followed to the letter; nothing was mended."
+    mended = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
+    if not mended:
+        return "Nothing that the reference plans for this dataset needed mending."
+    rules = [f"{d.rule} ({d.configuration or 'whole dataset'})" for d in mended]
+    return "\n".join(_wrap(f"Departures from the reference: {listed(rules)}.", indent="  "))
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _wrap(text: str, *, indent: str) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    )

@@ -1,0 +1,99 @@
+"""Arithmetic of shapes in voxels and spacings in millimetres.
+
+Source axes are (z, y, x); plan axes are the coarsest first. They are two types here, so that a type checker
+sees where one is taken for the other. Images themselves are no matter of this room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NewType, TypeVar
+
+from planners.plan import Configuration, Permutation
+
+SourceShape = NewType("SourceShape", tuple[float, float, float])
+"""Voxels along the source axes; a median may end in .5."""
+SourceSpacing = NewType("SourceSpacing", tuple[float, float, float])
+"""Millimetres along the source axes."""
+PlanShape = NewType("PlanShape", tuple[float, float, float])
+"""Voxels along the plan axes; a median may end in .5."""
+PlanSpacing = NewType("PlanSpacing", tuple[float, float, float])
+"""Millimetres along the plan axes."""
+
+T = TypeVar("T")
+
+
+def transpose(values: Sequence[T], permutation: Permutation) -> tuple[T, T, T]:
+    """Three values, one an axis, in another axis order: entry i is ``values[permutation[i]]``.
+
+    With ``transpose_forward`` of a plan this turns source axes into plan axes, with
+    ``transpose_backward`` it turns them back.
+    """
+    first, second, third = (values[axis] for axis in permutation)
+    return first, second, third
+
+
+def inverse(permutation: Permutation) -> Permutation:
+    """The permutation that undoes another one (method section 3.3)."""
+    first, second, third = (permutation.index(axis) for axis in (0, 1, 2))
+    return first, second, third  # type: ignore[return-value]  # index of a permutation of 0, 1, 2
+
+
+def shape_in_plan_axes(shape: SourceShape, permutation: Permutation) -> PlanShape:
+    """A shape turned from source to plan axes."""
+    return PlanShape(transpose(shape, permutation))
+
+
+def spacing_in_plan_axes(spacing_mm: SourceSpacing, permutation: Permutation) -> PlanSpacing:
+    """A spacing turned from source to plan axes."""
+    return PlanSpacing(transpose(spacing_mm, permutation))
+
+
+def resampled_shape(
+    shape: Sequence[int], spacing_mm: Sequence[float], target_spacing_mm: Sequence[float]
+) -> tuple[int, ...]:
+    """Voxels along each axis after resampling to another spacing (method section 4.1, step 5).
+
+    All three have one entry an axis, in the same order. ``round(spacing / target * size)`` with ties to the even
+    integer; at least one voxel, where the method would leave none.
+    """
+    return tuple(
+        max(1, round(old / new * size)) for size, old, new in zip(shape, spacing_mm, target_spacing_mm, strict=True)
+    )
+
+
+def configuration_spacing(
+    configuration: Configuration, case_spacing_mm: Sequence[float]
+) -> tuple[float, float, float]:
+    """Spacing to which one case is resampled, three plan axes, in mm (method section 4.1, step 4).
+
+    ``case_spacing_mm`` has three plan axes too. A 2D configuration keeps the case's own spacing across slices.
+    """
+    first, second, third = (case_spacing_mm[0], *configuration.spacing_mm)[-3:]
+    return first, second, third
+
+
+def stage_shapes(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    """Size in voxels of each stage's feature maps, highest resolution first (method section 3.8)."""
+    shapes = []
+    size = tuple(patch)
+    for stride in strides:
+        size = tuple(voxels // step for voxels, step in zip(size, stride, strict=True))
+        shapes.append(size)
+    return tuple(shapes)
+
+
+def stage_spacings(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> tuple[tuple[float, ...], ...]:
+    """Spacing in mm of each stage's feature maps, highest resolution first."""
+    spacings = []
+    current = tuple(spacing_mm)
+    for stride in strides:
+        current = tuple(size * step for size, step in zip(current, stride, strict=True))
+        spacings.append(current)
+    return tuple(spacings)
+
+
+def round_up(size: float, step: int) -> int:
+    """The smallest multiple of ``step`` that is not below ``size``."""
+    return math.ceil(size / step) * step

@@ -1,0 +1,1 @@
+"""One file for each decision that a plan consists of, as pure functions with a reason."""

@@ -1,0 +1,56 @@
+"""In which order the axes of the images are taken, so that slices are cut across the coarsest axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planners.decision import Decision
+from planners.fingerprint import CaseSize
+from planners.geometry import SourceShape, SourceSpacing
+from planners.plan import Permutation
+from planners.wording import millimetres, voxels
+
+_COARSEST_FIRST: tuple[Permutation, ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+
+
+def decide_axis_order(spacing_mm: SourceSpacing) -> Decision[Permutation]:
+    """Plan axis i is source axis ``value[i]``: the coarsest first, the first of equals (method section 3.3)."""
+    coarsest = spacing_mm.index(max(spacing_mm))
+    equal = spacing_mm.count(max(spacing_mm)) > 1
+    return Decision(
+        rule="axes.order",
+        value=_COARSEST_FIRST[coarsest],
+        reason=f"of {millimetres(spacing_mm)}, axis {coarsest} is "
+        + ("the first of the coarsest" if equal else "the coarsest")
+        + "; 2D slices lie across it",
+        source="method 3.3",
+        change="another axis with larger spacing would come first",
+    )
+
+
+def find_single_slice_axis(
+    cases: Sequence[CaseSize], shape: SourceShape, spacing_mm: SourceSpacing
+) -> int | None:
+    """The source axis along which the dataset is one voxel thin, or none.
+
+    An axis is thin where the median case has one voxel after resampling, or every case has one voxel before it. Of
+    several thin axes the coarsest counts, the first of equals.
+    """
+    thin = [axis for axis in range(3) if shape[axis] == 1 or all(case.shape[axis] == 1 for case in cases)]
+    return max(thin, key=lambda axis: (spacing_mm[axis], -axis), default=None)
+
+
+def put_single_slice_first(axis: int, shape: SourceShape, spacing_mm: SourceSpacing) -> Decision[Permutation]:
+    """Departure: the axis with one voxel first, whatever its spacing (decision record 0010).
+
+    The reference looks only at the coarsest axis and plans 2D networks with an axis of one voxel otherwise.
+    """
+    return Decision(
+        rule="axes.single_slice",
+        value=_COARSEST_FIRST[axis],
+        reason=f"a median case of {voxels(shape)} voxels is a single slice along axis {axis}, so this axis goes first "
+        f"although {spacing_mm[axis]:.4g} mm is not its coarsest spacing or its slices were resampled; "
+        "2D networks then see the whole slice",
+        source="method 3.5 and decision record 0010",
+        change="volumes with several slices would be planned in 3D",
+    )

@@ -1,0 +1,108 @@
+"""Whether a network on coarser images goes first, because a full-resolution patch sees too little of a case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planners.decision import Decision
+from planners.rules.patch import Grid, NoFit, PatchFit
+from planners.wording import millimetres, voxels
+
+SEEN_SHARE = 0.25
+"""A patch that covers less of the median case than this sees too little around it (method section 3.10)."""
+COARSENING = 1.03
+"""By how much the spacing grows from one try to the next."""
+SIMILAR_SPACING = 2
+"""Axes finer than the coarsest by more than this factor are coarsened first."""
+SMALLEST_GAIN = 2
+"""The low resolution must have fewer voxels than the full one by this factor to be worth a stage."""
+
+FitPatch = Callable[[Grid], PatchFit | NoFit]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LowResolution:
+    """The coarser grid and the patch on it."""
+
+    grid: Grid
+    fit: PatchFit
+
+
+def search_low_resolution(
+    full: Grid, patch: tuple[int, ...], *, num_cases: int, fit: FitPatch, least_voxels: int = 0
+) -> Decision[LowResolution | NoFit | None]:
+    """Coarsen until a patch covers a quarter of the median case (method section 3.10).
+
+    ``full`` and ``patch`` are those of full resolution, three plan axes; ``fit`` finds the patch on a grid. None where
+    full resolution suffices or the coarser grid is too similar to it; `NoFit` where ``fit`` found none on the way.
+    ``least_voxels`` of a median axis is 0 by the letter.
+    """
+    found: PatchFit | None = None
+    grid, spacing = full, full.spacing_mm
+    full_voxels = grid_voxels = math.prod(full.median_shape)
+    patch_voxels = math.prod(patch)
+    covered = patch_voxels / full_voxels
+    while patch_voxels / grid_voxels < SEEN_SHARE:
+        spacing = _coarsen(spacing)
+        shape = [old / new * size for old, new, size in zip(full.spacing_mm, spacing, full.median_shape, strict=True)]
+        grid_voxels = math.prod(shape)
+        grid = Grid(
+            spacing_mm=spacing,
+            median_shape=tuple(max(least_voxels, round(size)) for size in shape),
+            dataset_voxels=grid_voxels * num_cases,
+        )
+        result = fit(grid)
+        if isinstance(result, NoFit):
+            return _decision(result, f"at {millimetres(spacing)} {result.reason}")
+        found, patch_voxels = result, math.prod(result.pyramid.patch)
+    if found is None:
+        return _sufficient(covered, patch)
+    if full_voxels / grid_voxels < SMALLEST_GAIN:
+        return _too_similar(covered, full_voxels / grid_voxels, spacing)
+    return _needed(covered, LowResolution(grid=grid, fit=found), patch_voxels / grid_voxels)
+
+
+def _coarsen(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
+    """The next coarser spacing; axes much finer than the coarsest first."""
+    coarsest = max(spacing_mm)
+    fine = [coarsest / mm > SIMILAR_SPACING for mm in spacing_mm]
+    if not any(fine):
+        return tuple(mm * COARSENING for mm in spacing_mm)
+    return tuple(mm * COARSENING if is_fine else mm for mm, is_fine in zip(spacing_mm, fine, strict=True))
+
+
+def _decision(
+    value: LowResolution | NoFit | None, reason: str, change: str | None = None
+) -> Decision[LowResolution | NoFit | None]:
+    return Decision(rule="cascade.low_resolution", value=value, reason=reason, source="method 3.10", change=change)
+
+
+def _sufficient(covered: float, patch: tuple[int, ...]) -> Decision[LowResolution | NoFit | None]:
+    return _decision(
+        None,
+        f"a full-resolution patch of {voxels(patch)} voxels covers {covered:.0%} of the median case, at least "
+        f"{SEEN_SHARE:.0%}, so no coarser stage is needed",
+        "larger images or less memory would make a coarser first stage worthwhile",
+    )
+
+
+def _too_similar(covered: float, gain: float, spacing: tuple[float, ...]) -> Decision[LowResolution | NoFit | None]:
+    return _decision(
+        None,
+        f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}, but at "
+        f"{millimetres(spacing)}, where a patch would cover enough, a case has only {gain:.2f} times fewer voxels; below "
+        f"{SMALLEST_GAIN} a second stage is not worth its time",
+        "larger images or less memory would make a coarser first stage worthwhile",
+    )
+
+
+def _needed(covered: float, low: LowResolution, share: float) -> Decision[LowResolution | NoFit | None]:
+    return _decision(
+        low,
+        f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}; at "
+        f"{millimetres(low.grid.spacing_mm)} a patch of {voxels(low.fit.pyramid.patch)} voxels covers {share:.0%}, so a "
+        "coarse network goes first and a cascade refines its result",
+        "more memory or smaller images would make the coarse stage unnecessary",
+    )

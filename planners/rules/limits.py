@@ -1,0 +1,64 @@
+"""What no sensible dataset exceeds, so that a slip of units ends in a message and not in endless arithmetic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from planners.fingerprint import Fingerprint
+from planners.geometry import SourceShape
+
+SPACING_MM = (1e-6, 1e6)
+"""From a nanometre to a kilometre."""
+MOST_VOXELS = 1_000_000
+"""Along one axis."""
+MEMORY_GB = (1e-3, 1e6)
+
+
+def find_problems(
+    fingerprint: Fingerprint,
+    *,
+    memory_gb: float | None,
+    device_memory_gb: float | None,
+    target_spacing_mm: Sequence[float] | None,
+) -> tuple[str, ...]:
+    """One line for each value that planning cannot take, with its place in the fingerprint or its argument."""
+    problems = []
+    for index, case in enumerate(fingerprint.cases):
+        for axis in range(3):
+            problems += _spacing_problem(f"cases.{index}.spacing_mm.{axis}", case.spacing_mm[axis])
+            if case.shape[axis] > MOST_VOXELS:
+                problems.append(
+                    f"cases.{index}.shape.{axis}: {case.shape[axis]} voxels are more than {MOST_VOXELS}; check the image"
+                )
+    for name, gigabytes in (("memory_gb", memory_gb), ("device_memory_gb", device_memory_gb)):
+        if gigabytes is not None and not MEMORY_GB[0] <= gigabytes <= MEMORY_GB[1]:
+            problems.append(f"{name}: {gigabytes} is not between {MEMORY_GB[0]:g} and {MEMORY_GB[1]:g}; give gigabytes")
+    return (*problems, *_target_problems(target_spacing_mm))
+
+
+def find_size_problems(shape: SourceShape) -> tuple[str, ...]:
+    """One line for each axis along which the resampled median case is too long to plan for."""
+    return tuple(
+        f"cases: resampled to the target spacing, half of the cases have {size:.3g} or more voxels along axis {axis}, more "
+        f"than {MOST_VOXELS}; check the spacings for mixed units"
+        for axis, size in enumerate(shape)
+        if size > MOST_VOXELS
+    )
+
+
+def _target_problems(target_spacing_mm: Sequence[float] | None) -> list[str]:
+    if target_spacing_mm is None:
+        return []
+    if len(target_spacing_mm) != 3:
+        return [f"target_spacing_mm: {len(target_spacing_mm)} values were given; give three, for axes z, y and x"]
+    return [
+        line for axis in range(3) for line in _spacing_problem(f"target_spacing_mm.{axis}", target_spacing_mm[axis])
+    ]
+
+
+def _spacing_problem(place: str, spacing_mm: float) -> list[str]:
+    low, high = SPACING_MM
+    if math.isfinite(spacing_mm) and low <= spacing_mm <= high:
+        return []
+    return [f"{place}: {spacing_mm} mm is not between {low:g} and {high:g} mm; check the image's spacing"]

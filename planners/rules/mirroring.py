@@ -1,0 +1,35 @@
+"""Along which axes of the patch training and prediction may mirror."""
+
+from __future__ import annotations
+
+from planners.decision import Decision
+from planners.plan import Axis, Permutation
+
+
+def decide_mirror_axes(
+    dimensions: int, *, transpose_forward: Permutation, sided_axis: Axis | None
+) -> Decision[tuple[Axis, ...]]:
+    """All axes (method section 6.1), but not one along which left and right are told apart.
+
+    ``sided_axis`` is a source axis, none where no paired structure is known. Entries count the axes of the patch:
+    in 2D the first is the second plan axis.
+    """
+    axes: tuple[Axis, ...] = (0, 1, 2) if dimensions == 3 else (0, 1)
+    if sided_axis is None:
+        return Decision(
+            rule="mirroring.axes",
+            value=axes,
+            reason="no label is known to have a left and a right form, so mirrored images are as true as the originals",
+            source="method 6.1",
+            change="paired labels such as left and right kidney would exclude their axis",
+        )
+    sided = transpose_forward.index(sided_axis) - (3 - dimensions)
+    kept = tuple(axis for axis in axes if axis != sided)
+    return Decision(
+        rule="mirroring.sided_axis",
+        value=kept,
+        reason=f"labels come in left and right forms, which mirroring along axis {sided_axis} of the images would swap"
+        + ("" if len(kept) < len(axes) else "; 2D slices lie across it, so all their axes stay"),
+        source="method 12 and decision record 0012",
+        change="without paired labels all axes would be mirrored",
+    )

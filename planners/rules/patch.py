@@ -1,0 +1,190 @@
+"""How large a piece of an image the network sees at once, and how many of them make a batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from planners.decision import Decision
+from planners.rules.memory import SMALLEST_BATCH, MemoryBudget
+from planners.rules.topology import Pyramid, reference_pyramid, trainable_pyramid
+from planners.wording import amount, counted, voxels
+
+START_VOXELS = {3: 256**3, 2: 2048**2}
+"""Voxels of the patch that shrinking starts from, by dimensions (method section 3.6)."""
+
+Estimate = Callable[[Pyramid], int]
+"""Feature-map values of one image (method section 3.8)."""
+PyramidRule = Callable[[Sequence[float], Sequence[float]], Pyramid]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grid:
+    """The resampled dataset as a configuration sees it: two or three plan axes."""
+
+    spacing_mm: tuple[float, ...]
+    median_shape: tuple[float, ...]
+    dataset_voxels: float
+    """Voxels of all training cases together; a 2D grid counts those of the volumes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchFit:
+    """The patch that shrinking arrived at."""
+
+    pyramid: Pyramid
+    start: tuple[float, ...]
+    start_estimate: int
+    estimate: int
+    """Feature-map values of one image."""
+    num_steps: int
+    """How often one axis was reduced."""
+    fits: bool = True
+    """False where even the smallest trainable patch exceeds the budget."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoFit:
+    """Shrinking by the letter of the method led nowhere."""
+
+    reason: str
+
+
+def start_patch(grid: Grid) -> tuple[float, ...]:
+    """The patch of fixed volume and equal extent in mm, clipped to the median case (method section 3.6).
+
+    An axis may be fractional where the median is, and 0 where it is more than about 10,000 times coarser.
+    """
+    dimensions = len(grid.spacing_mm)
+    inverse = [1 / mm for mm in grid.spacing_mm]
+    factor = (START_VOXELS[dimensions] / math.prod(inverse)) ** (1 / dimensions)
+    return tuple(min(round(one * factor), median) for one, median in zip(inverse, grid.median_shape, strict=True))
+
+
+def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) -> PatchFit | NoFit:
+    """Shrink the start patch until it fits (method section 3.9), to the letter.
+
+    `NoFit` where the letter leads to a patch without voxels or round in circles.
+    """
+    start = start_patch(grid)
+    if min(start) <= 0:
+        return NoFit(reason=f"the start patch of {voxels(start)} voxels has an axis without any")
+    pyramid = reference_pyramid(grid.spacing_mm, start)
+    size = start_size = estimate(pyramid)
+    seen = {pyramid.patch}
+    while budget.is_exceeded_by(size):
+        axis = _axes_by_relative_size(pyramid.patch, grid.median_shape)[0]
+        smaller = _shrink(pyramid, axis, grid.spacing_mm, reference_pyramid)
+        if smaller is None or smaller.patch in seen:
+            return NoFit(
+                reason=f"a patch of {voxels(pyramid.patch)} voxels needs {amount(size)} feature-map values, more than "
+                "the memory target allows, but shrinking it by the rule ends without voxels or never"
+            )
+        pyramid, size = smaller, estimate(smaller)
+        seen.add(pyramid.patch)
+    return PatchFit(pyramid=pyramid, start=start, start_estimate=start_size, estimate=size, num_steps=len(seen) - 1)
+
+
+def fit_trainable_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) -> PatchFit:
+    """The same search among trainable networks only: departure ``patch.trainable`` (decision record 0011).
+
+    Every patch has at least one voxel an axis and two stages. Where the axis that should shrink cannot, the next
+    one does; where none can, the patch with the smallest estimate is taken although it exceeds the budget.
+    """
+    start = tuple(max(size, 1) for size in start_patch(grid))
+    pyramid = trainable_pyramid(grid.spacing_mm, start)
+    tried = {pyramid.patch: (estimate(pyramid), pyramid)}
+    start_size, _ = tried[pyramid.patch]
+    while budget.is_exceeded_by(tried[pyramid.patch][0]):
+        smaller = _next_untried(pyramid, grid, tried.keys())
+        if smaller is None:
+            break
+        pyramid = smaller
+        tried[pyramid.patch] = (estimate(pyramid), pyramid)
+    size, pyramid = min(tried.values(), key=lambda entry: entry[0])
+    return PatchFit(
+        pyramid=pyramid,
+        start=start,
+        start_estimate=start_size,
+        estimate=size,
+        num_steps=len(tried) - 1,
+        fits=not budget.is_exceeded_by(size),
+    )
+
+
+def _next_untried(pyramid: Pyramid, grid: Grid, tried: Collection[tuple[int, ...]]) -> Pyramid | None:
+    for axis in _axes_by_relative_size(pyramid.patch, grid.median_shape):
+        smaller = _shrink(pyramid, axis, grid.spacing_mm, trainable_pyramid)
+        if smaller is not None and smaller.patch not in tried:
+            return smaller
+    return None
+
+
+def _axes_by_relative_size(patch: Sequence[int], median_shape: Sequence[float]) -> list[int]:
+    """Axes from the one that is largest against the median case; of equals the last first."""
+    return sorted(range(len(patch)), key=lambda axis: (patch[axis] / median_shape[axis], axis), reverse=True)
+
+
+def _shrink(pyramid: Pyramid, axis: int, spacing_mm: Sequence[float], rule: PyramidRule) -> Pyramid | None:
+    """One step along one axis; none where no voxel would be left.
+
+    The step is the divisor that the network would have *after* a full step (method section 3.9), so 256 voxels
+    with divisor 64 become 224, not 192.
+    """
+    probe = rule(spacing_mm, _less(pyramid.patch, axis, pyramid.divisors[axis]))
+    smaller = _less(pyramid.patch, axis, probe.divisors[axis])
+    return rule(spacing_mm, smaller) if smaller[axis] > 0 else None
+
+
+def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
+    return tuple(size - step if index == axis else size for index, size in enumerate(patch))
+
+
+def describe_patch(fit: PatchFit, budget: MemoryBudget, target_gb: float, *, change: str | None) -> Decision[tuple[int, ...]]:
+    """The patch with its reason, for the plan's page."""
+    shape = voxels(fit.pyramid.patch)
+    need = f"{amount(fit.estimate)} feature-map values an image"
+    limit = f"the {amount(budget.feature_maps)} that a memory target of {target_gb:g} GB stands for"
+    if fit.num_steps == 0 and fit.fits:
+        reason = f"{shape} voxels, as much of the median case as the largest patch holds, with {need} is within {limit}"
+    elif fit.fits:
+        reason = (
+            f"from {voxels(fit.start)} voxels with {amount(fit.start_estimate)} values the axis largest against the "
+            f"median case was reduced {counted(fit.num_steps, 'time')}, to {shape} with {need}, within {limit}"
+        )
+    else:
+        reason = f"{shape} voxels are the smallest patch that can be trained; with {need} it exceeds {limit}"
+    return Decision(rule="patch.shape", value=fit.pyramid.patch, reason=reason, source="method 3.6 to 3.9", change=change)
+
+
+def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:
+    """Departure: a trainable patch where the letter of the method gives none (decision record 0011)."""
+    return Decision(
+        rule="patch.trainable",
+        value=fit.pyramid.patch,
+        reason=f"by the letter of the method {flaw}, which cannot be trained; a patch of {voxels(fit.pyramid.patch)} "
+        f"voxels with {fit.pyramid.num_stages} stages can",
+        source="method 3.7, 3.9 and decision record 0011",
+        change="larger images or more memory would make the departure unnecessary",
+    )
+
+
+def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: float, share: float) -> Decision[int]:
+    """Patches in one training batch (method section 3.9): what fits, at most a share of the dataset, at least 2."""
+    fitting = budget.fitting_batch(fit.estimate)
+    covering = round(dataset_voxels * share / math.prod(fit.pyramid.patch))
+    return Decision(
+        rule="batch.size",
+        value=max(min(fitting, covering), SMALLEST_BATCH),
+        reason=f"{fitting} patches fit into memory and {covering} hold {share:.0%} of the dataset's voxels; the smaller "
+        f"number counts, but at least {SMALLEST_BATCH}",
+        source="method 3.9",
+        change=_change_of_batch(fitting, covering),
+    )
+
+
+def _change_of_batch(fitting: int, covering: int) -> str:
+    if max(min(fitting, covering), SMALLEST_BATCH) == SMALLEST_BATCH and covering > SMALLEST_BATCH:
+        return "more memory goes into larger patches before it allows more of them"
+    return "more training cases would allow more patches" if covering < fitting else "more memory would allow more patches"

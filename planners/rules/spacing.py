@@ -1,0 +1,111 @@
+"""To which voxel size the dataset is resampled, and how large its median case then is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from planners.decision import Decision
+from planners.fingerprint import CaseSize
+from planners.geometry import SourceShape, SourceSpacing
+from planners.wording import counted, millimetres, voxels
+
+ANISOTROPY = 3
+"""Spacing ratio above which one axis is treated as coarse (method section 3.2)."""
+COARSE_PERCENTILE = 10
+"""Of the coarse axis' spacings; the median would throw away the slices of the finer cases."""
+SPACING_MARGIN_MM = 1e-5
+"""By how much the coarse axis stays the coarsest."""
+
+
+def decide_target_spacing(
+    cases: Sequence[CaseSize], *, requested_mm: SourceSpacing | None = None
+) -> Decision[SourceSpacing]:
+    """Spacing of the full-resolution data, source axes, in mm (method section 3.2)."""
+    if requested_mm is not None:
+        return Decision(
+            rule="spacing.target",
+            value=requested_mm,
+            reason=f"{millimetres(requested_mm)} was asked for",
+            source="method 3.2",
+            change="without the request the median spacing of the cases would be taken",
+        )
+    spacings = np.array([case.spacing_mm for case in cases])
+    median = np.percentile(spacings, 50, axis=0)
+    middle = np.percentile(np.array([case.shape for case in cases]), 50, axis=0)
+    coarse = int(np.argmax(median))
+    finer = [axis for axis in range(3) if axis != coarse]
+    finest_pair = float(max(median[finer]))
+    if not (median[coarse] > ANISOTROPY * finest_pair and middle[coarse] * ANISOTROPY < min(middle[finer])):
+        return _median_spacing(_triple(median), len(cases))
+    tenth = float(np.percentile(spacings[:, coarse], COARSE_PERCENTILE))
+    chosen = median.copy()
+    chosen[coarse] = finest_pair + SPACING_MARGIN_MM if tenth < finest_pair else tenth
+    return _thick_slices(_triple(median), _triple(chosen), coarse)
+
+
+def decide_median_shape(
+    cases: Sequence[CaseSize], spacing_mm: SourceSpacing, *, strict_reference: bool
+) -> Decision[SourceShape]:
+    """The median shape with its reason.
+
+    Departure ``shape.at_least_one_voxel``: an axis that rounding leaves without voxels keeps one (decision record 0011).
+    """
+    shape = median_shape(cases, spacing_mm)
+    reason = (
+        f"resampled to {millimetres(spacing_mm)}, half of the {counted(len(cases), 'case')} are larger than "
+        f"{voxels(shape)} voxels and half are smaller, along each axis"
+    )
+    if strict_reference or min(shape) > 0:
+        return Decision(rule="shape.median", value=shape, reason=reason, source="method 3.4")
+    z, y, x = (max(size, 1.0) for size in shape)
+    return Decision(
+        rule="shape.at_least_one_voxel",
+        value=SourceShape((z, y, x)),
+        reason=f"{reason}; an axis without voxels keeps one",
+        source="method 3.4 and decision record 0011",
+        change="a finer target spacing would leave more voxels",
+    )
+
+
+def median_shape(cases: Sequence[CaseSize], spacing_mm: SourceSpacing) -> SourceShape:
+    """Median over cases of the shape after resampling to ``spacing_mm``, source axes (method section 3.4).
+
+    Each case is rounded first (ties to even), so the median may end in .5; it is 0 where most cases are thinner
+    than half a voxel of the new spacing.
+    """
+    spacings = np.array([case.spacing_mm for case in cases])
+    shapes = np.array([case.shape for case in cases])
+    z, y, x = np.median(np.round(spacings / np.array(spacing_mm) * shapes), axis=0)
+    return SourceShape((float(z), float(y), float(x)))
+
+
+def _median_spacing(median_mm: SourceSpacing, num_cases: int) -> Decision[SourceSpacing]:
+    ratio = max(median_mm) / min(median_mm)
+    return Decision(
+        rule="spacing.target",
+        value=median_mm,
+        reason=f"{millimetres(median_mm)} is the median voxel size of {num_cases} training cases; the axes differ by a "
+        f"factor {ratio:.3g}, or there are too many slices to call one axis coarse",
+        source="method 3.2",
+        change=f"an axis more than {ANISOTROPY} times coarser and with less than a third of the voxels of the others "
+        f"would take the {COARSE_PERCENTILE}th percentile of its spacings instead",
+    )
+
+
+def _thick_slices(median_mm: SourceSpacing, chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpacing]:
+    return Decision(
+        rule="spacing.target",
+        value=chosen_mm,
+        reason=f"median voxels of {millimetres(median_mm)} are more than {ANISOTROPY} times coarser along axis {coarse} "
+        f"of the images, which has few slices; that axis takes the {COARSE_PERCENTILE}th percentile of its spacings, "
+        f"{chosen_mm[coarse]:.4g} mm, so that cases with finer slices keep them",
+        source="method 3.2",
+        change=f"with slices at most {ANISOTROPY} times thicker than the in-plane voxels the median would be taken",
+    )
+
+
+def _triple(values: np.ndarray) -> SourceSpacing:
+    z, y, x = (float(value) for value in values)
+    return SourceSpacing((z, y, x))

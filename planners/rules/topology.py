@@ -1,0 +1,148 @@
+"""How often each axis is halved on the way down a network, and with which kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from planners.decision import Decision
+from planners.geometry import round_up
+from planners.plan import Network
+from planners.wording import counted, listed, millimetres, voxels
+
+SMALLEST_EDGE = 4
+"""Voxels that an axis has left at least after it was halved (method section 3.7)."""
+LONE_EDGE = 3 * SMALLEST_EDGE
+"""An axis that is to be halved on its own needs this many voxels."""
+SIMILAR_SPACING = 2
+"""Axes whose spacings differ by less than this factor are halved together."""
+
+AxesToHalve = Callable[[Sequence[float], Sequence[float]], list[int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pyramid:
+    """The resolutions of a network, from the highest to the bottleneck; one tuple entry a stage."""
+
+    patch: tuple[int, ...]
+    """Input in voxels, a multiple of ``divisors``."""
+    strides: tuple[tuple[int, ...], ...]
+    """At the entry of each stage; the first is all ones."""
+    kernels: tuple[tuple[int, ...], ...]
+    divisors: tuple[int, ...]
+    """Product of the strides along each axis."""
+
+    @property
+    def num_stages(self) -> int:
+        """Resolutions, the bottleneck included."""
+        return len(self.strides)
+
+
+def reference_pyramid(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pyramid:
+    """Strides, kernels and padded patch for a patch at a spacing (method section 3.7), one entry an axis.
+
+    ``patch`` may be fractional. Fewer than 8 voxels along every axis, or 8 to 11 along a lone finest axis, give
+    a single stage.
+    """
+    return _halve(spacing_mm, patch, _axes_to_halve_together)
+
+
+def trainable_pyramid(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pyramid:
+    """The same with at least two stages: departure ``topology.two_stages`` (decision record 0011).
+
+    Equal to `reference_pyramid` where that has two stages. Otherwise a lone short axis is passed over instead of
+    stopping all axes; and where every axis is short, those of similar, finest spacing are padded to 8 voxels and
+    halved once.
+    """
+    plain = reference_pyramid(spacing_mm, patch)
+    if plain.num_stages > 1:
+        return plain
+    passing = _halve(spacing_mm, patch, _axes_to_halve_apart)
+    return passing if passing.num_stages > 1 else _halve_once(spacing_mm, patch)
+
+
+def _halve(spacing_mm: Sequence[float], patch: Sequence[float], choose: AxesToHalve) -> Pyramid:
+    spacing, size = tuple(spacing_mm), tuple(patch)
+    kernel = (1,) * len(size)
+    divisors = (1,) * len(size)
+    strides, kernels = [(1,) * len(size)], []
+    while axes := choose(spacing, size):
+        kernel = _grow_kernel(kernel, spacing)
+        stride = tuple(2 if axis in axes else 1 for axis in range(len(size)))
+        divisors = tuple(divisor * step for divisor, step in zip(divisors, stride, strict=True))
+        spacing = tuple(mm * step for mm, step in zip(spacing, stride, strict=True))
+        size = tuple(math.ceil(n / 2) if step == 2 else n for n, step in zip(size, stride, strict=True))
+        strides.append(stride)
+        kernels.append(kernel)
+    kernels.append((3,) * len(size))
+    return Pyramid(
+        patch=tuple(round_up(n, divisor) for n, divisor in zip(patch, divisors, strict=True)),
+        strides=tuple(strides),
+        kernels=tuple(kernels),
+        divisors=divisors,
+    )
+
+
+def _halve_once(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pyramid:
+    axes = _similar(spacing_mm, range(len(patch)))
+    stride = tuple(2 if axis in axes else 1 for axis in range(len(patch)))
+    padded = [max(size, 2 * SMALLEST_EDGE) if axis in axes else size for axis, size in enumerate(patch)]
+    ones = (1,) * len(patch)
+    return Pyramid(
+        patch=tuple(round_up(size, step) for size, step in zip(padded, stride, strict=True)),
+        strides=(ones, stride),
+        kernels=(_grow_kernel(ones, spacing_mm), (3,) * len(patch)),
+        divisors=stride,
+    )
+
+
+def _grow_kernel(kernel: Sequence[int], spacing_mm: Sequence[float]) -> tuple[int, ...]:
+    """Kernel 3 from the stage on at which an axis' spacing comes close to the finest; never back to 1."""
+    finest = min(spacing_mm)
+    return tuple(
+        3 if size == 3 or mm / finest < SIMILAR_SPACING else 1 for size, mm in zip(kernel, spacing_mm, strict=True)
+    )
+
+
+def _similar(spacing_mm: Sequence[float], axes: Sequence[int]) -> list[int]:
+    """Those of ``axes`` whose spacing is close to the finest among them."""
+    finest = min(spacing_mm[axis] for axis in axes)
+    return [axis for axis in axes if spacing_mm[axis] / finest < SIMILAR_SPACING]
+
+
+def _long_axes(size: Sequence[float]) -> list[int]:
+    return [axis for axis, edge in enumerate(size) if edge >= 2 * SMALLEST_EDGE]
+
+
+def _axes_to_halve_together(spacing_mm: Sequence[float], size: Sequence[float]) -> list[int]:
+    """The method's choice; a lone short axis ends the halving of all."""
+    long = _long_axes(size)
+    axes = _similar(spacing_mm, long) if long else []
+    return [] if len(axes) == 1 and size[axes[0]] < LONE_EDGE else axes
+
+
+def _axes_to_halve_apart(spacing_mm: Sequence[float], size: Sequence[float]) -> list[int]:
+    """The departure's choice; a lone short axis is passed over."""
+    long = _long_axes(size)
+    while long:
+        axes = _similar(spacing_mm, long)
+        if len(axes) > 1 or size[axes[0]] >= LONE_EDGE:
+            return axes
+        long.remove(axes[0])
+    return []
+
+
+def describe_pyramid(pyramid: Pyramid, spacing_mm: Sequence[float], network: Network) -> Decision[Network]:
+    """The network with its reason, for the plan's page."""
+    halvings = [divisor.bit_length() - 1 for divisor in pyramid.divisors]
+    edges = [size // divisor for size, divisor in zip(pyramid.patch, pyramid.divisors, strict=True)]
+    return Decision(
+        rule="topology.stages",
+        value=network,
+        reason=f"at {millimetres(spacing_mm)} the axes are halved {listed([str(n) for n in halvings])} times, the finer "
+        f"ones first until spacings are similar and each as long as it has {2 * SMALLEST_EDGE} voxels, which gives "
+        f"{counted(pyramid.num_stages, 'stage')} down to {voxels(edges)} voxels with {network.features[-1]} features",
+        source="method 3.7" if network.family != "vnet" else "method 3.7 and Milletari et al. 2016",
+        change="larger patches give more stages",
+    )
