@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.imaging.orientation import Orientation, from_canonical, to_canonical
 from autoseg.imaging.volume import Geometry
 from planners import Document
 
 Triple = tuple[int, int, int]
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Placement(Document):
@@ -34,3 +41,59 @@ class Placement(Document):
         """Voxels inside the box, plan axes."""
         (a, b), (c, d), (e, f) = self.box
         return b - a, d - c, f - e
+
+    @property
+    def orientation(self) -> Orientation:
+        """The turn from the axes of the file to canonical axes."""
+        return Orientation(self.permutation, self.flips)
+
+
+def to_plan_axes(array: NDArray[Scalar], placement: Placement) -> NDArray[Scalar]:
+    """``array`` (..., Z, Y, X) in the axes of its file, turned to plan axes; a view, not cropped."""
+    lead = array.ndim - 3
+    canonical = to_canonical(array, placement.orientation)
+    return canonical.transpose(*range(lead), *(lead + axis for axis in placement.transpose_forward))
+
+
+def to_source_axes(array: NDArray[Scalar], placement: Placement) -> NDArray[Scalar]:
+    """The inverse of `to_plan_axes`: ``array`` (..., a0, a1, a2), not cropped, turned to the axes of its file."""
+    lead = array.ndim - 3
+    backward = np.argsort(placement.transpose_forward)
+    canonical = array.transpose(*range(lead), *(lead + int(axis) for axis in backward))
+    return from_canonical(canonical, placement.orientation)
+
+
+def restore_labels(labels: NDArray[Scalar], placement: Placement, *, fill: int = 0) -> NDArray[Scalar]:
+    """A label map (a0, a1, a2) of the cropped box, plan axes, as (Z, Y, X) of the file; ``fill`` outside the box.
+
+    Raises `ValueError` when ``labels`` has not the shape of the box.
+    """
+    _check_box(labels.shape, placement)
+    whole = np.full(placement.shape_before_cropping, fill, labels.dtype)
+    whole[_box_slices(placement)] = labels
+    return np.ascontiguousarray(to_source_axes(whole, placement))
+
+
+def restore_probabilities(
+    probabilities: NDArray[np.float32], placement: Placement, *, has_regions: bool
+) -> NDArray[np.float32]:
+    """Probabilities (K, a0, a1, a2) of the cropped box, plan axes, as (K, Z, Y, X) of the file.
+
+    Outside the box everything is background: the first channel is 1, or, for regions, all are 0 (method section 8.2).
+    """
+    _check_box(probabilities.shape[1:], placement)
+    z, y, x = placement.source.shape
+    whole = np.zeros((len(probabilities), z, y, x), np.float32)
+    if not has_regions:
+        whole[0] = 1
+    to_plan_axes(whole, placement)[(slice(None), *_box_slices(placement))] = probabilities
+    return whole
+
+
+def _check_box(shape: tuple[int, ...], placement: Placement) -> None:
+    if tuple(shape) != placement.shape_after_cropping:
+        raise ValueError(f"the array has {tuple(shape)} voxels, but the box it came from {placement.shape_after_cropping}")
+
+
+def _box_slices(placement: Placement) -> tuple[slice, ...]:
+    return tuple(slice(start, stop) for start, stop in placement.box)

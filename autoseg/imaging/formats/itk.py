@@ -1,0 +1,133 @@
+"""Reading through SimpleITK: headers and voxels of one file, x first turned round to z first."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.formats.endings import PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+
+MAX_DIMENSIONS = 4
+_ONE_AT_A_TIME = threading.RLock()
+
+
+@contextmanager
+def captured_noise(into: list[str]) -> Iterator[None]:
+    """Keep what image libraries write to the standard error stream; they know causes that their exceptions lack.
+
+    Their C code writes to the file descriptor, so that is what is turned aside, for the time of one call.
+    """
+    with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
+        try:
+            saved = os.dup(2)
+        except OSError:  # no such stream, as in services without a terminal: nothing to keep
+            yield
+            return
+        try:
+            os.dup2(file.fileno(), 2)
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            into.append(file.read(4000).decode(errors="replace"))
+
+
+@contextmanager
+def itk_call(path: Path) -> Iterator[None]:
+    """Turn what ITK raises about ``path`` into one line that a person can read."""
+    noise: list[str] = []
+    try:
+        with captured_noise(noise):
+            yield
+    except RuntimeError as error:
+        raise damaged(path, _cause(f"{error}\n{''.join(noise)}")) from None
+
+
+def _cause(text: str) -> str:
+    """The telling lines of an ITK exception, without source files and addresses."""
+    text = re.sub(r"\(0x[0-9a-f]+\)", "", text)
+    lines = [re.sub(r"^(sitk::ERROR|ITK ERROR|\*\* ERROR)[: ]*", "", line.strip()) for line in text.splitlines()]
+    telling = [line for line in lines if line and not line.startswith("Exception thrown") and ".cxx" not in line]
+    return "; ".join(dict.fromkeys(telling))[:400] or "no cause was given"
+
+
+def itk_reader(path: Path) -> Any:
+    """A SimpleITK reader that has read the header of ``path``."""
+    reader = SimpleITK.ImageFileReader()
+    with itk_call(path):
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    return reader
+
+
+def itk_header(path: Path, reader: Any) -> ImageHeader:
+    """The header that ``reader`` has read."""
+    size, dimensions = reader.GetSize(), reader.GetDimension()
+    if dimensions > MAX_DIMENSIONS or dimensions < 2:
+        raise AutosegError(f"{path} has {dimensions} axes (sizes {size}); store it with two to four")
+    axes = min(dimensions, 3)
+    is_photograph = image_ending(path) in PHOTOGRAPHS
+    direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:axes, :axes]
+    geometry, repair = make_geometry(
+        path,
+        shape=tuple(size[:axes]),
+        spacing_mm=(1.0,) * axes if is_photograph else tuple(reader.GetSpacing()[:axes]),
+        origin_mm=(0.0,) * axes if is_photograph else tuple(reader.GetOrigin()[:axes]),
+        direction=np.eye(axes) if is_photograph else direction,
+        has_orientation=not is_photograph,
+    )
+    pixel_type = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
+    extra = size[3] if dimensions == 4 else 1
+    return ImageHeader(
+        geometry=geometry,
+        num_channels=reader.GetNumberOfComponents() * extra,
+        pixel_type=pixel_type,
+        is_integer="integer" in pixel_type,
+        repair=repair,
+    )
+
+
+def itk_voxels(path: Path, reader: Any) -> NDArray[Any]:
+    """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
+    with itk_call(path):
+        image = reader.Execute()
+    return channels_first(image)
+
+
+def itk_series_voxels(folder: Path, files: Sequence[Path]) -> NDArray[Any]:
+    """Voxels of DICOM files in the order given, float32 (C, Z, Y, X)."""
+    reader = SimpleITK.ImageSeriesReader()
+    with itk_call(folder):
+        reader.SetFileNames([str(file) for file in files])
+        reader.SetOutputPixelType(SimpleITK.sitkFloat32)  # slices may be scaled each its own way
+        image = reader.Execute()
+    return channels_first(image)
+
+
+def channels_first(image: Any) -> NDArray[Any]:
+    """Voxels of a SimpleITK image as (C, Z, Y, X), a copy."""
+    array = SimpleITK.GetArrayFromImage(image)
+    if "complex" in image.GetPixelIDTypeAsString():
+        raise AutosegError("the image has complex numbers; store their magnitude instead")
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        array = np.moveaxis(array, -1, 0)
+    elif image.GetDimension() < MAX_DIMENSIONS:
+        array = array[None]
+    if image.GetDimension() == 2:
+        array = array[:, None]
+    if array.ndim != 4:
+        raise AutosegError(f"the image has components and a fourth axis ({array.shape}); store only one of the two")
+    return array

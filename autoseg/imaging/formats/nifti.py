@@ -1,0 +1,181 @@
+"""NIfTI files: voxels read with every byte checked, and grids that ITK refuses.
+
+ITK fills what a cut or damaged NIfTI file lacks with zeros and says nothing, so voxels are read here.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+
+LONGEST_HEADER = 540
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_WINDOW = 31
+"""Tells zlib to expect the gzip format, whose check sum it then compares."""
+CHUNK = 2**20
+MOST_BEYOND = 2**26
+
+
+def nifti_header(path: Path) -> ImageHeader:
+    """The header of a NIfTI file as nibabel reads it; a slightly skewed grid is straightened."""
+    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    affine = np.diag([-1.0, -1.0, 1.0]) @ header.get_best_affine()[:3]  # NIfTI looks to Right and Anterior, we do not
+    shape = (*header.get_data_shape(), 1, 1)[:3]
+    spacing = np.linalg.norm(affine[:, :3], axis=0)
+    if not np.isfinite(spacing).all() or (spacing == 0).any():
+        raise damaged(path, f"its header gives the voxel size {spacing.tolist()} mm (x, y, z)")
+    geometry, repair = make_geometry(
+        path,
+        shape=tuple(int(size) for size in shape),
+        spacing_mm=tuple(float(value) for value in spacing),
+        origin_mm=tuple(float(value) for value in affine[:, 3]),
+        direction=affine[:, :3] / spacing,
+        has_orientation=True,
+    )
+    kind = _voxel_type(path, header)
+    slope, intercept = header.get_slope_inter()
+    is_scaled = slope not in (None, 1.0) or intercept not in (None, 0.0)
+    return ImageHeader(
+        geometry=geometry,
+        num_channels=math.prod(header.get_data_shape()[3:]) * _num_components(header),
+        pixel_type=str(kind),
+        is_integer=kind.kind in "iu" and not is_scaled,
+        repair=repair,
+    )
+
+
+def nifti_voxels(path: Path) -> NDArray[Any]:
+    """All voxels of a NIfTI file, (C, Z, Y, X), scaled as its header says.
+
+    Raises `AutosegError` if bytes are missing, the check sum of the compression is wrong, or the type is not a number.
+    """
+    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    kind, components = _voxel_type(path, header), _num_components(header)
+    shape = header.get_data_shape()
+    start = int(header.get_data_offset())
+    expected = start + math.prod(shape) * components * kind.itemsize
+    raw = _read_bytes(path, expected, whole=True)
+    if len(raw) < expected:
+        raise damaged(path, f"its header promises {expected} bytes for {shape} voxels, but it holds {len(raw)}")
+    flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
+    return _scaled(header, _to_channels_first(flat, shape, components))
+
+
+def check_written(path: Path) -> None:
+    """Raise `OSError` when a NIfTI file just written lacks bytes: ITK does not notice a full disk.
+
+    Cheap: only the header and the length that ends a gzip file are read.
+    """
+    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    expected = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
+    with open(path, "rb") as file:
+        is_compressed = file.read(2) == GZIP_MAGIC
+        size = file.seek(0, 2)
+        if is_compressed:
+            file.seek(-4, 2)
+            size, expected = int.from_bytes(file.read(4), "little"), expected % 2**32
+    if size != expected:
+        raise OSError(f"{size} of {expected} bytes were written; the disk is probably full")
+
+
+def _to_channels_first(flat: NDArray[Any], shape: tuple[int, ...], components: int) -> NDArray[Any]:
+    """Voxels in file order (components, x, y, z, then further axes) as (C, Z, Y, X)."""
+    x, y, z = (*shape, 1, 1)[:3]
+    array = flat.reshape(math.prod(shape[3:]), z, y, x, components)
+    return np.moveaxis(array, -1, 1).reshape(-1, z, y, x)
+
+
+def _scaled(header: Any, voxels: NDArray[Any]) -> NDArray[Any]:
+    slope, intercept = header.get_slope_inter()
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    if slope in (None, 1.0) and intercept in (None, 0.0):
+        return native
+    return native * np.float64(1.0 if slope is None else slope) + np.float64(intercept or 0.0)
+
+
+def _parse(path: Path, raw: bytes | bytearray) -> Any:
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        if len(raw) < kind.template_dtype.itemsize:
+            continue
+        header = kind(bytes(raw[: kind.template_dtype.itemsize]), check=False)
+        if header["sizeof_hdr"] == kind.sizeof_hdr:
+            _check_header(path, header)
+            return header
+    raise damaged(path, "it has no NIfTI header" if raw else "it is empty")
+
+
+def _check_header(path: Path, header: Any) -> None:
+    shape = header.get_data_shape()
+    if not 2 <= len(shape) <= 7 or min(shape) < 1:
+        raise damaged(path, f"its header gives the sizes {shape}")
+    offset = float(header.get_data_offset())
+    if not 0 <= offset < 2**31:
+        raise damaged(path, f"its header places the voxels at byte {offset}")
+
+
+def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
+    """The type of one number; colours are three or four of them."""
+    try:
+        kind = header.get_data_dtype()
+    except Exception as error:  # nibabel raises its own kinds for codes it does not know
+        raise damaged(path, f"its header names an unknown voxel type ({error})") from None
+    kind = np.dtype("u1") if kind.names else kind
+    if kind.kind not in "iuf":
+        raise AutosegError(f"{path} has voxels of type {kind}, which are not real numbers; store their magnitude instead")
+    return kind
+
+
+def _num_components(header: Any) -> int:
+    return len(header.get_data_dtype().names or (None,))
+
+
+def _read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
+    """The first ``number`` bytes of the file, decompressed; with ``whole`` its check sum is compared too."""
+    try:
+        with open(path, "rb") as file:
+            is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            file.seek(0)
+            return _inflate(file, number, whole=whole) if is_compressed else file.read(number)
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    except zlib.error as error:
+        raise damaged(path, f"its compression is broken: {error}") from None
+
+
+def _inflate(file: BinaryIO, number: int, *, whole: bool) -> bytearray:
+    """The first ``number`` bytes of a gzip file, which may have several members.
+
+    What follows is gone through for the check sum only, and not for ever: a hostile file fills neither memory nor time.
+    """
+    result, beyond, stream = bytearray(), 0, None
+    while len(result) < number or whole:
+        chunk = file.read(CHUNK)
+        if not chunk:
+            break
+        while chunk:
+            if stream is None:
+                if not chunk.startswith(GZIP_MAGIC):  # padding behind the last member
+                    return result
+                stream = zlib.decompressobj(GZIP_WINDOW)
+            missing = number - len(result)
+            part = stream.decompress(chunk, missing or CHUNK)
+            if missing:
+                result += part
+            else:
+                beyond += len(part)
+            if beyond > MOST_BEYOND:
+                raise zlib.error(f"it goes on for more than {MOST_BEYOND} bytes behind the last voxel")
+            chunk = stream.unused_data if stream.eof else stream.unconsumed_tail
+            stream = None if stream.eof else stream
+    if whole and stream is not None:
+        raise zlib.error(f"it ends after {len(result) + beyond} bytes, before its check sum")
+    return result

@@ -1,0 +1,161 @@
+"""Reading image files: their header, their voxels as an image, their voxels as a label map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.formats.dicom import read_series
+from autoseg.imaging.formats.endings import NIFTI, image_ending
+from autoseg.imaging.formats.header import ImageHeader, damaged
+from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_series_voxels, itk_voxels
+from autoseg.imaging.formats.nifti import nifti_header, nifti_voxels
+from autoseg.imaging.volume import Geometry, LabelMap, Volume
+
+WHOLE = 1e-4
+"""Float label files may miss whole numbers by this much: what scaling by a slope in single precision leaves."""
+SAME_PLACE = 1.0
+"""Channels whose corners lie within this many voxels of each other are on one grid; headers round differently."""
+
+
+def read_header(path: Path | str) -> ImageHeader:
+    """What the header of ``path`` says, without reading voxels; ``path`` is a file, or a folder with one DICOM series.
+
+    Raises `AutosegError` that names the file and the cause when it is missing, damaged, or no image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_series(path).header
+    _check_there(path)
+    if image_ending(path) in NIFTI:
+        return _nifti_header(path)
+    return itk_header(path, itk_reader(path))
+
+
+def read_volume(paths: Sequence[Path | str]) -> Volume:
+    """The image of one case, float32 (C, Z, Y, X): one file a channel, or one file (or DICOM folder) with all.
+
+    Channels follow the order of ``paths``, then that inside a file (fourth axis, or colours). The geometry is that of
+    the first file. Raises `AutosegError` when a file cannot be read, or when files lie on different grids.
+    """
+    if not paths:
+        raise AutosegError("no image file was given; give at least one")
+    parts = [_read(Path(path)) for path in paths]
+    first = parts[0][0].geometry
+    for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
+        _check_same_grid(Path(paths[0]), first, Path(path), header.geometry)
+    arrays = [_as_float(array) for _, array in parts]
+    return Volume(array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays), geometry=first)
+
+
+def read_label_map(path: Path | str) -> LabelMap:
+    """The label map in ``path``: integers (Z, Y, X) with the values of the file.
+
+    Files of floating type are accepted when every value is whole (within 1e-4). Raises `AutosegError` when values are
+    fractional or not finite, saying which and where, when there are several channels, or when the file is damaged.
+    """
+    path = Path(path)
+    header, array = _read(path)
+    if len(array) != 1:
+        raise AutosegError(
+            f"{path} has {len(array)} channels, but a label map has one; store one label number for each voxel"
+        )
+    values = array[0]
+    if values.dtype.kind not in "iu":
+        values = _as_whole(path, values)
+    return LabelMap(array=np.ascontiguousarray(values), geometry=header.geometry)
+
+
+def _check_there(path: Path) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror}); check the path and its permissions") from None
+    if size == 0:
+        raise damaged(path, "it is empty")
+
+
+def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
+    """Header and voxels (C, Z, Y, X) in the type of the file."""
+    if path.is_dir():
+        series = read_series(path)
+        return series.header, _fitting(path, series.header, itk_series_voxels(path, series.files))
+    _check_there(path)
+    if image_ending(path) in NIFTI:
+        header = _nifti_header(path)
+        return header, _fitting(path, header, nifti_voxels(path))
+    reader = itk_reader(path)
+    header = itk_header(path, reader)
+    return header, _fitting(path, header, itk_voxels(path, reader))
+
+
+def _nifti_header(path: Path) -> ImageHeader:
+    """Geometry as ITK understands it; where ITK refuses the grid, as nibabel does, straightened."""
+    own = nifti_header(path)
+    try:
+        header = itk_header(path, itk_reader(path))
+    except AutosegError:
+        return own
+    return ImageHeader(
+        geometry=header.geometry,
+        num_channels=own.num_channels,
+        pixel_type=own.pixel_type,
+        is_integer=own.is_integer,
+        repair=header.repair,
+    )
+
+
+def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[Any]:
+    if array.shape[1:] != header.geometry.shape:
+        raise damaged(path, f"its header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read")
+    return array
+
+
+def _as_float(array: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # values beyond single precision become infinite, which checks then name
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geometry) -> None:
+    """Same shape, and all corners of the grids within one voxel of each other."""
+    if first.shape == other.shape:
+        apart = float(np.abs(_corners(first) - _corners(other)).max())
+        if apart <= SAME_PLACE * min(first.spacing_mm):
+            return
+    shown = [
+        f"{where} has {g.shape} voxels of {_rounded(g.spacing_mm)} mm (z, y, x) from {_rounded(g.origin_mm)} mm (x, y, z)"
+        for where, g in ((first_path, first), (path, other))
+    ]
+    raise AutosegError(f"channels lie on different grids: {shown[0]}, but {shown[1]}; resample them to one grid")
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)
+
+
+def _corners(geometry: Geometry) -> NDArray[np.float64]:
+    """World positions (8, 3) of the corner voxels."""
+    last = np.array(geometry.shape[::-1]) - 1
+    corners = np.array(list(np.ndindex(2, 2, 2))) * last * np.array(geometry.spacing_mm[::-1])
+    return np.array(geometry.origin_mm) + corners @ np.array(geometry.direction).T
+
+
+def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
+    """Floats as int64 or int32, or an error that says which are not whole."""
+    with np.errstate(invalid="ignore"):
+        rounded = np.rint(values)
+        odd = ~(np.abs(values - rounded) <= WHOLE)
+    if odd.any():
+        shown = ", ".join(f"{value:g}" for value in np.unique(values[odd])[:5])
+        where = tuple(int(i) for i in np.argwhere(odd)[0])
+        raise AutosegError(
+            f"{path} has {int(odd.sum())} values that are no whole numbers, such as {shown}, first at {where} (z, y, x); "
+            "a label map holds one whole number for each voxel: give the label map itself, not probabilities or an image"
+        )
+    limit = float(np.abs(rounded).max(initial=0))
+    return rounded.astype(np.int32 if limit < 2**31 else np.int64)

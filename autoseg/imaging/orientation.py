@@ -1,0 +1,112 @@
+"""Turning arrays to one canonical orientation and back, by permutation and flips of axes only.
+
+Canonical array axes (z, y, x) run towards Superior, Posterior and Left, as near as whole axes allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.volume import Geometry, LabelMap, Vector
+
+Triple = tuple[int, int, int]
+Flips = tuple[bool, bool, bool]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """Axis i (z, y, x) of the turned array is source axis ``permutation[i]``, reversed where ``flips[i]``."""
+
+    permutation: Triple
+    flips: Flips
+
+
+UNTURNED = Orientation((0, 1, 2), (False, False, False))
+
+
+def canonical_orientation(geometry: Geometry) -> Orientation:
+    """The turn that brings the direction matrix closest to the identity.
+
+    Of all permutations of axes, with the flips that make each axis point the canonical way, the one with the largest
+    trace (smallest Frobenius distance to the identity). Where two are equally close (45 degrees), the first in
+    lexical order. 2D images and images of formats that store no orientation stay as they are.
+    """
+    if geometry.dimensions == 2 or not geometry.has_orientation:
+        return UNTURNED
+    # rows: world axes, columns: index axes, both in (z, y, x) order like arrays
+    direction = np.array(geometry.direction)[::-1, ::-1]
+    best, closest = (0, 1, 2), -1.0
+    for order in permutations((0, 1, 2)):
+        closeness = float(sum(abs(direction[i, axis]) for i, axis in enumerate(order)))
+        if closeness > closest + 1e-6:  # rounding must not decide between equals
+            best, closest = order, closeness
+    z, y, x = (bool(direction[i, axis] < 0) for i, axis in enumerate(best))
+    return Orientation(best, (z, y, x))
+
+
+def to_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
+    """``array`` (..., Z, Y, X) of a file turned to canonical axes; a view where possible."""
+    lead = array.ndim - 3
+    turned = array.transpose(*range(lead), *(lead + axis for axis in orientation.permutation))
+    return turned[(..., *_steps(orientation))]
+
+
+def from_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
+    """The inverse of `to_canonical`: ``array`` (..., z, y, x) in canonical axes turned to those of its file."""
+    lead = array.ndim - 3
+    backward = np.argsort(orientation.permutation)
+    return array[(..., *_steps(orientation))].transpose(*range(lead), *(lead + int(axis) for axis in backward))
+
+
+def _steps(orientation: Orientation) -> tuple[slice, ...]:
+    return tuple(slice(None, None, -1) if flip else slice(None) for flip in orientation.flips)
+
+
+def canonical_geometry(geometry: Geometry, orientation: Orientation) -> Geometry:
+    """Geometry of the turned array: every voxel keeps its place in the world."""
+    direction = np.array(geometry.direction)
+    origin = np.array(geometry.origin_mm)
+    columns: list[Any] = [None, None, None]
+    for i, (axis, flip) in enumerate(zip(orientation.permutation, orientation.flips, strict=True)):
+        along = direction[:, 2 - axis]
+        if flip:
+            origin = origin + along * geometry.spacing_mm[axis] * (geometry.shape[axis] - 1)
+        columns[2 - i] = -along if flip else along
+    z, y, x = orientation.permutation
+    return geometry.model_copy(
+        update={
+            "shape": (geometry.shape[z], geometry.shape[y], geometry.shape[x]),
+            "spacing_mm": (geometry.spacing_mm[z], geometry.spacing_mm[y], geometry.spacing_mm[x]),
+            "origin_mm": _vector(origin),
+            "direction": tuple(_vector(row) for row in np.stack(columns, axis=1)),
+        }
+    )
+
+
+def _vector(values: NDArray[np.float64]) -> Vector:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integer[Any]]:
+    """The label map's array (Z, Y, X) in the axes of an image that stores the same grid in another orientation.
+
+    Raises `AutosegError` when the shapes differ even so.
+    """
+    own, other = canonical_orientation(label_map.geometry), canonical_orientation(geometry)
+    array = label_map.array
+    if own != other:
+        array = from_canonical(to_canonical(array, own), other)
+    if array.shape != geometry.shape:
+        raise AutosegError(
+            f"the label map has {label_map.array.shape} voxels (z, y, x) but its image has {geometry.shape}; "
+            "resample the label map to the grid of the image"
+        )
+    return array
