@@ -20,7 +20,7 @@ from autoseg.datasets.declaration import (
 from autoseg.datasets.patterns import FoundFile, list_files, match_files
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import IMAGE_ENDINGS, read_header, read_label_map
+from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, read_header, read_label_map
 from datasets_spec import CaseFiles, Layout, load_layouts
 
 NUM_SHOWN = 6
@@ -250,11 +250,10 @@ def _test_cases(root: Path, match: _Match, declaration: Declaration) -> tuple[tu
     missing = []
     for listed in declaration.test_files:
         path = Path(os.path.normpath(root / listed))
-        ending = _ending(path.name)
         if str(path) in known or path.name.startswith("."):
             continue
-        if path.is_file() and ending:
-            case_id = path.name[: -len(ending)]
+        if path.is_file() and image_ending(path):
+            case_id = image_stem(path)
             cases.setdefault(case_id, Case(case_id=case_id, images=(str(path),)))
         else:
             missing.append(listed)
@@ -264,7 +263,7 @@ def _test_cases(root: Path, match: _Match, declaration: Declaration) -> tuple[tu
 def _unlisted_findings(root: Path, match: _Match, declaration: Declaration) -> list[Finding]:
     """Training images that are listed, but of which neither image nor label is in the folder."""
     present = match.images.keys() | match.labels.keys()
-    missing = [file for file in declaration.training_files if _stem(Path(file).name) not in present]
+    missing = [file for file in declaration.training_files if image_stem(file) not in present]
     return _missing_findings(root, match, missing, "training")
 
 
@@ -311,15 +310,5 @@ def _error(root: Path, case_id: str, file: FoundFile, found: str, mend: str) -> 
 
 def _common_ending(match: _Match) -> str:
     """The ending that most label files have; the first by alphabet where several are as frequent."""
-    endings = Counter(_ending(match.labels[case_id][0].path) for case_id in match.paired)
+    endings = Counter(image_ending(match.labels[case_id][0].path) for case_id in match.paired)
     return min(endings, key=lambda ending: (-endings[ending], ending))
-
-
-def _ending(name: str) -> str:
-    """The image ending of a file name in lower case; empty where it has none."""
-    fitting = [ending for ending in IMAGE_ENDINGS if name.lower().endswith(ending)]
-    return max(fitting, key=len, default="")
-
-
-def _stem(name: str) -> str:
-    return name[: len(name) - len(_ending(name))]

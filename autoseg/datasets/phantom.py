@@ -71,7 +71,7 @@ def _write_all(folder: Path, num_training: int, num_test: int, seed: int) -> Non
     for number, name in enumerate(names):
         part = "Tr" if number < num_training else "Ts"
         image, labels, geometry = make_phantom_case(seed=seed, number=number)
-        write_volume(folder / f"images{part}" / name, image, geometry)
+        write_volume(folder / f"images{part}" / name, image[0], geometry)
         write_label_map(folder / f"labels{part}" / name, labels, geometry)
     training, test = names[:num_training], names[num_training:]
     description = {
