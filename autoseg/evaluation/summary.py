@@ -303,11 +303,18 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
         except ProblemsError as error:
             problems += error.problems
         except AutosegError as error:
-            problems.append(Problem(where=str(path), found=str(error), mend="replace the file by a whole label map"))
+            problems.append(_reading_problem(path, error))
     if problems:
         return _Checked(tuple(problems), frozenset(), frozenset())
     values = [frozenset(int(value) for value in np.unique(each.array)) - {0} for each in maps]
     return _Checked(_compare_grids(pair, maps[0].geometry, maps[1].geometry), *values)
+
+
+def _reading_problem(path: Path, error: AutosegError) -> Problem:
+    """A reader's message in three parts; it begins with the file and ends, after a semicolon, with the remedy."""
+    text = str(error).removeprefix(str(path)).lstrip(": ")
+    found, _, mend = text.rpartition("; ")
+    return Problem(where=str(path), found=found or text, mend=mend if found else "replace the file by a whole label map")
 
 
 def _compare_grids(pair: EvaluatedPair, prediction: Geometry, reference: Geometry) -> tuple[Problem, ...]:
