@@ -28,7 +28,7 @@ def normalise(
     that masked schemes take their statistics from and change; an empty mask leaves the channel as it is.
     Raises `AutosegError` when a channel said to be RGB has values outside 0 to 255.
     """
-    result = np.array(image, np.float32)
+    result = np.array(image, np.float32, order="C")
     for channel, scheme, statistics in zip(result, normalization, intensities, strict=True):
         _normalise_channel(channel, scheme, statistics, mask)
     return result

@@ -1,0 +1,307 @@
+"""From the files of a case to the arrays a network sees: turned, cropped, normalised, resampled (method section 4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.label_values import to_internal
+from autoseg.errors import AutosegError
+from autoseg.execution.jobs import run_jobs
+from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
+from autoseg.imaging.formats import read_label_map, read_volume
+from autoseg.imaging.normalisation import normalise
+from autoseg.imaging.orientation import (
+    UNTURNED,
+    Orientation,
+    align_label_map,
+    canonical_geometry,
+    canonical_orientation,
+    to_canonical,
+)
+from autoseg.imaging.placement import Placement
+from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
+from autoseg.imaging.volume import Volume
+from autoseg.preparation.storage import STORAGE_VERSION, Prepared, is_stored, write_case
+from autoseg.progress import Reporter
+from planners import Configuration, Labels, Plan
+
+Triple = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+OUTSIDE = -1
+"""Label of background voxels outside the non-zero mask."""
+ANNOTATED = "annotated"
+"""Key of the voxels that somebody annotated, in datasets with an ignore label."""
+LOCATIONS_SEED = 1234
+MOST_LOCATIONS = 10_000
+LEAST_SHARE = 0.01
+"""Of each class up to `MOST_LOCATIONS` voxels are kept, but never less than this share."""
+
+
+def prepare_image(
+    volume: Volume, plan: Plan, configuration: Configuration, *, labels: NDArray[np.integer[Any]] | None = None
+) -> Prepared:
+    """One case as ``configuration`` wants it, in the order of method section 4.1.
+
+    Turned to canonical axes (not with ``plan.strict_reference``), then to plan axes; cropped to the box of non-zero
+    voxels; normalised; resampled. ``labels`` (Z, Y, X), internal values, in the axes of ``volume``, go the same way;
+    background outside the non-zero mask becomes -1. Raises `AutosegError` when the shape of ``labels`` or the number of
+    channels does not fit, or when voxels are not finite.
+    """
+    _check_input(volume, plan, labels)
+    orientation = UNTURNED if plan.strict_reference else canonical_orientation(volume.geometry)
+    image = _to_plan_axes(volume.array, orientation, plan)
+    turned = None if labels is None else _to_plan_axes(labels, orientation, plan)
+    mask = nonzero_mask(image)
+    box = bounding_box(mask)
+    mask, cropped = crop(mask, box), crop(image, box)
+    if turned is not None:
+        turned = crop(turned, box).astype(np.int16)
+        turned[(turned == 0) & ~mask] = OUTSIDE
+        mask = turned >= 0
+    placement = _placement(volume, plan, configuration, orientation, image.shape[1:], box)
+    normalised = normalise(cropped, configuration.normalization, plan.intensities, mask)
+    return _resampled(normalised, turned, placement, configuration)
+
+
+def _to_plan_axes(array: NDArray[Any], orientation: Orientation, plan: Plan) -> NDArray[Any]:
+    lead = array.ndim - 3
+    axes = (*range(lead), *(lead + axis for axis in plan.transpose_forward))
+    return to_canonical(array, orientation).transpose(axes)
+
+
+def _placement(
+    volume: Volume, plan: Plan, configuration: Configuration, orientation: Orientation, shape: tuple[int, ...], box: Box
+) -> Placement:
+    turned_mm = canonical_geometry(volume.geometry, orientation).spacing_mm
+    spacing_mm = _three(tuple(turned_mm[axis] for axis in plan.transpose_forward))
+    target_mm = target_spacing(spacing_mm, configuration)
+    size = tuple(stop - start for start, stop in box)
+    return Placement(
+        source=volume.geometry,
+        permutation=orientation.permutation,
+        flips=orientation.flips,
+        transpose_forward=plan.transpose_forward,
+        shape_before_cropping=_three(shape),
+        box=box,
+        spacing_mm=spacing_mm,
+        resampled_shape=resampled_shape(_three(size), spacing_mm, target_mm),
+        resampled_spacing_mm=target_mm,
+    )
+
+
+def _three(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return first, second, third
+
+
+def _resampled(
+    image: NDArray[np.float32], labels: NDArray[np.int16] | None, placement: Placement, configuration: Configuration
+) -> Prepared:
+    def separate_axis(separate_z: bool | None) -> int | None:
+        return decide_separate_axis(placement.spacing_mm, placement.resampled_spacing_mm, separate_z)
+
+    for_image, for_labels = configuration.resample_image, configuration.resample_labels
+    shape = placement.resampled_shape
+    image = resample_image(image, shape, resampling=for_image, separate_axis=separate_axis(for_image.separate_z))
+    if labels is not None:
+        labels = resample_labels(labels, shape, resampling=for_labels, separate_axis=separate_axis(for_labels.separate_z))
+    return Prepared(image=image, labels=labels, placement=placement)
+
+
+def target_spacing(spacing_mm: Spacing, configuration: Configuration) -> Spacing:
+    """Spacing after resampling, plan axes; a 2D configuration keeps the case's own along the first axis."""
+    return _three((spacing_mm[0], *configuration.spacing_mm)[-3:])
+
+
+def resampled_shape(shape: Triple, spacing_mm: Spacing, target_mm: Spacing) -> Triple:
+    """Voxels after resampling, at least one per axis; halves are rounded to even (method section 4.1)."""
+    sizes = (max(1, round(old / new * n)) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True))
+    return _three(tuple(sizes))
+
+
+def _check_input(volume: Volume, plan: Plan, labels: NDArray[Any] | None) -> None:
+    if len(volume.array) != len(plan.channels):
+        raise AutosegError(
+            f"the image has {len(volume.array)} channels, but the plan was made for {len(plan.channels)} "
+            f"({', '.join(plan.channels)}); give one file for each of them, in this order"
+        )
+    if labels is not None and labels.shape != volume.array.shape[1:]:
+        raise AutosegError(
+            f"the label map has {labels.shape} voxels (z, y, x) but its image has {volume.array.shape[1:]}; "
+            "resample the label map to the grid of the image"
+        )
+    check_finite(volume)
+
+
+def check_finite(volume: Volume) -> None:
+    """Raise `AutosegError` when voxels are NaN or infinite: resampling would spread them over the volume."""
+    for channel, array in enumerate(volume.array):
+        if math.isfinite(float(array.min())) and math.isfinite(float(array.max())):
+            continue  # minimum and maximum pass NaN on, and are cheaper than a mask
+        odd = ~np.isfinite(array)
+        z, y, x = (int(i) for i in np.argwhere(odd)[0])
+        raise AutosegError(
+            f"channel {channel} has {int(odd.sum())} voxels that are NaN or infinite, the first ({array[z, y, x]}) at "
+            f"({z}, {y}, {x}) (z, y, x); replace them, for example by the smallest finite value, or leave the case out"
+        )
+
+
+def class_locations(labels: NDArray[np.integer[Any]], plan_labels: Labels) -> dict[str, NDArray[np.int32]]:
+    """Where classes lie, for drawing patches: int32 (N, 3) voxel positions by class name (method section 4.5).
+
+    Of a class with M voxels ``max(min(10000, M), 1 % of M)`` are drawn without replacement, the same for the same
+    labels; absent classes get (0, 3). A region is the union of its labels. With an ignore label, `ANNOTATED` holds
+    voxels of every other value, background and outside included.
+    """
+    rng = np.random.default_rng(LOCATIONS_SEED)
+    boxes = find_objects(np.maximum(labels, 0))
+    locations = {}
+    for label in plan_labels.classes:
+        found = [boxes[value - 1] for value in label.values if value <= len(boxes) and boxes[value - 1] is not None]
+        locations[label.name] = _draw(labels, _union(found), label.values, rng)
+    if plan_labels.ignore is not None:
+        if ANNOTATED in locations:
+            raise AutosegError(f"a class cannot be named {ANNOTATED!r} beside an ignore label; rename it in the dataset")
+        everything = tuple(slice(0, size) for size in labels.shape)
+        values = (OUTSIDE, *range(plan_labels.ignore))
+        locations[ANNOTATED] = _draw(labels, everything, values, rng)
+    return locations
+
+
+def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
+    """The box around boxes; empty for none."""
+    if not boxes:
+        return (slice(0, 0),) * 3
+    return tuple(slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*boxes, strict=True))
+
+
+def _draw(
+    labels: NDArray[Any], box: tuple[slice, ...], values: tuple[int, ...], rng: np.random.Generator
+) -> NDArray[np.int32]:
+    """Positions of some voxels inside ``box`` that have one of ``values``."""
+    part = labels[box]
+    wanted = part == values[0] if len(values) == 1 else np.isin(part, values)
+    places = np.flatnonzero(wanted)
+    number = max(min(MOST_LOCATIONS, len(places)), math.ceil(LEAST_SHARE * len(places)))
+    chosen = places if number == len(places) else rng.choice(places, number, replace=False, shuffle=False)
+    start = np.array([side.start for side in box])
+    return (np.stack(np.unravel_index(chosen, part.shape), axis=1) + start).astype(np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker needs for every case of one configuration."""
+
+    dataset: DatasetDescription
+    plan: Plan
+    configuration: Configuration
+    folder: Path
+
+
+def preprocess_case(
+    case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration, folder: Path
+) -> None:
+    """Read, prepare and store one case in ``folder``.
+
+    Labels may have another orientation than their image. Raises `AutosegError` that names the case's files.
+    """
+    consumed = case_digest(case, dataset, plan, configuration)
+    volume = read_volume(case.image_paths)
+    labels = None
+    if case.label is not None:
+        try:
+            label_map = read_label_map(Path(case.label))
+            array = label_map.array if plan.strict_reference else align_label_map(label_map, volume.geometry)
+            labels = to_internal(array, dataset.file_values)
+        except AutosegError as error:
+            raise AutosegError(_naming(Path(case.label), error)) from error
+    try:
+        prepared = prepare_image(volume, plan, configuration, labels=labels)
+    except AutosegError as error:
+        raise AutosegError(_naming(case.image_paths[0] if len(case.images) == 1 else case.images, error)) from error
+    locations = {} if prepared.labels is None else class_locations(prepared.labels, plan.labels)
+    write_case(folder, case.case_id, prepared, locations, consumed, patch_shape=configuration.patch_shape)
+
+
+def _naming(source: object, error: AutosegError) -> str:
+    shown = ", ".join(map(str, source)) if isinstance(source, tuple) else str(source)
+    return str(error) if shown in str(error) else f"{shown}: {error}"
+
+
+def preprocess_dataset(
+    dataset: DatasetDescription,
+    plan: Plan,
+    configuration: Configuration,
+    folder: Path,
+    *,
+    num_workers: int,
+    reporter: Reporter,
+) -> None:
+    """Store all training cases of ``dataset`` in ``folder``, in parallel.
+
+    Cases that are there, complete and made from the same files, label values and plan fields are left as they are.
+    All cases are tried; what went wrong is reported together.
+    """
+    waiting = [
+        case
+        for case in dataset.training
+        if not is_stored(folder, case.case_id, case_digest(case, dataset, plan, configuration))
+    ]
+    kept = len(dataset.training) - len(waiting)
+    if kept:
+        reporter.say(f"Preprocessing {configuration.name}: {kept} of {len(dataset.training)} cases are there already")
+    if not waiting:
+        return
+    work = _Work(dataset, plan, configuration, folder)
+    with reporter.track(f"Preprocessing {configuration.name}", len(waiting)) as tracker:
+        run_jobs(partial(_do, work), waiting, name=_case_name, num_workers=num_workers, tracker=tracker)
+
+
+def _case_name(case: Case) -> str:
+    return f"case {case.case_id}"
+
+
+def _do(work: _Work, case: Case) -> None:
+    preprocess_case(case, work.dataset, work.plan, work.configuration, work.folder)
+
+
+def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
+    """Digest of all that a stored case depends on: plan fields, label values, and its files by name, size and time."""
+    consumed = {
+        "version": STORAGE_VERSION,
+        "strict_reference": plan.strict_reference,
+        "transpose_forward": plan.transpose_forward,
+        "channels": len(plan.channels),
+        "intensities": [statistics.model_dump() for statistics in plan.intensities],
+        "labels": plan.labels.model_dump(),
+        "file_values": dataset.file_values,
+        "configuration": configuration.model_dump(
+            include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
+        ),
+        "files": [_file_state(Path(file)) for file in (*case.images, *([case.label] if case.label else []))],
+    }
+    return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()
+
+
+def _file_state(path: Path) -> list[Any]:
+    """Name, size and time of a file, or of all files of a folder."""
+    try:
+        if path.is_dir():
+            return [str(path), [_file_state(file) for file in sorted(path.iterdir())]]
+        state = path.stat()
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror}); check the path and its permissions") from None
+    return [str(path), state.st_size, state.st_mtime_ns]

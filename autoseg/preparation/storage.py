@@ -1,0 +1,231 @@
+"""Preprocessed cases on disk: compressed arrays of which a patch can be read without the volume.
+
+A case is four files: ``CASE.image.b2nd``, ``CASE.labels.b2nd`` (labelled cases), ``CASE.locations.npz`` and, written
+last, ``CASE.case.json``. Without that record the case does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.placement import Placement
+from autoseg.run_folder import atomic_write, load_document, save_document, sync_folder, write_error
+from planners import Document
+
+Shape = tuple[int, ...]
+STORAGE_VERSION = 1
+"""Raised when stored files get another meaning, so that older ones are made anew."""
+RECORD_ENDING = ".case.json"
+MAX_BLOCK_BYTES = 128 * 1024
+"""One block fits into the second-level cache of a core (method section 4.6)."""
+MAX_CHUNK_BYTES = 6 * 2**20
+PATCH_MARGIN = 1.5
+"""Chunks grow up to this multiple of the patch: what random patches and their margins touch."""
+COMPRESSION_LEVEL = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One case, ready for a network. Axes are plan axes."""
+
+    image: NDArray[np.float32]
+    """(C, a0, a1, a2), normalised and resampled."""
+    labels: NDArray[np.int16] | None
+    """(a0, a1, a2), internal values, -1 outside the non-zero mask; none for unlabelled cases."""
+    placement: Placement
+
+
+class CaseRecord(Document):
+    """``CASE.case.json``: what a stored case was made of, and how it lies in its source."""
+
+    storage_version: Literal[1] = 1
+    case_id: str
+    consumed: str
+    """Digest of the plan's fields and the files that the case was made from."""
+    image_shape: tuple[int, int, int, int]
+    has_labels: bool
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """A case on disk. Holds paths only, so it travels between processes; arrays are opened when asked for."""
+
+    folder: Path
+    case_id: str
+    record: CaseRecord
+
+    @property
+    def image(self) -> Any:
+        """float32 (C, a0, a1, a2): slice it like an array, only the chunks that are touched are read."""
+        return _open(self.folder / f"{self.case_id}.image.b2nd")
+
+    @property
+    def labels(self) -> Any:
+        """int16 (a0, a1, a2), sliced like ``image``. Raises `AutosegError` for cases stored without labels."""
+        if not self.record.has_labels:
+            raise AutosegError(f"case {self.case_id} in {self.folder} has no labels; only labelled cases can be trained on")
+        return _open(self.folder / f"{self.case_id}.labels.b2nd")
+
+    @property
+    def placement(self) -> Placement:
+        """How the arrays lie in the source image."""
+        return self.record.placement
+
+    @property
+    def locations(self) -> dict[str, NDArray[np.int32]]:
+        """Sampled voxels (N, 3) of each class (see ``class_locations``); empty for cases without labels."""
+        with np.load(self.folder / f"{self.case_id}.locations.npz", allow_pickle=False) as stored:
+            names = [str(name) for name in stored["names"]]
+            return {name: stored[f"voxels_{i}"] for i, name in enumerate(names)}
+
+
+def write_case(
+    folder: Path,
+    case_id: str,
+    prepared: Prepared,
+    locations: Mapping[str, NDArray[np.int32]],
+    consumed: str,
+    *,
+    patch_shape: Shape | None = None,
+) -> None:
+    """Store a case in ``folder``, replacing what is there under this id; it is there whole or not at all.
+
+    ``consumed`` is a digest of all it was made from. ``patch_shape`` (two or three axes) shapes the chunks for the
+    patches that will be read; it changes speed only. Raises `AutosegError` when the disk is full or read-only.
+    """
+    record = CaseRecord(
+        case_id=case_id,
+        consumed=consumed,
+        image_shape=_four(prepared.image.shape),
+        has_labels=prepared.labels is not None,
+        placement=prepared.placement,
+    )
+    patch = patch_shape or prepared.image.shape[1:]
+    remove_case(folder, case_id)
+    _store(folder / f"{case_id}.image.b2nd", prepared.image, patch)
+    if prepared.labels is not None:
+        _store(folder / f"{case_id}.labels.b2nd", prepared.labels, patch)
+    with atomic_write(folder / f"{case_id}.locations.npz") as file:
+        voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
+        np.savez_compressed(file, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
+    save_document(folder / f"{case_id}{RECORD_ENDING}", record)
+
+
+def open_case(folder: Path, case_id: str) -> StoredCase:
+    """A stored case. Raises `AutosegError` when it was not stored, or not completely."""
+    return StoredCase(folder, case_id, load_document(CaseRecord, folder / f"{case_id}{RECORD_ENDING}"))
+
+
+def stored_case_ids(folder: Path) -> tuple[str, ...]:
+    """Ids of the complete cases in ``folder``, sorted; none if it does not exist."""
+    return tuple(sorted(path.name[: -len(RECORD_ENDING)] for path in folder.glob(f"*{RECORD_ENDING}")))
+
+
+def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
+    """Whether the case is complete and was made from what the digest ``consumed`` stands for."""
+    try:
+        record = open_case(folder, case_id).record
+    except AutosegError:
+        return False
+    files = [f"{case_id}.image.b2nd", f"{case_id}.locations.npz"] + [f"{case_id}.labels.b2nd"] * record.has_labels
+    return record.consumed == consumed and all((folder / name).is_file() for name in files)
+
+
+def remove_case(folder: Path, case_id: str) -> None:
+    """Remove a stored case, its record first, so that at no moment a record stands for missing files."""
+    for ending in (RECORD_ENDING, ".image.b2nd", ".labels.b2nd", ".locations.npz"):
+        (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+
+
+def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    c, a0, a1, a2 = shape
+    return c, a0, a1, a2
+
+
+def _open(path: Path) -> Any:
+    try:
+        # one thread: readers are many processes already; mapped: a patch touches only its own pages
+        return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+    except (OSError, RuntimeError, ValueError) as error:
+        raise AutosegError(f"{path} could not be read ({error}); preprocess the case again") from error
+
+
+def _store(path: Path, array: NDArray[Any], patch_shape: Shape) -> None:
+    """Write one array atomically. The first axis of four is the channel, and each chunk holds one channel."""
+    lead = (1,) * (array.ndim - 3)
+    chunk, block = chunk_and_block(array.shape[-3:], patch_shape, array.dtype.itemsize)
+    array = np.ascontiguousarray(array)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        packed = blosc2.asarray(
+            array, chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=_parameters(_choose_filter(array, chunk))
+        )
+        packed.save(str(temporary), mode="w")
+        with open(temporary, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise write_error(path, cause) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _parameters(shuffle: Any) -> dict[str, Any]:
+    return {"codec": blosc2.Codec.LZ4HC, "clevel": COMPRESSION_LEVEL, "filters": [shuffle], "nthreads": 1}
+
+
+def _choose_filter(array: NDArray[Any], chunk: Shape) -> Any:
+    """The filter that packs a centred piece of one chunk better; none if both do equally well."""
+    middle = tuple(slice((n - c) // 2, (n - c) // 2 + c) for n, c in zip(array.shape[-3:], chunk, strict=True))
+    piece = np.ascontiguousarray(array[(..., *middle)].reshape(-1, *chunk)[0])
+    filters = (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE)
+    return min(filters, key=lambda shuffle: blosc2.asarray(piece, cparams=_parameters(shuffle)).schunk.cbytes)
+
+
+def chunk_and_block(shape: Shape, patch_shape: Shape, itemsize: int) -> tuple[Shape, Shape]:
+    """Chunk and block shape of a spatial ``shape`` (3 axes) read in patches of two or three axes (method section 4.6)."""
+    patch = (1,) * (3 - len(patch_shape)) + tuple(patch_shape)
+    target = [max(1, min(n, math.floor(PATCH_MARGIN * p))) for n, p in zip(shape, patch, strict=True)]
+    block = [min(_power_of_two_from(p), n) for n, p in zip(shape, patch, strict=True)]
+    while math.prod(block) * itemsize > MAX_BLOCK_BYTES:
+        axis = max((a for a in range(3) if block[a] > 1), key=lambda a: (block[a] / target[a], a))
+        block[axis] = _power_of_two_from(block[axis]) // 2
+    return tuple(_grow_chunk(shape, patch, target, block, itemsize)), tuple(block)
+
+
+def _grow_chunk(shape: Shape, patch: Shape, target: list[int], block: list[int], itemsize: int) -> list[int]:
+    chunk = list(block)
+    while True:
+        candidates = []
+        for axis in range(3):
+            if patch[axis] == 1 or chunk[axis] >= min(shape[axis], target[axis]):
+                continue
+            grown = min(chunk[axis] + block[axis], shape[axis], target[axis])
+            if math.prod(chunk) // chunk[axis] * grown * itemsize <= MAX_CHUNK_BYTES:
+                candidates.append((chunk[axis] / target[axis], -shape[axis], axis, grown))
+        if not candidates:
+            return chunk
+        _, _, axis, grown = min(candidates)
+        chunk[axis] = grown
+
+
+def _power_of_two_from(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << (number - 1).bit_length()
