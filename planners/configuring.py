@@ -43,6 +43,8 @@ class Setting:
     memory_target_gb: float
     strict_reference: bool
     labels: Labels
+    label_entries: int
+    """Background, classes or regions, and the ignore entry (method section 3.8)."""
     normalization: tuple[ChannelNormalization, ...]
     interpolation: Interpolation
     transpose_forward: Permutation
@@ -96,7 +98,7 @@ def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | No
     fit = fit_reference_patch(
         grid,
         _budget(setting, grid),
-        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.labels.num_entries),
+        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.label_entries),
     )
     most = MOST_STAGES[family]
     if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
@@ -109,7 +111,7 @@ def fit_trainable(setting: Setting, family: Family, grid: Grid) -> PatchFit:
     return fit_trainable_patch(
         grid,
         _budget(setting, grid),
-        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.labels.num_entries),
+        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.label_entries),
     )
 
 
@@ -230,7 +232,7 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
         larger = fit_reference_patch(
             grid,
             budget,
-            lambda pyramid: estimate_feature_maps(role.family, pyramid, label_entries=setting.labels.num_entries),
+            lambda pyramid: estimate_feature_maps(role.family, pyramid, label_entries=setting.label_entries),
         )
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
             return f"with {target_gb:g} GB the patch would be {voxels(larger.pyramid.patch)} voxels"

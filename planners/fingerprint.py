@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections import Counter
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from planners.document import Document
 
@@ -31,29 +32,47 @@ class Labels(Document):
     classes: Annotated[tuple[LabelClass, ...], Field(min_length=1)]
     ignore: PositiveInt | None = None
     """Internal value of voxels that nobody annotated; the highest of all."""
-    region_order: tuple[PositiveInt, ...] | None = None
+    region_order: Annotated[tuple[PositiveInt, ...] | None, Field(validate_default=True)] = None
     """Regions only: the value each region writes, in the order in which they are written (later ones win)."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [label.name for label in self.classes]
+    @field_validator("classes")
+    @classmethod
+    def _check_classes(cls, classes: tuple[LabelClass, ...]) -> tuple[LabelClass, ...]:
+        names = [label.name for label in classes]
         if len(set(names)) != len(names):
             raise ValueError(f"class names must differ from each other, found {names}")
-        values = self.values
+        values = _values(classes)
         if values != tuple(range(1, len(values) + 1)):
             raise ValueError(f"internal values must be 1, 2, 3 ... without a gap, found {values}")
-        if self.ignore is not None and self.ignore != len(values) + 1:
-            raise ValueError(f"the ignore value must be {len(values) + 1}, one above the others, found {self.ignore}")
-        if self.has_regions and (self.region_order is None or len(self.region_order) != len(self.classes)):
-            raise ValueError(f"region_order must name one value for each of the {len(self.classes)} regions")
-        if not self.has_regions and self.region_order is not None:
+        return classes
+
+    @field_validator("ignore")
+    @classmethod
+    def _check_ignore(cls, ignore: int | None, info: ValidationInfo) -> int | None:
+        classes = info.data.get("classes")
+        if classes is not None and ignore is not None and ignore != len(_values(classes)) + 1:
+            raise ValueError(
+                f"the ignore value must be {len(_values(classes)) + 1}, one above the others, found {ignore}"
+            )
+        return ignore
+
+    @field_validator("region_order")
+    @classmethod
+    def _check_region_order(cls, order: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        classes = info.data.get("classes")
+        if classes is None:
+            return order
+        has_regions = any(len(label.values) > 1 for label in classes)
+        if has_regions and (order is None or len(order) != len(classes)):
+            raise ValueError(f"region_order must name one value for each of the {len(classes)} regions")
+        if not has_regions and order is not None:
             raise ValueError("region_order is only for regions, but every class has a single value")
-        return self
+        return order
 
     @property
     def values(self) -> tuple[int, ...]:
         """All foreground values, ascending, the ignore value left out."""
-        return tuple(sorted({value for label in self.classes for value in label.values}))
+        return _values(self.classes)
 
     @property
     def has_regions(self) -> bool:
@@ -69,6 +88,10 @@ class Labels(Document):
     def num_entries(self) -> int:
         """Background, classes or regions, and the ignore entry: what method section 3.8 counts."""
         return 1 + len(self.classes) + (self.ignore is not None)
+
+
+def _values(classes: tuple[LabelClass, ...]) -> tuple[int, ...]:
+    return tuple(sorted({value for label in classes for value in label.values}))
 
 
 class IntensityStatistics(Document):
@@ -109,14 +132,32 @@ class Fingerprint(Document):
     sided_axis: Literal[0, 1, 2] | None = None
     """Source axis along which paired left and right structures mirror each other; none: no such pair is known."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if len(self.intensities) != len(self.channels):
+    label_entries: PositiveInt | None = None
+    """Entries of the label table of a fingerprint made elsewhere, which the reference counts (method section 3.8);
+    none: those of ``labels``."""
+
+    @field_validator("cases")
+    @classmethod
+    def _check_cases(cls, cases: tuple[CaseSize, ...]) -> tuple[CaseSize, ...]:
+        counts = Counter(case.case_id for case in cases)
+        repeated = [case_id for case_id, count in counts.items() if count > 1]
+        if repeated:
+            raise ValueError(f"case ids must differ from each other, found more than once: {repeated}")
+        return cases
+
+    @field_validator("intensities")
+    @classmethod
+    def _check_intensities(
+        cls, intensities: tuple[IntensityStatistics, ...], info: ValidationInfo
+    ) -> tuple[IntensityStatistics, ...]:
+        channels = info.data.get("channels")
+        if channels is not None and len(intensities) != len(channels):
             raise ValueError(
-                f"intensities has {len(self.intensities)} entries but channels has {len(self.channels)}; "
-                "each channel needs one"
+                f"intensities has {len(intensities)} entries but channels has {len(channels)}; each channel needs one"
             )
-        ids = [case.case_id for case in self.cases]
-        if len(set(ids)) != len(ids):
-            raise ValueError("case ids must differ from each other")
-        return self
+        return intensities
+
+    @property
+    def num_label_entries(self) -> int:
+        """What method section 3.8 counts: background, classes or regions, and the ignore entry."""
+        return self.labels.num_entries if self.label_entries is None else self.label_entries

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from planners.decision import DecisionRecord
 from planners.document import Document
@@ -15,6 +16,7 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
 Axis = Literal[0, 1, 2]
 Permutation = tuple[Axis, Axis, Axis]
+T = TypeVar("T")
 Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
 
 
@@ -47,7 +49,7 @@ class Network(Document):
     num_inputs: PositiveInt
     """Image channels, plus one for each foreground label of a previous stage."""
     num_outputs: PositiveInt
-    features: tuple[PositiveInt, ...]
+    features: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
     kernels: tuple[Sizes, ...]
     strides: tuple[Sizes, ...]
     """Stride at the entry of each stage; the first is all ones."""
@@ -56,17 +58,29 @@ class Network(Document):
     decoder_blocks: tuple[PositiveInt, ...]
     """The same for the decoder, from the highest resolution; one entry less than stages."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        stages = len(self.features)
-        for name in ("kernels", "strides", "blocks"):
-            if len(getattr(self, name)) != stages:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries but features has {stages}")
-        if len(self.decoder_blocks) != stages - 1:
-            raise ValueError(f"decoder_blocks has {len(self.decoder_blocks)} entries, must have {stages - 1}")
-        if len({len(entry) for entry in (*self.kernels, *self.strides)}) != 1:
+    @field_validator("kernels", "strides", "blocks")
+    @classmethod
+    def _check_stages(cls, entries: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
+        features = info.data.get("features")
+        if features is not None and len(entries) != len(features):
+            raise ValueError(f"{info.field_name} has {len(entries)} entries but features has {len(features)}")
+        return entries
+
+    @field_validator("kernels", "strides")
+    @classmethod
+    def _check_axes(cls, entries: tuple[tuple[int, ...], ...], info: ValidationInfo) -> tuple[tuple[int, ...], ...]:
+        others = info.data.get("kernels", ())
+        if len({len(entry) for entry in (*entries, *others)}) > 1:
             raise ValueError("kernels and strides must all have the same number of axes")
-        return self
+        return entries
+
+    @field_validator("decoder_blocks")
+    @classmethod
+    def _check_decoder(cls, entries: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        features = info.data.get("features")
+        if features is not None and len(entries) != len(features) - 1:
+            raise ValueError(f"decoder_blocks has {len(entries)} entries, must have {len(features) - 1}")
+        return entries
 
 
 class Loss(Document):
@@ -108,17 +122,33 @@ class Configuration(Document):
     previous_stage: str | None = None
     next_stage: str | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        axes = self.dimensions
-        for name in ("spacing_mm", "median_shape", "patch_shape"):
-            if len(getattr(self, name)) != axes:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, must have {axes}")
-        if len(self.network.strides[0]) != axes:
-            raise ValueError(f"the network has {len(self.network.strides[0])} axes, must have {axes}")
-        if any(axis >= axes for axis in self.mirror_axes):
-            raise ValueError(f"mirror_axes {self.mirror_axes} do not exist in a patch with {axes} axes")
-        return self
+    @field_validator("spacing_mm", "median_shape", "patch_shape")
+    @classmethod
+    def _check_axes(cls, entries: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
+        axes = info.data.get("dimensions")
+        if axes is not None and len(entries) != axes:
+            raise ValueError(f"{info.field_name} has {len(entries)} entries, must have {axes}")
+        return entries
+
+    @field_validator("network")
+    @classmethod
+    def _check_network(cls, network: Network, info: ValidationInfo) -> Network:
+        axes = info.data.get("dimensions")
+        if axes is not None and len(network.strides[0]) != axes:
+            raise ValueError(f"the network has {len(network.strides[0])} axes, must have {axes}")
+        divisors = [math.prod(column) for column in zip(*network.strides, strict=True)]
+        patch = info.data.get("patch_shape", divisors)
+        if any(size % divisor for size, divisor in zip(patch, divisors, strict=False)):
+            raise ValueError(f"the patch {patch} is not divisible by the products {divisors} of the strides")
+        return network
+
+    @field_validator("mirror_axes")
+    @classmethod
+    def _check_mirror_axes(cls, mirror_axes: tuple[Axis, ...], info: ValidationInfo) -> tuple[Axis, ...]:
+        axes = info.data.get("dimensions")
+        if axes is not None and any(axis >= axes for axis in mirror_axes):
+            raise ValueError(f"mirror_axes {mirror_axes} do not exist in a patch with {axes} axes")
+        return mirror_axes
 
 
 class Plan(Document):
@@ -143,22 +173,41 @@ class Plan(Document):
     configurations: Annotated[tuple[Configuration, ...], Field(min_length=1)]
     decisions: tuple[DecisionRecord, ...] = ()
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if tuple(self.transpose_forward[i] for i in self.transpose_backward) != (0, 1, 2):
-            raise ValueError(
-                f"transpose_backward {self.transpose_backward} does not undo transpose_forward {self.transpose_forward}"
-            )
-        names = [configuration.name for configuration in self.configurations]
-        if len(set(names)) != len(names):
-            raise ValueError(f"configuration names must differ from each other, found {names}")
-        for configuration in self.configurations:
-            if len(configuration.normalization) != len(self.channels):
-                raise ValueError(f"{configuration.name}: one normalization for each of {len(self.channels)} channels")
+    @field_validator("transpose_backward")
+    @classmethod
+    def _check_transposition(cls, backward: Permutation, info: ValidationInfo) -> Permutation:
+        forward = info.data.get("transpose_forward")
+        if forward is not None and tuple(forward[i] for i in backward) != (0, 1, 2):
+            raise ValueError(f"transpose_backward {backward} does not undo transpose_forward {forward}")
+        return backward
+
+    @field_validator("intensities")
+    @classmethod
+    def _check_intensities(
+        cls, intensities: tuple[IntensityStatistics, ...], info: ValidationInfo
+    ) -> tuple[IntensityStatistics, ...]:
+        channels = info.data.get("channels")
+        if channels is not None and len(intensities) != len(channels):
+            raise ValueError(f"intensities has {len(intensities)} entries, must have {len(channels)}, one a channel")
+        return intensities
+
+    @field_validator("configurations")
+    @classmethod
+    def _check_configurations(
+        cls, configurations: tuple[Configuration, ...], info: ValidationInfo
+    ) -> tuple[Configuration, ...]:
+        names = [configuration.name for configuration in configurations]
+        faults = [f"configuration names must differ from each other, found {names}"] if len(set(names)) < len(names) else []
+        channels = info.data.get("channels")
+        for configuration in configurations:
+            if channels is not None and len(configuration.normalization) != len(channels):
+                faults.append(f"{configuration.name}: one normalization for each of {len(channels)} channels")
             for other in (configuration.data, configuration.previous_stage, configuration.next_stage):
                 if other is not None and other not in names:
-                    raise ValueError(f"{configuration.name}: refers to {other!r}, which the plan lacks; it has {names}")
-        return self
+                    faults.append(f"{configuration.name}: refers to {other!r}, which the plan lacks; it has {names}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return configurations
 
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name; `KeyError` lists the known names."""

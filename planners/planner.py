@@ -139,6 +139,7 @@ def _decide_setting(
         memory_target_gb=memory_gb,
         strict_reference=strict_reference,
         labels=fingerprint.labels,
+        label_entries=fingerprint.num_label_entries,
         normalization=normalization.value,
         interpolation=interpolation.value,
         transpose_forward=space.transpose_forward,
