@@ -5,6 +5,8 @@ from planners.document import Document, DocumentError, describe_problems, read_d
 from planners.explain import explain
 from planners.fingerprint import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import configuration_spacing, resampled_shape, transpose
+from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
+from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
 from planners.planner import plan_dataset
 from planners.problems import PlanningError
@@ -38,6 +40,7 @@ __all__ = [
     "Loss",
     "Measurement",
     "Network",
+    "NnunetDataset",
     "Plan",
     "PlanningError",
     "Preset",
@@ -49,10 +52,13 @@ __all__ = [
     "describe_problems",
     "explain",
     "learning_rate",
+    "nnunet_plans",
     "plan_dataset",
     "plan_schedule",
     "preferred_configurations",
     "read_document",
+    "read_nnunet_dataset",
+    "read_nnunet_plans",
     "resampled_shape",
     "short_batch_size",
     "transpose",

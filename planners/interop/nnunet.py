@@ -1,0 +1,251 @@
+"""The reference's fingerprint and dataset files, read as a `Fingerprint` (method sections 1.2 and 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from planners.document import Document, DocumentError, describe_problems
+from planners.fingerprint import (
+    CaseSize,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    PositiveInt,
+    Shape3,
+    Spacing3,
+)
+
+BACKGROUND = "background"
+IGNORE = "ignore"
+LabelValue = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NnunetDataset:
+    """What the reference's two files say of a dataset."""
+
+    fingerprint: Fingerprint
+    """Label values are internal ones; see ``file_values``."""
+    file_values: tuple[int, ...]
+    """Value in the label files of each internal value; index 0 is the background."""
+    file_ending: str
+
+
+def read_nnunet_dataset(
+    fingerprint: str | bytes,
+    dataset: str | bytes,
+    *,
+    fingerprint_where: str = "dataset_fingerprint.json",
+    dataset_where: str = "dataset.json",
+) -> NnunetDataset:
+    """The dataset that the reference's ``dataset_fingerprint.json`` and ``dataset.json`` (their texts) describe.
+
+    Takes what the reference's planner takes: ``modality`` for ``channel_names``, label values with gaps, regions, an
+    ignore label, and a number of training cases other than the fingerprint's. Names that share one value become one
+    class, regions lose value 0, and a missing ``regions_class_order`` is filled with the value that is each region's
+    own; planning counts the entries of ``labels`` as they are. Other fields of the dataset file are not read.
+
+    Raises `DocumentError` with all problems of both files, each with its place.
+    """
+    sizes, size_problems = _read(_FingerprintFile, fingerprint, fingerprint_where)
+    description, problems = _read(_DatasetFile, dataset, dataset_where)
+    problems = size_problems + problems
+    if description is not None:
+        problems += [f"{dataset_where}: {line}" for line in _label_problems(description)]
+    if sizes is not None and description is not None:
+        problems += [f"{fingerprint_where}: {line}" for line in _channel_problems(sizes, description)]
+    if problems or sizes is None or description is None:
+        raise DocumentError(f"{fingerprint_where} with {dataset_where}", tuple(problems))
+    labels, file_values = internal_labels(description.labels, description.regions_class_order)
+    return NnunetDataset(
+        fingerprint=_fingerprint(sizes, description, labels),
+        file_values=file_values,
+        file_ending=description.file_ending,
+    )
+
+
+def internal_labels(
+    labels: dict[str, int | tuple[int, ...]], order: Sequence[int] | None
+) -> tuple[Labels, tuple[int, ...]]:
+    """Labels by internal values, and the file's value of each internal value (0 first).
+
+    ``labels`` and ``order`` are the reference's ``labels`` and ``regions_class_order``, already checked.
+    """
+    entries = {name: _foreground(value) for name, value in labels.items() if name not in (BACKGROUND, IGNORE)}
+    entries = {name: values for name, values in entries.items() if values}
+    file_values = tuple(sorted({0, *(value for values in entries.values() for value in values)}))
+    internal = {value: index for index, value in enumerate(file_values)}
+    has_regions = any(len(values) > 1 for values in entries.values())
+    if not has_regions:
+        entries = _one_name_a_value(entries)
+    classes = tuple(
+        LabelClass(name=name, values=tuple(internal[value] for value in values)) for name, values in entries.items()
+    )
+    ignore = len(file_values) if IGNORE in labels else None
+    region_order = None
+    if has_regions:
+        written = tuple(order) if order is not None else _own_values(list(entries.values()))
+        region_order = tuple(internal[value] for value in written)
+    file_ignore = () if ignore is None else (file_values[-1] + 1,)
+    return Labels(classes=classes, ignore=ignore, region_order=region_order), (*file_values, *file_ignore)
+
+
+class _StatisticsFile(Document):
+    mean: float
+    median: float
+    std: Annotated[float, Field(ge=0)]
+    min: float
+    max: float
+    percentile_00_5: float
+    percentile_99_5: float
+
+
+class _FingerprintFile(Document):
+    spacings: Annotated[tuple[Spacing3, ...], Field(min_length=1)]
+    shapes_after_crop: Annotated[tuple[Shape3, ...], Field(min_length=1)]
+    foreground_intensity_properties_per_channel: Annotated[dict[str, _StatisticsFile], Field(min_length=1)]
+    median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
+
+    @field_validator("shapes_after_crop")
+    @classmethod
+    def _check_lengths(cls, shapes: tuple[Shape3, ...], info: ValidationInfo) -> tuple[Shape3, ...]:
+        spacings = info.data.get("spacings")
+        if spacings is not None and len(spacings) != len(shapes):
+            raise ValueError(f"{len(shapes)} shapes but {len(spacings)} spacings; each case needs one of both")
+        return shapes
+
+
+class _DatasetFile(BaseModel):
+    """The reference ignores what it does not know here, and so do we."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
+
+    name: str | None = None
+    channel_names: Annotated[dict[str, str] | None, Field(min_length=1)] = None
+    modality: Annotated[dict[str, str] | None, Field(min_length=1)] = None
+    labels: dict[str, LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)]]
+    numTraining: PositiveInt  # noqa: N815  # the file's own spelling
+    file_ending: str = ".nii.gz"
+    regions_class_order: tuple[int, ...] | None = None
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Names in the order of the file, which is the order of the channels."""
+        return tuple((self.channel_names or self.modality or {}).values())
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _read(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list[str]]:
+    """The file's content, or none and its problems."""
+    try:
+        return model.model_validate_json(text), []
+    except ValidationError as error:
+        return None, [f"{where}: {line}" for line in describe_problems(error)]
+
+
+def _label_problems(dataset: _DatasetFile) -> list[str]:
+    problems = []
+    if not dataset.channels:
+        problems.append("channel_names: missing; name the channels, e.g. {'0': 'CT'}")
+    labels = dataset.labels
+    if BACKGROUND not in labels or _flat(labels[BACKGROUND]) != (0,):
+        problems.append(f"labels.{BACKGROUND}: must be 0 (found {labels.get(BACKGROUND)!r}); declare the background")
+    values = sorted({value for name, entry in labels.items() if name != IGNORE for value in _flat(entry)})
+    if not any(values):
+        problems.append("labels: no entry has a value above 0, so there is nothing to segment; declare a structure")
+    if IGNORE in labels and labels[IGNORE] != max(values, default=0) + 1:
+        problems.append(
+            f"labels.{IGNORE}: must be {max(values, default=0) + 1}, one above the highest (found {labels[IGNORE]!r})"
+        )
+    return problems + _region_problems(dataset, values)
+
+
+def _region_problems(dataset: _DatasetFile, values: Sequence[int]) -> list[str]:
+    order = dataset.regions_class_order
+    if order is None or not _has_regions(dataset.labels):
+        return []
+    regions = [name for name, entry in dataset.labels.items() if name != IGNORE and any(_flat(entry))]
+    problems = []
+    if len(order) != len(regions):
+        problems.append(f"regions_class_order: {len(order)} values for {len(regions)} regions ({', '.join(regions)})")
+    unknown = [value for value in order if value not in values or value == 0]
+    if unknown:
+        problems.append(f"regions_class_order: {unknown} are not label values above 0; the labels have {list(values)}")
+    return problems
+
+
+def _channel_problems(sizes: _FingerprintFile, dataset: _DatasetFile) -> list[str]:
+    found = sizes.foreground_intensity_properties_per_channel
+    expected = {str(index) for index in range(len(dataset.channels))}
+    if set(found) == expected or not expected:
+        return []
+    return [
+        f"foreground_intensity_properties_per_channel: has channels {sorted(found)} but the dataset has "
+        f"{sorted(expected)}; take the fingerprint of this dataset again"
+    ]
+
+
+def _fingerprint(sizes: _FingerprintFile, dataset: _DatasetFile, labels: Labels) -> Fingerprint:
+    statistics = sizes.foreground_intensity_properties_per_channel
+    digits = len(str(len(sizes.spacings)))
+    return Fingerprint(
+        dataset_name=dataset.name or "dataset",
+        cases=tuple(
+            CaseSize(case_id=f"case_{index:0{digits}d}", shape=shape, spacing_mm=spacing)
+            for index, (shape, spacing) in enumerate(zip(sizes.shapes_after_crop, sizes.spacings, strict=True))
+        ),
+        num_training_cases=dataset.numTraining,
+        channels=dataset.channels,
+        labels=labels,
+        intensities=tuple(_statistics(statistics[str(index)]) for index in range(len(dataset.channels))),
+        median_relative_size_after_cropping=sizes.median_relative_size_after_cropping,
+        label_entries=len(dataset.labels),
+    )
+
+
+def _statistics(entry: _StatisticsFile) -> IntensityStatistics:
+    return IntensityStatistics(
+        mean=entry.mean,
+        median=entry.median,
+        std=entry.std,
+        minimum=entry.min,
+        maximum=entry.max,
+        percentile_00_5=entry.percentile_00_5,
+        percentile_99_5=entry.percentile_99_5,
+    )
+
+
+def _flat(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _foreground(value: int | tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted({entry for entry in _flat(value) if entry > 0}))
+
+
+def _has_regions(labels: dict[str, int | tuple[int, ...]]) -> bool:
+    """One entry of several values makes all entries regions; a list of one does not."""
+    return any(len(_flat(value)) > 1 for name, value in labels.items() if name != IGNORE)
+
+
+def _one_name_a_value(entries: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The first name of each value."""
+    first = {values: name for name, values in reversed(entries.items())}
+    return {name: values for name, values in entries.items() if first[values] == name}
+
+
+def _own_values(regions: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """For each region the value that no later region has, so that later ones written over it leave it standing."""
+    written = []
+    for index, values in enumerate(regions):
+        later = {value for other in regions[index + 1 :] for value in other}
+        own = [value for value in values if value not in later]
+        written.append((own or list(values))[0])
+    return tuple(written)
