@@ -54,5 +54,7 @@ def to_file_values(array: NDArray[np.integer[Any]], file_values: Sequence[int]) 
     for kind in (np.uint8, np.uint16, np.int16, np.int32, np.int64):
         limits = np.iinfo(kind)
         if limits.min <= low and high <= limits.max:
-            return np.asarray(file_values, kind)[array]
+            table: NDArray[np.integer[Any]] = np.asarray(file_values, kind)
+            values: NDArray[np.integer[Any]] = table[array]
+            return values
     raise AutosegError(f"label values from {low} to {high} fit into no integer type; use smaller values")

@@ -17,9 +17,9 @@ def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     A hole is a set of zero voxels, joined by faces, that does not touch the border of the array; so in one slice
     (Z = 1), where every voxel is at the border, nothing is filled.
     """
-    mask = image[0] != 0
+    mask: NDArray[np.bool_] = np.not_equal(image[0], 0)
     for channel in image[1:]:
-        mask |= channel != 0
+        np.logical_or(mask, channel, out=mask)
     _fill_holes(mask[_slices(bounding_box(mask))])
     return mask
 
@@ -42,8 +42,9 @@ def _fill_holes(mask: NDArray[np.bool_]) -> None:
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
     """Tight half-open box around the true voxels of ``mask`` (Z, Y, X); of an empty mask, the whole array."""
-    in_plane = mask.any(axis=0)
-    z, y, x = (np.flatnonzero(line) for line in (mask.any(axis=(1, 2)), in_plane.any(axis=1), in_plane.any(axis=0)))
+    in_plane = np.any(mask, axis=0)
+    lines = np.any(mask, axis=(1, 2)), np.any(in_plane, axis=1), np.any(in_plane, axis=0)
+    z, y, x = (np.flatnonzero(line) for line in lines)
     if not len(z):
         return (0, mask.shape[0]), (0, mask.shape[1]), (0, mask.shape[2])
     return (int(z[0]), int(z[-1]) + 1), (int(y[0]), int(y[-1]) + 1), (int(x[0]), int(x[-1]) + 1)

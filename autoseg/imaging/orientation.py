@@ -42,11 +42,11 @@ def canonical_orientation(geometry: Geometry) -> Orientation:
         return UNTURNED
     # rows: world axes, columns: index axes, both in (z, y, x) order like arrays
     direction = np.array(geometry.direction)[::-1, ::-1]
-    best, closest = (0, 1, 2), -1.0
+    best, closest = UNTURNED.permutation, -1.0
     for order in permutations((0, 1, 2)):
         closeness = float(sum(abs(direction[i, axis]) for i, axis in enumerate(order)))
         if closeness > closest + 1e-6:  # rounding must not decide between equals
-            best, closest = order, closeness
+            best, closest = (order[0], order[1], order[2]), closeness
     z, y, x = (bool(direction[i, axis] < 0) for i, axis in enumerate(best))
     return Orientation(best, (z, y, x))
 
@@ -55,18 +55,20 @@ def to_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Sc
     """``array`` (..., Z, Y, X) of a file turned to canonical axes; a view where possible."""
     lead = array.ndim - 3
     turned = array.transpose(*range(lead), *(lead + axis for axis in orientation.permutation))
-    return turned[(..., *_steps(orientation))]
+    flipped: NDArray[Scalar] = turned[_steps(orientation)]
+    return flipped
 
 
 def from_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
     """The inverse of `to_canonical`: ``array`` (..., z, y, x) in canonical axes turned to those of its file."""
     lead = array.ndim - 3
     backward = np.argsort(orientation.permutation)
-    return array[(..., *_steps(orientation))].transpose(*range(lead), *(lead + int(axis) for axis in backward))
+    flipped: NDArray[Scalar] = array[_steps(orientation)]
+    return flipped.transpose(*range(lead), *(lead + int(axis) for axis in backward))
 
 
-def _steps(orientation: Orientation) -> tuple[slice, ...]:
-    return tuple(slice(None, None, -1) if flip else slice(None) for flip in orientation.flips)
+def _steps(orientation: Orientation) -> tuple[Any, ...]:
+    return (..., *(slice(None, None, -1) if flip else slice(None) for flip in orientation.flips))
 
 
 def canonical_geometry(geometry: Geometry, orientation: Orientation) -> Geometry:

@@ -124,7 +124,7 @@ def resample_labels(
     in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
     # whole slices are picked or voted on: along the shrinking axis first means fewer slices to vote in
     across = axes[separate_axis]
-    if resampling.order_z == 0 and across.new < across.old:
+    if resampling.order_z == 0 and across.nearest is not None and across.new < across.old:
         labels = np.take(labels, across.nearest, axis=separate_axis)
         in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
         return _vote(labels, in_plane, resampling.order)
@@ -232,7 +232,7 @@ def _axis(old: int, new: int, order: int) -> _Axis:
     """The operator from ``old`` to ``new`` voxels: half-pixel centres, edges replicated, float64 until it is built."""
     if old == new:
         return _copied(old)
-    positions = (np.arange(new) + 0.5) * (old / new) - 0.5
+    positions = (np.arange(new, dtype=np.float64) + 0.5) * (old / new) - 0.5
     nearest = np.clip(np.floor(positions + 0.5).astype(np.intp), 0, old - 1)
     if order == 0:
         return _Axis(old, new, nearest)
@@ -268,7 +268,7 @@ def _fold_edges(matrix: NDArray[np.float64], lowest: int, start: int, stop: int,
     columns = np.clip(np.arange(lowest, lowest + matrix.shape[1]), 0, old - 1)
     first, last = int(columns[0]), int(columns[-1]) + 1
     folded = np.zeros((stop - start, last - first))
-    np.add.at(folded, (slice(None), columns - first), matrix)
+    np.add.at(folded.T, columns - first, matrix.T)
     folded /= folded.sum(axis=1, keepdims=True)  # constants stay constant to the last bit of the band's cut
     return _Block(start, stop, first, last, folded.astype(np.float32))
 
@@ -301,6 +301,8 @@ def _columns(axis: _Axis, first: int, last: int) -> tuple[int, int, _Axis]:
         start, stop = (int(i) for i in np.searchsorted(axis.nearest, (first, last)))
         return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first)
     cut = [block for block in (_cut_columns(b, first, last) for b in axis.blocks) if block is not None]
+    if not cut:  # shrinking steps over some voxels
+        return 0, 0, _Axis(last - first, 0, axis.nearest[:0])
     start, stop = cut[0].start, cut[-1].stop
     blocks = tuple(_Block(b.start - start, b.stop - start, b.first, b.last, b.matrix) for b in cut)
     return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first, blocks)
@@ -467,6 +469,8 @@ def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[_Axis, ...], order: int)
             continue
         reached = [_columns(axis, side.start, side.stop) for axis, side in zip(axes, boxes[code], strict=True)]
         region = tuple(slice(start, stop) for start, stop, _ in reached)
+        if not winner[region].size:
+            continue
         indicator = (codes[boxes[code]] == code).astype(np.float32)
         scores = np.clip(_apply_all(indicator, tuple(axis for _, _, axis in reached)), 0, 1)
         total[region] += scores

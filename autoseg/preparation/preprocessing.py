@@ -35,10 +35,7 @@ from autoseg.imaging.resampling import decide_separate_axis, resample_image, res
 from autoseg.imaging.volume import Volume
 from autoseg.preparation.storage import STORAGE_VERSION, Prepared, is_stored, write_case
 from autoseg.progress import Reporter
-from planners import Configuration, Labels, Plan
-
-Triple = tuple[int, int, int]
-Spacing = tuple[float, float, float]
+from planners import Configuration, Labels, Plan, configuration_spacing, resampled_shape, transpose
 
 OUTSIDE = -1
 """Label of background voxels outside the non-zero mask."""
@@ -86,8 +83,8 @@ def _placement(
     volume: Volume, plan: Plan, configuration: Configuration, orientation: Orientation, shape: tuple[int, ...], box: Box
 ) -> Placement:
     turned_mm = canonical_geometry(volume.geometry, orientation).spacing_mm
-    spacing_mm = _three(tuple(turned_mm[axis] for axis in plan.transpose_forward))
-    target_mm = target_spacing(spacing_mm, configuration)
+    spacing_mm = transpose(turned_mm, plan.transpose_forward)
+    target_mm = configuration_spacing(configuration, spacing_mm)
     size = tuple(stop - start for start, stop in box)
     return Placement(
         source=volume.geometry,
@@ -97,7 +94,7 @@ def _placement(
         shape_before_cropping=_three(shape),
         box=box,
         spacing_mm=spacing_mm,
-        resampled_shape=resampled_shape(_three(size), spacing_mm, target_mm),
+        resampled_shape=_three(resampled_shape(size, spacing_mm, target_mm)),
         resampled_spacing_mm=target_mm,
     )
 
@@ -119,17 +116,6 @@ def _resampled(
     if labels is not None:
         labels = resample_labels(labels, shape, resampling=for_labels, separate_axis=separate_axis(for_labels.separate_z))
     return Prepared(image=image, labels=labels, placement=placement)
-
-
-def target_spacing(spacing_mm: Spacing, configuration: Configuration) -> Spacing:
-    """Spacing after resampling, plan axes; a 2D configuration keeps the case's own along the first axis."""
-    return _three((spacing_mm[0], *configuration.spacing_mm)[-3:])
-
-
-def resampled_shape(shape: Triple, spacing_mm: Spacing, target_mm: Spacing) -> Triple:
-    """Voxels after resampling, at least one per axis; halves are rounded to even (method section 4.1)."""
-    sizes = (max(1, round(old / new * n)) for n, old, new in zip(shape, spacing_mm, target_mm, strict=True))
-    return _three(tuple(sizes))
 
 
 def _check_input(volume: Volume, plan: Plan, labels: NDArray[Any] | None) -> None:
@@ -198,7 +184,8 @@ def _draw(
     number = max(min(MOST_LOCATIONS, len(places)), math.ceil(LEAST_SHARE * len(places)))
     chosen = places if number == len(places) else rng.choice(places, number, replace=False, shuffle=False)
     start = np.array([side.start for side in box])
-    return (np.stack(np.unravel_index(chosen, part.shape), axis=1) + start).astype(np.int32)
+    positions: NDArray[np.int32] = np.stack(np.unravel_index(chosen, part.shape), axis=1).astype(np.int32)
+    return positions + start.astype(np.int32)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ def _corners(geometry: Geometry) -> NDArray[np.float64]:
     """World positions (8, 3) of the corner voxels."""
     last = np.array(geometry.shape[::-1]) - 1
     corners = np.array(list(np.ndindex(2, 2, 2))) * last * np.array(geometry.spacing_mm[::-1])
-    return np.array(geometry.origin_mm) + corners @ np.array(geometry.direction).T
+    world: NDArray[np.float64] = np.array(geometry.origin_mm) + corners @ np.array(geometry.direction).T
+    return world
 
 
 def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
@@ -158,4 +159,5 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
             "a label map holds one whole number for each voxel: give the label map itself, not probabilities or an image"
         )
     limit = float(np.abs(rounded).max(initial=0))
-    return rounded.astype(np.int32 if limit < 2**31 else np.int64)
+    whole: NDArray[np.integer[Any]] = rounded.astype(np.int32 if limit < 2**31 else np.int64)
+    return whole
