@@ -1,0 +1,253 @@
+"""Pictures of a report: training curves, scores of cases, outlines on image slices.
+
+Every function returns the bytes of one picture and leaves matplotlib's settings as they are.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from numpy.typing import NDArray
+
+from autoseg.evaluation.summary import Summary
+
+History = Sequence[Mapping[str, object]]
+"""Records of one training, as ``history.jsonl`` keeps them: step, loss, pseudo_dice by class, moving_average, learning_rate."""
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
+"""Told apart by colour-blind readers too (Okabe and Ito), dark enough for thin lines on white."""
+STYLE: Any = {  # matplotlib types every key on its own
+    "svg.hashsalt": "autoseg",  # the same numbers give the same bytes
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a94a0",
+    "axes.labelcolor": "#3c4650",
+    "xtick.color": "#5b6570",
+    "ytick.color": "#5b6570",
+    "axes.grid": True,
+    "grid.color": "#e6eaee",
+    "legend.frameon": False,
+}
+MAX_LEGEND = 12
+"""More entries would hide the picture."""
+MARGIN = 0.5
+"""Share of the structures' extent that is shown around them."""
+MIN_VIEW = 64
+"""Pixels shown along each side at least, where the image has them."""
+
+
+def configuration_curves(histories: Mapping[int, History]) -> bytes:
+    """SVG of all folds of one configuration: loss, and moving average of the pseudo-Dice, over steps."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.6), layout="constrained")
+        loss, dice = figure.subplots(1, 2)
+        for number, (fold, history) in enumerate(sorted(histories.items())):
+            colour = COLOURS[number % len(COLOURS)]
+            loss.plot(*_series(history, "loss"), color=colour, linewidth=1.1, label=f"fold {fold}")
+            dice.plot(*_series(history, "moving_average"), color=colour, linewidth=1.4, label=f"fold {fold}")
+        _label(loss, "training loss")
+        _label(dice, "pseudo-Dice, moving average")
+        _limit_to_shares(dice)
+        _legend(loss)
+        return _bytes(figure, "svg")
+
+
+def fold_curves(history: History) -> bytes:
+    """SVG of one training: loss, pseudo-Dice of each class with the moving average, and learning rate, over steps."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 2.3), layout="constrained")
+        loss, dice, rate = figure.subplots(1, 3)
+        loss.plot(*_series(history, "loss"), color=COLOURS[0], linewidth=1.1)
+        for number, name in enumerate(_class_names(history)):
+            steps, values = _class_series(history, name)
+            dice.plot(steps, values, color=COLOURS[number % len(COLOURS)], linewidth=0.9, label=_plain(name))
+        dice.plot(*_series(history, "moving_average"), color="#20262c", linewidth=1.5, label="moving average")
+        rate.plot(*_series(history, "learning_rate"), color=COLOURS[2], linewidth=1.1)
+        for axes, title in ((loss, "training loss"), (dice, "pseudo-Dice"), (rate, "learning rate")):
+            _label(axes, title)
+        _limit_to_shares(dice)
+        rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        _legend(dice)
+        return _bytes(figure, "svg")
+
+
+def case_scores(summary: Summary) -> bytes:
+    """SVG with one row for each class: a dot for the Dice of each case, a bar at their mean. Undefined scores are absent."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(summary.classes)), layout="constrained")
+        axes = figure.subplots()
+        for row, each in enumerate(summary.classes):
+            dices = [case.metrics[each.key].dice for case in summary.metric_per_case]
+            known = np.array([dice for dice in dices if dice is not None])
+            spread = 0.22 * np.cos(np.arange(len(known)) * 2.4)  # spreads equal values without chance
+            axes.scatter(known, row + spread, s=11, color=COLOURS[row % len(COLOURS)], alpha=0.65, linewidths=0)
+            if len(known):
+                axes.plot([known.mean()] * 2, [row - 0.36, row + 0.36], color="#20262c", linewidth=1.8)
+        axes.set_yticks(range(len(summary.classes)), [_plain(each.name) for each in summary.classes])
+        axes.set_ylim(len(summary.classes) - 0.4, -0.6)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel("Dice of each case; the bar is the mean")
+        axes.grid(visible=False, axis="y")
+        return _bytes(figure, "svg")
+
+
+def overlay(
+    image: NDArray[np.floating] | NDArray[np.integer],
+    reference: NDArray[np.integer] | None,
+    prediction: NDArray[np.integer],
+    *,
+    names: Mapping[int, str],
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> bytes:
+    """PNG of one slice with the outlines of the reference (solid) and the prediction (dashed).
+
+    All arrays are (Z, Y, X) of one shape; ``image`` is one channel, ``names`` maps label values to the names in the legend
+    (others are not drawn), ``spacing_mm`` is (z, y, x). Shown is the slice along the first axis with the largest reference,
+    else with the largest prediction, else the middle one; rows run downwards, cut to the structures with some margin. Grey
+    values run from the 0.5 to the 99.5 percentile of what is shown; voxels that are not finite are black.
+    """
+    slice_index = best_slice(reference, prediction, tuple(names))
+    maps = [array[slice_index] for array in (reference, prediction) if array is not None]
+    view = _view(np.logical_or.reduce([np.isin(each, list(names)) for each in maps]))
+    styles: tuple[Literal["solid", "dashed"], ...] = ("dashed",) if reference is None else ("solid", "dashed")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2, 4.2), layout="constrained")
+        axes = figure.subplots()
+        _show_grey(axes, np.asarray(image[slice_index][view], dtype=np.float64))
+        drawn: set[int] = set()
+        for each, style in zip(maps, styles, strict=True):
+            drawn |= _outline(axes, each[view], names, style)
+        axes.set_aspect(spacing_mm[1] / spacing_mm[2])
+        axes.set_axis_off()
+        _overlay_legend(figure, drawn, names, has_reference=reference is not None)
+        return _bytes(figure, "png")
+
+
+def best_slice(
+    reference: NDArray[np.integer] | None, prediction: NDArray[np.integer], values: Sequence[int]
+) -> int:
+    """Index along the first axis of (Z, Y, X) at which most of the structures is seen; the first of equals."""
+    for array in (reference, prediction):
+        if array is not None:
+            areas: NDArray[np.intp] = np.isin(array, values).sum(axis=(1, 2))
+            if areas.any():
+                return int(areas.argmax())
+    return len(prediction) // 2
+
+
+def _view(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The part of a slice (Y, X) that holds the structures, with a margin; all of it where there are none."""
+    if not mask.any():
+        return slice(None), slice(None)
+    views = []
+    for axis, size in enumerate(mask.shape):
+        inside = np.flatnonzero(mask.any(axis=1 - axis))
+        extent = inside[-1] - inside[0] + 1
+        wanted = max(MIN_VIEW, math.ceil(extent * (1 + 2 * MARGIN)))
+        start = max(0, min(int(inside[0] - (wanted - extent) // 2), size - wanted))
+        views.append(slice(start, min(size, start + wanted)))
+    return views[0], views[1]
+
+
+def _show_grey(axes: Axes, pixels: NDArray[np.float64]) -> None:
+    finite = pixels[np.isfinite(pixels)]
+    low, high = np.percentile(finite, [0.5, 99.5]) if finite.size else (0.0, 1.0)
+    shown = np.where(np.isfinite(pixels), pixels, low)
+    axes.imshow(shown, cmap="gray", vmin=low, vmax=high if high > low else low + 1, interpolation="nearest")
+
+
+def _outline(
+    axes: Axes, labels: NDArray[np.integer], names: Mapping[int, str], style: Literal["solid", "dashed"]
+) -> set[int]:
+    """Draw the outline of each named value that occurs; a border of background closes those at the edge."""
+    drawn = set()
+    rows, columns = (np.arange(-1, size + 1) for size in labels.shape)
+    for number, value in enumerate(names):
+        mask = np.pad(labels == value, 1)
+        if mask.any():
+            colour = COLOURS[number % len(COLOURS)]
+            axes.contour(columns, rows, mask.astype(float), levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.5)
+            drawn.add(value)
+    axes.set_xlim(-0.5, labels.shape[1] - 0.5)
+    axes.set_ylim(labels.shape[0] - 0.5, -0.5)
+    return drawn
+
+
+def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *, has_reference: bool) -> None:
+    handles = [
+        Line2D([], [], color=COLOURS[number % len(COLOURS)], label=_plain(name))
+        for number, (value, name) in enumerate(names.items())
+        if value in drawn
+    ][:MAX_LEGEND]
+    if has_reference:
+        handles.append(Line2D([], [], color="#3c4650", linestyle="solid", label="reference"))
+    handles.append(Line2D([], [], color="#3c4650", linestyle="dashed", label="prediction"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
+
+
+def _series(history: History, key: str) -> tuple[list[float], list[float]]:
+    """Steps and values of the records that have a number under ``key``."""
+    return _numbers([(record.get("step"), record.get(key)) for record in history])
+
+
+def _class_series(history: History, name: str) -> tuple[list[float], list[float]]:
+    pairs = []
+    for record in history:
+        scores = record.get("pseudo_dice")
+        pairs.append((record.get("step"), scores.get(name) if isinstance(scores, Mapping) else None))
+    return _numbers(pairs)
+
+
+def _numbers(pairs: Sequence[tuple[object, object]]) -> tuple[list[float], list[float]]:
+    known = [
+        (float(step), float(value)) for step, value in pairs if isinstance(step, int | float) and isinstance(value, int | float)
+    ]
+    return [step for step, _ in known], [value for _, value in known]
+
+
+def _class_names(history: History) -> list[str]:
+    """Classes in the order in which the records name them."""
+    found: dict[str, None] = {}
+    for record in history:
+        scores = record.get("pseudo_dice")
+        if isinstance(scores, Mapping):
+            found |= dict.fromkeys(scores)
+    return list(found)
+
+
+def _plain(name: str) -> str:
+    """A name as it is: dollar signs would start a formula, and a leading underscore hides a legend entry."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _label(axes: Axes, title: str) -> None:
+    axes.set_title(title, fontsize=9, loc="left", color="#20262c")
+    axes.set_xlabel("step")
+
+
+def _limit_to_shares(axes: Axes) -> None:
+    axes.set_ylim(0, 1)
+
+
+def _legend(axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        shown = slice(-MAX_LEGEND, None)
+        axes.legend(handles[shown], labels[shown], fontsize=7)
+
+
+def _bytes(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    buffer = io.BytesIO()
+    nameless: dict[str, str | None] = {"Date": None} if kind == "svg" else {"Software": None}
+    figure.savefig(buffer, format=kind, dpi=150, metadata=nameless)
+    return buffer.getvalue()

@@ -1,0 +1,345 @@
+"""The report page: whole, self-contained, escaped, honest about what was not validated."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+
+from autoseg.datasets.dataset import Finding
+from autoseg.delivery.figures import (
+    best_slice,
+    case_scores,
+    configuration_curves,
+    fold_curves,
+    overlay,
+)
+from autoseg.delivery.report import (
+    Command,
+    OverlayPicture,
+    RankedCase,
+    ReportContent,
+    rank_cases,
+    render_report,
+    write_report,
+)
+from autoseg.evaluation.metrics import EvaluatedClass, compare
+from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
+from autoseg.evaluation.selection import Selection, select_candidate
+from autoseg.evaluation.summary import CaseResult, Summary, summarize
+from planners import DecisionRecord
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+CLASSES = (EvaluatedClass(name="head <b>", values=(1,)), EvaluatedClass(name="tail", values=(2,)))
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects ids, attributes and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def label_map(seed: int, *, noise: float = 0.0) -> np.ndarray:
+    """Two neighbouring balls in (12, 40, 50), their border shaken by ``noise``."""
+    z, y, x = np.ogrid[:12, :40, :50]
+    wave = noise * np.random.default_rng(seed).standard_normal((12, 40, 50))
+    labels = np.zeros((12, 40, 50), dtype=np.uint8)
+    labels[np.sqrt(4 * (z - 6) ** 2 + (y - 18) ** 2 + (x - 18) ** 2) + wave < 9] = 1
+    labels[np.sqrt(4 * (z - 6) ** 2 + (y - 22) ** 2 + (x - 32) ** 2) + wave < 7] = 2
+    return labels
+
+
+def case(name: str, prediction: np.ndarray) -> CaseResult:
+    scores = compare(prediction, label_map(0), classes=CLASSES, spacing_mm=(2.0, 1.0, 1.0))
+    return CaseResult(
+        case_id=name, metrics={each.key: scores[each.name] for each in CLASSES}, prediction_file="p", reference_file="r"
+    )
+
+
+@pytest.fixture(scope="module")
+def summary() -> Summary:
+    cases = [case(f"case_{i}", label_map(i, noise=noise)) for i, noise in enumerate((0.5, 4.0, 1.0, 0.0))]
+    return summarize([*cases, case("case_missed", np.zeros((12, 40, 50), dtype=np.uint8))], CLASSES)
+
+
+def history(fold: int) -> list[dict[str, object]]:
+    return [
+        {
+            "epoch": i, "step": 50 * (i + 1), "loss": -0.8 + math.exp(-i / 4) + 0.02 * math.sin(9 * i + fold),
+            "pseudo_dice": {"head <b>": 0.9 - 0.9 * math.exp(-i / 3), "tail": None if i < 3 else 0.8 - math.exp(-i / 3)},
+            "moving_average": 0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold, "learning_rate": 0.01 * (1 - i / 20) ** 0.9,
+            "seconds": 10.0, "wait_share": 0.01,
+        }
+        for i in range(20)
+    ]
+
+
+@pytest.fixture(scope="module")
+def selection(summary: Summary) -> Selection:
+    scores = summary.dice_by_case()
+    choice = select_candidate({"2d": {k: {n: 0.5 for n in v} for k, v in scores.items()}, "3d_fullres": scores})
+    step = KeepLargestComponent(classes=("head <b>", "tail"))
+    trial = PostprocessingTrial(step=step, accepted=True, dice_before=0.7, dice_after=0.8, reason="it goes from 0.7 to 0.8")
+    return Selection(
+        members=choice.members, folds=(0, 1, 2, 3, 4), postprocessing=(step,), cross_validated=True, reason=choice.reason,
+        candidates=choice.candidates, dice_before_postprocessing=0.7, dice_after_postprocessing=0.8, postprocessing_trials=(trial,),
+    )
+
+
+@pytest.fixture(scope="module")
+def content(summary: Summary, selection: Selection) -> ReportContent:
+    image = np.random.default_rng(0).standard_normal((12, 40, 50)) + 4 * label_map(0)
+    png = overlay(image, label_map(0), label_map(1, noise=2.0), names={1: "head <b>", 2: "tail"}, spacing_mm=(2.0, 1.0, 1.0))
+    return ReportContent(
+        dataset_name="Balls & <script>alert(1)</script>",
+        num_cases=5, num_test_cases=2, channels=("MRI",), class_names=("head <b>", "tail"),
+        selection=selection, summary=summary,
+        histories={(name, fold): history(fold) for name in ("2d", "3d_fullres") for fold in range(2)},
+        decisions=(
+            DecisionRecord(rule="spacing.target", configuration="3d_fullres", value=[2.0, 1.0, 1.0], reason="the median is <2, 1, 1> mm",
+                           source="method 3.2", change="a coarser median would give a coarser target"),
+            DecisionRecord(rule="cascade.low_resolution", configuration=None, value=False, reason="patches see 60% of a case", source="method 3.10"),
+        ),
+        findings=(
+            Finding(severity="note", case_id=None, where="root", found="a <note>", mend="nothing to do"),
+            Finding(severity="error", case_id="case_9", where="labels/case_9.nii.gz", found="no image", mend="add the image"),
+        ),
+        overlays=(OverlayPicture(case=RankedCase(rank="best", case_id="case_3", dice=1.0), png=png),),
+        commands=(Command(purpose="Segment new images", text="autoseg predict RUN IMAGES OUT && echo 'done'"),),
+        environment={"autoseg": "0.1.0", "torch": "2.13.0", "processor": "2 cores <fast>"},
+        durations_s={"fingerprint": 12.0, "train": 3723.0},
+    )
+
+
+@pytest.fixture(scope="module")
+def page(content: ReportContent) -> Page:
+    return Page(render_report(content))
+
+
+def test_page_is_whole_html(content: ReportContent, tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report", content)
+    page = Page(path.read_text(encoding="utf-8"))
+
+    assert path == tmp_path / "report" / "index.html"
+    assert page.open == []
+    assert [page.tags.count(tag) for tag in ("html", "head", "body", "main", "h1", "title")] == [1] * 6
+    assert len(page.values("id")) == len(set(page.values("id")))
+    assert all(alt for tag, name, alt in page.attributes if (tag, name) == ("img", "alt"))
+    assert page.tags.count("img") == sum((tag, name) == ("img", "alt") for tag, name, _ in page.attributes)
+
+
+def test_page_needs_nothing_from_outside(page: Page) -> None:
+    assert all(link.startswith("#") and link[1:] in page.values("id") for link in page.values("href"))
+    assert all(source.startswith("data:image/") for source in page.values("src"))
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert "width=device-width" in " ".join(page.values("content"))
+
+
+def test_all_text_of_the_dataset_is_escaped(page: Page) -> None:
+    assert "script" not in page.tags
+    assert "Balls & <script>alert(1)</script>" in page.text
+    assert page.tags.count("b") == 5  # the tiles, none from the class called head <b>
+    assert "the median is <2, 1, 1> mm" in page.text
+    assert "autoseg predict RUN IMAGES OUT && echo 'done'" in page.text
+
+
+def test_page_tells_the_scores(page: Page, summary: Summary) -> None:
+    text = page.text
+
+    assert f"cross-validated mean Dice {summary.foreground_mean.dice:.3f}" in text
+    assert "over 5 cases" in text
+    for each in CLASSES:
+        assert f"{each.name} {summary.mean[each.key].dice:.3f}" in text
+    assert "1 missed entirely" in text
+    assert "case_missed 0.000" in text
+    assert "3d_fullres (chosen)" in text
+    assert "keep only the largest connected component of head <b>, tail" in text
+
+
+def test_cases_come_worst_first(page: Page) -> None:
+    text = page.text.split("the worst first")[1]
+
+    places = [text.index(name) for name in ("case_missed", "case_1", "case_2", "case_0", "case_3")]
+    assert places == sorted(places)
+
+
+def test_page_tells_decisions_findings_and_times(page: Page) -> None:
+    text = page.text
+
+    assert "cascade: low resolution no patches see 60% of a case" in text
+    assert "spacing: target 2, 1, 1" in text
+    assert "Would change: a coarser median" in text
+    assert text.index("labels/case_9.nii.gz") < text.index("a <note>")  # errors before notes
+    assert "train 1 h 02 min" in text
+    assert "together 1 h 02 min" in text
+    assert "processor 2 cores <fast>" in text
+
+
+def test_without_cross_validation_no_score_is_shown(content: ReportContent) -> None:
+    choice = select_candidate({"2d": {}, "3d_fullres": {}})
+    selection = Selection(
+        members=choice.members, folds=(0,), postprocessing=(), cross_validated=False, reason=choice.reason,
+        candidates=choice.candidates, dice_before_postprocessing=None, dice_after_postprocessing=None,
+    )
+
+    text = Page(render_report(dataclasses.replace(content, summary=None, selection=selection, histories={}))).text
+
+    assert "cross-validated mean Dice none nothing was cross-validated: no score is known" in text
+    assert "model 3d_fullres 1 fold each" in text
+    assert "Hausdorff" not in text
+
+
+def test_scores_without_cross_validation_are_refused(content: ReportContent, selection: Selection) -> None:
+    unvalidated = selection.model_copy(update={"cross_validated": False})
+
+    with pytest.raises(ValueError, match="must not be reported"):
+        dataclasses.replace(content, selection=unvalidated)
+
+
+def test_unfinished_run_has_a_page_too() -> None:
+    page = Page(render_report(ReportContent(
+        dataset_name="early", num_cases=1, channels=("CT",), class_names=("liver",), histories={}, environment={}, durations_s={},
+    )))
+
+    assert page.open == []
+    assert "training or selection is not finished" in page.text
+    assert "Nothing was found amiss." in page.text
+
+
+def test_same_content_gives_the_same_page(content: ReportContent) -> None:
+    small = dataclasses.replace(content, histories={("2d", 0): history(0)})
+
+    assert render_report(small) == render_report(small)
+
+
+def test_cases_are_ranked(summary: Summary) -> None:
+    got = rank_cases(summary)
+
+    assert [(each.rank, each.case_id) for each in got] == [("best", "case_3"), ("median", "case_2"), ("worst", "case_missed")]
+    assert (got[0].dice, got[2].dice) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("number", "ranks"), [(0, ()), (1, ("best",)), (2, ("best", "worst"))])
+def test_few_cases_are_ranked_once_each(summary: Summary, number: int, ranks: tuple[str, ...]) -> None:
+    few = summarize(summary.metric_per_case[:number], CLASSES)
+
+    assert tuple(each.rank for each in rank_cases(few)) == ranks
+
+
+def test_slice_with_most_of_the_reference_is_shown() -> None:
+    reference, prediction = np.zeros((2, 5, 4, 4), dtype=np.uint8)
+    reference[1, 0, :2] = 1
+    reference[3, 0, :3] = 1
+    reference[4] = 7  # not among the values
+    prediction[2] = 1
+
+    assert best_slice(reference, prediction, (1,)) == 3
+    assert best_slice(None, prediction, (1,)) == 2
+    assert best_slice(reference, prediction, (9,)) == 2  # the middle
+
+
+def picture(png: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(png), format="png")
+
+
+def coloured(png: bytes) -> int:
+    """Number of pixels that are not grey."""
+    pixels = picture(png)[..., :3]
+    return int(np.count_nonzero(np.ptp(pixels, axis=-1) > 0.2))
+
+
+def test_overlay_draws_both_outlines() -> None:
+    image, labels = np.zeros((12, 40, 50)), label_map(0)
+    names = {1: "head", 2: "tail"}
+
+    both = overlay(image, labels, labels, names=names)
+    one = overlay(image, None, labels, names=names)
+    none = overlay(image, None, np.zeros_like(labels), names=names)
+
+    assert coloured(both) > coloured(one) > 0
+    assert coloured(none) == 0
+
+
+@pytest.mark.parametrize(
+    "image", [np.full((1, 6, 5), 3.0), np.full((1, 6, 5), np.nan), np.arange(30).reshape(1, 6, 5), np.full((1, 6, 5), np.inf)]
+)
+def test_overlay_takes_any_image(image: np.ndarray) -> None:
+    """Constant, whole numbers, without a finite voxel; a class that fills the slice."""
+    labels = np.ones((1, 6, 5), dtype=np.uint8)
+
+    assert picture(overlay(image, labels, labels, names={1: "$all_"})).shape[-1] == 4
+
+
+def test_overlay_keeps_the_proportions_of_voxels() -> None:
+    """Slices 3 mm high and 1 mm wide are shown three times as high."""
+    image = np.arange(64 * 64, dtype=float).reshape(1, 64, 64)
+    empty = np.zeros((1, 64, 64), dtype=np.uint8)
+
+    shown = picture(overlay(image, None, empty, names={1: "a"}, spacing_mm=(1.0, 3.0, 1.0)))
+
+    dark = np.argwhere(shown[..., :3].mean(axis=-1) < 0.9)
+    upper = dark[dark[:, 0] < 0.85 * shown.shape[0]]  # without the legend
+    height, width = np.ptp(upper, axis=0)
+    assert height / width == pytest.approx(3, rel=0.15)  # the picture's upper, white rows are cut off
+
+
+@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": None, "pseudo_dice": {}, "moving_average": None}], [{"odd": "record"}]])
+def test_curves_take_histories_with_gaps(records: list[dict[str, object]]) -> None:
+    for svg in (fold_curves(records), configuration_curves({0: records, 3: records})):
+        assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_figures_leave_settings_as_they_were(summary: Summary) -> None:
+    before = dict(matplotlib.rcParams)
+
+    case_scores(summary)
+    fold_curves(history(0))
+
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_embedded_pictures_are_whole(page: Page) -> None:
+    sources = page.values("src")
+
+    assert len(sources) == 1 + 1 + 2 + 4  # scores, overlay, one for each configuration, one for each training
+    for source in sources:
+        kind, data = source.removeprefix("data:image/").split(";base64,")
+        raw = base64.b64decode(data, validate=True)
+        assert ElementTree.fromstring(raw).tag.endswith("svg") if kind == "svg+xml" else picture(raw).size
