@@ -1,0 +1,62 @@
+"""Bytes that preprocessed data take on disk, and a whole case takes in main memory while it is predicted."""
+
+from __future__ import annotations
+
+import math
+
+from planners.fingerprint import CaseSize, Fingerprint
+from planners.geometry import configuration_spacing, resampled_shape, transpose
+from planners.plan import Configuration, Plan
+
+IMAGE_BYTES = 4
+"""Preprocessed images are float32."""
+LABEL_BYTES = 2
+"""Preprocessed label maps are 16-bit integers."""
+STORED_SHARE = 0.95
+"""Of the bytes of images that compression leaves: resampled intensities are nearly noise to it."""
+STORED_LABEL_SHARE = 0.05
+"""Of the bytes of label maps that compression leaves: they are mostly constant."""
+IMAGE_COPIES = 3
+"""Of the preprocessed image while it is predicted: as it was made, padded, and one on the way."""
+SOURCE_COPIES = 2
+"""Of the source image: as it was read, and cropped and normalised."""
+LOGIT_COPIES = 2
+"""Of the logits of the whole case: the sum over windows, and its mean."""
+
+
+def estimate_disk(plan: Plan, fingerprint: Fingerprint) -> dict[str, int]:
+    """Bytes on disk of the preprocessed training cases, for each configuration that stores its own."""
+    stored = [configuration for configuration in plan.configurations if configuration.data == configuration.name]
+    return {configuration.name: _disk_bytes(plan, configuration, fingerprint) for configuration in stored}
+
+
+def estimate_case_memory(plan: Plan, configuration: str, fingerprint: Fingerprint) -> int:
+    """Main memory in bytes that predicting the largest training case takes beside the network.
+
+    Source image, preprocessed image, and logits of all outputs at the configuration's resolution. The size of the
+    source before cropping is not known; the median share that cropping leaves stands for it.
+    """
+    chosen = plan.configuration(configuration)
+    return max(_case_bytes(plan, chosen, case, fingerprint) for case in fingerprint.cases)
+
+
+def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> int:
+    voxels = sum(_resampled_voxels(plan, configuration, case) for case in fingerprint.cases)
+    voxels = voxels * fingerprint.num_training_cases // len(fingerprint.cases)
+    image = len(plan.channels) * IMAGE_BYTES * STORED_SHARE
+    return int(voxels * (image + LABEL_BYTES * STORED_LABEL_SHARE))
+
+
+def _case_bytes(plan: Plan, configuration: Configuration, case: CaseSize, fingerprint: Fingerprint) -> int:
+    source = math.prod(case.shape) / fingerprint.median_relative_size_after_cropping
+    resampled = _resampled_voxels(plan, configuration, case)
+    channels = len(plan.channels)
+    images = IMAGE_BYTES * channels * (SOURCE_COPIES * source + IMAGE_COPIES * resampled)
+    logits = IMAGE_BYTES * (configuration.network.num_outputs * LOGIT_COPIES + 1) * resampled
+    return int(images + logits)
+
+
+def _resampled_voxels(plan: Plan, configuration: Configuration, case: CaseSize) -> int:
+    shape = transpose(case.shape, plan.transpose_forward)
+    spacing = transpose(case.spacing_mm, plan.transpose_forward)
+    return math.prod(resampled_shape(shape, spacing, configuration_spacing(configuration, spacing)))
