@@ -14,6 +14,7 @@ from planners.rules.trainability import why_untrainable
 from planners.schedule import (
     Conditions,
     Measurement,
+    Precision,
     Schedule,
     Training,
     candidate_widths,
@@ -21,6 +22,7 @@ from planners.schedule import (
     plan_schedule,
     preferred_configurations,
     short_batch_size,
+    trial_training,
     with_width,
 )
 
@@ -43,6 +45,7 @@ __all__ = [
     "NnunetDataset",
     "Plan",
     "PlanningError",
+    "Precision",
     "Preset",
     "Resampling",
     "Schedule",
@@ -62,6 +65,7 @@ __all__ = [
     "resampled_shape",
     "short_batch_size",
     "transpose",
+    "trial_training",
     "why_untrainable",
     "with_width",
     "write_document",

@@ -135,11 +135,8 @@ def short_batch_size(configuration: Configuration) -> int:
 
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
-    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the others.
-
-    A cascade comes after its first stage.
-    """
-    order = {"3d_fullres": 0, "2d": 1, "3d_lowres": 2, "3d_cascade_fullres": 3}
+    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D."""
+    order = {"3d_fullres": 0, "2d": 1}
     known = [c for c in plan.configurations if c.name in order]
     return tuple(sorted(known, key=lambda c: order[c.name]))
 
@@ -244,8 +241,6 @@ def decide_configurations(
     names = ", ".join(c.name for c in candidates)
     chosen = [candidates[0]]
     for candidate in candidates[1:]:
-        if candidate.previous_stage is not None:
-            continue
         trial = [*chosen, candidate]
         share = usable_s / len(trial)
         steps = [
@@ -360,6 +355,21 @@ def short_training(
         foreground_share=0.33,
         validation_batches=4,
     )
+
+
+def trial_training(
+    configuration: Configuration, *, base_features: int, batch_size: int, precision: Precision
+) -> Training:
+    """A training of a few steps that is only timed; each step costs what a scheduled one costs."""
+    measured = Measurement(
+        configuration=configuration.name,
+        base_features=base_features,
+        batch_size=batch_size,
+        precision=precision,
+        step_s=1.0,
+        case_s=1.0,
+    )
+    return short_training(configuration, measured, 10, mirroring=False)
 
 
 def _measurements(conditions: Conditions, configuration: str) -> list[Measurement]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from autoseg.errors import AutosegError
+from planners import Precision
 
 
 def choose_device(name: str) -> torch.device:
@@ -30,7 +31,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def fast_precision(device: torch.device) -> str:
+def fast_precision(device: torch.device) -> Precision:
     """The precision that a device computes fastest in: bfloat16 where it has units for it, else float16 on GPUs.
 
     CPUs without bfloat16 instructions stay with float32: they would only emulate it.

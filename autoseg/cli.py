@@ -1,0 +1,436 @@
+"""The command line: one caller of the stages, and the only room that prints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from autoseg.datasets.checks import check_dataset
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.delivery.submission import pack_submission
+from autoseg.errors import AutosegError
+from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
+from autoseg.evaluation.summary import evaluate_folder, write_summary
+from autoseg.evaluation.tables import format_table
+from autoseg.execution.device import choose_device
+from autoseg.execution.jobs import available_cores
+from autoseg.inference.folder import predict_cases
+from autoseg.inference.input_cases import find_input_cases
+from autoseg.inference.predictor import Predictor
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.run import RunResult, run_all
+from autoseg.pipeline.selecting import select_stage
+from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
+from autoseg.pipeline.training import set_threads, train_stage
+from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
+from autoseg.run_folder import RunFolder, load_document
+from planners import explain
+
+logger = logging.getLogger("autoseg")
+DEMO_BUDGET = "4m"
+DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+
+app = typer.Typer(
+    name="autoseg",
+    help="From a folder of labelled medical volumes to a cross-validated segmentation model, with one command.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class PresetName(StrEnum):
+    """Which kind of networks to plan."""
+
+    default = "default"
+    resenc = "resenc"
+    resenc_m = "resenc_m"
+    resenc_l = "resenc_l"
+    resenc_xl = "resenc_xl"
+    vnet = "vnet"
+
+
+class SubmissionKind(StrEnum):
+    """How predictions are packed."""
+
+    msd = "msd"
+    folder = "folder"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds of ``90s``, ``20m``, ``2h``, ``1h30m``. Raises `typer.BadParameter` for anything else, and for zero."""
+    match = DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = (float(match[unit] or 0) if match else 0.0 for unit in "hms")
+    total = hours * 3600 + minutes * 60 + seconds
+    if total <= 0:
+        raise typer.BadParameter(f"{text!r} is no duration; write it like 90s, 20m, 2h or 1h30m")
+    return total
+
+
+DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder; everything is written here.", show_default=False)]
+WorkOption = Annotated[
+    Path | None, typer.Option("--work", help="Folder for preprocessed data [default: in the run folder].", show_default=False)
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        help="Time for the whole run, e.g. 20m or 2h [default: one hour on a CPU, the method's 1000 epochs on a GPU].",
+        show_default=False,
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+PresetOption = Annotated[PresetName, typer.Option("--preset", help="Kind of networks to plan.")]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option("--memory-gb", help="GPU memory to plan for, in GB (1e9 bytes) [default: the preset's].", show_default=False),
+]
+StrictOption = Annotated[
+    bool, typer.Option("--strict-reference", help="Follow the reference planner to the letter, file axes included.")
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes for reading and preprocessing [default: one a core].", show_default=False),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads for training on a CPU [default: one a core].", show_default=False),
+]
+
+
+@app.command()
+def run(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    budget: BudgetOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    work: WorkOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
+    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    show_result(options, run_all(options))
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder of a finished run.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the label maps.", show_default=False)],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
+    ] = False,
+    mirroring: Annotated[
+        bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images where training mirrored.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment new images; finished ones are skipped on a second call."""
+    chosen = choose_device(device)
+    set_threads(available_cores())
+    reporter = make_reporter()
+    predictor = Predictor.load(model, device=str(chosen), mirroring=mirroring)
+    cases = find_input_cases(source, predictor.model.plan.channels)
+    written = predict_cases(predictor, cases, output, probabilities=probabilities, reporter=reporter)
+    typer.echo(f"{len(written)} label maps in {output}")
+
+
+@app.command()
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.", show_default=False)],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps of the same names.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for all scores [default: PREDICTIONS/summary.json].", show_default=False)
+    ] = None,
+    tolerance_mm: Annotated[
+        float, typer.Option("--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm.")
+    ] = DEFAULT_TOLERANCE_MM,
+    workers: WorkersOption = None,
+) -> None:
+    """Score predictions against references: Dice, surface distances, volumes; per class and case."""
+    summary = evaluate_folder(
+        predictions,
+        references,
+        tolerance_mm=tolerance_mm,
+        num_workers=workers or available_cores(),
+        reporter=make_reporter(),
+    )
+    path = out or predictions / "summary.json"
+    write_summary(path, summary)
+    typer.echo(format_table(summary))
+    typer.echo(f"All scores: {path}")
+
+
+@app.command()
+def check(dataset: DatasetArgument, workers: WorkersOption = None) -> None:
+    """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
+    description = discover_dataset(dataset, num_workers=workers or available_cores())
+    typer.echo(f"Found {describe_dataset(description)}")
+    findings = check_dataset(description, num_workers=workers or available_cores(), reporter=make_reporter())
+    for finding in findings:
+        typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
+    errors = sum(finding.severity == "error" for finding in findings)
+    typer.echo(f"{errors} errors, {len(findings) - errors} warnings and notes")
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Say what would be done with a dataset, and why. Trains nothing."""
+    options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, None, workers, None)
+    _, planned = plan_stage(options)
+    if explanation:
+        typer.echo(explain(planned))
+    typer.echo(f"Plan: {options.run.plan}")
+
+
+@app.command()
+def submit(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)],
+    kind: Annotated[SubmissionKind, typer.Option("--as", help="msd: zip with a task folder; folder: plain files.")] = (
+        SubmissionKind.msd
+    ),
+    out: Annotated[Path, typer.Option("--out", help="File or folder to write.")] = Path("submission.zip"),
+) -> None:
+    """Pack the predictions of the test images as a challenge wants them."""
+    files = RunFolder(run_folder)
+    description = load_document(DatasetDescription, files.dataset)
+    packed = pack_submission(files.predictions, description, kind=kind.value, out=out)
+    typer.echo(f"Submission: {packed}")
+
+
+@app.command()
+def fingerprint(dataset: DatasetArgument, out: OutOption = Path("run"), workers: WorkersOption = None) -> None:
+    """Measure sizes, spacings and intensities of a dataset."""
+    options = make_options(dataset, out, None, "cpu", 0, PresetName.default, None, False, None, workers, None)
+    fingerprint_stage(options)
+    typer.echo(f"Fingerprint: {options.run.fingerprint}")
+
+
+@app.command()
+def preprocess(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    work: WorkOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Crop, normalise and resample every case for every configuration that may be trained."""
+    options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, work, workers, None)
+    _, planned = preprocess_stage(options)
+    typer.echo(f"Preprocessed data: {options.run.preprocessed(planned.configurations[0].data).parent}")
+
+
+@app.command()
+def train(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    configuration: Annotated[
+        str | None, typer.Option("--configuration", help="Train only this one [default: all scheduled].", show_default=False)
+    ] = None,
+    fold: Annotated[int | None, typer.Option("--fold", min=0, help="Train only this fold [default: all].", show_default=False)] = None,
+    budget: BudgetOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    work: WorkOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Train and validate; different folds may train at once in one run folder."""
+    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    train_stage(options, configuration=configuration, fold=fold)
+    typer.echo(f"Models: {options.run.models}")
+
+
+@app.command()
+def select(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    budget: BudgetOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    work: WorkOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
+    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    selected = select_stage(options)
+    if selected.summary is not None:
+        typer.echo(format_table(selected.summary))
+    typer.echo(f"Selection: {options.run.selection}")
+
+
+@app.command()
+def report(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    budget: BudgetOption = None,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    strict_reference: StrictOption = False,
+    work: WorkOption = None,
+    workers: WorkersOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Write the report page; does first what is missing before it, test predictions included."""
+    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    result = run_all(options)
+    typer.echo(f"Report: {result.report}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the phantom dataset and its run.")] = Path("demo"),
+    budget: BudgetOption = DEMO_BUDGET,
+    device: DeviceOption = "auto",
+    seed: SeedOption = 0,
+) -> None:
+    """Make a small phantom dataset and do the main job on it."""
+    dataset = out / "Task99_Phantom"
+    if not (dataset / "dataset.json").exists():
+        make_phantom_dataset(dataset, seed=seed)
+        typer.echo(f"Made a phantom dataset in {dataset}")
+    options = make_options(dataset, out / "run", budget, device, seed, PresetName.default, None, False, None, None, None)
+    show_result(options, run_all(options))
+
+
+def make_options(
+    dataset: Path,
+    out: Path,
+    budget: str | None,
+    device: str,
+    seed: int,
+    preset: PresetName,
+    memory_gb: float | None,
+    strict_reference: bool,
+    work: Path | None,
+    workers: int | None,
+    threads: int | None,
+) -> Options:
+    """Options of a run with what the machine offers filled in; also starts the log file."""
+    num_threads = threads or available_cores()
+    set_threads(num_threads)
+    seconds = None if budget is None else parse_duration(budget)
+    folder = RunFolder(out, work)
+    start_log_file(folder)
+    return Options(
+        dataset=dataset,
+        run=folder,
+        device=choose_device(device),
+        num_threads=num_threads,
+        num_workers=workers or available_cores(),
+        reporter=make_reporter(seconds),
+        budget_s=seconds,
+        seed=seed,
+        preset=preset.value,
+        memory_gb=memory_gb,
+        strict_reference=strict_reference,
+    )
+
+
+def make_reporter(budget_s: float | None = None) -> Reporter:
+    """Bars on a terminal, plain log lines elsewhere; both on standard error, results go to standard output."""
+    clock = RunClock()
+    if budget_s is not None:
+        clock.expect(budget_s)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return TerminalReporter(console, clock)
+    if not logger.handlers or all(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    return LogReporter(clock)
+
+
+def start_log_file(folder: RunFolder) -> None:
+    """Keep every line in the run's ``log.txt``. Raises `AutosegError` where the folder cannot be written."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder.log)
+    except OSError as error:
+        raise AutosegError(
+            f"{folder.root} cannot be written ({error.strerror or error}); choose another run folder with --out"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+def show_result(options: Options, result: RunResult) -> None:
+    """The scores, and where everything lies."""
+    if result.selected.summary is not None:
+        typer.echo("Cross-validation: every case predicted by a network that did not see it")
+        typer.echo(format_table(result.selected.summary))
+    else:
+        typer.echo(f"Nothing was cross-validated: {result.selected.selection.reason}")
+    typer.echo(f"Model:       {options.run.root}  (autoseg predict {options.run.root} INPUT OUTPUT)")
+    typer.echo(f"Report:      {result.report}")
+    if result.predictions:
+        typer.echo(f"Predictions: {options.run.predictions}  ({len(result.predictions)} test images)")
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Errors meant for the user become a message and exit code 1; Ctrl-C ends quietly with 130."""
+    try:
+        yield
+    except AutosegError as error:
+        typer.secho(f"autoseg: {error}", fg=typer.colors.RED, err=True)
+        logger.debug("failed", exc_info=error)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        typer.secho("stopped; the same command goes on where this one was", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+
+
+def main(call: Callable[[], object] = app) -> None:
+    """Entry point of the ``autoseg`` command."""
+    with readable_errors():
+        call()

@@ -1,0 +1,116 @@
+"""Times a few real training steps and predictions on this machine, so that a budget can be planned."""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+import torch
+
+from autoseg.execution.device import fast_precision
+from autoseg.inference.sliding_window import count_windows
+from autoseg.networks.build import build_network
+from autoseg.pipeline.options import Options
+from autoseg.preparation.storage import open_case, stored_case_ids
+from autoseg.training.batches import BatchSource
+from autoseg.training.fold import configuration_recipe, make_network
+from autoseg.training.loop import make_parts, run_network, train_step
+from autoseg.training.losses import make_loss
+from planners import (
+    Configuration,
+    Measurement,
+    Plan,
+    Training,
+    candidate_widths,
+    preferred_configurations,
+    short_batch_size,
+    trial_training,
+    with_width,
+)
+
+WARM_UP_STEPS = 1
+TIMED_STEPS = 3
+HOPELESS_SHARE = 1 / 200
+"""A width whose single step takes more than this share of the budget could not be trained; wider ones neither."""
+
+
+def measure_steps(options: Options, plan: Plan, case_ids: list[str], *, budgeted: bool) -> tuple[Measurement, ...]:
+    """Measurements of every configuration that may be trained, narrow widths first until time forbids.
+
+    Without a budget only the plan's own width and batch size are measured.
+    """
+    measurements = []
+    for configuration in preferred_configurations(plan):
+        widths = sorted(candidate_widths(configuration)) if budgeted else [configuration.network.features[0]]
+        batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
+        for width in widths:
+            measured = measure_width(options, plan, configuration, case_ids, width=width, batch_size=batch_size)
+            measurements.append(measured)
+            if options.budget_s is not None and measured.step_s > options.budget_s * HOPELESS_SHARE:
+                break
+    return tuple(measurements)
+
+
+def measure_width(
+    options: Options, plan: Plan, configuration: Configuration, case_ids: list[str], *, width: int, batch_size: int
+) -> Measurement:
+    """Median seconds of a real training step, data included, and of predicting a median case."""
+    training = trial_training(
+        configuration, base_features=width, batch_size=batch_size, precision=fast_precision(options.device)
+    )
+    folder = options.run.preprocessed(configuration.data)
+    source = BatchSource(
+        cases=[open_case(folder, case_id) for case_id in case_ids],
+        recipe=configuration_recipe(configuration, training),
+        batch_size=batch_size,
+        foreground_share=training.foreground_share,
+        seed=options.seed,
+        configuration=configuration.name,
+        fold=0,
+        purpose="training",
+    )
+    network = make_network(configuration, training, seed=0)
+    parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, options.device)
+    parts.network.train()
+    durations = []
+    for step in range(WARM_UP_STEPS + TIMED_STEPS):
+        started = time.perf_counter()
+        images, labels = source[step]
+        train_step(parts, images, labels, 1e-6)
+        durations.append(time.perf_counter() - started)
+    return Measurement(
+        configuration=configuration.name,
+        base_features=width,
+        batch_size=batch_size,
+        precision=training.precision,
+        step_s=median(durations[WARM_UP_STEPS:]),
+        case_s=measure_case(options, configuration, training),
+    )
+
+
+def measure_case(options: Options, configuration: Configuration, training: Training) -> float:
+    """Seconds to predict a case of median shape with one network, from one timed window."""
+    network = build_network(with_width(configuration.network, training.base_features)).to(options.device).eval()
+    window = torch.zeros((1, configuration.network.num_inputs, *configuration.patch_shape), device=options.device)
+    durations = []
+    with torch.inference_mode():
+        for _ in range(3):
+            started = time.perf_counter()
+            run_network(network, window, training.precision)
+            durations.append(time.perf_counter() - started)
+    windows = count_windows(median_case_shape(options, configuration), configuration.patch_shape)
+    return median(durations) * windows + 0.05
+
+
+def median_case_shape(options: Options, configuration: Configuration) -> tuple[int, ...]:
+    """Median case after resampling, three axes; a 2D configuration counts the slices of its stored cases."""
+    shape = [max(1, round(n)) for n in configuration.median_shape]
+    if len(shape) == 3:
+        return tuple(shape)
+    return (stored_slices(options, configuration), *shape)
+
+
+def stored_slices(options: Options, configuration: Configuration) -> int:
+    """Median number of slices of the preprocessed cases."""
+    folder = options.run.preprocessed(configuration.data)
+    return round(median(int(open_case(folder, case_id).labels.shape[0]) for case_id in stored_case_ids(folder)))

@@ -1,0 +1,38 @@
+"""What a person may ask of a run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from autoseg.progress import Reporter
+from autoseg.run_folder import RunFolder
+from planners import Preset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """One run: where from, where to, and with what."""
+
+    dataset: Path
+    run: RunFolder
+    device: torch.device
+    num_threads: int
+    num_workers: int
+    """Processes for reading and preprocessing."""
+    reporter: Reporter
+    budget_s: float | None = None
+    seed: int = 0
+    preset: Preset = "default"
+    memory_gb: float | None = None
+    strict_reference: bool = False
+    started: float = field(default_factory=time.monotonic)
+    """When the budget began to run."""
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started

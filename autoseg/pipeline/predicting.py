@@ -1,0 +1,41 @@
+"""Predicts the dataset's own unlabelled test images with the finished model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoseg.execution.locks import hold_lock
+from autoseg.inference.folder import RECORD_NAME, predict_cases
+from autoseg.inference.input_cases import InputCase
+from autoseg.inference.model import load_model
+from autoseg.inference.predictor import Predictor
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.selecting import Selected, select_stage
+
+
+def predict_stage(options: Options) -> tuple[Selected, list[Path]]:
+    """Label maps of all test images, in the run's ``predictions`` folder; none where the dataset has no test images."""
+    selected = select_stage(options)
+    dataset = selected.prepared.dataset
+    if not dataset.test:
+        return selected, []
+    cases = [InputCase(case_id=case.case_id, images=case.image_paths) for case in dataset.test]
+    with hold_lock(options.run.lock("predict"), what=f"prediction in {options.run.root}"):
+        predictor = Predictor(model=load_model(options.run.root, device=options.device))
+        _clear_other_model(options, predictor)
+        paths = predict_cases(
+            predictor, cases, options.run.predictions, probabilities=False, reporter=options.reporter
+        )
+    options.reporter.say(f"Predicted {len(paths)} test images into {options.run.predictions}")
+    return selected, paths
+
+
+def _clear_other_model(options: Options, predictor: Predictor) -> None:
+    """The run's own predictions of an earlier model make way; a folder that a person chose would be refused instead."""
+    folder = options.run.predictions
+    record = folder / RECORD_NAME
+    if not record.exists() or predictor.model.key in record.read_text():
+        return
+    for file in folder.iterdir():
+        if file.is_file():
+            file.unlink()

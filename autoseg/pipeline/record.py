@@ -1,0 +1,82 @@
+"""What a run was made with: versions, hardware, options, durations, and how it ended."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+
+from autoseg import __version__
+from autoseg.execution.device import describe_device
+from autoseg.pipeline.freshness import StageRecord
+from autoseg.pipeline.options import Options
+from autoseg.run_folder import load_document, save_document
+from planners import Document
+
+PACKAGES = ("torch", "numpy", "SimpleITK", "scikit-image", "batchgenerators", "blosc2", "pydantic")
+
+
+class RunRecord(Document):
+    """``run.json``."""
+
+    schema_version: Literal[1] = 1
+    autoseg: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    processor: str
+    num_threads: int
+    seed: int
+    budget_s: float | None
+    dataset: str
+    started: str
+    """Of the last call; UTC, ISO 8601."""
+    seconds: float
+    """Of the last call."""
+    stages_s: dict[str, float]
+    """Seconds of each stage when it was last done."""
+    state: Literal["running", "finished", "failed", "interrupted"]
+    error: str | None
+
+
+def write_record(
+    options: Options,
+    started: datetime,
+    state: Literal["running", "finished", "failed", "interrupted"],
+    error: str | None = None,
+) -> RunRecord:
+    """Write ``run.json`` as things stand."""
+    stages = sorted((options.run.root / "stages").glob("*.json"))
+    record = RunRecord(
+        autoseg=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: version(name) for name in PACKAGES},
+        device=describe_device(options.device, num_threads=options.num_threads),
+        processor=processor_name(),
+        num_threads=options.num_threads,
+        seed=options.seed,
+        budget_s=options.budget_s,
+        dataset=str(options.dataset),
+        started=started.isoformat(timespec="seconds"),
+        seconds=round(options.elapsed_s, 2),
+        stages_s={path.stem: round(load_document(StageRecord, path).seconds, 2) for path in stages},
+        state=state,
+        error=error,
+    )
+    save_document(options.run.record, record)
+    return record
+
+
+def processor_name() -> str:
+    """What the processor can do, as torch sees it."""
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def now() -> datetime:
+    """The current time, UTC."""
+    return datetime.now(UTC)

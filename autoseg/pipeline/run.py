@@ -1,0 +1,45 @@
+"""The whole run: every stage in order, its record, its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg.errors import AutosegError
+from autoseg.execution.locks import hold_lock
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.predicting import predict_stage
+from autoseg.pipeline.record import now, write_record
+from autoseg.pipeline.reporting import report_stage
+from autoseg.pipeline.selecting import Selected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    selected: Selected
+    predictions: list[Path]
+    """Label maps of the dataset's test images."""
+    report: Path
+
+
+def run_all(options: Options) -> RunResult:
+    """Do what is missing of the whole run. What is done and still fits is skipped.
+
+    ``run.json`` says how the last call went. Raises `AutosegError` with the reason when it cannot go on.
+    """
+    started = now()
+    with hold_lock(options.run.lock("run"), what=f"the run in {options.run.root}"):
+        write_record(options, started, "running")
+        try:
+            selected, predictions = predict_stage(options)
+            report = report_stage(options, selected, started)
+        except KeyboardInterrupt:
+            write_record(options, started, "interrupted")
+            raise
+        except AutosegError as error:
+            write_record(options, started, "failed", str(error))
+            raise
+        write_record(options, started, "finished")
+    return RunResult(selected=selected, predictions=predictions, report=report)

@@ -1,0 +1,180 @@
+"""Chooses the model by cross-validation, decides its postprocessing, and scores the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.datasets.label_values import to_file_values, to_internal
+from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
+from autoseg.evaluation.postprocessing import (
+    KeepLargestComponent,
+    PostprocessingCase,
+    PostprocessingTrial,
+    apply_postprocessing,
+    decide_postprocessing,
+)
+from autoseg.evaluation.selection import Selection, candidate_name, select_candidate
+from autoseg.evaluation.summary import Summary, read_summary, write_summary
+from autoseg.imaging.formats import read_header, read_label_map, write_label_map
+from autoseg.inference.validation import load_probabilities, prediction_path
+from autoseg.pipeline.freshness import digest, open_stage
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.scoring import reference_path, score_cases
+from autoseg.pipeline.training import Prepared, fold_key, train_stage
+from autoseg.run_folder import load_document, save_document
+
+Labelled = NDArray[np.integer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selected:
+    """The finished model and what cross-validation says of it."""
+
+    prepared: Prepared
+    selection: Selection
+    summary: Summary | None
+    """Of the chosen model with its postprocessing over all validated cases; None: nothing was cross-validated."""
+
+
+def select_stage(options: Options) -> Selected:
+    """The best configuration or pair, its postprocessing, and its predictions of all training cases."""
+    prepared = train_stage(options)
+    run = options.run
+    keys = [
+        fold_key(options, prepared, training, fold)
+        for training in prepared.schedule.trainings
+        for fold in range(prepared.schedule.num_folds)
+    ]
+    consumed = digest(keys)
+    summary_file = run.cross_validation / "summary.json"
+    outputs = [run.selection, summary_file] if prepared.splits.cross_validated else [run.selection]
+    with open_stage(run, "select", consumed, outputs, what=f"selection in {run.root}") as to_do:
+        if to_do:
+            select(options, prepared)
+    selection = load_document(Selection, run.selection)
+    options.reporter.say(f"Selected {selection.name}: {selection.reason}")
+    for step in selection.postprocessing:
+        options.reporter.say(f"Postprocessing: keep the largest component of {', '.join(step.classes)}")
+    summary = read_summary(summary_file) if selection.cross_validated else None
+    return Selected(prepared=prepared, selection=selection, summary=summary)
+
+
+def select(options: Options, prepared: Prepared) -> None:
+    """Write ``selection.json`` and the cross-validated predictions."""
+    names = [training.configuration for training in prepared.schedule.trainings]
+    scores: dict[str, dict[str, dict[str, float | None]]] = {name: single_scores(options, prepared, name) for name in names}
+    if prepared.splits.cross_validated:
+        for pair in combinations(names, 2):
+            scores[candidate_name(pair)] = pair_scores(options, prepared, pair)
+    choice = select_candidate(scores)
+    steps: tuple[KeepLargestComponent, ...] = ()
+    trials: tuple[PostprocessingTrial, ...] = ()
+    if choice.cross_validated:
+        cases = postprocessing_cases(options, prepared, choice.members)
+        steps, trials = decide_postprocessing(cases, prepared.plan.labels, num_workers=1)
+    selection = Selection(
+        members=choice.members,
+        folds=tuple(range(prepared.schedule.num_folds)),
+        postprocessing=steps,
+        cross_validated=choice.cross_validated,
+        reason=choice.reason,
+        candidates=choice.candidates,
+        dice_before_postprocessing=choice.mean_dice,
+        dice_after_postprocessing=choice.mean_dice,
+        postprocessing_trials=trials,
+    )
+    if choice.cross_validated:
+        summary = write_and_score(options, prepared, choice.members, steps, options.run.cross_validation)
+        selection = selection.model_copy(update={"dice_after_postprocessing": summary.foreground_mean.dice})
+    save_document(options.run.selection, selection)
+
+
+def single_scores(options: Options, prepared: Prepared, name: str) -> dict[str, dict[str, float | None]]:
+    """Dice by case and class of one configuration, from the summaries of its folds."""
+    scores: dict[str, dict[str, float | None]] = {}
+    for fold, split in enumerate(prepared.splits.folds):
+        if split.val:
+            scores |= read_summary(options.run.validation(name, fold) / "summary.json").dice_by_case()
+    return scores
+
+
+def pair_scores(options: Options, prepared: Prepared, pair: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
+    """Dice by case and class of two configurations whose probabilities are averaged."""
+    folder = options.run.models / "ensembles" / "__".join(pair)
+    return write_and_score(options, prepared, pair, (), folder).dice_by_case()
+
+
+def postprocessing_cases(options: Options, prepared: Prepared, members: tuple[str, ...]) -> list[PostprocessingCase]:
+    """Loaders of every validated case's prediction and reference."""
+    return [
+        PostprocessingCase(
+            case_id=case_id,
+            load_prediction=partial(load_prediction, options, prepared, members, case_id),
+            load_reference=partial(load_reference, prepared, case_id),
+        )
+        for case_id in validated_cases(prepared)
+    ]
+
+
+def write_and_score(
+    options: Options,
+    prepared: Prepared,
+    members: tuple[str, ...],
+    steps: Sequence[KeepLargestComponent],
+    folder: Path,
+) -> Summary:
+    """Predictions of a candidate with postprocessing for all validated cases, in ``folder``, and their summary."""
+    dataset = prepared.dataset
+    cases = validated_cases(prepared)
+    paths = []
+    with options.reporter.track(f"Scoring {candidate_name(members)}", 2 * len(cases)) as tracker:
+        for case_id in cases:
+            labels = load_prediction(options, prepared, members, case_id)
+            labels = apply_postprocessing(labels, steps, prepared.plan.labels)
+            path = prediction_path(folder, case_id, dataset)
+            geometry = read_header(member_prediction(options, prepared, members[0], case_id)).geometry
+            write_label_map(path, to_file_values(labels, dataset.file_values), geometry)
+            paths.append((case_id, path))
+            tracker.advance()
+        summary = score_cases(dataset, paths, tracker)
+    write_summary(folder / "summary.json", summary)
+    return summary
+
+
+def load_prediction(options: Options, prepared: Prepared, members: tuple[str, ...], case_id: str) -> Labelled:
+    """Validated label map (Z, Y, X), internal values, of one configuration or of a pair's mean probabilities."""
+    if len(members) == 1:
+        label_map = read_label_map(member_prediction(options, prepared, members[0], case_id))
+        return to_internal(label_map.array, prepared.dataset.file_values)
+    fold = fold_of(prepared, case_id)
+    probabilities = mean_probabilities(
+        load_probabilities(options.run.validation(name, fold), case_id) for name in members
+    )
+    return labels_from_probabilities(probabilities, prepared.plan.labels)
+
+
+def load_reference(prepared: Prepared, case_id: str) -> Labelled:
+    """The user's label map (Z, Y, X), internal values."""
+    return to_internal(read_label_map(reference_path(prepared.dataset, case_id)).array, prepared.dataset.file_values)
+
+
+def member_prediction(options: Options, prepared: Prepared, name: str, case_id: str) -> Path:
+    """Where a configuration's validation of a case lies."""
+    return prediction_path(options.run.validation(name, fold_of(prepared, case_id)), case_id, prepared.dataset)
+
+
+def validated_cases(prepared: Prepared) -> list[str]:
+    """Ids of all cases that some fold validates, sorted."""
+    return sorted(case_id for split in prepared.splits.folds for case_id in split.val)
+
+
+def fold_of(prepared: Prepared, case_id: str) -> int:
+    """The fold that validates a case."""
+    return next(k for k, split in enumerate(prepared.splits.folds) if case_id in split.val)

@@ -1,0 +1,108 @@
+"""The stages before training: look, check, fingerprint, plan, preprocess. Each does first what is missing before it."""
+
+from __future__ import annotations
+
+from autoseg.datasets.checks import check_dataset, require_clean
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.splits import Splits, make_splits
+from autoseg.execution.locks import hold_lock
+from autoseg.pipeline.freshness import digest, file_states, open_stage
+from autoseg.pipeline.options import Options
+from autoseg.preparation.fingerprinting import take_fingerprint
+from autoseg.preparation.preprocessing import preprocess_dataset
+from autoseg.run_folder import load_document, save_document
+from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations
+
+
+def data_digest(dataset: DatasetDescription) -> str:
+    """Changes when a file of the dataset, or what is known of it, changes."""
+    files = [path for case in (*dataset.training, *dataset.test) for path in (*case.images, case.label) if path]
+    return digest(dataset, file_states(files))
+
+
+def check_stage(options: Options) -> DatasetDescription:
+    """Find out what is in the folder and whether it can be used; raises with all errors at once."""
+    dataset = discover_dataset(options.dataset, num_workers=options.num_workers)
+    options.reporter.say(f"Found {describe_dataset(dataset)}")
+    consumed = data_digest(dataset)
+    what = f"the check of {options.dataset}"
+    with open_stage(options.run, "check", consumed, [options.run.dataset], what=what) as to_do:
+        if not to_do:
+            return load_document(DatasetDescription, options.run.dataset)
+        findings = check_dataset(dataset, num_workers=options.num_workers, reporter=options.reporter)
+        require_clean(findings)
+        noted = [f for f in findings if f.severity != "error"]
+        checked = dataset.model_copy(update={"findings": tuple(findings)})
+        save_document(options.run.dataset, checked)
+    warnings = sum(finding.severity == "warning" for finding in noted)
+    options.reporter.say(f"Check: no errors, {warnings} warnings, {len(noted) - warnings} notes")
+    for finding in noted:
+        if finding.severity == "warning":
+            options.reporter.say(f"  {finding.where}: {finding.found}; {finding.mend}")
+    return checked
+
+
+def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint]:
+    """Sizes, spacings and intensities of the training cases."""
+    dataset = check_stage(options)
+    canonical = not options.strict_reference
+    consumed = digest(data_digest(dataset), canonical)
+    what = f"the fingerprint of {options.dataset}"
+    with open_stage(options.run, "fingerprint", consumed, [options.run.fingerprint], what=what) as to_do:
+        if not to_do:
+            return dataset, load_document(Fingerprint, options.run.fingerprint)
+        fingerprint = take_fingerprint(
+            dataset, num_workers=options.num_workers, reporter=options.reporter, canonical=canonical
+        )
+        save_document(options.run.fingerprint, fingerprint)
+    return dataset, fingerprint
+
+
+def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
+    """What to do with the dataset, and why."""
+    dataset, fingerprint = fingerprint_stage(options)
+    plan = plan_dataset(
+        fingerprint,
+        preset=options.preset,
+        memory_gb=options.memory_gb,
+        strict_reference=options.strict_reference,
+    )
+    if not options.run.plan.exists() or digest(load_document(Plan, options.run.plan)) != digest(plan):
+        save_document(options.run.plan, plan)
+    for configuration in plan.configurations:
+        options.reporter.say(f"Plan: {describe_configuration(configuration)}")
+    return dataset, plan
+
+
+def describe_configuration(configuration: Configuration) -> str:
+    """One line: name, network, patch, spacing."""
+    patch = " x ".join(str(n) for n in configuration.patch_shape)
+    spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
+    stages = len(configuration.network.features)
+    return f"{configuration.name}: {configuration.network.family} with {stages} stages, patch {patch}, {spacing} mm"
+
+
+def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[DatasetDescription, Plan]:
+    """Preprocessed data of every configuration that may be trained, or of ``only`` one."""
+    dataset, plan = plan_stage(options)
+    chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
+    for configuration in chosen:
+        with hold_lock(options.run.lock(f"preprocess-{configuration.data}"), what=f"preprocessing of {configuration.data}"):
+            preprocess_dataset(
+                dataset,
+                plan,
+                plan.configuration(configuration.data),
+                options.run.preprocessed(configuration.data),
+                num_workers=options.num_workers,
+                reporter=options.reporter,
+            )
+    return dataset, plan
+
+
+def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int) -> Splits:
+    """Folds of the cross-validation; as many as asked for, or fewer if there are fewer cases."""
+    groups = {case.case_id: case.group for case in dataset.training}
+    splits = make_splits([case.case_id for case in dataset.training], num_folds=max(2, num_folds), groups=groups)
+    save_document(options.run.splits, splits)
+    return splits

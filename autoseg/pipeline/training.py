@@ -1,0 +1,204 @@
+"""Schedules, trains and validates every configuration on every fold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.splits import Split, Splits
+from autoseg.errors import AutosegError
+from autoseg.evaluation.summary import write_summary
+from autoseg.execution.device import describe_device
+from autoseg.inference.model import Member, load_network
+from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
+from autoseg.pipeline.freshness import digest, open_stage
+from autoseg.pipeline.measuring import measure_steps
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.scoring import score_cases
+from autoseg.pipeline.stages import data_digest, preprocess_stage, splits_stage
+from autoseg.preparation.storage import open_case
+from autoseg.progress import Tracker, format_duration
+from autoseg.run_folder import load_document, save_document
+from autoseg.training.fold import FoldTask, train_fold
+from planners import Conditions, Plan, Schedule, Training, plan_schedule
+
+FOLDS = 5
+"""Of a cross-validation with enough cases and time (method section 7.9)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that training starts from."""
+
+    dataset: DatasetDescription
+    plan: Plan
+    schedule: Schedule
+    splits: Splits
+
+
+def schedule_stage(options: Options) -> Prepared:
+    """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on."""
+    dataset, plan = preprocess_stage(options)
+    consumed = digest(
+        data_digest(dataset), plan, options.budget_s, options.device.type, options.num_threads, options.seed
+    )
+    outputs = [options.run.schedule, options.run.splits]
+    with open_stage(options.run, "schedule", consumed, outputs, what=f"the schedule of {options.run.root}") as to_do:
+        if not to_do:
+            schedule = load_document(Schedule, options.run.schedule)
+            return Prepared(
+                dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
+            )
+        splits = splits_stage(options, dataset, FOLDS)
+        schedule = make_schedule(options, dataset, plan, splits)
+        if schedule.num_folds < len(splits.folds):
+            splits = splits_stage(options, dataset, schedule.num_folds)
+        save_document(options.run.schedule, schedule)
+    announce(options, schedule)
+    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
+    """Time a few steps, then apply the pure rule."""
+    budgeted = options.budget_s is not None or options.device.type != "cuda"
+    case_ids = [case.case_id for case in dataset.training]
+    conditions = Conditions(
+        device=options.device.type,  # type: ignore[arg-type]  # choose_device knows no others
+        num_threads=options.num_threads,
+        budget_s=options.budget_s,
+        num_folds=len(splits.folds),
+        num_training_cases=len(dataset.training),
+        num_test_cases=len(dataset.test),
+        cross_validated=splits.cross_validated,
+        measurements=measure_steps(options, plan, case_ids, budgeted=budgeted),
+        seed=options.seed,
+        elapsed_s=options.elapsed_s,
+    )
+    return plan_schedule(plan, conditions)
+
+
+def announce(options: Options, schedule: Schedule) -> None:
+    """Say what is about to be done, and how long it will take."""
+    device = describe_device(options.device, num_threads=options.num_threads)
+    for training in schedule.trainings:
+        options.reporter.say(
+            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
+            f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
+        )
+    total = format_duration(schedule.expected_training_s + schedule.expected_rest_s)
+    options.reporter.say(
+        f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
+        f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
+        f"machine ({device})"
+    )
+
+
+def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:
+    """Train and validate what the schedule says, or one configuration or fold of it."""
+    prepared = schedule_stage(options)
+    schedule, splits = prepared.schedule, prepared.splits
+    trainings = [t for t in schedule.trainings if configuration in (None, t.configuration)]
+    folds = [k for k in range(schedule.num_folds) if fold in (None, k)]
+    if not trainings:
+        known = ", ".join(t.configuration for t in schedule.trainings)
+        raise AutosegError(f"the schedule does not train {configuration!r}; it trains: {known}")
+    if not folds:
+        raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
+    steps = len(folds) * sum(training.num_steps for training in trainings)
+    with options.reporter.track(f"Training {steps} steps", steps) as tracker:
+        for training in trainings:
+            for k in folds:
+                train_one(options, prepared, training, k, tracker)
+    for training in trainings:
+        for k in folds:
+            validate_one(options, prepared, training, k, splits.folds[k])
+    return prepared
+
+
+def fold_key(options: Options, prepared: Prepared, training: Training, fold: int) -> str:
+    """Hash of all that the weights of a fold depend on."""
+    return digest(
+        data_digest(prepared.dataset),
+        prepared.plan,
+        prepared.plan.configuration(training.configuration),
+        training,
+        prepared.splits.folds[fold],
+        options.seed,
+        fold,
+    )
+
+
+def train_one(options: Options, prepared: Prepared, training: Training, fold: int, tracker: Tracker) -> None:
+    """Train one configuration on one fold, unless that is done."""
+    name = training.configuration
+    folder = options.run.fold(name, fold)
+    key = fold_key(options, prepared, training, fold)
+    stage = f"train-{name}-fold_{fold}"
+    what = f"{name}, fold {fold}, of {options.run.root}"
+    with open_stage(options.run, stage, key, [folder / "final.safetensors"], what=what) as to_do:
+        if not to_do:
+            tracker.advance(training.num_steps)
+            return
+        configuration = prepared.plan.configuration(name)
+        preprocessed = options.run.preprocessed(configuration.data)
+        split = prepared.splits.folds[fold]
+        task = FoldTask(
+            plan=prepared.plan,
+            configuration=configuration,
+            training=training,
+            fold=fold,
+            seed=options.seed,
+            training_cases=[open_case(preprocessed, case_id) for case_id in split.train],
+            validation_cases=[open_case(preprocessed, case_id) for case_id in split.val],
+            folder=folder,
+            key=key,
+            device=options.device,
+            num_workers=loader_workers(options),
+        )
+        train_fold(task, tracker)
+
+
+def loader_workers(options: Options) -> int:
+    """Processes that make batches: beside a GPU all cores but one, on a CPU none, for they would take its cores."""
+    return max(1, options.num_workers - 1) if options.device.type == "cuda" else 0
+
+
+def validate_one(options: Options, prepared: Prepared, training: Training, fold: int, split: Split) -> None:
+    """Predict the validation cases of one fold and score them."""
+    if not split.val:
+        return
+    name = training.configuration
+    folder = options.run.validation(name, fold)
+    key = fold_key(options, prepared, training, fold)
+    stage = f"validate-{name}-fold_{fold}"
+    keep = len(prepared.schedule.trainings) > 1
+    consumed = digest(key, keep)
+    what = f"validation of {name}, fold {fold}, of {options.run.root}"
+    with open_stage(options.run, stage, consumed, [folder / "summary.json"], what=what) as to_do:
+        if not to_do:
+            return
+        configuration = prepared.plan.configuration(name)
+        weights = options.run.fold(name, fold) / "final.safetensors"
+        network = load_network(weights, configuration, training, device=options.device)
+        task = ValidationTask(
+            dataset=prepared.dataset,
+            labels=prepared.plan.labels,
+            member=Member(configuration=configuration, training=training, networks=(network,)),
+            preprocessed=options.run.preprocessed(configuration.data),
+            case_ids=split.val,
+            folder=folder,
+            key=consumed,
+            keep_probabilities=keep,
+            device=options.device,
+        )
+        with options.reporter.track(f"Validating {name}, fold {fold}", len(split.val)) as tracker:
+            validate_fold(task, tracker)
+        paths = [(case_id, prediction_path(folder, case_id, prepared.dataset)) for case_id in split.val]
+        write_summary(folder / "summary.json", score_cases(prepared.dataset, paths))
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch compute with so many threads; results on a CPU depend on their number."""
+    torch.set_num_threads(num_threads)
