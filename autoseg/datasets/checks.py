@@ -235,7 +235,8 @@ def _intensity_faults(item: _Item, path: str, channel: int, voxels: NDArray[np.f
     bad = ~np.isfinite(voxels)
     first = tuple(int(index) for index in np.argwhere(bad)[0])
     num_nan = int(np.isnan(voxels).sum())
-    kinds = [f"{num_nan} NaN"] * (num_nan > 0) + [f"{int(bad.sum()) - num_nan} infinite"] * (bad.sum() > num_nan)
+    counts = {"NaN": num_nan, "infinite": int(bad.sum()) - num_nan}
+    kinds = [f"{count} {kind}" for kind, count in counts.items() if count]
     return [_finding(
         item, "error", path, f"{' and '.join(kinds)} voxels in channel {channel}, the first at (z, y, x) = {first}",
         "give these voxels a value, such as that of the air around, or remove the case",

@@ -1,0 +1,225 @@
+"""Each kind of fault is found in real files, named once, and clean data stays silent."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from autoseg.datasets.checks import check_dataset, require_clean
+from autoseg.datasets.dataset import Finding
+from autoseg.datasets.discovery import discover_dataset
+from autoseg.errors import ProblemsError
+from autoseg.imaging.formats import write_label_map, write_volume
+from autoseg.imaging.volume import Geometry
+from autoseg.progress import SilentReporter
+
+GRID = Geometry(shape=(6, 8, 10), spacing_mm=(2.0, 1.0, 1.0), origin_mm=(5.0, 6.0, 7.0))
+NAMES = [f"c{number:02d}" for number in range(12)]
+
+
+def image(seed=0):
+    return np.random.default_rng(seed).normal(100, 10, GRID.shape)
+
+
+def labels():
+    array = np.zeros(GRID.shape, np.uint8)
+    array[1:4, 2:5, 2:6] = 1
+    array[1:4, 5:7, 2:6] = 2
+    return array
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve clean cases and a test image."""
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (tmp_path / part).mkdir()
+    for seed, name in enumerate(NAMES):
+        write_volume(tmp_path / "imagesTr" / f"{name}.nii.gz", image(seed), GRID)
+        write_label_map(tmp_path / "labelsTr" / f"{name}.nii.gz", labels(), GRID)
+    write_volume(tmp_path / "imagesTs" / "t.nii.gz", image(99), GRID)
+    description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "head", "2": "tail"}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    return tmp_path
+
+
+def check(folder, num_workers=1):
+    return check_dataset(discover_dataset(folder), num_workers=num_workers, reporter=SilentReporter())
+
+
+def only(findings):
+    (finding,) = findings
+    return finding
+
+
+def moved(**fields):
+    return Geometry(**{**GRID.model_dump(), **fields})
+
+
+def test_clean_dataset_has_no_finding(folder):
+    assert check(folder) == ()
+    require_clean(check(folder))
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "labelsTr"])
+@pytest.mark.parametrize("keep", [0, 100, 0.6])
+def test_truncated_file_is_named(folder, part, keep):
+    path = folder / part / "c03.nii.gz"
+    content = path.read_bytes()
+    path.write_bytes(content[: keep if isinstance(keep, int) else int(len(content) * keep)])
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id, finding.where) == ("error", "c03", str(path))
+    assert "could not be read" in finding.found
+
+
+def test_file_that_is_no_image_is_named(folder):
+    (folder / "imagesTs" / "t.nii.gz").write_text("<html>not found</html>")
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("error", "t")
+
+
+@pytest.mark.parametrize(
+    ("grid", "word"),
+    [
+        (moved(spacing_mm=(2.0, 1.0, 1.01)), "spacing"),
+        (moved(origin_mm=(5.0, 6.5, 7.0)), "origin"),
+        (moved(direction=((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))), "direction"),
+    ],
+)
+def test_label_map_on_another_grid_is_an_error(folder, grid, word):
+    write_label_map(folder / "labelsTr" / "c01.nii.gz", labels(), grid)
+    finding = only(check(folder))
+    assert finding.severity == "error"
+    assert f"another grid than its image: {word}" in finding.found
+
+
+def test_label_map_of_another_size_is_an_error(folder):
+    write_label_map(folder / "labelsTr" / "c01.nii.gz", labels()[:, :, :-1], moved(shape=(6, 8, 9)))
+    assert "size 6x8x9 voxels instead of 6x8x10" in only(check(folder)).found
+
+
+def test_same_grid_stored_in_another_orientation_is_no_fault(folder):
+    flipped = moved(
+        origin_mm=(5.0 + 9.0, 6.0, 7.0), direction=((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    )
+    write_label_map(folder / "labelsTr" / "c01.nii.gz", labels()[:, :, ::-1], flipped)
+    assert check(folder) == ()
+
+
+def test_rounding_of_headers_is_no_fault(folder):
+    rounded = moved(spacing_mm=(2.00001, 1.0, 0.99999), origin_mm=(5.0001, 6.0, 7.0))
+    write_label_map(folder / "labelsTr" / "c01.nii.gz", labels(), rounded)
+    assert check(folder) == ()
+
+
+def test_non_finite_voxels_are_counted_and_placed(folder):
+    array = image()
+    array[2, 3, 4], array[5, 0, 0], array[5, 0, 1] = np.nan, np.inf, -np.inf
+    write_volume(folder / "imagesTr" / "c05.nii.gz", array, GRID)
+    finding = only(check(folder))
+    assert finding.severity == "error"
+    assert "1 NaN and 2 infinite voxels in channel 0, the first at (z, y, x) = (2, 3, 4)" in finding.found
+
+
+def test_test_images_are_checked_too(folder):
+    write_volume(folder / "imagesTs" / "t.nii.gz", np.full(GRID.shape, np.inf), GRID)
+    assert "480 infinite voxels" in only(check(folder)).found
+
+
+def test_image_of_one_value_is_a_warning(folder):
+    write_volume(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, 3.0), GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.found) == ("warning", "all voxels of channel 0 are 3")
+
+
+def test_values_that_are_not_whole_are_an_error(folder):
+    write_volume(folder / "labelsTr" / "c05.nii.gz", labels() * 0.5, GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("error", "c05")
+    assert "no whole numbers, such as 0.5" in finding.found
+
+
+def test_whole_numbers_stored_as_floats_are_no_fault(folder):
+    write_volume(folder / "labelsTr" / "c05.nii.gz", labels(), GRID)
+    assert check(folder) == ()
+
+
+def test_undeclared_values_are_counted(folder):
+    array = labels()
+    array[0, 0, :3], array[0, 1, 0] = 7, 9
+    write_label_map(folder / "labelsTr" / "c05.nii.gz", array, GRID)
+    finding = only(check(folder))
+    assert finding.severity == "error"
+    assert "not declared: 7 (3 voxels), 9 (1 voxels); declared are 0, 1, 2" in finding.found
+
+
+def test_empty_label_map_is_a_warning(folder):
+    write_label_map(folder / "labelsTr" / "c05.nii.gz", np.zeros(GRID.shape, np.uint8), GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("warning", "c05")
+    require_clean([finding])
+
+
+def test_channel_count_is_compared_with_the_declared(folder):
+    (folder / "dataset.json").write_text('{"modality": {"0": "T1", "1": "T2"}, "labels": {"1": "head", "2": "tail"}}')
+    findings = check(folder)
+    assert len(findings) == len(NAMES) + 1
+    assert {f.found for f in findings} == {"1 channels, but the dataset has 2 (T1, T2)"}
+
+
+def test_class_that_nobody_has_is_a_warning_and_a_rare_one_a_note(folder):
+    description = {"modality": {"0": "MRI"}, "labels": {"1": "head", "2": "tail", "3": "wing", "4": "horn"}}
+    (folder / "dataset.json").write_text(json.dumps(description))
+    array = labels()
+    array[5, 5, 5] = 4
+    write_label_map(folder / "labelsTr" / "c02.nii.gz", array, GRID)
+    assert [(f.severity, f.found) for f in check(folder)] == [
+        ("warning", "no label map has class wing (value 3)"),
+        ("note", "only 1 of 12 label maps has class horn (value 4): c02"),
+    ]
+
+
+def test_label_map_unlike_the_others_is_a_warning_and_of_another_kind_an_error(folder):
+    array = labels()
+    array[array == 2] = 1
+    write_label_map(folder / "labelsTr" / "c02.nii.gz", array, GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("warning", "c02")
+    assert "no voxel of tail, which 11 of them have" in finding.found
+    big = Geometry(shape=(40, 64, 64), spacing_mm=(9.0, 1.0, 1.0))
+    write_volume(folder / "imagesTr" / "c02.nii.gz", np.random.default_rng(0).normal(size=big.shape), big)
+    write_label_map(folder / "labelsTr" / "c02.nii.gz", np.resize(array, big.shape), big)
+    finding = only(check(folder))
+    assert finding.severity == "error"
+    for words in ("spacing 9x1x1 mm against a median of 2x1x1", "size 40x64x64", "foreground of"):
+        assert words in finding.found
+
+
+def test_all_faults_are_in_one_list_errors_first(folder):
+    (folder / "imagesTr" / "c00.nii.gz").unlink()
+    (folder / "labelsTr" / "c01.nii.gz").write_bytes(b"")
+    write_label_map(folder / "labelsTr" / "c02.nii.gz", np.zeros(GRID.shape, np.uint8), GRID)
+    write_volume(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    findings = check(folder)
+    assert [(f.severity, f.case_id) for f in findings] == [
+        ("error", "c00"), ("error", "c01"), ("error", "c03"), ("warning", "c02"),
+    ]
+    with pytest.raises(ProblemsError) as caught:
+        require_clean(findings)
+    assert len(caught.value.problems) == 3
+    assert "3 faults" in str(caught.value)
+
+
+def test_workers_find_the_same(folder):
+    write_volume(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    (folder / "labelsTr" / "c07.nii.gz").write_bytes(b"nonsense")
+    assert check(folder, num_workers=2) == check(folder)
+
+
+def test_notes_and_warnings_do_not_stop_anything():
+    notes = [
+        Finding(severity=severity, case_id=None, where="here", found="something", mend="look")
+        for severity in ("warning", "note")
+    ]
+    require_clean(notes)

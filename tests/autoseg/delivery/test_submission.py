@@ -1,0 +1,188 @@
+"""Only complete, right predictions are packed, and what is packed opens as the test images do."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from autoseg.datasets.discovery import discover_dataset
+from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.delivery.submission import pack_submission
+from autoseg.errors import AutosegError, ProblemsError
+from autoseg.imaging.formats import read_header, read_label_map, write_label_map, write_volume
+from autoseg.imaging.volume import Geometry
+
+TEST = ("phantom_003", "phantom_004", "phantom_005")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "Task77_Phantom"
+    make_phantom_dataset(folder, num_training=2, num_test=3)
+    return discover_dataset(folder)
+
+
+@pytest.fixture
+def predictions(dataset, tmp_path):
+    """The true labels of the test images."""
+    return shutil.copytree(f"{dataset.root}/labelsTs", tmp_path / "predictions")
+
+
+def refused(predictions, dataset, out):
+    with pytest.raises(ProblemsError) as caught:
+        pack_submission(predictions, dataset, kind="msd", out=out)
+    assert not out.exists()
+    assert [path.name for path in out.parent.iterdir()] == ["predictions"]
+    return [str(problem) for problem in caught.value.problems]
+
+
+def test_msd_is_a_zip_with_one_task_folder_named_as_the_test_images(predictions, dataset, tmp_path):
+    out = pack_submission(predictions, dataset, kind="msd", out=tmp_path / "new" / "submission.zip")
+    with zipfile.ZipFile(out) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"Task77_Phantom/{name}.nii.gz" for name in TEST]
+        archive.extractall(tmp_path / "opened")
+    for case in dataset.test:
+        packed = tmp_path / "opened" / "Task77_Phantom" / f"{case.case_id}.nii.gz"
+        truth = read_label_map(f"{dataset.root}/labelsTs/{case.case_id}.nii.gz")
+        np.testing.assert_array_equal(read_label_map(packed).array, truth.array)
+        assert read_header(packed).is_integer
+        assert read_header(packed).geometry == read_header(case.images[0]).geometry
+
+
+def test_folder_is_plain(predictions, dataset, tmp_path):
+    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "handed in")
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.nii.gz" for name in TEST]
+    for name in TEST:
+        assert (out / f"{name}.nii.gz").read_bytes() == (predictions / f"{name}.nii.gz").read_bytes()
+
+
+def test_same_predictions_give_the_same_archive(predictions, dataset, tmp_path):
+    first, second = (pack_submission(predictions, dataset, kind="msd", out=tmp_path / f"{n}.zip") for n in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_other_files_beside_predictions_are_left_out(predictions, dataset, tmp_path):
+    (predictions / "summary.json").write_text("{}")
+    (predictions / "._phantom_003.nii.gz").write_text("stray")
+    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "out")
+    assert len(list(out.iterdir())) == 3
+
+
+def test_missing_and_extra_predictions_are_refused_by_name(predictions, dataset, tmp_path):
+    (predictions / "phantom_004.nii.gz").rename(predictions / "phantom_001.nii.gz")
+    said = refused(predictions, dataset, tmp_path / "out.zip")
+    assert len(said) == 2
+    assert "test case phantom_004 has no prediction" in said[0]
+    assert "phantom_001.nii.gz" in said[1]
+
+
+def test_two_predictions_of_a_case_are_refused(predictions, dataset, tmp_path):
+    truth = read_label_map(predictions / "phantom_004.nii.gz")
+    write_label_map(predictions / "phantom_004.nrrd", truth.array, truth.geometry)
+    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
+    assert "phantom_004 has 2 predictions: phantom_004.nii.gz, phantom_004.nrrd" in said
+
+
+def change_type(array, geometry, path):
+    write_volume(path, array, geometry)
+
+
+def change_value(array, geometry, path):
+    write_label_map(path, array * 4, geometry)
+
+
+def change_size(array, geometry, path):
+    write_label_map(path, array[1:], Geometry(**{**geometry.model_dump(), "shape": array[1:].shape}))
+
+
+def change_origin(array, geometry, path):
+    x, y, z = geometry.origin_mm
+    write_label_map(path, array, Geometry(**{**geometry.model_dump(), "origin_mm": (x + 0.01, y, z)}))
+
+
+def damage(array, geometry, path):
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (change_type, "not integers"),
+        (change_value, "has the values 4, 8, but the dataset's are 0, 1, 2"),
+        (change_size, "lies on another grid"),
+        (change_origin, "origin"),
+        (damage, "could not be read"),
+    ],
+)
+def test_spoilt_prediction_is_refused_with_its_fault(predictions, dataset, tmp_path, spoil, words):
+    path = predictions / "phantom_005.nii.gz"
+    truth = read_label_map(path)
+    spoil(truth.array, truth.geometry, path)
+    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
+    assert said.startswith(str(path))
+    assert words in said
+
+
+def test_all_faults_are_said_at_once(predictions, dataset, tmp_path):
+    for name in TEST[:2]:
+        truth = read_label_map(predictions / f"{name}.nii.gz")
+        change_value(truth.array, truth.geometry, predictions / f"{name}.nii.gz")
+    (predictions / f"{TEST[2]}.nii.gz").unlink()
+    assert len(refused(predictions, dataset, tmp_path / "out.zip")) == 3
+
+
+def test_header_with_a_second_file_is_refused(predictions, dataset, tmp_path):
+    truth = read_label_map(predictions / "phantom_004.nii.gz")
+    (predictions / "phantom_004.nii.gz").unlink()
+    write_label_map(predictions / "phantom_004.mhd", truth.array, truth.geometry)
+    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
+    assert "second file" in said
+
+
+def test_ignore_value_may_not_be_predicted(predictions, dataset, tmp_path):
+    labels = dataset.labels.model_copy(update={"classes": dataset.labels.classes[:1], "ignore": 2})
+    said = refused(predictions, dataset.model_copy(update={"labels": labels}), tmp_path / "out.zip")
+    assert len(said) == 3
+    assert "has the values 2, but the dataset's are 0, 1" in said[0]
+
+
+@pytest.mark.parametrize("kind", ["msd", "folder"])
+def test_what_is_there_already_is_not_overwritten(predictions, dataset, tmp_path, kind):
+    full, file = tmp_path / "full", tmp_path / "file.zip"
+    full.mkdir()
+    (full / "mine.txt").write_text("mine")
+    file.write_text("mine")
+    for out in (full, file):
+        with pytest.raises(AutosegError, match="--out"):
+            pack_submission(predictions, dataset, kind=kind, out=out)
+    assert file.read_text() == (full / "mine.txt").read_text() == "mine"
+
+
+def test_empty_file_or_folder_is_filled(predictions, dataset, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.zip").touch()
+    pack_submission(predictions, dataset, kind="folder", out=tmp_path / "empty")
+    pack_submission(predictions, dataset, kind="msd", out=tmp_path / "empty.zip")
+    assert len(list((tmp_path / "empty").iterdir())) == 3
+    assert zipfile.is_zipfile(tmp_path / "empty.zip")
+
+
+@pytest.mark.parametrize("kind", ["msd", "folder"])
+def test_place_that_cannot_be_written_is_named(predictions, dataset, tmp_path, kind):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(AutosegError, match="could not be written"):
+        pack_submission(predictions, dataset, kind=kind, out=tmp_path / "file" / "out")
+
+
+def test_dataset_without_test_images_has_nothing_to_submit(predictions, dataset, tmp_path):
+    with pytest.raises(AutosegError, match="no test images"):
+        pack_submission(predictions, dataset.model_copy(update={"test": ()}), kind="msd", out=tmp_path / "out.zip")
+
+
+def test_missing_folder_of_predictions_is_named(dataset, tmp_path):
+    with pytest.raises(AutosegError, match="no folder of predictions"):
+        pack_submission(tmp_path / "nothing", dataset, kind="msd", out=tmp_path / "out.zip")

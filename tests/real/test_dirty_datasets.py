@@ -1,0 +1,115 @@
+"""Real faults among real cases are found and named; clean folders raise no error."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from autoseg.datasets.checks import check_dataset, require_clean
+from autoseg.datasets.discovery import discover_dataset
+from autoseg.errors import ProblemsError
+from autoseg.imaging.formats import read_header
+from autoseg.progress import SilentReporter
+from datasets_spec import read_layout
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy files without their permissions: the real data may be read-only."""
+    for path in source.rglob("*"):
+        if path.is_file():
+            (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / path.relative_to(source))
+
+
+def check(folder: Path):
+    return check_dataset(discover_dataset(folder), num_workers=1, reporter=SilentReporter())
+
+
+@pytest.fixture
+def hippocampus(real_data, tmp_path):
+    folder = tmp_path / "Task04_Hippocampus"
+    copy(real_data / "Task04_Hippocampus", folder)
+    return folder
+
+
+def test_broken_hippocampus_cases_are_named_among_the_good_ones(hippocampus, real_data):
+    copy(real_data / "dirty_hippocampus" / "images", hippocampus / "imagesTr")
+    copy(real_data / "dirty_hippocampus" / "labels", hippocampus / "labelsTr")
+    dataset = discover_dataset(hippocampus)
+    assert len(dataset.training) == 60
+    findings = check(hippocampus)
+    by_file = {(Path(f.where).parent.name, Path(f.where).name.split(".")[0]) for f in findings}
+    assert by_file == {("imagesTr", "hippocampus_118"), ("labelsTr", "hippocampus_281")}
+    said = "\n".join(f.found for f in findings)
+    for words in ("the image has no label map", "the label map has no image", "unlike the 60 others",
+                  "spacing 5x0.734x0.734 mm", "size 94x512x512", "no voxel of Posterior, which 60 of them have"):
+        assert words in said
+    with pytest.raises(ProblemsError) as caught:
+        require_clean(findings)
+    assert len(caught.value.problems) == len(findings) == 3
+
+
+def test_foreign_label_map_in_the_place_of_a_good_one_is_refused(hippocampus, real_data):
+    (foreign,) = (real_data / "dirty_hippocampus" / "labels").iterdir()
+    shutil.copyfile(foreign, hippocampus / "labelsTr" / "hippocampus_003.nii.gz")
+    errors = [f for f in check(hippocampus) if f.severity == "error"]
+    assert {f.case_id for f in errors} == {"hippocampus_003"}
+    assert any("size 94x512x512 voxels instead of" in f.found and "spacing" in f.found for f in errors)
+
+
+def test_truncated_and_swapped_files_are_found_together(hippocampus):
+    images, labels = hippocampus / "imagesTr", hippocampus / "labelsTr"
+    (images / "hippocampus_004.nii.gz").write_bytes((images / "hippocampus_004.nii.gz").read_bytes()[:5000])
+    shutil.copyfile(images / "hippocampus_014.nii.gz", labels / "hippocampus_014.nii.gz")
+    shutil.copyfile(labels / "hippocampus_017.nii.gz", labels / "hippocampus_015.nii.gz")
+    (labels / "hippocampus_024.nii.gz").unlink()
+    errors = {f.case_id: f.found for f in check(hippocampus) if f.severity == "error"}
+    # the label of 017 has another size than the image of 015
+    assert set(errors) == {f"hippocampus_{number}" for number in ("004", "014", "015", "024")}
+    assert read_header(images / "hippocampus_015.nii.gz").geometry != read_header(images / "hippocampus_017.nii.gz").geometry
+
+
+@pytest.mark.parametrize("name", ["Task04_Hippocampus", "ms_flair_thick", "ms_lesion_4ch", "ct_torso_partial"])
+def test_clean_folders_give_no_error_and_no_warning(real_data, name):
+    assert [f for f in check(real_data / name) if f.severity != "note"] == []
+
+
+def test_check_of_sixty_cases_takes_seconds(real_data):
+    started = time.perf_counter()
+    check(real_data / "Task04_Hippocampus")
+    # 0.8 s on two quiet cores; ten times as much leaves room for a busy machine
+    assert time.perf_counter() - started < 8
+
+
+def test_wrong_brain_mask_is_not_blamed_for_its_grid(real_data, tmp_path):
+    """The mask is wrong in what it shows, not in where it lies."""
+    copy(real_data / "ms_flair_thick", tmp_path)
+    wrong = real_data / "dirty_ms" / "wrong_brain_mask"
+    shutil.copyfile(wrong / "ms19_s2_flair.nii.gz", tmp_path / "imagesTr" / "ms19_s2.nii.gz")
+    shutil.copyfile(wrong / "ms19_s2_brain_label.nii.gz", tmp_path / "labelsTr" / "ms19_s2.nii.gz")
+    assert len(discover_dataset(tmp_path).training) == 7
+    assert [f for f in check(tmp_path) if f.severity == "error"] == []
+
+
+CHANNELS = """
+name = "channels"
+title = "Numbered channels"
+expects = "files that end in a channel number or _label"
+[fields]
+channel = "[0-9]{4}"
+[training]
+images = ["{case}_{channel}{ending}"]
+labels = ["{case}_label{ending}"]
+"""
+
+
+def test_channels_on_different_grids_are_named(real_data):
+    layout = read_layout(CHANNELS, where="channels.toml")
+    dataset = discover_dataset(real_data / "dirty_ms" / "channels_on_different_grids", layouts=[layout])
+    (finding,) = check_dataset(dataset, num_workers=1, reporter=SilentReporter())
+    assert (finding.severity, Path(finding.where).name) == ("error", "ms01_s2_0001.nii.gz")
+    for words in ("another grid than the channel ms01_s2_0000.nii.gz", "size", "spacing", "origin"):
+        assert words in finding.found
