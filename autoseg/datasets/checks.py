@@ -109,10 +109,13 @@ def _finding(item: _Item, severity: str, where: str, found: str, mend: str) -> F
 
 
 def _unreadable(item: _Item, path: str, error: AutosegError) -> Finding:
-    """The reader's own words; they end with what to do."""
+    """The reader's own words: after the last semicolon it says what to do, perhaps behind a cause and a colon."""
     text = str(error).removeprefix(path).removeprefix(":").strip()
-    found, _, mend = text.rpartition("; ")
-    return _finding(item, "error", path, found or text, mend if found else "replace the file, or remove the case")
+    found, _, rest = text.rpartition("; ")
+    cause, _, mend = rest.rpartition(": ")
+    if not found:
+        found, cause, mend = text, "", "replace the file, or remove the case"
+    return _finding(item, "error", path, f"{found}; {cause}" if cause else found, mend)
 
 
 # --- headers ---

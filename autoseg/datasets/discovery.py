@@ -119,9 +119,8 @@ def _recognise(root: Path, layouts: Sequence[Layout]) -> _Match:
 
 
 def _match(root: Path, layout: Layout) -> _Match:
-    depth = max(pattern.count("/") for pattern in layout.patterns) + 1
     try:
-        files = list_files(root, depth=depth, skip=layout.skip)
+        files = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
     except OSError as error:
         raise AutosegError(f"{error.filename} could not be listed ({error.strerror}); make it readable") from error
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,20 +20,30 @@ class FoundFile:
     fields: Mapping[str, str]
 
 
-def list_files(folder: Path, *, depth: int, skip: Sequence[str]) -> tuple[str, ...]:
-    """Paths of the files at most ``depth`` parts below ``folder``, relative to it, with ``/``, sorted.
+def list_files(
+    folder: Path, patterns: Iterable[str], *, fields: Mapping[str, str], skip: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Files in ``folder`` and in those folders below it that ``patterns`` lead into, as paths relative to it, sorted.
 
-    A file or folder whose name matches one of the shell patterns ``skip`` is passed over.
+    Other folders are not opened, so that a wrong folder with a million files is seen to be wrong at once. A file or
+    folder whose name matches one of the shell patterns ``skip`` is passed over. Raises `OSError` where a folder cannot
+    be listed.
     """
-    found = []
+    parts = [pattern.split("/") for pattern in patterns]
+    parents = {"/".join(names[:depth]) for names in parts for depth in range(1, len(names))}
+    ways = [compile_pattern(parent, fields=fields, endings=()) for parent in sorted(parents)]
+    return tuple(sorted(_walk(folder, "", ways, skip)))
+
+
+def _walk(folder: Path, prefix: str, ways: Sequence[re.Pattern[str]], skip: Sequence[str]) -> Iterator[str]:
     for entry in os.scandir(folder):
+        path = prefix + entry.name
         if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in skip):
             continue
         if not entry.is_dir():
-            found.append(entry.name)
-        elif depth > 1:
-            found += [f"{entry.name}/{path}" for path in list_files(Path(entry.path), depth=depth - 1, skip=skip)]
-    return tuple(sorted(found))
+            yield path
+        elif any(way.fullmatch(path) for way in ways):
+            yield from _walk(Path(entry.path), f"{path}/", ways, skip)
 
 
 def match_files(

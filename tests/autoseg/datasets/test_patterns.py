@@ -51,10 +51,12 @@ def test_special_characters_of_patterns_are_literal():
     assert expression.fullmatch("aab/c.x.png") is None
 
 
-def test_listing_stops_at_the_depth_and_skips_names(tmp_path):
-    for path in ("a.txt", "one/b.txt", "one/two/c.txt", "one/._b.txt", ".git/d.txt"):
+def test_only_folders_that_patterns_lead_into_are_opened(tmp_path):
+    for path in ("a.txt", "one/b.txt", "one/two/c.txt", "p1/images/d.txt", "p1/other/e.txt", ".git/f.txt", "one/._b.txt"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert list_files(tmp_path, depth=2, skip=(".*",)) == ("a.txt", "one/b.txt")
-    assert list_files(tmp_path, depth=3, skip=(".*", "two")) == ("a.txt", "one/b.txt")
-    assert "one/two/c.txt" in list_files(tmp_path, depth=3, skip=())
+    assert list_files(tmp_path, ["one/{case}"], fields={}) == ("a.txt", "one/._b.txt", "one/b.txt")
+    assert list_files(tmp_path, ["{case}/images/{file}"], fields={"case": "p[0-9]"}, skip=(".*",)) == ("a.txt", "p1/images/d.txt")
+    assert list_files(tmp_path, ["{case}/{part}/{file}"], fields={}, skip=(".*", "two")) == (
+        "a.txt", "one/b.txt", "p1/images/d.txt", "p1/other/e.txt",
+    )
