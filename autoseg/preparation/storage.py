@@ -148,7 +148,11 @@ def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
 def remove_case(folder: Path, case_id: str) -> None:
     """Remove a stored case, its record first, so that at no moment a record stands for missing files."""
     for ending in (RECORD_ENDING, ".image.b2nd", ".labels.b2nd", ".locations.npz"):
-        (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+        path = folder / f"{case_id}{ending}"
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(path, error) from error
 
 
 def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

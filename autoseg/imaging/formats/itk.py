@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,14 +46,14 @@ def captured_noise(into: list[str]) -> Iterator[None]:
 
 
 @contextmanager
-def itk_call(path: Path) -> Iterator[None]:
-    """Turn what ITK raises about ``path`` into one line that a person can read."""
+def itk_call(path: Path, refusal: Callable[[Path, str], Exception] = damaged) -> Iterator[None]:
+    """Turn what ITK raises about ``path`` into ``refusal(path, cause)``, the cause in words that a person can read."""
     noise: list[str] = []
     try:
         with captured_noise(noise):
             yield
     except RuntimeError as error:
-        raise damaged(path, _cause(f"{error}\n{''.join(noise)}")) from None
+        raise refusal(path, _cause(f"{error}\n{''.join(noise)}")) from None
 
 
 def _cause(text: str) -> str:

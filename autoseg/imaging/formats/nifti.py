@@ -6,6 +6,7 @@ ITK fills what a cut or damaged NIfTI file lacks with zeros and says nothing, so
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -79,9 +80,9 @@ def check_written(path: Path) -> None:
     expected = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
     with open(path, "rb") as file:
         is_compressed = file.read(2) == GZIP_MAGIC
-        size = file.seek(0, 2)
+        size = file.seek(0, os.SEEK_END)
         if is_compressed:
-            file.seek(-4, 2)
+            file.seek(-4, os.SEEK_END)
             size, expected = int.from_bytes(file.read(4), "little"), expected % 2**32
     if size != expected:
         raise OSError(f"{size} of {expected} bytes were written; the disk is probably full")
@@ -143,8 +144,9 @@ def _read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | byte
     try:
         with open(path, "rb") as file:
             is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+            size = file.seek(0, os.SEEK_END)  # never ask for more than there is: a header may promise anything
             file.seek(0)
-            return _inflate(file, number, whole=whole) if is_compressed else file.read(number)
+            return _inflate(file, number, whole=whole) if is_compressed else file.read(min(number, size))
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from None
     except zlib.error as error:

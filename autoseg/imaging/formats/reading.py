@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.dicom import read_series
-from autoseg.imaging.formats.endings import NIFTI, image_ending
+from autoseg.imaging.formats.endings import NIFTI, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged
 from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_series_voxels, itk_voxels
 from autoseg.imaging.formats.nifti import nifti_header, nifti_voxels
@@ -56,11 +56,14 @@ def read_volume(paths: Sequence[Path | str]) -> Volume:
 def read_label_map(path: Path | str) -> LabelMap:
     """The label map in ``path``: integers (Z, Y, X) with the values of the file.
 
-    Files of floating type are accepted when every value is whole (within 1e-4). Raises `AutosegError` when values are
-    fractional or not finite, saying which and where, when there are several channels, or when the file is damaged.
+    Files of floating type are accepted when every value is whole (within 1e-4), and greys stored as colours when the
+    three colours are equal. Raises `AutosegError` when values are fractional or not finite, saying which and where,
+    when there are several different channels, or when the file is damaged.
     """
     path = Path(path)
     header, array = _read(path)
+    if len(array) in (3, 4) and image_ending(path) in PHOTOGRAPHS and (array[1:3] == array[0]).all():
+        array = array[:1]
     if len(array) != 1:
         raise AutosegError(
             f"{path} has {len(array)} channels, but a label map has one; store one label number for each voxel"

@@ -57,7 +57,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         temporary.mkdir(parents=True)
-        with itk_call(path):
+        with itk_call(path, lambda _, cause: OSError(cause)):
             SimpleITK.WriteImage(image, str(temporary / path.name), useCompression=ending != ".nii")
         _move(temporary, path, is_nifti=ending in NIFTI)
     except OSError as error:

@@ -1,0 +1,80 @@
+"""Normalisation, with answers by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.normalisation import normalise
+from planners import ChannelNormalization, IntensityStatistics
+
+STATISTICS = IntensityStatistics(
+    mean=10, median=9, std=4, minimum=-50, maximum=90, percentile_00_5=-2, percentile_99_5=30
+)
+
+
+def run(image: np.ndarray, scheme: str, *, use_mask: bool = False, mask: np.ndarray | None = None) -> np.ndarray:
+    mask = np.ones(image.shape, bool) if mask is None else mask
+    return normalise(image[None], (ChannelNormalization(scheme=scheme, use_mask=use_mask),), (STATISTICS,), mask)[0]  # type: ignore[arg-type]
+
+
+def cube(*values: float) -> np.ndarray:
+    return np.array(values, np.float32).reshape(1, 1, -1)
+
+
+def test_ct_is_clipped_and_scaled_by_the_foreground() -> None:
+    assert run(cube(-1000, -2, 10, 30, 3000), "ct").ravel().tolist() == [-3, -3, 0, 5, 5]
+
+
+def test_zscore_has_mean_zero_and_unit_deviation() -> None:
+    image = np.random.default_rng(0).normal(300, 20, (6, 50, 60)).astype(np.float32)
+    got = run(image, "zscore")
+    assert got.mean(dtype=np.float64) == pytest.approx(0, abs=1e-5)  # the mean is subtracted in single precision
+    assert got.std(dtype=np.float64) == pytest.approx(1, abs=1e-5)
+    assert np.allclose(got, (image - image.mean()) / image.std(), atol=1e-4)
+
+
+def test_masked_zscore_leaves_the_outside_alone() -> None:
+    image = cube(0, 0, 1, 3, 7)
+    mask = image > 0
+    mask[0, 0, 4] = False
+    assert run(image, "zscore", use_mask=True, mask=mask).ravel().tolist() == [0, 0, -1, 1, 7]
+
+
+def test_an_empty_mask_leaves_the_channel_alone() -> None:
+    image = cube(1, 2)
+    assert run(image, "zscore", use_mask=True, mask=np.zeros(image.shape, bool)).tolist() == image.tolist()
+
+
+@pytest.mark.parametrize("scheme", ["zscore", "rescale_to_0_1"])
+def test_constant_images_become_zero(scheme: str) -> None:
+    assert run(cube(5, 5, 5), scheme).tolist() == cube(0, 0, 0).tolist()
+
+
+def test_rescaling_runs_from_zero_to_one() -> None:
+    assert run(cube(-2, 0, 2), "rescale_to_0_1").ravel().tolist() == [0, 0.5, 1]
+
+
+def test_colours_are_divided_by_255() -> None:
+    assert run(cube(0, 51, 255), "rgb_to_0_1").ravel().tolist() == pytest.approx([0, 0.2, 1])
+
+
+def test_colours_beyond_255_are_refused() -> None:
+    with pytest.raises(AutosegError, match=r"0 to 300.*convert the image"):
+        run(cube(0, 300), "rgb_to_0_1")
+
+
+def test_none_keeps_values_and_the_input_is_never_changed() -> None:
+    image = cube(1, 2, 3)
+    got = run(image, "none")
+    got += 1
+    run(image, "zscore")
+    assert image.ravel().tolist() == [1, 2, 3]
+
+
+def test_each_channel_goes_its_own_way() -> None:
+    image = np.stack([cube(0, 255), cube(14, 14)])
+    schemes = (ChannelNormalization(scheme="rgb_to_0_1"), ChannelNormalization(scheme="ct"))
+    got = normalise(image, schemes, (STATISTICS, STATISTICS), np.ones((1, 1, 2), bool))
+    assert got.reshape(2, 2).tolist() == [[0, 1], [1, 1]]

@@ -1,0 +1,112 @@
+"""Turning to the canonical orientation and back, for every orientation there is."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.orientation import (
+    UNTURNED,
+    align_label_map,
+    canonical_geometry,
+    canonical_orientation,
+    from_canonical,
+    to_canonical,
+)
+from autoseg.imaging.volume import Geometry, LabelMap
+
+SHAPE = (3, 4, 5)
+
+
+def signed_permutations() -> list[np.ndarray]:
+    """The 48 direction matrices along the axes of the world."""
+    return [np.eye(3)[list(order)] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)]
+
+
+def geometry(direction: np.ndarray, **changes: object) -> Geometry:
+    rows = tuple(tuple(float(value) for value in row) for row in direction)
+    fields = {"shape": SHAPE, "spacing_mm": (3.0, 1.5, 1.0), "origin_mm": (10.0, -20.0, 30.0), "direction": rows}
+    return Geometry(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def world(where: Geometry, index: tuple[int, int, int]) -> np.ndarray:
+    """Position in mm (x, y, z) of a voxel (z, y, x)."""
+    steps = np.array(index[::-1]) * np.array(where.spacing_mm[::-1])
+    return np.array(where.origin_mm) + np.array(where.direction) @ steps
+
+
+def numbered() -> np.ndarray:
+    return np.arange(np.prod(SHAPE)).reshape(SHAPE)
+
+
+def assert_voxels_keep_their_place(source: Geometry) -> None:
+    orientation = canonical_orientation(source)
+    turned, target = to_canonical(numbered(), orientation), canonical_geometry(source, orientation)
+    assert turned.shape == target.shape
+    for index in np.ndindex(*turned.shape):
+        origin = np.argwhere(numbered() == turned[index])[0]
+        assert np.allclose(world(target, index), world(source, tuple(origin)), atol=1e-9)  # float64 sums of tens of mm
+
+
+def test_there_are_48_orientations() -> None:
+    assert len({matrix.tobytes() for matrix in signed_permutations()}) == 48
+
+
+@pytest.mark.parametrize("direction", signed_permutations(), ids=lambda m: "".join(f"{v:+.0f}" for v in m.ravel() if v))
+def test_every_orientation_becomes_the_identity_and_back(direction: np.ndarray) -> None:
+    source = geometry(direction)
+    orientation = canonical_orientation(source)
+    assert np.allclose(canonical_geometry(source, orientation).direction, np.eye(3))
+    assert_voxels_keep_their_place(source)
+    assert np.array_equal(from_canonical(to_canonical(numbered(), orientation), orientation), numbered())
+
+
+@settings(deadline=None, max_examples=40)
+@given(angles=st.tuples(*[st.floats(-180, 180)] * 3))
+def test_oblique_directions_come_as_close_to_the_identity_as_whole_axes_allow(angles: tuple[float, float, float]) -> None:
+    source = geometry(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
+    orientation = canonical_orientation(source)
+    turned = np.array(canonical_geometry(source, orientation).direction)
+    best = max(np.trace(np.array(source.direction) @ turn) for turn in signed_permutations())
+    assert np.trace(turned) == pytest.approx(best, abs=1e-5)  # closer ones are ties by design
+    assert_voxels_keep_their_place(source)
+
+
+def test_leading_axes_are_left_alone() -> None:
+    orientation = canonical_orientation(geometry(signed_permutations()[29]))
+    image = np.stack([numbered(), numbered() + 1000])
+    turned = to_canonical(image, orientation)
+    assert np.array_equal(turned[1], to_canonical(numbered(), orientation) + 1000)
+    assert np.array_equal(from_canonical(turned, orientation), image)
+
+
+def test_at_45_degrees_rounding_does_not_decide() -> None:
+    for wobble in (-1e-9, 0, 1e-9):
+        turn = Rotation.from_euler("z", 45 + wobble, degrees=True).as_matrix()
+        assert canonical_orientation(geometry(turn)) == UNTURNED
+
+
+@pytest.mark.parametrize("changes", [{"has_orientation": False}, {"dimensions": 2, "shape": (1, 4, 5)}])
+def test_images_without_orientation_and_flat_ones_stay(changes: dict[str, object]) -> None:
+    assert canonical_orientation(geometry(-np.eye(3), **changes)) == UNTURNED
+
+
+def test_labels_stored_in_another_orientation_are_brought_to_their_image() -> None:
+    image = geometry(np.diag([-1.0, 1, -1]))
+    label_geometry = geometry(np.eye(3))
+    expected = numbered()[::-1, :, ::-1]
+    got = align_label_map(LabelMap(array=numbered(), geometry=label_geometry), image)
+    assert np.array_equal(got, expected)
+
+
+def test_labels_of_another_shape_are_refused() -> None:
+    with pytest.raises(AutosegError, match=r"\(2, 4, 5\) voxels .* its image has \(3, 4, 5\)"):
+        align_label_map(
+            LabelMap(array=np.zeros((2, 4, 5), int), geometry=geometry(np.eye(3), shape=(2, 4, 5))), geometry(np.eye(3))
+        )
