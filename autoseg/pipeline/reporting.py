@@ -1,0 +1,133 @@
+"""Fills the report page from what a run has left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+
+from autoseg.delivery.figures import overlay
+from autoseg.delivery.report import (
+    Command,
+    OverlayPicture,
+    RankedCase,
+    ReportContent,
+    rank_cases,
+    write_report,
+)
+from autoseg.imaging.formats import read_label_map, read_volume
+from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
+from autoseg.inference.validation import prediction_path
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.record import RunRecord, write_record
+from autoseg.pipeline.scoring import reference_path
+from autoseg.pipeline.selecting import Selected
+
+STAGE_ORDER = ("check", "fingerprint", "preprocess", "schedule", "train", "validate", "select", "predict")
+
+
+def report_stage(options: Options, selected: Selected, started: datetime) -> Path:
+    """Write ``report/index.html`` and return its path."""
+    record = write_record(options, started, "running")
+    prepared = selected.prepared
+    dataset = prepared.dataset
+    content = ReportContent(
+        dataset_name=dataset.name,
+        num_cases=len(dataset.training),
+        num_test_cases=len(dataset.test),
+        channels=dataset.channels,
+        class_names=tuple(each.name for each in dataset.labels.classes),
+        selection=selected.selection,
+        summary=selected.summary,
+        histories=read_histories(options, selected),
+        decisions=(*prepared.plan.decisions, *prepared.schedule.decisions),
+        findings=dataset.findings,
+        overlays=draw_overlays(options, selected),
+        commands=commands(options, selected),
+        environment=environment(record),
+        durations_s=durations(record),
+    )
+    return write_report(options.run.report, content)
+
+
+def read_histories(options: Options, selected: Selected) -> dict[tuple[str, int], list[dict[str, object]]]:
+    """The records of every training, by configuration and fold."""
+    histories = {}
+    for training in selected.prepared.schedule.trainings:
+        for fold in range(selected.prepared.schedule.num_folds):
+            path = options.run.fold(training.configuration, fold) / "history.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+            histories[training.configuration, fold] = [json.loads(line) for line in lines]
+    return histories
+
+
+def draw_overlays(options: Options, selected: Selected) -> tuple[OverlayPicture, ...]:
+    """Outlines on the best, the median and the worst case of the cross-validation."""
+    if selected.summary is None:
+        return ()
+    return tuple(
+        OverlayPicture(case=ranked, png=draw_case(options, selected, ranked)) for ranked in rank_cases(selected.summary)
+    )
+
+
+def draw_case(options: Options, selected: Selected, ranked: RankedCase) -> bytes:
+    """One case in canonical axes, so that every picture shows the patient the same way up."""
+    dataset = selected.prepared.dataset
+    case = next(case for case in dataset.training if case.case_id == ranked.case_id)
+    volume = read_volume(case.image_paths)
+    orientation = canonical_orientation(volume.geometry)
+    z, y, x = volume.geometry.spacing_mm
+    spacing = [(z, y, x)[axis] for axis in orientation.permutation]
+    prediction = read_label_map(prediction_path(options.run.cross_validation, case.case_id, dataset))
+    reference = read_label_map(reference_path(dataset, case.case_id))
+    return overlay(
+        to_canonical(volume.array[0], orientation),
+        to_canonical(align_label_map(reference, volume.geometry), orientation),
+        to_canonical(align_label_map(prediction, volume.geometry), orientation),
+        names=class_names(selected),
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+    )
+
+
+def class_names(selected: Selected) -> Mapping[int, str]:
+    """Names of label values in the dataset's files; a value that is in several regions gets the last one's name."""
+    dataset = selected.prepared.dataset
+    return {
+        dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values
+    }
+
+
+def commands(options: Options, selected: Selected) -> tuple[Command, ...]:
+    """What a reader may want to do next."""
+    root = options.run.root
+    useful = [
+        Command(purpose="Segment new images", text=f"autoseg predict {root} FOLDER_OF_IMAGES predictions"),
+        Command(purpose="Score predictions", text="autoseg evaluate predictions FOLDER_OF_REFERENCES"),
+        Command(purpose="Go on, or repeat with more time", text=f"autoseg run {options.dataset} --out {root} --budget 2h"),
+    ]
+    if selected.prepared.dataset.test:
+        useful.append(Command(purpose="Pack the test predictions", text=f"autoseg submit {root} --as msd --out submission.zip"))
+    return tuple(useful)
+
+
+def environment(record: RunRecord) -> dict[str, str]:
+    """Versions and hardware, in the order shown."""
+    return {
+        "autoseg": record.autoseg,
+        "Python": record.python,
+        **record.packages,
+        "device": record.device,
+        "processor": record.processor,
+        "system": record.platform,
+        "seed": str(record.seed),
+    }
+
+
+def durations(record: RunRecord) -> dict[str, float]:
+    """Seconds by kind of stage: those of all folds together."""
+    total: dict[str, float] = {}
+    for stage, seconds in record.stages_s.items():
+        kind = stage.split("-")[0]
+        total[kind] = total.get(kind, 0.0) + seconds
+    return {kind: total[kind] for kind in sorted(total, key=lambda kind: STAGE_ORDER.index(kind))}
