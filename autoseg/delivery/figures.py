@@ -24,6 +24,8 @@ History = Sequence[Mapping[str, object]]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
 """Told apart by colour-blind readers too (Okabe and Ito), dark enough for thin lines on white."""
+OUTLINE_COLOURS = ("#35b6ff", "#ff8a1f", "#3be08c", "#ff7ac0", "#ffe14d", "#b79bff", "#ff6b5e", "#7ff0e6")
+"""Bright enough for thin lines on grey images, dark ones too."""
 STYLE: Any = {  # matplotlib types every key on its own
     "svg.hashsalt": "autoseg",  # the same numbers give the same bytes
     "font.size": 9.0,
@@ -174,7 +176,7 @@ def _outline(
     for number, value in enumerate(names):
         mask = np.pad(labels == value, 1)
         if mask.any():
-            colour = COLOURS[number % len(COLOURS)]
+            colour = OUTLINE_COLOURS[number % len(OUTLINE_COLOURS)]
             axes.contour(columns, rows, mask.astype(float), levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.5)
             drawn.add(value)
     axes.set_xlim(-0.5, labels.shape[1] - 0.5)
@@ -184,7 +186,7 @@ def _outline(
 
 def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *, has_reference: bool) -> None:
     handles = [
-        Line2D([], [], color=COLOURS[number % len(COLOURS)], label=_plain(name))
+        Line2D([], [], color=OUTLINE_COLOURS[number % len(OUTLINE_COLOURS)], label=_plain(name))
         for number, (value, name) in enumerate(names.items())
         if value in drawn
     ][:MAX_LEGEND]

