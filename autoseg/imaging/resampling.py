@@ -26,10 +26,13 @@ MAX_ISOTROPIC_RATIO = 3.0
 """Largest spacing over smallest above which the coarse axis goes on its own (method section 4.3)."""
 PREFILTER_REACH = 16
 """Neighbours that the cubic prefilter is followed to each side: what is left out is 0.268**16, below 1e-9."""
+NEGLIGIBLE_WEIGHT = 1e-9
 BLOCK_INPUTS = 48
 """Input voxels that one block of an operator advances: long enough for fast products, short enough to stay banded."""
-SLAB_VOXELS = 2**22
-"""Voxels of one class of one slab, 16 MB of scores."""
+SLAB_VOXELS = 2**20
+"""Voxels of one class of one slab: 4 MB of scores, which stay in the caches while classes are compared."""
+MAX_CODES = 2**12
+"""Label values that span less are used as they are; others are numbered first."""
 TIE_TOLERANCE = 1e-6
 """Scores of label indicators closer than this are a tie: the rounding of float32 products must not decide."""
 
@@ -269,6 +272,7 @@ def _fold_edges(matrix: NDArray[np.float64], lowest: int, start: int, stop: int,
     first, last = int(columns[0]), int(columns[-1]) + 1
     folded = np.zeros((stop - start, last - first))
     np.add.at(folded.T, columns - first, matrix.T)
+    folded[np.abs(folded) < NEGLIGIBLE_WEIGHT] = 0
     folded /= folded.sum(axis=1, keepdims=True)  # constants stay constant to the last bit of the band's cut
     return _Block(start, stop, first, last, folded.astype(np.float32))
 
@@ -281,16 +285,19 @@ def _rows(axis: _Axis, start: int, stop: int) -> tuple[int, int, _Axis]:
     if not axis.blocks:
         first, last = int(nearest[0]), int(nearest[-1]) + 1
         return first, last, _Axis(last - first, stop - start, nearest - first)
-    touched = [block for block in axis.blocks if block.stop > start and block.start < stop]
-    first, last = touched[0].first, touched[-1].last
-    blocks = tuple(_cut_rows(block, start, stop, first) for block in touched)
-    return first, last, _Axis(last - first, stop - start, nearest - first, blocks)
+    blocks = [_cut_rows(block, start, stop) for block in axis.blocks if block.stop > start and block.start < stop]
+    first, last = min(block.first for block in blocks), max(block.last for block in blocks)
+    moved = tuple(_Block(b.start - start, b.stop - start, b.first - first, b.last - first, b.matrix) for b in blocks)
+    return first, last, _Axis(last - first, stop - start, nearest - first, moved)
 
 
-def _cut_rows(block: _Block, start: int, stop: int, first: int) -> _Block:
+def _cut_rows(block: _Block, start: int, stop: int) -> _Block:
+    """The part of a block that gives outputs [start, stop), with the inputs that these need."""
     upper, lower = max(block.start, start), min(block.stop, stop)
     matrix = block.matrix[upper - block.start : lower - block.start]
-    return _Block(upper - start, lower - start, block.first - first, block.last - first, matrix)
+    needed = np.flatnonzero(matrix.any(axis=0))
+    left, right = int(needed[0]), int(needed[-1]) + 1
+    return _Block(upper, lower, block.first + left, block.first + right, matrix[:, left:right])
 
 
 def _columns(axis: _Axis, first: int, last: int) -> tuple[int, int, _Axis]:
@@ -427,10 +434,12 @@ def _vote(labels: NDArray[Any], axes: tuple[_Axis, ...], order: int) -> NDArray[
     if order == 0 or all(axis.is_copied for axis in axes):
         return _nearest(labels, axes)
     codes, values = _compact(labels)
+    lowest = int(codes.min())
     result = np.empty(tuple(axis.new for axis in axes), labels.dtype)
     for rows in _slab_rows(result.shape):
         first, last, operator = _rows(axes[0], rows.start, rows.stop)
-        result[rows] = values[_vote_in_slab(codes[first:last], (operator, *axes[1:]), order)]
+        slab = codes[first:last].astype(np.int32) - lowest
+        result[rows] = values[_vote_in_slab(slab, (operator, *axes[1:]), order)]
     return result
 
 
@@ -441,13 +450,13 @@ def _nearest(labels: NDArray[Any], axes: tuple[_Axis, ...]) -> NDArray[Any]:
     return labels
 
 
-def _compact(labels: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """Label codes 0, 1, 2 ... in ascending order of the labels, and the label of each code."""
+def _compact(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Codes that lie close together, in the order of the labels, and the label of each code from the lowest on."""
     low, high = int(labels.min()), int(labels.max())
-    if high - low < 2**12:  # few values, also where some are absent: no sorting of all voxels
-        return (labels.astype(np.int32) - low), np.arange(low, high + 1).astype(labels.dtype)
+    if high - low < MAX_CODES:  # also where some in between are absent: no sorting of all voxels
+        return labels, np.arange(low, high + 1).astype(labels.dtype)
     values, codes = np.unique(labels, return_inverse=True)
-    return codes.astype(np.int32).reshape(labels.shape), values
+    return codes.reshape(labels.shape), values
 
 
 def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[_Axis, ...], order: int) -> NDArray[np.int32]:

@@ -27,6 +27,8 @@ PHOTOGRAPHS = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 """Formats without a place in the world: no orientation, spacing 1; resolution tags there are rarely true."""
 FLAT = (".png", ".bmp", ".jpg", ".jpeg")
 """Formats that hold one slice of whole numbers from 0 upwards."""
+DETACHED = (".nhdr", ".mhd")
+"""Headers whose voxels lie in a file of their own."""
 LOSSY = (".jpg", ".jpeg")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import tempfile
@@ -16,10 +17,14 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.endings import PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.endings import DETACHED, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 
 MAX_DIMENSIONS = 4
+MOST_PACKED = 5000
+"""No format here packs its voxels into less than this fraction of their bytes, not even constant images."""
+SMALL_BYTES = 10**8
+"""Images below this size are read whatever their header says; they do no harm."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -102,9 +107,18 @@ def itk_header(path: Path, reader: Any) -> ImageHeader:
 
 def itk_voxels(path: Path, reader: Any) -> NDArray[Any]:
     """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
+    _check_promise(path, reader)
     with itk_call(path):
         image = reader.Execute()
     return channels_first(image)
+
+
+def _check_promise(path: Path, reader: Any) -> None:
+    """Refuse a header that promises more than the file can hold, before memory is taken for it."""
+    promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
+    held = path.stat().st_size
+    if image_ending(path) not in DETACHED and promised > max(SMALL_BYTES, MOST_PACKED * held):
+        raise damaged(path, f"its header promises {promised} voxels (sizes {reader.GetSize()}), but it has {held} bytes")
 
 
 def itk_series_voxels(folder: Path, files: Sequence[Path]) -> NDArray[Any]:

@@ -288,7 +288,9 @@ def test_a_header_that_promises_too_much_fills_no_memory(tmp_path: Path) -> None
     raw = image.header.binaryblock + b"\0" * 400
     (tmp_path / "a.nii").write_bytes(raw)
     (tmp_path / "b.nii.gz").write_bytes(gzip.compress(raw))
-    for name in ("a.nii", "b.nii.gz"):
+    head = "NRRD0004\ntype: short\ndimension: 3\nsizes: 9000 9000 9000\nencoding: gzip\nendian: little\n\n"
+    (tmp_path / "c.nrrd").write_bytes(head.encode() + gzip.compress(b"\0" * 400))
+    for name in ("a.nii", "b.nii.gz", "c.nrrd"):
         with pytest.raises(AutosegError, match=name):
             read_volume([tmp_path / name])
 
