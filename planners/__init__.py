@@ -7,6 +7,7 @@ from planners.fingerprint import CaseSize, Fingerprint, IntensityStatistics, Lab
 from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
+from planners.memory import MemoryEstimate, estimate_case_memory, estimate_disk, estimate_memory
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
 from planners.planner import plan_dataset
 from planners.problems import PlanningError
@@ -41,6 +42,7 @@ __all__ = [
     "Labels",
     "Loss",
     "Measurement",
+    "MemoryEstimate",
     "Network",
     "NnunetDataset",
     "Plan",
@@ -53,6 +55,9 @@ __all__ = [
     "candidate_widths",
     "configuration_spacing",
     "describe_problems",
+    "estimate_case_memory",
+    "estimate_disk",
+    "estimate_memory",
     "explain",
     "learning_rate",
     "nnunet_plans",

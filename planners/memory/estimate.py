@@ -67,11 +67,12 @@ def estimate_memory(
     parameters = sum(layer.parameters for layer in layers)
     weights = parameters * (WEIGHT_BYTES + numbers.cast_weight)
     states = parameters * WEIGHT_BYTES * OPTIMISER_STATES[optimiser]
+    scratch = parameters * numbers.weight_scratch
     loss = batch * _loss_bytes(chosen, topology, numbers)
     images = batch * math.prod(chosen.patch_shape) * (WEIGHT_BYTES * topology.num_inputs + LABEL_BYTES)
     climb = _highest_point(layers, batch, loss, numbers)
     return MemoryEstimate(
-        training_bytes=int(weights + states + images + climb + numbers.overhead_bytes),
+        training_bytes=int(weights + states + scratch + images + climb + numbers.overhead_bytes),
         inference_bytes=int(weights + _inference_bytes(layers, window_batch_size, numbers) + numbers.overhead_bytes),
         num_parameters=parameters,
         weights_bytes=int(weights),
