@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# Machines differ and are shared: a slow example is no fault, and the same examples everywhere make a failure repeatable.
+settings.register_profile("autoseg", deadline=None, derandomize=True)
+settings.load_profile("autoseg")
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 skipped: list[str] = []

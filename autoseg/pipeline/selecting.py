@@ -23,6 +23,7 @@ from autoseg.evaluation.postprocessing import (
 from autoseg.evaluation.selection import Selection, candidate_name, select_candidate
 from autoseg.evaluation.summary import Summary, read_summary, write_summary
 from autoseg.imaging.formats import read_header, read_label_map, write_label_map
+from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.validation import load_probabilities, prediction_path
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
@@ -161,8 +162,11 @@ def load_prediction(options: Options, prepared: Prepared, members: tuple[str, ..
 
 
 def load_reference(prepared: Prepared, case_id: str) -> Labelled:
-    """The user's label map (Z, Y, X), internal values."""
-    return to_internal(read_label_map(reference_path(prepared.dataset, case_id)).array, prepared.dataset.file_values)
+    """The user's label map (Z, Y, X) on the grid of its image, internal values."""
+    case = next(case for case in prepared.dataset.training if case.case_id == case_id)
+    reference = read_label_map(reference_path(prepared.dataset, case_id))
+    aligned = align_label_map(reference, read_header(case.image_paths[0]).geometry)
+    return to_internal(aligned, prepared.dataset.file_values)
 
 
 def member_prediction(options: Options, prepared: Prepared, name: str, case_id: str) -> Path:

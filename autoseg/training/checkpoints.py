@@ -30,6 +30,8 @@ class Checkpoint:
     """Weights with the best moving average of the pseudo-Dice; empty before the first."""
     best_score: float
     moving_average: float | None
+    epoch_losses: list[float]
+    """Losses of the epoch that is not finished yet."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

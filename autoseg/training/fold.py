@@ -26,7 +26,7 @@ from autoseg.training.patches import PatchSource
 from planners import Configuration, Labels, Plan, Training, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
-"""At most a minute of training may be lost; the rest of the minute is for writing."""
+"""Seconds between checkpoints. At most a minute of training may be lost; the rest of the minute is for writing."""
 MOVING_AVERAGE_SHARE = 0.9
 """Of the previous value (method section 7.6)."""
 
@@ -47,6 +47,8 @@ class FoldTask:
     """Hash of everything the result depends on."""
     device: torch.device
     num_workers: int = 0
+    """Processes that make batches."""
+    checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
 
 
 @dataclass(slots=True)
@@ -122,7 +124,7 @@ def train_fold(task: FoldTask, tracker: Tracker) -> None:
         done = record.step + 1
         if done % task.training.steps_per_epoch == 0 or done == task.training.num_steps:
             _finish_epoch(task, parts, state, record)
-        if time.monotonic() - state.last_saved > CHECKPOINT_INTERVAL_S:
+        if time.monotonic() - state.last_saved > task.checkpoint_interval_s:
             _save(task, parts, state, done)
         tracker.advance(note=f"loss {record.loss:.2f}{_describe_score(state)}")
 
@@ -143,6 +145,7 @@ def _resume(task: FoldTask, parts: Parts, state: FoldState) -> int:
     parts.scaler.load_state_dict(checkpoint.scaler)
     state.best, state.best_score = checkpoint.best, checkpoint.best_score
     state.moving_average = checkpoint.moving_average
+    state.losses = list(checkpoint.epoch_losses)
     history = task.folder / "history.jsonl"
     if history.exists():
         lines = [json.loads(line) for line in history.read_text().splitlines()]
@@ -160,6 +163,7 @@ def _save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
         best=state.best,
         best_score=state.best_score,
         moving_average=state.moving_average,
+        epoch_losses=list(state.losses),
     )
     write_text(task.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in state.history))
     save_checkpoint(task.folder / "checkpoint.pt", checkpoint)

@@ -1,0 +1,236 @@
+"""Augmentation: drawn parameters against their distributions, their application against independent computation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from autoseg.training.augmentation import (
+    augment,
+    gaussian_kernel,
+    rotation_matrix,
+    source_coordinates,
+)
+from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters, make_recipe
+
+DRAWS = 4000
+PATCH = (12, 14, 10)
+
+
+def recipe(patch=PATCH, *, channels: int = 2, mirror=(0, 1, 2), masked=()) -> Recipe:
+    return make_recipe(patch, num_channels=channels, mirror_axes=mirror, masked_channels=masked, augment=True)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[Parameters]:
+    rng = np.random.default_rng(0)
+    chosen = recipe()
+    return [draw_parameters(rng, chosen) for _ in range(DRAWS)]
+
+
+@pytest.mark.parametrize(
+    ("field", "probability"),
+    [
+        ("angles", 0.2), ("scale", 0.2), ("noise_sigma", 0.1), ("blur_sigmas", 0.2), ("brightness", 0.15),
+        ("contrast", 0.15), ("low_resolution", 0.25), ("inverted_gamma", 0.1), ("gamma", 0.3),
+    ],
+)
+def test_each_change_is_as_likely_as_the_method_says(drawn, field: str, probability: float) -> None:
+    share = np.mean([getattr(p, field) not in (None, ()) for p in drawn])
+    assert abs(share - probability) < 4 * math.sqrt(probability * (1 - probability) / DRAWS)  # four standard errors
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high"),
+    [("scale", 0.7, 1.4), ("noise_sigma", 0.0, 0.1), ("low_resolution", 0.5, 1.0), ("blur_sigmas", 0.5, 1.0)],
+)
+def test_uniform_ranges_are_filled_evenly(drawn, field: str, low: float, high: float) -> None:
+    values = np.array(list(flat(getattr(p, field) for p in drawn)))
+    assert low <= values.min() < low + 0.1 * (high - low)
+    assert high - 0.1 * (high - low) < values.max() <= high
+    spread = (high - low) / math.sqrt(12 * len(values))
+    assert abs(values.mean() - (low + high) / 2) < 4 * spread
+
+
+@pytest.mark.parametrize(
+    ("field", "low", "high"), [("brightness", 0.75, 1.25), ("contrast", 0.75, 1.25), ("gamma", 0.7, 1.5)]
+)
+def test_two_sided_ranges_favour_neither_side(drawn, field: str, low: float, high: float) -> None:
+    values = np.array(list(flat(getattr(p, field) for p in drawn)))
+    assert low <= values.min()
+    assert values.max() <= high
+    assert abs((values < 1).mean() - 0.5) < 4 * 0.5 / math.sqrt(len(values))
+
+
+def test_half_of_the_channels_are_blurred_and_lowered(drawn) -> None:
+    for field in ("blur_sigmas", "low_resolution"):
+        chosen = [c is not None for p in drawn for c in getattr(p, field)]
+        assert abs(np.mean(chosen) - 0.5) < 4 * 0.5 / math.sqrt(len(chosen))
+
+
+def test_mirroring_takes_each_allowed_axis_half_of_the_time() -> None:
+    rng = np.random.default_rng(0)
+    chosen = recipe(mirror=(0, 2))
+    mirrored = [draw_parameters(rng, chosen).mirror for _ in range(DRAWS)]
+    assert {axis for axes in mirrored for axis in axes} == {0, 2}
+    assert abs(np.mean([0 in axes for axes in mirrored]) - 0.5) < 4 * 0.5 / math.sqrt(DRAWS)
+
+
+@pytest.mark.parametrize(
+    ("patch", "degrees", "dummy"),
+    [((64, 64, 64), 30, False), ((16, 64, 64), 180, True), ((22, 64, 64), 30, False), ((64, 64), 180, False), ((64, 32), 15, False)],
+)
+def test_rotation_follows_the_patchs_shape(patch, degrees, dummy) -> None:
+    """Method section 6.1."""
+    chosen = recipe(patch, mirror=())
+    assert chosen.rotation == pytest.approx(math.radians(degrees))
+    assert chosen.dummy_2d is dummy
+
+
+def flat(values):
+    """All numbers in nested tuples, None left out."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from flat(value)
+        elif value is not None:
+            yield value
+
+
+def sample(shape=(20, 22, 18), channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(3)
+    image = ndimage.gaussian_filter(rng.normal(size=(channels, *shape)), (0, 1, 1, 1)[: len(shape) + 1]).astype(np.float32)
+    labels = (image[0] > 0.1).astype(np.int16) + (image[0] > 0.3)
+    return image, labels.astype(np.int16)
+
+
+def test_no_change_cuts_the_centre_and_turns_outside_into_background() -> None:
+    image, labels = sample()
+    labels[:8] = -1
+    got, got_labels = augment(Parameters(), recipe(), image, labels)
+    np.testing.assert_array_equal(got, image[:, 4:16, 4:18, 4:14])
+    np.testing.assert_array_equal(got_labels, np.maximum(labels, 0)[4:16, 4:18, 4:14])
+
+
+def test_inputs_stay_as_they_are() -> None:
+    image, labels = sample(PATCH)
+    before, before_labels = image.copy(), labels.copy()
+    changes = Parameters(noise_sigma=0.1, brightness=(1.2, 0.8), gamma=(0.8, 1.2), mirror=(0,), contrast=(1.1, None))
+    augment(changes, recipe(), image, labels)
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(labels, before_labels)
+
+
+def test_rotation_and_scaling_agree_with_scipys_affine_transform() -> None:
+    image, labels = sample()
+    changes = Parameters(angles=(0.3, -0.2, 0.4), scale=1.2)
+    got, got_labels = augment(changes, recipe(), image, labels)
+    matrix = rotation_matrix(changes.angles, 3) * 1.2
+    offset = (np.array(labels.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
+    for channel, result in zip(image, got, strict=True):
+        expected = ndimage.affine_transform(
+            channel.astype(float), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant", cval=0
+        )
+        np.testing.assert_allclose(result, expected, atol=1e-6)  # float32 results of float64 sums
+    scores = [
+        ndimage.affine_transform(
+            (labels == k).astype(float), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant",
+            cval=float(k == -1),
+        )
+        for k in (-1, 0, 1, 2)
+    ]
+    expected_labels = np.maximum(np.argmax(scores, 0) - 1, 0)
+    clear = np.diff(np.sort(scores, 0)[-2:], axis=0)[0] > 1e-6
+    np.testing.assert_array_equal(got_labels[clear], expected_labels[clear])
+
+
+def test_rotations_turn_the_axes_that_the_method_says() -> None:
+    """Rx mixes array axes 1 and 2, Ry 0 and 2, Rz 0 and 1 (method section 6.3)."""
+    quarter = math.pi / 2
+    np.testing.assert_allclose(rotation_matrix((quarter, 0, 0), 3), [[1, 0, 0], [0, 0, -1], [0, 1, 0]], atol=1e-15)
+    np.testing.assert_allclose(rotation_matrix((0, quarter, 0), 3), [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-15)
+    np.testing.assert_allclose(rotation_matrix((0, 0, quarter), 3), [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-15)
+
+
+def test_scaling_above_one_shrinks_objects() -> None:
+    near = source_coordinates(Parameters(scale=1.4), (11, 11), (21, 21))
+    assert near[0, 0, 0] == pytest.approx(10 - 5 * 1.4)
+
+
+def test_thick_slices_are_turned_in_plane_only() -> None:
+    image, labels = sample((4, 30, 30), channels=1)
+    labels[:] = np.arange(4).reshape(4, 1, 1)
+    chosen = recipe((4, 20, 20), channels=1)
+    _, got = augment(Parameters(angles=(0.5,), scale=0.8), chosen, image, labels)
+    assert [np.unique(plane).tolist() for plane in got] == [[0], [1], [2], [3]]
+
+
+def test_blur_agrees_with_scipys_gaussian_filter() -> None:
+    image, labels = sample(PATCH, channels=1)
+    got, _ = augment(Parameters(blur_sigmas=((0.9, 0.9, 0.9),)), recipe(channels=1), image, labels)
+    expected = ndimage.gaussian_filter(image[0], 0.9, mode="mirror", radius=len(gaussian_kernel(0.9)) // 2)
+    np.testing.assert_allclose(got[0], expected, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize(("sigma", "length"), [(0.5, 3), (0.7, 5), (0.9, 5), (1.0, 7)])
+def test_blur_kernels_have_the_methods_lengths(sigma: float, length: int) -> None:
+    kernel = gaussian_kernel(sigma)
+    assert len(kernel) == length
+    assert kernel.sum() == pytest.approx(1)
+
+
+def test_low_resolution_agrees_with_torchs_interpolation() -> None:
+    image, labels = sample(PATCH, channels=1)
+    got, _ = augment(Parameters(low_resolution=(0.6,)), recipe(channels=1), image, labels)
+    small = [round(n * 0.6) for n in PATCH]
+    x = torch.from_numpy(image)[None]
+    down = torch.nn.functional.interpolate(x, size=small, mode="nearest-exact")
+    up = torch.nn.functional.interpolate(down, size=PATCH, mode="trilinear")
+    np.testing.assert_array_equal(got, up[0].numpy())
+
+
+@pytest.mark.parametrize("field", ["gamma", "inverted_gamma"])
+def test_gamma_keeps_mean_and_deviation_but_bends_the_scale(field: str) -> None:
+    image, labels = sample(PATCH, channels=1)
+    got, _ = augment(Parameters(**{field: (1.4,)}), recipe(channels=1), image, labels)
+    assert got.mean() == pytest.approx(image.mean(), abs=1e-5)
+    assert got.std() == pytest.approx(image.std(), rel=1e-4)
+    order = np.argsort(image.ravel())
+    assert (np.diff(got.ravel()[order]) >= -1e-6).all()  # monotone up to float32 rounding
+    assert np.abs(got - image).max() > 0.05
+
+
+def test_contrast_stays_within_the_channels_range() -> None:
+    image, labels = sample(PATCH, channels=1)
+    got, _ = augment(Parameters(contrast=(1.25,)), recipe(channels=1), image, labels)
+    assert got.min() >= image.min()
+    assert got.max() <= image.max()
+
+
+def test_noise_has_the_drawn_deviation_and_follows_from_its_seed() -> None:
+    image, labels = sample(PATCH, channels=2)
+    changes = Parameters(noise_sigma=0.1, noise_seed=5)
+    got, _ = augment(changes, recipe(), image, labels)
+    again, _ = augment(changes, recipe(), image, labels)
+    np.testing.assert_array_equal(got, again)
+    noise = got - image
+    assert noise.std() == pytest.approx(0.1, rel=0.05)  # 3360 draws: 1.2 % standard error
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.1
+
+
+def test_mirroring_turns_image_and_labels_together() -> None:
+    image, labels = sample(PATCH)
+    got, got_labels = augment(Parameters(mirror=(0, 2)), recipe(), image, labels)
+    np.testing.assert_array_equal(got, image[:, ::-1, :, ::-1])
+    np.testing.assert_array_equal(got_labels, labels[::-1, :, ::-1])
+
+
+def test_masked_channels_are_zero_outside_the_mask() -> None:
+    image, labels = sample(PATCH)
+    labels[:3] = -1
+    got, _ = augment(Parameters(brightness=(1.1, 1.1)), recipe(masked=(1,)), image, labels)
+    assert (got[1, :3] == 0).all()
+    assert (got[0, :3] != 0).any()
