@@ -111,15 +111,19 @@ def compare_labels(shape: tuple[int, int, int], target: tuple[int, int, int], ax
         return resample_labels(labels, target, resampling=LABELS, separate_axis=axis)
 
     def theirs() -> tuple[np.ndarray, np.ndarray]:
-        best, second = np.full((2, *target), -np.inf, np.float32)
-        winner = np.zeros(target, np.int16)
+        voted = target if axis is None else (shape[0], *target[1:])
+        best, second = np.full((2, *voted), -np.inf, np.float32)
+        winner = np.zeros(voted, np.int16)
         for value in values:
-            scores = reference(labels == value, target, LABELS.order, axis).astype(np.float32)
+            scores = reference(labels == value, voted, LABELS.order, axis).astype(np.float32)
             better = scores > best
             second = np.where(better, best, np.maximum(second, scores))
             winner[better] = value
             best = np.maximum(best, scores)
-        return winner, best - second
+        if axis is None:
+            return winner, best - second
+        # slices are voted on, the label map is then sampled along the axis; the margins go along for the comparison
+        return tuple(reference(one, target, 0, axis) for one in (winner, best - second))
 
     ours()
     mine, seconds = timed(ours)
