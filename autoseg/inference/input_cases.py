@@ -88,7 +88,7 @@ def _missing_channels(
         try:
             found = read_header(files[-1]).num_channels
         except AutosegError as error:
-            return [Problem(where=str(files[-1]), found=str(error), mend="repair the file or take it out")]
+            return [Problem(where=f"case {case_id}", found=str(error), mend="or give the other cases alone")]
         if found == len(channels):
             return []
         return [

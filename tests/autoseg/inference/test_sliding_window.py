@@ -1,0 +1,96 @@
+"""Windows cover every voxel, weights favour their centre, and putting them together loses nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+
+from autoseg.inference.sliding_window import count_windows, importance_map, predict_logits, window_starts
+
+CPU = torch.device("cpu")
+
+
+def test_window_starts_are_the_methods_example() -> None:
+    assert window_starts(110, 64) == [0, 23, 46]
+
+
+@given(size=st.integers(1, 500), patch=st.integers(4, 200))
+def test_windows_cover_the_axis_in_steps_of_half_a_patch(size: int, patch: int) -> None:
+    size = max(size, patch)
+    starts = window_starts(size, patch)
+    assert starts[0] == 0
+    assert starts[-1] == size - patch
+    # rounding of evenly spread starts may widen one step by a voxel
+    assert all(0 < b - a <= patch / 2 + 1 for a, b in zip(starts, starts[1:], strict=False))
+
+
+def test_importance_is_the_filtered_impulse_of_the_method() -> None:
+    patch = (12, 17, 8)
+    impulse = np.zeros(patch)
+    impulse[tuple(n // 2 for n in patch)] = 1
+    expected = gaussian_filter(impulse, [n / 8 for n in patch], mode="constant")
+    expected /= expected.max()
+    got = importance_map(patch).numpy()
+    inside = expected > 0
+    np.testing.assert_allclose(got[inside], expected[inside], rtol=1e-5)  # float32
+    assert (got > 0).all()
+    assert got.max() == 1
+
+
+class Echo(torch.nn.Module):
+    """Logits that are the image, its double and its position-dependent part."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x[:, :1], 2 * x[:, :1], x[:, :1] - x[:, 1:2]), dim=1)
+
+
+@pytest.mark.parametrize("patch", [(8, 16, 8), (16, 8), (40, 8, 8)])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_a_network_that_echoes_gives_the_image_back(patch, batch_size: int) -> None:
+    image = torch.randn(2, 11, 21, 14, generator=torch.Generator().manual_seed(0))
+    logits = predict_logits(
+        image, [Echo()], patch=patch, mirror_axes=(0, 1), precision="float32", device=CPU, batch_size=batch_size
+    )
+    expected = Echo()(image[None])[0]
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)  # weighted float32 means
+
+
+class Ramp(torch.nn.Module):
+    """Logits that grow along the last axis, whatever the image: mirroring must even them out."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.arange(x.shape[-1], dtype=x.dtype).expand(x.shape[0], 2, *x.shape[2:])
+
+
+def test_mirror_images_are_averaged_over_all_combinations() -> None:
+    image = torch.zeros(1, 4, 4, 8)
+    settings = {"patch": (4, 4, 8), "precision": "float32", "device": CPU}
+    plain = predict_logits(image, [Ramp()], mirror_axes=(), **settings)
+    even = predict_logits(image, [Ramp()], mirror_axes=(2,), **settings)
+    assert plain[0, 0, 0].tolist() == pytest.approx(range(8))
+    assert even[0, 0, 0].tolist() == pytest.approx([3.5] * 8)
+
+
+def test_folds_are_averaged_as_logits() -> None:
+    class Constant(torch.nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full((x.shape[0], 2, *x.shape[2:]), self.value)
+
+    image = torch.zeros(1, 4, 4, 4)
+    logits = predict_logits(
+        image, [Constant(1.0), Constant(4.0)], patch=(4, 4, 4), mirror_axes=(), precision="float32", device=CPU
+    )
+    assert torch.allclose(logits, torch.tensor(2.5))
+
+
+def test_windows_are_counted_as_they_are_used() -> None:
+    assert count_windows((110, 64, 30), (64, 64, 64)) == 3
+    assert count_windows((10, 110, 64), (64, 64)) == 30
