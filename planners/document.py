@@ -48,11 +48,20 @@ def write_document(document: Document) -> str:
 
 def describe_problems(error: ValidationError) -> tuple[str, ...]:
     """One line for each problem of a failed validation: place, what is wrong, what was found."""
+    problems = error.errors(include_url=False)
+    places = [problem["loc"] for problem in problems]
     lines = []
-    for problem in error.errors(include_url=False):
+    for problem in problems:
+        # entries with faults of their own do not count, so their list may seem too short: that is no news
+        if problem["type"] == "too_short" and any(_lies_inside(place, problem["loc"]) for place in places):
+            continue
         place = ".".join(str(part) for part in problem["loc"]) or "(whole document)"
         found = repr(problem["input"])
         found = found if len(found) <= 80 else found[:77] + "..."
         shown = "" if problem["type"] == "missing" else f" (found {found})"
         lines.append(f"{place}: {problem['msg']}{shown}")
     return tuple(lines)
+
+
+def _lies_inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
+    return len(place) > len(outer) and place[: len(outer)] == outer

@@ -7,6 +7,7 @@ sees where one is taken for the other. Images themselves are no matter of this r
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NewType, TypeVar
 
@@ -79,7 +80,7 @@ def stage_shapes(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> tupl
     shapes = []
     size = tuple(patch)
     for stride in strides:
-        size = tuple(voxels // step for voxels, step in zip(size, stride, strict=True))
+        size = tuple(map(operator.floordiv, size, stride))
         shapes.append(size)
     return tuple(shapes)
 

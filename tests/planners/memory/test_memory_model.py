@@ -1,0 +1,89 @@
+"""The memory model: its monotonies, its parts, and disk and case sizes by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planners import Fingerprint, Plan, estimate_case_memory, estimate_disk, estimate_memory, plan_dataset
+from planners.memory import network_layers
+from planners.presets import PRESETS
+
+MakeFingerprint = Callable[..., Fingerprint]
+
+
+@pytest.fixture(scope="session")
+def plans(fingerprint_of: MakeFingerprint) -> dict[str, Plan]:
+    fingerprint = fingerprint_of([(60, 120, 120)] * 30, [(2.0, 1.0, 1.0)] * 30, num_classes=3)
+    return {preset: plan_dataset(fingerprint, preset=preset) for preset in PRESETS}
+
+
+@settings(max_examples=40, deadline=None)
+@given(preset=st.sampled_from(sorted(PRESETS)), batches=st.tuples(st.integers(1, 64), st.integers(1, 64)), data=st.data())
+def test_larger_batches_take_more(plans: dict[str, Plan], preset: str, batches: tuple[int, int], data: Any) -> None:
+    plan = plans[preset]
+    name = data.draw(st.sampled_from([configuration.name for configuration in plan.configurations]))
+    dtype = data.draw(st.sampled_from(["float32", "bfloat16"]))
+    less, more = (estimate_memory(plan, name, dtype=dtype, batch_size=n) for n in sorted(batches))
+    assert less.training_bytes <= more.training_bytes
+    assert less.inference_bytes == more.inference_bytes
+
+
+def test_half_precision_halves_what_waits(plans: dict[str, Plan]) -> None:
+    full, half = (estimate_memory(plans["default"], "3d_fullres", dtype=dtype) for dtype in ("float32", "bfloat16"))  # type: ignore[arg-type]
+    assert full.activations_bytes == 2 * half.activations_bytes
+    assert full.loss_bytes == half.loss_bytes
+
+
+def test_adamw_keeps_one_more_value_for_each_parameter(plans: dict[str, Plan]) -> None:
+    sgd, adamw = (estimate_memory(plans["resenc_m"], "3d_fullres", optimiser=name) for name in ("sgd", "adamw"))  # type: ignore[arg-type]
+    assert adamw.training_bytes - sgd.training_bytes == 4 * sgd.num_parameters
+
+
+def test_training_takes_at_least_what_must_exist_at_once(plans: dict[str, Plan]) -> None:
+    for plan in plans.values():
+        for configuration in plan.configurations:
+            estimate = estimate_memory(plan, configuration.name)
+            assert estimate.training_bytes > estimate.weights_bytes + estimate.optimiser_bytes + estimate.activations_bytes
+            assert estimate.inference_bytes < estimate.training_bytes
+
+
+def test_what_waits_in_a_plain_network_by_hand(fingerprint_of: MakeFingerprint) -> None:
+    plan = plan_dataset(fingerprint_of([(9, 9, 9)], [(1, 1, 1)]))
+    network = plan.configuration("3d_fullres").network
+    assert network.strides == ((1, 1, 1), (2, 2, 2))
+    layers = network_layers(network, (10, 10, 10))
+    # four encoder blocks, one doubling, two decoder blocks, one head
+    assert [layer.convolved for layer in layers] == [32_000, 32_000, 8_000, 8_000, 0, 32_000, 32_000, 0]
+    assert [layer.joined for layer in layers] == [0, 0, 0, 0, 64_000, 0, 0, 0]
+    assert layers[0].parameters == 27 * 32 + 3 * 32
+    assert layers[4].parameters == 8 * 64 * 32 + 32
+
+
+def test_unknown_configurations_are_named(plans: dict[str, Plan]) -> None:
+    with pytest.raises(KeyError, match="it has: 2d, 3d_fullres"):
+        estimate_memory(plans["default"], "4d")
+
+
+def test_disk_holds_images_and_labels_of_each_stored_configuration(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(100, 100, 100)] * 4, [(1, 1, 1)] * 4, channels=("a", "b"), num_training_cases=8)
+    plan = plan_dataset(fingerprint)
+    disk = estimate_disk(plan, fingerprint)
+    assert set(disk) == {"2d", "3d_fullres"}
+    raw = 8 * 1_000_000 * (2 * 4 + 2)
+    assert 0.5 * raw < disk["3d_fullres"] <= raw
+
+
+def test_case_memory_is_that_of_the_largest_case(fingerprint_of: MakeFingerprint) -> None:
+    shapes = [(50, 60, 70), (100, 200, 200), (60, 60, 60)]
+    fingerprint = fingerprint_of(shapes, [(1, 1, 1)] * 3, num_classes=9)
+    plan = plan_dataset(fingerprint)
+    alone = fingerprint.model_copy(update={"cases": fingerprint.cases[1:2]})
+    found = estimate_case_memory(plan, "3d_fullres", fingerprint)
+    assert found == estimate_case_memory(plan, "3d_fullres", alone)
+    # ten logits twice, five images, one map of weights, four bytes each
+    assert found == 4 * 4_000_000 * (10 * 2 + 5 + 1)

@@ -1,0 +1,80 @@
+"""Axis order, intensities, memory target, loss and mirroring, by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from planners.geometry import SourceSpacing, inverse, transpose
+from planners.presets import PRESETS
+from planners.rules.axes import decide_axis_order
+from planners.rules.intensity import decide_normalization
+from planners.rules.interpolation import decide_interpolation
+from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
+from planners.rules.memory import decide_memory_target, memory_budget
+
+
+@pytest.mark.parametrize(
+    ("spacing", "forward", "backward"),
+    [
+        ((3, 1, 1), (0, 1, 2), (0, 1, 2)),
+        ((1, 3, 1), (1, 0, 2), (1, 0, 2)),
+        ((1, 1, 3), (2, 0, 1), (1, 2, 0)),
+        ((1, 1, 1), (0, 1, 2), (0, 1, 2)),
+        ((1, 3, 3), (1, 0, 2), (1, 0, 2)),
+    ],
+)
+def test_coarsest_axis_goes_first(spacing: tuple[int, ...], forward: tuple[int, ...], backward: tuple[int, ...]) -> None:
+    order = decide_axis_order(SourceSpacing(spacing)).value  # type: ignore[arg-type]
+    assert order == forward
+    assert inverse(order) == backward
+    assert transpose(transpose("zyx", order), inverse(order)) == ("z", "y", "x")
+
+
+def test_channel_names_choose_the_scheme() -> None:
+    names = ("CT", "ct", "noNorm", "zscore", "rescale_to_0_1", "RGB_to_0_1", "T1", "ct ", "CT2")
+    schemes = [entry.scheme for entry in decide_normalization(names, 1.0).value]
+    assert schemes == ["ct", "ct", "none", "zscore", "rescale_to_0_1", "rgb_to_0_1", "zscore", "zscore", "zscore"]
+
+
+def test_only_zscore_uses_the_mask_and_only_below_three_quarters() -> None:
+    names = ("CT", "T1", "noNorm")
+    assert [entry.use_mask for entry in decide_normalization(names, 0.7499).value] == [False, True, False]
+    assert [entry.use_mask for entry in decide_normalization(names, 0.75).value] == [False, False, False]
+
+
+def test_interpolation_is_the_methods() -> None:
+    chosen = decide_interpolation().value
+    assert [(kind.order, kind.order_z, kind.separate_z) for kind in (chosen.image, chosen.labels, chosen.logits)] == [
+        (3, 0, None),
+        (1, 0, None),
+        (1, 0, None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("requested", "device", "expected"), [(None, None, 24), (None, 80, 24), (None, 16, 16), (40, 16, 40), (10, None, 10)]
+)
+def test_memory_target(requested: float | None, device: float | None, expected: float) -> None:
+    assert decide_memory_target(PRESETS["resenc_l"], requested_gb=requested, device_gb=device).value == expected
+
+
+def test_memory_scales_the_reference() -> None:
+    assert memory_budget(PRESETS["resenc_m"], 24.0, dimensions=3).feature_maps == 2.04e9
+    assert memory_budget(PRESETS["default"], 8.0, dimensions=2).feature_maps == 85e6
+
+
+def test_batch_dice_follows_the_stage() -> None:
+    assert decide_batch_dice(2, is_full_resolution=False, has_low_resolution=False).value
+    assert decide_batch_dice(3, is_full_resolution=True, has_low_resolution=True).value
+    assert not decide_batch_dice(3, is_full_resolution=True, has_low_resolution=False).value
+    assert not decide_batch_dice(3, is_full_resolution=False, has_low_resolution=True).value
+
+
+def test_loss_and_supervision_of_the_families() -> None:
+    assert decide_loss("unet", has_regions=False, batch_dice=True).value.voxel == "cross_entropy"
+    assert "binary" in decide_loss("unet", has_regions=True, batch_dice=True).reason
+    assert decide_loss("vnet", has_regions=False, batch_dice=False).value.region == "squared_dice"
+    assert decide_deep_supervision("residual_unet", 3, strict_reference=False).value
+    assert not decide_deep_supervision("unet", 2, strict_reference=False).value
+    assert decide_deep_supervision("unet", 2, strict_reference=True).value
+    assert not decide_deep_supervision("vnet", 6, strict_reference=True).value

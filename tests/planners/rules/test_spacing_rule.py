@@ -1,0 +1,47 @@
+"""Target spacing and median shape, by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from planners import Fingerprint
+from planners.geometry import SourceSpacing
+from planners.rules.spacing import decide_target_spacing, median_shape
+
+MakeFingerprint = Callable[..., Fingerprint]
+
+
+def test_median_of_each_axis(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(90, 90, 90)] * 3, [(1, 2, 1), (2, 1, 3), (3, 1.5, 2)])
+    assert decide_target_spacing(fingerprint.cases).value == (2.0, 1.5, 2.0)
+
+
+def test_threefold_spacing_is_not_coarse_enough(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(20, 300, 300)] * 2, [(3, 1, 1)] * 2)
+    decision = decide_target_spacing(fingerprint.cases)
+    assert decision.value == (3, 1, 1)
+    assert "median voxel size" in decision.reason
+
+
+def test_coarse_axis_takes_its_tenth_percentile(fingerprint_of: MakeFingerprint) -> None:
+    thickness = [2.0, 4.0, 5.0, 6.0, 7.0]
+    fingerprint = fingerprint_of([(20, 300, 300)] * 5, [(mm, 1, 1) for mm in thickness])
+    # position 0.1 * 4 = 0.4 between 2 and 4
+    assert decide_target_spacing(fingerprint.cases).value == pytest.approx((2.8, 1, 1), rel=1e-12)
+
+
+def test_coarse_axis_stays_the_coarsest(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(20, 300, 300)] * 5, [(mm, 1, 1) for mm in [0.5, 0.5, 5, 5, 5]])
+    assert decide_target_spacing(fingerprint.cases).value == (1 + 1e-5, 1, 1)
+
+
+def test_many_slices_are_not_coarse(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(100, 300, 300)] * 5, [(mm, 1, 1) for mm in [0.5, 0.5, 5, 5, 5]])
+    assert decide_target_spacing(fingerprint.cases).value == (5, 1, 1)
+
+
+def test_median_shape_rounds_each_case_to_even_first(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(5, 7, 10), (6, 9, 11)], [(1, 1, 1), (1, 1, 1)])
+    assert median_shape(fingerprint.cases, SourceSpacing((2.0, 2.0, 1.0))) == (2.5, 4.0, 10.5)

@@ -1,0 +1,66 @@
+"""The page that a person reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from planners import Fingerprint, explain, plan_dataset
+from planners.explain import DEPARTURES, TITLES, WIDTH
+
+MakeFingerprint = Callable[..., Fingerprint]
+
+
+@pytest.fixture
+def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
+    """Datasets that between them take every rule."""
+    return [
+        fingerprint_of([(150, 512, 512)] * 20, [(2.5, 0.8, 0.8)] * 20, channels=("CT", "PET")),
+        fingerprint_of([(7, 7, 7)], [(1, 1, 1)]),
+        fingerprint_of([(9, 9, 9)], [(1, 1, 1)], sided_axis=2),
+        fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
+    ]
+
+
+def test_every_rule_has_a_title_and_is_on_the_page(kinds: list[Fingerprint]) -> None:
+    taken = set()
+    plans = [plan_dataset(kind) for kind in kinds]
+    plans.append(plan_dataset(kinds[1], target_spacing_mm=(20.0, 1.0, 1.0)))
+    for plan in plans:
+        page = explain(plan)
+        for decision in plan.decisions:
+            taken.add(decision.rule)
+            assert f"[{decision.rule}; {decision.source}]" in page
+            assert TITLES[decision.rule] in page
+    assert taken == set(TITLES)
+
+
+def test_the_page_says_what_more_memory_would_change(kinds: list[Fingerprint]) -> None:
+    page = " ".join(explain(plan_dataset(kinds[0])).split())
+    assert "with 12 GB the patch would be" in page
+    assert "was reduced 13 times, to 56 x 192 x 192" in page
+
+
+def test_departures_are_listed_at_the_end(kinds: list[Fingerprint]) -> None:
+    page = explain(plan_dataset(kinds[1]))
+    assert "Departures from the reference: patch.trainable (2d)" in page.splitlines()[-2] + page.splitlines()[-1]
+    assert explain(plan_dataset(kinds[0])).rstrip().endswith("needed mending.")
+    assert "to the letter" in explain(plan_dataset(kinds[1], strict_reference=True))
+    assert set(TITLES) >= DEPARTURES
+
+
+def test_lines_fit_a_page(kinds: list[Fingerprint]) -> None:
+    for kind in kinds:
+        lines = explain(plan_dataset(kind)).splitlines()
+        assert max(map(len, lines)) <= WIDTH + 20  # a section's title is one line, whatever it holds
+
+
+def test_decisions_are_machine_readable(kinds: list[Fingerprint]) -> None:
+    plan = plan_dataset(kinds[0])
+    values = {(decision.rule, decision.configuration): decision.value for decision in plan.decisions}
+    for configuration in plan.configurations:
+        assert values["patch.shape", configuration.name] == list(configuration.patch_shape)
+        assert values["batch.size", configuration.name] == configuration.batch_size
+    assert values["axes.order", None] == list(plan.transpose_forward)
+    assert values["cascade.low_resolution", None] is True

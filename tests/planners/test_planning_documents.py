@@ -1,0 +1,287 @@
+"""Documents of the planner: bad input is told at once and in place; schemas equal the models; round trips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planners import (
+    DocumentError,
+    Fingerprint,
+    LabelClass,
+    Labels,
+    Plan,
+    plan_dataset,
+    read_document,
+    read_nnunet_dataset,
+    read_nnunet_plans,
+    write_document,
+)
+from planners.schemas import DOCUMENTS, renew, schema_text, stored_schema_text
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "plans"
+MakeFingerprint = Callable[..., Fingerprint]
+
+
+def places(error: DocumentError) -> list[str]:
+    return [problem.split(": ")[0] for problem in error.problems]
+
+
+def broken(document: Any, changes: dict[str, Any]) -> str:
+    """JSON of a document with values at dotted paths replaced; ``...`` removes one."""
+    value = json.loads(write_document(document)) if not isinstance(document, dict) else json.loads(json.dumps(document))
+    for path, new in changes.items():
+        *parents, last = path.split(".")
+        target = value
+        for part in parents:
+            target = target[int(part) if isinstance(target, list) else part]
+        key = int(last) if isinstance(target, list) else last
+        if new is ...:
+            del target[key]
+        else:
+            target[key] = new
+    return json.dumps(value)
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
+def test_stored_schemas_equal_the_models(name: str) -> None:
+    assert json.loads(stored_schema_text(name)) == json.loads(schema_text(name)), (
+        f"the model of {name} changed; call planners.schemas.renew with the package's folder"
+    )
+
+
+def test_schemas_can_be_renewed(tmp_path: Path) -> None:
+    renew(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.schema.json" for name in DOCUMENTS}
+    assert (tmp_path / "plan.schema.json").read_text() == schema_text("plan")
+
+
+def test_every_fault_of_a_fingerprint_is_told_in_place(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(10, 20, 30)] * 2, [(1, 1, 1)] * 2, channels=("CT", "T1"))
+    text = broken(
+        fingerprint,
+        {
+            "schema_version": 7,
+            "cases.0.shape": [10, 20],
+            "cases.0.spacing_mm.1": -1.0,
+            "cases.1.spacing_mm.0": float("nan"),
+            "cases.1.shape.2": 0,
+            "num_training_cases": 0,
+            "intensities.0.std": float("inf"),
+            "intensities.1.mean": ...,
+            "labels.classes.0.valeus": [1],
+            "median_relative_size_after_cropping": 0,
+            "sided_axes": 1,
+        },
+    )
+    with pytest.raises(DocumentError) as caught:
+        read_document(Fingerprint, text, where="fingerprint.json")
+    assert set(places(caught.value)) == {
+        "schema_version",
+        "cases.0.shape.2",
+        "cases.0.spacing_mm.1",
+        "cases.1.spacing_mm.0",
+        "cases.1.shape.2",
+        "num_training_cases",
+        "intensities.0.std",
+        "intensities.1.mean",
+        "labels.classes.0.valeus",
+        "median_relative_size_after_cropping",
+        "sided_axes",
+    }
+    assert str(caught.value).startswith("fingerprint.json cannot be read")
+
+
+def test_fields_that_disagree_are_told_beside_other_faults(fingerprint_of: MakeFingerprint) -> None:
+    fingerprint = fingerprint_of([(10, 20, 30)] * 2, [(1, 1, 1)] * 2)
+    first = json.loads(write_document(fingerprint))["cases"][0]
+    text = broken(
+        fingerprint,
+        {
+            "cases": [first, first],
+            "channels": ["CT", "T1"],
+            "labels.ignore": 9,
+            "labels.region_order": [1, 2],
+            "num_training_cases": -2,
+        },
+    )
+    with pytest.raises(DocumentError) as caught:
+        read_document(Fingerprint, text, where="fingerprint.json")
+    assert set(places(caught.value)) == {
+        "cases",
+        "intensities",
+        "labels.ignore",
+        "labels.region_order",
+        "num_training_cases",
+    }
+
+
+def test_every_fault_of_a_plan_is_told_in_place(fingerprint_of: MakeFingerprint) -> None:
+    plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
+    text = broken(
+        plan,
+        {
+            "preset": "defualt",
+            "memory_target_gb": 0,
+            "transpose_backward": [1, 2, 0],
+            "configurations.0.patch_shape": [96],
+            "configurations.0.mirror_axes": [0, 2],
+            "configurations.1.network.blocks": [2],
+            "configurations.1.network.strides.1": [2, 2],
+            "configurations.1.spacing_mm": [1.0, 1.0],
+            "configurations.1.batch_size": "2",
+            "configurations.1.colour": "red",
+        },
+    )
+    with pytest.raises(DocumentError) as caught:
+        read_document(Plan, text, where="plan.json")
+    assert set(places(caught.value)) >= {
+        "preset",
+        "memory_target_gb",
+        "transpose_backward",
+        "configurations.0.patch_shape",
+        "configurations.0.mirror_axes",
+        "configurations.1.network.blocks",
+        "configurations.1.network.strides",
+        "configurations.1.spacing_mm",
+        "configurations.1.batch_size",
+        "configurations.1.colour",
+    }
+
+
+def test_plans_whose_parts_disagree_are_refused(fingerprint_of: MakeFingerprint) -> None:
+    plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
+    for changes, found in (
+        ({"configurations.1.patch_shape": [100, 96, 96]}, "not divisible"),
+        ({"configurations.1.data": "3d_fulres"}, "'3d_fulres', which the plan lacks"),
+        ({"configurations.1.name": "2d"}, "must differ from each other"),
+        ({"channels": ["a", "b"]}, "one a channel"),
+    ):
+        with pytest.raises(DocumentError, match=found):
+            read_document(Plan, broken(plan, changes), where="plan.json")
+
+
+def test_regions_need_an_order() -> None:
+    regions = (LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,)))
+    with pytest.raises(ValueError, match="one value for each of the 2 regions"):
+        Labels(classes=regions)
+    assert Labels(classes=regions, region_order=(1, 2)).num_outputs == 2
+
+
+def nnunet_files(**changes: Any) -> tuple[str, str]:
+    folder = GOLDEN / "052"
+    fingerprint = json.loads((folder / "fingerprint.json").read_text())
+    dataset = json.loads((folder / "dataset.json").read_text())
+    split: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+    for path, new in changes.items():
+        kind, _, rest = path.partition("__")
+        split[kind == "dataset"][rest.replace("__", ".")] = new
+    return broken(fingerprint, split[0]), broken(dataset, split[1])
+
+
+def test_every_fault_of_the_references_files_is_told_in_place() -> None:
+    fingerprint, dataset = nnunet_files(
+        fingerprint__spacings__0=[1.0, -1.0, 1.0],
+        fingerprint__shapes_after_crop__3=[1, 2, 0],
+        fingerprint__median_relative_size=0.5,
+        fingerprint__foreground_intensity_properties_per_channel__0__mean=float("nan"),
+        dataset__numTraining=0,
+        dataset__labels__class1=-1,
+    )
+    with pytest.raises(DocumentError) as caught:
+        read_nnunet_dataset(fingerprint, dataset)
+    told = str(caught.value)
+    for place in (
+        "dataset_fingerprint.json: spacings.0.1",
+        "dataset_fingerprint.json: shapes_after_crop.3.2",
+        "dataset_fingerprint.json: median_relative_size:",
+        "dataset_fingerprint.json: foreground_intensity_properties_per_channel.0.mean",
+        "dataset.json: numTraining",
+        "dataset.json: labels.class1",
+    ):
+        assert place in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"dataset__labels": {"background": 0}}, "nothing to segment"),
+        ({"dataset__labels": {"a": 1}}, "labels.background"),
+        ({"dataset__labels": {"background": 0, "a": 1, "ignore": 4}}, "must be 2"),
+        ({"dataset__labels": {"background": 0, "a": [1, 2]}, "dataset__regions_class_order": [1, 2]}, "2 values for 1"),
+        ({"dataset__labels": {"background": 0, "a": [1, 2]}, "dataset__regions_class_order": [5]}, "not label values"),
+        ({"dataset__channel_names": {"0": "CT"}}, "has channels"),
+        ({"dataset__channel_names": ...}, "name the channels"),
+        ({"fingerprint__spacings": [[1.0, 1.0, 1.0]]}, "each case needs one of both"),
+    ],
+)
+def test_reference_datasets_that_make_no_sense_are_refused(changes: dict[str, Any], found: str) -> None:
+    with pytest.raises(DocumentError, match=found):
+        read_nnunet_dataset(*nnunet_files(**changes))
+
+
+def test_label_values_with_gaps_become_internal_ones() -> None:
+    labels = {"background": 0, "liver": 7, "spleen": 3, "organ too": [7], "nothing": [0], "ignore": 8}
+    made = read_nnunet_dataset(*nnunet_files(dataset__labels=labels))
+    fingerprint = made.fingerprint
+    assert [(label.name, label.values) for label in fingerprint.labels.classes] == [("liver", (2,)), ("spleen", (1,))]
+    assert (fingerprint.labels.ignore, fingerprint.num_label_entries) == (3, 6)
+    assert made.file_values == (0, 3, 7, 8)
+
+
+def test_regions_keep_their_order_and_a_missing_order_is_filled() -> None:
+    labels = {"background": 0, "whole": [1, 2, 4], "core": [2, 4], "enhancing": 4}
+    made = read_nnunet_dataset(*nnunet_files(dataset__labels=labels)).fingerprint.labels
+    assert made.has_regions
+    assert [label.values for label in made.classes] == [(1, 2, 3), (2, 3), (3,)]
+    assert made.region_order == (1, 2, 3)
+    given = read_nnunet_dataset(*nnunet_files(dataset__labels=labels, dataset__regions_class_order=[4, 2, 1]))
+    assert given.fingerprint.labels.region_order == (3, 2, 1)
+
+
+def test_modality_stands_for_channel_names_and_training_cases_may_differ() -> None:
+    fingerprint, dataset = nnunet_files(
+        dataset__channel_names=..., dataset__modality={"0": "A", "1": "CT"}, dataset__numTraining=7, dataset__licence="x"
+    )
+    made = read_nnunet_dataset(fingerprint, dataset).fingerprint
+    assert (made.channels, made.num_training_cases, len(made.cases)) == (("A", "CT"), 7, 300)
+
+
+def test_more_label_entries_shrink_the_patch() -> None:
+    entries = {f"label {i}": i for i in range(1, 300)}
+    few = read_nnunet_dataset(*nnunet_files()).fingerprint
+    many = read_nnunet_dataset(*nnunet_files(dataset__labels={"background": 0, **entries})).fingerprint
+    assert few.num_label_entries == 4
+    assert many.num_label_entries == 300
+    small, large = (plan_dataset(made, strict_reference=True).configuration("2d") for made in (many, few))
+    assert small.batch_size < large.batch_size
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"configurations.3d_fullres.architecture.network_class_name": "Mine"}, "3d_fullres.architecture.network_class"),
+        ({"configurations.3d_fullres.resampling_fn_data": "mine"}, "3d_fullres.resampling_fn_data"),
+        ({"configurations.3d_fullres.normalization_schemes": ["CTNormalization"]}, "1 entries for 2 channels"),
+        ({"configurations.custom": {"inherits_from": "nothing"}}, "custom.inherits_from: 'nothing' is missing"),
+        ({"configurations.custom": {"inherits_from": "custom"}}, "goes round in a circle"),
+        ({"configurations.2d.architecture": ...}, "2d.architecture"),
+        ({"transpose_forward": [0, 1, 3]}, "transpose_forward"),
+    ],
+)
+def test_faults_of_a_reference_plan_are_told_in_place(changes: dict[str, Any], place: str) -> None:
+    plans = json.loads((GOLDEN / "052" / "plans_default.json").read_text())
+    with pytest.raises(DocumentError, match=place):
+        read_nnunet_plans(broken(plans, changes), read_nnunet_dataset(*nnunet_files()), where="plans.json")
+
+
+def test_custom_configurations_inherit() -> None:
+    plans = json.loads((GOLDEN / "052" / "plans_default.json").read_text())
+    text = broken(plans, {"configurations.big": {"inherits_from": "3d_fullres", "batch_size": 40}})
+    plan = read_nnunet_plans(text, read_nnunet_dataset(*nnunet_files()))
+    big, full = plan.configuration("big"), plan.configuration("3d_fullres")
+    assert big == full.model_copy(update={"name": "big", "data": "big", "batch_size": 40})
