@@ -23,6 +23,7 @@ from planners.schedule import (
     plan_schedule,
     preferred_configurations,
     short_batch_size,
+    short_training,
     trial_training,
     with_width,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "read_nnunet_plans",
     "resampled_shape",
     "short_batch_size",
+    "short_training",
     "transpose",
     "trial_training",
     "why_untrainable",

@@ -1,0 +1,154 @@
+"""The schedule follows from measured times and the budget, and from nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planners import (
+    CaseSize,
+    Conditions,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    Measurement,
+    Plan,
+    Schedule,
+    learning_rate,
+    plan_dataset,
+    plan_schedule,
+    read_document,
+    with_width,
+    write_document,
+)
+
+STATISTICS = IntensityStatistics(
+    mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
+)
+
+
+def make_plan(*, z: int = 36) -> Plan:
+    return plan_dataset(
+        Fingerprint(
+            dataset_name="d",
+            cases=tuple(CaseSize(case_id=f"c{i}", shape=(z, 50, 35), spacing_mm=(1.0, 1.0, 1.0)) for i in range(60)),
+            num_training_cases=60,
+            channels=("MRI",),
+            labels=Labels(classes=(LabelClass(name="a", values=(1,)),)),
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
+        )
+    )
+
+
+def conditions(*, budget_s: float | None, step_s: float = 0.2, device: str = "cpu", folds: int = 5, tests: int = 0) -> Conditions:
+    measurements = [
+        Measurement(
+            configuration=name, base_features=width, batch_size=2, precision="bfloat16", step_s=step_s * width / 16, case_s=0.3
+        )
+        for name in ("3d_fullres", "2d")
+        for width in (8, 16, 32)
+    ]
+    return Conditions(
+        device=device, num_threads=2, budget_s=budget_s, elapsed_s=20.0, num_folds=folds, num_training_cases=60,
+        num_test_cases=tests, cross_validated=True, measurements=tuple(measurements), seed=0,
+    )
+
+
+PLAN = make_plan()
+
+
+def test_twenty_minutes_train_a_modest_network_on_all_folds() -> None:
+    schedule = plan_schedule(PLAN, conditions(budget_s=1200))
+    (training,) = schedule.trainings
+    assert schedule.num_folds == 5
+    assert training.configuration == "3d_fullres"
+    assert training.base_features == 16
+    assert 900 <= training.num_steps <= 1100
+
+
+def test_more_time_widens_the_network_and_then_adds_configurations() -> None:
+    assert plan_schedule(PLAN, conditions(budget_s=7200)).trainings[0].base_features == 32
+    names = [t.configuration for t in plan_schedule(PLAN, conditions(budget_s=100_000)).trainings]
+    assert names == ["3d_fullres", "2d"]
+
+
+def test_little_time_trains_fewer_folds_but_still_two() -> None:
+    few = plan_schedule(PLAN, conditions(budget_s=180))
+    assert 2 <= few.num_folds < 5
+    assert plan_schedule(PLAN, conditions(budget_s=60)).num_folds == 2
+
+
+def test_a_cpu_takes_an_hour_and_a_gpu_the_methods_schedule() -> None:
+    hour = plan_schedule(PLAN, conditions(budget_s=3600))
+    unsaid = plan_schedule(PLAN, conditions(budget_s=None))
+    assert unsaid.trainings == hour.trainings
+    (first, _) = plan_schedule(PLAN, conditions(budget_s=None, device="cuda")).trainings
+    assert first.num_steps == 250_000
+    assert (first.optimiser, first.momentum, first.peak_learning_rate) == ("sgd", 0.99, 0.01)
+    assert first.mirroring
+    assert first.batch_size == PLAN.configuration("3d_fullres").batch_size
+
+
+@given(budget=st.floats(60, 200_000), step_s=st.floats(0.01, 20), tests=st.integers(0, 100))
+def test_any_budget_gives_a_schedule_that_keeps_it_or_trains_almost_nothing(budget, step_s, tests) -> None:
+    schedule = plan_schedule(PLAN, conditions(budget_s=budget, step_s=step_s, tests=tests))
+    expected = schedule.expected_training_s + schedule.expected_rest_s + schedule.conditions.elapsed_s
+    least = all(t.num_steps == 1 for t in schedule.trainings)
+    assert expected <= budget * 1.001 or least
+    assert read_document(Schedule, write_document(schedule), where="test") == schedule
+
+
+@given(step_s=st.floats(0.05, 5), budget=st.floats(100, 50_000), factor=st.floats(1, 10))
+def test_more_time_never_makes_a_training_worth_less(step_s, budget, factor) -> None:
+    """Worth: folds, then configurations, then work, width times steps."""
+
+    def worth(schedule: Schedule) -> tuple[int, int, float]:
+        work = sum(t.base_features * t.num_steps for t in schedule.trainings)
+        return schedule.num_folds, len(schedule.trainings), work
+
+    less = plan_schedule(PLAN, conditions(budget_s=budget, step_s=step_s))
+    more = plan_schedule(PLAN, conditions(budget_s=budget * factor, step_s=step_s))
+    assert worth(more)[:2] >= worth(less)[:2]
+    if worth(more)[:2] == worth(less)[:2]:
+        assert worth(more)[2] >= worth(less)[2] * 0.98  # whole steps are rounded down
+
+
+def test_slices_without_a_common_orientation_are_mirrored() -> None:
+    flat = make_plan(z=1)
+    assert [c.name for c in flat.configurations] == ["2d"]
+    assert plan_schedule(flat, conditions(budget_s=600)).trainings[0].mirroring
+    assert not plan_schedule(PLAN, conditions(budget_s=600)).trainings[0].mirroring
+
+
+def test_the_methods_learning_rate_falls_once_an_epoch() -> None:
+    training = plan_schedule(PLAN, conditions(budget_s=None, device="cuda")).trainings[0]
+    assert learning_rate(training, 0) == 0.01
+    assert learning_rate(training, 249) == 0.01
+    assert learning_rate(training, 250) == pytest.approx(0.01 * (1 - 1 / 1000) ** 0.9)
+    assert learning_rate(training, 249_999) == pytest.approx(0.01 * (1 / 1000) ** 0.9)
+
+
+def test_a_budgeted_rate_warms_up_and_decays_to_almost_nothing() -> None:
+    training = plan_schedule(PLAN, conditions(budget_s=1200)).trainings[0]
+    rates = [learning_rate(training, step) for step in range(training.num_steps)]
+    assert max(rates) == training.peak_learning_rate
+    assert rates.index(max(rates)) < training.num_steps * 0.2
+    assert rates[0] < 0.2 * max(rates)
+    assert 0 < rates[-1] < 0.01 * max(rates)
+
+
+def test_width_changes_all_stages_in_proportion() -> None:
+    network = PLAN.configuration("3d_fullres").network
+    narrow = with_width(network, 8)
+    assert narrow.features == tuple(width // 4 for width in network.features)
+    assert narrow.strides == network.strides
+
+
+def test_every_choice_has_a_reason() -> None:
+    rules = {record.rule for record in plan_schedule(PLAN, conditions(budget_s=600)).decisions}
+    assert rules == {
+        "schedule.configurations", "schedule.folds", "schedule.width", "schedule.optimiser", "schedule.mirroring"
+    }
