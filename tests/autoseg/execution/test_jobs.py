@@ -1,0 +1,75 @@
+"""Jobs keep their order, and say which item failed and why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.execution.device import choose_device
+from autoseg.execution.jobs import available_cores, run_jobs
+from autoseg.progress import SilentReporter
+
+
+def slow_square(x: int) -> int:
+    time.sleep(0.05 * (3 - x % 3))
+    return x * x
+
+
+def picky(x: int) -> int:
+    if x == 2:
+        raise AutosegError("two is not liked; take three")
+    if x == 4:
+        raise ProblemsError("bad", [Problem(where="w", found="f", mend="m")])
+    if x == 5:
+        return 1 // 0
+    return x
+
+
+def die(x: int) -> int:
+    if x == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return x
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_items(workers: int) -> None:
+    with SilentReporter().track("squares", 6) as tracker:
+        assert run_jobs(slow_square, range(6), name=str, num_workers=workers, tracker=tracker) == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_failures_are_told_with_their_items(workers: int) -> None:
+    with pytest.raises(AutosegError) as caught:
+        run_jobs(picky, range(6), name=lambda x: f"case {x}", num_workers=workers)
+    text = str(caught.value)
+    assert "case 2: two is not liked" in text
+    assert "w: f; m" in text
+    assert "case 5: ZeroDivisionError" in text
+
+
+def test_problems_alone_stay_problems() -> None:
+    with pytest.raises(ProblemsError) as caught:
+        run_jobs(picky, [1, 4], name=str)
+    assert len(caught.value.problems) == 1
+
+
+def test_a_killed_worker_is_said_with_what_it_was_near() -> None:
+    with pytest.raises(AutosegError, match=r"killed by the system.*case 1"):
+        run_jobs(die, range(4), name=lambda x: f"case {x}", num_workers=2)
+
+
+def test_at_least_one_core_is_there() -> None:
+    assert available_cores() >= 1
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("toaster", "xpu"):
+        with pytest.raises(AutosegError, match="this machine has: .*cpu"):
+            choose_device(name)

@@ -1,0 +1,80 @@
+"""A stage is done again only if what it consumed has changed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autoseg.errors import AutosegError
+from autoseg.execution.locks import hold_lock
+from autoseg.pipeline.freshness import digest, file_states, open_stage
+from autoseg.run_folder import RunFolder
+from planners import DecisionRecord
+
+
+def record(reason: str = "because", value: int = 1) -> DecisionRecord:
+    return DecisionRecord(rule="r", configuration=None, value=value, reason=reason, source="s")
+
+
+def test_rewording_a_reason_changes_no_digest() -> None:
+    assert digest(record()) == digest(record(reason="for another reason"))
+    assert digest(record()) != digest(record(value=2))
+
+
+def do(run: RunFolder, consumed: str) -> bool:
+    """Whether the stage had to be done."""
+    output = run.root / "output"
+    with open_stage(run, "stage", consumed, [output], what="a stage") as to_do:
+        if to_do:
+            output.write_text(consumed)
+        return to_do
+
+
+def test_a_stage_is_done_once(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    assert [do(run, "a"), do(run, "a"), do(run, "b"), do(run, "b")] == [True, False, True, False]
+
+
+def test_a_lost_output_is_made_again(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    do(run, "a")
+    (tmp_path / "output").unlink()
+    assert do(run, "a")
+
+
+def test_a_stage_that_failed_is_not_done(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    with pytest.raises(ValueError, match="broken"), open_stage(run, "stage", "a", [], what="a stage"):
+        raise ValueError("broken")
+    assert do(run, "a")
+
+
+def test_files_count_by_size_and_time(tmp_path) -> None:
+    file = tmp_path / "x"
+    file.write_text("one")
+    before = file_states([file, tmp_path / "absent"])
+    assert file_states([file, tmp_path / "absent"]) == before
+    file.write_text("three")
+    assert file_states([file, tmp_path / "absent"]) != before
+
+
+def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
+    path = tmp_path / "locks" / "x.lock"
+    call = (
+        "import sys, time, pathlib; from autoseg.execution.locks import hold_lock\n"
+        f"with hold_lock(pathlib.Path({str(path)!r}), what='it'):\n    print('held', flush=True); time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True)
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(AutosegError, match=rf"the fold is being worked on by process {owner.pid} on"), hold_lock(path, what="the fold"):
+            pass
+    finally:
+        owner.kill()
+        owner.communicate()
+    with hold_lock(path, what="the fold"):
+        assert Path(path).exists()

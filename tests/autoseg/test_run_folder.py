@@ -1,0 +1,67 @@
+"""Files appear whole or not at all, and documents return exactly."""
+
+from __future__ import annotations
+
+import pytest
+
+from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.progress import format_duration
+from autoseg.run_folder import atomic_write, load_document, save_document
+from planners import LabelClass, Labels
+
+LABELS = Labels(classes=(LabelClass(name="a", values=(1,)),))
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write(b"new and half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AutosegError, match=r"could not be written.*--out"), atomic_write(tmp_path / "file" / "x"):
+        pass
+
+
+def test_a_full_disk_is_said(tmp_path) -> None:
+    with pytest.raises(AutosegError, match="No space left"), atomic_write(tmp_path / "x") as file:
+        raise OSError(28, "No space left on device")
+    assert file.closed
+    assert not list(tmp_path.iterdir())
+
+
+def test_documents_return_exactly(tmp_path) -> None:
+    save_document(tmp_path / "d.json", LABELS)
+    assert load_document(Labels, tmp_path / "d.json") == LABELS
+
+
+def test_every_fault_of_a_document_is_told_with_its_place(tmp_path) -> None:
+    (tmp_path / "d.json").write_text('{"classes": [{"name": 3, "values": [0]}], "colour": "red"}')
+    with pytest.raises(AutosegError) as caught:
+        load_document(Labels, tmp_path / "d.json")
+    text = str(caught.value)
+    assert "classes.0.name" in text
+    assert "classes.0.values.0" in text
+    assert "colour" in text
+
+
+def test_a_missing_document_says_what_writes_it(tmp_path) -> None:
+    with pytest.raises(AutosegError, match="earlier stage"):
+        load_document(Labels, tmp_path / "absent.json")
+
+
+def test_problems_are_listed_one_a_line() -> None:
+    error = ProblemsError("two faults", [Problem(where="a", found="b", mend="c"), Problem(where="d", found="e", mend="f")])
+    assert str(error).splitlines() == ["two faults", "  - a: b; c", "  - d: e; f"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (7380, "2 h 03 min"), (-5, "0 s")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
