@@ -12,6 +12,7 @@ from planners.fingerprint import Labels
 from planners.plan import Axis, ChannelNormalization, Configuration, Family, Loss, Network, Permutation
 from planners.presets import PresetRules
 from planners.problems import PlanningError
+from planners.rules.batch import decide_batch_size
 from planners.rules.interpolation import Interpolation
 from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
 from planners.rules.memory import MemoryBudget, memory_budget
@@ -20,7 +21,6 @@ from planners.rules.patch import (
     Grid,
     NoFit,
     PatchFit,
-    decide_batch_size,
     describe_departure,
     describe_patch,
     fit_reference_patch,

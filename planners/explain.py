@@ -51,14 +51,29 @@ FAMILIES = {"unet": "U-Net", "residual_unet": "residual-encoder U-Net", "vnet": 
 def explain(plan: Plan) -> str:
     """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
 
-    Decisions on the whole dataset come first, then those on each configuration. What would change a decision follows
+    Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would change a decision follows
     it, and departures from the reference are listed at the end.
     """
+    shared = _shared(plan)
     parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
+    if shared:
+        parts.append(_section("Every configuration", shared))
+    rules = {decision.rule for decision in shared}
     for configuration in plan.configurations:
-        told = [decision for decision in plan.decisions if decision.configuration == configuration.name]
-        parts.append(_section(_summary(configuration), told))
+        own = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
+        parts.append(_section(_summary(configuration), own))
     return "\n\n".join((*parts, _departures(plan))) + "\n"
+
+
+def _shared(plan: Plan) -> list[DecisionRecord]:
+    """Decisions that every configuration takes for the same reason, told once; none if there is one configuration."""
+    first, *others = (configuration.name for configuration in plan.configurations)
+    told = {(d.rule, d.reason, d.change, d.configuration) for d in plan.decisions}
+    return [
+        d
+        for d in plan.decisions
+        if others and d.configuration == first and all((d.rule, d.reason, d.change, name) in told for name in others)
+    ]
 
 
 def _headline(plan: Plan) -> str:

@@ -41,12 +41,19 @@ def decide_normalization(
         scheme = SCHEME_OF_CHANNEL.get(channel.casefold(), "zscore")
         value.append(ChannelNormalization(scheme=scheme, use_mask=masked and scheme == "zscore"))
     said = [f"{channel!r} {_WORDS[entry.scheme]}" for channel, entry in zip(channels, value, strict=True)]
-    within = " inside the non-zero mask only," if any(entry.use_mask for entry in value) else ","
     return Decision(
         rule="intensity.normalization",
         value=tuple(value),
-        reason=f"by channel name: {listed(said)};{within} as cropping leaves {median_relative_size:.0%} of the median "
-        f"image and the mask counts below {MASK_BELOW:.0%}",
+        reason=f"by channel name: {listed(said)}; {_mask_words(value, median_relative_size)}",
         source="method 3.11",
         change="a channel named CT is scaled as Hounsfield units, any unknown name image by image",
     )
+
+
+def _mask_words(value: Sequence[ChannelNormalization], median_relative_size: float) -> str:
+    left = f"cropping leaves {median_relative_size:.0%} of the median image"
+    if any(entry.use_mask for entry in value):
+        return f"{left}, less than {MASK_BELOW:.0%}, so mean and deviation are those inside the non-zero mask"
+    if median_relative_size < MASK_BELOW:
+        return f"{left}, less than {MASK_BELOW:.0%}, but no channel is scaled by its own mean, so no mask is needed"
+    return f"{left}, at least {MASK_BELOW:.0%}, so all its voxels count and not only those inside the non-zero mask"

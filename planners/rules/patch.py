@@ -1,4 +1,4 @@
-"""How large a piece of an image the network sees at once, and how many of them make a batch."""
+"""How large a piece of an image the network sees at once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from planners.decision import Decision
-from planners.rules.memory import SMALLEST_BATCH, MemoryBudget
+from planners.rules.memory import MemoryBudget
 from planners.rules.topology import Pyramid, reference_pyramid, trainable_pyramid
 from planners.wording import amount, counted, voxels
 
@@ -145,16 +145,17 @@ def describe_patch(fit: PatchFit, budget: MemoryBudget, target_gb: float, *, cha
     """The patch with its reason, for the plan's page."""
     shape = voxels(fit.pyramid.patch)
     need = f"{amount(fit.estimate)} feature-map values an image"
-    limit = f"the {amount(budget.feature_maps)} that a memory target of {target_gb:g} GB stands for"
+    most = budget.feature_maps * budget.batch / budget.fitting_images
+    limit = f"the {amount(most)} that each of {budget.fitting_images} may have in {target_gb:g} GB"
     if fit.num_steps == 0 and fit.fits:
-        reason = f"{shape} voxels, as much of the median case as the largest patch holds, with {need} is within {limit}"
+        reason = f"{shape} voxels, as much of the median case as the largest patch holds, have {need}, within {limit}"
     elif fit.fits:
         reason = (
             f"from {voxels(fit.start)} voxels with {amount(fit.start_estimate)} values the axis largest against the "
             f"median case was reduced {counted(fit.num_steps, 'time')}, to {shape} with {need}, within {limit}"
         )
     else:
-        reason = f"{shape} voxels are the smallest patch that can be trained; with {need} it exceeds {limit}"
+        reason = f"{shape} voxels are the least that can be trained; with {need} they exceed {limit}"
     return Decision(rule="patch.shape", value=fit.pyramid.patch, reason=reason, source="method 3.6 to 3.9", change=change)
 
 
@@ -168,23 +169,3 @@ def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:
         source="method 3.7, 3.9 and decision record 0011",
         change="larger images or more memory would make the departure unnecessary",
     )
-
-
-def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: float, share: float) -> Decision[int]:
-    """Patches in one training batch (method section 3.9): what fits, at most a share of the dataset, at least 2."""
-    fitting = budget.fitting_batch(fit.estimate)
-    covering = round(dataset_voxels * share / math.prod(fit.pyramid.patch))
-    return Decision(
-        rule="batch.size",
-        value=max(min(fitting, covering), SMALLEST_BATCH),
-        reason=f"{fitting} patches fit into memory and {covering} hold {share:.0%} of the dataset's voxels; the smaller "
-        f"number counts, but at least {SMALLEST_BATCH}",
-        source="method 3.9",
-        change=_change_of_batch(fitting, covering),
-    )
-
-
-def _change_of_batch(fitting: int, covering: int) -> str:
-    if max(min(fitting, covering), SMALLEST_BATCH) == SMALLEST_BATCH and covering > SMALLEST_BATCH:
-        return "more memory goes into larger patches before it allows more of them"
-    return "more training cases would allow more patches" if covering < fitting else "more memory would allow more patches"

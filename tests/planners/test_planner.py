@@ -144,9 +144,6 @@ def test_scaling_spacings_scales_spacings_only(fingerprint: Fingerprint, preset:
         }
     )
     plain = plan_dataset(fingerprint, preset=preset)
-    coarse = plain.transpose_forward[0]
-    tenths = sorted(case.spacing_mm[coarse] for case in fingerprint.cases)
-    assume(plain.configurations[0].spacing_mm[0] + 1e-5 != max(tenths))
     margin = any(
         abs(max(c.spacing_mm) - sorted(c.spacing_mm)[-2] - 1e-5) < 1e-9 for c in plain.configurations if c.dimensions == 3
     )
@@ -312,7 +309,7 @@ def test_thousands_of_labels_end_in_the_smallest_patch(fingerprint_of: Callable[
     plan = plan_dataset(fingerprint, memory_gb=0.001)
     for name in ("2d", "3d_fullres"):
         patch = next(d for d in plan.decisions if d.rule == "patch.shape" and d.configuration == name)
-        assert "exceeds" in patch.reason
+        assert "exceed the" in patch.reason
         assert max(plan.configuration(name).patch_shape) == 8
     strict = plan_dataset(fingerprint, memory_gb=0.001, strict_reference=True)
     assert all(why_untrainable(configuration) for configuration in strict.configurations)

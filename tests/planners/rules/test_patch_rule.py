@@ -8,12 +8,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planners.rules.batch import decide_batch_size
 from planners.rules.memory import MemoryBudget
 from planners.rules.patch import (
     Grid,
     NoFit,
     PatchFit,
-    decide_batch_size,
     fit_reference_patch,
     fit_trainable_patch,
     start_patch,

@@ -1,0 +1,29 @@
+"""How many patches make a training batch."""
+
+from __future__ import annotations
+
+import math
+
+from planners.decision import Decision
+from planners.rules.memory import SMALLEST_BATCH, MemoryBudget
+from planners.rules.patch import PatchFit
+
+
+def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: float, share: float) -> Decision[int]:
+    """Patches in one training batch (method section 3.9): what fits, at most a share of the dataset, at least 2."""
+    fitting = budget.fitting_batch(fit.estimate)
+    covering = round(dataset_voxels * share / math.prod(fit.pyramid.patch))
+    return Decision(
+        rule="batch.size",
+        value=max(min(fitting, covering), SMALLEST_BATCH),
+        reason=f"{fitting} patches fit into memory and {covering} hold {share:.0%} of the dataset's voxels; the smaller "
+        f"number counts, but at least {SMALLEST_BATCH}",
+        source="method 3.9",
+        change=_change_of_batch(fitting, covering),
+    )
+
+
+def _change_of_batch(fitting: int, covering: int) -> str:
+    if max(min(fitting, covering), SMALLEST_BATCH) == SMALLEST_BATCH and covering > SMALLEST_BATCH:
+        return "more memory goes into larger patches before it allows more of them"
+    return "more training cases would allow more patches" if covering < fitting else "more memory would allow more patches"
