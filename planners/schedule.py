@@ -285,8 +285,8 @@ def decide_folds(
 def decide_width(
     configuration: Configuration, conditions: Conditions, share_s: float, folds: int
 ) -> Decision[Measurement]:
-    """The widest network that still gets `ENOUGH_STEPS` steps; else a modest one if it gets `FEWEST_STEPS`; else the
-    narrowest that was measured.
+    """The widest network that still gets `ENOUGH_STEPS` steps, but at least a modest one; where even that gets fewer than
+    `FEWEST_STEPS`, the narrowest that was measured.
     """
     options = _measurements(conditions, configuration.name)
     table = ", ".join(
@@ -294,7 +294,8 @@ def decide_width(
     )
     modest = _modest(conditions, configuration.name)
     fallback = modest if affordable_steps(modest, conditions, share_s, folds) >= FEWEST_STEPS else options[-1]
-    value = next((m for m in options if affordable_steps(m, conditions, share_s, folds) >= ENOUGH_STEPS), fallback)
+    wider = [m for m in options if m.base_features > modest.base_features]
+    value = next((m for m in wider if affordable_steps(m, conditions, share_s, folds) >= ENOUGH_STEPS), fallback)
     return Decision(
         rule="schedule.width",
         value=value,

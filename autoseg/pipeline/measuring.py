@@ -28,8 +28,11 @@ from planners import (
     with_width,
 )
 
-WARM_UP_STEPS = 1
-TIMED_STEPS = 3
+WARM_UP_STEPS = 4
+"""The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
+TIMED_STEPS = 8
+MAX_TRIAL_S = 10.0
+"""Where steps are slow a few must do: after this time the last of those done are taken."""
 HOPELESS_SHARE = 1 / 200
 """A width whose single step takes more than this share of the budget could not be trained; wider ones neither."""
 
@@ -78,12 +81,14 @@ def measure_width(
         images, labels = source[step]
         train_step(parts, images, labels, 1e-6)
         durations.append(time.perf_counter() - started)
+        if len(durations) > 2 and sum(durations) > MAX_TRIAL_S:
+            break
     return Measurement(
         configuration=configuration.name,
         base_features=width,
         batch_size=batch_size,
         precision=training.precision,
-        step_s=median(durations[WARM_UP_STEPS:]),
+        step_s=median(durations[min(WARM_UP_STEPS, len(durations) // 2) :]),
         case_s=measure_case(options, configuration, training),
     )
 

@@ -69,6 +69,12 @@ def test_twenty_minutes_train_a_modest_network_on_all_folds() -> None:
     assert 900 <= training.num_steps <= 1100
 
 
+@pytest.mark.parametrize("step_s", [0.1, 0.15, 0.25, 0.5])
+def test_a_network_narrower_than_modest_is_only_for_want_of_time(step_s: float) -> None:
+    assert plan_schedule(PLAN, conditions(budget_s=1200, step_s=step_s)).trainings[0].base_features >= 16
+    assert plan_schedule(PLAN, conditions(budget_s=120, step_s=step_s * 20)).trainings[0].base_features == 8
+
+
 def test_more_time_widens_the_network_and_then_adds_configurations() -> None:
     assert plan_schedule(PLAN, conditions(budget_s=7200)).trainings[0].base_features == 32
     names = [t.configuration for t in plan_schedule(PLAN, conditions(budget_s=100_000)).trainings]
