@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ from autoseg.execution.jobs import available_cores
 from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
+from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import RunResult, run_all
 from autoseg.pipeline.selecting import select_stage
@@ -36,7 +38,7 @@ from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_st
 from autoseg.pipeline.training import set_threads, train_stage
 from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from autoseg.run_folder import RunFolder, load_document
-from planners import explain
+from planners import DocumentError, PlanningError, explain
 
 logger = logging.getLogger("autoseg")
 DEMO_BUDGET = "4m"
@@ -77,6 +79,17 @@ def parse_duration(text: str) -> float:
     if total <= 0:
         raise typer.BadParameter(f"{text!r} is no duration; write it like 90s, 20m, 2h or 1h30m")
     return total
+
+
+def parse_spacing(text: str) -> tuple[float, float, float]:
+    """Three positive numbers, ``Z,Y,X`` in mm. Raises `typer.BadParameter` for anything else."""
+    try:
+        z, y, x = (float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} are not three numbers; write them like 2.5,0.8,0.8") from None
+    if not all(0 < value < float("inf") for value in (z, y, x)):
+        raise typer.BadParameter(f"{text!r}: spacings must be positive numbers of mm")
+    return z, y, x
 
 
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
@@ -198,20 +211,45 @@ def check(dataset: DatasetArgument, workers: WorkersOption = None) -> None:
 
 @app.command()
 def plan(
-    dataset: DatasetArgument,
+    dataset: Annotated[Path | None, typer.Argument(help="Folder of labelled volumes.", show_default=False)] = None,
     out: OutOption = Path("run"),
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
+    target_spacing: Annotated[
+        str | None,
+        typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm [default: planned].", show_default=False),
+    ] = None,
     strict_reference: StrictOption = False,
     explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
+    nnunet_fingerprint: Annotated[
+        Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
+    ] = None,
+    nnunet_dataset: Annotated[
+        Path | None, typer.Option("--nnunet-dataset", help="The dataset.json that belongs to it.", show_default=False)
+    ] = None,
+    nnunet_plans: Annotated[
+        Path | None, typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False)
+    ] = None,
     workers: WorkersOption = None,
 ) -> None:
     """Say what would be done with a dataset, and why. Trains nothing."""
-    options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, None, workers, None)
-    _, planned = plan_stage(options)
-    if explanation:
+    spacing = None if target_spacing is None else parse_spacing(target_spacing)
+    if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
+        sources = (nnunet_fingerprint, nnunet_dataset)
+        settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
+        planned, ending = plan_from_nnunet(*sources, settings)
+    elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
+        options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, None, workers, None)
+        description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
+        ending = description.file_ending
+        typer.echo(f"Plan: {options.run.plan}")
+    else:
+        raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
+    if nnunet_plans is not None:
+        write_nnunet_plans(nnunet_plans, planned, file_ending=ending)
+        typer.echo(f"nnU-Net plans: {nnunet_plans}")
+    if explanation or (dataset is None and nnunet_plans is None):
         typer.echo(explain(planned))
-    typer.echo(f"Plan: {options.run.plan}")
 
 
 @app.command()
@@ -418,7 +456,7 @@ def readable_errors() -> Iterator[None]:
     """Errors meant for the user become a message and exit code 1; Ctrl-C ends quietly with 130."""
     try:
         yield
-    except AutosegError as error:
+    except (AutosegError, DocumentError, PlanningError) as error:
         typer.secho(f"autoseg: {error}", fg=typer.colors.RED, err=True)
         logger.debug("failed", exc_info=error)
         raise SystemExit(1) from error

@@ -122,7 +122,10 @@ OPTIONS = {
     "predict": ["--device", "--mirroring", "--probabilities"],
     "evaluate": ["--out", "--tolerance-mm", "--workers"],
     "check": ["--workers"],
-    "plan": ["--explain", "--memory-gb", "--out", "--preset", "--strict-reference", "--workers"],
+    "plan": [
+        "--explain", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out", "--preset",
+        "--strict-reference", "--target-spacing", "--workers",
+    ],
     "submit": ["--as", "--out"],
     "fingerprint": ["--out", "--workers"],
     "preprocess": ["--memory-gb", "--out", "--preset", "--strict-reference", "--work", "--workers"],

@@ -28,6 +28,8 @@ class Options:
     seed: int = 0
     preset: Preset = "default"
     memory_gb: float | None = None
+    target_spacing_mm: tuple[float, float, float] | None = None
+    """Of full resolution, source axes (z, y, x); none: planned."""
     strict_reference: bool = False
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""

@@ -66,6 +66,7 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         fingerprint,
         preset=options.preset,
         memory_gb=options.memory_gb,
+        target_spacing_mm=options.target_spacing_mm,
         strict_reference=options.strict_reference,
     )
     if not options.run.plan.exists() or digest(load_document(Plan, options.run.plan)) != digest(plan):

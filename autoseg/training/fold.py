@@ -174,8 +174,8 @@ def _refuse_nan(task: FoldTask, record: StepRecord) -> None:
     if not math.isfinite(record.loss):
         raise AutosegError(
             f"{task.configuration.name}, fold {task.fold}: the loss became {record.loss} at step {record.step + 1}; "
-            f"the last good state is {task.folder / 'checkpoint.pt'}. Run again with --precision float32, or look for "
-            "extreme intensities with autoseg check"
+            f"the last good state is {task.folder / 'checkpoint.pt'}. Look for extreme intensities "
+            "with autoseg check, then run again; it goes on from there"
         )
 
 

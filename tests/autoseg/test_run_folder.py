@@ -15,9 +15,14 @@ LABELS = Labels(classes=(LabelClass(name="a", values=(1,)),))
 def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
     path = tmp_path / "x"
     path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write(b"new and half")
-        raise RuntimeError
+
+    def interrupted() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new and half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK
 
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.inference.predictor import Predictor
@@ -71,12 +71,12 @@ def test_predictions_lie_on_the_grid_of_their_images(job) -> None:
     pairs += [(p, dataset / "imagesTr" / p.name) for p in (run / "cross_validation").glob("*.nii.gz")]
     assert len(pairs) == 7
     for prediction, image in pairs:
-        got, expected = sitk.ReadImage(prediction), sitk.ReadImage(image)
+        got, expected = SimpleITK.ReadImage(prediction), SimpleITK.ReadImage(image)
         assert got.GetSize() == expected.GetSize()
         assert got.GetSpacing() == expected.GetSpacing()
         assert got.GetOrigin() == expected.GetOrigin()
         np.testing.assert_allclose(got.GetDirection(), expected.GetDirection(), atol=1e-6)
-        assert set(np.unique(sitk.GetArrayViewFromImage(got))) <= {0, 1, 2}
+        assert set(np.unique(SimpleITK.GetArrayViewFromImage(got))) <= {0, 1, 2}
 
 
 def test_a_second_call_does_nothing_again(job) -> None:
@@ -96,8 +96,8 @@ def test_predict_evaluate_and_submit(job, tmp_path) -> None:
     scores = np.load(out / names[0].replace(".nii.gz", ".npz"))["probabilities"]
     assert scores.shape[0] == 3
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)  # float32 softmax
-    same = sitk.GetArrayFromImage(sitk.ReadImage(run / "predictions" / names[0]))
-    got = sitk.GetArrayFromImage(sitk.ReadImage(out / names[0]))
+    same = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(run / "predictions" / names[0]))
+    got = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(out / names[0]))
     assert (same != got).mean() < 1e-3  # argmax of logits and of probabilities differ only where two are equal
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", "--device", "cpu")
@@ -115,7 +115,7 @@ def test_predict_evaluate_and_submit(job, tmp_path) -> None:
 
 
 def test_a_submission_with_a_missing_case_is_refused_by_name(job, tmp_path) -> None:
-    dataset, run, _ = job
+    _, run, _ = job
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("preprocessed", "models"))
     lost = sorted((copy / "predictions").glob("*.nii.gz"))[0]
@@ -128,15 +128,15 @@ def test_a_submission_with_a_missing_case_is_refused_by_name(job, tmp_path) -> N
 def test_the_predictor_takes_arrays(job) -> None:
     dataset, run, _ = job
     predictor = Predictor.load(run, device="cpu")
-    image = sitk.ReadImage(sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0])
-    image = sitk.DICOMOrient(image, "LPS")
-    array = sitk.GetArrayFromImage(image).astype(np.float32)
+    image = SimpleITK.ReadImage(sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0])
+    image = SimpleITK.DICOMOrient(image, "LPS")
+    array = SimpleITK.GetArrayFromImage(image).astype(np.float32)
     labels = predictor.predict(array, spacing_mm=image.GetSpacing()[::-1])
     assert labels.shape == array.shape
     from_file = predictor.predict_files([sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0]])
-    stored = sitk.GetImageFromArray(from_file.labels)
-    stored.CopyInformation(sitk.ReadImage(sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0]))
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(sitk.DICOMOrient(stored, "LPS")), labels)
+    stored = SimpleITK.GetImageFromArray(from_file.labels)
+    stored.CopyInformation(SimpleITK.ReadImage(sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0]))
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)
 
 
 def test_plan_explains_itself(job, tmp_path) -> None:

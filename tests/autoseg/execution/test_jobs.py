@@ -71,5 +71,5 @@ def test_at_least_one_core_is_there() -> None:
 def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     for name in ("toaster", "xpu"):
-        with pytest.raises(AutosegError, match="this machine has: .*cpu"):
+        with pytest.raises(AutosegError, match=r"this machine has: .*cpu"):
             choose_device(name)

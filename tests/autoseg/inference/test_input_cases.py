@@ -90,5 +90,5 @@ def test_a_folder_of_dicom_series_gives_one_case_each(real_data, tmp_path) -> No
 
 
 def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:
-    with pytest.raises(ProblemsError, match="mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
+    with pytest.raises(ProblemsError, match=r"mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
         find_input_cases(real_data / "dicom_series", ["T2"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def test_windows_cover_the_axis_in_steps_of_half_a_patch(size: int, patch: int) 
     assert starts[0] == 0
     assert starts[-1] == size - patch
     # rounding of evenly spread starts may widen one step by a voxel
-    assert all(0 < b - a <= patch / 2 + 1 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(0 < b - a <= patch / 2 + 1 for a, b in pairwise(starts))
 
 
 def test_importance_is_the_filtered_impulse_of_the_method() -> None:

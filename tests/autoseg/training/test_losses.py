@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.training.losses import deep_supervision_weights, make_loss, shrink_labels, soft_dice, supervise_deeply
+from autoseg.training.losses import (
+    deep_supervision_weights,
+    make_loss,
+    shrink_labels,
+    soft_dice,
+    supervise_deeply,
+)
 from planners import LabelClass, Labels, Loss
 
 TWO = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
