@@ -26,6 +26,7 @@ from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
 from autoseg.evaluation.summary import evaluate_folder, write_summary
 from autoseg.evaluation.tables import format_table
 from autoseg.execution.device import choose_device
+from autoseg.execution.interruption import treat_termination_as_interrupt
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import find_input_cases
@@ -107,6 +108,10 @@ BudgetOption = Annotated[
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")]
+ScheduleOption = Annotated[
+    Path | None,
+    typer.Option("--schedule", help="Follow this schedule.json instead of measuring the machine.", show_default=False),
+]
 PresetOption = Annotated[PresetName, typer.Option("--preset", help="Kind of networks to plan.")]
 MemoryOption = Annotated[
     float | None,
@@ -130,6 +135,7 @@ def run(
     dataset: DatasetArgument,
     out: OutOption = Path("run"),
     budget: BudgetOption = None,
+    schedule: ScheduleOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     preset: PresetOption = PresetName.default,
@@ -140,7 +146,10 @@ def run(
     threads: ThreadsOption = None,
 ) -> None:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
-    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    options = make_options(
+        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
+        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+    )
     show_result(options, run_all(options))
 
 
@@ -239,7 +248,9 @@ def plan(
         settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
         planned, ending = plan_from_nnunet(*sources, settings)
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
-        options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, None, workers, None)
+        options = make_options(
+            dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, workers=workers
+        )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
         ending = description.file_ending
         typer.echo(f"Plan: {options.run.plan}")
@@ -270,7 +281,7 @@ def submit(
 @app.command()
 def fingerprint(dataset: DatasetArgument, out: OutOption = Path("run"), workers: WorkersOption = None) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    options = make_options(dataset, out, None, "cpu", 0, PresetName.default, None, False, None, workers, None)
+    options = make_options(dataset, out, workers=workers)
     fingerprint_stage(options)
     typer.echo(f"Fingerprint: {options.run.fingerprint}")
 
@@ -286,7 +297,9 @@ def preprocess(
     workers: WorkersOption = None,
 ) -> None:
     """Crop, normalise and resample every case for every configuration that may be trained."""
-    options = make_options(dataset, out, None, "cpu", 0, preset, memory_gb, strict_reference, work, workers, None)
+    options = make_options(
+        dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, work=work, workers=workers
+    )
     _, planned = preprocess_stage(options)
     typer.echo(f"Preprocessed data: {options.run.preprocessed(planned.configurations[0].data).parent}")
 
@@ -300,6 +313,7 @@ def train(
     ] = None,
     fold: Annotated[int | None, typer.Option("--fold", min=0, help="Train only this fold [default: all].", show_default=False)] = None,
     budget: BudgetOption = None,
+    schedule: ScheduleOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     preset: PresetOption = PresetName.default,
@@ -310,7 +324,10 @@ def train(
     threads: ThreadsOption = None,
 ) -> None:
     """Train and validate; different folds may train at once in one run folder."""
-    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    options = make_options(
+        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
+        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+    )
     train_stage(options, configuration=configuration, fold=fold)
     typer.echo(f"Models: {options.run.models}")
 
@@ -320,6 +337,7 @@ def select(
     dataset: DatasetArgument,
     out: OutOption = Path("run"),
     budget: BudgetOption = None,
+    schedule: ScheduleOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     preset: PresetOption = PresetName.default,
@@ -330,7 +348,10 @@ def select(
     threads: ThreadsOption = None,
 ) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
-    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    options = make_options(
+        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
+        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+    )
     selected = select_stage(options)
     if selected.summary is not None:
         typer.echo(format_table(selected.summary))
@@ -342,6 +363,7 @@ def report(
     dataset: DatasetArgument,
     out: OutOption = Path("run"),
     budget: BudgetOption = None,
+    schedule: ScheduleOption = None,
     device: DeviceOption = "auto",
     seed: SeedOption = 0,
     preset: PresetOption = PresetName.default,
@@ -352,7 +374,10 @@ def report(
     threads: ThreadsOption = None,
 ) -> None:
     """Write the report page; does first what is missing before it, test predictions included."""
-    options = make_options(dataset, out, budget, device, seed, preset, memory_gb, strict_reference, work, workers, threads)
+    options = make_options(
+        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
+        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+    )
     result = run_all(options)
     typer.echo(f"Report: {result.report}")
 
@@ -369,22 +394,24 @@ def demo(
     if not (dataset / "dataset.json").exists():
         make_phantom_dataset(dataset, seed=seed)
         typer.echo(f"Made a phantom dataset in {dataset}")
-    options = make_options(dataset, out / "run", budget, device, seed, PresetName.default, None, False, None, None, None)
+    options = make_options(dataset, out / "run", budget=budget, device=device, seed=seed)
     show_result(options, run_all(options))
 
 
 def make_options(
     dataset: Path,
     out: Path,
-    budget: str | None,
-    device: str,
-    seed: int,
-    preset: PresetName,
-    memory_gb: float | None,
-    strict_reference: bool,
-    work: Path | None,
-    workers: int | None,
-    threads: int | None,
+    *,
+    budget: str | None = None,
+    schedule: Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    preset: PresetName = PresetName.default,
+    memory_gb: float | None = None,
+    strict_reference: bool = False,
+    work: Path | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
 ) -> Options:
     """Options of a run with what the machine offers filled in; also starts the log file."""
     num_threads = threads or available_cores()
@@ -400,6 +427,7 @@ def make_options(
         num_workers=workers or available_cores(),
         reporter=make_reporter(seconds),
         budget_s=seconds,
+        schedule=schedule,
         seed=seed,
         preset=preset.value,
         memory_gb=memory_gb,
@@ -470,5 +498,6 @@ def readable_errors() -> Iterator[None]:
 
 def main(call: Callable[[], object] = app) -> None:
     """Entry point of the ``autoseg`` command."""
+    treat_termination_as_interrupt()
     with readable_errors():
         call()

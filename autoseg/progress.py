@@ -29,6 +29,9 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """One line for the user: what was decided, and why."""
 
+    def expect(self, seconds: float) -> None:
+        """Announce how long the rest of the whole run will take."""
+
     def track(self, title: str, total: float) -> AbstractTracking:
         """A context manager that yields the `Tracker` of a stage with ``total`` units of work."""
 
@@ -95,6 +98,9 @@ class SilentReporter:
     def say(self, text: str) -> None:
         logger.debug(text)
 
+    def expect(self, seconds: float) -> None:
+        logger.debug("about %s left", format_duration(seconds))
+
     @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
         yield _LogTracker(title, total, RunClock(), float("inf"), time.monotonic(), time.monotonic())
@@ -109,6 +115,9 @@ class LogReporter:
 
     def say(self, text: str) -> None:
         logger.info(text)
+
+    def expect(self, seconds: float) -> None:
+        self.clock.expect(seconds)
 
     @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
@@ -148,6 +157,9 @@ class TerminalReporter:
     def say(self, text: str) -> None:
         logger.debug(text)
         self.console.print(text, highlight=False, markup=False)
+
+    def expect(self, seconds: float) -> None:
+        self.clock.expect(seconds)
 
     @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:

@@ -82,9 +82,10 @@ def main() -> None:
     folder = options.run.preprocessed(configuration.data)
     for number, trial in enumerate(trials):
         settings = dict(trial.settings)
+        precision = settings.pop("precision", "bfloat16")
         width = settings.pop("base_features", 16)
         batch = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
-        measured = measure_width(options, plan, configuration, list(split.train), width=width, batch_size=batch)
+        measured = measure_width(options, plan, configuration, list(split.train), width=width, batch_size=batch, precision=precision)
         steps = int(arguments.seconds / measured.step_s)
         training = short_training(configuration, measured, steps, mirroring=False).model_copy(update=settings)
         target = arguments.work / "pilots" / str(number)

@@ -25,6 +25,7 @@ from planners.schedule import (
     short_batch_size,
     short_training,
     trial_training,
+    wants_more_candidates,
     with_width,
 )
 
@@ -73,6 +74,7 @@ __all__ = [
     "short_training",
     "transpose",
     "trial_training",
+    "wants_more_candidates",
     "why_untrainable",
     "with_width",
     "write_document",

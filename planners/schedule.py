@@ -138,10 +138,26 @@ def short_batch_size(configuration: Configuration) -> int:
 
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
-    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D."""
-    order = {"3d_fullres": 0, "2d": 1}
+    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
+    them.
+    """
+    order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
     known = [c for c in plan.configurations if c.name in order]
     return tuple(sorted(known, key=lambda c: order[c.name]))
+
+
+def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
+    """Whether the next configuration is worth measuring, after ``measured`` of those before it.
+
+    It is where a modest network of the first would starve (fewer than `FEWEST_STEPS` steps a fold), and where the time is
+    enough to saturate one more.
+    """
+    share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
+    first = [m for m in measured if m.configuration == measured[0].configuration]
+    modest = min(first, key=lambda m: abs(m.base_features - MODEST_WIDTH))
+    widest = max(first, key=lambda m: m.base_features)
+    count = len({m.configuration for m in measured}) + 1
+    return share / modest.step_s < FEWEST_STEPS or share / widest.step_s / count >= SATURATED_STEPS
 
 
 def plan_schedule(plan: Plan, conditions: Conditions) -> Schedule:
@@ -159,6 +175,8 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
     trainings, seconds, rest = [], 0.0, 0.0
     for configuration in preferred_configurations(plan):
+        if configuration.network.family == "vnet" and plan.preset != "vnet":
+            continue  # a candidate of budgeted runs; the method's own schedule trains the method's networks
         measured = _measurement(conditions, configuration.name, configuration.network.features[0])
         if measured is None:
             continue
@@ -240,10 +258,22 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
 def decide_configurations(
     candidates: Sequence[Configuration], conditions: Conditions, usable_s: float
 ) -> Decision[tuple[Configuration, ...]]:
-    """As many configurations, in order of preference, as each can be trained to saturation."""
+    """As many configurations, in order of preference, as each can be trained to saturation.
+
+    Where a modest network of the first would starve, the configuration that gets the most steps takes its place.
+    """
     names = ", ".join(c.name for c in candidates)
-    chosen = [candidates[0]]
-    for candidate in candidates[1:]:
+
+    def modest_steps(configuration: Configuration) -> int:
+        return affordable_steps(_modest(conditions, configuration.name), conditions, usable_s, conditions.num_folds)
+
+    first = candidates[0]
+    if modest_steps(first) < FEWEST_STEPS:
+        first = max(candidates, key=modest_steps)
+    chosen = [first]
+    for candidate in candidates:
+        if candidate is first:
+            continue
         trial = [*chosen, candidate]
         share = usable_s / len(trial)
         steps = [
@@ -254,8 +284,8 @@ def decide_configurations(
     return Decision(
         rule="schedule.configurations",
         value=tuple(chosen),
-        reason=f"of {names}: time is given to the first, and to another only if each then gets {SATURATED_STEPS} steps "
-        "a fold at full width",
+        reason=f"of {names}: time is given to the first that does not starve (here {first.name}, {modest_steps(first)} steps a "
+        f"fold), and to another only if each then gets {SATURATED_STEPS} steps a fold at full width",
         source="design, section 7.5",
         change="a larger --budget trains more configurations",
     )

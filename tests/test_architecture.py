@@ -116,7 +116,7 @@ def test_training_and_planning_import_without_image_formats(package: str) -> Non
 
 
 COMMON = ["--device", "--memory-gb", "--out", "--preset", "--seed", "--strict-reference", "--workers"]
-RUN = sorted([*COMMON, "--budget", "--threads", "--work"])
+RUN = sorted([*COMMON, "--budget", "--schedule", "--threads", "--work"])
 OPTIONS = {
     "run": RUN,
     "predict": ["--device", "--mirroring", "--probabilities"],

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,12 +21,20 @@ except ImportError:  # Windows has no flock; a byte of the file is locked instea
     import msvcrt
 
 
+logger = logging.getLogger(__name__)
+WAIT_S = 0.2
+"""Between two looks at a lock that somebody else has."""
+
+
 @contextmanager
-def hold_lock(path: Path, *, what: str) -> Iterator[None]:
+def hold_lock(
+    path: Path, *, what: str, wait: bool = False, say: Callable[[str], None] = logger.info
+) -> Iterator[None]:
     """Own the lock file ``path`` while the block runs.
 
-    Raises `AutosegError` that names pid and host of the owner when another process has it. The file stays behind; what
-    counts is the operating system's lock on it, which ends with its owner, however that died.
+    When another process has it: with ``wait`` that is said and waited for, else `AutosegError` is raised; both name pid and
+    host of the owner. The file stays behind; what counts is the operating system's lock on it, which ends with its owner,
+    however that died.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +42,13 @@ def hold_lock(path: Path, *, what: str) -> Iterator[None]:
     except OSError as error:
         raise write_error(path, error) from error
     try:
-        if not _take(handle):
+        taken = _take(handle)
+        if not taken and wait:
+            say(f"Waiting: {what} is being worked on by {_owner(handle)}")
+        while not taken and wait:
+            time.sleep(WAIT_S)
+            taken = _take(handle)
+        if not taken:
             raise AutosegError(f"{what} is being worked on by {_owner(handle)}; wait for it, or stop that process")
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         os.ftruncate(handle, 0)

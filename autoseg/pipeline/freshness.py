@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
@@ -18,11 +19,16 @@ PROSE = frozenset({"decisions", "reason", "findings", "source", "change", "measu
 """Fields that explain and decide nothing: rewording them redoes no work."""
 
 
+NOT_DONE = "it was not done yet"
+Consumed = Mapping[str, str]
+"""What a stage depends on: hashes by the words a person knows the thing by."""
+
+
 class StageRecord(Document):
     """What a finished stage consumed."""
 
-    consumed: str
-    """Hash of the consumed values."""
+    consumed: dict[str, str]
+    """Hash of each thing that was consumed, by what it is called."""
     seconds: float
     """What the stage took."""
 
@@ -44,28 +50,47 @@ def file_states(paths: Iterable[Path | str]) -> list[list[object]]:
     return states
 
 
-def is_fresh(run: RunFolder, stage: str, consumed: str, outputs: Sequence[Path]) -> bool:
-    """Whether the stage was finished from the same values, and what it wrote is still there."""
-    record = run.stage(stage)
-    if not record.is_file() or not all(path.exists() for path in outputs):
-        return False
-    return load_document(StageRecord, record).consumed == consumed
+def what_changed(run: RunFolder, stage: str, consumed: Consumed, outputs: Sequence[Path]) -> tuple[str, ...]:
+    """Why a stage must be done again; nothing where it was finished from the same values and its files are there.
+
+    ``("it was not done yet",)`` for a stage without a readable record.
+    """
+    try:
+        before = load_document(StageRecord, run.stage(stage)).consumed
+    except AutosegError:
+        return (NOT_DONE,)
+    changed = tuple(f"the {name} changed" for name in consumed if before.get(name) != consumed[name])
+    return changed + tuple(f"{path.name} is gone" for path in outputs if not path.exists())
 
 
 @contextmanager
-def open_stage(run: RunFolder, name: str, consumed: str, outputs: Sequence[Path], *, what: str) -> Iterator[bool]:
+def open_stage(
+    run: RunFolder,
+    name: str,
+    consumed: Consumed,
+    outputs: Sequence[Path],
+    *,
+    what: str,
+    say: Callable[[str], None],
+    wait: bool = True,
+) -> Iterator[bool]:
     """Own a stage while the block runs; yields whether there is anything to do.
 
     When the block that had to do something ends without an error, the stage is noted as finished. ``what`` names the
-    stage for the process that finds it taken.
+    stage to a person: when it is done again because something changed, and when another process has it. With ``wait`` that
+    process is waited for, else it is an error.
     """
-    with hold_lock(run.lock(name), what=what):
-        if is_fresh(run, name, consumed, outputs):
+    with hold_lock(run.lock(name), what=what, wait=wait, say=say):
+        changes = what_changed(run, name, consumed, outputs)
+        if not changes:
             yield False
             return
+        if changes != (NOT_DONE,):
+            say(f"Doing {what} again: {', '.join(changes)}")
+        run.stage(name).unlink(missing_ok=True)
         started = time.monotonic()
         yield True
-        save_document(run.stage(name), StageRecord(consumed=consumed, seconds=time.monotonic() - started))
+        save_document(run.stage(name), StageRecord(consumed=dict(consumed), seconds=time.monotonic() - started))
 
 
 def _plain(value: object) -> Any:

@@ -20,14 +20,17 @@ from planners import (
     Configuration,
     Measurement,
     Plan,
+    Precision,
     Training,
     candidate_widths,
     preferred_configurations,
     short_batch_size,
     trial_training,
+    wants_more_candidates,
     with_width,
 )
 
+FLOAT32: Precision = "float32"
 WARM_UP_STEPS = 4
 """The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
 TIMED_STEPS = 8
@@ -37,30 +40,66 @@ HOPELESS_SHARE = 1 / 200
 """A width whose single step takes more than this share of the budget could not be trained; wider ones neither."""
 
 
-def measure_steps(options: Options, plan: Plan, case_ids: list[str], *, budgeted: bool) -> tuple[Measurement, ...]:
-    """Measurements of every configuration that may be trained, narrow widths first until time forbids.
+def measure_steps(
+    options: Options, plan: Plan, case_ids: list[str], *, budgeted: bool, num_folds: int
+) -> tuple[Measurement, ...]:
+    """Measurements of the configurations that may be trained, narrow widths first until time forbids.
 
-    Without a budget only the plan's own width and batch size are measured.
+    A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
+    batch size are measured.
     """
-    measurements = []
+    precision = measure_precision(options, plan, case_ids)
+    measurements: list[Measurement] = []
     for configuration in preferred_configurations(plan):
+        if measurements and budgeted and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds):
+            break
         widths = sorted(candidate_widths(configuration)) if budgeted else [configuration.network.features[0]]
         batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
         for width in widths:
-            measured = measure_width(options, plan, configuration, case_ids, width=width, batch_size=batch_size)
+            measured = measure_width(
+                options, plan, configuration, case_ids, width=width, batch_size=batch_size, precision=precision
+            )
             measurements.append(measured)
             if options.budget_s is not None and measured.step_s > options.budget_s * HOPELESS_SHARE:
                 break
     return tuple(measurements)
 
 
+def measure_precision(options: Options, plan: Plan, case_ids: list[str]) -> Precision:
+    """The faster of float32 and the device's short precision, by trial steps of the first configuration on a CPU.
+
+    A GPU with units for it is always faster in short precision, and large networks would cost minutes to try twice.
+    """
+    short = fast_precision(options.device)
+    if short == "float32" or options.device.type != "cpu":
+        return short
+    configuration = preferred_configurations(plan)[0]
+    narrow = min(candidate_widths(configuration))
+    seconds = {
+        precision: measure_width(
+            options, plan, configuration, case_ids, width=narrow, batch_size=2, precision=precision
+        ).step_s
+        for precision in (short, FLOAT32)
+    }
+    chosen = min(seconds, key=lambda precision: seconds[precision])
+    options.reporter.say(
+        f"Precision: {chosen} ({seconds[short]:.2f} s per trial step in {short}, {seconds[FLOAT32]:.2f} s in float32)"
+    )
+    return chosen
+
+
 def measure_width(
-    options: Options, plan: Plan, configuration: Configuration, case_ids: list[str], *, width: int, batch_size: int
+    options: Options,
+    plan: Plan,
+    configuration: Configuration,
+    case_ids: list[str],
+    *,
+    width: int,
+    batch_size: int,
+    precision: Precision,
 ) -> Measurement:
     """Median seconds of a real training step, data included, and of predicting a median case."""
-    training = trial_training(
-        configuration, base_features=width, batch_size=batch_size, precision=fast_precision(options.device)
-    )
+    training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
     folder = options.run.preprocessed(configuration.data)
     source = BatchSource(
         cases=[open_case(folder, case_id) for case_id in case_ids],

@@ -25,6 +25,8 @@ class Options:
     """Processes for reading and preprocessing."""
     reporter: Reporter
     budget_s: float | None = None
+    schedule: Path | None = None
+    """A schedule to follow instead of measuring this machine."""
     seed: int = 0
     preset: Preset = "default"
     memory_gb: float | None = None

@@ -53,10 +53,10 @@ def select_stage(options: Options) -> Selected:
         for training in prepared.schedule.trainings
         for fold in range(prepared.schedule.num_folds)
     ]
-    consumed = digest(keys)
+    consumed = {"models": digest(keys)}
     summary_file = run.cross_validation / "summary.json"
     outputs = [run.selection, summary_file] if prepared.splits.cross_validated else [run.selection]
-    with open_stage(run, "select", consumed, outputs, what=f"selection in {run.root}") as to_do:
+    with open_stage(run, "select", consumed, outputs, what="the selection", say=options.reporter.say) as to_do:
         if to_do:
             select(options, prepared)
     selection = load_document(Selection, run.selection)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.splits import Splits, make_splits
+from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.freshness import digest, file_states, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import preprocess_dataset
 from autoseg.run_folder import load_document, save_document
-from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations
+from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations, why_untrainable
 
 
 def data_digest(dataset: DatasetDescription) -> str:
@@ -25,9 +28,9 @@ def check_stage(options: Options) -> DatasetDescription:
     """Find out what is in the folder and whether it can be used; raises with all errors at once."""
     dataset = discover_dataset(options.dataset, num_workers=options.num_workers)
     options.reporter.say(f"Found {describe_dataset(dataset)}")
-    consumed = data_digest(dataset)
-    what = f"the check of {options.dataset}"
-    with open_stage(options.run, "check", consumed, [options.run.dataset], what=what) as to_do:
+    consumed = {"dataset": data_digest(dataset)}
+    outputs = [options.run.dataset]
+    with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
         if not to_do:
             return load_document(DatasetDescription, options.run.dataset)
         findings = check_dataset(dataset, num_workers=options.num_workers, reporter=options.reporter)
@@ -47,9 +50,9 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
     """Sizes, spacings and intensities of the training cases."""
     dataset = check_stage(options)
     canonical = not options.strict_reference
-    consumed = digest(data_digest(dataset), canonical)
-    what = f"the fingerprint of {options.dataset}"
-    with open_stage(options.run, "fingerprint", consumed, [options.run.fingerprint], what=what) as to_do:
+    consumed = {"dataset": data_digest(dataset), "orientation (--strict-reference)": digest(canonical)}
+    outputs = [options.run.fingerprint]
+    with open_stage(options.run, "fingerprint", consumed, outputs, what="the fingerprint", say=options.reporter.say) as to_do:
         if not to_do:
             return dataset, load_document(Fingerprint, options.run.fingerprint)
         fingerprint = take_fingerprint(
@@ -88,8 +91,10 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
     """Preprocessed data of every configuration that may be trained, or of ``only`` one."""
     dataset, plan = plan_stage(options)
     chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
+    require_trainable(options, chosen)
     for configuration in chosen:
-        with hold_lock(options.run.lock(f"preprocess-{configuration.data}"), what=f"preprocessing of {configuration.data}"):
+        lock, what = options.run.lock(f"preprocess-{configuration.data}"), f"preprocessing for {configuration.data}"
+        with hold_lock(lock, what=what, wait=True, say=options.reporter.say):
             preprocess_dataset(
                 dataset,
                 plan,
@@ -99,6 +104,17 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
                 reporter=options.reporter,
             )
     return dataset, plan
+
+
+def require_trainable(options: Options, configurations: Sequence[Configuration]) -> None:
+    """Refuse plans whose networks cannot be trained before hours go into their data."""
+    problems = [
+        Problem(where=str(options.run.plan), found=fault, mend="or choose another --preset")
+        for configuration in configurations
+        for fault in why_untrainable(configuration)
+    ]
+    if problems:
+        raise ProblemsError("the plan cannot be trained", problems)
 
 
 def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int) -> Splits:

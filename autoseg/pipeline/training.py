@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -11,6 +12,7 @@ from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError
 from autoseg.evaluation.summary import write_summary
 from autoseg.execution.device import describe_device
+from autoseg.execution.interruption import stop_requests
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.freshness import digest, open_stage
@@ -41,11 +43,18 @@ class Prepared:
 def schedule_stage(options: Options) -> Prepared:
     """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on."""
     dataset, plan = preprocess_stage(options)
-    consumed = digest(
-        data_digest(dataset), plan, options.budget_s, options.device.type, options.num_threads, options.seed
-    )
+    if options.schedule is not None:
+        return given_schedule(options, dataset, plan, options.schedule)
+    consumed = {
+        "dataset": data_digest(dataset),
+        "plan": digest(plan),
+        "budget": digest(options.budget_s),
+        "device": digest(options.device.type),
+        "number of threads": digest(options.num_threads),
+        "seed": digest(options.seed),
+    }
     outputs = [options.run.schedule, options.run.splits]
-    with open_stage(options.run, "schedule", consumed, outputs, what=f"the schedule of {options.run.root}") as to_do:
+    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
             return Prepared(
@@ -56,6 +65,32 @@ def schedule_stage(options: Options) -> Prepared:
         if schedule.num_folds < len(splits.folds):
             splits = splits_stage(options, dataset, schedule.num_folds)
         save_document(options.run.schedule, schedule)
+    announce(options, schedule)
+    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, file: Path) -> Prepared:
+    """Follow a schedule from a file, for instance another run's. Raises `AutosegError` where it does not fit the plan."""
+    schedule = load_document(Schedule, file)
+    planned = [configuration.name for configuration in plan.configurations]
+    unknown = [t.configuration for t in schedule.trainings if t.configuration not in planned]
+    if unknown:
+        raise AutosegError(
+            f"{file} trains {', '.join(unknown)}, which the plan lacks; it has {', '.join(planned)}: take a schedule of the "
+            "same preset, or none"
+        )
+    splits = splits_stage(options, dataset, schedule.num_folds)
+    if len(splits.folds) != schedule.num_folds:
+        raise AutosegError(
+            f"{file} trains {schedule.num_folds} folds, but {len(dataset.training)} cases give {len(splits.folds)}; take a "
+            "schedule that was made for this dataset, or none"
+        )
+    save_document(options.run.schedule, schedule)
+    if schedule.conditions.num_threads != options.num_threads:
+        options.reporter.say(
+            f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
+            "differ in the last digits"
+        )
     announce(options, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
@@ -72,7 +107,7 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,
-        measurements=measure_steps(options, plan, case_ids, budgeted=budgeted),
+        measurements=measure_steps(options, plan, case_ids, budgeted=budgeted, num_folds=len(splits.folds)),
         seed=options.seed,
         elapsed_s=options.elapsed_s,
     )
@@ -107,6 +142,7 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     if not folds:
         raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
     steps = len(folds) * sum(training.num_steps for training in trainings)
+    options.reporter.expect(expected_s(options, prepared))
     with options.reporter.track(f"Training {steps} steps", steps) as tracker:
         for training in trainings:
             for k in folds:
@@ -117,17 +153,28 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     return prepared
 
 
+def expected_s(options: Options, prepared: Prepared) -> float:
+    """Seconds that the rest of the run will take, folds that are already trained left out."""
+    schedule = prepared.schedule
+    names = [(t.configuration, k) for t in schedule.trainings for k in range(schedule.num_folds)]
+    left = [pair for pair in names if not (options.run.fold(*pair) / "final.safetensors").exists()]
+    return schedule.expected_training_s * len(left) / len(names) + schedule.expected_rest_s
+
+
+def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: int) -> dict[str, str]:
+    """All that the weights of a fold depend on; a schedule for other hardware gives other bits."""
+    return {
+        "dataset": data_digest(prepared.dataset),
+        "plan": digest(prepared.plan.configuration(training.configuration), prepared.plan.labels),
+        "schedule": digest(training, prepared.schedule.conditions.num_threads),
+        "split": digest(prepared.splits.folds[fold]),
+        "seed": digest(options.seed),
+    }
+
+
 def fold_key(options: Options, prepared: Prepared, training: Training, fold: int) -> str:
-    """Hash of all that the weights of a fold depend on."""
-    return digest(
-        data_digest(prepared.dataset),
-        prepared.plan,
-        prepared.plan.configuration(training.configuration),
-        training,
-        prepared.splits.folds[fold],
-        options.seed,
-        fold,
-    )
+    """One hash for all of `fold_inputs`."""
+    return digest(fold, sorted(fold_inputs(options, prepared, training, fold).items()))
 
 
 def train_one(options: Options, prepared: Prepared, training: Training, fold: int, tracker: Tracker) -> None:
@@ -136,8 +183,9 @@ def train_one(options: Options, prepared: Prepared, training: Training, fold: in
     folder = options.run.fold(name, fold)
     key = fold_key(options, prepared, training, fold)
     stage = f"train-{name}-fold_{fold}"
-    what = f"{name}, fold {fold}, of {options.run.root}"
-    with open_stage(options.run, stage, key, [folder / "final.safetensors"], what=what) as to_do:
+    consumed = fold_inputs(options, prepared, training, fold)
+    outputs, what = [folder / "final.safetensors"], f"training of {name}, fold {fold},"
+    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, wait=False) as to_do:
         if not to_do:
             tracker.advance(training.num_steps)
             return
@@ -157,7 +205,8 @@ def train_one(options: Options, prepared: Prepared, training: Training, fold: in
             device=options.device,
             num_workers=loader_workers(options),
         )
-        train_fold(task, tracker)
+        with stop_requests() as should_stop:
+            train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)
 
 
 def loader_workers(options: Options) -> int:
@@ -174,9 +223,9 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
     key = fold_key(options, prepared, training, fold)
     stage = f"validate-{name}-fold_{fold}"
     keep = len(prepared.schedule.trainings) > 1
-    consumed = digest(key, keep)
-    what = f"validation of {name}, fold {fold}, of {options.run.root}"
-    with open_stage(options.run, stage, consumed, [folder / "summary.json"], what=what) as to_do:
+    consumed = {"model": key, "need of probabilities": digest(keep)}
+    outputs, what = [folder / "summary.json"], f"validation of {name}, fold {fold},"
+    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say) as to_do:
         if not to_do:
             return
         configuration = prepared.plan.configuration(name)
@@ -189,7 +238,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
             preprocessed=options.run.preprocessed(configuration.data),
             case_ids=split.val,
             folder=folder,
-            key=consumed,
+            key=digest(key, keep),
             keep_probabilities=keep,
             device=options.device,
         )

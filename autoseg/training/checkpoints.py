@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from torch import Tensor
 
 from autoseg.errors import AutosegError
 from autoseg.run_folder import atomic_write
+
+PREVIOUS = "previous.pt"
+"""Name of the checkpoint before the last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +39,31 @@ class Checkpoint:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically."""
+    """Write a checkpoint atomically; the one before stays as ``previous.pt`` beside it."""
+    if path.exists():
+        os.replace(path, path.with_name(PREVIOUS))
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
     buffer = io.BytesIO()
     torch.save(content, buffer)
     with atomic_write(path) as file:
         file.write(buffer.getbuffer())
+
+
+def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
+    """The newest readable checkpoint of the training with ``key``, and a line for each that was damaged.
+
+    ``path`` is that of the last one; the one before is tried where it is missing, damaged or another training's.
+    """
+    damage = []
+    for candidate in (path, path.with_name(PREVIOUS)):
+        try:
+            checkpoint = load_checkpoint(candidate, key=key)
+        except AutosegError as error:
+            damage.append(str(error).replace("; delete it to train this fold again", ""))
+            continue
+        if checkpoint is not None:
+            return checkpoint, tuple(damage)
+    return None, tuple(damage)
 
 
 def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:

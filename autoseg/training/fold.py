@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from autoseg.progress import Tracker
 from autoseg.run_folder import write_text
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
 from autoseg.training.batches import BatchSource, load_batches
-from autoseg.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
 from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train
 from autoseg.training.losses import make_loss, region_table
 from autoseg.training.patches import PatchSource
 from planners import Configuration, Labels, Plan, Training, with_width
 
+logger = logging.getLogger(__name__)
 CHECKPOINT_INTERVAL_S = 45.0
 """Seconds between checkpoints. At most a minute of training may be lost; the rest of the minute is for writing."""
 MOVING_AVERAGE_SHARE = 0.9
@@ -59,6 +61,8 @@ class FoldState:
     losses: list[float] = field(default_factory=list)
     waits: list[float] = field(default_factory=list)
     durations: list[float] = field(default_factory=list)
+    pseudo_dice: float | None = None
+    """Of the last epoch, mean over classes."""
     moving_average: float | None = None
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
@@ -96,17 +100,24 @@ def batch_source(task: FoldTask, *, purpose: str) -> BatchSource:
     )
 
 
-def train_fold(task: FoldTask, tracker: Tracker) -> None:
+def train_fold(
+    task: FoldTask,
+    tracker: Tracker,
+    *,
+    say: Callable[[str], None] = logger.info,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
     """Train to the schedule's last step, or go on from the checkpoint in the task's folder.
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``
-    and ``checkpoint.pt``. Raises `AutosegError` when the loss stops being a number.
+    and ``checkpoint.pt``. ``say`` is told of damaged checkpoints. Where ``should_stop`` says so after a step, that step is
+    saved and `KeyboardInterrupt` raised. Raises `AutosegError` when the loss stops being a number.
     """
     network = make_network(task.configuration, task.training, seed=task.seed + task.fold)
     loss = make_loss(task.configuration.loss, task.plan.labels)
     parts = make_parts(network, loss, task.training, task.device)
     state = FoldState()
-    first = _resume(task, parts, state)
+    first = _resume(task, parts, state, say)
     tracker.advance(first)
     steps = range(first, task.training.num_steps)
     batches = load_batches(
@@ -124,8 +135,11 @@ def train_fold(task: FoldTask, tracker: Tracker) -> None:
         done = record.step + 1
         if done % task.training.steps_per_epoch == 0 or done == task.training.num_steps:
             _finish_epoch(task, parts, state, record)
-        if time.monotonic() - state.last_saved > task.checkpoint_interval_s:
+        stopping = should_stop()
+        if stopping or time.monotonic() - state.last_saved > task.checkpoint_interval_s:
             _save(task, parts, state, done)
+        if stopping:
+            raise KeyboardInterrupt
         tracker.advance(note=f"loss {record.loss:.2f}{_describe_score(state)}")
 
     train(parts, batches, steps, listeners=(after_step,))
@@ -135,9 +149,12 @@ def train_fold(task: FoldTask, tracker: Tracker) -> None:
     save_weights(task.folder / "final.safetensors", weights, key=task.key)
 
 
-def _resume(task: FoldTask, parts: Parts, state: FoldState) -> int:
-    """Restore the last checkpoint of this very training; returns the steps done."""
-    checkpoint = load_checkpoint(task.folder / "checkpoint.pt", key=task.key)
+def _resume(task: FoldTask, parts: Parts, state: FoldState, say: Callable[[str], None]) -> int:
+    """Restore the newest readable checkpoint of this very training; returns the steps done."""
+    checkpoint, damage = load_latest(task.folder / "checkpoint.pt", key=task.key)
+    for line in damage:
+        fallback = f"the one of step {checkpoint.step} is used" if checkpoint else "the fold starts anew"
+        say(f"{line}; {fallback}")
     if checkpoint is None:
         return 0
     parts.network.load_state_dict(checkpoint.network)
@@ -185,7 +202,7 @@ def _finish_epoch(task: FoldTask, parts: Parts, state: FoldState, record: StepRe
     scores = pseudo_dice(task, parts, epoch)
     known = [score for score in scores.values() if score is not None]
     if known:
-        current = sum(known) / len(known)
+        current = state.pseudo_dice = sum(known) / len(known)
         before = state.moving_average
         state.moving_average = (
             current if before is None else MOVING_AVERAGE_SHARE * before + (1 - MOVING_AVERAGE_SHARE) * current
@@ -254,4 +271,4 @@ def class_counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
 
 
 def _describe_score(state: FoldState) -> str:
-    return "" if state.moving_average is None else f", Dice {state.moving_average:.2f}"
+    return "" if state.pseudo_dice is None else f", validation Dice about {state.pseudo_dice:.2f}"

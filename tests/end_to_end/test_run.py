@@ -26,13 +26,17 @@ def autoseg(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[st
     return done
 
 
+SETTINGS = ("--budget", "40s", "--device", "cpu", "--threads", "1")
+"""One thread: the suite runs several tests at once."""
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     """Dataset, run folder and what the run printed."""
     folder = tmp_path_factory.mktemp("job")
     dataset, run = folder / "Task99_Phantom", folder / "run"
     make_phantom_dataset(dataset, num_training=5, num_test=2, seed=1)
-    done = autoseg("run", dataset, "--out", run, "--budget", "40s", "--device", "cpu")
+    done = autoseg("run", dataset, "--out", run, *SETTINGS)
     return dataset, run, done
 
 
@@ -83,7 +87,7 @@ def test_a_second_call_does_nothing_again(job) -> None:
     dataset, run, _ = job
     weights = run / "models" / "3d_fullres" / "fold_0" / "final.safetensors"
     written = {p: p.stat().st_mtime_ns for p in [weights, *(run / "predictions").glob("*.nii.gz"), run / "plan.json"]}
-    autoseg("run", dataset, "--out", run, "--budget", "40s", "--device", "cpu")
+    autoseg("run", dataset, "--out", run, *SETTINGS)
     assert {p: p.stat().st_mtime_ns for p in written} == written
 
 
@@ -137,6 +141,17 @@ def test_the_predictor_takes_arrays(job) -> None:
     stored = SimpleITK.GetImageFromArray(from_file.labels)
     stored.CopyInformation(SimpleITK.ReadImage(sorted((dataset / "imagesTs").glob("[!.]*.nii.gz"))[0]))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)
+
+
+def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path) -> None:
+    make_phantom_dataset(tmp_path / "Task98_One", num_training=1, num_test=1, seed=2)
+    done = autoseg("run", tmp_path / "Task98_One", "--out", tmp_path / "run", "--budget", "20s", "--device", "cpu", "--threads", "1")
+    assert "Nothing was cross-validated" in done.stdout
+    assert len(list((tmp_path / "run" / "predictions").glob("*.nii.gz"))) == 1
+    selection = json.loads((tmp_path / "run" / "selection.json").read_text())
+    assert selection["cross_validated"] is False
+    assert selection["dice_after_postprocessing"] is None
+    assert not (tmp_path / "run" / "cross_validation").exists()
 
 
 def test_plan_explains_itself(job, tmp_path) -> None:

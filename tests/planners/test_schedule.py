@@ -20,6 +20,7 @@ from planners import (
     plan_dataset,
     plan_schedule,
     read_document,
+    wants_more_candidates,
     with_width,
     write_document,
 )
@@ -144,6 +145,35 @@ def test_a_budgeted_rate_warms_up_and_decays_to_almost_nothing() -> None:
     assert rates.index(max(rates)) < training.num_steps * 0.2
     assert rates[0] < 0.2 * max(rates)
     assert 0 < rates[-1] < 0.01 * max(rates)
+
+
+def test_another_configuration_is_measured_where_the_first_starves_or_is_saturated() -> None:
+    def wants(step_s: float, budget_s: float) -> bool:
+        measured = [m for m in conditions(budget_s=budget_s, step_s=step_s).measurements if m.configuration == "3d_fullres"]
+        return wants_more_candidates(measured, budget_s=budget_s, num_folds=5)
+
+    assert not wants(0.2, 1200)
+    assert wants(10.0, 1200)
+    assert wants(0.2, 200_000)
+
+
+def test_a_configuration_that_starves_gives_way() -> None:
+    slow = conditions(budget_s=1200)
+    measurements = tuple(
+        m.model_copy(update={"step_s": m.step_s * 100}) if m.configuration == "3d_fullres" else m for m in slow.measurements
+    )
+    schedule = plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements}))
+    assert [t.configuration for t in schedule.trainings] == ["2d"]
+
+
+def test_the_methods_schedule_trains_only_the_methods_networks() -> None:
+    extra = conditions(budget_s=None, device="cuda")
+    vnet = Measurement(
+        configuration="3d_fullres_vnet", base_features=16, batch_size=2, precision="bfloat16", step_s=0.1, case_s=0.1
+    )
+    schedule = plan_schedule(PLAN, extra.model_copy(update={"measurements": (*extra.measurements, vnet)}))
+    assert "3d_fullres_vnet" in [c.name for c in PLAN.configurations]
+    assert [t.configuration for t in schedule.trainings] == ["3d_fullres", "2d"]
 
 
 def test_width_changes_all_stages_in_proportion() -> None:

@@ -24,10 +24,12 @@ def test_rewording_a_reason_changes_no_digest() -> None:
     assert digest(record()) != digest(record(value=2))
 
 
-def do(run: RunFolder, consumed: str) -> bool:
+def do(run: RunFolder, consumed: str, said: list[str] | None = None) -> bool:
     """Whether the stage had to be done."""
     output = run.root / "output"
-    with open_stage(run, "stage", consumed, [output], what="a stage") as to_do:
+    say = (said if said is not None else []).append
+    inputs = {"dataset": "same", "budget": consumed}
+    with open_stage(run, "stage", inputs, [output], what="the stage", say=say) as to_do:
         if to_do:
             output.write_text(consumed)
         return to_do
@@ -38,16 +40,25 @@ def test_a_stage_is_done_once(tmp_path) -> None:
     assert [do(run, "a"), do(run, "a"), do(run, "b"), do(run, "b")] == [True, False, True, False]
 
 
-def test_a_lost_output_is_made_again(tmp_path) -> None:
+def test_what_changed_is_said(tmp_path) -> None:
+    run, said = RunFolder(tmp_path), []
+    do(run, "a", said)
+    do(run, "b", said)
+    (tmp_path / "output").unlink()
+    assert do(run, "b", said)
+    assert said == ["Doing the stage again: the budget changed", "Doing the stage again: output is gone"]
+
+
+def test_a_damaged_record_means_that_the_stage_is_done_again(tmp_path) -> None:
     run = RunFolder(tmp_path)
     do(run, "a")
-    (tmp_path / "output").unlink()
+    run.stage("stage").write_text("{")
     assert do(run, "a")
 
 
 def test_a_stage_that_failed_is_not_done(tmp_path) -> None:
     run = RunFolder(tmp_path)
-    with pytest.raises(ValueError, match="broken"), open_stage(run, "stage", "a", [], what="a stage"):
+    with pytest.raises(ValueError, match="broken"), open_stage(run, "stage", {}, [], what="it", say=print):
         raise ValueError("broken")
     assert do(run, "a")
 

@@ -177,6 +177,32 @@ class StopAt:
             raise KeyboardInterrupt
 
 
+def test_a_stop_request_saves_the_finished_step(tmp_path) -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(make_task(tmp_path), tracker, should_stop=lambda: next(asked))
+    checkpoint = load_checkpoint(tmp_path / "checkpoint.pt", key="key")
+    assert checkpoint is not None
+    assert checkpoint.step == 3
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path) -> None:
+    task = replace(make_task(tmp_path / "b"), checkpoint_interval_s=0.0)
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(task, StopAt(tracker, 5))
+    last = tmp_path / "b" / "checkpoint.pt"
+    last.write_bytes(last.read_bytes()[:500])
+    said: list[str] = []
+    with SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, say=said.append)
+    assert len(said) == 1
+    assert "checkpoint.pt is damaged" in said[0]
+    assert "the one of step" in said[0]
+    run(make_task(tmp_path / "a"))
+    first, second = (load_file(tmp_path / name / "final.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_two_processes_give_the_same_bits(tmp_path) -> None:
     here = Path(__file__)
     call = f"import sys; sys.path.insert(0, {str(here.parent)!r}); import {here.stem} as t, torch, pathlib; torch.set_num_threads(2); t.run(t.make_task(pathlib.Path(sys.argv[1])))"

@@ -1,0 +1,156 @@
+"""Kill a real run at random moments, again and again, and compare what it ends with with an undisturbed run.
+
+    python benchmarks/crash.py --kills 40 --work DIR            # kill -9 at random moments
+    python benchmarks/crash.py --full-disk --work DIR           # a filesystem that fills up (needs root, for a tmpfs)
+
+A small phantom dataset and a schedule of a few dozen steps; the same `autoseg run` command is repeated until it ends well.
+Compared byte for byte: weights, validation and test predictions, preprocessed data, selection, splits and score tables.
+Left out are files that hold times: logs, histories, run and stage records, the report, and checkpoints, which are only a
+means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.run_folder import RunFolder, load_document, save_document
+from planners import Schedule
+
+COMPARED = ("*.safetensors", "*.nii.gz", "*.b2nd", "*.npz", "selection.json", "splits.json", "plan.json", "summary.json")
+STEPS = 24
+
+
+def command(dataset: Path, out: Path, *extra: str) -> list[str]:
+    call = "from autoseg.cli import main; main()"
+    return [sys.executable, "-c", call, "run", str(dataset), "--out", str(out), "--device", "cpu", "--threads", "1", *extra]
+
+
+def make_schedule(dataset: Path, work: Path) -> Path:
+    """A short schedule for the dataset, so that every run does the same steps."""
+    probe = work / "probe"
+    subprocess.run(command(dataset, probe, "--budget", "10s"), check=True, capture_output=True)
+    schedule = load_document(Schedule, RunFolder(probe).schedule)
+    trainings = tuple(
+        t.model_copy(update={"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2}) for t in schedule.trainings
+    )
+    path = work / "schedule.json"
+    save_document(path, schedule.model_copy(update={"trainings": trainings}))
+    shutil.rmtree(probe)
+    return path
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """What is compared, by path inside the run folder."""
+    files = {path for pattern in COMPARED for path in run.rglob(pattern) if "report" not in path.parts}
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+def differences(run: Path, expected: dict[str, bytes]) -> list[str]:
+    """Paths that are missing, surplus or different, and files that a kill left half-written."""
+    found = contents(run)
+    wrong = [path for path in expected.keys() | found.keys() if expected.get(path) != found.get(path)]
+    return sorted(wrong) + [f"left behind: {path.name}" for path in run.rglob("*.part")]
+
+
+def last_stage(run: Path) -> str:
+    """The stage that a killed run was in, as far as its records tell."""
+    done = sorted((run / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime) if run.exists() else []
+    return f"after {done[-1].stem.split('-')[0]}" if done else "at the start"
+
+
+def kill_until_done(call: list[str], run: Path, *, kills: int, longest_s: float, rng: random.Random) -> Counter[str]:
+    """Start the run, kill it after a random time, and so on ``kills`` times; then let it end."""
+    where: Counter[str] = Counter()
+    while sum(where.values()) < kills:
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=rng.uniform(0.5, longest_s))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            where[last_stage(run)] += 1
+            continue
+        return where
+    subprocess.run(call, check=True, capture_output=True)
+    return where
+
+
+def crash(work: Path, *, kills: int, seed: int) -> None:
+    dataset = work / "Task99_Phantom"
+    make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
+    schedule = make_schedule(dataset, work)
+    started = time.perf_counter()
+    subprocess.run(command(dataset, work / "undisturbed", "--schedule", str(schedule)), check=True, capture_output=True)
+    whole = time.perf_counter() - started
+    expected = contents(work / "undisturbed")
+    rng, total, rounds = random.Random(seed), Counter[str](), 0
+    while sum(total.values()) < kills:
+        run = work / f"killed_{rounds}"
+        call = command(dataset, run, "--schedule", str(schedule))
+        left = kills - sum(total.values())
+        total += kill_until_done(call, run, kills=min(left, 8), longest_s=0.9 * whole, rng=rng)
+        rounds += 1
+        wrong = differences(run, expected)
+        if wrong:
+            sys.exit(f"round {rounds}: {len(wrong)} of {len(expected)} files differ: {', '.join(wrong[:10])}")
+        shutil.rmtree(run)
+    table = ", ".join(f"{count} {stage}" for stage, count in sorted(total.items()))
+    sys.stdout.write(
+        f"{sum(total.values())} kills in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time; "
+        f"undisturbed run {whole:.0f} s\n"
+    )
+
+
+def fill_disk(work: Path) -> None:
+    """Run on a filesystem that is too small, then make it larger: the run must say so, and then end like the others."""
+    dataset = work / "Task99_Phantom"
+    make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
+    schedule = make_schedule(dataset, work)
+    subprocess.run(command(dataset, work / "undisturbed", "--schedule", str(schedule)), check=True, capture_output=True)
+    expected = contents(work / "undisturbed")
+    disk = work / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], check=True)
+    failures = 0
+    try:
+        for size in (200, 1000, 3000, 5000, 8000, 12000, 20000, 100_000):
+            subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
+            done = subprocess.run(command(dataset, disk / "run", "--schedule", str(schedule)), capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                break
+            message = done.stderr.strip().splitlines()
+            if done.returncode != 1 or "Traceback" in done.stderr or "free some space" not in done.stderr:
+                sys.exit(f"{size} kB: exit code {done.returncode}: {message[-3:]}")
+            failures += 1
+        wrong = differences(disk / "run", expected)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    if wrong or not failures:
+        sys.exit(f"{failures} full disks; {len(wrong)} files differ: {', '.join(wrong[:10])}")
+    sys.stdout.write(f"{failures} full disks were said; with room again {len(expected)} files equal byte for byte\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="empty folder for everything")
+    parser.add_argument("--kills", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--full-disk", action="store_true")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    if arguments.full_disk:
+        fill_disk(arguments.work)
+    else:
+        crash(arguments.work, kills=arguments.kills, seed=arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
