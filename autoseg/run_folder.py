@@ -29,6 +29,11 @@ class RunFolder:
         return self.root / "dataset.json"
 
     @property
+    def files(self) -> Path:
+        """Hashes of the dataset's files."""
+        return self.root / "files.json"
+
+    @property
     def fingerprint(self) -> Path:
         return self.root / "fingerprint.json"
 

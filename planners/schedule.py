@@ -34,7 +34,7 @@ SATURATED_STEPS = 8000
 """Beyond this another configuration gains more than further steps of the first."""
 SHORT_BATCH = {2: 12, 3: 2}
 """Batch size by dimensions in budgeted runs: the method's reference batches; more steps beat larger batches."""
-RESERVE_SHARE = 0.06
+RESERVE_SHARE = 0.03
 """Of the budget, kept for selection, postprocessing, report and the noise of the clock."""
 RESERVE_S = 6.0
 

@@ -57,3 +57,5 @@ class DatasetDescription(Document):
     unpaired_labels: tuple[str, ...] = ()
     """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
     findings: tuple[Finding, ...] = ()
+    content: str | None = None
+    """Hash of the content of all files; none where nobody has read them."""

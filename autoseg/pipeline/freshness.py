@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -37,17 +37,6 @@ def digest(*values: object) -> str:
     """Hash of documents and plain values, the prose in them left out."""
     text = json.dumps([_plain(value) for value in values], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
-
-
-def file_states(paths: Iterable[Path | str]) -> list[list[object]]:
-    """Path, size and modification time of files; of a folder, those of the files in it. Missing files have size -1."""
-    states: list[list[object]] = []
-    for path in sorted(str(path) for path in paths):
-        here = Path(path)
-        for file in sorted(here.iterdir()) if here.is_dir() else [here]:
-            found = file.stat() if file.exists() else None
-            states.append([str(file), found.st_size if found else -1, found.st_mtime_ns if found else 0])
-    return states
 
 
 def what_changed(run: RunFolder, stage: str, consumed: Consumed, outputs: Sequence[Path]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.splits import Splits, make_splits
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
-from autoseg.pipeline.freshness import digest, file_states, open_stage
+from autoseg.pipeline.contents import dataset_content
+from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import preprocess_dataset
@@ -18,17 +19,14 @@ from autoseg.run_folder import load_document, save_document
 from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations, why_untrainable
 
 
-def data_digest(dataset: DatasetDescription) -> str:
-    """Changes when a file of the dataset, or what is known of it, changes."""
-    files = [path for case in (*dataset.training, *dataset.test) for path in (*case.images, case.label) if path]
-    return digest(dataset, file_states(files))
-
-
 def check_stage(options: Options) -> DatasetDescription:
     """Find out what is in the folder and whether it can be used; raises with all errors at once."""
     dataset = discover_dataset(options.dataset, num_workers=options.num_workers)
     options.reporter.say(f"Found {describe_dataset(dataset)}")
-    consumed = {"dataset": data_digest(dataset)}
+    dataset = dataset.model_copy(
+        update={"content": dataset_content(options.run, dataset, num_workers=options.num_workers)}
+    )
+    consumed = {"dataset": digest(dataset)}
     outputs = [options.run.dataset]
     with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
         if not to_do:
@@ -50,7 +48,7 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
     """Sizes, spacings and intensities of the training cases."""
     dataset = check_stage(options)
     canonical = not options.strict_reference
-    consumed = {"dataset": data_digest(dataset), "orientation (--strict-reference)": digest(canonical)}
+    consumed = {"dataset": digest(dataset), "orientation (--strict-reference)": digest(canonical)}
     outputs = [options.run.fingerprint]
     with open_stage(options.run, "fingerprint", consumed, outputs, what="the fingerprint", say=options.reporter.say) as to_do:
         if not to_do:

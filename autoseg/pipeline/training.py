@@ -19,7 +19,7 @@ from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import measure_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
-from autoseg.pipeline.stages import data_digest, preprocess_stage, splits_stage
+from autoseg.pipeline.stages import preprocess_stage, splits_stage
 from autoseg.preparation.storage import open_case
 from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
@@ -46,7 +46,7 @@ def schedule_stage(options: Options) -> Prepared:
     if options.schedule is not None:
         return given_schedule(options, dataset, plan, options.schedule)
     consumed = {
-        "dataset": data_digest(dataset),
+        "dataset": digest(dataset),
         "plan": digest(plan),
         "budget": digest(options.budget_s),
         "device": digest(options.device.type),
@@ -164,7 +164,7 @@ def expected_s(options: Options, prepared: Prepared) -> float:
 def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: int) -> dict[str, str]:
     """All that the weights of a fold depend on; a schedule for other hardware gives other bits."""
     return {
-        "dataset": data_digest(prepared.dataset),
+        "dataset": digest(prepared.dataset),
         "plan": digest(prepared.plan.configuration(training.configuration), prepared.plan.labels),
         "schedule": digest(training, prepared.schedule.conditions.num_threads),
         "split": digest(prepared.splits.folds[fold]),

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.discovery import discover_dataset
+from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
-from autoseg.pipeline.freshness import digest, file_states, open_stage
+from autoseg.pipeline.contents import dataset_content
+from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.run_folder import RunFolder
 from planners import DecisionRecord
 
@@ -63,13 +68,30 @@ def test_a_stage_that_failed_is_not_done(tmp_path) -> None:
     assert do(run, "a")
 
 
-def test_files_count_by_size_and_time(tmp_path) -> None:
-    file = tmp_path / "x"
-    file.write_text("one")
-    before = file_states([file, tmp_path / "absent"])
-    assert file_states([file, tmp_path / "absent"]) == before
-    file.write_text("three")
-    assert file_states([file, tmp_path / "absent"]) != before
+def made_dataset(folder: Path) -> DatasetDescription:
+    make_phantom_dataset(folder, num_training=2, num_test=0, seed=0)
+    return discover_dataset(folder)
+
+
+def test_files_count_by_their_content(tmp_path) -> None:
+    dataset, run = made_dataset(tmp_path / "data"), RunFolder(tmp_path / "run")
+    before = dataset_content(run, dataset, num_workers=1)
+    file = dataset.training[0].image_paths[0]
+    os.utime(file, ns=(1, 1))
+    assert dataset_content(run, dataset, num_workers=1) == before
+    file.write_bytes(file.read_bytes() + b"x")
+    assert dataset_content(run, dataset, num_workers=1) != before
+
+
+def test_unchanged_files_are_not_read_again(tmp_path) -> None:
+    dataset, run = made_dataset(tmp_path / "data"), RunFolder(tmp_path / "run")
+    before = dataset_content(run, dataset, num_workers=1)
+    for case in dataset.training:
+        for path in case.image_paths:
+            status = path.stat()
+            path.write_bytes(bytes(status.st_size))  # other content, but size and time say that nothing happened
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert dataset_content(run, dataset, num_workers=1) == before
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:

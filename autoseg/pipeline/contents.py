@@ -1,0 +1,73 @@
+"""What is in the files of a dataset: size and time first, their content only when those differ."""
+
+from __future__ import annotations
+
+from functools import partial
+from hashlib import file_digest
+from pathlib import Path
+
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.errors import AutosegError
+from autoseg.execution.jobs import run_jobs
+from autoseg.pipeline.freshness import digest
+from autoseg.run_folder import RunFolder, load_document, save_document
+from planners import Document
+
+
+class FileContent(Document):
+    """One file as it was last read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class Contents(Document):
+    """``files.json`` of a run folder."""
+
+    files: tuple[FileContent, ...]
+
+
+def dataset_content(run: RunFolder, dataset: DatasetDescription, *, num_workers: int) -> str:
+    """Hash of the content of all image and label files.
+
+    A file whose size and modification time are those of the last call is not read again; touching or copying files
+    back changes nothing. Raises `AutosegError` that names a file which cannot be read.
+    """
+    paths = sorted(file for case in (*dataset.training, *dataset.test) for file in _files(case.images, case.label))
+    known = {entry.path: entry for entry in _known(run).files}
+    read = partial(_content, known=known)
+    files = tuple(run_jobs(read, paths, name=str, num_workers=num_workers if len(known) < len(paths) else 1))
+    if files != _known(run).files:
+        save_document(run.files, Contents(files=files))
+    return digest([[entry.path, entry.sha256] for entry in files])
+
+
+def _files(images: tuple[str, ...], label: str | None) -> list[str]:
+    """Files of one case; of a DICOM folder, those in it."""
+    files = []
+    for path in (*images, *([label] if label else [])):
+        here = Path(path)
+        files += [str(file) for file in here.iterdir() if file.is_file()] if here.is_dir() else [path]
+    return files
+
+
+def _known(run: RunFolder) -> Contents:
+    try:
+        return load_document(Contents, run.files)
+    except AutosegError:
+        return Contents(files=())
+
+
+def _content(path: str, *, known: dict[str, FileContent]) -> FileContent:
+    try:
+        status = Path(path).stat()
+        before = known.get(path)
+        if before is not None and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
+            return before
+        with open(path, "rb") as file:
+            sha256 = file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); restore it, or remove its case") from error
+    return FileContent(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
