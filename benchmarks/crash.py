@@ -48,9 +48,10 @@ def make_schedule(dataset: Path, work: Path) -> Path:
 
 
 def contents(run: Path) -> dict[str, bytes]:
-    """What is compared, by path inside the run folder."""
+    """What is compared, by path inside the run folder; where files name the run folder itself, its name is taken out."""
     files = {path for pattern in COMPARED for path in run.rglob(pattern) if "report" not in path.parts}
-    return {path.relative_to(run).as_posix(): path.read_bytes() for path in sorted(files)}
+    name = str(run).encode()
+    return {path.relative_to(run).as_posix(): path.read_bytes().replace(name, b"RUN") for path in sorted(files)}
 
 
 def differences(run: Path, expected: dict[str, bytes]) -> list[str]:

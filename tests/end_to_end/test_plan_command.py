@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "plans" / "006"
+GOLDEN = Path(__file__).parents[1] / "golden" / "plans" / "025"
 
 
 def plan(*arguments: object) -> subprocess.CompletedProcess[str]:

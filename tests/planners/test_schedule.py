@@ -67,7 +67,7 @@ def test_twenty_minutes_train_a_modest_network_on_all_folds() -> None:
     assert schedule.num_folds == 5
     assert training.configuration == "3d_fullres"
     assert training.base_features == 16
-    assert 900 <= training.num_steps <= 1100
+    assert 900 <= training.num_steps <= 1200  # what 1200 s, less start and reserve, hold of 0.2 s steps in five folds
 
 
 @pytest.mark.parametrize("step_s", [0.1, 0.15, 0.25, 0.5])
