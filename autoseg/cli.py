@@ -130,27 +130,56 @@ ThreadsOption = Annotated[
 ]
 
 
-@app.command()
-def run(
-    dataset: DatasetArgument,
-    out: OutOption = Path("run"),
-    budget: BudgetOption = None,
-    schedule: ScheduleOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    preset: PresetOption = PresetName.default,
-    memory_gb: MemoryOption = None,
-    strict_reference: StrictOption = False,
-    work: WorkOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
-    options = make_options(
-        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
-    )
+def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]) -> None:
+    """A command that takes all options of a run, does what is missing, and ends with ``finish``."""
+
+    def command(
+        dataset: DatasetArgument,
+        out: OutOption = Path("run"),
+        budget: BudgetOption = None,
+        schedule: ScheduleOption = None,
+        device: DeviceOption = "auto",
+        seed: SeedOption = 0,
+        preset: PresetOption = PresetName.default,
+        memory_gb: MemoryOption = None,
+        strict_reference: StrictOption = False,
+        work: WorkOption = None,
+        workers: WorkersOption = None,
+        threads: ThreadsOption = None,
+    ) -> None:
+        finish(
+            make_options(
+                dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
+                strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+            )
+        )
+
+    app.command(name, help=help_text)(command)
+
+
+def run(options: Options) -> None:
+    """Everything, with the scores and the places of all results at the end."""
     show_result(options, run_all(options))
+
+
+def select(options: Options) -> None:
+    """Up to the selection."""
+    selected = select_stage(options)
+    if selected.summary is not None:
+        typer.echo(format_table(selected.summary))
+    typer.echo(f"Selection: {options.run.selection}")
+
+
+def report(options: Options) -> None:
+    """Up to the report."""
+    typer.echo(f"Report: {run_all(options).report}")
+
+
+add_run_command(
+    "run",
+    "Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable.",
+    run,
+)
 
 
 @app.command()
@@ -332,54 +361,12 @@ def train(
     typer.echo(f"Models: {options.run.models}")
 
 
-@app.command()
-def select(
-    dataset: DatasetArgument,
-    out: OutOption = Path("run"),
-    budget: BudgetOption = None,
-    schedule: ScheduleOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    preset: PresetOption = PresetName.default,
-    memory_gb: MemoryOption = None,
-    strict_reference: StrictOption = False,
-    work: WorkOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
-    options = make_options(
-        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
-    )
-    selected = select_stage(options)
-    if selected.summary is not None:
-        typer.echo(format_table(selected.summary))
-    typer.echo(f"Selection: {options.run.selection}")
-
-
-@app.command()
-def report(
-    dataset: DatasetArgument,
-    out: OutOption = Path("run"),
-    budget: BudgetOption = None,
-    schedule: ScheduleOption = None,
-    device: DeviceOption = "auto",
-    seed: SeedOption = 0,
-    preset: PresetOption = PresetName.default,
-    memory_gb: MemoryOption = None,
-    strict_reference: StrictOption = False,
-    work: WorkOption = None,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = None,
-) -> None:
-    """Write the report page; does first what is missing before it, test predictions included."""
-    options = make_options(
-        dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
-    )
-    result = run_all(options)
-    typer.echo(f"Report: {result.report}")
+add_run_command(
+    "select", "Choose the best configuration or ensemble, and its postprocessing, by cross-validation.", select
+)
+add_run_command(
+    "report", "Write the report page; does first what is missing before it, test predictions included.", report
+)
 
 
 @app.command()

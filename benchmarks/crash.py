@@ -79,6 +79,8 @@ def kill_until_done(call: list[str], run: Path, *, kills: int, longest_s: float,
             process.wait()
             where[last_stage(run)] += 1
             continue
+        if process.returncode != 0:
+            sys.exit(f"a run that was not killed ended with exit code {process.returncode}")
         return where
     subprocess.run(call, check=True, capture_output=True)
     return where

@@ -18,15 +18,17 @@ from planners.schedule import (
     Precision,
     Schedule,
     Training,
-    candidate_widths,
     learning_rate,
+    with_width,
+)
+from planners.scheduling import (
+    candidate_widths,
     plan_schedule,
     preferred_configurations,
     short_batch_size,
     short_training,
     trial_training,
     wants_more_candidates,
-    with_width,
 )
 
 __all__ = [

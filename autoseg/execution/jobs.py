@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from threadpoolctl import threadpool_limits
 
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.progress import Tracker
@@ -67,7 +68,10 @@ def _attempt(
     function: Callable[[Item], Result], item: Item, title: str, tracker: Tracker | None = None
 ) -> _Outcome[Result]:
     try:
-        outcome = _Outcome(function(item), None)
+        # One thread for linear algebra, here as in worker processes: sums in another order give other last digits, and
+        # which items a worker gets depends on what an earlier, interrupted call has finished.
+        with threadpool_limits(limits=1):
+            outcome = _Outcome(function(item), None)
     except Exception as error:  # every cause is reported with its item, after all items were tried
         outcome = _Outcome(None, Failure(title, error, traceback.format_exc()))
     if tracker is not None:

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +52,18 @@ def test_all_failures_are_told_with_their_items(workers: int) -> None:
     assert "case 2: two is not liked" in text
     assert "w: f; m" in text
     assert "case 5: ZeroDivisionError" in text
+
+
+def product(seed: int) -> bytes:
+    """A matrix product whose last digits depend on how many threads share its sums."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, 900, 900)).astype(np.float32)
+    return (a @ b).tobytes()
+
+
+def test_results_do_not_depend_on_who_does_an_item() -> None:
+    here = run_jobs(product, range(3), name=str, num_workers=1)
+    assert run_jobs(product, range(3), name=str, num_workers=2) == here
 
 
 def test_problems_alone_stay_problems() -> None:
