@@ -383,6 +383,7 @@ def demo(
         typer.echo(f"Made a phantom dataset in {dataset}")
     options = make_options(dataset, out / "run", budget=budget, device=device, seed=seed)
     show_result(options, run_all(options))
+    typer.echo(f"Score them:  autoseg evaluate {options.run.predictions} {dataset / 'labelsTs'}")
 
 
 def make_options(

@@ -34,6 +34,9 @@ FLOAT32: Precision = "float32"
 WARM_UP_STEPS = 4
 """The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
 TIMED_STEPS = 8
+TRIAL_CASES = 3
+"""Opening a case for the first time takes tens of milliseconds, which a training pays once and a trial would pay in every
+step; few cases are open after the warm-up."""
 MAX_TRIAL_S = 10.0
 """Where steps are slow a few must do: after this time the last of those done are taken."""
 HOPELESS_SHARE = 1 / 200
@@ -102,7 +105,7 @@ def measure_width(
     training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
     folder = options.run.preprocessed(configuration.data)
     source = BatchSource(
-        cases=[open_case(folder, case_id) for case_id in case_ids],
+        cases=[open_case(folder, case_id) for case_id in case_ids[:TRIAL_CASES]],
         recipe=configuration_recipe(configuration, training),
         batch_size=batch_size,
         foreground_share=training.foreground_share,

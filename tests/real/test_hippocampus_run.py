@@ -1,0 +1,39 @@
+"""The main job on a few real hippocampus volumes, with too little time to be good at it: enough to see that it learns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import SimpleITK
+
+
+def test_a_minute_on_six_real_cases_learns_and_keeps_their_geometry(real_data, tmp_path) -> None:
+    source, dataset, run = real_data / "Task04_Hippocampus", tmp_path / "Task04_Hippocampus", tmp_path / "run"
+    names = [path.name for path in sorted((source / "imagesTr").glob("hippocampus_*.nii.gz"))[:8]]
+    for folder, chosen in (("imagesTr", names[:6]), ("labelsTr", names[:6]), ("imagesTs", names[6:])):
+        (dataset / folder).mkdir(parents=True)
+        origin = source / ("labelsTr" if folder == "labelsTr" else "imagesTr")
+        for name in chosen:
+            shutil.copy(origin / name, dataset / folder / name)
+    shutil.copy(source / "dataset.json", dataset)
+    description = json.loads((dataset / "dataset.json").read_text())
+    description.pop("training")
+    (dataset / "dataset.json").write_text(json.dumps(description))
+
+    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(dataset), "--out", str(run)]
+    done = subprocess.run([*call, "--budget", "60s", "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    member = json.loads((run / "selection.json").read_text())["members"][0]
+    history = [json.loads(line) for line in (run / "models" / member / "fold_0" / "history.jsonl").read_text().splitlines()]
+    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+    for name in names[6:]:
+        image = SimpleITK.ReadImage(dataset / "imagesTs" / name)
+        prediction = SimpleITK.ReadImage(run / "predictions" / name)
+        assert prediction.GetSize() == image.GetSize()
+        assert prediction.GetSpacing() == image.GetSpacing()
+        assert prediction.GetOrigin() == image.GetOrigin()
+        np.testing.assert_allclose(prediction.GetDirection(), image.GetDirection(), atol=1e-6)
