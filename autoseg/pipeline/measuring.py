@@ -39,6 +39,8 @@ TRIAL_CASES = 3
 step; few cases are open after the warm-up."""
 MAX_TRIAL_S = 10.0
 """Where steps are slow a few must do: after this time the last of those done are taken."""
+TRIAL_SHARE = 0.01
+"""Of a budget, for each width at most: trials must not eat the time that they plan."""
 HOPELESS_SHARE = 1 / 200
 """A width whose single step takes more than this share of the budget could not be trained; wider ones neither."""
 
@@ -117,13 +119,14 @@ def measure_width(
     network = make_network(configuration, training, seed=0)
     parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, options.device)
     parts.network.train()
-    durations = []
+    durations: list[float] = []
+    longest = MAX_TRIAL_S if options.budget_s is None else min(MAX_TRIAL_S, TRIAL_SHARE * options.budget_s)
     for step in range(WARM_UP_STEPS + TIMED_STEPS):
         started = time.perf_counter()
         images, labels = source[step]
         train_step(parts, images, labels, 1e-6)
         durations.append(time.perf_counter() - started)
-        if len(durations) > 2 and sum(durations) > MAX_TRIAL_S:
+        if len(durations) > 2 and sum(durations) > longest:
             break
     return Measurement(
         configuration=configuration.name,

@@ -90,14 +90,14 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
     dataset, plan = plan_stage(options)
     chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
     require_trainable(options, chosen)
-    for configuration in chosen:
-        lock, what = options.run.lock(f"preprocess-{configuration.data}"), f"preprocessing for {configuration.data}"
+    for name in dict.fromkeys(configuration.data for configuration in chosen):
+        lock, what = options.run.lock(f"preprocess-{name}"), f"preprocessing for {name}"
         with hold_lock(lock, what=what, wait=True, say=options.reporter.say):
             preprocess_dataset(
                 dataset,
                 plan,
-                plan.configuration(configuration.data),
-                options.run.preprocessed(configuration.data),
+                plan.configuration(name),
+                options.run.preprocessed(name),
                 num_workers=options.num_workers,
                 reporter=options.reporter,
             )
