@@ -450,6 +450,8 @@ def start_log_file(folder: RunFolder) -> None:
             f"{folder.root} cannot be written ({error.strerror or error}); choose another run folder with --out"
         ) from error
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk is reported by the stage that meets it; a log line that no longer fits must not add a traceback.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +37,12 @@ def run_all(options: Options) -> RunResult:
             selected, predictions = predict_stage(options)
             report = report_stage(options, selected, started)
         except KeyboardInterrupt:
-            write_record(options, started, "interrupted")
+            with suppress(AutosegError):
+                write_record(options, started, "interrupted")
             raise
         except AutosegError as error:
-            write_record(options, started, "failed", str(error))
+            with suppress(AutosegError):  # on a full disk the first error is the one to tell
+                write_record(options, started, "failed", str(error))
             raise
         write_record(options, started, "finished")
     return RunResult(selected=selected, predictions=predictions, report=report)
