@@ -38,7 +38,7 @@ def main() -> None:
     run = RunFolder(arguments.run)
     record, schedule = load_document(RunRecord, run.record), load_document(Schedule, run.schedule)
     result = {
-        "command": f"autoseg run {Path(record.dataset).name} --budget {record.budget_s:.0f}s --device cpu --seed {record.seed}",
+        "command": f"autoseg run {Path(record.dataset).name} --budget {record.budget_s:.0f}s --device {schedule.conditions.device} --seed {record.seed}",
         "date": record.started[:10],
         "hardware": f"{record.device}, {record.processor}",
         "torch": record.packages["torch"],

@@ -18,7 +18,7 @@ WIDTHS = (32, 16, 8)
 """Base features that are worth measuring, widest first; the plan's own width is the first."""
 MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
-0.84, 32 features 0.82 (benchmarks/pilots.py)."""
+0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
 ENOUGH_STEPS = 1000
 """A wider network pays only if it still gets this many steps: 16 features reached a Dice of 0.87 after 622 steps
 and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (design, section 7.5)."""
