@@ -4,8 +4,10 @@
         --try "sgd 0.02 w16" optimiser=sgd peak_learning_rate=0.02 base_features=16 \\
         --try "adamw" optimiser=adamw peak_learning_rate=0.001
 
-Each line of the table is one training; steps follow from the time and the step time measured at its start. Settings are
-fields of the schedule's `Training`. Steps are timed with the data pipeline, as in a real run.
+Each line of the table is one training; steps follow from the time and the step time measured at its start, or are given
+(``--steps``, which also compares fairly while the machine does other work). Settings are fields of the schedule's
+`Training`. Steps are timed with the data pipeline, as in a real run. ``--folds 2`` trains on half of the cases and scores
+the other half: less noise from few cases.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Trial]]:
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--steps", type=int, help="steps of each training, instead of --seconds")
     parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--configuration", default="3d_fullres")
@@ -77,7 +81,7 @@ def main() -> None:
         seed=arguments.seed,
     )
     dataset, plan = preprocess_stage(options, only=arguments.configuration)
-    split = splits_stage(options, dataset, 5).folds[arguments.fold]
+    split = splits_stage(options, dataset, arguments.folds).folds[arguments.fold]
     configuration = plan.configuration(arguments.configuration)
     folder = options.run.preprocessed(configuration.data)
     for number, trial in enumerate(trials):
@@ -86,7 +90,7 @@ def main() -> None:
         width = settings.pop("base_features", 16)
         batch = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
         measured = measure_width(options, plan, configuration, list(split.train), width=width, batch_size=batch, precision=precision)
-        steps = int(arguments.seconds / measured.step_s)
+        steps = settings.pop("num_steps", arguments.steps or int(arguments.seconds / measured.step_s))
         training = short_training(configuration, measured, steps, mirroring=False).model_copy(update=settings)
         target = arguments.work / "pilots" / str(number)
         task = FoldTask(
@@ -122,6 +126,7 @@ def main() -> None:
         paths = [(case_id, prediction_path(validation.folder, case_id, dataset)) for case_id in split.val]
         scores = [mean.dice or 0.0 for mean in score_cases(dataset, paths).mean.values()]
         row = f"{trial.title:32s} {steps:5d} steps {trained:6.0f} s  mean Dice {fmean(scores):.4f}  "
+        row += f"({measured.step_s:.3f} s a step) "
         sys.stdout.write(row + " ".join(f"{score:.3f}" for score in scores) + "\n")
         sys.stdout.flush()
 
