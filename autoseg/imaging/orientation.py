@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
+from autoseg.imaging.parts import place_part
 from autoseg.imaging.volume import Geometry, LabelMap, Vector
 
 Triple = tuple[int, int, int]
@@ -100,10 +101,13 @@ def _vector(values: NDArray[np.float64]) -> Vector:
 def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integer[Any]]:
     """The label map's array (Z, Y, X) in the axes of an image that stores the same grid in another orientation.
 
-    Raises `AutosegError` when the shapes differ even so.
+    One that may be a part of the image's grid is placed in it, background around. Raises `AutosegError` when the shapes
+    differ even so, or when it is no part.
     """
     own, other = canonical_orientation(label_map.geometry), canonical_orientation(geometry)
     array = label_map.array
+    if label_map.may_be_part:
+        return _place_part(label_map, own, geometry, other)
     if own != other:
         array = from_canonical(to_canonical(array, own), other)
     if array.shape != geometry.shape:
@@ -112,3 +116,14 @@ def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integ
             "resample the label map to the grid of the image"
         )
     return array
+
+
+def _place_part(label_map: LabelMap, own: Orientation, geometry: Geometry, other: Orientation) -> NDArray[np.integer[Any]]:
+    part, whole = canonical_geometry(label_map.geometry, own), canonical_geometry(geometry, other)
+    placed = place_part(to_canonical(label_map.array, own), part, whole)
+    if placed is None:
+        raise AutosegError(
+            f"the label map with {label_map.array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm (x, y, z) is "
+            f"no part of its image with {geometry.shape} from {geometry.origin_mm} mm; resample it to the grid of the image"
+        )
+    return from_canonical(placed, other)

@@ -60,3 +60,5 @@ class LabelMap:
 
     array: NDArray[np.integer]
     geometry: Geometry
+    may_be_part: bool = False
+    """The grid may be a part of the image's, background around it, as DICOM SEG stores it."""

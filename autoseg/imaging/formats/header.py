@@ -35,6 +35,10 @@ class ImageHeader:
     is_integer: bool
     repair: str | None = None
     """What was wrong with the header and how it was read all the same."""
+    notes: tuple[str, ...] = ()
+    """What else a person may want to know of how the file was read; nothing is wrong with it."""
+    may_be_part: bool = False
+    """A label map whose grid may be a part of its image's, background around it, as DICOM SEG stores it."""
 
 
 def damaged(path: Path, cause: str) -> AutosegError:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.dicom import read_series
 from autoseg.imaging.formats.endings import NIFTI, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged
 from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_series_voxels, itk_voxels
 from autoseg.imaging.formats.nifti import nifti_header, nifti_voxels
+from autoseg.imaging.formats.segments import is_segmentation, segments_header, segments_label_map
+from autoseg.imaging.formats.series import is_dicom_series, read_series
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 
 WHOLE = 1e-4
@@ -29,8 +30,10 @@ def read_header(path: Path | str) -> ImageHeader:
     Raises `AutosegError` that names the file and the cause when it is missing, damaged, or no image.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() or is_dicom_series(path):
         return read_series(path).header
+    if is_segmentation(path):
+        return segments_header(path)
     _check_there(path)
     if image_ending(path) in NIFTI:
         return _nifti_header(path)
@@ -61,6 +64,8 @@ def read_label_map(path: Path | str) -> LabelMap:
     when there are several different channels, or when the file is damaged.
     """
     path = Path(path)
+    if is_segmentation(path):
+        return segments_label_map(path)
     header, array = _read(path)
     if len(array) in (3, 4) and image_ending(path) in PHOTOGRAPHS and (array[1:3] == array[0]).all():
         array = array[:1]
@@ -85,7 +90,7 @@ def _check_there(path: Path) -> None:
 
 def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
-    if path.is_dir():
+    if path.is_dir() or is_dicom_series(path):
         series = read_series(path)
         return series.header, _fitting(path, series.header, itk_series_voxels(path, series.files))
     _check_there(path)
