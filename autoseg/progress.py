@@ -62,10 +62,13 @@ class RunClock:
         self.expected_end = time.monotonic() + seconds_from_now
 
     def left(self) -> str:
-        """``, whole run 12 min 00 s left``; nothing while it is unknown."""
+        """``, whole run 12 min 00 s left``, or how late it is; nothing while it is unknown."""
         if self.expected_end is None:
             return ""
-        return f", whole run {format_duration(self.expected_end - time.monotonic())} left"
+        left = self.expected_end - time.monotonic()
+        if left < 0:
+            return f", whole run {format_duration(-left)} later than expected"
+        return f", whole run {format_duration(left)} left"
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from statistics import fmean
 from autoseg.execution.device import choose_device
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
-from autoseg.pipeline.measuring import measure_width
+from autoseg.pipeline.measuring import make_bench, time_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.stages import preprocess_stage, splits_stage
@@ -32,7 +32,7 @@ from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
 from autoseg.training.fold import FoldTask, train_fold
-from planners import short_training
+from planners import Measurement, budgeted_training, trial_training
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,19 @@ def main() -> None:
     split = splits_stage(options, dataset, arguments.folds).folds[arguments.fold]
     configuration = plan.configuration(arguments.configuration)
     folder = options.run.preprocessed(configuration.data)
-    for number, trial in enumerate(trials):
-        settings = dict(trial.settings)
+    bench = make_bench(options, dataset, plan)
+    for number, pilot in enumerate(trials):
+        settings = dict(pilot.settings)
         precision = settings.pop("precision", "bfloat16")
         width = settings.pop("base_features", 16)
         batch = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
-        measured = measure_width(options, plan, configuration, list(split.train), width=width, batch_size=batch, precision=precision)
+        trial = trial_training(configuration, base_features=width, batch_size=batch, precision=precision)
+        step_s = time_steps(bench, configuration, trial, longest_s=10)
+        measured = Measurement(
+            configuration=configuration.name, base_features=width, batch_size=batch, precision=precision, step_s=step_s, case_s=1
+        )
         steps = settings.pop("num_steps", arguments.steps or int(arguments.seconds / measured.step_s))
-        training = short_training(configuration, measured, steps, mirroring=False).model_copy(update=settings)
+        training = budgeted_training(configuration, measured, steps, mirroring=False).model_copy(update=settings)
         target = arguments.work / "pilots" / str(number)
         task = FoldTask(
             plan=plan,
@@ -125,7 +130,7 @@ def main() -> None:
             validate_fold(validation, tracker)
         paths = [(case_id, prediction_path(validation.folder, case_id, dataset)) for case_id in split.val]
         scores = [mean.dice or 0.0 for mean in score_cases(dataset, paths).mean.values()]
-        row = f"{trial.title:32s} {steps:5d} steps {trained:6.0f} s  mean Dice {fmean(scores):.4f}  "
+        row = f"{pilot.title:32s} {steps:5d} steps {trained:6.0f} s  mean Dice {fmean(scores):.4f}  "
         row += f"({measured.step_s:.3f} s a step) "
         sys.stdout.write(row + " ".join(f"{score:.3f}" for score in scores) + "\n")
         sys.stdout.flush()

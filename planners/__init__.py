@@ -21,17 +21,19 @@ from planners.schedule import (
     learning_rate,
     with_width,
 )
-from planners.scheduling import (
+from planners.scheduling import plan_schedule
+from planners.scheduling.budget import DEFAULT_CPU_BUDGET_S, wants_more_candidates
+from planners.scheduling.candidates import (
     candidate_widths,
-    plan_schedule,
     preferred_configurations,
     short_batch_size,
-    short_training,
     trial_training,
-    wants_more_candidates,
 )
+from planners.scheduling.outlook import describe_outlook, warn_of_starvation
+from planners.scheduling.trainings import budgeted_training
 
 __all__ = [
+    "DEFAULT_CPU_BUDGET_S",
     "CaseSize",
     "ChannelNormalization",
     "Conditions",
@@ -56,8 +58,10 @@ __all__ = [
     "Resampling",
     "Schedule",
     "Training",
+    "budgeted_training",
     "candidate_widths",
     "configuration_spacing",
+    "describe_outlook",
     "describe_problems",
     "estimate_case_memory",
     "estimate_disk",
@@ -73,10 +77,10 @@ __all__ = [
     "read_nnunet_plans",
     "resampled_shape",
     "short_batch_size",
-    "short_training",
     "transpose",
     "trial_training",
     "wants_more_candidates",
+    "warn_of_starvation",
     "why_untrainable",
     "with_width",
     "write_document",

@@ -25,7 +25,11 @@ class Measurement(Document):
     step_s: PositiveFloat
     """One training step with its data, median of several."""
     case_s: PositiveFloat
-    """Prediction of a median case, one network, no mirroring, export included."""
+    """One network over a case of mean size, no mirroring."""
+    export_s: Annotated[float, Field(ge=0)] = 0.0
+    """Bringing the scores of a case to its image's grid, writing and scoring the label map."""
+    prepare_s: Annotated[float, Field(ge=0)] = 0.0
+    """Reading and preprocessing an unseen image."""
 
 
 class Conditions(Document):
@@ -84,10 +88,17 @@ class Schedule(Document):
     """Folds that are trained, 0 ... num_folds - 1 of splits with as many folds."""
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
     expected_training_s: PositiveFloat
-    """All trainings with their validation."""
+    """All trainings."""
+    expected_validation_s: Annotated[float, Field(ge=0)]
+    """Predicting and scoring every training case."""
     expected_rest_s: Annotated[float, Field(ge=0)]
     """Selection, test predictions and report."""
     decisions: tuple[DecisionRecord, ...]
+
+    @property
+    def expected_s(self) -> float:
+        """All that is left once the schedule is made."""
+        return self.expected_training_s + self.expected_validation_s + self.expected_rest_s
 
     def training(self, configuration: str) -> Training:
         """The training of that configuration; `KeyError` lists the scheduled ones."""

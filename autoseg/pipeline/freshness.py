@@ -15,7 +15,8 @@ from autoseg.execution.locks import hold_lock
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
 
-PROSE = frozenset({"decisions", "reason", "findings", "source", "change", "measurements", "expected_training_s"})
+PROSE = frozenset({"decisions", "reason", "findings", "source", "change", "measurements", "expected_training_s",
+    "expected_validation_s"})
 """Fields that explain and decide nothing: rewording them redoes no work."""
 
 

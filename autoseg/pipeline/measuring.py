@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import time
-from statistics import median
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 
+from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.execution.device import fast_precision
+from autoseg.imaging.formats import read_label_map, read_volume, write_label_map
+from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
+from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.options import Options
-from autoseg.preparation.storage import open_case, stored_case_ids
+from autoseg.pipeline.scoring import score_cases
+from autoseg.preparation.preprocessing import prepare_image
+from autoseg.preparation.storage import open_case
 from autoseg.training.batches import BatchSource
 from autoseg.training.fold import configuration_recipe, make_network
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
 from planners import (
+    DEFAULT_CPU_BUDGET_S,
     Configuration,
     Measurement,
     Plan,
@@ -37,79 +49,136 @@ TIMED_STEPS = 8
 TRIAL_CASES = 3
 """Opening a case for the first time takes tens of milliseconds, which a training pays once and a trial would pay in every
 step; few cases are open after the warm-up."""
-MAX_TRIAL_S = 10.0
-"""Where steps are slow a few must do: after this time the last of those done are taken."""
 TRIAL_SHARE = 0.01
-"""Of a budget, for each width at most: trials must not eat the time that they plan."""
-HOPELESS_SHARE = 1 / 200
-"""A width whose single step takes more than this share of the budget could not be trained; wider ones neither."""
+"""Of the time to plan, for each trial: trials must not eat the time that they plan."""
+SHORTEST_TRIAL_S = 2.0
+LONGEST_TRIAL_S = 10.0
+"""Where steps are slow a few must do."""
+REFINED_S = 30.0
+"""The training that was chosen is timed again, longer: all that follows depends on it."""
+GROWTH = 3.0
+"""A network twice as wide takes up to this much longer; so its trial is foreseen before it is begun."""
+SAMPLED_CASES = 25
+"""Cases whose sizes stand for all."""
+TIMED_SCORES = 50_000_000
+"""Voxels times classes that are resampled to time the export; cost is linear in both."""
 
 
-def measure_steps(
-    options: Options, plan: Plan, case_ids: list[str], *, budgeted: bool, num_folds: int
-) -> tuple[Measurement, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """What trials are made from."""
+
+    options: Options
+    dataset: DatasetDescription
+    plan: Plan
+    longest_s: float
+    """Of one trial."""
+
+    @property
+    def cases(self) -> Sequence[Case]:
+        """Training cases."""
+        return self.dataset.training
+
+
+def make_bench(options: Options, dataset: DatasetDescription, plan: Plan) -> Bench:
+    """Trials that last as long as the budget allows."""
+    share = TRIAL_SHARE * (options.budget_s or DEFAULT_CPU_BUDGET_S)
+    return Bench(
+        options=options, dataset=dataset, plan=plan, longest_s=min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, share))
+    )
+
+
+def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Measurement, ...]:
     """Measurements of the configurations that may be trained, narrow widths first until time forbids.
 
     A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
     batch size are measured.
     """
-    precision = measure_precision(options, plan, case_ids)
+    options = bench.options
+    precision = measure_precision(bench)
     measurements: list[Measurement] = []
-    for configuration in preferred_configurations(plan):
+    for configuration in preferred_configurations(bench.plan):
         if measurements and budgeted and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds):
             break
         widths = sorted(candidate_widths(configuration)) if budgeted else [configuration.network.features[0]]
         batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
+        outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
-            measured = measure_width(
-                options, plan, configuration, case_ids, width=width, batch_size=batch_size, precision=precision
+            training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
+            step_s = time_steps(bench, configuration, training, longest_s=bench.longest_s)
+            measurements.append(
+                Measurement(
+                    configuration=configuration.name,
+                    base_features=width,
+                    batch_size=batch_size,
+                    precision=precision,
+                    step_s=step_s,
+                    case_s=measure_network(bench, configuration, training),
+                    export_s=outside_s[0],
+                    prepare_s=outside_s[1],
+                )
             )
-            measurements.append(measured)
-            if options.budget_s is not None and measured.step_s > options.budget_s * HOPELESS_SHARE:
+            if 2 * GROWTH * step_s > bench.longest_s:
                 break
     return tuple(measurements)
 
 
-def measure_precision(options: Options, plan: Plan, case_ids: list[str]) -> Precision:
+def refine(bench: Bench, measurements: Sequence[Measurement], training: Training) -> tuple[Measurement, ...]:
+    """``measurements`` with the step of ``training`` timed for longer."""
+    configuration = bench.plan.configuration(training.configuration)
+    longest = min(REFINED_S, 1.5 * TRIAL_SHARE * (bench.options.budget_s or DEFAULT_CPU_BUDGET_S))
+    known = (training.configuration, training.base_features)
+    mine = next(m for m in measurements if (m.configuration, m.base_features) == known)
+    if longest < 3 * mine.step_s:
+        return tuple(measurements)
+    step_s = time_steps(bench, configuration, training, longest_s=longest, most=round(longest / mine.step_s))
+    return tuple(m.model_copy(update={"step_s": step_s}) if m is mine else m for m in measurements)
+
+
+def measure_precision(bench: Bench) -> Precision:
     """The faster of float32 and the device's short precision, by trial steps of the first configuration on a CPU.
 
-    A GPU with units for it is always faster in short precision, and large networks would cost minutes to try twice.
+    A GPU with units for it is always faster in short precision, and so is a CPU where steps are slow: large networks would
+    cost minutes to try twice.
     """
-    short = fast_precision(options.device)
-    if short == "float32" or options.device.type != "cpu":
+    short = fast_precision(bench.options.device)
+    if short == FLOAT32 or bench.options.device.type != "cpu":
         return short
-    configuration = preferred_configurations(plan)[0]
+    configuration = preferred_configurations(bench.plan)[0]
     narrow = min(candidate_widths(configuration))
-    seconds = {
-        precision: measure_width(
-            options, plan, configuration, case_ids, width=narrow, batch_size=2, precision=precision
-        ).step_s
-        for precision in (short, FLOAT32)
-    }
+    seconds: dict[Precision, float] = {}
+    for precision in (short, FLOAT32):
+        training = trial_training(configuration, base_features=narrow, batch_size=2, precision=precision)
+        seconds[precision] = time_steps(bench, configuration, training, longest_s=bench.longest_s)
+        if precision == short and 2 * GROWTH * seconds[short] > bench.longest_s:
+            bench.options.reporter.say(f"Precision: {short}, which this processor computes in hardware")
+            return short
     chosen = min(seconds, key=lambda precision: seconds[precision])
-    options.reporter.say(
+    bench.options.reporter.say(
         f"Precision: {chosen} ({seconds[short]:.2f} s per trial step in {short}, {seconds[FLOAT32]:.2f} s in float32)"
     )
     return chosen
 
 
-def measure_width(
-    options: Options,
-    plan: Plan,
+def time_steps(
+    bench: Bench,
     configuration: Configuration,
-    case_ids: list[str],
+    training: Training,
     *,
-    width: int,
-    batch_size: int,
-    precision: Precision,
-) -> Measurement:
-    """Median seconds of a real training step, data included, and of predicting a median case."""
-    training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
+    longest_s: float,
+    most: int = WARM_UP_STEPS + TIMED_STEPS,
+) -> float:
+    """Mean seconds of real training steps, data included: at most so many or so long, the first ones left out.
+
+    Two steps are done whatever they take; the second then stands for all. The mean is what a training pays: a median
+    would pass over the steps with much augmentation.
+    """
+    options = bench.options
     folder = options.run.preprocessed(configuration.data)
     source = BatchSource(
-        cases=[open_case(folder, case_id) for case_id in case_ids[:TRIAL_CASES]],
+        cases=[open_case(folder, case.case_id) for case in bench.cases[:TRIAL_CASES]],
         recipe=configuration_recipe(configuration, training),
-        batch_size=batch_size,
+        batch_size=training.batch_size,
         foreground_share=training.foreground_share,
         seed=options.seed,
         configuration=configuration.name,
@@ -117,50 +186,89 @@ def measure_width(
         purpose="training",
     )
     network = make_network(configuration, training, seed=0)
-    parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, options.device)
+    parts = make_parts(network, make_loss(configuration.loss, bench.plan.labels), training, options.device)
     parts.network.train()
     durations: list[float] = []
-    longest = MAX_TRIAL_S if options.budget_s is None else min(MAX_TRIAL_S, TRIAL_SHARE * options.budget_s)
-    for step in range(WARM_UP_STEPS + TIMED_STEPS):
+    for step in range(most):
         started = time.perf_counter()
         images, labels = source[step]
         train_step(parts, images, labels, 1e-6)
         durations.append(time.perf_counter() - started)
-        if len(durations) > 2 and sum(durations) > longest:
+        if len(durations) > 1 and sum(durations) > longest_s:
             break
-    return Measurement(
-        configuration=configuration.name,
-        base_features=width,
-        batch_size=batch_size,
-        precision=training.precision,
-        step_s=median(durations[min(WARM_UP_STEPS, len(durations) // 2) :]),
-        case_s=measure_case(options, configuration, training),
-    )
+    settled = durations[min(WARM_UP_STEPS, (len(durations) + 1) // 2) :]
+    return fmean(settled)
 
 
-def measure_case(options: Options, configuration: Configuration, training: Training) -> float:
-    """Seconds to predict a case of median shape with one network, from one timed window."""
-    network = build_network(with_width(configuration.network, training.base_features)).to(options.device).eval()
-    window = torch.zeros((1, configuration.network.num_inputs, *configuration.patch_shape), device=options.device)
-    durations = []
-    with torch.inference_mode():
-        for _ in range(3):
-            started = time.perf_counter()
+def measure_network(bench: Bench, configuration: Configuration, training: Training) -> float:
+    """Seconds that one network takes for a case of mean size, from timed windows."""
+    device = bench.options.device
+    network = build_network(with_width(configuration.network, training.base_features)).to(device).eval()
+    window = torch.zeros((1, configuration.network.num_inputs, *configuration.patch_shape), device=device)
+
+    def run() -> None:
+        with torch.inference_mode():
             run_network(network, window, training.precision)
-            durations.append(time.perf_counter() - started)
-    windows = count_windows(median_case_shape(options, configuration), configuration.patch_shape)
-    return median(durations) * windows + 0.05
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+    durations = [seconds(run)]
+    if durations[0] < bench.longest_s / 4:
+        durations = [seconds(run) for _ in range(3)]
+    windows = fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
+    return median(durations) * windows
 
 
-def median_case_shape(options: Options, configuration: Configuration) -> tuple[int, ...]:
-    """Median case after resampling, three axes; a 2D configuration counts the slices of its stored cases."""
-    shape = [max(1, round(n)) for n in configuration.median_shape]
-    if len(shape) == 3:
-        return tuple(shape)
-    return (stored_slices(options, configuration), *shape)
+def measure_export(bench: Bench, configuration: Configuration) -> float:
+    """Seconds to bring logits of a case of median size to the image's grid, to write and to score its label map."""
+    case = median_case(bench, configuration)
+    stored = open_case(bench.options.run.preprocessed(configuration.data), case.case_id)
+    labels = bench.plan.labels
+    voxels = int(np.prod(stored.labels.shape))
+    needed = configuration.network.num_outputs
+    timed = needed if labels.has_regions else min(needed, max(2, TIMED_SCORES // voxels))
+    logits = np.zeros((timed, *stored.labels.shape), dtype=np.float32)
+    resampling_s = seconds(lambda: labels_from_logits(logits, stored.placement, configuration, labels))
+    reference = read_label_map(Path(case.label or ""))
+
+    def write_and_score(folder: Path) -> None:
+        path = prediction_path(folder, case.case_id, bench.dataset)
+        write_label_map(path, reference.array, reference.geometry)
+        score_cases(bench.dataset, [(case.case_id, path)])
+
+    with TemporaryDirectory(dir=bench.options.run.root) as folder:
+        return resampling_s * needed / timed + seconds(lambda: write_and_score(Path(folder)))
 
 
-def stored_slices(options: Options, configuration: Configuration) -> int:
-    """Median number of slices of the preprocessed cases."""
-    folder = options.run.preprocessed(configuration.data)
-    return round(median(int(open_case(folder, case_id).labels.shape[0]) for case_id in stored_case_ids(folder)))
+def measure_preparation(bench: Bench, configuration: Configuration) -> float:
+    """Seconds to read and preprocess an image of median size; 0 where there are no test images to prepare."""
+    if not bench.dataset.test:
+        return 0.0
+    paths = median_case(bench, configuration).image_paths
+    return seconds(lambda: prepare_image(read_volume(paths), bench.plan, configuration))
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """How long ``action`` takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def sampled_cases(bench: Bench) -> Sequence[Case]:
+    """At most `SAMPLED_CASES`, evenly spread."""
+    every = -(-len(bench.cases) // SAMPLED_CASES)
+    return bench.cases[::every]
+
+
+def stored_shapes(bench: Bench, configuration: Configuration) -> list[tuple[int, ...]]:
+    """Shapes of preprocessed cases in voxels."""
+    folder = bench.options.run.preprocessed(configuration.data)
+    return [tuple(open_case(folder, case.case_id).labels.shape) for case in sampled_cases(bench)]
+
+
+def median_case(bench: Bench, configuration: Configuration) -> Case:
+    """The sampled case of median number of voxels."""
+    shapes = stored_shapes(bench, configuration)
+    ranked = sorted(zip(shapes, sampled_cases(bench), strict=True), key=lambda pair: (np.prod(pair[0]), pair[1].case_id))
+    return ranked[len(ranked) // 2][1]

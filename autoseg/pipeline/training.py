@@ -16,7 +16,7 @@ from autoseg.execution.interruption import stop_requests
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.freshness import digest, open_stage
-from autoseg.pipeline.measuring import measure_steps
+from autoseg.pipeline.measuring import make_bench, measure_steps, refine
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.stages import preprocess_stage, splits_stage
@@ -24,7 +24,7 @@ from autoseg.preparation.storage import open_case
 from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
 from autoseg.training.fold import FoldTask, train_fold
-from planners import Conditions, Plan, Schedule, Training, plan_schedule
+from planners import Conditions, Plan, Schedule, Training, describe_outlook, plan_schedule, warn_of_starvation
 
 FOLDS = 5
 """Of a cross-validation with enough cases and time (method section 7.9)."""
@@ -65,7 +65,7 @@ def schedule_stage(options: Options) -> Prepared:
         if schedule.num_folds < len(splits.folds):
             splits = splits_stage(options, dataset, schedule.num_folds)
         save_document(options.run.schedule, schedule)
-    announce(options, schedule)
+    announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
@@ -91,14 +91,14 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
             f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
             "differ in the last digits"
         )
-    announce(options, schedule)
+    announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
 def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
     """Time a few steps, then apply the pure rule."""
     budgeted = options.budget_s is not None or options.device.type != "cuda"
-    case_ids = [case.case_id for case in dataset.training]
+    bench = make_bench(options, dataset, plan)
     conditions = Conditions(
         device=options.device.type,  # type: ignore[arg-type]  # choose_device knows no others
         num_threads=options.num_threads,
@@ -107,27 +107,36 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,
-        measurements=measure_steps(options, plan, case_ids, budgeted=budgeted, num_folds=len(splits.folds)),
+        measurements=measure_steps(bench, budgeted=budgeted, num_folds=len(splits.folds)),
         seed=options.seed,
         elapsed_s=options.elapsed_s,
     )
+    for training in plan_schedule(plan, conditions).trainings:
+        refined = refine(bench, conditions.measurements, training)
+        conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": options.elapsed_s})
     return plan_schedule(plan, conditions)
 
 
-def announce(options: Options, schedule: Schedule) -> None:
-    """Say what is about to be done, and how long it will take."""
+def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
+    """Say what is about to be done, how long it will take, and what more time would give."""
     device = describe_device(options.device, num_threads=options.num_threads)
     for training in schedule.trainings:
         options.reporter.say(
             f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
             f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
         )
-    total = format_duration(schedule.expected_training_s + schedule.expected_rest_s)
+    total = format_duration(schedule.expected_s)
     options.reporter.say(
         f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
         f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
         f"machine ({device})"
     )
+    outlook = describe_outlook(plan, schedule)
+    if outlook:
+        options.reporter.say(f"More time would give, {outlook}")
+    warning = warn_of_starvation(schedule)
+    if warning:
+        options.reporter.say(f"Warning: {warning}")
 
 
 def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:
@@ -142,23 +151,30 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     if not folds:
         raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
     steps = len(folds) * sum(training.num_steps for training in trainings)
-    options.reporter.expect(expected_s(options, prepared))
     with options.reporter.track(f"Training {steps} steps", steps) as tracker:
         for training in trainings:
             for k in folds:
+                options.reporter.expect(expected_s(options, prepared))
                 train_one(options, prepared, training, k, tracker)
     for training in trainings:
         for k in folds:
+            options.reporter.expect(expected_s(options, prepared))
             validate_one(options, prepared, training, k, splits.folds[k])
+    options.reporter.expect(schedule.expected_rest_s)
     return prepared
 
 
 def expected_s(options: Options, prepared: Prepared) -> float:
-    """Seconds that the rest of the run will take, folds that are already trained left out."""
+    """Seconds that the rest of the run will take, what is already there left out."""
     schedule = prepared.schedule
     names = [(t.configuration, k) for t in schedule.trainings for k in range(schedule.num_folds)]
-    left = [pair for pair in names if not (options.run.fold(*pair) / "final.safetensors").exists()]
-    return schedule.expected_training_s * len(left) / len(names) + schedule.expected_rest_s
+    untrained = [pair for pair in names if not (options.run.fold(*pair) / "final.safetensors").exists()]
+    unvalidated = [pair for pair in names if not (options.run.validation(*pair) / "summary.json").exists()]
+    return (
+        schedule.expected_training_s * len(untrained) / len(names)
+        + schedule.expected_validation_s * len(unvalidated) / len(names)
+        + schedule.expected_rest_s
+    )
 
 
 def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: int) -> dict[str, str]:

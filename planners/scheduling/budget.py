@@ -1,0 +1,184 @@
+"""The schedule that fits a budget: folds, configurations, width and steps, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planners.decision import Decision
+from planners.plan import Configuration, Plan
+from planners.schedule import Conditions, Measurement, Schedule
+from planners.scheduling.candidates import preferred_configurations
+from planners.scheduling.cost import (
+    affordable_steps,
+    measurements_of,
+    modest_of,
+    nearest_to_modest,
+    test_s,
+    validation_s,
+)
+from planners.scheduling.trainings import budgeted_training
+
+DEFAULT_CPU_BUDGET_S = 3600.0
+"""What a run on a CPU takes when nobody says how long it may take."""
+ENOUGH_STEPS = 1000
+"""A wider network pays only if it still gets this many steps: 16 features reached a Dice of 0.87 after 622 steps
+and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (design, section 7.5)."""
+FEWEST_STEPS = 150
+"""Fewer steps than this teach nothing; rather train fewer folds."""
+SATURATED_STEPS = 8000
+"""Beyond this another configuration gains more than further steps of the first."""
+RESERVE_SHARE = 0.03
+"""Of the budget, kept for selection, postprocessing, report and the noise of the clock."""
+RESERVE_S = 6.0
+
+
+def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
+    """Whether the next configuration is worth measuring, after ``measured`` of those before it.
+
+    It is where a modest network of the first would starve (fewer than `FEWEST_STEPS` steps a fold), and where the time is
+    enough to saturate one more.
+    """
+    share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
+    first = [m for m in measured if m.configuration == measured[0].configuration]
+    modest = nearest_to_modest(first)
+    widest = max(first, key=lambda m: m.base_features)
+    count = len({m.configuration for m in measured}) + 1
+    return share / modest.step_s < FEWEST_STEPS or share / widest.step_s / count >= SATURATED_STEPS
+
+
+def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
+    """The first preferred configuration, as wide as `ENOUGH_STEPS` allows, and further ones once it is saturated."""
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    usable = budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
+    measured = [c for c in preferred_configurations(plan) if measurements_of(conditions, c.name)]
+    if not measured:
+        raise ValueError("no configuration of the plan was measured")
+    chosen = decide_configurations(measured, conditions, usable)
+    share = usable / len(chosen.value)
+    folds = decide_folds(chosen.value, conditions, share)
+    records = [chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
+    trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
+    for configuration in chosen.value:
+        width = decide_width(configuration, conditions, share, folds.value)
+        steps = affordable_steps(width.value, conditions, share, folds.value)
+        mirroring = mirroring_decision(plan, configuration)
+        trainings.append(budgeted_training(configuration, width.value, steps, mirroring=mirroring.value))
+        records.append(width.record(width.value.base_features, configuration=configuration.name))
+        records.append(optimiser_decision(steps).record("sgd", configuration=configuration.name))
+        records.append(mirroring.record(mirroring.value, configuration=configuration.name))
+        seconds += steps * width.value.step_s * folds.value
+        validation += validation_s(conditions, width.value)
+        rest += test_s(conditions, width.value, folds.value)
+    return Schedule(
+        conditions=conditions,
+        num_folds=folds.value,
+        trainings=tuple(trainings),
+        expected_training_s=seconds,
+        expected_validation_s=validation,
+        expected_rest_s=rest + RESERVE_S,
+        decisions=tuple(records),
+    )
+
+
+def decide_configurations(
+    candidates: Sequence[Configuration], conditions: Conditions, usable_s: float
+) -> Decision[tuple[Configuration, ...]]:
+    """As many configurations, in order of preference, as each can be trained to saturation.
+
+    Where a modest network of the first would starve, the configuration that gets the most steps takes its place.
+    """
+    names = ", ".join(c.name for c in candidates)
+
+    def modest_steps(configuration: Configuration) -> int:
+        return affordable_steps(modest_of(conditions, configuration.name), conditions, usable_s, conditions.num_folds)
+
+    first = candidates[0]
+    if modest_steps(first) < FEWEST_STEPS:
+        first = max(candidates, key=modest_steps)
+    chosen = [first]
+    for candidate in candidates:
+        if candidate is first:
+            continue
+        trial = [*chosen, candidate]
+        share = usable_s / len(trial)
+        steps = [
+            affordable_steps(measurements_of(conditions, c.name)[0], conditions, share, conditions.num_folds) for c in trial
+        ]
+        if min(steps) >= SATURATED_STEPS:
+            chosen = trial
+    return Decision(
+        rule="schedule.configurations",
+        value=tuple(chosen),
+        reason=f"of {names}: time is given to the first that does not starve (here {first.name}, {modest_steps(first)} steps a "
+        f"fold), and to another only if each then gets {SATURATED_STEPS} steps a fold at full width",
+        source="design, section 7.5",
+        change="a larger --budget trains more configurations",
+    )
+
+
+def decide_folds(
+    chosen: Sequence[Configuration], conditions: Conditions, share_s: float
+) -> Decision[int]:
+    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold."""
+    folds = conditions.num_folds
+    steps = 0
+    while True:
+        steps = min(affordable_steps(modest_of(conditions, c.name), conditions, share_s, folds) for c in chosen)
+        if steps >= FEWEST_STEPS or folds <= 2:
+            break
+        folds -= 1
+    return Decision(
+        rule="schedule.folds",
+        value=folds,
+        reason=f"{folds} of {conditions.num_folds} folds leave {steps} steps for a modest network in each; fewer than "
+        f"{FEWEST_STEPS} would teach little",
+        source="design, section 7.7",
+        change="a larger --budget allows more folds" if folds < conditions.num_folds else None,
+    )
+
+
+def decide_width(
+    configuration: Configuration, conditions: Conditions, share_s: float, folds: int
+) -> Decision[Measurement]:
+    """The widest network that still gets `ENOUGH_STEPS` steps, but at least a modest one; where even that gets fewer than
+    `FEWEST_STEPS`, the narrowest that was measured.
+    """
+    options = measurements_of(conditions, configuration.name)
+    table = ", ".join(
+        f"{m.base_features} features {affordable_steps(m, conditions, share_s, folds)} steps" for m in options
+    )
+    modest = modest_of(conditions, configuration.name)
+    fallback = modest if affordable_steps(modest, conditions, share_s, folds) >= FEWEST_STEPS else options[-1]
+    wider = [m for m in options if m.base_features > modest.base_features]
+    value = next((m for m in wider if affordable_steps(m, conditions, share_s, folds) >= ENOUGH_STEPS), fallback)
+    return Decision(
+        rule="schedule.width",
+        value=value,
+        reason=f"the time allows {table}; the widest with at least {ENOUGH_STEPS} steps is taken, else a modest one "
+        f"with at least {FEWEST_STEPS}, else the narrowest",
+        source="design, section 7.5",
+        change="a larger --budget allows a wider network" if value is not options[0] else None,
+    )
+
+
+def optimiser_decision(num_steps: int) -> Decision[str]:
+    """Momentum 0.9 for short trainings."""
+    return Decision(
+        rule="schedule.optimiser",
+        value="sgd",
+        reason=f"momentum 0.99 needs thousands of steps to settle; {num_steps} steps take 0.9 and twice the rate",
+        source="design, section 7.5",
+    )
+
+
+def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
+    """Short trainings mirror only images that have no common orientation (2D photographs, microscopy)."""
+    only_2d = all(c.dimensions == 2 for c in plan.configurations)
+    value = only_2d and bool(configuration.mirror_axes)
+    reason = (
+        "these are 2D images without a common orientation: every mirror image is as likely"
+        if value
+        else "all cases are turned to one orientation; mirroring would teach the network to ignore what tells front "
+        "from back, and eight-fold prediction would cost training time"
+    )
+    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="design, section 7.5")

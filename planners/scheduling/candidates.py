@@ -1,0 +1,43 @@
+"""What is worth measuring: configurations in order of preference, their widths, and trainings that are only timed."""
+
+from __future__ import annotations
+
+from planners.plan import Configuration, Plan
+from planners.schedule import Measurement, Precision, Training
+from planners.scheduling.trainings import budgeted_training
+
+WIDTHS = (32, 16, 8)
+"""Base features that are worth measuring, widest first; the plan's own width is the first."""
+SHORT_BATCH = {2: 12, 3: 2}
+"""Batch size by dimensions in budgeted runs: the method's reference batches; more steps beat larger batches."""
+
+
+def candidate_widths(configuration: Configuration) -> tuple[int, ...]:
+    """Base features worth measuring for a configuration: its own, then narrower ones."""
+    own = configuration.network.features[0]
+    return (own, *(width for width in WIDTHS if width < own))
+
+
+def short_batch_size(configuration: Configuration) -> int:
+    """Batch size of a budgeted run."""
+    return min(configuration.batch_size, SHORT_BATCH[configuration.dimensions])
+
+
+def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
+    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
+    them.
+    """
+    order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
+    known = [c for c in plan.configurations if c.name in order]
+    return tuple(sorted(known, key=lambda c: order[c.name]))
+
+
+def trial_training(
+    configuration: Configuration, *, base_features: int, batch_size: int, precision: Precision
+) -> Training:
+    """A training of a few steps that is only timed; each step costs what a scheduled one costs."""
+    measured = Measurement(
+        configuration=configuration.name, base_features=base_features, batch_size=batch_size, precision=precision, step_s=1.0,
+        case_s=1.0,
+    )
+    return budgeted_training(configuration, measured, 10, mirroring=False)

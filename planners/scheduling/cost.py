@@ -1,0 +1,56 @@
+"""What trainings and predictions will take, from what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from planners.schedule import Conditions, Measurement
+
+MODEST_WIDTH = 16
+"""Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
+0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
+
+
+def measurements_of(conditions: Conditions, configuration: str) -> list[Measurement]:
+    """Measurements of a configuration, widest first."""
+    found = [m for m in conditions.measurements if m.configuration == configuration]
+    return sorted(found, key=lambda m: -m.base_features)
+
+
+def measurement_of(conditions: Conditions, configuration: str, width: int) -> Measurement | None:
+    """The measurement of one width; None: nobody measured it."""
+    return next((m for m in measurements_of(conditions, configuration) if m.base_features == width), None)
+
+
+def modest_of(conditions: Conditions, configuration: str) -> Measurement:
+    """The measurement of a configuration nearest to `MODEST_WIDTH` features."""
+    return nearest_to_modest(measurements_of(conditions, configuration))
+
+
+def nearest_to_modest(options: Sequence[Measurement]) -> Measurement:
+    """The one of ``options`` nearest to `MODEST_WIDTH` features."""
+    return min(options, key=lambda m: abs(m.base_features - MODEST_WIDTH))
+
+
+def validation_s(conditions: Conditions, measured: Measurement) -> float:
+    """Every training case is predicted once, and scored again with and without postprocessing."""
+    each = measured.case_s + 2 * measured.export_s
+    return each * conditions.num_training_cases if conditions.cross_validated else 0.0
+
+
+def test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
+    """Every test case is prepared and written once, and predicted by the networks of all folds."""
+    return (measured.prepare_s + measured.case_s * folds + measured.export_s) * conditions.num_test_cases
+
+
+def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
+    """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first; at least 1."""
+    left = share_s - validation_s(conditions, measured) - test_s(conditions, measured, folds)
+    return max(1, math.floor(left / folds / measured.step_s))
+
+
+def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int, folds: int) -> float:
+    """The inverse of `affordable_steps`: what so many steps of each fold take, prediction of all cases included."""
+    predictions = validation_s(conditions, measured) + test_s(conditions, measured, folds)
+    return steps * folds * measured.step_s + predictions

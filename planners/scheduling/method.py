@@ -1,0 +1,43 @@
+"""The method's own schedule, for a GPU and nobody who waits: as long as the published results were trained."""
+
+from __future__ import annotations
+
+from planners.decision import Decision
+from planners.plan import Plan
+from planners.schedule import Conditions, Schedule
+from planners.scheduling.candidates import preferred_configurations
+from planners.scheduling.cost import measurement_of, test_s, validation_s
+from planners.scheduling.trainings import METHOD_EPOCHS, METHOD_STEPS_PER_EPOCH, method_training
+
+
+def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
+    """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1).
+
+    The V-Net beside the U-Nets is a candidate of budgeted runs only.
+    """
+    trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
+    for configuration in preferred_configurations(plan):
+        measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
+        if measured is None or (configuration.network.family == "vnet" and plan.preset != "vnet"):
+            continue
+        training = method_training(configuration, measured)
+        trainings.append(training)
+        seconds += training.num_steps * measured.step_s * conditions.num_folds
+        validation += validation_s(conditions, measured)
+        rest += test_s(conditions, measured, conditions.num_folds)
+    decision = Decision(
+        rule="schedule.length",
+        value=METHOD_EPOCHS,
+        reason=f"no budget was given and a GPU is at hand: {METHOD_EPOCHS} epochs of {METHOD_STEPS_PER_EPOCH} steps",
+        source="method section 7.1",
+        change="with --budget the run is fitted into the time you have",
+    )
+    return Schedule(
+        conditions=conditions,
+        num_folds=conditions.num_folds,
+        trainings=tuple(trainings),
+        expected_training_s=seconds,
+        expected_validation_s=validation,
+        expected_rest_s=rest,
+        decisions=(decision.record(METHOD_EPOCHS),),
+    )

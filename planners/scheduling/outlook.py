@@ -1,0 +1,109 @@
+"""What more time would give, and a word where there is too little of it: said before a run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from planners.plan import Plan
+from planners.schedule import Conditions, Schedule
+from planners.scheduling.budget import (
+    DEFAULT_CPU_BUDGET_S,
+    FEWEST_STEPS,
+    RESERVE_S,
+    RESERVE_SHARE,
+    budgeted_schedule,
+    wants_more_candidates,
+)
+from planners.scheduling.candidates import preferred_configurations
+from planners.scheduling.cost import measurements_of, seconds_for_steps
+
+FACTORS = (2, 4, 6, 12, 24, 48)
+"""Times the budget, at which the rule is asked again."""
+ROUND_S = (60, 120, 300, 600, 900, 1200, 1800, 2700, 3600)
+"""Durations that people say; longer ones are whole hours."""
+
+
+def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
+    """What the first longer budget that changes more than the number of steps would give, as half a sentence.
+
+    For example ``with 2 h: 32 features``. None where not even the longest that is tried changes anything, or where nobody
+    set a budget and none is assumed.
+    """
+    conditions = schedule.conditions
+    if conditions.budget_s is None and conditions.device == "cuda":
+        return None
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    for factor in FACTORS:
+        longer = rounded(budget * factor)
+        gains = _gains(plan, schedule, conditions.model_copy(update={"budget_s": longer}))
+        if gains:
+            return f"with {spoken(longer)}: {' and '.join(gains)}"
+    return None
+
+
+def warn_of_starvation(schedule: Schedule) -> str | None:
+    """A warning where the budget cannot be kept or leaves too few steps to learn from; None where all is well."""
+    conditions = schedule.conditions
+    if conditions.budget_s is None:
+        return None
+    training = schedule.trainings[0]
+    expected = conditions.elapsed_s + schedule.expected_s
+    late = expected > conditions.budget_s * 1.1
+    if training.num_steps >= FEWEST_STEPS and not late:
+        return None
+    narrowest = measurements_of(conditions, training.configuration)[-1]
+    folds = min(2, conditions.num_folds)
+    least = conditions.elapsed_s + seconds_for_steps(narrowest, conditions, FEWEST_STEPS, folds)
+    needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
+    found = f"{spoken(conditions.budget_s)} leave {training.num_steps} steps a fold, and fewer than {FEWEST_STEPS} teach little"
+    if late:
+        found = (
+            f"the budget of {spoken(conditions.budget_s)} cannot be kept: predicting every case once takes longer; the run will "
+            f"need about {spoken(rounded(expected))}"
+        )
+    return f"{found}; give at least --budget {option(needed)} for a first useful model"
+
+
+def rounded(seconds: float) -> float:
+    """The next duration that people say."""
+    for duration in ROUND_S:
+        if seconds <= duration:
+            return float(duration)
+    return 3600.0 * -(-seconds // 3600)
+
+
+def spoken(seconds: float) -> str:
+    """``45 s``, ``20 min``, ``2 h``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 and seconds % 3600 else f"{seconds / 3600:.3g} h"
+
+
+def option(seconds: float) -> str:
+    """The same as the command line takes it: ``45s``, ``20m``, ``2h``."""
+    return spoken(seconds).replace(" min", "m").replace(" ", "")
+
+
+def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
+    """What the rule would do with ``longer`` that ``schedule`` does not."""
+    other = budgeted_schedule(plan, longer)
+    before = {training.configuration: training for training in schedule.trainings}
+    gains = []
+    for training in other.trainings:
+        known = before.get(training.configuration)
+        if known is None:
+            gains.append(f"{training.configuration} too")
+        elif training.base_features > known.base_features:
+            gains.append(f"{training.base_features} features")
+    gains += _unmeasured(plan, other)
+    if other.num_folds > schedule.num_folds:
+        gains.append(f"{other.num_folds} folds")
+    return gains
+
+
+def _unmeasured(plan: Plan, other: Schedule) -> Sequence[str]:
+    """The next configuration, where the longer budget would be enough to measure it and nobody has."""
+    conditions = other.conditions
+    left = [c.name for c in preferred_configurations(plan) if not measurements_of(conditions, c.name)]
+    wanted = wants_more_candidates(conditions.measurements, budget_s=conditions.budget_s, num_folds=conditions.num_folds)
+    return [f"{left[0]} too"] if left and wanted else []

@@ -1,0 +1,52 @@
+"""How one configuration is trained: by the method's own schedule, or in the steps that a budget leaves."""
+
+from __future__ import annotations
+
+from planners.plan import Configuration
+from planners.schedule import Measurement, Training
+
+METHOD_EPOCHS = 1000
+METHOD_STEPS_PER_EPOCH = 250
+GRADIENT_CLIP = 12.0
+FOREGROUND_SHARE = 0.33
+WEIGHT_DECAY = 3e-5
+
+
+def method_training(configuration: Configuration, measured: Measurement) -> Training:
+    """1000 epochs of 250 steps, Nesterov SGD with momentum 0.99, polynomial decay (method section 7.1)."""
+    return Training(
+        configuration=configuration.name,
+        base_features=measured.base_features,
+        batch_size=configuration.batch_size,
+        num_steps=METHOD_EPOCHS * METHOD_STEPS_PER_EPOCH,
+        steps_per_epoch=METHOD_STEPS_PER_EPOCH,
+        precision=measured.precision,
+        optimiser="sgd",
+        peak_learning_rate=0.01,
+        momentum=0.99,
+        weight_decay=WEIGHT_DECAY,
+        warmup_steps=0,
+        curve="polynomial",
+        gradient_clip=GRADIENT_CLIP,
+        deep_supervision=configuration.deep_supervision,
+        mirroring=bool(configuration.mirror_axes),
+        augmentation=True,
+        foreground_share=FOREGROUND_SHARE,
+        validation_batches=50,
+    )
+
+
+def budgeted_training(configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool) -> Training:
+    """The method's training made short: momentum 0.9, twice the rate, a warm-up, decay with every step."""
+    return method_training(configuration, measured).model_copy(
+        update={
+            "batch_size": measured.batch_size,
+            "num_steps": num_steps,
+            "steps_per_epoch": max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12))),
+            "peak_learning_rate": 0.02,
+            "momentum": 0.9,
+            "warmup_steps": min(50, num_steps // 10),
+            "mirroring": mirroring,
+            "validation_batches": 4,
+        }
+    )
