@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import DatasetDescription
@@ -14,7 +15,7 @@ from autoseg.pipeline.contents import dataset_content
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.preparation.fingerprinting import take_fingerprint
-from autoseg.preparation.preprocessing import preprocess_dataset
+from autoseg.preparation.preprocessing import Target, preprocess_dataset
 from autoseg.run_folder import load_document, save_document
 from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations, why_untrainable
 
@@ -90,17 +91,13 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
     dataset, plan = plan_stage(options)
     chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
     require_trainable(options, chosen)
-    for name in dict.fromkeys(configuration.data for configuration in chosen):
-        lock, what = options.run.lock(f"preprocess-{name}"), f"preprocessing for {name}"
-        with hold_lock(lock, what=what, wait=True, say=options.reporter.say):
-            preprocess_dataset(
-                dataset,
-                plan,
-                plan.configuration(name),
-                options.run.preprocessed(name),
-                num_workers=options.num_workers,
-                reporter=options.reporter,
-            )
+    names = tuple(dict.fromkeys(configuration.data for configuration in chosen))
+    with ExitStack() as locks:
+        for name in names:  # in the order of the plan, as every process takes them
+            lock, what = options.run.lock(f"preprocess-{name}"), f"preprocessing for {name}"
+            locks.enter_context(hold_lock(lock, what=what, wait=True, say=options.reporter.say))
+        targets = [Target(plan.configuration(name), options.run.preprocessed(name)) for name in names]
+        preprocess_dataset(dataset, plan, targets, num_workers=options.num_workers, reporter=options.reporter)
     return dataset, plan
 
 

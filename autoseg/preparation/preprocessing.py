@@ -32,9 +32,10 @@ from autoseg.imaging.orientation import (
 )
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
-from autoseg.imaging.volume import Volume
+from autoseg.imaging.volume import Geometry, Volume
 from autoseg.preparation.storage import STORAGE_VERSION, Prepared, is_stored, write_case
 from autoseg.progress import Reporter
+from autoseg.run_folder import sync_folder
 from planners import Configuration, Labels, Plan, configuration_spacing, resampled_shape, transpose
 
 OUTSIDE = -1
@@ -47,6 +48,20 @@ LEAST_SHARE = 0.01
 """Of each class up to `MOST_LOCATIONS` voxels are kept, but never less than this share."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A case turned to plan axes and cropped to its box: what all configurations start from."""
+
+    image: NDArray[np.float32]
+    labels: NDArray[np.int16] | None
+    mask: NDArray[np.bool_]
+    """Voxels that masked normalisation looks at."""
+    geometry: Geometry
+    orientation: Orientation
+    shape_before_cropping: tuple[int, ...]
+    box: Box
+
+
 def prepare_image(
     volume: Volume, plan: Plan, configuration: Configuration, *, labels: NDArray[np.integer[Any]] | None = None
 ) -> Prepared:
@@ -57,20 +72,27 @@ def prepare_image(
     background outside the non-zero mask becomes -1. Raises `AutosegError` when the shape of ``labels`` or the number of
     channels does not fit, or when voxels are not finite.
     """
+    cut = _cut_out(volume, plan, labels)
+    return _prepare(cut, _placement(cut, plan, configuration), plan, configuration)
+
+
+def _cut_out(volume: Volume, plan: Plan, labels: NDArray[np.integer[Any]] | None) -> _Cut:
     _check_input(volume, plan, labels)
     orientation = UNTURNED if plan.strict_reference else canonical_orientation(volume.geometry)
     image = _to_plan_axes(volume.array, orientation, plan)
-    turned = None if labels is None else _to_plan_axes(labels, orientation, plan)
     mask = nonzero_mask(image)
     box = bounding_box(mask)
-    mask, cropped = crop(mask, box), crop(image, box)
-    if turned is not None:
-        turned = crop(turned, box).astype(np.int16)
+    mask, turned = crop(mask, box), None
+    if labels is not None:
+        turned = crop(_to_plan_axes(labels, orientation, plan), box).astype(np.int16)
         turned[(turned == 0) & ~mask] = OUTSIDE
         mask = turned >= 0
-    placement = _placement(volume, plan, configuration, orientation, image.shape[1:], box)
-    normalised = normalise(cropped, configuration.normalization, plan.intensities, mask)
-    return _resampled(normalised, turned, placement, configuration)
+    return _Cut(crop(image, box), turned, mask, volume.geometry, orientation, image.shape[1:], box)
+
+
+def _prepare(cut: _Cut, placement: Placement, plan: Plan, configuration: Configuration) -> Prepared:
+    normalised = normalise(cut.image, configuration.normalization, plan.intensities, cut.mask)
+    return _resampled(normalised, cut.labels, placement, configuration)
 
 
 def _to_plan_axes(array: NDArray[Any], orientation: Orientation, plan: Plan) -> NDArray[Any]:
@@ -79,20 +101,18 @@ def _to_plan_axes(array: NDArray[Any], orientation: Orientation, plan: Plan) -> 
     return to_canonical(array, orientation).transpose(axes)
 
 
-def _placement(
-    volume: Volume, plan: Plan, configuration: Configuration, orientation: Orientation, shape: tuple[int, ...], box: Box
-) -> Placement:
-    turned_mm = canonical_geometry(volume.geometry, orientation).spacing_mm
+def _placement(cut: _Cut, plan: Plan, configuration: Configuration) -> Placement:
+    turned_mm = canonical_geometry(cut.geometry, cut.orientation).spacing_mm
     spacing_mm = transpose(turned_mm, plan.transpose_forward)
     target_mm = configuration_spacing(configuration, spacing_mm)
-    size = tuple(stop - start for start, stop in box)
+    size = tuple(stop - start for start, stop in cut.box)
     return Placement(
-        source=volume.geometry,
-        permutation=orientation.permutation,
-        flips=orientation.flips,
+        source=cut.geometry,
+        permutation=cut.orientation.permutation,
+        flips=cut.orientation.flips,
         transpose_forward=plan.transpose_forward,
-        shape_before_cropping=_three(shape),
-        box=box,
+        shape_before_cropping=_three(cut.shape_before_cropping),
+        box=cut.box,
         spacing_mm=spacing_mm,
         resampled_shape=_three(resampled_shape(size, spacing_mm, target_mm)),
         resampled_spacing_mm=target_mm,
@@ -189,23 +209,35 @@ def _draw(
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """What a worker needs for every case of one configuration."""
+class Target:
+    """Where the cases of one configuration are stored."""
 
-    dataset: DatasetDescription
-    plan: Plan
     configuration: Configuration
     folder: Path
 
 
-def preprocess_case(
-    case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration, folder: Path
-) -> None:
-    """Read, prepare and store one case in ``folder``.
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What a worker needs for every case."""
+
+    dataset: DatasetDescription
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A case and where it is still missing."""
+
+    case: Case
+    targets: tuple[Target, ...]
+
+
+def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets: Sequence[Target]) -> None:
+    """Read one case, and prepare and store it for every one of ``targets``.
 
     Labels may have another orientation than their image. Raises `AutosegError` that names the case's files.
     """
-    consumed = case_digest(case, dataset, plan, configuration)
+    digests = [case_digest(case, dataset, plan, target.configuration) for target in targets]
     volume = read_volume(case.image_paths)
     labels = None
     if case.label is not None:
@@ -216,11 +248,27 @@ def preprocess_case(
         except AutosegError as error:
             raise AutosegError(_naming(Path(case.label), error)) from error
     try:
-        prepared = prepare_image(volume, plan, configuration, labels=labels)
+        cut = _cut_out(volume, plan, labels)
+        made: dict[Any, Prepared] = {}
+        for target, consumed in zip(targets, digests, strict=True):
+            placement, key = _placement(cut, plan, target.configuration), _processing(target.configuration)
+            if (placement, key) not in made:  # the same voxels often serve slices and volumes; one set is held at a time
+                made = {(placement, key): _prepare(cut, placement, plan, target.configuration)}
+            _store(case, made[placement, key], plan, target, consumed)
     except AutosegError as error:
         raise AutosegError(_naming(case.image_paths[0] if len(case.images) == 1 else case.images, error)) from error
+
+
+def _processing(configuration: Configuration) -> tuple[Any, ...]:
+    """What decides voxels besides the grid."""
+    return configuration.normalization, configuration.resample_image, configuration.resample_labels
+
+
+def _store(case: Case, prepared: Prepared, plan: Plan, target: Target, consumed: str) -> None:
     locations = {} if prepared.labels is None else class_locations(prepared.labels, plan.labels)
-    write_case(folder, case.case_id, prepared, locations, consumed, patch_shape=configuration.patch_shape)
+    write_case(
+        target.folder, case.case_id, prepared, locations, consumed, patch_shape=target.configuration.patch_shape
+    )
 
 
 def _naming(source: object, error: AutosegError) -> str:
@@ -229,40 +277,39 @@ def _naming(source: object, error: AutosegError) -> str:
 
 
 def preprocess_dataset(
-    dataset: DatasetDescription,
-    plan: Plan,
-    configuration: Configuration,
-    folder: Path,
-    *,
-    num_workers: int,
-    reporter: Reporter,
+    dataset: DatasetDescription, plan: Plan, targets: Sequence[Target], *, num_workers: int, reporter: Reporter
 ) -> None:
-    """Store all training cases of ``dataset`` in ``folder``, in parallel.
+    """Store all training cases of ``dataset`` for every one of ``targets``, in parallel, reading each case once.
 
     Cases that are there, complete and made from the same files, label values and plan fields are left as they are.
     All cases are tried; what went wrong is reported together.
     """
-    waiting = [
-        case
-        for case in dataset.training
-        if not is_stored(folder, case.case_id, case_digest(case, dataset, plan, configuration))
-    ]
+    waiting = [item for item in (_missing(case, dataset, plan, targets) for case in dataset.training) if item.targets]
+    names = " and ".join(target.configuration.name for target in targets)
     kept = len(dataset.training) - len(waiting)
     if kept:
-        reporter.say(f"Preprocessing {configuration.name}: {kept} of {len(dataset.training)} cases are there already")
+        reporter.say(f"Preprocessing {names}: {kept} of {len(dataset.training)} cases are there already")
     if not waiting:
         return
-    work = _Work(dataset, plan, configuration, folder)
-    with reporter.track(f"Preprocessing {configuration.name}", len(waiting)) as tracker:
-        run_jobs(partial(_do, work), waiting, name=_case_name, num_workers=num_workers, tracker=tracker)
+    with reporter.track(f"Preprocessing {names}", len(waiting)) as tracker:
+        run_jobs(partial(_do, _Work(dataset, plan)), waiting, name=_name, num_workers=num_workers, tracker=tracker)
+    for target in targets:
+        sync_folder(target.folder)
 
 
-def _case_name(case: Case) -> str:
-    return f"case {case.case_id}"
+def _missing(case: Case, dataset: DatasetDescription, plan: Plan, targets: Sequence[Target]) -> _Item:
+    return _Item(case, tuple(
+        target for target in targets
+        if not is_stored(target.folder, case.case_id, case_digest(case, dataset, plan, target.configuration))
+    ))
 
 
-def _do(work: _Work, case: Case) -> None:
-    preprocess_case(case, work.dataset, work.plan, work.configuration, work.folder)
+def _name(item: _Item) -> str:
+    return f"case {item.case.case_id}"
+
+
+def _do(work: _Work, item: _Item) -> None:
+    preprocess_case(item.case, work.dataset, work.plan, item.targets)
 
 
 def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:

@@ -7,11 +7,9 @@ last, ``CASE.case.json``. Without that record the case does not exist.
 from __future__ import annotations
 
 import math
-import os
-import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +19,8 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.placement import Placement
-from autoseg.run_folder import atomic_write, load_document, save_document, sync_folder, write_error
-from planners import Document
+from autoseg.run_folder import load_document, sync_folder, write_error, write_together
+from planners import Document, write_document
 
 Shape = tuple[int, ...]
 STORAGE_VERSION = 1
@@ -115,14 +113,13 @@ def write_case(
         placement=prepared.placement,
     )
     patch = patch_shape or prepared.image.shape[1:]
-    remove_case(folder, case_id)
-    _store(folder / f"{case_id}.image.b2nd", prepared.image, patch)
+    contents = {".image.b2nd": _packed(prepared.image, patch)}
     if prepared.labels is not None:
-        _store(folder / f"{case_id}.labels.b2nd", prepared.labels, patch)
-    with atomic_write(folder / f"{case_id}.locations.npz") as file:
-        voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
-        np.savez_compressed(file, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
-    save_document(folder / f"{case_id}{RECORD_ENDING}", record)
+        contents[".labels.b2nd"] = _packed(prepared.labels, patch)
+    contents[".locations.npz"] = _packed_locations(locations)
+    contents[RECORD_ENDING] = write_document(record).encode()
+    remove_case(folder, case_id)
+    write_together({folder / f"{case_id}{ending}": content for ending, content in contents.items()})
 
 
 def open_case(folder: Path, case_id: str) -> StoredCase:
@@ -147,12 +144,15 @@ def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
 
 def remove_case(folder: Path, case_id: str) -> None:
     """Remove a stored case, its record first, so that at no moment a record stands for missing files."""
-    for ending in (RECORD_ENDING, ".image.b2nd", ".labels.b2nd", ".locations.npz"):
-        path = folder / f"{case_id}{ending}"
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            raise write_error(path, error) from error
+    record = folder / f"{case_id}{RECORD_ENDING}"
+    try:
+        if record.exists():
+            record.unlink()
+            sync_folder(folder)  # before other files take the place of those that it stands for
+        for ending in (".image.b2nd", ".labels.b2nd", ".locations.npz"):
+            (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(record, error) from error
 
 
 def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
@@ -168,28 +168,22 @@ def _open(path: Path) -> Any:
         raise AutosegError(f"{path} could not be read ({error}); preprocess the case again") from error
 
 
-def _store(path: Path, array: NDArray[Any], patch_shape: Shape) -> None:
-    """Write one array atomically. The first axis of four is the channel, and each chunk holds one channel."""
+def _packed(array: NDArray[Any], patch_shape: Shape) -> bytes:
+    """One array, compressed. The first axis of four is the channel, and each chunk holds one channel."""
     lead = (1,) * (array.ndim - 3)
     chunk, block = chunk_and_block(array.shape[-3:], patch_shape, array.dtype.itemsize)
     array = np.ascontiguousarray(array)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        packed = blosc2.asarray(
-            array, chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=_parameters(_choose_filter(array, block))
-        )
-        packed.save(str(temporary), mode="w")
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:
-        cause = error if isinstance(error, OSError) else OSError(str(error))
-        raise write_error(path, cause) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    packed: bytes = blosc2.asarray(
+        array, chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=_parameters(_choose_filter(array, block))
+    ).to_cframe()
+    return packed
+
+
+def _packed_locations(locations: Mapping[str, NDArray[np.int32]]) -> bytes:
+    voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
+    buffer = BytesIO()
+    np.savez_compressed(buffer, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
+    return buffer.getvalue()
 
 
 def _parameters(shuffle: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from autoseg.imaging.resampling import decide_separate_axis, resample_labels
 from autoseg.imaging.volume import Geometry, Volume
 from autoseg.preparation.preprocessing import (
     ANNOTATED,
+    Target,
     class_locations,
     prepare_image,
     preprocess_case,
@@ -294,7 +295,7 @@ def made(tmp_path: Path) -> DatasetDescription:
 
 def test_file_values_become_internal_ones(made: DatasetDescription, tmp_path: Path) -> None:
     settings = configuration((1.0, 1.0, 1.0))
-    preprocess_case(made.training[0], made, plan(), settings, tmp_path / "out")
+    preprocess_case(made.training[0], made, plan(), [Target(settings, tmp_path / "out")])
     stored = open_case(tmp_path / "out", "a")
     assert set(np.unique(stored.labels[:])) <= {-1, 0, 1, 2}
     inside = np.maximum(stored.labels[:], 0).astype(np.uint8)
@@ -306,14 +307,14 @@ def test_file_values_become_internal_ones(made: DatasetDescription, tmp_path: Pa
 def test_undeclared_values_are_refused_with_their_file(made: DatasetDescription, tmp_path: Path) -> None:
     other = made.model_copy(update={"file_values": (0, 10, 20)})
     with pytest.raises(AutosegError, match=r"a_label\.nii\.gz: label values 255 .* not declared"):
-        preprocess_case(made.training[0], other, plan(), configuration((1.0, 1.0, 1.0)), tmp_path / "out")
+        preprocess_case(made.training[0], other, plan(), [Target(configuration((1.0, 1.0, 1.0)), tmp_path / "out")])
     assert stored_case_ids(tmp_path / "out") == ()
 
 
 def test_a_label_in_another_orientation_is_turned_to_its_image(made: DatasetDescription, tmp_path: Path) -> None:
     settings = configuration((1.0, 1.0, 1.0))
     case = made.training[0]
-    preprocess_case(case, made, plan(), settings, tmp_path / "before")
+    preprocess_case(case, made, plan(), [Target(settings, tmp_path / "before")])
     label = read_label_map(Path(str(case.label)))
     flipped = Geometry(
         shape=label.geometry.shape,
@@ -322,7 +323,7 @@ def test_a_label_in_another_orientation_is_turned_to_its_image(made: DatasetDesc
         direction=((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
     )
     write_label_map(Path(str(case.label)), label.array[:, :, ::-1], flipped)
-    preprocess_case(case, made, plan(), settings, tmp_path / "after")
+    preprocess_case(case, made, plan(), [Target(settings, tmp_path / "after")])
     assert np.array_equal(open_case(tmp_path / "before", "a").labels[:], open_case(tmp_path / "after", "a").labels[:])
 
 
@@ -334,7 +335,7 @@ def test_only_cases_whose_inputs_changed_are_done_again(made: DatasetDescription
     out, settings = tmp_path / "out", configuration((1.0, 1.0, 1.0))
 
     def go(settings: Configuration, plan: Plan) -> dict[str, int]:
-        preprocess_dataset(made, plan, settings, out, num_workers=1, reporter=SilentReporter())
+        preprocess_dataset(made, plan, [Target(settings, out)], num_workers=1, reporter=SilentReporter())
         return written(out)
 
     first = go(settings, plan())
@@ -360,7 +361,7 @@ def test_all_bad_cases_are_named_and_good_ones_are_kept(made: DatasetDescription
     Path(made.training[2].images[0]).write_bytes(b"broken")
     with pytest.raises(AutosegError, match=r"(?s)case a: .*a\.nii\.gz: channel 0 has 1 voxels.*case c: .*c\.nii\.gz"):
         preprocess_dataset(
-            made, plan(), configuration((1.0, 1.0, 1.0)), tmp_path / "out", num_workers=1, reporter=SilentReporter()
+            made, plan(), [Target(configuration((1.0, 1.0, 1.0)), tmp_path / "out")], num_workers=1, reporter=SilentReporter()
         )
     assert stored_case_ids(tmp_path / "out") == ("b",)
 
@@ -368,7 +369,7 @@ def test_all_bad_cases_are_named_and_good_ones_are_kept(made: DatasetDescription
 def test_workers_give_what_one_process_gives(made: DatasetDescription, tmp_path: Path) -> None:
     settings = configuration((0.7, 0.9, 1.1))
     for name, workers in (("one", 1), ("two", 2)):
-        preprocess_dataset(made, plan(), settings, tmp_path / name, num_workers=workers, reporter=SilentReporter())
+        preprocess_dataset(made, plan(), [Target(settings, tmp_path / name)], num_workers=workers, reporter=SilentReporter())
     for case in made.training:
         one, two = (open_case(tmp_path / name, case.case_id) for name in ("one", "two"))
         assert np.allclose(one.image[:], two.image[:], atol=1e-5)  # products may be split over threads in one of them
@@ -385,7 +386,7 @@ def test_real_cases_are_stored(real_data: Path, tmp_path: Path) -> None:
         shutil.copy(source / "labelsTr" / f"{name}.nii.gz", folder / f"{name}_label.nii.gz")
     dataset = describe(folder, ["hippocampus_003", "hippocampus_004"])
     settings = configuration((1.0, 1.0, 1.0))
-    preprocess_dataset(dataset, plan(), settings, tmp_path / "out", num_workers=1, reporter=SilentReporter())
+    preprocess_dataset(dataset, plan(), [Target(settings, tmp_path / "out")], num_workers=1, reporter=SilentReporter())
     for case in dataset.training:
         stored = open_case(tmp_path / "out", case.case_id)
         assert abs(float(stored.image[:].mean())) < 1e-4  # single precision over the whole image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 import signal
 import subprocess
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 from autoseg.errors import AutosegError
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.volume import Geometry
-from autoseg.preparation import storage
 from autoseg.preparation.storage import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
@@ -90,11 +90,15 @@ def test_flat_patches_and_flat_cases_are_stored(tmp_path: Path) -> None:
 
 
 def test_a_case_without_its_record_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
+    replace = os.replace
+
+    def stop_before_the_record(source: Path, target: Path) -> None:
+        if target.name == "a.case.json":
+            raise KeyboardInterrupt
+        replace(source, target)
 
     write_case(tmp_path, "a", prepared(), LOCATIONS, "old")
-    monkeypatch.setattr(storage, "save_document", fail)
+    monkeypatch.setattr(os, "replace", stop_before_the_record)
     with pytest.raises(KeyboardInterrupt):
         write_case(tmp_path, "a", prepared(), LOCATIONS, "new")
     assert stored_case_ids(tmp_path) == ()
