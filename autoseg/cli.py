@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -19,28 +19,21 @@ from rich.console import Console
 from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.delivery.submission import pack_submission
 from autoseg.errors import AutosegError
-from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
-from autoseg.evaluation.summary import evaluate_folder, write_summary
-from autoseg.evaluation.tables import format_table
-from autoseg.execution.device import choose_device
 from autoseg.execution.interruption import treat_termination_as_interrupt
 from autoseg.execution.jobs import available_cores
-from autoseg.inference.folder import predict_cases
-from autoseg.inference.input_cases import find_input_cases
-from autoseg.inference.predictor import Predictor
 from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.run import RunResult, run_all
-from autoseg.pipeline.selecting import select_stage
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
-from autoseg.pipeline.training import set_threads, train_stage
 from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from autoseg.run_folder import RunFolder, load_document
 from planners import DocumentError, PlanningError, explain
 
+if TYPE_CHECKING:
+    from autoseg.pipeline.run import RunResult
+
+# Rooms that need torch, pandas or matplotlib are imported by the commands that use them: looking, planning and preprocessing
+# start in a third of the time without.
 logger = logging.getLogger("autoseg")
 DEMO_BUDGET = "4m"
 DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
@@ -159,11 +152,16 @@ def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]
 
 def run(options: Options) -> None:
     """Everything, with the scores and the places of all results at the end."""
+    from autoseg.pipeline.run import run_all
+
     show_result(options, run_all(options))
 
 
 def select(options: Options) -> None:
     """Up to the selection."""
+    from autoseg.evaluation.tables import format_table
+    from autoseg.pipeline.selecting import select_stage
+
     selected = select_stage(options)
     if selected.summary is not None:
         typer.echo(format_table(selected.summary))
@@ -172,6 +170,8 @@ def select(options: Options) -> None:
 
 def report(options: Options) -> None:
     """Up to the report."""
+    from autoseg.pipeline.run import run_all
+
     typer.echo(f"Report: {run_all(options).report}")
 
 
@@ -198,6 +198,12 @@ def predict(
     device: DeviceOption = "auto",
 ) -> None:
     """Segment new images; finished ones are skipped on a second call."""
+    from autoseg.execution.device import choose_device
+    from autoseg.inference.folder import predict_cases
+    from autoseg.inference.input_cases import find_input_cases
+    from autoseg.inference.predictor import Predictor
+    from autoseg.pipeline.training import set_threads
+
     chosen = choose_device(device)
     set_threads(available_cores())
     reporter = make_reporter()
@@ -215,15 +221,20 @@ def evaluate(
         Path | None, typer.Option("--out", help="File for all scores [default: PREDICTIONS/summary.json].", show_default=False)
     ] = None,
     tolerance_mm: Annotated[
-        float, typer.Option("--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm.")
-    ] = DEFAULT_TOLERANCE_MM,
+        float | None,
+        typer.Option("--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm [default: 1].", show_default=False),
+    ] = None,
     workers: WorkersOption = None,
 ) -> None:
     """Score predictions against references: Dice, surface distances, volumes; per class and case."""
+    from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
+    from autoseg.evaluation.summary import evaluate_folder, write_summary
+    from autoseg.evaluation.tables import format_table
+
     summary = evaluate_folder(
         predictions,
         references,
-        tolerance_mm=tolerance_mm,
+        tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
         num_workers=workers or available_cores(),
         reporter=make_reporter(),
     )
@@ -301,6 +312,8 @@ def submit(
     out: Annotated[Path, typer.Option("--out", help="File or folder to write.")] = Path("submission.zip"),
 ) -> None:
     """Pack the predictions of the test images as a challenge wants them."""
+    from autoseg.delivery.submission import pack_submission
+
     files = RunFolder(run_folder)
     description = load_document(DatasetDescription, files.dataset)
     packed = pack_submission(files.predictions, description, kind=kind.value, out=out)
@@ -353,6 +366,8 @@ def train(
     threads: ThreadsOption = None,
 ) -> None:
     """Train and validate; different folds may train at once in one run folder."""
+    from autoseg.pipeline.training import train_stage
+
     options = make_options(
         dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
         strict_reference=strict_reference, work=work, workers=workers, threads=threads,
@@ -377,6 +392,9 @@ def demo(
     seed: SeedOption = 0,
 ) -> None:
     """Make a small phantom dataset and do the main job on it."""
+    from autoseg.datasets.phantom import make_phantom_dataset
+    from autoseg.pipeline.run import run_all
+
     dataset = out / "Task99_Phantom"
     if not (dataset / "dataset.json").exists():
         make_phantom_dataset(dataset, seed=seed)
@@ -392,7 +410,7 @@ def make_options(
     *,
     budget: str | None = None,
     schedule: Path | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
     preset: PresetName = PresetName.default,
     memory_gb: float | None = None,
@@ -401,16 +419,24 @@ def make_options(
     workers: int | None = None,
     threads: int | None = None,
 ) -> Options:
-    """Options of a run with what the machine offers filled in; also starts the log file."""
+    """Options of a run with what the machine offers filled in; also starts the log file.
+
+    ``device`` is what training and prediction run on, and is looked for at once; none for stages before training.
+    """
     num_threads = threads or available_cores()
-    set_threads(num_threads)
+    if device is not None:
+        from autoseg.execution.device import choose_device
+        from autoseg.pipeline.training import set_threads
+
+        set_threads(num_threads)
+        device = str(choose_device(device))
     seconds = None if budget is None else parse_duration(budget)
     folder = RunFolder(out, work)
     start_log_file(folder)
     return Options(
         dataset=dataset,
         run=folder,
-        device=choose_device(device),
+        device_name=device or "cpu",
         num_threads=num_threads,
         num_workers=workers or available_cores(),
         reporter=make_reporter(seconds),
@@ -458,6 +484,8 @@ def start_log_file(folder: RunFolder) -> None:
 
 def show_result(options: Options, result: RunResult) -> None:
     """The scores, and where everything lies."""
+    from autoseg.evaluation.tables import format_table
+
     if result.selected.summary is not None:
         typer.echo("Cross-validation: every case predicted by a network that did not see it")
         typer.echo(format_table(result.selected.summary))

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from autoseg.execution.device import choose_device
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.measuring import make_bench, time_steps
@@ -74,7 +73,7 @@ def main() -> None:
     options = Options(
         dataset=arguments.dataset,
         run=RunFolder(arguments.work),
-        device=choose_device("cpu"),
+        device_name="cpu",
         num_threads=arguments.threads,
         num_workers=arguments.threads,
         reporter=SilentReporter(),

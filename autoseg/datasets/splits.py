@@ -7,7 +7,6 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from sklearn.model_selection import GroupKFold, KFold
 
 from planners import Document
 
@@ -54,6 +53,9 @@ def make_splits(
     fold that trains on it and validates on nothing. Raises `ValueError` for no case, ids that occur twice, or less than
     two folds.
     """
+    # here, because it loads half a second's worth of statistics that no other stage needs
+    from sklearn.model_selection import GroupKFold, KFold
+
     ids = sorted(case_ids)
     if not ids or len(set(ids)) != len(ids) or num_folds < 2:
         raise ValueError(f"need ids that differ from each other and two folds or more, found {ids} and {num_folds} folds")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from autoseg.progress import Reporter
 from autoseg.run_folder import RunFolder
 from planners import Preset
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +21,8 @@ class Options:
 
     dataset: Path
     run: RunFolder
-    device: torch.device
+    device_name: str
+    """Of the processor that trains and predicts, e.g. ``cuda:1``."""
     num_threads: int
     num_workers: int
     """Processes for reading and preprocessing."""
@@ -35,6 +38,13 @@ class Options:
     strict_reference: bool = False
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""
+
+    @property
+    def device(self) -> torch.device:
+        """The processor that trains and predicts; loads torch, which stages before training go without."""
+        import torch
+
+        return torch.device(self.device_name)
 
     @property
     def elapsed_s(self) -> float:
