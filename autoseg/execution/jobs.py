@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,14 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
 from autoseg.errors import AutosegError, ProblemsError
+from autoseg.execution.free_memory import free_memory_bytes
 from autoseg.progress import Tracker
 
+logger = logging.getLogger(__name__)
+WORKER_BYTES = 350_000_000
+"""Of a worker process with its libraries loaded."""
+USABLE_SHARE = 0.8
+"""Of the free memory; the rest is for what others start meanwhile."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -35,8 +41,13 @@ class _Outcome(Generic[Result]):
 
 
 def available_cores() -> int:
-    """Cores this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, which affinity and control groups can make fewer than the machine has."""
+    return int(joblib.cpu_count())
+
+
+def workers_that_fit(num_workers: int, need_bytes: int, *, free_bytes: int) -> int:
+    """As many of ``num_workers`` as find room in memory together, each with an item of ``need_bytes``; one at least."""
+    return max(1, min(num_workers, int(free_bytes * USABLE_SHARE) // (need_bytes + WORKER_BYTES)))
 
 
 def run_jobs(
@@ -45,19 +56,30 @@ def run_jobs(
     *,
     name: Callable[[Item], str],
     num_workers: int = 1,
+    need_bytes: int = 0,
+    say: Callable[[str], None] = logger.info,
     tracker: Tracker | None = None,
 ) -> list[Result]:
     """``[function(item) for item in items]``, on ``num_workers`` processes (1: in this one).
 
-    The order of ``items`` is kept. ``name`` gives the words for an item in errors, e.g. ``case la_003``.
+    The order of ``items`` is kept. ``name`` gives the words for an item in errors, e.g. ``case la_003``. Where the largest
+    item takes ``need_bytes`` of memory, fewer processes are used if so many do not fit into what is free; ``say`` is told.
     All items are tried; what they raised is then reported together as one `AutosegError` that names each item
-    with its cause. A worker that is killed (usually for memory) ends the jobs with an error that says so and names
-    the items that were not finished.
+    with its cause. When a worker is killed (usually for memory), what may have killed it is tried again, each item alone;
+    one that is killed then as well is an error like others. So ``function`` may be called again for an item.
     """
+    fitting = num_workers
+    if num_workers > 1 and len(items) > 1 and need_bytes:
+        fitting = workers_that_fit(min(num_workers, len(items)), need_bytes, free_bytes=free_memory_bytes())
+        if fitting < min(num_workers, len(items)):
+            say(
+                f"{fitting} instead of {num_workers} processes: one item may take {need_bytes / 1e9:.1f} GB, and "
+                f"{free_memory_bytes() / 1e9:.1f} GB of memory are free"
+            )
     if num_workers <= 1 or len(items) <= 1:
         outcomes = [_attempt(function, item, name(item), tracker) for item in items]
     else:
-        outcomes = _run_in_workers(function, items, name, num_workers, tracker)
+        outcomes = _Pool(function, name, say, tracker).run(items, fitting)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
     if failures:
         raise failure_error(failures)
@@ -79,29 +101,71 @@ def _attempt(
     return outcome
 
 
-def _run_in_workers(
-    function: Callable[[Item], Result],
-    items: Sequence[Item],
-    name: Callable[[Item], str],
-    num_workers: int,
-    tracker: Tracker | None,
-) -> list[_Outcome[Result]]:
-    finished: list[_Outcome[Result]] = []
-    parallel = joblib.Parallel(
-        n_jobs=min(num_workers, len(items)), return_as="generator", inner_max_num_threads=1, backend="loky"
-    )
-    try:
-        for outcome in parallel(joblib.delayed(_attempt)(function, item, name(item)) for item in items):
-            finished.append(outcome)
-            if tracker is not None:
-                tracker.advance()
-    except TerminatedWorkerError as error:
-        waiting = ", ".join(name(item) for item in items[len(finished) : len(finished) + num_workers])
-        raise AutosegError(
-            f"a worker process was killed by the system, most often for lack of memory, near {waiting}; "
-            "close other programs, or use fewer workers with --workers"
-        ) from error
-    return finished
+@dataclass(frozen=True, slots=True)
+class _Pool(Generic[Item, Result]):
+    """How items are done in worker processes."""
+
+    function: Callable[[Item], Result]
+    name: Callable[[Item], str]
+    say: Callable[[str], None]
+    tracker: Tracker | None
+
+    def run(self, items: Sequence[Item], num_workers: int) -> list[_Outcome[Result]]:
+        """Outcomes in the order of ``items``; those of items that kill their worker say so."""
+        if num_workers == 1:  # not in this process, which a lack of memory must not end
+            return [self.run_alone(item) for item in items]
+        done: dict[int, _Outcome[Result]] = {}
+        waiting = list(range(len(items)))
+        while waiting:
+            broken = self._run_together(items, waiting, num_workers, done)
+            waiting = [i for i in waiting if i not in done]
+            if broken:  # items are handed out in order, so the first unfinished ones were at work
+                for i in waiting[:num_workers]:
+                    self.say(f"A worker process was killed, perhaps by {self.name(items[i])}: trying that again, alone")
+                    done[i] = self.run_alone(items[i])
+                waiting = waiting[num_workers:]
+        return [done[i] for i in range(len(items))]
+
+    def _run_together(
+        self, items: Sequence[Item], waiting: Sequence[int], num_workers: int, done: dict[int, _Outcome[Result]]
+    ) -> bool:
+        """Do items, filling ``done`` by index; whether a worker was killed."""
+        parallel = joblib.Parallel(
+            n_jobs=num_workers, return_as="generator_unordered", inner_max_num_threads=1, backend="loky", batch_size=1
+        )
+        tasks = (joblib.delayed(_numbered)(i, self.function, items[i], self.name(items[i])) for i in waiting)
+        try:
+            for i, outcome in parallel(tasks):
+                done[i] = outcome
+                self._advance()
+        except TerminatedWorkerError:
+            return True
+        return False
+
+    def run_alone(self, item: Item) -> _Outcome[Result]:
+        """One item in a worker process while no other works."""
+        title = self.name(item)
+        parallel = joblib.Parallel(n_jobs=2, inner_max_num_threads=1, backend="loky", batch_size=1)  # one would be this process
+        try:
+            outcome: _Outcome[Result] = parallel([joblib.delayed(_attempt)(self.function, item, title)])[0]
+        except TerminatedWorkerError:
+            error = AutosegError(
+                "its worker process was killed by the system although it worked alone, most often for lack of memory; "
+                "close other programs, leave it out, or use a machine with more memory"
+            )
+            outcome = _Outcome(None, Failure(title, error, ""))
+        self._advance()
+        return outcome
+
+    def _advance(self) -> None:
+        if self.tracker is not None:
+            self.tracker.advance()
+
+
+def _numbered(
+    i: int, function: Callable[[Item], Result], item: Item, title: str
+) -> tuple[int, _Outcome[Result]]:
+    return i, _attempt(function, item, title)
 
 
 def failure_error(failures: Sequence[Failure]) -> AutosegError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,12 @@ import torch
 
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.device import choose_device
-from autoseg.execution.jobs import available_cores, run_jobs
+from autoseg.execution.jobs import available_cores, run_jobs, workers_that_fit
 from autoseg.progress import SilentReporter
+
+
+def process_id(x: int) -> int:
+    return os.getpid()
 
 
 def slow_square(x: int) -> int:
@@ -34,7 +39,18 @@ def picky(x: int) -> int:
 def die(x: int) -> int:
     if x == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.2)
+    time.sleep(0.05)
+    return x
+
+
+def die_in_company(task: tuple[int, Path]) -> int:
+    """The second item kills its worker when it is tried for the first time."""
+    x, marks = task
+    mark = marks / str(x)
+    tried = mark.exists()
+    mark.touch()
+    if x == 1 and not tried:
+        os.kill(os.getpid(), signal.SIGKILL)
     return x
 
 
@@ -72,9 +88,33 @@ def test_problems_alone_stay_problems() -> None:
     assert len(caught.value.problems) == 1
 
 
-def test_a_killed_worker_is_said_with_what_it_was_near() -> None:
-    with pytest.raises(AutosegError, match=r"killed by the system.*case 1"):
-        run_jobs(die, range(4), name=lambda x: f"case {x}", num_workers=2)
+def test_an_item_that_kills_its_worker_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+    with (
+        SilentReporter().track("items", 8) as tracker,
+        pytest.raises(AutosegError, match=r"\Acase 1: its worker process was killed by the system although.*\Z"),
+    ):
+        run_jobs(die, range(8), name=lambda x: f"case {x}", num_workers=2, tracker=tracker)
+
+
+def test_an_item_that_kills_its_worker_once_is_tried_again_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    tasks = [(x, tmp_path) for x in range(8)]
+    assert run_jobs(die_in_company, tasks, name=lambda task: f"case {task[0]}", num_workers=2, say=said.append) == list(range(8))
+    assert any("perhaps by case 1" in text for text in said)
+
+
+def test_workers_are_as_many_as_fit_into_memory() -> None:
+    gb = 10**9
+    assert workers_that_fit(8, 2 * gb, free_bytes=100 * gb) == 8
+    assert workers_that_fit(8, 2 * gb, free_bytes=10 * gb) == 3  # 8 GB for 2.35 GB each
+    assert workers_that_fit(8, 2 * gb, free_bytes=gb) == 1
+
+
+def test_where_two_do_not_fit_one_process_works_outside_of_this_one() -> None:
+    said: list[str] = []
+    pids = run_jobs(process_id, range(3), name=str, num_workers=2, need_bytes=10**13, say=said.append)
+    assert os.getpid() not in pids
+    assert said[0].startswith("1 instead of 2 processes")
 
 
 def test_at_least_one_core_is_there() -> None:
