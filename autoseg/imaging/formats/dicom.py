@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,31 @@ def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = F
             found = pydicom.dcmread(
                 file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
             )
-            for name in tags or ():
-                found.get(name)  # values are parsed when first asked for; here a broken one is named with its file
+            with tags_of(file):
+                for name in tags or ():
+                    found.get(name)  # values are parsed when first asked for; here a broken one is named with its file
             return found
     except AutosegError:
         raise
-    except Exception as error:  # pydicom lets through whatever broken bytes cause
-        raise damaged(file, f"{type(error).__name__}: {error}"[:300].replace("\n", " ")) from None
+    except Exception as error:
+        raise damaged(file, _cause(error)) from None
+
+
+@contextmanager
+def tags_of(file: Path) -> Iterator[None]:
+    """Name ``file`` where looking at its tags fails: pydicom lets through whatever broken bytes cause."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except AutosegError:
+        raise
+    except Exception as error:
+        raise damaged(file, _cause(error)) from None
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}"[:300].split())
 
 
 def _check_inflated(file: Path) -> None:

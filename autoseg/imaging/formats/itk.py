@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.endings import DETACHED, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.formats.photographs import TRANSPARENCY, has_alpha
 
 MAX_DIMENSIONS = 4
 MOST_PACKED = 5000
@@ -96,12 +97,15 @@ def itk_header(path: Path, reader: Any) -> ImageHeader:
     )
     pixel_type = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     extra = size[3] if dimensions == 4 else 1
+    components = reader.GetNumberOfComponents()
+    is_transparent = is_photograph and has_alpha(path, components)
     return ImageHeader(
         geometry=geometry,
-        num_channels=reader.GetNumberOfComponents() * extra,
+        num_channels=(components - is_transparent) * extra,
         pixel_type=pixel_type,
         is_integer="integer" in pixel_type,
         repair=repair,
+        notes=(TRANSPARENCY,) if is_transparent else (),
     )
 
 
@@ -119,16 +123,6 @@ def _check_promise(path: Path, reader: Any) -> None:
     held = path.stat().st_size
     if image_ending(path) not in DETACHED and promised > max(SMALL_BYTES, MOST_PACKED * held):
         raise damaged(path, f"its header promises {promised} voxels (sizes {reader.GetSize()}), but it has {held} bytes")
-
-
-def itk_series_voxels(folder: Path, files: Sequence[Path]) -> NDArray[Any]:
-    """Voxels of DICOM files in the order given, float32 (C, Z, Y, X)."""
-    reader = SimpleITK.ImageSeriesReader()
-    with itk_call(folder):
-        reader.SetFileNames([str(file) for file in files])
-        reader.SetOutputPixelType(SimpleITK.sitkFloat32)  # slices may be scaled each its own way
-        image = reader.Execute()
-    return channels_first(image)
 
 
 def channels_first(image: Any) -> NDArray[Any]:

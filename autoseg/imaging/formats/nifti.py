@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import math
 import os
-import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -17,18 +16,14 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.formats.payload import GZIP_MAGIC, check_promise, read_bytes
 
 LONGEST_HEADER = 540
-GZIP_MAGIC = b"\x1f\x8b"
-GZIP_WINDOW = 31
-"""Tells zlib to expect the gzip format, whose check sum it then compares."""
-CHUNK = 2**20
-MOST_BEYOND = 2**26
 
 
 def nifti_header(path: Path) -> ImageHeader:
     """The header of a NIfTI file as nibabel reads it; a slightly skewed grid is straightened."""
-    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    header = _parse(path, read_bytes(path, LONGEST_HEADER))
     affine = np.diag([-1.0, -1.0, 1.0]) @ header.get_best_affine()[:3]  # NIfTI looks to Right and Anterior, we do not
     shape = (*header.get_data_shape(), 1, 1)[:3]
     spacing = np.linalg.norm(affine[:, :3], axis=0)
@@ -59,12 +54,15 @@ def nifti_voxels(path: Path) -> NDArray[Any]:
 
     Raises `AutosegError` if bytes are missing, the check sum of the compression is wrong, or the type is not a number.
     """
-    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    header = _parse(path, read_bytes(path, LONGEST_HEADER))
     kind, components = _voxel_type(path, header), _num_components(header)
     shape = header.get_data_shape()
     start = int(header.get_data_offset())
     expected = start + math.prod(shape) * components * kind.itemsize
-    raw = _read_bytes(path, expected, whole=True)
+    with open(path, "rb") as file:
+        encoding = "gzip" if file.read(2) == GZIP_MAGIC else "raw"
+    check_promise(path, expected, path.stat().st_size, encoding)
+    raw = read_bytes(path, expected, whole=True)
     if len(raw) < expected:
         raise damaged(path, f"its header promises {expected} bytes for {shape} voxels, but it holds {len(raw)}")
     flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
@@ -76,7 +74,7 @@ def check_written(path: Path) -> None:
 
     Cheap: only the header and the length that ends a gzip file are read.
     """
-    header = _parse(path, _read_bytes(path, LONGEST_HEADER))
+    header = _parse(path, read_bytes(path, LONGEST_HEADER))
     expected = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
     with open(path, "rb") as file:
         is_compressed = file.read(2) == GZIP_MAGIC
@@ -137,47 +135,3 @@ def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
 
 def _num_components(header: Any) -> int:
     return len(header.get_data_dtype().names or (None,))
-
-
-def _read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
-    """The first ``number`` bytes of the file, decompressed; with ``whole`` its check sum is compared too."""
-    try:
-        with open(path, "rb") as file:
-            is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-            size = file.seek(0, os.SEEK_END)  # never ask for more than there is: a header may promise anything
-            file.seek(0)
-            return _inflate(file, number, whole=whole) if is_compressed else file.read(min(number, size))
-    except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
-    except zlib.error as error:
-        raise damaged(path, f"its compression is broken: {error}") from None
-
-
-def _inflate(file: BinaryIO, number: int, *, whole: bool) -> bytearray:
-    """The first ``number`` bytes of a gzip file, which may have several members.
-
-    What follows is gone through for the check sum only, and not for ever: a hostile file fills neither memory nor time.
-    """
-    result, beyond, stream = bytearray(), 0, None
-    while len(result) < number or whole:
-        chunk = file.read(CHUNK)
-        if not chunk:
-            break
-        while chunk:
-            if stream is None:
-                if not chunk.startswith(GZIP_MAGIC):  # padding behind the last member
-                    return result
-                stream = zlib.decompressobj(GZIP_WINDOW)
-            missing = number - len(result)
-            part = stream.decompress(chunk, missing or CHUNK)
-            if missing:
-                result += part
-            else:
-                beyond += len(part)
-            if beyond > MOST_BEYOND:
-                raise zlib.error(f"it goes on for more than {MOST_BEYOND} bytes behind the last voxel")
-            chunk = stream.unused_data if stream.eof else stream.unconsumed_tail
-            stream = None if stream.eof else stream
-    if whole and stream is not None:
-        raise zlib.error(f"it ends after {len(result) + beyond} bytes, before its check sum")
-    return result

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
+from autoseg.imaging.formats.dicom import is_dicom
 from autoseg.imaging.formats.endings import NIFTI, PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.gipl import check_gipl
 from autoseg.imaging.formats.header import ImageHeader, damaged
-from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_series_voxels, itk_voxels
+from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_voxels
+from autoseg.imaging.formats.metaimage import metaimage_header, metaimage_voxels
 from autoseg.imaging.formats.nifti import nifti_header, nifti_voxels
+from autoseg.imaging.formats.nrrd import nrrd_header, nrrd_voxels
+from autoseg.imaging.formats.photographs import (
+    check_photograph,
+    grey_alpha_header,
+    grey_alpha_voxels,
+    read_png_head,
+)
 from autoseg.imaging.formats.segments import is_segmentation, segments_header, segments_label_map
-from autoseg.imaging.formats.series import is_dicom_series, read_series
+from autoseg.imaging.formats.series import (
+    is_dicom_series,
+    read_series,
+    read_single,
+    series_voxels,
+    single_voxels,
+)
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 
 WHOLE = 1e-4
@@ -30,14 +47,7 @@ def read_header(path: Path | str) -> ImageHeader:
     Raises `AutosegError` that names the file and the cause when it is missing, damaged, or no image.
     """
     path = Path(path)
-    if path.is_dir() or is_dicom_series(path):
-        return read_series(path).header
-    if is_segmentation(path):
-        return segments_header(path)
-    _check_there(path)
-    if image_ending(path) in NIFTI:
-        return _nifti_header(path)
-    return itk_header(path, itk_reader(path))
+    return segments_header(path) if is_segmentation(path) else _format(path).header(path)
 
 
 def read_volume(paths: Sequence[Path | str]) -> Volume:
@@ -88,18 +98,49 @@ def _check_there(path: Path) -> None:
         raise damaged(path, "it is empty")
 
 
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """The two ways to read one format."""
+
+    header: Callable[[Path], ImageHeader]
+    voxels: Callable[[Path], NDArray[Any]]
+
+
 def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
+    format_of_file = _format(path)
+    header = format_of_file.header(path)
+    return header, _fitting(path, header, format_of_file.voxels(path)[: header.num_channels])
+
+
+def _format(path: Path) -> _Format:
+    """How ``path``, which is there, is read; DICOM files are told by content, all others by their ending."""
     if path.is_dir() or is_dicom_series(path):
-        series = read_series(path)
-        return series.header, _fitting(path, series.header, itk_series_voxels(path, series.files))
+        return _Format(lambda p: read_series(p).header, series_voxels)
     _check_there(path)
-    if image_ending(path) in NIFTI:
-        header = _nifti_header(path)
-        return header, _fitting(path, header, nifti_voxels(path))
-    reader = itk_reader(path)
-    header = itk_header(path, reader)
-    return header, _fitting(path, header, itk_voxels(path, reader))
+    if is_dicom(path):
+        return _Format(lambda p: read_single(p).header, single_voxels)
+    ending = image_ending(path)
+    if ending in NIFTI:
+        return _Format(_nifti_header, nifti_voxels)
+    if ending in (".nrrd", ".nhdr"):
+        return _Format(nrrd_header, nrrd_voxels)
+    if ending in (".mha", ".mhd"):
+        return _Format(metaimage_header, metaimage_voxels)
+    if ending == ".png" and read_png_head(path).is_grey_with_alpha:
+        return _Format(grey_alpha_header, grey_alpha_voxels)
+    return _Format(_itk_header, _itk_voxels)
+
+
+def _itk_header(path: Path) -> ImageHeader:
+    if image_ending(path) in (".gipl", ".gipl.gz"):
+        check_gipl(path)
+    check_photograph(path)
+    return itk_header(path, itk_reader(path))
+
+
+def _itk_voxels(path: Path) -> NDArray[Any]:
+    return itk_voxels(path, itk_reader(path))
 
 
 def _nifti_header(path: Path) -> ImageHeader:

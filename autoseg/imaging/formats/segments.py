@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UID, SegmentationStorage
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.dicom import PART_MARK, is_dicom, number, read_tags, split_part, vector
+from autoseg.imaging.formats.dicom import PART_MARK, is_dicom, number, read_tags, split_part, tags_of, vector
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.formats.memory import require_memory
 from autoseg.imaging.volume import Geometry, LabelMap
@@ -91,9 +91,10 @@ def read_segments(path: Path | str) -> Segmentation:
     """
     file, part = split_part(Path(path))
     tags = read_tags(file, pixels=True)
-    geometry, slices = _grid(file, tags)
-    numbers, frames = _frames(file, tags, slices)
-    names = _names(file, tags)
+    with tags_of(file):
+        geometry, slices = _grid(file, tags)
+        numbers, frames = _frames(file, tags, slices)
+        names = _names(file, tags)
     wanted = sorted(names) if part is None else [n for n in names if str(n) == part]
     if not wanted:
         raise AutosegError(f"{file} has no segment {part}; it has {_listed(file, names)}")
@@ -111,7 +112,9 @@ def read_segments(path: Path | str) -> Segmentation:
 def segments_header(path: Path) -> ImageHeader:
     """The header of a DICOM SEG file as that of one label map."""
     file, _ = split_part(path)
-    geometry, _ = _grid(file, read_tags(file))
+    tags = read_tags(file)
+    with tags_of(file):
+        geometry, _ = _grid(file, tags)
     return ImageHeader(geometry=geometry, num_channels=1, pixel_type="segments", is_integer=True, may_be_part=True)
 
 

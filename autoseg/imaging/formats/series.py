@@ -22,6 +22,7 @@ from autoseg.imaging.formats.dicom import (
     vector,
 )
 from autoseg.imaging.formats.header import ImageHeader, make_geometry
+from autoseg.imaging.formats.slices import slice_voxels
 
 UNEVEN_STEP = 0.05
 """Slices are evenly spaced when no step differs from the median step by more than this share of it."""
@@ -110,7 +111,10 @@ def read_series(path: Path) -> Series:
     Raises `AutosegError` when there is none, when a folder has several and none is named, when slices are missing,
     doubled, of different size, or when the gantry was tilted.
     """
-    slices = _only_series(path)
+    return _stack(path, _only_series(path))
+
+
+def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     first = slices[0]
     _check_alike(path, slices)
     across, down = first.plane
@@ -137,6 +141,44 @@ def read_series(path: Path) -> Series:
     return Series(tuple(item.file for item in slices), header)
 
 
+def series_voxels(path: Path) -> NDArray[np.float32]:
+    """Voxels of the series that ``path`` names, (C, Z, Y, X), rescaled as each slice says."""
+    series = read_series(path)
+    return slice_voxels(path, series.files, series.header.geometry.shape, series.header.num_channels)
+
+
+def read_single(file: Path) -> Series:
+    """One DICOM file as an image: a slice in space, or, without a position (X-ray, photograph), a flat image.
+
+    Raises `AutosegError` for files with several frames.
+    """
+    tags = read_tags(file, [*NEEDED_TAGS, "NumberOfFrames"])
+    if number(tags, "NumberOfFrames", 1.0) > 1:
+        raise AutosegError(
+            f"{file} has {number(tags, 'NumberOfFrames', 1.0):g} frames in one file; convert it to single slices or to NIfTI"
+        )
+    item = _slice(file, tags)
+    if item is not None:
+        return _stack(file, [item])
+    geometry, _ = make_geometry(
+        file,
+        shape=(int(number(tags, "Columns", 0)), int(number(tags, "Rows", 0))),
+        spacing_mm=(1.0, 1.0),
+        origin_mm=(0.0, 0.0),
+        direction=np.eye(2),
+        has_orientation=False,
+    )
+    is_integer = all(value.is_integer() for value in _rescaling(tags))
+    channels = int(number(tags, "SamplesPerPixel", 1.0))
+    return Series((file,), ImageHeader(geometry=geometry, num_channels=channels, pixel_type="pixels", is_integer=is_integer))
+
+
+def single_voxels(file: Path) -> NDArray[np.float32]:
+    """Voxels of one DICOM file, (C, 1, Y, X)."""
+    header = read_single(file).header
+    return slice_voxels(file, [file], header.geometry.shape, header.num_channels)
+
+
 def _rescaling(tags: Any) -> tuple[float, float]:
     return number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
 
@@ -146,12 +188,17 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
     groups: dict[str, list[_Slice]] = {}
     for file in dicom_candidates(folder):
         if is_dicom(file):
-            tags = read_tags(file, NEEDED_TAGS)
-            if all(tags.get(name) not in (None, "") for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows")):
-                position, plane = vector(tags, POSITION, 3), vector(tags, ORIENTATION, 6).reshape(2, 3)
-                item = _Slice(file, tags, position, plane)
-                groups.setdefault(str(tags.get("SeriesInstanceUID") or ""), []).append(item)
+            item = _slice(file, read_tags(file, NEEDED_TAGS))
+            if item is not None:
+                groups.setdefault(str(item.tags.get("SeriesInstanceUID") or ""), []).append(item)
     return groups
+
+
+def _slice(file: Path, tags: Any) -> _Slice | None:
+    """A file with its place in space; None where it has none."""
+    if any(tags.get(name) in (None, "") for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows")):
+        return None
+    return _Slice(file, tags, vector(tags, POSITION, 3), vector(tags, ORIENTATION, 6).reshape(2, 3))
 
 
 def _only_series(path: Path) -> list[_Slice]:

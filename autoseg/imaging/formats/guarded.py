@@ -1,0 +1,60 @@
+"""Reading through a worker process with limited memory and time, for files whose decoders cannot be trusted."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.errors import AutosegError
+from autoseg.imaging.formats import itk_worker
+from autoseg.imaging.formats.header import damaged
+
+BASE_BYTES = 3 * 10**9
+"""Address space of a worker before it reads anything: interpreter, libraries, stacks of their threads."""
+COPIES = 6
+"""Decoders hold the voxels a few times over: packed, unpacked, rescaled, turned."""
+BASE_SECONDS = 60.0
+BYTES_PER_SECOND = 10**6
+"""Far slower than any decoder."""
+
+
+def decode_series(path: Path, files: Sequence[Path], shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """Voxels of DICOM ``files`` in the order given, float32 of ``shape`` (C, Z, Y, X), decoded by ITK in a worker.
+
+    Raises `AutosegError` that names ``path`` when they cannot be decoded, or not within the worker's memory and time.
+    """
+    held = sum(file.stat().st_size for file in files)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "voxels.npy")
+        _run(path, out, files, num_bytes=BASE_BYTES + COPIES * 4 * math.prod(shape), seconds=BASE_SECONDS + held / BYTES_PER_SECOND)
+        try:
+            voxels: NDArray[np.float32] = np.load(out, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise damaged(path, f"its decoder gave nothing: {error}") from None
+    if voxels.shape != shape:
+        raise damaged(path, f"its header says {shape} voxels (channel, z, y, x), but {voxels.shape} were read")
+    return voxels
+
+
+def _run(path: Path, out: Path, files: Sequence[Path], *, num_bytes: int, seconds: float) -> None:
+    # -P: nothing that lies in the current folder is taken for a library; absolute paths, for names may begin with a dash
+    command = [sys.executable, "-P", itk_worker.__file__, str(num_bytes), str(out)]
+    listed = "\0".join(str(file.absolute()) for file in files)
+    try:
+        done = subprocess.run(command, input=listed.encode(), capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise damaged(path, f"its decoder did not end within {seconds:.0f} seconds") from None
+    except OSError as error:
+        raise AutosegError(f"{path}: no process could be started to decode it ({error}); close other programs") from None
+    if done.returncode < 0:
+        raise damaged(path, f"its decoder was ended by signal {-done.returncode}")
+    if done.returncode:
+        lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
+        raise damaged(path, lines[-1][:300] if lines else "its decoder failed without a word")

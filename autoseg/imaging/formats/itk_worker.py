@@ -1,0 +1,55 @@
+"""The worker of `guarded`: decodes DICOM slices with ITK under a limit of memory and writes them as a numpy file.
+
+Run as a script, so that it loads nothing but what it needs: ``itk_worker.py MAX_BYTES OUT`` with the names of the files,
+separated by NUL, on the standard input. What went wrong is the last line of the standard output.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import SimpleITK
+
+
+def limit_memory(num_bytes: int) -> None:
+    """Let no allocation go beyond ``num_bytes`` of address space, where the system can."""
+    try:
+        import resource
+    except ImportError:  # Windows: the time limit alone must do
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def decode(files: list[str], out: str) -> None:
+    """Write the voxels of ``files`` in that order as float32 (C, Z, Y, X) to ``out``."""
+    reader = SimpleITK.ImageFileReader()
+    planes = []
+    for file in files:
+        reader.SetFileName(file)
+        reader.SetOutputPixelType(SimpleITK.sitkUnknown)
+        image = reader.Execute()
+        plane = SimpleITK.GetArrayFromImage(image).astype(np.float32)
+        channels = image.GetNumberOfComponentsPerPixel()
+        planes.append(np.moveaxis(plane.reshape(*plane.shape[-3 if channels > 1 else -2 :][:2], channels), -1, 0))
+    np.save(out, np.stack(planes, axis=1))
+
+
+def main() -> int:
+    """Exit status: 0 done, 1 failed."""
+    limit_memory(int(sys.argv[1]))
+    try:
+        decode(sys.stdin.read().split("\0"), sys.argv[2])
+    except MemoryError:
+        sys.stdout.write("it takes more memory than its header promises\n")
+        return 1
+    except (RuntimeError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip() and ".cxx" not in line]
+        sys.stdout.write(f"\n{lines[-1] if lines else type(error).__name__}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
