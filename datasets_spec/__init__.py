@@ -1,5 +1,16 @@
 """How folders of labelled volumes are laid out: one TOML file each, and the loader that reads them."""
 
-from datasets_spec.layout import CaseFiles, DescriptionFile, Layout, load_layouts, read_layout
+from datasets_spec.layout import CaseFiles, CaseList, DescriptionFile, Known, Layout
+from datasets_spec.loading import load_known, load_layouts, read_layout, read_spec
 
-__all__ = ["CaseFiles", "DescriptionFile", "Layout", "load_layouts", "read_layout"]
+__all__ = [
+    "CaseFiles",
+    "CaseList",
+    "DescriptionFile",
+    "Known",
+    "Layout",
+    "load_known",
+    "load_layouts",
+    "read_layout",
+    "read_spec",
+]

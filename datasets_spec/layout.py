@@ -1,36 +1,37 @@
-"""One layout as a frozen value, and the loader of the layouts that are known.
+"""One layout as a frozen value: where the files of cases lie, what they show, and how the layout is recognised.
 
 Out of scope: looking into folders. A layout says what to look for; `autoseg.datasets.discovery` looks.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import tomllib
-from importlib import resources
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from planners import Document, DocumentError, read_document
+from planners import Document
 
 FIELD = re.compile(r"\{(\w*)\}")
 ENDING = "ending"
 """The field that stands for the ending of any image format that can be read."""
-MEANINGS = ("case", "channel", "patient")
-"""Fields that are understood: the case id, the order of channels, and who must stay together in splits."""
+CLASS = "class"
+"""The field that stands for the class of a mask, where every class has a file of its own."""
+MEANINGS = ("case", "channel", "patient", CLASS)
+"""Fields that are understood: the case id, the channel, who must stay together in splits, the class of a mask."""
 
 Patterns = tuple[str, ...]
+Values = int | Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class CaseFiles(Document):
     """Where the files of cases lie: patterns of paths relative to the dataset's folder, with ``/`` between parts.
 
-    A pattern is literal text with fields in braces. ``{case}`` is the case id and must be in every pattern; ``{channel}``
-    sorts the files of one case into channels; cases with the same ``{patient}`` stay together; ``{ending}`` is the ending
+    A pattern is literal text with fields in braces. ``{case}`` is the case id; ``{channel}`` tells the files of one case
+    apart; cases with the same ``{patient}`` stay together; ``{class}`` is the class of a mask; ``{ending}`` is the ending
     of any readable image. Other fields only match. A field never crosses a ``/``; the same field twice must match the
-    same text.
+    same text. A pattern that ends in ``/`` is a folder with one DICOM series. A file that a label pattern takes is no
+    image.
     """
 
     images: Annotated[Patterns, Field(min_length=1)]
@@ -42,14 +43,41 @@ class DescriptionFile(Document):
 
     file: str
     """Path relative to the dataset's folder."""
-    form: Literal["decathlon"]
+    form: Literal["decathlon"] = "decathlon"
     """``decathlon``: JSON with ``modality`` or ``channel_names``, ``labels``, and perhaps ``test``."""
+    required: bool = True
+    """Whether people should be told that it is missing."""
+
+
+class CaseList(Document):
+    """A file of the dataset that lists its cases."""
+
+    files: Annotated[Patterns, Field(min_length=1)]
+    """Shell patterns of its name; the first that exists is read."""
+    form: Literal["table", "json", "nnunet"]
+    """``table``: CSV or TSV with a header line. ``json``: a list of objects, or objects with lists ``training`` and
+    ``test``. ``nnunet``: the field ``dataset`` of the reference's ``dataset.json``."""
+
+
+class Known(Document):
+    """What is known of one public dataset, beyond its layout."""
+
+    case: str
+    """Regular expression that every case id matches as a whole."""
+    training: Annotated[int, Field(ge=0)] | None = None
+    """Labelled cases of the whole dataset."""
+    test: Annotated[int, Field(ge=0)] | None = None
+    licence: str
+    source: str
+    """Who published it, and where to get it or read about it."""
+    unverified: tuple[str, ...] = ()
+    """Facts of this file that were not read in a source: check them before relying on them."""
 
 
 class Layout(Document):
-    """One way to lay out a dataset, recognised by what is in the folder.
+    """One way to lay out a dataset, recognised by what is in the folder; or one dataset, where it says more.
 
-    A folder has this layout where at least one image of ``training`` has a label map of the same case.
+    A folder has this layout where at least one image of ``training``, or of the list, has a label map of the same case.
     """
 
     schema_version: Literal[1] = 1
@@ -58,55 +86,73 @@ class Layout(Document):
     """Words for the user, e.g. ``Decathlon layout``."""
     expects: str
     """What is looked for, in words that end the sentence "looked for ..."."""
+    preference: int = 0
+    """Of layouts that find equally many cases the one with the highest preference is taken."""
     skip: tuple[str, ...] = (".*",)
     """File and folder names that are passed over, as shell patterns."""
     fields: dict[str, str] = Field(default_factory=dict)
     """Regular expression of a field, where any text without ``/`` is too wide, e.g. ``channel = "[0-9]{4}"``."""
-    training: CaseFiles
+    case_id: str = "{case}"
+    """How the case id is made from fields, e.g. ``{patient}_frame{frame}``; without fields all files are one case."""
+    training: CaseFiles | None = None
     test: CaseFiles | None = None
+    listing: CaseList | None = None
+    """A list in place of ``training`` and ``test``."""
+    without_label: Literal["error", "test"] = "error"
+    """What an image without a label map is: a fault, or a case to predict."""
     description: DescriptionFile | None = None
+
+    channels: tuple[str, ...] | dict[str, str] | None = None
+    """Names of the channels, in order. Where ``{channel}`` finds texts, these are the names, or the keys of a table from
+    text to name."""
+    labels: dict[str, Values] | None = None
+    """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given; ``ignore`` marks
+    voxels that nobody annotated. With ``{class}``: name of the class -> any number, which gives the order."""
+    region_order: tuple[int, ...] | None = None
+    """The value that each region writes, in the order in which they are written (later ones win)."""
+    threshold: int | None = None
+    """Label files hold greys: from this value on a voxel belongs to the structure."""
+    overlap: Literal["regions", "later"] = "regions"
+    """Where masks of classes overlap: both are learnt as regions, or the later class wins."""
+    groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Cases that must stay together in splits, by patient."""
+    patient: str | None = None
+    """Regular expression: what it finds in a case id is the patient."""
+    known: Known | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if not self.training.labels:
+        for field, expression in self.fields.items():
+            _check_expression(f"fields.{field}", expression)
+        if self.patient is not None:
+            _check_expression("patient", self.patient)
+        if self.known is not None:
+            _check_expression("known.case", self.known.case)
+        if (self.training is None) == (self.listing is None):
+            raise ValueError("either training or listing must be given")
+        if self.training is not None and not self.training.labels:
             raise ValueError("training.labels must have at least one pattern")
         for pattern in self.patterns:
-            if "case" not in FIELD.findall(pattern):
-                raise ValueError(f"pattern {pattern!r} has no field {{case}}")
-        for field, expression in self.fields.items():
-            _check_expression(field, expression)
+            for field in FIELD.findall(self.case_id):
+                if field not in FIELD.findall(pattern):
+                    raise ValueError(f"pattern {pattern!r} has no field {{{field}}}")
         return self
 
     @property
     def patterns(self) -> Patterns:
         """All patterns, in the order in which they are declared."""
-        test = () if self.test is None else (*self.test.images, *self.test.labels)
-        return (*self.training.images, *self.training.labels, *test)
+        return tuple(p for part in (self.training, self.test) if part is not None for p in (*part.images, *part.labels))
+
+    @property
+    def has_class_masks(self) -> bool:
+        """Whether each class has a mask file of its own."""
+        return self.training is not None and any(CLASS in FIELD.findall(pattern) for pattern in self.training.labels)
 
 
-def _check_expression(field: str, expression: str) -> None:
+def _check_expression(place: str, expression: str) -> None:
     try:
         groups = re.compile(expression).groups
     except re.error as error:
-        raise ValueError(f"fields.{field}: {expression!r} is no regular expression ({error})") from error
+        raise ValueError(f"{place}: {expression!r} is no regular expression ({error})") from error
     if groups:
-        raise ValueError(f"fields.{field}: {expression!r} must not have groups of its own; write (?:...)")
-
-
-def read_layout(text: str, *, where: str) -> Layout:
-    """The layout that ``text`` (TOML) holds; ``where`` names its source in messages.
-
-    Raises `DocumentError` with every problem and its place.
-    """
-    try:
-        content = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DocumentError(where, (str(error),)) from error
-    return read_document(Layout, json.dumps(content, default=str), where=where)
-
-
-def load_layouts() -> tuple[Layout, ...]:
-    """The layouts that come with the package, sorted by name."""
-    files = (resources.files(__package__) / "layouts").iterdir()
-    layouts = [read_layout(file.read_text("utf-8"), where=file.name) for file in files if file.name.endswith(".toml")]
-    return tuple(sorted(layouts, key=lambda layout: layout.name))
+        raise ValueError(f"{place}: {expression!r} must not have groups of its own; write (?:...)")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError, Problem, ProblemsError
+from datasets_spec import Layout
 from planners import LabelClass, Labels
 
 BACKGROUND = "background"
@@ -33,6 +34,8 @@ class Declaration:
     training_files: tuple[str, ...] = ()
     """Images listed for training, relative to the dataset's folder."""
     test_files: tuple[str, ...] = ()
+    annotated_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Classes that were annotated, by case id; of a case that is not here all were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ def read_decathlon(path: Path) -> Declaration:
 
     Channels are ``channel_names`` or ``modality``: an object of index -> name, taken in the order of its indices, or a
     list. Labels are ``{"0": "background", ...}`` or ``{"background": 0, ...}``; there a list of values is a region, and
-    an entry named ``ignore`` marks voxels that nobody annotated. Other keys are passed over. Raises `AutosegError` for a
+    an entry named ``ignore`` marks voxels that nobody annotated. ``annotated_classes`` (case id -> names) says that in some
+    cases only some classes were looked for. Other keys are passed over. Raises `AutosegError` for a
     file that is no JSON, with line and column, and `ProblemsError` with every faulty entry and its place.
     """
     content = _read_json(path)
@@ -55,13 +59,44 @@ def read_decathlon(path: Path) -> Declaration:
     label_values = _label_values(content, path, problems)
     training = _listed(content, "training", path, problems)
     test = _listed(content, "test", path, problems)
+    annotated = _annotated(content, path, problems)
     if problems:
         raise ProblemsError(f"{path} has {len(problems)} faults", problems)
     name = content.get("name")
     return Declaration(
         name=name if isinstance(name, str) and name.strip() else None,
         channels=channels, label_values=label_values, training_files=training, test_files=test,
+        annotated_classes=annotated,
     )
+
+
+def declared_by_layout(layout: Layout) -> Declaration:
+    """What a spec file or the description of a public dataset says of channels and labels.
+
+    Regions without an order are written one after the other, each as a value that no later one has. Raises `ProblemsError` where the
+    entries contradict each other.
+    """
+    channels = layout.channels
+    names = None if channels is None else tuple(channels.values() if isinstance(channels, dict) else channels)
+    if layout.labels is None or layout.has_class_masks:
+        return Declaration(channels=names)
+    entries = [_Entry(k, v if isinstance(v, tuple) else (v,)) for k, v in layout.labels.items()]
+    problems: list[Problem] = []
+    order = layout.region_order if layout.region_order is not None else _own_values(entries)
+    values = _arrange(entries, list(order), Path(f"{layout.name}.toml"), problems)
+    if problems:
+        raise ProblemsError(f"the labels of {layout.name} cannot be used", problems)
+    return Declaration(channels=names, label_values=values)
+
+
+def _own_values(entries: Sequence[_Entry]) -> tuple[int, ...]:
+    """For each region a value that no later one has, where there is one."""
+    regions = [entry.values for entry in entries if entry.name.lower() not in (BACKGROUND, IGNORE)]
+    order = []
+    for number, values in enumerate(regions):
+        later = {value for other in regions[number + 1 :] for value in other}
+        order.append(next((value for value in values if value not in later), values[0]))
+    return tuple(order)
 
 
 def labels_named_by_value(file_values: Iterable[int]) -> LabelValues:
@@ -117,6 +152,18 @@ def _listed(content: Mapping[str, Any], key: str, path: Path, problems: list[Pro
         else:
             problems.append(_fault(path, f"{key}[{number}]", entry, 'write "imagesTs/name.nii.gz" or {"image": ...}'))
     return tuple(files)
+
+
+def _annotated(content: Mapping[str, Any], path: Path, problems: list[Problem]) -> dict[str, tuple[str, ...]]:
+    declared = content.get("annotated_classes")
+    if declared is None:
+        return {}
+    if not isinstance(declared, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in declared.values()
+    ):
+        problems.append(_fault(path, "annotated_classes", declared, 'write {"case": ["name of a class", ...]}'))
+        return {}
+    return {case: tuple(names) for case, names in declared.items()}
 
 
 def _label_values(content: Mapping[str, Any], path: Path, problems: list[Problem]) -> LabelValues | None:

@@ -3,100 +3,153 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
-from autoseg.datasets.dataset import Case, DatasetDescription, Finding
-from autoseg.datasets.declaration import (
-    Declaration,
-    LabelValues,
-    labels_named_by_value,
-    read_decathlon,
-)
-from autoseg.datasets.patterns import FoundFile, list_files, match_files
-from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, read_header, read_label_map
-from datasets_spec import CaseFiles, Layout, load_layouts
+from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
+from autoseg.datasets.declaration import Declaration, declared_by_layout, read_decathlon
+from autoseg.datasets.found_labels import find_labels, replace_masks, segment_masks
+from autoseg.datasets.known import choose_known, expectations
+from autoseg.datasets.matching import Match, best_match, match_layout, rival_matches
+from autoseg.datasets.patterns import FoundFile
+from autoseg.errors import AutosegError, ProblemsError
+from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header
+from autoseg.imaging.formats.dicom import split_part
+from datasets_spec import Layout, load_known, load_layouts
+from datasets_spec.layout import CLASS
 
 NUM_SHOWN = 6
 """Names shown of a longer list in a message."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Match:
-    """What a layout finds in a folder; keys are case ids."""
-
-    layout: Layout
-    images: dict[str, list[FoundFile]]
-    labels: dict[str, list[FoundFile]]
-    test: dict[str, list[FoundFile]]
-
-    @property
-    def paired(self) -> tuple[str, ...]:
-        return tuple(sorted(self.images.keys() & self.labels.keys()))
+LISTS = (".csv", ".tsv", ".json")
+"""Endings of lists of cases, which may be given in place of their folder."""
 
 
 def discover_dataset(
-    folder: Path, *, layouts: Sequence[Layout] | None = None, num_workers: int = 1
+    folder: Path, *, layouts: Sequence[Layout] | None = None, layout: str | None = None, num_workers: int = 1
 ) -> DatasetDescription:
-    """The dataset that lies in ``folder``, whichever of ``layouts`` (default: all known) it has.
+    """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
 
-    What lies in the folder decides which cases there are; its ``dataset.json`` names channels and labels. Without one,
-    channels are numbered and classes are named by the values found in the label maps, which are then read by
-    ``num_workers`` processes. Images without a label map, label maps without an image and files that compete for one
-    place become ``findings``; those files belong to no case. Paths of the description are absolute.
+    ``folder`` may be a list of cases, too (CSV, TSV or JSON). Layouts are by default all that are known; ``layout``
+    chooses one of them by name. Of several that fit, the one with the most cases is taken, and a note names the others.
+
+    What lies in the folder decides which cases there are. What channels and classes are called, say in this order: the
+    layout itself (a spec file), the folder's ``dataset.json``, what is known of the public dataset that it turns out to
+    be, the names of files. Classes without a name are called after the values found in the label maps, which are then
+    read by ``num_workers`` processes; so are masks of classes, to see which overlap. Images without a label map, label
+    maps without an image and files that compete for one place become ``findings``; those files belong to no case. Paths
+    of the description are absolute.
 
     Raises `AutosegError` where there is no such folder, nothing in it, no layout that fits, or a ``dataset.json`` that
     is wrong; what was looked for and what was found are said.
     """
-    root = _existing_folder(folder)
-    match = _recognise(root, load_layouts() if layouts is None else layouts)
+    root, candidates = _candidates(folder, layouts, layout)
+    matches = [match_layout(root, each) for each in candidates]
+    match = best_match(matches)
+    if not match.paired:
+        raise AutosegError(_nothing_found(root, matches))
+    if layouts is None and layout is None:
+        match = choose_known(root, match, load_known())
     declaration, findings = _read_declaration(root, match)
-    training = tuple(_case(root, case_id, match.images[case_id], match.labels[case_id]) for case_id in match.paired)
-    test, test_findings = _test_cases(root, match, declaration)
-    channels = declaration.channels or _numbered_channels(training)
-    label_values = declaration.label_values or _values_in_files(training, num_workers)
+    declaration = _with_defaults(declaration, match.layout)
+    channels, dropped = _channel_texts(match)
+    training = tuple(
+        _case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels) for case_id in match.paired
+    )
+    training = tuple(segment_masks(case) for case in training)
+    training = tuple(
+        case.model_copy(update={"annotated": declaration.annotated_classes.get(case.case_id)}) for case in training
+    )
+    test, test_findings = _test_cases(root, match, declaration, channels)
+    names = declaration.channels or _channel_names(training, channels)
+    found = find_labels(training, match.layout, declaration, num_workers=num_workers)
+    if found.classes:
+        training = tuple(replace_masks(case, found.classes) for case in training)
     orphans = sorted(file.path for case_id in match.labels.keys() - match.images.keys() for file in match.labels[case_id])
-    return DatasetDescription(
+    description = DatasetDescription(
         name=declaration.name or root.name,
         root=str(root),
         layout=match.layout.name,
-        channels=channels,
-        labels=label_values.labels,
-        file_values=label_values.file_values,
-        file_ending=_common_ending(match),
+        layout_title=match.layout.title,
+        known=match.layout.title if match.layout.known is not None else None,
+        channels=names,
+        labels=found.values.labels,
+        file_values=found.values.file_values,
+        classes_with_masks=found.classes,
+        later_mask_wins=match.layout.overlap == "later",
+        threshold=match.layout.threshold,
+        mask_value=found.mask_value,
+        file_ending=_common_ending(training),
         training=training,
         test=test,
         unpaired_labels=tuple(str(root / path) for path in orphans),
-        findings=(*findings, *_unlisted_findings(root, match, declaration), *_pairing_findings(root, match), *test_findings),
+        findings=(
+            *findings, *found.findings, *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
+            *_unlisted_findings(root, match, declaration), *_list_findings(match), *_pairing_findings(root, match),
+            *test_findings,
+        ),
     )
+    return description.model_copy(update={"findings": (*description.findings, *expectations(description, match.layout))})
 
 
 def describe_dataset(dataset: DatasetDescription) -> str:
     """One sentence, e.g. ``60 labelled cases, 1 channel (MRI), labels Anterior and Posterior: Decathlon layout``."""
-    titles = {layout.name: layout.title for layout in load_layouts()}
     cases = _count(len(dataset.training), "labelled case")
     test = f", {_count(len(dataset.test), 'test case')}" if dataset.test else ""
     channels = f"{_count(len(dataset.channels), 'channel')} ({', '.join(dataset.channels)})"
     names = [label.name for label in dataset.labels.classes]
-    labels = f"label {names[0]}" if len(names) == 1 else f"labels {', '.join(names[:-1])} and {names[-1]}"
-    return f"{cases}{test}, {channels}, {labels}: {titles.get(dataset.layout, dataset.layout)}"
+    kind = "region" if dataset.labels.has_regions else "label"
+    if len(names) > 2 * NUM_SHOWN:
+        labels = f"{len(names)} {kind}s ({_shorten(names)})"
+    else:
+        labels = f"{kind} {names[0]}" if len(names) == 1 else f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
+    ignore = ", an ignore label" if dataset.labels.ignore is not None else ""
+    patients = {case.group or case.case_id for case in dataset.training}
+    of = f" of {_count(len(patients), 'patient')}" if len(patients) < len(dataset.training) else ""
+    return f"{cases}{of}{test}, {channels}, {labels}{ignore}: {dataset.layout_title or dataset.layout}"
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def _shorten(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
+
+
+# --- where to look ---
+
+
+def _candidates(folder: Path, layouts: Sequence[Layout] | None, name: str | None) -> tuple[Path, Sequence[Layout]]:
+    """The folder to look into and the layouts to look for."""
+    known = load_layouts() if layouts is None else layouts
+    if folder.is_file() and folder.suffix.lower() in LISTS:
+        lists = [each for each in known if each.listing is not None]
+        return folder.parent.resolve(), [
+            each.model_copy(update={"listing": each.listing.model_copy(update={"files": (folder.name,)})})
+            for each in lists if each.listing is not None
+        ]
+    root = _existing_folder(folder)
+    if layouts is None:
+        known = (*known, *(each for each in load_known() if each.training is not None))
+    if name is None:
+        return root, known
+    chosen = [each for each in known if each.name == name]
+    if not chosen:
+        names = ", ".join(each.name for each in known)
+        raise AutosegError(f"there is no layout {name!r}; choose one of {names}, or describe the folder in a spec file (--spec)")
+    return root, chosen
+
+
 def _existing_folder(folder: Path) -> Path:
     if not folder.exists():
         raise AutosegError(f"{folder} does not exist; give the folder that holds the dataset")
     if not folder.is_dir():
-        raise AutosegError(f"{folder} is a file, not a folder; give the folder that holds the dataset")
+        raise AutosegError(f"{folder} is a file, not a folder; give the folder that holds the dataset, or a list of cases as "
+                           "CSV or JSON")
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
@@ -106,40 +159,23 @@ def _existing_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
-def _recognise(root: Path, layouts: Sequence[Layout]) -> _Match:
-    matches = [_match(root, layout) for layout in layouts]
-    best = max(matches, key=lambda match: len(match.paired))
-    if best.paired:
-        return best
-    looked_for = "; ".join(_expectation(match) for match in matches)
-    raise AutosegError(
-        f"{root} holds no dataset: looked for {looked_for}; found {_summary(root)}; "
-        f"{_suggestion(root, layouts) or 'arrange the files like that, or give another folder'}"
-    )
+def _nothing_found(root: Path, matches: Sequence[Match]) -> str:
+    problems = [problem for match in matches for problem in match.problems]
+    if problems:
+        return str(ProblemsError(f"{root} lists no case that can be used", problems))
+    generic = [match for match in matches if match.layout.known is None]
+    looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
+    suggestion = _suggestion(root, [match.layout for match in generic])
+    return (f"{root} holds no dataset; found {_summary(root)}; "
+            f"{suggestion or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}"
+            f"\nlooked for{looked_for}")
 
 
-def _match(root: Path, layout: Layout) -> _Match:
-    try:
-        files = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
-    except OSError as error:
-        raise AutosegError(f"{error.filename} could not be listed ({error.strerror}); make it readable") from error
-
-    def by_case(patterns: Sequence[str]) -> dict[str, list[FoundFile]]:
-        cases: dict[str, list[FoundFile]] = {}
-        for file in match_files(files, patterns, fields=layout.fields, endings=IMAGE_ENDINGS):
-            cases.setdefault(file.fields["case"], []).append(file)
-        return cases
-
-    test = layout.test or CaseFiles(images=layout.training.images)
-    return _Match(
-        layout=layout,
-        images=by_case(layout.training.images),
-        labels=by_case(layout.training.labels),
-        test=by_case(test.images) if layout.test else {},
-    )
+def _num_seen(match: Match) -> tuple[int, int]:
+    return len(match.images) * len(match.labels), match.layout.preference
 
 
-def _expectation(match: _Match) -> str:
+def _expectation(match: Match) -> str:
     images = f"{_count(len(match.images), 'image')} and {_count(len(match.labels), 'label map')}"
     seen = f" (here {images}, none of the same case)" if match.images or match.labels else ""
     return f"{match.layout.title}: {match.layout.expects}{seen}"
@@ -161,35 +197,53 @@ def _num_entries(folder: Path) -> str:
 
 def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
     """Where a dataset lies one folder below or above, say so."""
-    near = [*sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")), root.parent]
-    for folder in near[-50:]:
+    below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    for folder in (*below[:50], root.parent):
         try:
-            if any(_match(folder, layout).paired for layout in layouts):
-                return f"{folder} holds one: give that folder"
+            matches = [match_layout(folder, layout) for layout in layouts]
         except (OSError, AutosegError):
             continue
+        if any(_goes_through(match, root) if folder == root.parent else match.paired for match in matches):
+            return f"{folder} holds one: give that folder"
     return ""
 
 
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
+def _goes_through(match: Match, folder: Path) -> bool:
+    """Whether all images, or all labels, of several cases lie in ``folder``."""
+    def all_inside(files: Mapping[str, Sequence[FoundFile]]) -> bool:
+        return all(Path(file.path).parts[0] == folder.name for case_id in match.paired for file in files[case_id])
+
+    return len(match.paired) > 1 and (all_inside(match.images) != all_inside(match.labels))
 
 
-def _read_declaration(root: Path, match: _Match) -> tuple[Declaration, list[Finding]]:
+# --- what the dataset says of itself ---
+
+
+def _read_declaration(root: Path, match: Match) -> tuple[Declaration, list[Finding]]:
     description = match.layout.description
     if description is None:
         return Declaration(), []
     path = root / description.file
     if not path.is_file():
-        return Declaration(), [_unnamed(path, f"there is no {description.file}: channels are numbered, classes named by their values")]
+        unnamed = f"there is no {description.file}: channels are numbered, classes named by their values"
+        missing = description.required and (match.layout.labels is None or match.layout.channels is None)
+        return Declaration(), [_unnamed(path, unnamed)] if missing else []
     declaration = read_decathlon(path)
     findings = []
-    if declaration.channels is None:
+    if declaration.channels is None and match.layout.channels is None:
         findings.append(_unnamed(path, "neither modality nor channel_names is given: channels are numbered"))
-    if declaration.label_values is None:
+    if declaration.label_values is None and match.layout.labels is None:
         findings.append(_unnamed(path, "labels is not given: classes are named by their values"))
     return declaration, findings
+
+
+def _with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
+    """What a spec file says goes before what the folder says, and that before what is known of the dataset."""
+    own = declared_by_layout(layout)
+    first, second = (declaration, own) if layout.known is not None else (own, declaration)
+    return replace(
+        declaration, channels=first.channels or second.channels, label_values=first.label_values or second.label_values
+    )
 
 
 def _unnamed(path: Path, found: str) -> Finding:
@@ -200,8 +254,38 @@ def _unnamed(path: Path, found: str) -> Finding:
     )
 
 
-def _numbered_channels(cases: Sequence[Case]) -> tuple[str, ...]:
-    """``channel_0``, ``channel_1`` ... for the channels of the first case whose files can be read."""
+# --- channels ---
+
+
+def _channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """Texts of ``{channel}`` in channel order, and the files whose text is no channel, by that text."""
+    counts = Counter(text for case_id in match.paired for text in {_channel(file) for file in match.images[case_id]})
+    declared = match.layout.channels
+    if declared is not None and set(declared) & set(counts):
+        texts = tuple(declared)
+    else:
+        # a file that most cases lack is no channel: a mask, a raw copy, a note
+        texts = tuple(sorted(text for text, count in counts.items() if 2 * count > len(match.paired)))
+        texts = texts or tuple(sorted(counts))
+    dropped: dict[str, list[str]] = {}
+    for files in (*match.images.values(), *match.test.values()):
+        for file in files:
+            if _channel(file) not in texts:
+                dropped.setdefault(_channel(file), []).append(file.path)
+    return texts, dropped
+
+
+def _channel(file: FoundFile) -> str:
+    return file.fields.get("channel") or ""
+
+
+def _channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...]:
+    """The texts where they are names, or the modality of DICOM series; else ``channel_0`` ... as the first readable case has."""
+    if all(re.search("[A-Za-z]", text) for text in texts):
+        return tuple(texts)
+    modalities = {_modality(case) for case in cases}
+    if len(modalities) == 1 and (modality := modalities.pop()):
+        return (modality,)
     count = 1
     for case in cases:
         try:
@@ -212,39 +296,59 @@ def _numbered_channels(cases: Sequence[Case]) -> tuple[str, ...]:
     return tuple(f"channel_{index}" for index in range(count))
 
 
-def _values_in_files(cases: Sequence[Case], num_workers: int) -> LabelValues:
-    found = run_jobs(_label_values, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
-    values = {value for of_case in found for value in of_case}
-    if not values - {0}:
-        raise AutosegError(
-            f"no label map of {Path(cases[0].label or '').parent} holds a value other than 0: there is nothing to segment; "
-            "give label maps whose structures have values from 1 on"
-        )
-    return labels_named_by_value(values)
-
-
-def _label_values(case: Case) -> tuple[int, ...]:
-    """Values in the label map of a case; none where it cannot be read, which the check reports."""
+def _modality(case: Case) -> str:
+    """Of the DICOM series that is the image of a case; empty for other cases."""
+    if len(case.images) > 1 or not split_part(case.image_paths[0])[0].is_dir():
+        return ""
     try:
-        return tuple(int(value) for value in np.unique(read_label_map(Path(case.label or "")).array))
+        return next((name.modality for name in list_series(case.image_paths[0])), "")
     except AutosegError:
-        return ()
+        return ""
 
 
-def _case(root: Path, case_id: str, images: Sequence[FoundFile], labels: Sequence[FoundFile] = ()) -> Case:
+def _dropped(root: Path, match: Match, dropped: Mapping[str, Sequence[str]]) -> list[Finding]:
+    return [
+        Finding(
+            severity="note", case_id=None, where=str(root / files[0]),
+            found=f"{_count(len(files), 'file')} of the kind {text!r} that most cases lack: taken for no channel",
+            mend="remove them, or say in a spec file which files are channels (--spec)",
+        )
+        for text, files in sorted(dropped.items())
+    ]
+
+
+# --- cases ---
+
+
+def _case(
+    root: Path, layout: Layout, case_id: str, images: Sequence[FoundFile], labels: Sequence[FoundFile], channels: Sequence[str]
+) -> Case:
     """A case of the first file for each channel; rivals are reported by `_rivals`."""
-    by_channel = {file.fields.get("channel", ""): file.path for file in reversed(images)}
+    by_channel = {_channel(file): file.path for file in reversed(images)}
+    masks = {file.fields[CLASS]: file.path for file in reversed(labels) if file.fields.get(CLASS)}
+    chosen = [by_channel[text] for text in channels if text in by_channel] or [images[0].path]
     return Case(
         case_id=case_id,
-        images=tuple(str(root / by_channel[channel]) for channel in sorted(by_channel)),
-        label=str(root / labels[0].path) if labels else None,
-        group=images[0].fields.get("patient"),
+        images=tuple(str(root / path) for path in chosen),
+        label=str(root / labels[0].path) if labels and not masks else None,
+        masks=tuple(MaskFile(label=name, file=str(root / masks[name])) for name in sorted(masks)),
+        group=_group(layout, case_id, images[0]),
     )
 
 
-def _test_cases(root: Path, match: _Match, declaration: Declaration) -> tuple[tuple[Case, ...], list[Finding]]:
+def _group(layout: Layout, case_id: str, image: FoundFile) -> str | None:
+    for group, cases in layout.groups.items():
+        if case_id in cases:
+            return group
+    found = re.search(layout.patient, case_id) if layout.patient else None
+    return found[0] if found else image.fields.get("patient")
+
+
+def _test_cases(
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str]
+) -> tuple[tuple[Case, ...], list[Finding]]:
     """Unlabelled cases in the folder, then those that only ``dataset.json`` lists."""
-    cases = {case_id: _case(root, case_id, files) for case_id, files in match.test.items()}
+    cases = {case_id: _case(root, match.layout, case_id, files, (), channels) for case_id, files in match.test.items()}
     known = {image for case in cases.values() for image in case.images}
     missing = []
     for listed in declaration.test_files:
@@ -259,14 +363,41 @@ def _test_cases(root: Path, match: _Match, declaration: Declaration) -> tuple[tu
     return tuple(cases[case_id] for case_id in sorted(cases)), _missing_findings(root, match, missing, "test")
 
 
-def _unlisted_findings(root: Path, match: _Match, declaration: Declaration) -> list[Finding]:
+# --- what people should know ---
+
+
+def _ambiguity(root: Path, match: Match, rivals: Sequence[Match]) -> list[Finding]:
+    if match.layout.known is not None:
+        return []
+    return [
+        Finding(
+            severity="note", case_id=None, where=str(root),
+            found=f"taken as {match.layout.title} ({_count(len(match.paired), 'case')}), but it may also be {rival.layout.title} "
+            f"({_count(len(rival.paired), 'case')})",
+            mend=f"give --layout {rival.layout.name} if that is what it is, or a spec file (--spec)",
+        )
+        for rival in rivals
+    ]
+
+
+def _unlisted_findings(root: Path, match: Match, declaration: Declaration) -> list[Finding]:
     """Training images that are listed, but of which neither image nor label is in the folder."""
+    if match.layout.listing is not None:
+        return []
     present = match.images.keys() | match.labels.keys()
-    missing = [file for file in declaration.training_files if image_stem(file) not in present]
+    missing = [
+        file for file in declaration.training_files
+        if image_stem(file) not in present and not any((root / file).samefile(root / each) for each in _same_name(match, file))
+    ]
     return _missing_findings(root, match, missing, "training")
 
 
-def _missing_findings(root: Path, match: _Match, missing: Sequence[str], kind: str) -> list[Finding]:
+def _same_name(match: Match, file: str) -> list[str]:
+    name = Path(file).name
+    return [each.path for files in match.images.values() for each in files if Path(each.path).name == name]
+
+
+def _missing_findings(root: Path, match: Match, missing: Sequence[str], kind: str) -> list[Finding]:
     if not missing or match.layout.description is None:
         return []
     return [Finding(
@@ -277,7 +408,14 @@ def _missing_findings(root: Path, match: _Match, missing: Sequence[str], kind: s
     )]
 
 
-def _pairing_findings(root: Path, match: _Match) -> list[Finding]:
+def _list_findings(match: Match) -> list[Finding]:
+    return [
+        Finding(severity="error", case_id=None, where=problem.where, found=problem.found, mend=problem.mend)
+        for problem in match.problems
+    ]
+
+
+def _pairing_findings(root: Path, match: Match) -> list[Finding]:
     findings = []
     for case_id in sorted(match.images.keys() | match.labels.keys()):
         images, labels = match.images.get(case_id, []), match.labels.get(case_id, [])
@@ -287,19 +425,19 @@ def _pairing_findings(root: Path, match: _Match) -> list[Finding]:
         elif not images:
             findings.append(_error(root, case_id, labels[0], "the label map has no image",
                                    "add an image of the same name, or remove the label map"))
-        findings += _rivals(root, case_id, images) + _rivals(root, case_id, labels)
-    return findings + [f for case_id, files in sorted(match.test.items()) for f in _rivals(root, case_id, files)]
+        findings += _rivals(root, case_id, images, "channel") + _rivals(root, case_id, labels, CLASS)
+    return findings + [f for case_id, files in sorted(match.test.items()) for f in _rivals(root, case_id, files, "channel")]
 
 
-def _rivals(root: Path, case_id: str, files: Sequence[FoundFile]) -> list[Finding]:
-    """Files beyond the first for the same channel of a case."""
+def _rivals(root: Path, case_id: str, files: Sequence[FoundFile], field: str) -> list[Finding]:
+    """Files beyond the first for the same channel or class of a case."""
     first: dict[str, FoundFile] = {}
     findings = []
     for file in files:
-        kept = first.setdefault(file.fields.get("channel", ""), file)
+        kept = first.setdefault(file.fields.get(field) or "", file)
         if kept is not file:
             findings.append(_error(root, case_id, file, f"{kept.path} is there for the same case",
-                                   "keep one of the two"))
+                                   "keep one of the two, or say in a spec file which one is meant (--spec)"))
     return findings
 
 
@@ -307,7 +445,9 @@ def _error(root: Path, case_id: str, file: FoundFile, found: str, mend: str) -> 
     return Finding(severity="error", case_id=case_id, where=str(root / file.path), found=found, mend=mend)
 
 
-def _common_ending(match: _Match) -> str:
+def _common_ending(cases: Sequence[Case]) -> str:
     """The ending that most label files have; the first by alphabet where several are as frequent."""
-    endings = Counter(image_ending(match.labels[case_id][0].path) for case_id in match.paired)
-    return min(endings, key=lambda ending: (-endings[ending], ending))
+    endings = Counter(image_ending(file) for case in cases for file in case.label_files[:1])
+    ending = min(endings, key=lambda ending: (-endings[ending], ending))
+    # DICOM SEG is read, not written
+    return ".nii.gz" if ending in ("", ".dcm") else ending

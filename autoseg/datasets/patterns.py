@@ -25,25 +25,31 @@ def list_files(
 ) -> tuple[str, ...]:
     """Files in ``folder`` and in those folders below it that ``patterns`` lead into, as paths relative to it, sorted.
 
-    Other folders are not opened, so that a wrong folder with a million files is seen to be wrong at once. A file or
+    Folders that a pattern ending in ``/`` names are listed too, with that ``/``. Other folders are not opened, so that a wrong folder with a million files is seen to be wrong at once. A file or
     folder whose name matches one of the shell patterns ``skip`` is passed over. Raises `OSError` where a folder cannot
     be listed.
     """
     parts = [pattern.split("/") for pattern in patterns]
     parents = {"/".join(names[:depth]) for names in parts for depth in range(1, len(names))}
     ways = [compile_pattern(parent, fields=fields, endings=()) for parent in sorted(parents)]
-    return tuple(sorted(_walk(folder, "", ways, skip)))
+    series = [compile_pattern("/".join(names), fields=fields, endings=()) for names in parts if names[-1] == ""]
+    return tuple(sorted(_walk(folder, "", ways, series, skip)))
 
 
-def _walk(folder: Path, prefix: str, ways: Sequence[re.Pattern[str]], skip: Sequence[str]) -> Iterator[str]:
+def _walk(
+    folder: Path, prefix: str, ways: Sequence[re.Pattern[str]], series: Sequence[re.Pattern[str]], skip: Sequence[str]
+) -> Iterator[str]:
     for entry in os.scandir(folder):
         path = prefix + entry.name
         if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in skip):
             continue
         if not entry.is_dir():
             yield path
-        elif any(way.fullmatch(path) for way in ways):
-            yield from _walk(Path(entry.path), f"{path}/", ways, skip)
+            continue
+        if any(pattern.fullmatch(f"{path}/") for pattern in series):
+            yield f"{path}/"
+        if any(way.fullmatch(path) for way in ways):
+            yield from _walk(Path(entry.path), f"{path}/", ways, series, skip)
 
 
 def match_files(
