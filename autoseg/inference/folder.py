@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.formats import prediction_ending, read_header, write_label_map
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.predictor import Predictor
 from autoseg.progress import Reporter
@@ -39,6 +39,8 @@ def predict_cases(
 ) -> list[Path]:
     """Write a label map for every case, ``CASE`` plus the ending of the dataset's own label files.
 
+    Where those cannot hold the grid of the image, its own format is taken, or NIfTI (`prediction_ending`).
+
     Cases that are there already are skipped. With ``probabilities`` also ``CASE.npz`` with an array ``probabilities``,
     float32 (K, Z, Y, X). A case that fails does not stop the others; all failures are reported together at the end.
     Raises `AutosegError` at once when the folder holds predictions of another model, or made in another way.
@@ -47,10 +49,10 @@ def predict_cases(
     written, failures = [], []
     with reporter.track("Predicting", len(cases)) as tracker:
         for case in cases:
-            path = folder / f"{case.case_id}{predictor.model.dataset.file_ending}"
             scores = folder / f"{case.case_id}.npz"
-            _refuse_overwriting_input(case, path)
             try:
+                path = folder / f"{case.case_id}{_ending(predictor, case)}"
+                _refuse_overwriting_input(case, path)
                 if not path.exists() or (probabilities and not scores.exists()):
                     _predict_case(predictor, case, path, scores if probabilities else None)
                 written.append(path)
@@ -63,6 +65,11 @@ def predict_cases(
             + "\n".join(failures)
         )
     return written
+
+
+def _ending(predictor: Predictor, case: InputCase) -> str:
+    image = case.images[0]
+    return prediction_ending(image, read_header(image).geometry, predictor.model.dataset.file_ending)
 
 
 def _predict_case(predictor: Predictor, case: InputCase, path: Path, scores: Path | None) -> None:

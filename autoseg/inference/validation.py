@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.label_values import to_file_values
-from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.formats import writable_ending, write_label_map
 from autoseg.inference.export import labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member
 from autoseg.inference.predictor import member_logits
@@ -68,7 +68,7 @@ def predict_case(task: ValidationTask, case_id: str) -> None:
 
 def prediction_path(folder: Path, case_id: str, dataset: DatasetDescription) -> Path:
     """Label map of a case."""
-    return folder / f"{case_id}{dataset.file_ending}"
+    return folder / f"{case_id}{writable_ending(dataset.file_ending)}"
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:

@@ -7,15 +7,22 @@ DICOM SEG file is one label map with the numbers of its segments; where they ove
 a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
 """
 
+from autoseg.imaging.formats.dicom import PART_MARK
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
 from autoseg.imaging.formats.header import ImageHeader
 from autoseg.imaging.formats.reading import read_header, read_label_map, read_volume
 from autoseg.imaging.formats.segments import Segment, Segmentation, is_segmentation, read_segments
 from autoseg.imaging.formats.series import SeriesName, is_dicom_series, list_series
-from autoseg.imaging.formats.writing import write_label_map, write_volume
+from autoseg.imaging.formats.writing import (
+    prediction_ending,
+    writable_ending,
+    write_label_map,
+    write_volume,
+)
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "PART_MARK",
     "ImageHeader",
     "Segment",
     "Segmentation",
@@ -25,10 +32,12 @@ __all__ = [
     "is_dicom_series",
     "is_segmentation",
     "list_series",
+    "prediction_ending",
     "read_header",
     "read_label_map",
     "read_segments",
     "read_volume",
+    "writable_ending",
     "write_label_map",
     "write_volume",
 ]

@@ -7,8 +7,8 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,49 +17,57 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.endings import DETACHED, PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.endings import DETACHED, LOSSY, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.formats.photographs import TRANSPARENCY, has_alpha
 
 MAX_DIMENSIONS = 4
 MOST_PACKED = 5000
 """No format here packs its voxels into less than this fraction of their bytes, not even constant images."""
+CORRUPT_JPEG, HARMLESS_JPEG = "Corrupt JPEG data", "extraneous bytes"
 SMALL_BYTES = 10**8
 """Images below this size are read whatever their header says; they do no harm."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def captured_noise(into: list[str]) -> Iterator[None]:
-    """Keep what image libraries write to the standard error stream; they know causes that their exceptions lack.
+def captured_noise(into: list[str], streams: Sequence[int] = (2,)) -> Iterator[None]:
+    """Keep what image libraries write to the standard streams; they know causes that their exceptions lack.
 
     Their C code writes to the file descriptor, so that is what is turned aside, for the time of one call.
     """
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
+        saved: dict[int, int] = {}
         try:
-            saved = os.dup(2)
-        except OSError:  # no such stream, as in services without a terminal: nothing to keep
-            yield
-            return
-        try:
-            os.dup2(file.fileno(), 2)
+            for stream in streams:
+                with suppress(OSError):  # no such stream, as in services without a terminal: nothing to keep
+                    saved[stream] = os.dup(stream)
+                    os.dup2(file.fileno(), stream)
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+            for stream, copy in saved.items():
+                os.dup2(copy, stream)
+                os.close(copy)
             file.seek(0)
             into.append(file.read(4000).decode(errors="replace"))
 
 
 @contextmanager
 def itk_call(path: Path, refusal: Callable[[Path, str], Exception] = damaged) -> Iterator[None]:
-    """Turn what ITK raises about ``path`` into ``refusal(path, cause)``, the cause in words that a person can read."""
+    """Turn what ITK raises about ``path`` into ``refusal(path, cause)``, the cause in words that a person can read.
+
+    What ITK only says of damaged JPEG data, and fills with grey, is an error too.
+    """
     noise: list[str] = []
+    is_jpeg = image_ending(path) in LOSSY  # its decoder complains on the standard output
     try:
-        with captured_noise(noise):
+        with captured_noise(noise, (1, 2) if is_jpeg else (2,)):
             yield
     except RuntimeError as error:
         raise refusal(path, _cause(f"{error}\n{''.join(noise)}")) from None
+    lost = [line for line in "".join(noise).splitlines() if CORRUPT_JPEG in line and HARMLESS_JPEG not in line]
+    if is_jpeg and lost:
+        raise refusal(path, lost[0])
 
 
 def _cause(text: str) -> str:

@@ -13,7 +13,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, image_ending
+from autoseg.imaging.formats.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.itk import itk_call
 from autoseg.imaging.formats.nifti import check_written
 from autoseg.imaging.volume import Geometry
@@ -21,6 +21,26 @@ from autoseg.run_folder import sync_folder, write_error
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
 WRITABLE = tuple(ending for ending in IMAGE_ENDINGS if ending not in (*LOSSY, ".dcm"))
+
+
+def writable_ending(label_ending: str) -> str:
+    """The ending itself, or the nearest one that label maps can be written with (PNG for JPEG, NIfTI for DICOM)."""
+    if label_ending in LOSSY:
+        return ".png"
+    return label_ending if label_ending in WRITABLE else ".nii.gz"
+
+
+def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) -> str:
+    """The ending for a label map of ``image``: that of the dataset's label files where it can hold the image's grid.
+
+    Otherwise, for a PNG, TIFF or BMP image its own, for a JPEG image PNG, for all others (DICOM among them) NIfTI.
+    """
+    own, ending = image_ending(image), writable_ending(label_ending)
+    is_photograph = own in PHOTOGRAPHS or not geometry.has_orientation
+    holds_slices = ending not in FLAT or geometry.shape[0] == 1
+    if (ending in PHOTOGRAPHS) == is_photograph and holds_slices:
+        return ending
+    return writable_ending(own) if own in PHOTOGRAPHS else ".nii.gz"
 
 
 def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
