@@ -16,11 +16,13 @@ from planners import (
     Measurement,
     Plan,
     Schedule,
+    describe_outlook,
     learning_rate,
     plan_dataset,
     plan_schedule,
     read_document,
     wants_more_candidates,
+    warn_of_starvation,
     with_width,
     write_document,
 )
@@ -188,3 +190,42 @@ def test_every_choice_has_a_reason() -> None:
     assert rules == {
         "schedule.configurations", "schedule.folds", "schedule.width", "schedule.optimiser", "schedule.mirroring"
     }
+
+
+def test_the_outlook_names_what_more_time_would_change() -> None:
+    short = plan_schedule(PLAN, conditions(budget_s=600))
+    outlook = describe_outlook(PLAN, short)
+    assert outlook is not None
+    budget, gain = outlook.removeprefix("with ").split(": ")
+    assert "32 features" in gain
+    seconds = {"min": 60, "h": 3600}[budget.split()[1]] * float(budget.split()[0])
+    longer = plan_schedule(PLAN, conditions(budget_s=seconds))
+    assert longer.trainings[0].base_features == 32
+    assert describe_outlook(PLAN, plan_schedule(PLAN, conditions(budget_s=None, device="cuda"))) is None
+
+
+def test_the_outlook_names_a_configuration_that_nobody_measured() -> None:
+    wide = conditions(budget_s=7200)
+    only = tuple(m for m in wide.measurements if m.configuration == "3d_fullres")
+    schedule = plan_schedule(PLAN, wide.model_copy(update={"measurements": only}))
+    assert schedule.trainings[0].base_features == 32
+    assert "2d too" in (describe_outlook(PLAN, schedule) or "")
+
+
+def test_a_budget_that_teaches_nothing_is_warned_of_with_one_that_does() -> None:
+    assert warn_of_starvation(plan_schedule(PLAN, conditions(budget_s=1200))) is None
+    starved = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
+    warning = warn_of_starvation(starved)
+    assert warning is not None
+    assert f"{starved.trainings[0].num_steps} steps a fold" in warning
+    advice = warning.split("--budget ")[1].split()[0]
+    seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
+    assert warn_of_starvation(plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
+
+
+def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> None:
+    slow = conditions(budget_s=300)
+    measurements = tuple(m.model_copy(update={"export_s": 30.0}) for m in slow.measurements)
+    warning = warn_of_starvation(plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
+    assert warning is not None
+    assert "cannot be kept" in warning

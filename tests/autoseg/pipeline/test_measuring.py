@@ -1,0 +1,60 @@
+"""Trial steps and predictions of a real, small dataset give times that a budget can be planned with."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.pipeline.measuring import Bench, make_bench, measure_steps, refine, stored_shapes, time_steps
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.stages import preprocess_stage
+from autoseg.progress import SilentReporter
+from autoseg.run_folder import RunFolder
+from planners import trial_training
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory) -> Bench:
+    folder = tmp_path_factory.mktemp("measuring")
+    make_phantom_dataset(folder / "Task99_Phantom", num_training=3, num_test=1, seed=2)
+    options = Options(
+        dataset=folder / "Task99_Phantom", run=RunFolder(folder / "run"), device_name="cpu", num_threads=1,
+        num_workers=1, reporter=SilentReporter(), budget_s=120.0,
+    )
+    dataset, plan = preprocess_stage(options)
+    return make_bench(options, dataset, plan)
+
+
+def test_all_that_a_run_pays_for_is_measured(bench) -> None:
+    started = time.monotonic()
+    measured = measure_steps(bench, budgeted=True, num_folds=3)
+    took = time.monotonic() - started
+    first = [m for m in measured if m.configuration == "3d_fullres"]
+    assert [m.base_features for m in first] == sorted(m.base_features for m in first)
+    for m in measured:
+        assert 0 < m.step_s < took
+        assert 0 < m.case_s < took
+        assert 0 < m.export_s < took
+        assert 0 < m.prepare_s < took  # there is a test case
+    refined = refine(bench, measured, bench_training(bench, measured[0].base_features))
+    assert [m.model_copy(update={"step_s": 1.0}) for m in refined] == [m.model_copy(update={"step_s": 1.0}) for m in measured]
+
+
+def test_a_trial_ends_after_two_steps_where_they_are_slow(bench) -> None:
+    training = bench_training(bench, 8)
+    configuration = bench.plan.configuration(training.configuration)
+    started = time.monotonic()
+    step_s = time_steps(bench, configuration, training, longest_s=0.0, most=1000)
+    assert time.monotonic() - started < 60
+    assert step_s > 0
+
+
+def test_trials_last_as_the_budget_allows(bench) -> None:
+    assert bench.longest_s == 2.0  # two minutes have no time for more
+    assert len(stored_shapes(bench, bench.plan.configuration("3d_fullres"))) == 3
+
+
+def bench_training(bench: Bench, width: int):
+    return trial_training(bench.plan.configuration("3d_fullres"), base_features=width, batch_size=2, precision="float32")
