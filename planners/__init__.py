@@ -3,7 +3,7 @@
 from planners.decision import Decision, DecisionRecord
 from planners.document import Document, DocumentError, describe_problems, read_document, write_document
 from planners.explain import explain
-from planners.fingerprint import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels
+from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
@@ -36,6 +36,7 @@ __all__ = [
     "DEFAULT_CPU_BUDGET_S",
     "CaseSize",
     "ChannelNormalization",
+    "ClassSize",
     "Conditions",
     "Configuration",
     "Decision",

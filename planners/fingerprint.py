@@ -114,6 +114,19 @@ class CaseSize(Document):
     spacing_mm: Spacing3
 
 
+class ClassSize(Document):
+    """How large one class or region is, over the training cases that have it."""
+
+    name: str
+    num_cases: Annotated[int, Field(ge=0)]
+    """Training cases that have it. Where there is none, all that follows is 0."""
+    median_volume_ml: Annotated[float, Field(ge=0)]
+    median_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the voxels of its cases after cropping."""
+    median_components: Annotated[float, Field(ge=0)]
+    """Separate pieces in a case; voxels that share a corner are one piece."""
+
+
 class Fingerprint(Document):
     """All that planning depends on. Axes are source axes, (z, y, x)."""
 
@@ -131,6 +144,9 @@ class Fingerprint(Document):
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
     sided_axis: Literal[0, 1, 2] | None = None
     """Source axis along which paired left and right structures mirror each other; none: no such pair is known."""
+
+    class_sizes: tuple[ClassSize, ...] = ()
+    """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere. Told to people, plans nothing."""
 
     label_entries: PositiveInt | None = None
     """Entries of the label table of a fingerprint made elsewhere, which the reference counts (method section 3.8);

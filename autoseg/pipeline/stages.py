@@ -14,6 +14,7 @@ from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import dataset_content
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
+from autoseg.preparation.class_sizes import describe_unusual_classes
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import Target, preprocess_dataset
 from autoseg.run_folder import load_document, save_document
@@ -73,6 +74,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     )
     if not options.run.plan.exists() or digest(load_document(Plan, options.run.plan)) != digest(plan):
         save_document(options.run.plan, plan)
+    for sentence in describe_unusual_classes(fingerprint):
+        options.reporter.say(f"Note: {sentence}")
     for configuration in plan.configurations:
         options.reporter.say(f"Plan: {describe_configuration(configuration)}")
     return dataset, plan

@@ -18,8 +18,10 @@ from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.formats import read_label_map, read_volume
 from autoseg.imaging.orientation import UNTURNED, align_label_map, canonical_orientation
+from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
+from autoseg.preparation.need import largest_need
 from autoseg.progress import Reporter
-from planners import CaseSize, Fingerprint, IntensityStatistics
+from planners import CaseSize, Fingerprint, IntensityStatistics, Labels
 
 MAX_STORED_VALUES = 2**24
 """Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
@@ -43,6 +45,7 @@ class _CaseSummary:
     size: CaseSize
     relative_size: float
     has_foreground: bool
+    classes: tuple[ClassMeasure, ...]
     channels: tuple[Intensities, ...]
     """Inside the foreground; where there is none, inside the non-zero mask."""
 
@@ -71,12 +74,13 @@ def take_fingerprint(
         raise AutosegError(f"{dataset.root} has no labelled case; a fingerprint needs one or more")
     num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
     summarise = partial(
-        _summarise, file_values=dataset.file_values, num_channels=len(dataset.channels), canonical=canonical,
+        _summarise, file_values=dataset.file_values, labels=dataset.labels, num_channels=len(dataset.channels), canonical=canonical,
         num_values=num_values,
     )
     with reporter.track("fingerprint", len(cases)) as tracker:
         summaries = run_jobs(
-            summarise, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers, tracker=tracker
+            summarise, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers,
+            need_bytes=largest_need(cases), say=reporter.say, tracker=tracker,
         )
     counted = [summary for summary in summaries if summary.has_foreground]
     if not counted:
@@ -91,12 +95,13 @@ def take_fingerprint(
             pool_intensities([summary.channels[channel] for summary in counted or summaries])
             for channel in range(len(dataset.channels))
         ),
+        class_sizes=pool_class_sizes(dataset.labels, [summary.classes for summary in summaries]),
         median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
     )
 
 
 def _summarise(
-    case: Case, *, file_values: Sequence[int], num_channels: int, canonical: bool, num_values: int
+    case: Case, *, file_values: Sequence[int], labels: Labels, num_channels: int, canonical: bool, num_values: int
 ) -> _CaseSummary:
     image = read_volume(case.image_paths)
     if len(image.array) != num_channels:
@@ -104,10 +109,11 @@ def _summarise(
             f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "
             "correct the dataset's channels, or remove the case"
         )
-    labels = align_label_map(read_label_map(Path(case.label or "")), image.geometry)
+    label_map = align_label_map(read_label_map(Path(case.label or "")), image.geometry)
     mask = nonzero_mask(image.array)
     box = bounding_box(mask)
-    foreground = to_internal(crop(labels, box), file_values) > 0
+    values = to_internal(crop(label_map, box), file_values)
+    foreground = values > 0
     has_foreground = bool(foreground.any())
     inside = foreground if has_foreground else crop(mask, box)
     if not inside.any():
@@ -121,8 +127,9 @@ def _summarise(
             shape=(inside.shape[z], inside.shape[y], inside.shape[x]),
             spacing_mm=(spacing_mm[z], spacing_mm[y], spacing_mm[x]),
         ),
-        relative_size=math.prod(inside.shape) / math.prod(labels.shape),
+        relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,
+        classes=measure_classes(values, labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
         channels=tuple(summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)),
     )
 

@@ -33,6 +33,7 @@ from autoseg.imaging.orientation import (
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
 from autoseg.imaging.volume import Geometry, Volume
+from autoseg.preparation.need import largest_need
 from autoseg.preparation.storage import STORAGE_VERSION, Prepared, is_stored, write_case
 from autoseg.progress import Reporter
 from autoseg.run_folder import sync_folder
@@ -291,8 +292,13 @@ def preprocess_dataset(
         reporter.say(f"Preprocessing {names}: {kept} of {len(dataset.training)} cases are there already")
     if not waiting:
         return
+    configurations = [target.configuration for target in targets]
+    need = largest_need([item.case for item in waiting], plan=plan, configurations=configurations)
     with reporter.track(f"Preprocessing {names}", len(waiting)) as tracker:
-        run_jobs(partial(_do, _Work(dataset, plan)), waiting, name=_name, num_workers=num_workers, tracker=tracker)
+        run_jobs(
+            partial(_do, _Work(dataset, plan)), waiting, name=_name, num_workers=num_workers, need_bytes=need,
+            say=reporter.say, tracker=tracker,
+        )
     for target in targets:
         sync_folder(target.folder)
 
