@@ -39,8 +39,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, Seg
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import read_header, read_label_map, read_volume
 
-MOST_SECONDS = 20
-"""A read of these small files takes milliseconds, of a refused giant seconds; more is a hang."""
+MOST_SECONDS = 70
+"""A read of these small files takes milliseconds; a decoder that does not end is stopped after 30 s, for image and label map."""
 MOST_BYTES = 2 * 10**9
 BATCH = 100
 """Reads by one child: more hide which of them took the memory, fewer cost time for forks."""

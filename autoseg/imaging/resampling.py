@@ -8,7 +8,7 @@ Logits and label maps go slab by slab, one class at a time; no array with all cl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,18 +163,39 @@ def resample_regions(
     *,
     resampling: Resampling,
     separate_axis: int | None,
+    overlaps: Sequence[tuple[tuple[int, ...], int]] = (),
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Label map (*shape), unsigned, from logits (R, a0, a1, a2) of overlapping regions (method section 8.2).
 
     Region i writes ``region_order[i]`` where its probability is above 0.5 (its logit above 0); later regions overwrite.
+    Where exactly the regions of one of ``overlaps`` are, its value is written (`planners.Labels.overlaps`).
     """
     if len(region_order) != len(logits):
         raise ValueError(f"region_order has {len(region_order)} values for {len(logits)} regions")
-    result = np.zeros(shape, _unsigned_type(max(region_order)))
+    result = np.zeros(shape, _unsigned_type(max((*region_order, *(value for _, value in overlaps)))))
     for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
+        masks = []
         for value, scores in zip(region_order, slab, strict=True):
-            result[rows][scores > 0] = value
+            mask = scores > 0
+            result[rows][mask] = value
+            if overlaps:
+                masks.append(mask)
+        write_overlaps(result[rows], masks, overlaps)
     return result
+
+
+def write_overlaps(
+    labels: NDArray[Any], masks: Sequence[NDArray[np.bool_]], overlaps: Sequence[tuple[tuple[int, ...], int]]
+) -> None:
+    """Write, in place, each value of ``overlaps`` where exactly its regions are; ``masks`` has one for every region."""
+    if not overlaps:
+        return
+    number = np.sum(masks, axis=0, dtype=np.int16)
+    for regions, value in overlaps:
+        inside = number == len(regions)
+        for region in regions:
+            inside &= masks[region]
+        labels[inside] = value
 
 
 def resample_probabilities(

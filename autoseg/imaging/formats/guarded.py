@@ -20,12 +20,13 @@ BASE_BYTES = 3 * 10**9
 """Address space of a worker before it reads anything: interpreter, libraries, stacks of their threads."""
 COPIES = 6
 """Decoders hold the voxels a few times over: packed, unpacked, rescaled, turned."""
-BASE_SECONDS = 60.0
+BASE_SECONDS = 30.0
+"""Loading ITK takes one of them, ten on a machine that is very busy."""
 BYTES_PER_SECOND = 10**6
 """Far slower than any decoder."""
 
 
-def decode_series(path: Path, files: Sequence[Path], shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
+def decode_slices(path: Path, files: Sequence[Path], shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
     """Voxels of DICOM ``files`` in the order given, float32 of ``shape`` (C, Z, Y, X), decoded by ITK in a worker.
 
     Raises `AutosegError` that names ``path`` when they cannot be decoded, or not within the worker's memory and time.

@@ -8,14 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_fragments
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    RLELossless,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from autoseg.imaging.formats.dicom import number, read_tags, tags_of
-from autoseg.imaging.formats.guarded import decode_series
+from autoseg.imaging.formats.guarded import decode_slices
 from autoseg.imaging.formats.header import damaged
 from autoseg.imaging.formats.memory import require_memory
 
@@ -32,20 +40,62 @@ def slice_voxels(path: Path, files: Sequence[Path], shape: tuple[int, int, int],
     ``path`` names the series in errors. Raises `AutosegError` when pixels are missing or cannot be decoded.
     """
     require_memory(path, num_channels * math.prod(shape) * 4)
-    read = [_syntax(file) for file in files]
-    own = all(syntax is None or not syntax.is_encapsulated or syntax == RLELossless for syntax in read)
-    if not own or num_channels > 1:
-        return decode_series(path, files, (num_channels, *shape))
-    result = np.empty((1, *shape), np.float32)
+    result = np.empty((num_channels, *shape), np.float32)
+    packed = []
     for index, file in enumerate(files):
-        result[0, index] = _plane(file, shape[1:])
+        if num_channels > 1 or _is_packed(file):
+            packed.append(index)
+        else:
+            result[0, index] = _plane(file, shape[1:])
+    if packed:
+        _unpack(path, [files[index] for index in packed], result, packed)
     return result
 
 
-def _syntax(file: Path) -> Any:
+def _unpack(path: Path, files: Sequence[Path], result: NDArray[np.float32], places: Sequence[int]) -> None:
+    """Write the slices of ``files``, decoded by ITK, to their places in ``result`` (C, Z, Y, X)."""
+    with TemporaryDirectory() as folder:
+        scales = [_write_pixels_only(file, Path(folder, f"{index}.dcm")) for index, file in enumerate(files)]
+        copies = [Path(folder, f"{index}.dcm") for index in range(len(files))]
+        voxels = decode_slices(path, copies, (len(result), len(files), *result.shape[2:]))
+    for index, place in enumerate(places):
+        slope, intercept = scales[index]
+        result[:, place] = voxels[:, index] * np.float64(slope) + intercept
+
+
+def _write_pixels_only(file: Path, copy: Path) -> tuple[float, float]:
+    """Copy a slice with nothing but its pixels, well-formed; its slope and intercept.
+
+    ITK's reader searches files with broken tags for minutes. It gets none of them to see.
+    """
+    tags = read_tags(file, [*PIXEL_TAGS, "PlanarConfiguration"], pixels=True)
+    with tags_of(file):
+        pixels = tags.get("PixelData") or b""
+        syntax = tags.file_meta.get("TransferSyntaxUID")
+        if not pixels:
+            raise damaged(file, "it has no pixels")
+        if syntax.is_encapsulated:  # all parts are of the one frame; a new shell for them has no faults
+            tags.PixelData = encapsulate([b"".join(generate_fragments(pixels))])
+            tags["PixelData"].is_undefined_length = True
+        scale = number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
+        for name in ("RescaleSlope", "RescaleIntercept"):
+            if name in tags:
+                del tags[name]
+        tags.SOPClassUID, tags.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+        tags.file_meta = FileMetaDataset()
+        tags.file_meta.TransferSyntaxUID = syntax
+        tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID
+        tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID
+        tags.save_as(copy, enforce_file_format=True)
+    return scale
+
+
+def _is_packed(file: Path) -> bool:
+    """Whether the pixels are in a form that only ITK decodes."""
     tags = read_tags(file, ["Rows"])
     with tags_of(file):
-        return tags.file_meta.get("TransferSyntaxUID")
+        syntax = tags.file_meta.get("TransferSyntaxUID")
+        return syntax is not None and bool(syntax.is_encapsulated) and syntax != RLELossless
 
 
 def _plane(file: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
