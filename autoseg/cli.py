@@ -113,6 +113,12 @@ MemoryOption = Annotated[
 StrictOption = Annotated[
     bool, typer.Option("--strict-reference", help="Follow the reference planner to the letter, file axes included.")
 ]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", help="Name of the layout to take where several fit.", show_default=False)
+]
+SpecOption = Annotated[
+    Path | None, typer.Option("--spec", help="TOML file that says where the files of the dataset lie.", show_default=False)
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Processes for reading and preprocessing [default: one a core].", show_default=False),
@@ -136,6 +142,8 @@ def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]
         preset: PresetOption = PresetName.default,
         memory_gb: MemoryOption = None,
         strict_reference: StrictOption = False,
+        layout: LayoutOption = None,
+        spec: SpecOption = None,
         work: WorkOption = None,
         workers: WorkersOption = None,
         threads: ThreadsOption = None,
@@ -143,7 +151,8 @@ def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]
         finish(
             make_options(
                 dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-                strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+                strict_reference=strict_reference, layout=layout, spec=spec, work=work, workers=workers,
+                threads=threads,
             )
         )
 
@@ -245,9 +254,11 @@ def evaluate(
 
 
 @app.command()
-def check(dataset: DatasetArgument, workers: WorkersOption = None) -> None:
+def check(
+    dataset: DatasetArgument, layout: LayoutOption = None, spec: SpecOption = None, workers: WorkersOption = None
+) -> None:
     """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
-    description = discover_dataset(dataset, num_workers=workers or available_cores())
+    description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=workers or available_cores())
     typer.echo(f"Found {describe_dataset(description)}")
     findings = check_dataset(description, num_workers=workers or available_cores(), reporter=make_reporter())
     for finding in findings:
@@ -269,6 +280,8 @@ def plan(
         typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm [default: planned].", show_default=False),
     ] = None,
     strict_reference: StrictOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
     explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
     nnunet_fingerprint: Annotated[
         Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
@@ -289,7 +302,8 @@ def plan(
         planned, ending = plan_from_nnunet(*sources, settings)
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
-            dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, workers=workers
+            dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+            workers=workers,
         )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
         ending = description.file_ending
@@ -321,9 +335,15 @@ def submit(
 
 
 @app.command()
-def fingerprint(dataset: DatasetArgument, out: OutOption = Path("run"), workers: WorkersOption = None) -> None:
+def fingerprint(
+    dataset: DatasetArgument,
+    out: OutOption = Path("run"),
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
+    workers: WorkersOption = None,
+) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    options = make_options(dataset, out, workers=workers)
+    options = make_options(dataset, out, layout=layout, spec=spec, workers=workers)
     fingerprint_stage(options)
     typer.echo(f"Fingerprint: {options.run.fingerprint}")
 
@@ -335,12 +355,15 @@ def preprocess(
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
     strict_reference: StrictOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
     work: WorkOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Crop, normalise and resample every case for every configuration that may be trained."""
     options = make_options(
-        dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, work=work, workers=workers
+        dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+        work=work, workers=workers,
     )
     _, planned = preprocess_stage(options)
     typer.echo(f"Preprocessed data: {options.run.preprocessed(planned.configurations[0].data).parent}")
@@ -361,6 +384,8 @@ def train(
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
     strict_reference: StrictOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
     work: WorkOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
@@ -370,7 +395,7 @@ def train(
 
     options = make_options(
         dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-        strict_reference=strict_reference, work=work, workers=workers, threads=threads,
+        strict_reference=strict_reference, layout=layout, spec=spec, work=work, workers=workers, threads=threads,
     )
     train_stage(options, configuration=configuration, fold=fold)
     typer.echo(f"Models: {options.run.models}")
@@ -415,6 +440,8 @@ def make_options(
     preset: PresetName = PresetName.default,
     memory_gb: float | None = None,
     strict_reference: bool = False,
+    layout: str | None = None,
+    spec: Path | None = None,
     work: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -446,6 +473,8 @@ def make_options(
         preset=preset.value,
         memory_gb=memory_gb,
         strict_reference=strict_reference,
+        layout=layout,
+        spec=spec,
     )
 
 

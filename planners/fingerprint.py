@@ -80,6 +80,22 @@ class Labels(Document):
         return any(len(label.values) > 1 for label in self.classes)
 
     @property
+    def overlaps(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Regions (their indices) that share a value which writing in ``region_order`` would lose, with that value.
+
+        Of nested regions there are none: the last one that is written says which others hold the voxel.
+        """
+        if self.region_order is None:
+            return ()
+        holders = {value: tuple(i for i, label in enumerate(self.classes) if value in label.values) for value in self.values}
+        twins = Counter(holders.values())
+        return tuple(
+            (regions, value)
+            for value, regions in holders.items()
+            if len(regions) > 1 and twins[regions] == 1 and holders.get(self.region_order[regions[-1]]) != regions
+        )
+
+    @property
     def num_outputs(self) -> int:
         """Channels of the network's logits: background and classes, or one for each region."""
         return len(self.classes) if self.has_regions else len(self.classes) + 1

@@ -115,20 +115,24 @@ def test_training_and_planning_import_without_image_formats(package: str) -> Non
     assert subprocess.run([sys.executable, "-c", call], check=False).returncode == 0
 
 
-COMMON = ["--device", "--memory-gb", "--out", "--preset", "--seed", "--strict-reference", "--workers"]
+COMMON = [
+    "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--spec", "--strict-reference", "--workers",
+]
 RUN = sorted([*COMMON, "--budget", "--schedule", "--threads", "--work"])
 OPTIONS = {
     "run": RUN,
     "predict": ["--device", "--mirroring", "--probabilities"],
     "evaluate": ["--out", "--tolerance-mm", "--workers"],
-    "check": ["--workers"],
+    "check": ["--layout", "--spec", "--workers"],
     "plan": [
-        "--explain", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out", "--preset",
-        "--strict-reference", "--target-spacing", "--workers",
+        "--explain", "--layout", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out",
+        "--preset", "--spec", "--strict-reference", "--target-spacing", "--workers",
     ],
     "submit": ["--as", "--out"],
-    "fingerprint": ["--out", "--workers"],
-    "preprocess": ["--memory-gb", "--out", "--preset", "--strict-reference", "--work", "--workers"],
+    "fingerprint": ["--layout", "--out", "--spec", "--workers"],
+    "preprocess": [
+        "--layout", "--memory-gb", "--out", "--preset", "--spec", "--strict-reference", "--work", "--workers",
+    ],
     "train": sorted([*RUN, "--configuration", "--fold"]),
     "select": RUN,
     "report": RUN,

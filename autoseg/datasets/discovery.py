@@ -18,8 +18,9 @@ from autoseg.datasets.patterns import FoundFile
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header
 from autoseg.imaging.formats.dicom import split_part
-from datasets_spec import Layout, load_known, load_layouts
+from datasets_spec import Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import CLASS
+from planners import DocumentError
 
 NUM_SHOWN = 6
 """Names shown of a longer list in a message."""
@@ -28,12 +29,17 @@ LISTS = (".csv", ".tsv", ".json")
 
 
 def discover_dataset(
-    folder: Path, *, layouts: Sequence[Layout] | None = None, layout: str | None = None, num_workers: int = 1
+    folder: Path,
+    *,
+    layouts: Sequence[Layout] | None = None,
+    layout: str | None = None,
+    spec: Path | None = None,
+    num_workers: int = 1,
 ) -> DatasetDescription:
     """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
 
     ``folder`` may be a list of cases, too (CSV, TSV or JSON). Layouts are by default all that are known; ``layout``
-    chooses one of them by name. Of several that fit, the one with the most cases is taken, and a note names the others.
+    chooses one of them by name, and ``spec`` is a file that describes another one. Of several that fit, the one with the most cases is taken, and a note names the others.
 
     What lies in the folder decides which cases there are. What channels and classes are called, say in this order: the
     layout itself (a spec file), the folder's ``dataset.json``, what is known of the public dataset that it turns out to
@@ -45,6 +51,8 @@ def discover_dataset(
     Raises `AutosegError` where there is no such folder, nothing in it, no layout that fits, or a ``dataset.json`` that
     is wrong; what was looked for and what was found are said.
     """
+    if spec is not None:
+        layouts = (_read_spec(spec),)
     root, candidates = _candidates(folder, layouts, layout)
     matches = [match_layout(root, each) for each in candidates]
     match = best_match(matches)
@@ -142,6 +150,14 @@ def _candidates(folder: Path, layouts: Sequence[Layout] | None, name: str | None
         names = ", ".join(each.name for each in known)
         raise AutosegError(f"there is no layout {name!r}; choose one of {names}, or describe the folder in a spec file (--spec)")
     return root, chosen
+
+
+def _read_spec(path: Path) -> Layout:
+    try:
+        return read_spec(path)
+    except (DocumentError, OSError) as error:
+        raise AutosegError(f"{path} is no spec file that can be used: {error}; docs/guides/spec-files.md shows how to write one"
+                           ) from error
 
 
 def _existing_folder(folder: Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
+from autoseg.imaging.resampling import write_overlaps
 from planners import Labels
 
 THRESHOLD = 0.5
@@ -42,7 +43,8 @@ def labels_from_probabilities(probabilities: NDArray[np.floating], labels: Label
     """Internal label values, (Z, Y, X), from probabilities (K, Z, Y, X).
 
     Classes: the channel with the largest probability, the first of equals; channel 0 is the background. Regions: each region
-    whose probability is above 0.5 writes its value of ``region_order``, later ones over earlier ones. ``uint8`` if there
+    whose probability is above 0.5 writes its value of ``region_order``, later ones over earlier ones; combinations that this would
+    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there
     are fewer than 255 foreground values, else ``uint16``. Raises `AutosegError` where K does not fit the labels.
     """
     if probabilities.ndim != 4 or probabilities.shape[0] != labels.num_outputs:
@@ -54,6 +56,8 @@ def labels_from_probabilities(probabilities: NDArray[np.floating], labels: Label
     if labels.region_order is not None:
         for probability, value in zip(probabilities, labels.region_order, strict=True):
             result[probability > THRESHOLD] = value
+        if labels.overlaps:
+            write_overlaps(result, [probability > THRESHOLD for probability in probabilities], labels.overlaps)
         return result
     for z in range(probabilities.shape[1]):  # slice by slice: argmax makes 64-bit numbers
         result[z] = probabilities[:, z].argmax(axis=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,6 +161,23 @@ def evaluate_case(
     A prediction that stores the reference's grid in another orientation is turned to it. Raises `ProblemsError` where the two grids differ, and what reading raises.
     """
     prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
+    return score_case(pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm)
+
+
+def score_case(
+    pair: EvaluatedPair,
+    prediction: LabelMap,
+    reference: LabelMap,
+    *,
+    classes: Sequence[EvaluatedClass],
+    ignore: int | None = None,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    unscored: Collection[str] = (),
+) -> CaseResult:
+    """Score label maps that were read from the files of ``pair``, as `evaluate_case` does.
+
+    Classes named in ``unscored`` count as empty in both: nobody knows where they are, and no mean may hold them.
+    """
     problems = _compare_grids(pair, prediction.geometry, reference.geometry)
     if problems:
         raise ProblemsError(f"case {pair.case_id} cannot be scored", problems)
@@ -170,9 +187,17 @@ def evaluate_case(
     )
     return CaseResult(
         case_id=pair.case_id,
-        metrics={each.key: metrics[each.name] for each in classes},
+        metrics={each.key: _nothing(metrics[each.name]) if each.name in unscored else metrics[each.name] for each in classes},
         prediction_file=str(pair.prediction),
         reference_file=str(pair.reference),
+    )
+
+
+def _nothing(metrics: ClassMetrics) -> ClassMetrics:
+    """Scores of a class that is in neither label map."""
+    return ClassMetrics(
+        dice=None, iou=None, tp=0, fp=0, fn=0, tn=metrics.tp + metrics.fp + metrics.fn + metrics.tn, n_pred=0, n_ref=0,
+        volume_prediction_ml=0.0, volume_reference_ml=0.0, hausdorff95_mm=None, surface_dice=None,
     )
 
 

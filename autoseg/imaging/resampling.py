@@ -31,6 +31,9 @@ BLOCK_INPUTS = 48
 """Input voxels that one block of an operator advances: long enough for fast products, short enough to stay banded."""
 SLAB_VOXELS = 2**20
 """Voxels of one class of one slab: 4 MB of scores, which stay in the caches while classes are compared."""
+SLABS = 32
+"""At least so many of a large label map: what is kept of a slab, about 50 bytes a voxel, then stays below the map itself."""
+LEAST_SLAB_VOXELS = 2**14
 MAX_CODES = 2**12
 """Label values that span less are used as they are; others are numbered first."""
 TIE_TOLERANCE = 1e-6
@@ -402,11 +405,15 @@ def _resample_channel(
         target += offset
 
 
-def _slab_rows(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Ranges of the first axis with about `SLAB_VOXELS` voxels each."""
-    thickness = max(1, SLAB_VOXELS // max(1, math.prod(shape[1:])))
-    for start in range(0, shape[0], thickness):
-        yield slice(start, min(start + thickness, shape[0]))
+def _slab_rows(shape: tuple[int, ...], axis: int = 0) -> Iterator[slice]:
+    """Ranges of one axis with as many voxels as a slab should have."""
+    thickness = max(1, _slab_voxels(shape) * shape[axis] // max(1, math.prod(shape)))
+    for start in range(0, shape[axis], thickness):
+        yield slice(start, min(start + thickness, shape[axis]))
+
+
+def _slab_voxels(shape: tuple[int, ...]) -> int:
+    return min(SLAB_VOXELS, max(LEAST_SLAB_VOXELS, math.prod(shape) // SLABS))
 
 
 def _logit_slabs(
@@ -457,10 +464,14 @@ def _vote(labels: NDArray[Any], axes: tuple[_Axis, ...], order: int) -> NDArray[
     codes, values = _compact(labels)
     lowest = int(codes.min())
     result = np.empty(tuple(axis.new for axis in axes), labels.dtype)
-    for rows in _slab_rows(result.shape):
-        first, last, operator = _rows(axes[0], rows.start, rows.stop)
-        slab = codes[first:last].astype(np.int32) - lowest
-        result[rows] = values[_vote_in_slab(slab, (operator, *axes[1:]), order)]
+    # slabs lie across the first axis; across the second where single slices are larger than a slab should be
+    along = int(math.prod(result.shape[1:]) > _slab_voxels(result.shape) and result.shape[1] > result.shape[0])
+    before = (slice(None),) * along
+    for rows in _slab_rows(result.shape, along):
+        first, last, operator = _rows(axes[along], rows.start, rows.stop)
+        slab = codes[(*before, slice(first, last))].astype(np.int32, order="C") - lowest
+        winner = _vote_in_slab(slab, (*axes[:along], operator, *axes[along + 1 :]), order)
+        result[(*before, rows)] = values[winner]
     return result
 
 

@@ -30,7 +30,9 @@ def labels_from_logits(
     if labels.region_order is None:
         box = resample_argmax(logits, shape, resampling=resampling, separate_axis=axis)
     else:
-        box = resample_regions(logits, shape, labels.region_order, resampling=resampling, separate_axis=axis)
+        box = resample_regions(
+            logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
+        )
     return restore_labels(box, placement)
 
 

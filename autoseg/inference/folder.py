@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import prediction_ending, read_header, write_label_map
+from autoseg.imaging.formats import image_ending, prediction_ending, read_header, write_label_map
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.predictor import Predictor
 from autoseg.progress import Reporter
@@ -39,6 +39,7 @@ def predict_cases(
 ) -> list[Path]:
     """Write a label map for every case, ``CASE`` plus the ending of the dataset's own label files.
 
+    Of datasets with a mask file for each class, a folder ``CASE`` with such files is written.
     Where those cannot hold the grid of the image, its own format is taken, or NIfTI (`prediction_ending`).
 
     Cases that are there already are skipped. With ``probabilities`` also ``CASE.npz`` with an array ``probabilities``,
@@ -53,9 +54,10 @@ def predict_cases(
             try:
                 path = folder / f"{case.case_id}{_ending(predictor, case)}"
                 _refuse_overwriting_input(case, path)
-                if not path.exists() or (probabilities and not scores.exists()):
+                files = _files(predictor, path)
+                if not all(file.exists() for file in files) or (probabilities and not scores.exists()):
                     _predict_case(predictor, case, path, scores if probabilities else None)
-                written.append(path)
+                written.append(path if files == {path: ()} else path.parent / case.case_id)
             except AutosegError as error:
                 failures.append(f"  - {case.case_id}: {error}")
             tracker.advance(note=case.case_id)
@@ -77,7 +79,19 @@ def _predict_case(predictor: Predictor, case: InputCase, path: Path, scores: Pat
     if scores is not None and prediction.probabilities is not None:
         with atomic_write(scores) as file:
             np.savez_compressed(file, probabilities=prediction.probabilities)
-    write_label_map(path, prediction.labels, prediction.geometry)
+    inside = predictor.model.dataset.mask_value
+    for target, values in _files(predictor, path).items():
+        array = np.where(np.isin(prediction.labels, values), inside, 0) if values else prediction.labels
+        write_label_map(target, array, prediction.geometry)
+
+
+def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
+    """Files of one prediction: its label map, or the masks of its classes in a folder, with the values inside each."""
+    dataset = predictor.model.dataset
+    if not dataset.classes_with_masks:
+        return {path: ()}
+    folder, ending = path.with_name(path.name.removesuffix(image_ending(path))), image_ending(path)
+    return {folder / f"{label.name.replace('/', '_')}{ending}": label.values for label in dataset.labels.classes}
 
 
 def _check_record(predictor: Predictor, folder: Path) -> None:

@@ -14,13 +14,13 @@ import torch
 
 from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.execution.device import fast_precision
-from autoseg.imaging.formats import read_label_map, read_volume, write_label_map
+from autoseg.imaging.formats import read_volume, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scoring import score_cases
+from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
 from autoseg.training.batches import BatchSource
@@ -229,7 +229,7 @@ def measure_export(bench: Bench, configuration: Configuration) -> float:
     timed = needed if labels.has_regions else min(needed, max(2, TIMED_SCORES // voxels))
     logits = np.zeros((timed, *stored.labels.shape), dtype=np.float32)
     resampling_s = seconds(lambda: labels_from_logits(logits, stored.placement, configuration, labels))
-    reference = read_label_map(Path(case.label or ""))
+    reference = reference_labels(bench.dataset, case.case_id)
 
     def write_and_score(folder: Path) -> None:
         path = prediction_path(folder, case.case_id, bench.dataset)

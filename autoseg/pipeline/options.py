@@ -36,6 +36,10 @@ class Options:
     target_spacing_mm: tuple[float, float, float] | None = None
     """Of full resolution, source axes (z, y, x); none: planned."""
     strict_reference: bool = False
+    layout: str | None = None
+    """Name of the layout to take where several fit; none: the one that finds most cases."""
+    spec: Path | None = None
+    """File that describes the layout of the dataset."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""
 

@@ -21,7 +21,7 @@ from autoseg.imaging.orientation import align_label_map, canonical_orientation, 
 from autoseg.inference.validation import prediction_path
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.record import RunRecord, write_record
-from autoseg.pipeline.scoring import reference_path
+from autoseg.pipeline.scoring import reference_labels
 from autoseg.pipeline.selecting import Selected
 
 STAGE_ORDER = ("check", "fingerprint", "preprocess", "schedule", "train", "validate", "select", "predict")
@@ -80,7 +80,7 @@ def draw_case(options: Options, selected: Selected, ranked: RankedCase) -> bytes
     z, y, x = volume.geometry.spacing_mm
     spacing = [(z, y, x)[axis] for axis in orientation.permutation]
     prediction = read_label_map(prediction_path(options.run.cross_validation, case.case_id, dataset))
-    reference = read_label_map(reference_path(dataset, case.case_id))
+    reference = reference_labels(dataset, case.case_id)
     return overlay(
         to_canonical(volume.array[0], orientation),
         to_canonical(align_label_map(reference, volume.geometry), orientation),

@@ -27,7 +27,7 @@ from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.validation import load_probabilities, prediction_path
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scoring import reference_path, score_cases
+from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.pipeline.training import Prepared, fold_key, train_stage
 from autoseg.run_folder import load_document, save_document
 
@@ -164,7 +164,7 @@ def load_prediction(options: Options, prepared: Prepared, members: tuple[str, ..
 def load_reference(prepared: Prepared, case_id: str) -> Labelled:
     """The user's label map (Z, Y, X) on the grid of its image, internal values."""
     case = next(case for case in prepared.dataset.training if case.case_id == case_id)
-    reference = read_label_map(reference_path(prepared.dataset, case_id))
+    reference = reference_labels(prepared.dataset, case_id)
     aligned = align_label_map(reference, read_header(case.image_paths[0]).geometry)
     return to_internal(aligned, prepared.dataset.file_values)
 

@@ -23,7 +23,9 @@ from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_c
 
 def check_stage(options: Options) -> DatasetDescription:
     """Find out what is in the folder and whether it can be used; raises with all errors at once."""
-    dataset = discover_dataset(options.dataset, num_workers=options.num_workers)
+    dataset = discover_dataset(
+        options.dataset, layout=options.layout, spec=options.spec, num_workers=options.num_workers
+    )
     options.reporter.say(f"Found {describe_dataset(dataset)}")
     dataset = dataset.model_copy(
         update={"content": dataset_content(options.run, dataset, num_workers=options.num_workers)}

@@ -6,22 +6,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.dataset import Case, DatasetDescription
-from autoseg.datasets.label_values import to_internal
+from autoseg.datasets.case_labels import read_case_labels
+from autoseg.datasets.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
-from autoseg.imaging.formats import read_label_map, read_volume
-from autoseg.imaging.orientation import UNTURNED, align_label_map, canonical_orientation
+from autoseg.imaging.formats import read_volume
+from autoseg.imaging.orientation import UNTURNED, canonical_orientation
 from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preparation.need import largest_need
 from autoseg.progress import Reporter
-from planners import CaseSize, Fingerprint, IntensityStatistics, Labels
+from planners import CaseSize, Fingerprint, IntensityStatistics
 
 MAX_STORED_VALUES = 2**24
 """Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
@@ -74,7 +73,7 @@ def take_fingerprint(
         raise AutosegError(f"{dataset.root} has no labelled case; a fingerprint needs one or more")
     num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
     summarise = partial(
-        _summarise, file_values=dataset.file_values, labels=dataset.labels, num_channels=len(dataset.channels), canonical=canonical,
+        _summarise, coding=dataset.coding, num_channels=len(dataset.channels), canonical=canonical,
         num_values=num_values,
     )
     with reporter.track("fingerprint", len(cases)) as tracker:
@@ -101,7 +100,7 @@ def take_fingerprint(
 
 
 def _summarise(
-    case: Case, *, file_values: Sequence[int], labels: Labels, num_channels: int, canonical: bool, num_values: int
+    case: Case, *, coding: LabelCoding, num_channels: int, canonical: bool, num_values: int
 ) -> _CaseSummary:
     image = read_volume(case.image_paths)
     if len(image.array) != num_channels:
@@ -109,10 +108,10 @@ def _summarise(
             f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "
             "correct the dataset's channels, or remove the case"
         )
-    label_map = align_label_map(read_label_map(Path(case.label or "")), image.geometry)
+    label_map = read_case_labels(case, coding, onto=image.geometry, missing_as_ignore=False).array
     mask = nonzero_mask(image.array)
     box = bounding_box(mask)
-    values = to_internal(crop(label_map, box), file_values)
+    values = crop(label_map, box)
     foreground = values > 0
     has_foreground = bool(foreground.any())
     inside = foreground if has_foreground else crop(mask, box)
@@ -129,7 +128,7 @@ def _summarise(
         ),
         relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,
-        classes=measure_classes(values, labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
+        classes=measure_classes(values, coding.labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
         channels=tuple(summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)),
     )
 

@@ -15,17 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from autoseg.datasets.case_labels import read_case_labels
 from autoseg.datasets.dataset import Case, DatasetDescription
-from autoseg.datasets.label_values import to_internal
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
-from autoseg.imaging.formats import read_label_map, read_volume
+from autoseg.imaging.formats import read_volume
+from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
     UNTURNED,
     Orientation,
-    align_label_map,
     canonical_geometry,
     canonical_orientation,
     to_canonical,
@@ -241,13 +241,12 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
     digests = [case_digest(case, dataset, plan, target.configuration) for target in targets]
     volume = read_volume(case.image_paths)
     labels = None
-    if case.label is not None:
+    if case.is_labelled:
+        onto = None if plan.strict_reference else volume.geometry
         try:
-            label_map = read_label_map(Path(case.label))
-            array = label_map.array if plan.strict_reference else align_label_map(label_map, volume.geometry)
-            labels = to_internal(array, dataset.file_values)
+            labels = read_case_labels(case, dataset.coding, onto=onto).array
         except AutosegError as error:
-            raise AutosegError(_naming(Path(case.label), error)) from error
+            raise AutosegError(_naming(Path(case.label_files[0]), error)) from error
     try:
         cut = _cut_out(volume, plan, labels)
         made: dict[Any, Prepared] = {}
@@ -327,17 +326,19 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
         "channels": len(plan.channels),
         "intensities": [statistics.model_dump() for statistics in plan.intensities],
         "labels": plan.labels.model_dump(),
-        "file_values": dataset.file_values,
+        "coding": dataset.coding.model_dump(exclude={"labels", "mask_value"}),
+        "annotated": case.annotated,
         "configuration": configuration.model_dump(
             include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
         ),
-        "files": [_file_state(Path(file)) for file in (*case.images, *([case.label] if case.label else []))],
+        "files": [_file_state(Path(file)) for file in (*case.images, *case.label_files)],
     }
     return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()
 
 
 def _file_state(path: Path) -> list[Any]:
-    """Name, size and time of a file, or of all files of a folder."""
+    """Name, size and time of a file, or of all files of a folder; a named part of either stands for the whole."""
+    path = split_part(path)[0]
     try:
         if path.is_dir():
             return [str(path), [_file_state(file) for file in sorted(path.iterdir())]]
