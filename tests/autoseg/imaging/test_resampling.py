@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -186,6 +187,35 @@ def test_many_classes_never_exist_at_full_size(monkeypatch: pytest.MonkeyPatch) 
     tracemalloc.stop()
     all_classes = 30 * 4 * 100**3
     assert peak < all_classes / 20  # the result is a 120th, the rest a few slabs of one class
+
+
+@pytest.mark.parametrize("old", [(40, 100, 120), (1, 900, 700), (3, 500, 600)])
+@pytest.mark.parametrize("growth", [(1.0, 1.3, 1.3), (2.0, 1.0, 1.0), (1.0, 0.6, 0.6)])
+@pytest.mark.parametrize("separate_axis", [None, 0])
+def test_memory_stays_below_three_times_what_comes_in_and_goes_out(
+    old: tuple[int, int, int], growth: tuple[float, float, float], separate_axis: int | None
+) -> None:
+    z, y, x = (max(1, round(n * factor)) for n, factor in zip(old, growth, strict=True))
+    blocks = np.random.default_rng(0).integers(0, 6, [max(1, n // 10) for n in old])
+    labels = blocks[np.ix_(*(np.arange(n) * few // n for n, few in zip(old, blocks.shape, strict=True)))].astype(np.int16)
+    image = np.random.default_rng(0).normal(size=(1, *old)).astype(np.float32)
+
+    def peak(array: np.ndarray, resample: Callable[..., np.ndarray], order: int) -> float:
+        tracemalloc.start()
+        result = resample(array, (z, y, x), resampling=Resampling(order=order, order_z=0), separate_axis=separate_axis)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return (most + array.nbytes) / (array.nbytes + result.nbytes)
+
+    assert peak(labels, resample_labels, 1) < 3
+    assert peak(image, resample_image, 3) < 3
+
+
+def test_slabs_across_the_second_axis_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.random.default_rng(0).integers(0, 4, (3, 60, 50)).astype(np.int16)
+    whole = resample_labels(labels, (4, 80, 70), resampling=LINEAR, separate_axis=None)
+    monkeypatch.setattr("autoseg.imaging.resampling.LEAST_SLAB_VOXELS", 500)
+    assert np.array_equal(resample_labels(labels, (4, 80, 70), resampling=LINEAR, separate_axis=None), whole)
 
 
 def test_cost_of_an_operator_grows_linearly_with_its_axis() -> None:
