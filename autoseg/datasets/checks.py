@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.dataset import Case, DatasetDescription, Finding
+from autoseg.datasets.case_labels import read_file_labels
+from autoseg.datasets.dataset import Case, DatasetDescription, Finding, LabelCoding
+from autoseg.datasets.duplicates import find_duplicates
 from autoseg.datasets.grids import GridTolerances, grid_differences
-from autoseg.datasets.plausibility import LabelFacts, implausible_labels, rare_classes
+from autoseg.datasets.intensities import unusual_intensities
+from autoseg.datasets.measures import CaseFiles, CaseMeasures, measure_case
+from autoseg.datasets.misfits import Misfit, as_finding, find_misfits
+from autoseg.datasets.patients import leaking_patients
+from autoseg.datasets.plausibility import (
+    LabelFacts,
+    rare_classes,
+    signs_finding,
+    stray_values,
+    unusual_signs,
+    wrong_units,
+)
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import ImageHeader, read_header, read_label_map, read_volume
 from autoseg.imaging.orientation import canonical_geometry, canonical_orientation
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.volume import Geometry, LabelMap, Volume
 from autoseg.progress import Reporter
 
 SAME_GRID = GridTolerances(spacing=1e-3, origin=0.1, direction=1e-3)
 """Label map against image. Headers that other programs wrote differ by rounding, to about 1e-5; a thousandth in spacing
 or direction is a quarter of a voxel at the end of 256, a tenth of a voxel in origin moves no voxel to its neighbour."""
 NUM_SHOWN_VALUES = 10
+MANY_VALUES = 20
+"""So many undeclared values are those of an image or of an interpolated mask."""
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -33,7 +48,10 @@ class _Item:
 
     case_id: str
     images: tuple[str, ...]
-    label: str | None
+    labels: tuple[str, ...]
+    """Files of label map or masks."""
+    case: Case | None = None
+    is_training: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,42 +66,41 @@ class _HeaderReport:
 class _VoxelReport:
     findings: tuple[Finding, ...]
     counts: Mapping[int, int] | None
-    """Voxels of each file value in the label map; None: it could not be read."""
+    """Voxels of each file value in the labels; None: they could not be read."""
+    measures: CaseMeasures | None = None
+    """None: the image could not be read, has one value only, or NaN or infinite voxels."""
 
 
 def check_dataset(dataset: DatasetDescription, *, num_workers: int, reporter: Reporter) -> tuple[Finding, ...]:
     """All findings on a dataset, errors first, then warnings and notes, each sorted by case; nothing is changed.
 
     Those of the discovery come along. Headers are read first, then voxels, by ``num_workers`` processes, a case at a
-    time; voxels of files whose header is faulty are left alone.
+    time; voxels of files whose header is faulty are left alone. Then cases are compared with each other.
 
-    Errors: a file that cannot be read; channels that are missing or on different grids; a label map on another grid than
-    its image (tolerances `SAME_GRID`; stored in another orientation it is the same grid); NaN or infinite voxels; label
-    values that are not whole or not declared; a label map that differs from the others in three ways or more.
-    Warnings: an empty label map, an image of one value, a class that no case has, a label map unlike the others.
-    Notes: a class that only one or two cases have, a header that was repaired while reading.
+    Errors: a file that cannot be read; channels that are missing, alike, or on different grids; labels on another grid
+    than their image (tolerances `SAME_GRID`; stored in another orientation it is the same grid); NaN or infinite voxels;
+    label values that are not whole or not declared; a spacing in another unit; one image with two label maps; a label map
+    that differs from the others in three ways or more, or that visibly belongs elsewhere.
+    Warnings: an empty label map, an image of one value, a class that no case has, images and label maps unlike the others
+    or like another one, patients that may come into two folds.
+    Notes: a class that only one or two cases have, what was repaired or remarkable while reading.
     """
-    items = [_Item(case_id=c.case_id, images=c.images, label=c.label) for c in _cases(dataset)]
-    items += [_Item(case_id=Path(path).name, images=(), label=path) for path in dataset.unpaired_labels]
+    items = _items(dataset)
     with reporter.track("check headers", len(items)) as tracker:
-        headers = run_jobs(
-            partial(_check_headers, channels=dataset.channels), items, name=_name, tracker=tracker
-        )
-    readable = [report.readable for report in headers if report.readable.images or report.readable.label]
+        headers = run_jobs(partial(_check_headers, channels=dataset.channels), items, name=_name, tracker=tracker)
+    readable = [report.readable for report in headers if report.readable.images or report.readable.labels]
     with reporter.track("check voxels", len(readable)) as tracker:
         voxels = run_jobs(
-            partial(_check_voxels, file_values=dataset.file_values), readable, name=_name,
-            num_workers=num_workers, tracker=tracker,
+            partial(_check_voxels, coding=dataset.coding), readable, name=_name, num_workers=num_workers, tracker=tracker
         )
-    facts = _label_facts(dataset, headers, dict(zip(readable, voxels, strict=True)))
     findings = [
         *dataset.findings,
         *(finding for report in headers for finding in report.findings),
         *(finding for report in voxels for finding in report.findings),
-        *implausible_labels(facts, dataset),
-        *rare_classes(facts, dataset),
+        *_comparisons(dataset, headers, dict(zip(readable, voxels, strict=True)), num_workers=num_workers, reporter=reporter),
     ]
-    return tuple(sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.case_id or "", f.where)))
+    unique = dict.fromkeys(findings)
+    return tuple(sorted(unique, key=lambda f: (SEVERITIES.index(f.severity), f.case_id or "", f.where)))
 
 
 def require_clean(findings: Iterable[Finding]) -> None:
@@ -91,11 +108,57 @@ def require_clean(findings: Iterable[Finding]) -> None:
     problems = [Problem(where=f.where, found=f.found, mend=f.mend) for f in findings if f.severity == "error"]
     if problems:
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
-        raise ProblemsError(f"the dataset has {faults} that must be mended first:", problems)
+        raise ProblemsError(
+            f"the dataset has {faults} that must be mended first (or leave these cases out with --skip-bad):", problems
+        )
 
 
-def _cases(dataset: DatasetDescription) -> tuple[Case, ...]:
-    return (*dataset.training, *dataset.test)
+def _items(dataset: DatasetDescription) -> list[_Item]:
+    items = [
+        _Item(case_id=case.case_id, images=case.images, labels=case.label_files, case=case, is_training=is_training)
+        for is_training, cases in ((True, dataset.training), (False, dataset.test))
+        for case in cases
+    ]
+    return items + [_Item(case_id=Path(path).name, images=(), labels=(path,)) for path in dataset.unpaired_labels]
+
+
+def _comparisons(
+    dataset: DatasetDescription,
+    headers: Sequence[_HeaderReport],
+    voxels: Mapping[_Item, _VoxelReport],
+    *,
+    num_workers: int,
+    reporter: Reporter,
+) -> list[Finding]:
+    """What shows when cases are held against each other."""
+    facts = _label_facts(dataset, headers, voxels)
+    measures = [report.measures for report in voxels.values() if report.measures is not None]
+    misfits = find_misfits(
+        [case for case in measures if case.is_training], len(dataset.labels.values), num_workers=num_workers, reporter=reporter
+    )
+    return [
+        *_label_findings(facts, misfits, dataset),
+        *wrong_units(facts),
+        *stray_values(facts, dataset),
+        *rare_classes(facts, dataset),
+        *unusual_intensities(measures, dataset.channels),
+        *find_duplicates(measures),
+        *leaking_patients(dataset.training, dataset.root),
+    ]
+
+
+def _label_findings(facts: Sequence[LabelFacts], misfits: Sequence[Misfit], dataset: DatasetDescription) -> list[Finding]:
+    """One finding for each label map that is unlike the others or does not fit its image, with all signs."""
+    by_case = {misfit.case_id: misfit for misfit in misfits}
+    num_paired = sum(fact.paired for fact in facts)
+    findings = []
+    for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True):
+        misfit = by_case.get(fact.case_id) if fact.paired else None
+        if misfit is not None:
+            findings.append(as_finding(misfit, fact.path, more=signs))
+        elif signs:
+            findings.append(signs_finding(fact, signs, num_others=num_paired - fact.paired))
+    return findings
 
 
 def _name(item: _Item) -> str:
@@ -130,17 +193,19 @@ def _check_headers(item: _Item, *, channels: Sequence[str]) -> _HeaderReport:
         faults = [*_channel_faults(item, read, channels), *_channel_grid_faults(item, read)]
         findings += faults
         images_whole = not faults
-    label = None if item.label is None else _header(item, item.label, findings)
-    if label is not None:
-        findings += _label_faults(item, label, read[0] if read else None)
+    labels = [(path, _header(item, path, findings)) for path in item.labels]
+    found = [(path, header) for path, header in labels if header is not None]
+    faults = [fault for path, header in found for fault in _label_faults(item, path, header, read[0] if read else None)]
+    findings += faults
+    labels_whole = len(found) == len(item.labels) > 0
     return _HeaderReport(
         findings=tuple(findings),
-        readable=_Item(
-            case_id=item.case_id,
-            images=item.images if images_whole else (),
-            label=item.label if label is not None and label.num_channels == 1 else None,
+        readable=replace(
+            item, images=item.images if images_whole else (), labels=item.labels if labels_whole else (),
+            # A label map on another grid is no part of its case, but is compared with the other label maps.
+            case=item.case if images_whole and labels_whole and not faults else None,
         ),
-        label=None if label is None else label.geometry,
+        label=found[0][1].geometry if found else None,
     )
 
 
@@ -152,6 +217,7 @@ def _header(item: _Item, path: str, findings: list[Finding]) -> ImageHeader | No
         return None
     if header.repair:
         findings.append(_finding(item, "note", path, header.repair, "correct the file's header to be rid of this note"))
+    findings += [_finding(item, "note", path, note, "make sure that this is what you expect") for note in header.notes]
     return header
 
 
@@ -178,12 +244,8 @@ def _channel_grid_faults(item: _Item, headers: Sequence[ImageHeader]) -> list[Fi
     return findings
 
 
-def _label_faults(item: _Item, label: ImageHeader, image: ImageHeader | None) -> list[Finding]:
-    where = item.label or ""
-    if label.num_channels != 1:
-        return [_finding(item, "error", where, f"the label map has {label.num_channels} channels",
-                         "give a label map with one channel")]
-    if image is None:
+def _label_faults(item: _Item, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Finding]:
+    if image is None or label.may_be_part:
         return []
     differences = grid_differences(_turned(label.geometry), _turned(image.geometry), SAME_GRID)
     if not differences:
@@ -201,31 +263,51 @@ def _turned(geometry: Geometry) -> Geometry:
 # --- voxels ---
 
 
-def _check_voxels(item: _Item, *, file_values: Sequence[int]) -> _VoxelReport:
-    findings = _check_image(item) if item.images else []
-    counts = None
-    if item.label is not None:
+def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:
+    findings: list[Finding] = []
+    volume = _read_image(item, findings) if item.images else None
+    counts, aligned = None, None
+    if item.labels:
         try:
-            array = read_label_map(Path(item.label)).array
+            label_map = _read_labels(item, coding, volume)
         except AutosegError as error:
-            findings.append(_unreadable(item, item.label, error))
+            findings.append(_unreadable(item, item.labels[0], error))
         else:
-            counts = _count_values(array)
-            findings += _value_faults(item, counts, file_values)
-    return _VoxelReport(findings=tuple(findings), counts=counts)
+            counts = _count_values(label_map.array)
+            findings += _value_faults(item, counts, coding.file_values)
+            aligned = label_map.array if item.case is not None else None
+    measures = None
+    shows_something = volume is not None and all(np.ptp(channel) > 0 for channel in volume.array)
+    if volume is not None and shows_something and (item.case is not None or not item.labels):
+        measures = measure_case(
+            CaseFiles(
+                case_id=item.case_id, image_path=item.images[0], label_path=item.labels[0] if item.labels else None,
+                is_training=item.is_training, group=item.case.group if item.case else None,
+            ),
+            volume, aligned, file_values=coding.file_values, labels=coding.labels,
+        )
+    return _VoxelReport(findings=tuple(findings), counts=counts, measures=measures)
 
 
-def _check_image(item: _Item) -> list[Finding]:
+def _read_labels(item: _Item, coding: LabelCoding, volume: Volume | None) -> LabelMap:
+    """In the axes of the image where both are fit for use, else as the file has it."""
+    if item.case is not None:
+        return read_file_labels(item.case, coding, onto=None if volume is None else volume.geometry)
+    return read_label_map(Path(item.labels[0]))
+
+
+def _read_image(item: _Item, findings: list[Finding]) -> Volume | None:
+    """The image with finite voxels; None where there is none, with the reason among ``findings``."""
     where = item.images[0]
     try:
-        array = read_volume([Path(path) for path in item.images]).array
+        volume = read_volume([Path(path) for path in item.images])
     except AutosegError as error:
-        return [_unreadable(item, where, error)]
-    findings = []
-    for channel, voxels in enumerate(array):
-        path = item.images[channel] if len(item.images) == len(array) else where
+        findings.append(_unreadable(item, where, error))
+        return None
+    for channel, voxels in enumerate(volume.array):
+        path = item.images[channel] if len(item.images) == len(volume.array) else where
         findings += _intensity_faults(item, path, channel, voxels)
-    return findings
+    return volume if np.isfinite(volume.array).all() else None
 
 
 def _intensity_faults(item: _Item, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Finding]:
@@ -252,14 +334,17 @@ def _count_values(array: NDArray[np.integer]) -> dict[int, int]:
 
 
 def _value_faults(item: _Item, counts: Mapping[int, int], file_values: Sequence[int]) -> list[Finding]:
-    where = item.label or ""
+    where = item.labels[0]
     unknown = {value: count for value, count in counts.items() if value not in file_values}
     if unknown:
         shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:NUM_SHOWN_VALUES])
         more = f" and {len(unknown) - NUM_SHOWN_VALUES} more" if len(unknown) > NUM_SHOWN_VALUES else ""
+        greys = "" if len(unknown) < MANY_VALUES else f": with {len(counts)} values from {min(counts)} to {max(counts)} it holds greys"
         return [_finding(
-            item, "error", where, f"label values that are not declared: {shown}{more}; declared are {_list(file_values)}",
-            "correct the label map, or declare the values in the dataset's description",
+            item, "error", where,
+            f"label values that are not declared: {shown}{more}; declared are {_list(file_values)}{greys}",
+            "give the label map itself, not an image or an interpolated mask" if greys
+            else "correct the label map, or declare the values in the dataset's description",
         )]
     if set(counts) <= {file_values[0]}:
         return [_finding(item, "warning", where, "the label map is empty: background only",
@@ -274,16 +359,17 @@ def _list(values: Sequence[int]) -> str:
 def _label_facts(
     dataset: DatasetDescription, headers: Sequence[_HeaderReport], voxels: Mapping[_Item, _VoxelReport]
 ) -> list[LabelFacts]:
-    """What is known of every label map that could be read."""
+    """What is known of all labels that could be read."""
     facts = []
     for report in headers:
         read = voxels.get(report.readable)
         if report.label is None or read is None or read.counts is None:
             continue
+        path = report.readable.labels[0]
         facts.append(LabelFacts(
             case_id=report.readable.case_id,
-            path=report.readable.label or "",
-            paired=report.readable.label not in dataset.unpaired_labels,
+            path=path,
+            paired=path not in dataset.unpaired_labels,
             geometry=_turned(report.label),
             counts=read.counts,
         ))

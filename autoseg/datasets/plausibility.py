@@ -11,23 +11,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.datasets.dataset import DatasetDescription, Finding
+from autoseg.datasets.deviations import MANY, all_but, oddness
 from autoseg.imaging.volume import Geometry
 from planners import LabelClass
 
 MIN_OTHERS = 5
-"""With fewer other cases nothing is called unusual."""
+"""With fewer other cases nothing is called unusual, but for units that were mixed up."""
 MIN_OTHERS_WITH_CLASS = 10
 USUAL_SHARE = 0.95
 """A class that so many of the others have is expected in every case."""
 MAX_SPACING_RATIO = 3.0
 MAX_SIZE_RATIO = 10.0
-MAX_VOLUME_RATIO = 10.0
-"""Scanners, fields of view and tumours of one collection do differ by less, unless their spread says otherwise."""
-MAX_DEVIATIONS = 6.0
-"""Robust standard deviations (1.4826 x median absolute deviation) of the others' logarithms that are still usual."""
+MAX_VOLUME_RATIO = 1.4
+"""Scanners, fields of view and organs of one collection do differ by less, unless their spread says otherwise."""
+MIN_UNIT_RATIO = 8.0
+"""Spacings that are off by this on every axis were given in another unit: cm, m or micrometres."""
+MIN_OTHERS_WITH_UNIT = 2
+MIN_VOLUME_RATIO = 10.0
+"""Downwards more is usual: lesions are specks, and organs are cut off by the edge of the image."""
 NUM_SIGNS_OF_ERROR = 3
 """So many signs at once mean another kind of data, not an unusual case."""
 RARE = 2
+MIN_STRAY_VALUES = 5
+"""A label map with so many values that no other has, in a dataset that declares none, is no label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,53 +48,92 @@ class LabelFacts:
     counts: Mapping[int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Usual:
-    """What label maps with an image are like."""
-
-    num_cases: int
-    spacings_mm: NDArray[np.float64]
-    """(cases, 3)"""
-    shapes: NDArray[np.int64]
-    """(cases, 3)"""
-    volumes_ml: NDArray[np.float64]
-    """Of the foreground, of those that have any."""
-    num_having: tuple[int, ...]
-    """Label maps that have each class."""
-
-    @classmethod
-    def of(cls, facts: Sequence[LabelFacts], dataset: DatasetDescription) -> _Usual:
-        volumes = [_foreground_ml(fact, dataset) for fact in facts]
-        return cls(
-            num_cases=len(facts),
-            spacings_mm=np.array([fact.geometry.spacing_mm for fact in facts]).reshape(-1, 3),
-            shapes=np.array([fact.geometry.shape for fact in facts], np.int64).reshape(-1, 3),
-            volumes_ml=np.array([volume for volume in volumes if volume > 0]),
-            num_having=tuple(sum(_has(fact, label, dataset) for fact in facts) for label in dataset.labels.classes),
-        )
-
-
 def implausible_labels(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Finding]:
-    """Label maps whose spacing, size, foreground volume or classes are unlike those of the others.
+    """Label maps whose spacing, size, volumes or classes are unlike those of the others.
 
-    Each quantity is compared by its logarithm with the median of all label maps that have an image: unusual is what is
-    off by more than a fixed ratio and by more than `MAX_DEVIATIONS` robust standard deviations. A warning; with
-    `NUM_SIGNS_OF_ERROR` signs an error. Nothing is said with fewer than `MIN_OTHERS` others.
+    A warning; with `NUM_SIGNS_OF_ERROR` signs an error. Nothing is said with fewer than `MIN_OTHERS` others.
     """
-    usual = _Usual.of([fact for fact in facts if fact.paired], dataset)
-    findings = []
-    for fact in facts:
-        num_others = usual.num_cases - fact.paired
-        if num_others < MIN_OTHERS:
+    return [
+        signs_finding(fact, signs, num_others=_num_others(fact, facts))
+        for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True)
+        if signs
+    ]
+
+
+def signs_finding(fact: LabelFacts, signs: Sequence[str], *, num_others: int) -> Finding:
+    """The finding on a label map with signs of being another's."""
+    return Finding(
+        severity="error" if len(signs) >= NUM_SIGNS_OF_ERROR else "warning",
+        case_id=fact.case_id,
+        where=fact.path,
+        found=f"the label map is unlike the {num_others} others: {'; '.join(signs)}",
+        mend="make sure that it belongs to this dataset and to its image, or remove the case",
+    )
+
+
+def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[list[str]]:
+    """For each label map what is unlike the others, in words: spacing, size, volumes, missing classes.
+
+    Quantities are compared by their logarithm with those of all label maps that have an image: unusual is what is off
+    by more than a fixed ratio and, by `oddness`, more than they differ among each other.
+    """
+    volumes = np.array([_volumes_ml(fact, dataset) for fact in facts])
+    paired = np.array([fact.paired for fact in facts], bool)
+    signs: list[list[str]] = []
+    for index, fact in enumerate(facts):
+        others = [other for other in all_but(facts, index) if other.paired]
+        if len(others) < MIN_OTHERS:
+            signs.append([])
             continue
-        signs = [*_grid_signs(fact, usual), *_volume_signs(fact, usual, dataset), *_class_signs(fact, usual, dataset)]
-        if signs:
+        other_volumes = volumes[paired & (np.arange(len(facts)) != index)]
+        signs.append([
+            *_grid_signs(fact, others),
+            *_volume_signs(volumes[index], other_volumes, dataset),
+            *_class_signs(volumes[index], other_volumes, dataset),
+        ])
+    return signs
+
+
+def wrong_units(facts: Sequence[LabelFacts]) -> list[Finding]:
+    """Cases whose spacings are all too large or too small by the same large factor: another unit of length."""
+    findings = []
+    for index, fact in enumerate(facts):
+        others = [other for other in all_but(facts, index) if other.paired]
+        if len(others) < MIN_OTHERS_WITH_UNIT or not fact.geometry.has_orientation:
+            continue
+        logs = np.log([other.geometry.spacing_mm for other in others])
+        factors = np.log(fact.geometry.spacing_mm) - np.median(logs, axis=0)
+        off = math.log(MIN_UNIT_RATIO)
+        alike = np.ptp(logs, axis=0).max() < off  # the others agree on one unit
+        if alike and (np.all(factors > off) or np.all(factors < -off)):
             findings.append(Finding(
-                severity="error" if len(signs) >= NUM_SIGNS_OF_ERROR else "warning",
-                case_id=fact.case_id,
-                where=fact.path,
-                found=f"the label map is unlike the {num_others} others: {'; '.join(signs)}",
-                mend="make sure that it belongs to this dataset and to its image, or remove the case",
+                severity="error", case_id=fact.case_id, where=fact.path,
+                found=f"spacing {_triple(fact.geometry.spacing_mm)} mm against a median of {_triple(np.exp(np.median(logs, axis=0)))} "
+                f"mm: {math.exp(abs(float(np.median(factors)))):.3g} times too {'large' if factors[0] > 0 else 'small'}, as if "
+                "given in another unit of length",
+                mend="correct the spacing in the headers of image and label map to mm, or remove the case",
+            ))
+    return findings
+
+
+def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Finding]:
+    """Label maps with many values that no other label map has: greys or interpolated values, not labels.
+
+    Declared values are never stray; this is for datasets whose classes are named by the values that were found.
+    """
+    holders: dict[int, int] = {}
+    for fact in facts:
+        for value in fact.counts:
+            holders[value] = holders.get(value, 0) + 1
+    named = {f"label_{value}" for value in dataset.file_values} >= {label.name for label in dataset.labels.classes}
+    findings = []
+    for fact in facts if named and len(facts) > 1 else ():
+        own = [value for value in fact.counts if holders[value] == 1]
+        if len(own) >= MIN_STRAY_VALUES and len(own) > len(fact.counts) / 2:
+            findings.append(Finding(
+                severity="error", case_id=fact.case_id, where=fact.path,
+                found=f"{len(own)} values between {min(own)} and {max(own)} that no other label map has: it holds greys, not labels",
+                mend="give the label map itself, not an image or an interpolated mask, or remove the case",
             ))
     return findings
 
@@ -116,32 +161,46 @@ def rare_classes(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
     return findings
 
 
-def _grid_signs(fact: LabelFacts, usual: _Usual) -> list[str]:
+def _num_others(fact: LabelFacts, facts: Sequence[LabelFacts]) -> int:
+    return sum(other.paired for other in facts) - fact.paired
+
+
+def _grid_signs(fact: LabelFacts, others: Sequence[LabelFacts]) -> list[str]:
     signs = []
-    own, others = fact.geometry.spacing_mm, usual.spacings_mm
-    if any(_is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, others.T, strict=True)):
-        signs.append(f"spacing {_triple(own)} mm against a median of {_triple(np.median(others, axis=0))}")
-    shape = fact.geometry.shape
-    if _is_unusual(math.prod(shape), usual.shapes.prod(axis=1), MAX_SIZE_RATIO):
-        signs.append(f"size {_triple(shape)} voxels against a median of {_triple(np.median(usual.shapes, axis=0))}")
+    own, spacings = fact.geometry.spacing_mm, np.array([other.geometry.spacing_mm for other in others])
+    if any(_is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, spacings.T, strict=True)):
+        signs.append(f"spacing {_triple(own)} mm against a median of {_triple(np.median(spacings, axis=0))}")
+    shape, shapes = fact.geometry.shape, np.array([other.geometry.shape for other in others], np.int64)
+    if _is_unusual(math.prod(shape), shapes.prod(axis=1), MAX_SIZE_RATIO):
+        signs.append(f"size {_triple(shape)} voxels against a median of {_triple(np.median(shapes, axis=0))}")
     return signs
 
 
-def _volume_signs(fact: LabelFacts, usual: _Usual, dataset: DatasetDescription) -> list[str]:
-    own = _foreground_ml(fact, dataset)
-    if own == 0 or len(usual.volumes_ml) <= MIN_OTHERS or not _is_unusual(own, usual.volumes_ml, MAX_VOLUME_RATIO):
-        return []
-    return [f"foreground of {own:.3g} ml against a median of {np.median(usual.volumes_ml):.3g}"]
+def _volume_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:
+    """The class, or all of the foreground, whose volume is furthest from those of the others that have it.
+
+    Among few others only all of the foreground: single classes, such as lesions, are often small once.
+    """
+    names = ["foreground", *(label.name for label in dataset.labels.classes)]
+    unusual = []
+    for name, volume, column in list(zip(names, own, others.T, strict=True))[: None if len(others) >= MANY else 1]:
+        known = np.log(column[column > 0])
+        if volume > 0 and len(known) >= MIN_OTHERS:
+            above = oddness(math.log(volume), known, floor=math.log(MAX_VOLUME_RATIO))
+            below = -oddness(math.log(volume), known, floor=math.log(MIN_VOLUME_RATIO))
+            unusual.append((max(above, below), name, float(volume), math.exp(float(np.median(known)))))
+    most = max(unusual, default=(0.0, "", 0.0, 0.0))
+    return [f"{most[1]} of {most[2]:.3g} ml against a median of {most[3]:.3g}"] if most[0] > 1 else []
 
 
-def _class_signs(fact: LabelFacts, usual: _Usual, dataset: DatasetDescription) -> list[str]:
-    num_others = usual.num_cases - fact.paired
-    if num_others < MIN_OTHERS_WITH_CLASS or _foreground_ml(fact, dataset) == 0:  # empty ones are reported as such
+def _class_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:
+    if len(others) < MIN_OTHERS_WITH_CLASS or own[0] == 0:  # empty ones are reported as such
         return []
+    having = (others[:, 1:] > 0).sum(axis=0)
     return [
-        f"no voxel of {label.name}, which {having} of them have"
-        for label, having in zip(dataset.labels.classes, usual.num_having, strict=True)
-        if having >= USUAL_SHARE * num_others and not _has(fact, label, dataset)
+        f"no voxel of {label.name}, which {number} of them have"
+        for label, number, volume in zip(dataset.labels.classes, having, own[1:], strict=True)
+        if number >= USUAL_SHARE * len(others) and volume == 0
     ]
 
 
@@ -149,17 +208,16 @@ def _has(fact: LabelFacts, label: LabelClass, dataset: DatasetDescription) -> bo
     return any(fact.counts.get(dataset.file_values[value]) for value in label.values)
 
 
-def _foreground_ml(fact: LabelFacts, dataset: DatasetDescription) -> float:
-    voxels = sum(count for value, count in fact.counts.items() if value != dataset.file_values[0])
-    return voxels * fact.geometry.voxel_volume_ml
+def _volumes_ml(fact: LabelFacts, dataset: DatasetDescription) -> list[float]:
+    """Volume of the foreground, then of each class."""
+    voxels = [sum(count for value, count in fact.counts.items() if value != dataset.file_values[0])]
+    voxels += [sum(fact.counts.get(dataset.file_values[value], 0) for value in label.values) for label in dataset.labels.classes]
+    return [count * fact.geometry.voxel_volume_ml for count in voxels]
 
 
 def _is_unusual(own: float, others: NDArray[Any], max_ratio: float) -> bool:
-    """Whether ``own`` (positive) is further from the median of ``others`` than ratio and spread allow."""
-    logs = np.log(others)
-    middle = float(np.median(logs))
-    spread = 1.4826 * float(np.median(np.abs(logs - middle)))
-    return abs(math.log(own) - middle) > max(math.log(max_ratio), MAX_DEVIATIONS * spread)
+    """Whether ``own`` (positive) is further from ``others`` than ratio and spread allow."""
+    return abs(oddness(math.log(own), np.log(others), floor=math.log(max_ratio))) > 1
 
 
 def _triple(values: Iterable[float]) -> str:

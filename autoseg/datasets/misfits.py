@@ -1,0 +1,169 @@
+"""Label maps that do not fit their image, judged by the model of `label_fit` against how well the others fit theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.datasets.dataset import Finding
+from autoseg.datasets.deviations import all_but, oddness
+from autoseg.datasets.label_fit import (
+    Evidence,
+    Fit,
+    add_up,
+    agreement,
+    fit_label_map,
+    masks,
+    predict,
+    usual_masks,
+    without,
+)
+from autoseg.datasets.measures import CaseMeasures
+from autoseg.execution.jobs import run_jobs
+from autoseg.progress import Reporter
+
+MIN_OTHERS = 3
+MIN_DROP = 0.1
+"""A correlation must be so much below those of the others to be unusual."""
+MIN_GAIN = 0.06
+"""By so much another arrangement must fit better than the present one, and than it does in any other case."""
+RELIABLE = 0.4
+"""Below this median correlation of the others the model does not know where labels are, as for lesions, and says nothing."""
+LOST = 0.5
+"""A label map with less than this share of the usual agreement, which another arrangement mends, is misplaced."""
+MOST_COMPARED = 300
+"""Label maps of one size that are tried on each other's images."""
+AXES = ("head to foot (z)", "front to back (y)", "left to right (x)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    """What is wrong with how a label map fits its image."""
+
+    case_id: str
+    found: str
+    is_certain: bool
+    """Whether another arrangement shows what happened to it."""
+    is_strange: bool
+    """Whether it fits much worse than any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    case: CaseMeasures
+    fit: Fit
+    predicted: NDArray[np.float16]
+    """Of the compared masks."""
+
+
+def find_misfits(
+    cases: Sequence[CaseMeasures], num_classes: int, *, num_workers: int, reporter: Reporter
+) -> list[Misfit]:
+    """Label maps that agree unusually badly with what the other cases predict, or better in another arrangement.
+
+    ``num_classes``: internal values 1 ... that are classes. Images with differing numbers of channels are left out, and
+    nothing is said among fewer than `MIN_OTHERS` others.
+    """
+    labelled = [case for case in cases if case.evidence is not None]
+    if len(labelled) <= MIN_OTHERS or len({len(case.channel_digests) for case in labelled}) > 1:
+        return []
+    parts = [case.evidence for case in labelled if case.evidence is not None]
+    total = add_up(parts)
+    compared = usual_masks(parts)
+    judge = partial(_judge, total=total, num_others=len(labelled) - 1, num_classes=num_classes, compared=compared)
+    with reporter.track("compare label maps", len(labelled)) as tracker:
+        judged = run_jobs(judge, labelled, name=lambda case: f"case {case.case_id}", num_workers=num_workers, tracker=tracker)
+    known = [each for each in judged if each is not None]
+    swaps = _better_labels(known, num_classes, compared)
+    return [misfit for index in range(len(known)) if (misfit := _misfit(known, index, swaps)) is not None]
+
+
+def _judge(
+    case: CaseMeasures, *, total: Evidence, num_others: int, num_classes: int, compared: NDArray[np.bool_]
+) -> _Judged | None:
+    if case.evidence is None:
+        return None
+    predicted = predict(case.thumbnail, without(total, case.evidence, num_others))
+    fit = fit_label_map(case.thumbnail, predicted, num_classes, compared)
+    return None if fit is None else _Judged(case, fit, predicted[compared].astype(np.float16))
+
+
+def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, str]]) -> Misfit | None:
+    judged, others = known[index], all_but(known, index)
+    own, usual = judged.fit.own, [other.fit.own for other in others]
+    middle = float(np.median(usual))
+    if middle < RELIABLE:
+        return None
+    signs = [*_flip_signs(judged.fit, others), *_shift_signs(judged, others), *_swap_signs(swaps, index)]
+    is_strange = oddness(own, usual, floor=MIN_DROP) < -1
+    if not signs and not is_strange:
+        return None
+    how = f"agrees with what the {len(others)} others predict for its image by {own:.2f}, where they reach {middle:.2f}"
+    return Misfit(
+        case_id=judged.case.case_id,
+        found="; ".join([how, *signs]),
+        is_certain=bool(signs) and own < LOST * middle,
+        is_strange=is_strange,
+    )
+
+
+def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> list[str]:
+    """Axes along which flipping the label map makes it fit better, as for no other case."""
+    gains = np.array([np.subtract(other.fit.flips, other.fit.own) for other in others])
+    own = np.subtract(fit.flips, fit.own)
+    axis = int(own.argmax())
+    usual = float(gains[:, axis].max())
+    if own[axis] < MIN_GAIN or own[axis] < usual + MIN_GAIN:
+        return []
+    return [f"flipped {AXES[axis]} it would agree by {fit.flips[axis]:.2f}"]
+
+
+def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> list[str]:
+    gains = [other.fit.shifted for other in others]
+    usual = max(gains)
+    if judged.fit.shifted < MIN_GAIN or judged.fit.shifted < usual + MIN_GAIN:
+        return []
+    z, y, x = (blocks * mm for blocks, mm in zip(judged.fit.shift, judged.case.thumbnail.spacing_mm, strict=True))
+    return [f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) it would agree better by {judged.fit.shifted:.2f}"]
+
+
+def _swap_signs(swaps: Sequence[tuple[float, str]], index: int) -> list[str]:
+    gain, name = swaps[index]
+    usual = max(other for other, _ in all_but(swaps, index))
+    return [f"that of case {name} fits its image better"] if gain >= MIN_GAIN and gain >= usual + MIN_GAIN else []
+
+
+def _better_labels(
+    known: Sequence[_Judged], num_classes: int, compared: NDArray[np.bool_]
+) -> list[tuple[float, str]]:
+    """For each case the largest gain by another case's label map of the same size, and that case; (-1, "") for none."""
+    gains = [(-1.0, "")] * len(known)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, each in enumerate(known):
+        by_shape.setdefault(each.predicted.shape, []).append(index)
+    for alike in by_shape.values():
+        if not 1 < len(alike) <= MOST_COMPARED:
+            continue
+        each_masks = {index: masks(labels, num_classes)[compared] for index in alike
+                      if (labels := known[index].case.thumbnail.labels) is not None}
+        for index in alike:
+            predicted = known[index].predicted.astype(np.float32)
+            gains[index] = max(
+                (agreement(each_masks[other], predicted) - known[index].fit.own, known[other].case.case_id)
+                for other in alike if other != index
+            )
+    return gains
+
+
+def as_finding(misfit: Misfit, where: str, *, more: Sequence[str] = ()) -> Finding:
+    """The finding on a misfit. ``more``: other signs that the label map is wrong, which make an error of it."""
+    return Finding(
+        severity="error" if misfit.is_certain or (misfit.is_strange and more) else "warning",
+        case_id=misfit.case_id, where=where,
+        found="; ".join([f"the label map does not fit its image: it {misfit.found}", *more]),
+        mend="look at it over its image; give the right label map, or remove the case",
+    )
