@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.endings import DETACHED, LOSSY, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.formats.memory import require_memory
 from autoseg.imaging.formats.photographs import TRANSPARENCY, has_alpha
 
 MAX_DIMENSIONS = 4
 MOST_PACKED = 5000
 """No format here packs its voxels into less than this fraction of their bytes, not even constant images."""
 CORRUPT_JPEG, HARMLESS_JPEG = "Corrupt JPEG data", "extraneous bytes"
+MOST_BYTES_EACH = 8
 SMALL_BYTES = 10**8
 """Images below this size are read whatever their header says; they do no harm."""
 _ONE_AT_A_TIME = threading.RLock()
@@ -131,6 +133,7 @@ def _check_promise(path: Path, reader: Any) -> None:
     held = path.stat().st_size
     if image_ending(path) not in DETACHED and promised > max(SMALL_BYTES, MOST_PACKED * held):
         raise damaged(path, f"its header promises {promised} voxels (sizes {reader.GetSize()}), but it has {held} bytes")
+    require_memory(path, promised * MOST_BYTES_EACH)
 
 
 def channels_first(image: Any) -> NDArray[Any]:

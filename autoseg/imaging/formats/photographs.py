@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.endings import image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.formats.memory import SMALL_BYTES
+from autoseg.imaging.formats.payload import MOST_PACKED, check_promise
 from autoseg.imaging.formats.tiff import read_tiff_pages
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -48,7 +51,8 @@ def check_photograph(path: Path) -> None:
     """Raise `AutosegError` where the file is cut or its parts lie outside of it: not every reader would notice."""
     ending = image_ending(path)
     if ending in (".tif", ".tiff"):
-        read_tiff_pages(path)
+        expected = read_tiff_pages(path).num_bytes
+        check_promise(path, expected, max(path.stat().st_size, SMALL_BYTES // MOST_PACKED["gzip"]), "gzip")
     elif ending in (".jpg", ".jpeg"):
         _check_jpeg(path)
     elif ending == ".bmp":
@@ -114,6 +118,43 @@ def grey_alpha_voxels(path: Path) -> NDArray[Any]:
     if array.shape[:2] != (png.height, png.width):
         raise damaged(path, f"its header says {png.width} x {png.height} pixels, but {array.shape[1::-1]} were read")
     return array.reshape(png.height, png.width, -1)[None, None, :, :, 0]
+
+
+def is_tiled_tiff(path: Path) -> bool:
+    """Whether ``path`` is a TIFF file of the kind that ITK reads with fewer bits."""
+    return image_ending(path) in (".tif", ".tiff") and read_tiff_pages(path).is_tiled
+
+
+def tiled_header(path: Path) -> ImageHeader:
+    """The header of a tiled TIFF file."""
+    check_photograph(path)
+    pages = read_tiff_pages(path)
+    shape = (pages.width, pages.height) if pages.num_pages == 1 else (pages.width, pages.height, pages.num_pages)
+    geometry, _ = make_geometry(
+        path, shape=shape, spacing_mm=(1.0,) * len(shape), origin_mm=(0.0,) * len(shape), direction=np.eye(len(shape)),
+        has_orientation=False,
+    )
+    return ImageHeader(
+        geometry=geometry, num_channels=pages.samples - pages.has_alpha, pixel_type=f"{pages.bits} bits",
+        is_integer=pages.is_integer, notes=(TRANSPARENCY,) if pages.has_alpha else (),
+    )
+
+
+def tiled_voxels(path: Path) -> NDArray[Any]:
+    """Voxels (C, Z, Y, X) of a tiled TIFF file, transparency among the channels."""
+    from skimage.io import imread  # here: slow to load, and few files need it
+
+    pages = read_tiff_pages(path)
+    try:
+        array = np.asarray(imread(path))
+    except Exception as error:  # whatever its decoder raises for broken bytes, or for packing that it does not know
+        raise AutosegError(
+            f"{path} is stored in tiles and could not be read ({str(error)[:200]}); store it in strips"
+        ) from None
+    expected = (pages.num_pages, pages.height, pages.width, pages.samples)
+    if array.size != math.prod(expected):
+        raise damaged(path, f"its tags say {expected} numbers (pages, y, x, samples), but {array.shape} were read")
+    return np.moveaxis(array.reshape(expected), -1, 0)
 
 
 def _check_jpeg(path: Path) -> None:

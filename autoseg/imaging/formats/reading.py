@@ -23,7 +23,10 @@ from autoseg.imaging.formats.photographs import (
     check_photograph,
     grey_alpha_header,
     grey_alpha_voxels,
+    is_tiled_tiff,
     read_png_head,
+    tiled_header,
+    tiled_voxels,
 )
 from autoseg.imaging.formats.segments import is_segmentation, segments_header, segments_label_map
 from autoseg.imaging.formats.series import (
@@ -129,6 +132,8 @@ def _format(path: Path) -> _Format:
         return _Format(metaimage_header, metaimage_voxels)
     if ending == ".png" and read_png_head(path).is_grey_with_alpha:
         return _Format(grey_alpha_header, grey_alpha_voxels)
+    if is_tiled_tiff(path):
+        return _Format(tiled_header, tiled_voxels)
     return _Format(_itk_header, _itk_voxels)
 
 

@@ -21,7 +21,8 @@ from autoseg.imaging.formats.dicom import (
     split_part,
     vector,
 )
-from autoseg.imaging.formats.header import ImageHeader, make_geometry
+from autoseg.imaging.formats.endings import image_ending
+from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.formats.slices import slice_voxels
 
 UNEVEN_STEP = 0.05
@@ -187,6 +188,8 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
     """Slices with a position, by SeriesInstanceUID."""
     groups: dict[str, list[_Slice]] = {}
     for file in dicom_candidates(folder):
+        if not is_dicom(file) and image_ending(file):
+            raise damaged(file, "it does not begin as a DICOM file")
         if is_dicom(file):
             item = _slice(file, read_tags(file, NEEDED_TAGS))
             if item is not None:

@@ -16,11 +16,16 @@ MOST_PAGES = 65_536
 MOST_TAGS = 4096
 MOST_VALUES = 10**7
 SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, STRIP_OFFSETS, SAMPLES, STRIP_SIZES = 254, 256, 257, 258, 259, 273, 277, 279
-TILE_OFFSETS, TILE_SIZES, EXTRA_SAMPLES = 324, 325, 338
-WANTED = (SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, STRIP_OFFSETS, SAMPLES, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES, EXTRA_SAMPLES)
+TILE_OFFSETS, TILE_SIZES, EXTRA_SAMPLES, SAMPLE_FORMAT = 324, 325, 338, 339
+WANTED = (
+    SUBFILE, WIDTH, HEIGHT, BITS, COMPRESSION, STRIP_OFFSETS, SAMPLES, STRIP_SIZES, TILE_OFFSETS, TILE_SIZES, EXTRA_SAMPLES,
+    SAMPLE_FORMAT,
+)
 LETTERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """Field types of whole numbers: byte, short, long, and the long ones of BigTIFF."""
 UNCOMPRESSED = 1
+WHOLE_NUMBERS = (1, 2)
+"""Values of SampleFormat: unsigned and signed."""
 ALPHA = (1, 2)
 """Values of ExtraSamples that mean transparency."""
 
@@ -39,6 +44,9 @@ class TiffPages:
     bits: int
     has_alpha: bool
     """The last sample of a pixel is its transparency."""
+    is_tiled: bool
+    """Pixels lie in tiles instead of strips; ITK makes 8 bits of 16 there."""
+    is_integer: bool
 
     @property
     def num_bytes(self) -> int:
@@ -66,7 +74,12 @@ def read_tiff_pages(path: Path) -> TiffPages:
             )
     width, height, samples, bits = sizes[0]
     extra = pages[0].get(EXTRA_SAMPLES, ())
-    return TiffPages(len(pages), width, height, samples, bits, has_alpha=bool(extra) and extra[-1] in ALPHA)
+    return TiffPages(
+        len(pages), width, height, samples, bits,
+        has_alpha=bool(extra) and extra[-1] in ALPHA,
+        is_tiled=TILE_OFFSETS in pages[0],
+        is_integer=(pages[0].get(SAMPLE_FORMAT) or (1,))[0] in WHOLE_NUMBERS,
+    )
 
 
 def _words(size: tuple[int, int, int, int]) -> str:
