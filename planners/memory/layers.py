@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from planners.geometry import stage_shapes
 from planners.plan import Network
@@ -16,10 +16,14 @@ from planners.plan import Network
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
-    """One step of the forward pass, with counts for one image."""
+    """One convolution with what follows it up to the next, with counts for one image."""
 
     name: str
     parameters: int
+    inputs: int
+    """Values that the convolution reads."""
+    outputs: int
+    """Values that it writes."""
     convolved: int = 0
     """Convolution outputs that wait as the input of a norm."""
     normed: int = 0
@@ -28,10 +32,14 @@ class Layer:
     """Activation outputs, which wait as the next convolution's input too."""
     joined: int = 0
     """Values that wait only as a convolution's input: concatenations, pooled maps."""
-    passing: int = 0
-    """Inputs and outputs of its largest operation, of which gradients exist while it runs backward."""
+    pooled: int = 0
+    """Values that an average pooling over three axes reads; torch's kernels for CPUs know only float32 there."""
+    beside: int = 0
+    """Values of the gradient that goes round this layer on a skip path and waits while the layer runs backward."""
     is_skip: bool = False
     """Its output is needed again by the decoder."""
+    takes_skip: bool = False
+    """Joins its output to a skip; both gradients come in one piece, which stays until the encoder's part is used."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,12 +51,13 @@ class Stage:
     """Voxels under the kernel."""
     step: int
     """Voxels under the stride at its entry."""
+    axes: int
 
 
 def network_layers(network: Network, patch: Sequence[int]) -> tuple[Layer, ...]:
     """All layers in the order of the forward pass; heads come right after their decoder stage."""
     stages = tuple(
-        Stage(voxels=math.prod(shape), kernel=math.prod(kernel), step=math.prod(stride))
+        Stage(voxels=math.prod(shape), kernel=math.prod(kernel), step=math.prod(stride), axes=len(shape))
         for shape, kernel, stride in zip(
             stage_shapes(patch, network.strides), network.kernels, network.strides, strict=True
         )
@@ -75,7 +84,8 @@ def _unet_layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
             name = f"encoder {index} block {block}"
             skip = block == count - 1 and index < len(stages) - 1
             if network.family == "residual_unet":
-                yield _residual_block(name, width, features, stage, size_before, strided=block == 0, is_skip=skip)
+                pools = block == 0 and stage.step > 1
+                yield from _residual_block(name, width, features, stage, size_before, pools=pools, is_skip=skip)
             else:
                 yield _conv_block(name, width, features, stage, size_before, is_skip=skip)
             width = features
@@ -97,14 +107,15 @@ def _vnet_layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
     widths = network.features
     for index, (stage, features, count) in enumerate(zip(stages, widths, network.blocks, strict=True)):
         if index:
-            above = widths[index - 1]
+            above, size = widths[index - 1], features * stage.voxels
             yield Layer(
                 name=f"encoder {index} down",
                 parameters=above * features * stage.step + 4 * features,
-                convolved=features * stage.voxels,
-                normed=features * stage.voxels,
-                activated=features * stage.voxels,
-                passing=above * stages[index - 1].voxels + features * stage.voxels,
+                inputs=above * stages[index - 1].voxels,
+                outputs=size,
+                convolved=size,
+                normed=size,
+                activated=size,
             )
         inputs = features if index else network.num_inputs
         yield from _vnet_stage(f"encoder {index}", inputs, features, stage, count, is_skip=index < len(stages) - 1)
@@ -112,14 +123,7 @@ def _vnet_layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
         features, stage = widths[index], stages[index]
         below = widths[index + 1] if index == len(stages) - 2 else 2 * widths[index + 1]
         up = _upsampling(f"decoder {index} up", below, features, stages[index + 1], stage)
-        yield Layer(
-            name=up.name,
-            parameters=up.parameters + 3 * features,
-            convolved=features * stage.voxels,
-            normed=features * stage.voxels,
-            joined=up.joined,
-            passing=up.passing,
-        )
+        yield replace(up, parameters=up.parameters + 3 * features, convolved=up.outputs, normed=up.outputs)
         yield from _vnet_stage(f"decoder {index}", 2 * features, 2 * features, stage, network.decoder_blocks[index])
     yield _head("head", 2 * widths[0], network.num_outputs, stages[0])
 
@@ -133,10 +137,12 @@ def _vnet_stage(
         yield Layer(
             name=f"{name} convolution {convolution}",
             parameters=before * features * stage.kernel + 4 * features,
+            inputs=before * stage.voxels,
+            outputs=size,
             convolved=size,
             normed=size,
             activated=size,
-            passing=before * stage.voxels + size,
+            beside=size,
             is_skip=is_skip and convolution == count - 1,
         )
 
@@ -149,31 +155,33 @@ def _conv_block(
     return Layer(
         name=name,
         parameters=inputs * outputs * stage.kernel + 3 * outputs,
+        inputs=inputs * size_before,
+        outputs=size,
         convolved=size,
         activated=size,
-        passing=inputs * size_before + size,
         is_skip=is_skip,
     )
 
 
 def _residual_block(
-    name: str, inputs: int, outputs: int, stage: Stage, size_before: int, *, strided: bool, is_skip: bool
-) -> Layer:
+    name: str, inputs: int, outputs: int, stage: Stage, size_before: int, *, pools: bool, is_skip: bool
+) -> Iterator[Layer]:
     """Two convolutions beside a skip path that pools where it strides and projects where the width changes."""
     size = outputs * stage.voxels
-    projects = inputs != outputs
-    pools = strided and stage.step > 1
-    return Layer(
-        name=name,
-        parameters=(inputs + outputs) * outputs * stage.kernel
-        + 6 * outputs
-        + (inputs * outputs + 2 * outputs if projects else 0),
-        convolved=(3 if projects else 2) * size,
-        activated=2 * size,
-        joined=inputs * stage.voxels if projects and pools else 0,
-        passing=inputs * size_before + size,
-        is_skip=is_skip,
-    )
+    if inputs != outputs:
+        yield Layer(
+            name=f"{name} projection",
+            parameters=inputs * outputs + 2 * outputs,
+            inputs=inputs * stage.voxels,
+            outputs=size,
+            convolved=size,
+            joined=inputs * stage.voxels if pools else 0,
+            pooled=inputs * size_before if pools and stage.axes == 3 else 0,
+        )
+    first = _conv_block(f"{name} convolution 0", inputs, outputs, stage, size_before)
+    yield replace(first, beside=size)
+    second = _conv_block(f"{name} convolution 1", outputs, outputs, stage, stage.voxels, is_skip=is_skip)
+    yield replace(second, beside=size)
 
 
 def _upsampling(name: str, below: int, features: int, stage_below: Stage, stage: Stage) -> Layer:
@@ -181,8 +189,10 @@ def _upsampling(name: str, below: int, features: int, stage_below: Stage, stage:
     return Layer(
         name=name,
         parameters=below * features * stage_below.step + features,
+        inputs=below * stage_below.voxels,
+        outputs=features * stage.voxels,
         joined=2 * features * stage.voxels,
-        passing=below * stage_below.voxels + 2 * features * stage.voxels,
+        takes_skip=True,
     )
 
 
@@ -191,5 +201,6 @@ def _head(name: str, features: int, outputs: int, stage: Stage) -> Layer:
     return Layer(
         name=name,
         parameters=features * outputs + outputs,
-        passing=(features + outputs) * stage.voxels,
+        inputs=features * stage.voxels,
+        outputs=outputs * stage.voxels,
     )

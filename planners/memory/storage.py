@@ -7,6 +7,7 @@ import math
 from planners.fingerprint import CaseSize, Fingerprint
 from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.plan import Configuration, Plan
+from planners.rules.source_axes import in_acquisition_axes
 
 IMAGE_BYTES = 4
 """Preprocessed images are float32."""
@@ -57,6 +58,7 @@ def _case_bytes(plan: Plan, configuration: Configuration, case: CaseSize, finger
 
 
 def _resampled_voxels(plan: Plan, configuration: Configuration, case: CaseSize) -> int:
+    case = in_acquisition_axes(case) if plan.source_axes == "acquisition" else case
     shape = transpose(case.shape, plan.transpose_forward)
     spacing = transpose(case.spacing_mm, plan.transpose_forward)
     return math.prod(resampled_shape(shape, spacing, configuration_spacing(configuration, spacing)))
