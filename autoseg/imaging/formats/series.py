@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.dicom import (
@@ -30,6 +31,8 @@ UNEVEN_STEP = 0.05
 TILTED_STEP = 0.02
 """Share of a slice step that may lie in the plane; more is a tilted gantry, and the grid is no box."""
 SAME_PLACE = 1e-4
+SLICE_STORAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
+"""Files of these kinds are slices with a place in space, or cut."""
 POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
 NEEDED_TAGS = [
     "SeriesInstanceUID",
@@ -198,8 +201,11 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
 
 
 def _slice(file: Path, tags: Any) -> _Slice | None:
-    """A file with its place in space; None where it has none."""
-    if any(tags.get(name) in (None, "") for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows")):
+    """A file with its place in space; None where it is of a kind that has none."""
+    missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
+    if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
+        raise damaged(file, f"it is a slice without {', '.join(missing)}")
+    if missing:
         return None
     return _Slice(file, tags, vector(tags, POSITION, 3), vector(tags, ORIENTATION, 6).reshape(2, 3))
 

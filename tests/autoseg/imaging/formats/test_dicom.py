@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,15 @@ import pydicom
 import pytest
 import SimpleITK
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import is_dicom_series, read_header, read_volume
+from autoseg.imaging.formats import guarded, is_dicom_series, list_series, read_header, read_volume
 
 STEP = 2.5
 
@@ -112,3 +119,102 @@ def test_real_series_agree_with_itk(real_data: Path, name: str) -> None:
 def test_the_real_missing_slice_is_found(real_data: Path) -> None:
     with pytest.raises(AutosegError, match="3 mm apart but 6 mm"):
         read_header(real_data / "dicom_series" / "mr_prostatex_calcbval_missing_slice")
+
+
+def test_one_of_several_series_is_named_by_its_uid(tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    write_stack(folder, [(0.0, 0.0, STEP * i) for i in range(3)])
+    for i in range(2):
+        write_slice(folder / f"other_{i}", (0.0, 0.0, 4.0 * i), 7, series="1.2.4")
+    names = list_series(folder)
+    assert [(name.path.name, name.num_slices, name.modality) for name in names] == [
+        ("scan#1.2.3", 3, "CT"), ("scan#1.2.4", 2, "CT"),
+    ]
+    assert all(is_dicom_series(name.path) for name in names)
+    assert read_header(names[0].path).geometry.shape == (3, 4, 5)
+    assert read_volume([names[1].path]).array.max() == -993
+    with pytest.raises(AutosegError, match=r"has no series 1\.2\.9, but 2 other"):
+        read_header(folder.parent / "scan#1.2.9")
+
+
+def test_files_that_are_no_slices_are_passed_over(tmp_path: Path, real_data: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    shutil.copy(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path)
+    (tmp_path / "LICENSE").write_text("free")
+    assert read_header(tmp_path).geometry.shape == (3, 4, 5)
+    assert list_series(tmp_path)[0].path == tmp_path
+
+
+@pytest.mark.parametrize("length", [0, 100, 600])
+def test_a_cut_slice_is_not_left_out_silently(tmp_path: Path, length: int) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(4)])
+    last = tmp_path / "slice_96.dcm"
+    last.write_bytes(last.read_bytes()[:length])
+    with pytest.raises(AutosegError, match=r"slice_96\.dcm could not be read"):
+        read_volume([tmp_path])
+
+
+def test_stored_bits_are_cut_out_and_signed(tmp_path: Path) -> None:
+    """Twelve of sixteen bits; what lies above them is an overlay, not a value."""
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 0)
+    tags = pydicom.dcmread(tmp_path / "a.dcm")
+    tags.BitsStored, tags.HighBit = 12, 11
+    tags.PixelData = np.full((4, 5), 0x5FFE, "<u2").tobytes()
+    tags.save_as(tmp_path / "a.dcm")
+    assert read_volume([tmp_path]).array[0, 0, 0, 0] == -2 - 1000
+
+
+def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:
+    """As in PET, where every slice is scaled to its own largest value."""
+    for i in range(3):
+        write_slice(tmp_path / f"{i}.dcm", (0.0, 0.0, STEP * i), 10)
+        tags = pydicom.dcmread(tmp_path / f"{i}.dcm")
+        tags.RescaleSlope, tags.RescaleIntercept = 0.5 * (i + 1), 0
+        tags.save_as(tmp_path / f"{i}.dcm")
+    assert read_volume([tmp_path]).array[0, :, 0, 0].tolist() == [5, 10, 15]
+    assert not read_header(tmp_path).is_integer
+
+
+def test_run_length_packed_slices_are_read(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(-500, 500, (3, 4, 5)).astype("<i2")
+    for i in range(3):
+        write_slice(tmp_path / f"{i}.dcm", (0.0, 0.0, STEP * i), 0)
+        tags = pydicom.dcmread(tmp_path / f"{i}.dcm")
+        tags.PixelData = pixels[i].tobytes()
+        tags.compress(RLELossless)
+        tags.save_as(tmp_path / f"{i}.dcm")
+    assert np.array_equal(read_volume([tmp_path]).array[0], pixels - 1000)
+
+
+def test_single_files_are_slices_or_flat_images(tmp_path: Path, real_data: Path) -> None:
+    file = sorted((real_data / "dicom_series" / "mr_prostatex_adc").iterdir())[3]
+    got = read_volume([file])
+    assert np.array_equal(got.array[0], read_volume([file.parent]).array[0, [-4]])  # names run against the positions
+    assert got.geometry.dimensions == 3
+    tags = pydicom.dcmread(file)
+    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = DigitalXRayImageStorageForPresentation
+    del tags.ImagePositionPatient, tags.ImageOrientationPatient
+    tags.save_as(tmp_path / "xray.dcm")
+    flat = read_volume([tmp_path / "xray.dcm"])
+    assert np.array_equal(flat.array, got.array)
+    assert (flat.geometry.dimensions, flat.geometry.has_orientation) == (2, False)
+
+
+def test_a_broken_jpeg_2000_slice_is_refused_soon(tmp_path: Path, real_data: Path) -> None:
+    """ITK's reader searches such a file for many seconds; it gets only well-formed pixels to see."""
+    source = sorted((real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom").iterdir())[0]
+    content = source.read_bytes()
+    for name, broken in (("cut", content[: len(content) // 2]), ("hole", content[:60_000] + content[60_016:])):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(broken)
+        begin = time.perf_counter()
+        with pytest.raises(AutosegError, match=rf"{name}\.dcm could not be read"):
+            read_volume([path])
+        assert time.perf_counter() - begin < 30  # the limit of the worker; it takes one or two
+
+
+def test_a_worker_has_a_limit_of_memory(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "BASE_BYTES", 2 * 10**8)  # less than the libraries need to load
+    with pytest.raises(AutosegError, match="could not be read"):
+        read_volume([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
