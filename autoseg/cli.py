@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from autoseg.datasets.check_report import CheckReport, failed_report, make_report
 from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.errors import AutosegError
 from autoseg.execution.interruption import treat_termination_as_interrupt
 from autoseg.execution.jobs import available_cores
@@ -27,7 +29,7 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
 from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from autoseg.run_folder import RunFolder, load_document
-from planners import DocumentError, PlanningError, explain
+from planners import DocumentError, PlanningError, explain, write_document
 
 if TYPE_CHECKING:
     from autoseg.pipeline.run import RunResult
@@ -119,6 +121,9 @@ LayoutOption = Annotated[
 SpecOption = Annotated[
     Path | None, typer.Option("--spec", help="TOML file that says where the files of the dataset lie.", show_default=False)
 ]
+SkipBadOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out cases with errors instead of stopping; the report names them.")
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Processes for reading and preprocessing [default: one a core].", show_default=False),
@@ -144,6 +149,7 @@ def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]
         strict_reference: StrictOption = False,
         layout: LayoutOption = None,
         spec: SpecOption = None,
+        skip_bad: SkipBadOption = False,
         work: WorkOption = None,
         workers: WorkersOption = None,
         threads: ThreadsOption = None,
@@ -151,7 +157,8 @@ def add_run_command(name: str, help_text: str, finish: Callable[[Options], None]
         finish(
             make_options(
                 dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-                strict_reference=strict_reference, layout=layout, spec=spec, work=work, workers=workers,
+                strict_reference=strict_reference, layout=layout, spec=spec, skip_bad=skip_bad, work=work,
+                workers=workers,
                 threads=threads,
             )
         )
@@ -255,18 +262,41 @@ def evaluate(
 
 @app.command()
 def check(
-    dataset: DatasetArgument, layout: LayoutOption = None, spec: SpecOption = None, workers: WorkersOption = None
+    dataset: DatasetArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    skip_bad: SkipBadOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
-    description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=workers or available_cores())
-    typer.echo(f"Found {describe_dataset(description)}")
-    findings = check_dataset(description, num_workers=workers or available_cores(), reporter=make_reporter())
-    for finding in findings:
-        typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
-    errors = sum(finding.severity == "error" for finding in findings)
-    typer.echo(f"{errors} errors, {len(findings) - errors} warnings and notes")
-    if errors:
+    num_workers = workers or available_cores()
+    reporter = make_reporter()
+    try:
+        description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=num_workers)
+        if not as_json:
+            typer.echo(f"Found {describe_dataset(description)}")
+        findings = check_dataset(description, num_workers=num_workers, reporter=reporter)
+        if skip_bad:
+            description = leave_out_bad(description, findings)
+    except AutosegError as error:
+        if not as_json:
+            raise
+        typer.echo(write_document(failed_report(dataset, error)))
+        raise typer.Exit(1) from error
+    show_findings(make_report(description, description.findings if skip_bad else findings), as_json=as_json)
+    if errors_that_remain(findings) if skip_bad else any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
+
+
+def show_findings(report: CheckReport, *, as_json: bool) -> None:
+    """All findings, as lines with a count at the end or as one JSON document."""
+    if as_json:
+        typer.echo(write_document(report))
+        return
+    for finding in report.findings:
+        typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
+    typer.echo(f"{report.num_errors} errors, {report.num_warnings + report.num_notes} warnings and notes")
 
 
 @app.command()
@@ -282,6 +312,7 @@ def plan(
     strict_reference: StrictOption = False,
     layout: LayoutOption = None,
     spec: SpecOption = None,
+    skip_bad: SkipBadOption = False,
     explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
     nnunet_fingerprint: Annotated[
         Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
@@ -303,6 +334,7 @@ def plan(
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
             dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+            skip_bad=skip_bad,
             workers=workers,
         )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
@@ -340,10 +372,11 @@ def fingerprint(
     out: OutOption = Path("run"),
     layout: LayoutOption = None,
     spec: SpecOption = None,
+    skip_bad: SkipBadOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    options = make_options(dataset, out, layout=layout, spec=spec, workers=workers)
+    options = make_options(dataset, out, layout=layout, spec=spec, skip_bad=skip_bad, workers=workers)
     fingerprint_stage(options)
     typer.echo(f"Fingerprint: {options.run.fingerprint}")
 
@@ -357,12 +390,14 @@ def preprocess(
     strict_reference: StrictOption = False,
     layout: LayoutOption = None,
     spec: SpecOption = None,
+    skip_bad: SkipBadOption = False,
     work: WorkOption = None,
     workers: WorkersOption = None,
 ) -> None:
     """Crop, normalise and resample every case for every configuration that may be trained."""
     options = make_options(
         dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+        skip_bad=skip_bad,
         work=work, workers=workers,
     )
     _, planned = preprocess_stage(options)
@@ -386,6 +421,7 @@ def train(
     strict_reference: StrictOption = False,
     layout: LayoutOption = None,
     spec: SpecOption = None,
+    skip_bad: SkipBadOption = False,
     work: WorkOption = None,
     workers: WorkersOption = None,
     threads: ThreadsOption = None,
@@ -395,7 +431,8 @@ def train(
 
     options = make_options(
         dataset, out, budget=budget, schedule=schedule, device=device, seed=seed, preset=preset, memory_gb=memory_gb,
-        strict_reference=strict_reference, layout=layout, spec=spec, work=work, workers=workers, threads=threads,
+        strict_reference=strict_reference, layout=layout, spec=spec, skip_bad=skip_bad, work=work, workers=workers,
+        threads=threads,
     )
     train_stage(options, configuration=configuration, fold=fold)
     typer.echo(f"Models: {options.run.models}")
@@ -442,6 +479,7 @@ def make_options(
     strict_reference: bool = False,
     layout: str | None = None,
     spec: Path | None = None,
+    skip_bad: bool = False,
     work: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
@@ -475,6 +513,7 @@ def make_options(
         strict_reference=strict_reference,
         layout=layout,
         spec=spec,
+        skip_bad=skip_bad,
     )
 
 

@@ -116,22 +116,23 @@ def test_training_and_planning_import_without_image_formats(package: str) -> Non
 
 
 COMMON = [
-    "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--spec", "--strict-reference", "--workers",
+    "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--skip-bad", "--spec", "--strict-reference",
+    "--workers",
 ]
 RUN = sorted([*COMMON, "--budget", "--schedule", "--threads", "--work"])
 OPTIONS = {
     "run": RUN,
     "predict": ["--device", "--mirroring", "--probabilities"],
     "evaluate": ["--out", "--tolerance-mm", "--workers"],
-    "check": ["--layout", "--spec", "--workers"],
+    "check": ["--json", "--layout", "--skip-bad", "--spec", "--workers"],
     "plan": [
         "--explain", "--layout", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out",
-        "--preset", "--spec", "--strict-reference", "--target-spacing", "--workers",
+        "--preset", "--skip-bad", "--spec", "--strict-reference", "--target-spacing", "--workers",
     ],
     "submit": ["--as", "--out"],
-    "fingerprint": ["--layout", "--out", "--spec", "--workers"],
+    "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
-        "--layout", "--memory-gb", "--out", "--preset", "--spec", "--strict-reference", "--work", "--workers",
+        "--layout", "--memory-gb", "--out", "--preset", "--skip-bad", "--spec", "--strict-reference", "--work", "--workers",
     ],
     "train": sorted([*RUN, "--configuration", "--fold"]),
     "select": RUN,

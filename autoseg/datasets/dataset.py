@@ -107,6 +107,8 @@ class DatasetDescription(Document):
     unpaired_labels: tuple[str, ...] = ()
     """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
     findings: tuple[Finding, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Ids of cases and names of files that were left out because of an error (``--skip-bad``), sorted."""
     content: str | None = None
     """Hash of the content of all files; none where nobody has read them."""
 

@@ -40,6 +40,8 @@ class Options:
     """Name of the layout to take where several fit; none: the one that finds most cases."""
     spec: Path | None = None
     """File that describes the layout of the dataset."""
+    skip_bad: bool = False
+    """Leave out cases that the check finds an error in, instead of stopping."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""
 

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 
 from autoseg import __version__
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.errors import AutosegError
 from autoseg.execution.device import describe_device
 from autoseg.pipeline.freshness import StageRecord
 from autoseg.pipeline.options import Options
@@ -37,6 +39,8 @@ class RunRecord(Document):
     """Of the last call; UTC, ISO 8601."""
     seconds: float
     """Of the last call."""
+    left_out: tuple[str, ...] = ()
+    """Cases and files that were left out of the dataset because of errors (``--skip-bad``)."""
     stages_s: dict[str, float]
     """Seconds of each stage when it was last done."""
     state: Literal["running", "finished", "failed", "interrupted"]
@@ -63,6 +67,7 @@ def write_record(
         budget_s=options.budget_s,
         dataset=str(options.dataset),
         started=started.isoformat(timespec="seconds"),
+        left_out=_left_out(options),
         seconds=round(options.elapsed_s, 2),
         stages_s={path.stem: round(load_document(StageRecord, path).seconds, 2) for path in stages},
         state=state,
@@ -70,6 +75,14 @@ def write_record(
     )
     save_document(options.run.record, record)
     return record
+
+
+def _left_out(options: Options) -> tuple[str, ...]:
+    """What the last finished check left out; nothing before there was one."""
+    try:
+        return load_document(DatasetDescription, options.run.dataset).left_out
+    except AutosegError:
+        return ()
 
 
 def processor_name() -> str:

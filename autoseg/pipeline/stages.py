@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.datasets.splits import Splits, make_splits
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
@@ -22,7 +23,10 @@ from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_c
 
 
 def check_stage(options: Options) -> DatasetDescription:
-    """Find out what is in the folder and whether it can be used; raises with all errors at once."""
+    """Find out what is in the folder and whether it can be used; raises with all errors at once.
+
+    With ``skip_bad`` cases that have an error are left out, and only errors of the dataset as a whole raise.
+    """
     dataset = discover_dataset(
         options.dataset, layout=options.layout, spec=options.spec, num_workers=options.num_workers
     )
@@ -30,18 +34,23 @@ def check_stage(options: Options) -> DatasetDescription:
     dataset = dataset.model_copy(
         update={"content": dataset_content(options.run, dataset, num_workers=options.num_workers)}
     )
-    consumed = {"dataset": digest(dataset)}
+    consumed = {"dataset": digest(dataset), "choice to leave bad cases out (--skip-bad)": digest(options.skip_bad)}
     outputs = [options.run.dataset]
     with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
         if not to_do:
             return load_document(DatasetDescription, options.run.dataset)
         findings = check_dataset(dataset, num_workers=options.num_workers, reporter=options.reporter)
-        require_clean(findings)
-        noted = [f for f in findings if f.severity != "error"]
-        checked = dataset.model_copy(update={"findings": tuple(findings)})
+        if options.skip_bad:
+            require_clean(errors_that_remain(findings))
+            checked = leave_out_bad(dataset, findings)
+        else:
+            require_clean(findings)
+            checked = dataset.model_copy(update={"findings": tuple(findings)})
+        noted = [f for f in checked.findings if f.severity != "error"]
         save_document(options.run.dataset, checked)
     warnings = sum(finding.severity == "warning" for finding in noted)
-    options.reporter.say(f"Check: no errors, {warnings} warnings, {len(noted) - warnings} notes")
+    left_out = f"{len(checked.left_out)} left out for errors ({', '.join(checked.left_out)})" if checked.left_out else "no errors"
+    options.reporter.say(f"Check: {left_out}, {warnings} warnings, {len(noted) - warnings} notes")
     for finding in noted:
         if finding.severity == "warning":
             options.reporter.say(f"  {finding.where}: {finding.found}; {finding.mend}")

@@ -1,0 +1,62 @@
+"""What the check of a dataset says, as a document that programs can read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from autoseg.datasets.dataset import DatasetDescription, Finding
+from autoseg.datasets.discovery import describe_dataset
+from autoseg.errors import AutosegError
+from planners import Document
+
+
+class CheckReport(Document):
+    """What ``autoseg check --json`` prints."""
+
+    schema_version: Literal[1] = 1
+    root: str
+    summary: str | None = None
+    """What was found, in one sentence; none where no dataset was recognised."""
+    layout: str | None = None
+    channels: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    """Ids of labelled cases that can be used, those with warnings among them."""
+    test: tuple[str, ...] = ()
+    """Ids of unlabelled cases."""
+    left_out: tuple[str, ...] = ()
+    num_errors: int = 0
+    num_warnings: int = 0
+    num_notes: int = 0
+    findings: tuple[Finding, ...] = ()
+    """Errors first, then warnings and notes."""
+
+
+def make_report(dataset: DatasetDescription, findings: Sequence[Finding]) -> CheckReport:
+    """The report on a dataset and its findings; after `leave_out_bad`, on the cases that are left."""
+    found = CheckReport(
+        root=dataset.root,
+        summary=describe_dataset(dataset),
+        layout=dataset.layout,
+        channels=dataset.channels,
+        classes=tuple(label.name for label in dataset.labels.classes),
+        training=tuple(case.case_id for case in dataset.training),
+        test=tuple(case.case_id for case in dataset.test),
+        left_out=dataset.left_out,
+    )
+    return _with(found, findings)
+
+
+def failed_report(root: Path, error: AutosegError) -> CheckReport:
+    """The report on a folder in which no dataset was recognised, with the reason as its only finding."""
+    found, _, mend = str(error).rpartition("; ")
+    finding = Finding(severity="error", case_id=None, where=str(root), found=found or mend, mend=mend)
+    return _with(CheckReport(root=str(root)), [finding])
+
+
+def _with(report: CheckReport, findings: Sequence[Finding]) -> CheckReport:
+    severities = [finding.severity for finding in findings]
+    counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
+    return report.model_copy(update={**counts, "findings": tuple(findings)})
