@@ -13,7 +13,7 @@ from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
 from autoseg.datasets.declaration import Declaration, declared_by_layout, read_decathlon
 from autoseg.datasets.found_labels import find_labels, replace_masks, segment_masks
 from autoseg.datasets.known import choose_known, expectations
-from autoseg.datasets.matching import Match, best_match, match_layout, rival_matches
+from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
 from autoseg.datasets.patterns import FoundFile
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header
@@ -54,12 +54,11 @@ def discover_dataset(
     if spec is not None:
         layouts = (_read_spec(spec),)
     root, candidates = _candidates(folder, layouts, layout)
-    matches = [match_layout(root, each) for each in candidates]
-    match = best_match(matches)
+    matches = match_layouts(root, candidates)
+    match = best_match([each for each in matches if each.layout.known is None] or matches)
+    match = choose_known(root, match, matches)
     if not match.paired:
         raise AutosegError(_nothing_found(root, matches))
-    if layouts is None and layout is None:
-        match = choose_known(root, match, load_known())
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
@@ -216,7 +215,7 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
     below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for folder in (*below[:50], root.parent):
         try:
-            matches = [match_layout(folder, layout) for layout in layouts]
+            matches = match_layouts(folder, layouts)
         except (OSError, AutosegError):
             continue
         if any(_goes_through(match, root) if folder == root.parent else match.paired for match in matches):

@@ -8,30 +8,27 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import DatasetDescription, Finding
 from autoseg.datasets.declaration import declared_by_layout, read_decathlon
-from autoseg.datasets.matching import Match, match_layout
+from autoseg.datasets.matching import Match
 from datasets_spec import Layout
 
 
-def choose_known(root: Path, match: Match, known: Iterable[Layout]) -> Match:
-    """``match`` as that of a public dataset, where all its case ids and what it declares are those of one.
+def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
+    """The one of ``matches`` that is a public dataset and finds as much as ``match``, the best of all layouts; else that.
 
-    A dataset with files of its own is found by `match_layout` like any layout; it is told from others with such files by
-    the same. Where several fit, the one whose case ids are described most narrowly is taken.
+    All its case ids must be as those of the dataset, and what the folder's own description declares must not differ.
+    Where several fit, the one that finds most cases is taken, then the one whose case ids are described most narrowly.
     """
-    fitting = [each for each in (_as_known(root, match, layout) for layout in known) if each is not None]
+    fitting = [each for each in matches if each.layout.known is not None and _is_known(root, each, match)]
     if not fitting:
         return match
     return max(fitting, key=lambda each: (len(each.paired), len(each.layout.known.case) if each.layout.known else 0))
 
 
-def _as_known(root: Path, match: Match, layout: Layout) -> Match | None:
-    found = match_layout(root, layout)
-    expected = layout.known
-    if expected is None or not found.paired or not set(match.paired) or len(found.paired) < len(match.paired):
-        return None
-    if not all(re.fullmatch(expected.case, case_id) for case_id in found.paired):
-        return None
-    return found if _says_nothing_else(root, found) else None
+def _is_known(root: Path, found: Match, best: Match) -> bool:
+    known = found.layout.known
+    if known is None or not found.paired or len(found.paired) < len(best.paired):
+        return False
+    return all(re.fullmatch(known.case, case_id) for case_id in found.paired) and _says_nothing_else(root, found)
 
 
 def _says_nothing_else(root: Path, match: Match) -> bool:

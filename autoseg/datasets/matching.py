@@ -41,6 +41,19 @@ class Match:
         return frozenset(file.path for case_id in self.paired for file in self.labels[case_id])
 
 
+def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
+    """What each layout finds; those that look for the same files look once."""
+    found: dict[str, Match] = {}
+    matches = []
+    for layout in layouts:
+        looked_for = repr([layout.skip, layout.fields, layout.case_id, layout.training, layout.test, layout.listing,
+                           layout.without_label])
+        if looked_for not in found:
+            found[looked_for] = match_layout(root, layout)
+        matches.append(replace(found[looked_for], layout=layout))
+    return matches
+
+
 def match_layout(root: Path, layout: Layout) -> Match:
     """What ``layout`` finds in the folder ``root``. Raises `AutosegError` where a folder cannot be listed."""
     if layout.listing is not None:
