@@ -17,6 +17,8 @@ TITLES = {
     "spacing.target": "Voxel size",
     "shape.median": "Size of the median case",
     "shape.at_least_one_voxel": "Size of the median case (departure from the reference)",
+    "axes.source": "Directions of the axes",
+    "axes.acquisition": "Directions of the axes (as acquired)",
     "axes.order": "Order of the axes",
     "axes.single_slice": "Order of the axes (departure from the reference)",
     "intensity.normalization": "Intensities",

@@ -128,6 +128,15 @@ class CaseSize(Document):
     case_id: str
     shape: Shape3
     spacing_mm: Spacing3
+    file_axes: tuple[Literal[0, 1, 2], Literal[0, 1, 2], Literal[0, 1, 2]] | None = None
+    """Source axis i is axis ``file_axes[i]`` of the file (z, y, x); none: not known, or source axes are those of the files."""
+
+    @field_validator("file_axes")
+    @classmethod
+    def _check_file_axes(cls, axes: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+        if axes is not None and sorted(axes) != [0, 1, 2]:
+            raise ValueError(f"file_axes must name each axis once, found {axes}")
+        return axes
 
 
 class ClassSize(Document):

@@ -16,6 +16,7 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
 Axis = Literal[0, 1, 2]
 Permutation = tuple[Axis, Axis, Axis]
+SourceAxes = Literal["anatomical", "acquisition"]
 T = TypeVar("T")
 Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
 
@@ -162,6 +163,9 @@ class Plan(Document):
     memory_target_gb: PositiveFloat
     channels: tuple[str, ...]
     labels: Labels
+    source_axes: SourceAxes = "anatomical"
+    """What source axes are: directions of the body, to which files are turned and flipped, or the axes of the files, flipped
+    only (not even that with ``strict_reference``)."""
     transpose_forward: Permutation
     """Plan axis i is source axis ``transpose_forward[i]``."""
     transpose_backward: Permutation

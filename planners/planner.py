@@ -44,6 +44,7 @@ from planners.rules.interpolation import decide_interpolation
 from planners.rules.limits import find_problems, find_size_problems
 from planners.rules.memory import decide_memory_target
 from planners.rules.patch import Grid, NoFit
+from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
 from planners.rules.spacing import decide_median_shape, decide_target_spacing
 
 
@@ -76,6 +77,10 @@ def plan_dataset(
     spacing are beyond all sense, and where the letter of the method ends in no plan at all.
     """
     _refuse(fingerprint, _problems(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
+    axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
+    if axes.value == "acquisition":
+        fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
+    turned = any(case.file_axes is not None for case in fingerprint.cases)
     memory = decide_memory_target(PRESETS[preset], requested_gb=memory_gb, device_gb=device_memory_gb)
     space = _decide_space(fingerprint, target_spacing_mm, strict_reference=strict_reference)
     setting, records = _decide_setting(fingerprint, PRESETS[preset], memory.value, space, strict_reference)
@@ -88,13 +93,14 @@ def plan_dataset(
         memory_target_gb=memory.value,
         channels=fingerprint.channels,
         labels=fingerprint.labels,
+        source_axes=axes.value,
         transpose_forward=space.transpose_forward,
         transpose_backward=inverse(space.transpose_forward),
         original_median_spacing_mm=_median_spacing(fingerprint.cases, space.transpose_forward),
         original_median_shape=_median_size(fingerprint.cases, space.transpose_forward),
         intensities=fingerprint.intensities,
         configurations=tuple(draft.configuration for draft in drafts),
-        decisions=(memory.record(memory.value), *space.records, *records, *candidates, *configured),
+        decisions=(memory.record(memory.value), *[axes.record(axes.value)] * turned, *space.records, *records, *candidates, *configured),
     )
 
 

@@ -52,6 +52,13 @@ def canonical_orientation(geometry: Geometry) -> Orientation:
     return Orientation(best, (z, y, x))
 
 
+def acquisition_orientation(geometry: Geometry) -> Orientation:
+    """The axes of the file in their own order, each flipped to run the canonical way of the direction it is closest to."""
+    canonical = canonical_orientation(geometry)
+    z, y, x = (canonical.flips[canonical.permutation.index(axis)] for axis in range(3))
+    return Orientation((0, 1, 2), (z, y, x))
+
+
 def to_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
     """``array`` (..., Z, Y, X) of a file turned to canonical axes; a view where possible."""
     lead = array.ndim - 3

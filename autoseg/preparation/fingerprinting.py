@@ -125,6 +125,7 @@ def _summarise(
             case_id=case.case_id,
             shape=(inside.shape[z], inside.shape[y], inside.shape[x]),
             spacing_mm=(spacing_mm[z], spacing_mm[y], spacing_mm[x]),
+            file_axes=orientation.permutation if canonical else None,  # type: ignore[arg-type]  # a permutation of 0, 1, 2
         ),
         relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,

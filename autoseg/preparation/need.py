@@ -9,8 +9,9 @@ from pathlib import Path
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import read_header
-from autoseg.imaging.orientation import UNTURNED, canonical_geometry, canonical_orientation
+from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.volume import Geometry
+from autoseg.preparation.source_axes import source_orientation
 from planners import Configuration, Plan, configuration_spacing, resampled_shape, transpose
 
 LOOKED_AT = 4
@@ -57,7 +58,7 @@ def _need(case: Case, plan: Plan | None, configurations: Sequence[Configuration]
 
 def _prepared_voxels(geometry: Geometry, plan: Plan, configuration: Configuration) -> int:
     """After resampling of the whole image; cropping can only make it less."""
-    turned = canonical_geometry(geometry, UNTURNED if plan.strict_reference else canonical_orientation(geometry))
+    turned = canonical_geometry(geometry, source_orientation(geometry, plan))
     spacing_mm = transpose(turned.spacing_mm, plan.transpose_forward)
     target_mm = configuration_spacing(configuration, spacing_mm)
     return math.prod(resampled_shape(transpose(turned.shape, plan.transpose_forward), spacing_mm, target_mm))

@@ -24,16 +24,15 @@ from autoseg.imaging.formats import read_volume
 from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
-    UNTURNED,
     Orientation,
     canonical_geometry,
-    canonical_orientation,
     to_canonical,
 )
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
 from autoseg.imaging.volume import Geometry, Volume
 from autoseg.preparation.need import largest_need
+from autoseg.preparation.source_axes import source_orientation
 from autoseg.preparation.storage import STORAGE_VERSION, Prepared, is_stored, write_case
 from autoseg.progress import Reporter
 from autoseg.run_folder import sync_folder
@@ -68,7 +67,7 @@ def prepare_image(
 ) -> Prepared:
     """One case as ``configuration`` wants it, in the order of method section 4.1.
 
-    Turned to canonical axes (not with ``plan.strict_reference``), then to plan axes; cropped to the box of non-zero
+    Turned to source axes (not with ``plan.strict_reference``), then to plan axes; cropped to the box of non-zero
     voxels; normalised; resampled. ``labels`` (Z, Y, X), internal values, in the axes of ``volume``, go the same way;
     background outside the non-zero mask becomes -1. Raises `AutosegError` when the shape of ``labels`` or the number of
     channels does not fit, or when voxels are not finite.
@@ -79,7 +78,7 @@ def prepare_image(
 
 def _cut_out(volume: Volume, plan: Plan, labels: NDArray[np.integer[Any]] | None) -> _Cut:
     _check_input(volume, plan, labels)
-    orientation = UNTURNED if plan.strict_reference else canonical_orientation(volume.geometry)
+    orientation = source_orientation(volume.geometry, plan)
     image = _to_plan_axes(volume.array, orientation, plan)
     mask = nonzero_mask(image)
     box = bounding_box(mask)
@@ -322,6 +321,7 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
     consumed = {
         "version": STORAGE_VERSION,
         "strict_reference": plan.strict_reference,
+        "source_axes": plan.source_axes,
         "transpose_forward": plan.transpose_forward,
         "channels": len(plan.channels),
         "intensities": [statistics.model_dump() for statistics in plan.intensities],

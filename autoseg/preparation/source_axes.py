@@ -1,0 +1,14 @@
+"""From the axes of a file to the source axes of a plan."""
+
+from __future__ import annotations
+
+from autoseg.imaging.orientation import UNTURNED, Orientation, acquisition_orientation, canonical_orientation
+from autoseg.imaging.volume import Geometry
+from planners import Plan
+
+
+def source_orientation(geometry: Geometry, plan: Plan) -> Orientation:
+    """The turn from the axes of a file to the source axes of ``plan``; undone on output by the case's `Placement`."""
+    if plan.strict_reference:
+        return UNTURNED
+    return canonical_orientation(geometry) if plan.source_axes == "anatomical" else acquisition_orientation(geometry)
