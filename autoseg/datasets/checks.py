@@ -28,7 +28,7 @@ from autoseg.datasets.plausibility import (
 )
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import ImageHeader, read_header, read_label_map, read_volume
+from autoseg.imaging.formats import ImageHeader, image_stem, read_header, read_label_map, read_volume
 from autoseg.imaging.orientation import canonical_geometry, canonical_orientation
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 from autoseg.progress import Reporter
@@ -119,7 +119,7 @@ def _items(dataset: DatasetDescription) -> list[_Item]:
         for is_training, cases in ((True, dataset.training), (False, dataset.test))
         for case in cases
     ]
-    return items + [_Item(case_id=Path(path).name, images=(), labels=(path,)) for path in dataset.unpaired_labels]
+    return items + [_Item(case_id=image_stem(path), images=(), labels=(path,)) for path in dataset.unpaired_labels]
 
 
 def _comparisons(
