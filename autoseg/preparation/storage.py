@@ -69,14 +69,14 @@ class StoredCase:
     @property
     def image(self) -> Any:
         """float32 (C, a0, a1, a2): slice it like an array, only the chunks that are touched are read."""
-        return _open(self.folder / f"{self.case_id}.image.b2nd")
+        return open_array(self.folder / f"{self.case_id}.image.b2nd")
 
     @property
     def labels(self) -> Any:
         """int16 (a0, a1, a2), sliced like ``image``. Raises `AutosegError` for cases stored without labels."""
         if not self.record.has_labels:
             raise AutosegError(f"case {self.case_id} in {self.folder} has no labels; only labelled cases can be trained on")
-        return _open(self.folder / f"{self.case_id}.labels.b2nd")
+        return open_array(self.folder / f"{self.case_id}.labels.b2nd")
 
     @property
     def placement(self) -> Placement:
@@ -113,9 +113,9 @@ def write_case(
         placement=prepared.placement,
     )
     patch = patch_shape or prepared.image.shape[1:]
-    contents = {".image.b2nd": _packed(prepared.image, patch)}
+    contents = {".image.b2nd": pack_array(prepared.image, patch)}
     if prepared.labels is not None:
-        contents[".labels.b2nd"] = _packed(prepared.labels, patch)
+        contents[".labels.b2nd"] = pack_array(prepared.labels, patch)
     contents[".locations.npz"] = _packed_locations(locations)
     contents[RECORD_ENDING] = write_document(record).encode()
     remove_case(folder, case_id)
@@ -160,7 +160,8 @@ def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return c, a0, a1, a2
 
 
-def _open(path: Path) -> Any:
+def open_array(path: Path) -> Any:
+    """A stored array, sliced like any other. Raises `AutosegError` when the file is missing or damaged."""
     try:
         # one thread: readers are many processes already; mapped: a patch touches only its own pages
         return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
@@ -168,8 +169,8 @@ def _open(path: Path) -> Any:
         raise AutosegError(f"{path} could not be read ({error}); preprocess the case again") from error
 
 
-def _packed(array: NDArray[Any], patch_shape: Shape) -> bytes:
-    """One array, compressed. The first axis of four is the channel, and each chunk holds one channel."""
+def pack_array(array: NDArray[Any], patch_shape: Shape) -> bytes:
+    """The file of one array, compressed. The first axis of four is the channel, and each chunk holds one channel."""
     lead = (1,) * (array.ndim - 3)
     chunk, block = chunk_and_block(array.shape[-3:], patch_shape, array.dtype.itemsize)
     array = np.ascontiguousarray(array)
