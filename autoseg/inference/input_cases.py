@@ -114,20 +114,22 @@ def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
 def _missing_channels(
     source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]
 ) -> list[Problem]:
-    if -1 in files and len(files) == 1:
+    if set(files) in ({-1}, {0}):  # one file, perhaps numbered as the first: it may hold all channels, as colours do
+        (path,) = files.values()
         try:
-            found = read_header(files[-1]).num_channels
+            found = read_header(path).num_channels
         except AutosegError as error:
             return [Problem(where=f"case {case_id}", found=str(error), mend="or give the other cases alone")]
         if found == len(channels):
             return []
-        return [
-            Problem(
-                where=str(files[-1]),
-                found=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
-                mend=f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}",
-            )
-        ]
+        if -1 in files or found > 1:
+            return [
+                Problem(
+                    where=str(path),
+                    found=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
+                    mend=f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}",
+                )
+            ]
     numbers = set(files) - {-1}
     missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
     extra = sorted(numbers - set(range(len(channels))))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoseg.errors import AutosegError, ProblemsError
-from autoseg.imaging.formats import write_volume
+from autoseg.imaging.formats import read_header, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.inference.input_cases import find_input_cases
 
@@ -92,3 +92,37 @@ def test_a_folder_of_dicom_series_gives_one_case_each(real_data, tmp_path) -> No
 def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:
     with pytest.raises(ProblemsError, match=r"mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
         find_input_cases(real_data / "dicom_series", ["T2"])
+
+
+def test_series_of_one_folder_and_of_folders_below_are_cases_of_their_own(real_data, tmp_path) -> None:
+    both = tmp_path / "both"
+    both.mkdir()
+    for name in ("mr_prostatex_adc", "mr_prostatex_t2_tra"):
+        for file in (real_data / "dicom_series" / name).iterdir():
+            (both / f"{name}_{file.name}").symlink_to(file)
+    (tmp_path / "patient" / "study").mkdir(parents=True)
+    (tmp_path / "patient" / "study" / "ct").symlink_to(real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom")
+    cases = find_input_cases(tmp_path, ["MRI"])
+    shapes = {case.case_id: read_header(case.images[0]).geometry.shape for case in cases}
+    assert sorted(shapes.values()) == [(19, 128, 84), (19, 384, 384), (20, 512, 512)]
+    assert shapes["patient_study_ct"] == (20, 512, 512)
+    assert all("/" not in name and "#" not in name for name in shapes)
+    (one,) = find_input_cases(cases[0].images[0], ["MRI"])  # a series by its own name
+    assert one == cases[0]
+
+
+def test_series_folders_can_be_channels(real_data, tmp_path) -> None:
+    for number in range(2):
+        (tmp_path / f"p1_{number:04d}").symlink_to(real_data / "dicom_series" / "mr_prostatex_adc")
+    (case,) = find_input_cases(tmp_path, ["T2", "ADC"])
+    assert case.case_id == "p1"
+    assert [path.name for path in case.images] == ["p1_0000", "p1_0001"]
+
+
+def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
+    folder = real_data / "ms_lesion_4ch" / "imagesTr"
+    case = find_input_cases(folder, ["FLAIR", "T1", "T1POST", "T2"])[0]
+    assert len(case.images) == 1
+    image = next((real_data / "nuclei_rgb2d" / "imagesTr").glob("*.png"))
+    (case,) = find_input_cases(image, ["red", "green", "blue"])
+    assert case.images == (image,)
