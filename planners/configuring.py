@@ -49,6 +49,7 @@ class Setting:
     interpolation: Interpolation
     transpose_forward: Permutation
     sided_axis: Axis | None
+    sided_pairs: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,6 +197,7 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
             dimensions,
             transpose_forward=setting.transpose_forward,
             sided_axis=None if setting.strict_reference else setting.sided_axis,
+            sided_pairs=setting.sided_pairs,
         ),
     )
 

@@ -169,6 +169,8 @@ class Fingerprint(Document):
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
     sided_axis: Literal[0, 1, 2] | None = None
     """Source axis along which paired left and right structures mirror each other; none: no such pair is known."""
+    sided_pairs: tuple[tuple[str, str], ...] = ()
+    """Names of the classes that are such pairs, the left one first."""
 
     class_sizes: tuple[ClassSize, ...] = ()
     """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere. Told to people, plans nothing."""

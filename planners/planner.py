@@ -150,6 +150,7 @@ def _decide_setting(
         interpolation=interpolation.value,
         transpose_forward=space.transpose_forward,
         sided_axis=fingerprint.sided_axis,
+        sided_pairs=fingerprint.sided_pairs,
     )
     orders: JsonValue = {
         kind: getattr(interpolation.value, kind).model_dump(mode="json") for kind in ("image", "labels", "logits")

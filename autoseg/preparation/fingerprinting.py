@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from autoseg.datasets.case_labels import read_case_labels
 from autoseg.datasets.dataset import Case, DatasetDescription, LabelCoding
+from autoseg.datasets.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.formats import read_volume
-from autoseg.imaging.orientation import UNTURNED, canonical_orientation
+from autoseg.imaging.orientation import UNTURNED, canonical_orientation, to_canonical
 from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preparation.need import largest_need
 from autoseg.progress import Reporter
@@ -45,6 +46,7 @@ class _CaseSummary:
     relative_size: float
     has_foreground: bool
     classes: tuple[ClassMeasure, ...]
+    places: Places
     channels: tuple[Intensities, ...]
     """Inside the foreground; where there is none, inside the non-zero mask."""
 
@@ -63,6 +65,8 @@ def take_fingerprint(
     while a case has at most ``2**24 / cases / channels`` foreground voxels, else off by half of one such part of its
     voxels. A percentile is the smallest value with at least that share of the weight at or below it. Where no case has
     foreground, statistics are those inside the non-zero masks, and ``reporter`` is told.
+
+    Structures that come in a left and a right form are noticed in canonical axes only (`autoseg.datasets.sides`).
 
     Images are read one case at a time in each of ``num_workers`` processes; what is kept of a case does not grow with
     its voxels. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
@@ -84,6 +88,7 @@ def take_fingerprint(
     counted = [summary for summary in summaries if summary.has_foreground]
     if not counted:
         reporter.say("no label map has any foreground: intensity statistics are those of all non-zero voxels")
+    pairs = find_pairs(dataset.labels.classes, [summary.places for summary in summaries]) if canonical else ()
     return Fingerprint(
         dataset_name=dataset.name,
         cases=tuple(summary.size for summary in summaries),
@@ -95,6 +100,8 @@ def take_fingerprint(
             for channel in range(len(dataset.channels))
         ),
         class_sizes=pool_class_sizes(dataset.labels, [summary.classes for summary in summaries]),
+        sided_axis=LEFT_TO_RIGHT if pairs else None,
+        sided_pairs=pairs,
         median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
     )
 
@@ -129,6 +136,7 @@ def _summarise(
         ),
         relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,
+        places=find_places(to_canonical(values, orientation), [spacing_mm[axis] for axis in (z, y, x)], coding.labels.classes),
         classes=measure_classes(values, coding.labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
         channels=tuple(summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)),
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planners.decision import Decision
 from planners.plan import Axis, Permutation
 
+NUM_SHOWN = 3
+"""Pairs that a reason names."""
+
 
 def decide_mirror_axes(
-    dimensions: int, *, transpose_forward: Permutation, sided_axis: Axis | None
+    dimensions: int, *, transpose_forward: Permutation, sided_axis: Axis | None, sided_pairs: Sequence[tuple[str, str]] = ()
 ) -> Decision[tuple[Axis, ...]]:
     """All axes (method section 6.1), but not one along which left and right are told apart.
 
-    ``sided_axis`` is a source axis, none where no paired structure is known. Entries count the axes of the patch:
-    in 2D the first is the second plan axis.
+    ``sided_axis`` is a source axis, none where no paired structure is known; ``sided_pairs`` are the names of such
+    structures, told in the reason. Entries count the axes of the patch: in 2D the first is the second plan axis.
     """
     axes: tuple[Axis, ...] = (0, 1, 2) if dimensions == 3 else (0, 1)
     if sided_axis is None:
@@ -28,8 +33,15 @@ def decide_mirror_axes(
     return Decision(
         rule="mirroring.sided_axis",
         value=kept,
-        reason=f"labels come in left and right forms, which mirroring along axis {sided_axis} of the images would swap"
+        reason=f"labels come in left and right forms{_named(sided_pairs)}, which mirroring along axis {sided_axis} of the images would swap"
         + ("" if len(kept) < len(axes) else "; 2D slices lie across it, so all their axes stay"),
         source="method 12 and decision record 0012",
         change="without paired labels all axes would be mirrored",
     )
+
+
+def _named(pairs: Sequence[tuple[str, str]]) -> str:
+    """The first pairs, in brackets."""
+    shown = ", ".join(f"{left} and {right}" for left, right in pairs[:NUM_SHOWN])
+    more = f", and {len(pairs) - NUM_SHOWN} more" if len(pairs) > NUM_SHOWN else ""
+    return f" ({shown}{more})" if pairs else ""
