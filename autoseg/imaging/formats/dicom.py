@@ -64,9 +64,10 @@ def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = F
             found = pydicom.dcmread(
                 file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
             )
-            with tags_of(file):
+            with tags_of(file):  # values are parsed when first asked for; here a broken one is named with its file
+                list(found.file_meta)
                 for name in tags or ():
-                    found.get(name)  # values are parsed when first asked for; here a broken one is named with its file
+                    found.get(name)
             return found
     except AutosegError:
         raise
