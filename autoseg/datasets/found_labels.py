@@ -167,7 +167,7 @@ def labels_of_combinations(classes: Sequence[str], combinations: Iterable[Combin
     Without a combination of two classes or more, classes are plain; with one, all are regions, and where regions overlap
     in a way that never occurred the later one is written.
     """
-    several = sorted((names for names in combinations if len(names) > 1), key=lambda names: sorted(map(classes.index, names)))
+    several = sorted({names for names in combinations if len(names) > 1}, key=lambda names: sorted(map(classes.index, names)))
     if not several:
         return _plain(classes)
     values = {name: [number] for number, name in enumerate(classes, 1)}

@@ -40,7 +40,8 @@ def test_broken_hippocampus_cases_are_named_among_the_good_ones(hippocampus, rea
     copy(real_data / "dirty_hippocampus" / "labels", hippocampus / "labelsTr")
     dataset = discover_dataset(hippocampus)
     assert len(dataset.training) == 60
-    findings = check(hippocampus)
+    # that these are 60 of the 260 cases of a public dataset is only a note
+    findings = [finding for finding in check(hippocampus) if finding.severity != "note"]
     by_file = {(Path(f.where).parent.name, Path(f.where).name.split(".")[0]) for f in findings}
     assert by_file == {("imagesTr", "hippocampus_118"), ("labelsTr", "hippocampus_281")}
     said = "\n".join(f.found for f in findings)
