@@ -44,6 +44,7 @@ MOST_SECONDS = 70
 MOST_BYTES = 2 * 10**9
 BATCH = 100
 """Reads by one child: more hide which of them took the memory, fewer cost time for forks."""
+PROGRESS = 1000
 SHAPE = (5, 24, 20)
 SLOW = ("dicom-jpeg2000",)
 """Seeds whose decoding starts a process each time."""
@@ -359,6 +360,8 @@ def fuzz(number: int, *, start: int = 0, real_data: Path | None = None, keep: Pa
         sound = {name: read_all(path) for name, path in seeds.items()}
         broken = plan(sorted(seeds), number, start)
         for first in range(0, number, BATCH):
+            if first and first % PROGRESS == 0:
+                print(f"{first} so far: {dict(summary.outcomes)}", flush=True)
             batch = broken[first : first + BATCH]
             for one, result in zip(batch, run_batch(batch, seeds, sound), strict=True):
                 summary.add(one, result)
