@@ -88,7 +88,7 @@ def test_kidneys_of_real_scans_are_not_mirrored(real_data):
     assert fingerprint.sided_pairs == (("kidney_left", "kidney_right"),)
     assert fingerprint.sided_axis == 2
     text = " ".join(explain(plan_dataset(fingerprint)).split())
-    assert "labels come in left and right forms (kidney_left and kidney_right)" in text
+    assert "Labels come in left and right forms (kidney_left and kidney_right)" in text
 
 
 def test_hippocampus_head_and_body_are_no_pair(real_data):
