@@ -237,7 +237,10 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
             lambda pyramid: estimate_feature_maps(role.family, pyramid, label_entries=setting.label_entries),
         )
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
-            return f"with {target_gb:g} GB the patch would be {voxels(larger.pyramid.patch)} voxels"
+            patch = voxels(larger.pyramid.patch)
+            if role.next_stage is not None:  # how coarse a low resolution is depends on what the patch of the full one holds
+                return f"with {target_gb:g} GB a patch of {patch} voxels of this size would fit, or finer voxels would be taken"
+            return f"with {target_gb:g} GB the patch would be {patch} voxels"
     if fit.num_steps == 0:
         return "more memory would not change the patch, only larger or finer images would"
     return "only more memory than devices have would make the patch larger"
