@@ -77,7 +77,10 @@ def run_jobs(
                 f"{free_memory_bytes() / 1e9:.1f} GB of memory are free"
             )
     if num_workers <= 1 or len(items) <= 1:
-        outcomes = [_attempt(function, item, name(item), tracker) for item in items]
+        # One thread for linear algebra, here as in worker processes: sums in another order give other last digits, and
+        # which items a worker gets depends on what an earlier, interrupted call has finished.
+        with threadpool_limits(limits=1):
+            outcomes = [_attempt(function, item, name(item), tracker) for item in items]
     else:
         outcomes = _Pool(function, name, say, tracker).run(items, fitting)
     failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
@@ -90,10 +93,7 @@ def _attempt(
     function: Callable[[Item], Result], item: Item, title: str, tracker: Tracker | None = None
 ) -> _Outcome[Result]:
     try:
-        # One thread for linear algebra, here as in worker processes: sums in another order give other last digits, and
-        # which items a worker gets depends on what an earlier, interrupted call has finished.
-        with threadpool_limits(limits=1):
-            outcome = _Outcome(function(item), None)
+        outcome = _Outcome(function(item), None)
     except Exception as error:  # every cause is reported with its item, after all items were tried
         outcome = _Outcome(None, Failure(title, error, traceback.format_exc()))
     if tracker is not None:

@@ -20,7 +20,15 @@ def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
         fingerprint_of([(7, 7, 7)], [(1, 1, 1)]),
         fingerprint_of([(9, 9, 9)], [(1, 1, 1)], sided_axis=2),
         fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
+        stored_as(fingerprint_of([(20, 200, 200)] * 2, [(5.0, 0.8, 0.8)] * 2), [(0, 1, 2), (0, 1, 2)]),
+        stored_as(fingerprint_of([(20, 200, 200), (200, 200, 20)], [(5, 0.8, 0.8), (0.8, 0.8, 5)]), [(0, 1, 2), (1, 2, 0)]),
     ]
+
+
+def stored_as(fingerprint: Fingerprint, axes: list[tuple[int, int, int]]) -> Fingerprint:
+    """The same cases with the axes of their files known."""
+    cases = (case.model_copy(update={"file_axes": known}) for case, known in zip(fingerprint.cases, axes, strict=True))
+    return fingerprint.model_copy(update={"cases": tuple(cases)})
 
 
 def test_every_rule_has_a_title_and_is_on_the_page(kinds: list[Fingerprint]) -> None:
