@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from autoseg.imaging.formats.memory import require_memory
 
 PIXEL_TAGS = [
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
-    "PhotometricInterpretation", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelData",
+    "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "PixelData",
 ]
 WORDS = {8: "1", 16: "2", 32: "4"}
 
@@ -41,69 +42,73 @@ def slice_voxels(path: Path, files: Sequence[Path], shape: tuple[int, int, int],
     """
     require_memory(path, num_channels * math.prod(shape) * 4)
     result = np.empty((num_channels, *shape), np.float32)
-    packed = []
-    for index, file in enumerate(files):
-        if num_channels > 1 or _is_packed(file):
-            packed.append(index)
-        else:
-            result[0, index] = _plane(file, shape[1:])
-    if packed:
-        _unpack(path, [files[index] for index in packed], result, packed)
+    packed: list[_Packed] = []
+    with TemporaryDirectory() as folder:
+        for index, file in enumerate(files):
+            tags = read_tags(file, PIXEL_TAGS, pixels=True)
+            with tags_of(file):
+                if num_channels > 1 or _is_packed(tags):
+                    packed.append(_write_pixels_only(file, tags, Path(folder, f"{index}.dcm"), index))
+                else:
+                    result[0, index] = _plane(file, tags, shape[1:])
+        if packed:
+            voxels = decode_slices(path, [item.file for item in packed], (num_channels, len(packed), *shape[1:]))
+            for index, item in enumerate(packed):
+                result[:, item.place] = voxels[:, index] * np.float64(item.slope) + item.intercept
     return result
 
 
-def _unpack(path: Path, files: Sequence[Path], result: NDArray[np.float32], places: Sequence[int]) -> None:
-    """Write the slices of ``files``, decoded by ITK, to their places in ``result`` (C, Z, Y, X)."""
-    with TemporaryDirectory() as folder:
-        scales = [_write_pixels_only(file, Path(folder, f"{index}.dcm")) for index, file in enumerate(files)]
-        copies = [Path(folder, f"{index}.dcm") for index in range(len(files))]
-        voxels = decode_slices(path, copies, (len(result), len(files), *result.shape[2:]))
-    for index, place in enumerate(places):
-        slope, intercept = scales[index]
-        result[:, place] = voxels[:, index] * np.float64(slope) + intercept
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """A slice that ITK is to decode."""
+
+    file: Path
+    place: int
+    """Its index along z."""
+    slope: float
+    intercept: float
 
 
-def _write_pixels_only(file: Path, copy: Path) -> tuple[float, float]:
-    """Copy a slice with nothing but its pixels, well-formed; its slope and intercept.
+def _is_packed(tags: Any) -> bool:
+    """Whether the pixels are in a form that only ITK decodes."""
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    return syntax is not None and bool(syntax.is_encapsulated) and syntax != RLELossless
+
+
+def _write_pixels_only(file: Path, tags: Any, copy: Path, place: int) -> _Packed:
+    """Copy a slice with nothing but its pixels, well-formed.
 
     ITK's reader searches files with broken tags for minutes. It gets none of them to see.
     """
-    tags = read_tags(file, [*PIXEL_TAGS, "PlanarConfiguration"], pixels=True)
-    with tags_of(file):
-        pixels = tags.get("PixelData") or b""
-        syntax = tags.file_meta.get("TransferSyntaxUID")
-        if not pixels:
-            raise damaged(file, "it has no pixels")
-        if syntax.is_encapsulated:  # all parts are of the one frame; a new shell for them has no faults
-            tags.PixelData = encapsulate([b"".join(generate_fragments(pixels))])
-            tags["PixelData"].is_undefined_length = True
-        scale = number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
-        for name in ("RescaleSlope", "RescaleIntercept"):
-            if name in tags:
-                del tags[name]
-        tags.SOPClassUID, tags.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-        tags.file_meta = FileMetaDataset()
-        tags.file_meta.TransferSyntaxUID = syntax
-        tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID
-        tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID
-        tags.save_as(copy, enforce_file_format=True)
-    return scale
+    pixels = tags.get("PixelData") or b""
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    if not pixels:
+        raise damaged(file, "it has no pixels")
+    if syntax.is_encapsulated:  # all parts are of the one frame; a new shell for them has no faults
+        tags.PixelData = encapsulate([b"".join(generate_fragments(pixels))])
+        tags["PixelData"].is_undefined_length = True
+    slope, intercept = _rescaling(tags)
+    for name in ("RescaleSlope", "RescaleIntercept"):
+        if name in tags:
+            del tags[name]
+    tags.SOPClassUID, tags.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    tags.file_meta = FileMetaDataset()
+    tags.file_meta.TransferSyntaxUID = syntax
+    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID
+    tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID
+    tags.save_as(copy, enforce_file_format=True)
+    return _Packed(copy, place, slope, intercept)
 
 
-def _is_packed(file: Path) -> bool:
-    """Whether the pixels are in a form that only ITK decodes."""
-    tags = read_tags(file, ["Rows"])
-    with tags_of(file):
-        syntax = tags.file_meta.get("TransferSyntaxUID")
-        return syntax is not None and bool(syntax.is_encapsulated) and syntax != RLELossless
+def _rescaling(tags: Any) -> tuple[float, float]:
+    return number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
 
 
-def _plane(file: Path, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    tags = read_tags(file, PIXEL_TAGS, pixels=True)
-    with tags_of(file):
-        syntax = tags.file_meta.get("TransferSyntaxUID")
-        pixels = _decoded(file, tags, shape) if syntax == RLELossless else _plain(file, tags, shape, syntax)
-        return pixels * (number(tags, "RescaleSlope", 1.0) or 1.0) + number(tags, "RescaleIntercept", 0.0)
+def _plane(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    syntax = tags.file_meta.get("TransferSyntaxUID")
+    pixels = _decoded(file, tags, shape) if syntax == RLELossless else _plain(file, tags, shape, syntax)
+    slope, intercept = _rescaling(tags)
+    return pixels * slope + intercept
 
 
 def _decoded(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[Any]:
