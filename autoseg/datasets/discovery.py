@@ -181,9 +181,8 @@ def _nothing_found(root: Path, matches: Sequence[Match]) -> str:
     generic = [match for match in matches if match.layout.known is None]
     looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
     suggestion = _suggestion(root, [match.layout for match in generic])
-    return (f"{root} holds no dataset; found {_summary(root)}; "
-            f"{suggestion or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}"
-            f"\nlooked for{looked_for}")
+    return (f"{root} holds no dataset: looked for{looked_for}\nfound {_summary(root)}; "
+            f"{suggestion or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}")
 
 
 def _num_seen(match: Match) -> tuple[int, int]:
