@@ -4,7 +4,7 @@ Usage: ``python benchmarks/memory.py PLANS [--limit-gb 12] [--only TEXT …] [--
 dataset, with the reference's ``fingerprint.json``, ``dataset.json``, ``options.json`` and ``plans_*.json``. Every network with
 its patch, batch and loss is measured once for each number format and thread count, in a process of its own
 (`memory_step.py`), one at a time and only while the machine has the memory free. Results go line by line into
-``results/memory.jsonl``; what is there is not measured again. The table is kept in ``results/memory.md``.
+``results/memory.jsonl``; what is there is not measured again. The table is kept in ``results/memory_DEVICE.md``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from planners import (
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "memory.jsonl"
-TABLE = HERE / "results" / "memory.md"
 STEPS = 3
 SHARE, LEAST_BYTES = 0.2, 300e6
 """An estimate holds where it is off by no more than the larger of this share of it and these bytes."""
@@ -186,7 +185,7 @@ def main() -> int:
             file.write(json.dumps(results[job.key]) + "\n")
         print(" ".join(words), json.dumps(results[job.key]), flush=True)
     lines = table(jobs, results)
-    TABLE.write_text("\n".join([f"# Memory of training steps, {options.device}, {platform.machine()}", "", *lines, ""]))
+    (HERE / "results" / f"memory_{options.device}.md").write_text("\n".join([f"# Memory of training steps, {options.device}, {platform.machine()}", "", *lines, ""]))
     print(lines[0])
     return int("**no**" in "".join(lines))
 
