@@ -1,10 +1,11 @@
 """How much memory training steps really take, beside what `estimate_memory` says of them.
 
-Usage: ``python benchmarks/memory.py PLANS [--limit-gb 12] [--only TEXT …] [--table-only]``. PLANS holds one folder for each
-dataset, with the reference's ``fingerprint.json``, ``dataset.json``, ``options.json`` and ``plans_*.json``. Every network with
-its patch, batch and loss is measured once for each number format and thread count, in a process of its own
-(`memory_step.py`), one at a time and only while the machine has the memory free. Results go line by line into
-``results/memory.jsonl``; what is there is not measured again. The table is kept in ``results/memory_DEVICE.md``.
+Usage: ``python benchmarks/memory.py PLANS [--limit-gb 12] [--device cuda] [--only WORD …] [--table-only]``. PLANS holds
+one folder for each dataset, with the reference's ``fingerprint.json``, ``dataset.json``, ``options.json`` and
+``plans_*.json``. Every network with its patch, batch and loss is measured once for each number format and thread count,
+in a process of its own (`memory_step.py`), one at a time and only while the machine has the memory free. Results go
+line by line into ``results/memory.jsonl``; what is there is not measured again. The table is kept in
+``results/memory_DEVICE.md``.
 """
 
 from __future__ import annotations
@@ -102,7 +103,12 @@ def find_jobs(folder: Path, device: str) -> list[Job]:
             formats = (("bfloat16", 2), ("float32", 2), ("bfloat16", 1), ("float32", 1))
             for dtype, threads in formats if device == "cpu" else formats[:2]:
                 job = Job(
-                    name=f"{name} {chosen.name}", plan=plan, configuration=chosen, dtype=dtype, threads=threads, device=device
+                    name=f"{name} {chosen.name}",
+                    plan=plan,
+                    configuration=chosen,
+                    dtype=dtype,
+                    threads=threads,
+                    device=device,
                 )
                 if job.key not in seen:
                     seen.add(job.key)
@@ -131,9 +137,9 @@ def _available_bytes() -> int:
 
 
 def read_results() -> dict[str, dict[str, Any]]:
-    """All kept results by key."""
+    """All kept results by key; what failed, most likely for want of memory, is tried again."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
-    return {row["key"]: row for row in map(json.loads, lines)}
+    return {row["key"]: row for row in map(json.loads, lines) if "peaks" in row}
 
 
 def table(jobs: Iterable[Job], results: dict[str, dict[str, Any]]) -> list[str]:
@@ -185,7 +191,8 @@ def main() -> int:
             file.write(json.dumps(results[job.key]) + "\n")
         print(" ".join(words), json.dumps(results[job.key]), flush=True)
     lines = table(jobs, results)
-    (HERE / "results" / f"memory_{options.device}.md").write_text("\n".join([f"# Memory of training steps, {options.device}, {platform.machine()}", "", *lines, ""]))
+    page = [f"# Memory of training steps, {options.device}, {platform.machine()}", "", *lines, ""]
+    (HERE / "results" / f"memory_{options.device}.md").write_text("\n".join(page))
     print(lines[0])
     return int("**no**" in "".join(lines))
 

@@ -56,7 +56,9 @@ def measure(job: dict[str, object], zero: int) -> dict[str, object]:
         base_features=configuration.network.features[0],
         batch_size=configuration.batch_size,
         precision=str(job["dtype"]),  # type: ignore[arg-type]  # one of them: the parent's parser checks
-    ).model_copy(update={"optimiser": job["optimiser"], "momentum": 0.99, "deep_supervision": configuration.deep_supervision})
+    )
+    plans_own = {"optimiser": job["optimiser"], "momentum": 0.99, "deep_supervision": configuration.deep_supervision}
+    training = training.model_copy(update=plans_own)
     network = build_network(configuration.network, deep_supervision=training.deep_supervision).train()
     parts = make_parts(network, make_loss(configuration.loss, labels), training, torch.device(device))
     batch = (configuration.batch_size, configuration.network.num_inputs, *configuration.patch_shape)
