@@ -36,6 +36,6 @@ def _clear_other_model(options: Options, predictor: Predictor) -> None:
     record = folder / RECORD_NAME
     if not record.exists() or predictor.model.key in record.read_text():
         return
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):  # classes may have files of their own, in a folder for each case
         if file.is_file():
             file.unlink()
