@@ -39,6 +39,9 @@ or direction is a quarter of a voxel at the end of 256, a tenth of a voxel in or
 NUM_SHOWN_VALUES = 10
 MANY_VALUES = 20
 """So many undeclared values are those of an image or of an interpolated mask."""
+EMPTY = "the label map is empty: background only"
+MANY_EMPTY, COMMON_EMPTY = 3, 0.05
+"""More empty label maps than this number and this share of all are no accident."""
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -96,7 +99,7 @@ def check_dataset(dataset: DatasetDescription, *, num_workers: int, reporter: Re
     findings = [
         *dataset.findings,
         *(finding for report in headers for finding in report.findings),
-        *(finding for report in voxels for finding in report.findings),
+        *_few_empty([finding for report in voxels for finding in report.findings], dataset),
         *_comparisons(dataset, headers, dict(zip(readable, voxels, strict=True)), num_workers=num_workers, reporter=reporter),
     ]
     unique = dict.fromkeys(findings)
@@ -347,9 +350,22 @@ def _value_faults(item: _Item, counts: Mapping[int, int], file_values: Sequence[
             else "correct the label map, or declare the values in the dataset's description",
         )]
     if set(counts) <= {file_values[0]}:
-        return [_finding(item, "warning", where, "the label map is empty: background only",
+        return [_finding(item, "warning", where, EMPTY,
                          "make sure that this case really shows no structure")]
     return []
+
+
+def _few_empty(findings: Sequence[Finding], dataset: DatasetDescription) -> list[Finding]:
+    """Empty label maps one by one, or, where they are common, as one note: then they belong to the dataset."""
+    empty = [finding for finding in findings if finding.found == EMPTY]
+    if len(empty) <= max(MANY_EMPTY, COMMON_EMPTY * len(dataset.training)):
+        return list(findings)
+    ids = ", ".join(str(finding.case_id) for finding in empty[:NUM_SHOWN_VALUES])
+    return [*(finding for finding in findings if finding.found != EMPTY), Finding(
+        severity="note", case_id=None, where=dataset.root,
+        found=f"{len(empty)} of {len(dataset.training)} label maps are empty: {ids}{' ...' if len(empty) > NUM_SHOWN_VALUES else ''}",
+        mend=empty[0].mend.replace("this case", "these cases").replace("shows", "show"),
+    )]
 
 
 def _list(values: Sequence[int]) -> str:

@@ -140,6 +140,22 @@ def agreement(each: Array, predicted: Array) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
+def mean_correlations(predicted: Array, each: Array) -> Array:
+    """`agreement` of every prediction (N, M, z, y, x) with every case's masks (N, M, z, y, x): (N, N), predictions first."""
+
+    def rows(array: Array) -> Array:
+        flat = array.reshape(*array.shape[:2], -1).transpose(1, 0, 2)
+        flat = flat - flat.mean(axis=2, keepdims=True)
+        length = np.linalg.norm(flat, axis=2, keepdims=True)
+        unit: Array = np.divide(flat, length, out=np.zeros_like(flat), where=length > 0)
+        return unit
+
+    units = rows(each)
+    present = (np.abs(units).sum(axis=2) > 0).sum(axis=0)
+    total: Array = (rows(predicted) @ units.transpose(0, 2, 1)).sum(axis=0) / np.maximum(present, 1)
+    return total
+
+
 def _features(thumbnail: Thumbnail) -> Array:
     """(voxels, F): intensities at three scales, edges, squares, and polynomials of the place."""
     columns: list[NDArray[np.floating]] = []

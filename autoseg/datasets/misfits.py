@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.datasets.dataset import Finding
-from autoseg.datasets.deviations import all_but, oddness
+from autoseg.datasets.deviations import MANY, all_but, oddness
 from autoseg.datasets.label_fit import (
     Evidence,
     Fit,
     add_up,
-    agreement,
     fit_label_map,
     masks,
+    mean_correlations,
     predict,
     usual_masks,
     without,
@@ -33,8 +33,11 @@ MIN_GAIN = 0.06
 """By so much another arrangement must fit better than the present one, and than it does in any other case."""
 RELIABLE = 0.4
 """Below this median correlation of the others the model does not know where labels are, as for lesions, and says nothing."""
-LOST = 0.5
-"""A label map with less than this share of the usual agreement, which another arrangement mends, is misplaced."""
+LOST, MENDED = 0.5, 0.8
+"""A label map with less than the first share of the usual agreement, which another arrangement brings above the second,
+is misplaced for certain."""
+TAIL = 10
+"""Percentile below which a case among many counts as badly fitting: some kinds of images are harder for the model."""
 MOST_COMPARED = 300
 """Label maps of one size that are tried on each other's images."""
 AXES = ("head to foot (z)", "front to back (y)", "left to right (x)")
@@ -98,64 +101,77 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
     middle = float(np.median(usual))
     if middle < RELIABLE:
         return None
-    signs = [*_flip_signs(judged.fit, others), *_shift_signs(judged, others), *_swap_signs(swaps, index)]
-    is_strange = oddness(own, usual, floor=MIN_DROP) < -1
+    signs = {**_flip_signs(judged.fit, others), **_shift_signs(judged, others), **_swap_signs(own, swaps, index)}
+    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < _lowest_usual(usual)
     if not signs and not is_strange:
         return None
     how = f"agrees with what the {len(others)} others predict for its image by {own:.2f}, where they reach {middle:.2f}"
     return Misfit(
         case_id=judged.case.case_id,
         found="; ".join([how, *signs]),
-        is_certain=bool(signs) and own < LOST * middle,
+        is_certain=own < LOST * middle and max(signs.values(), default=0.0) > MENDED * middle,
         is_strange=is_strange,
     )
 
 
-def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> list[str]:
-    """Axes along which flipping the label map makes it fit better, as for no other case."""
+def _lowest_usual(usual: Sequence[float]) -> float:
+    """As far below the lowest tenth of the others as that is below their median."""
+    if len(usual) < MANY:
+        return float("inf")
+    return 2 * float(np.percentile(usual, TAIL)) - float(np.median(usual))
+
+
+def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
+    """The axis along which flipping the label map makes it fit better, as for no other case, and how well it then fits."""
     gains = np.array([np.subtract(other.fit.flips, other.fit.own) for other in others])
     own = np.subtract(fit.flips, fit.own)
     axis = int(own.argmax())
     usual = float(gains[:, axis].max())
     if own[axis] < MIN_GAIN or own[axis] < usual + MIN_GAIN:
-        return []
-    return [f"flipped {AXES[axis]} it would agree by {fit.flips[axis]:.2f}"]
+        return {}
+    return {f"flipped {AXES[axis]} it would agree by {fit.flips[axis]:.2f}": fit.flips[axis]}
 
 
-def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> list[str]:
+def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]:
     gains = [other.fit.shifted for other in others]
     usual = max(gains)
     if judged.fit.shifted < MIN_GAIN or judged.fit.shifted < usual + MIN_GAIN:
-        return []
+        return {}
     z, y, x = (blocks * mm for blocks, mm in zip(judged.fit.shift, judged.case.thumbnail.spacing_mm, strict=True))
-    return [f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) it would agree better by {judged.fit.shifted:.2f}"]
+    moved = judged.fit.own + judged.fit.shifted
+    return {f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) it would agree by {moved:.2f}": moved}
 
 
-def _swap_signs(swaps: Sequence[tuple[float, str]], index: int) -> list[str]:
+def _swap_signs(own: float, swaps: Sequence[tuple[float, str]], index: int) -> dict[str, float]:
     gain, name = swaps[index]
-    usual = max(other for other, _ in all_but(swaps, index))
-    return [f"that of case {name} fits its image better"] if gain >= MIN_GAIN and gain >= usual + MIN_GAIN else []
+    return {f"it fits the image of case {name} better, and that case's label map fits here": own + gain} if name else {}
 
 
 def _better_labels(
     known: Sequence[_Judged], num_classes: int, compared: NDArray[np.bool_]
 ) -> list[tuple[float, str]]:
-    """For each case the largest gain by another case's label map of the same size, and that case; (-1, "") for none."""
-    gains = [(-1.0, "")] * len(known)
+    """For each case the gain by exchanging its label map with another of the same size, and that case's name.
+
+    Only exchanges by which both cases gain; (0, "") where there is none.
+    """
+    gains = [(0.0, "")] * len(known)
     by_shape: dict[tuple[int, ...], list[int]] = {}
     for index, each in enumerate(known):
         by_shape.setdefault(each.predicted.shape, []).append(index)
     for alike in by_shape.values():
         if not 1 < len(alike) <= MOST_COMPARED:
             continue
-        each_masks = {index: masks(labels, num_classes)[compared] for index in alike
-                      if (labels := known[index].case.thumbnail.labels) is not None}
-        for index in alike:
-            predicted = known[index].predicted.astype(np.float32)
-            gains[index] = max(
-                (agreement(each_masks[other], predicted) - known[index].fit.own, known[other].case.case_id)
-                for other in alike if other != index
-            )
+        own_masks = np.stack([
+            masks(labels, num_classes)[compared] for index in alike
+            if (labels := known[index].case.thumbnail.labels) is not None
+        ])
+        fits = mean_correlations(np.stack([known[index].predicted for index in alike]).astype(np.float32), own_masks)
+        gain = fits - np.diag(fits)[:, None]
+        both = np.minimum(gain, gain.T)
+        for row, index in enumerate(alike):
+            best = int(both[row].argmax())
+            if both[row, best] >= MIN_GAIN:
+                gains[index] = (float(gain[row, best]), known[alike[best]].case.case_id)
     return gains
 
 
