@@ -20,10 +20,12 @@ BASE_BYTES = 3 * 10**9
 """Address space of a worker before it reads anything: interpreter, libraries, stacks of their threads."""
 COPIES = 6
 """Decoders hold the voxels a few times over: packed, unpacked, rescaled, turned."""
-BASE_SECONDS = 30.0
-"""Loading ITK takes one of them, ten on a machine that is very busy."""
+BASE_SECONDS = 30
+"""Of processor time, which does not depend on how busy the machine is; loading ITK takes one of them."""
 BYTES_PER_SECOND = 10**6
 """Far slower than any decoder."""
+MOST_WAITING = 100
+"""Times the processor time after which a worker that does not even compute is given up."""
 
 
 def decode_slices(path: Path, files: Sequence[Path], shape: tuple[int, int, int, int]) -> NDArray[np.float32]:
@@ -34,7 +36,7 @@ def decode_slices(path: Path, files: Sequence[Path], shape: tuple[int, int, int,
     held = sum(file.stat().st_size for file in files)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "voxels.npy")
-        _run(path, out, files, num_bytes=BASE_BYTES + COPIES * 4 * math.prod(shape), seconds=BASE_SECONDS + held / BYTES_PER_SECOND)
+        _run(path, out, files, num_bytes=BASE_BYTES + COPIES * 4 * math.prod(shape), seconds=BASE_SECONDS + held // BYTES_PER_SECOND)
         try:
             voxels: NDArray[np.float32] = np.load(out, allow_pickle=False)
         except (OSError, ValueError) as error:
@@ -44,18 +46,19 @@ def decode_slices(path: Path, files: Sequence[Path], shape: tuple[int, int, int,
     return voxels
 
 
-def _run(path: Path, out: Path, files: Sequence[Path], *, num_bytes: int, seconds: float) -> None:
+def _run(path: Path, out: Path, files: Sequence[Path], *, num_bytes: int, seconds: int) -> None:
     # -P: nothing that lies in the current folder is taken for a library; absolute paths, for names may begin with a dash
-    command = [sys.executable, "-P", itk_worker.__file__, str(num_bytes), str(out)]
+    command = [sys.executable, "-P", itk_worker.__file__, str(num_bytes), str(seconds), str(out)]
     listed = "\0".join(str(file.absolute()) for file in files)
     try:
-        done = subprocess.run(command, input=listed.encode(), capture_output=True, timeout=seconds, check=False)
+        done = subprocess.run(command, input=listed.encode(), capture_output=True, timeout=seconds * MOST_WAITING, check=False)
     except subprocess.TimeoutExpired:
-        raise damaged(path, f"its decoder did not end within {seconds:.0f} seconds") from None
+        raise damaged(path, f"its decoder did not end within {seconds * MOST_WAITING} seconds") from None
     except OSError as error:
         raise AutosegError(f"{path}: no process could be started to decode it ({error}); close other programs") from None
     if done.returncode < 0:
-        raise damaged(path, f"its decoder was ended by signal {-done.returncode}")
+        cause = f"signal {-done.returncode}; it may take {seconds} seconds of processor time and {num_bytes / 1e9:.1f} GB"
+        raise damaged(path, f"its decoder was ended by {cause}")
     if done.returncode:
         lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
         raise damaged(path, lines[-1][:300] if lines else "its decoder failed without a word")

@@ -1,6 +1,6 @@
-"""The worker of `guarded`: decodes DICOM slices with ITK under a limit of memory and writes them as a numpy file.
+"""The worker of `guarded`: decodes DICOM slices with ITK under limits of memory and time, and writes them as a numpy file.
 
-Run as a script, so that it loads nothing but what it needs: ``itk_worker.py MAX_BYTES OUT`` with the names of the files,
+Run as a script, so that it loads nothing but what it needs: ``itk_worker.py MAX_BYTES MAX_SECONDS OUT`` with the names of the files,
 separated by NUL, on the standard input. What went wrong is the last line of the standard output.
 """
 
@@ -12,13 +12,14 @@ import numpy as np
 import SimpleITK
 
 
-def limit_memory(num_bytes: int) -> None:
-    """Let no allocation go beyond ``num_bytes`` of address space, where the system can."""
+def limit(num_bytes: int, seconds: int) -> None:
+    """Let this process take no more address space and processor time, where the system can."""
     try:
         import resource
-    except ImportError:  # Windows: the time limit alone must do
+    except ImportError:  # Windows: the limit of the waiting process alone must do
         return
     resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
@@ -38,9 +39,9 @@ def decode(files: list[str], out: str) -> None:
 
 def main() -> int:
     """Exit status: 0 done, 1 failed."""
-    limit_memory(int(sys.argv[1]))
+    limit(int(sys.argv[1]), int(sys.argv[2]))
     try:
-        decode(sys.stdin.read().split("\0"), sys.argv[2])
+        decode(sys.stdin.read().split("\0"), sys.argv[3])
     except MemoryError:
         sys.stdout.write("it takes more memory than its header promises\n")
         return 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,7 @@ from autoseg.imaging.formats.series import (
     is_dicom_series,
     read_series,
     read_single,
-    series_voxels,
-    single_voxels,
+    series_image,
 )
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 
@@ -50,7 +50,10 @@ def read_header(path: Path | str) -> ImageHeader:
     Raises `AutosegError` that names the file and the cause when it is missing, damaged, or no image.
     """
     path = Path(path)
-    return segments_header(path) if is_segmentation(path) else _format(path).header(path)
+    with _reading(path):
+        if _is_series(path):
+            return read_series(path).header
+        return segments_header(path) if is_segmentation(path) else _format(path).header(path)
 
 
 def read_volume(paths: Sequence[Path | str]) -> Volume:
@@ -77,8 +80,9 @@ def read_label_map(path: Path | str) -> LabelMap:
     when there are several different channels, or when the file is damaged.
     """
     path = Path(path)
-    if is_segmentation(path):
-        return segments_label_map(path)
+    with _reading(path):
+        if is_segmentation(path):
+            return segments_label_map(path)
     header, array = _read(path)
     if len(array) in (3, 4) and image_ending(path) in PHOTOGRAPHS and (array[1:3] == array[0]).all():
         array = array[:1]
@@ -101,28 +105,50 @@ def _check_there(path: Path) -> None:
         raise damaged(path, "it is empty")
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Name ``path`` where the system refuses to read it, or has no memory for it."""
+    try:
+        yield
+    except OSError as error:
+        raise AutosegError(
+            f"{path} could not be read ({error.strerror or error}); check the path and its permissions"
+        ) from None
+    except MemoryError:
+        raise AutosegError(
+            f"{path} needs more memory than there is; close other programs, use fewer workers, or leave the case out"
+        ) from None
+
+
+def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
+    """Header and voxels (C, Z, Y, X) in the type of the file."""
+    with _reading(path):
+        if _is_series(path):
+            header, voxels = series_image(read_series(path), path)
+        else:
+            way = _format(path)
+            header = way.header(path)
+            voxels = way.voxels(path)
+        return header, _fitting(path, header, voxels[: header.num_channels])
+
+
+def _is_series(path: Path) -> bool:
+    return path.is_dir() or is_dicom_series(path)
+
+
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """The two ways to read one format."""
+    """The two ways to read files of one format."""
 
     header: Callable[[Path], ImageHeader]
     voxels: Callable[[Path], NDArray[Any]]
 
 
-def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
-    """Header and voxels (C, Z, Y, X) in the type of the file."""
-    format_of_file = _format(path)
-    header = format_of_file.header(path)
-    return header, _fitting(path, header, format_of_file.voxels(path)[: header.num_channels])
-
-
 def _format(path: Path) -> _Format:
-    """How ``path``, which is there, is read; DICOM files are told by content, all others by their ending."""
-    if path.is_dir() or is_dicom_series(path):
-        return _Format(lambda p: read_series(p).header, series_voxels)
+    """How the file ``path`` is read: DICOM is told by content, all others by their ending."""
     _check_there(path)
     if is_dicom(path):
-        return _Format(lambda p: read_single(p).header, single_voxels)
+        return _Format(lambda p: read_single(p).header, lambda p: series_image(read_single(p), p)[1])
     ending = image_ending(path)
     if ending in NIFTI:
         return _Format(_nifti_header, nifti_voxels)

@@ -145,10 +145,10 @@ def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     return Series(tuple(item.file for item in slices), header)
 
 
-def series_voxels(path: Path) -> NDArray[np.float32]:
-    """Voxels of the series that ``path`` names, (C, Z, Y, X), rescaled as each slice says."""
-    series = read_series(path)
-    return slice_voxels(path, series.files, series.header.geometry.shape, series.header.num_channels)
+def series_image(series: Series, path: Path) -> tuple[ImageHeader, NDArray[np.float32]]:
+    """Header and voxels (C, Z, Y, X) of a series, rescaled as each slice says; ``path`` names it in errors."""
+    shape, num_channels = series.header.geometry.shape, series.header.num_channels
+    return series.header, slice_voxels(path, series.files, shape, num_channels)
 
 
 def read_single(file: Path) -> Series:
@@ -175,12 +175,6 @@ def read_single(file: Path) -> Series:
     is_integer = all(value.is_integer() for value in _rescaling(tags))
     channels = int(number(tags, "SamplesPerPixel", 1.0))
     return Series((file,), ImageHeader(geometry=geometry, num_channels=channels, pixel_type="pixels", is_integer=is_integer))
-
-
-def single_voxels(file: Path) -> NDArray[np.float32]:
-    """Voxels of one DICOM file, (C, 1, Y, X)."""
-    header = read_single(file).header
-    return slice_voxels(file, [file], header.geometry.shape, header.num_channels)
 
 
 def _rescaling(tags: Any) -> tuple[float, float]:
