@@ -6,14 +6,19 @@ import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from autoseg.cli import app
+from autoseg.datasets.check_report import CheckReport
 from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import Finding
 from autoseg.datasets.discovery import discover_dataset
-from autoseg.errors import ProblemsError
+from autoseg.datasets.leaving_out import leave_out_bad
+from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import write_label_map, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.progress import SilentReporter
+from planners import read_document
 
 GRID = Geometry(shape=(6, 8, 10), spacing_mm=(2.0, 1.0, 1.0), origin_mm=(5.0, 6.0, 7.0))
 NAMES = [f"c{number:02d}" for number in range(12)]
@@ -226,3 +231,105 @@ def test_notes_and_warnings_do_not_stop_anything():
         for severity in ("warning", "note")
     ]
     require_clean(notes)
+
+
+def put(folder, name, array, label, grid=GRID):
+    write_volume(folder / "imagesTr" / f"{name}.nii.gz", array, grid)
+    write_label_map(folder / "labelsTr" / f"{name}.nii.gz", label, grid)
+
+
+def test_same_case_twice_is_a_warning_and_with_another_label_map_an_error(folder):
+    put(folder, "c07", image(3), labels(3))
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("warning", "c07")
+    assert finding.found == "the same image as that of case c03"
+    put(folder, "c07", image(3), labels(7))
+    finding = only(check(folder))
+    assert (finding.severity, finding.found) == ("error", "the same image as that of case c03, but with another label map")
+
+
+def test_label_map_of_two_images_is_a_warning(folder):
+    write_label_map(folder / "labelsTr" / "c07.nii.gz", labels(3), GRID)
+    findings = [f for f in check(folder) if "same label map as that of case c03" in f.found]
+    assert [(f.severity, f.case_id) for f in findings] == [("warning", "c07")]
+
+
+def test_test_image_that_was_trained_on_is_a_warning(folder):
+    write_volume(folder / "imagesTs" / "t.nii.gz", image(4), GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("warning", "t")
+    assert "the test image is the training image of case c04" in finding.found
+
+
+def test_flipped_label_map_is_an_error_that_says_so(folder):
+    write_label_map(folder / "labelsTr" / "c05.nii.gz", labels(5)[:, :, ::-1].copy(), GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("error", "c05")
+    assert "flipped left to right (x) it would agree" in finding.found
+
+
+def test_spacing_in_metres_is_an_error(folder):
+    put(folder, "c05", image(5), labels(5), moved(spacing_mm=(0.002, 0.001, 0.001)))
+    errors = [f for f in check(folder) if f.severity == "error"]
+    assert {f.case_id for f in errors} == {"c05"}
+    assert any("1e+03 times too small, as if given in another unit" in f.found for f in errors)
+
+
+def test_greys_in_place_of_labels_are_called_so(folder):
+    write_label_map(folder / "labelsTr" / "c05.nii.gz", np.arange(480, dtype=np.uint8).reshape(GRID.shape) % 200, GRID)
+    finding = next(f for f in check(folder) if f.severity == "error")
+    assert "with 200 values from 0 to 199 it holds greys" in finding.found
+
+
+def test_intensities_of_another_scale_are_a_warning(folder):
+    write_volume(folder / "imagesTr" / "c05.nii.gz", image(5) * 1000, GRID)
+    finding = only(check(folder))
+    assert (finding.severity, finding.case_id) == ("warning", "c05")
+    assert "channel 0 (MRI) spans" in finding.found
+
+
+def test_names_of_one_patient_are_told(folder):
+    for old, new in (("c00", "p1_s1"), ("c01", "p1_s2")):
+        for part in ("imagesTr", "labelsTr"):
+            (folder / part / f"{old}.nii.gz").rename(folder / part / f"{new}.nii.gz")
+    finding = only(check(folder))
+    assert finding.severity == "warning"
+    assert "p1_s1 and p1_s2" in finding.found
+
+
+def test_bad_cases_can_be_left_out(folder):
+    write_volume(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    (folder / "labelsTr" / "c06.nii.gz").unlink()
+    dataset = discover_dataset(folder)
+    findings = check(folder)
+    left = leave_out_bad(dataset, findings)
+    assert left.left_out == ("c05", "c06")
+    assert [case.case_id for case in left.training] == [name for name in NAMES if name not in ("c05", "c06")]
+    assert "left out because of errors (--skip-bad), 2 of them: c05, c06" in left.findings[-1].found
+    assert set(findings) < set(left.findings)
+
+
+def test_nothing_left_is_an_error(folder):
+    for name in NAMES:
+        write_volume(folder / "imagesTr" / f"{name}.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    with pytest.raises(AutosegError, match="none would be left"):
+        leave_out_bad(discover_dataset(folder), check(folder))
+
+
+def test_json_on_standard_output_and_nothing_else(folder):
+    (folder / "labelsTr" / "c07.nii.gz").write_bytes(b"nonsense")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, ["check", str(folder), "--json", "--workers", "1"])
+    assert result.exit_code == 1
+    report = read_document(CheckReport, result.stdout, where="stdout")
+    assert (report.num_errors, report.findings[0].case_id) == (1, "c07")
+    result = CliRunner().invoke(app, ["check", str(folder), "--json", "--skip-bad", "--workers", "1"])
+    assert result.exit_code == 0
+    assert read_document(CheckReport, result.stdout, where="stdout").left_out == ("c07",)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_folder_without_a_dataset_is_told_as_json_too(tmp_path):
+    result = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
+    assert result.exit_code == 1
+    assert read_document(CheckReport, result.stdout, where="stdout").num_errors == 1
