@@ -24,6 +24,10 @@ from planners import DocumentError
 
 NUM_SHOWN = 6
 """Names shown of a longer list in a message."""
+MODALITIES = frozenset({
+    "ct", "cbct", "pet", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2star", "flair", "pd", "pdw", "dwi", "adc", "sem", "tem",
+})
+"""Last words of file names that say what was recorded; a channel that is called CT is normalised as CT."""
 LISTS = (".csv", ".tsv", ".json")
 """Endings of lists of cases, which may be given in place of their folder."""
 
@@ -93,7 +97,7 @@ def discover_dataset(
         test=test,
         unpaired_labels=tuple(str(root / path) for path in orphans),
         findings=(
-            *findings, *found.findings, *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
+            *findings, *found.findings, *_unknown_in_groups(match, training), *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
             *_unlisted_findings(root, match, declaration), *_list_findings(match), *_pairing_findings(root, match),
             *test_findings,
         ),
@@ -294,12 +298,12 @@ def _channel(file: FoundFile) -> str:
 
 
 def _channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts where they are names, or the modality of DICOM series; else ``channel_0`` ... as the first readable case has."""
+    """The texts where they are names; the modality of DICOM series, or that in which all files end (``_ct``, ``_T1w``).
+
+    Else ``channel_0``, ``channel_1`` ... for the channels of the first case whose files can be read.
+    """
     if all(re.search("[A-Za-z]", text) for text in texts):
         return tuple(texts)
-    modalities = {_modality(case) for case in cases}
-    if len(modalities) == 1 and (modality := modalities.pop()):
-        return (modality,)
     count = 1
     for case in cases:
         try:
@@ -307,13 +311,19 @@ def _channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ..
             break
         except AutosegError:  # the check reports it with the others
             continue
+    modalities = {_modality(case) for case in cases} if count == 1 else {""}
+    if len(modalities) == 1 and (modality := modalities.pop()):
+        return (modality,)
     return tuple(f"channel_{index}" for index in range(count))
 
 
 def _modality(case: Case) -> str:
-    """Of the DICOM series that is the image of a case; empty for other cases."""
-    if len(case.images) > 1 or not split_part(case.image_paths[0])[0].is_dir():
+    """Of the image of a case, by its DICOM headers or by the last word of its name; empty where neither tells."""
+    if len(case.images) > 1:
         return ""
+    if not split_part(case.image_paths[0])[0].is_dir():
+        word = image_stem(case.image_paths[0]).rpartition("_")[2]
+        return word.upper() if word.casefold() == "ct" else word if word.casefold() in MODALITIES else ""
     try:
         return next((name.modality for name in list_series(case.image_paths[0])), "")
     except AutosegError:
@@ -378,6 +388,16 @@ def _test_cases(
 
 
 # --- what people should know ---
+
+
+def _unknown_in_groups(match: Match, cases: Sequence[Case]) -> list[Finding]:
+    ids = {case.case_id for case in cases}
+    unknown = [case_id for listed in match.layout.groups.values() for case_id in listed if case_id not in ids]
+    return [] if not unknown else [Finding(
+        severity="warning", case_id=None, where=f"groups of {match.layout.name}",
+        found=f"{_count(len(unknown), 'case')} that the folder does not have: {_shorten(unknown)}",
+        mend="correct the names, or cases of one patient may train and validate in one fold",
+    )]
 
 
 def _ambiguity(root: Path, match: Match, rivals: Sequence[Match]) -> list[Finding]:

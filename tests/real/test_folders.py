@@ -25,9 +25,9 @@ SENTENCES = {
     "nuclei_rgb2d": "28 labelled cases, 3 channels (R, G, B), label nucleus: nnU-Net raw layout",
     "bids_ivadomed/mri": "3 labelled cases of 1 patient, 6 test cases, 1 channel (channel_0), regions lesion-manual and "
     "seg-manual: BIDS with derivatives",
-    "bids_ivadomed/microscopy_png": "5 labelled cases of 2 patients, 1 channel (channel_0), labels seg-axon-manual and "
+    "bids_ivadomed/microscopy_png": "5 labelled cases of 2 patients, 1 channel (SEM), labels seg-axon-manual and "
     "seg-myelin-manual: as microscopy_png.toml says",
-    "bids_ivadomed/ct_scan": "1 labelled case, 1 channel (channel_0), label seg-manual: BIDS with derivatives",
+    "bids_ivadomed/ct_scan": "1 labelled case, 1 channel (CT), label seg-manual: BIDS with derivatives",
     "spinalcord_sct": "6 labelled cases, 1 channel (channel_0), label cord: as spinalcord_sct.toml says",
     "nrrd_pyradiomics": "4 labelled cases, 1 channel (channel_0), labels label_1, label_7, label_8 and label_9: "
     "images and labels in one folder",
@@ -35,7 +35,7 @@ SENTENCES = {
     "as dicom_seg_ct3slice.toml says",
     "dicom_series": "1 labelled case, 3 test cases, 1 channel (CT), 31 labels (label_1, label_5, label_6, label_7, label_8, "
     "label_20 and 25 more): one folder for each case with a DICOM series and a label map",
-    "dirty_ms/wrong_brain_mask": "1 labelled case, 1 channel (channel_0), label brain: as wrong_brain_mask.toml says",
+    "dirty_ms/wrong_brain_mask": "1 labelled case, 1 channel (flair), label brain: as wrong_brain_mask.toml says",
     "dirty_ms/channels_on_different_grids": "1 labelled case, 2 channels (channel_0, channel_1), label label_1: "
     "numbered channels and labels in one folder",
 }

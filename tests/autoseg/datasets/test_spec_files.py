@@ -112,3 +112,13 @@ def test_real_folder_that_nobody_could_guess(spec, real_data):
     assert tuple(label.name for label in found.labels.classes) == labels
     assert {case.group for case in found.training} == patients
     assert not [finding for finding in found.findings if finding.severity == "error"]
+
+
+def test_patients_of_a_spec_that_are_not_there_are_a_warning(tmp_path):
+    flat = Geometry(shape=(1, 4, 5), spacing_mm=(1.0, 1.0, 1.0), dimensions=2, has_orientation=False)
+    for name in ("x/1.png", "y/1.png"):
+        write(tmp_path / name, [0, 1], flat)
+    spec = tmp_path / "groups.toml"
+    spec.write_text('[training]\nimages = ["x/{case}{ending}"]\nlabels = ["y/{case}{ending}"]\n[groups]\nanna = ["1", "l"]\n')
+    (finding,) = discover_dataset(tmp_path, spec=spec).findings
+    assert (finding.severity, finding.found) == ("warning", "1 case that the folder does not have: l")

@@ -1,0 +1,58 @@
+"""A dataset with one mask file for each class, which overlap: trained on as regions, predicted as one file a class again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import SimpleITK
+
+SHAPE = (12, 20, 24)
+
+
+def write(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array)
+    image.SetSpacing((1.0, 1.25, 2.0))
+    SimpleITK.WriteImage(image, path)
+
+
+def make_dataset(root: Path) -> None:
+    """Four labelled cases and one without masks; a ball and an egg that overlap, 255 inside."""
+    rng = np.random.default_rng(0)
+    z, y, x = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    for number in range(5):
+        shift = int(rng.integers(-2, 3))
+        ball = (z - 6) ** 2 + (y - 10 - shift) ** 2 + (x - 10) ** 2 < 25
+        egg = (z - 6) ** 2 + (y - 10 - shift) ** 2 + (x - 14) ** 2 < 16
+        image = 1 + rng.normal(0, 0.1, SHAPE) + ball + 2 * egg
+        write(root / f"p{number}" / "mr.nii.gz", image.astype(np.float32))
+        if number < 4:
+            write(root / f"p{number}" / "masks" / "ball.nii.gz", (ball * 255).astype(np.uint8))
+            write(root / f"p{number}" / "masks" / "egg.nii.gz", (egg * 255).astype(np.uint8))
+
+
+def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> None:
+    make_dataset(tmp_path / "data")
+    (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
+    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(tmp_path / "data"), "--spec",
+            str(tmp_path / "spec.toml"), "--out", str(tmp_path / "run")]
+    done = subprocess.run([*call, "--budget", "5s", "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert [label["name"] for label in plan["labels"]["classes"]] == ["ball", "egg"]
+    assert plan["labels"]["region_order"] == [1, 2]
+    summary = json.loads((tmp_path / "run" / "cross_validation" / "summary.json").read_text())
+    assert {case["case_id"] for case in summary["metric_per_case"]} == {"p0", "p1", "p2", "p3"}
+    # the true voxels of a class are those of its mask, shared ones among them
+    ball = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(tmp_path / "data" / "p0" / "masks" / "ball.nii.gz"))
+    scored = next(case for case in summary["metric_per_case"] if case["case_id"] == "p0")["metrics"]
+    assert next(iter(scored.values()))["n_ref"] == np.count_nonzero(ball)
+    image = SimpleITK.ReadImage(tmp_path / "data" / "p4" / "mr.nii.gz")
+    for name in ("ball", "egg"):
+        mask = SimpleITK.ReadImage(tmp_path / "run" / "predictions" / "p4" / f"{name}.nii.gz")
+        assert (mask.GetSize(), mask.GetSpacing()) == (image.GetSize(), image.GetSpacing())
+        assert set(np.unique(SimpleITK.GetArrayFromImage(mask))) <= {0, 255}
