@@ -44,6 +44,7 @@ def third_step_bytes(plan: Plan, configuration: str, *, dtype: str, threads: int
     return int(json.loads(done.stdout)["peaks"][-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's account of a process, which Linux keeps")
 @pytest.mark.parametrize(
     ("preset", "configuration", "batch_size", "threads", "dtype"),
