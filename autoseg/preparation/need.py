@@ -16,8 +16,8 @@ from planners import Configuration, Plan, configuration_spacing, resampled_shape
 
 LOOKED_AT = 4
 """Cases with the largest files whose headers are read: for all of a large dataset that would take minutes."""
-BYTES_PER_VOXEL = 12
-"""Of each channel, before and after resampling: 9 were measured (`benchmarks/preprocess.py --growth`)."""
+BYTES_PER_VOXEL = 15
+"""Of each channel, before and after resampling: up to 12 were measured (`benchmarks/preprocess.py --growth`)."""
 
 
 def largest_need(
