@@ -137,7 +137,7 @@ def test_non_finite_foreground_names_the_case(tmp_path):
 
 def test_undeclared_value_names_the_case(tmp_path):
     image, labels, grid = case((4, 4, 4), 3, 2.0)
-    with pytest.raises(AutosegError, match="case a: .*a.nii.gz: label values 3"):
+    with pytest.raises(AutosegError, match=r"case a: .*a\.nii\.gz: label values 3"):
         fingerprint(make_dataset(tmp_path, {"a": (image, labels * 3, grid)}))
 
 
