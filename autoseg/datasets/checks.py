@@ -47,7 +47,7 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Item:
-    """What is looked at together: a case, or a label map without an image."""
+    """What is looked at together: a case, or an image or a label map without the other."""
 
     case_id: str
     images: tuple[str, ...]
@@ -122,6 +122,7 @@ def _items(dataset: DatasetDescription) -> list[_Item]:
         for is_training, cases in ((True, dataset.training), (False, dataset.test))
         for case in cases
     ]
+    items += [_Item(case_id=image_stem(path), images=(path,), labels=()) for path in dataset.unpaired_images]
     return items + [_Item(case_id=image_stem(path), images=(), labels=(path,)) for path in dataset.unpaired_labels]
 
 
@@ -193,7 +194,7 @@ def _check_headers(item: _Item, *, channels: Sequence[str]) -> _HeaderReport:
     read = [header for header in images if header is not None]
     images_whole = len(read) == len(images) > 0
     if images_whole:
-        faults = [*_channel_faults(item, read, channels), *_channel_grid_faults(item, read)]
+        faults = [*(_channel_faults(item, read, channels) if item.case else ()), *_channel_grid_faults(item, read)]
         findings += faults
         images_whole = not faults
     labels = [(path, _header(item, path, findings)) for path in item.labels]

@@ -104,6 +104,8 @@ class DatasetDescription(Document):
     """Labelled cases, sorted by id."""
     test: tuple[Case, ...] = ()
     """Unlabelled cases, sorted by id."""
+    unpaired_images: tuple[str, ...] = ()
+    """Training image files without labels, as absolute paths: no case, but the check looks at their voxels."""
     unpaired_labels: tuple[str, ...] = ()
     """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
     findings: tuple[Finding, ...] = ()

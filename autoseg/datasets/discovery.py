@@ -78,6 +78,9 @@ def discover_dataset(
     found = find_labels(training, match.layout, declaration, num_workers=num_workers)
     if found.classes:
         training = tuple(replace_masks(case, found.classes) for case in training)
+    unlabelled = sorted(
+        file.path for case_id in match.images.keys() - match.labels.keys() for file in match.images[case_id]
+    )
     orphans = sorted(file.path for case_id in match.labels.keys() - match.images.keys() for file in match.labels[case_id])
     description = DatasetDescription(
         name=declaration.name or root.name,
@@ -95,6 +98,7 @@ def discover_dataset(
         file_ending=_common_ending(training),
         training=training,
         test=test,
+        unpaired_images=tuple(str(root / path) for path in unlabelled) if match.labels else (),
         unpaired_labels=tuple(str(root / path) for path in orphans),
         findings=(
             *findings, *found.findings, *_unknown_in_groups(match, training), *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
