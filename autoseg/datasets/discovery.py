@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
 from autoseg.datasets.declaration import Declaration, declared_by_layout, read_decathlon
-from autoseg.datasets.found_labels import find_labels, replace_masks, segment_masks
+from autoseg.datasets.found_labels import as_label_map, find_labels, only_class, replace_masks, segment_masks
 from autoseg.datasets.known import choose_known, expectations
 from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
 from autoseg.datasets.patterns import FoundFile
@@ -75,7 +75,10 @@ def discover_dataset(
     )
     test, test_findings = _test_cases(root, match, declaration, channels)
     names = declaration.channels or _channel_names(training, channels)
-    found = find_labels(training, match.layout, declaration, num_workers=num_workers)
+    name = only_class(training)
+    if name is not None:
+        training = tuple(as_label_map(case) for case in training)
+    found = find_labels(training, match.layout, declaration, name=name, num_workers=num_workers)
     if found.classes:
         training = tuple(replace_masks(case, found.classes) for case in training)
     unlabelled = sorted(

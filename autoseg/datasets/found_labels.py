@@ -16,6 +16,7 @@ from autoseg.datasets.declaration import Declaration, LabelValues, labels_named_
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import is_segmentation, read_label_map, read_segments
+from autoseg.imaging.formats.dicom import split_part
 from datasets_spec import Layout
 from planners import LabelClass, Labels
 
@@ -56,14 +57,26 @@ def segment_masks(case: Case) -> Case:
     return case.model_copy(update={"label": None, "masks": masks})
 
 
+def only_class(cases: Sequence[Case]) -> str | None:
+    """The class of all masks, where there is but one and each has a file of its own: such files are label maps."""
+    names = {mask.label for case in cases for mask in case.masks}
+    named_parts = any(split_part(Path(mask.file))[1] for case in cases for mask in case.masks)
+    return names.pop() if len(names) == 1 and not named_parts else None
+
+
+def as_label_map(case: Case) -> Case:
+    """The case with its only mask as its label map."""
+    return case.model_copy(update={"label": case.masks[0].file, "masks": ()}) if case.masks else case
+
+
 def find_labels(
-    cases: Sequence[Case], layout: Layout, declaration: Declaration, *, num_workers: int
+    cases: Sequence[Case], layout: Layout, declaration: Declaration, *, name: str | None = None, num_workers: int
 ) -> FoundLabels:
     """Labels of a dataset whose labelled cases are ``cases`` (one or more).
 
     Declared ones are taken as they are; of others the values are looked up in the label maps. Masks of classes are read
     to see which overlap, unless the later one wins: every combination that occurs gets an internal value, and classes
-    that share one become regions. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or
+    that share one become regions. ``name`` is that of a class without a declared one, if there is but one. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or
     where some cases have masks and others label maps.
     """
     if any(case.masks for case in cases):
@@ -72,10 +85,13 @@ def find_labels(
         found = FoundLabels(values=declaration.label_values)
     elif layout.threshold is not None:
         found = FoundLabels(values=LabelValues(
-            labels=Labels(classes=(LabelClass(name="foreground", values=(1,)),)), file_values=(0, WHITE)
+            labels=Labels(classes=(LabelClass(name=name or "foreground", values=(1,)),)), file_values=(0, WHITE)
         ))
     else:
-        found = FoundLabels(values=_values_in_files(cases, num_workers))
+        values = _values_in_files(cases, num_workers)
+        if name is not None and len(values.file_values) == 2:
+            values = replace(values, labels=Labels(classes=(LabelClass(name=name, values=(1,)),)))
+        found = FoundLabels(values=values)
     return _with_unannotated(found, cases)
 
 

@@ -11,6 +11,7 @@ from autoseg.datasets.case_lists import find_list, read_case_list
 from autoseg.datasets.patterns import FoundFile, list_files, match_files
 from autoseg.errors import AutosegError, Problem
 from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, is_segmentation
+from autoseg.imaging.formats.dicom import is_dicom
 from datasets_spec import CaseFiles, Layout
 from datasets_spec.layout import FIELD
 
@@ -111,9 +112,16 @@ def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:
         if not file.path.endswith("/"):
             if not (file.path.lower().endswith(".dcm") and is_segmentation(root / file.path)):
                 kept.append(file)
-        elif is_dicom_series(root / file.path):
+        elif _holds_slices(root / file.path):
             kept.append(replace(file, path=file.path.rstrip("/")))
     return kept
+
+
+def _holds_slices(folder: Path) -> bool:
+    """Whether a folder has DICOM files other than segmentations."""
+    return is_dicom_series(folder) and any(
+        is_dicom(file) and not is_segmentation(file) for file in sorted(folder.iterdir()) if file.is_file()
+    )
 
 
 def _by_case(files: Sequence[FoundFile], layout: Layout) -> Files:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import combinations
 from pathlib import Path
 
@@ -232,3 +233,52 @@ def test_real_partial_annotation(real_data):
     values, counts = np.unique(read_case_labels(case, found.coding).array, return_counts=True)
     # 96672 voxels of spleen, as the dataset's own description counts them, and nothing known of the rest
     assert dict(zip(values.tolist(), counts.tolist(), strict=True)) == {1: 96672, 6: 164 * 166 * 26 - 96672}
+
+
+# --- files named after a class ---
+
+
+def test_discrete_segmentations_of_bids_are_label_maps(tmp_path):
+    """``dseg`` is a map of several labels, not the mask of a class of that name."""
+    for number in (1, 2):
+        write(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_T1w.nii.gz", np.arange(60).reshape(GRID.shape))
+        write(tmp_path / "derivatives" / "x" / f"sub-{number}" / "anat" / f"sub-{number}_T1w_dseg.nii.gz",
+              np.resize([0, 1, 4], GRID.shape))
+    found = discover_dataset(tmp_path)
+    assert (found.layout, found.channels, found.file_values, found.classes_with_masks) == ("bids", ("T1w",), (0, 1, 4), ())
+    assert [label.name for label in found.labels.classes] == ["label_1", "label_4"]
+
+
+def test_only_class_with_a_mask_keeps_its_name(tmp_path):
+    make_masks(tmp_path)
+    (tmp_path / "p" / "masks" / "b.nii.gz").unlink()
+    found = discover_dataset(tmp_path)
+    assert ([label.name for label in found.labels.classes], found.file_values, found.classes_with_masks) == (["a"], (0, 255), ())
+
+
+# --- labels of DICOM series ---
+
+
+def copy_series(real_data, target: Path) -> None:
+    target.mkdir(parents=True)
+    for file in (real_data / "dicom_seg_ct3slice" / "ct-3slice").iterdir():
+        shutil.copyfile(file, target / file.name)
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["dicom", "dicom_cases"])
+@pytest.mark.parametrize(("label", "ending", "names"), [("liver_seg.nrrd", ".nrrd", ["label_1"]), ("liver.dcm", ".dcm", ["Liver"])])
+def test_series_with_labels_beside_them(real_data, tmp_path, inside, label, ending, names):
+    for case in ("one", "two"):
+        copy_series(real_data, tmp_path / case / "scan" if inside else tmp_path / case)
+        target = tmp_path / case / f"seg{ending}" if inside else tmp_path / f"{case}_seg{ending}"
+        shutil.copyfile(real_data / "dicom_seg_ct3slice" / label, target)
+    copy_series(real_data, tmp_path / "three" / "scan" if inside else tmp_path / "three")
+    found = discover_dataset(tmp_path)
+    assert (found.layout, found.channels) == ("dicom_cases" if inside else "dicom", ("CT",))
+    assert [case.case_id for case in found.training] == ["one", "two"]
+    assert [case.case_id for case in found.test] == ["three"]
+    assert [label.name for label in found.labels.classes] == names
+    expected = read_label_map(real_data / "dicom_seg_ct3slice" / "liver_seg.nrrd")
+    grid = read_header(found.training[0].images[0]).geometry
+    array = read_case_labels(found.training[0], found.coding, onto=grid).array
+    assert int((array == 1).sum()) == int((expected.array == 1).sum())

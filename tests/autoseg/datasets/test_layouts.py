@@ -164,7 +164,9 @@ def test_table_with_columns_for_channels_and_classes(tmp_path):
     (tmp_path / "t.csv").write_text("case,image_T1,image_T2,mask_liver,mask_spleen\nc,x/1.nii.gz,y/2.nii.gz,l/one.nii.gz,\n")
     found = discover_dataset(tmp_path)
     assert found.channels == ("T1", "T2")
-    assert [(mask.label, mask.file[-11:]) for mask in found.training[0].masks] == [("liver", "/one.nii.gz")]
+    # the only class there is: its files are label maps
+    assert found.training[0].label.endswith("/one.nii.gz")
+    assert [label.name for label in found.labels.classes] == ["liver"]
 
 
 def test_json_list(tmp_path):
