@@ -218,3 +218,14 @@ def test_a_worker_has_a_limit_of_memory(tmp_path: Path, real_data: Path, monkeyp
     monkeypatch.setattr(guarded, "BASE_BYTES", 2 * 10**8)  # less than the libraries need to load
     with pytest.raises(AutosegError, match="could not be read"):
         read_volume([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.5.1.4.1.1.2", "1.2.3.4"])
+def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) -> None:
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 1)
+    content = (tmp_path / "a.dcm").read_bytes()
+    plain = ExplicitVRLittleEndian.encode() + b"\0"
+    padded = syntax.encode().ljust(len(plain), b"\0")[: len(plain)]
+    (tmp_path / "a.dcm").write_bytes(content.replace(plain, padded))
+    with pytest.raises(AutosegError, match=r"a\.dcm could not be read"):
+        read_volume([tmp_path])
