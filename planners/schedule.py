@@ -67,9 +67,6 @@ class Training(Document):
     warmup_steps: Annotated[int, Field(ge=0)]
     curve: Literal["polynomial", "cosine"]
     gradient_clip: PositiveFloat
-    averaging: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share that an exponential moving average of the weights keeps at each step; the average is then what is used.
-    0: the last weights are."""
     deep_supervision: bool
     mirroring: bool
     """Mirror in training, and then in prediction too."""

@@ -30,8 +30,6 @@ class Checkpoint:
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
-    average: list[Tensor]
-    """Moving average of the parameters, in their order; empty without averaging."""
     best: dict[str, Tensor]
     """Weights with the best moving average of the pseudo-Dice; empty before the first."""
     best_score: float

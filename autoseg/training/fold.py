@@ -21,7 +21,7 @@ from autoseg.run_folder import write_text
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
 from autoseg.training.batches import BatchSource, load_batches
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
-from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train, used_weights
+from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train
 from autoseg.training.losses import make_loss, region_table
 from autoseg.training.patches import PatchSource
 from planners import Configuration, Labels, Plan, Training, with_width
@@ -144,7 +144,7 @@ def train_fold(
 
     train(parts, batches, steps, listeners=(after_step,))
     _save(task, parts, state, task.training.num_steps)
-    weights = used_weights(parts)
+    weights = parts.network.state_dict()
     save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
     save_weights(task.folder / "final.safetensors", weights, key=task.key)
 
@@ -160,8 +160,6 @@ def _resume(task: FoldTask, parts: Parts, state: FoldState, say: Callable[[str],
     parts.network.load_state_dict(checkpoint.network)
     parts.optimiser.load_state_dict(checkpoint.optimiser)
     parts.scaler.load_state_dict(checkpoint.scaler)
-    for average, saved in zip(parts.average, checkpoint.average, strict=True):
-        average.copy_(saved)
     state.best, state.best_score = checkpoint.best, checkpoint.best_score
     state.moving_average = checkpoint.moving_average
     state.losses = list(checkpoint.epoch_losses)
@@ -179,7 +177,6 @@ def _save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
         network=parts.network.state_dict(),
         optimiser=parts.optimiser.state_dict(),
         scaler=parts.scaler.state_dict(),
-        average=parts.average,
         best=state.best,
         best_score=state.best_score,
         moving_average=state.moving_average,

@@ -43,8 +43,6 @@ class Parts:
     loss: LossFunction
     training: Training
     device: torch.device
-    average: list[Tensor]
-    """Moving average of the network's parameters, in their order; empty where the last weights are used."""
 
 
 def make_parts(network: nn.Module, loss: LossFunction, training: Training, device: torch.device) -> Parts:
@@ -61,7 +59,6 @@ def make_parts(network: nn.Module, loss: LossFunction, training: Training, devic
         loss=loss,
         training=training,
         device=device,
-        average=[p.detach().clone() for p in network.parameters()] if training.averaging else [],
     )
 
 
@@ -92,7 +89,6 @@ def train(
         waited = time.perf_counter() - started
         rate = learning_rate(parts.training, step)
         loss = train_step(parts, images, labels, rate)
-        update_average(parts, step)
         record = StepRecord(
             step=step,
             loss=loss,
@@ -124,26 +120,6 @@ def train_step(parts: Parts, images: Tensor, labels: Tensor, rate: float) -> flo
     parts.scaler.step(parts.optimiser)
     parts.scaler.update()
     return float(loss.detach())
-
-
-@torch.no_grad()
-def update_average(parts: Parts, step: int) -> None:
-    """Let the moving average follow the weights after ``step`` (0-based).
-
-    Early steps follow faster, so that the random weights of the start are forgotten in short trainings too.
-    """
-    if parts.average:
-        keep = min(parts.training.averaging, (1 + step) / (10 + step))
-        torch._foreach_lerp_(parts.average, list(parts.network.parameters()), 1 - keep)
-
-
-def used_weights(parts: Parts) -> dict[str, Tensor]:
-    """The weights that prediction uses: the moving average where there is one, else the last ones."""
-    weights: dict[str, Tensor] = parts.network.state_dict()
-    if parts.average:
-        names = [name for name, _ in parts.network.named_parameters()]
-        weights |= dict(zip(names, parts.average, strict=True))
-    return weights
 
 
 def run_network(network: nn.Module, images: Tensor, precision: str) -> Tensor | list[Tensor]:

@@ -8,8 +8,8 @@ from planners.scheduling.trainings import budgeted_training
 
 WIDTHS = (32, 16, 8)
 """Base features that are worth measuring, widest first; the plan's own width is the first."""
-SHORT_BATCH = {2: 12, 3: 2}
-"""Batch size by dimensions in budgeted runs: the method's reference batches; more steps beat larger batches."""
+SHORT_BATCH = {2: 4, 3: 2}
+"""Batch size by dimensions in budgeted runs: in the same time more steps beat larger batches (docs/decisions/0041)."""
 
 
 def candidate_widths(configuration: Configuration) -> tuple[int, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from planners.plan import Configuration
 from planners.schedule import Measurement, Training
+from planners.scheduling.cost import MODEST_WIDTH
 
 METHOD_EPOCHS = 1000
 METHOD_STEPS_PER_EPOCH = 250
 GRADIENT_CLIP = 12.0
 FOREGROUND_SHARE = 0.33
 WEIGHT_DECAY = 3e-5
+MODEST_RATE = 4e-3
+"""Peak learning rate of AdamW at 16 features (docs/decisions/0041)."""
 
 
 def method_training(configuration: Configuration, measured: Measurement) -> Training:
@@ -36,15 +39,22 @@ def method_training(configuration: Configuration, measured: Measurement) -> Trai
     )
 
 
+def short_learning_rate(base_features: int) -> float:
+    """Peak rate of AdamW: that of 16 features, less in proportion for wider networks, never more."""
+    return MODEST_RATE * min(1.0, MODEST_WIDTH / base_features)
+
+
 def budgeted_training(configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool) -> Training:
-    """The method's training made short: momentum 0.9, twice the rate, a warm-up, decay with every step."""
+    """The method's training made short: AdamW, a warm-up, cosine decay with every step (docs/decisions/0041)."""
     return method_training(configuration, measured).model_copy(
         update={
             "batch_size": measured.batch_size,
             "num_steps": num_steps,
             "steps_per_epoch": max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12))),
-            "peak_learning_rate": 0.02,
+            "optimiser": "adamw",
+            "peak_learning_rate": short_learning_rate(measured.base_features),
             "momentum": 0.9,
+            "curve": "cosine",
             "warmup_steps": min(50, num_steps // 10),
             "mirroring": mirroring,
             "validation_batches": 4,
