@@ -31,7 +31,7 @@ FOLDERS = {
     "ct_lung_patches2d": None,
     "nuclei_grey2d": None,
     "nuclei_rgb2d": None,
-    "bids_ivadomed/mri": None,
+    "bids_ivadomed/mri": "bids_mri",
     "bids_ivadomed/microscopy_png": "microscopy_png",
     "bids_ivadomed/ct_scan": None,
     "spinalcord_sct": "spinalcord_sct",

@@ -23,8 +23,8 @@ SENTENCES = {
     "ct_lung_patches2d": "130 labelled cases, 1 channel (CT), label lung_tumour: nnU-Net raw layout",
     "nuclei_grey2d": "40 labelled cases, 1 channel (fluorescence), label nucleus: nnU-Net raw layout",
     "nuclei_rgb2d": "28 labelled cases, 3 channels (R, G, B), label nucleus: nnU-Net raw layout",
-    "bids_ivadomed/mri": "3 labelled cases of 1 patient, 6 test cases, 1 channel (channel_0), regions lesion-manual and "
-    "seg-manual: BIDS with derivatives",
+    "bids_ivadomed/mri": "3 labelled cases of 1 patient, 6 test cases, 1 channel (channel_0), label seg-manual: "
+    "as bids_mri.toml says",
     "bids_ivadomed/microscopy_png": "5 labelled cases of 2 patients, 1 channel (SEM), labels seg-axon-manual and "
     "seg-myelin-manual: as microscopy_png.toml says",
     "bids_ivadomed/ct_scan": "1 labelled case, 1 channel (CT), label seg-manual: BIDS with derivatives",

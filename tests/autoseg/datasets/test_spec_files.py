@@ -94,6 +94,7 @@ def test_contradictions_between_labels_of_a_spec_are_told(tmp_path):
 
 SPECS = Path(__file__).parents[2] / "real" / "specs"
 FOLDERS = {
+    "bids_mri": ("bids_ivadomed/mri", 3, ("seg-manual",), {"sub-unf01"}),
     "microscopy_png": ("bids_ivadomed/microscopy_png", 5, ("seg-axon-manual", "seg-myelin-manual"), {"sub-rat2", "sub-rat3"}),
     "spinalcord_sct": ("spinalcord_sct", 6, ("cord",), {None}),
     "dicom_seg_ct3slice": ("dicom_seg_ct3slice", 1, ("DARK_BLUE", "GREEN", "LIGHT_BLUE", "ORANGE", "PURPLE"), {None}),
