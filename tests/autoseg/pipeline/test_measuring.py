@@ -28,16 +28,12 @@ def bench(tmp_path_factory) -> Bench:
 
 
 def test_all_that_a_run_pays_for_is_measured(bench) -> None:
-    started = time.monotonic()
     measured = measure_steps(bench, budgeted=True, num_folds=3)
-    took = time.monotonic() - started
     first = [m for m in measured if m.configuration == "3d_fullres"]
     assert [m.base_features for m in first] == sorted(m.base_features for m in first)
     for m in measured:
-        assert 0 < m.step_s < took
-        assert 0 < m.case_s < took
-        assert 0 < m.export_s < took
-        assert 0 < m.prepare_s < took  # there is a test case
+        assert min(m.step_s, m.case_s, m.export_s) > 0
+        assert m.prepare_s > 0  # there is a test case
     refined = refine(bench, measured, bench_training(bench, measured[0].base_features))
     assert [m.model_copy(update={"step_s": 1.0}) for m in refined] == [m.model_copy(update={"step_s": 1.0}) for m in measured]
 

@@ -63,8 +63,8 @@ def test_sizes_are_those_of_the_non_zero_box(tmp_path):
     found = fingerprint(dataset)
     # NIfTI keeps single precision; 3, 1 and 0.5 are exact in it
     assert found.cases == (
-        CaseSize(case_id="a", shape=(4, 5, 6), spacing_mm=(1.0, 1.0, 1.0)),
-        CaseSize(case_id="b", shape=(5, 8, 3), spacing_mm=(3.0, 1.0, 0.5)),
+        CaseSize(case_id="a", shape=(4, 5, 6), spacing_mm=(1.0, 1.0, 1.0), file_axes=(0, 1, 2)),
+        CaseSize(case_id="b", shape=(5, 8, 3), spacing_mm=(3.0, 1.0, 0.5), file_axes=(0, 1, 2)),
     )
     assert found.median_relative_size_after_cropping == pytest.approx((1 + 120 / 1000) / 2)
     assert found.num_training_cases == 2
@@ -123,7 +123,7 @@ def test_axes_are_canonical_unless_the_files_own_are_asked_for(tmp_path):
         (4, 5, 6), (4.0, 2.0, 1.0), direction=((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
     )
     dataset = make_dataset(tmp_path, {"a": (image, labels, sideways)})
-    assert fingerprint(dataset).cases[0] == CaseSize(case_id="a", shape=(5, 6, 4), spacing_mm=(2.0, 1.0, 4.0))
+    assert fingerprint(dataset).cases[0] == CaseSize(case_id="a", shape=(5, 6, 4), spacing_mm=(2.0, 1.0, 4.0), file_axes=(1, 2, 0))
     own = fingerprint(dataset, canonical=False)
     assert own.cases[0] == CaseSize(case_id="a", shape=(4, 5, 6), spacing_mm=(4.0, 2.0, 1.0))
     assert own.intensities == fingerprint(dataset).intensities
