@@ -37,7 +37,7 @@ DOORS = {
     "SimpleITK": {"autoseg/imaging/formats/"},
     "pydicom": {"autoseg/imaging/formats/"},
     "nibabel": {"autoseg/imaging/formats/"},
-    "typer": {"autoseg/cli.py"},
+    "typer": {"autoseg/cli/"},
     "blosc2": {"autoseg/preparation/storage.py"},
 }
 """Packages that only one room may import."""

@@ -7,7 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 import autoseg
-from autoseg.cli import app, parse_duration, parse_spacing
+from autoseg.cli import app
+from autoseg.cli.parameters import parse_duration, parse_spacing
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,89 @@
+"""What a person sees and what the log file keeps: progress, results, errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from autoseg.errors import AutosegError
+from autoseg.pipeline.options import Options
+from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
+from autoseg.run_folder import RunFolder
+from planners import DocumentError, PlanningError
+
+if TYPE_CHECKING:
+    from autoseg.pipeline.run import RunResult
+
+logger = logging.getLogger("autoseg")
+
+
+def make_reporter(budget_s: float | None = None) -> Reporter:
+    """Bars on a terminal, plain log lines elsewhere; both on standard error, results go to standard output."""
+    clock = RunClock()
+    if budget_s is not None:
+        clock.expect(budget_s)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return TerminalReporter(console, clock)
+    if not logger.handlers or all(isinstance(handler, logging.FileHandler) for handler in logger.handlers):
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+        handler.setLevel(logging.INFO)
+        logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    return LogReporter(clock)
+
+
+def start_log_file(folder: RunFolder) -> None:
+    """Keep every line in the run's ``log.txt``. Raises `AutosegError` where the folder cannot be written."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder.log)
+    except OSError as error:
+        raise AutosegError(
+            f"{folder.root} cannot be written ({error.strerror or error}); choose another run folder with --out"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # A full disk is reported by the stage that meets it; a log line that no longer fits must not add a traceback.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+
+
+def show_result(options: Options, result: RunResult) -> None:
+    """The scores, and where everything lies."""
+    from autoseg.evaluation.tables import format_table
+
+    if result.selected.summary is not None:
+        typer.echo("Cross-validation: every case predicted by a network that did not see it")
+        typer.echo(format_table(result.selected.summary))
+    else:
+        typer.echo(f"Nothing was cross-validated: {result.selected.selection.reason}")
+    typer.echo(f"Model:       {options.run.root}  (autoseg predict {options.run.root} INPUT OUTPUT)")
+    typer.echo(f"Report:      {result.report}")
+    if result.predictions:
+        typer.echo(f"Predictions: {options.run.predictions}  ({len(result.predictions)} test images)")
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Errors meant for the user become a message and exit code 1; Ctrl-C ends quietly with 130."""
+    try:
+        yield
+    except (AutosegError, DocumentError, PlanningError) as error:
+        typer.secho(f"autoseg: {error}", fg=typer.colors.RED, err=True)
+        logger.debug("failed", exc_info=error)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt:
+        typer.secho("stopped; the same command goes on where this one was", err=True)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None

@@ -1,0 +1,139 @@
+"""Commands that look at a dataset and prepare it: check, fingerprint, plan, preprocess."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoseg.cli.console import make_reporter
+from autoseg.cli.parameters import (
+    LOOKING,
+    PREPROCESSING,
+    DatasetArgument,
+    LayoutOption,
+    MemoryOption,
+    OptionalDatasetArgument,
+    OutOption,
+    PresetName,
+    PresetOption,
+    SkipBadOption,
+    SpecOption,
+    StrictOption,
+    WorkersOption,
+    make_options,
+    parse_spacing,
+    takes,
+)
+from autoseg.datasets.check_report import CheckReport, failed_report, make_report
+from autoseg.datasets.checks import check_dataset
+from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.errors import AutosegError
+from autoseg.execution.jobs import available_cores
+from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
+from planners import explain, write_document
+
+
+def check(
+    dataset: DatasetArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    skip_bad: SkipBadOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
+    num_workers = workers or available_cores()
+    reporter = make_reporter()
+    try:
+        description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=num_workers)
+        if not as_json:
+            typer.echo(f"Found {describe_dataset(description)}")
+        findings = check_dataset(description, num_workers=num_workers, reporter=reporter)
+        if skip_bad:
+            description = leave_out_bad(description, findings)
+    except AutosegError as error:
+        if not as_json:
+            raise
+        typer.echo(write_document(failed_report(dataset, error)))
+        raise typer.Exit(1) from error
+    show_findings(make_report(description, description.findings if skip_bad else findings), as_json=as_json)
+    if errors_that_remain(findings) if skip_bad else any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def show_findings(report: CheckReport, *, as_json: bool) -> None:
+    """All findings, as lines with a count at the end or as one JSON document."""
+    if as_json:
+        typer.echo(write_document(report))
+        return
+    for finding in report.findings:
+        typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
+    typer.echo(f"{report.num_errors} errors, {report.num_warnings + report.num_notes} warnings and notes")
+
+
+def plan(
+    dataset: OptionalDatasetArgument = None,
+    out: OutOption = Path("run"),
+    preset: PresetOption = PresetName.default,
+    memory_gb: MemoryOption = None,
+    target_spacing: Annotated[
+        str | None,
+        typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm (default: planned).", show_default=False),
+    ] = None,
+    strict_reference: StrictOption = False,
+    layout: LayoutOption = None,
+    spec: SpecOption = None,
+    skip_bad: SkipBadOption = False,
+    explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
+    nnunet_fingerprint: Annotated[
+        Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
+    ] = None,
+    nnunet_dataset: Annotated[
+        Path | None, typer.Option("--nnunet-dataset", help="The dataset.json that belongs to it.", show_default=False)
+    ] = None,
+    nnunet_plans: Annotated[
+        Path | None, typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False)
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Say what would be done with a dataset, and why. Trains nothing."""
+    spacing = None if target_spacing is None else parse_spacing(target_spacing)
+    if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
+        sources = (nnunet_fingerprint, nnunet_dataset)
+        settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
+        planned, ending = plan_from_nnunet(*sources, settings)
+    elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
+        options = make_options(
+            dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+            skip_bad=skip_bad, workers=workers,
+        )
+        description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
+        ending = description.file_ending
+        typer.echo(f"Plan: {options.run.plan}")
+    else:
+        raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
+    if nnunet_plans is not None:
+        write_nnunet_plans(nnunet_plans, planned, file_ending=ending)
+        typer.echo(f"nnU-Net plans: {nnunet_plans}")
+    if explanation or (dataset is None and nnunet_plans is None):
+        typer.echo(explain(planned))
+
+
+@takes(LOOKING)
+def fingerprint(options: Options) -> None:
+    """Measure sizes, spacings and intensities of a dataset."""
+    fingerprint_stage(options)
+    typer.echo(f"Fingerprint: {options.run.fingerprint}")
+
+
+@takes(PREPROCESSING)
+def preprocess(options: Options) -> None:
+    """Crop, normalise and resample every case for every configuration that may be trained."""
+    _, planned = preprocess_stage(options)
+    typer.echo(f"Preprocessed data: {options.run.preprocessed(planned.configurations[0].data).parent}")

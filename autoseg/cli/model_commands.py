@@ -1,0 +1,98 @@
+"""Commands that use a finished model or its predictions: predict, evaluate, submit."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoseg.cli.console import make_reporter
+from autoseg.cli.parameters import DeviceOption, WorkersOption
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.execution.jobs import available_cores
+from autoseg.run_folder import RunFolder, load_document
+
+
+class SubmissionKind(StrEnum):
+    """How predictions are packed."""
+
+    msd = "msd"
+    folder = "folder"
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder of a finished run.", show_default=False)],
+    source: Annotated[
+        Path, typer.Argument(metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the label maps.", show_default=False)],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
+    ] = False,
+    mirroring: Annotated[
+        bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images where training mirrored.")
+    ] = True,
+    device: DeviceOption = "auto",
+) -> None:
+    """Segment new images; finished ones are skipped on a second call."""
+    from autoseg.execution.device import choose_device
+    from autoseg.inference.folder import predict_cases
+    from autoseg.inference.input_cases import find_input_cases
+    from autoseg.inference.predictor import Predictor
+    from autoseg.pipeline.training import set_threads
+
+    chosen = choose_device(device)
+    set_threads(available_cores())
+    reporter = make_reporter()
+    predictor = Predictor.load(model, device=str(chosen), mirroring=mirroring)
+    cases = find_input_cases(source, predictor.model.plan.channels)
+    written = predict_cases(predictor, cases, output, probabilities=probabilities, reporter=reporter)
+    typer.echo(f"{len(written)} label maps in {output}")
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.", show_default=False)],
+    references: Annotated[Path, typer.Argument(help="Folder of reference label maps of the same names.", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False)
+    ] = None,
+    tolerance_mm: Annotated[
+        float | None,
+        typer.Option("--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False),
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Score predictions against references: Dice, surface distances, volumes; per class and case."""
+    from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
+    from autoseg.evaluation.summary import evaluate_folder, write_summary
+    from autoseg.evaluation.tables import format_table
+
+    summary = evaluate_folder(
+        predictions,
+        references,
+        tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+        num_workers=workers or available_cores(),
+        reporter=make_reporter(),
+    )
+    path = out or predictions / "summary.json"
+    write_summary(path, summary)
+    typer.echo(format_table(summary))
+    typer.echo(f"All scores: {path}")
+
+
+def submit(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)],
+    kind: Annotated[SubmissionKind, typer.Option("--as", help="msd: zip with a task folder; folder: plain files.")] = (
+        SubmissionKind.msd
+    ),
+    out: Annotated[Path, typer.Option("--out", help="File or folder to write.")] = Path("submission.zip"),
+) -> None:
+    """Pack the predictions of the test images as a challenge wants them."""
+    from autoseg.delivery.submission import pack_submission
+
+    files = RunFolder(run_folder)
+    description = load_document(DatasetDescription, files.dataset)
+    packed = pack_submission(files.predictions, description, kind=kind.value, out=out)
+    typer.echo(f"Submission: {packed}")
