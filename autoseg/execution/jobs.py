@@ -13,7 +13,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
 from autoseg.errors import AutosegError, ProblemsError
-from autoseg.execution.free_memory import free_memory_bytes
+from autoseg.free_memory import free_memory_bytes
 from autoseg.progress import Tracker
 
 logger = logging.getLogger(__name__)
