@@ -20,6 +20,7 @@ from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.resources import fits_into_memory, refuse_for_memory
 from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
@@ -89,10 +90,10 @@ def make_bench(options: Options, dataset: DatasetDescription, plan: Plan) -> Ben
 
 
 def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Measurement, ...]:
-    """Measurements of the configurations that may be trained, narrow widths first until time forbids.
+    """Measurements of the configurations that may be trained, narrow widths first until time or memory forbids.
 
     A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
-    batch size are measured.
+    batch size are measured. Raises `AutosegError` where nothing fits into memory.
     """
     options = bench.options
     precision = measure_precision(bench)
@@ -105,6 +106,9 @@ def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Meas
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
             training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
+            if not fits_into_memory(options, bench.plan, configuration, training):
+                options.reporter.say(f"{configuration.name} with {width} features does not fit into free memory")
+                break
             step_s = time_steps(bench, configuration, training, longest_s=bench.longest_s)
             measurements.append(
                 Measurement(
@@ -120,6 +124,8 @@ def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Meas
             )
             if 2 * GROWTH * step_s > bench.longest_s:
                 break
+    if not measurements:
+        raise refuse_for_memory(bench.plan, preferred_configurations(bench.plan)[0], training)
     return tuple(measurements)
 
 

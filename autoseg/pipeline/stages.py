@@ -15,6 +15,7 @@ from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import dataset_content
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.resources import warn_of_disk
 from autoseg.preparation.class_sizes import describe_unusual_classes
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import Target, preprocess_dataset
@@ -110,6 +111,7 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
         for name in names:  # in the order of the plan, as every process takes them
             lock, what = options.run.lock(f"preprocess-{name}"), f"preprocessing for {name}"
             locks.enter_context(hold_lock(lock, what=what, wait=True, say=options.reporter.say))
+        warn_of_disk(options, plan, names)
         targets = [Target(plan.configuration(name), options.run.preprocessed(name)) for name in names]
         preprocess_dataset(dataset, plan, targets, num_workers=options.num_workers, reporter=options.reporter)
     return dataset, plan
