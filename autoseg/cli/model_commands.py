@@ -64,14 +64,21 @@ def evaluate(
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Score predictions against references: Dice, surface distances, volumes; per class and case."""
+    """Score predictions against references: Dice, surface distances, volumes; per class and case.
+
+    Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
+    """
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.evaluation.summary import evaluate_folder, write_summary
     from autoseg.evaluation.tables import format_table
+    from autoseg.inference.folder import recorded_classes
 
+    classes, ignore = recorded_classes(predictions) or (None, None)
     summary = evaluate_folder(
         predictions,
         references,
+        classes=classes,
+        ignore=ignore,
         tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
         num_workers=workers or available_cores(),
         reporter=make_reporter(),

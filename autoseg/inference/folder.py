@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import AutosegError
+from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.formats import image_ending, prediction_ending, read_header, write_label_map
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.predictor import Predictor
 from autoseg.progress import Reporter
 from autoseg.run_folder import atomic_write, load_document, save_document
-from planners import Document
+from planners import Document, Labels
 
 
 class PredictionRecord(Document):
@@ -24,6 +25,9 @@ class PredictionRecord(Document):
     schema_version: Literal[1] = 1
     model_key: str
     mirroring: bool
+    labels: Labels | None = None
+    """What the values of the label maps mean, once ``file_values`` has turned them into internal ones."""
+    file_values: tuple[int, ...] = ()
 
 
 RECORD_NAME = "predictions.json"
@@ -95,15 +99,30 @@ def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
 
 
 def _check_record(predictor: Predictor, folder: Path) -> None:
-    record = PredictionRecord(model_key=predictor.model.key, mirroring=predictor.mirroring)
+    dataset = predictor.model.dataset
+    record = PredictionRecord(
+        model_key=predictor.model.key, mirroring=predictor.mirroring, labels=dataset.labels, file_values=dataset.file_values
+    )
     path = folder / RECORD_NAME
     if path.exists():
         found = load_document(PredictionRecord, path)
-        if found != record:
+        if (found.model_key, found.mirroring) != (record.model_key, record.mirroring):
             other = "another model" if found.model_key != record.model_key else "another use of mirroring"
             raise AutosegError(f"{folder} holds predictions made with {other}; give a new folder, or empty this one")
         return
     save_document(path, record)
+
+
+def recorded_classes(folder: Path) -> tuple[tuple[EvaluatedClass, ...], int | None] | None:
+    """Classes of the label maps in ``folder`` with their file values, and the ignore value; none where nobody recorded them."""
+    path = folder / RECORD_NAME
+    if not path.exists():
+        return None
+    record = load_document(PredictionRecord, path)
+    if record.labels is None:
+        return None
+    ignore = None if record.labels.ignore is None else record.file_values[record.labels.ignore]
+    return evaluated_classes(record.labels, record.file_values), ignore
 
 
 def _refuse_overwriting_input(case: InputCase, path: Path) -> None:
