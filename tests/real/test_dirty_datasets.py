@@ -131,3 +131,15 @@ def test_channels_on_different_grids_are_named(real_data):
     assert (finding.severity, Path(finding.where).name) == ("error", "ms01_s2_0001.nii.gz")
     for words in ("another grid than the channel ms01_s2_0000.nii.gz", "size", "spacing", "origin"):
         assert words in finding.found
+
+
+def test_exchanged_channels_are_named(real_data, tmp_path):
+    folder = tmp_path / "ms"
+    copy(real_data / "ms_multichannel_thick", folder)
+    flair, t2w = (folder / "imagesTr" / f"ms03_s2_000{channel}.nii.gz" for channel in (0, 2))
+    flair.rename(tmp_path / "kept")
+    t2w.rename(flair)
+    (tmp_path / "kept").rename(t2w)
+    found = [f for f in check(folder) if "another order" in f.found]
+    assert [f.case_id for f in found] == ["ms03_s2"]
+    assert "T2W looks like FLAIR" in found[0].found
