@@ -14,6 +14,7 @@ from planners.scheduling.cost import (
     modest_of,
     nearest_to_modest,
     test_s,
+    training_s,
     validation_s,
 )
 from planners.scheduling.trainings import budgeted_training
@@ -66,7 +67,7 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         records.append(width.record(width.value.base_features, configuration=configuration.name))
         records.append(optimiser_decision(steps).record("adamw", configuration=configuration.name))
         records.append(mirroring.record(mirroring.value, configuration=configuration.name))
-        seconds += steps * width.value.step_s * folds.value
+        seconds += training_s(width.value, steps, folds.value)
         validation += validation_s(conditions, width.value)
         rest += test_s(conditions, width.value, folds.value)
     return Schedule(

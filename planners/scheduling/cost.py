@@ -11,6 +11,9 @@ MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
 0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
 
+LOOKS_STEPS = 16
+"""What the pseudo-Dice of a budgeted training costs, in steps: twelve epochs of four batches, forward only, a third each."""
+
 
 def measurements_of(conditions: Conditions, configuration: str) -> list[Measurement]:
     """Measurements of a configuration, widest first."""
@@ -44,13 +47,19 @@ def test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
     return (measured.prepare_s + measured.case_s * folds + measured.export_s) * conditions.num_test_cases
 
 
+def training_s(measured: Measurement, steps: int, folds: int) -> float:
+    """So many steps of each fold, with the looks at validation patches after each epoch."""
+    return (steps + min(LOOKS_STEPS, steps)) * measured.step_s * folds
+
+
 def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
     """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first; at least 1."""
     left = share_s - validation_s(conditions, measured) - test_s(conditions, measured, folds)
-    return max(1, math.floor(left / folds / measured.step_s))
+    paid = math.floor(left / folds / measured.step_s)
+    return max(1, paid - min(LOOKS_STEPS, paid // 2))
 
 
 def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int, folds: int) -> float:
     """The inverse of `affordable_steps`: what so many steps of each fold take, prediction of all cases included."""
     predictions = validation_s(conditions, measured) + test_s(conditions, measured, folds)
-    return steps * folds * measured.step_s + predictions
+    return training_s(measured, steps, folds) + predictions

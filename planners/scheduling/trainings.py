@@ -46,17 +46,18 @@ def short_learning_rate(base_features: int) -> float:
 
 def budgeted_training(configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool) -> Training:
     """The method's training made short: AdamW, a warm-up, cosine decay with every step (docs/decisions/0041)."""
+    steps_per_epoch = max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12)))
     return method_training(configuration, measured).model_copy(
         update={
             "batch_size": measured.batch_size,
             "num_steps": num_steps,
-            "steps_per_epoch": max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12))),
+            "steps_per_epoch": steps_per_epoch,
             "optimiser": "adamw",
             "peak_learning_rate": short_learning_rate(measured.base_features),
             "momentum": 0.9,
             "curve": "cosine",
             "warmup_steps": min(50, num_steps // 10),
             "mirroring": mirroring,
-            "validation_batches": 4,
+            "validation_batches": min(4, steps_per_epoch),
         }
     )
