@@ -41,6 +41,8 @@ STYLE: Any = {  # matplotlib types every key on its own
 }
 MAX_LEGEND = 12
 """More entries would hide the picture."""
+LEGEND_POINTS, LEGEND_LINE_POINTS = 4.6, 34
+"""Width of a letter, and of a line with its gaps, in the legend of a picture."""
 MARGIN = 0.5
 """Share of the structures' extent that is shown around them."""
 MIN_VIEW = 64
@@ -193,7 +195,9 @@ def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *
     if has_reference:
         handles.append(Line2D([], [], color="#3c4650", linestyle="solid", label="reference"))
     handles.append(Line2D([], [], color="#3c4650", linestyle="dashed", label="prediction"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)), fontsize=8)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = int(figure.get_figwidth() * 72 / (longest * LEGEND_POINTS + LEGEND_LINE_POINTS))
+    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, len(handles), columns)), fontsize=8)
 
 
 def _series(history: History, key: str) -> tuple[list[float], list[float]]:
