@@ -43,7 +43,8 @@ def discover_dataset(
     """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
 
     ``folder`` may be a list of cases, too (CSV, TSV or JSON). Layouts are by default all that are known; ``layout``
-    chooses one of them by name, and ``spec`` is a file that describes another one. Of several that fit, the one with the most cases is taken, and a note names the others.
+    chooses one of them by name, and ``spec`` is a file that describes another one. Of several that fit, the one with the
+    most cases is taken, and a note names the others.
 
     What lies in the folder decides which cases there are. What channels and classes are called, say in this order: the
     layout itself (a spec file), the folder's ``dataset.json``, what is known of the public dataset that it turns out to
@@ -66,13 +67,7 @@ def discover_dataset(
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
-    training = tuple(
-        _case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels) for case_id in match.paired
-    )
-    training = tuple(segment_masks(case) for case in training)
-    training = tuple(
-        case.model_copy(update={"annotated": declaration.annotated_classes.get(case.case_id)}) for case in training
-    )
+    training = _training_cases(root, match, declaration, channels)
     test, test_findings = _test_cases(root, match, declaration, channels)
     names = declaration.channels or _channel_names(training, channels)
     name = only_class(training)
@@ -104,12 +99,25 @@ def discover_dataset(
         unpaired_images=tuple(str(root / path) for path in unlabelled) if match.labels else (),
         unpaired_labels=tuple(str(root / path) for path in orphans),
         findings=(
-            *findings, *found.findings, *_unknown_in_groups(match, training), *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
+            *findings, *found.findings, *_unknown_in_groups(match, training),
+            *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
             *_unlisted_findings(root, match, declaration), *_list_findings(match), *_pairing_findings(root, match),
             *test_findings,
         ),
     )
     return description.model_copy(update={"findings": (*description.findings, *expectations(description, match.layout))})
+
+
+def _training_cases(
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str]
+) -> tuple[Case, ...]:
+    """The labelled cases, segments of DICOM SEG files as masks, each with the classes that it was annotated for."""
+    cases = (
+        _case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels) for case_id in match.paired
+    )
+    return tuple(
+        segment_masks(case).model_copy(update={"annotated": declaration.annotated_classes.get(case.case_id)}) for case in cases
+    )
 
 
 def describe_dataset(dataset: DatasetDescription) -> str:

@@ -131,12 +131,11 @@ def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
         f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
         f"machine ({device})"
     )
-    outlook = describe_outlook(plan, schedule)
-    if outlook:
-        options.reporter.say(f"More time would give, {outlook}")
-    warning = warn_of_starvation(schedule)
+    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(schedule)
     if warning:
         options.reporter.say(f"Warning: {warning}")
+    elif outlook:
+        options.reporter.say(f"More time would give, {outlook}")
 
 
 def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:

@@ -58,7 +58,7 @@ def warn_of_starvation(schedule: Schedule) -> str | None:
     found = f"{spoken(conditions.budget_s)} leave {training.num_steps} steps a fold, and fewer than {FEWEST_STEPS} teach little"
     if late:
         found = (
-            f"the budget of {spoken(conditions.budget_s)} cannot be kept: predicting every case once takes longer; the run will "
+            f"the budget of {spoken(conditions.budget_s)} cannot be kept: the least that a run does takes longer; this one will "
             f"need about {spoken(rounded(expected))}"
         )
     return f"{found}; give at least --budget {option(needed)} for a first useful model"
@@ -74,7 +74,7 @@ def rounded(seconds: float) -> float:
 
 def spoken(seconds: float) -> str:
     """``45 s``, ``20 min``, ``2 h``."""
-    if seconds < 60:
+    if seconds < 120 and seconds != 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 and seconds % 3600 else f"{seconds / 3600:.3g} h"
 

@@ -26,6 +26,7 @@ from planners import (
     with_width,
     write_document,
 )
+from planners.scheduling.outlook import spoken
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
@@ -229,3 +230,8 @@ def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> Non
     warning = warn_of_starvation(plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
     assert warning is not None
     assert "cannot be kept" in warning
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")])
+def test_durations_are_said_as_they_were_given(seconds, text) -> None:
+    assert spoken(seconds) == text
