@@ -12,6 +12,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
@@ -24,7 +25,7 @@ LONGEST_HEADER = 540
 def nifti_header(path: Path) -> ImageHeader:
     """The header of a NIfTI file as nibabel reads it; a slightly skewed grid is straightened."""
     header = _parse(path, read_bytes(path, LONGEST_HEADER))
-    affine = np.diag([-1.0, -1.0, 1.0]) @ header.get_best_affine()[:3]  # NIfTI looks to Right and Anterior, we do not
+    affine = np.diag([-1.0, -1.0, 1.0]) @ _affine(path, header)[:3]  # NIfTI looks to Right and Anterior, we do not
     shape = (*header.get_data_shape(), 1, 1)[:3]
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     if not np.isfinite(spacing).all() or (spacing == 0).any():
@@ -119,6 +120,14 @@ def _check_header(path: Path, header: Any) -> None:
     offset = float(header.get_data_offset())
     if not 0 <= offset < 2**31:
         raise damaged(path, f"its header places the voxels at byte {offset}")
+
+
+def _affine(path: Path, header: Any) -> NDArray[np.float64]:
+    try:
+        affine: NDArray[np.float64] = header.get_best_affine()
+    except HeaderDataError as error:
+        raise damaged(path, f"its header gives no orientation ({error})") from None
+    return affine
 
 
 def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:

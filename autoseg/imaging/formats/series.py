@@ -33,6 +33,8 @@ TILTED_STEP = 0.02
 SAME_PLACE = 1e-4
 SLICE_STORAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 """Files of these kinds are slices with a place in space, or cut."""
+BEFORE_META = 144
+"""Bytes up to the end of the element that says how long the information on the file itself is."""
 POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
 NEEDED_TAGS = [
     "SeriesInstanceUID",
@@ -197,6 +199,8 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
 def _slice(file: Path, tags: Any) -> _Slice | None:
     """A file with its place in space; None where it is of a kind that has none."""
     missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
+    if missing and BEFORE_META + number(tags.file_meta, "FileMetaInformationGroupLength", 0.0) >= file.stat().st_size:
+        raise damaged(file, "it ends before it says what it is")
     if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
         raise damaged(file, f"it is a slice without {', '.join(missing)}")
     if missing:

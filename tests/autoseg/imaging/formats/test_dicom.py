@@ -146,7 +146,7 @@ def test_files_that_are_no_slices_are_passed_over(tmp_path: Path, real_data: Pat
     assert list_series(tmp_path)[0].path == tmp_path
 
 
-@pytest.mark.parametrize("length", [0, 100, 600])
+@pytest.mark.parametrize("length", [0, 100, 150, 166, 190, 344, 600])
 def test_a_cut_slice_is_not_left_out_silently(tmp_path: Path, length: int) -> None:
     write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(4)])
     last = tmp_path / "slice_96.dcm"

@@ -229,6 +229,18 @@ def test_a_slightly_skewed_nifti_is_straightened_and_says_so(tmp_path: Path) -> 
     assert read_volume([tmp_path / "a.nii.gz"]).array.shape == (1, 4, 3, 2)
 
 
+def test_a_nifti_that_is_neither_left_nor_right_handed_is_refused(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4))
+    image.set_sform(None)
+    image.set_qform(np.eye(4), 1)
+    nibabel.save(image, tmp_path / "a.nii")
+    raw = bytearray((tmp_path / "a.nii").read_bytes())
+    raw[76:80] = np.float32(0.25).tobytes()  # pixdim[0], which is 1 or -1
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(AutosegError, match=r"a\.nii could not be read \(its header gives no orientation"):
+        read_header(tmp_path / "a.nii")
+
+
 def test_a_strongly_skewed_nifti_is_refused(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
     affine[0, 1] = 0.5
