@@ -25,7 +25,8 @@ from autoseg.inference.validation import ValidationTask, prediction_path, valida
 from autoseg.pipeline.measuring import make_bench, time_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
-from autoseg.pipeline.stages import preprocess_stage, splits_stage
+from autoseg.pipeline.splitting import splits_stage
+from autoseg.pipeline.stages import preprocess_stage
 from autoseg.pipeline.training import set_threads
 from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter

@@ -43,6 +43,8 @@ class Conditions(Document):
     """Of the budget, gone before training."""
     num_folds: PositiveInt
     """Folds of the splits file."""
+    folds_given: bool = False
+    """A person asked for these folds: the schedule takes none away."""
     num_training_cases: PositiveInt
     num_test_cases: Annotated[int, Field(ge=0)]
     cross_validated: bool

@@ -34,7 +34,7 @@ MAY_IMPORT = {
 """Rooms that each room of autoseg may use besides itself; pipeline and cli use all of them."""
 DOORS = {
     "joblib": {"autoseg/execution/jobs.py"},
-    "batchgenerators": {"autoseg/training/augmentation.py"},
+    "batchgenerators": {"autoseg/training/turning.py"},
     "SimpleITK": {"autoseg/imaging/formats/"},
     "pydicom": {"autoseg/imaging/formats/"},
     "nibabel": {"autoseg/imaging/formats/"},
@@ -120,7 +120,9 @@ COMMON = [
     "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--skip-bad", "--spec", "--strict-reference",
     "--workers",
 ]
-RUN = sorted([*COMMON, "--budget", "--schedule", "--threads", "--work"])
+RUN = sorted([
+    *COMMON, "--budget", "--folds", "--groups", "--leave-one-group-out", "--schedule", "--splits", "--threads", "--work",
+])
 OPTIONS = {
     "run": RUN,
     "predict": ["--device", "--mirroring", "--probabilities"],

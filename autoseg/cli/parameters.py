@@ -97,6 +97,19 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads for training on a CPU (default: one a core).", show_default=False),
 ]
+SplitsOption = Annotated[
+    Path | None,
+    typer.Option("--splits", help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", show_default=False),
+]
+FoldsOption = Annotated[
+    int | None,
+    typer.Option("--folds", min=2, help="Number of folds (default: five, fewer where time is short).", show_default=False),
+]
+GroupsOption = Annotated[
+    Path | None,
+    typer.Option("--groups", help="CSV file with columns case and group: cases of a group stay together.", show_default=False),
+]
+LeaveOutOption = Annotated[bool, typer.Option("--leave-one-group-out", help="One fold for each group.")]
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "dataset": (DatasetArgument, Parameter.empty),
@@ -114,6 +127,10 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "work": (WorkOption, None),
     "workers": (WorkersOption, None),
     "threads": (ThreadsOption, None),
+    "splits": (SplitsOption, None),
+    "folds": (FoldsOption, None),
+    "groups": (GroupsOption, None),
+    "leave_one_group_out": (LeaveOutOption, False),
 }
 """Type and default of every shared option, in the order of the help page."""
 LOOKING = ("dataset", "out", "layout", "spec", "skip_bad", "workers")
@@ -162,6 +179,10 @@ def make_options(
     work: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    splits: Path | None = None,
+    folds: int | None = None,
+    groups: Path | None = None,
+    leave_one_group_out: bool = False,
 ) -> Options:
     """Options of a run with what the machine offers filled in; also starts the log file.
 
@@ -193,4 +214,8 @@ def make_options(
         layout=layout,
         spec=spec,
         skip_bad=skip_bad,
+        splits=splits,
+        folds=folds,
+        groups=groups,
+        leave_one_group_out=leave_one_group_out,
     )

@@ -71,6 +71,22 @@ def make_splits(
     return Splits(folds=tuple(Split(train=_pick(ids, train), val=_pick(ids, val)) for train, val in parts))
 
 
+def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None]) -> Splits:
+    """One fold for each group, in the order of their names; the group validates, all others train.
+
+    A case without a group is one of its own. Raises `ValueError` for fewer than two groups, or ids that occur twice.
+    """
+    ids = sorted(case_ids)
+    members: dict[tuple[str, str], list[str]] = {}
+    for case_id in ids:
+        group = groups.get(case_id)
+        members.setdefault(("case", case_id) if group is None else ("group", group), []).append(case_id)
+    if len(members) < 2 or len(set(ids)) != len(ids):
+        raise ValueError(f"need ids that differ from each other and two groups or more, found {ids} in {len(members)} groups")
+    parts = [members[key] for key in sorted(members, key=lambda key: (key[1], key[0]))]
+    return Splits(folds=tuple(Split(train=tuple(sorted(set(ids) - set(part))), val=tuple(part)) for part in parts))
+
+
 def _group_numbers(ids: Sequence[str], groups: Mapping[str, str | None]) -> list[int]:
     """A number for each case, equal for cases of one group, in order of first appearance."""
     keys = [("case", case_id) if groups.get(case_id) is None else ("group", groups[case_id]) for case_id in ids]

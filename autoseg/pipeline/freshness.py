@@ -49,7 +49,8 @@ def what_changed(run: RunFolder, stage: str, consumed: Consumed, outputs: Sequen
         before = load_document(StageRecord, run.stage(stage)).consumed
     except AutosegError:
         return (NOT_DONE,)
-    changed = tuple(f"the {name} changed" for name in consumed if before.get(name) != consumed[name])
+    names = dict.fromkeys([*consumed, *before])
+    changed = tuple(f"the {name} changed" for name in names if before.get(name) != consumed.get(name))
     return changed + tuple(f"{path.name} is gone" for path in outputs if not path.exists())
 
 

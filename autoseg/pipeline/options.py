@@ -42,6 +42,14 @@ class Options:
     """File that describes the layout of the dataset."""
     skip_bad: bool = False
     """Leave out cases that the check finds an error in, instead of stopping."""
+    splits: Path | None = None
+    """File with the folds to take."""
+    folds: int | None = None
+    """Number of folds, two at least; none: the method's five, fewer where time is short."""
+    groups: Path | None = None
+    """CSV file that says which cases stay together; none: as the dataset tells."""
+    leave_one_group_out: bool = False
+    """One fold for each group."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""
 

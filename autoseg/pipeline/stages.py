@@ -9,13 +9,13 @@ from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
-from autoseg.datasets.splits import Splits, make_splits
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import dataset_content
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
+from autoseg.pipeline.splitting import refuse_bad_folds
 from autoseg.preparation.class_sizes import describe_unusual_classes
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import Target, preprocess_dataset
@@ -104,6 +104,7 @@ def describe_configuration(configuration: Configuration) -> str:
 def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[DatasetDescription, Plan]:
     """Preprocessed data of every configuration that may be trained, or of ``only`` one."""
     dataset, plan = plan_stage(options)
+    refuse_bad_folds(options, dataset)
     chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
     require_trainable(options, chosen)
     names = tuple(dict.fromkeys(configuration.data for configuration in chosen))
@@ -126,11 +127,3 @@ def require_trainable(options: Options, configurations: Sequence[Configuration])
     ]
     if problems:
         raise ProblemsError("the plan cannot be trained", problems)
-
-
-def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int) -> Splits:
-    """Folds of the cross-validation; as many as asked for, or fewer if there are fewer cases."""
-    groups = {case.case_id: case.group for case in dataset.training}
-    splits = make_splits([case.case_id for case in dataset.training], num_folds=max(2, num_folds), groups=groups)
-    save_document(options.run.splits, splits)
-    return splits

@@ -19,15 +19,13 @@ from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import make_bench, measure_steps, refine
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
-from autoseg.pipeline.stages import preprocess_stage, splits_stage
+from autoseg.pipeline.splitting import folds_given, split_inputs, splits_stage
+from autoseg.pipeline.stages import preprocess_stage
 from autoseg.preparation.storage import open_case
 from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
 from autoseg.training.fold import FoldTask, train_fold
 from planners import Conditions, Plan, Schedule, Training, describe_outlook, plan_schedule, warn_of_starvation
-
-FOLDS = 5
-"""Of a cross-validation with enough cases and time (method section 7.9)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +50,7 @@ def schedule_stage(options: Options) -> Prepared:
         "device": digest(options.device.type),
         "number of threads": digest(options.num_threads),
         "seed": digest(options.seed),
+        **split_inputs(options, dataset),
     }
     outputs = [options.run.schedule, options.run.splits]
     with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say) as to_do:
@@ -60,7 +59,7 @@ def schedule_stage(options: Options) -> Prepared:
             return Prepared(
                 dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
             )
-        splits = splits_stage(options, dataset, FOLDS)
+        splits = splits_stage(options, dataset)
         schedule = make_schedule(options, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
             splits = splits_stage(options, dataset, schedule.num_folds)
@@ -104,6 +103,7 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
         num_threads=options.num_threads,
         budget_s=options.budget_s,
         num_folds=len(splits.folds),
+        folds_given=folds_given(options),
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,

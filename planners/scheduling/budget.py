@@ -120,14 +120,23 @@ def decide_configurations(
 def decide_folds(
     chosen: Sequence[Configuration], conditions: Conditions, share_s: float
 ) -> Decision[int]:
-    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold."""
+    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold and nobody asked
+    for the others.
+    """
     folds = conditions.num_folds
     steps = 0
     while True:
         steps = min(affordable_steps(modest_of(conditions, c.name), conditions, share_s, folds) for c in chosen)
-        if steps >= FEWEST_STEPS or folds <= 2:
+        if steps >= FEWEST_STEPS or folds <= 2 or conditions.folds_given:
             break
         folds -= 1
+    if conditions.folds_given:
+        return Decision(
+            rule="schedule.folds",
+            value=folds,
+            reason=f"these {folds} folds were asked for; a modest network gets {steps} steps in each",
+            source="a choice of the user",
+        )
     return Decision(
         rule="schedule.folds",
         value=folds,

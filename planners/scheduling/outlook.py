@@ -52,7 +52,7 @@ def warn_of_starvation(schedule: Schedule) -> str | None:
     if training.num_steps >= FEWEST_STEPS and not late:
         return None
     narrowest = measurements_of(conditions, training.configuration)[-1]
-    folds = min(2, conditions.num_folds)
+    folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
     least = conditions.elapsed_s + seconds_for_steps(narrowest, conditions, FEWEST_STEPS, folds)
     needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
     found = f"{spoken(conditions.budget_s)} leave {training.num_steps} steps a fold, and fewer than {FEWEST_STEPS} teach little"

@@ -91,6 +91,14 @@ def test_little_time_trains_fewer_folds_but_still_two() -> None:
     assert plan_schedule(PLAN, conditions(budget_s=60)).num_folds == 2
 
 
+def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:
+    asked = conditions(budget_s=60).model_copy(update={"folds_given": True})
+    schedule = plan_schedule(PLAN, asked)
+    assert schedule.num_folds == 5
+    assert any("asked for" in record.reason for record in schedule.decisions if record.rule == "schedule.folds")
+    assert warn_of_starvation(schedule) is not None
+
+
 def test_a_cpu_takes_an_hour_and_a_gpu_the_methods_schedule() -> None:
     hour = plan_schedule(PLAN, conditions(budget_s=3600))
     unsaid = plan_schedule(PLAN, conditions(budget_s=None))

@@ -54,6 +54,13 @@ def test_what_changed_is_said(tmp_path) -> None:
     assert said == ["Doing the stage again: the budget changed", "Doing the stage again: output is gone"]
 
 
+def test_a_wish_that_is_dropped_is_a_change(tmp_path) -> None:
+    run = RunFolder(tmp_path)
+    for consumed, to_be_done in (({"a": "1", "folds": "2"}, True), ({"a": "1"}, True), ({"a": "1"}, False)):
+        with open_stage(run, "stage", consumed, [], what="it", say=print) as to_do:
+            assert to_do is to_be_done
+
+
 def test_a_damaged_record_means_that_the_stage_is_done_again(tmp_path) -> None:
     run = RunFolder(tmp_path)
     do(run, "a")

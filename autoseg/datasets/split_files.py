@@ -1,0 +1,190 @@
+"""Splits and groups that a person brings along: files read whole, or refused with every problem."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from autoseg.datasets.splits import Split, Splits
+from autoseg.errors import AutosegError, Problem, ProblemsError
+
+SIDES = ("train", "val")
+NUM_SHOWN = 5
+"""Cases that one line names."""
+
+
+def read_splits(path: Path, case_ids: Sequence[str]) -> Splits:
+    """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as the reference's ``splits_final.json`` is, or a
+    run's own ``splits.json``.
+
+    Every case must be one of ``case_ids``, stand on one side of a fold, and validate in one fold at most. A fold may leave
+    cases out. A single fold may validate on nothing; of several each must validate. Raises `ProblemsError` with all that
+    is wrong.
+    """
+    folds = _read_folds(path)
+    problems = [problem for k, fold in enumerate(folds) for problem in _shape_problems(f"{path}, fold {k}", fold)]
+    if not problems:
+        problems = [
+            *_unknown_cases(path, folds, case_ids),
+            *(problem for k, fold in enumerate(folds) for problem in _fold_problems(f"{path}, fold {k}", fold, len(folds))),
+            *_validated_twice(path, folds),
+        ]
+    if problems:
+        raise ProblemsError(f"the splits of {path} cannot be used", problems)
+    return Splits(folds=tuple(Split(train=tuple(sorted(f["train"])), val=tuple(sorted(f.get("val", [])))) for f in folds))
+
+
+def read_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str]:
+    """Group of each case from a CSV file whose header names ``case`` and ``group`` (other columns are not looked at).
+
+    Cases that are not listed stand alone. Raises `ProblemsError` with all lines that name an unknown case, no group, or a
+    second group for a case.
+    """
+    rows = _read_rows(path)
+    groups: dict[str, str] = {}
+    problems = []
+    for number, row in rows:
+        case_id, group = ((row.get(column) or "").strip() for column in ("case", "group"))
+        where = f"{path}, line {number}"
+        if case_id not in case_ids:
+            problems.append(Problem(where=where, found=f"{case_id!r} is no case of the dataset", mend=_suggest(case_id, case_ids)))
+        elif not group:
+            problems.append(Problem(where=where, found=f"case {case_id} has no group", mend="name one, or remove the line"))
+        elif groups.setdefault(case_id, group) != group:
+            found = f"case {case_id} is put into group {group!r}, but was put into {groups[case_id]!r} before"
+            problems.append(Problem(where=where, found=found, mend="keep one of the two lines"))
+    if problems:
+        raise ProblemsError(f"the groups of {path} cannot be used", problems)
+    return groups
+
+
+def describe_gaps(splits: Splits, case_ids: Sequence[str]) -> list[str]:
+    """Sentences for a person about cases that own splits do not use: never validated, or left out of a fold."""
+    lines = []
+    validated = {case_id for split in splits.folds for case_id in split.val}
+    missing = sorted(set(case_ids) - validated)
+    if missing and splits.cross_validated:
+        lines.append(f"no fold validates {_name(missing)}, so they have no score")
+    for k, split in enumerate(splits.folds):
+        unused = sorted(set(case_ids) - {*split.train, *split.val})
+        if unused:
+            lines.append(f"fold {k} uses {len(split.train) + len(split.val)} of {len(case_ids)} cases; left out: {_name(unused)}")
+    return lines
+
+
+def describe_leaks(splits: Splits, groups: Mapping[str, str | None]) -> list[str]:
+    """A sentence for each fold that has cases of one group (patient) on both sides."""
+    lines = []
+    for k, split in enumerate(splits.folds):
+        sides = [{groups.get(case_id) for case_id in side} - {None} for side in (split.train, split.val)]
+        both = sorted(str(group) for group in sides[0] & sides[1])
+        if both:
+            lines.append(f"fold {k} trains and validates on cases of {_name(both)}, so its score may flatter")
+    return lines
+
+
+def _read_folds(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); give an existing file with --splits") from error
+    except ValueError as error:
+        raise AutosegError(f"{path} is no JSON ({error}); mend it there") from error
+    folds = content.get("folds") if isinstance(content, dict) else content
+    if not isinstance(folds, list) or not folds:
+        raise AutosegError(f'{path} holds no folds; write a list of {{"train": [case ids], "val": [case ids]}}, one entry a fold')
+    return folds
+
+
+def _shape_problems(where: str, fold: object) -> list[Problem]:
+    """Whether a fold is made of lists of names at all."""
+    mend = 'write {"train": [case ids], "val": [case ids]}'
+    if not isinstance(fold, dict):
+        return [Problem(where=where, found=f"is {fold!r:.60}", mend=mend)]
+    problems = [Problem(where=where, found=f"has an entry {name!r}", mend=mend) for name in fold if name not in SIDES]
+    for side in SIDES:
+        ids = fold.get(side, [])
+        if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+            problems.append(Problem(where=f"{where}, {side}", found=f"is {ids!r:.60}, no list of names", mend=mend))
+    return problems
+
+
+def _unknown_cases(path: Path, folds: Sequence[dict[str, list[str]]], case_ids: Sequence[str]) -> list[Problem]:
+    places: dict[str, list[str]] = {}
+    for k, fold in enumerate(folds):
+        for side in SIDES:
+            for case_id in dict.fromkeys(fold.get(side, [])):
+                if case_id not in case_ids:
+                    places.setdefault(case_id, []).append(f"{side} of fold {k}")
+    return [
+        Problem(where=f"{path}, {_name(where)}", found=f"{case_id!r} is no case of the dataset", mend=_suggest(case_id, case_ids))
+        for case_id, where in places.items()
+    ]
+
+
+def _fold_problems(where: str, fold: dict[str, list[str]], num_folds: int) -> list[Problem]:
+    """What is wrong with one fold, whatever the others hold."""
+    problems = []
+    train, val = fold.get("train", []), fold.get("val", [])
+    if not train:
+        problems.append(Problem(where=where, found="no case trains", mend="list cases under train, or remove the fold"))
+    if not val and num_folds > 1:
+        problems.append(Problem(where=where, found="no case validates", mend="list cases under val, or remove the fold"))
+    for side, ids in zip(SIDES, (train, val), strict=True):
+        repeated = sorted(case_id for case_id, count in Counter(ids).items() if count > 1)
+        if repeated:
+            problems.append(Problem(where=f"{where}, {side}", found=f"{_name(repeated)} stands there twice", mend="name it once"))
+    both = sorted({*train} & {*val})
+    if both:
+        found = f"{_name(both)} trains and validates; the score would be worth nothing"
+        problems.append(Problem(where=where, found=found, mend="keep it on one side"))
+    return problems
+
+
+def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[Problem]:
+    folds_of: dict[str, list[int]] = {}
+    for k, fold in enumerate(folds):
+        for case_id in dict.fromkeys(fold.get("val", [])):
+            folds_of.setdefault(case_id, []).append(k)
+    return [
+        Problem(
+            where=str(path),
+            found=f"case {case_id} validates in folds {', '.join(map(str, where))}",
+            mend="let it validate in one of them, or it counts more than others",
+        )
+        for case_id, where in folds_of.items()
+        if len(where) > 1
+    ]
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str | None]]]:
+    """Lines of a CSV file with their numbers; separated by commas, semicolons or tabs, whichever the header has."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AutosegError(f"{path} could not be read ({error}); give a CSV file in UTF-8 with --groups") from error
+    lines = text.splitlines()
+    header = lines[0] if lines else ""
+    separator = max(",;\t", key=header.count)
+    reader = csv.DictReader(lines, delimiter=separator)
+    if not {"case", "group"} <= {name.strip() for name in reader.fieldnames or ()}:
+        raise AutosegError(f"{path} begins with {header!r}; its first line must name the columns case and group")
+    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+    return [(reader.line_num, row) for row in reader]
+
+
+def _suggest(case_id: str, case_ids: Sequence[str]) -> str:
+    bare = [known for known in case_ids if case_id.startswith(f"{known}.")]
+    close = bare or get_close_matches(case_id, case_ids, n=1)
+    return f"did you mean {close[0]}?" if close else f"the dataset has {_name(sorted(case_ids))}"
+
+
+def _name(names: Sequence[str]) -> str:
+    """``a, b and c``; of many only the first."""
+    *first, last = names if len(names) <= NUM_SHOWN else [*names[:NUM_SHOWN], f"{len(names) - NUM_SHOWN} more"]
+    return f"{', '.join(first)} and {last}" if first else last

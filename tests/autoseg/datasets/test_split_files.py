@@ -1,0 +1,125 @@
+"""Splits and groups that people bring: read as they are meant, or refused with every problem and its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.datasets.split_files import describe_gaps, describe_leaks, read_groups, read_splits
+from autoseg.datasets.splits import Split, Splits, leave_one_group_out, make_splits
+from autoseg.errors import AutosegError, ProblemsError
+
+CASES = [f"la_{number:03d}" for number in range(8)]
+
+
+def written(folder: Path, content: object, name: str = "splits_final.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_the_references_file_and_our_own_are_read(tmp_path) -> None:
+    made = make_splits(CASES, num_folds=3)
+    folds = [{"train": list(split.train)[::-1], "val": list(split.val)} for split in made.folds]
+    assert read_splits(written(tmp_path, folds), CASES) == made
+    assert read_splits(written(tmp_path, made.model_dump_json(), "splits.json"), CASES) == made
+
+
+def test_one_fold_may_train_on_everything(tmp_path) -> None:
+    splits = read_splits(written(tmp_path, [{"train": CASES}]), CASES)
+    assert splits.folds == (Split(train=tuple(CASES), val=()),)
+    assert not splits.cross_validated
+
+
+def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
+    folds = [
+        {"train": ["la_001", "la_001", "la_002"], "val": ["la_002", "la_003"]},
+        {"train": [], "val": ["la_003"]},
+        {"train": ["la_0004.nii.gz", "la_005.nii.gz"], "val": []},
+    ]
+    with pytest.raises(ProblemsError) as raised:
+        read_splits(written(tmp_path, folds), CASES)
+    text = str(raised.value)
+    for line in (
+        "fold 0, train: la_001 stands there twice",
+        "fold 0: la_002 trains and validates",
+        "fold 1: no case trains",
+        "fold 2: no case validates",
+        "case la_003 validates in folds 0, 1",
+        "train of fold 2: 'la_005.nii.gz' is no case of the dataset; did you mean la_005?",
+        "'la_0004.nii.gz' is no case of the dataset; did you mean la_004?",
+    ):
+        assert line in text, text
+    assert len(raised.value.problems) == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is no JSON"),
+        ([], "holds no folds"),
+        ({"train": ["a"]}, "holds no folds"),
+        ("7", "holds no folds"),
+        (["la_001"], "fold 0: is 'la_001'"),
+        ([{"train": "la_001", "val": [3], "test": []}], "fold 0, val: is \\[3\\], no list of names"),
+        ([{"train": "la_001", "val": [3], "test": []}], "fold 0: has an entry 'test'"),
+    ],
+)
+def test_files_that_are_something_else_are_refused(tmp_path, content, message) -> None:
+    with pytest.raises(AutosegError, match=message):
+        read_splits(written(tmp_path, content), CASES)
+    with pytest.raises(AutosegError, match="could not be read"):
+        read_splits(tmp_path / "absent.json", CASES)
+
+
+def test_gaps_and_leaks_are_said(tmp_path) -> None:
+    splits = Splits(folds=(
+        Split(train=("la_000", "la_001", "la_002"), val=("la_003",)), Split(train=("la_003", "la_004"), val=("la_000",)),
+    ))
+    gaps = " ".join(describe_gaps(splits, CASES[:5]))
+    assert "no fold validates la_001, la_002 and la_004" in gaps
+    assert "fold 0 uses 4 of 5 cases; left out: la_004" in gaps
+    assert "fold 1 uses 3 of 5 cases; left out: la_001 and la_002" in gaps
+    groups = {"la_000": "anna", "la_001": "berta", "la_003": "anna", "la_004": None}
+    assert [line.split(",")[0] for line in describe_leaks(splits, groups)] == [
+        "fold 0 trains and validates on cases of anna", "fold 1 trains and validates on cases of anna",
+    ]
+    whole = make_splits(CASES)
+    assert not describe_gaps(whole, CASES)
+    assert not describe_leaks(whole, {})
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_groups_are_read_whatever_separates_the_columns(tmp_path, separator: str) -> None:
+    rows = [("case", "site", "group"), ("la_000", "x", "anna"), ("la_003", "x", " anna "), ("la_000", "y", "anna")]
+    path = written(tmp_path, "\ufeff" + "\n".join(separator.join(row) for row in rows), "groups.csv")
+    assert read_groups(path, CASES) == {"la_000": "anna", "la_003": "anna"}
+
+
+def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:
+    path = written(tmp_path, "case,group\nla_000,anna\nla_9,berta\nla_001,\nla_000,berta\nla_002\n", "groups.csv")
+    with pytest.raises(ProblemsError) as raised:
+        read_groups(path, CASES)
+    assert [problem.where.rsplit(" ", 1)[1] for problem in raised.value.problems] == ["3", "4", "5", "6"]
+    assert "into group 'berta', but was put into 'anna' before" in str(raised.value)
+    with pytest.raises(AutosegError, match="first line must name the columns case and group"):
+        read_groups(written(tmp_path, "id,patient\n", "other.csv"), CASES)
+
+
+@given(st.dictionaries(st.sampled_from(CASES), st.sampled_from(["p", "q", "r"])))
+def test_each_group_is_left_out_once_and_whole(groups) -> None:
+    splits = leave_one_group_out(CASES, groups)
+    assert sorted(case for split in splits.folds for case in split.val) == CASES
+    for split in splits.folds:
+        assert sorted(split.train + split.val) == CASES
+        assert len({groups.get(case) or ("alone", case) for case in split.val}) == 1
+    assert not describe_leaks(splits, groups)
+
+
+def test_a_single_group_cannot_be_left_out() -> None:
+    with pytest.raises(ValueError, match="two groups or more"):
+        leave_one_group_out(CASES, dict.fromkeys(CASES, "p"))
