@@ -24,7 +24,7 @@ from autoseg.pipeline.resources import fits_into_memory, refuse_for_memory
 from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
-from autoseg.training.batches import BatchSource
+from autoseg.training.batches import BatchSource, finish
 from autoseg.training.fold import configuration_recipe, make_network
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
@@ -197,7 +197,7 @@ def time_steps(
     durations: list[float] = []
     for step in range(most):
         started = time.perf_counter()
-        images, labels = source[step]
+        images, labels = finish(source[step], source.recipe, options.device)
         train_step(parts, images, labels, 1e-6)
         durations.append(time.perf_counter() - started)
         if len(durations) > 1 and sum(durations) > longest_s:

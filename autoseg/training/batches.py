@@ -1,4 +1,7 @@
-"""Batches for training and online validation: drawn by counter, so any number of workers gives the same ones."""
+"""Batches for training and online validation: drawn by counter, so any number of workers gives the same ones.
+
+Crops are read, and in training drawn at random, by workers; they are augmented on the device that trains.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoseg.training.augmentation import augment
+from autoseg.training.augmentation import augment, draw_noise
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters
 from autoseg.training.patches import OUTSIDE_LABEL, PatchSource, crop_size, cut, draw_patch, is_forced
 from autoseg.training.randomness import generator
@@ -20,8 +23,28 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchSource(Dataset[Batch]):
-    """Batch number ``step`` of one fold; the same for the same arguments, whoever asks and when."""
+class Crop:
+    """One sample before its augmentation."""
+
+    image: Tensor
+    """float32 (C, crop...)."""
+    labels: Tensor
+    """int16 (1, crop...)."""
+    parameters: Parameters
+    noise: Tensor | None
+    """(C, patch...), what `draw_noise` gives."""
+
+    def pin_memory(self) -> Crop:
+        """The same in memory that a GPU copies from without waiting; a DataLoader asks for it by this name."""
+        noise = None if self.noise is None else self.noise.pin_memory()
+        return Crop(
+            image=self.image.pin_memory(), labels=self.labels.pin_memory(), parameters=self.parameters, noise=noise
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchSource(Dataset[list[Crop]]):
+    """The crops of batch number ``step`` of one fold; the same for the same arguments, whoever asks and when."""
 
     cases: Sequence[PatchSource]
     recipe: Recipe
@@ -33,14 +56,11 @@ class BatchSource(Dataset[Batch]):
     purpose: str
     """``training`` or ``validation``; keeps their draws apart. Validation patches are never augmented."""
 
-    def __getitem__(self, step: int) -> Batch:
-        samples = [self.sample(step, i) for i in range(self.batch_size)]
-        images = torch.from_numpy(np.stack([image for image, _ in samples]))
-        labels = torch.from_numpy(np.stack([labels for _, labels in samples]).astype(np.int64))
-        return images, labels
+    def __getitem__(self, step: int) -> list[Crop]:
+        return [self.sample(step, i) for i in range(self.batch_size)]
 
-    def sample(self, step: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One sample: image float32 (C, patch...), label map int16 (patch...)."""
+    def sample(self, step: int, index: int) -> Crop:
+        """One crop: larger than the patch where it will be turned or scaled."""
         rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
         case = self.cases[int(rng.integers(len(self.cases)))]
         changes = Parameters()
@@ -60,21 +80,34 @@ class BatchSource(Dataset[Batch]):
             locations=case.locations,
             forced=is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
         )
-        image = cut(case.image, start, (*flat, *crop), outside=0)
-        labels = cut(case.labels, start, (*flat, *crop), outside=OUTSIDE_LABEL)
-        if flat:
-            image, labels = image[:, 0], labels[0]
-        return augment(changes, self.recipe, image.astype(np.float32), labels.astype(np.int16))
+        image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
+        labels = cut(case.labels, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)
+        return Crop(
+            image=torch.from_numpy(image).reshape(-1, *crop),
+            labels=torch.from_numpy(labels).reshape(1, *crop),
+            parameters=changes,
+            noise=draw_noise(changes, self.recipe),
+        )
 
 
-def load_batches(source: BatchSource, steps: range, *, num_workers: int, pin_memory: bool) -> Iterator[Batch]:
-    """The batches of ``steps`` in order, made by ``num_workers`` processes (0: in this one)."""
-    loader: DataLoader[Batch] = DataLoader(
+def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:
+    """The batch of augmented crops, on ``device``."""
+    done = []
+    for crop in crops:
+        image, labels = (each.to(device, non_blocking=True) for each in (crop.image, crop.labels))
+        noise = None if crop.noise is None else crop.noise.to(device, non_blocking=True)
+        done.append(augment(crop.parameters, recipe, image, labels, noise))
+    return torch.stack([image for image, _ in done]), torch.stack([labels[0] for _, labels in done]).long()
+
+
+def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` processes read (0: this one)."""
+    loader: DataLoader[list[Crop]] = DataLoader(
         source,
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
-        pin_memory=pin_memory,
+        pin_memory=device.type == "cuda",
         prefetch_factor=4 if num_workers else None,
     )
-    return iter(loader)
+    return (finish(crops, source.recipe, device) for crops in loader)

@@ -19,7 +19,7 @@ from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
 from autoseg.run_folder import write_text
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
-from autoseg.training.batches import BatchSource, load_batches
+from autoseg.training.batches import BatchSource, finish, load_batches
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
 from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train
 from autoseg.training.losses import make_loss, region_table
@@ -124,7 +124,7 @@ def train_fold(
         batch_source(task, purpose="training"),
         steps,
         num_workers=task.num_workers,
-        pin_memory=task.device.type == "cuda",
+        device=task.device,
     )
 
     def after_step(record: StepRecord) -> None:
@@ -242,11 +242,11 @@ def pseudo_dice(task: FoldTask, parts: Parts, epoch: int) -> dict[str, float | N
     parts.network.eval()
     with torch.inference_mode():
         for step in range(epoch * count, (epoch + 1) * count):
-            images, target = source[step]
-            logits = run_network(parts.network, images.to(task.device), task.training.precision)
+            images, target = finish(source[step], source.recipe, task.device)
+            logits = run_network(parts.network, images, task.training.precision)
             if isinstance(logits, list):
                 logits = logits[0]
-            totals += class_counts(logits.float().cpu(), target, labels)
+            totals += class_counts(logits.float().cpu(), target.cpu(), labels)
     parts.network.train()
     hits, predicted, present = totals.tolist()
     return {

@@ -8,12 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.training.augmentation import nearest_indices
 from planners import Labels, Loss
 
 SMOOTH = 1e-5
@@ -145,6 +143,6 @@ def shrink_labels(target: Tensor, shape: Sequence[int]) -> Tensor:
     """Label map (N, ...) at another size, nearest voxel by exact centres."""
     for axis, (old, new) in enumerate(zip(target.shape[1:], shape, strict=True), start=1):
         if old != new:
-            index = torch.from_numpy(np.asarray(nearest_indices(old, new))).to(target.device)
+            index = (2 * torch.arange(new, device=target.device) + 1) * old // (2 * new)  # whose cell holds the centre
             target = target.index_select(axis, index)
     return target
