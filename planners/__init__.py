@@ -25,10 +25,12 @@ from planners.scheduling import plan_schedule
 from planners.scheduling.budget import DEFAULT_CPU_BUDGET_S, wants_more_candidates
 from planners.scheduling.candidates import (
     candidate_widths,
+    method_configurations,
     preferred_configurations,
     short_batch_size,
     trial_training,
 )
+from planners.scheduling.extension import extend_schedule
 from planners.scheduling.outlook import describe_outlook, warn_of_starvation
 from planners.scheduling.trainings import budgeted_training
 
@@ -68,7 +70,9 @@ __all__ = [
     "estimate_disk",
     "estimate_memory",
     "explain",
+    "extend_schedule",
     "learning_rate",
+    "method_configurations",
     "nnunet_plans",
     "plan_dataset",
     "plan_schedule",

@@ -209,6 +209,8 @@ class Plan(Document):
             for other in (configuration.data, configuration.previous_stage, configuration.next_stage):
                 if other is not None and other not in names:
                     faults.append(f"{configuration.name}: refers to {other!r}, which the plan lacks; it has {names}")
+            if configuration.name in _names_before(configuration, configurations):
+                faults.append(f"{configuration.name}: its previous stages lead back to itself")
         if faults:
             raise ValueError("; ".join(faults))
         return configurations
@@ -220,3 +222,20 @@ class Plan(Document):
                 return configuration
         known = ", ".join(configuration.name for configuration in self.configurations)
         raise KeyError(f"the plan has no configuration {name!r}; it has: {known}")
+
+    def chain(self, name: str) -> tuple[Configuration, ...]:
+        """The configuration of that name with those before it whose predictions it needs, the first stage first."""
+        last = self.configuration(name)
+        before = _names_before(last, self.configurations)
+        return (*(self.configuration(stage) for stage in reversed(before)), last)
+
+
+def _names_before(configuration: Configuration, configurations: tuple[Configuration, ...]) -> list[str]:
+    """Names of the previous stages, the nearest first; each once, also where they run in a circle."""
+    previous = {each.name: each.previous_stage for each in configurations}
+    names: list[str] = []
+    stage = configuration.previous_stage
+    while stage is not None and stage not in names:
+        names.append(stage)
+        stage = previous.get(stage)
+    return names

@@ -51,8 +51,7 @@ def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerpri
 def _case_bytes(plan: Plan, configuration: Configuration, case: CaseSize, fingerprint: Fingerprint) -> int:
     source = math.prod(case.shape) / fingerprint.median_relative_size_after_cropping
     resampled = _resampled_voxels(plan, configuration, case)
-    channels = len(plan.channels)
-    images = IMAGE_BYTES * channels * (SOURCE_COPIES * source + IMAGE_COPIES * resampled)
+    images = IMAGE_BYTES * (len(plan.channels) * SOURCE_COPIES * source + configuration.network.num_inputs * IMAGE_COPIES * resampled)
     logits = IMAGE_BYTES * (configuration.network.num_outputs * LOGIT_COPIES + 1) * resampled
     return int(images + logits)
 

@@ -32,6 +32,17 @@ def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     return tuple(sorted(known, key=lambda c: order[c.name]))
 
 
+def method_configurations(plan: Plan) -> tuple[Configuration, ...]:
+    """Configurations that the method's schedule trains: those of `preferred_configurations`, and the cascade after its stages.
+
+    The V-Net beside the U-Nets is a candidate of budgeted runs only.
+    """
+    beside = [c for c in preferred_configurations(plan) if c.network.family != "vnet" or plan.preset == "vnet"]
+    last_stages = [c for c in plan.configurations if c.previous_stage is not None and c.next_stage is None]
+    staged = [stage for last in last_stages for stage in plan.chain(last.name)]
+    return tuple(dict.fromkeys([*beside, *staged]))
+
+
 def trial_training(
     configuration: Configuration, *, base_features: int, batch_size: int, precision: Precision
 ) -> Training:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from planners.plan import Configuration
 from planners.schedule import Conditions, Measurement
 
 MODEST_WIDTH = 16
@@ -40,6 +41,11 @@ def validation_s(conditions: Conditions, measured: Measurement) -> float:
     """Every training case is predicted once, and scored again with and without postprocessing."""
     each = measured.case_s + 2 * measured.export_s
     return each * conditions.num_training_cases if conditions.cross_validated else 0.0
+
+
+def passing_on_s(conditions: Conditions, configuration: Configuration, measured: Measurement) -> float:
+    """The first stage of a cascade predicts every training case once more, for the stage after it."""
+    return measured.case_s * conditions.num_training_cases if configuration.next_stage is not None else 0.0
 
 
 def test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:

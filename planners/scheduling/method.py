@@ -5,25 +5,22 @@ from __future__ import annotations
 from planners.decision import Decision
 from planners.plan import Plan
 from planners.schedule import Conditions, Schedule
-from planners.scheduling.candidates import preferred_configurations
-from planners.scheduling.cost import measurement_of, test_s, validation_s
+from planners.scheduling.candidates import method_configurations
+from planners.scheduling.cost import measurement_of, passing_on_s, test_s, validation_s
 from planners.scheduling.trainings import METHOD_EPOCHS, METHOD_STEPS_PER_EPOCH, method_training
 
 
 def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
-    """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1).
-
-    The V-Net beside the U-Nets is a candidate of budgeted runs only.
-    """
+    """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
     trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
-    for configuration in preferred_configurations(plan):
+    for configuration in method_configurations(plan):
         measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
-        if measured is None or (configuration.network.family == "vnet" and plan.preset != "vnet"):
+        if measured is None:
             continue
         training = method_training(configuration, measured)
         trainings.append(training)
         seconds += training.num_steps * measured.step_s * conditions.num_folds
-        validation += validation_s(conditions, measured)
+        validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
         rest += test_s(conditions, measured, conditions.num_folds)
     decision = Decision(
         rule="schedule.length",
