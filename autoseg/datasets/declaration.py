@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,10 +100,17 @@ def _own_values(entries: Sequence[_Entry]) -> tuple[int, ...]:
     return tuple(order)
 
 
-def labels_named_by_value(file_values: Iterable[int]) -> LabelValues:
-    """Labels of a dataset that names none: 0 is the background, every other value v the class ``label_v``."""
+def labels_named_by_value(file_values: Iterable[int], names: Mapping[int, str] | None = None) -> LabelValues:
+    """Labels of a dataset that declares none: 0 is the background, every other value v the class ``label_v``.
+
+    ``names`` gives some values other names; where several share one, the value is added to it.
+    """
     foreground = sorted(set(file_values) - {0})
-    classes = tuple(LabelClass(name=f"label_{value}", values=(i,)) for i, value in enumerate(foreground, 1))
+    named = {value: (names or {}).get(value, f"label_{value}") for value in foreground}
+    count = Counter(named.values())
+    classes = tuple(
+        LabelClass(name=name if count[name] == 1 else f"{name}_{value}", values=(i,)) for i, (value, name) in enumerate(named.items(), 1)
+    )
     return LabelValues(labels=Labels(classes=classes), file_values=(0, *foreground))
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
 from autoseg.datasets.declaration import Declaration, declared_by_layout, read_decathlon
-from autoseg.datasets.found_labels import as_label_map, find_labels, only_class, replace_masks, segment_masks
+from autoseg.datasets.found_labels import FoundLabels, as_label_map, find_labels, only_class, replace_masks
 from autoseg.datasets.known import choose_known, expectations
+from autoseg.datasets.label_tables import find_label_names
 from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
 from autoseg.datasets.patterns import FoundFile
+from autoseg.datasets.segment_files import resolve_segments
 from autoseg.errors import AutosegError, ProblemsError
-from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header
+from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header, writable_ending
 from autoseg.imaging.formats.dicom import split_part
 from datasets_spec import Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import CLASS
@@ -67,15 +69,9 @@ def discover_dataset(
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
-    training = _training_cases(root, match, declaration, channels)
+    training, found = _training_cases(root, match, declaration, channels, num_workers=num_workers)
     test, test_findings = _test_cases(root, match, declaration, channels)
     names = declaration.channels or _channel_names(training, channels)
-    name = only_class(training)
-    if name is not None:
-        training = tuple(as_label_map(case) for case in training)
-    found = find_labels(training, match.layout, declaration, name=name, num_workers=num_workers)
-    if found.classes:
-        training = tuple(replace_masks(case, found.classes) for case in training)
     unlabelled = sorted(
         file.path for case_id in match.images.keys() - match.labels.keys() for file in match.images[case_id]
     )
@@ -109,15 +105,30 @@ def discover_dataset(
 
 
 def _training_cases(
-    root: Path, match: Match, declaration: Declaration, channels: Sequence[str]
-) -> tuple[Case, ...]:
-    """The labelled cases, segments of DICOM SEG files as masks, each with the classes that it was annotated for."""
-    cases = (
-        _case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels) for case_id in match.paired
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, num_workers: int
+) -> tuple[tuple[Case, ...], FoundLabels]:
+    """The labelled cases, each with the classes that it was annotated for, and what is to be told apart in them.
+
+    Segments of DICOM SEG files are masks; where there is but one class, its masks are label maps.
+    """
+    cases = tuple(
+        _case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels).model_copy(
+            update={"annotated": declaration.annotated_classes.get(case_id)}
+        )
+        for case_id in match.paired
     )
-    return tuple(
-        segment_masks(case).model_copy(update={"annotated": declaration.annotated_classes.get(case.case_id)}) for case in cases
-    )
+    cases, names = resolve_segments(cases)
+    name = only_class(cases)
+    if name is not None:
+        cases = tuple(as_label_map(case) for case in cases)
+    findings: list[Finding] = []
+    if declaration.label_values is None:
+        in_tables, findings = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
+        names |= in_tables
+    found = find_labels(cases, match.layout, declaration, name=name, names=names, num_workers=num_workers)
+    if found.classes:
+        cases = tuple(replace_masks(case, found.classes) for case in cases)
+    return cases, replace(found, findings=(*findings, *found.findings))
 
 
 def describe_dataset(dataset: DatasetDescription) -> str:
@@ -498,5 +509,4 @@ def _common_ending(cases: Sequence[Case]) -> str:
     """The ending that most label files have; the first by alphabet where several are as frequent."""
     endings = Counter(image_ending(file) for case in cases for file in case.label_files[:1])
     ending = min(endings, key=lambda ending: (-endings[ending], ending))
-    # DICOM SEG is read, not written
-    return ".nii.gz" if ending in ("", ".dcm") else ending
+    return writable_ending(ending)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.datasets.case_labels import Combination, mask_combinations
-from autoseg.datasets.dataset import Case, Finding, LabelCoding, MaskFile
+from autoseg.datasets.dataset import Case, Finding, LabelCoding
 from autoseg.datasets.declaration import Declaration, LabelValues, labels_named_by_value
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import is_segmentation, read_label_map, read_segments
+from autoseg.imaging.formats import read_label_map
 from autoseg.imaging.formats.dicom import split_part
 from datasets_spec import Layout
 from planners import LabelClass, Labels
@@ -38,25 +38,6 @@ class FoundLabels:
     findings: tuple[Finding, ...] = ()
 
 
-def segment_masks(case: Case) -> Case:
-    """The case with the segments of its DICOM SEG file as masks; other cases as they are.
-
-    Segments are told apart by name; those that share one are numbered.
-    """
-    if case.label is None or not is_segmentation(Path(case.label)):
-        return case
-    segments = read_segments(Path(case.label)).segments
-    names = Counter(segment.name for segment in segments)
-    masks = tuple(
-        MaskFile(
-            label=segment.name if segment.name and names[segment.name] == 1 else f"{segment.name or 'segment'}_{segment.number}",
-            file=f"{case.label}#{segment.number}",
-        )
-        for segment in segments
-    )
-    return case.model_copy(update={"label": None, "masks": masks})
-
-
 def only_class(cases: Sequence[Case]) -> str | None:
     """The class of all masks, where there is but one and each has a file of its own: such files are label maps."""
     names = {mask.label for case in cases for mask in case.masks}
@@ -70,14 +51,21 @@ def as_label_map(case: Case) -> Case:
 
 
 def find_labels(
-    cases: Sequence[Case], layout: Layout, declaration: Declaration, *, name: str | None = None, num_workers: int
+    cases: Sequence[Case],
+    layout: Layout,
+    declaration: Declaration,
+    *,
+    name: str | None = None,
+    names: Mapping[int, str] | None = None,
+    num_workers: int,
 ) -> FoundLabels:
     """Labels of a dataset whose labelled cases are ``cases`` (one or more).
 
     Declared ones are taken as they are; of others the values are looked up in the label maps. Masks of classes are read
     to see which overlap, unless the later one wins: every combination that occurs gets an internal value, and classes
-    that share one become regions. ``name`` is that of a class without a declared one, if there is but one. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or
-    where some cases have masks and others label maps.
+    that share one become regions. ``names`` are those of values that nobody declared, ``name`` that of the class if there is
+    but one. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or where some cases have masks
+    and others label maps.
     """
     if any(case.masks for case in cases):
         found = _labels_of_masks(cases, layout, num_workers)
@@ -89,25 +77,26 @@ def find_labels(
         ))
     else:
         values = _values_in_files(cases, num_workers)
-        if name is not None and len(values.file_values) == 2:
-            values = replace(values, labels=Labels(classes=(LabelClass(name=name, values=(1,)),)))
-        found = FoundLabels(values=values)
+        if name is not None and len(values) == 1:
+            names = {values[0]: name} | dict(names or {})
+        found = FoundLabels(values=labels_named_by_value(values, names))
     return _with_unannotated(found, cases)
 
 
 # --- label maps ---
 
 
-def _values_in_files(cases: Sequence[Case], num_workers: int) -> LabelValues:
+def _values_in_files(cases: Sequence[Case], num_workers: int) -> tuple[int, ...]:
+    """All values other than 0, sorted."""
     found = run_jobs(_label_values, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
     _refuse_greys(cases, found)
-    values = {value for of_case in found for value in of_case}
-    if not values - {0}:
+    values = {value for of_case in found for value in of_case} - {0}
+    if not values:
         raise AutosegError(
             f"no label map of {Path(cases[0].label or '').parent} holds a value other than 0: there is nothing to segment; "
             "give label maps whose structures have values from 1 on"
         )
-    return labels_named_by_value(values)
+    return tuple(sorted(values))
 
 
 def _label_values(case: Case) -> Mapping[int, int]:

@@ -2,16 +2,17 @@
 
 What is read is named by a path. Most often that is a file. A DICOM series is named by its folder; where a folder holds
 several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names. A
-DICOM SEG file is one label map with the numbers of its segments; where they overlap, or where one is wanted alone,
-``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read_segments` gives all with their names and numbers. Its grid may be
-a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
+file of segments, DICOM SEG or ``.seg.nrrd``, is one label map with the numbers of its segments; where they overlap, or where
+one is wanted alone, ``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read_segments` gives all with their names and
+numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
 """
 
 from autoseg.imaging.formats.dicom import PART_MARK
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
 from autoseg.imaging.formats.header import ImageHeader
 from autoseg.imaging.formats.reading import read_header, read_label_map, read_volume
-from autoseg.imaging.formats.segments import Segment, Segmentation, is_segmentation, read_segments
+from autoseg.imaging.formats.segmentation import Segment, Segmentation, SegmentNames
+from autoseg.imaging.formats.segments import is_segmentation, list_segments, read_segments
 from autoseg.imaging.formats.series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.formats.writing import (
     prediction_ending,
@@ -25,12 +26,14 @@ __all__ = [
     "PART_MARK",
     "ImageHeader",
     "Segment",
+    "SegmentNames",
     "Segmentation",
     "SeriesName",
     "image_ending",
     "image_stem",
     "is_dicom_series",
     "is_segmentation",
+    "list_segments",
     "list_series",
     "prediction_ending",
     "read_header",

@@ -8,6 +8,7 @@ IMAGE_ENDINGS = (
     ".nii.gz",
     ".nii",
     ".nrrd",
+    ".seg.nrrd",
     ".nhdr",
     ".mha",
     ".mhd",
@@ -22,6 +23,7 @@ IMAGE_ENDINGS = (
     ".jpeg",
 )
 """Endings of single image files, lower case, with the dot. DICOM series are folders."""
+NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 NIFTI = (".nii.gz", ".nii")
 PHOTOGRAPHS = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 """Formats without a place in the world: no orientation, spacing 1; resolution tags there are rarely true."""

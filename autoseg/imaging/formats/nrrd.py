@@ -16,6 +16,7 @@ from autoseg.errors import AutosegError
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.formats.payload import read_payload
 
+MAGIC = b"NRRD"
 LONGEST_HEADER = 2**20
 TYPES = {
     "i1": ("signed char", "int8", "int8_t"),
@@ -79,20 +80,35 @@ def _parse(path: Path) -> _Nrrd:
         raise damaged(path, f"its header makes no sense ({str(error)[:200]})") from None
 
 
+def nrrd_pairs(path: Path) -> dict[str, str]:
+    """Keys and values of the header (``key:=value``), which are no fields of the format; none of a file that is no NRRD."""
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            return {}
+    content, end, _ = _head(path)
+    lines = content[:end].decode("utf-8", "replace").splitlines()[1:]
+    return {key: value for key, mark, value in (line.partition(":=") for line in lines) if mark and not key.startswith("#")}
+
+
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """Fields of the header, names in lower case, and where the voxels begin in the same file."""
+    content, end, start = _head(path)
+    fields = {}
+    for line in content[:end].decode("latin-1").splitlines()[1:]:
+        name, colon, value = line.partition(": ") if ": " in line else line.partition(":")
+        if colon and ":=" not in line and not line.startswith("#"):
+            fields[name.strip().lower()] = value.strip()
+    return fields, start
+
+
+def _head(path: Path) -> tuple[bytes, int, int]:
+    """The first bytes of a file, where its header ends in them, and where its voxels begin."""
     with open(path, "rb") as file:
         content = file.read(LONGEST_HEADER)
-    if not content.startswith(b"NRRD"):
+    if not content.startswith(MAGIC):
         raise damaged(path, "it does not begin as an NRRD file")
     end = re.search(rb"\r?\n\r?\n", content)
-    text = content[: end.start() if end else None].decode("latin-1")
-    fields = {}
-    for line in text.splitlines()[1:]:
-        name, colon, value = line.partition(": ") if ": " in line else line.partition(":")
-        if colon and not line.startswith("#") and not value.startswith("="):
-            fields[name.strip().lower()] = value.strip()
-    return fields, end.end() if end else len(content)
+    return (content, end.start(), end.end()) if end else (content, len(content), len(content))
 
 
 def _understand(path: Path, fields: Mapping[str, str], start: int) -> _Nrrd:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.dicom import is_dicom
-from autoseg.imaging.formats.endings import NIFTI, PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.endings import NIFTI, NRRD, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.gipl import check_gipl
 from autoseg.imaging.formats.header import ImageHeader, damaged
 from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_voxels
@@ -152,7 +152,7 @@ def _format(path: Path) -> _Format:
     ending = image_ending(path)
     if ending in NIFTI:
         return _Format(_nifti_header, nifti_voxels)
-    if ending in (".nrrd", ".nhdr"):
+    if ending in NRRD:
         return _Format(nrrd_header, nrrd_voxels)
     if ending in (".mha", ".mhd"):
         return _Format(metaimage_header, metaimage_voxels)

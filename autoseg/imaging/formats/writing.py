@@ -20,13 +20,15 @@ from autoseg.imaging.volume import Geometry
 from autoseg.run_folder import sync_folder, write_error
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
-WRITABLE = tuple(ending for ending in IMAGE_ENDINGS if ending not in (*LOSSY, ".dcm"))
+WRITABLE = tuple(ending for ending in IMAGE_ENDINGS if ending not in (*LOSSY, ".dcm", ".seg.nrrd"))
 
 
 def writable_ending(label_ending: str) -> str:
     """The ending itself, or the nearest one that label maps can be written with (PNG for JPEG, NIfTI for DICOM)."""
     if label_ending in LOSSY:
         return ".png"
+    if label_ending == ".seg.nrrd":
+        return ".nrrd"
     return label_ending if label_ending in WRITABLE else ".nii.gz"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -282,3 +283,36 @@ def test_series_with_labels_beside_them(real_data, tmp_path, inside, label, endi
     grid = read_header(found.training[0].images[0]).geometry
     array = read_case_labels(found.training[0], found.coding, onto=grid).array
     assert int((array == 1).sum()) == int((expected.array == 1).sum())
+
+
+def write_slicer(path: Path, array, names: dict[str, int]) -> None:
+    """A label map with segments of these names and values."""
+    image = SimpleITK.GetImageFromArray(np.asarray(array, np.uint8))
+    for number, (name, value) in enumerate(names.items()):
+        image.SetMetaData(f"Segment{number}_Name", name)
+        image.SetMetaData(f"Segment{number}_LabelValue", str(value))
+    SimpleITK.WriteImage(image, str(path))
+
+
+def test_segments_of_slicer_name_the_values_of_label_maps(tmp_path):
+    for name in ("p", "q"):
+        write(tmp_path / f"{name}.nrrd", np.ones(GRID.shape))
+        write_slicer(tmp_path / f"{name}.seg.nrrd", np.resize([0, 2, 5], GRID.shape), {"liver": 5, "spleen": 2})
+    found = discover_dataset(tmp_path)
+    assert [(label.name, found.file_values[label.values[0]]) for label in found.labels.classes] == [("spleen", 2), ("liver", 5)]
+    assert (found.classes_with_masks, found.file_ending) == ((), ".nrrd")
+    np.testing.assert_array_equal(read_file_labels(found.training[0], found.coding).array, np.resize([0, 2, 5], GRID.shape))
+
+
+def test_segments_of_slicer_are_told_by_name_where_their_values_differ(tmp_path):
+    """Slicer numbers segments in the order in which they were drawn: in one case the liver is 1, in another it is 2."""
+    for name, names in (("p", {"liver": 1, "spleen": 2}), ("q", {"spleen": 1, "liver": 2})):
+        write(tmp_path / f"{name}.nrrd", np.ones(GRID.shape))
+        write_slicer(tmp_path / f"{name}.seg.nrrd", np.resize([0, 0, 1, 2, 2], GRID.shape), names)
+    found = discover_dataset(tmp_path)
+    assert found.classes_with_masks == ("liver", "spleen")
+    volumes = [
+        [int(np.isin(read_case_labels(case, found.coding, onto=GRID).array, label.values).sum()) for label in found.labels.classes]
+        for case in found.training
+    ]
+    assert volumes == [[12, 24], [24, 12]]

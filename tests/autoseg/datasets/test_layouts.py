@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.errors import AutosegError
@@ -33,7 +34,23 @@ def write_labels(path: Path, values: Iterable[int] = (0, 1)) -> None:
     """A label map in which ``values`` follow each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     grid = grid_of(path.name)
-    write_label_map(path, np.resize(np.array(list(values)), grid.shape), grid)
+    array = np.resize(np.array(list(values)), grid.shape)
+    if path.name.endswith(".seg.nrrd"):
+        write_slicer(path, array, {f"class {value}": value for value in values if value})
+    else:
+        write_label_map(path, array, grid)
+
+
+def write_slicer(path: Path, array: np.ndarray, values: Mapping[str, int]) -> None:
+    """A label map as 3D Slicer writes it, with segments of these names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array.astype(np.uint8))
+    for number, (name, value) in enumerate(values.items()):
+        image.SetMetaData(f"Segment{number}_ID", f"Segment_{number}")
+        image.SetMetaData(f"Segment{number}_Name", name)
+        image.SetMetaData(f"Segment{number}_LabelValue", str(value))
+        image.SetMetaData(f"Segment{number}_Layer", "0")
+    SimpleITK.WriteImage(image, str(path))
 
 
 def write_folder(root: Path, *, images: Iterable[str], labels: Mapping[str, Iterable[int]] | Iterable[str]) -> Path:
@@ -71,10 +88,17 @@ FOLDERS = {
     "paired_masks": (["images/a.png", "images/b.png"], ["masks/a/cup.png", "masks/a/disc.png", "masks/b/disc.png"]),
     "class_folders": (["images/a.png", "images/b.png"], ["masks/cup/a.png", "masks/disc/a.png", "masks/disc/b.png"]),
     "flat": (["a.nii.gz", "b_image.nii.gz"], ["a_seg.nii.gz", "b-label.nii.gz"]),
+    "flat ": (["a.nrrd", "b.nrrd"], ["a.seg.nrrd", "b.seg.nrrd"]),
+    "paired_folders    ": (["images/a.nrrd", "images/b.nrrd"], ["labels/a.seg.nrrd", "labels/b.seg.nrrd"]),
+    "case_folders  ": (["a/ct.nrrd", "b/ct.nrrd"], ["a/Segmentation.seg.nrrd", "b/Segment editor.seg.nrrd"]),
     "flat_channels": (["a_0000.nii.gz", "a_0001.nii.gz"], ["a_label.nii.gz"]),
     "bids": (
         ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz"],
         ["derivatives/labels/sub-1/anat/sub-1_T1w_seg.nii.gz", "derivatives/x/sub-2/ses-1/anat/sub-2_ses-1_T1w_seg.nii.gz"],
+    ),
+    "bids_derivatives": (
+        ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_run-1_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz"],
+        ["derivatives/x/sub-1/anat/sub-1_dseg.nii.gz", "derivatives/x/sub-2/ses-1/anat/sub-2_ses-1_run-1_dseg.nii.gz"],
     ),
 }
 
@@ -116,6 +140,42 @@ def test_bids_keeps_a_patient_together_and_predicts_what_has_no_label(tmp_path):
     found = discover_dataset(tmp_path)
     assert [case.group for case in found.training] == ["sub-1", "sub-2"]
     assert [case.case_id for case in found.test] == ["sub-3_T1w"]
+
+
+BIDS_TABLES = {
+    "derivatives/dseg.tsv": "index\tname\tcolor\n0\tbackground\t#000\n1\tcord\t#00f\n7\tlesion\t#f00\n9\tnerve\t#0f0\n",
+    "derivatives/x/sub-2/desc-b_dseg.tsv": "index\tname\n1\tdisc\n",
+    "derivatives/x/sub-3_dseg.tsv": "index\tname\n1\tbone\n",
+    "derivatives/probseg.tsv": "index\tname\n1\tfat\n",
+}
+
+
+def test_classes_of_bids_have_the_names_of_their_tables(tmp_path):
+    """Tables of other subjects, descriptions and kinds of file do not count."""
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels={label: (0, 1, 7, 8) for label in labels})
+    for name, content in BIDS_TABLES.items():
+        (tmp_path / name).write_text(content)
+    found = discover_dataset(tmp_path)
+    assert [(each.name, found.file_values[each.values[0]]) for each in found.labels.classes] == [
+        ("cord", 1), ("lesion", 7), ("label_8", 8)]
+    assert [case.group for case in found.training] == ["sub-1", "sub-2"]
+    assert found.channels == ("T1w",)
+
+
+def test_bids_tables_that_disagree_are_an_error_and_broken_ones_a_warning(tmp_path):
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels=labels)
+    (tmp_path / "derivatives/x/sub-1/anat/sub-1_dseg.tsv").write_text("index\tname\n1\tcord\n")
+    (tmp_path / "derivatives/x/dseg.tsv").write_text("index\tname\n1\tcanal\n")
+    (finding,) = discover_dataset(tmp_path).findings
+    assert (finding.severity, Path(finding.where).name) == ("error", "sub-1_dseg.tsv")
+    assert "value 1 is cord, but canal in" in finding.found
+    (tmp_path / "derivatives/x/dseg.tsv").write_text("number,name\n1,canal\n")
+    found = discover_dataset(tmp_path)
+    assert [(f.severity, Path(f.where).name) for f in found.findings] == [("warning", "dseg.tsv")]
+    assert "no column index" in found.findings[0].found
+    assert [each.name for each in found.labels.classes] == ["cord"]
 
 
 def test_ambiguous_folder_is_told_with_the_way_out(tmp_path):
