@@ -241,9 +241,8 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
     volume = read_volume(case.image_paths)
     labels = None
     if case.is_labelled:
-        onto = None if plan.strict_reference else volume.geometry
         try:
-            labels = read_case_labels(case, dataset.coding, onto=onto).array
+            labels = read_case_labels(case, dataset.coding, onto=volume.geometry).array
         except AutosegError as error:
             raise AutosegError(_naming(Path(case.label_files[0]), error)) from error
     try:
