@@ -133,6 +133,7 @@ OPTIONS = {
         "--preset", "--skip-bad", "--spec", "--strict-reference", "--target-spacing", "--workers",
     ],
     "submit": ["--as", "--out"],
+    "bundle": [],
     "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
         "--layout", "--memory-gb", "--out", "--preset", "--skip-bad", "--spec", "--strict-reference", "--work", "--workers",

@@ -24,6 +24,7 @@ for command in (
     dataset_commands.check,
     dataset_commands.plan,
     model_commands.submit,
+    model_commands.bundle,
     dataset_commands.fingerprint,
     dataset_commands.preprocess,
     run_commands.train,

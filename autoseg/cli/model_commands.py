@@ -1,4 +1,4 @@
-"""Commands that use a finished model or its predictions: predict, evaluate, submit."""
+"""Commands that use a finished model or its predictions: predict, evaluate, submit, bundle."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SubmissionKind(StrEnum):
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run folder of a finished run.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Run folder of a finished run, or a bundle file.", show_default=False)],
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False)
     ],
@@ -87,6 +87,16 @@ def evaluate(
     write_summary(path, summary)
     typer.echo(format_table(summary))
     typer.echo(f"All scores: {path}")
+
+
+def bundle(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
+) -> None:
+    """Pack the model of a run into one file that `autoseg predict` takes on any machine; it tells nothing of the cases."""
+    from autoseg.pipeline.bundling import bundle_run
+
+    typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 def submit(

@@ -43,6 +43,12 @@ def fast_precision(device: torch.device) -> Precision:
     return "float32"
 
 
+def usable_precision(precision: Precision, device: torch.device) -> Precision:
+    """The precision that a model was trained in, or float32 where ``device`` would only emulate it: models travel."""
+    halved_on_gpu = device.type == "cuda" and precision == "float16"
+    return precision if halved_on_gpu or precision == fast_precision(device) else "float32"
+
+
 def describe_device(device: torch.device, *, num_threads: int) -> str:
     """``CPU, 2 threads`` or the GPU's name."""
     if device.type == "cuda":

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.evaluation.selection import Selection
+from autoseg.execution.device import usable_precision
+from autoseg.inference.bundle import open_bundle
+from autoseg.inference.model_files import ModelFiles, open_run
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import load_weights
-from autoseg.run_folder import RunFolder, load_document
-from planners import Configuration, Plan, Schedule, Training, with_width
+from autoseg.networks.weights import fill_network, load_weights
+from planners import Configuration, Plan, Training, with_width
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What prediction needs of a run."""
+    """What prediction needs of a run or bundle."""
 
     dataset: DatasetDescription
     plan: Plan
@@ -47,62 +47,54 @@ class Model:
 
 
 def load_model(path: Path, *, device: torch.device) -> Model:
-    """The model of a finished run folder. Loading runs no code from the files.
+    """The model of a finished run folder or of a bundle. Loading runs no code from the files.
 
-    Raises `AutosegError` for a folder that is no run, or whose run has not come to its end.
+    Raises `AutosegError` for what is neither, for a run that has not come to its end, and for damaged files.
     """
-    if not path.is_dir():
-        raise AutosegError(f"{path} is no folder; give the folder that autoseg run wrote (its --out)")
-    run = RunFolder(path)
-    needed = (run.dataset, run.plan, run.schedule, run.selection)
-    missing = [file.name for file in needed if not file.is_file()]
-    if len(missing) == len(needed):
-        raise AutosegError(f"{path} is no run folder: it has none of {', '.join(missing)}; give the --out of autoseg run")
-    if missing:
-        raise AutosegError(f"{path}: {', '.join(missing)} is missing; the run is not finished: repeat autoseg run --out {path}")
-    plan = load_document(Plan, run.plan)
-    schedule = load_document(Schedule, run.schedule)
-    selection = load_document(Selection, run.selection)
-    members = tuple(
-        load_member(run, plan, schedule.training(name), selection.folds, device=device) for name in selection.members
-    )
+    files = open_model(path)
+    about = files.description
     return Model(
-        dataset=load_document(DatasetDescription, run.dataset),
-        plan=plan,
-        selection=selection,
-        members=members,
+        dataset=about.dataset,
+        plan=about.plan,
+        selection=about.selection,
+        members=tuple(load_member(files, name, device=device) for name in about.selection.members),
         device=device,
-        key=_model_key(run, selection),
+        key=files.key,
     )
 
 
-def load_member(
-    run: RunFolder, plan: Plan, training: Training, folds: tuple[int, ...], *, device: torch.device
-) -> Member:
+def open_model(path: Path) -> ModelFiles:
+    """The files of a model: a folder is taken for a run, a file for a bundle. Weights are not read yet."""
+    if path.is_dir():
+        return open_run(path)
+    if path.is_file():
+        return open_bundle(path)
+    raise AutosegError(f"{path} does not exist; give the folder that autoseg run wrote (its --out), or a bundle file")
+
+
+def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member:
     """The final networks of one configuration's folds."""
-    configuration = plan.configuration(training.configuration)
-    networks = tuple(
-        load_network(run.fold(configuration.name, fold) / "final.safetensors", configuration, training, device=device)
-        for fold in folds
-    )
+    about = files.description
+    configuration, training = about.plan.configuration(name), about.training(name)
+    training = training.model_copy(update={"precision": usable_precision(training.precision, device)})
+    networks = tuple(open_member_network(files, name, fold).to(device).eval() for fold in about.selection.folds)
     return Member(configuration=configuration, training=training, networks=networks)
+
+
+def open_member_network(files: ModelFiles, name: str, fold: int) -> nn.Module:
+    """The network of one fold, on the CPU. Raises `AutosegError` for weights that are damaged or of another network."""
+    about = files.description
+    network = _bare_network(about.plan.configuration(name), about.training(name))
+    fill_network(network, files.weights(name, fold), where=files.where(name, fold))
+    return network
 
 
 def load_network(weights: Path, configuration: Configuration, training: Training, *, device: torch.device) -> nn.Module:
     """One network with trained weights, in evaluation mode."""
-    network = build_network(with_width(configuration.network, training.base_features), seed=None)
+    network = _bare_network(configuration, training)
     load_weights(weights, network)
     return network.to(device).eval()
 
 
-def _model_key(run: RunFolder, selection: Selection) -> str:
-    digest = sha256(repr((selection.members, selection.folds, selection.postprocessing)).encode())
-    for member in selection.members:
-        for fold in selection.folds:
-            path = run.fold(member, fold) / "final.safetensors"
-            try:
-                with safe_open(path, framework="pt") as file:
-                    digest.update(str((file.metadata() or {}).get("key", "")).encode())
-            except (SafetensorError, OSError) as error:
-                raise AutosegError(f"{path} holds no readable weights ({error}); train the fold again, or restore it") from error
-    return digest.hexdigest()
+def _bare_network(configuration: Configuration, training: Training) -> nn.Module:
+    return build_network(with_width(configuration.network, training.base_features), seed=None)

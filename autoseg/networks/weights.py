@@ -2,21 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
 from autoseg.run_folder import atomic_write
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], *, key: str) -> None:
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, key: str) -> None:
     """Write weights atomically; ``key`` says what they were trained from."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     with atomic_write(path) as file:
-        file.write(save(contiguous, metadata={"key": key}))
+        file.write(pack_weights(weights, key=key))
+
+
+def pack_weights(weights: Mapping[str, Tensor], *, key: str) -> bytes:
+    """The content of a safetensors file with these weights."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    return save(contiguous, metadata={"key": key})
+
+
+def unpack_weights(content: bytes, *, where: str) -> dict[str, Tensor]:
+    """The weights in the content of a safetensors file, which ``where`` names. Raises `AutosegError` for anything else."""
+    try:
+        return load(content)
+    except SafetensorError as error:
+        raise AutosegError(f"{where} holds no readable weights ({error}); fetch the file again, or make it anew") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a safetensors file. Raises `AutosegError` where it is missing or damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise AutosegError(f"{path} is missing; the fold was not trained to its end: run it again") from error
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def read_key(path: Path) -> str:
+    """What the weights in a safetensors file were trained from; raises `AutosegError` as `read_weights` does."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get("key", ""))
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> AutosegError:
+    """What to say of damaged weights."""
+    return AutosegError(f"{path} holds no readable weights ({error}); train the fold again, or restore it")
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -24,18 +62,17 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
     Raises `AutosegError` where the file is missing, damaged, or made for another network.
     """
-    try:
-        weights = load_file(path)
-    except FileNotFoundError as error:
-        raise AutosegError(f"{path} is missing; the fold was not trained to its end: run it again") from error
-    except (SafetensorError, OSError) as error:
-        raise AutosegError(f"{path} holds no readable weights ({error}); train the fold again, or restore it") from error
+    fill_network(network, read_weights(path), where=str(path))
+
+
+def fill_network(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
+    """Give ``network`` weights that ``where`` holds. Raises `AutosegError` where they were made for another network."""
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         raise AutosegError(
-            f"{path} was made for another network: {len(wrong)} tensors differ, the first is {wrong[0]!r} "
+            f"{where} was made for another network: {len(wrong)} tensors differ, the first is {wrong[0]!r} "
             f"(plan {expected.get(wrong[0])}, file {found.get(wrong[0])}); use the plan it was trained with"
         )
     network.load_state_dict(weights)

@@ -112,6 +112,11 @@ def test_predict_evaluate_and_submit(job, tmp_path) -> None:
     autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", "--device", "cpu")
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
 
+    bundle, again = tmp_path / "model.zip", tmp_path / "predictions_of_the_bundle"
+    assert "MB" in autoseg("bundle", run, bundle).stdout
+    autoseg("predict", bundle, dataset / "imagesTs" / names[0], again, "--device", "cpu")
+    assert (again / names[0]).read_bytes() == (run / "predictions" / names[0]).read_bytes()
+
     done = autoseg("evaluate", out, dataset / "labelsTs")
     assert "bean" in done.stdout  # predictions know what their values mean
     assert (out / "summary.json").exists()
