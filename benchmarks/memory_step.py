@@ -68,7 +68,7 @@ def measure(job: dict[str, object], zero: int) -> dict[str, object]:
     zero = 0 if device == "cuda" else zero
     for _ in range(int(str(job["steps"]))):
         reset_peak(device)
-        loss = train_step(parts, images, values, 1e-3)
+        loss = train_step(parts, images, values, 1e-3).loss
         peaks.append(peak_bytes(device) - zero)
         after.append(current_bytes(device) - zero)
     return {"imported": imported, "peaks": peaks, "after": after, "loss": loss}

@@ -5,8 +5,8 @@ Crops are read, and in training drawn at random, by workers; they are augmented 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_pa
 from autoseg.training.patches import OUTSIDE_LABEL, PatchSource, crop_size, cut, draw_patch, is_forced
 from autoseg.training.randomness import generator
 
+SOUGHT_SHARE = 1 / 3
+"""Of all samples, drawn around classes that are sought."""
 Batch = tuple[Tensor, Tensor]
 """float32 (N, C, patch...) and int64 (N, patch...)."""
 
@@ -55,14 +57,29 @@ class BatchSource(Dataset[list[Crop]]):
     fold: int
     purpose: str
     """``training`` or ``validation``; keeps their draws apart. Validation patches are never augmented."""
+    sought: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Classes to draw more patches around, each with the numbers of the cases that show it; others are drawn as without."""
 
     def __getitem__(self, step: int) -> list[Crop]:
         return [self.sample(step, i) for i in range(self.batch_size)]
 
+    def choose(self, step: int, index: int) -> tuple[np.random.Generator, int, str | None]:
+        """The generator of a sample's place, the number of its case, and the class that is sought there, if any is."""
+        rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
+        number = int(rng.integers(len(self.cases)))
+        if not self.sought:
+            return rng, number, None
+        seeking = generator(self.seed, self.configuration, self.fold, step, index, "sought")
+        if seeking.random() >= SOUGHT_SHARE:
+            return rng, number, None
+        name = sorted(self.sought)[int(seeking.integers(len(self.sought)))]
+        return rng, self.sought[name][int(seeking.integers(len(self.sought[name])))], name
+
     def sample(self, step: int, index: int) -> Crop:
         """One crop: larger than the patch where it will be turned or scaled."""
-        rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
-        case = self.cases[int(rng.integers(len(self.cases)))]
+        rng, number, sought = self.choose(step, index)
+        case = self.cases[number]
+        locations = case.locations
         changes = Parameters()
         if self.purpose == "training":
             draws = generator(self.seed, self.configuration, self.fold, step, index, "augmentation")
@@ -77,8 +94,9 @@ class BatchSource(Dataset[list[Crop]]):
             case.labels.shape,
             patch=(*flat, *patch),
             crop=(*flat, *crop),
-            locations=case.locations,
-            forced=is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
+            locations=locations if sought is None else {sought: locations[sought]},
+            forced=sought is not None
+            or is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
         )
         image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
         labels = cut(case.labels, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)

@@ -36,6 +36,10 @@ class Checkpoint:
     moving_average: float | None
     epoch_losses: list[float]
     """Losses of the epoch that is not finished yet."""
+    good: dict[str, Tensor]
+    """Weights that a restart goes back to."""
+    learning: dict[str, Any]
+    """The fold's `Learning` in plain values."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
-from autoseg.run_folder import write_text
+from autoseg.run_folder import save_document, write_text
+from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
-from autoseg.training.batches import BatchSource, finish, load_batches
+from autoseg.training.batches import BatchSource, load_batches
+from autoseg.training.care import Care, FoldState, after_epoch, after_skip, cases_showing, note
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
-from autoseg.training.loop import Parts, StepRecord, make_parts, run_network, train
-from autoseg.training.losses import make_loss, region_table
+from autoseg.training.health import is_good, never_found
+from autoseg.training.history import EpochRecord, history_text, read_history
+from autoseg.training.learning import Learning, Remark
+from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train
+from autoseg.training.losses import make_loss
+from autoseg.training.online_validation import NO_LOOK, Look, look
 from autoseg.training.patches import PatchSource
-from planners import Configuration, Labels, Plan, Training, with_width
+from autoseg.training.trial import find_micro_batch, refuse_for_memory
+from planners import Configuration, Plan, Training, with_width
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_INTERVAL_S = 45.0
@@ -50,23 +54,11 @@ class FoldTask:
     device: torch.device
     num_workers: int = 0
     """Processes that make batches."""
+    most_workers: int = 0
+    """So many where the device has to wait for batches."""
+    case_ids: Sequence[str] = ()
+    """Names of the training cases, for messages."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
-
-
-@dataclass(slots=True)
-class FoldState:
-    """What changes during a training besides weights."""
-
-    history: list[dict[str, object]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-    durations: list[float] = field(default_factory=list)
-    pseudo_dice: float | None = None
-    """Of the last epoch, mean over classes."""
-    moving_average: float | None = None
-    best_score: float = -math.inf
-    best: dict[str, Tensor] = field(default_factory=dict)
-    last_saved: float = field(default_factory=time.monotonic)
 
 
 def make_network(configuration: Configuration, training: Training, *, seed: int | None) -> nn.Module:
@@ -86,9 +78,9 @@ def configuration_recipe(configuration: Configuration, training: Training) -> Re
     )
 
 
-def batch_source(task: FoldTask, *, purpose: str) -> BatchSource:
-    """The task's batches for ``training`` or ``validation``."""
-    return BatchSource(
+def batch_source(task: FoldTask, *, purpose: str, sought: Sequence[str] = ()) -> BatchSource:
+    """The task's batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``."""
+    source = BatchSource(
         cases=task.training_cases if purpose == "training" else task.validation_cases,
         recipe=configuration_recipe(task.configuration, task.training),
         batch_size=task.training.batch_size,
@@ -98,6 +90,7 @@ def batch_source(task: FoldTask, *, purpose: str) -> BatchSource:
         fold=task.fold,
         purpose=purpose,
     )
+    return replace(source, sought=cases_showing(source, sought)) if sought else source
 
 
 def train_fold(
@@ -109,65 +102,113 @@ def train_fold(
 ) -> None:
     """Train to the schedule's last step, or go on from the checkpoint in the task's folder.
 
-    Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``
-    and ``checkpoint.pt``. ``say`` is told of damaged checkpoints. Where ``should_stop`` says so after a step, that step is
-    saved and `KeyboardInterrupt` raised. Raises `AutosegError` when the loss stops being a number.
+    Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
+    ``learning.json`` and ``checkpoint.pt``. ``say`` is told of damaged checkpoints, and once of each thing that goes wrong.
+    Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `AutosegError` where
+    memory is not enough for a single sample, and where the loss stops being a number and nothing mends it.
     """
-    network = make_network(task.configuration, task.training, seed=task.seed + task.fold)
-    loss = make_loss(task.configuration.loss, task.plan.labels)
-    parts = make_parts(network, loss, task.training, task.device)
-    state = FoldState()
-    first = _resume(task, parts, state, say)
-    tracker.advance(first)
-    steps = range(first, task.training.num_steps)
-    batches = load_batches(
-        batch_source(task, purpose="training"),
-        steps,
+    checkpoint = _latest_checkpoint(task, say)
+    state = FoldState(
+        learning=_first_learning(task) if checkpoint is None else Learning.model_validate(checkpoint.learning),
+        control=Control(micro_batch_size=task.training.batch_size),
+        good={},
         num_workers=task.num_workers,
-        device=task.device,
     )
+    care = _make_care(task, say)
+    _fit_into_memory(task, care, state, step=0 if checkpoint is None else checkpoint.step)
+    parts = make_fold_parts(task)
+    if checkpoint is None:
+        state.good = copy_weights(parts.network)
+    else:
+        _restore(task, parts, state, checkpoint)
+    done = 0 if checkpoint is None else checkpoint.step
+    tracker.advance(done)
 
     def after_step(record: StepRecord) -> None:
-        _refuse_nan(task, record)
-        state.losses.append(record.loss)
+        if record.skipped:
+            after_skip(care, parts, state, record)
+        else:
+            state.losses.append(record.loss)
         state.waits.append(record.wait_s)
         state.durations.append(record.duration_s)
-        done = record.step + 1
-        if done % task.training.steps_per_epoch == 0 or done == task.training.num_steps:
-            _finish_epoch(task, parts, state, record)
+        finished = record.step + 1
+        if finished % task.training.steps_per_epoch == 0 or finished == task.training.num_steps:
+            _finish_epoch(task, care, parts, state, record)
         stopping = should_stop()
         if stopping or time.monotonic() - state.last_saved > task.checkpoint_interval_s:
-            _save(task, parts, state, done)
+            _save(task, parts, state, finished)
         if stopping:
             raise KeyboardInterrupt
         tracker.advance(note=f"loss {record.loss:.2f}{_describe_score(state)}")
 
-    train(parts, batches, steps, listeners=(after_step,))
+    while done < task.training.num_steps:
+        steps = range(done, task.training.num_steps)
+        source = batch_source(task, purpose="training", sought=state.learning.sought)
+        batches = load_batches(source, steps, num_workers=state.num_workers, device=task.device)
+        done = train(
+            parts,
+            batches,
+            steps,
+            control=state.control,
+            listeners=(after_step,),
+            relieve=lambda step: _relieve(task, care, parts, state, step),
+        )
+    for remark in never_found(state.history):
+        note(care, state, remark)
     _save(task, parts, state, task.training.num_steps)
+    save_document(task.folder / "learning.json", state.learning)
     weights = parts.network.state_dict()
     save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
     save_weights(task.folder / "final.safetensors", weights, key=task.key)
 
 
-def _resume(task: FoldTask, parts: Parts, state: FoldState, say: Callable[[str], None]) -> int:
-    """Restore the newest readable checkpoint of this very training; returns the steps done."""
+def make_fold_parts(task: FoldTask) -> Parts:
+    """The task's network as it begins, with loss and optimiser."""
+    network = make_network(task.configuration, task.training, seed=task.seed + task.fold)
+    loss, labels = task.configuration.loss, task.plan.labels
+    separable = is_mean_over_samples(loss, labels)
+    return make_parts(network, make_loss(loss, labels), task.training, task.device, separable=separable)
+
+
+def copy_weights(network: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights in main memory."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+
+
+def _make_care(task: FoldTask, say: Callable[[str], None]) -> Care:
+    return Care(
+        where=f"{task.configuration.name}, fold {task.fold}",
+        num_epochs=-(-task.training.num_steps // task.training.steps_per_epoch),
+        steps_per_epoch=task.training.steps_per_epoch,
+        source=batch_source(task, purpose="training"),
+        case_ids=task.case_ids,
+        most_workers=task.most_workers,
+        say=say,
+    )
+
+
+def _first_learning(task: FoldTask) -> Learning:
+    return Learning(key=task.key, batch_size=task.training.batch_size, micro_batch_size=task.training.batch_size)
+
+
+def _latest_checkpoint(task: FoldTask, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest readable checkpoint of this very training; damaged ones and those of other trainings are said."""
     checkpoint, damage = load_latest(task.folder / "checkpoint.pt", key=task.key)
     for line in damage:
         fallback = f"the one of step {checkpoint.step} is used" if checkpoint else "the fold starts anew"
         say(f"{line}; {fallback}")
-    if checkpoint is None:
-        return 0
+    return checkpoint
+
+
+def _restore(task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoint) -> None:
     parts.network.load_state_dict(checkpoint.network)
     parts.optimiser.load_state_dict(checkpoint.optimiser)
     parts.scaler.load_state_dict(checkpoint.scaler)
-    state.best, state.best_score = checkpoint.best, checkpoint.best_score
+    state.good, state.best, state.best_score = checkpoint.good, checkpoint.best, checkpoint.best_score
     state.moving_average = checkpoint.moving_average
     state.losses = list(checkpoint.epoch_losses)
-    history = task.folder / "history.jsonl"
-    if history.exists():
-        lines = [json.loads(line) for line in history.read_text().splitlines()]
-        state.history = [line for line in lines if line["step"] <= checkpoint.step]
-    return checkpoint.step
+    state.control.rate_factor = state.learning.rate_factor
+    state.history = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
 
 
 def _save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
@@ -181,94 +222,89 @@ def _save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
         best_score=state.best_score,
         moving_average=state.moving_average,
         epoch_losses=list(state.losses),
+        good=state.good,
+        learning=state.learning.model_dump(),
     )
-    write_text(task.folder / "history.jsonl", "".join(json.dumps(line) + "\n" for line in state.history))
+    write_text(task.folder / "history.jsonl", history_text(state.history))
     save_checkpoint(task.folder / "checkpoint.pt", checkpoint)
     state.last_saved = time.monotonic()
 
 
-def _refuse_nan(task: FoldTask, record: StepRecord) -> None:
-    if not math.isfinite(record.loss):
-        raise AutosegError(
-            f"{task.configuration.name}, fold {task.fold}: the loss became {record.loss} at step {record.step + 1}; "
-            f"the last good state is {task.folder / 'checkpoint.pt'}. Look for extreme intensities "
-            "with autoseg check, then run again; it goes on from there"
-        )
-
-
-def _finish_epoch(task: FoldTask, parts: Parts, state: FoldState, record: StepRecord) -> None:
-    """Pseudo-Dice, its moving average, the best weights, and one line of history."""
-    epoch = len(state.history)
-    scores = pseudo_dice(task, parts, epoch)
-    known = [score for score in scores.values() if score is not None]
-    if known:
-        current = state.pseudo_dice = sum(known) / len(known)
-        before = state.moving_average
-        state.moving_average = (
-            current if before is None else MOVING_AVERAGE_SHARE * before + (1 - MOVING_AVERAGE_SHARE) * current
-        )
-        if state.moving_average > state.best_score:
-            state.best_score = state.moving_average
-            state.best = {name: tensor.detach().cpu().clone() for name, tensor in parts.network.state_dict().items()}
-    duration = sum(state.durations)
-    state.history.append(
-        {
-            "epoch": epoch,
-            "step": record.step + 1,
-            "loss": sum(state.losses) / len(state.losses) if state.losses else None,
-            "pseudo_dice": scores,
-            "moving_average": state.moving_average,
-            "learning_rate": record.learning_rate,
-            "seconds": duration,
-            "wait_share": sum(state.waits) / duration if duration else 0.0,
-        }
+def _fit_into_memory(task: FoldTask, care: Care, state: FoldState, *, step: int) -> None:
+    """Try a step before the first one, and take as much of the batch at once as memory allows."""
+    before = state.learning.micro_batch_size
+    size = find_micro_batch(
+        task.plan, task.configuration, task.training, task.device, lambda: make_fold_parts(task), most=before
     )
-    state.losses.clear()
-    state.waits.clear()
-    state.durations.clear()
+    if size is None:
+        raise refuse_for_memory(task.plan, task.configuration, task.training, task.device)
+    _take_pieces(task, care, state, step, size)
 
 
-def pseudo_dice(task: FoldTask, parts: Parts, epoch: int) -> dict[str, float | None]:
-    """Dice per class over some patches of the validation cases, counts summed first (method section 7.6).
+def _relieve(task: FoldTask, care: Care, parts: Parts, state: FoldState, step: int) -> None:
+    """A step ran out of memory that was there when the training began: smaller pieces, or a saved end."""
+    if state.control.micro_batch_size == 1:
+        _save(task, parts, state, step)
+        raise refuse_for_memory(task.plan, task.configuration, task.training, task.device)
+    _take_pieces(task, care, state, step, -(-state.control.micro_batch_size // 2))
 
-    None for a class that neither occurs nor is predicted; empty where the fold has no validation cases.
-    """
-    if not task.validation_cases or not task.training.validation_batches:
-        return {}
-    source = batch_source(task, purpose="validation")
+
+def _take_pieces(task: FoldTask, care: Care, state: FoldState, step: int, size: int) -> None:
+    state.control.micro_batch_size = size
+    if size == state.learning.micro_batch_size:
+        return
+    state.learning = state.learning.model_copy(update={"micro_batch_size": size})
+    batch = task.training.batch_size
+    separable = is_mean_over_samples(task.configuration.loss, task.plan.labels)
+    price = "" if separable else ", each twice, since the loss is one of the whole batch"
+    measure = f"{size} at a time are computed{price}; the gradient stays that of the whole batch, and steps take longer"
+    found = f"memory is not enough for a batch of {batch} samples at once"
+    note(care, state, Remark(kind="memory", step=step, about=f"{size} at a time", found=found, measure=measure))
+
+
+def _finish_epoch(task: FoldTask, care: Care, parts: Parts, state: FoldState, record: StepRecord) -> None:
+    """One line of history with the pseudo-Dice, the best and the last good weights, and what went wrong."""
+    epoch = len(state.history)
+    seen = _look(task, parts, epoch, state.control.micro_batch_size)
+    duration = sum(state.durations)
+    start = record.step - record.step % task.training.steps_per_epoch
+    line = EpochRecord(
+        epoch=epoch,
+        step=record.step + 1,
+        loss=sum(state.losses) / len(state.losses) if state.losses else None,
+        pseudo_dice=seen.pseudo_dice,
+        moving_average=state.moving_average,
+        learning_rate=record.learning_rate,
+        seconds=duration,
+        wait_share=sum(state.waits) / duration if duration else 0.0,
+        validation_loss=seen.loss,
+        skipped=sum(step >= start for step in state.learning.skipped_steps),
+    )
+    weights = copy_weights(parts.network)
+    if line.mean_dice is not None:
+        before, share = state.moving_average, MOVING_AVERAGE_SHARE
+        average = line.mean_dice if before is None else share * before + (1 - share) * line.mean_dice
+        state.moving_average, line = average, replace(line, moving_average=average)
+        if average > state.best_score:
+            state.best_score, state.best = average, weights
+    state.history.append(line)
+    if is_good(state.history):
+        state.good = weights
+    for measured in (state.losses, state.waits, state.durations):
+        measured.clear()
+    after_epoch(care, parts, state, record)
+
+
+def _look(task: FoldTask, parts: Parts, epoch: int, micro_batch_size: int) -> Look:
+    """What the validation patches of an epoch tell."""
     count = task.training.validation_batches
-    labels = task.plan.labels
-    totals = torch.zeros(3, len(labels.classes), dtype=torch.float64)
-    parts.network.eval()
-    with torch.inference_mode():
-        for step in range(epoch * count, (epoch + 1) * count):
-            images, target = finish(source[step], source.recipe, task.device)
-            logits = run_network(parts.network, images, task.training.precision)
-            if isinstance(logits, list):
-                logits = logits[0]
-            totals += class_counts(logits.float().cpu(), target.cpu(), labels)
-    parts.network.train()
-    hits, predicted, present = totals.tolist()
-    return {
-        label.name: 2 * h / (p + r) if p + r else None
-        for label, h, p, r in zip(labels.classes, hits, predicted, present, strict=True)
-    }
-
-
-def class_counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
-    """Voxels hit, predicted and present per class, float64 (3, classes); ignored voxels left out.
-
-    ``logits`` (N, K, ...), ``target`` int64 (N, ...).
-    """
-    table = region_table(labels).bool()
-    truth = table[target].movedim(-1, 1)
-    guess = logits > 0 if labels.has_regions else table[logits.argmax(1)].movedim(-1, 1)
-    if labels.ignore is not None:
-        valid = (target != labels.ignore).unsqueeze(1)
-        truth, guess = truth & valid, guess & valid
-    axes = (0, *range(2, logits.ndim))
-    return torch.stack([(truth & guess).sum(axes), guess.sum(axes), truth.sum(axes)]).double()
+    if not task.validation_cases or not count:
+        return NO_LOOK
+    steps = range(epoch * count, (epoch + 1) * count)
+    source = batch_source(task, purpose="validation")
+    return look(parts, source, task.plan.labels, steps, micro_batch_size=micro_batch_size)
 
 
 def _describe_score(state: FoldState) -> str:
-    return "" if state.pseudo_dice is None else f", validation Dice about {state.pseudo_dice:.2f}"
+    dice = state.history[-1].mean_dice if state.history else None
+    return "" if dice is None else f", validation Dice about {dice:.2f}"

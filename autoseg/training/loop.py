@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.training.accumulation import accumulate
 from autoseg.training.batches import Batch
 from autoseg.training.losses import LossFunction, supervise_deeply
+from autoseg.training.memory import is_out_of_memory, release_memory
 from planners import Training, learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -28,6 +32,20 @@ class StepRecord:
     """Seconds spent waiting for the batch."""
     duration_s: float
     """Of the whole step, waiting included."""
+    skipped: bool = False
+    """Loss or gradient was no finite number; weights stayed as they were."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Control:
+    """What may change from step to step."""
+
+    micro_batch_size: int
+    """Samples that are computed at once; the gradient is that of the whole batch."""
+    rate_factor: float = 1.0
+    """Of the schedule's learning rate."""
+    new_batches: bool = False
+    """Set by a listener: the batches to come were drawn by rules that no longer hold, so `train` ends after this step."""
 
 
 Listener = Callable[[StepRecord], None]
@@ -43,9 +61,21 @@ class Parts:
     loss: LossFunction
     training: Training
     device: torch.device
+    separable: bool = False
+    """The loss of a batch is the mean of its samples' losses."""
 
 
-def make_parts(network: nn.Module, loss: LossFunction, training: Training, device: torch.device) -> Parts:
+class StepOutcome(NamedTuple):
+    """What a step did."""
+
+    loss: float
+    applied: bool
+    """False: loss or gradient was no finite number, so weights stayed as they were."""
+
+
+def make_parts(
+    network: nn.Module, loss: LossFunction, training: Training, device: torch.device, *, separable: bool = False
+) -> Parts:
     """The network on its device with optimiser and gradient scaler (which acts in float16 only)."""
     network = network.to(device)
     if device.type == "cuda":
@@ -59,6 +89,7 @@ def make_parts(network: nn.Module, loss: LossFunction, training: Training, devic
         loss=loss,
         training=training,
         device=device,
+        separable=separable,
     )
 
 
@@ -78,48 +109,103 @@ def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimi
 
 
 def train(
-    parts: Parts, batches: Iterable[Batch], steps: Sequence[int], *, listeners: Sequence[Listener]
-) -> None:
-    """Do ``steps`` with one batch each, and tell every listener after each of them."""
+    parts: Parts,
+    batches: Iterable[Batch],
+    steps: Sequence[int],
+    *,
+    control: Control,
+    listeners: Sequence[Listener],
+    relieve: Callable[[int], None],
+) -> int:
+    """Do ``steps`` with one batch each, and tell every listener after each of them; returns the steps done in all.
+
+    Ends early where a listener asks for new batches. A step that runs out of memory is done again after ``relieve``,
+    which is told its number and takes smaller pieces or raises.
+    """
     parts.network.train()
     source = iter(batches)
     for step in steps:
         started = time.perf_counter()
         images, labels = next(source)
         waited = time.perf_counter() - started
-        rate = learning_rate(parts.training, step)
-        loss = train_step(parts, images, labels, rate)
+        rate = learning_rate(parts.training, step) * control.rate_factor
+        outcome = None
+        while outcome is None:
+            outcome = _try_step(parts, images, labels, rate, control.micro_batch_size)
+            if outcome is None:
+                relieve(step)
         record = StepRecord(
             step=step,
-            loss=loss,
+            loss=outcome.loss,
             learning_rate=rate,
             wait_s=waited,
             duration_s=time.perf_counter() - started,
+            skipped=not outcome.applied,
         )
         for listen in listeners:
             listen(record)
+        if control.new_batches:
+            control.new_batches = False
+            return step + 1
+    return steps[-1] + 1 if steps else 0
 
 
-def train_step(parts: Parts, images: Tensor, labels: Tensor, rate: float) -> float:
-    """Forward, backward, clipped update at learning rate ``rate``; returns the loss.
+def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> StepOutcome | None:
+    """A step; None where memory was not enough, with all given back that the attempt took."""
+    try:
+        return train_step(parts, images, labels, rate, micro_batch_size=size)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    parts.optimiser.zero_grad(set_to_none=True)
+    release_memory(parts.device)
+    return None
 
-    ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values.
+
+def train_step(
+    parts: Parts, images: Tensor, labels: Tensor, rate: float, *, micro_batch_size: int | None = None
+) -> StepOutcome:
+    """Forward, backward, clipped update at learning rate ``rate``.
+
+    ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values. ``micro_batch_size``
+    samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is no finite
+    number, nothing is updated; in float16 an overflow of the gradient is the scaler's business and no cause for alarm.
     """
     for group in parts.optimiser.param_groups:
         group["lr"] = rate
     images = images.to(parts.device, non_blocking=True)
     labels = labels.to(parts.device, non_blocking=True)
-    logits = run_network(parts.network, images, parts.training.precision)
-    if isinstance(logits, Tensor):
-        logits = [logits]
-    loss = supervise_deeply(parts.loss, logits, labels)
-    parts.optimiser.zero_grad(set_to_none=True)
-    parts.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    loss = compute_gradient(parts, images, labels, min(micro_batch_size or len(images), len(images)))
     parts.scaler.unscale_(parts.optimiser)
-    nn.utils.clip_grad_norm_(parts.network.parameters(), parts.training.gradient_clip)
-    parts.scaler.step(parts.optimiser)
-    parts.scaler.update()
-    return float(loss.detach())
+    norm = nn.utils.clip_grad_norm_(parts.network.parameters(), parts.training.gradient_clip)
+    value = float(loss)
+    finite = math.isfinite(value) and (parts.scaler.is_enabled() or math.isfinite(float(norm)))
+    if finite or parts.scaler.is_enabled():  # the scaler steps over what is not finite by itself
+        parts.scaler.step(parts.optimiser)
+        parts.scaler.update()
+    return StepOutcome(loss=value, applied=finite)
+
+
+def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) -> Tensor:
+    """Replace the gradients by those of one batch, ``size`` samples at a time; returns the loss, detached."""
+
+    def forward(piece: Tensor) -> list[Tensor]:
+        logits = run_network(parts.network, piece, parts.training.precision)
+        return [logits] if isinstance(logits, Tensor) else logits
+
+    def criterion(logits: Sequence[Tensor], target: Tensor) -> Tensor:
+        return supervise_deeply(parts.loss, logits, target)
+
+    def backward(loss: Tensor) -> None:
+        parts.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    if size < len(images):
+        parts.optimiser.zero_grad(set_to_none=True)
+        return accumulate(forward, criterion, backward, images, labels, size=size, separable=parts.separable)
+    loss = criterion(forward(images), labels)
+    parts.optimiser.zero_grad(set_to_none=True)
+    backward(loss)
+    return loss.detach()
 
 
 def run_network(network: nn.Module, images: Tensor, precision: str) -> Tensor | list[Tensor]:

@@ -19,7 +19,8 @@ from autoseg.errors import AutosegError
 from autoseg.progress import SilentReporter
 from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint
-from autoseg.training.fold import FoldTask, batch_source, class_counts, train_fold
+from autoseg.training.fold import FoldTask, batch_source, train_fold
+from autoseg.training.online_validation import class_counts
 from planners import (
     CaseSize,
     Fingerprint,

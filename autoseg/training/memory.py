@@ -1,0 +1,23 @@
+"""Too little memory: how it is recognised, and how to make room."""
+
+from __future__ import annotations
+
+import torch
+
+PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
+"""In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA's has a type of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough, and nothing else."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what the device's allocator keeps for later; in pieces of the old sizes it would be of no use."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,88 @@
+"""A trial step before a training starts: how much of the batch fits into memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from autoseg.errors import AutosegError
+from autoseg.free_memory import free_memory_bytes
+from autoseg.training.accumulation import micro_batch_sizes
+from autoseg.training.loop import Parts, train_step
+from autoseg.training.memory import is_out_of_memory, release_memory
+from planners import Configuration, Plan, Training, estimate_memory, with_width
+
+GB = 1e9
+MakeParts = Callable[[], Parts]
+"""Builds the parts of the training anew."""
+
+
+def find_micro_batch(
+    plan: Plan,
+    configuration: Configuration,
+    training: Training,
+    device: torch.device,
+    make: MakeParts,
+    *,
+    most: int | None = None,
+) -> int | None:
+    """The largest piece of the batch with which a training step fits into memory; None where not even one sample does.
+
+    Steps are tried with parts of their own, which are thrown away. On a CPU pieces that by the estimate do not fit into
+    free memory are not tried: there a process that takes too much is killed, not told. ``most``: no larger pieces.
+    """
+    for size in micro_batch_sizes(training.batch_size):
+        if most is not None and size > most:
+            continue
+        if device.type == "cpu" and needed_bytes(plan, configuration, training, size) > free_memory_bytes():
+            continue
+        if survives_step(configuration, training, device, make, size):
+            return size
+    return None
+
+
+def needed_bytes(plan: Plan, configuration: Configuration, training: Training, size: int) -> int:
+    """Main memory that a training takes on a CPU with pieces of ``size`` samples."""
+    return estimate_memory(
+        plan,
+        configuration.name,
+        dtype=training.precision,
+        optimiser=training.optimiser,
+        batch_size=size,
+        network=with_width(configuration.network, training.base_features),
+    ).training_bytes
+
+
+def survives_step(
+    configuration: Configuration, training: Training, device: torch.device, make: MakeParts, size: int
+) -> bool:
+    """Whether a step of an empty batch in pieces of ``size`` samples ends without running out of memory."""
+    try:
+        _step(configuration, training, device, make(), size)
+        fits = True
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    release_memory(device)  # not before: the error holds on to what the step had taken
+    return fits
+
+
+def _step(configuration: Configuration, training: Training, device: torch.device, parts: Parts, size: int) -> None:
+    batch, patch = training.batch_size, configuration.patch_shape
+    parts.network.train()
+    images = torch.zeros((batch, configuration.network.num_inputs, *patch), device=device)
+    train_step(parts, images, torch.zeros((batch, *patch), dtype=torch.int64, device=device), 0.0, micro_batch_size=size)
+
+
+def refuse_for_memory(
+    plan: Plan, configuration: Configuration, training: Training, device: torch.device
+) -> AutosegError:
+    """The error where not even one sample at a time fits."""
+    needed = needed_bytes(plan, configuration, training, 1)
+    free = f", but {free_memory_bytes() / GB:.1f} GB are free" if device.type == "cpu" else f" and does not fit on {device}"
+    return AutosegError(
+        f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for a "
+        f"single sample{free}; close other programs, or plan smaller patches with a --memory-gb below {plan.memory_target_gb:.3g}"
+    )
