@@ -61,11 +61,14 @@ class RunClock:
         """Announce how long the rest of the run will take."""
         self.expected_end = time.monotonic() + seconds_from_now
 
-    def left(self) -> str:
-        """``, whole run 12 min 00 s left``, or how late it is; nothing while it is unknown."""
+    def left(self, stage_s: float = 0.0) -> str:
+        """``, whole run 12 min 00 s left``, or how late it is; nothing while it is unknown.
+
+        ``stage_s`` is what the present stage still needs at its pace: the run takes no less, planned or not.
+        """
         if self.expected_end is None:
             return ""
-        left = self.expected_end - time.monotonic()
+        left = max(self.expected_end - time.monotonic(), stage_s)
         if left < 0:
             return f", whole run {format_duration(-left)} later than expected"
         return f", whole run {format_duration(left)} left"
@@ -91,7 +94,7 @@ class _LogTracker:
         detail = f", {note}" if note else ""
         logger.info(
             "%s: %.0f of %.0f%s, %s left%s",
-            self.title, self.done, self.total, detail, format_duration(left), self.clock.left(),
+            self.title, self.done, self.total, detail, format_duration(left), self.clock.left(left),
         )
 
 
@@ -138,7 +141,7 @@ class _TimeLeftColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         remaining = task.time_remaining
         stage = "" if remaining is None else f"{format_duration(remaining)} left"
-        return Text(f"{stage}{self.clock.left()}", style="cyan")
+        return Text(f"{stage}{self.clock.left(remaining or 0.0)}", style="cyan")
 
 
 @dataclass(slots=True)
