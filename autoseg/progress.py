@@ -68,7 +68,9 @@ class RunClock:
         """
         if self.expected_end is None:
             return ""
-        left = max(self.expected_end - time.monotonic(), stage_s)
+        left = self.expected_end - time.monotonic()
+        if stage_s:
+            left = max(left, stage_s)
         if left < 0:
             return f", whole run {format_duration(-left)} later than expected"
         return f", whole run {format_duration(left)} left"
