@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,7 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from autoseg.training.augmentation import augment, draw_noise
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters
-from autoseg.training.patches import OUTSIDE_LABEL, PatchSource, crop_size, cut, draw_patch, is_forced
+from autoseg.training.patches import (
+    OUTSIDE_LABEL,
+    CascadeSource,
+    PatchSource,
+    crop_size,
+    cut,
+    draw_patch,
+    is_forced,
+)
+from autoseg.training.previous_stage import Disturbance, draw_disturbance, previous_classes
 from autoseg.training.randomness import generator
 
 SOUGHT_SHARE = 1 / 3
@@ -35,13 +45,15 @@ class Crop:
     parameters: Parameters
     noise: Tensor | None
     """(C, patch...), what `draw_noise` gives."""
+    previous: Tensor | None = None
+    """bool (K, patch...), of a cascade: the first stage's classes, moved and disturbed already."""
 
     def pin_memory(self) -> Crop:
         """The same in memory that a GPU copies from without waiting; a DataLoader asks for it by this name."""
         noise = None if self.noise is None else self.noise.pin_memory()
-        return Crop(
-            image=self.image.pin_memory(), labels=self.labels.pin_memory(), parameters=self.parameters, noise=noise
-        )
+        previous = None if self.previous is None else self.previous.pin_memory()
+        image, labels = self.image.pin_memory(), self.labels.pin_memory()
+        return Crop(image=image, labels=labels, parameters=self.parameters, noise=noise, previous=previous)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +71,8 @@ class BatchSource(Dataset[list[Crop]]):
     """``training`` or ``validation``; keeps their draws apart. Validation patches are never augmented."""
     sought: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Classes to draw more patches around, each with the numbers of the cases that show it; others are drawn as without."""
+    previous_values: tuple[int, ...] = ()
+    """Of a cascade: foreground values of the first stage's label maps, which ``cases`` then have (`CascadeSource`)."""
 
     def __getitem__(self, step: int) -> list[Crop]:
         return [self.sample(step, i) for i in range(self.batch_size)]
@@ -105,16 +119,33 @@ class BatchSource(Dataset[list[Crop]]):
             labels=torch.from_numpy(labels).reshape(1, *crop),
             parameters=changes,
             noise=draw_noise(changes, self.recipe),
+            previous=self._previous(case, start, crop, changes, step, index) if self.previous_values else None,
         )
+
+    def _previous(
+        self, case: PatchSource, start: Sequence[int], crop: tuple[int, ...], changes: Parameters, step: int, index: int
+    ) -> Tensor:
+        """What the first stage says of a crop."""
+        stored = cast(CascadeSource, case).previous
+        flat = (1,) * (3 - len(crop))
+        labels = cut(stored, start, (*flat, *crop), outside=0).astype(np.int16).reshape(crop)
+        disturbance = Disturbance()
+        if self.purpose == "training" and self.recipe.augment:
+            draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
+            disturbance = draw_disturbance(draws, len(self.previous_values))
+        return previous_classes(labels, self.previous_values, changes, self.recipe, disturbance)
 
 
 def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:
-    """The batch of augmented crops, on ``device``."""
+    """The batch of augmented crops, on ``device``; classes of a first stage are channels behind those of the image."""
     done = []
     for crop in crops:
         image, labels = (each.to(device, non_blocking=True) for each in (crop.image, crop.labels))
         noise = None if crop.noise is None else crop.noise.to(device, non_blocking=True)
-        done.append(augment(crop.parameters, recipe, image, labels, noise))
+        image, labels = augment(crop.parameters, recipe, image, labels, noise)
+        if crop.previous is not None:
+            image = torch.cat([image, crop.previous.to(device, non_blocking=True).float()])
+        done.append((image, labels))
     return torch.stack([image for image, _ in done]), torch.stack([labels[0] for _, labels in done]).long()
 
 

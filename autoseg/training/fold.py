@@ -28,7 +28,7 @@ from autoseg.training.losses import make_loss
 from autoseg.training.online_validation import NO_LOOK, Look, look
 from autoseg.training.patches import PatchSource
 from autoseg.training.trial import find_micro_batch, refuse_for_memory
-from planners import Configuration, Plan, Training, with_width
+from planners import Configuration, Labels, Plan, Training, with_width
 
 logger = logging.getLogger(__name__)
 CHECKPOINT_INTERVAL_S = 45.0
@@ -67,6 +67,11 @@ def make_network(configuration: Configuration, training: Training, *, seed: int 
     return build_network(network, deep_supervision=training.deep_supervision, seed=seed)
 
 
+def previous_values(configuration: Configuration, labels: Labels) -> tuple[int, ...]:
+    """Values of a first stage that are channels of a cascade's input (labels, never regions); none for other networks."""
+    return labels.values if configuration.previous_stage is not None else ()
+
+
 def configuration_recipe(configuration: Configuration, training: Training) -> Recipe:
     """What may be done to samples of a configuration under a schedule."""
     return make_recipe(
@@ -87,6 +92,7 @@ def batch_source(task: FoldTask, *, purpose: str, sought: Sequence[str] = ()) ->
         foreground_share=task.training.foreground_share,
         seed=task.seed,
         configuration=task.configuration.name,
+        previous_values=previous_values(task.configuration, task.plan.labels),
         fold=task.fold,
         purpose=purpose,
     )

@@ -35,6 +35,14 @@ class PatchSource(Protocol):
         """Some voxels (N, 3) of each class."""
 
 
+class CascadeSource(PatchSource, Protocol):
+    """A case of which a first stage has made a label map."""
+
+    @property
+    def previous(self) -> Sliceable:
+        """Integers (a0, a1, a2)."""
+
+
 class Sliceable(Protocol):
     """An array on disk."""
 
