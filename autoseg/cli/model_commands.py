@@ -53,8 +53,10 @@ def predict(
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps.", show_default=False)],
-    references: Annotated[Path, typer.Argument(help="Folder of reference label maps of the same names.", show_default=False)],
+    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference label maps or masks of the same names.", show_default=False)
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False)
     ] = None,
@@ -68,21 +70,26 @@ def evaluate(
 
     Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
+    from autoseg.evaluation.mask_folders import evaluate_mask_folder, holds_masks
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.evaluation.summary import evaluate_folder, write_summary
     from autoseg.evaluation.tables import format_table
-    from autoseg.inference.folder import recorded_classes
+    from autoseg.inference.folder import read_record, recorded_classes
 
-    classes, ignore = recorded_classes(predictions) or (None, None)
-    summary = evaluate_folder(
-        predictions,
-        references,
-        classes=classes,
-        ignore=ignore,
-        tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
-        num_workers=workers or available_cores(),
-        reporter=make_reporter(),
-    )
+    tolerance = DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm
+    num_workers, reporter = workers or available_cores(), make_reporter()
+    record = read_record(predictions)
+    classes, ignore = recorded_classes(predictions) or ((), None)
+    if holds_masks(predictions) or (len(classes) == 1 and holds_masks(references)):
+        summary = evaluate_mask_folder(
+            predictions, references, classes=[each.name for each in classes], threshold=None if record is None else record.threshold,
+            tolerance_mm=tolerance, num_workers=num_workers, reporter=reporter,
+        )
+    else:
+        summary = evaluate_folder(
+            predictions, references, classes=classes or None, ignore=ignore, tolerance_mm=tolerance, num_workers=num_workers,
+            reporter=reporter,
+        )
     path = out or predictions / "summary.json"
     write_summary(path, summary)
     typer.echo(format_table(summary))

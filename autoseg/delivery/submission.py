@@ -16,6 +16,7 @@ import numpy as np
 from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.datasets.grids import GridTolerances, grid_differences
 from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.evaluation.mask_folders import mask_stem
 from autoseg.imaging.formats import image_ending, image_stem, read_header, read_label_map
 from autoseg.run_folder import atomic_write, sync_folder, write_error
 
@@ -37,13 +38,16 @@ class _Entry:
     case: Case
     file: Path
     name: str
+    """With a folder before it for masks of classes."""
+    is_mask: bool = False
 
 
 def pack_submission(predictions: Path, dataset: DatasetDescription, *, kind: SubmissionKind, out: Path) -> Path:
     """Pack the predictions of all test cases of ``dataset`` and return ``out``.
 
-    ``predictions`` holds one label map a test case, named as its case id. ``msd`` writes a zip file with one folder,
-    named as the dataset's, of files named as the test images; ``folder`` writes these files into the folder ``out``.
+    ``predictions`` holds one label map a test case, named as its case id, or a folder of that name with one mask for each
+    class where the dataset has such masks. ``msd`` writes a zip file with one folder, named as the dataset's, of files (or
+    folders of masks) named as the test images; ``folder`` writes these into the folder ``out``.
     Before anything is written every prediction is checked: all test cases are there and nothing else is; integers;
     values that the dataset declares; the grid of the test image within `SUBMISSION_GRID`. ``out`` appears whole or not
     at all; an existing one is replaced only where it is an empty file or folder.
@@ -56,7 +60,7 @@ def pack_submission(predictions: Path, dataset: DatasetDescription, *, kind: Sub
     if not predictions.is_dir():
         raise AutosegError(f"{predictions} is no folder of predictions; predict the test images first")
     _check_out(out, kind)
-    entries, problems = _pair(predictions, dataset)
+    entries, problems = (_pair_masks if dataset.classes_with_masks else _pair)(predictions, dataset)
     problems += [problem for entry in entries for problem in _check(entry, dataset)]
     if problems:
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
@@ -100,19 +104,48 @@ def _pair(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry],
                 f"{', '.join(file.name for file in files)}", mend="keep one of them",
             ))
         else:
-            entries.append(_Entry(case=case, file=files[0], name=_submitted_name(case, files[0])))
-    for file in (file for files in found.values() for file in files):
-        problems.append(Problem(
-            where=str(file), found=f"is no prediction of a test case of {dataset.name}", mend="move it elsewhere"
-        ))
-    return entries, problems
+            entries.append(_Entry(case=case, file=files[0], name=_submitted_stem(case) + image_ending(files[0])))
+    strays = [file for files in found.values() for file in files]
+    return entries, problems + _stray(strays, dataset)
 
 
-def _submitted_name(case: Case, file: Path) -> str:
-    """The name of the test image where it is one file with one ending, else that of the case, with the file's ending."""
+def _pair_masks(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry], list[Problem]]:
+    """Masks of the test cases; what is missing, there twice, or belongs to no test case or class."""
+    entries, problems = [], []
+    strays: list[Path] = []
+    folders = {entry.name: entry for entry in sorted(predictions.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
+    for case in dataset.test:
+        folder = folders.pop(case.case_id, None)
+        if folder is None:
+            problems.append(Problem(
+                where=str(predictions), found=f"test case {case.case_id} has no folder of masks", mend="predict it first"
+            ))
+            continue
+        found: dict[str, list[Path]] = {mask_stem(label.name): [] for label in dataset.labels.classes}
+        for file in sorted(file for file in folder.iterdir() if image_ending(file) and not file.name.startswith(".")):
+            found.get(image_stem(file), strays).append(file)
+        for stem, files in found.items():
+            if len(files) == 1:
+                name = f"{case.case_id}/{files[0].name}"
+                entries.append(_Entry(case=case, file=files[0], name=name, is_mask=True))
+            else:
+                shown = f"{len(files)} masks of {stem}" if files else f"no mask of {stem}"
+                problems.append(Problem(where=str(folder), found=f"has {shown}", mend="predict the case again into an empty folder"))
+    return entries, problems + _stray([*strays, *folders.values()], dataset)
+
+
+def _stray(files: Sequence[Path], dataset: DatasetDescription) -> list[Problem]:
+    return [
+        Problem(where=str(file), found=f"is no prediction of a test case of {dataset.name}", mend="move it elsewhere")
+        for file in files
+    ]
+
+
+def _submitted_stem(case: Case) -> str:
+    """The name of the test image where it is one file that is named after the case, else that of the case."""
     image = Path(case.images[0])
-    stem = image_stem(image) if len(case.images) == 1 and image_ending(image) else case.case_id
-    return stem + image_ending(file)
+    is_named = len(case.images) == 1 and image_ending(image) and case.case_id in image_stem(image)
+    return image_stem(image) if is_named else case.case_id
 
 
 def _check(entry: _Entry, dataset: DatasetDescription) -> list[Problem]:
@@ -127,7 +160,7 @@ def _check(entry: _Entry, dataset: DatasetDescription) -> list[Problem]:
     except AutosegError as error:
         return [Problem(where=where, found=str(error), mend="mend that file, or predict the case again")]
     problems = []
-    allowed = _predictable_values(dataset)
+    allowed = (0, dataset.mask_value) if entry.is_mask else _predictable_values(dataset)
     unknown = [int(value) for value in values if int(value) not in allowed]
     if unknown:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
@@ -166,11 +199,13 @@ def _write_folder(out: Path, entries: Sequence[_Entry]) -> None:
     try:
         part.mkdir(parents=True)
         for entry in entries:
+            (part / entry.name).parent.mkdir(exist_ok=True)
             with open(entry.file, "rb") as source, open(part / entry.name, "wb") as target:
                 shutil.copyfileobj(source, target)
                 target.flush()
                 os.fsync(target.fileno())
-        sync_folder(part)
+        for folder in {(part / entry.name).parent for entry in entries} | {part}:
+            sync_folder(folder)
         if out.exists():
             out.rmdir()
         part.rename(out)

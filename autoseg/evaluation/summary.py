@@ -325,14 +325,14 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
         except ProblemsError as error:
             problems += error.problems
         except AutosegError as error:
-            problems.append(_reading_problem(path, error))
+            problems.append(reading_problem(path, error))
     if problems:
         return _Checked(tuple(problems), frozenset(), frozenset())
     values = [frozenset(int(value) for value in np.unique(each.array)) - {0} for each in maps]
     return _Checked(_compare_grids(pair, maps[0].geometry, maps[1].geometry), *values)
 
 
-def _reading_problem(path: Path, error: AutosegError) -> Problem:
+def reading_problem(path: Path, error: AutosegError) -> Problem:
     """A reader's message in three parts; it begins with the file and ends, after a semicolon, with the remedy."""
     text = str(error).removeprefix(str(path)).lstrip(": ")
     found, _, mend = text.rpartition("; ")
@@ -340,13 +340,17 @@ def _reading_problem(path: Path, error: AutosegError) -> Problem:
 
 
 def _compare_grids(pair: EvaluatedPair, prediction: Geometry, reference: Geometry) -> tuple[Problem, ...]:
+    return compare_grids(pair.prediction, prediction, pair.reference, reference)
+
+
+def compare_grids(prediction_file: Path, prediction: Geometry, reference_file: Path, reference: Geometry) -> tuple[Problem, ...]:
     """One problem for each property in which the grids differ once both are turned to canonical axes.
 
     The tolerances are those of the dataset check: label maps that may be trained on can be scored.
     """
     differences = grid_differences(_turned(prediction), _turned(reference), SAME_GRID)
-    mend = f"bring it to the grid of {pair.reference}, or predict the case again from the image of that reference"
-    return tuple(Problem(where=str(pair.prediction), found=f"has {each}", mend=mend) for each in differences)
+    mend = f"bring it to the grid of {reference_file}, or predict the case again from the image of that reference"
+    return tuple(Problem(where=str(prediction_file), found=f"has {each}", mend=mend) for each in differences)
 
 
 def _turned(geometry: Geometry) -> Geometry:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from autoseg.errors import AutosegError
+from autoseg.evaluation.mask_folders import mask_stem
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.formats import image_ending, prediction_ending, read_header, write_label_map
 from autoseg.inference.input_cases import InputCase
@@ -28,6 +29,8 @@ class PredictionRecord(Document):
     labels: Labels | None = None
     """What the values of the label maps mean, once ``file_values`` has turned them into internal ones."""
     file_values: tuple[int, ...] = ()
+    threshold: int | None = None
+    """The dataset's masks hold greys: from this value on a voxel belongs to the structure."""
 
 
 RECORD_NAME = "predictions.json"
@@ -95,13 +98,14 @@ def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
     if not dataset.classes_with_masks:
         return {path: ()}
     folder, ending = path.with_name(path.name.removesuffix(image_ending(path))), image_ending(path)
-    return {folder / f"{label.name.replace('/', '_')}{ending}": label.values for label in dataset.labels.classes}
+    return {folder / f"{mask_stem(label.name)}{ending}": label.values for label in dataset.labels.classes}
 
 
 def _check_record(predictor: Predictor, folder: Path) -> None:
     dataset = predictor.model.dataset
     record = PredictionRecord(
-        model_key=predictor.model.key, mirroring=predictor.mirroring, labels=dataset.labels, file_values=dataset.file_values
+        model_key=predictor.model.key, mirroring=predictor.mirroring, labels=dataset.labels, file_values=dataset.file_values,
+        threshold=dataset.threshold,
     )
     path = folder / RECORD_NAME
     if path.exists():
@@ -113,13 +117,16 @@ def _check_record(predictor: Predictor, folder: Path) -> None:
     save_document(path, record)
 
 
+def read_record(folder: Path) -> PredictionRecord | None:
+    """How the predictions in ``folder`` were made; none where nobody recorded it."""
+    path = folder / RECORD_NAME
+    return load_document(PredictionRecord, path) if path.exists() else None
+
+
 def recorded_classes(folder: Path) -> tuple[tuple[EvaluatedClass, ...], int | None] | None:
     """Classes of the label maps in ``folder`` with their file values, and the ignore value; none where nobody recorded them."""
-    path = folder / RECORD_NAME
-    if not path.exists():
-        return None
-    record = load_document(PredictionRecord, path)
-    if record.labels is None:
+    record = read_record(folder)
+    if record is None or record.labels is None:
         return None
     ignore = None if record.labels.ignore is None else record.file_values[record.labels.ignore]
     return evaluated_classes(record.labels, record.file_values), ignore

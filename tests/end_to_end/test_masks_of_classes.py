@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,8 @@ def write(path: Path, array: np.ndarray) -> None:
     SimpleITK.WriteImage(image, path)
 
 
-def make_dataset(root: Path) -> None:
-    """Four labelled cases and one without masks; a ball and an egg that overlap, 255 inside."""
+def make_dataset(root: Path, labelled: int = 4) -> None:
+    """Five cases, four of them labelled; a ball and an egg that overlap, 255 inside."""
     rng = np.random.default_rng(0)
     z, y, x = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
     for number in range(5):
@@ -30,22 +31,28 @@ def make_dataset(root: Path) -> None:
         egg = (z - 6) ** 2 + (y - 10 - shift) ** 2 + (x - 14) ** 2 < 16
         image = 1 + rng.normal(0, 0.1, SHAPE) + ball + 2 * egg
         write(root / f"p{number}" / "mr.nii.gz", image.astype(np.float32))
-        if number < 4:
+        if number < labelled:
             write(root / f"p{number}" / "masks" / "ball.nii.gz", (ball * 255).astype(np.uint8))
             write(root / f"p{number}" / "masks" / "egg.nii.gz", (egg * 255).astype(np.uint8))
+
+
+def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", "from autoseg.cli import main; main()", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> None:
     make_dataset(tmp_path / "data")
     (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
-    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(tmp_path / "data"), "--spec",
-            str(tmp_path / "spec.toml"), "--out", str(tmp_path / "run")]
-    done = subprocess.run([*call, "--budget", "5s", "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    run = tmp_path / "run"
+    call("run", tmp_path / "data", "--spec", tmp_path / "spec.toml", "--out", run, "--budget", "5s", "--device", "cpu", "--threads", 1)
+    plan = json.loads((run / "plan.json").read_text())
     assert [label["name"] for label in plan["labels"]["classes"]] == ["ball", "egg"]
     assert plan["labels"]["region_order"] == [1, 2]
-    summary = json.loads((tmp_path / "run" / "cross_validation" / "summary.json").read_text())
+    summary = json.loads((run / "cross_validation" / "summary.json").read_text())
     assert {case["case_id"] for case in summary["metric_per_case"]} == {"p0", "p1", "p2", "p3"}
     # the true voxels of a class are those of its mask, shared ones among them
     ball = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(tmp_path / "data" / "p0" / "masks" / "ball.nii.gz"))
@@ -53,6 +60,16 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
     assert next(iter(scored.values()))["n_ref"] == np.count_nonzero(ball)
     image = SimpleITK.ReadImage(tmp_path / "data" / "p4" / "mr.nii.gz")
     for name in ("ball", "egg"):
-        mask = SimpleITK.ReadImage(tmp_path / "run" / "predictions" / "p4" / f"{name}.nii.gz")
+        mask = SimpleITK.ReadImage(run / "predictions" / "p4" / f"{name}.nii.gz")
         assert (mask.GetSize(), mask.GetSpacing()) == (image.GetSize(), image.GetSpacing())
         assert set(np.unique(SimpleITK.GetArrayFromImage(mask))) <= {0, 255}
+    call("predict", run, tmp_path / "data" / "p0" / "mr.nii.gz", tmp_path / "new")
+    assert sorted(path.name for path in (tmp_path / "new" / "mr").iterdir()) == ["ball.nii.gz", "egg.nii.gz"]
+    make_dataset(tmp_path / "truth", labelled=5)
+    (tmp_path / "wanted").mkdir()
+    (tmp_path / "truth" / "p4").rename(tmp_path / "wanted" / "p4")
+    scores = call("evaluate", run / "predictions", tmp_path / "wanted").stdout
+    assert [line.split()[0] for line in scores.splitlines()[2:4]] == ["ball", "egg"]
+    call("submit", run, "--out", tmp_path / "submission.zip")
+    with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
+        assert archive.namelist() == ["data/p4/ball.nii.gz", "data/p4/egg.nii.gz"]

@@ -15,6 +15,7 @@ from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import read_header, read_label_map, write_label_map, write_volume
 from autoseg.imaging.volume import Geometry
 
+GRID = Geometry(shape=(2, 3, 4), spacing_mm=(2.0, 1.0, 0.5))
 TEST = ("phantom_003", "phantom_004", "phantom_005")
 
 
@@ -186,3 +187,63 @@ def test_dataset_without_test_images_has_nothing_to_submit(predictions, dataset,
 def test_missing_folder_of_predictions_is_named(dataset, tmp_path):
     with pytest.raises(AutosegError, match="no folder of predictions"):
         pack_submission(tmp_path / "nothing", dataset, kind="msd", out=tmp_path / "out.zip")
+
+
+def test_test_images_of_one_name_are_told_apart_by_their_cases(tmp_path):
+    for number in (1, 2, 3):
+        for name in ("mr", "mr_seg")[: 2 if number == 1 else 1]:
+            (tmp_path / "data" / f"p{number}").mkdir(parents=True, exist_ok=True)
+            write_label_map(tmp_path / "data" / f"p{number}" / f"{name}.nii.gz", np.resize([0, 1], GRID.shape), GRID)
+    (tmp_path / "spec.toml").write_text('extends = "case_folders"\nwithout_label = "test"\n')
+    dataset = discover_dataset(tmp_path / "data", spec=tmp_path / "spec.toml")
+    (tmp_path / "predictions").mkdir()
+    for case in dataset.test:
+        write_label_map(tmp_path / "predictions" / f"{case.case_id}.nii.gz", np.zeros(GRID.shape, int), GRID)
+    out = pack_submission(tmp_path / "predictions", dataset, kind="folder", out=tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["p2.nii.gz", "p3.nii.gz"]
+
+
+# --- one mask for each class ---
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """A dataset with one mask for each class, 255 inside, and predictions of its two test images in the same form."""
+    for number in range(1, 4):
+        for name in ("mr", "masks/ball", "masks/egg")[: 3 if number == 1 else 1]:
+            path = tmp_path / "data" / f"p{number}" / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_label_map(path, np.resize([0, 255, 255], GRID.shape), GRID)
+    (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
+    dataset = discover_dataset(tmp_path / "data", spec=tmp_path / "spec.toml")
+    assert (dataset.classes_with_masks, dataset.mask_value, len(dataset.test)) == (("ball", "egg"), 255, 2)
+    for case in dataset.test:
+        (tmp_path / "predictions" / case.case_id).mkdir(parents=True)
+        for name in ("ball", "egg"):
+            write_label_map(tmp_path / "predictions" / case.case_id / f"{name}.nii.gz", np.resize([0, 255], GRID.shape), GRID)
+    return dataset, tmp_path / "predictions"
+
+
+def test_masks_of_classes_are_packed_in_folders_of_their_cases(masks, tmp_path):
+    dataset, predictions = masks
+    names = [f"{case}/{name}.nii.gz" for case in ("p2", "p3") for name in ("ball", "egg")]
+    out = pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist() == [f"data/{name}" for name in names]
+    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "out")
+    for name in names:
+        assert (out / name).read_bytes() == (predictions / name).read_bytes()
+
+
+def test_faulty_masks_are_refused_by_name(masks, tmp_path):
+    dataset, predictions = masks
+    (predictions / "p2" / "egg.nii.gz").unlink()
+    write_label_map(predictions / "p2" / "liver.nii.gz", np.zeros(GRID.shape, int), GRID)
+    write_label_map(predictions / "p3" / "ball.nii.gz", np.resize([0, 1], GRID.shape), GRID)
+    write_label_map(predictions / "p3" / "egg.nrrd", np.zeros(GRID.shape, int), GRID)
+    with pytest.raises(ProblemsError) as caught:
+        pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
+    said = "\n".join(str(problem) for problem in caught.value.problems)
+    assert len(caught.value.problems) == 4
+    for words in ("p2: has no mask of egg", "p2/liver.nii.gz: is no prediction", "p3: has 2 masks of egg", "has the values 1, but"):
+        assert words in said
