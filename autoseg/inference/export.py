@@ -25,15 +25,35 @@ def labels_from_logits(
     Never holds all classes at full size: a slab at a time is resampled and decided.
     """
     axis = _separate_axis(placement, configuration)
-    shape, resampling = placement.shape_after_cropping, configuration.resample_logits
-    box: NDArray[np.integer]
+    return restore_labels(_decide(logits, placement.shape_after_cropping, axis, configuration, labels), placement)
+
+
+def labels_for_next_stage(
+    logits: Floats, placement: Placement, following: Placement, configuration: Configuration, labels: Labels
+) -> NDArray[np.integer]:
+    """Label map (a0, a1, a2) with internal values on the grid of a cascade's next stage (method section 8.4).
+
+    ``logits`` (K, a0, a1, a2) are those of ``configuration``, on the grid of ``placement``; ``following`` is where the same
+    case lies in the next stage, so both fill the same box of the image. Training and prediction both go this way. Raises
+    `ValueError` when the boxes differ.
+    """
+    if placement.box != following.box or placement.transpose_forward != following.transpose_forward:
+        raise ValueError("the two stages look at different parts of the image")
+    own_mm = placement.resampled_spacing_mm
+    axis = decide_separate_axis(own_mm, own_mm, configuration.resample_logits.separate_z)
+    return _decide(logits, following.resampled_shape, axis, configuration, labels)
+
+
+def _decide(
+    logits: Floats, shape: tuple[int, int, int], axis: int | None, configuration: Configuration, labels: Labels
+) -> NDArray[np.integer]:
+    """Internal label values on a grid of ``shape`` voxels."""
+    resampling = configuration.resample_logits
     if labels.region_order is None:
-        box = resample_argmax(logits, shape, resampling=resampling, separate_axis=axis)
-    else:
-        box = resample_regions(
-            logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
-        )
-    return restore_labels(box, placement)
+        return resample_argmax(logits, shape, resampling=resampling, separate_axis=axis)
+    return resample_regions(
+        logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
+    )
 
 
 def probabilities_from_logits(

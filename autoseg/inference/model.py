@@ -26,6 +26,8 @@ class Member:
     configuration: Configuration
     training: Training
     networks: tuple[nn.Module, ...]
+    previous: Member | None = None
+    """The first stage of a cascade, whose label map is a part of the input."""
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -73,12 +75,14 @@ def open_model(path: Path) -> ModelFiles:
 
 
 def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member:
-    """The final networks of one configuration's folds."""
+    """The final networks of one configuration's folds, with those of the stage before it."""
     about = files.description
     configuration, training = about.plan.configuration(name), about.training(name)
     training = training.model_copy(update={"precision": usable_precision(training.precision, device)})
     networks = tuple(open_member_network(files, name, fold).to(device).eval() for fold in about.selection.folds)
-    return Member(configuration=configuration, training=training, networks=networks)
+    before = configuration.previous_stage
+    previous = None if before is None else load_member(files, before, device=device)
+    return Member(configuration=configuration, training=training, networks=networks, previous=previous)
 
 
 def open_member_network(files: ModelFiles, name: str, fold: int) -> nn.Module:

@@ -19,9 +19,10 @@ from autoseg.execution.device import choose_device
 from autoseg.imaging.formats import read_volume
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.volume import Geometry, Volume
-from autoseg.inference.export import labels_from_logits, probabilities_from_logits
+from autoseg.inference.export import labels_for_next_stage, labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits
+from autoseg.preparation.cascade import with_classes
 from autoseg.preparation.preprocessing import prepare_image
 
 Floats = NDArray[np.float32]
@@ -99,9 +100,18 @@ class Predictor:
         return probabilities_from_logits(logits, placement, member.configuration, self.model.plan.labels)
 
     def _logits(self, member: Member, volume: Volume) -> tuple[Floats, Placement]:
-        prepared = prepare_image(volume, self.model.plan, member.configuration)
+        plan = self.model.plan
+        prepared = prepare_image(volume, plan, member.configuration)
+        image, placement = prepared.image, prepared.placement
+        if member.previous is not None:
+            image = with_classes(image, self._previous_labels(member.previous, volume, placement), plan.labels.values)
         axes = member.mirror_axes if self.mirroring else ()
-        return member_logits(member, prepared.image, mirror_axes=axes, device=self.model.device), prepared.placement
+        return member_logits(member, image, mirror_axes=axes, device=self.model.device), placement
+
+    def _previous_labels(self, previous: Member, volume: Volume, following: Placement) -> NDArray[np.integer]:
+        """What the first stage says, on the grid of the second."""
+        logits, placement = self._logits(previous, volume)
+        return labels_for_next_stage(logits, placement, following, previous.configuration, self.model.plan.labels)
 
 
 def member_logits(

@@ -16,6 +16,7 @@ from autoseg.imaging.formats import writable_ending, write_label_map
 from autoseg.inference.export import labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member
 from autoseg.inference.predictor import member_logits
+from autoseg.preparation.cascade import open_previous, with_classes
 from autoseg.preparation.storage import open_case
 from autoseg.progress import Tracker
 from autoseg.run_folder import atomic_write, write_text
@@ -38,6 +39,8 @@ class ValidationTask:
     keep_probabilities: bool
     """For ensembles of configurations: beside each label map a half-precision array."""
     device: torch.device
+    previous: Path | None = None
+    """Of a cascade: folder of the first stage's label maps."""
 
 
 def validate_fold(task: ValidationTask, tracker: Tracker) -> None:
@@ -56,6 +59,8 @@ def predict_case(task: ValidationTask, case_id: str) -> None:
     case = open_case(task.preprocessed, case_id)
     member, placement = task.member, case.placement
     image = np.asarray(case.image[:], dtype=np.float32)
+    if task.previous is not None:
+        image = with_classes(image, open_previous(task.previous, case)[:], task.labels.values)
     logits = member_logits(member, image, mirror_axes=member.mirror_axes, device=task.device)
     if task.keep_probabilities:
         probabilities = probabilities_from_logits(logits, placement, member.configuration, task.labels)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.placement import Placement
-from autoseg.imaging.resampling import decide_separate_axis, resample_labels
-from autoseg.preparation.storage import StoredCase, open_array, pack_array
+from autoseg.preparation.storage import StoredCase, array_note, open_array, pack_array
 from autoseg.run_folder import write_together
-from planners import Resampling
 
 
-def to_next_stage(
-    labels: NDArray[np.integer[Any]], previous: Placement, following: Placement, *, resampling: Resampling
-) -> NDArray[np.integer[Any]]:
-    """A label map (a0, a1, a2) on the grid of one stage, on the grid of the next; the same type.
+@dataclass(frozen=True, slots=True)
+class CascadeCase:
+    """A stored case with the first stage's label map. Holds paths only, so it travels between processes."""
 
-    Both placements are those of one case, so both arrays fill the same box of the image. Training and prediction both go
-    this way. Raises `ValueError` when the shape of ``labels`` is not that of ``previous``, or the boxes differ.
+    case: StoredCase
+    folder: Path
+    """Of the label maps."""
+
+    @property
+    def image(self) -> Any:
+        """float32 (C, a0, a1, a2), without the classes of the first stage."""
+        return self.case.image
+
+    @property
+    def labels(self) -> Any:
+        """int16 (a0, a1, a2)."""
+        return self.case.labels
+
+    @property
+    def locations(self) -> Mapping[str, NDArray[np.int32]]:
+        """Sampled voxels (N, 3) of each class."""
+        return self.case.locations
+
+    @property
+    def previous(self) -> Any:
+        """Integers (a0, a1, a2): see `open_previous`."""
+        return open_previous(self.folder, self.case)
+
+
+def store_previous(
+    folder: Path, case_id: str, labels: NDArray[np.integer[Any]], consumed: str, *, patch_shape: Sequence[int]
+) -> None:
+    """Keep a label map of the first stage, already on the second's grid, as ``CASE.b2nd``; replaces what is there.
+
+    ``consumed`` is a digest of all it was made from, and lies in the same file. Numbers are stored, not one channel a
+    class: patches are told apart by class when they are read.
     """
-    if labels.shape != previous.resampled_shape:
-        raise ValueError(f"the label map has {labels.shape} voxels, but its stage {previous.resampled_shape}")
-    if previous.box != following.box or previous.transpose_forward != following.transpose_forward:
-        raise ValueError("the two stages look at different parts of the image")
-    axis = decide_separate_axis(previous.resampled_spacing_mm, following.resampled_spacing_mm, resampling.separate_z)
-    return resample_labels(labels, following.resampled_shape, resampling=resampling, separate_axis=axis)
+    write_together({_path(folder, case_id): pack_array(labels, tuple(patch_shape), note=consumed)})
 
 
-def store_previous(folder: Path, case_id: str, labels: NDArray[np.integer[Any]], *, patch_shape: Sequence[int]) -> None:
-    """Keep a label map of the previous stage, already on this stage's grid, as ``CASE.b2nd``; replaces what is there.
-
-    Numbers are stored, not one channel a class: patches are told apart by class when they are read.
-    """
-    write_together({_path(folder, case_id): pack_array(labels, tuple(patch_shape))})
+def has_previous(folder: Path, case_id: str, consumed: str) -> bool:
+    """Whether the label map of a case is there and was made from what the digest ``consumed`` stands for."""
+    path = _path(folder, case_id)
+    try:
+        return path.is_file() and array_note(path) == consumed
+    except AutosegError:
+        return False
 
 
 def open_previous(folder: Path, case: StoredCase) -> Any:
@@ -55,9 +78,15 @@ def open_previous(folder: Path, case: StoredCase) -> Any:
     return array
 
 
-def one_hot(labels: NDArray[np.integer[Any]], values: Sequence[int]) -> NDArray[np.float32]:
-    """A patch of labels (...) as float32 (len(values), ...): 1 where the label is ``values[k]``, else 0."""
-    return np.stack([labels == value for value in values]).astype(np.float32)
+def with_classes(
+    image: NDArray[np.float32], labels: NDArray[np.integer[Any]], values: Sequence[int]
+) -> NDArray[np.float32]:
+    """An image (C, ...) with one channel behind it for each of ``values``: 1 where ``labels`` (...) has it, else 0."""
+    result = np.empty((len(image) + len(values), *image.shape[1:]), np.float32)
+    result[: len(image)] = image
+    for channel, value in zip(result[len(image) :], values, strict=True):
+        channel[...] = labels == value
+    return result
 
 
 def _path(folder: Path, case_id: str) -> Path:

@@ -25,6 +25,8 @@ from planners import Document, write_document
 Shape = tuple[int, ...]
 STORAGE_VERSION = 1
 """Raised when stored files get another meaning, so that older ones are made anew."""
+NOTE = "note"
+"""Name of what is noted about an array in its own file."""
 RECORD_ENDING = ".case.json"
 MAX_BLOCK_BYTES = 128 * 1024
 """One block fits into the second-level cache of a core (method section 4.6)."""
@@ -169,13 +171,27 @@ def open_array(path: Path) -> Any:
         raise AutosegError(f"{path} could not be read ({error}); preprocess the case again") from error
 
 
-def pack_array(array: NDArray[Any], patch_shape: Shape) -> bytes:
-    """The file of one array, compressed. The first axis of four is the channel, and each chunk holds one channel."""
+def array_note(path: Path) -> str | None:
+    """The note that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
+    array = open_array(path)  # kept by a name: what is noted is read from it, not copied
+    noted = array.schunk.meta
+    return str(noted[NOTE]) if NOTE in noted else None
+
+
+def pack_array(array: NDArray[Any], patch_shape: Shape, *, note: str | None = None) -> bytes:
+    """The file of one array, compressed, with a ``note`` about it.
+
+    The first axis of four is the channel, and each chunk holds one channel.
+    """
     lead = (1,) * (array.ndim - 3)
     chunk, block = chunk_and_block(array.shape[-3:], patch_shape, array.dtype.itemsize)
     array = np.ascontiguousarray(array)
     packed: bytes = blosc2.asarray(
-        array, chunks=(*lead, *chunk), blocks=(*lead, *block), cparams=_parameters(_choose_filter(array, block))
+        array,
+        chunks=(*lead, *chunk),
+        blocks=(*lead, *block),
+        cparams=_parameters(_choose_filter(array, block)),
+        meta={} if note is None else {NOTE: note},
     ).to_cframe()
     return packed
 
