@@ -6,6 +6,7 @@ from planners.explain import explain
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
+from planners.interop.nnunet_model import NnunetModel, read_nnunet_model
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
 from planners.memory import MemoryEstimate, estimate_case_memory, estimate_disk, estimate_memory
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
@@ -54,6 +55,7 @@ __all__ = [
     "MemoryEstimate",
     "Network",
     "NnunetDataset",
+    "NnunetModel",
     "Plan",
     "PlanningError",
     "Precision",
@@ -79,6 +81,7 @@ __all__ = [
     "preferred_configurations",
     "read_document",
     "read_nnunet_dataset",
+    "read_nnunet_model",
     "read_nnunet_plans",
     "resampled_shape",
     "short_batch_size",

@@ -16,7 +16,7 @@ NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_
 Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
 Axis = Literal[0, 1, 2]
 Permutation = tuple[Axis, Axis, Axis]
-SourceAxes = Literal["anatomical", "acquisition"]
+SourceAxes = Literal["anatomical", "acquisition", "ras"]
 T = TypeVar("T")
 Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
 
@@ -165,7 +165,8 @@ class Plan(Document):
     labels: Labels
     source_axes: SourceAxes = "anatomical"
     """What source axes are: directions of the body, to which files are turned and flipped, or the axes of the files, flipped
-    only (not even that with ``strict_reference``)."""
+    only (not even that with ``strict_reference``). ``ras``: as anatomical, but (z, y, x) run towards Superior, Anterior and
+    Right, as some models of the reference want."""
     transpose_forward: Permutation
     """Plan axis i is source axis ``transpose_forward[i]``."""
     transpose_backward: Permutation

@@ -59,6 +59,15 @@ def acquisition_orientation(geometry: Geometry) -> Orientation:
     return Orientation((0, 1, 2), (z, y, x))
 
 
+def ras_orientation(geometry: Geometry) -> Orientation:
+    """As `canonical_orientation`, but the axes (z, y, x) run towards Superior, Anterior and Right."""
+    canonical = canonical_orientation(geometry)
+    if geometry.dimensions == 2 or not geometry.has_orientation:
+        return canonical
+    z, y, x = canonical.flips
+    return Orientation(canonical.permutation, (z, not y, not x))
+
+
 def to_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
     """``array`` (..., Z, Y, X) of a file turned to canonical axes; a view where possible."""
     lead = array.ndim - 3

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from autoseg.imaging.orientation import UNTURNED, Orientation, acquisition_orientation, canonical_orientation
+from autoseg.imaging.orientation import (
+    UNTURNED,
+    Orientation,
+    acquisition_orientation,
+    canonical_orientation,
+    ras_orientation,
+)
 from autoseg.imaging.volume import Geometry
 from planners import Plan
 
@@ -11,4 +17,5 @@ def source_orientation(geometry: Geometry, plan: Plan) -> Orientation:
     """The turn from the axes of a file to the source axes of ``plan``; undone on output by the case's `Placement`."""
     if plan.strict_reference:
         return UNTURNED
-    return canonical_orientation(geometry) if plan.source_axes == "anatomical" else acquisition_orientation(geometry)
+    turns = {"anatomical": canonical_orientation, "acquisition": acquisition_orientation, "ras": ras_orientation}
+    return turns[plan.source_axes](geometry)

@@ -52,11 +52,11 @@ def read_nnunet_dataset(
 
     Raises `DocumentError` with all problems of both files, each with its place.
     """
-    sizes, size_problems = _read(_FingerprintFile, fingerprint, fingerprint_where)
-    description, problems = _read(_DatasetFile, dataset, dataset_where)
+    sizes, size_problems = read_part(_FingerprintFile, fingerprint, fingerprint_where)
+    description, problems = read_part(DatasetFile, dataset, dataset_where)
     problems = size_problems + problems
     if description is not None:
-        problems += [f"{dataset_where}: {line}" for line in _label_problems(description)]
+        problems += [f"{dataset_where}: {line}" for line in label_problems(description)]
     if sizes is not None and description is not None:
         problems += [f"{fingerprint_where}: {line}" for line in _channel_problems(sizes, description)]
     if problems or sizes is None or description is None:
@@ -95,7 +95,9 @@ def internal_labels(
     return Labels(classes=classes, ignore=ignore, region_order=region_order), (*file_values, *file_ignore)
 
 
-class _StatisticsFile(Document):
+class StatisticsFile(Document):
+    """Intensities of one channel."""
+
     mean: float
     median: float
     std: Annotated[float, Field(ge=0)]
@@ -108,7 +110,7 @@ class _StatisticsFile(Document):
 class _FingerprintFile(Document):
     spacings: Annotated[tuple[Spacing3, ...], Field(min_length=1)]
     shapes_after_crop: Annotated[tuple[Shape3, ...], Field(min_length=1)]
-    foreground_intensity_properties_per_channel: Annotated[dict[str, _StatisticsFile], Field(min_length=1)]
+    foreground_intensity_properties_per_channel: Annotated[dict[str, StatisticsFile], Field(min_length=1)]
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
 
     @field_validator("shapes_after_crop")
@@ -120,8 +122,8 @@ class _FingerprintFile(Document):
         return shapes
 
 
-class _DatasetFile(BaseModel):
-    """The reference ignores what it does not know here, and so do we."""
+class DatasetFile(BaseModel):
+    """``dataset.json``. The reference ignores what it does not know here, and so do we."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
@@ -142,7 +144,7 @@ class _DatasetFile(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
-def _read(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list[str]]:
+def read_part(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list[str]]:
     """The file's content, or none and its problems."""
     try:
         return model.model_validate_json(text), []
@@ -150,7 +152,8 @@ def _read(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list
         return None, [f"{where}: {line}" for line in describe_problems(error)]
 
 
-def _label_problems(dataset: _DatasetFile) -> list[str]:
+def label_problems(dataset: DatasetFile) -> list[str]:
+    """What is wrong with channels, labels and regions of a dataset file, one line each."""
     problems = []
     if not dataset.channels:
         problems.append("channel_names: missing; name the channels, e.g. {'0': 'CT'}")
@@ -167,7 +170,7 @@ def _label_problems(dataset: _DatasetFile) -> list[str]:
     return problems + _region_problems(dataset, values)
 
 
-def _region_problems(dataset: _DatasetFile, values: Sequence[int]) -> list[str]:
+def _region_problems(dataset: DatasetFile, values: Sequence[int]) -> list[str]:
     order = dataset.regions_class_order
     if order is None or not _has_regions(dataset.labels):
         return []
@@ -181,7 +184,7 @@ def _region_problems(dataset: _DatasetFile, values: Sequence[int]) -> list[str]:
     return problems
 
 
-def _channel_problems(sizes: _FingerprintFile, dataset: _DatasetFile) -> list[str]:
+def _channel_problems(sizes: _FingerprintFile, dataset: DatasetFile) -> list[str]:
     found = sizes.foreground_intensity_properties_per_channel
     expected = {str(index) for index in range(len(dataset.channels))}
     if set(found) == expected or not expected:
@@ -192,7 +195,7 @@ def _channel_problems(sizes: _FingerprintFile, dataset: _DatasetFile) -> list[st
     ]
 
 
-def _fingerprint(sizes: _FingerprintFile, dataset: _DatasetFile, labels: Labels) -> Fingerprint:
+def _fingerprint(sizes: _FingerprintFile, dataset: DatasetFile, labels: Labels) -> Fingerprint:
     statistics = sizes.foreground_intensity_properties_per_channel
     digits = len(str(len(sizes.spacings)))
     return Fingerprint(
@@ -204,13 +207,14 @@ def _fingerprint(sizes: _FingerprintFile, dataset: _DatasetFile, labels: Labels)
         num_training_cases=dataset.numTraining,
         channels=dataset.channels,
         labels=labels,
-        intensities=tuple(_statistics(statistics[str(index)]) for index in range(len(dataset.channels))),
+        intensities=tuple(read_statistics(statistics[str(index)]) for index in range(len(dataset.channels))),
         median_relative_size_after_cropping=sizes.median_relative_size_after_cropping,
         label_entries=len(dataset.labels),
     )
 
 
-def _statistics(entry: _StatisticsFile) -> IntensityStatistics:
+def read_statistics(entry: StatisticsFile) -> IntensityStatistics:
+    """The same by our names."""
     return IntensityStatistics(
         mean=entry.mean,
         median=entry.median,

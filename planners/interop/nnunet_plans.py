@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import JsonValue, ValidationError
 
 from planners.document import DocumentError, describe_problems
-from planners.fingerprint import IntensityStatistics, PositiveFloat, PositiveInt
+from planners.fingerprint import IntensityStatistics, Labels
 from planners.geometry import inverse
 from planners.interop.nnunet import NnunetDataset
-from planners.plan import (
-    ChannelNormalization,
-    Configuration,
-    Family,
-    Network,
-    NormalizationScheme,
-    Permutation,
-    Plan,
-    Preset,
-    Resampling,
-    Sizes,
+from planners.interop.plans_file import (
+    NETWORKS,
+    RESAMPLING,
+    SCHEMES,
+    ConfigurationFile,
+    PlansFile,
+    ResamplingArguments,
+    read_configurations,
 )
+from planners.plan import ChannelNormalization, Configuration, Family, Network, Plan, Preset, Resampling
 from planners.presets import PRESETS
 from planners.problems import PlanningError
 from planners.rules.loss import decide_loss
@@ -35,17 +33,6 @@ PLANNERS: dict[Preset, tuple[str, str]] = {
     "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
 """Class and plans name of each preset that the reference knows (method section 3.1)."""
-NETWORKS: dict[Family, str] = {
-    "unet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-    "residual_unet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-}
-SCHEMES: dict[NormalizationScheme, str] = {
-    "ct": "CTNormalization",
-    "none": "NoNormalization",
-    "zscore": "ZScoreNormalization",
-    "rescale_to_0_1": "RescaleTo01Normalization",
-    "rgb_to_0_1": "RGBTo01Normalization",
-}
 READERS = {
     ".png": "NaturalImage2DIO",
     ".bmp": "NaturalImage2DIO",
@@ -54,7 +41,6 @@ READERS = {
     ".nii": "NibabelIO",
 }
 """By file ending; any other takes SimpleITKIO (method section 1.5)."""
-RESAMPLING = "resample_data_or_seg_to_shape"
 CASCADE = "3d_cascade_fullres"
 
 
@@ -166,70 +152,15 @@ def _written_statistics(entry: IntensityStatistics) -> dict[str, JsonValue]:
     }
 
 
-class _File(BaseModel):
-    """The reference keeps more in its files than a plan needs."""
+class Known(Protocol):
+    """What a plans file does not say of a dataset; a `Fingerprint` says it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
-
-
-class _ArchitectureArguments(_File):
-    features_per_stage: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    kernel_sizes: tuple[Sizes, ...]
-    strides: tuple[Sizes, ...]
-    n_conv_per_stage: tuple[PositiveInt, ...] | None = None
-    n_blocks_per_stage: tuple[PositiveInt, ...] | None = None
-    n_conv_per_stage_decoder: tuple[PositiveInt, ...]
-
-
-class _Architecture(_File):
-    network_class_name: Literal[
-        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
-    ]
-    arch_kwargs: _ArchitectureArguments
-
-
-class _ResamplingArguments(_File):
-    order: Literal[0, 1, 3]
-    order_z: Literal[0, 1, 3]
-    force_separate_z: bool | None = None
-
-
-class _ConfigurationFile(_File):
-    batch_size: PositiveInt
-    patch_size: Sizes
-    median_image_size_in_voxels: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
-    spacing: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
-    normalization_schemes: tuple[
-        Literal[
-            "CTNormalization",
-            "NoNormalization",
-            "ZScoreNormalization",
-            "RescaleTo01Normalization",
-            "RGBTo01Normalization",
-        ],
-        ...,
-    ]
-    use_mask_for_norm: tuple[bool, ...]
-    resampling_fn_data: Literal["resample_data_or_seg_to_shape"]
-    resampling_fn_seg: Literal["resample_data_or_seg_to_shape"]
-    resampling_fn_probabilities: Literal["resample_data_or_seg_to_shape"]
-    resampling_fn_data_kwargs: _ResamplingArguments
-    resampling_fn_seg_kwargs: _ResamplingArguments
-    resampling_fn_probabilities_kwargs: _ResamplingArguments
-    architecture: _Architecture
-    batch_dice: bool
-    next_stage: str | None = None
-    previous_stage: str | None = None
-
-
-class _PlansFile(_File):
-    dataset_name: str
-    original_median_spacing_after_transp: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    original_median_shape_after_transp: tuple[PositiveInt, PositiveInt, PositiveInt]
-    transpose_forward: Permutation
-    experiment_planner_used: str
-    configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    @property
+    def channels(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> Labels: ...
+    @property
+    def intensities(self) -> tuple[IntensityStatistics, ...]: ...
 
 
 def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str = "plans.json") -> Plan:
@@ -240,51 +171,27 @@ def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str =
     supervision are the reference's fixed ones. Raises `DocumentError` with all problems, each with its place.
     """
     try:
-        file = _PlansFile.model_validate_json(text)
+        file = PlansFile.model_validate_json(text)
     except ValidationError as error:
         raise DocumentError(where, describe_problems(error)) from error
-    problems: list[str] = []
-    parts = {}
-    for name in file.configurations:
-        place = f"configurations.{name}"
-        try:
-            merged = _inherited(file.configurations, name)
-            parts[name] = _ConfigurationFile.model_validate_json(json.dumps(merged))
-            problems += [f"{place}: {line}" for line in _part_problems(parts[name], dataset)]
-        except ValidationError as error:
-            problems += [f"{place}.{line}" for line in describe_problems(error)]
-        except _InheritanceError as error:
-            problems.append(f"{place}.inherits_from: {error}")
+    return make_plan(file, tuple(file.configurations), dataset.fingerprint, where=where)
+
+
+def make_plan(file: PlansFile, names: Collection[str], known: Known, *, where: str) -> Plan:
+    """The plan with the configurations ``names`` of a plans file. Raises `DocumentError` with all problems."""
+    parts, problems = read_configurations(file.configurations, names)
+    for name, part in parts.items():
+        problems += [f"configurations.{name}: {line}" for line in _part_problems(part, known)]
     if problems:
         raise DocumentError(where, tuple(problems))
     try:
-        return _plan(file, parts, dataset)
+        return _plan(file, parts, known)
     except ValidationError as error:
         raise DocumentError(where, describe_problems(error)) from error
 
 
-class _InheritanceError(ValueError):
-    """A configuration that inherits from one that is missing or from itself."""
-
-
-def _inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
-    """A configuration with the fields of its ancestors; its own win."""
-    line: list[str] = []
-    merged: dict[str, Any] = {}
-    current: str | None = name
-    while current is not None:
-        if current in line:
-            raise _InheritanceError(f"goes round in a circle: {' -> '.join((*line, current))}")
-        if current not in configurations:
-            raise _InheritanceError(f"{current!r} is missing; the file has {', '.join(configurations)}")
-        line.append(current)
-        merged = {**configurations[current], **merged}
-        current = configurations[current].get("inherits_from")
-    return merged
-
-
-def _part_problems(part: _ConfigurationFile, dataset: NnunetDataset) -> list[str]:
-    channels = len(dataset.fingerprint.channels)
+def _part_problems(part: ConfigurationFile, known: Known) -> list[str]:
+    channels = len(known.channels)
     arguments = part.architecture.arch_kwargs
     problems = [
         f"{field}: {len(getattr(part, field))} entries for {channels} channels of the dataset"
@@ -299,41 +206,42 @@ def _part_problems(part: _ConfigurationFile, dataset: NnunetDataset) -> list[str
     return problems
 
 
-def _counts(part: _ConfigurationFile) -> tuple[tuple[int, ...] | None, str]:
+def _counts(part: ConfigurationFile) -> tuple[tuple[int, ...] | None, str]:
     """Convolutions or blocks of each stage, and the field that holds them."""
     arguments = part.architecture.arch_kwargs
-    if part.architecture.network_class_name == NETWORKS["unet"]:
+    if part.architecture.family == "unet":
         return arguments.n_conv_per_stage, "n_conv_per_stage"
     return arguments.n_blocks_per_stage, "n_blocks_per_stage"
 
 
-def _plan(file: _PlansFile, parts: dict[str, _ConfigurationFile], dataset: NnunetDataset) -> Plan:
-    residual = any(part.architecture.network_class_name == NETWORKS["residual_unet"] for part in parts.values())
+def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) -> Plan:
+    residual = any(part.architecture.family == "residual_unet" for part in parts.values())
     fallback: Preset = "resenc" if residual else "default"
     preset = next((key for key, (planner, _) in PLANNERS.items() if planner == file.experiment_planner_used), fallback)
-    fingerprint = dataset.fingerprint
+    # a model's plan has only the configurations that predict; elsewhere a stage that is missing is a fault, and told
+    stages = tuple(parts) if len(parts) < len(file.configurations) else tuple(part.next_stage for part in parts.values())
     return Plan(
         dataset_name=file.dataset_name,
         preset=preset,
         strict_reference=True,
         memory_target_gb=PRESETS[preset].reference_gb,
-        channels=fingerprint.channels,
-        labels=fingerprint.labels,
+        channels=known.channels,
+        labels=known.labels,
         transpose_forward=file.transpose_forward,
         transpose_backward=inverse(file.transpose_forward),
         original_median_spacing_mm=file.original_median_spacing_after_transp,
         original_median_shape=file.original_median_shape_after_transp,
-        intensities=fingerprint.intensities,
-        configurations=tuple(_read_configuration(name, part, dataset, file) for name, part in parts.items()),
+        intensities=known.intensities,
+        configurations=tuple(_read_configuration(name, part, known, file, stages) for name, part in parts.items()),
     )
 
 
 def _read_configuration(
-    name: str, part: _ConfigurationFile, dataset: NnunetDataset, file: _PlansFile
+    name: str, part: ConfigurationFile, known: Known, file: PlansFile, stages: Collection[str | None]
 ) -> Configuration:
-    labels = dataset.fingerprint.labels
+    labels = known.labels
     schemes = {written: scheme for scheme, written in SCHEMES.items()}
-    family: Family = "unet" if part.architecture.network_class_name == NETWORKS["unet"] else "residual_unet"
+    family = part.architecture.family
     return Configuration(
         name=name,
         dimensions=len(part.patch_size),  # type: ignore[arg-type]  # 2 or 3, as `Sizes` says
@@ -349,23 +257,22 @@ def _read_configuration(
         resample_image=_read_resampling(part.resampling_fn_data_kwargs),
         resample_labels=_read_resampling(part.resampling_fn_seg_kwargs),
         resample_logits=_read_resampling(part.resampling_fn_probabilities_kwargs),
-        network=_read_network(part, family, dataset),
+        network=_read_network(part, family, known),
         loss=decide_loss(family, has_regions=labels.has_regions, batch_dice=part.batch_dice).value,
         deep_supervision=True,
         mirror_axes=(0, 1) if len(part.patch_size) == 2 else (0, 1, 2),
         previous_stage=part.previous_stage,
-        next_stage=part.next_stage if part.previous_stage is None else None,
+        next_stage=part.next_stage if part.previous_stage is None and part.next_stage in stages else None,
     )
 
 
-def _read_network(part: _ConfigurationFile, family: Family, dataset: NnunetDataset) -> Network:
+def _read_network(part: ConfigurationFile, family: Family, known: Known) -> Network:
     arguments = part.architecture.arch_kwargs
-    fingerprint = dataset.fingerprint
     counts, _ = _counts(part)
     return Network(
         family=family,
-        num_inputs=len(fingerprint.channels) + (len(fingerprint.labels.values) if part.previous_stage else 0),
-        num_outputs=fingerprint.labels.num_outputs,
+        num_inputs=len(known.channels) + (len(known.labels.values) if part.previous_stage else 0),
+        num_outputs=known.labels.num_outputs,
         features=arguments.features_per_stage,
         kernels=arguments.kernel_sizes,
         strides=arguments.strides,
@@ -374,7 +281,7 @@ def _read_network(part: _ConfigurationFile, family: Family, dataset: NnunetDatas
     )
 
 
-def _read_resampling(arguments: _ResamplingArguments) -> Resampling:
+def _read_resampling(arguments: ResamplingArguments) -> Resampling:
     return Resampling(
         order=arguments.order, order_z=arguments.order_z, separate_z=arguments.force_separate_z
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import permutations, product
 
+import nibabel
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from autoseg.imaging.orientation import (
     canonical_geometry,
     canonical_orientation,
     from_canonical,
+    ras_orientation,
     to_canonical,
 )
 from autoseg.imaging.volume import Geometry, LabelMap
@@ -78,6 +80,15 @@ def test_oblique_directions_come_as_close_to_the_identity_as_whole_axes_allow(an
     assert_voxels_keep_their_place(source)
 
 
+@pytest.mark.parametrize("direction", signed_permutations(), ids=lambda m: "".join(f"{v:+.0f}" for v in m.ravel() if v))
+def test_ras_is_what_nibabel_takes_for_it(direction: np.ndarray) -> None:
+    source = geometry(direction)
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([-1, -1, 1]) @ direction  # world axes of NIfTI run to the right and to the front
+    expected = nibabel.as_closest_canonical(nibabel.Nifti1Image(numbered().T.astype(np.int32), affine))
+    np.testing.assert_array_equal(to_canonical(numbered(), ras_orientation(source)), np.asarray(expected.dataobj).T)
+
+
 def test_leading_axes_are_left_alone() -> None:
     orientation = canonical_orientation(geometry(signed_permutations()[29]))
     image = np.stack([numbered(), numbered() + 1000])
@@ -95,6 +106,7 @@ def test_at_45_degrees_rounding_does_not_decide() -> None:
 @pytest.mark.parametrize("changes", [{"has_orientation": False}, {"dimensions": 2, "shape": (1, 4, 5)}])
 def test_images_without_orientation_and_flat_ones_stay(changes: dict[str, object]) -> None:
     assert canonical_orientation(geometry(-np.eye(3), **changes)) == UNTURNED
+    assert ras_orientation(geometry(-np.eye(3), **changes)) == UNTURNED
 
 
 def test_labels_stored_in_another_orientation_are_brought_to_their_image() -> None:

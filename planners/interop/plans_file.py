@@ -1,0 +1,194 @@
+"""What a plans file of the reference may hold: its documents, checked when they are read (method section 3.14)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from planners.document import describe_problems
+from planners.fingerprint import PositiveFloat, PositiveInt
+from planners.plan import Family, NormalizationScheme, Permutation, Sizes
+
+NETWORKS: dict[Family, str] = {
+    "unet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+    "residual_unet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
+}
+FAMILIES: dict[str, Family] = {
+    **{name: family for family, name in NETWORKS.items()},
+    "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet": "residual_unet",
+}
+"""Class names as they are read; the last was the home of residual U-Nets in earlier versions."""
+SCHEMES: dict[NormalizationScheme, str] = {
+    "ct": "CTNormalization",
+    "none": "NoNormalization",
+    "zscore": "ZScoreNormalization",
+    "rescale_to_0_1": "RescaleTo01Normalization",
+    "rgb_to_0_1": "RGBTo01Normalization",
+}
+RESAMPLING = "resample_data_or_seg_to_shape"
+
+
+class _Part(BaseModel):
+    """The reference keeps more in its files than a plan needs."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
+
+
+def _known_network(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"autoseg does not build this network; it builds {', '.join(FAMILIES)}")
+    return name
+
+
+class _NormArguments(_Part):
+    eps: Annotated[float, Field(ge=1e-5, le=1e-5)] = 1e-5
+    affine: Literal[True]
+
+
+class _ActivationArguments(_Part):
+    """The slope is torch's own unless given."""
+
+    negative_slope: Annotated[float, Field(ge=0.01, le=0.01)] = 0.01
+    inplace: bool = True
+
+
+class _ArchitectureArguments(_Part):
+    """Networks of other parts would have tensors of the same shapes and yet compute something else: they are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    n_stages: PositiveInt | None = None
+    features_per_stage: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
+    kernel_sizes: tuple[Sizes, ...]
+    strides: tuple[Sizes, ...]
+    n_conv_per_stage: tuple[PositiveInt, ...] | None = None
+    n_blocks_per_stage: tuple[PositiveInt, ...] | None = None
+    n_conv_per_stage_decoder: tuple[PositiveInt, ...]
+    conv_op: Literal["torch.nn.modules.conv.Conv2d", "torch.nn.modules.conv.Conv3d"] | None = None
+    conv_bias: Literal[True] = True
+    norm_op: Literal["torch.nn.modules.instancenorm.InstanceNorm2d", "torch.nn.modules.instancenorm.InstanceNorm3d"] | None = None
+    norm_op_kwargs: _NormArguments | None = None
+    dropout_op: None = None
+    dropout_op_kwargs: dict[str, Any] | None = None
+    nonlin: Literal["torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU"] = "torch.nn.LeakyReLU"
+    nonlin_kwargs: _ActivationArguments | None = None
+
+
+class _Architecture(_Part):
+    network_class_name: Annotated[str, AfterValidator(_known_network)]
+    arch_kwargs: _ArchitectureArguments
+
+    @property
+    def family(self) -> Family:
+        return FAMILIES[self.network_class_name]
+
+
+class ResamplingArguments(_Part):
+    """How arrays are brought to another grid."""
+
+    order: Literal[0, 1, 3]
+    order_z: Literal[0, 1, 3]
+    force_separate_z: bool | None = None
+
+
+class ConfigurationFile(_Part):
+    """One configuration with the fields that it inherits."""
+
+    preprocessor_name: Literal["DefaultPreprocessor"] = "DefaultPreprocessor"
+    batch_size: PositiveInt
+    patch_size: Sizes
+    median_image_size_in_voxels: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    spacing: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    normalization_schemes: tuple[
+        Literal[
+            "CTNormalization",
+            "NoNormalization",
+            "ZScoreNormalization",
+            "RescaleTo01Normalization",
+            "RGBTo01Normalization",
+        ],
+        ...,
+    ]
+    use_mask_for_norm: tuple[bool, ...]
+    resampling_fn_data: Literal["resample_data_or_seg_to_shape"]
+    resampling_fn_seg: Literal["resample_data_or_seg_to_shape"]
+    resampling_fn_probabilities: Literal["resample_data_or_seg_to_shape"]
+    resampling_fn_data_kwargs: ResamplingArguments
+    resampling_fn_seg_kwargs: ResamplingArguments
+    resampling_fn_probabilities_kwargs: ResamplingArguments
+    architecture: _Architecture
+    batch_dice: bool
+    next_stage: str | None = None
+    previous_stage: str | None = None
+
+
+class PlansFile(_Part):
+    """``plans.json``; configurations still without what they inherit, see `read_configurations`."""
+
+    label_manager: Literal["LabelManager"] = "LabelManager"
+    dataset_name: str
+    original_median_spacing_after_transp: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+    original_median_shape_after_transp: tuple[PositiveInt, PositiveInt, PositiveInt]
+    transpose_forward: Permutation
+    experiment_planner_used: str
+    configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+
+
+def read_configurations(
+    configurations: dict[str, dict[str, Any]], names: Collection[str]
+) -> tuple[dict[str, ConfigurationFile], list[str]]:
+    """The configurations of these names with what they inherit, and what is wrong with the others, each with its place."""
+    parts, problems = {}, []
+    for name in names:
+        place = f"configurations.{name}"
+        try:
+            parts[name] = ConfigurationFile.model_validate_json(json.dumps(inherited(configurations, name)))
+        except ValidationError as error:
+            problems += [f"{place}.{line}" for line in describe_problems(error)]
+        except InheritanceError as error:
+            problems.append(f"{place}.inherits_from: {error}")
+    return parts, problems
+
+
+class InheritanceError(ValueError):
+    """A configuration that inherits from one that is missing or from itself."""
+
+
+def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """A configuration with the fields of its ancestors; its own win. Raises `InheritanceError`."""
+    line: list[str] = []
+    merged: dict[str, Any] = {}
+    current: str | None = name
+    while current is not None:
+        if current in line:
+            raise InheritanceError(f"goes round in a circle: {' -> '.join((*line, current))}")
+        if current not in configurations:
+            raise InheritanceError(f"{current!r} is missing; the file has {', '.join(configurations)}")
+        line.append(current)
+        merged = {**configurations[current], **merged}
+        current = configurations[current].get("inherits_from")
+    return _with_architecture(merged)
+
+
+def _with_architecture(fields: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions of the reference named the parts of the network in the configuration itself."""
+    if "architecture" in fields or "UNet_class_name" not in fields:
+        return fields
+    family = fields["UNet_class_name"]
+    counts = fields.get("n_conv_per_stage_encoder")
+    base, most = fields.get("UNet_base_num_features"), fields.get("unet_max_num_features")
+    features = None
+    if isinstance(counts, list) and isinstance(base, int) and isinstance(most, int):
+        features = [min(base * 2**stage, most) for stage in range(len(counts))]
+    arguments = {
+        "features_per_stage": features,
+        "kernel_sizes": fields.get("conv_kernel_sizes"),
+        "strides": fields.get("pool_op_kernel_sizes"),
+        "n_conv_per_stage" if family == "PlainConvUNet" else "n_blocks_per_stage": counts,
+        "n_conv_per_stage_decoder": fields.get("n_conv_per_stage_decoder"),
+    }
+    name = f"dynamic_network_architectures.architectures.unet.{family}"
+    return {**fields, "architecture": {"network_class_name": name, "arch_kwargs": arguments}}
