@@ -20,14 +20,16 @@ from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.resources import fits_into_memory, refuse_for_memory
 from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
+from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import BatchSource, finish
 from autoseg.training.fold import configuration_recipe, make_network
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
+from autoseg.training.memory import is_out_of_memory, release_memory
+from autoseg.training.trial import plausible_sizes, refuse_for_memory
 from planners import (
     DEFAULT_CPU_BUDGET_S,
     Configuration,
@@ -106,10 +108,10 @@ def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Meas
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
             training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
-            if not fits_into_memory(options, bench.plan, configuration, training):
+            step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s, whole=budgeted and bool(measurements))
+            if step_s is None:
                 options.reporter.say(f"{configuration.name} with {width} features does not fit into free memory")
                 break
-            step_s = time_steps(bench, configuration, training, longest_s=bench.longest_s)
             measurements.append(
                 Measurement(
                     configuration=configuration.name,
@@ -125,7 +127,7 @@ def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Meas
             if 2 * GROWTH * step_s > bench.longest_s:
                 break
     if not measurements:
-        raise refuse_for_memory(bench.plan, preferred_configurations(bench.plan)[0], training)
+        raise refuse_for_memory(bench.plan, configuration, training, options.device)
     return tuple(measurements)
 
 
@@ -137,7 +139,8 @@ def refine(bench: Bench, measurements: Sequence[Measurement], training: Training
     mine = next(m for m in measurements if (m.configuration, m.base_features) == known)
     if longest < 3 * mine.step_s:
         return tuple(measurements)
-    step_s = time_steps(bench, configuration, training, longest_s=longest, most=round(longest / mine.step_s))
+    most = round(longest / mine.step_s)
+    step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most) or mine.step_s
     return tuple(m.model_copy(update={"step_s": step_s}) if m is mine else m for m in measurements)
 
 
@@ -155,7 +158,10 @@ def measure_precision(bench: Bench) -> Precision:
     seconds: dict[Precision, float] = {}
     for precision in (short, FLOAT32):
         training = trial_training(configuration, base_features=narrow, batch_size=2, precision=precision)
-        seconds[precision] = time_steps(bench, configuration, training, longest_s=bench.longest_s)
+        step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s)
+        if step_s is None:
+            raise refuse_for_memory(bench.plan, configuration, training, bench.options.device)
+        seconds[precision] = step_s
         if precision == short and 2 * GROWTH * seconds[short] > bench.longest_s:
             bench.options.reporter.say(f"Precision: {short}, which this processor computes in hardware")
             return short
@@ -166,6 +172,32 @@ def measure_precision(bench: Bench) -> Precision:
     return chosen
 
 
+def time_fitting_steps(
+    bench: Bench,
+    configuration: Configuration,
+    training: Training,
+    *,
+    longest_s: float,
+    most: int = WARM_UP_STEPS + TIMED_STEPS,
+    whole: bool = False,
+) -> float | None:
+    """`time_steps` with as much of the batch at once as fits into memory; None where not even one sample does.
+
+    ``whole``: only with all of it, for another training is there that fits.
+    """
+    device = bench.options.device
+    for size in plausible_sizes(bench.plan, configuration, training, device):
+        if whole and size < training.batch_size:
+            return None
+        try:
+            return time_steps(bench, configuration, training, longest_s=longest_s, most=most, micro_batch_size=size)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        release_memory(device)
+    return None
+
+
 def time_steps(
     bench: Bench,
     configuration: Configuration,
@@ -173,6 +205,7 @@ def time_steps(
     *,
     longest_s: float,
     most: int = WARM_UP_STEPS + TIMED_STEPS,
+    micro_batch_size: int | None = None,
 ) -> float:
     """Mean seconds of real training steps, data included: at most so many or so long, the first ones left out.
 
@@ -192,13 +225,15 @@ def time_steps(
         purpose="training",
     )
     network = make_network(configuration, training, seed=0)
-    parts = make_parts(network, make_loss(configuration.loss, bench.plan.labels), training, options.device)
+    loss, labels = configuration.loss, bench.plan.labels
+    separable = is_mean_over_samples(loss, labels)
+    parts = make_parts(network, make_loss(loss, labels), training, options.device, separable=separable)
     parts.network.train()
     durations: list[float] = []
     for step in range(most):
         started = time.perf_counter()
-        images, labels = finish(source[step], source.recipe, options.device)
-        train_step(parts, images, labels, 1e-6)
+        images, target = finish(source[step], source.recipe, options.device)
+        train_step(parts, images, target, 1e-6, micro_batch_size=micro_batch_size)
         durations.append(time.perf_counter() - started)
         if len(durations) > 1 and sum(durations) > longest_s:
             break

@@ -13,6 +13,7 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.summary import write_summary
 from autoseg.execution.device import describe_device
 from autoseg.execution.interruption import stop_requests
+from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.freshness import digest, open_stage
@@ -219,6 +220,8 @@ def train_one(options: Options, prepared: Prepared, training: Training, fold: in
             key=key,
             device=options.device,
             num_workers=loader_workers(options),
+            most_workers=available_cores(),
+            case_ids=split.train,
         )
         with stop_requests() as should_stop:
             train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)

@@ -6,13 +6,16 @@ import torch
 
 PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
 """In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA's has a type of its own."""
+ONEDNN = ("could not create a primitive", "could not create a memory object")
+"""The whole of oneDNN's messages when it finds no room for its code or its buffers (seen in a process of limited size)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was not enough, and nothing else."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in PHRASES)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (text in ONEDNN or any(phrase in text for phrase in PHRASES))
 
 
 def release_memory(device: torch.device) -> None:

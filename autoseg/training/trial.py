@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from autoseg.training.loop import Parts, train_step
 from autoseg.training.memory import is_out_of_memory, release_memory
 from planners import Configuration, Plan, Training, estimate_memory, with_width
 
+logger = logging.getLogger(__name__)
 GB = 1e9
 MakeParts = Callable[[], Parts]
 """Builds the parts of the training anew."""
@@ -29,17 +31,23 @@ def find_micro_batch(
 ) -> int | None:
     """The largest piece of the batch with which a training step fits into memory; None where not even one sample does.
 
-    Steps are tried with parts of their own, which are thrown away. On a CPU pieces that by the estimate do not fit into
-    free memory are not tried: there a process that takes too much is killed, not told. ``most``: no larger pieces.
+    Steps are tried with parts of their own, which are thrown away. ``most``: no larger pieces.
     """
-    for size in micro_batch_sizes(training.batch_size):
-        if most is not None and size > most:
-            continue
-        if device.type == "cpu" and needed_bytes(plan, configuration, training, size) > free_memory_bytes():
-            continue
-        if survives_step(configuration, training, device, make, size):
-            return size
-    return None
+    sizes = plausible_sizes(plan, configuration, training, device)
+    tried = (size for size in sizes if most is None or size <= most)
+    return next((size for size in tried if survives_step(configuration, training, device, make, size)), None)
+
+
+def plausible_sizes(plan: Plan, configuration: Configuration, training: Training, device: torch.device) -> tuple[int, ...]:
+    """Pieces of the batch that are worth trying, largest first.
+
+    On a CPU those that by the estimate fit into free memory: there a process that takes too much is killed, not told.
+    """
+    sizes = micro_batch_sizes(training.batch_size)
+    if device.type != "cpu":
+        return sizes
+    free = free_memory_bytes()
+    return tuple(size for size in sizes if needed_bytes(plan, configuration, training, size) <= free)
 
 
 def needed_bytes(plan: Plan, configuration: Configuration, training: Training, size: int) -> int:
@@ -64,6 +72,7 @@ def survives_step(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        logger.debug("%d samples at once do not fit: %s", size, error)
         fits = False
     release_memory(device)  # not before: the error holds on to what the step had taken
     return fits

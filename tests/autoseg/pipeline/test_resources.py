@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import pytest
 
 from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.pipeline import measuring, resources
+from autoseg.pipeline import measuring
 from autoseg.pipeline.measuring import make_bench, measure_steps
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.resources import training_bytes, warn_of_disk
+from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.stages import plan_stage
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.training import trial
+from autoseg.training.trial import needed_bytes
 from planners import trial_training
 
 
@@ -47,11 +49,11 @@ def test_a_full_disk_is_foretold(planned, monkeypatch) -> None:
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(planned, monkeypatch) -> None:
     options, dataset, plan = planned
-    monkeypatch.setattr(resources, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
+    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
     monkeypatch.setattr(measuring, "measure_precision", lambda bench: "float32")
     monkeypatch.setattr(measuring, "measure_export", lambda *given: 0.0)
     monkeypatch.setattr(measuring, "measure_preparation", lambda *given: 0.0)
-    with pytest.raises(Exception, match=r"takes about \d+\.\d GB of memory, but 0\.0 GB are free.*--memory-gb below 8"):
+    with pytest.raises(Exception, match=r"takes about \d+\.\d GB of memory for a single sample, but 0\.0 GB are free.*--memory-gb below 8"):
         measure_steps(make_bench(options, dataset, plan), budgeted=True, num_folds=2)
 
 
@@ -59,7 +61,7 @@ def test_wider_networks_take_more(planned) -> None:
     _, _, plan = planned
     configuration = plan.configuration("3d_fullres")
     needs = [
-        training_bytes(plan, configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"))
+        needed_bytes(plan, configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"), 2)
         for width in (8, 16, 32)
     ]
     assert needs == sorted(needs)

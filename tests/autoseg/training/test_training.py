@@ -17,9 +17,12 @@ from safetensors.torch import load_file
 
 from autoseg.errors import AutosegError
 from autoseg.progress import SilentReporter
+from autoseg.run_folder import load_document
+from autoseg.training import fold, health, trial
 from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import FoldTask, batch_source, train_fold
+from autoseg.training.learning import Learning
 from autoseg.training.online_validation import class_counts
 from planners import (
     CaseSize,
@@ -258,3 +261,174 @@ def test_class_counts_are_those_of_a_hand_count() -> None:
     assert hits == [1, 0]
     assert predicted == [2, 0]
     assert present == [2, 1]
+
+
+def broken_case(seed: int) -> MadeCase:
+    """A case without a single finite voxel, as no preprocessing leaves it."""
+    case = make_case(seed)
+    case.image[:] = np.nan
+    return case
+
+
+def training_with(task: FoldTask, **changes: object) -> FoldTask:
+    return replace(task, training=task.training.model_copy(update=changes))
+
+
+def learning_of(task: FoldTask) -> Learning:
+    return load_document(Learning, task.folder / "learning.json")
+
+
+def one_broken_of(count: int, folder: Path, *, steps: int, **changes: object) -> tuple[FoldTask, list[int]]:
+    """A task with one broken case among ``count``, and the steps whose batches hold it."""
+    cases = [broken_case(0), *(make_case(i) for i in range(1, count))]
+    task = training_with(replace(make_task(folder, steps=steps), training_cases=cases), **changes)
+    source = batch_source(task, purpose="training")
+    return task, [step for step in range(steps) if 0 in (source.choose(step, 0)[1], source.choose(step, 1)[1])]
+
+
+def test_single_bad_steps_are_skipped_said_once_and_recorded(tmp_path) -> None:
+    task, bad = one_broken_of(40, tmp_path, steps=30, steps_per_epoch=10)
+    assert 1 <= len(bad) <= 3
+    said: list[str] = []
+    with SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, say=said.append)
+    assert said == [
+        f"3d_fullres, fold 0: the loss became nan at step {bad[0] + 1}; such steps are skipped, and the weights stay as they were"
+    ]
+    assert learning_of(task).skipped_steps == tuple(bad)
+    assert learning_of(task).restarts == 0
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "final.safetensors").values())
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert sum(line["skipped"] for line in lines) == len(bad)
+
+
+def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bits(tmp_path) -> None:
+    def task(name: str) -> FoldTask:
+        return one_broken_of(12, tmp_path / name, steps=24, steps_per_epoch=24)[0]
+
+    undisturbed, stopped = task("a"), replace(task("b"), checkpoint_interval_s=0.0)
+    run(undisturbed)
+    learning = learning_of(undisturbed)
+    assert learning.restarts >= 1
+    assert learning.rate_factor == 0.5**learning.restarts
+    assert [remark.kind for remark in learning.remarks] == ["not_finite", *["restart"] * learning.restarts]
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(stopped, StopAt(tracker, learning.restarted_at + 1))
+    run(stopped)
+    assert learning_of(stopped) == learning
+    first, second = (load_file(tmp_path / name / "final.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_a_training_that_nothing_mends_names_the_case(tmp_path) -> None:
+    task, bad = one_broken_of(3, tmp_path, steps=60, steps_per_epoch=60)
+    assert len(bad) > 20
+    with pytest.raises(AutosegError, match=r"the loss became nan at step \d+, and in \d+ steps .*; case shape_0 was in each"):
+        run(replace(task, case_ids=[f"shape_{i}" for i in range(3)]))
+
+
+def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_path, monkeypatch) -> None:
+    """A network that hardly moves, and limits that call chance hits lost: both classes are."""
+    monkeypatch.setattr(health, "LEAST_STEPS", 6)
+    monkeypatch.setattr(health, "FOUND_DICE", 0.5)
+
+    def task(name: str) -> FoldTask:
+        return training_with(make_task(tmp_path / name, steps=16), steps_per_epoch=2, peak_learning_rate=1e-7)
+
+    undisturbed, stopped = task("a"), replace(task("b"), checkpoint_interval_s=0.0)
+    run(undisturbed)
+    learning = learning_of(undisturbed)
+    assert learning.sought == ("ball", "box")
+    assert [remark.about for remark in learning.remarks if remark.kind == "never_found"] == ["ball", "box"]
+    (first,) = {remark.step for remark in learning.remarks if remark.kind == "lost_class"}
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(stopped, StopAt(tracker, first + 3))
+    run(stopped)
+    assert learning_of(stopped) == learning
+    one, two = (load_file(tmp_path / name / "final.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_were(tmp_path) -> None:
+    task = make_task(tmp_path)
+    hidden = [replace(case, locations={**case.locations, "box": np.zeros((0, 3), np.int32)}) for case in task.training_cases[1:]]
+    task = replace(task, training_cases=[task.training_cases[0], *hidden])
+    plain, seeking = (batch_source(task, purpose="training", sought=sought) for sought in ((), ("box",)))
+    assert dict(seeking.sought) == {"box": (0,)}
+    draws = [(seeking.choose(step, i), plain.choose(step, i)) for step in range(300) for i in range(2)]
+    changed = [found for found, before in draws if found[2] is not None]
+    assert all(number == 0 for _, number, _ in changed)
+    assert abs(len(changed) / len(draws) - 1 / 3) < 0.08  # four standard deviations of 600 draws
+    assert all(found[1] == before[1] for found, before in draws if found[2] is None)
+    crop = next(seeking.sample(step, 0) for step in range(300) if seeking.choose(step, 0)[2] is not None)
+    assert (crop.labels == 2).any()
+
+
+def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_path, monkeypatch) -> None:
+    """The error is the allocator's own: whole batches ask it for a petabyte from step 3 on."""
+    make_loss, calls = fold.make_loss, []
+
+    def hungry(*given: object):
+        loss = make_loss(*given)
+
+        def compute(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            calls.append(len(target))
+            if len(target) > 1 and len(calls) > 4:
+                torch.empty(10**15, dtype=torch.uint8)
+            return loss(logits, target)
+
+        return compute
+
+    monkeypatch.setattr(fold, "make_loss", hungry)
+    task, said = training_with(make_task(tmp_path / "a"), validation_batches=0), []
+    with SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, say=said.append)
+    assert len(said) == 1
+    assert "memory is not enough for a batch of 2 samples at once; 1 at a time are computed" in said[0]
+    assert learning_of(task).micro_batch_size == 1
+    monkeypatch.setattr(fold, "make_loss", make_loss)
+    whole = training_with(make_task(tmp_path / "b"), validation_batches=0)
+    run(whole)
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / n / "history.jsonl").read_text().splitlines()] for n in "ab"]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # the same training, but float32 sums in another order
+
+
+def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 1_000_000)
+    with pytest.raises(AutosegError, match=r"GB of memory for a single sample, but 0\.0 GB are free.*--memory-gb"):
+        run(make_task(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_path, monkeypatch) -> None:
+    task = training_with(make_task(tmp_path, steps=2), batch_size=6)
+    third = trial.needed_bytes(task.plan, task.configuration, task.training, 2)
+    monkeypatch.setattr(trial, "free_memory_bytes", lambda: third)
+    run(task)
+    assert learning_of(task).micro_batch_size == 2
+
+
+LIMITED = """
+import sys; sys.path.insert(0, {folder!r})
+import {module} as t, torch, pathlib, resource
+torch.set_num_threads(1)
+t.run(t.make_task(pathlib.Path(sys.argv[1]) / "warm", steps=1))
+task = t.training_with(t.make_task(pathlib.Path(sys.argv[1]) / "tight", steps=2), batch_size=64, validation_batches=0)
+need = t.trial.needed_bytes(task.plan, task.configuration, task.training, 64)
+size = next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (size + need // 2,) * 2)
+t.run(task)
+"""
+
+
+def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(tmp_path) -> None:
+    """A process that may take half of what its batch needs: the system has far more, so only the trial step can tell."""
+    here = Path(__file__)
+    call = LIMITED.format(folder=str(here.parent), module=here.stem)
+    done = subprocess.run([sys.executable, "-c", call, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    learning = load_document(Learning, tmp_path / "tight" / "learning.json")
+    assert learning.batch_size == 64
+    assert 1 <= learning.micro_batch_size <= 32
+    assert [remark.kind for remark in learning.remarks] == ["memory"]
+    assert (tmp_path / "tight" / "final.safetensors").exists()
