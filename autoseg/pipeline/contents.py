@@ -6,10 +6,10 @@ from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
-from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.dataset import DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats.dicom import split_part
+from autoseg.imaging.formats import files_of
 from autoseg.pipeline.freshness import digest
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
@@ -36,22 +36,14 @@ def dataset_content(run: RunFolder, dataset: DatasetDescription, *, num_workers:
     A file whose size and modification time are those of the last call is not read again; touching or copying files
     back changes nothing. Raises `AutosegError` that names a file which cannot be read.
     """
-    paths = sorted({file for case in (*dataset.training, *dataset.test) for file in _files(case)})
+    cases = (*dataset.training, *dataset.test)
+    paths = sorted({str(file) for case in cases for path in (*case.images, *case.label_files) for file in files_of(path)})
     known = {entry.path: entry for entry in _known(run).files}
     read = partial(_content, known=known)
     files = tuple(run_jobs(read, paths, name=str, num_workers=num_workers if len(known) < len(paths) else 1))
     if files != _known(run).files:
         save_document(run.files, Contents(files=files))
     return digest([[entry.path, entry.sha256] for entry in files])
-
-
-def _files(case: Case) -> list[str]:
-    """Files of one case; of a DICOM folder, those in it."""
-    files = []
-    for path in (*case.images, *case.label_files):
-        here = split_part(Path(path))[0]
-        files += [str(file) for file in here.iterdir() if file.is_file()] if here.is_dir() else [str(here)]
-    return files
 
 
 def _known(run: RunFolder) -> Contents:

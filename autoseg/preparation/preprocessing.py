@@ -20,7 +20,7 @@ from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
-from autoseg.imaging.formats import read_volume
+from autoseg.imaging.formats import files_of, read_volume
 from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
@@ -330,14 +330,19 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
         "configuration": configuration.model_dump(
             include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
         ),
-        "files": [_file_state(Path(file)) for file in (*case.images, *case.label_files)],
+        "files": [_file_state(each) for file in (*case.images, *case.label_files) for each in _named_files(Path(file))],
     }
     return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()
 
 
+def _named_files(path: Path) -> tuple[Path, ...]:
+    """A folder, or a file and the one with its voxels if that is another."""
+    here = split_part(path)[0]
+    return (here,) if here.is_dir() else files_of(here)
+
+
 def _file_state(path: Path) -> list[Any]:
-    """Name, size and time of a file, or of all files of a folder; a named part of either stands for the whole."""
-    path = split_part(path)[0]
+    """Name, size and time of a file, or of all files of a folder."""
     try:
         if path.is_dir():
             return [str(path), [_file_state(file) for file in sorted(path.iterdir())]]

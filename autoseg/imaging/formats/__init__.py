@@ -9,6 +9,7 @@ numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imagi
 
 from autoseg.imaging.formats.dicom import PART_MARK
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
+from autoseg.imaging.formats.files import files_of
 from autoseg.imaging.formats.header import ImageHeader
 from autoseg.imaging.formats.reading import read_header, read_label_map, read_volume
 from autoseg.imaging.formats.segmentation import Segment, Segmentation, SegmentNames
@@ -29,6 +30,7 @@ __all__ = [
     "SegmentNames",
     "Segmentation",
     "SeriesName",
+    "files_of",
     "image_ending",
     "image_stem",
     "is_dicom_series",

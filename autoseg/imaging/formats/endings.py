@@ -24,6 +24,7 @@ IMAGE_ENDINGS = (
 )
 """Endings of single image files, lower case, with the dot. DICOM series are folders."""
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
+METAIMAGE = (".mha", ".mhd")
 NIFTI = (".nii.gz", ".nii")
 PHOTOGRAPHS = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 """Formats without a place in the world: no orientation, spacing 1; resolution tags there are rarely true."""

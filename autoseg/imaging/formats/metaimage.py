@@ -41,6 +41,11 @@ def metaimage_header(path: Path) -> ImageHeader:
     return _parse(path).header
 
 
+def metaimage_voxel_file(path: Path) -> Path:
+    """The file with the voxels: ``path`` itself, or the one that its header names."""
+    return _parse(path).data
+
+
 def metaimage_voxels(path: Path) -> NDArray[Any]:
     """All voxels of a MetaImage file, (C, Z, Y, X); where compressed, the check sum is compared."""
     found = _parse(path)

@@ -80,6 +80,11 @@ def _parse(path: Path) -> _Nrrd:
         raise damaged(path, f"its header makes no sense ({str(error)[:200]})") from None
 
 
+def nrrd_voxel_file(path: Path) -> Path:
+    """The file with the voxels: ``path`` itself, or the one that its header names."""
+    return _parse(path).data
+
+
 def nrrd_pairs(path: Path) -> dict[str, str]:
     """Keys and values of the header (``key:=value``), which are no fields of the format; none of a file that is no NRRD."""
     with open(path, "rb") as file:

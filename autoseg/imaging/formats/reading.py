@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.dicom import is_dicom
-from autoseg.imaging.formats.endings import NIFTI, NRRD, PHOTOGRAPHS, image_ending
+from autoseg.imaging.formats.endings import METAIMAGE, NIFTI, NRRD, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.gipl import check_gipl
 from autoseg.imaging.formats.header import ImageHeader, damaged
 from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_voxels
@@ -154,7 +154,7 @@ def _format(path: Path) -> _Format:
         return _Format(_nifti_header, nifti_voxels)
     if ending in NRRD:
         return _Format(nrrd_header, nrrd_voxels)
-    if ending in (".mha", ".mhd"):
+    if ending in METAIMAGE:
         return _Format(metaimage_header, metaimage_voxels)
     if ending == ".png" and read_png_head(path).is_grey_with_alpha:
         return _Format(grey_alpha_header, grey_alpha_voxels)

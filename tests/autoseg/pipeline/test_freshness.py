@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autoseg.datasets.dataset import DatasetDescription
@@ -14,6 +15,8 @@ from autoseg.datasets.discovery import discover_dataset
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
+from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.volume import Geometry
 from autoseg.pipeline.contents import dataset_content
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.run_folder import RunFolder
@@ -87,6 +90,19 @@ def test_files_count_by_their_content(tmp_path) -> None:
     os.utime(file, ns=(1, 1))
     assert dataset_content(run, dataset, num_workers=1) == before
     file.write_bytes(file.read_bytes() + b"x")
+    assert dataset_content(run, dataset, num_workers=1) != before
+
+
+def test_voxels_beside_their_header_count(tmp_path) -> None:
+    data, grid = tmp_path / "data", Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True)
+        write_label_map(data / folder / "a.mhd", np.resize([0, 1], grid.shape), grid)
+    run, dataset = RunFolder(tmp_path), discover_dataset(data)
+    before = dataset_content(run, dataset, num_workers=1)
+    voxels = next(file for file in (data / "labelsTr").iterdir() if file.suffix != ".mhd")
+    write_label_map(data / "labelsTr" / "a.mhd", np.resize([1, 0], grid.shape), grid)
+    os.utime(voxels, ns=(1, 1))
     assert dataset_content(run, dataset, num_workers=1) != before
 
 
