@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoseg.networks.layout import instance_norm
+
 NEGATIVE_SLOPE = 0.01
 """Of the leaky ReLU (method section 3.9)."""
 CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -24,11 +26,7 @@ def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:
 
 
 class InstanceNorm(nn.Module):
-    """Instance norm with learnable scale and shift, no running statistics.
-
-    Computed as group norm with one channel a group, which is the same function but keeps bfloat16 and
-    channels-last layout on CPUs, where torch's own instance norm copies to float32 rows and back.
-    """
+    """Instance norm with learnable scale and shift, no running statistics."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -36,7 +34,7 @@ class InstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.group_norm(x, x.shape[1], self.weight, self.bias, eps=1e-5)
+        return instance_norm(x, self.weight, self.bias)
 
 
 class ConvBlock(nn.Module):

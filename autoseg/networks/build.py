@@ -9,6 +9,7 @@ from torch import nn
 
 from autoseg.errors import AutosegError
 from autoseg.networks.blocks import initialise
+from autoseg.networks.layout import arrange
 from autoseg.networks.unet import UNet
 from autoseg.networks.vnet import VNet
 from planners import Network
@@ -28,7 +29,7 @@ def build_network(network: Network, *, deep_supervision: bool = False, seed: int
     module = VNet(network) if network.family == "vnet" else UNet(network, deep_supervision=deep_supervision)
     if seed is not None:
         initialise(module, generator=torch.Generator().manual_seed(seed))
-    return module
+    return arrange(module, len(network.kernels[0]))
 
 
 def head_scales(network: Network) -> list[tuple[int, ...]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, ConvBlock, conv_blocks, residual_blocks
+from autoseg.networks.layout import channels_first, channels_last
 from planners import Network
 
 
@@ -40,7 +41,7 @@ class UNet(nn.Module):
             self.heads.append(CONVOLUTION[len(ones)](features[i], network.num_outputs, ones))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        x = self.stem(x)
+        x = self.stem(channels_last(x))
         skips = []
         for stage in self.encoder:
             x = stage(x)
@@ -50,5 +51,5 @@ class UNet(nn.Module):
         for i in reversed(range(len(self.decoder))):
             x = self.decoder[i](torch.cat((self.upsample[i](x), skips[i]), dim=1))
             if i == 0 or everywhere:
-                logits.insert(0, self.heads[i](x))
+                logits.insert(0, channels_first(self.heads[i](x)))
         return logits if everywhere else logits[0]

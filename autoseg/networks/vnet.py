@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, InstanceNorm, same_padding
+from autoseg.networks.layout import channels_first, channels_last
 from planners import Network
 
 
@@ -85,7 +86,7 @@ class VNet(nn.Module):
         self.head = CONVOLUTION[axes](2 * features[0], network.num_outputs, (1,) * axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.encoder[0](x)
+        x = self.encoder[0](channels_last(x))
         skips = [x]
         for down, activate, stage in zip(self.down, self.down_activations, self.encoder[1:], strict=True):
             x = stage(activate(down(x)))
@@ -93,5 +94,4 @@ class VNet(nn.Module):
         for i in reversed(range(len(self.decoder))):
             up = self.up_activations[i](self.up[i](x))
             x = self.decoder[i](torch.cat((up, skips[i]), dim=1))
-        logits: Tensor = self.head(x)
-        return logits
+        return channels_first(self.head(x))
