@@ -34,6 +34,11 @@ class RunFolder:
         return self.root / "files.json"
 
     @property
+    def label_looks(self) -> Path:
+        """Values and overlaps that were looked up in the dataset's label files."""
+        return self.root / "label_looks.json"
+
+    @property
     def fingerprint(self) -> Path:
         return self.root / "fingerprint.json"
 

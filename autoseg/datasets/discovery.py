@@ -40,6 +40,7 @@ def discover_dataset(
     layouts: Sequence[Layout] | None = None,
     layout: str | None = None,
     spec: Path | None = None,
+    looks: Path | None = None,
     num_workers: int = 1,
 ) -> DatasetDescription:
     """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
@@ -51,7 +52,8 @@ def discover_dataset(
     What lies in the folder decides which cases there are. What channels and classes are called, say in this order: the
     layout itself (a spec file), the folder's ``dataset.json``, what is known of the public dataset that it turns out to
     be, the names of files. Classes without a name are called after the values found in the label maps, which are then
-    read by ``num_workers`` processes; so are masks of classes, to see which overlap. Images without a label map, label
+    read by ``num_workers`` processes; so are masks of classes, to see which overlap. What was found so is kept in the file
+    ``looks``, and files of unchanged size and time are not read again. Images without a label map, label
     maps without an image and files that compete for one place become ``findings``; those files belong to no case. Paths
     of the description are absolute.
 
@@ -69,7 +71,7 @@ def discover_dataset(
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
-    training, found = _training_cases(root, match, declaration, channels, num_workers=num_workers)
+    training, found = _training_cases(root, match, declaration, channels, looks=looks, num_workers=num_workers)
     test, test_findings = _test_cases(root, match, declaration, channels)
     names = declaration.channels or _channel_names(training, channels)
     unlabelled = sorted(
@@ -105,7 +107,7 @@ def discover_dataset(
 
 
 def _training_cases(
-    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, num_workers: int
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, looks: Path | None, num_workers: int
 ) -> tuple[tuple[Case, ...], FoundLabels]:
     """The labelled cases, each with the classes that it was annotated for, and what is to be told apart in them.
 
@@ -125,7 +127,7 @@ def _training_cases(
     if declaration.label_values is None:
         in_tables, findings = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
         names |= in_tables
-    found = find_labels(cases, match.layout, declaration, name=name, names=names, num_workers=num_workers)
+    found = find_labels(cases, match.layout, declaration, name=name, names=names, looks=looks, num_workers=num_workers)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
     return cases, replace(found, findings=(*findings, *found.findings))

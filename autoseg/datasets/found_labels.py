@@ -13,8 +13,8 @@ import numpy as np
 from autoseg.datasets.case_labels import Combination, mask_combinations
 from autoseg.datasets.dataset import Case, Finding, LabelCoding
 from autoseg.datasets.declaration import Declaration, LabelValues, labels_named_by_value
+from autoseg.datasets.label_looks import Answer, look_up
 from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import read_label_map
 from autoseg.imaging.formats.dicom import split_part
 from datasets_spec import Layout
@@ -57,6 +57,7 @@ def find_labels(
     *,
     name: str | None = None,
     names: Mapping[int, str] | None = None,
+    looks: Path | None = None,
     num_workers: int,
 ) -> FoundLabels:
     """Labels of a dataset whose labelled cases are ``cases`` (one or more).
@@ -64,11 +65,11 @@ def find_labels(
     Declared ones are taken as they are; of others the values are looked up in the label maps. Masks of classes are read
     to see which overlap, unless the later one wins: every combination that occurs gets an internal value, and classes
     that share one become regions. ``names`` are those of values that nobody declared, ``name`` that of the class if there is
-    but one. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or where some cases have masks
+    but one. What was looked up is kept in the file ``looks``. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or where some cases have masks
     and others label maps.
     """
     if any(case.masks for case in cases):
-        found = _labels_of_masks(cases, layout, num_workers)
+        found = _labels_of_masks(cases, layout, looks, num_workers)
     elif declaration.label_values is not None:
         found = FoundLabels(values=declaration.label_values)
     elif layout.threshold is not None:
@@ -76,7 +77,7 @@ def find_labels(
             labels=Labels(classes=(LabelClass(name=name or "foreground", values=(1,)),)), file_values=(0, WHITE)
         ))
     else:
-        values = _values_in_files(cases, num_workers)
+        values = _values_in_files(cases, looks, num_workers)
         if name is not None and len(values) == 1:
             names = {values[0]: name} | dict(names or {})
         found = FoundLabels(values=labels_named_by_value(values, names))
@@ -86,9 +87,9 @@ def find_labels(
 # --- label maps ---
 
 
-def _values_in_files(cases: Sequence[Case], num_workers: int) -> tuple[int, ...]:
+def _values_in_files(cases: Sequence[Case], looks: Path | None, num_workers: int) -> tuple[int, ...]:
     """All values other than 0, sorted."""
-    found = run_jobs(_label_values, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
+    found = [dict(look.values) for look in look_up(cases, "values", _label_values, kept=looks, num_workers=num_workers)]
     _refuse_greys(cases, found)
     values = {value for of_case in found for value in of_case} - {0}
     if not values:
@@ -99,13 +100,13 @@ def _values_in_files(cases: Sequence[Case], num_workers: int) -> tuple[int, ...]
     return tuple(sorted(values))
 
 
-def _label_values(case: Case) -> Mapping[int, int]:
-    """Voxels of each value in the label map of a case; none where it cannot be read, which the check reports."""
+def _label_values(case: Case) -> Answer | None:
+    """Voxels of each value in the label map of a case; None where it cannot be read, which the check reports."""
     try:
         values, counts = np.unique(read_label_map(Path(case.label or "")).array, return_counts=True)
     except AutosegError:
-        return {}
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+        return None
+    return Answer(values=tuple((int(value), int(count)) for value, count in zip(values, counts, strict=True)))
 
 
 def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> None:
@@ -131,7 +132,7 @@ def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> 
 # --- masks of classes ---
 
 
-def _labels_of_masks(cases: Sequence[Case], layout: Layout, num_workers: int) -> FoundLabels:
+def _labels_of_masks(cases: Sequence[Case], layout: Layout, looks: Path | None, num_workers: int) -> FoundLabels:
     maps = [case.label for case in cases if case.label is not None]
     if maps:
         raise AutosegError(f"{maps[0]} is a label map, but other cases have a mask for each class; give all cases the same kind")
@@ -145,9 +146,9 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, num_workers: int) ->
     )
     combinations: set[Combination] = set()
     if not coding.later_wins:
-        look = partial(_combinations, coding=coding)
-        found = run_jobs(look, wanted, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
-        combinations = {names for of_case in found for names in of_case}
+        find = partial(_combinations, coding=coding)
+        found = look_up(wanted, f"overlaps from {layout.threshold}", find, kept=looks, num_workers=num_workers)
+        combinations = {frozenset(names) for look in found for names in look.combinations}
     labels = labels_of_combinations(classes, combinations)
     number = len(labels.values)
     return FoundLabels(
@@ -162,8 +163,13 @@ def replace_masks(case: Case, classes: Sequence[str]) -> Case:
     return case.model_copy(update={"masks": tuple(by_name[name] for name in classes if name in by_name)})
 
 
-def _combinations(case: Case, *, coding: LabelCoding) -> frozenset[Combination]:
-    return mask_combinations(case, coding) if case.masks else frozenset()
+def _combinations(case: Case, *, coding: LabelCoding) -> Answer | None:
+    """Which classes share voxels in a case; None where its masks cannot be read, which the check reports."""
+    try:
+        found = mask_combinations(case, coding) if case.masks else frozenset()
+    except AutosegError:
+        return None
+    return Answer(combinations=tuple(sorted(tuple(sorted(names)) for names in found)))
 
 
 def labels_of_combinations(classes: Sequence[str], combinations: Iterable[Combination]) -> Labels:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.datasets.case_labels import combination_values, read_case_labels, read_file_labels
+from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import Case, LabelCoding, MaskFile
 from autoseg.datasets.discovery import discover_dataset
 from autoseg.datasets.found_labels import labels_of_combinations
@@ -22,6 +23,7 @@ from autoseg.evaluation.ensembling import labels_from_probabilities
 from autoseg.imaging.formats import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.resampling import resample_regions
 from autoseg.imaging.volume import Geometry
+from autoseg.progress import SilentReporter
 from datasets_spec import read_layout
 from planners import Labels, Resampling
 
@@ -195,11 +197,15 @@ def test_classes_that_fill_some_of_the_image_are_no_greys(tmp_path, values):
     assert found.file_values == values
 
 
-def test_mask_with_several_values_is_refused(tmp_path):
+def test_mask_with_several_values_and_a_cut_one_are_found_together(tmp_path):
     make_masks(tmp_path)
     write(tmp_path / "q" / "masks" / "a.nii.gz", np.resize([0, 1, 2], GRID.shape))
-    with pytest.raises(AutosegError, match=r"q/masks/a.nii.gz has the values 1, 2 besides 0"):
-        discover_dataset(tmp_path)
+    (tmp_path / "p" / "masks" / "a.nii.gz").write_bytes(b"cut")
+    findings = check_dataset(discover_dataset(tmp_path), num_workers=1, reporter=SilentReporter())
+    said = {finding.case_id: f"{finding.where} {finding.found}" for finding in findings if finding.severity == "error"}
+    assert said.keys() == {"p", "q"}
+    assert "p/masks/a.nii.gz could not be read" in said["p"]
+    assert "q/masks/a.nii.gz has the values 1, 2 besides 0" in said["q"]
 
 
 # --- partial annotation ---
