@@ -16,6 +16,8 @@ from planners import Configuration, Plan, Training, estimate_memory, with_width
 
 logger = logging.getLogger(__name__)
 GB = 1e9
+TRIAL_STEPS = 2
+"""The first one leaves the optimiser's state behind, beside which the second one must fit."""
 MakeParts = Callable[[], Parts]
 """Builds the parts of the training anew."""
 
@@ -65,9 +67,11 @@ def needed_bytes(plan: Plan, configuration: Configuration, training: Training, s
 def survives_step(
     configuration: Configuration, training: Training, device: torch.device, make: MakeParts, size: int
 ) -> bool:
-    """Whether a step of an empty batch in pieces of ``size`` samples ends without running out of memory."""
+    """Whether steps of an empty batch in pieces of ``size`` samples end without running out of memory."""
     try:
-        _step(configuration, training, device, make(), size)
+        parts = make()
+        for _ in range(TRIAL_STEPS):
+            _step(configuration, training, device, parts, size)
         fits = True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
