@@ -97,6 +97,10 @@ class RunFolder:
     def fold(self, configuration: str, fold: int) -> Path:
         return self.models / configuration / f"fold_{fold}"
 
+    def next_stage(self, configuration: str, following: str) -> Path:
+        """Label maps that ``configuration`` made of all training cases for the stage ``following`` of a cascade."""
+        return self.models / configuration / "next_stage" / following
+
     def validation(self, configuration: str, fold: int) -> Path:
         return self.fold(configuration, fold) / "validation"
 

@@ -28,7 +28,7 @@ def run(options: Options) -> None:
 def train(
     options: Options,
     configuration: Annotated[
-        str | None, typer.Option("--configuration", help="Train only this one (default: all scheduled).", show_default=False)
+        str | None, typer.Option("--configuration", help="Train only this one, after the stages it needs (default: all scheduled).", show_default=False)
     ] = None,
     fold: Annotated[int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)] = None,
 ) -> None:

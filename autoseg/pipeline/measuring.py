@@ -21,11 +21,12 @@ from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import reference_labels, score_cases
+from autoseg.preparation.cascade import CascadeCase
 from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import BatchSource, finish
-from autoseg.training.fold import configuration_recipe, make_network
+from autoseg.training.fold import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.memory import is_out_of_memory, release_memory
@@ -91,16 +92,23 @@ def make_bench(options: Options, dataset: DatasetDescription, plan: Plan) -> Ben
     )
 
 
-def measure_steps(bench: Bench, *, budgeted: bool, num_folds: int) -> tuple[Measurement, ...]:
-    """Measurements of the configurations that may be trained, narrow widths first until time or memory forbids.
+def measure_steps(
+    bench: Bench,
+    candidates: Sequence[Configuration],
+    *,
+    budgeted: bool,
+    num_folds: int,
+    precision: Precision | None = None,
+) -> tuple[Measurement, ...]:
+    """Measurements of ``candidates``, in order of preference, narrow widths first until time or memory forbids.
 
     A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
-    batch size are measured. Raises `AutosegError` where nothing fits into memory.
+    batch size are measured. ``precision`` is measured too where it is not given. Raises `AutosegError` where nothing fits into memory.
     """
     options = bench.options
-    precision = measure_precision(bench)
+    precision = precision or measure_precision(bench)
     measurements: list[Measurement] = []
-    for configuration in preferred_configurations(bench.plan):
+    for configuration in candidates:
         if measurements and budgeted and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds):
             break
         widths = sorted(candidate_widths(configuration)) if budgeted else [configuration.network.features[0]]
@@ -215,12 +223,13 @@ def time_steps(
     options = bench.options
     folder = options.run.preprocessed(configuration.data)
     source = BatchSource(
-        cases=[open_case(folder, case.case_id) for case in bench.cases[:TRIAL_CASES]],
+        cases=[CascadeCase(open_case(folder, case.case_id), None) for case in bench.cases[:TRIAL_CASES]],
         recipe=configuration_recipe(configuration, training),
         batch_size=training.batch_size,
         foreground_share=training.foreground_share,
         seed=options.seed,
         configuration=configuration.name,
+        previous_values=previous_values(configuration, bench.plan.labels),
         fold=0,
         purpose="training",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from autoseg.datasets.checks import check_dataset, require_clean
@@ -20,7 +20,15 @@ from autoseg.preparation.class_sizes import describe_unusual_classes
 from autoseg.preparation.fingerprinting import take_fingerprint
 from autoseg.preparation.preprocessing import Target, preprocess_dataset
 from autoseg.run_folder import load_document, save_document
-from planners import Configuration, Fingerprint, Plan, plan_dataset, preferred_configurations, why_untrainable
+from planners import (
+    Configuration,
+    Fingerprint,
+    Plan,
+    method_configurations,
+    plan_dataset,
+    preferred_configurations,
+    why_untrainable,
+)
 
 
 def check_stage(options: Options) -> DatasetDescription:
@@ -101,11 +109,30 @@ def describe_configuration(configuration: Configuration) -> str:
     return f"{configuration.name}: {configuration.network.family} with {stages} stages, patch {patch}, {spacing} mm"
 
 
-def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[DatasetDescription, Plan]:
-    """Preprocessed data of every configuration that may be trained, or of ``only`` one."""
+def all_configurations(plan: Plan) -> Sequence[Configuration]:
+    """Those that a schedule for some machine and budget may train."""
+    return tuple(dict.fromkeys([*preferred_configurations(plan), *method_configurations(plan)]))
+
+
+def follows_method(options: Options) -> bool:
+    """Whether the run trains by the method's schedule: without a budget, on a GPU."""
+    return options.budget_s is None and options.device_name.startswith("cuda")
+
+
+def preprocess_stage(
+    options: Options, *, choose: Callable[[Plan], Sequence[Configuration]] = all_configurations
+) -> tuple[DatasetDescription, Plan]:
+    """Preprocessed data of every configuration that may be trained, or of those that ``choose`` picks."""
     dataset, plan = plan_stage(options)
     refuse_bad_folds(options, dataset)
-    chosen = preferred_configurations(plan) if only is None else (plan.configuration(only),)
+    preprocess_configurations(options, dataset, plan, choose(plan))
+    return dataset, plan
+
+
+def preprocess_configurations(
+    options: Options, dataset: DatasetDescription, plan: Plan, chosen: Sequence[Configuration]
+) -> None:
+    """Preprocessed data of ``chosen`` configurations; several that read the same data share them."""
     require_trainable(options, chosen)
     names = tuple(dict.fromkeys(configuration.data for configuration in chosen))
     with ExitStack() as locks:
@@ -115,7 +142,6 @@ def preprocess_stage(options: Options, *, only: str | None = None) -> tuple[Data
         warn_of_disk(options, plan, names)
         targets = [Target(plan.configuration(name), options.run.preprocessed(name)) for name in names]
         preprocess_dataset(dataset, plan, targets, num_workers=options.num_workers, reporter=options.reporter)
-    return dataset, plan
 
 
 def require_trainable(options: Options, configurations: Sequence[Configuration]) -> None:

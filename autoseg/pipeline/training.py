@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,17 +18,31 @@ from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
+from autoseg.pipeline.cascading import Handover, always_trained_on, hand_over, require_unseen
+from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import make_bench, measure_steps, refine
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.splitting import folds_given, split_inputs, splits_stage
-from autoseg.pipeline.stages import preprocess_stage
-from autoseg.preparation.storage import open_case
+from autoseg.pipeline.stages import follows_method, preprocess_configurations, preprocess_stage
+from autoseg.preparation.cascade import CascadeCase
+from autoseg.preparation.storage import StoredCase, open_case
 from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
 from autoseg.training.fold import FoldTask, train_fold
-from planners import Conditions, Plan, Schedule, Training, describe_outlook, plan_schedule, warn_of_starvation
+from planners import (
+    Conditions,
+    Configuration,
+    Plan,
+    Schedule,
+    Training,
+    describe_outlook,
+    method_configurations,
+    plan_schedule,
+    preferred_configurations,
+    warn_of_starvation,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +57,7 @@ class Prepared:
 
 def schedule_stage(options: Options) -> Prepared:
     """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on."""
-    dataset, plan = preprocess_stage(options)
+    dataset, plan = preprocess_stage(options, choose=partial(rule_configurations, options))
     if options.schedule is not None:
         return given_schedule(options, dataset, plan, options.schedule)
     consumed = {
@@ -57,6 +73,7 @@ def schedule_stage(options: Options) -> Prepared:
     with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
+            preprocess_scheduled(options, dataset, plan, schedule)
             return Prepared(
                 dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
             )
@@ -69,6 +86,20 @@ def schedule_stage(options: Options) -> Prepared:
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
+def rule_configurations(options: Options, plan: Plan) -> Sequence[Configuration]:
+    """What the schedule's rule chooses from."""
+    return method_configurations(plan) if follows_method(options) else preferred_configurations(plan)
+
+
+def preprocess_scheduled(options: Options, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> None:
+    """Preprocessed data of trainings that the rule would not choose: asked for, or scheduled for another machine."""
+    there = {configuration.data for configuration in rule_configurations(options, plan)}
+    scheduled = [plan.configuration(training.configuration) for training in schedule.trainings]
+    missing = [configuration for configuration in scheduled if configuration.data not in there]
+    if missing:
+        preprocess_configurations(options, dataset, plan, missing)
+
+
 def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, file: Path) -> Prepared:
     """Follow a schedule from a file, for instance another run's. Raises `AutosegError` where it does not fit the plan."""
     schedule = load_document(Schedule, file)
@@ -79,12 +110,24 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
             f"{file} trains {', '.join(unknown)}, which the plan lacks; it has {', '.join(planned)}: take a schedule of the "
             "same preset, or none"
         )
+    scheduled = [training.configuration for training in schedule.trainings]
+    for name in scheduled:
+        untrained = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
+        if untrained:
+            raise AutosegError(
+                f"{file} trains {name} without {', '.join(untrained)}, from whose predictions it starts; take a schedule that "
+                "trains both, or none"
+            )
     splits = splits_stage(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
         raise AutosegError(
             f"{file} trains {schedule.num_folds} folds, but {len(dataset.training)} cases give {len(splits.folds)}; take a "
             "schedule that was made for this dataset, or none"
         )
+    for name in scheduled:
+        if plan.configuration(name).previous_stage is not None:
+            require_unseen(splits, name)
+    preprocess_scheduled(options, dataset, plan, schedule)
     save_document(options.run.schedule, schedule)
     if schedule.conditions.num_threads != options.num_threads:
         options.reporter.say(
@@ -97,8 +140,11 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
 
 def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
     """Time a few steps, then apply the pure rule."""
-    budgeted = options.budget_s is not None or options.device.type != "cuda"
+    budgeted = not follows_method(options)
     bench = make_bench(options, dataset, plan)
+    candidates = rule_configurations(options, plan)
+    if always_trained_on(splits):  # no first stage could say anything new of these cases
+        candidates = [configuration for configuration in candidates if configuration.previous_stage is None]
     conditions = Conditions(
         device=options.device.type,  # type: ignore[arg-type]  # choose_device knows no others
         num_threads=options.num_threads,
@@ -108,7 +154,7 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,
-        measurements=measure_steps(bench, budgeted=budgeted, num_folds=len(splits.folds)),
+        measurements=measure_steps(bench, candidates, budgeted=budgeted, num_folds=len(splits.folds)),
         seed=options.seed,
         elapsed_s=options.elapsed_s,
     )
@@ -121,11 +167,7 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
 def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
     """Say what is about to be done, how long it will take, and what more time would give."""
     device = describe_device(options.device, num_threads=options.num_threads)
-    for training in schedule.trainings:
-        options.reporter.say(
-            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
-            f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
-        )
+    announce_trainings(options, schedule, schedule.trainings)
     total = format_duration(schedule.expected_s)
     options.reporter.say(
         f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
@@ -139,29 +181,54 @@ def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
         options.reporter.say(f"More time would give, {outlook}")
 
 
+def announce_trainings(options: Options, schedule: Schedule, trainings: Sequence[Training]) -> None:
+    """One line for each configuration."""
+    for training in trainings:
+        options.reporter.say(
+            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
+            f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
+        )
+
+
 def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:
-    """Train and validate what the schedule says, or one configuration or fold of it."""
+    """Train and validate what the schedule says, or one configuration or fold of it.
+
+    A ``configuration`` that the plan has and the schedule lacks is added to the schedule. The stages that a cascade needs
+    are trained before it, on all folds.
+    """
     prepared = schedule_stage(options)
+    if configuration is not None and configuration not in [t.configuration for t in prepared.schedule.trainings]:
+        schedule = add_training(options, prepared.dataset, prepared.plan, prepared.splits, configuration)
+        announce_trainings(options, schedule, schedule.trainings[len(prepared.schedule.trainings) :])
+        prepared = replace(prepared, schedule=schedule)
     schedule, splits = prepared.schedule, prepared.splits
-    trainings = [t for t in schedule.trainings if configuration in (None, t.configuration)]
+    names = [t.configuration for t in schedule.trainings if configuration in (None, t.configuration)]
     folds = [k for k in range(schedule.num_folds) if fold in (None, k)]
-    if not trainings:
-        known = ", ".join(t.configuration for t in schedule.trainings)
-        raise AutosegError(f"the schedule does not train {configuration!r}; it trains: {known}")
     if not folds:
         raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
-    steps = len(folds) * sum(training.num_steps for training in trainings)
+    asked = [(schedule.training(name), k) for name in names for k in folds]
+    jobs = with_stages_before(prepared, asked)
+    steps = sum(training.num_steps for training, _ in jobs)
     with options.reporter.track(f"Training {steps} steps", steps) as tracker:
-        for training in trainings:
-            for k in folds:
-                options.reporter.expect(expected_s(options, prepared))
-                train_one(options, prepared, training, k, tracker)
-    for training in trainings:
-        for k in folds:
+        for training, k in jobs:
             options.reporter.expect(expected_s(options, prepared))
-            validate_one(options, prepared, training, k, splits.folds[k])
+            train_one(options, prepared, training, k, tracker, wait=(training, k) not in asked)
+    for training, k in asked:
+        options.reporter.expect(expected_s(options, prepared))
+        validate_one(options, prepared, training, k, splits.folds[k])
     options.reporter.expect(schedule.expected_rest_s)
     return prepared
+
+
+def with_stages_before(prepared: Prepared, asked: Sequence[tuple[Training, int]]) -> list[tuple[Training, int]]:
+    """Trainings with their folds, before each cascade all folds of its first stage: every case needs one that left it out."""
+    jobs: list[tuple[Training, int]] = []
+    for training, fold in asked:
+        stages = prepared.plan.chain(training.configuration)[:-1]
+        before = [prepared.schedule.training(stage.name) for stage in stages]
+        jobs += [(first, k) for first in before for k in range(prepared.schedule.num_folds)]
+        jobs.append((training, fold))
+    return list(dict.fromkeys(jobs))
 
 
 def expected_s(options: Options, prepared: Prepared) -> float:
@@ -179,7 +246,9 @@ def expected_s(options: Options, prepared: Prepared) -> float:
 
 def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: int) -> dict[str, str]:
     """All that the weights of a fold depend on; a schedule for other hardware gives other bits."""
+    before = prepared.plan.configuration(training.configuration).previous_stage
     return {
+        **({} if before is None else {"previous stage": digest(stage_keys(options, prepared, before))}),
         "dataset": digest(prepared.dataset),
         "plan": digest(prepared.plan.configuration(training.configuration), prepared.plan.labels),
         "schedule": digest(training, prepared.schedule.conditions.num_threads),
@@ -193,29 +262,55 @@ def fold_key(options: Options, prepared: Prepared, training: Training, fold: int
     return digest(fold, sorted(fold_inputs(options, prepared, training, fold).items()))
 
 
-def train_one(options: Options, prepared: Prepared, training: Training, fold: int, tracker: Tracker) -> None:
-    """Train one configuration on one fold, unless that is done."""
+def stage_keys(options: Options, prepared: Prepared, name: str) -> list[str]:
+    """`fold_key` of every fold of a configuration."""
+    training = prepared.schedule.training(name)
+    return [fold_key(options, prepared, training, fold) for fold in range(prepared.schedule.num_folds)]
+
+
+def previous_labels(options: Options, prepared: Prepared, configuration: Configuration) -> Path | None:
+    """Folder of the first stage's label maps, which are made where they are missing; none for what is no cascade."""
+    before = configuration.previous_stage
+    if before is None:
+        return None
+    return hand_over(
+        options,
+        Handover(
+            plan=prepared.plan,
+            training=prepared.schedule.training(before),
+            keys=stage_keys(options, prepared, before),
+            following=configuration,
+            splits=prepared.splits,
+        ),
+    )
+
+
+def train_one(
+    options: Options, prepared: Prepared, training: Training, fold: int, tracker: Tracker, *, wait: bool = False
+) -> None:
+    """Train one configuration on one fold, unless that is done. ``wait``: for another process that is at it."""
     name = training.configuration
     folder = options.run.fold(name, fold)
     key = fold_key(options, prepared, training, fold)
     stage = f"train-{name}-fold_{fold}"
     consumed = fold_inputs(options, prepared, training, fold)
     outputs, what = [folder / "final.safetensors"], f"training of {name}, fold {fold},"
-    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, wait=False) as to_do:
+    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, wait=wait) as to_do:
         if not to_do:
             tracker.advance(training.num_steps)
             return
         configuration = prepared.plan.configuration(name)
         preprocessed = options.run.preprocessed(configuration.data)
         split = prepared.splits.folds[fold]
+        previous = previous_labels(options, prepared, configuration)
         task = FoldTask(
             plan=prepared.plan,
             configuration=configuration,
             training=training,
             fold=fold,
             seed=options.seed,
-            training_cases=[open_case(preprocessed, case_id) for case_id in split.train],
-            validation_cases=[open_case(preprocessed, case_id) for case_id in split.val],
+            training_cases=open_cases(preprocessed, split.train, previous),
+            validation_cases=open_cases(preprocessed, split.val, previous),
             folder=folder,
             key=key,
             device=options.device,
@@ -225,6 +320,12 @@ def train_one(options: Options, prepared: Prepared, training: Training, fold: in
         )
         with stop_requests() as should_stop:
             train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)
+
+
+def open_cases(preprocessed: Path, case_ids: Sequence[str], previous: Path | None) -> list[StoredCase] | list[CascadeCase]:
+    """Stored cases; with the folder ``previous`` also what the first stage of a cascade says of them."""
+    cases = [open_case(preprocessed, case_id) for case_id in case_ids]
+    return cases if previous is None else [CascadeCase(case, previous) for case in cases]
 
 
 def loader_workers(options: Options) -> int:
@@ -259,6 +360,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
             key=digest(key, keep),
             keep_probabilities=keep,
             device=options.device,
+            previous=previous_labels(options, prepared, configuration),
         )
         with options.reporter.track(f"Validating {name}, fold {fold}", len(split.val)) as tracker:
             validate_fold(task, tracker)

@@ -20,8 +20,8 @@ class CascadeCase:
     """A stored case with the first stage's label map. Holds paths only, so it travels between processes."""
 
     case: StoredCase
-    folder: Path
-    """Of the label maps."""
+    folder: Path | None
+    """Of the label maps; none: the case's own labels stand in for them, to time steps before a first stage is trained."""
 
     @property
     def image(self) -> Any:
@@ -41,7 +41,7 @@ class CascadeCase:
     @property
     def previous(self) -> Any:
         """Integers (a0, a1, a2): see `open_previous`."""
-        return open_previous(self.folder, self.case)
+        return self.case.labels if self.folder is None else open_previous(self.folder, self.case)
 
 
 def store_previous(
