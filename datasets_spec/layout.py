@@ -98,6 +98,9 @@ class Layout(Document):
     test: CaseFiles | None = None
     listing: CaseList | None = None
     """A list in place of ``training`` and ``test``."""
+    series: str | None = None
+    """Which DICOM series is meant where a case has several: its number, SeriesInstanceUID or folder, or a shell pattern of its
+    description, in any case of letters."""
     without_label: Literal["error", "test"] = "error"
     """What an image without a label map is: a fault, or a case to predict."""
     description: DescriptionFile | None = None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from autoseg.datasets.case_labels import read_file_labels
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, LabelCoding
 from autoseg.datasets.duplicates import find_duplicates
-from autoseg.datasets.grids import GridTolerances, grid_differences
+from autoseg.datasets.grids import SAME_GRID, grid_differences, turned_differences, turned_grid
 from autoseg.datasets.intensities import unusual_intensities
 from autoseg.datasets.measures import CaseFiles, CaseMeasures, measure_case
 from autoseg.datasets.misfits import Misfit, as_finding, find_misfits
@@ -29,13 +29,9 @@ from autoseg.datasets.plausibility import (
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import ImageHeader, image_stem, read_header, read_label_map, read_volume
-from autoseg.imaging.orientation import canonical_geometry, canonical_orientation
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 from autoseg.progress import Reporter
 
-SAME_GRID = GridTolerances(spacing=1e-3, origin=0.1, direction=1e-3)
-"""Label map against image. Headers that other programs wrote differ by rounding, to about 1e-5; a thousandth in spacing
-or direction is a quarter of a voxel at the end of 256, a tenth of a voxel in origin moves no voxel to its neighbour."""
 NUM_SHOWN_VALUES = 10
 MANY_VALUES = 20
 """So many undeclared values are those of an image or of an interpolated mask."""
@@ -251,17 +247,13 @@ def _channel_grid_faults(item: _Item, headers: Sequence[ImageHeader]) -> list[Fi
 def _label_faults(item: _Item, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Finding]:
     if image is None or label.may_be_part:
         return []
-    differences = grid_differences(_turned(label.geometry), _turned(image.geometry), SAME_GRID)
+    differences = turned_differences(label.geometry, image.geometry)
     if not differences:
         return []
     return [_finding(
         item, "error", where, f"the label map lies on another grid than its image: {'; '.join(differences)}",
         "resample the label map to the image, or remove the case",
     )]
-
-
-def _turned(geometry: Geometry) -> Geometry:
-    return canonical_geometry(geometry, canonical_orientation(geometry))
 
 
 # --- voxels ---
@@ -387,7 +379,7 @@ def _label_facts(
             case_id=report.readable.case_id,
             path=path,
             paired=path not in dataset.unpaired_labels,
-            geometry=_turned(report.label),
+            geometry=turned_grid(report.label),
             counts=read.counts,
         ))
     return facts

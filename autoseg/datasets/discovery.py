@@ -17,6 +17,7 @@ from autoseg.datasets.label_tables import find_label_names
 from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
 from autoseg.datasets.patterns import FoundFile
 from autoseg.datasets.segment_files import resolve_segments
+from autoseg.datasets.series_choice import choose_series
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header, writable_ending
 from autoseg.imaging.formats.dicom import split_part
@@ -68,6 +69,7 @@ def discover_dataset(
     match = choose_known(root, match, matches)
     if not match.paired:
         raise AutosegError(_nothing_found(root, matches))
+    match, series_findings = choose_series(root, match, num_workers=num_workers)
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
@@ -97,7 +99,7 @@ def discover_dataset(
         unpaired_images=tuple(str(root / path) for path in unlabelled) if match.labels else (),
         unpaired_labels=tuple(str(root / path) for path in orphans),
         findings=(
-            *findings, *found.findings, *_unknown_in_groups(match, training),
+            *findings, *series_findings, *found.findings, *_unknown_in_groups(match, training),
             *_ambiguity(root, match, rival_matches(matches, match)), *_dropped(root, match, dropped),
             *_unlisted_findings(root, match, declaration), *_list_findings(match), *_pairing_findings(root, match),
             *test_findings,
@@ -349,11 +351,12 @@ def _modality(case: Case) -> str:
     """Of the image of a case, by its DICOM headers or by the last word of its name; empty where neither tells."""
     if len(case.images) > 1:
         return ""
-    if not split_part(case.image_paths[0])[0].is_dir():
+    folder, uid = split_part(case.image_paths[0])
+    if not folder.is_dir():
         word = image_stem(case.image_paths[0]).rpartition("_")[2]
         return word.upper() if word.casefold() == "ct" else word if word.casefold() in MODALITIES else ""
     try:
-        return next((name.modality for name in list_series(case.image_paths[0])), "")
+        return next((name.modality for name in list_series(folder) if uid in (None, name.uid)), "")
     except AutosegError:
         return ""
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoseg.imaging.formats import ImageHeader
+from autoseg.imaging.orientation import canonical_geometry, canonical_orientation
+from autoseg.imaging.parts import part_indices
 from autoseg.imaging.volume import Geometry
 
 
@@ -20,6 +23,28 @@ class GridTolerances:
     """In voxels of the expected grid, on each axis of the world."""
     direction: float
     """Largest difference of an entry of the direction matrix."""
+
+
+SAME_GRID = GridTolerances(spacing=1e-3, origin=0.1, direction=1e-3)
+"""Label map against image. Headers that other programs wrote differ by rounding, to about 1e-5; a thousandth in spacing
+or direction is a quarter of a voxel at the end of 256, a tenth of a voxel in origin moves no voxel to its neighbour."""
+
+
+def fits_grid(label: ImageHeader, image: Geometry) -> bool:
+    """Whether a label map lies on the grid of an image, stored in whichever orientation, or on a part of it where it may."""
+    if label.may_be_part:
+        return part_indices(turned_grid(label.geometry), turned_grid(image)) is not None
+    return not turned_differences(label.geometry, image)
+
+
+def turned_differences(found: Geometry, expected: Geometry) -> tuple[str, ...]:
+    """`grid_differences` with the tolerances `SAME_GRID`, once both grids are turned to canonical axes."""
+    return grid_differences(turned_grid(found), turned_grid(expected), SAME_GRID)
+
+
+def turned_grid(geometry: Geometry) -> Geometry:
+    """The grid of an array turned to canonical axes."""
+    return canonical_geometry(geometry, canonical_orientation(geometry))
 
 
 def grid_differences(found: Geometry, expected: Geometry, tolerances: GridTolerances) -> tuple[str, ...]:

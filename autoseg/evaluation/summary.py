@@ -13,8 +13,7 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from autoseg.datasets.checks import SAME_GRID
-from autoseg.datasets.grids import grid_differences
+from autoseg.datasets.grids import turned_differences
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.evaluation.metrics import (
     DEFAULT_TOLERANCE_MM,
@@ -25,7 +24,7 @@ from autoseg.evaluation.metrics import (
 )
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, read_label_map
-from autoseg.imaging.orientation import align_label_map, canonical_geometry, canonical_orientation
+from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.volume import Geometry, LabelMap
 from autoseg.progress import Reporter, SilentReporter
 from autoseg.run_folder import load_document, write_text
@@ -348,13 +347,9 @@ def compare_grids(prediction_file: Path, prediction: Geometry, reference_file: P
 
     The tolerances are those of the dataset check: label maps that may be trained on can be scored.
     """
-    differences = grid_differences(_turned(prediction), _turned(reference), SAME_GRID)
+    differences = turned_differences(prediction, reference)
     mend = f"bring it to the grid of {reference_file}, or predict the case again from the image of that reference"
     return tuple(Problem(where=str(prediction_file), found=f"has {each}", mend=mend) for each in differences)
-
-
-def _turned(geometry: Geometry) -> Geometry:
-    return canonical_geometry(geometry, canonical_orientation(geometry))
 
 
 def _classes_of_values(values: frozenset[int], references: Path) -> tuple[EvaluatedClass, ...]:

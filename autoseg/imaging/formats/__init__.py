@@ -8,6 +8,7 @@ numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imagi
 """
 
 from autoseg.imaging.formats.dicom import PART_MARK
+from autoseg.imaging.formats.dicom_segments import referenced_series
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
 from autoseg.imaging.formats.files import files_of
 from autoseg.imaging.formats.header import ImageHeader
@@ -42,6 +43,7 @@ __all__ = [
     "read_label_map",
     "read_segments",
     "read_volume",
+    "referenced_series",
     "writable_ending",
     "write_label_map",
     "write_volume",

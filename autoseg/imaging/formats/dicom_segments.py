@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UID, SegmentationStorage
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats.dicom import is_dicom, number, read_tags, tags_of, vector
+from autoseg.imaging.formats.dicom import is_dicom, number, read_tags, split_part, tags_of, vector
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.formats.memory import require_memory
 from autoseg.imaging.formats.segmentation import Segment, Segmentation, SegmentNames
@@ -58,6 +58,16 @@ def dicom_segment_names(file: Path) -> SegmentNames:
     tags = read_tags(file)
     with tags_of(file):
         return SegmentNames(by_number=dict(sorted(_names(file, tags).items())), may_overlap=not _is_label_map(tags))
+
+
+def referenced_series(path: Path | str) -> tuple[str, ...]:
+    """SeriesInstanceUIDs of the images that a DICOM SEG file was drawn on; none where it, or another file, names none."""
+    file, _ = split_part(Path(path))
+    if not file.is_file() or not is_dicom(file):
+        return ()
+    tags = read_tags(file, ["ReferencedSeriesSequence"])
+    with tags_of(file):
+        return tuple(str(item.get("SeriesInstanceUID") or "") for item in tags.get("ReferencedSeriesSequence") or ())
 
 
 def dicom_grid(file: Path) -> ImageHeader:

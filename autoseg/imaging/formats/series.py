@@ -39,6 +39,7 @@ POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
 NEEDED_TAGS = [
     "SeriesInstanceUID",
     "SeriesDescription",
+    "SeriesNumber",
     "Modality",
     POSITION,
     ORIENTATION,
@@ -69,6 +70,8 @@ class SeriesName:
     path: Path
     """What to give to `read_header` and `read_volume`: the folder, with ``#SeriesInstanceUID`` where it has several."""
     description: str
+    number: str
+    uid: str
     modality: str
     num_slices: int
 
@@ -103,7 +106,9 @@ def list_series(folder: Path | str) -> tuple[SeriesName, ...]:
     return tuple(
         SeriesName(
             path=folder if len(groups) == 1 else Path(f"{folder}{PART_MARK}{uid}"),
-            description=str(slices[0].tags.get("SeriesDescription") or "no description"),
+            description=str(slices[0].tags.get("SeriesDescription") or "no description").strip(),
+            number=f"{number(slices[0].tags, 'SeriesNumber', -1):g}" if slices[0].tags.get("SeriesNumber") else "",
+            uid=uid,
             modality=str(slices[0].tags.get("Modality") or ""),
             num_slices=len(slices),
         )
