@@ -33,7 +33,7 @@ from planners.scheduling.candidates import (
 )
 from planners.scheduling.extension import extend_schedule
 from planners.scheduling.outlook import describe_outlook, warn_of_starvation
-from planners.scheduling.trainings import budgeted_training
+from planners.scheduling.trainings import budgeted_training, method_training
 
 __all__ = [
     "DEFAULT_CPU_BUDGET_S",
@@ -75,6 +75,7 @@ __all__ = [
     "extend_schedule",
     "learning_rate",
     "method_configurations",
+    "method_training",
     "nnunet_plans",
     "plan_dataset",
     "plan_schedule",

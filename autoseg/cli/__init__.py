@@ -25,6 +25,7 @@ for command in (
     dataset_commands.plan,
     model_commands.submit,
     model_commands.bundle,
+    model_commands.import_nnunet,
     dataset_commands.fingerprint,
     dataset_commands.preprocess,
     run_commands.train,

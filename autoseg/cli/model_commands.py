@@ -1,4 +1,4 @@
-"""Commands that use a finished model or its predictions: predict, evaluate, submit, bundle."""
+"""Commands that use a finished model or its predictions: predict, evaluate, submit, bundle, import-nnunet."""
 
 from __future__ import annotations
 
@@ -104,6 +104,42 @@ def bundle(
     from autoseg.pipeline.bundling import bundle_run
 
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+class CheckpointName(StrEnum):
+    """Which weights of a fold are taken."""
+
+    final = "final"
+    best = "best"
+
+
+def import_nnunet(
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle file to write, e.g. model.zip.", show_default=False)],
+    folds: Annotated[
+        str | None, typer.Option("--folds", help="Folds to take, e.g. 0,1,2 (default: all that are there).", show_default=False)
+    ] = None,
+    checkpoint: Annotated[
+        CheckpointName, typer.Option("--checkpoint", help="Weights at the end of training, or the best on the validation fold.")
+    ] = CheckpointName.final,
+) -> None:
+    """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
+    from autoseg.pipeline.importing import import_nnunet as import_model
+
+    numbers = None if folds is None else parse_folds(folds)
+    import_model(folder, out, folds=numbers, checkpoints=checkpoint.value, say=typer.echo)
+    typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def parse_folds(text: str) -> tuple[int, ...]:
+    """Numbers of folds in ``0,1,2``. Raises `typer.BadParameter` for anything else."""
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise typer.BadParameter(f"{text!r} are no folds; write them like 0,1,2")
+    return tuple(int(part) for part in parts)
 
 
 def submit(

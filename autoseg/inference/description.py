@@ -32,6 +32,9 @@ class ModelDescription(Document):
         unknown = [name for name in selection.members if name not in known]
         if plan is not None and unknown:
             raise ValueError(f"selects {', '.join(unknown)}, which the plan lacks; it has {', '.join(known)}")
+        stages = () if plan is None else stages_of(plan, selection.members)
+        if plan is not None and any(plan.configuration(name).previous_stage in stages[stages.index(name) :] for name in stages):
+            raise ValueError(f"its stages build on each other in a circle: {', '.join(stages)}")
         return selection
 
     @field_validator("trainings")

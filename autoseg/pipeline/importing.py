@@ -1,0 +1,230 @@
+"""Turns a trained model's folder of the reference into a bundle that predicts as it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+import autoseg
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.evaluation.selection import Selection
+from autoseg.inference.bundle import check_free, write_bundle
+from autoseg.inference.description import ModelDescription
+from autoseg.networks.reference_checkpoint import ReferenceCheckpoint, read_reference_checkpoint
+from autoseg.networks.reference_names import translate_weights
+from autoseg.networks.weights import pack_weights
+from planners import (
+    Configuration,
+    DocumentError,
+    Measurement,
+    NnunetModel,
+    Training,
+    method_training,
+    read_nnunet_model,
+)
+
+Checkpoints = Literal["final", "best"]
+FOLD = re.compile(r"fold_(\d+)")
+ALL_CASES = "fold_all"
+"""One network trained on every case; here it is fold 0."""
+NEEDED = ("plans.json", "dataset.json")
+STEPS_PER_EPOCH = 250
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """One configuration of the reference: its documents, and the checkpoint of each fold."""
+
+    folder: Path
+    model: NnunetModel
+    configuration: Configuration
+    checkpoints: dict[int, Path]
+    trainer: str
+    epochs: int
+
+
+def import_nnunet(
+    folder: Path,
+    out: Path,
+    *,
+    folds: Sequence[int] | None = None,
+    checkpoints: Checkpoints = "final",
+    say: Callable[[str], None],
+) -> Path:
+    """Write the model in ``folder`` (``TRAINER__PLANS__CONFIGURATION``) of nnU-Net v2 as the bundle ``out``; returns ``out``.
+
+    It predicts in the reference's own axes, with its preprocessing, windows and mirroring, the mean of ``folds`` (none: all
+    that there are). The first stage of a cascade is taken from the folder beside. No code of the files is run, so
+    ``postprocessing.pkl`` is left aside. Raises `ProblemsError` with everything that is missing, does not fit, or asks for
+    code, before anything is written.
+    """
+    check_free(out)
+    main, problems = _open_stage(folder, folds, checkpoints)
+    stages = [main] if main is not None else []
+    before = None if main is None else main.configuration.previous_stage
+    if main is not None and before is not None:
+        beside = folder.resolve()
+        first, more = _open_stage(beside.with_name(beside.name.replace(main.configuration.name, before)), tuple(main.checkpoints), checkpoints)
+        problems += more
+        stages = [*([first] if first is not None else []), main]
+    hashes: list[str] = []
+    for stage in stages:
+        hashed, more = _check_weights(stage)
+        hashes, problems = hashes + hashed, problems + more
+    if problems or main is None:
+        raise ProblemsError(f"{folder} cannot be imported", problems)
+    _warn(folder, main, say)
+    description = _describe(main, stages)
+    by_name = {stage.configuration.name: stage for stage in stages}
+
+    def weights(name: str, fold: int) -> bytes:
+        stage = by_name[name]
+        return _packed(read_reference_checkpoint(stage.checkpoints[fold]), stage.configuration)
+
+    key = sha256(repr((hashes, description.model_dump_json())).encode()).hexdigest()
+    write_bundle(out, description, weights, key=key, version=autoseg.__version__)
+    return out
+
+
+def _open_stage(
+    folder: Path, folds: Sequence[int] | None, checkpoints: Checkpoints
+) -> tuple[_Stage | None, list[Problem]]:
+    """The stage in a folder, with all that is wrong with its documents and the presence of its files."""
+    texts, problems = _documents(folder)
+    files, missing = _find_checkpoints(folder, folds, f"checkpoint_{checkpoints}.pth") if texts else ({}, [])
+    problems += missing
+    opened = {}
+    for fold, file in files.items():
+        try:
+            opened[fold] = read_reference_checkpoint(file)
+        except AutosegError as error:
+            problems.append(Problem(where=f"fold {fold}", found=str(error), mend="or leave the fold out with --folds"))
+    first = next(iter(opened.values()), None)
+    if first is None or not texts:
+        return None, problems
+    for fold, checkpoint in opened.items():
+        if checkpoint.configuration != first.configuration:
+            found = f"was trained as {checkpoint.configuration}, others as {first.configuration}"
+            problems.append(Problem(where=str(files[fold]), found=found, mend="put each configuration into a folder of its own"))
+    try:
+        model = read_nnunet_model(
+            *texts, configuration=first.configuration, mirror_axes=first.mirror_axes,  # type: ignore[arg-type]  # 0 to 2
+            plans_where=str(folder / NEEDED[0]), dataset_where=str(folder / NEEDED[1]),
+        )  # fmt: skip
+    except DocumentError as error:
+        return None, problems + [
+            Problem(where=str(folder), found=line, mend="autoseg has no counterpart: use nnU-Net, or mend the file")
+            for line in error.problems
+        ]
+    stage = _Stage(
+        folder=folder, model=model, configuration=model.plan.configuration(first.configuration),
+        checkpoints={fold: files[fold] for fold in opened}, trainer=first.trainer, epochs=first.epochs,
+    )  # fmt: skip
+    return stage, problems
+
+
+def _documents(folder: Path) -> tuple[list[bytes], list[Problem]]:
+    texts, problems = [], []
+    inside = sorted(path.parent.name for path in folder.glob("*/plans.json"))
+    mend = f"give one of the folders in it: {', '.join(inside)}" if inside else (
+        "give the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 wrote, with fold_0 and so on in it"
+    )
+    for name in NEEDED:
+        try:
+            texts.append((folder / name).read_bytes())
+        except OSError as error:
+            problems.append(Problem(where=str(folder / name), found=f"could not be read ({error.strerror})", mend=mend))
+    return ([] if problems else texts), problems
+
+
+def _find_checkpoints(
+    folder: Path, folds: Sequence[int] | None, name: str
+) -> tuple[dict[int, Path], list[Problem]]:
+    """The checkpoint of each fold; with ``folds``, of these."""
+    there = {int(match[1]): path for path in folder.iterdir() if path.is_dir() and (match := FOLD.fullmatch(path.name))}
+    if not there and (folder / ALL_CASES).is_dir():
+        there = {0: folder / ALL_CASES}
+    wanted = sorted(there) if folds is None else sorted(set(folds))
+    known = ", ".join(map(str, sorted(there))) or "none"
+    problems = [
+        Problem(where=str(folder), found=f"fold {fold} is missing (there are: {known})", mend="train it, or choose others with --folds")
+        for fold in wanted
+        if fold not in there
+    ]
+    if not wanted:
+        problems.append(Problem(where=str(folder), found="it has no folds", mend="give the folder of a trained model"))
+    files = {fold: there[fold] / name for fold in wanted if fold in there}
+    for fold, file in files.items():
+        if not file.is_file():
+            found = f"fold {fold} has no {name}; its training has not come to its end"
+            problems.append(Problem(where=str(file.parent), found=found, mend="train it to its end, or choose folds with --folds"))
+    return {fold: file for fold, file in files.items() if file.is_file()}, problems
+
+
+def _check_weights(stage: _Stage) -> tuple[list[str], list[Problem]]:
+    """Hashes of the translated weights, and what does not fit the plan."""
+    hashes, problems = [], []
+    for path in stage.checkpoints.values():
+        try:
+            hashes.append(sha256(_packed(read_reference_checkpoint(path), stage.configuration)).hexdigest())
+        except AutosegError as error:
+            mend = f"a trainer that builds another network ({stage.trainer}) has no counterpart in autoseg"
+            problems.append(Problem(where=str(path), found=str(error), mend=mend))
+    return hashes, problems
+
+
+def _packed(checkpoint: ReferenceCheckpoint, configuration: Configuration) -> bytes:
+    weights, faults = translate_weights(checkpoint.weights, configuration.network)
+    if faults:
+        raise AutosegError(f"does not fit the network of the plan: {'; '.join(faults)}")
+    return pack_weights({name: tensor.float() for name, tensor in weights.items()}, key="")
+
+
+def _warn(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
+    say(
+        f"{stage.model.plan.dataset_name}: {stage.configuration.name}, folds {', '.join(map(str, stage.checkpoints))}, "
+        f"{stage.trainer}, {stage.epochs} epochs"
+    )
+    for pickled in sorted(folder.glob("**/postprocessing.pkl")):
+        say(f"{pickled} is not used: reading it would run code; predictions come without the postprocessing it holds")
+
+
+def _describe(main: _Stage, stages: Sequence[_Stage]) -> ModelDescription:
+    model = main.model
+    trained = {stage.configuration.name: stage for stage in stages}
+    plan = model.plan.model_copy(
+        update={
+            "configurations": tuple(
+                trained[each.name].configuration.model_copy(update={"next_stage": each.next_stage}) if each.name in trained else each
+                for each in model.plan.configurations
+            )
+        }
+    )
+    return ModelDescription(
+        origin=f"nnU-Net v2, {main.trainer}, {main.epochs} epochs",
+        dataset=DatasetDescription(
+            name=plan.dataset_name, root="", layout="nnunet", channels=plan.channels, labels=plan.labels,
+            file_values=model.file_values, file_ending=model.file_ending, training=(),
+        ),
+        plan=plan,
+        selection=Selection(
+            members=(main.configuration.name,), folds=tuple(main.checkpoints), postprocessing=(), cross_validated=False,
+            reason="imported as it was trained", candidates=(), dice_before_postprocessing=None, dice_after_postprocessing=None,
+        ),
+        trainings=tuple(_training(stage) for stage in stages),
+    )  # fmt: skip
+
+
+def _training(stage: _Stage) -> Training:
+    """The method's training, for as long as the checkpoint says; half precision on GPUs, as the reference predicts."""
+    configuration = stage.configuration
+    measured = Measurement(
+        configuration=configuration.name, base_features=configuration.network.features[0],
+        batch_size=configuration.batch_size, precision="float16", step_s=1.0, case_s=1.0,
+    )  # fmt: skip
+    return method_training(configuration, measured).model_copy(update={"num_steps": max(1, stage.epochs) * STEPS_PER_EPOCH})
