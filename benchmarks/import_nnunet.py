@@ -1,6 +1,6 @@
 """A trained nnU-Net model, imported, beside nnU-Net's own predictions of the same images: Dice of every case and class.
 
-    python benchmarks/import_nnunet.py MODEL_FOLDER IMAGES PREDICTIONS [--folds 0,1] [--device cpu] [--out FILE.json]
+    python benchmarks/import_nnunet.py MODEL_FOLDER IMAGES PREDICTIONS [--fold 0 --fold 1] [--device cpu] [--out FILE.json]
 
 MODEL_FOLDER is the folder TRAINER__PLANS__CONFIGURATION, IMAGES what nnU-Net predicted from, PREDICTIONS the label maps that
 it wrote with the same folds (``nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m MODEL_FOLDER -f 0 1``). A class
@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoseg.cli.model_commands import parse_folds
 from autoseg.evaluation.metrics import dice_coefficient, evaluated_classes
 from autoseg.imaging.formats import image_stem, read_label_map
 from autoseg.inference.input_cases import find_input_cases
@@ -35,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path)
     parser.add_argument("images", type=Path)
     parser.add_argument("predictions", type=Path)
-    parser.add_argument("--folds", type=parse_folds)
+    parser.add_argument("--fold", type=int, action="append")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -63,7 +62,7 @@ def compare(predictor: Predictor, images: Path, predictions: Path) -> dict[str, 
 def main() -> None:
     arguments = parse_arguments()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = import_nnunet(arguments.model, Path(folder) / "model.zip", folds=arguments.folds, say=print)
+        bundle = import_nnunet(arguments.model, Path(folder) / "model.zip", folds=arguments.fold, say=print)
         predictor = Predictor.load(bundle, device=arguments.device)
     start = time.monotonic()
     cases = compare(predictor, arguments.images, arguments.predictions)

@@ -134,7 +134,7 @@ OPTIONS = {
     ],
     "submit": ["--as", "--out"],
     "bundle": [],
-    "import-nnunet": ["--checkpoint", "--folds"],
+    "import-nnunet": ["--checkpoint", "--fold"],
     "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
         "--layout", "--memory-gb", "--out", "--preset", "--skip-bad", "--spec", "--strict-reference", "--work", "--workers",

@@ -116,11 +116,12 @@ class CheckpointName(StrEnum):
 def import_nnunet(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.", show_default=False),
+        typer.Argument(metavar="FOLDER", help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.", show_default=False),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle file to write, e.g. model.zip.", show_default=False)],
-    folds: Annotated[
-        str | None, typer.Option("--folds", help="Folds to take, e.g. 0,1,2 (default: all that are there).", show_default=False)
+    fold: Annotated[
+        list[int] | None,
+        typer.Option("--fold", min=0, help="A fold to take; may be given several times (default: all that are there).", show_default=False),
     ] = None,
     checkpoint: Annotated[
         CheckpointName, typer.Option("--checkpoint", help="Weights at the end of training, or the best on the validation fold.")
@@ -129,17 +130,8 @@ def import_nnunet(
     """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
     from autoseg.pipeline.importing import import_nnunet as import_model
 
-    numbers = None if folds is None else parse_folds(folds)
-    import_model(folder, out, folds=numbers, checkpoints=checkpoint.value, say=typer.echo)
+    import_model(folder, out, folds=fold or None, checkpoints=checkpoint.value, say=typer.echo)
     typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")
-
-
-def parse_folds(text: str) -> tuple[int, ...]:
-    """Numbers of folds in ``0,1,2``. Raises `typer.BadParameter` for anything else."""
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise typer.BadParameter(f"{text!r} are no folds; write them like 0,1,2")
-    return tuple(int(part) for part in parts)
 
 
 def submit(

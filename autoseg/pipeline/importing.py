@@ -103,7 +103,7 @@ def _open_stage(
         try:
             opened[fold] = read_reference_checkpoint(file)
         except AutosegError as error:
-            problems.append(Problem(where=f"fold {fold}", found=str(error), mend="or leave the fold out with --folds"))
+            problems.append(Problem(where=f"fold {fold}", found=str(error), mend="or take the other folds with --fold"))
     first = next(iter(opened.values()), None)
     if first is None or not texts:
         return None, problems
@@ -152,7 +152,7 @@ def _find_checkpoints(
     wanted = sorted(there) if folds is None else sorted(set(folds))
     known = ", ".join(map(str, sorted(there))) or "none"
     problems = [
-        Problem(where=str(folder), found=f"fold {fold} is missing (there are: {known})", mend="train it, or choose others with --folds")
+        Problem(where=str(folder), found=f"fold {fold} is missing (there are: {known})", mend="train it, or choose others with --fold")
         for fold in wanted
         if fold not in there
     ]
@@ -162,7 +162,7 @@ def _find_checkpoints(
     for fold, file in files.items():
         if not file.is_file():
             found = f"fold {fold} has no {name}; its training has not come to its end"
-            problems.append(Problem(where=str(file.parent), found=found, mend="train it to its end, or choose folds with --folds"))
+            problems.append(Problem(where=str(file.parent), found=found, mend="train it to its end, or choose other folds with --fold"))
     return {fold: file for fold, file in files.items() if file.is_file()}, problems
 
 
