@@ -32,6 +32,8 @@ def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
     conditions = schedule.conditions
     if conditions.budget_s is None and conditions.device == "cuda":
         return None
+    if not any(measurements_of(conditions, configuration.name) for configuration in preferred_configurations(plan)):
+        return None  # a schedule made by hand, of configurations that the rule leaves out
     budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     for factor in FACTORS:
         longer = rounded(budget * factor)
