@@ -3,6 +3,7 @@
 from planners.decision import Decision, DecisionRecord
 from planners.document import Document, DocumentError, describe_problems, read_document, write_document
 from planners.explain import explain
+from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
@@ -73,11 +74,14 @@ __all__ = [
     "estimate_memory",
     "explain",
     "extend_schedule",
+    "input_names",
     "learning_rate",
     "method_configurations",
     "method_training",
     "nnunet_plans",
+    "output_names",
     "plan_dataset",
+    "plan_finetuning",
     "plan_schedule",
     "preferred_configurations",
     "read_document",

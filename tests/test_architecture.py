@@ -121,7 +121,7 @@ COMMON = [
     "--workers",
 ]
 RUN = sorted([
-    *COMMON, "--budget", "--folds", "--groups", "--leave-one-group-out", "--schedule", "--splits", "--threads", "--work",
+    *COMMON, "--budget", "--folds", "--groups", "--leave-one-group-out", "--pretrained", "--schedule", "--splits", "--threads", "--work",
 ])
 OPTIONS = {
     "run": RUN,
@@ -130,14 +130,15 @@ OPTIONS = {
     "check": ["--json", "--layout", "--skip-bad", "--spec", "--workers"],
     "plan": [
         "--explain", "--layout", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out",
-        "--preset", "--skip-bad", "--spec", "--strict-reference", "--target-spacing", "--workers",
+        "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference", "--target-spacing", "--workers",
     ],
     "submit": ["--as", "--out"],
     "bundle": [],
     "import-nnunet": ["--checkpoint", "--fold"],
     "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
-        "--layout", "--memory-gb", "--out", "--preset", "--skip-bad", "--spec", "--strict-reference", "--work", "--workers",
+        "--layout", "--memory-gb", "--out", "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference", "--work",
+        "--workers",
     ],
     "train": sorted([*RUN, "--configuration", "--fold"]),
     "select": RUN,

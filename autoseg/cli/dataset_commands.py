@@ -19,6 +19,7 @@ from autoseg.cli.parameters import (
     OutOption,
     PresetName,
     PresetOption,
+    PretrainedOption,
     SkipBadOption,
     SpecOption,
     StrictOption,
@@ -90,6 +91,7 @@ def plan(
     layout: LayoutOption = None,
     spec: SpecOption = None,
     skip_bad: SkipBadOption = False,
+    pretrained: PretrainedOption = None,
     explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
     nnunet_fingerprint: Annotated[
         Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
@@ -111,7 +113,7 @@ def plan(
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
             dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
-            skip_bad=skip_bad, workers=workers,
+            skip_bad=skip_bad, pretrained=pretrained, workers=workers,
         )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
         ending = description.file_ending

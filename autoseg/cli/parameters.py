@@ -97,6 +97,10 @@ ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="Threads for training on a CPU (default: one a core).", show_default=False),
 ]
+PretrainedOption = Annotated[
+    Path | None,
+    typer.Option("--pretrained", help="Run folder or bundle to train on from, with its plan.", show_default=False),
+]
 SplitsOption = Annotated[
     Path | None,
     typer.Option("--splits", help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", show_default=False),
@@ -127,6 +131,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "work": (WorkOption, None),
     "workers": (WorkersOption, None),
     "threads": (ThreadsOption, None),
+    "pretrained": (PretrainedOption, None),
     "splits": (SplitsOption, None),
     "folds": (FoldsOption, None),
     "groups": (GroupsOption, None),
@@ -134,7 +139,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
 }
 """Type and default of every shared option, in the order of the help page."""
 LOOKING = ("dataset", "out", "layout", "spec", "skip_bad", "workers")
-PREPROCESSING = (*LOOKING, "preset", "memory_gb", "strict_reference", "work")
+PREPROCESSING = (*LOOKING, "preset", "memory_gb", "strict_reference", "work", "pretrained")
 RUNNING = tuple(SHARED)
 
 
@@ -179,6 +184,7 @@ def make_options(
     work: Path | None = None,
     workers: int | None = None,
     threads: int | None = None,
+    pretrained: Path | None = None,
     splits: Path | None = None,
     folds: int | None = None,
     groups: Path | None = None,
@@ -214,6 +220,7 @@ def make_options(
         layout=layout,
         spec=spec,
         skip_bad=skip_bad,
+        pretrained=pretrained,
         splits=splits,
         folds=folds,
         groups=groups,

@@ -111,7 +111,8 @@ def measure_steps(
     for configuration in candidates:
         if measurements and budgeted and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds):
             break
-        widths = sorted(candidate_widths(configuration)) if budgeted else [configuration.network.features[0]]
+        fixed = not budgeted or options.pretrained is not None
+        widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
         batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:

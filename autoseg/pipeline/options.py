@@ -42,6 +42,8 @@ class Options:
     """File that describes the layout of the dataset."""
     skip_bad: bool = False
     """Leave out cases that the check finds an error in, instead of stopping."""
+    pretrained: Path | None = None
+    """Run folder or bundle to train on from, with its plan."""
     splits: Path | None = None
     """File with the folds to take."""
     folds: int | None = None

@@ -17,9 +17,12 @@ from autoseg.execution.device import describe_device
 from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
+from autoseg.inference.model_files import ModelFiles
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
+from autoseg.networks.transfer import Transfer, describe_transfer
 from autoseg.pipeline.cascading import Handover, always_trained_on, hand_over, require_unseen
 from autoseg.pipeline.extending import add_training
+from autoseg.pipeline.finetuning import Start, describe_overlap, fit_weights, interface, open_pretrained
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import make_bench, measure_steps, refine
 from autoseg.pipeline.options import Options
@@ -53,10 +56,23 @@ class Prepared:
     plan: Plan
     schedule: Schedule
     splits: Splits
+    pretrained: ModelFiles | None = None
+    """The model that every fold begins from."""
 
 
 def schedule_stage(options: Options) -> Prepared:
     """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on."""
+    prepared = find_schedule(options)
+    pretrained = open_pretrained(options)
+    if pretrained is None:
+        return prepared
+    for line in describe_start(prepared, pretrained):
+        options.reporter.say(line)
+    return replace(prepared, pretrained=pretrained)
+
+
+def find_schedule(options: Options) -> Prepared:
+    """The schedule that was given, that is there and fits, or that is made now; with all that comes before it."""
     dataset, plan = preprocess_stage(options, choose=partial(rule_configurations, options))
     if options.schedule is not None:
         return given_schedule(options, dataset, plan, options.schedule)
@@ -84,6 +100,17 @@ def schedule_stage(options: Options) -> Prepared:
         save_document(options.run.schedule, schedule)
     announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
+    """What a person should know of a training that begins from another model."""
+    about = pretrained.description
+    lines = [f"Training goes on from a model of {about.dataset.name}, with its plan: {', '.join(about.stages)}"]
+    for training in prepared.schedule.trainings:
+        before, after = (interface(plan, plan.configuration(training.configuration)) for plan in (about.plan, prepared.plan))
+        lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
+    overlap = describe_overlap(pretrained, prepared.dataset)
+    return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
 
 
 def rule_configurations(options: Options, plan: Plan) -> Sequence[Configuration]:
@@ -254,6 +281,7 @@ def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: 
         "schedule": digest(training, prepared.schedule.conditions.num_threads),
         "split": digest(prepared.splits.folds[fold]),
         "seed": digest(options.seed),
+        **({} if prepared.pretrained is None else {"pretrained model": digest(prepared.pretrained.key)}),
     }
 
 
@@ -317,9 +345,26 @@ def train_one(
             num_workers=loader_workers(options),
             most_workers=available_cores(),
             case_ids=split.train,
+            start=start_weights(options, prepared, training, fold),
         )
         with stop_requests() as should_stop:
             train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)
+
+
+def start_weights(options: Options, prepared: Prepared, training: Training, fold: int) -> Transfer | None:
+    """What a fold begins from, where that is another model."""
+    if prepared.pretrained is None:
+        return None
+    return fit_weights(
+        Start(
+            files=prepared.pretrained,
+            plan=prepared.plan,
+            configuration=prepared.plan.configuration(training.configuration),
+            training=training,
+            fold=fold,
+            seed=options.seed + fold,
+        )
+    )
 
 
 def open_cases(preprocessed: Path, case_ids: Sequence[str], previous: Path | None) -> list[StoredCase] | list[CascadeCase]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.networks.build import build_network
+from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
 from autoseg.run_folder import save_document, write_text
@@ -58,6 +59,8 @@ class FoldTask:
     """So many where the device has to wait for batches."""
     case_ids: Sequence[str] = ()
     """Names of the training cases, for messages."""
+    start: Transfer | None = None
+    """Weights to begin from; none: drawn from the seed."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
 
 
@@ -171,6 +174,8 @@ def train_fold(
 def make_fold_parts(task: FoldTask) -> Parts:
     """The task's network as it begins, with loss and optimiser."""
     network = make_network(task.configuration, task.training, seed=task.seed + task.fold)
+    if task.start is not None:
+        network.load_state_dict(task.start.weights)
     loss, labels = task.configuration.loss, task.plan.labels
     separable = is_mean_over_samples(loss, labels)
     return make_parts(network, make_loss(loss, labels), task.training, task.device, separable=separable)
@@ -194,7 +199,8 @@ def _make_care(task: FoldTask, say: Callable[[str], None]) -> Care:
 
 
 def _first_learning(task: FoldTask) -> Learning:
-    return Learning(key=task.key, batch_size=task.training.batch_size, micro_batch_size=task.training.batch_size)
+    batch, notes = task.training.batch_size, () if task.start is None else task.start.notes
+    return Learning(key=task.key, batch_size=batch, micro_batch_size=batch, adaptations=notes)
 
 
 def _latest_checkpoint(task: FoldTask, say: Callable[[str], None]) -> Checkpoint | None:

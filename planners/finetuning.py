@@ -1,0 +1,172 @@
+"""A plan for training on from another dataset's networks: their topology and preprocessing, this dataset's channels and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from planners.decision import Decision, DecisionRecord
+from planners.fingerprint import Labels
+from planners.geometry import transpose
+from planners.plan import Axis, ChannelNormalization, Configuration, Loss, Permutation, Plan
+from planners.problems import PlanningError
+from planners.schedule import with_width
+from planners.scheduling.candidates import preferred_configurations
+
+
+def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> Plan:
+    """The pretrained plan's trained configurations, fitted to the dataset that ``own`` was planned for.
+
+    ``widths``: base features that each of them was trained with. Kept are topology, width, patch, batch, spacing, axis order
+    and interpolation: weights mean something only on the voxels that they were trained on (method section 11).
+    Normalisation and intensities are kept for channels of the same name. Channels, labels, loss and the axes that must not be
+    mirrored are those of the dataset. Raises `PlanningError` with all that stands against it.
+    """
+    _refuse(own, pretrained, widths)
+    trained = [configuration for configuration in pretrained.configurations if configuration.name in widths]
+    names = [configuration.name for configuration in trained]
+    shape = _in_axes_of(own, pretrained, own.original_median_shape)
+    spacing = _in_axes_of(own, pretrained, own.original_median_spacing_mm)
+    forbidden = _unmirrored_source_axes(own)
+    normalization = _normalization(own, pretrained)
+    configurations = tuple(
+        configuration.model_copy(
+            update={
+                "data": configuration.data if configuration.data in names else configuration.name,
+                "next_stage": configuration.next_stage if configuration.next_stage in names else None,
+                "median_shape": _median_shape(configuration, shape, spacing),
+                "normalization": normalization,
+                "network": with_width(configuration.network, widths[configuration.name]).model_copy(
+                    update={
+                        "num_inputs": len(input_names(own.channels, own.labels, configuration)),
+                        "num_outputs": own.labels.num_outputs,
+                    }
+                ),
+                "loss": _loss(own, configuration),
+                "mirror_axes": _mirror_axes(configuration, pretrained, own, forbidden),
+            }
+        )
+        for configuration in trained
+    )
+    fitted = pretrained.model_copy(
+        update={
+            "dataset_name": own.dataset_name,
+            "channels": own.channels,
+            "labels": own.labels,
+            "original_median_spacing_mm": spacing,
+            "original_median_shape": shape,
+            "intensities": tuple(
+                pretrained.intensities[pretrained.channels.index(name)] if name in pretrained.channels else mine
+                for name, mine in zip(own.channels, own.intensities, strict=True)
+            ),
+            "configurations": configurations,
+            "decisions": tuple(_decisions(own, pretrained, configurations)),
+        }
+    )
+    return Plan.model_validate(fitted.model_dump())  # copies are not checked
+
+
+def input_names(channels: tuple[str, ...], labels: Labels, configuration: Configuration) -> tuple[str, ...]:
+    """What each input of a network is: the channels, then in a cascade the foreground values of the stage before."""
+    if configuration.previous_stage is None:
+        return channels
+    holders = (
+        [label.name for label in labels.classes if value in label.values] for value in labels.values
+    )
+    return (*channels, *(f"{configuration.previous_stage}: {' and '.join(names)}" for names in holders))
+
+
+def output_names(labels: Labels) -> tuple[str, ...]:
+    """What each output of a network stands for: regions, or the background and the classes."""
+    names = tuple(label.name for label in labels.classes)
+    return names if labels.has_regions else ("background", *names)
+
+
+def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
+    problems = []
+    if own.strict_reference != pretrained.strict_reference:
+        found, mend = ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
+        problems.append(f"axes: the pretrained model follows {found}; {mend} --strict-reference")
+    usable = [c for c in preferred_configurations(pretrained) if c.name in widths]
+    if not usable:
+        problems.append(f"configurations: the pretrained model has {', '.join(widths)}, none of which can be trained alone")
+    elif all(c.dimensions == 3 for c in usable) and all(c.dimensions == 2 for c in own.configurations):
+        problems.append("images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one")
+    if problems:
+        raise PlanningError(f"dataset {own.dataset_name} with the pretrained model", problems)
+
+
+def _in_axes_of(
+    own: Plan, pretrained: Plan, values: tuple[float, float, float] | tuple[int, int, int]
+) -> tuple[float, float, float]:
+    """Values of the own plan's axes in the order of the pretrained plan's."""
+    return transpose(transpose(values, own.transpose_backward), pretrained.transpose_forward)
+
+
+def _median_shape(
+    configuration: Configuration, shape: tuple[float, ...], spacing_mm: tuple[float, ...]
+) -> tuple[float, ...]:
+    last = -configuration.dimensions
+    return tuple(
+        max(1.0, float(round(size * old / new)))
+        for size, old, new in zip(shape[last:], spacing_mm[last:], configuration.spacing_mm, strict=True)
+    )
+
+
+def _normalization(own: Plan, pretrained: Plan) -> tuple[ChannelNormalization, ...]:
+    """Of each own channel; every configuration of a plan has the same."""
+    theirs = dict(zip(pretrained.channels, pretrained.configurations[0].normalization, strict=True))
+    mine = zip(own.channels, own.configurations[0].normalization, strict=True)
+    return tuple(theirs.get(name, planned) for name, planned in mine)
+
+
+def _loss(own: Plan, configuration: Configuration) -> Loss:
+    """The own plan's for a network of this name and family; else the pretrained one's."""
+    same = [c for c in own.configurations if c.name == configuration.name and c.network.family == configuration.network.family]
+    return same[0].loss if same else configuration.loss
+
+
+def _unmirrored_source_axes(own: Plan) -> frozenset[int]:
+    """Source axes along which some own configuration could mirror but must not, since left and right differ there."""
+    return frozenset(
+        own.transpose_forward[axis + 3 - c.dimensions]
+        for c in own.configurations
+        for axis in range(c.dimensions)
+        if axis not in c.mirror_axes
+    )
+
+
+def _mirror_axes(configuration: Configuration, pretrained: Plan, own: Plan, forbidden: frozenset[int]) -> tuple[Axis, ...]:
+    if forbidden and own.source_axes != pretrained.source_axes:
+        return ()  # which axis is left and right then differs from case to case
+    offset = 3 - configuration.dimensions
+    kept = (axis for axis in configuration.mirror_axes if pretrained.transpose_forward[axis + offset] not in forbidden)
+    return tuple(kept)
+
+
+def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration, ...]) -> list[DecisionRecord]:
+    names = [configuration.name for configuration in configurations]
+    known = [name for name in own.channels if name in pretrained.channels]
+    plan = Decision(
+        rule="finetuning.plan",
+        value=tuple(names),
+        reason=f"training goes on from networks of {pretrained.dataset_name}, so topology, width, patch, spacing and axis order of "
+        f"{', '.join(names)} are theirs; channels, labels and loss are those of {own.dataset_name}",
+        source="method 11",
+        change="without --pretrained this dataset gets a plan of its own",
+    )
+    channels = Decision(
+        rule="finetuning.normalization",
+        value=tuple(known),
+        reason=f"{', '.join(known) or 'no channel'} of {', '.join(own.channels)} has the same name there and is normalised as it was; "
+        "others are normalised by this dataset's own intensities",
+        source="method 11",
+        change="a channel of the pretrained model's name would be normalised as there",
+    )
+    order: Permutation = pretrained.transpose_forward
+    axes = Decision(
+        rule="finetuning.axes",
+        value=order,
+        reason="the axes keep the order that the networks know",
+        source="method 11",
+    )
+    return [plan.record(list(names)), channels.record(list(known)), axes.record(list(axes.value))]

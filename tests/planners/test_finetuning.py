@@ -1,0 +1,121 @@
+"""A plan for training on: the pretrained networks and their voxels, this dataset's channels and labels."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planners import (
+    CaseSize,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    Plan,
+    PlanningError,
+    explain,
+    input_names,
+    output_names,
+    plan_dataset,
+    plan_finetuning,
+    read_document,
+    with_width,
+    write_document,
+)
+
+HEAD, TAIL = LabelClass(name="head", values=(1,)), LabelClass(name="tail", values=(2,))
+REGIONS = Labels(classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2))
+
+
+def statistics(mean: float) -> IntensityStatistics:
+    return IntensityStatistics(
+        mean=mean, median=mean, std=1.0, minimum=mean - 3, maximum=mean + 3, percentile_00_5=mean - 2, percentile_99_5=mean + 2
+    )
+
+
+def make_plan(
+    *, channels: tuple[str, ...] = ("CT",), labels: Labels | None = None, shape: tuple[int, int, int] = (40, 60, 50),
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0), mean: float = 0.0, name: str = "d", **more: object,
+) -> Plan:  # fmt: skip
+    fingerprint = Fingerprint(
+        dataset_name=name,
+        cases=tuple(CaseSize(case_id=f"c{i}", shape=shape, spacing_mm=spacing_mm) for i in range(20)),
+        num_training_cases=20,
+        channels=channels,
+        labels=labels or Labels(classes=(HEAD,)),
+        intensities=tuple(statistics(mean + i) for i in range(len(channels))),
+        median_relative_size_after_cropping=1.0,
+        sided_axis=more.pop("sided_axis", None),  # type: ignore[arg-type]
+    )
+    return plan_dataset(fingerprint, **more)  # type: ignore[arg-type]
+
+
+PRETRAINED = make_plan(channels=("CT", "PET"), labels=Labels(classes=(TAIL.model_copy(update={"values": (1,)}),)), name="source", mean=100.0)
+WIDTHS = {"3d_fullres": 16}
+
+
+def test_on_its_own_dataset_a_plan_stays_what_it_is() -> None:
+    plan = make_plan()
+    widths = {c.name: c.network.features[0] for c in plan.configurations}
+    fitted = plan_finetuning(plan, plan, widths)
+    assert fitted.model_copy(update={"decisions": ()}) == plan.model_copy(update={"decisions": ()})
+
+
+def test_networks_and_voxels_are_kept_and_the_dataset_says_the_rest() -> None:
+    own = make_plan(channels=("T1", "CT"), labels=Labels(classes=(HEAD, TAIL)), spacing_mm=(3.0, 0.5, 0.5), shape=(20, 90, 80), name="mine")
+    fitted = plan_finetuning(own, PRETRAINED, WIDTHS)
+    (mine,), theirs = fitted.configurations, PRETRAINED.configuration("3d_fullres")
+    for field in ("spacing_mm", "patch_shape", "batch_size", "resample_image", "deep_supervision", "dimensions"):
+        assert getattr(mine, field) == getattr(theirs, field)
+    assert mine.network == with_width(theirs.network, 16).model_copy(update={"num_inputs": 2, "num_outputs": 3})
+    assert fitted.transpose_forward == PRETRAINED.transpose_forward
+    assert (fitted.dataset_name, fitted.channels, fitted.labels) == ("mine", own.channels, own.labels)
+    assert mine.normalization == (own.configurations[0].normalization[0], theirs.normalization[0])
+    assert fitted.intensities == (own.intensities[0], PRETRAINED.intensities[0])
+    assert mine.median_shape == (60.0, 45.0, 40.0)  # 20 x 3 mm, 90 x 0.5 mm, 80 x 0.5 mm
+    assert read_document(Plan, write_document(fitted), where="here") == fitted
+    assert "goes on from networks of source" in explain(fitted)
+
+
+def test_stages_and_data_that_are_not_trained_are_not_referred_to() -> None:
+    vnet = plan_finetuning(make_plan(), make_plan(), {"3d_fullres_vnet": 16})
+    assert [(c.name, c.data) for c in vnet.configurations] == [("3d_fullres_vnet", "3d_fullres_vnet")]
+    cascaded = make_plan(shape=(300, 500, 500), memory_gb=4)
+    assert cascaded.configuration("3d_lowres").next_stage is not None
+    low = plan_finetuning(make_plan(), cascaded, {"3d_lowres": 32, "3d_fullres": 32})
+    assert low.configuration("3d_lowres").next_stage is None
+    both = {"3d_lowres": 32, "3d_fullres": 32, "3d_cascade_fullres": 32}
+    cascade = plan_finetuning(make_plan(labels=REGIONS), cascaded, both).configuration("3d_cascade_fullres")
+    assert cascade.network.num_inputs == 3
+    assert input_names(("CT",), REGIONS, cascade) == ("CT", "3d_lowres: whole", "3d_lowres: whole and core")
+
+
+def test_outputs_have_names() -> None:
+    assert output_names(Labels(classes=(HEAD, TAIL))) == ("background", "head", "tail")
+    assert output_names(REGIONS) == ("whole", "core")
+
+
+@given(st.sampled_from([0, 1, 2]), st.permutations((1.0, 1.5, 4.0)))
+def test_left_and_right_are_not_mirrored_whatever_the_order_of_axes(sided: int, spacing_mm: list[float]) -> None:
+    z, y, x = spacing_mm
+    pretrained = make_plan(spacing_mm=(z, y, x))
+    own = make_plan(sided_axis=sided)
+    fitted = plan_finetuning(own, pretrained, {"3d_fullres": 32, "2d": 32})
+    for configuration in fitted.configurations:
+        mirrored = [fitted.transpose_forward[axis + 3 - configuration.dimensions] for axis in configuration.mirror_axes]
+        assert sided not in mirrored
+        assert len(mirrored) >= configuration.dimensions - 1
+
+
+def test_what_does_not_go_together_is_told_at_once() -> None:
+    flat = make_plan(shape=(1, 300, 300))
+    with pytest.raises(PlanningError) as raised:
+        plan_finetuning(flat, make_plan(strict_reference=True), WIDTHS)
+    text = str(raised.value)
+    assert "give --strict-reference" in text
+    assert "single slices, but the pretrained networks are 3D" in text
+    with pytest.raises(PlanningError, match="leave out --strict-reference"):
+        plan_finetuning(make_plan(strict_reference=True), make_plan(), WIDTHS)
+    with pytest.raises(PlanningError, match="3d_lowres, none of which can be trained alone"):
+        plan_finetuning(make_plan(), make_plan(shape=(300, 500, 500), memory_gb=4), {"3d_lowres": 32})
