@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autoseg.networks.layout import instance_norm
+from autoseg.networks.layout import average_pool, instance_norm
 
 NEGATIVE_SLOPE = 0.01
 """Of the leaky ReLU (method section 3.9)."""
 CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
-AVERAGE_POOLING: dict[int, Callable[..., nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:
@@ -35,6 +34,17 @@ class InstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return instance_norm(x, self.weight, self.bias)
+
+
+class AveragePool(nn.Module):
+    """Means over blocks of the stride."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return average_pool(x, self.stride)
 
 
 class ConvBlock(nn.Module):
@@ -62,7 +72,7 @@ class ResidualBlock(nn.Module):
         ones = (1,) * len(kernel)
         self.conv1 = ConvBlock(inputs, outputs, kernel, stride)
         self.conv2 = ConvBlock(outputs, outputs, kernel, ones, activate=False)
-        self.pool = AVERAGE_POOLING[len(kernel)](tuple(stride), tuple(stride)) if max(stride) > 1 else None
+        self.pool = AveragePool(stride) if max(stride) > 1 else None
         self.project = None
         if inputs != outputs:
             self.project = nn.Sequential(

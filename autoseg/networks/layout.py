@@ -5,6 +5,7 @@ Tensors keep their shape (N, C, spatial...); only the order of their numbers in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,13 +50,30 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.group_norm(x, x.shape[1], weight, bias, eps=EPSILON)
 
 
+def average_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """Mean over blocks of ``stride``, which divides the spatial sizes; channels last, and the type stays.
+
+    torch's pooling over three axes knows neither this layout nor bfloat16 on CPUs; over two axes it knows both.
+    """
+    if len(stride) == 2:
+        return functional.avg_pool2d(x, tuple(stride))
+    rows = x.movedim(1, -1)
+    planes = rows.flatten(0, 1).movedim(-1, 1)
+    pooled = functional.avg_pool2d(planes, tuple(stride[1:])).movedim(1, -1)
+    blocks = pooled.reshape(rows.shape[0], -1, stride[0], *pooled.shape[1:])
+    first, *others = blocks.unbind(2)
+    result: Tensor = sum(others, first) / stride[0] if others else first
+    return result.movedim(-1, 1)
+
+
 def _convert(x: Tensor, last: bool) -> Tensor:
     """A copy as one transposition of two axes, which torch does 16 times as fast as that of five."""
     shape, spatial = x.shape, x.shape[2:].numel()
     if last:
         if not x.is_contiguous():
             return x.contiguous(memory_format=memory_format(x.ndim - 2))
-        rows = x.view(shape[0], shape[1], spatial).transpose(1, 2).contiguous()
+        rows = x.new_empty(shape[0], spatial, shape[1])  # a plain copy would leave a single channel its old stride
+        rows.copy_(x.view(shape[0], shape[1], spatial).transpose(1, 2))
         return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
     if not x.movedim(1, -1).is_contiguous():
         return x.contiguous()
@@ -82,7 +100,7 @@ class _NormBySample(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         result = torch.empty_like(x)
         statistics = []
-        for sample, out in zip(x.split(1), result.split(1), strict=True):
+        for sample, out in zip(torch.split(x, 1), torch.split(result, 1), strict=True):
             normed, *found = torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON)
             out.copy_(normed)
             statistics.append(found)
@@ -96,8 +114,8 @@ class _NormBySample(torch.autograd.Function):
         upstream = gradients[0].contiguous(memory_format=memory_format(x.ndim - 2))
         result = torch.empty_like(x)
         weights, biases = torch.zeros_like(weight), torch.zeros_like(weight)
-        parts = zip(upstream.split(1), x.split(1), means, deviations, result.split(1), strict=True)
-        for given, sample, mean, deviation, out in parts:
+        parts = zip(*(torch.split(each, 1) for each in (upstream, x, result)), means, deviations, strict=True)
+        for given, sample, out, mean, deviation in parts:
             at_input, at_weight, at_bias = torch.ops.aten.native_batch_norm_backward(
                 given, sample, weight, None, None, mean, deviation, True, EPSILON, [True, True, True]
             )

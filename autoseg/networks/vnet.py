@@ -50,7 +50,7 @@ class VNetStage(nn.Module):
         for i, (convolve, activate) in enumerate(zip(self.convolutions, self.activations, strict=True)):
             x = convolve(x)
             if i == last:
-                x = x + skip
+                x = x + skip.to(x.dtype)  # the image is float32 whatever the convolutions compute in
             x = activate(x)
         return x
 
