@@ -78,10 +78,6 @@ def make_parts(
 ) -> Parts:
     """The network on its device with optimiser and gradient scaler (which acts in float16 only)."""
     network = network.to(device)
-    if device.type == "cuda":
-        in_3d = any(parameter.ndim == 5 for parameter in network.parameters())
-        layout = torch.channels_last_3d if in_3d else torch.channels_last
-        network = network.to(memory_format=layout)  # type: ignore[call-overload]
     return Parts(
         network=network,
         optimiser=make_optimiser(network, training),
