@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from autoseg.evaluation.summary import Summary
 
 History = Sequence[Mapping[str, object]]
-"""Records of one training, as ``history.jsonl`` keeps them: step, loss, pseudo_dice by class, moving_average, learning_rate."""
+"""Records of one training, as ``history.jsonl`` keeps them: step, loss, validation_loss, pseudo_dice by class, moving_average,
+learning_rate, seconds, wait_share."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
 """Told apart by colour-blind readers too (Okabe and Ito), dark enough for thin lines on white."""
@@ -66,21 +67,29 @@ def configuration_curves(histories: Mapping[int, History]) -> bytes:
 
 
 def fold_curves(history: History) -> bytes:
-    """SVG of one training: loss, pseudo-Dice of each class with the moving average, and learning rate, over steps."""
+    """SVG of one training over steps: losses, pseudo-Dice of each class with the moving average, learning rate, and seconds of
+    each epoch with those that went into waiting for patches.
+    """
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 2.3), layout="constrained")
-        loss, dice, rate = figure.subplots(1, 3)
-        loss.plot(*_series(history, "loss"), color=COLOURS[0], linewidth=1.1)
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        (loss, dice), (rate, time) = figure.subplots(2, 2)
+        loss.plot(*_series(history, "loss"), color=COLOURS[0], linewidth=1.1, label="training")
+        loss.plot(*_series(history, "validation_loss"), color=COLOURS[1], linewidth=1.1, label="validation, finest head")
         for number, name in enumerate(_class_names(history)):
             steps, values = _class_series(history, name)
             dice.plot(steps, values, color=COLOURS[number % len(COLOURS)], linewidth=0.9, label=_plain(name))
         dice.plot(*_series(history, "moving_average"), color="#20262c", linewidth=1.5, label="moving average")
         rate.plot(*_series(history, "learning_rate"), color=COLOURS[2], linewidth=1.1)
-        for axes, title in ((loss, "training loss"), (dice, "pseudo-Dice"), (rate, "learning rate")):
+        time.plot(*_series(history, "seconds"), color=COLOURS[0], linewidth=1.1, label="all")
+        time.plot(*_waits(history), color=COLOURS[1], linewidth=1.1, label="waiting for patches")
+        time.set_ylim(bottom=0)
+        titles = ((loss, "loss"), (dice, "pseudo-Dice"), (rate, "learning rate"), (time, "seconds an epoch"))
+        for axes, title in titles:
             _label(axes, title)
         _limit_to_shares(dice)
         rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
-        _legend(dice)
+        for axes in (loss, dice, time):
+            _legend(axes)
         return _bytes(figure, "svg")
 
 
@@ -203,6 +212,13 @@ def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *
 def _series(history: History, key: str) -> tuple[list[float], list[float]]:
     """Steps and values of the records that have a number under ``key``."""
     return _numbers([(record.get("step"), record.get(key)) for record in history])
+
+
+def _waits(history: History) -> tuple[list[float], list[float]]:
+    """Steps, and seconds that went into waiting for patches."""
+    pairs = [(r.get("step"), r.get("seconds"), r.get("wait_share")) for r in history]
+    known = [(s, t * w) for s, t, w in pairs if isinstance(t, int | float) and isinstance(w, int | float)]
+    return _numbers(known)
 
 
 def _class_series(history: History, name: str) -> tuple[list[float], list[float]]:

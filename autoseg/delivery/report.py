@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -68,6 +68,8 @@ class ReportContent:
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
     histories: Mapping[tuple[str, int], History]
     """Records of each training, by (configuration, fold)."""
+    remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
+    """Sentences on what went wrong in each training and what was done about it."""
     decisions: Sequence[DecisionRecord] = ()
     findings: Sequence[Finding] = ()
     overlays: Sequence[OverlayPicture] = ()
@@ -127,7 +129,7 @@ def render_report(content: ReportContent) -> str:
         scores_picture=None if content.summary is None else _embedded(case_scores(content.summary), "svg+xml"),
         candidates=_candidate_rows(content.selection),
         candidate_classes=_candidate_classes(content.selection),
-        trainings=_trainings(content.histories),
+        trainings=_trainings(content.histories, content.remarks),
         decisions=_decision_groups(content.decisions),
         findings=sorted(content.findings, key=lambda finding: SEVERITIES.index(finding.severity)),
         overlays=[_overlay_view(picture) for picture in content.overlays],
@@ -215,14 +217,17 @@ def _candidate_dices(candidate: Candidate, names: Sequence[str]) -> list[str]:
     return [_number(candidate.dice_per_class.get(name)) for name in names]
 
 
-def _trainings(histories: Mapping[tuple[str, int], History]) -> list[dict[str, object]]:
-    """For each configuration one picture of all folds, and one picture of each."""
+def _trainings(
+    histories: Mapping[tuple[str, int], History], remarks: Mapping[tuple[str, int], Sequence[str]]
+) -> list[dict[str, object]]:
+    """For each configuration one picture of all folds, one picture of each, and what was remarked."""
     trainings: list[dict[str, object]] = []
     for name in dict.fromkeys(configuration for configuration, _ in histories):
         folds = {fold: history for (configuration, fold), history in sorted(histories.items()) if configuration == name}
         trainings.append({
             "name": name,
             "picture": _embedded(configuration_curves(folds), "svg+xml"),
+            "remarks": [(fold, text) for fold in folds for text in remarks.get((name, fold), ())],
             "folds": [(fold, _embedded(fold_curves(history), "svg+xml"), _last_words(history)) for fold, history in folds.items()],
         })
     return trainings

@@ -23,6 +23,8 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.record import RunRecord, write_record
 from autoseg.pipeline.scoring import reference_labels
 from autoseg.pipeline.selecting import Selected
+from autoseg.run_folder import load_document
+from autoseg.training.learning import Learning
 
 STAGE_ORDER = ("check", "fingerprint", "preprocess", "schedule", "train", "validate", "select", "predict")
 
@@ -41,6 +43,7 @@ def report_stage(options: Options, selected: Selected, started: datetime) -> Pat
         selection=selected.selection,
         summary=selected.summary,
         histories=read_histories(options, selected),
+        remarks=read_remarks(options, selected),
         decisions=(*prepared.plan.decisions, *prepared.schedule.decisions),
         findings=dataset.findings,
         overlays=draw_overlays(options, selected),
@@ -60,6 +63,18 @@ def read_histories(options: Options, selected: Selected) -> dict[tuple[str, int]
             lines = path.read_text().splitlines() if path.exists() else []
             histories[training.configuration, fold] = [json.loads(line) for line in lines]
     return histories
+
+
+def read_remarks(options: Options, selected: Selected) -> dict[tuple[str, int], list[str]]:
+    """How weights were fitted, what went wrong in every training, and what was done, by configuration and fold."""
+    remarks = {}
+    for training in selected.prepared.schedule.trainings:
+        for fold in range(selected.prepared.schedule.num_folds):
+            path = options.run.fold(training.configuration, fold) / "learning.json"
+            if path.exists():
+                learning = load_document(Learning, path)
+                remarks[training.configuration, fold] = [*learning.adaptations, *map(str, learning.remarks)]
+    return remarks
 
 
 def draw_overlays(options: Options, selected: Selected) -> tuple[OverlayPicture, ...]:

@@ -17,6 +17,7 @@ import pytest
 
 from autoseg.datasets.dataset import Finding
 from autoseg.delivery.figures import (
+    _waits,
     best_slice,
     case_scores,
     configuration_curves,
@@ -104,7 +105,7 @@ def history(fold: int) -> list[dict[str, object]]:
             "epoch": i, "step": 50 * (i + 1), "loss": -0.8 + math.exp(-i / 4) + 0.02 * math.sin(9 * i + fold),
             "pseudo_dice": {"head <b>": 0.9 - 0.9 * math.exp(-i / 3), "tail": None if i < 3 else 0.8 - math.exp(-i / 3)},
             "moving_average": 0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold, "learning_rate": 0.01 * (1 - i / 20) ** 0.9,
-            "seconds": 10.0, "wait_share": 0.01,
+            "seconds": 10.0, "wait_share": 0.01, "validation_loss": -0.7 + math.exp(-i / 5),
         }
         for i in range(20)
     ]
@@ -131,6 +132,7 @@ def content(summary: Summary, selection: Selection) -> ReportContent:
         num_cases=5, num_test_cases=2, channels=("MRI",), class_names=("head <b>", "tail"),
         selection=selection, summary=summary,
         histories={(name, fold): history(fold) for name in ("2d", "3d_fullres") for fold in range(2)},
+        remarks={("2d", 1): ("tail <t> is not found on any validation patch after 250 steps; patches are drawn",)},
         decisions=(
             DecisionRecord(rule="spacing.target", configuration="3d_fullres", value=[2.0, 1.0, 1.0], reason="the median is <2, 1, 1> mm",
                            source="method 3.2", change="a coarser median would give a coarser target"),
@@ -324,6 +326,17 @@ def test_overlay_keeps_the_proportions_of_voxels() -> None:
 def test_curves_take_histories_with_gaps(records: list[dict[str, object]]) -> None:
     for svg in (fold_curves(records), configuration_curves({0: records, 3: records})):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
+
+
+def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
+    quiet = dataclasses.replace(content, remarks={})
+
+    assert "fold 1: tail <t> is not found on any validation patch after 250 steps" in Page(render_report(content)).text
+    assert "is not found" not in Page(render_report(quiet)).text
+
+
+def test_waiting_is_drawn_in_seconds() -> None:
+    assert _waits([{"step": 5, "seconds": 10.0, "wait_share": 0.25}, {"step": 10, "seconds": 4.0}, {"odd": "record"}]) == ([5.0], [2.5])
 
 
 def test_figures_leave_settings_as_they_were(summary: Summary) -> None:
