@@ -49,7 +49,7 @@ class Predictor:
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", mirroring: bool = True) -> Self:
-        """The model of a run folder on ``device`` (``auto``, ``cpu``, ``cuda`` ...)."""
+        """The model of a run folder or bundle on ``device`` (``auto``, ``cpu``, ``cuda`` ...)."""
         return cls(model=load_model(Path(path), device=choose_device(device)), mirroring=mirroring)
 
     def predict(self, image: NDArray[np.floating], *, spacing_mm: Sequence[float]) -> NDArray[np.integer]:

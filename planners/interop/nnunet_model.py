@@ -48,7 +48,7 @@ class _ModelPlansFile(PlansFile):
     statistics: dict[str, StatisticsFile] = Field(
         validation_alias=AliasChoices(
             "foreground_intensity_properties_per_channel",
-            "foreground_intensity_properties_by_modality",  # before version 2.0 was finished
+            "foreground_intensity_properties_by_modality",  # of earlier versions
         )
     )
 

@@ -80,7 +80,7 @@ def test_readers_decide_the_axes(reader: str, source_axes: str, as_in_file: bool
 
 
 def earlier(plans: Json) -> None:
-    """As versions before 2.3 wrote it."""
+    """As earlier versions wrote it."""
     for part in plans["configurations"].values():
         if "architecture" not in part:
             continue
