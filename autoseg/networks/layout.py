@@ -99,12 +99,10 @@ class _NormBySample(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         result = torch.empty_like(x)
-        statistics = []
-        for sample, out in zip(torch.split(x, 1), torch.split(result, 1), strict=True):
-            normed, *found = torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON)
-            out.copy_(normed)
-            statistics.append(found)
-        means, deviations = (torch.stack(each) for each in zip(*statistics, strict=True))
+        means, deviations = (weight.new_empty(x.shape[:2]) for _ in range(2))
+        parts = zip(torch.split(x, 1), torch.split(result, 1), means, deviations, strict=True)
+        for sample, *out in parts:
+            torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON, out=tuple(out))
         ctx.save_for_backward(x, weight, means, deviations)
         return result
 

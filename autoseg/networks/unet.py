@@ -46,10 +46,11 @@ class UNet(nn.Module):
         for stage in self.encoder:
             x = stage(x)
             skips.append(x)
+        skips.pop()  # the bottleneck goes up itself
         everywhere = self.deep_supervision and self.training
         logits: list[Tensor] = []
         for i in reversed(range(len(self.decoder))):
-            x = self.decoder[i](torch.cat((self.upsample[i](x), skips[i]), dim=1))
+            x = self.decoder[i](torch.cat((self.upsample[i](x), skips.pop()), dim=1))
             if i == 0 or everywhere:
                 logits.insert(0, channels_first(self.heads[i](x)))
         return logits if everywhere else logits[0]

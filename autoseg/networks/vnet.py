@@ -91,7 +91,8 @@ class VNet(nn.Module):
         for down, activate, stage in zip(self.down, self.down_activations, self.encoder[1:], strict=True):
             x = stage(activate(down(x)))
             skips.append(x)
+        skips.pop()  # the bottleneck goes up itself
         for i in reversed(range(len(self.decoder))):
             up = self.up_activations[i](self.up[i](x))
-            x = self.decoder[i](torch.cat((up, skips[i]), dim=1))
+            x = self.decoder[i](torch.cat((up, skips.pop()), dim=1))
         return channels_first(self.head(x))
