@@ -92,6 +92,9 @@ def read_nnunet_model(
         intensities=tuple(read_statistics(file.statistics[str(index)]) for index in range(len(description.channels))),
     )
     plan = make_plan(file, _needed(file, configuration), known, where=plans_where)
+    dimensions = plan.configuration(configuration).dimensions
+    if any(axis >= dimensions for axis in mirror_axes or ()):
+        raise DocumentError(plans_where, (f"configurations.{configuration}: has {dimensions} axes, but {mirror_axes} are mirrored",))
     source_axes = READERS[file.image_reader_writer]
     if source_axes is not None:
         plan = plan.model_copy(update={"source_axes": source_axes, "strict_reference": False})

@@ -70,6 +70,10 @@ def test_axes_of_the_checkpoint_are_mirrored(axes: tuple[int, ...]) -> None:
     assert read(mirror_axes=axes).plan.configuration("3d_fullres").mirror_axes == axes
 
 
+def test_axes_that_a_patch_lacks_are_refused() -> None:
+    assert problems("2d", mirror_axes=(0, 2)) == ["configurations.2d: has 2 axes, but (0, 2) are mirrored"]
+
+
 @pytest.mark.parametrize(
     ("reader", "source_axes", "as_in_file"), [("SimpleITKIO", "anatomical", True), ("NibabelIOWithReorient", "ras", False)]
 )
