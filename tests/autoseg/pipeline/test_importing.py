@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from autoseg.cli import app
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.evaluation.metrics import dice_coefficient
 from autoseg.inference.model import open_model
@@ -215,6 +217,15 @@ def test_what_is_imported_is_told(tmp_path: Path, reference_layout: Layout) -> N
     assert about.origin == "nnU-Net v2, nnUNetTrainer, 3 epochs"
     assert about.selection.folds == (1,)
     assert about.dataset.file_values == (0, 1, 2)
+
+
+def test_the_command_imports_the_folds_that_it_is_told(tmp_path: Path, reference_layout: Layout) -> None:
+    trained = train(tmp_path / "model", reference_layout)
+    out = tmp_path / "model.zip"
+    done = CliRunner().invoke(app, ["import-nnunet", str(trained.folder), str(out), "--fold", "1", "--fold", "0"])
+    assert done.exit_code == 0, done.output
+    assert f"Bundle: {out}" in done.output
+    assert open_model(out).description.selection.folds == FOLDS
 
 
 def test_the_same_model_has_the_same_key_and_other_weights_another(tmp_path: Path, reference_layout: Layout) -> None:
