@@ -54,7 +54,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest readable checkpoint of the training with ``key``, and a line for each that was damaged.
+    """The newest readable checkpoint of the training with ``key``, and a line for each that cannot be used.
 
     ``path`` is that of the last one; the one before is tried where it is missing, damaged or another training's.
     """
@@ -67,6 +67,8 @@ def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[str, 
             continue
         if checkpoint is not None:
             return checkpoint, tuple(damage)
+        if candidate == path and path.exists():
+            damage.append(f"{path} is of another training (its plan, data, folds, schedule or seed differ)")
     return None, tuple(damage)
 
 

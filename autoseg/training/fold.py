@@ -21,6 +21,7 @@ from autoseg.training.augmentation_parameters import Recipe, make_recipe
 from autoseg.training.batches import BatchSource, load_batches
 from autoseg.training.care import Care, FoldState, after_epoch, after_skip, cases_showing, note
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
+from autoseg.training.fitting import require_fit
 from autoseg.training.health import is_good, never_found
 from autoseg.training.history import EpochRecord, history_text, read_history
 from autoseg.training.learning import Learning, Remark
@@ -109,13 +110,23 @@ def train_fold(
     say: Callable[[str], None] = logger.info,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train to the schedule's last step, or go on from the checkpoint in the task's folder.
+    """Train to the schedule's last step, or go on from the checkpoint in the task's folder. Raises `ProblemsError` before the
+    first step where plan, schedule and cases do not go together.
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
     ``learning.json`` and ``checkpoint.pt``. ``say`` is told of damaged checkpoints, and once of each thing that goes wrong.
     Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `AutosegError` where
     memory is not enough for a single sample, and where the loss stops being a number and nothing mends it.
     """
+    require_fit(
+        task.plan.labels,
+        task.configuration,
+        task.training,
+        training_cases=task.training_cases,
+        validation_cases=task.validation_cases,
+        names=task.case_ids,
+        where=f"{task.configuration.name}, fold {task.fold}",
+    )
     checkpoint = _latest_checkpoint(task, say)
     state = FoldState(
         learning=_first_learning(task) if checkpoint is None else Learning.model_validate(checkpoint.learning),

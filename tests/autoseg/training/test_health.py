@@ -108,6 +108,7 @@ def test_a_class_is_lost_after_patience_and_not_before() -> None:
     assert patience(1000) == 100
     assert lost_classes(history(2, box=0.0), 12) == ()
     assert lost_classes(history(3, box=0.0), 12) == ("box",)
+    assert lost_classes(history(3, box=0.0), 20) == ()
     assert lost_classes(history(3, box=0.02), 12) == ()
     assert lost_classes(history(9, box=None), 12) == ()  # no patch shows it: nothing is known
     recovered = [*history(4, box=0.0), epoch(4, pseudo_dice={"ball": 0.5, "box": 0.3})]
@@ -127,11 +128,12 @@ def test_few_steps_prove_nothing() -> None:
     ("on_cpu", "more", "measure"), [(True, 0, "--work"), (False, 3, "3 more processes"), (False, 0, "--work")]
 )
 def test_a_starved_device_is_told_with_what_helps(on_cpu: bool, more: int, measure: str) -> None:
-    slow = [epoch(i, wait_share=0.4) for i in range(3)]
+    slow = [epoch(i, wait_share=0.6) for i in range(3)]
     remark = find_starved(slow, on_cpu=on_cpu, more_workers=more)
     assert remark is not None
-    assert remark.found.startswith("40% of the training time")
+    assert remark.found.startswith("60% of the training time")
     assert measure in remark.measure
+    assert find_starved([epoch(i, wait_share=0.4) for i in range(3)], on_cpu=True, more_workers=0) is None  # its own work
     assert find_starved(slow[:2], on_cpu=on_cpu, more_workers=more) is None  # workers start in the first epoch
     assert find_starved([*slow[:2], epoch(2)], on_cpu=on_cpu, more_workers=more) is None
 

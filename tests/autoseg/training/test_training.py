@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, ProblemsError
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import load_document
 from autoseg.training import fold, health, trial
@@ -217,9 +217,41 @@ def test_two_processes_give_the_same_bits(tmp_path) -> None:
     assert weights[0] == weights[1]
 
 
-def test_a_checkpoint_of_another_training_is_not_used(tmp_path) -> None:
+def test_a_checkpoint_of_another_training_is_not_used_and_that_is_said(tmp_path) -> None:
     run(make_task(tmp_path))
     assert load_checkpoint(tmp_path / "checkpoint.pt", key="other") is None
+    said: list[str] = []
+    with SilentReporter().track("training", 1) as tracker:
+        train_fold(replace(make_task(tmp_path), key="other"), tracker, say=said.append)
+    (line,) = said
+    assert "is of another training" in line
+    assert line.endswith("the fold starts anew")
+
+
+def test_plan_and_cases_that_do_not_go_together_are_refused_before_the_first_step(tmp_path) -> None:
+    task = make_task(tmp_path)
+    two_channels = replace(task.training_cases[1], image=np.zeros((2, 20, 24, 20), np.float32))
+    renamed = replace(task.training_cases[0], locations={"sphere": task.training_cases[0].locations["ball"]})
+    network = task.configuration.network.model_copy(update={"num_outputs": 7})
+    wrong = replace(
+        training_with(task, configuration="2d"),
+        training_cases=[renamed, two_channels],
+        configuration=task.configuration.model_copy(update={"network": network}),
+        case_ids=["a", "b"],
+    )
+    with pytest.raises(ProblemsError) as raised:
+        run(wrong)
+    text = str(raised.value)
+    for line in (
+        "the network has 7 outputs, but channels and labels of the plan need 3",
+        "the schedule's training is one of 2d",
+        "case a: the preprocessed labels show sphere",
+        "case b: the preprocessed image has 2 channels, but the plan has 1",
+    ):
+        assert line in text
+    with pytest.raises(ProblemsError, match="no case trains"):
+        run(replace(task, training_cases=[]))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path) -> None:
