@@ -37,20 +37,24 @@ def training_pile(layers: Sequence[Layer], batch: int, heads: Sequence[int], num
 
 
 def inference_pile(layers: Sequence[Layer], batch: int, logits: int, numbers: Coefficients) -> Pile:
-    """Activations of a forward pass that keeps nothing but the skips, which stay to its end.
+    """Activations of a forward pass that keeps nothing but the skips, each until it is joined.
 
     ``logits``: those of one image at the highest resolution; the sum over mirror images and folds exists beside.
     """
     pile = Pile(returned_from=numbers.returned_from)
     total = batch * logits * WEIGHT_BYTES
     pile.add([(total, 1.0)])
+    skips: list[tuple[float, float]] = []
     for layer in layers:
         inputs, outputs = (batch * values * numbers.gradient for values in (layer.inputs, layer.outputs))
         pile.add([(layer.parameters * numbers.cast_weight, 1.0)])
-        pile.touch((inputs, 2), (outputs, 1))
-        pile.touch((inputs, 1), (outputs, numbers.output_copies))
+        pile.touch((inputs, 1), (outputs, max(2.0, numbers.output_copies)))  # a norm writes beside what it reads
         if layer.is_skip:
-            pile.add([(batch * layer.activated * numbers.activated, 1.0)])
+            skips.append((batch * layer.activated * numbers.activated, 1.0))
+            pile.add(skips[-1:])
+        elif layer.takes_skip:
+            pile.touch((batch * layer.joined * numbers.joined, 1.0))
+            pile.drop([skips.pop()])
     # nothing of the network is left by then, but most of a small network is less than its logits
     alone = Pile(returned_from=numbers.returned_from)
     alone.touch((total, HEAD_COPIES))
@@ -94,5 +98,4 @@ def _go_back(
     pile.drop(waiting_blocks(layer, batch, numbers))
     scratch = layer.parameters * (numbers.weight_scratch + numbers.cast_weight)
     pile.touch((inputs, numbers.input_copies), (outputs, 1), (beside, 1), (scratch, 1))
-    pile.touch((inputs, 2), (outputs, 2), (beside, 1), (scratch, 1))
     pile.add([(layer.parameters * WEIGHT_BYTES, 1.0)])
