@@ -55,7 +55,7 @@ def pretrained(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     first = options(folder / "Task98_Source", folder / "run")
     schedule_stage(first)
-    schedule = shorten(first.run, folder / "schedule.json", steps=60)
+    schedule = shorten(first.run, folder / "schedule.json", steps=40)
     select_stage(replace(first, schedule=schedule))
     return folder / "run"
 
@@ -78,7 +78,7 @@ def test_a_run_goes_on_from_another(pretrained, target, tmp_path) -> None:
     assert [c.name for c in plan.configurations] == [name]
     assert plan.configuration(name).patch_shape == about.plan.configuration(name).patch_shape
     schedule_stage(mine)
-    schedule = shorten(mine.run, tmp_path / "schedule.json", steps=20)
+    schedule = shorten(mine.run, tmp_path / "schedule.json", steps=10)
     mine = replace(mine, schedule=schedule)
     prepared = train_stage(mine)
     said = "\n".join(mine.reporter.said)
@@ -94,10 +94,6 @@ def test_a_run_goes_on_from_another(pretrained, target, tmp_path) -> None:
     first = [json.loads((run.fold(name, 0) / "history.jsonl").read_text().splitlines()[0]) for run in (mine.run, fresh.run)]
     assert first[0]["pseudo_dice"]["bean"] > (first[1]["pseudo_dice"]["bean"] or 0) + 0.1
     assert first[0]["loss"] < first[1]["loss"]
-
-    train_stage(replace(mine, pretrained=None))  # dropping the wish is a change, too
-    assert "the plan changed" in "\n".join(mine.reporter.said)
-    assert load_document(Learning, fold / "learning.json").adaptations == ()
 
 
 def test_bundles_serve_as_well_and_other_things_are_refused(pretrained, target, tmp_path) -> None:
