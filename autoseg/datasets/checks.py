@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from autoseg.datasets.plausibility import (
     wrong_units,
 )
 from autoseg.errors import AutosegError, Problem, ProblemsError
-from autoseg.execution.jobs import run_jobs
+from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import ImageHeader, image_stem, read_header, read_label_map, read_volume
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
 from autoseg.progress import Reporter
@@ -38,6 +39,9 @@ MANY_VALUES = 20
 EMPTY = "the label map is empty: background only"
 MANY_EMPTY, COMMON_EMPTY = 3, 0.05
 """More empty label maps than this number and this share of all are no accident."""
+CASE_S, VOXEL_S = 0.015, 6e-8
+"""Processor time of the check for each case and each voxel of an image: 60 cases of the hippocampus take 1.4 s, 28 million
+voxels of MR 1.6 s."""
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -59,6 +63,8 @@ class _HeaderReport:
     readable: _Item
     """The item without the files whose voxels need not be read any more."""
     label: Geometry | None
+    num_voxels: int
+    """Of all channels of the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,9 @@ def check_dataset(dataset: DatasetDescription, *, num_workers: int, reporter: Re
     with reporter.track("check headers", len(items)) as tracker:
         headers = run_jobs(partial(_check_headers, channels=dataset.channels), items, name=_name, tracker=tracker)
     readable = [report.readable for report in headers if report.readable.images or report.readable.labels]
+    num_workers = workers_worth_starting(
+        num_workers, CASE_S * len(readable) + VOXEL_S * sum(report.num_voxels for report in headers)
+    )
     with reporter.track("check voxels", len(readable)) as tracker:
         voxels = run_jobs(
             partial(_check_voxels, coding=dataset.coding), readable, name=_name, num_workers=num_workers, tracker=tracker
@@ -206,6 +215,7 @@ def _check_headers(item: _Item, *, channels: Sequence[str]) -> _HeaderReport:
             case=item.case if images_whole and labels_whole and not faults else None,
         ),
         label=found[0][1].geometry if found else None,
+        num_voxels=sum(math.prod(header.geometry.shape) * header.num_channels for header in read),
     )
 
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs
+from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import files_of
 from autoseg.run_folder import load_document, save_document
 from planners import Document
 
+FILE_S, BYTE_S = 0.005, 2.5e-6
+"""Processor time to look into a label file, and for each byte of it: compressed, one holds about a hundred voxels."""
 FileState = tuple[str, int, int]
 """Path, size in bytes, modification time in ns."""
 
@@ -52,7 +54,11 @@ def look_up(
     asked = [_asked(case, question) for case in cases]
     known = {look.model_copy(update={"values": (), "combinations": ()}): look for look in _load(kept).looks}
     missing = [(case, key) for case, key in zip(cases, asked, strict=True) if key not in known]
-    answers = run_jobs(answer, [case for case, _ in missing], name=lambda case: f"case {case.case_id}", num_workers=num_workers)
+    seconds = sum(FILE_S + BYTE_S * size for _, key in missing for _, size, _ in key.files)
+    answers = run_jobs(
+        answer, [case for case, _ in missing], name=lambda case: f"case {case.case_id}",
+        num_workers=workers_worth_starting(num_workers, seconds),
+    )
     new = {
         key: key.model_copy(update={"values": found.values, "combinations": found.combinations})
         for (_, key), found in zip(missing, answers, strict=True) if found is not None

@@ -14,17 +14,20 @@ from autoseg.datasets.grids import fits_grid
 from autoseg.datasets.matching import Files, Match
 from autoseg.datasets.patterns import FoundFile
 from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs
+from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import (
     PART_MARK,
     ImageHeader,
     SeriesName,
+    files_of,
     list_series,
     read_header,
     referenced_series,
 )
 
 NUM_SHOWN = 4
+SLICE_S = 0.002
+"""Processor time to read the header of a slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,11 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
     the name that was given is an error.
     """
     asked = [*_several(match.images, match.labels), *_several(match.test, {})]
-    found = run_jobs(partial(_candidates, root), asked, name=lambda each: f"case {each.case_id}", num_workers=num_workers)
+    slices = sum(1 for each in asked for folder in each.folders for _ in files_of(root / folder.path))
+    found = run_jobs(
+        partial(_candidates, root), asked, name=lambda each: f"case {each.case_id}",
+        num_workers=workers_worth_starting(num_workers, SLICE_S * slices),
+    )
     usual = Counter(
         text for each in found for text in {candidate.name.description for candidate in each if candidate.fits or len(each) == 1}
     ) or Counter(text for each in found for text in {candidate.name.description for candidate in each})

@@ -21,6 +21,8 @@ WORKER_BYTES = 350_000_000
 """Of a worker process with its libraries loaded."""
 USABLE_SHARE = 0.8
 """Of the free memory; the rest is for what others start meanwhile."""
+START_S = 2.0
+"""Processor time that a worker process takes to load its libraries."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -48,6 +50,11 @@ def available_cores() -> int:
 def workers_that_fit(num_workers: int, need_bytes: int, *, free_bytes: int) -> int:
     """As many of ``num_workers`` as find room in memory together, each with an item of ``need_bytes``; one at least."""
     return max(1, min(num_workers, int(free_bytes * USABLE_SHARE) // (need_bytes + WORKER_BYTES)))
+
+
+def workers_worth_starting(num_workers: int, seconds: float) -> int:
+    """``num_workers``, or 1 for work that takes about ``seconds`` in one process and would be done before they have started."""
+    return num_workers if seconds > 2 * START_S else 1
 
 
 def run_jobs(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs
+from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import files_of
 from autoseg.pipeline.freshness import digest
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
+
+BYTE_S = 1e-9
+"""Processor time to hash a byte."""
 
 
 class FileContent(Document):
@@ -39,11 +42,19 @@ def dataset_content(run: RunFolder, dataset: DatasetDescription, *, num_workers:
     cases = (*dataset.training, *dataset.test)
     paths = sorted({str(file) for case in cases for path in (*case.images, *case.label_files) for file in files_of(path)})
     known = {entry.path: entry for entry in _known(run).files}
-    read = partial(_content, known=known)
-    files = tuple(run_jobs(read, paths, name=str, num_workers=num_workers if len(known) < len(paths) else 1))
+    new_bytes = sum(_size(path) for path in paths if path not in known)
+    workers = workers_worth_starting(num_workers, BYTE_S * new_bytes)
+    files = tuple(run_jobs(partial(_content, known=known), paths, name=str, num_workers=workers))
     if files != _known(run).files:
         save_document(run.files, Contents(files=files))
     return digest([[entry.path, entry.sha256] for entry in files])
+
+
+def _size(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:  # reading it says what is wrong
+        return 0
 
 
 def _known(run: RunFolder) -> Contents:

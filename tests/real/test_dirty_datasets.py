@@ -90,10 +90,10 @@ def test_clean_photographs_give_no_error(real_data, name):
 
 
 def test_check_of_sixty_cases_takes_seconds(real_data):
-    started = time.perf_counter()
+    started = time.process_time()
     check(real_data / "Task04_Hippocampus")
-    # 0.8 s on two quiet cores; ten times as much leaves room for a busy machine
-    assert time.perf_counter() - started < 8
+    # 1.8 s of processor time in one process; a wall clock would measure what else the machine does
+    assert time.process_time() - started < 8
 
 
 def add_wrong_mask(folder: Path, real_data: Path) -> None:

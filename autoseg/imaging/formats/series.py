@@ -204,7 +204,8 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
 def _slice(file: Path, tags: Any) -> _Slice | None:
     """A file with its place in space; None where it is of a kind that has none."""
     missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
-    if missing and BEFORE_META + number(tags.file_meta, "FileMetaInformationGroupLength", 0.0) >= file.stat().st_size:
+    meta = tags.file_meta.get("FileMetaInformationGroupLength", 0)
+    if missing and (not isinstance(meta, int) or BEFORE_META + meta >= file.stat().st_size):
         raise damaged(file, "it ends before it says what it is")
     if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
         raise damaged(file, f"it is a slice without {', '.join(missing)}")

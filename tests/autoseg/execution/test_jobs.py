@@ -13,7 +13,7 @@ import torch
 
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.device import choose_device
-from autoseg.execution.jobs import available_cores, run_jobs, workers_that_fit
+from autoseg.execution.jobs import available_cores, run_jobs, workers_that_fit, workers_worth_starting
 from autoseg.progress import SilentReporter
 
 
@@ -108,6 +108,10 @@ def test_workers_are_as_many_as_fit_into_memory() -> None:
     assert workers_that_fit(8, 2 * gb, free_bytes=100 * gb) == 8
     assert workers_that_fit(8, 2 * gb, free_bytes=10 * gb) == 3  # 8 GB for 2.35 GB each
     assert workers_that_fit(8, 2 * gb, free_bytes=gb) == 1
+
+
+def test_little_work_starts_no_processes() -> None:
+    assert [workers_worth_starting(8, seconds) for seconds in (0.0, 1.0, 60.0)] == [1, 1, 8]
 
 
 def test_where_two_do_not_fit_one_process_works_outside_of_this_one() -> None:
