@@ -37,7 +37,15 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_header, read_label_map, read_volume
+from autoseg.imaging.formats import (
+    files_of,
+    is_segmentation,
+    list_segments,
+    read_header,
+    read_label_map,
+    read_segments,
+    read_volume,
+)
 
 MOST_SECONDS = 20
 """Of processor time. A read of these small files takes milliseconds; a worker that decodes has a limit of its own."""
@@ -76,6 +84,12 @@ def make_seeds(folder: Path, real_data: Path | None) -> dict[str, Path]:
     itk("mha-raw", "a.mha", volume, compress=False)
     itk("nii.gz-4d", "a.nii.gz", np.stack([volume] * 2).astype(np.float32), compress=True)
     itk("nrrd-channels", "a.nrrd", rng.normal(size=(*SHAPE, 2)), compress=True, vector=True)
+    segments = SimpleITK.Compose([SimpleITK.GetImageFromArray((volume > k).astype(np.uint8)) for k in (2, 4)])
+    for number, text in enumerate(("Name=liver", "Name=vessel")):
+        for entry in (text, f"Layer={number}", "LabelValue=1"):
+            key, _, value = entry.partition("=")
+            segments.SetMetaData(f"Segment{number}_{key}", value)
+    SimpleITK.WriteImage(segments, str(place("seg.nrrd", "a.seg.nrrd")), useCompression=True)
     for ending in ("png", "bmp", "jpg", "tif"):
         itk(ending, f"a.{ending}", flat, compress=ending == "png")
         itk(f"{ending}-colours", f"a.{ending}", colours, compress=True, vector=True)
@@ -258,10 +272,13 @@ class Result:
 
 def read_all(path: Path) -> list[NDArray]:
     """Everything that reading gives; `AutosegError` when both ways of reading refuse."""
+    files_of(path)
     read_header(path)
     results: list[NDArray] = []
     refusals = []
-    for read in (lambda: read_volume([path]).array, lambda: read_label_map(path).array):
+    if is_segmentation(path):
+        list_segments(path)
+    for read in (lambda: read_volume([path]).array, lambda: read_label_map(path).array, lambda: read_masks(path)):
         try:
             results.append(read())
         except AutosegError as error:
@@ -269,6 +286,13 @@ def read_all(path: Path) -> list[NDArray]:
     if not results:
         raise refusals[0]
     return results
+
+
+def read_masks(path: Path) -> NDArray:
+    """All segments of a file of segments as masks; `AutosegError` for other files."""
+    if not is_segmentation(path):
+        raise AutosegError(f"{path} holds no segments; give a file of segments")
+    return np.array([segment.mask for segment in read_segments(path).segments])
 
 
 def processor_seconds() -> float:
