@@ -55,7 +55,10 @@ def compare(predictor: Predictor, images: Path, predictions: Path) -> dict[str, 
             a, b = np.isin(ours, each.values), np.isin(reference, each.values)
             scores[each.name] = dice_coefficient(int((a & b).sum()), int(a.sum()), int(b.sum()))
         cases[case.case_id] = scores
-        print(f"{case.case_id:<24}" + "".join(f"{name} {value if value is None else round(value, 5)}  " for name, value in scores.items()))
+        print(
+            f"{case.case_id:<24}"
+            + "".join(f"{name} {value if value is None else round(value, 5)}  " for name, value in scores.items())
+        )
     return cases
 
 
@@ -67,7 +70,10 @@ def main() -> None:
     start = time.monotonic()
     cases = compare(predictor, arguments.images, arguments.predictions)
     dices = [
-        value for scores in cases.values() for name, value in scores.items() if name not in ("voxels", "different") and value is not None
+        value
+        for scores in cases.values()
+        for name, value in scores.items()
+        if name not in ("voxels", "different") and value is not None
     ]
     result = {
         "model": arguments.model.name,

@@ -105,10 +105,14 @@ def open_bundle(path: Path) -> BundleFiles:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise AutosegError(f"{path} is no bundle ({error}); give a file that autoseg bundle or import-nnunet wrote") from error
+        raise AutosegError(
+            f"{path} is no bundle ({error}); give a file that autoseg bundle or import-nnunet wrote"
+        ) from error
     problems = _name_problems(parts) + _form_problems(parts, path)
     if MANIFEST not in {part.filename for part in parts}:
-        raise AutosegError(f"{path} is no bundle: it has no {MANIFEST}; give a file that autoseg bundle or import-nnunet wrote")
+        raise AutosegError(
+            f"{path} is no bundle: it has no {MANIFEST}; give a file that autoseg bundle or import-nnunet wrote"
+        )
     if problems:
         raise _faulty(path, problems)
     manifest = _document(Manifest, path, MANIFEST, _read(path, MANIFEST, LARGEST_DOCUMENT))
@@ -117,7 +121,9 @@ def open_bundle(path: Path) -> BundleFiles:
         raise _faulty(path, problems)
     described = next(entry for entry in manifest.files if entry.name == DESCRIPTION)
     if described.size > LARGEST_DOCUMENT:
-        raise _faulty(path, [f"{DESCRIPTION} has {described.size} bytes, more than the {LARGEST_DOCUMENT} a description may have"])
+        raise _faulty(
+            path, [f"{DESCRIPTION} has {described.size} bytes, more than the {LARGEST_DOCUMENT} a description may have"]
+        )
     description = _document(ModelDescription, path, DESCRIPTION, _content(path, described))
     needed = {weights_name(name, fold) for name in description.stages for fold in description.selection.folds}
     problems = _difference(needed, {entry.name for entry in manifest.files} - {DESCRIPTION}, "the model's description")
@@ -202,5 +208,8 @@ def _document(model: type[D], path: Path, name: str, text: bytes) -> D:
 def _faulty(path: Path, problems: list[str]) -> ProblemsError:
     return ProblemsError(
         f"{path} is not a whole bundle",
-        [Problem(where=str(path), found=problem, mend="fetch the file again, or bundle the run anew") for problem in problems],
+        [
+            Problem(where=str(path), found=problem, mend="fetch the file again, or bundle the run anew")
+            for problem in problems
+        ],
     )

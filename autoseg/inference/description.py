@@ -33,7 +33,9 @@ class ModelDescription(Document):
         if plan is not None and unknown:
             raise ValueError(f"selects {', '.join(unknown)}, which the plan lacks; it has {', '.join(known)}")
         stages = () if plan is None else stages_of(plan, selection.members)
-        if plan is not None and any(plan.configuration(name).previous_stage in stages[stages.index(name) :] for name in stages):
+        if plan is not None and any(
+            plan.configuration(name).previous_stage in stages[stages.index(name) :] for name in stages
+        ):
             raise ValueError(f"its stages build on each other in a circle: {', '.join(stages)}")
         return selection
 
@@ -75,7 +77,13 @@ def without_cases(dataset: DatasetDescription) -> DatasetDescription:
     """The dataset as a model that is passed on tells of it: no case, no file, no folder, no finding."""
     return dataset.model_copy(
         update={
-            "root": "", "training": (), "test": (), "unpaired_images": (), "unpaired_labels": (), "findings": (),
-            "left_out": (), "content": None,
+            "root": "",
+            "training": (),
+            "test": (),
+            "unpaired_images": (),
+            "unpaired_labels": (),
+            "findings": (),
+            "left_out": (),
+            "content": None,
         }
-    )  # fmt: skip
+    )

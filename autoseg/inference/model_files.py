@@ -68,7 +68,9 @@ def open_run(path: Path) -> RunFiles:
     if len(missing) == len(needed):
         raise AutosegError(f"{path} is no run folder: it has none of {', '.join(missing)}; give the --out of autoseg run")
     if missing:
-        raise AutosegError(f"{path}: {', '.join(missing)} is missing; the run is not finished: repeat autoseg run --out {path}")
+        raise AutosegError(
+            f"{path}: {', '.join(missing)} is missing; the run is not finished: repeat autoseg run --out {path}"
+        )
     description = _describe(run)
     return RunFiles(run=run, description=description, key=_run_key(run, description))
 

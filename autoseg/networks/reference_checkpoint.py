@@ -91,8 +91,8 @@ def _load(path: Path) -> Any:
         asked, reason = FORBIDDEN.search(str(error)), REASON.search(str(error))
         if asked is not None:
             raise AutosegError(
-                f"{path} asks for {asked[1]}, which no checkpoint of nnU-Net needs; reading it would run code: it was not read. "
-                "Do not use this file"
+                f"{path} asks for {asked[1]}, which no checkpoint of nnU-Net needs; reading it would run code: it was "
+                "not read. Do not use this file"
             ) from error
         shown = reason[1] if reason is not None else (str(error).splitlines() or [repr(error)])[0]
         raise AutosegError(f"{path} could not be read ({shown}); fetch it again") from error
@@ -120,8 +120,10 @@ def _faults(content: Any) -> list[str]:
 
 
 def _is_state(weights: Any) -> TypeGuard[dict[str, Tensor]]:
-    return isinstance(weights, dict) and bool(weights) and all(
-        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+    return (
+        isinstance(weights, dict)
+        and bool(weights)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
     )
 
 

@@ -33,7 +33,6 @@ FOLD = re.compile(r"fold_(\d+)")
 ALL_CASES = "fold_all"
 """One network trained on every case; here it is fold 0."""
 NEEDED = ("plans.json", "dataset.json")
-STEPS_PER_EPOCH = 250
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +55,7 @@ def import_nnunet(
     checkpoints: Checkpoints = "final",
     say: Callable[[str], None],
 ) -> Path:
-    """Write the model in ``folder`` (``TRAINER__PLANS__CONFIGURATION``) of nnU-Net v2 as the bundle ``out``; returns ``out``.
+    """Write the model in ``folder`` (``TRAINER__PLANS__CONFIGURATION``) of nnU-Net v2 as the bundle ``out``, and return it.
 
     It predicts in the reference's own axes, with its preprocessing, windows and mirroring, the mean of ``folds`` (none: all
     that there are). The first stage of a cascade is taken from the folder beside. No code of the files is run, so
@@ -64,22 +63,15 @@ def import_nnunet(
     code, before anything is written.
     """
     check_free(out)
-    main, problems = _open_stage(folder, folds, checkpoints)
-    stages = [main] if main is not None else []
-    before = None if main is None else main.configuration.previous_stage
-    if main is not None and before is not None:
-        beside = folder.resolve()
-        first, more = _open_stage(beside.with_name(beside.name.replace(main.configuration.name, before)), tuple(main.checkpoints), checkpoints)
-        problems += more
-        stages = [*([first] if first is not None else []), main]
+    stages, problems = _open_stages(folder, folds, checkpoints)
     hashes: list[str] = []
     for stage in stages:
         hashed, more = _check_weights(stage)
         hashes, problems = hashes + hashed, problems + more
-    if problems or main is None:
+    if problems:
         raise ProblemsError(f"{folder} cannot be imported", problems)
-    _warn(folder, main, say)
-    description = _describe(main, stages)
+    _tell(folder, stages[-1], say)
+    description = _describe(stages)
     by_name = {stage.configuration.name: stage for stage in stages}
 
     def weights(name: str, fold: int) -> bytes:
@@ -91,9 +83,20 @@ def import_nnunet(
     return out
 
 
-def _open_stage(
+def _open_stages(
     folder: Path, folds: Sequence[int] | None, checkpoints: Checkpoints
-) -> tuple[_Stage | None, list[Problem]]:
+) -> tuple[list[_Stage], list[Problem]]:
+    """The stage in a folder, and before it the one it builds on, from the folder beside; with all that is wrong."""
+    stage, problems = _open_stage(folder, folds, checkpoints)
+    if stage is None or stage.configuration.previous_stage is None:
+        return [stage] if stage is not None else [], problems
+    whole = folder.resolve()
+    beside = whole.with_name(whole.name.replace(stage.configuration.name, stage.configuration.previous_stage))
+    before, more = _open_stage(beside, tuple(stage.checkpoints), checkpoints)
+    return [each for each in (before, stage) if each is not None], problems + more
+
+
+def _open_stage(folder: Path, folds: Sequence[int] | None, checkpoints: Checkpoints) -> tuple[_Stage | None, list[Problem]]:
     """The stage in a folder, with all that is wrong with its documents and the presence of its files."""
     texts, problems = _documents(folder)
     files, missing = _find_checkpoints(folder, folds, f"checkpoint_{checkpoints}.pth") if texts else ({}, [])
@@ -110,29 +113,40 @@ def _open_stage(
     for fold, checkpoint in opened.items():
         if checkpoint.configuration != first.configuration:
             found = f"was trained as {checkpoint.configuration}, others as {first.configuration}"
-            problems.append(Problem(where=str(files[fold]), found=found, mend="put each configuration into a folder of its own"))
+            problems.append(
+                Problem(where=str(files[fold]), found=found, mend="put each configuration into a folder of its own")
+            )
     try:
         model = read_nnunet_model(
-            *texts, configuration=first.configuration, mirror_axes=first.mirror_axes,  # type: ignore[arg-type]  # 0 to 2
-            plans_where=str(folder / NEEDED[0]), dataset_where=str(folder / NEEDED[1]),
-        )  # fmt: skip
+            *texts,
+            configuration=first.configuration,
+            mirror_axes=first.mirror_axes,  # type: ignore[arg-type]  # 0 to 2
+            plans_where=str(folder / NEEDED[0]),
+            dataset_where=str(folder / NEEDED[1]),
+        )
     except DocumentError as error:
         return None, problems + [
             Problem(where=str(folder), found=line, mend="autoseg has no counterpart: use nnU-Net, or mend the file")
             for line in error.problems
         ]
     stage = _Stage(
-        folder=folder, model=model, configuration=model.plan.configuration(first.configuration),
-        checkpoints={fold: files[fold] for fold in opened}, trainer=first.trainer, epochs=first.epochs,
-    )  # fmt: skip
+        folder=folder,
+        model=model,
+        configuration=model.plan.configuration(first.configuration),
+        checkpoints={fold: files[fold] for fold in opened},
+        trainer=first.trainer,
+        epochs=first.epochs,
+    )
     return stage, problems
 
 
 def _documents(folder: Path) -> tuple[list[bytes], list[Problem]]:
     texts, problems = [], []
     inside = sorted(path.parent.name for path in folder.glob("*/plans.json"))
-    mend = f"give one of the folders in it: {', '.join(inside)}" if inside else (
-        "give the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 wrote, with fold_0 and so on in it"
+    mend = (
+        f"give one of the folders in it: {', '.join(inside)}"
+        if inside
+        else ("give the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 wrote, with fold_0 and so on in it")
     )
     for name in NEEDED:
         try:
@@ -142,9 +156,7 @@ def _documents(folder: Path) -> tuple[list[bytes], list[Problem]]:
     return ([] if problems else texts), problems
 
 
-def _find_checkpoints(
-    folder: Path, folds: Sequence[int] | None, name: str
-) -> tuple[dict[int, Path], list[Problem]]:
+def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> tuple[dict[int, Path], list[Problem]]:
     """The checkpoint of each fold; with ``folds``, of these."""
     there = {int(match[1]): path for path in folder.iterdir() if path.is_dir() and (match := FOLD.fullmatch(path.name))}
     if not there and (folder / ALL_CASES).is_dir():
@@ -152,7 +164,11 @@ def _find_checkpoints(
     wanted = sorted(there) if folds is None else sorted(set(folds))
     known = ", ".join(map(str, sorted(there))) or "none"
     problems = [
-        Problem(where=str(folder), found=f"fold {fold} is missing (there are: {known})", mend="train it, or choose others with --fold")
+        Problem(
+            where=str(folder),
+            found=f"fold {fold} is missing (there are: {known})",
+            mend="train it, or choose others with --fold",
+        )
         for fold in wanted
         if fold not in there
     ]
@@ -162,7 +178,9 @@ def _find_checkpoints(
     for fold, file in files.items():
         if not file.is_file():
             found = f"fold {fold} has no {name}; its training has not come to its end"
-            problems.append(Problem(where=str(file.parent), found=found, mend="train it to its end, or choose other folds with --fold"))
+            problems.append(
+                Problem(where=str(file.parent), found=found, mend="train it to its end, or choose other folds with --fold")
+            )
     return {fold: file for fold, file in files.items() if file.is_file()}, problems
 
 
@@ -185,7 +203,7 @@ def _packed(checkpoint: ReferenceCheckpoint, configuration: Configuration) -> by
     return pack_weights({name: tensor.float() for name, tensor in weights.items()}, key="")
 
 
-def _warn(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
+def _tell(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
     say(
         f"{stage.model.plan.dataset_name}: {stage.configuration.name}, folds {', '.join(map(str, stage.checkpoints))}, "
         f"{stage.trainer}, {stage.epochs} epochs"
@@ -194,13 +212,15 @@ def _warn(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
         say(f"{pickled} is not used: reading it would run code; predictions come without the postprocessing it holds")
 
 
-def _describe(main: _Stage, stages: Sequence[_Stage]) -> ModelDescription:
-    model = main.model
+def _describe(stages: Sequence[_Stage]) -> ModelDescription:
+    main, model = stages[-1], stages[-1].model
     trained = {stage.configuration.name: stage for stage in stages}
     plan = model.plan.model_copy(
         update={
             "configurations": tuple(
-                trained[each.name].configuration.model_copy(update={"next_stage": each.next_stage}) if each.name in trained else each
+                trained[each.name].configuration.model_copy(update={"next_stage": each.next_stage})
+                if each.name in trained
+                else each
                 for each in model.plan.configurations
             )
         }
@@ -208,23 +228,40 @@ def _describe(main: _Stage, stages: Sequence[_Stage]) -> ModelDescription:
     return ModelDescription(
         origin=f"nnU-Net v2, {main.trainer}, {main.epochs} epochs",
         dataset=DatasetDescription(
-            name=plan.dataset_name, root="", layout="nnunet", channels=plan.channels, labels=plan.labels,
-            file_values=model.file_values, file_ending=model.file_ending, training=(),
+            name=plan.dataset_name,
+            root="",
+            layout="nnunet",
+            channels=plan.channels,
+            labels=plan.labels,
+            file_values=model.file_values,
+            file_ending=model.file_ending,
+            training=(),
         ),
         plan=plan,
         selection=Selection(
-            members=(main.configuration.name,), folds=tuple(main.checkpoints), postprocessing=(), cross_validated=False,
-            reason="imported as it was trained", candidates=(), dice_before_postprocessing=None, dice_after_postprocessing=None,
+            members=(main.configuration.name,),
+            folds=tuple(main.checkpoints),
+            postprocessing=(),
+            cross_validated=False,
+            reason="imported as it was trained",
+            candidates=(),
+            dice_before_postprocessing=None,
+            dice_after_postprocessing=None,
         ),
         trainings=tuple(_training(stage) for stage in stages),
-    )  # fmt: skip
+    )
 
 
 def _training(stage: _Stage) -> Training:
     """The method's training, for as long as the checkpoint says; half precision on GPUs, as the reference predicts."""
     configuration = stage.configuration
     measured = Measurement(
-        configuration=configuration.name, base_features=configuration.network.features[0],
-        batch_size=configuration.batch_size, precision="float16", step_s=1.0, case_s=1.0,
-    )  # fmt: skip
-    return method_training(configuration, measured).model_copy(update={"num_steps": max(1, stage.epochs) * STEPS_PER_EPOCH})
+        configuration=configuration.name,
+        base_features=configuration.network.features[0],
+        batch_size=configuration.batch_size,
+        precision="float16",
+        step_s=1.0,
+        case_s=1.0,
+    )
+    training = method_training(configuration, measured)
+    return training.model_copy(update={"num_steps": max(1, stage.epochs) * training.steps_per_epoch})

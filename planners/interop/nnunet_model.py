@@ -1,4 +1,4 @@
-"""What the two documents in a trained model's folder of the reference say: enough to predict (method sections 7.10 and 8)."""
+"""What the documents in a trained model's folder of the reference say: enough to predict (method sections 7.10, 8)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,9 @@ def read_nnunet_model(
     plan = make_plan(file, _needed(file, configuration), known, where=plans_where)
     dimensions = plan.configuration(configuration).dimensions
     if any(axis >= dimensions for axis in mirror_axes or ()):
-        raise DocumentError(plans_where, (f"configurations.{configuration}: has {dimensions} axes, but {mirror_axes} are mirrored",))
+        raise DocumentError(
+            plans_where, (f"configurations.{configuration}: has {dimensions} axes, but {mirror_axes} are mirrored",)
+        )
     source_axes = READERS[file.image_reader_writer]
     if source_axes is not None:
         plan = plan.model_copy(update={"source_axes": source_axes, "strict_reference": False})
@@ -106,15 +108,16 @@ def read_nnunet_model(
 def _plans_problems(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[str]:
     problems = []
     if configuration not in file.configurations:
-        problems.append(f"configurations: lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}")
-    if file.image_reader_writer not in READERS:
         problems.append(
-            f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}"
+            f"configurations: lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
         )
+    if file.image_reader_writer not in READERS:
+        problems.append(f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}")
     channels = [] if dataset is None else [str(index) for index in range(len(dataset.channels))]
     if dataset is not None and not set(channels) <= set(file.statistics):
         problems.append(
-            f"foreground_intensity_properties_per_channel: has channels {sorted(file.statistics)}, but the dataset {channels}"
+            f"foreground_intensity_properties_per_channel: has channels {sorted(file.statistics)}, "
+            f"but the dataset {channels}"
         )
     return problems
 

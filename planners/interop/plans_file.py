@@ -69,7 +69,9 @@ class _ArchitectureArguments(_Part):
     n_conv_per_stage_decoder: tuple[PositiveInt, ...]
     conv_op: Literal["torch.nn.modules.conv.Conv2d", "torch.nn.modules.conv.Conv3d"] | None = None
     conv_bias: Literal[True] = True
-    norm_op: Literal["torch.nn.modules.instancenorm.InstanceNorm2d", "torch.nn.modules.instancenorm.InstanceNorm3d"] | None = None
+    norm_op: (
+        Literal["torch.nn.modules.instancenorm.InstanceNorm2d", "torch.nn.modules.instancenorm.InstanceNorm3d"] | None
+    ) = None
     norm_op_kwargs: _NormArguments | None = None
     dropout_op: None = None
     dropout_op_kwargs: dict[str, Any] | None = None
@@ -104,11 +106,7 @@ class ConfigurationFile(_Part):
     spacing: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
     normalization_schemes: tuple[
         Literal[
-            "CTNormalization",
-            "NoNormalization",
-            "ZScoreNormalization",
-            "RescaleTo01Normalization",
-            "RGBTo01Normalization",
+            "CTNormalization", "NoNormalization", "ZScoreNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"
         ],
         ...,
     ]

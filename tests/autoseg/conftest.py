@@ -19,7 +19,9 @@ POOLING = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 class Block(nn.Module):
     """Convolution, norm, perhaps an activation; parts by name and in ``all_modules``."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], *, bias: bool, active: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], *, bias: bool, active: bool
+    ) -> None:
         super().__init__()
         padding = [(size - 1) // 2 for size in kernel]
         self.conv = CONVOLUTION[len(kernel)](inputs, outputs, tuple(kernel), tuple(stride), padding, bias=bias)

@@ -56,10 +56,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = CaseSize(case_id="secret_case", shape=(36, 50, 35), spacing_mm=(1.0, 1.0, 1.0))
     plan = plan_dataset(
         Fingerprint(
-            dataset_name="Hippocampus", cases=(size,), num_training_cases=60, channels=("MRI",), labels=LABELS,
-            intensities=(STATISTICS,), median_relative_size_after_cropping=1.0,
+            dataset_name="Hippocampus",
+            cases=(size,),
+            num_training_cases=60,
+            channels=("MRI",),
+            labels=LABELS,
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
         )
-    )  # fmt: skip
+    )
     measurements = tuple(
         Measurement(configuration=name, base_features=4, batch_size=2, precision="float32", step_s=0.01, case_s=0.1)
         for name in MEMBERS
@@ -67,21 +72,39 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule = plan_schedule(
         plan,
         Conditions(
-            device="cpu", num_threads=1, budget_s=100_000, elapsed_s=1.0, num_folds=5, num_training_cases=60,
-            num_test_cases=0, cross_validated=True, measurements=measurements, seed=0,
+            device="cpu",
+            num_threads=1,
+            budget_s=100_000,
+            elapsed_s=1.0,
+            num_folds=5,
+            num_training_cases=60,
+            num_test_cases=0,
+            cross_validated=True,
+            measurements=measurements,
+            seed=0,
         ),
-    )  # fmt: skip
+    )
     dataset = DatasetDescription(
-        name="Hippocampus", root=str(run.root), layout="msd", channels=("MRI",), labels=LABELS, file_values=(0, 3, 7),
-        file_ending=".nii.gz", training=(Case(case_id="secret_case", images=(str(run.root / "a.nii.gz"),)),),
-    )  # fmt: skip
+        name="Hippocampus",
+        root=str(run.root),
+        layout="msd",
+        channels=("MRI",),
+        labels=LABELS,
+        file_values=(0, 3, 7),
+        file_ending=".nii.gz",
+        training=(Case(case_id="secret_case", images=(str(run.root / "a.nii.gz"),)),),
+    )
     selection = Selection(
-        members=MEMBERS, folds=FOLDS, postprocessing=(KeepLargestComponent(classes=("Anterior",)),), cross_validated=False,
-        reason="a test", candidates=(), dice_before_postprocessing=None, dice_after_postprocessing=None,
-    )  # fmt: skip
-    for path, document in (
-        (run.dataset, dataset), (run.plan, plan), (run.schedule, schedule), (run.selection, selection)
-    ):  # fmt: skip
+        members=MEMBERS,
+        folds=FOLDS,
+        postprocessing=(KeepLargestComponent(classes=("Anterior",)),),
+        cross_validated=False,
+        reason="a test",
+        candidates=(),
+        dice_before_postprocessing=None,
+        dice_after_postprocessing=None,
+    )
+    for path, document in ((run.dataset, dataset), (run.plan, plan), (run.schedule, schedule), (run.selection, selection)):
         save_document(path, document)
     for name in MEMBERS:
         network = with_width(plan.configuration(name).network, schedule.training(name).base_features)
@@ -176,7 +199,11 @@ def test_a_changed_byte_is_refused_or_changes_nothing(bundle: Path, tmp_path: Pa
     with zipfile.ZipFile(bundle) as archive:
         weights = archive.getinfo(weights_name("3d_fullres", 0))
     # most of the bytes are numbers of networks: half of the examples look elsewhere
-    places = st.integers(0, len(content) - 1) | st.integers(-3000, -1) | st.integers(weights.header_offset, weights.header_offset + 200)
+    places = (
+        st.integers(0, len(content) - 1)
+        | st.integers(-3000, -1)
+        | st.integers(weights.header_offset, weights.header_offset + 200)
+    )
     place = data.draw(places)
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     changed = tmp_path / "changed.zip"
@@ -189,7 +216,9 @@ def test_a_changed_byte_is_refused_or_changes_nothing(bundle: Path, tmp_path: Pa
     whole = open_model(bundle)
     assert files.description == whole.description
     assert files.key == whole.key
-    assert all(torch.equal(tensor, whole.weights(*name)[key]) for name, kept in found.items() for key, tensor in kept.items())
+    assert all(
+        torch.equal(tensor, whole.weights(*name)[key]) for name, kept in found.items() for key, tensor in kept.items()
+    )
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
@@ -209,7 +238,9 @@ def test_other_zips_and_missing_files_are_told_apart(tmp_path: Path) -> None:
         load_model(tmp_path / "absent.zip", device=CPU)
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/etc/outside.txt", "a/../../b", "C:/b", "a\\..\\b", "models/./b", "a//b"])
+@pytest.mark.parametrize(
+    "name", ["../outside.txt", "/etc/outside.txt", "a/../../b", "C:/b", "a\\..\\b", "models/./b", "a//b"]
+)
 def test_names_that_lead_out_are_refused(bundle: Path, tmp_path: Path, name: str) -> None:
     path = rewritten(bundle, tmp_path / "evil.zip", lambda parts: parts.update({name: b"evil"}))
     assert any("no name of a part" in problem for problem in problems(path))
@@ -224,8 +255,9 @@ def test_all_faults_of_a_bundle_are_told(bundle: Path, tmp_path: Path) -> None:
     found = problems(rewritten(bundle, tmp_path / "odd.zip", change, listed=False))
     assert [problem.split(" ")[0] for problem in found] == [weights_name("2d", 0), "extra.txt", "model.json"]
     assert [problem.split(" ", 1)[0] for problem in problems(rewritten(bundle, tmp_path / "forged.zip", change))] == [
-        weights_name("2d", 0), "extra.txt"
-    ]  # fmt: skip
+        weights_name("2d", 0),
+        "extra.txt",
+    ]
 
 
 def test_compressed_parts_are_refused_before_they_are_read(bundle: Path, tmp_path: Path) -> None:

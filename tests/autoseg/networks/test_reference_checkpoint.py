@@ -21,7 +21,10 @@ def content(**changes: Any) -> dict[str, Any]:
     """What method section 7.7 says of a checkpoint, with numpy's numbers where the reference leaves them."""
     return {
         "network_weights": OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.ones(2)),
-        "optimizer_state": {"state": {0: {"momentum_buffer": torch.zeros(2, 3)}}, "param_groups": [{"lr": 0.01, "params": [0]}]},
+        "optimizer_state": {
+            "state": {0: {"momentum_buffer": torch.zeros(2, 3)}},
+            "param_groups": [{"lr": 0.01, "params": [0]}],
+        },
         "grad_scaler_state": None,
         "logging": {
             "mean_fg_dice": [np.float32(0.7), np.float64(0.8)],
@@ -32,13 +35,16 @@ def content(**changes: Any) -> dict[str, Any]:
         "_best_ema": np.float64(0.75),
         "current_epoch": 7,
         "init_args": {
-            "plans": {"configurations": {}}, "configuration": "3d_fullres", "fold": 0, "dataset_json": {"labels": {"background": 0}},
+            "plans": {"configurations": {}},
+            "configuration": "3d_fullres",
+            "fold": 0,
+            "dataset_json": {"labels": {"background": 0}},
             "device": torch.device("cpu"),
         },
         "trainer_name": "nnUNetTrainer",
         "inference_allowed_mirroring_axes": (0, 2),
         **changes,
-    }  # fmt: skip
+    }
 
 
 def saved(path: Path, **changes: Any) -> Path:
@@ -48,14 +54,21 @@ def saved(path: Path, **changes: Any) -> Path:
 
 def test_a_checkpoint_is_read(tmp_path: Path) -> None:
     found = read_reference_checkpoint(saved(tmp_path / "c.pth"))
-    assert (found.configuration, found.trainer, found.epochs, found.mirror_axes) == ("3d_fullres", "nnUNetTrainer", 7, (0, 2))
+    assert (found.configuration, found.trainer, found.epochs, found.mirror_axes) == (
+        "3d_fullres",
+        "nnUNetTrainer",
+        7,
+        (0, 2),
+    )
     assert torch.equal(found.weights["a"], torch.arange(6.0).reshape(2, 3))
     assert list(found.weights) == ["a", "b"]
 
 
 @pytest.mark.parametrize(("axes", "expected"), [(None, ()), ((), ()), ([0, 1, 2], (0, 1, 2))])
 def test_training_without_mirroring_mirrors_nothing(tmp_path: Path, axes: Any, expected: tuple[int, ...]) -> None:
-    assert read_reference_checkpoint(saved(tmp_path / "c.pth", inference_allowed_mirroring_axes=axes)).mirror_axes == expected
+    assert (
+        read_reference_checkpoint(saved(tmp_path / "c.pth", inference_allowed_mirroring_axes=axes)).mirror_axes == expected
+    )
 
 
 def test_numbers_of_earlier_numpy_are_read(tmp_path: Path) -> None:
@@ -107,9 +120,13 @@ def test_objects_dressed_as_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     path = saved(
-        tmp_path / "c.pth", network_weights={"a": torch.tensor([1.0, float("nan")])}, init_args={}, trainer_name=None,
-        current_epoch=-1, inference_allowed_mirroring_axes=(0, 7),
-    )  # fmt: skip
+        tmp_path / "c.pth",
+        network_weights={"a": torch.tensor([1.0, float("nan")])},
+        init_args={},
+        trainer_name=None,
+        current_epoch=-1,
+        inference_allowed_mirroring_axes=(0, 7),
+    )
     with pytest.raises(AutosegError) as caught:
         read_reference_checkpoint(path)
     for word in ("NaN", "init_args", "trainer_name", "current_epoch", "mirroring_axes"):

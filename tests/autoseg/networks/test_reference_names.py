@@ -109,9 +109,15 @@ def test_reference_plans_fit(real_data: Path, reference_layout: Layout) -> None:
 def test_entries_are_as_many_as_the_reference_writes() -> None:
     """Method section 5.5: three plain stages have 48 parameters under 136 names."""
     topology = Network(
-        family="unet", num_inputs=1, num_outputs=3, features=(4, 8, 16), kernels=((3, 3, 3),) * 3,
-        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)), blocks=(2, 2, 2), decoder_blocks=(2, 2),
-    )  # fmt: skip
+        family="unet",
+        num_inputs=1,
+        num_outputs=3,
+        features=(4, 8, 16),
+        kernels=((3, 3, 3),) * 3,
+        strides=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        blocks=(2, 2, 2),
+        decoder_blocks=(2, 2),
+    )
     names = reference_names(topology)
     assert len(names) == 48
     assert sum(map(len, names.values())) == 136

@@ -28,7 +28,15 @@ from planners import Configuration, Network, read_nnunet_dataset, read_nnunet_pl
 Layout = Callable[[Network], nn.Module]
 PATCHES = {(0, 1, 2): [48, 64, 48], (2, 0, 1): [48, 48, 64], (1, 0, 2): [64, 48, 48]}
 """Larger than any hippocampus, so that there is one window; each with its order of axes."""
-STATISTICS = {"max": 90.0, "mean": 35.0, "median": 34.0, "min": 1.0, "percentile_00_5": 10.0, "percentile_99_5": 70.0, "std": 11.0}
+STATISTICS = {
+    "max": 90.0,
+    "mean": 35.0,
+    "median": 34.0,
+    "min": 1.0,
+    "percentile_00_5": 10.0,
+    "percentile_99_5": 70.0,
+    "std": 11.0,
+}
 FOLDS = (0, 1)
 WIDTHS = (6, 8)
 
@@ -43,44 +51,68 @@ class Trained:
 
 
 def make_plans(
-    *, order: tuple[int, int, int] = (0, 1, 2), family: str = "unet", scheme: str = "ZScoreNormalization", reader: str = "SimpleITKIO"
+    *,
+    order: tuple[int, int, int] = (0, 1, 2),
+    family: str = "unet",
+    scheme: str = "ZScoreNormalization",
+    reader: str = "SimpleITKIO",
 ) -> dict[str, Any]:
     """A plans file for voxels of 1 mm with a small network."""
     residual = family == "residual_unet"
     arguments = {
-        "n_stages": 2, "features_per_stage": list(WIDTHS), "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": [[3, 3, 3]] * 2, "strides": [[1, 1, 1], [2, 2, 2]],
-        "n_blocks_per_stage" if residual else "n_conv_per_stage": [1, 2], "n_conv_per_stage_decoder": [1],
-        "conv_bias": True, "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
-    }  # fmt: skip
+        "n_stages": 2,
+        "features_per_stage": list(WIDTHS),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * 2,
+        "strides": [[1, 1, 1], [2, 2, 2]],
+        "n_blocks_per_stage" if residual else "n_conv_per_stage": [1, 2],
+        "n_conv_per_stage_decoder": [1],
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
     name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
     resampling = {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None}
     return {
-        "dataset_name": "Dataset004_Hippocampus", "plans_name": "nnUNetPlans",
-        "original_median_spacing_after_transp": [1.0] * 3, "original_median_shape_after_transp": [36, 50, 35],
-        "image_reader_writer": reader, "transpose_forward": list(order),
+        "dataset_name": "Dataset004_Hippocampus",
+        "plans_name": "nnUNetPlans",
+        "original_median_spacing_after_transp": [1.0] * 3,
+        "original_median_shape_after_transp": [36, 50, 35],
+        "image_reader_writer": reader,
+        "transpose_forward": list(order),
         "transpose_backward": [order.index(axis) for axis in range(3)],
         "configurations": {
             "3d_fullres": {
-                "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-                "patch_size": PATCHES[order], "median_image_size_in_voxels": [36.0, 50.0, 35.0], "spacing": [1.0] * 3,
-                "normalization_schemes": [scheme], "use_mask_for_norm": [False],
-                "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_seg": "resample_data_or_seg_to_shape",
-                "resampling_fn_data_kwargs": resampling, "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
+                "data_identifier": "nnUNetPlans_3d_fullres",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 2,
+                "patch_size": PATCHES[order],
+                "median_image_size_in_voxels": [36.0, 50.0, 35.0],
+                "spacing": [1.0] * 3,
+                "normalization_schemes": [scheme],
+                "use_mask_for_norm": [False],
+                "resampling_fn_data": "resample_data_or_seg_to_shape",
+                "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                "resampling_fn_data_kwargs": resampling,
+                "resampling_fn_seg_kwargs": {**resampling, "is_seg": True, "order": 1},
                 "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
                 "resampling_fn_probabilities_kwargs": {**resampling, "order": 1},
                 "architecture": {
                     "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
-                    "arch_kwargs": arguments, "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+                    "arch_kwargs": arguments,
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
                 },
                 "batch_dice": False,
             }
         },
-        "experiment_planner_used": "ExperimentPlanner", "label_manager": "LabelManager",
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": STATISTICS},
-    }  # fmt: skip
+    }
 
 
 LABELS = {"background": 0, "Anterior": 1, "Posterior": 2}
@@ -92,14 +124,21 @@ def make_dataset(labels: dict[str, Any]) -> dict[str, Any]:
     return {"channel_names": {"0": "MRI"}, "labels": labels, "numTraining": 60, "file_ending": ".nii.gz", **regions}
 
 
-def save_checkpoint(path: Path, network: nn.Module, plans: dict[str, Any], *, axes: Any = (0, 1, 2), configuration: str = "3d_fullres") -> None:
+def save_checkpoint(
+    path: Path, network: nn.Module, plans: dict[str, Any], *, axes: Any = (0, 1, 2), configuration: str = "3d_fullres"
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
-        "network_weights": OrderedDict(network.state_dict()), "optimizer_state": {}, "grad_scaler_state": None,
-        "logging": {"mean_fg_dice": [np.float32(0.5)]}, "_best_ema": np.float64(0.5), "current_epoch": 3,
+        "network_weights": OrderedDict(network.state_dict()),
+        "optimizer_state": {},
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float32(0.5)]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 3,
         "init_args": {"plans": plans, "configuration": configuration, "fold": 0, "device": torch.device("cpu")},
-        "trainer_name": "nnUNetTrainer", "inference_allowed_mirroring_axes": axes,
-    }  # fmt: skip
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": axes,
+    }
     torch.save(content, path)
 
 
@@ -110,9 +149,11 @@ def train(folder: Path, layout: Layout, *, labels: dict[str, Any] = LABELS, axes
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))
     sizes = {
-        "spacings": [[1.0] * 3], "shapes_after_crop": [[36, 50, 35]], "median_relative_size_after_cropping": 1.0,
+        "spacings": [[1.0] * 3],
+        "shapes_after_crop": [[36, 50, 35]],
+        "median_relative_size_after_cropping": 1.0,
         "foreground_intensity_properties_per_channel": {"0": STATISTICS},
-    }  # fmt: skip
+    }
     known = read_nnunet_dataset(json.dumps(sizes), json.dumps(dataset))
     configuration = read_nnunet_plans(json.dumps(plans), known).configuration("3d_fullres")
     networks = []
@@ -130,13 +171,15 @@ def train(folder: Path, layout: Layout, *, labels: dict[str, Any] = LABELS, axes
 
 
 def expected_logits(trained: Trained, array: np.ndarray, *, axes: tuple[int, ...], ct: bool) -> np.ndarray:
-    """Method sections 4.1, 4.2 and 8.1 for one window and no resampling; ``array`` is in transposed order, nowhere zero outside."""
+    """Method sections 4.1, 4.2 and 8.1 for one window and no resampling; ``array`` is in transposed order."""
     inside = np.argwhere(array != 0)
     low, high = inside.min(0), inside.max(0) + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     values = array[box].astype(np.float64)
     if ct:
-        values = (np.clip(values, STATISTICS["percentile_00_5"], STATISTICS["percentile_99_5"]) - STATISTICS["mean"]) / STATISTICS["std"]
+        values = (
+            np.clip(values, STATISTICS["percentile_00_5"], STATISTICS["percentile_99_5"]) - STATISTICS["mean"]
+        ) / STATISTICS["std"]
     else:
         values = (values - values.mean()) / values.std()
     patch = trained.configuration.patch_shape
@@ -291,7 +334,9 @@ def test_plans_that_cannot_be_followed_are_refused(tmp_path: Path, reference_lay
     assert any("MyReader" in problem for problem in found)
 
 
-def test_a_cascade_takes_its_first_stage_from_the_folder_beside(image: Path, tmp_path: Path, reference_layout: Layout) -> None:
+def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
+    image: Path, tmp_path: Path, reference_layout: Layout
+) -> None:
     trained = train(tmp_path / "T__P__3d_cascade_fullres", reference_layout)
     plans = make_plans()
     whole = plans["configurations"]["3d_fullres"]
@@ -309,7 +354,9 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(image: Path, tmp
     for fold in FOLDS:
         second = trained.folder / f"fold_{fold}" / "checkpoint_final.pth"
         save_checkpoint(second, reference_layout(more), plans, configuration="3d_cascade_fullres")
-    assert any("3d_lowres" in problem or "fold 0 is missing" in problem for problem in refused(trained, tmp_path / "model.zip"))
+    assert any(
+        "3d_lowres" in problem or "fold 0 is missing" in problem for problem in refused(trained, tmp_path / "model.zip")
+    )
     for fold in FOLDS:
         first = low / f"fold_{fold}" / "checkpoint_final.pth"
         save_checkpoint(first, trained.networks[fold], plans, configuration="3d_lowres", axes=(0,))

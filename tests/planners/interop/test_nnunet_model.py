@@ -42,7 +42,9 @@ def problems(*arguments: Any, **given: Any) -> list[str]:
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_a_model_has_the_configuration_of_its_plan(file: Path) -> None:
     """A model's folder may lack the fingerprint: what prediction needs of it lies in the plans file, too."""
-    dataset = read_nnunet_dataset((file.parent / "fingerprint.json").read_bytes(), (file.parent / "dataset.json").read_bytes())
+    dataset = read_nnunet_dataset(
+        (file.parent / "fingerprint.json").read_bytes(), (file.parent / "dataset.json").read_bytes()
+    )
     whole = read_nnunet_plans(file.read_bytes(), dataset)
     for expected in whole.configurations:
         model = read_nnunet_model(
