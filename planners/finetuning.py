@@ -1,4 +1,4 @@
-"""A plan for training on from another dataset's networks: their topology and preprocessing, this dataset's channels and labels."""
+"""A plan for training on from another dataset's networks: their topology and preprocessing, own channels and labels."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> P
 
     ``widths``: base features that each of them was trained with. Kept are topology, width, patch, batch, spacing, axis order
     and interpolation: weights mean something only on the voxels that they were trained on (method section 11).
-    Normalisation and intensities are kept for channels of the same name. Channels, labels, loss and the axes that must not be
-    mirrored are those of the dataset. Raises `PlanningError` with all that stands against it.
+    Normalisation and intensities are kept for channels of the same name. Channels, labels, loss and the axes that must not
+    be mirrored are those of the dataset. Raises `PlanningError` with all that stands against it.
     """
     _refuse(own, pretrained, widths)
     trained = [configuration for configuration in pretrained.configurations if configuration.name in widths]
@@ -121,8 +121,9 @@ def _normalization(own: Plan, pretrained: Plan) -> tuple[ChannelNormalization, .
 
 def _loss(own: Plan, configuration: Configuration) -> Loss:
     """The own plan's for a network of this name and family; else the pretrained one's."""
-    same = [c for c in own.configurations if c.name == configuration.name and c.network.family == configuration.network.family]
-    return same[0].loss if same else configuration.loss
+    kind = configuration.name, configuration.network.family
+    same = [c.loss for c in own.configurations if (c.name, c.network.family) == kind]
+    return same[0] if same else configuration.loss
 
 
 def _unmirrored_source_axes(own: Plan) -> frozenset[int]:
@@ -149,16 +150,16 @@ def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration,
     plan = Decision(
         rule="finetuning.plan",
         value=tuple(names),
-        reason=f"training goes on from networks of {pretrained.dataset_name}, so topology, width, patch, spacing and axis order of "
-        f"{', '.join(names)} are theirs; channels, labels and loss are those of {own.dataset_name}",
+        reason=f"training goes on from networks of {pretrained.dataset_name}, so topology, width, patch, spacing and axis "
+        f"order of {', '.join(names)} are theirs; channels, labels and loss are those of {own.dataset_name}",
         source="method 11",
         change="without --pretrained this dataset gets a plan of its own",
     )
     channels = Decision(
         rule="finetuning.normalization",
         value=tuple(known),
-        reason=f"{', '.join(known) or 'no channel'} of {', '.join(own.channels)} has the same name there and is normalised as it was; "
-        "others are normalised by this dataset's own intensities",
+        reason=f"{', '.join(known) or 'no channel'} of {', '.join(own.channels)} has the same name there and is normalised as "
+        "it was; others are normalised by this dataset's own intensities",
         source="method 11",
         change="a channel of the pretrained model's name would be normalised as there",
     )

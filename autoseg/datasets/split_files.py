@@ -19,8 +19,8 @@ NUM_SHOWN = 5
 
 
 def read_splits(path: Path, case_ids: Sequence[str]) -> Splits:
-    """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as the reference's ``splits_final.json`` is, or a
-    run's own ``splits.json``.
+    """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as the reference's ``splits_final.json`` is, or
+    a run's own ``splits.json``.
 
     Every case must be one of ``case_ids``, stand on one side of a fold, and validate in one fold at most. A fold may leave
     cases out. A single fold may validate on nothing; of several each must validate. Raises `ProblemsError` with all that
@@ -52,7 +52,8 @@ def read_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str]:
         case_id, group = ((row.get(column) or "").strip() for column in ("case", "group"))
         where = f"{path}, line {number}"
         if case_id not in case_ids:
-            problems.append(Problem(where=where, found=f"{case_id!r} is no case of the dataset", mend=_suggest(case_id, case_ids)))
+            found = f"{case_id!r} is no case of the dataset"
+            problems.append(Problem(where=where, found=found, mend=_suggest(case_id, case_ids)))
         elif not group:
             problems.append(Problem(where=where, found=f"case {case_id} has no group", mend="name one, or remove the line"))
         elif groups.setdefault(case_id, group) != group:
@@ -73,7 +74,8 @@ def describe_gaps(splits: Splits, case_ids: Sequence[str]) -> list[str]:
     for k, split in enumerate(splits.folds):
         unused = sorted(set(case_ids) - {*split.train, *split.val})
         if unused:
-            lines.append(f"fold {k} uses {len(split.train) + len(split.val)} of {len(case_ids)} cases; left out: {_name(unused)}")
+            used = len(case_ids) - len(unused)
+            lines.append(f"fold {k} uses {used} of {len(case_ids)} cases; left out: {_name(unused)}")
     return lines
 
 
@@ -92,12 +94,14 @@ def _read_folds(path: Path) -> list[Any]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        raise AutosegError(f"{path} could not be read ({error.strerror or error}); give an existing file with --splits") from error
+        reason = error.strerror or error
+        raise AutosegError(f"{path} could not be read ({reason}); give an existing file with --splits") from error
     except ValueError as error:
         raise AutosegError(f"{path} is no JSON ({error}); mend it there") from error
     folds = content.get("folds") if isinstance(content, dict) else content
     if not isinstance(folds, list) or not folds:
-        raise AutosegError(f'{path} holds no folds; write a list of {{"train": [case ids], "val": [case ids]}}, one entry a fold')
+        wanted = '{"train": [case ids], "val": [case ids]}'
+        raise AutosegError(f"{path} holds no folds; write a list of {wanted}, one entry a fold")
     return folds
 
 
@@ -122,7 +126,11 @@ def _unknown_cases(path: Path, folds: Sequence[dict[str, list[str]]], case_ids: 
                 if case_id not in case_ids:
                     places.setdefault(case_id, []).append(f"{side} of fold {k}")
     return [
-        Problem(where=f"{path}, {_name(where)}", found=f"{case_id!r} is no case of the dataset", mend=_suggest(case_id, case_ids))
+        Problem(
+            where=f"{path}, {_name(where)}",
+            found=f"{case_id!r} is no case of the dataset",
+            mend=_suggest(case_id, case_ids),
+        )
         for case_id, where in places.items()
     ]
 
@@ -138,7 +146,8 @@ def _fold_problems(where: str, fold: dict[str, list[str]], num_folds: int) -> li
     for side, ids in zip(SIDES, (train, val), strict=True):
         repeated = sorted(case_id for case_id, count in Counter(ids).items() if count > 1)
         if repeated:
-            problems.append(Problem(where=f"{where}, {side}", found=f"{_name(repeated)} stands there twice", mend="name it once"))
+            found = f"{_name(repeated)} stands there twice"
+            problems.append(Problem(where=f"{where}, {side}", found=found, mend="name it once"))
     both = sorted({*train} & {*val})
     if both:
         found = f"{_name(both)} trains and validates; the score would be worth nothing"

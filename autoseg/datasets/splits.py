@@ -82,7 +82,8 @@ def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None
         group = groups.get(case_id)
         members.setdefault(("case", case_id) if group is None else ("group", group), []).append(case_id)
     if len(members) < 2 or len(set(ids)) != len(ids):
-        raise ValueError(f"need ids that differ from each other and two groups or more, found {ids} in {len(members)} groups")
+        found = f"{ids} in {len(members)} groups"
+        raise ValueError(f"need ids that differ from each other and two groups or more, found {found}")
     parts = [members[key] for key in sorted(members, key=lambda key: (key[1], key[0]))]
     return Splits(folds=tuple(Split(train=tuple(sorted(set(ids) - set(part))), val=tuple(part)) for part in parts))
 

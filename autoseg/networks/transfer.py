@@ -49,7 +49,13 @@ def is_head(name: str) -> bool:
 
 
 def transfer_weights(
-    weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, network: Network, before: Interface, after: Interface, where: str
+    weights: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    *,
+    network: Network,
+    before: Interface,
+    after: Interface,
+    where: str,
 ) -> Transfer:
     """``weights`` of a network with interface ``before`` for one with ``after``, whose random start is ``fresh``.
 

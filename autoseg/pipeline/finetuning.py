@@ -42,11 +42,12 @@ def describe_overlap(files: ModelFiles, dataset: DatasetDescription) -> str | No
     shared = [case.case_id for case in dataset.training if known & set(case.images)]
     if shared:
         return (
-            f"{len(shared)} of {len(dataset.training)} cases were among those that the pretrained model was trained on, so the "
-            "cross-validation will flatter"
+            f"{len(shared)} of {len(dataset.training)} cases were among those that the pretrained model was trained on, so "
+            "the cross-validation will flatter"
         )
     if not before.training and before.name == dataset.name:
-        return f"the pretrained model was trained on {before.name} as well: where cases are the same, the cross-validation will flatter"
+        name = before.name
+        return f"the pretrained model was trained on {name} as well: where cases are the same, the cross-validation will flatter"
     return None
 
 

@@ -117,7 +117,8 @@ def measure_steps(
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
             training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
-            step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s, whole=budgeted and bool(measurements))
+            whole = budgeted and bool(measurements)
+            step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s, whole=whole)
             if step_s is None:
                 options.reporter.say(f"{configuration.name} with {width} features does not fit into free memory")
                 break

@@ -39,8 +39,8 @@ def find_splits(options: Options, dataset: DatasetDescription, num_folds: int | 
         return make_splits(case_ids, num_folds=max(2, options.folds or num_folds or FOLDS), groups=groups)
     if not any(groups.values()):
         raise AutosegError(
-            f"--leave-one-group-out needs groups, but no case of {dataset.root} has one; list them in a CSV file with the columns "
-            "case and group (--groups), or describe the folder with a spec file whose pattern has {patient} (--spec)"
+            f"--leave-one-group-out needs groups, but no case of {dataset.root} has one; list them in a CSV file with the "
+            "columns case and group (--groups), or describe the folder with a spec file whose pattern has {patient} (--spec)"
         )
     if len({groups.get(case_id) or ("alone", case_id) for case_id in case_ids}) < 2:
         raise AutosegError(f"all {len(case_ids)} cases are of one group; without a second one none can be left out")

@@ -159,12 +159,13 @@ def _failure(care: Care, state: FoldState, found: str) -> AutosegError:
     tries = f", and {learning.restarts} restarts at lower learning rates did not mend it" if learning.restarts else ""
     text = f"{care.where}: {found}"
     if bad:
-        counts = Counter(number for step in bad for number in {care.source.choose(step, i)[1] for i in range(care.source.batch_size)})
+        samples = range(care.source.batch_size)
+        counts = Counter(number for step in bad for number in {care.source.choose(step, i)[1] for i in samples})
         always = sorted(number for number, count in counts.items() if count == len(bad))
         named = ", ".join(care.case_ids[number] if number < len(care.case_ids) else f"number {number}" for number in always)
         text += f" at step {bad[0] + 1}, and in {len(bad)} steps up to step {bad[-1] + 1}"
         text += f"; case {named} was in each of these batches" if len(bad) > 1 and always else ""
     return AutosegError(
-        f"{text}{tries}. Look for extreme intensities with autoseg check and mend or remove what it finds, then run again; if "
-        "nothing is wrong with the data, tell us with the fold's history.jsonl"
+        f"{text}{tries}. Look for extreme intensities with autoseg check and mend or remove what it finds, then run again; "
+        "if nothing is wrong with the data, tell us with the fold's history.jsonl"
     )

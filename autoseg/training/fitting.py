@@ -49,7 +49,8 @@ def _plan_problems(labels: Labels, configuration: Configuration, training: Train
     network, problems = configuration.network, []
     stage_inputs = len(labels.values) if configuration.previous_stage else 0
     inputs = len(configuration.normalization) + stage_inputs
-    for what, found, needed in (("inputs", network.num_inputs, inputs), ("outputs", network.num_outputs, labels.num_outputs)):
+    outputs = labels.num_outputs
+    for what, found, needed in (("inputs", network.num_inputs, inputs), ("outputs", network.num_outputs, outputs)):
         if found != needed:
             fault = f"the network has {found} {what}, but channels and labels of the plan need {needed}"
             problems.append(Problem(where=where, found=fault, mend="plan the dataset again"))

@@ -110,13 +110,13 @@ def train_fold(
     say: Callable[[str], None] = logger.info,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Train to the schedule's last step, or go on from the checkpoint in the task's folder. Raises `ProblemsError` before the
-    first step where plan, schedule and cases do not go together.
+    """Train to the schedule's last step, or go on from the checkpoint in the task's folder.
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
     ``learning.json`` and ``checkpoint.pt``. ``say`` is told of damaged checkpoints, and once of each thing that goes wrong.
-    Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `AutosegError` where
-    memory is not enough for a single sample, and where the loss stops being a number and nothing mends it.
+    Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `ProblemsError`
+    before the first step where plan, schedule and cases do not go together, and `AutosegError` where memory is not enough
+    for a single sample, and where the loss stops being a number and nothing mends it.
     """
     require_fit(
         task.plan.labels,

@@ -71,7 +71,8 @@ def collapsed(history: Sequence[EpochRecord]) -> str | None:
     if best < LEARNT_DICE or dice > COLLAPSED_SHARE * best or loss < lowest + COLLAPSED_LOSS:
         return None
     return (
-        f"the foreground was lost: the pseudo-Dice fell from {best:.2f} to {dice:.2f}, the loss rose from {lowest:.2f} to {loss:.2f}"
+        f"the foreground was lost: the pseudo-Dice fell from {best:.2f} to {dice:.2f}, the loss rose from {lowest:.2f} to "
+        f"{loss:.2f}"
     )
 
 
@@ -114,7 +115,8 @@ def never_found(history: Sequence[EpochRecord]) -> list[Remark]:
         known = [dice for record in history if (dice := record.pseudo_dice.get(name)) is not None]
         if known and max(known) < FOUND_DICE and history[-1].step >= LEAST_STEPS:
             remarks.append(Remark(
-                kind="never_found", step=history[-1].step, about=name, found=f"{name} was found on no validation patch up to the end",
+                kind="never_found", step=history[-1].step, about=name,
+                found=f"{name} was found on no validation patch up to the end",
                 measure="do not rely on its predictions; a longer --budget or more cases that show it may help",
             ))
     return remarks
@@ -132,10 +134,9 @@ def find_starved(history: Sequence[EpochRecord], *, on_cpu: bool, more_workers: 
     elif more_workers:
         measure = f"{more_workers} more processes read patches from now on"
     else:
-        measure = "all cores read patches already; put preprocessed data on a faster disk (--work), or give the job more cores"
-    return Remark(
-        kind="starved", step=recent[-1].step, found=f"{share:.0%} of the training time goes into waiting for patches", measure=measure
-    )
+        measure = "all cores read patches already; put preprocessed data on a faster disk (--work), or give it more cores"
+    found = f"{share:.0%} of the training time goes into waiting for patches"
+    return Remark(kind="starved", step=recent[-1].step, found=found, measure=measure)
 
 
 def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> Remark | None:
@@ -155,8 +156,8 @@ def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> Remark 
     step = known[best + width - 1].step
     return Remark(
         kind="overfitting", step=known[-1].step,
-        found=f"the network begins to learn its cases by heart: since step {step} the training loss fell by {fall:.2f}, and the "
-        f"validation loss rose by {rise:.2f}",
-        measure="the final weights are used all the same, for choosing by the validation cases would flatter their score; best.safetensors "
-        "keeps the best. More cases help, or a shorter --budget",
+        found=f"the network begins to learn its cases by heart: since step {step} the training loss fell by {fall:.2f}, and "
+        f"the validation loss rose by {rise:.2f}",
+        measure="the final weights are used all the same, for choosing by the validation cases would flatter their score; "
+        "best.safetensors keeps the best. More cases help, or a shorter --budget",
     )

@@ -96,6 +96,7 @@ def refuse_for_memory(
     needed = needed_bytes(plan, configuration, training, 1)
     free = f", but {free_memory_bytes() / GB:.1f} GB are free" if device.type == "cpu" else f" and does not fit on {device}"
     return AutosegError(
-        f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for a "
-        f"single sample{free}; close other programs, or plan smaller patches with a --memory-gb below {plan.memory_target_gb:.3g}"
+        f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for "
+        f"a single sample{free}; close other programs, or plan smaller patches with a --memory-gb below "
+        f"{plan.memory_target_gb:.3g}"
     )
