@@ -28,10 +28,11 @@ from autoseg.cli.parameters import (
     parse_spacing,
     takes,
 )
-from autoseg.datasets.check_report import CheckReport, failed_report, make_report
-from autoseg.datasets.checks import check_dataset
-from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.datasets.check_report import CheckReport, failed_report, images_report, make_report
+from autoseg.datasets.checks import check_dataset, check_images
+from autoseg.datasets.discovery import NothingLabelledError, describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.datasets.loose_images import find_loose_images
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import available_cores
 from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
@@ -59,6 +60,13 @@ def check(
         if skip_bad:
             description = leave_out_bad(description, findings)
     except AutosegError as error:
+        images = find_loose_images(dataset) if isinstance(error, NothingLabelledError) else []
+        if images:
+            report = images_report(dataset, images, check_images(images, num_workers=num_workers, reporter=reporter))
+            if not as_json:
+                typer.echo(f"Found {report.summary}")
+            show_findings(report, as_json=as_json)
+            raise typer.Exit(1 if report.num_errors else 0) from None
         if not as_json:
             raise
         typer.echo(write_document(failed_report(dataset, error)))
@@ -75,7 +83,8 @@ def show_findings(report: CheckReport, *, as_json: bool) -> None:
         return
     for finding in report.findings:
         typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
-    typer.echo(f"{report.num_errors} errors, {report.num_warnings + report.num_notes} warnings and notes")
+    errors = "1 error" if report.num_errors == 1 else f"{report.num_errors} errors"
+    typer.echo(f"{errors}, {report.num_warnings + report.num_notes} warnings and notes")
 
 
 def plan(

@@ -8,6 +8,7 @@ from typing import Literal
 
 from autoseg.datasets.dataset import DatasetDescription, Finding
 from autoseg.datasets.discovery import describe_dataset
+from autoseg.datasets.loose_images import NamedImage
 from autoseg.errors import AutosegError
 from planners import Document
 
@@ -47,6 +48,17 @@ def make_report(dataset: DatasetDescription, findings: Sequence[Finding]) -> Che
         left_out=dataset.left_out,
     )
     return _with(found, findings)
+
+
+def images_report(root: Path, images: Sequence[NamedImage], findings: Sequence[Finding]) -> CheckReport:
+    """The report on images without labels."""
+    unlabelled = Finding(
+        severity="warning", case_id=None, where=str(root), found="nothing is labelled: these images can be predicted, not trained on",
+        mend="to train, add label maps; autoseg plan says where they may lie",
+    )
+    number = "1 image" if len(images) == 1 else f"{len(images)} images"
+    found = CheckReport(root=str(root), summary=f"{number} without labels", test=tuple(name for name, _ in images))
+    return _with(found, [*(f for f in findings if f.severity == "error"), unlabelled, *(f for f in findings if f.severity != "error")])
 
 
 def failed_report(root: Path, error: AutosegError) -> CheckReport:

@@ -19,7 +19,14 @@ from autoseg.datasets.patterns import FoundFile
 from autoseg.datasets.segment_files import resolve_segments
 from autoseg.datasets.series_choice import choose_series
 from autoseg.errors import AutosegError, ProblemsError
-from autoseg.imaging.formats import image_ending, image_stem, list_series, read_header, writable_ending
+from autoseg.imaging.formats import (
+    image_ending,
+    image_stem,
+    is_dicom_series,
+    list_series,
+    read_header,
+    writable_ending,
+)
 from autoseg.imaging.formats.dicom import split_part
 from datasets_spec import Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import CLASS
@@ -31,8 +38,13 @@ MODALITIES = frozenset({
     "ct", "cbct", "pet", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2star", "flair", "pd", "pdw", "dwi", "adc", "sem", "tem",
 })
 """Last words of file names that say what was recorded; a channel that is called CT is normalised as CT."""
+LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
 LISTS = (".csv", ".tsv", ".json")
 """Endings of lists of cases, which may be given in place of their folder."""
+
+
+class NothingLabelledError(AutosegError):
+    """A folder without anything that looks like labels; images in it can be checked and predicted."""
 
 
 def discover_dataset(
@@ -58,7 +70,8 @@ def discover_dataset(
     maps without an image and files that compete for one place become ``findings``; those files belong to no case. Paths
     of the description are absolute.
 
-    Raises `AutosegError` where there is no such folder, nothing in it, no layout that fits, or a ``dataset.json`` that
+    Raises `NothingLabelledError` where nothing in the folder is named like labels, and `AutosegError` where there is no such
+    folder, nothing in it, no layout that fits, or a ``dataset.json`` that
     is wrong; what was looked for and what was found are said.
     """
     if spec is not None:
@@ -68,7 +81,7 @@ def discover_dataset(
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
     if not match.paired:
-        raise AutosegError(_nothing_found(root, matches))
+        raise (NothingLabelledError if _is_unlabelled(root, matches) else AutosegError)(_nothing_found(root, matches))
     match, series_findings = choose_series(root, match, num_workers=num_workers)
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
@@ -206,6 +219,20 @@ def _existing_folder(folder: Path) -> Path:
     if empty:
         raise AutosegError(f"{folder} is empty; give the folder that holds the dataset")
     return folder.resolve()
+
+
+def _is_unlabelled(root: Path, matches: Sequence[Match]) -> bool:
+    """Whether no file is named like labels. Beside folders of slices labels may have any name, and so does any image."""
+    generic = [match for match in matches if match.layout.known is None]
+    labels = [
+        file.path for match in generic for files in match.labels.values() for file in files
+        if not _takes_any_name(match.layout) or LABEL_WORD.search(file.path)
+    ]
+    return is_dicom_series(root) or not (labels or any(match.problems for match in generic))
+
+
+def _takes_any_name(layout: Layout) -> bool:
+    return layout.training is not None and all(pattern.endswith("/") for pattern in layout.training.images)
 
 
 def _nothing_found(root: Path, matches: Sequence[Match]) -> str:

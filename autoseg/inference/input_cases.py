@@ -8,21 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoseg.datasets.loose_images import find_loose_images
 from autoseg.errors import AutosegError, Problem, ProblemsError
-from autoseg.imaging.formats import (
-    IMAGE_ENDINGS,
-    PART_MARK,
-    image_ending,
-    image_stem,
-    is_dicom_series,
-    list_series,
-    read_header,
-)
+from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, read_header
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: one file for each channel, numbered as in nnU-Net's folders."""
-MOST_NESTED = 3
-"""Folders between the one given and a DICOM series: patient, study, series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +30,12 @@ def find_input_cases(source: Path, channels: Sequence[str]) -> tuple[InputCase, 
 
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
     ``channels``; a file that holds all channels stands alone. Several series in one folder are several images, named by
-    folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Series further down are named by the folders that
-    lead to them. Raises `ProblemsError` that names every image that lacks channels.
+    folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images further down are named by the folders that
+    lead to them (`find_loose_images`). Raises `ProblemsError` that names every image that lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
         raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
-    items = _items(source)
+    items = find_loose_images(source)
     if not items:
         raise AutosegError(
             f"{source} holds no image; looked for files that end in {', '.join(sorted(IMAGE_ENDINGS))} and for folders "
@@ -70,37 +61,6 @@ def find_input_cases(source: Path, channels: Sequence[str]) -> tuple[InputCase, 
     if problems:
         raise ProblemsError(f"{source} cannot be predicted as it is", problems)
     return tuple(cases)
-
-
-def _items(source: Path) -> list[tuple[str, Path]]:
-    """Name and path of every image: the source itself, or what lies in the folder, hidden entries left out."""
-    if not source.is_dir():
-        return [(source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(source), source)]
-    if is_dicom_series(source):
-        return _series(source, source.resolve().name)
-    visible = sorted(item for item in source.iterdir() if not item.name.startswith((".", "_")))
-    files = [(image_stem(item), item) for item in visible if item.is_file() and image_ending(item) in IMAGE_ENDINGS]
-    folders = [found for item in visible if item.is_dir() for found in _nested_series(item, item.name, MOST_NESTED)]
-    return sorted([*files, *folders], key=lambda named: named[1])
-
-
-def _nested_series(folder: Path, name: str, depth: int) -> list[tuple[str, Path]]:
-    """Series in a folder, or in those below it: archives lie as PATIENT/STUDY/SERIES."""
-    if is_dicom_series(folder):
-        return _series(folder, name)
-    below = sorted(item for item in folder.iterdir() if item.is_dir() and not item.name.startswith(".")) if depth else []
-    return [found for item in below for found in _nested_series(item, f"{name}_{item.name}", depth - 1)]
-
-
-def _series(folder: Path, name: str) -> list[tuple[str, Path]]:
-    """The series of a folder; a folder that cannot be understood is one item, of which reading will say what is wrong."""
-    try:
-        series = list_series(folder)
-    except AutosegError:
-        series = ()
-    if len(series) <= 1:
-        return [(name, folder)]
-    return [(f"{name}_{each.path.name.rpartition(PART_MARK)[2]}", each.path) for each in series]
 
 
 def _name(stem: str, *, num_channels: int) -> tuple[str, int]:

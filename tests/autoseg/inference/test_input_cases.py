@@ -126,3 +126,12 @@ def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
     image = next((real_data / "nuclei_rgb2d" / "imagesTr").glob("*.png"))
     (case,) = find_input_cases(image, ["red", "green", "blue"])
     assert case.images == (image,)
+
+
+def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tmp_path) -> None:
+    for name in ("sub-1/anat/t1.nii.gz", "sub-2/anat/t1.nii.gz"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write(tmp_path / name)
+    assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["sub-1_anat_t1", "sub-2_anat_t1"]
+    write(tmp_path / "a.nii.gz")
+    assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a"]
