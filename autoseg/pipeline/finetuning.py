@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoseg.datasets.dataset import DatasetDescription
+from autoseg.errors import Problem, ProblemsError
 from autoseg.pipeline.options import Options
 from planners import Configuration, Plan, Training, input_names, output_names, plan_finetuning
 
@@ -30,9 +31,23 @@ def fit_plan(options: Options, own: Plan) -> Plan:
     files = open_pretrained(options)
     if files is None:
         return own
+    _refuse_mixed(options)
     about = files.description
     widths = {name: about.training(name).base_features for name in about.stages}
     return plan_finetuning(own, about.plan, widths)
+
+
+def _refuse_mixed(options: Options) -> None:
+    """Wishes that a pretrained plan cannot follow, all at once."""
+    wishes = {
+        "--preset": options.preset != "default",
+        "--memory-gb": options.memory_gb is not None,
+        "--target-spacing": options.target_spacing_mm is not None,
+    }
+    found = f"the plan of --pretrained {options.pretrained} fixes networks, patch and spacing"
+    problems = [Problem(where=name, found=found, mend="leave one of the two away") for name, given in wishes.items() if given]
+    if problems:
+        raise ProblemsError("these options contradict each other", problems)
 
 
 def describe_overlap(files: ModelFiles, dataset: DatasetDescription) -> str | None:

@@ -77,6 +77,8 @@ def split_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str
 
 def _refuse_mixed(options: Options) -> None:
     """Wishes that contradict each other, all at once."""
+    if options.folds is not None and options.folds < 2:
+        raise AutosegError(f"{options.folds} folds cannot be cross-validated; ask for two at least, or name one with --splits")
     wishes = {"--folds": options.folds is not None, "--leave-one-group-out": options.leave_one_group_out}
     others = [name for name, given in wishes.items() if given]
     problems = []

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from autoseg.errors import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import save_weights
@@ -27,6 +29,7 @@ from autoseg.training.history import EpochRecord, history_text, read_history
 from autoseg.training.learning import Learning, Remark
 from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train
 from autoseg.training.losses import make_loss
+from autoseg.training.memory import is_out_of_memory
 from autoseg.training.online_validation import NO_LOOK, Look, look
 from autoseg.training.patches import PatchSource
 from autoseg.training.trial import find_micro_batch, refuse_for_memory
@@ -165,14 +168,15 @@ def train_fold(
         steps = range(done, task.training.num_steps)
         source = batch_source(task, purpose="training", sought=state.learning.sought)
         batches = load_batches(source, steps, num_workers=state.num_workers, device=task.device)
-        done = train(
-            parts,
-            batches,
-            steps,
-            control=state.control,
-            listeners=(after_step,),
-            relieve=lambda step: _relieve(task, care, parts, state, step),
-        )
+        with _memory_errors(care):
+            done = train(
+                parts,
+                batches,
+                steps,
+                control=state.control,
+                listeners=(after_step,),
+                relieve=lambda step: _relieve(task, care, parts, state, step),
+            )
     for remark in never_found(state.history):
         note(care, state, remark)
     _save(task, parts, state, task.training.num_steps)
@@ -180,6 +184,20 @@ def train_fold(
     weights = parts.network.state_dict()
     save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
     save_weights(task.folder / "final.safetensors", weights, key=task.key)
+
+
+@contextmanager
+def _memory_errors(care: Care) -> Iterator[None]:
+    """Memory that runs out beside a step, where smaller pieces are no answer, becomes an error for a person."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise AutosegError(
+            f"{care.where}: memory ran out while patches were prepared or looked at ({error}); close what else uses it, then "
+            "run again: the training goes on from its last checkpoint"
+        ) from error
 
 
 def make_fold_parts(task: FoldTask) -> Parts:

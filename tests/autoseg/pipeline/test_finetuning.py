@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
+from autoseg.errors import AutosegError, ProblemsError
 from autoseg.inference.model import open_model
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
@@ -101,6 +101,9 @@ def test_bundles_serve_as_well_and_other_things_are_refused(pretrained, target, 
     bundle_run(pretrained, bundle)
     _, plan = plan_stage(options(target, tmp_path / "run", pretrained=bundle))
     assert [c.name for c in plan.configurations] == list(open_model(pretrained).description.stages)
+    with pytest.raises(ProblemsError) as raised:
+        plan_stage(options(target, tmp_path / "run", pretrained=bundle, memory_gb=4.0, preset="vnet"))
+    assert [problem.where for problem in raised.value.problems] == ["--preset", "--memory-gb"]
     (tmp_path / "notes.txt").write_text("no model")
     for wrong in (tmp_path / "notes.txt", tmp_path / "absent", target):
         with pytest.raises(AutosegError, match=wrong.name):

@@ -81,6 +81,8 @@ def test_wishes_that_contradict_each_other_are_refused_together(options, dataset
     assert [problem.where for problem in raised.value.problems] == ["--folds", "--leave-one-group-out"]
     with pytest.raises(ProblemsError, match="each group a fold"):
         find_splits(replace(options, folds=3, leave_one_group_out=True), dataset)
+    with pytest.raises(AutosegError, match="two at least"):
+        find_splits(replace(options, folds=1), dataset)
     with pytest.raises(AutosegError, match=r"needs groups.*--groups"):
         find_splits(replace(options, leave_one_group_out=True), dataset)
 

@@ -23,6 +23,7 @@ from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import FoldTask, batch_source, train_fold
 from autoseg.training.learning import Learning
+from autoseg.training.loop import compute_gradient
 from autoseg.training.online_validation import class_counts
 from planners import (
     CaseSize,
@@ -438,6 +439,29 @@ def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_pa
     monkeypatch.setattr(trial, "free_memory_bytes", lambda: third)
     run(task)
     assert learning_of(task).micro_batch_size == 2
+
+
+def test_memory_that_runs_out_beside_a_step_is_an_error_to_read(tmp_path, monkeypatch) -> None:
+    """Again the allocator's own error, here while validation patches are looked at."""
+    monkeypatch.setattr(fold, "look", lambda *given, **named: torch.empty(10**15, dtype=torch.uint8))
+    with pytest.raises(AutosegError, match="3d_fullres, fold 0: memory ran out while patches were prepared or looked at"):
+        run(make_task(tmp_path))
+
+
+def test_pieces_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
+    """Steps of bfloat16 are 2**-8: sums of a few hundred values in another order may differ by a percent."""
+    task = training_with(make_task(tmp_path), precision="bfloat16", batch_size=4)
+    crops = batch_source(task, purpose="training")[0]
+    images, labels = finish(crops, batch_source(task, purpose="training").recipe, task.device)
+    directions = []
+    for size, separable in ((4, True), (1, True), (1, False)):
+        parts = replace(fold.make_fold_parts(task), separable=separable)
+        parts.network.train()
+        compute_gradient(parts, images, labels, size)
+        gradient = torch.cat([p.grad.flatten() for p in parts.network.parameters() if p.grad is not None])
+        directions.append(gradient / gradient.norm())
+    for direction in directions[1:]:
+        assert float(direction @ directions[0]) > 0.99
 
 
 LIMITED = """
