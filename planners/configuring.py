@@ -13,6 +13,7 @@ from planners.plan import Axis, ChannelNormalization, Configuration, Family, Los
 from planners.presets import PresetRules
 from planners.problems import PlanningError
 from planners.rules.batch import decide_batch_size
+from planners.rules.cascade import decide_inputs
 from planners.rules.interpolation import Interpolation
 from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
 from planners.rules.memory import MemoryBudget, memory_budget
@@ -85,6 +86,8 @@ class Draft:
 class _Choices:
     """The decisions on one configuration, in the order in which they are told."""
 
+    inputs: Decision[int] | None
+    """None: the image alone."""
     patch: Decision[tuple[int, ...]]
     stages: Decision[Network]
     batch: Decision[int]
@@ -177,14 +180,17 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
     batch_dice = decide_batch_dice(
         dimensions, is_full_resolution=role.is_full_resolution, has_low_resolution=role.has_low_resolution
     )
+    num_channels, previous = len(setting.normalization), role.previous_stage
+    inputs = decide_inputs(num_channels, previous, len(setting.labels.values)) if previous is not None else None
     network = describe_network(
         role.family,
         fit.pyramid,
         grid.spacing_mm,
-        num_inputs=len(setting.normalization) + (len(setting.labels.values) if role.previous_stage else 0),
+        num_inputs=num_channels if inputs is None else inputs.value,
         num_outputs=setting.labels.num_outputs,
     )
     return _Choices(
+        inputs=inputs,
         patch=describe_patch(fit, budget, setting.memory_target_gb, change=_with_more_memory(setting, role, grid, fit)),
         stages=describe_pyramid(fit.pyramid, grid.spacing_mm, network),
         batch=batch,
@@ -219,6 +225,8 @@ def _records(name: str, choices: _Choices, fitted: Fitted) -> tuple[DecisionReco
         (choices.deep_supervision, choices.deep_supervision.value),
         (choices.mirroring, list(choices.mirroring.value)),
     ]
+    if choices.inputs is not None:
+        told.insert(0, (choices.inputs, choices.inputs.value))
     if fitted.departure is not None:
         departure = describe_departure(fitted.fit, fitted.departure)
         told.insert(0, (departure, list(departure.value)))

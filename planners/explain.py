@@ -26,6 +26,7 @@ TITLES = {
     "candidates.volumetric": "2D or 3D",
     "candidates.vnet": "V-Net beside the U-Net",
     "cascade.low_resolution": "Low resolution first",
+    "cascade.inputs": "What it sees beside the image",
     "patch.trainable": "A network that can be trained (departure from the reference)",
     "patch.shape": "Patch",
     "topology.stages": "Network",

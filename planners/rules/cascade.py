@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planners.decision import Decision
 from planners.rules.patch import Grid, NoFit, PatchFit
-from planners.wording import millimetres, voxels
+from planners.wording import counted, millimetres, voxels
 
 SEEN_SHARE = 0.25
 """A patch that covers less of the median case than this sees too little around it (method section 3.10)."""
@@ -62,6 +62,17 @@ def search_low_resolution(
     if full_voxels / grid_voxels < SMALLEST_GAIN:
         return _too_similar(covered, full_voxels / grid_voxels, spacing)
     return _needed(covered, LowResolution(grid=grid, fit=found), patch_voxels / grid_voxels)
+
+
+def decide_inputs(num_channels: int, previous_stage: str, num_values: int) -> Decision[int]:
+    """Input channels of a cascade's second stage: those of the image, and behind them one for each label."""
+    return Decision(
+        rule="cascade.inputs",
+        value=num_channels + num_values,
+        reason=f"beside {counted(num_channels, 'channel')} of the image the network sees {num_values} more, one for each label, "
+        f"which tell where {previous_stage} found it; in training these are disturbed, so that it does not trust them blindly",
+        source="method 6.4 and 8.4",
+    )
 
 
 def _coarsen(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:

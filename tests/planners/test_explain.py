@@ -72,3 +72,6 @@ def test_decisions_are_machine_readable(kinds: list[Fingerprint]) -> None:
         assert values["batch.size", configuration.name] == configuration.batch_size
     assert values["axes.order", None] == list(plan.transpose_forward)
     assert values["cascade.low_resolution", None] is True
+    cascade = plan.configuration("3d_cascade_fullres")
+    assert values["cascade.inputs", cascade.name] == cascade.network.num_inputs
+    assert "which tell where 3d_lowres found it" in " ".join(explain(plan).split())
