@@ -6,7 +6,7 @@ Crops are read, and in training drawn at random, by workers; they are augmented 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -41,19 +41,19 @@ class Crop:
     image: Tensor
     """float32 (C, crop...)."""
     labels: Tensor
-    """int16 (1, crop...)."""
+    """int16 (1, crop...); of a cascade (2, crop...), the second as the first stage found it."""
     parameters: Parameters
     noise: Tensor | None
     """(C, patch...), what `draw_noise` gives."""
-    previous: Tensor | None = None
-    """bool (K, patch...), of a cascade: the first stage's classes, moved and disturbed already."""
+    previous_values: tuple[int, ...] = ()
+    """Of a cascade: values of the first stage's classes."""
+    disturbance: Disturbance = Disturbance()  # noqa: RUF009  # a frozen value
+    """What is done to them."""
 
     def pin_memory(self) -> Crop:
         """The same in memory that a GPU copies from without waiting; a DataLoader asks for it by this name."""
         noise = None if self.noise is None else self.noise.pin_memory()
-        previous = None if self.previous is None else self.previous.pin_memory()
-        image, labels = self.image.pin_memory(), self.labels.pin_memory()
-        return Crop(image=image, labels=labels, parameters=self.parameters, noise=noise, previous=previous)
+        return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory(), noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,26 +114,24 @@ class BatchSource(Dataset[list[Crop]]):
         )
         image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
         labels = cut(case.labels, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)
+        maps = [labels]
+        if self.previous_values:
+            maps.append(cut(cast(CascadeSource, case).previous, start, (*flat, *crop), outside=0).astype(np.int16))
         return Crop(
             image=torch.from_numpy(image).reshape(-1, *crop),
-            labels=torch.from_numpy(labels).reshape(1, *crop),
+            labels=torch.from_numpy(np.stack(maps)).reshape(len(maps), *crop),
             parameters=changes,
             noise=draw_noise(changes, self.recipe),
-            previous=self._previous(case, start, crop, changes, step, index) if self.previous_values else None,
+            previous_values=self.previous_values,
+            disturbance=self._disturbance(step, index),
         )
 
-    def _previous(
-        self, case: PatchSource, start: Sequence[int], crop: tuple[int, ...], changes: Parameters, step: int, index: int
-    ) -> Tensor:
-        """What the first stage says of a crop."""
-        stored = cast(CascadeSource, case).previous
-        flat = (1,) * (3 - len(crop))
-        labels = cut(stored, start, (*flat, *crop), outside=0).astype(np.int16).reshape(crop)
-        disturbance = Disturbance()
-        if self.purpose == "training" and self.recipe.augment:
-            draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
-            disturbance = draw_disturbance(draws, len(self.previous_values))
-        return previous_classes(labels, self.previous_values, changes, self.recipe, disturbance)
+    def _disturbance(self, step: int, index: int) -> Disturbance:
+        """Of what the first stage found; none in validation, and none where nothing is augmented."""
+        if not self.previous_values or self.purpose != "training" or not self.recipe.augment:
+            return Disturbance()
+        draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
+        return draw_disturbance(draws, len(self.previous_values))
 
 
 def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:
@@ -143,8 +141,9 @@ def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch
         image, labels = (each.to(device, non_blocking=True) for each in (crop.image, crop.labels))
         noise = None if crop.noise is None else crop.noise.to(device, non_blocking=True)
         image, labels = augment(crop.parameters, recipe, image, labels, noise)
-        if crop.previous is not None:
-            image = torch.cat([image, crop.previous.to(device, non_blocking=True).float()])
+        if crop.previous_values:
+            found = previous_classes(labels[1], crop.previous_values, crop.disturbance)
+            image = torch.cat([image, found.float()])
         done.append((image, labels))
     return torch.stack([image for image, _ in done]), torch.stack([labels[0] for _, labels in done]).long()
 

@@ -1,8 +1,7 @@
 """What the second stage of a cascade sees of the first while it trains: its classes, disturbed so that they are not trusted
 blindly (method sections 6.2, numbers 12 to 14, and 6.4).
 
-Drawn first and then applied, like all augmentation. Components cannot be told apart on a GPU, so this is done by the
-processes that read crops.
+Drawn first and then applied, on the device that holds the patch, like all augmentation.
 """
 
 from __future__ import annotations
@@ -10,19 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
+from torch.nn import functional
 
-from autoseg.training.augmentation_parameters import Parameters, Recipe
-from autoseg.training.turning import turn
-
-Classes = NDArray[np.bool_]
-"""(K, axes...): where each foreground class of the first stage is."""
 OperationName = Literal["dilate", "erode", "close", "open"]
 OPERATIONS: tuple[OperationName, ...] = get_args(OperationName)
 OPERATION_CHANCE = 0.4
@@ -32,8 +26,10 @@ RADIUS = (1.0, 8.0)
 """Of the ball, or disk, in voxels."""
 REMOVABLE_SHARE = 0.15
 """Components that fill this share of the patch or more are kept."""
-FAR = np.int16(10_000)
-"""A squared distance beyond all that are looked for."""
+EXACT_FLOATS = 2**24
+"""Whole numbers below this are exact in float32."""
+FAR = 10_000
+"""A squared distance beyond all that are looked for, which 16-bit integers still hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,38 +75,29 @@ def _draw_channels(rng: np.random.Generator, number: int) -> list[int]:
     return [int(channel) for channel in rng.permutation(number) if rng.random() < CHANNEL_CHANCE]
 
 
-def previous_classes(
-    labels: NDArray[np.int16], values: Sequence[int], changes: Parameters, recipe: Recipe, disturbance: Disturbance
-) -> Tensor:
-    """bool (K, patch...): where the first stage found each of ``values``, as `augment` moves labels, then disturbed.
-
-    ``labels`` (crop...) is the crop of the first stage's label map that belongs to the image's.
-    """
-    moved = turn(changes, recipe, torch.zeros((0, *labels.shape)), torch.from_numpy(labels)[None])[1]
-    if changes.mirror:
-        moved = moved.flip([axis + 1 for axis in changes.mirror])
-    found = moved[0].numpy()
-    return torch.from_numpy(disturb(np.stack([found == value for value in values]), disturbance))
+def previous_classes(labels: Tensor, values: Sequence[int], disturbance: Disturbance) -> Tensor:
+    """bool (K, axes...): where ``labels`` (axes...) has each of ``values``, then disturbed."""
+    return disturb(torch.stack([labels == value for value in values]), disturbance)
 
 
-def disturb(classes: Classes, disturbance: Disturbance) -> Classes:
-    """The disturbed copy of ``classes``. Voxels that an operation adds to one class are taken from the others."""
-    result = classes.copy()
+def disturb(classes: Tensor, disturbance: Disturbance) -> Tensor:
+    """The disturbed copy of ``classes``, bool (K, axes...). Voxels that an operation adds to one class leave the others."""
+    result = classes.clone()
     for operation in disturbance.operations:
         box = _box_around(result[operation.channel], math.floor(operation.radius) + 1)
         if box is None:
             continue
         part = result[(slice(None), *box)]
-        before = part[operation.channel].copy()
+        before = part[operation.channel].clone()
         after = _change_shape(before, operation)
         part &= ~(after & ~before)
         part[operation.channel] = after
     for removal in disturbance.removals:
-        _remove_component(result[removal.channel], removal.choice)
+        remove_component(result[removal.channel], removal.choice)
     return result
 
 
-def _box_around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...] | None:
+def _box_around(mask: Tensor, margin: int) -> tuple[slice, ...] | None:
     """The box of a mask, grown by ``margin`` voxels within the array; None for an empty mask.
 
     With a margin of more than the radius, a layer of the box stays empty whatever is done inside, unless it ends with the
@@ -118,14 +105,15 @@ def _box_around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, ...] | Non
     """
     box = []
     for axis, size in enumerate(mask.shape):
-        places = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not len(places):
+        others = [other for other in range(mask.ndim) if other != axis]
+        places = torch.nonzero(mask.any(dim=others)).flatten().tolist()
+        if not places:
             return None
-        box.append(slice(max(0, int(places[0]) - margin), min(size, int(places[-1]) + 1 + margin)))
+        box.append(slice(max(0, places[0] - margin), min(size, places[-1] + 1 + margin)))
     return tuple(box)
 
 
-def _change_shape(mask: NDArray[np.bool_], operation: Operation) -> NDArray[np.bool_]:
+def _change_shape(mask: Tensor, operation: Operation) -> Tensor:
     radius = operation.radius
     match operation.name:
         case "dilate":
@@ -138,41 +126,65 @@ def _change_shape(mask: NDArray[np.bool_], operation: Operation) -> NDArray[np.b
             return dilate(erode(mask, radius), radius)
 
 
-def dilate(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+def dilate(mask: Tensor, radius: float) -> Tensor:
     """Voxels no further than ``radius`` voxels from one of the mask."""
     return squared_distance(mask, math.floor(radius)) <= radius**2
 
 
-def erode(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+def erode(mask: Tensor, radius: float) -> Tensor:
     """Voxels of the mask with no voxel outside it within ``radius`` voxels; the border of the array takes nothing away."""
     return ~dilate(~mask, radius)
 
 
-def squared_distance(mask: NDArray[np.bool_], reach: int) -> NDArray[np.int16]:
-    """Squared distance in voxels to the mask, exact where no axis of it is longer than ``reach`` voxels, else `FAR` or more.
+def squared_distance(mask: Tensor, reach: int) -> Tensor:
+    """int16: squared distance in voxels to the mask, exact where no axis of it is longer than ``reach`` voxels, else `FAR` or
+    more.
 
     Axis by axis: the nearest of all neighbours at k voxels with their own squared distance plus k * k.
     """
-    distance = np.where(mask, np.int16(0), FAR)
-    for axis in range(mask.ndim):
-        nearest = distance.copy()
-        for k in range(1, min(reach, mask.shape[axis] - 1) + 1):
-            lower, upper = _along(axis, slice(None, -k)), _along(axis, slice(k, None))
-            shifted = distance + np.int16(k * k)
-            np.minimum(nearest[upper], shifted[lower], out=nearest[upper])
-            np.minimum(nearest[lower], shifted[upper], out=nearest[lower])
+    distance = torch.full(mask.shape, FAR, dtype=torch.int16, device=mask.device).masked_fill_(mask, 0)
+    for axis, size in enumerate(mask.shape):
+        nearest = distance.clone()
+        for k in range(1, min(reach, size - 1) + 1):
+            shifted = distance + k * k
+            upper, lower = nearest.narrow(axis, k, size - k), nearest.narrow(axis, 0, size - k)
+            torch.minimum(upper, shifted.narrow(axis, 0, size - k), out=upper)
+            torch.minimum(lower, shifted.narrow(axis, k, size - k), out=lower)
         distance = nearest
     return distance
 
 
-def _along(axis: int, where: slice) -> tuple[Any, ...]:
-    return (*(slice(None),) * axis, where)
+def remove_component(mask: Tensor, choice: float) -> None:
+    """Delete one of the components (full connectivity) that are small enough, in the order of their first voxels.
 
-
-def _remove_component(mask: NDArray[np.bool_], choice: float) -> None:
-    """Delete one of the components (full connectivity) that are small enough. Changes ``mask``."""
-    components, number = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
-    sizes = np.bincount(components.ravel(), minlength=number + 1)[1:]
-    small = np.flatnonzero(sizes < REMOVABLE_SHARE * mask.size) + 1
+    Changes ``mask``, bool (axes...).
+    """
+    on_cpu = mask.device.type == "cpu" or mask.numel() >= EXACT_FLOATS
+    numbers = label_on_cpu(mask.cpu()).to(mask.device) if on_cpu else label_on_gpu(mask)
+    found, sizes = torch.unique(numbers[mask], return_counts=True)
+    small = found[sizes < REMOVABLE_SHARE * mask.numel()]
     if len(small):
-        mask[components == small[int(choice * len(small))]] = False
+        mask &= numbers != small[int(choice * len(small))]
+
+
+def label_on_cpu(mask: Tensor) -> Tensor:
+    """A number for each component, ascending with their first voxels; 0 outside."""
+    return torch.from_numpy(ndimage.label(mask.numpy(), structure=np.ones((3,) * mask.ndim))[0])
+
+
+def label_on_gpu(mask: Tensor) -> Tensor:
+    """The same by neighbourhood maxima, which a GPU is fast at, with other numbers in the same order; for less than
+    `EXACT_FLOATS` voxels.
+
+    Every voxel begins with a number of its own, the first voxel with the highest. It takes the highest of its neighbours,
+    then the one that the voxel of that number has by now; so numbers travel in leaps, and a dozen rounds do.
+    """
+    pool = functional.max_pool3d if mask.ndim == 3 else functional.max_pool2d
+    size = mask.numel()
+    numbers = torch.arange(size, 0, -1, device=mask.device, dtype=torch.float32).reshape(mask.shape) * mask
+    while True:
+        highest = (pool(numbers[None, None], 3, stride=1, padding=1)[0, 0] * mask).flatten()
+        leap = highest[(size - highest.long()).clamp(max=size - 1)].reshape(mask.shape) * mask
+        if torch.equal(leap, numbers):
+            return ((size + 1 - numbers) * mask).long()
+        numbers = leap

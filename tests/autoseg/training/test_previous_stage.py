@@ -16,6 +16,7 @@ from scipy import ndimage
 from skimage import measure, morphology
 
 from autoseg.imaging.formats import read_label_map
+from autoseg.training import previous_stage
 from autoseg.training.augmentation import augment
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters, make_recipe
 from autoseg.training.batches import BatchSource, load_batches
@@ -24,12 +25,10 @@ from autoseg.training.previous_stage import (
     Disturbance,
     Operation,
     Removal,
-    dilate,
-    disturb,
     draw_disturbance,
-    erode,
+    label_on_cpu,
+    label_on_gpu,
     previous_classes,
-    squared_distance,
 )
 
 DRAWS = 6000
@@ -41,6 +40,22 @@ VALUES = (1, 2)
 def drawn() -> list[Disturbance]:
     rng = np.random.default_rng(0)
     return [draw_disturbance(rng, CHANNELS) for _ in range(DRAWS)]
+
+
+def disturb(classes: np.ndarray, change: Disturbance) -> np.ndarray:
+    return previous_stage.disturb(torch.from_numpy(classes), change).numpy()
+
+
+def dilate(mask: np.ndarray, radius: float) -> np.ndarray:
+    return previous_stage.dilate(torch.from_numpy(mask), radius).numpy()
+
+
+def erode(mask: np.ndarray, radius: float) -> np.ndarray:
+    return previous_stage.erode(torch.from_numpy(mask), radius).numpy()
+
+
+def squared_distance(mask: np.ndarray, reach: int) -> np.ndarray:
+    return previous_stage.squared_distance(torch.from_numpy(mask), reach).numpy()
 
 
 def four_errors(probability: float, number: int) -> float:
@@ -170,6 +185,27 @@ def test_one_small_component_goes_and_each_may_be_the_one(shape: tuple[int, ...]
     assert sorted(gone) == small
 
 
+@given(arrays(np.bool_, st.tuples(*[st.integers(1, 9)] * 3)))
+def test_both_ways_to_tell_components_apart_agree(mask: np.ndarray) -> None:
+    """The numbers differ, their order does not."""
+    one, other = (number(torch.from_numpy(mask)).numpy() for number in (label_on_cpu, label_on_gpu))
+    for each in (one, other):
+        assert ((each > 0) == mask).all()
+    pairs = sorted({*zip(one[mask].tolist(), other[mask].tolist(), strict=True)})
+    assert [a for a, _ in pairs] == list(range(1, len(pairs) + 1))
+    assert [b for _, b in pairs] == sorted({b for _, b in pairs})
+
+
+def test_a_long_winding_component_is_one() -> None:
+    """A path through the whole plane, which numbers would need hundreds of steps to walk."""
+    mask = np.zeros((41, 41), bool)
+    mask[::2] = True
+    mask[1::4, -1] = mask[3::4, 0] = True
+    assert measure.label(mask, connectivity=2, return_num=True)[1] == 1
+    for number in (label_on_cpu, label_on_gpu):
+        assert len(np.unique(number(torch.from_numpy(mask)).numpy()[mask])) == 1
+
+
 def test_large_components_are_kept_and_inputs_unchanged() -> None:
     classes = np.zeros((1, 10, 10, 10), bool)
     classes[0, :2] = True  # a fifth of the patch
@@ -205,8 +241,9 @@ def test_the_first_stages_map_moves_as_the_labels_do(patch: tuple[int, ...]) -> 
     labels[-2:] = -1
     for _ in range(12):
         changes: Parameters = draw_parameters(rng, recipe)
-        _, moved = augment(changes, recipe, torch.zeros((1, *crop)), torch.from_numpy(labels)[None])
-        got = previous_classes(labels, VALUES, changes, recipe, Disturbance())
+        both = torch.from_numpy(np.stack([labels, labels]))
+        _, moved = augment(changes, recipe, torch.zeros((1, *crop)), both)
+        got = previous_classes(moved[1], VALUES, Disturbance())
         assert got.dtype == torch.bool
         for k, value in enumerate(VALUES):
             assert torch.equal(got[k], moved[0] == value)
@@ -256,3 +293,12 @@ def test_validation_patches_show_the_first_stage_as_it_is() -> None:
         found = images[:, 1:].bool()
         for k, value in enumerate(VALUES):
             assert (found[:, k] ^ (labels == value)).sum() <= 2  # the voxel more, at most once in each sample
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_disturbs_as_a_cpu_does() -> None:
+    classes = torch.from_numpy(blobs((40, 48, 44), 7))
+    rng = np.random.default_rng(5)
+    for _ in range(30):
+        change = draw_disturbance(rng, len(classes))
+        assert torch.equal(previous_stage.disturb(classes.cuda(), change).cpu(), previous_stage.disturb(classes, change))
