@@ -12,7 +12,7 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import preprocess_stage
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
-from planners import trial_training
+from planners import preferred_configurations, trial_training
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def bench(tmp_path_factory) -> Bench:
 
 
 def test_all_that_a_run_pays_for_is_measured(bench) -> None:
-    measured = measure_steps(bench, budgeted=True, num_folds=3)
+    measured = measure_steps(bench, preferred_configurations(bench.plan), budgeted=True, num_folds=3)
     first = [m for m in measured if m.configuration == "3d_fullres"]
     assert [m.base_features for m in first] == sorted(m.base_features for m in first)
     for m in measured:

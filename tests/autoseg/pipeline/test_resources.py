@@ -17,7 +17,7 @@ from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
 from autoseg.training import trial
 from autoseg.training.trial import needed_bytes
-from planners import trial_training
+from planners import preferred_configurations, trial_training
 
 
 class Listening(SilentReporter):
@@ -54,7 +54,7 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(planned, m
     monkeypatch.setattr(measuring, "measure_export", lambda *given: 0.0)
     monkeypatch.setattr(measuring, "measure_preparation", lambda *given: 0.0)
     with pytest.raises(Exception, match=r"takes about \d+\.\d GB of memory for a single sample, but 0\.0 GB are free.*--memory-gb below 8"):
-        measure_steps(make_bench(options, dataset, plan), budgeted=True, num_folds=2)
+        measure_steps(make_bench(options, dataset, plan), preferred_configurations(plan), budgeted=True, num_folds=2)
 
 
 def test_wider_networks_take_more(planned) -> None:
