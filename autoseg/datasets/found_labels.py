@@ -25,6 +25,8 @@ MOST_CLASSES_BELOW_WHITE = 30
 GREY_SHARE = 0.05
 """Values between 0 and 255 are greys of a smoothed edge, not classes, where they cover less than this share of what is not
 0, or are more than `MOST_CLASSES_BELOW_WHITE`."""
+NEARLY_WHITE = 240
+"""... or come as near to 255 as this: a little compression leaves 0 to 7 and 248 to 255 of 0 and 255, with large areas."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,8 @@ def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> 
         return
     consecutive = sorted(between) == list(range(1, len(between) + 1))
     thin = sum(between.values()) < GREY_SHARE * (sum(between.values()) + total[WHITE])
-    if len(between) <= MOST_CLASSES_BELOW_WHITE and (consecutive or not thin):
+    near_white = not consecutive and max(between) >= NEARLY_WHITE
+    if len(between) <= MOST_CLASSES_BELOW_WHITE and (consecutive or not thin) and not near_white:
         return
     with_greys = [case.label or "" for case, of_case in zip(cases, found, strict=True) if of_case.keys() & between.keys()]
     shown = ", ".join(map(str, sorted(between)[:8])) + (" ..." if len(between) > 8 else "")
