@@ -147,6 +147,9 @@ def _mirror_axes(configuration: Configuration, pretrained: Plan, own: Plan, forb
 def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration, ...]) -> list[DecisionRecord]:
     names = [configuration.name for configuration in configurations]
     known = [name for name in own.channels if name in pretrained.channels]
+    new = [name for name in own.channels if name not in pretrained.channels]
+    kept = f"{', '.join(known)} of the same name there stays normalised as it was" if known else "no channel has a name from there"
+    added = f"; {', '.join(new)} is normalised by this dataset's own intensities" if new else ""
     plan = Decision(
         rule="finetuning.plan",
         value=tuple(names),
@@ -158,8 +161,7 @@ def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration,
     channels = Decision(
         rule="finetuning.normalization",
         value=tuple(known),
-        reason=f"{', '.join(known) or 'no channel'} of {', '.join(own.channels)} has the same name there and is normalised as "
-        "it was; others are normalised by this dataset's own intensities",
+        reason=kept + added,
         source="method 11",
         change="a channel of the pretrained model's name would be normalised as there",
     )

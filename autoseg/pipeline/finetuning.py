@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 
 
 def open_pretrained(options: Options) -> ModelFiles | None:
-    """The model to train on from; None where nobody named one. Raises `AutosegError` for what is no finished model."""
+    """The model to train on from; None where nobody named one.
+
+    Raises `AutosegError` for what is no finished model, and where other wishes contradict its plan.
+    """
     if options.pretrained is None:
         return None
+    _refuse_mixed(options)
     from autoseg.inference.model import open_model
 
     return open_model(options.pretrained)
 
 
-def fit_plan(options: Options, own: Plan) -> Plan:
-    """``own``, or where a pretrained model was named, that model's plan fitted to the dataset."""
-    files = open_pretrained(options)
-    if files is None:
-        return own
-    _refuse_mixed(options)
+def fit_plan(files: ModelFiles, own: Plan) -> Plan:
+    """The model's plan, fitted to the dataset that ``own`` was planned for."""
     about = files.description
     widths = {name: about.training(name).base_features for name in about.stages}
     return plan_finetuning(own, about.plan, widths)

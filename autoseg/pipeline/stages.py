@@ -12,7 +12,7 @@ from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import dataset_content
-from autoseg.pipeline.finetuning import fit_plan
+from autoseg.pipeline.finetuning import fit_plan, open_pretrained
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
@@ -85,6 +85,7 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
 
 def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     """What to do with the dataset, and why."""
+    pretrained = open_pretrained(options)  # what is no model is refused before images are read
     dataset, fingerprint = fingerprint_stage(options)
     own = plan_dataset(
         fingerprint,
@@ -93,7 +94,7 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         target_spacing_mm=options.target_spacing_mm,
         strict_reference=options.strict_reference,
     )
-    plan = fit_plan(options, own)
+    plan = own if pretrained is None else fit_plan(pretrained, own)
     if not options.run.plan.exists() or digest(load_document(Plan, options.run.plan)) != digest(plan):
         save_document(options.run.plan, plan)
     for sentence in describe_unusual_classes(fingerprint):
