@@ -93,7 +93,7 @@ class BatchSource(Dataset[list[Crop]]):
         """One crop: larger than the patch where it will be turned or scaled."""
         rng, number, sought = self.choose(step, index)
         case = self.cases[number]
-        locations = case.locations
+        label_map, locations = case.labels, case.locations  # opened once: each asking opens a file
         changes = Parameters()
         if self.purpose == "training":
             draws = generator(self.seed, self.configuration, self.fold, step, index, "augmentation")
@@ -105,7 +105,7 @@ class BatchSource(Dataset[list[Crop]]):
         flat = (1,) * (3 - len(patch))
         start = draw_patch(
             rng,
-            case.labels.shape,
+            label_map.shape,
             patch=(*flat, *patch),
             crop=(*flat, *crop),
             locations=locations if sought is None else {sought: locations[sought]},
@@ -113,7 +113,7 @@ class BatchSource(Dataset[list[Crop]]):
             or is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
         )
         image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
-        labels = cut(case.labels, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)
+        labels = cut(label_map, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)
         maps = [labels]
         if self.previous_values:
             maps.append(cut(cast(CascadeSource, case).previous, start, (*flat, *crop), outside=0).astype(np.int16))

@@ -23,6 +23,9 @@ from torch.nn import functional
 from autoseg.training.augmentation_parameters import Parameters, Recipe
 from autoseg.training.patches import OUTSIDE_LABEL
 
+LABELS_AT_ONCE = 4
+"""Indicators that are sampled together: faster than one by one, while those of a hundred classes would take gigabytes."""
+
 
 def turn(parameters: Parameters, recipe: Recipe, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rotate and scale about the centre, or just cut the centre out where there is nothing to turn.
@@ -90,14 +93,16 @@ def _sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
     What the labels inside leave of 1 is the score of -1. Equal scores go to the smaller label.
     """
     shape = grid.shape[1:-1]
-    present = [int(value) for value in torch.unique(labels) if value != OUTSIDE_LABEL]
-    best = torch.zeros(shape, device=labels.device)
-    total = torch.zeros(shape, device=labels.device)
+    counts = torch.bincount(labels.flatten().long() - OUTSIDE_LABEL)
+    present = [value + OUTSIDE_LABEL for value in counts.nonzero().flatten().tolist()]
+    values = torch.tensor([value for value in present if value != OUTSIDE_LABEL], dtype=labels.dtype, device=labels.device)
+    best, total = (torch.zeros(shape, device=labels.device) for _ in range(2))
     result = torch.full(shape, OUTSIDE_LABEL, dtype=labels.dtype, device=labels.device)
-    for value in present:  # one at a time: all indicators of a hundred classes would take gigabytes
-        score = _sample_image((labels == value).float()[None], grid)[0]
-        total += score
-        result[score > best] = value
-        best = torch.maximum(best, score)
+    for few in torch.split(values, LABELS_AT_ONCE):
+        indicators = labels == few.view(-1, *(1,) * labels.ndim)
+        for value, score in zip(few, _sample_image(indicators.float(), grid), strict=True):
+            total += score
+            result = torch.where(score > best, value, result)
+            best = torch.maximum(best, score)
     result[1 - total > best] = OUTSIDE_LABEL
     return result
