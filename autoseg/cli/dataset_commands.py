@@ -53,7 +53,7 @@ def check(
     num_workers = workers or available_cores()
     reporter = make_reporter()
     try:
-        description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=num_workers)
+        description = discover_dataset(dataset, layout=layout, spec=spec, num_workers=num_workers, reporter=reporter)
         if not as_json:
             typer.echo(f"Found {describe_dataset(description)}")
         findings = check_dataset(description, num_workers=num_workers, reporter=reporter)

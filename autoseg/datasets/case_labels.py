@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from autoseg.datasets.dataset import Case, LabelCoding, MaskFile
 from autoseg.datasets.label_values import to_internal
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_label_map
+from autoseg.imaging.formats import Segmentation, read_label_map, read_segments
+from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.volume import Geometry, LabelMap
 
@@ -79,12 +80,15 @@ def combination_values(coding: LabelCoding) -> dict[Combination, int]:
     return table
 
 
-def read_mask(mask: MaskFile, *, threshold: int | None, onto: Geometry | None = None) -> tuple[NDArray[np.bool_], Geometry]:
+def read_mask(
+    mask: MaskFile, *, threshold: int | None, onto: Geometry | None = None, opened: dict[Path, Segmentation] | None = None
+) -> tuple[NDArray[np.bool_], Geometry]:
     """Where a class is: bool (Z, Y, X), turned to ``onto`` if given, and the geometry that it then has.
 
-    Raises `AutosegError` where there are several values besides 0 and no threshold says which of them are inside.
+    Files of segments that are in ``opened`` are not read again, others are added to it. Raises `AutosegError` where there are
+    several values besides 0 and no threshold says which of them are inside.
     """
-    label_map = _read(Path(mask.file), onto)
+    label_map = _aligned(Path(mask.file), _read_segment(Path(mask.file), {} if opened is None else opened), onto)
     array = label_map.array
     if threshold is not None:
         return array >= threshold, label_map.geometry
@@ -125,8 +129,9 @@ def _overlaid(
     combinations: list[Combination] = [frozenset()]
     state: NDArray[np.int32] | None = None
     grid = onto
+    opened: dict[Path, Segmentation] = {}
     for mask in _in_order(case.masks, coding.classes):
-        inside, geometry = read_mask(mask, threshold=coding.threshold, onto=grid)
+        inside, geometry = read_mask(mask, threshold=coding.threshold, onto=grid, opened=opened)
         if state is None:
             state, grid = np.zeros(inside.shape, np.int32), onto or geometry
         if inside.shape != state.shape:
@@ -153,7 +158,23 @@ def _in_order(masks: Iterable[MaskFile], classes: Sequence[str]) -> list[MaskFil
 
 
 def _read(path: Path, onto: Geometry | None) -> LabelMap:
-    label_map = read_label_map(path)
+    return _aligned(path, read_label_map(path), onto)
+
+
+def _read_segment(path: Path, opened: dict[Path, Segmentation]) -> LabelMap:
+    """A mask from its file, or as one segment of a file that is read once for all its segments."""
+    file, part = split_part(path)
+    if part is None:
+        return read_label_map(path)
+    if file not in opened:
+        opened[file] = read_segments(file)
+    for segment in opened[file].segments:
+        if str(segment.number) == part:
+            return LabelMap(array=segment.mask.astype(np.uint8), geometry=segment.geometry, may_be_part=True)
+    return read_label_map(path)  # which says what there is
+
+
+def _aligned(path: Path, label_map: LabelMap, onto: Geometry | None) -> LabelMap:
     if onto is None:
         return label_map
     try:

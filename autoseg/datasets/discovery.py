@@ -11,7 +11,14 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
 from autoseg.datasets.declaration import Declaration, declared_by_layout, read_decathlon
-from autoseg.datasets.found_labels import FoundLabels, as_label_map, find_labels, only_class, replace_masks
+from autoseg.datasets.found_labels import (
+    FoundLabels,
+    Looking,
+    as_label_map,
+    find_labels,
+    only_class,
+    replace_masks,
+)
 from autoseg.datasets.known import choose_known, expectations
 from autoseg.datasets.label_tables import find_label_names
 from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
@@ -28,6 +35,7 @@ from autoseg.imaging.formats import (
     writable_ending,
 )
 from autoseg.imaging.formats.dicom import split_part
+from autoseg.progress import Reporter, SilentReporter
 from datasets_spec import Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import CLASS
 from planners import DocumentError
@@ -55,6 +63,7 @@ def discover_dataset(
     spec: Path | None = None,
     looks: Path | None = None,
     num_workers: int = 1,
+    reporter: Reporter | None = None,
 ) -> DatasetDescription:
     """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
 
@@ -86,7 +95,8 @@ def discover_dataset(
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
     channels, dropped = _channel_texts(match)
-    training, found = _training_cases(root, match, declaration, channels, looks=looks, num_workers=num_workers)
+    looking = Looking(kept=looks, num_workers=num_workers, reporter=reporter or SilentReporter())
+    training, found = _training_cases(root, match, declaration, channels, looking=looking)
     test, test_findings = _test_cases(root, match, declaration, channels)
     names = declaration.channels or _channel_names(training, channels)
     unlabelled = sorted(
@@ -122,7 +132,7 @@ def discover_dataset(
 
 
 def _training_cases(
-    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, looks: Path | None, num_workers: int
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, looking: Looking
 ) -> tuple[tuple[Case, ...], FoundLabels]:
     """The labelled cases, each with the classes that it was annotated for, and what is to be told apart in them.
 
@@ -142,7 +152,7 @@ def _training_cases(
     if declaration.label_values is None:
         in_tables, findings = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
         names |= in_tables
-    found = find_labels(cases, match.layout, declaration, name=name, names=names, looks=looks, num_workers=num_workers)
+    found = find_labels(cases, match.layout, declaration, name=name, names=names, looking=looking)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
     return cases, replace(found, findings=(*findings, *found.findings))

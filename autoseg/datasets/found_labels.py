@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from autoseg.datasets.label_looks import Answer, look_up
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import read_label_map
 from autoseg.imaging.formats.dicom import split_part
+from autoseg.progress import Reporter, SilentReporter
 from datasets_spec import Layout
 from planners import LabelClass, Labels
 
@@ -27,6 +28,16 @@ GREY_SHARE = 0.05
 0, or are more than `MOST_CLASSES_BELOW_WHITE`."""
 NEARLY_WHITE = 240
 """... or come as near to 255 as this: a little compression leaves 0 to 7 and 248 to 255 of 0 and 255, with large areas."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Looking:
+    """How label files are looked into."""
+
+    kept: Path | None = None
+    """File that keeps what was found."""
+    num_workers: int = 1
+    reporter: Reporter = field(default_factory=SilentReporter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,19 +70,18 @@ def find_labels(
     *,
     name: str | None = None,
     names: Mapping[int, str] | None = None,
-    looks: Path | None = None,
-    num_workers: int,
+    looking: Looking,
 ) -> FoundLabels:
     """Labels of a dataset whose labelled cases are ``cases`` (one or more).
 
     Declared ones are taken as they are; of others the values are looked up in the label maps. Masks of classes are read
     to see which overlap, unless the later one wins: every combination that occurs gets an internal value, and classes
     that share one become regions. ``names`` are those of values that nobody declared, ``name`` that of the class if there is
-    but one. What was looked up is kept in the file ``looks``. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or where some cases have masks
+    but one. Raises `AutosegError` where there is nothing to segment, where a mask holds greys, or where some cases have masks
     and others label maps.
     """
     if any(case.masks for case in cases):
-        found = _labels_of_masks(cases, layout, looks, num_workers)
+        found = _labels_of_masks(cases, layout, looking)
     elif declaration.label_values is not None:
         found = FoundLabels(values=declaration.label_values)
     elif layout.threshold is not None:
@@ -79,7 +89,7 @@ def find_labels(
             labels=Labels(classes=(LabelClass(name=name or "foreground", values=(1,)),)), file_values=(0, WHITE)
         ))
     else:
-        values = _values_in_files(cases, looks, num_workers)
+        values = _values_in_files(cases, looking)
         if name is not None and len(values) == 1:
             names = {values[0]: name} | dict(names or {})
         found = FoundLabels(values=labels_named_by_value(values, names))
@@ -89,9 +99,12 @@ def find_labels(
 # --- label maps ---
 
 
-def _values_in_files(cases: Sequence[Case], looks: Path | None, num_workers: int) -> tuple[int, ...]:
+def _values_in_files(cases: Sequence[Case], looking: Looking) -> tuple[int, ...]:
     """All values other than 0, sorted."""
-    found = [dict(look.values) for look in look_up(cases, "values", _label_values, kept=looks, num_workers=num_workers)]
+    looks = look_up(
+        cases, "values", _label_values, kept=looking.kept, num_workers=looking.num_workers, reporter=looking.reporter
+    )
+    found = [dict(look.values) for look in looks]
     _refuse_greys(cases, found)
     values = {value for of_case in found for value in of_case} - {0}
     if not values:
@@ -135,7 +148,7 @@ def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> 
 # --- masks of classes ---
 
 
-def _labels_of_masks(cases: Sequence[Case], layout: Layout, looks: Path | None, num_workers: int) -> FoundLabels:
+def _labels_of_masks(cases: Sequence[Case], layout: Layout, looking: Looking) -> FoundLabels:
     maps = [case.label for case in cases if case.label is not None]
     if maps:
         raise AutosegError(f"{maps[0]} is a label map, but other cases have a mask for each class; give all cases the same kind")
@@ -150,7 +163,10 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, looks: Path | None, 
     combinations: set[Combination] = set()
     if not coding.later_wins:
         find = partial(_combinations, coding=coding)
-        found = look_up(wanted, f"overlaps from {layout.threshold}", find, kept=looks, num_workers=num_workers)
+        found = look_up(
+            wanted, f"overlaps from {layout.threshold}", find, kept=looking.kept, num_workers=looking.num_workers,
+            reporter=looking.reporter,
+        )
         combinations = {frozenset(names) for look in found for names in look.combinations}
     labels = labels_of_combinations(classes, combinations)
     number = len(labels.values)

@@ -9,6 +9,7 @@ from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import files_of
+from autoseg.progress import Reporter
 from autoseg.run_folder import load_document, save_document
 from planners import Document
 
@@ -43,7 +44,13 @@ class Looks(Document):
 
 
 def look_up(
-    cases: Sequence[Case], question: str, answer: Callable[[Case], Answer | None], *, kept: Path | None, num_workers: int
+    cases: Sequence[Case],
+    question: str,
+    answer: Callable[[Case], Answer | None],
+    *,
+    kept: Path | None,
+    num_workers: int,
+    reporter: Reporter,
 ) -> list[Look]:
     """``answer`` for each case, in order, taken from the file ``kept`` where size and time of its label files are as they were.
 
@@ -54,11 +61,7 @@ def look_up(
     asked = [_asked(case, question) for case in cases]
     known = {look.model_copy(update={"values": (), "combinations": ()}): look for look in _load(kept).looks}
     missing = [(case, key) for case, key in zip(cases, asked, strict=True) if key not in known]
-    seconds = sum(FILE_S + BYTE_S * size for _, key in missing for _, size, _ in key.files)
-    answers = run_jobs(
-        answer, [case for case, _ in missing], name=lambda case: f"case {case.case_id}",
-        num_workers=workers_worth_starting(num_workers, seconds),
-    )
+    answers = _answers(answer, missing, num_workers=num_workers, reporter=reporter)
     new = {
         key: key.model_copy(update={"values": found.values, "combinations": found.combinations})
         for (_, key), found in zip(missing, answers, strict=True) if found is not None
@@ -67,6 +70,19 @@ def look_up(
     if kept is not None and new:
         save_document(kept, Looks(looks=tuple(known[key] for key in asked if key in known)))
     return [known.get(key, key) for key in asked]
+
+
+def _answers(
+    answer: Callable[[Case], Answer | None], missing: Sequence[tuple[Case, Look]], *, num_workers: int, reporter: Reporter
+) -> list[Answer | None]:
+    if not missing:
+        return []
+    seconds = sum(FILE_S + BYTE_S * size for _, key in missing for _, size, _ in key.files)
+    with reporter.track("look into label files", len(missing)) as tracker:
+        return run_jobs(
+            answer, [case for case, _ in missing], name=lambda case: f"case {case.case_id}",
+            num_workers=workers_worth_starting(num_workers, seconds), tracker=tracker,
+        )
 
 
 def _asked(case: Case, question: str) -> Look:

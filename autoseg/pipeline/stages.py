@@ -38,7 +38,8 @@ def check_stage(options: Options) -> DatasetDescription:
     With ``skip_bad`` cases that have an error are left out, and only errors of the dataset as a whole raise.
     """
     dataset = discover_dataset(
-        options.dataset, layout=options.layout, spec=options.spec, looks=options.run.label_looks, num_workers=options.num_workers
+        options.dataset, layout=options.layout, spec=options.spec, looks=options.run.label_looks, num_workers=options.num_workers,
+        reporter=options.reporter,
     )
     options.reporter.say(f"Found {describe_dataset(dataset)}")
     dataset = dataset.model_copy(

@@ -13,6 +13,7 @@ import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoseg.datasets import case_labels
 from autoseg.datasets.case_labels import combination_values, read_case_labels, read_file_labels
 from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import Case, LabelCoding, MaskFile
@@ -151,6 +152,18 @@ def test_real_overlapping_segments_are_kept_apart(real_data):
     volumes = {label.name: int(np.isin(array, label.values).sum()) for label in found.labels.classes}
     assert volumes == {segment.name: int(segment.mask.sum()) for segment in segmentation.segments}
     assert found.labels.has_regions
+
+
+def test_a_file_of_segments_is_read_once_for_all_of_them(real_data, monkeypatch):
+    """Unpacking all frames for each of a hundred organs would take minutes a case."""
+    spec = Path(__file__).parents[2] / "real" / "specs" / "dicom_seg_ct3slice.toml"
+    found = discover_dataset(real_data / "dicom_seg_ct3slice", spec=spec)
+    reads = []
+    monkeypatch.setattr(case_labels, "read_segments", lambda path: reads.append(path) or read_segments(path))
+    monkeypatch.setattr(case_labels, "read_label_map", None)
+    read_case_labels(found.training[0], found.coding)
+    assert len(reads) == 1
+    assert len(found.training[0].masks) == 5
 
 
 # --- values of label maps ---
