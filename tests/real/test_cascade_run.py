@@ -24,8 +24,16 @@ from autoseg.inference.model import Member, load_network
 from autoseg.inference.predictor import Predictor, member_logits
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
-from autoseg.pipeline.stages import plan_stage
-from autoseg.pipeline.training import Prepared, fold_inputs, previous_labels, schedule_stage, train_stage
+from autoseg.pipeline.stages import all_configurations, plan_stage
+from autoseg.pipeline.training import (
+    Prepared,
+    fold_inputs,
+    previous_labels,
+    rule_configurations,
+    schedule_stage,
+    train_stage,
+    with_stages_before,
+)
 from autoseg.preparation.cascade import open_previous
 from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter
@@ -166,6 +174,22 @@ def test_only_what_is_missing_or_stale_is_handed_over_again(job: Job) -> None:
     previous_labels(job.options, prepared, prepared.plan.configuration(CASCADE))
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in others} == times
+
+
+def test_all_folds_of_the_first_stage_come_before_one_of_the_second(job: Job) -> None:
+    prepared = job.prepared()
+    low, cascade = (prepared.schedule.training(name) for name in (LOW, CASCADE))
+    assert with_stages_before(prepared, [(cascade, 1)]) == [(low, 0), (low, 1), (cascade, 1)]
+    assert with_stages_before(prepared, [(low, 1)]) == [(low, 1)]
+
+
+def test_a_gpu_without_a_budget_trains_the_cascade_and_its_data_are_prepared_for_any_machine(job: Job) -> None:
+    plan = job.prepared().plan
+    gpu = replace(job.options, device_name="cuda:0")
+    assert [c.name for c in rule_configurations(gpu, plan)] == ["3d_fullres", "2d", LOW, CASCADE]
+    for other in (job.options, replace(gpu, budget_s=3600.0)):
+        assert not {LOW, CASCADE} & {c.name for c in rule_configurations(other, plan)}
+    assert {c.data for c in all_configurations(plan)} == {"3d_fullres", "2d", LOW}
 
 
 def test_another_first_stage_makes_the_second_one_stale(job: Job) -> None:
