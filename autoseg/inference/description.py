@@ -10,6 +10,8 @@ from autoseg.datasets.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
 from planners import Document, Plan, Training
 
+WindowSums = Literal["float32", "float16"]
+
 
 class ModelDescription(Document):
     """``model.json`` of a bundle; of a run folder, its documents put together."""
@@ -23,6 +25,8 @@ class ModelDescription(Document):
     selection: Selection
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
     """One for each of ``stages``, perhaps more."""
+    window_sums: WindowSums = "float32"
+    """In which precision windows and folds are summed: models of the reference want its own."""
 
     @field_validator("selection")
     @classmethod

@@ -13,6 +13,7 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.selection import Selection
 from autoseg.execution.device import usable_precision
 from autoseg.inference.bundle import open_bundle
+from autoseg.inference.description import WindowSums
 from autoseg.inference.model_files import ModelFiles, open_run
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import fill_network, load_weights
@@ -28,6 +29,7 @@ class Member:
     networks: tuple[nn.Module, ...]
     previous: Member | None = None
     """The first stage of a cascade, whose label map is a part of the input."""
+    window_sums: WindowSums = "float32"
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
@@ -82,7 +84,13 @@ def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member
     networks = tuple(open_member_network(files, name, fold).to(device).eval() for fold in about.selection.folds)
     before = configuration.previous_stage
     previous = None if before is None else load_member(files, before, device=device)
-    return Member(configuration=configuration, training=training, networks=networks, previous=previous)
+    return Member(
+        configuration=configuration,
+        training=training,
+        networks=networks,
+        previous=previous,
+        window_sums=about.window_sums,
+    )
 
 
 def open_member_network(files: ModelFiles, name: str, fold: int) -> nn.Module:

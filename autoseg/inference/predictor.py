@@ -21,7 +21,7 @@ from autoseg.imaging.placement import Placement
 from autoseg.imaging.volume import Geometry, Volume
 from autoseg.inference.export import labels_for_next_stage, labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member, Model, load_model
-from autoseg.inference.sliding_window import predict_logits
+from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
 from autoseg.preparation.cascade import with_classes
 from autoseg.preparation.preprocessing import prepare_image
 
@@ -118,7 +118,8 @@ def member_logits(
     member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device
 ) -> Floats:
     """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2)."""
-    logits = predict_logits(
+    predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
+    logits = predict(
         torch.from_numpy(np.ascontiguousarray(image)),
         member.networks,
         patch=member.configuration.patch_shape,

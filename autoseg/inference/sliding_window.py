@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from functools import reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,6 +46,13 @@ def importance_map(patch: Sequence[int]) -> Tensor:
     return torch.from_numpy(weights.astype(np.float32))
 
 
+def half_importance_map(patch: Sequence[int]) -> Tensor:
+    """float16 (patch...): the same with maximum 10, as the reference rounds it (method section 8.1)."""
+    weights = (10 * importance_map(patch)).half()
+    weights[weights == 0] = weights[weights > 0].min()
+    return weights
+
+
 def count_windows(shape: Sequence[int], patch: Sequence[int]) -> int:
     """Network passes that a volume of ``shape`` (a0, a1, a2) takes, mirroring left aside."""
     slices = shape[0] if len(patch) == 2 else 1
@@ -61,8 +69,9 @@ def predict_logits(
     precision: str,
     device: torch.device,
     batch_size: int = 1,
+    sums: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Mean logits of ``networks``, float32 (K, a0, a1, a2), on the CPU.
+    """Mean logits of ``networks``, of type ``sums`` (K, a0, a1, a2), on the CPU.
 
     ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
     ``mirror_axes`` are axes of the patch; every combination of them is averaged. ``batch_size`` windows go through
@@ -72,9 +81,9 @@ def predict_logits(
     spatial = image.shape[-len(patch) :]
     padding = _padding(spatial, patch)
     padded = functional.pad(image, padding)
-    weights = importance_map(patch).to(device)
+    weights = (importance_map(patch) if sums == torch.float32 else half_importance_map(patch)).to(device)
     total: Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[-len(patch) :], device=device)
+    weight_sum = torch.zeros(padded.shape[-len(patch) :], dtype=sums, device=device)
     places = list(_window_places(padded.shape[-len(patch) :], patch))
     for place in places:
         weight_sum[place] += weights
@@ -86,7 +95,7 @@ def predict_logits(
             windows = torch.stack([padded[(slice(None), *where)] for where in group]).to(device)
             logits = _mean_logits(windows, networks, mirror_axes=mirror_axes, precision=precision) * weights
             if total is None:
-                total = torch.zeros((logits.shape[1], *padded.shape[1:]), device=device)
+                total = torch.zeros((logits.shape[1], *padded.shape[1:]), dtype=sums, device=device)
             for where, part in zip(group, logits, strict=True):
                 total[(slice(None), *where)] += part
     if total is None:
@@ -94,6 +103,20 @@ def predict_logits(
     total = total / weight_sum
     inner = [slice(before, before + n) for before, n in zip(padding[::-1][1::2], spatial, strict=True)]
     return total[(slice(None),) * (total.ndim - len(patch)) + tuple(inner)].cpu()
+
+
+def predict_logits_in_half(image: Tensor, networks: Sequence[nn.Module], **given: Any) -> Tensor:
+    """`predict_logits`, but windows and networks are summed in half precision, as the reference does; float32.
+
+    Its rounding decides where two classes are almost equal: of equals the first one wins, so a network that is not sure
+    would give the lower class less often otherwise. Where half precision overflows, float32 is taken.
+    """
+    total = torch.zeros((), dtype=torch.float16)
+    for network in networks:
+        total = total + predict_logits(image, [network], sums=torch.float16, **given)
+    if not bool(torch.isfinite(total).all()):
+        return predict_logits(image, networks, **given)
+    return (total / len(networks)).float()
 
 
 def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:

@@ -249,6 +249,7 @@ def _describe(stages: Sequence[_Stage]) -> ModelDescription:
             dice_after_postprocessing=None,
         ),
         trainings=tuple(_training(stage) for stage in stages),
+        window_sums="float16",
     )
 
 

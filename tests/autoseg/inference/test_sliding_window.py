@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from autoseg.inference.sliding_window import count_windows, importance_map, predict_logits, window_starts
+from autoseg.inference.sliding_window import (
+    count_windows,
+    half_importance_map,
+    importance_map,
+    predict_logits,
+    predict_logits_in_half,
+    window_starts,
+)
 
 CPU = torch.device("cpu")
 
@@ -91,6 +98,43 @@ def test_folds_are_averaged_as_logits() -> None:
         image, [Constant(1.0), Constant(4.0)], patch=(4, 4, 4), mirror_axes=(), precision="float32", device=CPU
     )
     assert torch.allclose(logits, torch.tensor(2.5))
+
+
+def echo_of(image: torch.Tensor, predict=predict_logits_in_half, networks=2) -> torch.Tensor:
+    return predict(
+        image, [Echo().eval()] * networks, patch=(8, 16, 8), mirror_axes=(), precision="float32", device=CPU, batch_size=2
+    )
+
+
+def test_sums_in_half_precision_lose_what_its_bits_lose() -> None:
+    """Far from every window's centre that is much: there weights are as small as the numbers that float16 can tell apart."""
+    image = torch.randn(2, 11, 21, 14, generator=torch.Generator().manual_seed(0))
+    found, expected = echo_of(image), echo_of(image, predict_logits)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    weights = torch.zeros(image.shape[1:])
+    patch = (8, 16, 8)
+    for corner in product(*(window_starts(n, p) for n, p in zip(weights.shape, patch, strict=True))):
+        weights[tuple(slice(c, c + p) for c, p in zip(corner, patch, strict=True))] += half_importance_map(patch)
+    # up to eight windows, each rounded where it is multiplied, added, divided and averaged: to 11 bits, or to 2^-24
+    allowed = 8 * (2**-10 * expected.abs() + 2**-24 / weights)
+    assert bool(((found - expected).abs() <= allowed).all())
+
+
+def test_sums_in_half_precision_are_rounded_as_the_method_says() -> None:
+    """One window: the map and its product with the logits are float16, and so is their quotient."""
+    image = torch.randn(2, 8, 16, 8, generator=torch.Generator().manual_seed(1))
+    importance = half_importance_map((8, 16, 8)).numpy()
+    logits = Echo()(image[None])[0].numpy()
+    expected = (logits * importance.astype(np.float32)).astype(np.float16) / importance
+    np.testing.assert_array_equal(echo_of(image, networks=1).numpy(), expected.astype(np.float32))
+    assert importance.max() == 10
+    assert importance.min() > 0
+
+
+def test_sums_that_overflow_half_precision_are_taken_in_float32() -> None:
+    image = 1e5 * torch.randn(2, 11, 21, 14, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(echo_of(image), echo_of(image, predict_logits), rtol=0, atol=0)
 
 
 def test_windows_are_counted_as_they_are_used() -> None:
