@@ -54,7 +54,7 @@ def images_report(root: Path, images: Sequence[NamedImage], findings: Sequence[F
     """The report on images without labels."""
     unlabelled = Finding(
         severity="warning", case_id=None, where=str(root), found="nothing is labelled: these images can be predicted, not trained on",
-        mend="to train, add label maps; autoseg plan says where they may lie",
+        mend="to train, add label maps; if there are some, say in a spec file where they lie (--spec); autoseg plan lists where it looked",
     )
     number = "1 image" if len(images) == 1 else f"{len(images)} images"
     found = CheckReport(root=str(root), summary=f"{number} without labels", test=tuple(name for name, _ in images))

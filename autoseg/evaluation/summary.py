@@ -177,6 +177,7 @@ def score_case(
 
     Classes named in ``unscored`` count as empty in both: nobody knows where they are, and no mean may hold them.
     """
+    reference = _placed(reference, prediction.geometry)
     problems = _compare_grids(pair, prediction.geometry, reference.geometry)
     if problems:
         raise ProblemsError(f"case {pair.case_id} cannot be scored", problems)
@@ -190,6 +191,11 @@ def score_case(
         prediction_file=str(pair.prediction),
         reference_file=str(pair.reference),
     )
+
+
+def _placed(reference: LabelMap, grid: Geometry) -> LabelMap:
+    """A reference that may be a part of its image's grid on the whole of it; `AutosegError` where it is no part."""
+    return LabelMap(array=align_label_map(reference, grid), geometry=grid) if reference.may_be_part else reference
 
 
 def _nothing(metrics: ClassMetrics) -> ClassMetrics:
@@ -328,7 +334,11 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
     if problems:
         return _Checked(tuple(problems), frozenset(), frozenset())
     values = [frozenset(int(value) for value in np.unique(each.array)) - {0} for each in maps]
-    return _Checked(_compare_grids(pair, maps[0].geometry, maps[1].geometry), *values)
+    try:
+        reference = _placed(maps[1], maps[0].geometry)
+    except AutosegError as error:
+        return _Checked((reading_problem(pair.reference, error),), *values)
+    return _Checked(_compare_grids(pair, maps[0].geometry, reference.geometry), *values)
 
 
 def reading_problem(path: Path, error: AutosegError) -> Problem:

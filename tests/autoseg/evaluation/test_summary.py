@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK
 
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.evaluation.metrics import EvaluatedClass
@@ -286,3 +287,23 @@ def test_real_labels_agree_with_themselves(real_data: Path, tmp_path: Path) -> N
     assert (got.foreground_mean.dice, got.foreground_mean.surface_dice, got.foreground_mean.hausdorff95_mm) == (1, 1, 0)
     volumes = [case.metrics[key].volume_reference_ml for case in got.metric_per_case for key in ("1", "2")]
     assert all(0.3 < volume < 4 for volume in volumes)  # half a hippocampus has one or two ml
+
+
+def test_a_reference_of_segments_may_be_a_part_of_the_grid(real_data: Path, tmp_path: Path) -> None:
+    """3D Slicer cuts segmentations to what they hold."""
+    whole = SimpleITK.ReadImage(str(real_data / "dicom_seg_ct3slice" / "liver_seg.nrrd"))
+    array = SimpleITK.GetArrayFromImage(whole)
+    z, y, x = (slice(int(axis.min()), int(axis.max()) + 1) for axis in np.nonzero(array))
+    part = whole[x, y, z]
+    part.SetMetaData("Segment0_Name", "liver")
+    for name in ("predictions", "references"):
+        (tmp_path / name).mkdir()
+    SimpleITK.WriteImage(whole, str(tmp_path / "predictions" / "a.nii.gz"))
+    SimpleITK.WriteImage(part, str(tmp_path / "references" / "a.seg.nrrd"))
+    (case,) = evaluate_folder(tmp_path / "predictions", tmp_path / "references").metric_per_case
+    assert case.metrics["1"].dice == 1
+    assert case.metrics["1"].n_ref == int(np.count_nonzero(array))
+    part.SetOrigin((0.0, 0.0, 0.3))
+    SimpleITK.WriteImage(part, str(tmp_path / "references" / "a.seg.nrrd"))
+    with pytest.raises(ProblemsError, match="no part of its image"):
+        evaluate_folder(tmp_path / "predictions", tmp_path / "references")
