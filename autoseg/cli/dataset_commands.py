@@ -60,9 +60,9 @@ def check(
         if skip_bad:
             description = leave_out_bad(description, findings)
     except AutosegError as error:
-        images = find_loose_images(dataset) if isinstance(error, NothingLabelledError) else []
-        if images:
-            report = images_report(dataset, images, check_images(images, num_workers=num_workers, reporter=reporter))
+        if isinstance(error, NothingLabelledError) and (images := find_loose_images(dataset)):
+            found = check_images(images, num_workers=num_workers, reporter=reporter)
+            report = images_report(dataset, images, found, elsewhere=error.elsewhere)
             if not as_json:
                 typer.echo(f"Found {report.summary}")
             show_findings(report, as_json=as_json)

@@ -50,11 +50,12 @@ def make_report(dataset: DatasetDescription, findings: Sequence[Finding]) -> Che
     return _with(found, findings)
 
 
-def images_report(root: Path, images: Sequence[NamedImage], findings: Sequence[Finding]) -> CheckReport:
-    """The report on images without labels."""
+def images_report(root: Path, images: Sequence[NamedImage], findings: Sequence[Finding], *, elsewhere: str) -> CheckReport:
+    """The report on images without labels; ``elsewhere`` says where a labelled dataset lies instead, if one does."""
     unlabelled = Finding(
         severity="warning", case_id=None, where=str(root), found="nothing is labelled: these images can be predicted, not trained on",
-        mend="to train, add label maps; if there are some, say in a spec file where they lie (--spec); autoseg plan lists where it looked",
+        mend=elsewhere or "to train, add label maps; if there are some, say in a spec file where they lie (--spec); autoseg plan lists "
+        "where it looked",
     )
     number = "1 image" if len(images) == 1 else f"{len(images)} images"
     found = CheckReport(root=str(root), summary=f"{number} without labels", test=tuple(name for name, _ in images))

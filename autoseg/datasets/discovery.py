@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
@@ -47,12 +48,19 @@ MODALITIES = frozenset({
 })
 """Last words of file names that say what was recorded; a channel that is called CT is normalised as CT."""
 LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
+MOST_AROUND = 50
+"""Folders below, or entries of the folder above, that are looked at for a dataset that was meant."""
 LISTS = (".csv", ".tsv", ".json")
 """Endings of lists of cases, which may be given in place of their folder."""
 
 
 class NothingLabelledError(AutosegError):
     """A folder without anything that looks like labels; images in it can be checked and predicted."""
+
+    def __init__(self, message: str, elsewhere: str = "") -> None:
+        super().__init__(message)
+        self.elsewhere = elsewhere
+        """Where a labelled dataset lies instead, in words; empty where none is near."""
 
 
 def discover_dataset(
@@ -90,7 +98,9 @@ def discover_dataset(
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
     if not match.paired:
-        raise (NothingLabelledError if _is_unlabelled(root, matches) else AutosegError)(_nothing_found(root, matches))
+        elsewhere = _suggestion(root, [each.layout for each in matches if each.layout.known is None])
+        message = _nothing_found(root, matches, elsewhere)
+        raise NothingLabelledError(message, elsewhere) if _is_unlabelled(root, matches) else AutosegError(message)
     match, series_findings = choose_series(root, match, num_workers=num_workers)
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
@@ -245,15 +255,14 @@ def _takes_any_name(layout: Layout) -> bool:
     return layout.training is not None and all(pattern.endswith("/") for pattern in layout.training.images)
 
 
-def _nothing_found(root: Path, matches: Sequence[Match]) -> str:
+def _nothing_found(root: Path, matches: Sequence[Match], elsewhere: str) -> str:
     problems = [problem for match in matches for problem in match.problems]
     if problems:
         return str(ProblemsError(f"{root} lists no case that can be used", problems))
     generic = [match for match in matches if match.layout.known is None]
     looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
-    suggestion = _suggestion(root, [match.layout for match in generic])
     return (f"{root} holds no dataset: looked for{looked_for}\nfound {_summary(root)}; "
-            f"{suggestion or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}")
+            f"{elsewhere or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}")
 
 
 def _num_seen(match: Match) -> tuple[int, int]:
@@ -283,7 +292,7 @@ def _num_entries(folder: Path) -> str:
 def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
     """Where a dataset lies one folder below or above, say so."""
     below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for folder in (*below[:50], root.parent):
+    for folder in (*below[:MOST_AROUND], *([root.parent] if _is_small(root.parent) else [])):
         try:
             matches = match_layouts(folder, layouts)
         except (OSError, AutosegError):
@@ -291,6 +300,13 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
         if any(_goes_through(match, root) if folder == root.parent else match.paired for match in matches):
             return f"{folder} holds one: give that folder"
     return ""
+
+
+def _is_small(folder: Path) -> bool:
+    try:
+        return sum(1 for _ in islice(folder.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND
+    except OSError:
+        return False
 
 
 def _goes_through(match: Match, folder: Path) -> bool:

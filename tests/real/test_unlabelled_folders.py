@@ -48,6 +48,12 @@ def test_faults_of_images_without_labels_are_errors(real_data, tmp_path):
     assert "3 mm apart but 6 mm between" in errors["calcbval"]
 
 
+def test_the_images_of_a_dataset_say_where_the_dataset_is(real_data):
+    code, report = check(real_data / "Task04_Hippocampus" / "imagesTr")
+    assert (code, report["summary"]) == (0, "60 images without labels")
+    assert report["findings"][0]["mend"].endswith("Task04_Hippocampus holds one: give that folder")
+
+
 @pytest.mark.parametrize("name", ["dirty_hippocampus", "spinalcord_sct"])
 def test_folders_with_labels_that_fit_no_layout_are_no_folders_of_images(name, real_data):
     with pytest.raises(AutosegError, match="holds no dataset") as caught:
