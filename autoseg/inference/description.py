@@ -36,11 +36,6 @@ class ModelDescription(Document):
         unknown = [name for name in selection.members if name not in known]
         if plan is not None and unknown:
             raise ValueError(f"selects {', '.join(unknown)}, which the plan lacks; it has {', '.join(known)}")
-        stages = () if plan is None else stages_of(plan, selection.members)
-        if plan is not None and any(
-            plan.configuration(name).previous_stage in stages[stages.index(name) :] for name in stages
-        ):
-            raise ValueError(f"its stages build on each other in a circle: {', '.join(stages)}")
         return selection
 
     @field_validator("trainings")
@@ -66,15 +61,7 @@ class ModelDescription(Document):
 
 def stages_of(plan: Plan, members: tuple[str, ...]) -> tuple[str, ...]:
     """``members`` and the stages that they build on, those first, each once."""
-    line: list[str] = []
-    for name in members:
-        chain: list[str] = []
-        current: str | None = name
-        while current is not None and current not in chain:
-            chain.insert(0, current)
-            current = plan.configuration(current).previous_stage
-        line += chain
-    return tuple(dict.fromkeys(line))
+    return tuple(dict.fromkeys(stage.name for name in members for stage in plan.chain(name)))
 
 
 def without_cases(dataset: DatasetDescription) -> DatasetDescription:
