@@ -31,9 +31,9 @@ from autoseg.networks.build import build_network
 from autoseg.preparation.storage import open_case
 from autoseg.run_folder import RunFolder, load_document
 from autoseg.training.batches import BatchSource, finish
-from autoseg.training.fold import configuration_recipe
 from autoseg.training.loop import Parts, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss, supervise_deeply
+from autoseg.training.task import configuration_recipe
 from planners import Configuration, Plan, Training, trial_training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu_step.json"

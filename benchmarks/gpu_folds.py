@@ -26,8 +26,9 @@ from autoseg.networks.weights import read_weights
 from autoseg.preparation.storage import open_case
 from autoseg.progress import LogReporter, RunClock
 from autoseg.run_folder import RunFolder, load_document
-from autoseg.training.fold import FoldTask, make_network, train_fold
+from autoseg.training.fold import train_fold
 from autoseg.training.online_validation import class_counts
+from autoseg.training.task import FoldTask, make_network
 from planners import Configuration, Plan, Training, trial_training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_folds.json"

@@ -28,9 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.networks.build import build_network
 from autoseg.training.batches import BatchSource, load_batches
-from autoseg.training.fold import configuration_recipe
 from autoseg.training.loop import make_parts, train_step
 from autoseg.training.losses import make_loss
+from autoseg.training.task import configuration_recipe
 from planners import (
     Configuration,
     Plan,

@@ -31,7 +31,8 @@ from autoseg.pipeline.training import set_threads
 from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
-from autoseg.training.fold import FoldTask, train_fold
+from autoseg.training.fold import train_fold
+from autoseg.training.task import FoldTask
 from planners import Measurement, budgeted_training, trial_training
 
 

@@ -85,7 +85,7 @@ def fit_weights(start: Start) -> Transfer:
     Folds take the pretrained folds in turn, so that the networks of an ensemble begin at different places.
     """
     from autoseg.networks.transfer import transfer_weights
-    from autoseg.training.fold import make_network
+    from autoseg.training.task import make_network
 
     about = start.files.description
     name = start.configuration.name

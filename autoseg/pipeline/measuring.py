@@ -26,10 +26,10 @@ from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import BatchSource, finish
-from autoseg.training.fold import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.memory import is_out_of_memory, release_memory
+from autoseg.training.task import configuration_recipe, make_network, previous_values
 from autoseg.training.trial import plausible_sizes, refuse_for_memory
 from planners import (
     DEFAULT_CPU_BUDGET_S,

@@ -33,7 +33,8 @@ from autoseg.preparation.cascade import CascadeCase
 from autoseg.preparation.storage import StoredCase, open_case
 from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
-from autoseg.training.fold import FoldTask, train_fold
+from autoseg.training.fold import train_fold
+from autoseg.training.task import FoldTask
 from planners import (
     Conditions,
     Configuration,

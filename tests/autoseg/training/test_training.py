@@ -19,12 +19,14 @@ from autoseg.errors import AutosegError, ProblemsError
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import load_document
 from autoseg.training import fold, health, trial
+from autoseg.training import task as tasks
 from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint
-from autoseg.training.fold import FoldTask, batch_source, train_fold
+from autoseg.training.fold import train_fold
 from autoseg.training.learning import Learning
 from autoseg.training.loop import compute_gradient
 from autoseg.training.online_validation import class_counts
+from autoseg.training.task import FoldTask, batch_source, make_fold_parts
 from planners import (
     CaseSize,
     Fingerprint,
@@ -399,7 +401,7 @@ def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_we
 
 def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_path, monkeypatch) -> None:
     """The error is the allocator's own: whole batches ask it for a petabyte from step 3 on."""
-    make_loss, calls = fold.make_loss, []
+    make_loss, calls = tasks.make_loss, []
 
     def hungry(*given: object):
         loss = make_loss(*given)
@@ -412,14 +414,14 @@ def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_pat
 
         return compute
 
-    monkeypatch.setattr(fold, "make_loss", hungry)
+    monkeypatch.setattr(tasks, "make_loss", hungry)
     task, said = training_with(make_task(tmp_path / "a"), validation_batches=0), []
     with SilentReporter().track("training", 1) as tracker:
         train_fold(task, tracker, say=said.append)
     assert len(said) == 1
     assert "memory is not enough for a batch of 2 samples at once; 1 at a time are computed" in said[0]
     assert learning_of(task).micro_batch_size == 1
-    monkeypatch.setattr(fold, "make_loss", make_loss)
+    monkeypatch.setattr(tasks, "make_loss", make_loss)
     whole = training_with(make_task(tmp_path / "b"), validation_batches=0)
     run(whole)
     losses = [[json.loads(line)["loss"] for line in (tmp_path / n / "history.jsonl").read_text().splitlines()] for n in "ab"]
@@ -455,7 +457,7 @@ def test_pieces_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
     images, labels = finish(crops, batch_source(task, purpose="training").recipe, task.device)
     directions = []
     for size, separable in ((4, True), (1, True), (1, False)):
-        parts = replace(fold.make_fold_parts(task), separable=separable)
+        parts = replace(make_fold_parts(task), separable=separable)
         parts.network.train()
         compute_gradient(parts, images, labels, size)
         gradient = torch.cat([p.grad.flatten() for p in parts.network.parameters() if p.grad is not None])

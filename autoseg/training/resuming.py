@@ -1,0 +1,52 @@
+"""A training that was stopped goes on where it was: its state to disk, and back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from autoseg.run_folder import write_text
+from autoseg.training.care import FoldState
+from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
+from autoseg.training.history import history_text, read_history
+from autoseg.training.loop import Parts
+from autoseg.training.task import FoldTask
+
+
+def latest_checkpoint(task: FoldTask, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest readable checkpoint of this very training; damaged ones and those of other trainings are said."""
+    checkpoint, damage = load_latest(task.folder / "checkpoint.pt", key=task.key)
+    for line in damage:
+        fallback = f"the one of step {checkpoint.step} is used" if checkpoint else "the fold starts anew"
+        say(f"{line}; {fallback}")
+    return checkpoint
+
+
+def restore(task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoint) -> None:
+    parts.network.load_state_dict(checkpoint.network)
+    parts.optimiser.load_state_dict(checkpoint.optimiser)
+    parts.scaler.load_state_dict(checkpoint.scaler)
+    state.good, state.best, state.best_score = checkpoint.good, checkpoint.best, checkpoint.best_score
+    state.moving_average = checkpoint.moving_average
+    state.losses = list(checkpoint.epoch_losses)
+    state.control.rate_factor = state.learning.rate_factor
+    state.history = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
+
+
+def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
+    checkpoint = Checkpoint(
+        key=task.key,
+        step=step,
+        network=parts.network.state_dict(),
+        optimiser=parts.optimiser.state_dict(),
+        scaler=parts.scaler.state_dict(),
+        best=state.best,
+        best_score=state.best_score,
+        moving_average=state.moving_average,
+        epoch_losses=list(state.losses),
+        good=state.good,
+        learning=state.learning.model_dump(),
+    )
+    write_text(task.folder / "history.jsonl", history_text(state.history))
+    save_checkpoint(task.folder / "checkpoint.pt", checkpoint)
+    state.last_saved = time.monotonic()
