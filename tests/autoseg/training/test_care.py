@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -108,3 +108,16 @@ def test_a_lost_class_is_sought_where_there_is_something_to_find(shown: bool, me
     assert measure in said[0]
     assert state.learning.sought == (("ball",) if shown else ())
     assert state.control.new_batches is shown
+
+
+def test_a_device_that_waits_gets_more_processes() -> None:
+    """A GPU is only named here: what is decided about it needs none."""
+    said: list[str] = []
+    parts = replace(trained_parts(), device=torch.device("cuda"))
+    state = make_state([replace(epoch(i, 0.5, 0.2), wait_share=0.4) for i in range(3)])
+    state.num_workers = 2
+    for _ in range(2):
+        after_epoch(replace(make_care(said), most_workers=8), parts, state, LAST)
+    assert said == ["2d, fold 0: 40% of the training time goes into waiting for patches; 6 more processes read patches from now on"]
+    assert state.num_workers == 8
+    assert state.control.new_batches
