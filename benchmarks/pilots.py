@@ -81,7 +81,7 @@ def main() -> None:
         reporter=SilentReporter(),
         seed=arguments.seed,
     )
-    dataset, plan = preprocess_stage(options, only=arguments.configuration)
+    dataset, plan = preprocess_stage(options, choose=lambda planned: planned.chain(arguments.configuration))
     split = splits_stage(options, dataset, arguments.folds).folds[arguments.fold]
     configuration = plan.configuration(arguments.configuration)
     folder = options.run.preprocessed(configuration.data)
