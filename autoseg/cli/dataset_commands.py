@@ -30,9 +30,10 @@ from autoseg.cli.parameters import (
 )
 from autoseg.datasets.check_report import CheckReport, failed_report, images_report, make_report
 from autoseg.datasets.checks import check_dataset, check_images
-from autoseg.datasets.discovery import NothingLabelledError, describe_dataset, discover_dataset
+from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.datasets.loose_images import find_loose_images
+from autoseg.datasets.nothing_found import NothingLabelledError
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import available_cores
 from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription, Finding, MaskFile
@@ -23,14 +22,15 @@ from autoseg.datasets.found_labels import (
 from autoseg.datasets.known import choose_known, expectations
 from autoseg.datasets.label_tables import find_label_names
 from autoseg.datasets.matching import Match, best_match, match_layouts, rival_matches
+from autoseg.datasets.nothing_found import explain_nothing
 from autoseg.datasets.patterns import FoundFile
 from autoseg.datasets.segment_files import resolve_segments
 from autoseg.datasets.series_choice import choose_series
-from autoseg.errors import AutosegError, ProblemsError
+from autoseg.datasets.wording import NUM_SHOWN, count_noun, shorten
+from autoseg.errors import AutosegError
 from autoseg.imaging.formats import (
     image_ending,
     image_stem,
-    is_dicom_series,
     list_series,
     read_header,
     writable_ending,
@@ -41,26 +41,12 @@ from datasets_spec import Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import CLASS
 from planners import DocumentError
 
-NUM_SHOWN = 6
-"""Names shown of a longer list in a message."""
 MODALITIES = frozenset({
     "ct", "cbct", "pet", "t1", "t1w", "t1c", "t1ce", "t1gd", "t2", "t2w", "t2star", "flair", "pd", "pdw", "dwi", "adc", "sem", "tem",
 })
 """Last words of file names that say what was recorded; a channel that is called CT is normalised as CT."""
-LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
-MOST_AROUND = 50
-"""Folders below, or entries of the folder above, that are looked at for a dataset that was meant."""
 LISTS = (".csv", ".tsv", ".json")
 """Endings of lists of cases, which may be given in place of their folder."""
-
-
-class NothingLabelledError(AutosegError):
-    """A folder without anything that looks like labels; images in it can be checked and predicted."""
-
-    def __init__(self, message: str, elsewhere: str = "") -> None:
-        super().__init__(message)
-        self.elsewhere = elsewhere
-        """Where a labelled dataset lies instead, in words; empty where none is near."""
 
 
 def discover_dataset(
@@ -98,9 +84,7 @@ def discover_dataset(
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
     if not match.paired:
-        elsewhere = _suggestion(root, [each.layout for each in matches if each.layout.known is None])
-        message = _nothing_found(root, matches, elsewhere)
-        raise NothingLabelledError(message, elsewhere) if _is_unlabelled(root, matches) else AutosegError(message)
+        raise explain_nothing(root, matches)
     match, series_findings = choose_series(root, match, num_workers=num_workers)
     declaration, findings = _read_declaration(root, match)
     declaration = _with_defaults(declaration, match.layout)
@@ -170,28 +154,19 @@ def _training_cases(
 
 def describe_dataset(dataset: DatasetDescription) -> str:
     """One sentence, e.g. ``60 labelled cases, 1 channel (MRI), labels Anterior and Posterior: Decathlon layout``."""
-    cases = _count(len(dataset.training), "labelled case")
-    test = f", {_count(len(dataset.test), 'test case')}" if dataset.test else ""
-    channels = f"{_count(len(dataset.channels), 'channel')} ({', '.join(dataset.channels)})"
+    cases = count_noun(len(dataset.training), "labelled case")
+    test = f", {count_noun(len(dataset.test), 'test case')}" if dataset.test else ""
+    channels = f"{count_noun(len(dataset.channels), 'channel')} ({', '.join(dataset.channels)})"
     names = [label.name for label in dataset.labels.classes]
     kind = "region" if dataset.labels.has_regions else "label"
     if len(names) > 2 * NUM_SHOWN:
-        labels = f"{len(names)} {kind}s ({_shorten(names)})"
+        labels = f"{len(names)} {kind}s ({shorten(names)})"
     else:
         labels = f"{kind} {names[0]}" if len(names) == 1 else f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
     ignore = ", an ignore label" if dataset.labels.ignore is not None else ""
     patients = {case.group or case.case_id for case in dataset.training}
-    of = f" of {_count(len(patients), 'patient')}" if len(patients) < len(dataset.training) else ""
+    of = f" of {count_noun(len(patients), 'patient')}" if len(patients) < len(dataset.training) else ""
     return f"{cases}{of}{test}, {channels}, {labels}{ignore}: {dataset.layout_title or dataset.layout}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
 
 
 # --- where to look ---
@@ -239,82 +214,6 @@ def _existing_folder(folder: Path) -> Path:
     if empty:
         raise AutosegError(f"{folder} is empty; give the folder that holds the dataset")
     return folder.resolve()
-
-
-def _is_unlabelled(root: Path, matches: Sequence[Match]) -> bool:
-    """Whether no file is named like labels. Beside folders of slices labels may have any name, and so does any image."""
-    generic = [match for match in matches if match.layout.known is None]
-    labels = [
-        file.path for match in generic for files in match.labels.values() for file in files
-        if not _takes_any_name(match.layout) or LABEL_WORD.search(file.path)
-    ]
-    return is_dicom_series(root) or not (labels or any(match.problems for match in generic))
-
-
-def _takes_any_name(layout: Layout) -> bool:
-    return layout.training is not None and all(pattern.endswith("/") for pattern in layout.training.images)
-
-
-def _nothing_found(root: Path, matches: Sequence[Match], elsewhere: str) -> str:
-    problems = [problem for match in matches for problem in match.problems]
-    if problems:
-        return str(ProblemsError(f"{root} lists no case that can be used", problems))
-    generic = [match for match in matches if match.layout.known is None]
-    looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
-    return (f"{root} holds no dataset: looked for{looked_for}\nfound {_summary(root)}; "
-            f"{elsewhere or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}")
-
-
-def _num_seen(match: Match) -> tuple[int, int]:
-    return len(match.images) * len(match.labels), match.layout.preference
-
-
-def _expectation(match: Match) -> str:
-    images = f"{_count(len(match.images), 'image')} and {_count(len(match.labels), 'label map')}"
-    seen = f" (here {images}, none of the same case)" if match.images or match.labels else ""
-    return f"{match.layout.title}: {match.layout.expects}{seen}"
-
-
-def _summary(root: Path) -> str:
-    """The folders (with how many entries) and files of a folder, in a few words."""
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
-    names = [f"{entry.name}/ ({_num_entries(entry)})" if entry.is_dir() else entry.name for entry in entries]
-    return _shorten(names) or "hidden files only"
-
-
-def _num_entries(folder: Path) -> str:
-    try:
-        return _count(sum(1 for _ in folder.iterdir()), "entry").replace("entrys", "entries")
-    except OSError:
-        return "not readable"
-
-
-def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
-    """Where a dataset lies one folder below or above, say so."""
-    below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for folder in (*below[:MOST_AROUND], *([root.parent] if _is_small(root.parent) else [])):
-        try:
-            matches = match_layouts(folder, layouts)
-        except (OSError, AutosegError):
-            continue
-        if any(_goes_through(match, root) if folder == root.parent else match.paired for match in matches):
-            return f"{folder} holds one: give that folder"
-    return ""
-
-
-def _is_small(folder: Path) -> bool:
-    try:
-        return sum(1 for _ in islice(folder.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND
-    except OSError:
-        return False
-
-
-def _goes_through(match: Match, folder: Path) -> bool:
-    """Whether all images, or all labels, of several cases lie in ``folder``."""
-    def all_inside(files: Mapping[str, Sequence[FoundFile]]) -> bool:
-        return all(Path(file.path).parts[0] == folder.name for case_id in match.paired for file in files[case_id])
-
-    return len(match.paired) > 1 and (all_inside(match.images) != all_inside(match.labels))
 
 
 # --- what the dataset says of itself ---
@@ -418,7 +317,7 @@ def _dropped(root: Path, match: Match, dropped: Mapping[str, Sequence[str]]) -> 
     return [
         Finding(
             severity="note", case_id=None, where=str(root / files[0]),
-            found=f"{_count(len(files), 'file')} of the kind {text!r} that most cases lack: taken for no channel",
+            found=f"{count_noun(len(files), 'file')} of the kind {text!r} that most cases lack: taken for no channel",
             mend="remove them, or say in a spec file which files are channels (--spec)",
         )
         for text, files in sorted(dropped.items())
@@ -479,7 +378,7 @@ def _unknown_in_groups(match: Match, cases: Sequence[Case]) -> list[Finding]:
     unknown = [case_id for listed in match.layout.groups.values() for case_id in listed if case_id not in ids]
     return [] if not unknown else [Finding(
         severity="warning", case_id=None, where=f"groups of {match.layout.name}",
-        found=f"{_count(len(unknown), 'case')} that the folder does not have: {_shorten(unknown)}",
+        found=f"{count_noun(len(unknown), 'case')} that the folder does not have: {shorten(unknown)}",
         mend="correct the names, or cases of one patient may train and validate in one fold",
     )]
 
@@ -490,8 +389,8 @@ def _ambiguity(root: Path, match: Match, rivals: Sequence[Match]) -> list[Findin
     return [
         Finding(
             severity="note", case_id=None, where=str(root),
-            found=f"taken as {match.layout.title} ({_count(len(match.paired), 'case')}), but it may also be {rival.layout.title} "
-            f"({_count(len(rival.paired), 'case')})",
+            found=f"taken as {match.layout.title} ({count_noun(len(match.paired), 'case')}), but it may also be {rival.layout.title} "
+            f"({count_noun(len(rival.paired), 'case')})",
             mend=f"give --layout {rival.layout.name} if that is what it is, or a spec file (--spec)",
         )
         for rival in rivals
@@ -521,7 +420,7 @@ def _missing_findings(root: Path, match: Match, missing: Sequence[str], kind: st
     return [Finding(
         severity="warning" if kind == "training" else "note", case_id=None,
         where=str(root / match.layout.description.file),
-        found=f"lists {_count(len(missing), f'{kind} image')} that the folder does not have: {_shorten(missing)}",
+        found=f"lists {count_noun(len(missing), f'{kind} image')} that the folder does not have: {shorten(missing)}",
         mend="fetch the files, or remove them from the list; the run goes on without them",
     )]
 

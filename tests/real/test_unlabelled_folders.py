@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.datasets.discovery import NothingLabelledError, discover_dataset
+from autoseg.datasets.discovery import discover_dataset
+from autoseg.datasets.nothing_found import NothingLabelledError
 from autoseg.errors import AutosegError
 
 UNLABELLED = {

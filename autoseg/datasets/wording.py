@@ -1,0 +1,19 @@
+"""Words for numbers of things and for long lists in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+NUM_SHOWN = 6
+"""Names shown of a longer list in a message."""
+
+
+def count_noun(number: int, noun: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def shorten(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
