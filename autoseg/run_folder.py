@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from autoseg.errors import AutosegError
+from autoseg.half_written import claim, temporary_path
 from planners import Document, DocumentError, read_document, write_document
 
 D = TypeVar("D", bound=Document)
@@ -112,10 +112,11 @@ def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
     Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
     Raises `AutosegError` that names the folder when the disk is full or the folder is read-only.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, mode) as file:
+            claim(file.fileno())
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -134,7 +135,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Cheaper than one after the other. After a power cut the first ones may be missing where the last one is there: look.
     Raises `AutosegError` that names the folder when the disk is full or the folder is read-only.
     """
-    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.part") for path in contents}
+    temporaries = {path: temporary_path(path) for path in contents}
     path = next(iter(contents))
     try:
         with ExitStack() as opened:
@@ -142,6 +143,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
             files = []
             for path, content in contents.items():
                 files.append(opened.enter_context(open(temporaries[path], "wb")))
+                claim(files[-1].fileno())
                 files[-1].write(content)
                 files[-1].flush()
             for file in files:

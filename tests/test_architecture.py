@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("planners", "datasets_spec", "autoseg")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASE = {"errors", "free_memory", "progress", "run_folder"}
+BASE = {"errors", "free_memory", "half_written", "progress", "run_folder"}
 MAY_IMPORT = {
     "errors": set(),
     "free_memory": set(),
     "progress": {"errors"},
-    "run_folder": {"errors"},
+    "half_written": set(),
+    "run_folder": {"errors", "half_written"},
     "execution": BASE,
     "imaging": BASE,
     "datasets": BASE | {"execution", "imaging"},

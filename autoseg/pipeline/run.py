@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
+from autoseg.half_written import remove_orphans
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.record import now, write_record
@@ -32,6 +33,8 @@ def run_all(options: Options) -> RunResult:
     """
     started = now()
     with hold_lock(options.run.lock("run"), what=f"the run in {options.run.root}"):
+        for folder in {options.run.root, options.run.work or options.run.root}:
+            remove_orphans(folder)
         write_record(options, started, "running")
         try:
             selected, predictions = predict_stage(options)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
+from autoseg.half_written import temporary_folder
 from autoseg.imaging.formats.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.itk import itk_call
 from autoseg.imaging.formats.nifti import check_written
@@ -76,16 +75,13 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         raise AutosegError(f"{path}: {ending} files hold one slice, but there are {array.shape[0]}; use .nii.gz")
     image = _itk_image(array, geometry, 2 if is_flat else 3)
     # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
-        temporary.mkdir(parents=True)
-        with itk_call(path, lambda _, cause: OSError(cause)):
-            SimpleITK.WriteImage(image, str(temporary / path.name), useCompression=ending != ".nii")
-        _move(temporary, path, is_nifti=ending in NIFTI)
+        with temporary_folder(path) as temporary:
+            with itk_call(path, lambda _, cause: OSError(cause)):
+                SimpleITK.WriteImage(image, str(temporary / path.name), useCompression=ending != ".nii")
+            _move(temporary, path, is_nifti=ending in NIFTI)
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _move(temporary: Path, path: Path, *, is_nifti: bool) -> None:

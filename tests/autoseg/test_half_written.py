@@ -1,0 +1,67 @@
+"""What a killed process leaves is removed, what a living one writes is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autoseg import half_written
+from autoseg.half_written import remove_orphans, temporary_folder
+from autoseg.run_folder import atomic_write
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+WRITER = """
+import sys, time
+from pathlib import Path
+from autoseg.half_written import temporary_folder
+from autoseg.run_folder import atomic_write
+target = Path(sys.argv[1])
+with atomic_write(target / "deep" / "a.json") as file, temporary_folder(target / "b.nii.gz") as folder:
+    file.write(b"half")
+    file.flush()
+    (folder / "b.nii.gz").write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(half_written, "SETTLED_S", 0.0)
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        written = sorted(tmp_path.rglob("*.part"))
+        assert len(written) == 2
+        assert remove_orphans(tmp_path) == []
+        assert sorted(tmp_path.rglob("*.part")) == written
+    finally:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.communicate()
+    assert sorted(remove_orphans(tmp_path)) == written
+    assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
+
+
+def test_files_that_were_just_made_are_left_alone(tmp_path: Path) -> None:
+    """They may lie between their creation and their lock."""
+    orphan = tmp_path / ".x.json.00000000.part"
+    orphan.write_bytes(b"")
+    assert remove_orphans(tmp_path) == []
+    then = time.time() - 5
+    os.utime(orphan, (then, then))
+    assert remove_orphans(tmp_path) == [orphan]
+
+
+def test_finished_files_are_no_orphans(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "whole") as file:
+        file.write(b"whole")
+    with temporary_folder(tmp_path / "y") as folder:
+        assert folder.is_dir()
+    assert remove_orphans(tmp_path) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
