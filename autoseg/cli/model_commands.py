@@ -49,7 +49,7 @@ def predict(
     predictor = Predictor.load(model, device=str(chosen), mirroring=mirroring)
     cases = find_input_cases(source, predictor.model.plan.channels)
     written = predict_cases(predictor, cases, output, probabilities=probabilities, reporter=reporter)
-    typer.echo(f"{len(written)} label maps in {output}")
+    typer.echo(f"{len(written)} {'label map' if len(written) == 1 else 'label maps'} in {output}")
 
 
 def evaluate(
