@@ -107,7 +107,8 @@ def test_predict_evaluate_and_submit(job, tmp_path) -> None:
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)  # float32 softmax
     same = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(run / "predictions" / names[0]))
     got = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(out / names[0]))
-    assert (same != got).mean() < 1e-3  # argmax of logits and of probabilities differ only where two are equal
+    # argmax of logits and of probabilities differ only where two are equal: after few steps, in bfloat16, that is not rare
+    assert (same != got).mean() < 1e-2
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
     autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", "--device", "cpu")
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
