@@ -126,7 +126,7 @@ RUN = sorted([
 ])
 OPTIONS = {
     "run": RUN,
-    "predict": ["--device", "--mirroring", "--probabilities"],
+    "predict": ["--device", "--mirroring", "--probabilities", "--threads"],
     "evaluate": ["--out", "--tolerance-mm", "--workers"],
     "check": ["--json", "--layout", "--skip-bad", "--spec", "--workers"],
     "plan": [

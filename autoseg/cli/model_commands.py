@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autoseg.cli.console import make_reporter
-from autoseg.cli.parameters import DeviceOption, WorkersOption
+from autoseg.cli.parameters import DeviceOption, ThreadsOption, WorkersOption
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.execution.jobs import available_cores
 from autoseg.run_folder import RunFolder, load_document
@@ -35,6 +35,7 @@ def predict(
         bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images where training mirrored.")
     ] = True,
     device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Segment new images; finished ones are skipped on a second call."""
     from autoseg.execution.device import choose_device
@@ -44,7 +45,7 @@ def predict(
     from autoseg.pipeline.training import set_threads
 
     chosen = choose_device(device)
-    set_threads(available_cores())
+    set_threads(threads or available_cores())
     reporter = make_reporter()
     predictor = Predictor.load(model, device=str(chosen), mirroring=mirroring)
     cases = find_input_cases(source, predictor.model.plan.channels)

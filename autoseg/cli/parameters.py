@@ -95,7 +95,7 @@ WorkersOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads for training on a CPU (default: one a core).", show_default=False),
+    typer.Option("--threads", min=1, help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).", show_default=False),
 ]
 PretrainedOption = Annotated[
     Path | None,

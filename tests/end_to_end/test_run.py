@@ -31,8 +31,9 @@ def model_folder(run: Path) -> Path:
     return run / "models" / json.loads((run / "selection.json").read_text())["members"][0]
 
 
-SETTINGS = ("--budget", "40s", "--device", "cpu", "--threads", "1")
-"""One thread: the suite runs several tests at once."""
+SAME = ("--device", "cpu", "--threads", "1")
+"""One thread: the suite runs several tests at once, and last digits depend on the number of threads."""
+SETTINGS = ("--budget", "40s", *SAME)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +100,7 @@ def test_a_second_call_does_nothing_again(job) -> None:
 def test_predict_evaluate_and_submit(job, tmp_path) -> None:
     dataset, run, _ = job
     out = tmp_path / "predictions"
-    autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", "--device", "cpu")
+    autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", *SAME)
     names = sorted(p.name for p in (dataset / "imagesTs").glob("[!.]*.nii.gz"))
     assert sorted(p.name for p in out.glob("*.nii.gz")) == names
     scores = np.load(out / names[0].replace(".nii.gz", ".npz"))["probabilities"]
@@ -107,15 +108,14 @@ def test_predict_evaluate_and_submit(job, tmp_path) -> None:
     np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)  # float32 softmax
     same = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(run / "predictions" / names[0]))
     got = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(out / names[0]))
-    # argmax of logits and of probabilities differ only where two are equal: after few steps, in bfloat16, that is not rare
-    assert (same != got).mean() < 1e-2
+    assert (same != got).mean() < 1e-3  # argmax of logits and of probabilities differ only where two are equal
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
-    autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", "--device", "cpu")
+    autoseg("predict", run, dataset / "imagesTs", out, "--probabilities", *SAME)
     assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
 
     bundle, again = tmp_path / "model.zip", tmp_path / "predictions_of_the_bundle"
     assert "MB" in autoseg("bundle", run, bundle).stdout
-    autoseg("predict", bundle, dataset / "imagesTs" / names[0], again, "--device", "cpu")
+    autoseg("predict", bundle, dataset / "imagesTs" / names[0], again, *SAME)
     assert (again / names[0]).read_bytes() == (run / "predictions" / names[0]).read_bytes()
 
     done = autoseg("evaluate", out, dataset / "labelsTs")
