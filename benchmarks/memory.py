@@ -72,8 +72,8 @@ class Job:
         )  # fmt: skip
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
-    def run(self) -> dict[str, Any]:
-        """Measure in a fresh process."""
+    def run(self, **settings: Any) -> dict[str, Any]:
+        """Measure in a fresh process; ``settings`` are further ones of `memory_step.py`."""
         job = {
             "configuration": self.configuration.model_dump_json(),
             "labels": self.plan.labels.model_dump_json(),
@@ -82,6 +82,7 @@ class Job:
             "device": self.device,
             "optimiser": "sgd",
             "steps": STEPS,
+            **settings,
         }
         command = [sys.executable, str(HERE / "memory_step.py")]
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One process, one training: how much memory each of its first steps takes. `benchmarks/memory.py` starts it.
+"""One process, one training: how much memory each of its first steps takes. `benchmarks/memory.py` and `benchmarks/kept_heap.py` start it.
 
 Reads a job as JSON from standard input and writes a result as JSON to standard output. Torch is imported and its memory
 taken as the zero before anything else is, so that the product's own imports count as the step's.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -45,6 +47,7 @@ def measure(job: dict[str, object], zero: int) -> dict[str, object]:
     from autoseg.networks.build import build_network
     from autoseg.training.loop import make_parts, train_step
     from autoseg.training.losses import make_loss
+    from autoseg.training.trial import kept_heap_for
     from planners import Configuration, Labels, trial_training
 
     configuration = Configuration.model_validate_json(str(job["configuration"]))
@@ -64,14 +67,18 @@ def measure(job: dict[str, object], zero: int) -> dict[str, object]:
     batch = (configuration.batch_size, configuration.network.num_inputs, *configuration.patch_shape)
     images = torch.randn(batch)
     values = torch.randint(0, len(labels.values) + 1, (batch[0], *batch[2:]))
-    peaks, after = [], []
+    peaks, after, seconds = [], [], []
     zero = 0 if device == "cuda" else zero
-    for _ in range(int(str(job["steps"]))):
-        reset_peak(device)
-        loss = train_step(parts, images, values, 1e-3).loss
-        peaks.append(peak_bytes(device) - zero)
-        after.append(current_bytes(device) - zero)
-    return {"imported": imported, "peaks": peaks, "after": after, "loss": loss}
+    keeping = kept_heap_for(configuration, training, torch.device(device)) if job.get("keeps_freed") else nullcontext()
+    with keeping:
+        for _ in range(int(str(job["steps"]))):
+            reset_peak(device)
+            started = time.perf_counter()
+            loss = train_step(parts, images, values, 1e-3).loss
+            seconds.append(round(time.perf_counter() - started, 4))
+            peaks.append(peak_bytes(device) - zero)
+            after.append(current_bytes(device) - zero)
+    return {"imported": imported, "peaks": peaks, "after": after, "step_seconds": seconds, "loss": loss}
 
 
 def main() -> None:

@@ -9,7 +9,14 @@ from planners.geometry import configuration_spacing, resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_model import NnunetModel, read_nnunet_model
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
-from planners.memory import MemoryEstimate, estimate_case_memory, estimate_disk, estimate_memory
+from planners.memory import (
+    MemoryEstimate,
+    estimate_case_memory,
+    estimate_configuration_memory,
+    estimate_disk,
+    estimate_memory,
+    estimate_volume_memory,
+)
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
 from planners.planner import plan_dataset
 from planners.problems import PlanningError
@@ -70,8 +77,10 @@ __all__ = [
     "describe_outlook",
     "describe_problems",
     "estimate_case_memory",
+    "estimate_configuration_memory",
     "estimate_disk",
     "estimate_memory",
+    "estimate_volume_memory",
     "explain",
     "extend_schedule",
     "input_names",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import apply_postprocessing
 from autoseg.execution.device import choose_device
+from autoseg.execution.heap import kept_heap
 from autoseg.imaging.formats import read_volume
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.volume import Geometry, Volume
@@ -24,6 +26,7 @@ from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
 from autoseg.preparation.cascade import with_classes
 from autoseg.preparation.preprocessing import prepare_image
+from planners import estimate_configuration_memory, estimate_volume_memory, with_width
 
 Floats = NDArray[np.float32]
 
@@ -119,14 +122,28 @@ def member_logits(
 ) -> Floats:
     """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2)."""
     predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
-    logits = predict(
-        torch.from_numpy(np.ascontiguousarray(image)),
-        member.networks,
-        patch=member.configuration.patch_shape,
-        mirror_axes=mirror_axes,
-        precision=member.training.precision,
-        device=device,
-        batch_size=member.training.batch_size,
-    )
-    result: Floats = logits.numpy()
+    with kept_heap(device, lambda: held_bytes(member, image)):
+        logits = predict(
+            torch.from_numpy(np.ascontiguousarray(image)),
+            member.networks,
+            patch=member.configuration.patch_shape,
+            mirror_axes=mirror_axes,
+            precision=member.training.precision,
+            device=device,
+            batch_size=member.training.batch_size,
+        )
+        result: Floats = logits.numpy()
     return result
+
+
+def held_bytes(member: Member, image: Floats) -> int:
+    """Main memory for the windows and the logits of an image, where nothing that is freed is given back."""
+    training, configuration = member.training, member.configuration
+    windows = estimate_configuration_memory(
+        configuration,
+        dtype=training.precision,
+        window_batch_size=training.batch_size,
+        network=with_width(configuration.network, training.base_features),
+        keeps_freed=True,
+    )
+    return windows.inference_bytes + estimate_volume_memory(configuration, math.prod(image.shape[1:]))

@@ -30,7 +30,7 @@ from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.memory import is_out_of_memory, release_memory
 from autoseg.training.task import configuration_recipe, make_network, previous_values
-from autoseg.training.trial import plausible_sizes, refuse_for_memory
+from autoseg.training.trial import kept_heap_for, plausible_sizes, refuse_for_memory
 from planners import (
     DEFAULT_CPU_BUDGET_S,
     Configuration,
@@ -196,11 +196,12 @@ def time_fitting_steps(
     ``whole``: only with all of it, for another training is there that fits.
     """
     device = bench.options.device
-    for size in plausible_sizes(bench.plan, configuration, training, device):
+    for size in plausible_sizes(configuration, training, device):
         if whole and size < training.batch_size:
             return None
         try:
-            return time_steps(bench, configuration, training, longest_s=longest_s, most=most, micro_batch_size=size)
+            with kept_heap_for(configuration, training, device):
+                return time_steps(bench, configuration, training, longest_s=longest_s, most=most, micro_batch_size=size)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -264,9 +265,10 @@ def measure_network(bench: Bench, configuration: Configuration, training: Traini
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
 
-    durations = [seconds(run)]
-    if durations[0] < bench.longest_s / 4:
-        durations = [seconds(run) for _ in range(3)]
+    with kept_heap_for(configuration, training, device):
+        durations = [seconds(run)]
+        if durations[0] < bench.longest_s / 4:
+            durations = [seconds(run) for _ in range(3)]
     windows = fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
     return median(durations) * windows
 

@@ -35,6 +35,7 @@ from autoseg.progress import Tracker, format_duration
 from autoseg.run_folder import load_document, save_document
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
+from autoseg.training.trial import kept_heap_for
 from planners import (
     Conditions,
     Configuration,
@@ -348,7 +349,7 @@ def train_one(
             case_ids=split.train,
             start=start_weights(options, prepared, training, fold),
         )
-        with stop_requests() as should_stop:
+        with stop_requests() as should_stop, kept_heap_for(configuration, training, options.device):
             train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)
 
 

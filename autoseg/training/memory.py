@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
-
 import torch
+
+from autoseg.execution.heap import give_back
 
 PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
 """In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA's has a type of its own."""
@@ -28,5 +27,4 @@ def release_memory(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     else:
-        with suppress(OSError, AttributeError, TypeError):  # only glibc has it
-            ctypes.CDLL(None).malloc_trim(0)
+        give_back()

@@ -19,9 +19,7 @@ from autoseg.training.trial import find_micro_batch, refuse_for_memory
 def fit_into_memory(task: FoldTask, care: Care, state: FoldState, *, step: int) -> None:
     """Try a step before the first one, and take as much of the batch at once as memory allows."""
     before = state.learning.micro_batch_size
-    size = find_micro_batch(
-        task.plan, task.configuration, task.training, task.device, lambda: make_fold_parts(task), most=before
-    )
+    size = find_micro_batch(task.configuration, task.training, task.device, lambda: make_fold_parts(task), most=before)
     if size is None:
         raise refuse_for_memory(task.plan, task.configuration, task.training, task.device)
     _take_pieces(task, care, state, step, size)

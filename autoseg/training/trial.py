@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 
 from autoseg.errors import AutosegError
+from autoseg.execution.heap import kept_heap
 from autoseg.free_memory import free_memory_bytes
 from autoseg.training.accumulation import micro_batch_sizes
 from autoseg.training.loop import Parts, train_step
 from autoseg.training.memory import is_out_of_memory, release_memory
-from planners import Configuration, Plan, Training, estimate_memory, with_width
+from planners import Configuration, Plan, Training, estimate_configuration_memory, with_width
 
 logger = logging.getLogger(__name__)
 GB = 1e9
@@ -23,7 +25,6 @@ MakeParts = Callable[[], Parts]
 
 
 def find_micro_batch(
-    plan: Plan,
     configuration: Configuration,
     training: Training,
     device: torch.device,
@@ -35,12 +36,12 @@ def find_micro_batch(
 
     Steps are tried with parts of their own, which are thrown away. ``most``: no larger pieces.
     """
-    sizes = plausible_sizes(plan, configuration, training, device)
+    sizes = plausible_sizes(configuration, training, device)
     tried = (size for size in sizes if most is None or size <= most)
     return next((size for size in tried if survives_step(configuration, training, device, make, size)), None)
 
 
-def plausible_sizes(plan: Plan, configuration: Configuration, training: Training, device: torch.device) -> tuple[int, ...]:
+def plausible_sizes(configuration: Configuration, training: Training, device: torch.device) -> tuple[int, ...]:
     """Pieces of the batch that are worth trying, largest first.
 
     On a CPU those that by the estimate fit into free memory: there a process that takes too much is killed, not told.
@@ -49,19 +50,25 @@ def plausible_sizes(plan: Plan, configuration: Configuration, training: Training
     if device.type != "cpu":
         return sizes
     free = free_memory_bytes()
-    return tuple(size for size in sizes if needed_bytes(plan, configuration, training, size) <= free)
+    return tuple(size for size in sizes if needed_bytes(configuration, training, size) <= free)
 
 
-def needed_bytes(plan: Plan, configuration: Configuration, training: Training, size: int) -> int:
-    """Main memory that a training takes on a CPU with pieces of ``size`` samples."""
-    return estimate_memory(
-        plan,
-        configuration.name,
+def needed_bytes(configuration: Configuration, training: Training, size: int, *, keeps_freed: bool = False) -> int:
+    """Main memory that a training takes on a CPU with pieces of ``size`` samples; see `kept_heap` for ``keeps_freed``."""
+    return estimate_configuration_memory(
+        configuration,
         dtype=training.precision,
         optimiser=training.optimiser,
         batch_size=size,
         network=with_width(configuration.network, training.base_features),
+        keeps_freed=keeps_freed,
     ).training_bytes
+
+
+def kept_heap_for(configuration: Configuration, training: Training, device: torch.device) -> AbstractContextManager[None]:
+    """`kept_heap`, where memory is enough for a training with whole batches."""
+    size = training.batch_size
+    return kept_heap(device, lambda: needed_bytes(configuration, training, size, keeps_freed=True))
 
 
 def survives_step(
@@ -93,7 +100,7 @@ def refuse_for_memory(
     plan: Plan, configuration: Configuration, training: Training, device: torch.device
 ) -> AutosegError:
     """The error where not even one sample at a time fits."""
-    needed = needed_bytes(plan, configuration, training, 1)
+    needed = needed_bytes(configuration, training, 1)
     free = f", but {free_memory_bytes() / GB:.1f} GB are free" if device.type == "cpu" else f" and does not fit on {device}"
     return AutosegError(
         f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for "

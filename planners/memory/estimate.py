@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planners.geometry import stage_shapes
@@ -18,6 +18,8 @@ from planners.memory.coefficients import (
 from planners.memory.layers import network_layers
 from planners.memory.passes import inference_pile, loss_blocks, training_pile, waiting_blocks
 from planners.plan import Configuration, Network, Plan
+
+Optimiser = Literal["sgd", "adamw"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,22 +46,48 @@ def estimate_memory(
     *,
     dtype: DType = "float32",
     device: Device = "cpu",
-    optimiser: Literal["sgd", "adamw"] = "sgd",
+    optimiser: Optimiser = "sgd",
     batch_size: int | None = None,
     window_batch_size: int | None = None,
     network: Network | None = None,
+    keeps_freed: bool = False,
 ) -> MemoryEstimate:
     """Memory of one training step and of prediction, by the coefficients of a number format on a device.
 
     ``batch_size`` and ``network`` replace the configuration's own, for schedules that train a narrower one.
-    ``window_batch_size`` windows are predicted at once; none: as many as a training batch has. Raises `KeyError` for an
-    unknown configuration.
+    ``window_batch_size`` windows are predicted at once; none: as many as a training batch has. ``keeps_freed``: the process
+    gives nothing back of what it frees, which takes more and is faster. Raises `KeyError` for an unknown configuration.
 
     The number of threads plays no part: with one or two of them, what a convolution takes differs by a few MB.
     """
-    chosen = plan.configuration(configuration)
+    return estimate_configuration_memory(
+        plan.configuration(configuration),
+        dtype=dtype,
+        device=device,
+        optimiser=optimiser,
+        batch_size=batch_size,
+        window_batch_size=window_batch_size,
+        network=network,
+        keeps_freed=keeps_freed,
+    )
+
+
+def estimate_configuration_memory(
+    chosen: Configuration,
+    *,
+    dtype: DType,
+    device: Device = "cpu",
+    optimiser: Optimiser = "sgd",
+    batch_size: int | None = None,
+    window_batch_size: int | None = None,
+    network: Network | None = None,
+    keeps_freed: bool = False,
+) -> MemoryEstimate:
+    """`estimate_memory` where the configuration is at hand."""
     topology = network or chosen.network
     numbers = coefficients_for(dtype, device)
+    if keeps_freed:
+        numbers = replace(numbers, returned_from=math.inf)
     layers = network_layers(topology, chosen.patch_shape)
     batch = batch_size or chosen.batch_size
     parameters = sum(layer.parameters for layer in layers)

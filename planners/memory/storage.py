@@ -41,6 +41,12 @@ def estimate_case_memory(plan: Plan, configuration: str, fingerprint: Fingerprin
     return max(_case_bytes(plan, chosen, case, fingerprint) for case in fingerprint.cases)
 
 
+def estimate_volume_memory(configuration: Configuration, voxels: int) -> int:
+    """Main memory in bytes of a preprocessed image of so many voxels and of its logits, while windows are predicted."""
+    network = configuration.network
+    return IMAGE_BYTES * (network.num_inputs * IMAGE_COPIES + network.num_outputs * LOGIT_COPIES + 1) * voxels
+
+
 def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> int:
     voxels = sum(_resampled_voxels(plan, configuration, case) for case in fingerprint.cases)
     voxels = voxels * fingerprint.num_training_cases // len(fingerprint.cases)
@@ -51,9 +57,7 @@ def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerpri
 def _case_bytes(plan: Plan, configuration: Configuration, case: CaseSize, fingerprint: Fingerprint) -> int:
     source = math.prod(case.shape) / fingerprint.median_relative_size_after_cropping
     resampled = _resampled_voxels(plan, configuration, case)
-    images = IMAGE_BYTES * (len(plan.channels) * SOURCE_COPIES * source + configuration.network.num_inputs * IMAGE_COPIES * resampled)
-    logits = IMAGE_BYTES * (configuration.network.num_outputs * LOGIT_COPIES + 1) * resampled
-    return int(images + logits)
+    return int(IMAGE_BYTES * len(plan.channels) * SOURCE_COPIES * source) + estimate_volume_memory(configuration, resampled)
 
 
 def _resampled_voxels(plan: Plan, configuration: Configuration, case: CaseSize) -> int:

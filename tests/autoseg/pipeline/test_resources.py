@@ -61,7 +61,7 @@ def test_wider_networks_take_more(planned) -> None:
     _, _, plan = planned
     configuration = plan.configuration("3d_fullres")
     needs = [
-        needed_bytes(plan, configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"), 2)
+        needed_bytes(configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"), 2)
         for width in (8, 16, 32)
     ]
     assert needs == sorted(needs)

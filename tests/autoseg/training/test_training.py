@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from autoseg.errors import AutosegError, ProblemsError
+from autoseg.execution.heap import MMAP_THRESHOLD_BYTES, kept_heap
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import load_document
 from autoseg.training import fold, health, loop, trial
@@ -24,9 +25,10 @@ from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import train_fold
 from autoseg.training.learning import Learning
-from autoseg.training.loop import compute_gradient
+from autoseg.training.loop import compute_gradient, make_parts, train_step
+from autoseg.training.losses import make_loss
 from autoseg.training.online_validation import class_counts
-from autoseg.training.task import FoldTask, batch_source, make_fold_parts
+from autoseg.training.task import FoldTask, batch_source, make_fold_parts, make_network
 from planners import (
     CaseSize,
     Fingerprint,
@@ -437,7 +439,7 @@ def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(
 
 def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_path, monkeypatch) -> None:
     task = training_with(make_task(tmp_path, steps=2), batch_size=6)
-    third = trial.needed_bytes(task.plan, task.configuration, task.training, 2)
+    third = trial.needed_bytes(task.configuration, task.training, 2)
     monkeypatch.setattr(trial, "free_memory_bytes", lambda: third)
     run(task)
     assert learning_of(task).micro_batch_size == 2
@@ -485,3 +487,20 @@ def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(tmp
     assert {remark.kind for remark in learning.remarks} == {"memory"}
     assert learning.remarks[-1].about == "16 at a time"
     assert (tmp_path / "final.safetensors").exists()
+
+
+def test_memory_that_is_kept_changes_no_bit() -> None:
+    plan = make_plan()
+    configuration = plan.configuration("3d_fullres")
+    training = trial_training(configuration, base_features=4, batch_size=1, precision="float32")
+    image = torch.rand((1, 1, 128, 128, 128), generator=torch.Generator().manual_seed(0))
+    assert 4 * image.numel() * 4 >= MMAP_THRESHOLD_BYTES  # so that the first maps would be given back
+    weights = []
+    for held in (0.0, float("inf")):
+        network = make_network(configuration, training, seed=1)
+        parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, torch.device("cpu"))
+        with kept_heap(parts.device, lambda held=held: held):
+            for _ in range(2):
+                train_step(parts, image, (image[:, 0] > 0.5).long(), 1e-3)
+        weights.append(torch.cat([tensor.flatten() for tensor in network.state_dict().values()]))
+    assert torch.equal(*weights)

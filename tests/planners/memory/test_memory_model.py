@@ -45,6 +45,14 @@ def test_adamw_keeps_one_more_value_for_each_parameter(plans: dict[str, Plan]) -
     assert adamw.training_bytes - sgd.training_bytes == 4 * sgd.num_parameters
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_keeping_what_is_freed_takes_more_but_not_without_bounds(plans: dict[str, Plan], preset: str) -> None:
+    for configuration in plans[preset].configurations:
+        plain, kept = (estimate_memory(plans[preset], configuration.name, keeps_freed=keeps) for keeps in (False, True))
+        assert plain.training_bytes <= kept.training_bytes <= 1.6 * plain.training_bytes
+        assert plain.inference_bytes <= kept.inference_bytes <= 1.6 * plain.inference_bytes
+
+
 def test_training_takes_at_least_what_must_exist_at_once(plans: dict[str, Plan]) -> None:
     for plan in plans.values():
         for configuration in plan.configurations:
