@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from autoseg.execution.device import set_threads
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.measuring import make_bench, time_steps
@@ -27,7 +28,6 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.splitting import splits_stage
 from autoseg.pipeline.stages import preprocess_stage
-from autoseg.pipeline.training import set_threads
 from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder

@@ -38,11 +38,10 @@ def predict(
     threads: ThreadsOption = None,
 ) -> None:
     """Segment new images; finished ones are skipped on a second call."""
-    from autoseg.execution.device import choose_device
+    from autoseg.execution.device import choose_device, set_threads
     from autoseg.inference.folder import predict_cases
     from autoseg.inference.input_cases import find_input_cases
     from autoseg.inference.predictor import Predictor
-    from autoseg.pipeline.training import set_threads
 
     chosen = choose_device(device)
     set_threads(threads or available_cores())

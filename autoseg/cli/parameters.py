@@ -196,8 +196,7 @@ def make_options(
     """
     num_threads = threads or available_cores()
     if device is not None:
-        from autoseg.execution.device import choose_device
-        from autoseg.pipeline.training import set_threads
+        from autoseg.execution.device import choose_device, set_threads
 
         set_threads(num_threads)
         device = str(choose_device(device))

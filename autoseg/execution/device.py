@@ -54,3 +54,8 @@ def describe_device(device: torch.device, *, num_threads: int) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type.upper()}, {num_threads} threads"
+
+
+def set_threads(num_threads: int) -> None:
+    """Let torch compute with so many threads; results on a CPU depend on their number."""
+    torch.set_num_threads(num_threads)

@@ -17,17 +17,14 @@ from planners import Measurement, Plan, Schedule, extend_schedule
 def add_training(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits, name: str) -> Schedule:
     """The run's schedule with ``name`` in it; what it lacks of it is preprocessed, timed and written down.
 
-    Raises `AutosegError` for a configuration that the plan lacks, that a given schedule does not train, or that cannot be
-    trained on these folds.
+    Raises `AutosegError` for a configuration that a given schedule does not train, or that cannot be trained on these folds,
+    and `KeyError` for one that the plan lacks.
     """
     with hold_lock(options.run.lock("schedule"), what="the schedule", wait=True, say=options.reporter.say):
         schedule = load_document(Schedule, options.run.schedule)
         scheduled = [training.configuration for training in schedule.trainings]
         if name in scheduled:  # another process was faster
             return schedule
-        planned = [configuration.name for configuration in plan.configurations]
-        if name not in planned:
-            raise AutosegError(f"the plan has no configuration {name!r}; it has {', '.join(planned)}")
         if options.schedule is not None:
             raise AutosegError(f"{options.schedule} does not train {name}; it trains {', '.join(scheduled)}")
         chain = plan.chain(name)

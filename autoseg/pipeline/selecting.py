@@ -27,8 +27,9 @@ from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.validation import load_probabilities, prediction_path
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.scheduling import Prepared
 from autoseg.pipeline.scoring import reference_labels, score_cases
-from autoseg.pipeline.training import Prepared, fold_key, train_stage
+from autoseg.pipeline.training import fold_key, train_stage
 from autoseg.run_folder import load_document, save_document
 
 Labelled = NDArray[np.integer]

@@ -1,222 +1,33 @@
-"""Schedules, trains and validates every configuration on every fold."""
+"""Trains and validates every scheduled configuration on every fold."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Split, Splits
+from autoseg.datasets.splits import Split
 from autoseg.errors import AutosegError
 from autoseg.evaluation.summary import write_summary
-from autoseg.execution.device import describe_device
 from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
-from autoseg.inference.model_files import ModelFiles
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
-from autoseg.networks.transfer import Transfer, describe_transfer
-from autoseg.pipeline.cascading import Handover, always_trained_on, hand_over, require_unseen
+from autoseg.networks.transfer import Transfer
+from autoseg.pipeline.cascading import Handover, hand_over
 from autoseg.pipeline.extending import add_training
-from autoseg.pipeline.finetuning import Start, describe_overlap, fit_weights, interface, open_pretrained
+from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.pipeline.freshness import digest, open_stage
-from autoseg.pipeline.measuring import make_bench, measure_steps, refine
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.scheduling import Prepared, announce_trainings, schedule_stage
 from autoseg.pipeline.scoring import score_cases
-from autoseg.pipeline.splitting import folds_given, split_inputs, splits_stage
-from autoseg.pipeline.stages import follows_method, preprocess_configurations, preprocess_stage
 from autoseg.preparation.cascade import CascadeCase
 from autoseg.preparation.storage import StoredCase, open_case
-from autoseg.progress import Tracker, format_duration
-from autoseg.run_folder import load_document, save_document
+from autoseg.progress import Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
 from autoseg.training.trial import kept_heap_for
-from planners import (
-    Conditions,
-    Configuration,
-    Plan,
-    Schedule,
-    Training,
-    describe_outlook,
-    method_configurations,
-    plan_schedule,
-    preferred_configurations,
-    warn_of_starvation,
-)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """All that training starts from."""
-
-    dataset: DatasetDescription
-    plan: Plan
-    schedule: Schedule
-    splits: Splits
-    pretrained: ModelFiles | None = None
-    """The model that every fold begins from."""
-
-
-def schedule_stage(options: Options) -> Prepared:
-    """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on."""
-    prepared = find_schedule(options)
-    pretrained = open_pretrained(options)
-    if pretrained is None:
-        return prepared
-    for line in describe_start(prepared, pretrained):
-        options.reporter.say(line)
-    return replace(prepared, pretrained=pretrained)
-
-
-def find_schedule(options: Options) -> Prepared:
-    """The schedule that was given, that is there and fits, or that is made now; with all that comes before it."""
-    dataset, plan = preprocess_stage(options, choose=partial(rule_configurations, options))
-    if options.schedule is not None:
-        return given_schedule(options, dataset, plan, options.schedule)
-    consumed = {
-        "dataset": digest(dataset),
-        "plan": digest(plan),
-        "budget": digest(options.budget_s),
-        "device": digest(options.device.type),
-        "number of threads": digest(options.num_threads),
-        "seed": digest(options.seed),
-        **split_inputs(options, dataset),
-    }
-    outputs = [options.run.schedule, options.run.splits]
-    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say) as to_do:
-        if not to_do:
-            schedule = load_document(Schedule, options.run.schedule)
-            preprocess_scheduled(options, dataset, plan, schedule)
-            return Prepared(
-                dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
-            )
-        splits = splits_stage(options, dataset)
-        schedule = make_schedule(options, dataset, plan, splits)
-        if schedule.num_folds < len(splits.folds):
-            splits = splits_stage(options, dataset, schedule.num_folds)
-        save_document(options.run.schedule, schedule)
-    announce(options, plan, schedule)
-    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
-
-
-def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
-    """What a person should know of a training that begins from another model."""
-    about = pretrained.description
-    lines = [f"Training goes on from a model of {about.dataset.name}, with its plan: {', '.join(about.stages)}"]
-    for training in prepared.schedule.trainings:
-        before, after = (interface(plan, plan.configuration(training.configuration)) for plan in (about.plan, prepared.plan))
-        lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
-    overlap = describe_overlap(pretrained, prepared.dataset)
-    return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
-
-
-def rule_configurations(options: Options, plan: Plan) -> Sequence[Configuration]:
-    """What the schedule's rule chooses from."""
-    return method_configurations(plan) if follows_method(options) else preferred_configurations(plan)
-
-
-def preprocess_scheduled(options: Options, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> None:
-    """Preprocessed data of trainings that the rule would not choose: asked for, or scheduled for another machine."""
-    there = {configuration.data for configuration in rule_configurations(options, plan)}
-    scheduled = [plan.configuration(training.configuration) for training in schedule.trainings]
-    missing = [configuration for configuration in scheduled if configuration.data not in there]
-    if missing:
-        preprocess_configurations(options, dataset, plan, missing)
-
-
-def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, file: Path) -> Prepared:
-    """Follow a schedule from a file, for instance another run's. Raises `AutosegError` where it does not fit the plan."""
-    schedule = load_document(Schedule, file)
-    planned = [configuration.name for configuration in plan.configurations]
-    unknown = [t.configuration for t in schedule.trainings if t.configuration not in planned]
-    if unknown:
-        raise AutosegError(
-            f"{file} trains {', '.join(unknown)}, which the plan lacks; it has {', '.join(planned)}: take a schedule of the "
-            "same preset, or none"
-        )
-    scheduled = [training.configuration for training in schedule.trainings]
-    for name in scheduled:
-        untrained = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
-        if untrained:
-            raise AutosegError(
-                f"{file} trains {name} without {', '.join(untrained)}, from whose predictions it starts; take a schedule that "
-                "trains both, or none"
-            )
-    splits = splits_stage(options, dataset, schedule.num_folds)
-    if len(splits.folds) != schedule.num_folds:
-        raise AutosegError(
-            f"{file} trains {schedule.num_folds} folds, but {len(dataset.training)} cases give {len(splits.folds)}; take a "
-            "schedule that was made for this dataset, or none"
-        )
-    for name in scheduled:
-        if plan.configuration(name).previous_stage is not None:
-            require_unseen(splits, name)
-    preprocess_scheduled(options, dataset, plan, schedule)
-    save_document(options.run.schedule, schedule)
-    if schedule.conditions.num_threads != options.num_threads:
-        options.reporter.say(
-            f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
-            "differ in the last digits"
-        )
-    announce(options, plan, schedule)
-    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
-
-
-def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
-    """Time a few steps, then apply the pure rule."""
-    budgeted = not follows_method(options)
-    bench = make_bench(options, dataset, plan)
-    candidates = rule_configurations(options, plan)
-    if always_trained_on(splits):  # no first stage could say anything new of these cases
-        candidates = [configuration for configuration in candidates if configuration.previous_stage is None]
-    conditions = Conditions(
-        device=options.device.type,  # type: ignore[arg-type]  # choose_device knows no others
-        num_threads=options.num_threads,
-        budget_s=options.budget_s,
-        num_folds=len(splits.folds),
-        folds_given=folds_given(options),
-        num_training_cases=len(dataset.training),
-        num_test_cases=len(dataset.test),
-        cross_validated=splits.cross_validated,
-        measurements=measure_steps(bench, candidates, budgeted=budgeted, num_folds=len(splits.folds)),
-        seed=options.seed,
-        elapsed_s=options.elapsed_s,
-    )
-    for training in plan_schedule(plan, conditions).trainings:
-        refined = refine(bench, conditions.measurements, training)
-        conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": options.elapsed_s})
-    return plan_schedule(plan, conditions)
-
-
-def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
-    """Say what is about to be done, how long it will take, and what more time would give."""
-    device = describe_device(options.device, num_threads=options.num_threads)
-    announce_trainings(options, schedule, schedule.trainings)
-    total = format_duration(schedule.expected_s)
-    options.reporter.say(
-        f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
-        f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
-        f"machine ({device})"
-    )
-    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(schedule)
-    if warning:
-        options.reporter.say(f"Warning: {warning}")
-    elif outlook:
-        options.reporter.say(f"More time would give, {outlook}")
-
-
-def announce_trainings(options: Options, schedule: Schedule, trainings: Sequence[Training]) -> None:
-    """One line for each configuration."""
-    for training in trainings:
-        options.reporter.say(
-            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
-            f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
-        )
+from planners import Configuration, Training
 
 
 def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:
@@ -225,7 +36,7 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     A ``configuration`` that the plan has and the schedule lacks is added to the schedule. The stages that a cascade needs
     are trained before it, on all folds.
     """
-    prepared = schedule_stage(options)
+    prepared = schedule_stage(options, asked=configuration)
     if configuration is not None and configuration not in [t.configuration for t in prepared.schedule.trainings]:
         schedule = add_training(options, prepared.dataset, prepared.plan, prepared.splits, configuration)
         announce_trainings(options, schedule, schedule.trainings[len(prepared.schedule.trainings) :])
@@ -413,8 +224,3 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
             validate_fold(task, tracker)
         paths = [(case_id, prediction_path(folder, case_id, prepared.dataset)) for case_id in split.val]
         write_summary(folder / "summary.json", score_cases(prepared.dataset, paths))
-
-
-def set_threads(num_threads: int) -> None:
-    """Let torch compute with so many threads; results on a CPU depend on their number."""
-    torch.set_num_threads(num_threads)

@@ -24,16 +24,9 @@ from autoseg.inference.model import Member, load_network
 from autoseg.inference.predictor import Predictor, member_logits
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
+from autoseg.pipeline.scheduling import Prepared, rule_configurations, schedule_stage
 from autoseg.pipeline.stages import all_configurations, plan_stage
-from autoseg.pipeline.training import (
-    Prepared,
-    fold_inputs,
-    previous_labels,
-    rule_configurations,
-    schedule_stage,
-    train_stage,
-    with_stages_before,
-)
+from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
 from autoseg.preparation.cascade import open_previous
 from autoseg.preparation.storage import open_case
 from autoseg.progress import SilentReporter

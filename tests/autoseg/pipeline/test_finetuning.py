@@ -14,9 +14,10 @@ from autoseg.errors import AutosegError, ProblemsError
 from autoseg.inference.model import open_model
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.selecting import select_stage
 from autoseg.pipeline.stages import plan_stage
-from autoseg.pipeline.training import schedule_stage, train_stage
+from autoseg.pipeline.training import train_stage
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder, load_document, save_document
 from autoseg.training.learning import Learning
