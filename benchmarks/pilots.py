@@ -19,11 +19,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.splits import Split
 from autoseg.execution.device import set_threads
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
-from autoseg.pipeline.measuring import make_bench, time_steps
+from autoseg.pipeline.bench import make_bench
+from autoseg.pipeline.measuring import settled_mean, time_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.splitting import splits_stage
@@ -33,7 +37,8 @@ from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
-from planners import Measurement, budgeted_training, trial_training
+from autoseg.training.trial import kept_heap_for
+from planners import Configuration, Measurement, Plan, Training, budgeted_training, trial_training
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,24 @@ def _value(text: str) -> object:
         return text
 
 
-def main() -> None:
-    arguments, trials = parse(sys.argv[1:])
-    set_threads(arguments.threads)
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """What all trials train and are scored on."""
+
+    options: Options
+    dataset: DatasetDescription
+    plan: Plan
+    configuration: Configuration
+    split: Split
+    number: int
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.options.run.preprocessed(self.configuration.data)
+
+
+def prepare(arguments: argparse.Namespace) -> Fold:
+    """Everything before training, done once."""
     options = Options(
         dataset=arguments.dataset,
         run=RunFolder(arguments.work),
@@ -82,58 +102,87 @@ def main() -> None:
         seed=arguments.seed,
     )
     dataset, plan = preprocess_stage(options, choose=lambda planned: planned.chain(arguments.configuration))
-    split = splits_stage(options, dataset, arguments.folds).folds[arguments.fold]
-    configuration = plan.configuration(arguments.configuration)
-    folder = options.run.preprocessed(configuration.data)
-    bench = make_bench(options, dataset, plan)
-    for number, pilot in enumerate(trials):
-        settings = dict(pilot.settings)
-        precision = settings.pop("precision", "bfloat16")
-        width = settings.pop("base_features", 16)
-        batch = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
-        trial = trial_training(configuration, base_features=width, batch_size=batch, precision=precision)
-        step_s = time_steps(bench, configuration, trial, longest_s=10)
-        measured = Measurement(
-            configuration=configuration.name, base_features=width, batch_size=batch, precision=precision, step_s=step_s, case_s=1
-        )
-        steps = settings.pop("num_steps", arguments.steps or int(arguments.seconds / measured.step_s))
-        training = budgeted_training(configuration, measured, steps, mirroring=False).model_copy(update=settings)
-        target = arguments.work / "pilots" / str(number)
-        task = FoldTask(
-            plan=plan,
-            configuration=configuration,
-            training=training,
-            fold=arguments.fold,
-            seed=arguments.seed,
-            training_cases=[open_case(folder, case_id) for case_id in split.train],
-            validation_cases=[open_case(folder, case_id) for case_id in split.val],
-            folder=target,
-            key=f"{time.time()}",
-            device=options.device,
-        )
+    return Fold(
+        options=options,
+        dataset=dataset,
+        plan=plan,
+        configuration=plan.configuration(arguments.configuration),
+        split=splits_stage(options, dataset, arguments.folds).folds[arguments.fold],
+        number=arguments.fold,
+    )
+
+
+def schedule(fold: Fold, trial: Trial, *, steps: int | None, seconds: float) -> tuple[Training, float]:
+    """The training of a trial and its seconds a step."""
+    settings, configuration = dict(trial.settings), fold.configuration
+    precision: Any = settings.pop("precision", "bfloat16")
+    width: Any = settings.pop("base_features", 16)
+    batch: Any = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
+    timed = trial_training(configuration, base_features=width, batch_size=batch, precision=precision)
+    bench = make_bench(fold.options, fold.dataset, fold.plan)
+    with kept_heap_for(configuration, timed, fold.options.device):
+        step_s = settled_mean(time_steps(bench, configuration, timed, longest_s=10))
+    measured = Measurement(
+        configuration=configuration.name, base_features=width, batch_size=batch, precision=precision, step_s=step_s, case_s=1
+    )
+    count: Any = settings.pop("num_steps", steps or int(seconds / step_s))
+    return budgeted_training(configuration, measured, count, mirroring=False).model_copy(update=settings), step_s
+
+
+def train(fold: Fold, training: Training, folder: Path) -> str:
+    """Train into ``folder``; returns the key of the weights."""
+    options = fold.options
+    task = FoldTask(
+        plan=fold.plan,
+        configuration=fold.configuration,
+        training=training,
+        fold=fold.number,
+        seed=options.seed,
+        training_cases=[open_case(fold.preprocessed, case_id) for case_id in fold.split.train],
+        validation_cases=[open_case(fold.preprocessed, case_id) for case_id in fold.split.val],
+        folder=folder,
+        key=f"{time.time()}",
+        device=options.device,
+    )
+    keeping = kept_heap_for(fold.configuration, training, options.device)
+    with SilentReporter().track("pilot", training.num_steps) as tracker, keeping:
+        train_fold(task, tracker)
+    return task.key
+
+
+def score(fold: Fold, training: Training, folder: Path, key: str) -> list[float]:
+    """Dice of every class over the fold's validation cases."""
+    network = load_network(folder / "final.safetensors", fold.configuration, training, device=fold.options.device)
+    task = ValidationTask(
+        dataset=fold.dataset,
+        labels=fold.plan.labels,
+        member=Member(configuration=fold.configuration, training=training, networks=(network,)),
+        preprocessed=fold.preprocessed,
+        case_ids=fold.split.val,
+        folder=folder / "validation",
+        key=key,
+        keep_probabilities=False,
+        device=fold.options.device,
+    )
+    with SilentReporter().track("validation", len(fold.split.val)) as tracker:
+        validate_fold(task, tracker)
+    paths = [(case_id, prediction_path(task.folder, case_id, fold.dataset)) for case_id in fold.split.val]
+    return [mean.dice or 0.0 for mean in score_cases(fold.dataset, paths).mean.values()]
+
+
+def main() -> None:
+    arguments, trials = parse(sys.argv[1:])
+    set_threads(arguments.threads)
+    fold = prepare(arguments)
+    for number, trial in enumerate(trials):
+        training, step_s = schedule(fold, trial, steps=arguments.steps, seconds=arguments.seconds)
+        folder = arguments.work / "pilots" / str(number)
         started = time.perf_counter()
-        with SilentReporter().track("pilot", steps) as tracker:
-            train_fold(task, tracker)
+        key = train(fold, training, folder)
         trained = time.perf_counter() - started
-        network = load_network(target / "final.safetensors", configuration, training, device=options.device)
-        validation = ValidationTask(
-            dataset=dataset,
-            labels=plan.labels,
-            member=Member(configuration=configuration, training=training, networks=(network,)),
-            preprocessed=folder,
-            case_ids=split.val,
-            folder=target / "validation",
-            key=task.key,
-            keep_probabilities=False,
-            device=options.device,
-        )
-        with SilentReporter().track("validation", len(split.val)) as tracker:
-            validate_fold(validation, tracker)
-        paths = [(case_id, prediction_path(validation.folder, case_id, dataset)) for case_id in split.val]
-        scores = [mean.dice or 0.0 for mean in score_cases(dataset, paths).mean.values()]
-        row = f"{pilot.title:32s} {steps:5d} steps {trained:6.0f} s  mean Dice {fmean(scores):.4f}  "
-        row += f"({measured.step_s:.3f} s a step) "
-        sys.stdout.write(row + " ".join(f"{score:.3f}" for score in scores) + "\n")
+        scores = score(fold, training, folder, key)
+        row = f"{trial.title:32s} {training.num_steps:5d} steps {trained:6.0f} s  mean Dice {fmean(scores):.4f}  "
+        sys.stdout.write(f"{row}({step_s:.3f} s a step) {' '.join(f'{dice:.3f}' for dice in scores)}\n")
         sys.stdout.flush()
 
 

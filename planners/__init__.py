@@ -39,6 +39,7 @@ from planners.scheduling.candidates import (
     short_batch_size,
     trial_training,
 )
+from planners.scheduling.compiling import compiling_may_pay
 from planners.scheduling.extension import extend_schedule
 from planners.scheduling.outlook import describe_outlook, warn_of_starvation
 from planners.scheduling.trainings import budgeted_training, method_training
@@ -73,6 +74,7 @@ __all__ = [
     "Training",
     "budgeted_training",
     "candidate_widths",
+    "compiling_may_pay",
     "configuration_spacing",
     "describe_outlook",
     "describe_problems",

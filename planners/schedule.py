@@ -30,6 +30,10 @@ class Measurement(Document):
     """Bringing the scores of a case to its image's grid, writing and scoring the label map."""
     prepare_s: Annotated[float, Field(ge=0)] = 0.0
     """Reading and preprocessing an unseen image."""
+    compiled_step_s: PositiveFloat | None = None
+    """One training step of the network compiled by `torch.compile`; none: not measured, or it does not work here."""
+    compile_s: Annotated[float, Field(ge=0)] = 0.0
+    """Compiling the network, once for each process that trains."""
 
 
 class Conditions(Document):
@@ -74,6 +78,8 @@ class Training(Document):
     """Mirror in training, and then in prediction too."""
     augmentation: bool
     foreground_share: Fraction
+    compiled: bool = False
+    """Training steps run through `torch.compile`."""
     validation_batches: Annotated[int, Field(ge=0)]
     """Batches for the pseudo-Dice after each epoch."""
 

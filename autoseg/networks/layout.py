@@ -43,8 +43,9 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     On a CPU torch's group norm with one channel a group is fast for contiguous input and slow for channels last (ten
     times, in 3D), and its instance norm copies to float32 rows and back; there, samples go through batch norm one by one.
+    A compiler makes of group norm what fits, and could not look into the other.
     """
-    if x.device.type == "cpu" and not x.is_contiguous():
+    if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
         result: Tensor = _NormBySample.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return result
     return functional.group_norm(x, x.shape[1], weight, bias, eps=EPSILON)

@@ -6,8 +6,9 @@ from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
+from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import require_unseen
-from autoseg.pipeline.measuring import make_bench, measure_steps
+from autoseg.pipeline.measuring import measure_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import follows_method, preprocess_configurations
 from autoseg.run_folder import load_document, save_document

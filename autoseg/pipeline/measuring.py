@@ -1,32 +1,20 @@
-"""Times a few real training steps and predictions on this machine, so that a budget can be planned."""
+"""Times a few real training steps on this machine, so that a budget can be planned."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import fmean, median
-from tempfile import TemporaryDirectory
+from collections.abc import Sequence
+from statistics import fmean
 
-import numpy as np
-import torch
-
-from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.execution.device import fast_precision
-from autoseg.imaging.formats import read_volume, write_label_map
-from autoseg.inference.export import labels_from_logits
-from autoseg.inference.sliding_window import count_windows
-from autoseg.inference.validation import prediction_path
-from autoseg.networks.build import build_network
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.scoring import reference_labels, score_cases
+from autoseg.pipeline.bench import TRIAL_SHARE, Bench
+from autoseg.pipeline.case_costs import measure_export, measure_network, measure_preparation
 from autoseg.preparation.cascade import CascadeCase
-from autoseg.preparation.preprocessing import prepare_image
 from autoseg.preparation.storage import open_case
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import BatchSource, finish
-from autoseg.training.loop import make_parts, run_network, train_step
+from autoseg.training.compiling import first_line
+from autoseg.training.loop import make_parts, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.memory import is_out_of_memory, release_memory
 from autoseg.training.task import configuration_recipe, make_network, previous_values
@@ -35,15 +23,14 @@ from planners import (
     DEFAULT_CPU_BUDGET_S,
     Configuration,
     Measurement,
-    Plan,
     Precision,
     Training,
     candidate_widths,
+    compiling_may_pay,
     preferred_configurations,
     short_batch_size,
     trial_training,
     wants_more_candidates,
-    with_width,
 )
 
 FLOAT32: Precision = "float32"
@@ -53,43 +40,15 @@ TIMED_STEPS = 8
 TRIAL_CASES = 3
 """Opening a case for the first time takes tens of milliseconds, which a training pays once and a trial would pay in every
 step; few cases are open after the warm-up."""
-TRIAL_SHARE = 0.01
-"""Of the time to plan, for each trial: trials must not eat the time that they plan."""
-SHORTEST_TRIAL_S = 2.0
-LONGEST_TRIAL_S = 10.0
-"""Where steps are slow a few must do."""
 REFINED_S = 30.0
 """The training that was chosen is timed again, longer: all that follows depends on it."""
+LONGEST_COMPILED_S = 120.0
+"""Compiling a large network takes up to a minute or two."""
+COMPILED_STEPS = 40
+COMPILING_STEPS = 2
+"""The first steps, in which the forward and the backward pass are compiled."""
 GROWTH = 3.0
 """A network twice as wide takes up to this much longer; so its trial is foreseen before it is begun."""
-SAMPLED_CASES = 25
-"""Cases whose sizes stand for all."""
-TIMED_SCORES = 50_000_000
-"""Voxels times classes that are resampled to time the export; cost is linear in both."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bench:
-    """What trials are made from."""
-
-    options: Options
-    dataset: DatasetDescription
-    plan: Plan
-    longest_s: float
-    """Of one trial."""
-
-    @property
-    def cases(self) -> Sequence[Case]:
-        """Training cases."""
-        return self.dataset.training
-
-
-def make_bench(options: Options, dataset: DatasetDescription, plan: Plan) -> Bench:
-    """Trials that last as long as the budget allows."""
-    share = TRIAL_SHARE * (options.budget_s or DEFAULT_CPU_BUDGET_S)
-    return Bench(
-        options=options, dataset=dataset, plan=plan, longest_s=min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, share))
-    )
 
 
 def measure_steps(
@@ -145,13 +104,48 @@ def refine(bench: Bench, measurements: Sequence[Measurement], training: Training
     """``measurements`` with the step of ``training`` timed for longer."""
     configuration = bench.plan.configuration(training.configuration)
     longest = min(REFINED_S, 1.5 * TRIAL_SHARE * (bench.options.budget_s or DEFAULT_CPU_BUDGET_S))
-    known = (training.configuration, training.base_features)
-    mine = next(m for m in measurements if (m.configuration, m.base_features) == known)
+    mine = measured_for(measurements, training)
     if longest < 3 * mine.step_s:
         return tuple(measurements)
     most = round(longest / mine.step_s)
     step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most) or mine.step_s
-    return tuple(m.model_copy(update={"step_s": step_s}) if m is mine else m for m in measurements)
+    return replaced(measurements, mine, {"step_s": step_s})
+
+
+def try_compiling(
+    bench: Bench, measurements: Sequence[Measurement], training: Training, num_folds: int
+) -> tuple[Measurement, ...]:
+    """``measurements`` with the compiled step of ``training``, where that may pay and the compiler works."""
+    mine = measured_for(measurements, training)
+    if not compiling_may_pay(mine, training.num_steps, num_folds):
+        return tuple(measurements)
+    configuration = bench.plan.configuration(training.configuration)
+    try:
+        with kept_heap_for(configuration, training, bench.options.device):
+            durations = time_steps(
+                bench, configuration, training.model_copy(update={"compiled": True}), longest_s=LONGEST_COMPILED_S, most=COMPILED_STEPS
+            )
+    except Exception as error:  # compilers raise errors of many kinds, and steps run without them, too
+        bench.options.reporter.say(f"torch.compile does not work here ({first_line(error)}); steps run without it")
+        return tuple(measurements)
+    finally:
+        release_memory(bench.options.device)
+    step_s = settled_mean(durations)
+    compile_s = max(0.0, sum(durations[:COMPILING_STEPS]) - COMPILING_STEPS * step_s)
+    return replaced(measurements, mine, {"compiled_step_s": step_s, "compile_s": compile_s})
+
+
+def measured_for(measurements: Sequence[Measurement], training: Training) -> Measurement:
+    """The measurement that a training was planned from."""
+    known = (training.configuration, training.base_features)
+    return next(m for m in measurements if (m.configuration, m.base_features) == known)
+
+
+def replaced(
+    measurements: Sequence[Measurement], old: Measurement, update: dict[str, float]
+) -> tuple[Measurement, ...]:
+    """``measurements`` with one of them changed."""
+    return tuple(m.model_copy(update=update) if m is old else m for m in measurements)
 
 
 def measure_precision(bench: Bench) -> Precision:
@@ -191,7 +185,7 @@ def time_fitting_steps(
     most: int = WARM_UP_STEPS + TIMED_STEPS,
     whole: bool = False,
 ) -> float | None:
-    """`time_steps` with as much of the batch at once as fits into memory; None where not even one sample does.
+    """Seconds of a step (`time_steps`) with as much of the batch at once as fits into memory; None where not even one sample does.
 
     ``whole``: only with all of it, for another training is there that fits.
     """
@@ -201,7 +195,9 @@ def time_fitting_steps(
             return None
         try:
             with kept_heap_for(configuration, training, device):
-                return time_steps(bench, configuration, training, longest_s=longest_s, most=most, micro_batch_size=size)
+                return settled_mean(
+                    time_steps(bench, configuration, training, longest_s=longest_s, most=most, micro_batch_size=size)
+                )
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -217,12 +213,8 @@ def time_steps(
     longest_s: float,
     most: int = WARM_UP_STEPS + TIMED_STEPS,
     micro_batch_size: int | None = None,
-) -> float:
-    """Mean seconds of real training steps, data included: at most so many or so long, the first ones left out.
-
-    Two steps are done whatever they take; the second then stands for all. The mean is what a training pays: a median
-    would pass over the steps with much augmentation.
-    """
+) -> list[float]:
+    """Seconds of real training steps, data included: at most so many or so long, but two whatever they take."""
     options = bench.options
     folder = options.run.preprocessed(configuration.data)
     source = BatchSource(
@@ -249,80 +241,12 @@ def time_steps(
         durations.append(time.perf_counter() - started)
         if len(durations) > 1 and sum(durations) > longest_s:
             break
-    settled = durations[min(WARM_UP_STEPS, (len(durations) + 1) // 2) :]
-    return fmean(settled)
+    return durations
 
 
-def measure_network(bench: Bench, configuration: Configuration, training: Training) -> float:
-    """Seconds that one network takes for a case of mean size, from timed windows."""
-    device = bench.options.device
-    network = build_network(with_width(configuration.network, training.base_features)).to(device).eval()
-    window = torch.zeros((1, configuration.network.num_inputs, *configuration.patch_shape), device=device)
+def settled_mean(durations: Sequence[float]) -> float:
+    """Mean without the first ones; of two the second stands for all.
 
-    def run() -> None:
-        with torch.inference_mode():
-            run_network(network, window, training.precision)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-    with kept_heap_for(configuration, training, device):
-        durations = [seconds(run)]
-        if durations[0] < bench.longest_s / 4:
-            durations = [seconds(run) for _ in range(3)]
-    windows = fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
-    return median(durations) * windows
-
-
-def measure_export(bench: Bench, configuration: Configuration) -> float:
-    """Seconds to bring logits of a case of median size to the image's grid, to write and to score its label map."""
-    case = median_case(bench, configuration)
-    stored = open_case(bench.options.run.preprocessed(configuration.data), case.case_id)
-    labels = bench.plan.labels
-    voxels = int(np.prod(stored.labels.shape))
-    needed = configuration.network.num_outputs
-    timed = needed if labels.has_regions else min(needed, max(2, TIMED_SCORES // voxels))
-    logits = np.zeros((timed, *stored.labels.shape), dtype=np.float32)
-    resampling_s = seconds(lambda: labels_from_logits(logits, stored.placement, configuration, labels))
-    reference = reference_labels(bench.dataset, case.case_id)
-
-    def write_and_score(folder: Path) -> None:
-        path = prediction_path(folder, case.case_id, bench.dataset)
-        write_label_map(path, reference.array, reference.geometry)
-        score_cases(bench.dataset, [(case.case_id, path)])
-
-    with TemporaryDirectory(dir=bench.options.run.root) as folder:
-        return resampling_s * needed / timed + seconds(lambda: write_and_score(Path(folder)))
-
-
-def measure_preparation(bench: Bench, configuration: Configuration) -> float:
-    """Seconds to read and preprocess an image of median size; 0 where there are no test images to prepare."""
-    if not bench.dataset.test:
-        return 0.0
-    paths = median_case(bench, configuration).image_paths
-    return seconds(lambda: prepare_image(read_volume(paths), bench.plan, configuration))
-
-
-def seconds(action: Callable[[], object]) -> float:
-    """How long ``action`` takes."""
-    started = time.perf_counter()
-    action()
-    return time.perf_counter() - started
-
-
-def sampled_cases(bench: Bench) -> Sequence[Case]:
-    """At most `SAMPLED_CASES`, evenly spread."""
-    every = -(-len(bench.cases) // SAMPLED_CASES)
-    return bench.cases[::every]
-
-
-def stored_shapes(bench: Bench, configuration: Configuration) -> list[tuple[int, ...]]:
-    """Shapes of preprocessed cases in voxels."""
-    folder = bench.options.run.preprocessed(configuration.data)
-    return [tuple(open_case(folder, case.case_id).labels.shape) for case in sampled_cases(bench)]
-
-
-def median_case(bench: Bench, configuration: Configuration) -> Case:
-    """The sampled case of median number of voxels."""
-    shapes = stored_shapes(bench, configuration)
-    ranked = sorted(zip(shapes, sampled_cases(bench), strict=True), key=lambda pair: (np.prod(pair[0]), pair[1].case_id))
-    return ranked[len(ranked) // 2][1]
+    The mean is what a training pays: a median would pass over the steps with much augmentation.
+    """
+    return fmean(durations[min(WARM_UP_STEPS, (len(durations) + 1) // 2) :])

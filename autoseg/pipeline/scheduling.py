@@ -12,10 +12,11 @@ from autoseg.errors import AutosegError
 from autoseg.execution.device import describe_device
 from autoseg.inference.model_files import ModelFiles
 from autoseg.networks.transfer import describe_transfer
+from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import always_trained_on, require_unseen
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
 from autoseg.pipeline.freshness import digest, open_stage
-from autoseg.pipeline.measuring import make_bench, measure_steps, refine
+from autoseg.pipeline.measuring import measure_steps, refine, try_compiling
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.splitting import folds_given, split_inputs, splits_stage
 from autoseg.pipeline.stages import follows_method, preprocess_configurations, preprocess_stage
@@ -187,8 +188,9 @@ def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, spl
         seed=options.seed,
         elapsed_s=options.elapsed_s,
     )
-    for training in plan_schedule(plan, conditions).trainings:
-        refined = refine(bench, conditions.measurements, training)
+    first = plan_schedule(plan, conditions)
+    for training in first.trainings:
+        refined = try_compiling(bench, refine(bench, conditions.measurements, training), training, first.num_folds)
         conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": options.elapsed_s})
     return plan_schedule(plan, conditions)
 

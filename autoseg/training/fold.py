@@ -14,6 +14,7 @@ from autoseg.progress import Tracker
 from autoseg.run_folder import save_document
 from autoseg.training.batches import load_batches
 from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note
+from autoseg.training.compiling import without_failing_compiler
 from autoseg.training.fitting import require_fit
 from autoseg.training.health import is_good, never_found
 from autoseg.training.history import EpochRecord
@@ -53,21 +54,8 @@ def train_fold(
         names=task.case_ids,
         where=f"{task.configuration.name}, fold {task.fold}",
     )
-    checkpoint = latest_checkpoint(task, say)
-    state = FoldState(
-        learning=_first_learning(task) if checkpoint is None else Learning.model_validate(checkpoint.learning),
-        control=Control(micro_batch_size=task.training.batch_size),
-        good={},
-        num_workers=task.num_workers,
-    )
     care = _make_care(task, say)
-    fit_into_memory(task, care, state, step=0 if checkpoint is None else checkpoint.step)
-    parts = make_fold_parts(task)
-    if checkpoint is None:
-        state.good = copy_weights(parts.network)
-    else:
-        restore(task, parts, state, checkpoint)
-    done = 0 if checkpoint is None else checkpoint.step
+    task, parts, state, done = _begin(task, care)
     tracker.advance(done)
 
     def after_step(record: StepRecord) -> None:
@@ -107,6 +95,25 @@ def train_fold(
     weights = parts.network.state_dict()
     save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
     save_weights(task.folder / "final.safetensors", weights, key=task.key)
+
+
+def _begin(task: FoldTask, care: Care) -> tuple[FoldTask, Parts, FoldState, int]:
+    """The task as this machine can do it, its parts and state, from a checkpoint where there is one, and the steps done."""
+    checkpoint = latest_checkpoint(task, care.say)
+    state = FoldState(
+        learning=_first_learning(task) if checkpoint is None else Learning.model_validate(checkpoint.learning),
+        control=Control(micro_batch_size=task.training.batch_size),
+        good={},
+        num_workers=task.num_workers,
+    )
+    task = without_failing_compiler(task, care, state)
+    fit_into_memory(task, care, state, step=0 if checkpoint is None else checkpoint.step)
+    parts = make_fold_parts(task)
+    if checkpoint is None:
+        state.good = copy_weights(parts.network)
+        return task, parts, state, 0
+    restore(task, parts, state, checkpoint)
+    return task, parts, state, checkpoint.step
 
 
 def copy_weights(network: nn.Module) -> dict[str, Tensor]:

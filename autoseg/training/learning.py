@@ -8,7 +8,7 @@ from pydantic import Field
 
 from planners import Document
 
-Kind = Literal["memory", "not_finite", "collapse", "restart", "lost_class", "never_found", "starved", "overfitting"]
+Kind = Literal["memory", "not_finite", "collapse", "restart", "lost_class", "never_found", "starved", "overfitting", "compiling"]
 
 
 class Remark(Document):

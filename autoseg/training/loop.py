@@ -56,6 +56,8 @@ class Parts:
     """What a training is put together from."""
 
     network: nn.Module
+    step_network: Callable[..., Tensor | list[Tensor]]
+    """What training steps call: the network, or its compiled form, which shares its weights."""
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: LossFunction
@@ -76,10 +78,14 @@ class StepOutcome(NamedTuple):
 def make_parts(
     network: nn.Module, loss: LossFunction, training: Training, device: torch.device, *, separable: bool = False
 ) -> Parts:
-    """The network on its device with optimiser and gradient scaler (which acts in float16 only)."""
+    """The network on its device with optimiser and gradient scaler (which acts in float16 only).
+
+    Compiling happens in the first step.
+    """
     network = network.to(device)
     return Parts(
         network=network,
+        step_network=torch.compile(network, dynamic=False) if training.compiled else network,
         optimiser=make_optimiser(network, training),
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "float16"),
         loss=loss,
@@ -186,7 +192,7 @@ def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) ->
     """Replace the gradients by those of one batch, ``size`` samples at a time; returns the loss, detached."""
 
     def forward(piece: Tensor) -> list[Tensor]:
-        logits = run_network(parts.network, piece, parts.training.precision)
+        logits = run_network(parts.step_network, piece, parts.training.precision)
         return [logits] if isinstance(logits, Tensor) else logits
 
     def criterion(logits: Sequence[Tensor], target: Tensor) -> Tensor:
@@ -204,7 +210,7 @@ def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) ->
     return loss.detach()
 
 
-def run_network(network: nn.Module, images: Tensor, precision: str) -> Tensor | list[Tensor]:
+def run_network(network: Callable[..., Tensor | list[Tensor]], images: Tensor, precision: str) -> Tensor | list[Tensor]:
     """The network's logits, computed in the given precision."""
     dtype = DTYPES[precision]
     with torch.autocast(images.device.type, dtype=dtype, enabled=dtype != torch.float32):

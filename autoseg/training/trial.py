@@ -78,7 +78,7 @@ def survives_step(
     try:
         parts = make()
         for _ in range(TRIAL_STEPS):
-            _step(configuration, training, device, parts, size)
+            try_step(configuration, training, device, parts, size)
         fits = True
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -89,7 +89,8 @@ def survives_step(
     return fits
 
 
-def _step(configuration: Configuration, training: Training, device: torch.device, parts: Parts, size: int) -> None:
+def try_step(configuration: Configuration, training: Training, device: torch.device, parts: Parts, size: int) -> None:
+    """A training step of an empty batch in pieces of ``size`` samples, at learning rate 0."""
     batch, patch = training.batch_size, configuration.patch_shape
     parts.network.train()
     images = torch.zeros((batch, configuration.network.num_inputs, *patch), device=device)

@@ -8,13 +8,13 @@ from planners.decision import Decision
 from planners.plan import Configuration, Plan
 from planners.schedule import Conditions, Measurement, Schedule
 from planners.scheduling.candidates import preferred_configurations
+from planners.scheduling.compiling import budgeted_pace
 from planners.scheduling.cost import (
     affordable_steps,
     measurements_of,
     modest_of,
     nearest_to_modest,
     test_s,
-    training_s,
     validation_s,
 )
 from planners.scheduling.trainings import budgeted_training
@@ -61,13 +61,18 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
     for configuration in chosen.value:
         width = decide_width(configuration, conditions, share, folds.value)
-        steps = affordable_steps(width.value, conditions, share, folds.value)
+        pace = budgeted_pace(width.value, conditions, share, folds.value)
         mirroring = mirroring_decision(plan, configuration)
-        trainings.append(budgeted_training(configuration, width.value, steps, mirroring=mirroring.value))
+        trainings.append(
+            budgeted_training(
+                configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
+            )
+        )
         records.append(width.record(width.value.base_features, configuration=configuration.name))
-        records.append(optimiser_decision(steps).record("adamw", configuration=configuration.name))
+        records.append(optimiser_decision(pace.steps).record("adamw", configuration=configuration.name))
+        records += pace.records(configuration.name)
         records.append(mirroring.record(mirroring.value, configuration=configuration.name))
-        seconds += training_s(width.value, steps, folds.value)
+        seconds += pace.training_s
         validation += validation_s(conditions, width.value)
         rest += test_s(conditions, width.value, folds.value)
     return Schedule(

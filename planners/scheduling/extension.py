@@ -15,12 +15,11 @@ from planners.scheduling.budget import (
     mirroring_decision,
     optimiser_decision,
 )
+from planners.scheduling.compiling import Pace, budgeted_pace, fixed_pace
 from planners.scheduling.cost import (
-    affordable_steps,
     measurement_of,
     passing_on_s,
     test_s,
-    training_s,
     validation_s,
 )
 from planners.scheduling.trainings import budgeted_training, method_training
@@ -48,10 +47,11 @@ def extend_schedule(
     seconds, validation, rest = schedule.expected_training_s, schedule.expected_validation_s, schedule.expected_rest_s
     trainings, records = list(schedule.trainings), [_asked_for(name, missing)]
     for configuration in missing:
-        training, measured, reasons = _train(plan, configuration, conditions, schedule.num_folds, len(missing))
+        training, pace, reasons = _train(plan, configuration, conditions, schedule.num_folds, len(missing))
         trainings.append(training)
-        records += reasons
-        seconds += training_s(measured, training.num_steps, schedule.num_folds)
+        records += [*reasons, *pace.records(configuration.name)]
+        seconds += pace.training_s
+        measured = pace.measured
         validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
         rest += test_s(conditions, measured, schedule.num_folds)
     return schedule.model_copy(
@@ -68,26 +68,31 @@ def extend_schedule(
 
 def _train(
     plan: Plan, configuration: Configuration, conditions: Conditions, folds: int, num_shares: int
-) -> tuple[Training, Measurement, list[DecisionRecord]]:
+) -> tuple[Training, Pace, list[DecisionRecord]]:
     """The training of one configuration, what it was measured to cost, and why it is so."""
     name = configuration.name
     if conditions.budget_s is None and conditions.device == "cuda":
         measured = measurement_of(conditions, name, configuration.network.features[0])
         if measured is None:
             raise ValueError(f"{name} was not measured at its own width")
-        return method_training(configuration, measured), measured, []
+        training = method_training(configuration, measured)
+        pace = fixed_pace(measured, training.num_steps, folds)
+        return training.model_copy(update={"compiled": pace.compiled}), pace, []
     budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     share = (budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget) / num_shares
     width = decide_width(configuration, conditions, share, folds)
     left = share - passing_on_s(conditions, configuration, width.value)
-    steps = affordable_steps(width.value, conditions, left, folds)
+    pace = budgeted_pace(width.value, conditions, left, folds)
     mirroring = mirroring_decision(plan, configuration)
     records = [
         width.record(width.value.base_features, configuration=name),
-        optimiser_decision(steps).record("adamw", configuration=name),
+        optimiser_decision(pace.steps).record("adamw", configuration=name),
         mirroring.record(mirroring.value, configuration=name),
     ]
-    return budgeted_training(configuration, width.value, steps, mirroring=mirroring.value), width.value, records
+    training = budgeted_training(
+        configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
+    )
+    return training, pace, records
 
 
 def _asked_for(name: str, missing: Sequence[Configuration]) -> DecisionRecord:

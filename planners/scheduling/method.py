@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from planners.decision import Decision
+from planners.decision import Decision, DecisionRecord
 from planners.plan import Plan
 from planners.schedule import Conditions, Schedule
 from planners.scheduling.candidates import method_configurations
+from planners.scheduling.compiling import fixed_pace
 from planners.scheduling.cost import measurement_of, passing_on_s, test_s, validation_s
 from planners.scheduling.trainings import METHOD_EPOCHS, METHOD_STEPS_PER_EPOCH, method_training
 
 
 def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
-    trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
+    trainings, records, seconds, validation, rest = [], list[DecisionRecord](), 0.0, 0.0, 0.0
     for configuration in method_configurations(plan):
         measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
         if measured is None:
             continue
         training = method_training(configuration, measured)
-        trainings.append(training)
-        seconds += training.num_steps * measured.step_s * conditions.num_folds
+        pace = fixed_pace(measured, training.num_steps, conditions.num_folds)
+        trainings.append(training.model_copy(update={"compiled": pace.compiled}))
+        records += pace.records(configuration.name)
+        seconds += pace.training_s
         validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
         rest += test_s(conditions, measured, conditions.num_folds)
     decision = Decision(
@@ -36,5 +39,5 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_training_s=seconds,
         expected_validation_s=validation,
         expected_rest_s=rest,
-        decisions=(decision.record(METHOD_EPOCHS),),
+        decisions=(decision.record(METHOD_EPOCHS), *records),
     )

@@ -44,13 +44,16 @@ def short_learning_rate(base_features: int) -> float:
     return MODEST_RATE * min(1.0, MODEST_WIDTH / base_features)
 
 
-def budgeted_training(configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool) -> Training:
+def budgeted_training(
+    configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool, compiled: bool = False
+) -> Training:
     """The method's training made short: AdamW, a warm-up, cosine decay with every step (docs/decisions/0041)."""
     steps_per_epoch = max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12)))
     return method_training(configuration, measured).model_copy(
         update={
             "batch_size": measured.batch_size,
             "num_steps": num_steps,
+            "compiled": compiled,
             "steps_per_epoch": steps_per_epoch,
             "optimiser": "adamw",
             "peak_learning_rate": short_learning_rate(measured.base_features),

@@ -16,6 +16,7 @@ from planners import (
     Measurement,
     Plan,
     Schedule,
+    compiling_may_pay,
     describe_outlook,
     learning_rate,
     plan_dataset,
@@ -243,3 +244,55 @@ def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> Non
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")])
 def test_durations_are_said_as_they_were_given(seconds, text) -> None:
     assert spoken(seconds) == text
+
+
+seconds = st.floats(0.01, 2.0)
+
+
+def with_compiled(known: Conditions, *, compiled_step_s: float, compile_s: float) -> Conditions:
+    """Every width measured compiled, too."""
+    update = {"compiled_step_s": compiled_step_s, "compile_s": compile_s}
+    return known.model_copy(update={"measurements": tuple(m.model_copy(update=update) for m in known.measurements)})
+
+
+def test_nothing_is_compiled_that_was_not_measured() -> None:
+    schedule = plan_schedule(PLAN, conditions(budget_s=3600))
+    assert not any(training.compiled for training in schedule.trainings)
+    assert not any(record.rule == "schedule.compiling" for record in schedule.decisions)
+
+
+def test_faster_steps_that_pay_for_compiling_make_more_of_them() -> None:
+    known = conditions(budget_s=3600, step_s=0.2)
+    plain, compiled = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.1, compile_s=30))
+    assert compiled.trainings[0].compiled
+    assert compiled.trainings[0].num_steps > 1.5 * plain.trainings[0].num_steps
+    assert any(record.rule == "schedule.compiling" and record.value is True for record in compiled.decisions)
+
+
+def test_the_methods_schedule_keeps_its_steps() -> None:
+    known = conditions(budget_s=None, device="cuda", step_s=0.2)
+    plain, compiled = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.2, compile_s=30))
+    assert [t.num_steps for t in plain.trainings] == [t.num_steps for t in compiled.trainings]
+    assert compiled.expected_training_s < plain.expected_training_s
+
+
+@given(budget=st.floats(300, 20_000), plain=seconds, fast=seconds, compile_s=st.floats(0, 300))
+def test_compiling_never_costs_more_than_it_saves(budget: float, plain: float, fast: float, compile_s: float) -> None:
+    known = conditions(budget_s=budget, step_s=plain)
+    without, schedule = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=fast, compile_s=compile_s))
+    for before, after in zip(without.trainings, schedule.trainings, strict=True):
+        assert before.base_features == after.base_features  # compiling decides nothing else
+        if after.compiled:
+            step_s = plain * after.base_features / 16
+            assert after.num_steps >= before.num_steps - 20  # looks at validation patches are rounded
+            assert schedule.num_folds * before.num_steps * (step_s - fast) > compile_s
+        else:
+            assert after.num_steps == before.num_steps
+    assert schedule.expected_s <= max(budget, without.expected_s) + 1
+
+
+def test_only_long_runs_are_worth_finding_out() -> None:
+    measured = conditions(budget_s=None).measurements[0]
+    assert compiling_may_pay(measured, 100_000, 1)
+    assert compiling_may_pay(measured, 1000, 5)
+    assert not compiling_may_pay(measured, 100, 5)

@@ -9,7 +9,8 @@ import pytest
 
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.pipeline import measuring
-from autoseg.pipeline.measuring import make_bench, measure_steps
+from autoseg.pipeline.bench import make_bench
+from autoseg.pipeline.measuring import measure_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.stages import plan_stage

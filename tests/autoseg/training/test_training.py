@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch._inductor import config as inductor_config
 
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.execution.heap import MMAP_THRESHOLD_BYTES, kept_heap
@@ -504,3 +506,33 @@ def test_memory_that_is_kept_changes_no_bit() -> None:
                 train_step(parts, image, (image[:, 0] > 0.5).long(), 1e-3)
         weights.append(torch.cat([tensor.flatten() for tensor in network.state_dict().values()]))
     assert torch.equal(*weights)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of its own doing
+def test_a_compiler_that_fails_is_said_once_and_steps_run_without_it(tmp_path, monkeypatch) -> None:
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    task = make_task(tmp_path / "compiled", steps=3)
+    with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
+        run(replace(task, training=task.training.model_copy(update={"compiled": True})))
+    run(make_task(tmp_path / "plain", steps=3))
+    (remark,) = learning_of(replace(task, folder=tmp_path / "compiled")).remarks
+    assert remark.kind == "compiling"
+    assert "torch.compile does not work here (" in str(remark)
+    assert "compiler" in str(remark).lower().split("(")[1]
+    weights = [load_file(tmp_path / name / "final.safetensors") for name in ("compiled", "plain")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    task = make_task(tmp_path / "compiled", steps=3)
+    run(replace(task, training=task.training.model_copy(update={"compiled": True})))
+    run(make_task(tmp_path / "plain", steps=3))
+    assert not learning_of(task).remarks
+    weights = [load_file(tmp_path / name / "final.safetensors") for name in ("compiled", "plain")]
+    for name, tensor in weights[1].items():
+        torch.testing.assert_close(weights[0][name], tensor, atol=2e-4, rtol=1e-3)  # sums in another order, three steps long
