@@ -217,5 +217,5 @@ def announce_trainings(options: Options, schedule: Schedule, trainings: Sequence
     for training in trainings:
         options.reporter.say(
             f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
-            f"{training.batch_size}, {training.precision}), {training.num_steps} steps each"
+            f"{training.batch_size}, {training.precision}{', compiled' if training.compiled else ''}), {training.num_steps} steps each"
         )
