@@ -46,7 +46,7 @@ def main() -> None:
         "state": record.state,
         "folds": schedule.num_folds,
         "trainings": [
-            {key: getattr(t, key) for key in ("configuration", "base_features", "batch_size", "num_steps", "precision")}
+            {key: getattr(t, key) for key in ("configuration", "base_features", "batch_size", "num_steps", "precision", "compiled")}
             for t in schedule.trainings
         ],
         "cross_validated": scores(run.cross_validation / "summary.json"),
