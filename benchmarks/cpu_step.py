@@ -1,13 +1,13 @@
 """A training step of the product beside the same network trained in float32 with torch's defaults, on a CPU.
 
     autoseg preprocess DATASET --out RUN
-    python benchmarks/cpu_step.py RUN [--configuration 3d_fullres] [--threads 2]
+    python benchmarks/cpu_step.py RUN [--configuration 3d_fullres] [--features 32] [--threads 2]
 
 Both train the configuration's own network and batch, with deep supervision, loss, gradient clipping and optimiser, and take
 turns in one process. The product computes in bfloat16 with its own instance norm; torch's defaults are float32 and
-`torch.nn.InstanceNorm3d`. Beside them stand the machine's matrix peaks, what share of the bfloat16 peak the step's
+`torch.nn.InstanceNorm3d`. The product's step compiled takes turns with them. Freed memory is kept, as in a training. Beside them stand the machine's matrix peaks, what share of the bfloat16 peak the step's
 multiplications reach, where its time goes by torch's profiler, and what making a batch costs. The table is kept in
-``results/cpu_step.json``.
+``results/cpu_step.json``, for other widths in ``results/cpu_step_FEATURES.json``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from autoseg.training.batches import BatchSource, finish
 from autoseg.training.loop import Parts, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss, supervise_deeply
 from autoseg.training.task import configuration_recipe
-from planners import Configuration, Plan, Training, trial_training
+from autoseg.training.trial import kept_heap_for
+from planners import Configuration, Plan, Training, trial_training, with_width
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu_step.json"
 CPU = torch.device("cpu")
@@ -66,12 +67,13 @@ def _is_3d(network: nn.Module) -> bool:
     return any(parameter.ndim == 5 for parameter in network.parameters())
 
 
-def parts_of(plan: Plan, configuration: Configuration, precision: str, *, own_norm: bool) -> Parts:
+def parts_of(plan: Plan, configuration: Configuration, precision: str, *, own_norm: bool, compiled: bool = False) -> Parts:
     """The configuration's own network and batch under the method's optimiser."""
     network = build_network(configuration.network, deep_supervision=configuration.deep_supervision, seed=0).train()
     if not own_norm:
         network = torchs_own(network)
-    return make_parts(network, make_loss(configuration.loss, plan.labels), training_of(configuration, precision), CPU)
+    training = training_of(configuration, precision).model_copy(update={"compiled": compiled})
+    return make_parts(network, make_loss(configuration.loss, plan.labels), training, CPU)
 
 
 def training_of(configuration: Configuration, precision: str) -> Training:
@@ -90,6 +92,12 @@ def seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+def mean_seconds(work: Callable[[], object]) -> float:
+    """Of three in a row, after one that takes the memory that is then kept."""
+    work()
+    return seconds(lambda: [work() for _ in range(3)]) / 3
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
@@ -125,6 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--features", type=int, help="at full resolution; without, the plan's own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
@@ -132,6 +141,8 @@ def main() -> None:
     run = RunFolder(options.run)
     plan = load_document(Plan, run.plan)
     configuration = plan.configuration(options.configuration)
+    features = options.features or configuration.network.features[0]
+    configuration = configuration.model_copy(update={"network": with_width(configuration.network, features)})
     folder = run.preprocessed(configuration.data)
     training = training_of(configuration, "bfloat16")
     names = sorted(path.name.removesuffix(".case.json") for path in folder.glob("*.case.json"))
@@ -147,12 +158,18 @@ def main() -> None:
     )
     images, labels = finish(source[0], source.recipe, CPU)
     product = parts_of(plan, configuration, "bfloat16", own_norm=True)
+    compiled = parts_of(plan, configuration, "bfloat16", own_norm=True, compiled=True)
     plain = parts_of(plan, configuration, "float32", own_norm=False)
     operations = step_operations(plain, images, labels)
-    times: dict[str, list[float]] = {"product": [], "torch": [], "batch": []}
+    times: dict[str, list[float]] = {"product": [], "compiled": [], "torch": [], "batch": []}
+    compile_s = seconds(lambda: train_step(compiled, images, labels, 1e-4))
     for turn in range(options.rounds + 2):
-        found = {
-            "product": seconds(lambda: train_step(product, images, labels, 1e-4)),
+        with kept_heap_for(configuration, training, CPU):
+            found = {
+                "product": mean_seconds(lambda: train_step(product, images, labels, 1e-4)),
+                "compiled": mean_seconds(lambda: train_step(compiled, images, labels, 1e-4)),
+            }
+        found |= {
             "torch": seconds(lambda: train_step(plain, images, labels, 1e-4)),
             "batch": seconds(lambda turn=turn: [finish(source[10 * turn + i], source.recipe, CPU) for i in range(10)]) / 10,
         }
@@ -162,22 +179,26 @@ def main() -> None:
     peaks = {"bfloat16": matrix_peak(torch.bfloat16), "float32": matrix_peak(torch.float32)}
     middle = {name: median(values) for name, values in times.items()}
     result = {
-        "command": f"python benchmarks/cpu_step.py RUN --configuration {configuration.name} --threads {options.threads}",
+        "command": f"python benchmarks/cpu_step.py RUN --configuration {configuration.name} --features {features} "
+        f"--threads {options.threads}",
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads",
         "torch": torch.__version__,
         "network": f"{plan.dataset_name}, patch {configuration.patch_shape}, batch {configuration.batch_size}, "
-        f"{configuration.network.features[0]} features",
+        f"{features} features",
         "seconds": {name: round(value, 4) for name, value in middle.items()},
         "rounds": {name: [round(value, 4) for value in values] for name, values in times.items()},
         "product_against_torch": round(middle["torch"] / middle["product"], 3),
+        "compiled_against_product": round(middle["product"] / middle["compiled"], 3),
+        "first_compiled_step_s": round(compile_s, 1),
         "data_share": round(middle["batch"] / middle["product"], 3),
         "gigaoperations_per_step": round(operations / 1e9, 1),
         "peak_gigaoperations_per_s": {name: round(value / 1e9, 1) for name, value in peaks.items()},
         "share_of_bfloat16_peak": round(operations / middle["product"] / peaks["bfloat16"], 3),
         "time_by_operation": where_time_goes(lambda: train_step(product, images, labels, 1e-4)),
     }
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+    own = features == plan.configuration(options.configuration).network.features[0]
+    (RESULTS if own else RESULTS.with_stem(f"cpu_step_{features}")).write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

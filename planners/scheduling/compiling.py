@@ -9,7 +9,7 @@ from planners.schedule import Conditions, Measurement
 from planners.scheduling.cost import affordable_steps, training_s
 
 HOPED_FOR = 0.15
-"""Share of a step that compiling may save (14 to 21 % on a CPU, docs/decisions/0113)."""
+"""Share of a step that compiling may save (7 to 22 % on a CPU, docs/decisions/0113)."""
 FORESEEN_COMPILE_S = 60.0
 """What compiling a network is taken to cost before it was measured."""
 
