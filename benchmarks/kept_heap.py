@@ -1,6 +1,7 @@
 """Training steps on a CPU with freed memory kept, beside the same steps with glibc's own rule.
 
-Usage: ``python benchmarks/kept_heap.py PLANS [--threads 2] [--rounds 2]``; PLANS as in `memory.py`. Of each kind of network the training
+Usage: ``python benchmarks/kept_heap.py PLANS [--threads 2] [--rounds 2] [--sizes-gb 1.5 5]``; PLANS as in `memory.py`. Of each kind of
+network the training
 in bfloat16 whose estimate is nearest to each of some sizes takes turns with itself, each time in a process of its own that
 does a few steps; compared are its last ones. The table is kept in ``results/kept_heap.md``.
 """
@@ -27,12 +28,12 @@ ROOM = 1.5
 """Half as much again as twice the estimate must be free: kept memory is at most 1.6 times, and two thirds may be taken."""
 
 
-def choose(jobs: Sequence[Job]) -> list[Job]:
+def choose(jobs: Sequence[Job], sizes_gb: Sequence[float]) -> list[Job]:
     """One of each kind of network and size, without those that stand for two sizes."""
     chosen = {}
     for kind in sorted({(job.configuration.network.family, job.configuration.dimensions) for job in jobs}):
         alike = [job for job in jobs if (job.configuration.network.family, job.configuration.dimensions) == kind]
-        for size in SIZES_GB:
+        for size in sizes_gb:
             nearest = min(alike, key=lambda job: abs(job.estimate_bytes - size * 1e9))
             chosen[nearest.key] = nearest
     return list(chosen.values())
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("plans", type=Path)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--sizes-gb", type=float, nargs="+", default=SIZES_GB, help="estimates that are looked for")
     options = parser.parse_args()
     jobs = [job for job in find_jobs(options.plans, "cpu") if job.dtype == "bfloat16" and job.threads == options.threads]
     lines = [
@@ -69,7 +71,7 @@ def main() -> None:
         "| training | network | s a step, given back | kept | times as fast | peak GB, given back | kept | kept, estimate |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for job in choose(jobs):
+    for job in choose(jobs, options.sizes_gb):
         found = compare(job, options.rounds)
         seconds, peaks = found["seconds"], found["peaks"]
         lines.append(
