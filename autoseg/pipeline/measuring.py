@@ -120,6 +120,8 @@ def try_compiling(
     if not compiling_may_pay(mine, training.num_steps, num_folds):
         return tuple(measurements)
     configuration = bench.plan.configuration(training.configuration)
+    if training.batch_size not in plausible_sizes(configuration, training, bench.options.device):
+        return tuple(measurements)  # on a CPU a process that takes too much is killed, not told
     try:
         with kept_heap_for(configuration, training, bench.options.device):
             durations = time_steps(

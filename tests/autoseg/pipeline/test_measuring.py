@@ -7,12 +7,13 @@ import pytest
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.pipeline.bench import Bench, make_bench
 from autoseg.pipeline.case_costs import stored_shapes
-from autoseg.pipeline.measuring import measure_steps, refine, settled_mean, time_steps
+from autoseg.pipeline.measuring import measure_steps, refine, settled_mean, time_steps, try_compiling
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import preprocess_stage
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
-from planners import preferred_configurations, trial_training
+from autoseg.training import trial
+from planners import Measurement, preferred_configurations, trial_training
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,15 @@ def test_a_trial_ends_after_two_steps_where_they_are_slow(bench) -> None:
     configuration = bench.plan.configuration(training.configuration)
     first, second = time_steps(bench, configuration, training, longest_s=0.0, most=1000)
     assert settled_mean([first, second]) == second
+
+
+def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypatch) -> None:
+    training = bench_training(bench, 8).model_copy(update={"num_steps": 10**6})
+    measured = (Measurement(
+        configuration="3d_fullres", base_features=8, batch_size=2, precision="float32", step_s=0.1, case_s=0.1
+    ),)  # fmt: skip
+    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 1000)
+    assert try_compiling(bench, measured, training, 5) == measured
 
 
 def test_the_first_steps_do_not_count() -> None:
