@@ -128,6 +128,21 @@ def where_time_goes(work: Callable[[], object]) -> dict[str, float]:
     return {name: round(spent / total, 3) for name, spent in times.items()}
 
 
+def batches_of(folder: Path, configuration: Configuration, training: Training) -> BatchSource:
+    """Training batches of all preprocessed cases."""
+    names = sorted(path.name.removesuffix(".case.json") for path in folder.glob("*.case.json"))
+    return BatchSource(
+        cases=[open_case(folder, name) for name in names],
+        recipe=configuration_recipe(configuration, training),
+        batch_size=training.batch_size,
+        foreground_share=training.foreground_share,
+        seed=0,
+        configuration=configuration.name,
+        fold=0,
+        purpose="training",
+    )
+
+
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -145,17 +160,7 @@ def main() -> None:
     configuration = configuration.model_copy(update={"network": with_width(configuration.network, features)})
     folder = run.preprocessed(configuration.data)
     training = training_of(configuration, "bfloat16")
-    names = sorted(path.name.removesuffix(".case.json") for path in folder.glob("*.case.json"))
-    source = BatchSource(
-        cases=[open_case(folder, name) for name in names],
-        recipe=configuration_recipe(configuration, training),
-        batch_size=training.batch_size,
-        foreground_share=training.foreground_share,
-        seed=0,
-        configuration=configuration.name,
-        fold=0,
-        purpose="training",
-    )
+    source = batches_of(folder, configuration, training)
     images, labels = finish(source[0], source.recipe, CPU)
     product = parts_of(plan, configuration, "bfloat16", own_norm=True)
     compiled = parts_of(plan, configuration, "bfloat16", own_norm=True, compiled=True)
