@@ -2,6 +2,7 @@
 
     python benchmarks/crash.py --kills 40 --work DIR            # kill -9 at random moments
     python benchmarks/crash.py --full-disk --work DIR           # a filesystem that fills up (needs root, for a tmpfs)
+    python benchmarks/crash.py --compiled --work DIR            # kill -9, with training steps through torch.compile
 
 A small phantom dataset and a schedule of a few dozen steps; the same `autoseg run` command is repeated until it ends well.
 Compared byte for byte: weights, validation and test predictions, preprocessed data, selection, splits and score tables.
@@ -33,14 +34,13 @@ def command(dataset: Path, out: Path, *extra: str) -> list[str]:
     return [sys.executable, "-c", call, "run", str(dataset), "--out", str(out), "--device", "cpu", "--threads", "1", *extra]
 
 
-def make_schedule(dataset: Path, work: Path) -> Path:
+def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
     """A short schedule for the dataset, so that every run does the same steps."""
     probe = work / "probe"
     subprocess.run(command(dataset, probe, "--budget", "10s"), check=True, capture_output=True)
     schedule = load_document(Schedule, RunFolder(probe).schedule)
-    trainings = tuple(
-        t.model_copy(update={"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2}) for t in schedule.trainings
-    )
+    short = {"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2, "compiled": compiled}
+    trainings = tuple(t.model_copy(update=short) for t in schedule.trainings)
     path = work / "schedule.json"
     save_document(path, schedule.model_copy(update={"trainings": trainings}))
     shutil.rmtree(probe)
@@ -86,10 +86,10 @@ def kill_until_done(call: list[str], run: Path, *, kills: int, longest_s: float,
     return where
 
 
-def crash(work: Path, *, kills: int, seed: int) -> None:
+def crash(work: Path, *, kills: int, seed: int, compiled: bool = False) -> None:
     dataset = work / "Task99_Phantom"
     make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
-    schedule = make_schedule(dataset, work)
+    schedule = make_schedule(dataset, work, compiled=compiled)
     started = time.perf_counter()
     subprocess.run(command(dataset, work / "undisturbed", "--schedule", str(schedule)), check=True, capture_output=True)
     whole = time.perf_counter() - started
@@ -147,12 +147,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full-disk", action="store_true")
+    parser.add_argument("--compiled", action="store_true")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.full_disk:
         fill_disk(arguments.work)
     else:
-        crash(arguments.work, kills=arguments.kills, seed=arguments.seed)
+        crash(arguments.work, kills=arguments.kills, seed=arguments.seed, compiled=arguments.compiled)
 
 
 if __name__ == "__main__":
