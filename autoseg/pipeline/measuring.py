@@ -128,7 +128,9 @@ def try_compiling(
                 bench, configuration, training.model_copy(update={"compiled": True}), longest_s=LONGEST_COMPILED_S, most=COMPILED_STEPS
             )
     except Exception as error:  # compilers raise errors of many kinds, and steps run without them, too
-        bench.options.reporter.say(f"torch.compile does not work here ({first_line(error)}); steps run without it")
+        short = is_out_of_memory(error)
+        found = "memory is not enough for compiled steps" if short else f"torch.compile does not work here ({first_line(error)})"
+        bench.options.reporter.say(f"{found}; steps run without it")
         return tuple(measurements)
     finally:
         release_memory(bench.options.device)
