@@ -5,18 +5,17 @@ Shapes in comments: N batch, C channels, then the spatial axes of the patch, (Z,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from autoseg.networks.convolutions import CONVOLUTION
 from autoseg.networks.layout import average_pool, instance_norm
 
 NEGATIVE_SLOPE = 0.01
 """Of the leaky ReLU (method section 3.9)."""
-CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
-TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, ConvBlock, conv_blocks, residual_blocks
+from autoseg.networks.blocks import ConvBlock, conv_blocks, residual_blocks
+from autoseg.networks.convolutions import CONVOLUTION, TRANSPOSED
 from autoseg.networks.layout import channels_first, channels_last
 from planners import Network
 

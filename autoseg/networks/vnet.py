@@ -8,7 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, InstanceNorm, same_padding
+from autoseg.networks.blocks import InstanceNorm, same_padding
+from autoseg.networks.convolutions import CONVOLUTION, TRANSPOSED
 from autoseg.networks.layout import channels_first, channels_last
 from planners import Network
 
