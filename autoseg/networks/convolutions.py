@@ -17,7 +17,7 @@ from torch.nn.grad import conv2d_weight
 from autoseg.networks.layout import memory_format
 
 FEW_SLICES = 12
-"""Volumes with more slices were never seen to wait under a kernel of several; the thickest that did had 8."""
+"""Volumes with more slices were never seen to wait under kernels that overlap; the thickest that did had 8."""
 LARGE_SLICE = 30_000
 """Channels of the source times voxels of a slice of the result; the smallest that waited had 36 864."""
 SHORT_FORMATS = (torch.bfloat16, torch.float16)
@@ -33,7 +33,8 @@ class Convolution3d(nn.Conv3d):
             (size + 2 * pad - width) // step + 1
             for size, pad, width, step in zip(x.shape[2:], padding, self.kernel_size, steps, strict=True)
         )
-        if not may_wait_for_ever(x, self.kernel_size, x.shape[1], shape):
+        single = self.kernel_size[0] in (1, steps[0])
+        if not may_wait_for_ever(x, x.shape[1], shape, single=single):
             return functional.conv3d(x, weight, bias, steps, padding)
         result: Tensor = _SliceGradient.apply(x, weight, bias, steps, padding, False)  # type: ignore[no-untyped-call]
         return result
@@ -44,7 +45,7 @@ class Transposed3d(nn.ConvTranspose3d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         x, weight, bias = _in_compute_format(x, self.weight, self.bias)
-        if not may_wait_for_ever(x, self.kernel_size, weight.shape[1], x.shape[2:]):
+        if not may_wait_for_ever(x, weight.shape[1], x.shape[2:], single=True):
             return functional.conv_transpose3d(x, weight, bias, self.stride)
         result: Tensor = _SliceGradient.apply(x, weight, bias, self.stride, (0, 0, 0), True)  # type: ignore[no-untyped-call]
         return result
@@ -54,16 +55,15 @@ CONVOLUTION: dict[int, Callable[..., nn.Module]] = {2: nn.Conv2d, 3: Convolution
 TRANSPOSED: dict[int, Callable[..., nn.Module]] = {2: nn.ConvTranspose2d, 3: Transposed3d}
 
 
-def may_wait_for_ever(x: Tensor, kernel: Sequence[int], channels: int, shape: Sequence[int]) -> bool:
+def may_wait_for_ever(x: Tensor, channels: int, shape: Sequence[int], *, single: bool) -> bool:
     """Whether the gradient of the weights must not be left to the library.
 
     ``channels`` and ``shape`` are those of the source and of the result; for a transposed convolution, whose gradient is that
-    of the convolution the other way round, of its output and of its input. A kernel of one slice may wait at any number of
-    slices, and costs nothing more as images.
+    of the convolution the other way round, of its output and of its input. ``single``: each slice of the source meets a
+    single one of the kernel, which may wait at any number of slices, and costs nothing more as images.
     """
     short = x.device.type == "cpu" and x.dtype in SHORT_FORMATS and torch.is_grad_enabled()
-    few = kernel[0] == 1 or shape[0] <= FEW_SLICES
-    return short and few and channels * shape[1] * shape[2] > LARGE_SLICE
+    return short and (single or shape[0] <= FEW_SLICES) and channels * shape[1] * shape[2] > LARGE_SLICE
 
 
 def weight_gradient(

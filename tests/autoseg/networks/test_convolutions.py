@@ -64,22 +64,22 @@ def test_a_few_large_slices_take_the_other_way_and_agree_with_float32(up: bool) 
 
 
 @pytest.mark.parametrize(
-    ("dtype", "slices", "side", "kernel", "other_way"),
+    ("dtype", "slices", "side", "single", "other_way"),
     [
-        (torch.bfloat16, 4, 64, 3, True),
-        (torch.float16, 4, 64, 3, True),
-        (torch.float32, 4, 64, 3, False),
-        (torch.bfloat16, FEW_SLICES + 1, 64, 3, False),
-        (torch.bfloat16, FEW_SLICES + 1, 64, 1, True),
-        (torch.bfloat16, 4, 16, 3, False),
+        (torch.bfloat16, 4, 64, False, True),
+        (torch.float16, 4, 64, False, True),
+        (torch.float32, 4, 64, False, False),
+        (torch.bfloat16, FEW_SLICES + 1, 64, False, False),
+        (torch.bfloat16, FEW_SLICES + 1, 64, True, True),
+        (torch.bfloat16, 4, 16, False, False),
     ],
 )
-def test_only_few_large_slices_in_short_formats_take_the_other_way(dtype, slices, side, kernel, other_way) -> None:
+def test_only_few_large_slices_in_short_formats_take_the_other_way(dtype, slices, side, single, other_way) -> None:
     x = torch.empty((1, 32, slices, side, side), dtype=dtype)
     assert (32 * side * side > LARGE_SLICE) == (side == 64)
-    assert may_wait_for_ever(x, (kernel, 3, 3), 32, x.shape[2:]) == other_way
+    assert may_wait_for_ever(x, 32, x.shape[2:], single=single) == other_way
     with torch.no_grad():
-        assert not may_wait_for_ever(x, (kernel, 3, 3), 32, x.shape[2:])
+        assert not may_wait_for_ever(x, 32, x.shape[2:], single=single)
 
 
 STEPS = """
