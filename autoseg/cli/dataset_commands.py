@@ -115,6 +115,11 @@ def plan(
     workers: WorkersOption = None,
 ) -> None:
     """Say what would be done with a dataset, and why. Trains nothing."""
+    if dataset is not None and nnunet_plans is not None and not strict_reference:
+        raise typer.BadParameter(
+            "--nnunet-plans needs --strict-reference here: without it a plan's axes are directions of the body, but nnU-Net "
+            "reads those of the files, so spacing, patch and transposition would be of other axes"
+        )
     spacing = None if target_spacing is None else parse_spacing(target_spacing)
     if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
         sources = (nnunet_fingerprint, nnunet_dataset)

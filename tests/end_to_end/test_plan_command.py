@@ -56,6 +56,7 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
         (["--nnunet-fingerprint", "absent.json", "--nnunet-dataset", "absent.json"], 1, "absent.json"),
         (["x", "--target-spacing", "1,2"], 2, "three numbers"),
         (["x", "--target-spacing", "1,0,2"], 2, "positive"),
+        (["x", "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
     ],
 )
 def test_bad_calls_are_answered(arguments, code, message) -> None:
