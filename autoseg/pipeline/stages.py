@@ -85,24 +85,50 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
 
 
 def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
-    """What to do with the dataset, and why."""
+    """What to do with the dataset, and why.
+
+    A GPU smaller than the preset's memory caps the plan that a run begins with; continued on another device, the run keeps
+    its memory target (decision record 0118).
+    """
     pretrained = open_pretrained(options)  # what is no model is refused before images are read
     dataset, fingerprint = fingerprint_stage(options)
-    own = plan_dataset(
-        fingerprint,
-        preset=options.preset,
-        memory_gb=options.memory_gb,
-        target_spacing_mm=options.target_spacing_mm,
-        strict_reference=options.strict_reference,
-    )
-    plan = own if pretrained is None else fit_plan(pretrained, own)
-    if not options.run.plan.exists() or digest(load_document(Plan, options.run.plan)) != digest(plan):
-        save_document(options.run.plan, plan)
+    device_gb = None if pretrained is not None else _device_memory_gb(options)
+    consumed = {"preset (--preset)": digest(options.preset), "memory to plan for (--memory-gb)": digest(options.memory_gb)}
+    with open_stage(options.run, "plan", consumed, [options.run.plan], what="the plan", say=options.reporter.say) as to_do:
+        begun = load_document(Plan, options.run.plan) if options.run.plan.exists() else None
+        own = plan_dataset(
+            fingerprint,
+            preset=options.preset,
+            memory_gb=options.memory_gb,
+            device_memory_gb=device_gb if to_do or begun is None or pretrained is not None else begun.memory_target_gb,
+            target_spacing_mm=options.target_spacing_mm,
+            strict_reference=options.strict_reference,
+        )
+        plan = own if pretrained is None else fit_plan(pretrained, own)
+        if begun is None or digest(begun) != digest(plan):
+            save_document(options.run.plan, plan)
+    if options.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
+        options.reporter.say(
+            f"Note: this run keeps the {plan.memory_target_gb:g} GB that it was planned for, but the GPU has {device_gb:g} GB: what "
+            f"does not fit is computed in pieces; --memory-gb {device_gb:g} plans for this GPU"
+        )
     for sentence in describe_unusual_classes(fingerprint):
         options.reporter.say(f"Note: {sentence}")
     for configuration in plan.configurations:
         options.reporter.say(f"Plan: {describe_configuration(configuration)}")
     return dataset, plan
+
+
+def _device_memory_gb(options: Options) -> float | None:
+    """Memory of the GPU that trains, in whole GB (1e9 bytes); None for other devices.
+
+    Whole ones, because drivers keep a small part that differs from version to version.
+    """
+    if not options.device_name.startswith("cuda"):
+        return None
+    import torch
+
+    return max(1.0, float(round(torch.cuda.get_device_properties(options.device).total_memory / 1e9)))
 
 
 def describe_configuration(configuration: Configuration) -> str:

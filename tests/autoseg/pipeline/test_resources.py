@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.pipeline import measuring
@@ -37,6 +39,31 @@ def planned(tmp_path):
         reporter=Listening(), budget_s=60.0,
     )
     return options, *plan_stage(options)
+
+
+def on_gpu(options: Options, monkeypatch: pytest.MonkeyPatch, *, num_bytes: int) -> Options:
+    """The same run on a GPU with so much memory; no machine has them all."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=num_bytes))
+    return replace(options, device_name="cuda")
+
+
+def test_a_run_is_planned_for_the_gpu_that_it_begins_on(planned, tmp_path, monkeypatch) -> None:
+    options, _, plan = planned
+    small = on_gpu(replace(options, run=RunFolder(tmp_path / "small")), monkeypatch, num_bytes=5_930_000_000)
+    _, capped = plan_stage(small)
+    assert (plan.memory_target_gb, capped.memory_target_gb) == (8.0, 6.0)
+    assert "the device has 6 GB" in capped.decisions[0].reason
+    for other in (on_gpu(small, monkeypatch, num_bytes=25_000_000_000), replace(small, device_name="cpu")):
+        assert plan_stage(other)[1] == capped
+    assert plan_stage(replace(small, memory_gb=5.0, device_name="cpu"))[1].memory_target_gb == 5.0
+    assert plan_stage(replace(small, device_name="cpu"))[1] == plan  # what was asked for and no longer is
+
+
+def test_a_run_keeps_its_plan_on_a_smaller_gpu_and_says_so(planned, monkeypatch) -> None:
+    options, _, plan = planned
+    small = on_gpu(options, monkeypatch, num_bytes=5_930_000_000)
+    assert plan_stage(small)[1] == plan
+    assert [text for text in options.reporter.said if "the GPU has 6 GB" in text and "--memory-gb 6" in text]
 
 
 def test_a_full_disk_is_foretold(planned, monkeypatch) -> None:
