@@ -124,19 +124,20 @@ def plan(
     if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
         sources = (nnunet_fingerprint, nnunet_dataset)
         settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
-        planned, ending = plan_from_nnunet(*sources, settings)
+        planned, found = plan_from_nnunet(*sources, settings)
+        ending, reader = found.file_ending, found.reader
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
             dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
             skip_bad=skip_bad, pretrained=pretrained, workers=workers,
         )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
-        ending = description.file_ending
+        ending, reader = description.file_ending, None
         typer.echo(f"Plan: {options.run.plan}")
     else:
         raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
     if nnunet_plans is not None:
-        write_nnunet_plans(nnunet_plans, planned, file_ending=ending)
+        write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
         typer.echo(f"nnU-Net plans: {nnunet_plans}")
     if explanation or (dataset is None and nnunet_plans is None):
         typer.echo(explain(planned))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoseg.errors import AutosegError
 from autoseg.run_folder import write_text
-from planners import Plan, Preset, nnunet_plans, plan_dataset, read_nnunet_dataset
+from planners import NnunetDataset, Plan, Preset, nnunet_plans, plan_dataset, read_nnunet_dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,8 +22,8 @@ class PlanSettings:
     strict_reference: bool
 
 
-def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -> tuple[Plan, str]:
-    """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and its file ending.
+def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -> tuple[Plan, NnunetDataset]:
+    """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and what these files say.
 
     Raises `AutosegError` for files that cannot be read, and `DocumentError` or `PlanningError` with all problems.
     """
@@ -37,12 +37,12 @@ def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -
         target_spacing_mm=settings.target_spacing_mm,
         strict_reference=settings.strict_reference,
     )
-    return plan, found.file_ending
+    return plan, found
 
 
-def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str) -> None:
-    """Write a plan in nnU-Net's format (method section 3.14), atomically."""
-    write_text(path, json.dumps(nnunet_plans(plan, file_ending=file_ending), indent=4) + "\n")
+def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str | None = None) -> None:
+    """Write a plan in nnU-Net's format (method section 3.14), atomically. ``reader``: its class, if the dataset names one."""
+    write_text(path, json.dumps(nnunet_plans(plan, file_ending=file_ending, reader=reader), indent=4) + "\n")
 
 
 def _read(path: Path) -> bytes:

@@ -19,7 +19,17 @@ from planners.fingerprint import (
     Shape3,
     Spacing3,
 )
+from planners.plan import SourceAxes
 
+READERS: dict[str, SourceAxes | None] = {
+    "SimpleITKIO": None,
+    "NibabelIO": None,
+    "NaturalImage2DIO": None,
+    "Tiff3DIO": None,
+    "SimpleITKIOWithReorient": "ras",
+    "NibabelIOWithReorient": "ras",
+}
+"""Readers of the reference, and the axes that they turn files to; none: those of the file stay (method section 1.5)."""
 BACKGROUND = "background"
 IGNORE = "ignore"
 LabelValue = Annotated[int, Field(ge=0)]
@@ -34,6 +44,8 @@ class NnunetDataset:
     file_values: tuple[int, ...]
     """Value in the label files of each internal value; index 0 is the background."""
     file_ending: str
+    reader: str | None
+    """The reference's class that reads the images, where the dataset file names one that the reference knows."""
 
 
 def read_nnunet_dataset(
@@ -66,6 +78,7 @@ def read_nnunet_dataset(
         fingerprint=_fingerprint(sizes, description, labels),
         file_values=file_values,
         file_ending=description.file_ending,
+        reader=description.reader,
     )
 
 
@@ -134,6 +147,12 @@ class DatasetFile(BaseModel):
     numTraining: PositiveInt  # noqa: N815  # the file's own spelling
     file_ending: str = ".nii.gz"
     regions_class_order: tuple[int, ...] | None = None
+    overwrite_image_reader_writer: str | None = None
+
+    @property
+    def reader(self) -> str | None:
+        """The reader that the file asks for; the reference passes over names that it does not know, such as "None"."""
+        return self.overwrite_image_reader_writer if self.overwrite_image_reader_writer in READERS else None
 
     @property
     def channels(self) -> tuple[str, ...]:

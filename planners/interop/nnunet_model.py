@@ -10,6 +10,7 @@ from pydantic import AliasChoices, Field
 from planners.document import DocumentError
 from planners.fingerprint import IntensityStatistics, Labels
 from planners.interop.nnunet import (
+    READERS,
     DatasetFile,
     StatisticsFile,
     internal_labels,
@@ -19,17 +20,7 @@ from planners.interop.nnunet import (
 )
 from planners.interop.nnunet_plans import make_plan
 from planners.interop.plans_file import InheritanceError, PlansFile, inherited
-from planners.plan import Axis, Plan, SourceAxes
-
-READERS: dict[str, SourceAxes | None] = {
-    "SimpleITKIO": None,
-    "NibabelIO": None,
-    "NaturalImage2DIO": None,
-    "Tiff3DIO": None,
-    "SimpleITKIOWithReorient": "ras",
-    "NibabelIOWithReorient": "ras",
-}
-"""Readers of the reference, and the axes that they turn files to; none: those of the file stay (method section 1.5)."""
+from planners.plan import Axis, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Protocol
 
@@ -36,18 +37,21 @@ PLANNERS: dict[Preset, tuple[str, str]] = {
 READERS = {
     ".png": "NaturalImage2DIO",
     ".bmp": "NaturalImage2DIO",
-    ".tif": "NaturalImage2DIO",
     ".tiff": "Tiff3DIO",
     ".nii": "NibabelIO",
 }
-"""By file ending; any other takes SimpleITKIO (method section 1.5)."""
+"""By file ending; any other takes SimpleITKIO (method section 1.5). ``.tif`` may be flat or not, see `_reader`."""
+FLAT_SPACING_FACTOR = 999.0
+"""2D images are read as slices this many times as thick as their larger pixel side (method section 1.5)."""
 CASCADE = "3d_cascade_fullres"
 
 
-def nnunet_plans(plan: Plan, *, plans_name: str | None = None, file_ending: str = ".nii.gz") -> dict[str, JsonValue]:
+def nnunet_plans(
+    plan: Plan, *, plans_name: str | None = None, file_ending: str = ".nii.gz", reader: str | None = None
+) -> dict[str, JsonValue]:
     """A plan in the form of the reference's plans file; dump it as JSON with an indent of 4.
 
-    ``plans_name`` is the preset's own unless given. Candidates that the reference has no word for (V-Nets) are left
+    ``plans_name`` is the preset's own unless given, ``reader`` what the reference chooses for such files. Candidates that the reference has no word for (V-Nets) are left
     out. Raises `PlanningError` for the V-Net preset.
     """
     if plan.preset not in PLANNERS:
@@ -63,7 +67,7 @@ def nnunet_plans(plan: Plan, *, plans_name: str | None = None, file_ending: str 
         "plans_name": name,
         "original_median_spacing_after_transp": list(plan.original_median_spacing_mm),
         "original_median_shape_after_transp": list(plan.original_median_shape),
-        "image_reader_writer": READERS.get(file_ending.casefold(), "SimpleITKIO"),
+        "image_reader_writer": reader or _reader(plan, file_ending.casefold()),
         "transpose_forward": list(plan.transpose_forward),
         "transpose_backward": list(plan.transpose_backward),
         "configurations": {
@@ -75,6 +79,15 @@ def nnunet_plans(plan: Plan, *, plans_name: str | None = None, file_ending: str 
             str(index): _written_statistics(entry) for index, entry in enumerate(plan.intensities)
         },
     }
+
+
+def _reader(plan: Plan, file_ending: str) -> str:
+    """The class that the reference chooses by itself; ``.tif`` files may be flat or not, which the median spacing tells."""
+    if file_ending == ".tif":
+        thickness_mm, *pixel_mm = plan.original_median_spacing_mm
+        is_flat = math.isclose(thickness_mm, FLAT_SPACING_FACTOR * max(pixel_mm))
+        return "NaturalImage2DIO" if is_flat else "Tiff3DIO"
+    return READERS.get(file_ending, "SimpleITKIO")
 
 
 def _written(configuration: Configuration, plans_name: str, preset: Preset) -> dict[str, JsonValue]:

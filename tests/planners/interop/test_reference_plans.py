@@ -82,6 +82,26 @@ def test_reading_a_written_plan_gives_the_plan_back(folder: Path) -> None:
         assert read == plan.model_copy(update={"decisions": ()})
 
 
+@pytest.mark.parametrize(
+    ("changes", "spacing_mm", "reader"),
+    [
+        ({"file_ending": ".tif"}, [999.0, 1.0, 1.0], "NaturalImage2DIO"),
+        ({"file_ending": ".TIF"}, [3.0, 1.0, 1.0], "Tiff3DIO"),
+        ({"file_ending": ".tif"}, [1.0, 1.0, 1.0], "Tiff3DIO"),
+        ({"overwrite_image_reader_writer": "NibabelIOWithReorient"}, [1.0, 1.0, 1.0], "NibabelIOWithReorient"),
+        ({"overwrite_image_reader_writer": "None"}, [1.0, 1.0, 1.0], "SimpleITKIO"),
+        ({"overwrite_image_reader_writer": "Unknown", "file_ending": ".nii"}, [1.0, 1.0, 1.0], "NibabelIO"),
+    ],
+)
+def test_plans_name_the_reader_that_the_reference_takes(changes: dict[str, str], spacing_mm: list[float], reader: str) -> None:
+    fingerprint = json.loads((GOLDEN / "006" / "fingerprint.json").read_text())
+    fingerprint["spacings"] = [spacing_mm] * len(fingerprint["spacings"])
+    description = json.loads((GOLDEN / "006" / "dataset.json").read_text()) | {"file_ending": ".nii.gz"} | changes
+    dataset = read_nnunet_dataset(json.dumps(fingerprint), json.dumps(description))
+    plan = plan_dataset(dataset.fingerprint, strict_reference=True)
+    assert nnunet_plans(plan, file_ending=dataset.file_ending, reader=dataset.reader)["image_reader_writer"] == reader
+
+
 def test_a_reference_plan_survives_reading_and_writing() -> None:
     folder = GOLDEN / "052"
     text = (folder / "plans_default.json").read_text()
