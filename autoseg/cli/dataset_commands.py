@@ -16,7 +16,6 @@ from autoseg.cli.parameters import (
     LayoutOption,
     MemoryOption,
     OptionalDatasetArgument,
-    OutOption,
     PresetName,
     PresetOption,
     PretrainedOption,
@@ -39,6 +38,7 @@ from autoseg.execution.jobs import available_cores
 from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
+from autoseg.run_folder import RunFolder, save_document
 from planners import explain, write_document
 
 
@@ -90,7 +90,9 @@ def show_findings(report: CheckReport, *, as_json: bool) -> None:
 
 def plan(
     dataset: OptionalDatasetArgument = None,
-    out: OutOption = Path("run"),
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; everything is written here (default for a DATASET: run).", show_default=False)
+    ] = None,
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
     target_spacing: Annotated[
@@ -122,13 +124,21 @@ def plan(
         )
     spacing = None if target_spacing is None else parse_spacing(target_spacing)
     if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
+        needless = {
+            "--layout": layout, "--pretrained": pretrained, "--skip-bad": skip_bad or None, "--spec": spec, "--workers": workers,
+        }  # fmt: skip
+        if given := [name for name, value in needless.items() if value is not None]:
+            raise typer.BadParameter(f"{', '.join(given)}: no images are looked at with --nnunet-fingerprint; leave this away")
         sources = (nnunet_fingerprint, nnunet_dataset)
         settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
         planned, found = plan_from_nnunet(*sources, settings)
         ending, reader = found.file_ending, found.reader
+        if out is not None:
+            save_document(RunFolder(out).plan, planned)
+            typer.echo(f"Plan: {RunFolder(out).plan}")
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
-            dataset, out, preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
+            dataset, out or Path("run"), preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
             skip_bad=skip_bad, pretrained=pretrained, workers=workers,
         )
         description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
@@ -139,7 +149,7 @@ def plan(
     if nnunet_plans is not None:
         write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
         typer.echo(f"nnU-Net plans: {nnunet_plans}")
-    if explanation or (dataset is None and nnunet_plans is None):
+    if explanation or (dataset is None and nnunet_plans is None and out is None):
         typer.echo(explain(planned))
 
 

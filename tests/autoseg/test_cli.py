@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -9,6 +12,8 @@ from typer.testing import CliRunner
 import autoseg
 from autoseg.cli import app
 from autoseg.cli.parameters import parse_duration, parse_spacing
+from autoseg.run_folder import load_document
+from planners import Plan
 
 
 @pytest.mark.parametrize(
@@ -36,6 +41,29 @@ def test_every_command_explains_itself(command: str) -> None:
     result = CliRunner().invoke(app, [command, "--help"])
     assert result.exit_code == 0
     assert len(result.output.splitlines()) > 5
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "plans" / "025"
+FILES = ["--nnunet-fingerprint", str(GOLDEN / "fingerprint.json"), "--nnunet-dataset", str(GOLDEN / "dataset.json")]
+
+
+def test_a_plan_from_nnunets_files_is_kept_with_its_decisions(tmp_path: Path) -> None:
+    given = json.loads((GOLDEN / "dataset.json").read_text()) | {"overwrite_image_reader_writer": "NibabelIO"}
+    (tmp_path / "dataset.json").write_text(json.dumps(given))
+    files = [*FILES[:3], str(tmp_path / "dataset.json")]
+    written = tmp_path / "plans.json"
+    result = CliRunner().invoke(app, ["plan", *files, "--out", str(tmp_path / "run"), "--nnunet-plans", str(written)])
+    assert result.exit_code == 0, result.output
+    plan = load_document(Plan, tmp_path / "run" / "plan.json")
+    assert {"memory.target", "patch.shape"} <= {decision.rule for decision in plan.decisions}
+    assert json.loads(written.read_text())["image_reader_writer"] == "NibabelIO"
+
+
+def test_options_that_play_no_part_are_refused_at_once() -> None:
+    useless = ["--skip-bad", "--pretrained", "x", "--layout", "msd", "--spec", "x", "--workers", "1"]
+    result = CliRunner().invoke(app, ["plan", *FILES, *useless])
+    assert result.exit_code == 2
+    assert all(option in result.output for option in useless if option.startswith("--"))
 
 
 def test_the_package_offers_its_stages() -> None:
