@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from planners.decision import DecisionRecord
 from planners.plan import Configuration, Plan
+from planners.rules.trainability import why_untrainable
 from planners.wording import counted, listed, millimetres, voxels
 
 WIDTH = 100
@@ -118,12 +119,18 @@ def _decision(decision: DecisionRecord) -> list[str]:
 
 def _departures(plan: Plan) -> str:
     if plan.strict_reference:
-        return "The reference was followed to the letter; nothing was mended."
+        faults = [fault for configuration in plan.configurations for fault in why_untrainable(configuration)]
+        paragraphs = ["The reference was followed to the letter; nothing was mended.", *map(_untrainable, faults)]
+        return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
     mended = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
     if not mended:
         return "Nothing that the reference plans for this dataset needed mending."
     rules = [f"{d.rule} ({d.configuration or 'whole dataset'})" for d in mended]
     return "\n".join(_wrap(f"Departures from the reference: {listed(rules)}.", indent="  "))
+
+
+def _untrainable(fault: str) -> str:
+    return f"This plan cannot be trained as it is: {fault}."
 
 
 def _capital(sentence: str) -> str:

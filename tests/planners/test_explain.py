@@ -58,6 +58,13 @@ def test_departures_are_listed_at_the_end(kinds: list[Fingerprint]) -> None:
     assert set(TITLES) >= DEPARTURES
 
 
+def test_the_page_says_which_networks_of_a_strict_plan_cannot_be_trained(kinds: list[Fingerprint]) -> None:
+    page = " ".join(explain(plan_dataset(kinds[1], strict_reference=True)).split())
+    for name in ("2d", "3d_fullres"):
+        assert f"cannot be trained as it is: configuration {name}: a patch of 7 x 7" in page
+    assert "cannot be trained" not in explain(plan_dataset(kinds[0], strict_reference=True))
+
+
 def test_lines_fit_a_page(kinds: list[Fingerprint]) -> None:
     for kind in kinds:
         lines = explain(plan_dataset(kind)).splitlines()
