@@ -49,14 +49,16 @@ DEPARTURES = frozenset(
     }
 )
 """Rules that mend what the reference would plan wrongly."""
+DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "mirroring.sided_axis"})
+"""Rules that do by choice otherwise than the reference."""
 FAMILIES = {"unet": "U-Net", "residual_unet": "residual-encoder U-Net", "vnet": "V-Net"}
 
 
 def explain(plan: Plan) -> str:
     """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
 
-    Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would change a decision follows
-    it, and departures from the reference are listed at the end.
+    Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would
+    change a decision follows it. At the end stand departures from the reference, and what is done otherwise by choice.
     """
     shared = _shared(plan)
     parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
@@ -123,10 +125,27 @@ def _departures(plan: Plan) -> str:
         paragraphs = ["The reference was followed to the letter; nothing was mended.", *map(_untrainable, faults)]
         return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
     mended = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
-    if not mended:
-        return "Nothing that the reference plans for this dataset needed mending."
-    rules = [f"{d.rule} ({d.configuration or 'whole dataset'})" for d in mended]
-    return "\n".join(_wrap(f"Departures from the reference: {listed(rules)}.", indent="  "))
+    different = [decision for decision in plan.decisions if _differs(plan, decision)]
+    paragraphs = [
+        f"Departures from the reference: {_places(mended)}."
+        if mended
+        else "Nothing that the reference plans for this dataset needed mending."
+    ]
+    if different:
+        paragraphs.append(f"Otherwise than the reference by choice: {_places(different)}.")
+    return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
+
+
+def _differs(plan: Plan, decision: DecisionRecord) -> bool:
+    """Whether a rule that does otherwise than the reference really did: where slices lie across left and right, all axes mirror."""
+    if decision.rule != "mirroring.sided_axis" or decision.configuration is None:
+        return decision.rule in DIFFERENCES
+    configuration = plan.configuration(decision.configuration)
+    return len(configuration.mirror_axes) < configuration.dimensions
+
+
+def _places(decisions: Sequence[DecisionRecord]) -> str:
+    return listed([f"{decision.rule} ({decision.configuration or 'whole dataset'})" for decision in decisions])
 
 
 def _untrainable(fault: str) -> str:

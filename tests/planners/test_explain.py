@@ -58,6 +58,19 @@ def test_departures_are_listed_at_the_end(kinds: list[Fingerprint]) -> None:
     assert set(TITLES) >= DEPARTURES
 
 
+def test_what_is_done_otherwise_without_need_is_listed_at_the_end(
+    kinds: list[Fingerprint], fingerprint_of: MakeFingerprint
+) -> None:
+    def last(fingerprint: Fingerprint) -> str:
+        return " ".join(explain(plan_dataset(fingerprint)).split()).partition("needed mending. ")[2]
+
+    assert last(kinds[0]) == ""
+    assert "by choice: axes.source (whole dataset)." in last(kinds[4])
+    assert "by choice: axes.acquisition (whole dataset)." in last(kinds[5])
+    sagittal = fingerprint_of([(200, 200, 20)] * 2, [(0.8, 0.8, 5.0)] * 2, sided_axis=2)
+    assert "by choice: mirroring.sided_axis (3d_fullres)." in last(sagittal)
+
+
 def test_the_page_says_which_networks_of_a_strict_plan_cannot_be_trained(kinds: list[Fingerprint]) -> None:
     page = " ".join(explain(plan_dataset(kinds[1], strict_reference=True)).split())
     for name in ("2d", "3d_fullres"):
