@@ -106,7 +106,7 @@ def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | No
     )
     most = MOST_STAGES[family]
     if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
-        return NoFit(reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages")
+        return NoFit(reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages", yields_to_memory=False)
     return fit
 
 
@@ -143,10 +143,8 @@ def fit_grid(setting: Setting, name: str, family: Family, grid: Grid) -> Fitted:
 
 def refusal(dataset_name: str, name: str, letter: NoFit) -> PlanningError:
     """Why the letter of the method gives no plan."""
-    return PlanningError(
-        f"dataset {dataset_name}",
-        [f"configuration {name}: {letter.reason}; plan without the strict reference, or for more memory"],
-    )
+    mend = "plan without the strict reference" + (", or for more memory" if letter.yields_to_memory else "")
+    return PlanningError(f"dataset {dataset_name}", [f"configuration {name}: {letter.reason}; {mend}"])
 
 
 def configure(setting: Setting, role: Role, grid: Grid, fitted: Fitted) -> Draft:
@@ -247,8 +245,14 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
             patch = voxels(larger.pyramid.patch)
             if role.next_stage is not None:  # how coarse a low resolution is depends on what the patch of the full one holds
-                return f"with {target_gb:g} GB a patch of {patch} voxels of this size would fit, or finer voxels would be taken"
-            return f"with {target_gb:g} GB the patch would be {patch} voxels"
+                return (
+                    f"with {target_gb:g} GB a patch of {patch} voxels of this size would fit, or finer voxels would be taken, "
+                    "or no coarse stage would be needed"
+                )
+            condition = "" if role.previous_stage is None else ", if a coarse stage were still needed"
+            return f"with {target_gb:g} GB the patch would be {patch} voxels{condition}"
+    if fit.num_steps == 0 and role.next_stage is not None:
+        return "more memory would not make a patch of such voxels larger, but may allow finer ones, or no coarse stage"
     if fit.num_steps == 0:
         return "more memory would not change the patch, only larger or finer images would"
     return "only more memory than devices have would make the patch larger"

@@ -19,11 +19,16 @@ def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: fl
         reason=f"{fitting} patches fit into memory and {covering} hold {share:.0%} of the dataset's voxels; the smaller "
         f"number counts, but at least {SMALLEST_BATCH}",
         source="method 3.9",
-        change=_change_of_batch(fitting, covering),
+        change=_change_of_batch(max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0),
     )
 
 
-def _change_of_batch(fitting: int, covering: int) -> str:
-    if max(min(fitting, covering), SMALLEST_BATCH) == SMALLEST_BATCH and covering > SMALLEST_BATCH:
+def _change_of_batch(fitting: int, covering: int, *, is_shrunk: bool) -> str:
+    """What stands against more patches; of neither number less counts than the smallest batch."""
+    if covering < fitting:
+        return "more training cases would allow more patches"
+    if covering == fitting:
+        return "only more memory and more training cases together would allow more patches"
+    if is_shrunk:
         return "more memory goes into larger patches before it allows more of them"
-    return "more training cases would allow more patches" if covering < fitting else "more memory would allow more patches"
+    return "more memory would allow more patches"

@@ -49,6 +49,8 @@ class NoFit:
     """Shrinking by the letter of the method led nowhere."""
 
     reason: str
+    yields_to_memory: bool
+    """Whether more memory may lead to a patch."""
 
 
 def start_patch(grid: Grid) -> tuple[float, ...]:
@@ -69,7 +71,7 @@ def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
     """
     start = start_patch(grid)
     if min(start) <= 0:
-        return NoFit(reason=f"the start patch of {voxels(start)} voxels has an axis without any")
+        return NoFit(reason=f"the start patch of {voxels(start)} voxels has an axis without any", yields_to_memory=False)
     pyramid = reference_pyramid(grid.spacing_mm, start)
     size = start_size = estimate(pyramid)
     seen = {pyramid.patch}
@@ -79,7 +81,8 @@ def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
         if smaller is None or smaller.patch in seen:
             return NoFit(
                 reason=f"a patch of {voxels(pyramid.patch)} voxels needs {amount(size)} feature-map values, more than "
-                "the memory target allows, but shrinking it by the rule ends without voxels or never"
+                "the memory target allows, but shrinking it by the rule ends without voxels or never",
+                yields_to_memory=True,
             )
         pyramid, size = smaller, estimate(smaller)
         seen.add(pyramid.patch)
