@@ -76,9 +76,10 @@ def input_names(channels: tuple[str, ...], labels: Labels, configuration: Config
 
 
 def output_names(labels: Labels) -> tuple[str, ...]:
-    """What each output of a network stands for: regions, or the background and the classes."""
-    names = tuple(label.name for label in labels.classes)
-    return names if labels.has_regions else ("background", *names)
+    """What each output of a network stands for: regions as declared, or the background and the classes by their values."""
+    if labels.has_regions:
+        return tuple(label.name for label in labels.classes)
+    return ("background", *(label.name for label in sorted(labels.classes, key=lambda label: label.values)))
 
 
 def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:

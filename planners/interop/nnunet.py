@@ -85,7 +85,7 @@ def read_nnunet_dataset(
 def internal_labels(
     labels: dict[str, int | tuple[int, ...]], order: Sequence[int] | None
 ) -> tuple[Labels, tuple[int, ...]]:
-    """Labels by internal values, and the file's value of each internal value (0 first).
+    """Labels by internal values, and the file's value of each internal value (0 first); regions stay in their order.
 
     ``labels`` and ``order`` are the reference's ``labels`` and ``regions_class_order``, already checked.
     """
@@ -96,6 +96,7 @@ def internal_labels(
     has_regions = any(len(values) > 1 for values in entries.values())
     if not has_regions:
         entries = _one_name_a_value(entries)
+        entries = dict(sorted(entries.items(), key=lambda entry: entry[1]))  # a network's outputs are in this order
     classes = tuple(
         LabelClass(name=name, values=tuple(internal[value] for value in values)) for name, values in entries.items()
     )

@@ -93,6 +93,7 @@ def test_stages_and_data_that_are_not_trained_are_not_referred_to() -> None:
 
 def test_outputs_have_names() -> None:
     assert output_names(Labels(classes=(HEAD, TAIL))) == ("background", "head", "tail")
+    assert output_names(Labels(classes=(TAIL, HEAD))) == ("background", "head", "tail")  # output k is label value k
     assert output_names(REGIONS) == ("whole", "core")
 
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from planners import DocumentError, NnunetModel, read_nnunet_dataset, read_nnunet_model, read_nnunet_plans
+from planners import (
+    DocumentError,
+    NnunetModel,
+    output_names,
+    read_nnunet_dataset,
+    read_nnunet_model,
+    read_nnunet_plans,
+)
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "plans"
 PLANS = sorted(GOLDEN.glob("[0-9]*/plans_*.json"))
@@ -65,6 +72,21 @@ def test_a_cascade_takes_its_stages_along_and_a_stage_goes_alone() -> None:
     assert [each.name for each in cascade.plan.configurations] == ["3d_lowres", "3d_fullres", "3d_cascade_fullres"]
     (low,) = read("3d_lowres", folder=folder).plan.configurations
     assert low.next_stage is None
+
+
+@pytest.mark.parametrize("labels", [{"tumour": 5, "organ": 2}, {"tumour": [5], "organ": 2}, {"organ": 2, "tumour": 5}])
+def test_outputs_are_named_by_label_value_whatever_the_order_of_declaration(labels: Json) -> None:
+    model = read(dataset=lambda dataset: dataset.update(labels={**labels, "background": 0}))
+    assert output_names(model.plan.labels) == ("background", "organ", "tumour")
+    assert [label.name for label in model.plan.labels.classes] == ["organ", "tumour"]
+    assert model.file_values == (0, 2, 5)
+
+
+def test_regions_keep_the_order_of_declaration() -> None:
+    regions = {"background": 0, "core": [2], "whole": [1, 2]}
+    model = read(dataset=lambda dataset: dataset.update(labels=regions, regions_class_order=[2, 1]))
+    assert output_names(model.plan.labels) == ("core", "whole")
+    assert model.plan.labels.region_order == (2, 1)
 
 
 @pytest.mark.parametrize("axes", [(), (0, 2), (0, 1, 2)])
