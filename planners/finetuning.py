@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import count
 
 from planners.decision import Decision, DecisionRecord
 from planners.fingerprint import Labels
@@ -28,6 +29,7 @@ def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> P
     spacing = _in_axes_of(own, pretrained, own.original_median_spacing_mm)
     forbidden = _unmirrored_source_axes(own)
     normalization = _normalization(own, pretrained)
+    known = dict(zip(_distinct_names(pretrained.channels), pretrained.intensities, strict=True))
     configurations = tuple(
         configuration.model_copy(
             update={
@@ -55,8 +57,7 @@ def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> P
             "original_median_spacing_mm": spacing,
             "original_median_shape": shape,
             "intensities": tuple(
-                pretrained.intensities[pretrained.channels.index(name)] if name in pretrained.channels else mine
-                for name, mine in zip(own.channels, own.intensities, strict=True)
+                known.get(name, mine) for name, mine in zip(_distinct_names(own.channels), own.intensities, strict=True)
             ),
             "configurations": configurations,
             "decisions": tuple(_decisions(own, pretrained, configurations)),
@@ -66,13 +67,17 @@ def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> P
 
 
 def input_names(channels: tuple[str, ...], labels: Labels, configuration: Configuration) -> tuple[str, ...]:
-    """What each input of a network is: the channels, then in a cascade the foreground values of the stage before."""
+    """What each input of a network is: the channels, then in a cascade the foreground values of the stage before.
+
+    No two have the same name.
+    """
+    names = _distinct_names(channels)
     if configuration.previous_stage is None:
-        return channels
+        return names
     holders = (
         [label.name for label in labels.classes if value in label.values] for value in labels.values
     )
-    return (*channels, *(f"{configuration.previous_stage}: {' and '.join(names)}" for names in holders))
+    return (*names, *(f"{configuration.previous_stage}: {' and '.join(holding)}" for holding in holders))
 
 
 def output_names(labels: Labels) -> tuple[str, ...]:
@@ -80,6 +85,15 @@ def output_names(labels: Labels) -> tuple[str, ...]:
     if labels.has_regions:
         return tuple(label.name for label in labels.classes)
     return ("background", *(label.name for label in sorted(labels.classes, key=lambda label: label.values)))
+
+
+def _distinct_names(channels: Sequence[str]) -> tuple[str, ...]:
+    """The channels' names, a repeated one with its number (``MRI``, ``MRI (2)``): so the second is told from the first."""
+    names: list[str] = []
+    for channel in channels:
+        candidates = (channel if number == 1 else f"{channel} ({number})" for number in count(1))
+        names.append(next(name for name in candidates if name not in names))
+    return tuple(names)
 
 
 def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
@@ -115,8 +129,8 @@ def _median_shape(
 
 def _normalization(own: Plan, pretrained: Plan) -> tuple[ChannelNormalization, ...]:
     """Of each own channel; every configuration of a plan has the same."""
-    theirs = dict(zip(pretrained.channels, pretrained.configurations[0].normalization, strict=True))
-    mine = zip(own.channels, own.configurations[0].normalization, strict=True)
+    theirs = dict(zip(_distinct_names(pretrained.channels), pretrained.configurations[0].normalization, strict=True))
+    mine = zip(_distinct_names(own.channels), own.configurations[0].normalization, strict=True)
     return tuple(theirs.get(name, planned) for name, planned in mine)
 
 
@@ -147,8 +161,9 @@ def _mirror_axes(configuration: Configuration, pretrained: Plan, own: Plan, forb
 
 def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration, ...]) -> list[DecisionRecord]:
     names = [configuration.name for configuration in configurations]
-    known = [name for name in own.channels if name in pretrained.channels]
-    new = [name for name in own.channels if name not in pretrained.channels]
+    theirs = _distinct_names(pretrained.channels)
+    known = [name for name in _distinct_names(own.channels) if name in theirs]
+    new = [name for name in _distinct_names(own.channels) if name not in theirs]
     kept = f"{', '.join(known)} of the same name there stays normalised as it was" if known else "no channel has a name from there"
     added = f"; {', '.join(new)} is normalised by this dataset's own intensities" if new else ""
     plan = Decision(

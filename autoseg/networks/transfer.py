@@ -16,7 +16,7 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """What goes into a network and comes out of it, by name."""
+    """What goes into a network and comes out of it, by names that differ from each other (`input_names`, `output_names`)."""
 
     inputs: Sequence[str]
     outputs: Sequence[str]

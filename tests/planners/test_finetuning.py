@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from planners import (
     CaseSize,
+    ChannelNormalization,
     Fingerprint,
     IntensityStatistics,
     LabelClass,
@@ -89,6 +90,21 @@ def test_stages_and_data_that_are_not_trained_are_not_referred_to() -> None:
     cascade = plan_finetuning(make_plan(labels=REGIONS), cascaded, both).configuration("3d_cascade_fullres")
     assert cascade.network.num_inputs == 3
     assert input_names(("CT",), REGIONS, cascade) == ("CT", "3d_lowres: whole", "3d_lowres: whole and core")
+
+
+def test_channels_of_one_name_are_told_apart_by_their_order() -> None:
+    pretrained = make_plan(channels=("MRI", "CT", "MRI"), mean=100.0)
+    schemes = tuple(ChannelNormalization(scheme=scheme) for scheme in ("zscore", "ct", "none"))
+    changed = (each.model_copy(update={"normalization": schemes}) for each in pretrained.configurations)
+    pretrained = pretrained.model_copy(update={"configurations": tuple(changed)})
+    own = make_plan(channels=("MRI", "MRI", "MRI", "CT"))
+    fitted = plan_finetuning(own, pretrained, WIDTHS)
+    theirs, mine = pretrained.intensities, own.intensities
+    assert fitted.intensities == (theirs[0], theirs[2], mine[2], theirs[1])
+    assert [each.scheme for each in fitted.configurations[0].normalization] == ["zscore", "none", "zscore", "ct"]
+    assert input_names(own.channels, own.labels, fitted.configurations[0]) == ("MRI", "MRI (2)", "MRI (3)", "CT")
+    assert any("MRI (3) is normalised by this dataset's own intensities" in decision.reason for decision in fitted.decisions)
+    assert input_names(("MRI", "MRI (2)", "MRI"), own.labels, fitted.configurations[0]) == ("MRI", "MRI (2)", "MRI (3)")
 
 
 def test_outputs_have_names() -> None:
