@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from autoseg.execution.device import fast_precision
+from autoseg.execution.memory import is_out_of_memory, release_memory
 from autoseg.pipeline.bench import TRIAL_SHARE, Bench
 from autoseg.pipeline.case_costs import measure_export, measure_network, measure_preparation
 from autoseg.preparation.cascade import CascadeCase
@@ -16,7 +17,6 @@ from autoseg.training.batches import BatchSource, finish
 from autoseg.training.compiling import first_line
 from autoseg.training.loop import make_parts, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.memory import is_out_of_memory, release_memory
 from autoseg.training.task import configuration_recipe, make_network, previous_values
 from autoseg.training.trial import kept_heap_for, plausible_sizes, refuse_for_memory
 from planners import (

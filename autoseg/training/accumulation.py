@@ -17,14 +17,6 @@ Backward = Callable[[Tensor], None]
 """Lets gradients of a scalar gather where they belong."""
 
 
-def micro_batch_sizes(batch_size: int) -> tuple[int, ...]:
-    """Sizes of pieces to try, largest first: the whole batch, then halves of it, rounded up, down to one sample."""
-    sizes = [batch_size]
-    while sizes[-1] > 1:
-        sizes.append(-(-sizes[-1] // 2))
-    return tuple(sizes)
-
-
 def is_mean_over_samples(loss: Loss, labels: Labels) -> bool:
     """Whether the loss of a batch is the mean of its samples' losses, so that pieces can be taken one after the other.
 

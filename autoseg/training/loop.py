@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from autoseg.execution.memory import is_out_of_memory, release_memory
 from autoseg.training.accumulation import accumulate
 from autoseg.training.batches import Batch
 from autoseg.training.losses import LossFunction, supervise_deeply
-from autoseg.training.memory import is_out_of_memory, release_memory
 from planners import Training, learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

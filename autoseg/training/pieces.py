@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autoseg.errors import AutosegError
+from autoseg.execution.memory import is_out_of_memory
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.care import Care, FoldState, note
 from autoseg.training.learning import Remark
 from autoseg.training.loop import Parts
-from autoseg.training.memory import is_out_of_memory
 from autoseg.training.resuming import save
 from autoseg.training.task import FoldTask, make_fold_parts
 from autoseg.training.trial import find_micro_batch, refuse_for_memory

@@ -10,10 +10,9 @@ import torch
 
 from autoseg.errors import AutosegError
 from autoseg.execution.heap import kept_heap
+from autoseg.execution.memory import is_out_of_memory, micro_batch_sizes, release_memory
 from autoseg.free_memory import free_memory_bytes
-from autoseg.training.accumulation import micro_batch_sizes
 from autoseg.training.loop import Parts, train_step
-from autoseg.training.memory import is_out_of_memory, release_memory
 from planners import Configuration, Plan, Training, estimate_configuration_memory, with_width
 
 logger = logging.getLogger(__name__)

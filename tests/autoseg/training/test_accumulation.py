@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from autoseg.execution.memory import micro_batch_sizes
 from autoseg.networks.build import build_network
-from autoseg.training.accumulation import accumulate, is_mean_over_samples, micro_batch_sizes
+from autoseg.training.accumulation import accumulate, is_mean_over_samples
 from autoseg.training.losses import make_loss, supervise_deeply
 from planners import LabelClass, Labels, Loss, Network
 

@@ -28,3 +28,11 @@ def release_memory(device: torch.device) -> None:
         torch.mps.empty_cache()
     else:
         give_back()
+
+
+def micro_batch_sizes(batch_size: int) -> tuple[int, ...]:
+    """Sizes of pieces to try, largest first: the whole batch, then halves of it, rounded up, down to one sample."""
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append(-(-sizes[-1] // 2))
+    return tuple(sizes)
