@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probab
 from autoseg.evaluation.postprocessing import apply_postprocessing
 from autoseg.execution.device import choose_device
 from autoseg.execution.heap import kept_heap
+from autoseg.execution.memory import is_out_of_memory, micro_batch_sizes, release_memory
 from autoseg.imaging.formats import read_volume
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.volume import Geometry, Volume
@@ -28,7 +30,9 @@ from autoseg.preparation.cascade import with_classes
 from autoseg.preparation.preprocessing import prepare_image
 from planners import estimate_configuration_memory, estimate_volume_memory, with_width
 
+logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
+GB = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +124,31 @@ class Predictor:
 def member_logits(
     member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device
 ) -> Floats:
-    """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2)."""
-    predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
+    """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2).
+
+    Where memory is not enough, fewer windows go through the network at once, and at last sums are gathered in main
+    memory; raises `AutosegError` where that is not enough either.
+    """
     with kept_heap(device, lambda: held_bytes(member, image)):
+        for size, gathered_on in _frugal_ways(member.training.batch_size, device):
+            logits = _try_logits(member, image, mirror_axes, device, size=size, gathered_on=gathered_on)
+            if logits is not None:
+                return logits
+    raise _refuse_for_memory(member, image, device)
+
+
+def _frugal_ways(batch_size: int, device: torch.device) -> list[tuple[int, torch.device]]:
+    """Windows at once and where their sums are gathered, each way with less memory than the one before."""
+    ways = [(size, device) for size in micro_batch_sizes(batch_size)]
+    return ways if device.type == "cpu" else [*ways, (1, torch.device("cpu"))]
+
+
+def _try_logits(
+    member: Member, image: Floats, mirror_axes: Sequence[int], device: torch.device, *, size: int, gathered_on: torch.device
+) -> Floats | None:
+    """`member_logits` in one way; None where memory was not enough, with all given back that the attempt took."""
+    predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
+    try:
         logits = predict(
             torch.from_numpy(np.ascontiguousarray(image)),
             member.networks,
@@ -130,20 +156,44 @@ def member_logits(
             mirror_axes=mirror_axes,
             precision=member.training.precision,
             device=device,
-            batch_size=member.training.batch_size,
+            batch_size=size,
+            gathered_on=gathered_on,
         )
         result: Floats = logits.numpy()
-    return result
+        return result
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.debug("%d windows at once with sums on %s do not fit: %s", size, gathered_on, error)
+    release_memory(device)  # not before: the error holds on to what the attempt had taken
+    return None
+
+
+def _refuse_for_memory(member: Member, image: Floats, device: torch.device) -> AutosegError:
+    """The error where memory is not enough for one window at a time."""
+    shape = " x ".join(map(str, image.shape[1:]))
+    windows, sums = (needed / GB for needed in _needed_bytes(member, image, batch_size=1))
+    main = f" on {device} and {sums:.1f} GB of main memory" if device.type != "cpu" else f" and {sums:.1f} GB for their sums"
+    elsewhere = "" if device.type == "cpu" else ", or predict with --device cpu"
+    return AutosegError(
+        f"{member.configuration.name}: memory is not enough to predict an image of {shape} voxels (as preprocessed), not even "
+        f"one window at a time, which takes about {windows:.1f} GB{main}; close what else uses it{elsewhere}"
+    )
 
 
 def held_bytes(member: Member, image: Floats) -> int:
     """Main memory for the windows and the logits of an image, where nothing that is freed is given back."""
+    return sum(_needed_bytes(member, image, batch_size=member.training.batch_size, keeps_freed=True))
+
+
+def _needed_bytes(member: Member, image: Floats, *, batch_size: int, keeps_freed: bool = False) -> tuple[int, int]:
+    """Memory for so many windows at once, and for the logits of an image."""
     training, configuration = member.training, member.configuration
     windows = estimate_configuration_memory(
         configuration,
         dtype=training.precision,
-        window_batch_size=training.batch_size,
+        window_batch_size=batch_size,
         network=with_width(configuration.network, training.base_features),
-        keeps_freed=True,
+        keeps_freed=keeps_freed,
     )
-    return windows.inference_bytes + estimate_volume_memory(configuration, math.prod(image.shape[1:]))
+    return windows.inference_bytes, estimate_volume_memory(configuration, math.prod(image.shape[1:]))

@@ -70,23 +70,26 @@ def predict_logits(
     device: torch.device,
     batch_size: int = 1,
     sums: torch.dtype = torch.float32,
+    gathered_on: torch.device | None = None,
 ) -> Tensor:
     """Mean logits of ``networks``, of type ``sums`` (K, a0, a1, a2), on the CPU.
 
     ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
     ``mirror_axes`` are axes of the patch; every combination of them is averaged. ``batch_size`` windows go through
-    the network at once. The networks must be on ``device`` and in evaluation mode.
+    the network at once. The networks must be on ``device`` and in evaluation mode; sums are gathered there, or on another
+    device whose memory holds them.
     """
+    gathering = device if gathered_on is None else gathered_on
     flat = len(patch) == 2
     spatial = image.shape[-len(patch) :]
     padding = _padding(spatial, patch)
     padded = functional.pad(image, padding)
     weights = (importance_map(patch) if sums == torch.float32 else half_importance_map(patch)).to(device)
     total: Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[-len(patch) :], dtype=sums, device=device)
+    weight_sum = torch.zeros(padded.shape[-len(patch) :], dtype=sums, device=gathering)
     places = list(_window_places(padded.shape[-len(patch) :], patch))
     for place in places:
-        weight_sum[place] += weights
+        weight_sum[place] += weights.to(gathering)
     jobs: list[tuple[int | slice, ...]] = [
         (i, *place) if flat else place for i in range(padded.shape[1] if flat else 1) for place in places
     ]
@@ -95,12 +98,12 @@ def predict_logits(
             windows = torch.stack([padded[(slice(None), *where)] for where in group]).to(device)
             logits = _mean_logits(windows, networks, mirror_axes=mirror_axes, precision=precision) * weights
             if total is None:
-                total = torch.zeros((logits.shape[1], *padded.shape[1:]), dtype=sums, device=device)
-            for where, part in zip(group, logits, strict=True):
+                total = torch.zeros((logits.shape[1], *padded.shape[1:]), dtype=sums, device=gathering)
+            for where, part in zip(group, logits.to(gathering), strict=True):
                 total[(slice(None), *where)] += part
-    if total is None:
-        raise ValueError(f"an image of shape {tuple(image.shape)} holds no window")
-    total = total / weight_sum
+        if total is None:
+            raise ValueError(f"an image of shape {tuple(image.shape)} holds no window")
+        total /= weight_sum
     inner = [slice(before, before + n) for before, n in zip(padding[::-1][1::2], spatial, strict=True)]
     return total[(slice(None),) * (total.ndim - len(patch)) + tuple(inner)].cpu()
 

@@ -11,6 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
+from autoseg.errors import AutosegError
+from autoseg.inference.description import WindowSums
+from autoseg.inference.model import Member
+from autoseg.inference.predictor import member_logits
 from autoseg.inference.sliding_window import (
     count_windows,
     half_importance_map,
@@ -19,8 +23,10 @@ from autoseg.inference.sliding_window import (
     predict_logits_in_half,
     window_starts,
 )
+from planners import ChannelNormalization, Configuration, Loss, Network, Resampling, trial_training
 
 CPU = torch.device("cpu")
+CUBIC = Resampling(order=3, order_z=0)
 
 
 def test_window_starts_are_the_methods_example() -> None:
@@ -140,3 +146,65 @@ def test_sums_that_overflow_half_precision_are_taken_in_float32() -> None:
 def test_windows_are_counted_as_they_are_used() -> None:
     assert count_windows((110, 64, 30), (64, 64, 64)) == 3
     assert count_windows((10, 110, 64), (64, 64)) == 30
+
+
+class Narrow(torch.nn.Module):
+    """An echo with memory for so many windows at once."""
+
+    def __init__(self, windows: int) -> None:
+        super().__init__()
+        self.windows = windows
+        self.sizes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        if len(x) > self.windows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.70 GiB.")
+        return Echo()(x)
+
+
+def member_of(network: torch.nn.Module, sums: WindowSums = "float32", batch_size: int = 4) -> Member:
+    configuration = Configuration(
+        name="3d_fullres", dimensions=3, data="3d_fullres", spacing_mm=(1.0,) * 3, median_shape=(11.0, 21.0, 14.0),
+        patch_shape=(8, 16, 8), batch_size=batch_size, normalization=(ChannelNormalization(scheme="zscore"),) * 2,
+        resample_image=CUBIC, resample_labels=CUBIC, resample_logits=CUBIC,
+        network=Network(
+            family="unet", num_inputs=2, num_outputs=3, features=(4, 8), kernels=((3, 3, 3),) * 2,
+            strides=((1, 1, 1), (2, 2, 2)), blocks=(1, 1), decoder_blocks=(1,),
+        ),
+        loss=Loss(batch_dice=False), deep_supervision=False, mirror_axes=(0,),
+    )  # fmt: skip
+    training = trial_training(configuration, base_features=4, batch_size=batch_size, precision="float32")
+    return Member(configuration=configuration, training=training, networks=(network,), window_sums=sums)
+
+
+IMAGE = torch.randn(2, 11, 21, 14, generator=torch.Generator().manual_seed(0)).numpy()
+
+
+@pytest.mark.parametrize("sums", ["float32", "float16"])
+@pytest.mark.parametrize(("windows", "sizes"), [(1, {4, 2, 1}), (2, {4, 2}), (4, {4})])
+def test_where_memory_is_short_fewer_windows_give_the_same_logits(windows: int, sizes: set[int], sums: WindowSums) -> None:
+    network = Narrow(windows)
+    found = member_logits(member_of(network, sums), IMAGE, mirror_axes=(0,), device=CPU)
+    np.testing.assert_array_equal(found, member_logits(member_of(Echo(), sums), IMAGE, mirror_axes=(0,), device=CPU))
+    assert set(network.sizes) == sizes  # eight windows
+
+
+def test_memory_for_no_window_is_an_error_in_words() -> None:
+    with pytest.raises(AutosegError, match=r"3d_fullres: memory is not enough to predict an image of 11 x 21 x 14 voxels"):
+        member_logits(member_of(Narrow(0)), IMAGE, mirror_axes=(), device=CPU)
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        member_logits(member_of(Broken()), IMAGE, mirror_axes=(), device=CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_sums_that_do_not_fit_on_a_gpu_are_gathered_in_main_memory() -> None:
+    gpu = torch.device("cuda")
+    settings = {"patch": (8, 16, 8), "mirror_axes": (0,), "precision": "float32", "device": gpu}
+    there, here = (predict_logits(torch.from_numpy(IMAGE), [Echo()], gathered_on=on, **settings) for on in (None, CPU))
+    torch.testing.assert_close(here, there, rtol=1e-6, atol=1e-6)  # float32 sums of eight windows
