@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
 
 from planners.decision import Decision, DecisionRecord
-from planners.fingerprint import Labels
+from planners.fingerprint import ClassSize, Labels
 from planners.plan import Axis, ChannelNormalization, Configuration, Family, Loss, Network, Permutation
 from planners.presets import PresetRules
 from planners.problems import PlanningError
 from planners.rules.batch import decide_batch_size
 from planners.rules.cascade import decide_inputs
 from planners.rules.interpolation import Interpolation
-from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
+from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss, find_rarity
 from planners.rules.memory import MemoryBudget, memory_budget
 from planners.rules.mirroring import decide_mirror_axes
 from planners.rules.patch import (
@@ -46,6 +47,8 @@ class Setting:
     labels: Labels
     label_entries: int
     """Background, classes or regions, and the ignore entry (method section 3.8)."""
+    num_training_cases: int
+    class_sizes: tuple[ClassSize, ...]
     normalization: tuple[ChannelNormalization, ...]
     interpolation: Interpolation
     transpose_forward: Permutation
@@ -178,6 +181,11 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
     batch_dice = decide_batch_dice(
         dimensions, is_full_resolution=role.is_full_resolution, has_low_resolution=role.has_low_resolution
     )
+    rarity = find_rarity(
+        () if setting.strict_reference else setting.class_sizes,
+        case_voxels=grid.dataset_voxels / setting.num_training_cases,
+        patch_voxels=math.prod(fit.pyramid.patch),
+    )
     num_channels, previous = len(setting.normalization), role.previous_stage
     inputs = decide_inputs(num_channels, previous, len(setting.labels.values)) if previous is not None else None
     network = describe_network(
@@ -193,7 +201,9 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
         stages=describe_pyramid(fit.pyramid, grid.spacing_mm, network),
         batch=batch,
         batch_dice=batch_dice,
-        loss=decide_loss(role.family, has_regions=setting.labels.has_regions, batch_dice=batch_dice.value),
+        loss=decide_loss(
+            role.family, has_regions=setting.labels.has_regions, batch_dice=batch_dice.value, rarity=rarity
+        ),
         deep_supervision=decide_deep_supervision(
             role.family, fit.pyramid.num_stages, strict_reference=setting.strict_reference
         ),

@@ -34,6 +34,7 @@ TITLES = {
     "batch.size": "Batch",
     "loss.batch_dice": "Dice over the batch",
     "loss.terms": "Loss",
+    "loss.rare_class": "Loss (departure from the reference)",
     "supervision.deep": "Deep supervision",
     "supervision.single_head": "Deep supervision (departure from the reference)",
     "mirroring.axes": "Mirroring",
@@ -43,6 +44,7 @@ TITLES = {
 DEPARTURES = frozenset(
     {
         "axes.single_slice",
+        "loss.rare_class",
         "patch.trainable",
         "shape.at_least_one_voxel",
         "supervision.single_head",

@@ -173,7 +173,7 @@ class Fingerprint(Document):
     """Names of the classes that are such pairs, the left one first."""
 
     class_sizes: tuple[ClassSize, ...] = ()
-    """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere. Told to people, plans nothing."""
+    """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere."""
 
     label_entries: PositiveInt | None = None
     """Entries of the label table of a fingerprint made elsewhere, which the reference counts (method section 3.8);

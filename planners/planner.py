@@ -146,6 +146,8 @@ def _decide_setting(
         strict_reference=strict_reference,
         labels=fingerprint.labels,
         label_entries=fingerprint.num_label_entries,
+        num_training_cases=fingerprint.num_training_cases,
+        class_sizes=fingerprint.class_sizes,
         normalization=normalization.value,
         interpolation=interpolation.value,
         transpose_forward=space.transpose_forward,

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from planners import Fingerprint, explain, plan_dataset
+from planners import ClassSize, Fingerprint, explain, plan_dataset
 from planners.explain import DEPARTURES, TITLES, WIDTH
 
 MakeFingerprint = Callable[..., Fingerprint]
+BLEED = ClassSize(name="bleed", num_cases=2, median_volume_ml=0.01, median_share=1e-6, median_components=1.0)
 
 
 @pytest.fixture
@@ -19,6 +20,7 @@ def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
         fingerprint_of([(150, 512, 512)] * 20, [(2.5, 0.8, 0.8)] * 20, channels=("CT", "PET")),
         fingerprint_of([(7, 7, 7)], [(1, 1, 1)]),
         fingerprint_of([(9, 9, 9)], [(1, 1, 1)], sided_axis=2),
+        fingerprint_of([(200, 200, 200)] * 2, [(1, 1, 1)] * 2).model_copy(update={"class_sizes": (BLEED,)}),
         fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
         stored_as(fingerprint_of([(20, 200, 200)] * 2, [(5.0, 0.8, 0.8)] * 2), [(0, 1, 2), (0, 1, 2)]),
         stored_as(fingerprint_of([(20, 200, 200), (200, 200, 20)], [(5, 0.8, 0.8), (0.8, 0.8, 5)]), [(0, 1, 2), (1, 2, 0)]),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from planners import (
     CaseSize,
+    ClassSize,
     Configuration,
     Fingerprint,
     IntensityStatistics,
@@ -20,6 +21,7 @@ from planners import (
     Labels,
     Plan,
     PlanningError,
+    explain,
     plan_dataset,
     read_document,
     why_untrainable,
@@ -375,3 +377,37 @@ def test_all_senseless_values_are_told_at_once(fingerprint_of: Callable[..., Fin
         plan_dataset(fingerprint, memory_gb=-1.0, target_spacing_mm=(1.0, float("nan"), 1.0))
     places = [problem.split(":")[0] for problem in caught.value.problems]
     assert places == ["cases.0.spacing_mm.2", "cases.1.shape.1", "memory_gb", "target_spacing_mm.1"]
+
+
+def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
+    def plan(share: float, **options: Any) -> Plan:
+        names = ("organ", "bleed")
+        return plan_dataset(
+            Fingerprint(
+                dataset_name="d",
+                cases=tuple(CaseSize(case_id=f"c{i}", shape=(160, 200, 180), spacing_mm=(1.0, 1.0, 1.0)) for i in range(20)),
+                num_training_cases=20,
+                channels=("MRI",),
+                labels=Labels(classes=tuple(LabelClass(name=name, values=(i,)) for i, name in enumerate(names, 1))),
+                intensities=(STATISTICS,),
+                median_relative_size_after_cropping=1.0,
+                class_sizes=tuple(
+                    ClassSize(name=name, num_cases=15, median_volume_ml=1.0, median_share=each, median_components=1.0)
+                    for name, each in zip(names, (0.1, share), strict=True)
+                ),
+            ),
+            **options,
+        )
+
+    rare, usual = plan(1e-6), plan(1e-3)
+    assert {c.name: c.loss.voxel for c in rare.configurations} == {
+        "2d": "cross_entropy",  # six voxels are much of a slice
+        "3d_fullres": "top_k",
+        "3d_fullres_vnet": None,
+    }
+    assert usual.configuration("3d_fullres").loss.voxel == "cross_entropy"
+    assert plan(1e-6, strict_reference=True).configurations == plan(1e-3, strict_reference=True).configurations
+    text = " ".join(explain(rare).split())
+    assert "voxels of a patch that shows it, bleed has about 5.8, so" in text
+    assert "loss.rare_class (3d_fullres)" in text
+    assert "decision record 0116" in text

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from planners.fingerprint import ClassSize
 from planners.geometry import SourceSpacing, inverse, transpose
+from planners.plan import Loss
 from planners.presets import PRESETS
 from planners.rules.axes import decide_axis_order
 from planners.rules.intensity import decide_normalization
 from planners.rules.interpolation import decide_interpolation
-from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss
+from planners.rules.loss import (
+    RARE_SHARE,
+    decide_batch_dice,
+    decide_deep_supervision,
+    decide_loss,
+    find_rarity,
+)
 from planners.rules.memory import decide_memory_target, memory_budget
 
 
@@ -78,3 +88,33 @@ def test_loss_and_supervision_of_the_families() -> None:
     assert not decide_deep_supervision("unet", 2, strict_reference=False).value
     assert decide_deep_supervision("unet", 2, strict_reference=True).value
     assert not decide_deep_supervision("vnet", 6, strict_reference=True).value
+
+
+def class_size(name: str, share: float, *, components: float = 1.0, num_cases: int = 9) -> ClassSize:
+    return ClassSize(
+        name=name, num_cases=num_cases, median_volume_ml=1.0, median_share=share, median_components=components
+    )
+
+
+def test_the_smallest_class_is_measured_in_the_patch_that_shows_it() -> None:
+    sizes = [class_size("organ", 0.1), class_size("bleed", 1e-6), class_size("absent", 0.0, num_cases=0)]
+    rarity = find_rarity(sizes, case_voxels=4e6, patch_voxels=1_000_000)
+    assert rarity is not None
+    assert (rarity.name, rarity.voxels) == ("bleed", pytest.approx(4.0))
+    scattered = find_rarity([class_size("bleed", 1e-6, components=2)], case_voxels=4e6, patch_voxels=1_000_000)
+    assert scattered is not None
+    assert scattered.voxels == pytest.approx(2 + 2 / 4)
+    assert find_rarity([], case_voxels=4e6, patch_voxels=1_000_000) is None
+
+
+@given(st.floats(1e-7, 1), st.floats(1, 1000), st.integers(1000, 10**7), st.floats(1, 1e3))
+def test_only_a_very_rare_class_changes_the_loss(share: float, pieces: float, patch: int, ratio: float) -> None:
+    """A class with more than a hundred thousandth of a case has at least as much of any patch that shows it."""
+    rarity = find_rarity([class_size("x", share, components=pieces)], case_voxels=patch * ratio, patch_voxels=patch)
+    decided = decide_loss("unet", has_regions=False, batch_dice=True, rarity=rarity)
+    if share > 1.001 * RARE_SHARE:
+        assert decided == decide_loss("unet", has_regions=False, batch_dice=True)
+    if share * ratio < 0.999 * RARE_SHARE:
+        assert decided.value == Loss(voxel="top_k", batch_dice=True)
+        assert decided.rule == "loss.rare_class"
+    assert decide_loss("vnet", has_regions=False, batch_dice=True, rarity=rarity).value.voxel is None
