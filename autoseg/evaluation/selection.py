@@ -66,6 +66,8 @@ class Selection(Document):
     dice_after_postprocessing: float | None
     """The same after postprocessing, which was decided on these very cases."""
     postprocessing_trials: tuple[PostprocessingTrial, ...] = ()
+    made_from: str | None = None
+    """Hash of plan, trainings and weights that it belongs to; none: written before there was one, or elsewhere."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +18,7 @@ from autoseg.evaluation.selection import Selection
 from autoseg.inference.description import ModelDescription
 from autoseg.networks.weights import read_key, read_weights
 from autoseg.run_folder import RunFolder, load_document
-from planners import Plan, Schedule, describe_problems
+from planners import Document, Plan, Schedule, Training, describe_problems
 
 
 class ModelFiles(Protocol):
@@ -60,7 +62,8 @@ def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
 def open_run(path: Path) -> RunFiles:
     """The model of a finished run folder.
 
-    Raises `AutosegError` for a folder that is no run, or whose run has not come to its end.
+    Raises `AutosegError` for a folder that is no run, whose run has not come to its end, or where plan, schedule or weights
+    are no longer those that the selection was made from.
     """
     run = RunFolder(path)
     needed = (run.dataset, run.plan, run.schedule, run.selection)
@@ -72,7 +75,9 @@ def open_run(path: Path) -> RunFiles:
             f"{path}: {', '.join(missing)} is missing; the run is not finished: repeat autoseg run --out {path}"
         )
     description = _describe(run)
-    return RunFiles(run=run, description=description, key=_run_key(run, description))
+    keys = _weight_keys(run, description)
+    _refuse_mixture(run, description, keys)
+    return RunFiles(run=run, description=description, key=_run_key(description, keys))
 
 
 def _describe(run: RunFolder) -> ModelDescription:
@@ -91,16 +96,49 @@ def _describe(run: RunFolder) -> ModelDescription:
         ) from error
 
 
-def _run_key(run: RunFolder, description: ModelDescription) -> str:
-    selection = description.selection
-    digest = sha256(repr((selection.members, selection.folds, selection.postprocessing)).encode())
+def model_digest(plan: Plan, trainings: Sequence[Training], dataset: DatasetDescription, keys: Mapping[str, Sequence[str]]) -> str:
+    """Hash of what a selection is made from: what the documents say of the networks in ``keys``, and what those were
+    trained from, fold by fold.
+    """
+    used = [training for training in trainings if training.configuration in keys]
+    documents = [_fields(plan), *map(_fields, used), _fields(dataset.coding)]
+    content = [documents, sorted((name, list(of_folds)) for name, of_folds in keys.items())]
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _fields(document: Document) -> dict[str, object]:
+    """All that decides something; what only a newer version knows and nobody has set is left out."""
+    return document.model_dump(mode="json", exclude={"decisions"}, exclude_defaults=True)
+
+
+def _refuse_mixture(run: RunFolder, description: ModelDescription, keys: Mapping[str, Sequence[str]]) -> None:
+    expected = description.selection.made_from
+    if expected not in (None, model_digest(description.plan, description.trainings, description.dataset, keys)):
+        raise AutosegError(
+            f"{run.selection} was made from another plan, schedule or other weights than lie here now, for instance because "
+            f"autoseg plan or autoseg train was called with other options; the run is not finished: repeat autoseg run --out {run.root}"
+        )
+
+
+def _weight_keys(run: RunFolder, description: ModelDescription) -> dict[str, list[str]]:
+    """What the weights of each network were trained from, by configuration, in the order of the folds."""
+    keys: dict[str, list[str]] = {name: [] for name in description.stages}
     faults = []
     for name in description.stages:
-        for fold in selection.folds:
+        for fold in description.selection.folds:
             try:
-                digest.update(read_key(final_weights(run, name, fold)).encode())
+                keys[name].append(read_key(final_weights(run, name, fold)))
             except AutosegError as error:
                 faults.append(str(error))
     if faults:
         raise AutosegError("\n".join(faults))
+    return keys
+
+
+def _run_key(description: ModelDescription, keys: Mapping[str, Sequence[str]]) -> str:
+    selection = description.selection
+    digest = sha256(repr((selection.members, selection.folds, selection.postprocessing)).encode())
+    for of_folds in keys.values():
+        for key in of_folds:
+            digest.update(key.encode())
     return digest.hexdigest()

@@ -40,8 +40,14 @@ def digest(*values: object) -> str:
     return sha256(text.encode()).hexdigest()
 
 
-def what_changed(run: RunFolder, stage: str, consumed: Consumed, outputs: Sequence[Path]) -> tuple[str, ...]:
-    """Why a stage must be done again; nothing where it was finished from the same values and its files are there.
+def what_changed(
+    run: RunFolder,
+    stage: str,
+    consumed: Consumed,
+    outputs: Sequence[Path],
+    fits: Callable[[Path], bool] = Path.exists,
+) -> tuple[str, ...]:
+    """Why a stage must be done again; nothing where it was finished from the same values and its files are there and ``fits``.
 
     ``("it was not done yet",)`` for a stage without a readable record.
     """
@@ -51,7 +57,8 @@ def what_changed(run: RunFolder, stage: str, consumed: Consumed, outputs: Sequen
         return (NOT_DONE,)
     names = dict.fromkeys([*consumed, *before])
     changed = tuple(f"the {name} changed" for name in names if before.get(name) != consumed.get(name))
-    return changed + tuple(f"{path.name} is gone" for path in outputs if not path.exists())
+    unfit = [path for path in outputs if not (path.exists() and fits(path))]
+    return changed + tuple(f"{path.name} {'does not fit' if path.exists() else 'is gone'}" for path in unfit)
 
 
 @contextmanager
@@ -64,15 +71,17 @@ def open_stage(
     what: str,
     say: Callable[[str], None],
     wait: bool = True,
+    fits: Callable[[Path], bool] = Path.exists,
 ) -> Iterator[bool]:
     """Own a stage while the block runs; yields whether there is anything to do.
 
     When the block that had to do something ends without an error, the stage is noted as finished. ``what`` names the
     stage to a person: when it is done again because something changed, and when another process has it. With ``wait`` that
-    process is waited for, else it is an error.
+    process is waited for, else it is an error. ``fits`` looks into outputs that are there: damaged ones, and those that
+    something else was written over, are made again.
     """
     with hold_lock(run.lock(name), what=what, wait=wait, say=say):
-        changes = what_changed(run, name, consumed, outputs)
+        changes = what_changed(run, name, consumed, outputs, fits)
         if not changes:
             yield False
             return

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.datasets.label_values import to_file_values, to_internal
+from autoseg.errors import AutosegError
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
@@ -24,12 +25,14 @@ from autoseg.evaluation.selection import Selection, candidate_name, select_candi
 from autoseg.evaluation.summary import Summary, read_summary, write_summary
 from autoseg.imaging.formats import read_header, read_label_map, write_label_map
 from autoseg.imaging.orientation import align_label_map
+from autoseg.inference.description import stages_of
+from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
 from autoseg.pipeline.scoring import reference_labels, score_cases
-from autoseg.pipeline.training import fold_key, train_stage
+from autoseg.pipeline.training import fold_key, stage_keys, train_stage
 from autoseg.run_folder import load_document, save_document
 
 Labelled = NDArray[np.integer]
@@ -57,7 +60,12 @@ def select_stage(options: Options) -> Selected:
     consumed = {"models": digest(keys)}
     summary_file = run.cross_validation / "summary.json"
     outputs = [run.selection, summary_file] if prepared.splits.cross_validated else [run.selection]
-    with open_stage(run, "select", consumed, outputs, what="the selection", say=options.reporter.say) as to_do:
+
+    def fits(path: Path) -> bool:
+        return path != run.selection or selection_fits(options, prepared)
+
+    say = options.reporter.say
+    with open_stage(run, "select", consumed, outputs, what="the selection", say=say, fits=fits) as to_do:
         if to_do:
             select(options, prepared)
     selection = load_document(Selection, run.selection)
@@ -66,6 +74,22 @@ def select_stage(options: Options) -> Selected:
         options.reporter.say(f"Postprocessing: keep the largest component of {', '.join(step.classes)}")
     summary = read_summary(summary_file) if selection.cross_validated else None
     return Selected(prepared=prepared, selection=selection, summary=summary)
+
+
+def selection_fits(options: Options, prepared: Prepared) -> bool:
+    """Whether ``selection.json`` can be read and belongs to the plan, the schedule and the weights of the run."""
+    try:
+        selection = load_document(Selection, options.run.selection)
+    except AutosegError:
+        return False
+    return selection.made_from == made_from(options, prepared, selection.members)
+
+
+def made_from(options: Options, prepared: Prepared, members: tuple[str, ...]) -> str:
+    """Hash of all that a selection of ``members`` is made from."""
+    stages = stages_of(prepared.plan, members)
+    keys = {name: stage_keys(options, prepared, name) for name in stages}
+    return model_digest(prepared.plan, prepared.schedule.trainings, prepared.dataset, keys)
 
 
 def select(options: Options, prepared: Prepared) -> None:
@@ -91,6 +115,7 @@ def select(options: Options, prepared: Prepared) -> None:
         dice_before_postprocessing=choice.mean_dice,
         dice_after_postprocessing=choice.mean_dice,
         postprocessing_trials=trials,
+        made_from=made_from(options, prepared, choice.members),
     )
     if choice.cross_validated:
         summary = write_and_score(options, prepared, choice.members, steps, options.run.cross_validation)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from autoseg.evaluation.summary import write_summary
 from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
+from autoseg.inference.model_files import final_weights
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.networks.transfer import Transfer
+from autoseg.networks.weights import read_key
 from autoseg.pipeline.cascading import Handover, hand_over
 from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
@@ -27,7 +29,7 @@ from autoseg.progress import Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
 from autoseg.training.trial import kept_heap_for
-from planners import Configuration, Training
+from planners import Configuration, Schedule, Training
 
 
 def train_stage(options: Options, *, configuration: str | None = None, fold: int | None = None) -> Prepared:
@@ -48,13 +50,14 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
         raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
     asked = [(schedule.training(name), k) for name in names for k in folds]
     jobs = with_stages_before(prepared, asked)
+    keys = {(t.configuration, k): fold_key(options, prepared, t, k) for t in schedule.trainings for k in range(schedule.num_folds)}
     steps = sum(training.num_steps for training, _ in jobs)
     with options.reporter.track(f"Training {steps} steps", steps) as tracker:
         for training, k in jobs:
-            options.reporter.expect(expected_s(options, prepared))
+            options.reporter.expect(expected_s(options, schedule, keys))
             train_one(options, prepared, training, k, tracker, wait=(training, k) not in asked)
     for training, k in asked:
-        options.reporter.expect(expected_s(options, prepared))
+        options.reporter.expect(expected_s(options, schedule, keys))
         validate_one(options, prepared, training, k, splits.folds[k])
     options.reporter.expect(schedule.expected_rest_s)
     return prepared
@@ -71,15 +74,13 @@ def with_stages_before(prepared: Prepared, asked: Sequence[tuple[Training, int]]
     return list(dict.fromkeys(jobs))
 
 
-def expected_s(options: Options, prepared: Prepared) -> float:
-    """Seconds that the rest of the run will take, what is already there left out."""
-    schedule = prepared.schedule
-    names = [(t.configuration, k) for t in schedule.trainings for k in range(schedule.num_folds)]
-    untrained = [pair for pair in names if not (options.run.fold(*pair) / "final.safetensors").exists()]
-    unvalidated = [pair for pair in names if not (options.run.validation(*pair) / "summary.json").exists()]
+def expected_s(options: Options, schedule: Schedule, keys: Mapping[tuple[str, int], str]) -> float:
+    """Seconds that the rest of the run will take, what is already there left out; ``keys`` of the weights of all folds."""
+    trained = [pair for pair, key in keys.items() if is_trained(final_weights(options.run, *pair), key)]
+    validated = [pair for pair in trained if (options.run.validation(*pair) / "summary.json").exists()]
     return (
-        schedule.expected_training_s * len(untrained) / len(names)
-        + schedule.expected_validation_s * len(unvalidated) / len(names)
+        schedule.expected_training_s * (1 - len(trained) / len(keys))
+        + schedule.expected_validation_s * (1 - len(validated) / len(keys))
         + schedule.expected_rest_s
     )
 
@@ -135,11 +136,16 @@ def train_one(
     key = fold_key(options, prepared, training, fold)
     stage = f"train-{name}-fold_{fold}"
     consumed = fold_inputs(options, prepared, training, fold)
-    outputs, what = [folder / "final.safetensors"], f"training of {name}, fold {fold},"
-    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, wait=wait) as to_do:
+    final, what, say = final_weights(options.run, name, fold), f"training of {name}, fold {fold},", options.reporter.say
+
+    def fits(path: Path) -> bool:
+        return is_trained(path, key)
+
+    with open_stage(options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits) as to_do:
         if not to_do:
             tracker.advance(training.num_steps)
             return
+        final.unlink(missing_ok=True)  # at no moment may other weights pass as those that are trained now
         configuration = prepared.plan.configuration(name)
         preprocessed = options.run.preprocessed(configuration.data)
         split = prepared.splits.folds[fold]
@@ -161,7 +167,15 @@ def train_one(
             start=start_weights(options, prepared, training, fold),
         )
         with stop_requests() as should_stop, kept_heap_for(configuration, training, options.device):
-            train_fold(task, tracker, say=options.reporter.say, should_stop=should_stop)
+            train_fold(task, tracker, say=say, should_stop=should_stop)
+
+
+def is_trained(final: Path, key: str) -> bool:
+    """Whether whole weights lie at ``final`` that were trained from what ``key`` stands for."""
+    try:
+        return read_key(final) == key
+    except AutosegError:
+        return False
 
 
 def start_weights(options: Options, prepared: Prepared, training: Training, fold: int) -> Transfer | None:
@@ -206,7 +220,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
         if not to_do:
             return
         configuration = prepared.plan.configuration(name)
-        weights = options.run.fold(name, fold) / "final.safetensors"
+        weights = final_weights(options.run, name, fold)
         network = load_network(weights, configuration, training, device=options.device)
         task = ValidationTask(
             dataset=prepared.dataset,

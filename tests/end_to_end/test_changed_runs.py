@@ -1,0 +1,110 @@
+"""A finished run folder after something in it was changed, lost or damaged: told, and mended by the same call."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.errors import AutosegError
+from autoseg.inference.model import load_model
+from autoseg.pipeline.bundling import bundle_run
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.run import run_all
+from autoseg.pipeline.stages import plan_stage
+from autoseg.pipeline.training import train_stage
+from autoseg.progress import SilentReporter
+from autoseg.run_folder import RunFolder, load_document, save_document
+from planners import Conditions, Measurement, Plan, Schedule, plan_schedule
+
+CPU = torch.device("cpu")
+
+
+class Listening(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def short_schedule(plan: Plan, *, num_folds: int = 2, steps: int = 2, cases: int = 4) -> Schedule:
+    """A narrow 2D network for a few steps."""
+    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    schedule = plan_schedule(
+        plan,
+        Conditions(
+            device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=num_folds, num_training_cases=cases,
+            num_test_cases=1, cross_validated=True, measurements=(measured,), seed=0,
+        ),
+    )  # fmt: skip
+    short = {"num_steps": steps, "steps_per_epoch": 1, "warmup_steps": 0, "validation_batches": 1}
+    trainings = tuple(training.model_copy(update=short) for training in schedule.trainings)
+    return schedule.model_copy(update={"trainings": trainings, "num_folds": num_folds})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Options:
+    """Options of a run that has come to its end."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("finished")
+    make_phantom_dataset(folder / "Task99_Phantom", num_training=4, num_test=1, seed=3)
+    options = Options(
+        dataset=folder / "Task99_Phantom", run=RunFolder(folder / "run"), device_name="cpu", num_threads=1, num_workers=1,
+        reporter=Listening(), schedule=folder / "schedule.json",
+    )  # fmt: skip
+    _, plan = plan_stage(options)
+    save_document(folder / "schedule.json", short_schedule(plan))
+    run_all(options)
+    return options
+
+
+@pytest.fixture
+def options(finished: Options, tmp_path: Path) -> Options:
+    """The same, with a run folder of its own."""
+    shutil.copytree(finished.run.root, tmp_path / "run")
+    return replace(finished, run=RunFolder(tmp_path / "run"), reporter=Listening())
+
+
+def said(options: Options) -> str:
+    assert isinstance(options.reporter, Listening)
+    return "\n".join(options.reporter.said)
+
+
+def test_weights_of_another_seed_are_not_mixed_in(options: Options, tmp_path: Path) -> None:
+    key = load_model(options.run.root, device=CPU).key
+    train_stage(replace(options, seed=1), fold=0)
+    with pytest.raises(AutosegError, match=r"selection\.json was made from another plan, schedule or other weights.*repeat autoseg run"):
+        load_model(options.run.root, device=CPU)
+    with pytest.raises(AutosegError, match="repeat autoseg run"):
+        bundle_run(options.run.root, tmp_path / "model.zip")
+    run_all(options)
+    assert load_model(options.run.root, device=CPU).key == key
+    bundle_run(options.run.root, tmp_path / "model.zip")
+    assert load_model(tmp_path / "model.zip", device=CPU).key == key
+
+
+def test_a_plan_that_was_made_anew_does_not_use_old_weights(options: Options) -> None:
+    before = load_document(Plan, options.run.plan)
+    plan_stage(replace(options, target_spacing_mm=(1.6, 1.4, 1.5)))
+    assert load_document(Plan, options.run.plan) != before
+    with pytest.raises(AutosegError, match="repeat autoseg run"):
+        load_model(options.run.root, device=CPU)
+    weights = options.run.fold("2d", 0) / "final.safetensors"
+    written = weights.stat().st_mtime_ns
+    run_all(options)
+    load_model(options.run.root, device=CPU)
+    assert weights.stat().st_mtime_ns == written
+
+
+def test_cut_weights_are_made_again_from_the_checkpoint(options: Options) -> None:
+    final = options.run.fold("2d", 1) / "final.safetensors"
+    whole = final.read_bytes()
+    final.write_bytes(whole[: len(whole) // 2])
+    run_all(options)
+    assert final.read_bytes() == whole
+    assert "final.safetensors does not fit" in said(options)
