@@ -18,7 +18,7 @@ from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretra
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import measure_steps, refine, try_compiling
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.splitting import folds_given, split_inputs, splits_stage
+from autoseg.pipeline.splitting import find_splits, folds_given, save_splits, split_inputs, splits_stage
 from autoseg.pipeline.stages import follows_method, preprocess_configurations, preprocess_stage
 from autoseg.progress import format_duration
 from autoseg.run_folder import load_document, save_document
@@ -34,6 +34,9 @@ from planners import (
     preferred_configurations,
     warn_of_starvation,
 )
+
+GIVEN = "schedule file (--schedule)"
+"""What a schedule depends on that was not measured here; without that file the machine is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,17 +75,12 @@ def find_schedule(options: Options, asked: str | None) -> Prepared:
     dataset, plan = preprocess_stage(options, choose=choose)
     if options.schedule is not None:
         return given_schedule(options, dataset, plan, options.schedule)
-    consumed = {
-        "dataset": digest(dataset),
-        "plan": digest(plan),
-        "budget": digest(options.budget_s),
-        "device": digest(options.device.type),
-        "number of threads": digest(options.num_threads),
-        "seed": digest(options.seed),
-        **split_inputs(options, dataset),
-    }
-    outputs = [options.run.schedule, options.run.splits]
-    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say) as to_do:
+    consumed, outputs, say = schedule_inputs(options, dataset, plan), [options.run.schedule, options.run.splits], options.reporter.say
+
+    def fits(_: Path) -> bool:
+        return read_scheduled(options) is not None
+
+    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
             preprocess_scheduled(options, dataset, plan, schedule)
@@ -96,6 +94,28 @@ def find_schedule(options: Options, asked: str | None) -> Prepared:
         save_document(options.run.schedule, schedule)
     announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -> dict[str, str]:
+    """What a schedule is made for."""
+    return {
+        "dataset": digest(dataset),
+        "plan": digest(plan),
+        "budget": digest(options.budget_s),
+        "device": digest(options.device.type),
+        "number of threads": digest(options.num_threads),
+        "seed": digest(options.seed),
+        **split_inputs(options, dataset),
+    }
+
+
+def read_scheduled(options: Options) -> tuple[Schedule, Splits] | None:
+    """Schedule and folds of the run; None where they cannot be read or do not belong together."""
+    try:
+        schedule, splits = load_document(Schedule, options.run.schedule), load_document(Splits, options.run.splits)
+    except AutosegError:
+        return None
+    return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
 
 
 def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
@@ -131,7 +151,10 @@ def preprocess_scheduled(options: Options, dataset: DatasetDescription, plan: Pl
 
 
 def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, file: Path) -> Prepared:
-    """Follow a schedule from a file, for instance another run's. Raises `AutosegError` where it does not fit the plan."""
+    """Follow a schedule from a file, for instance another run's.
+
+    Raises `AutosegError` where it does not fit plan or folds; the run's own schedule and folds then stay as they are.
+    """
     schedule = load_document(Schedule, file)
     planned = [configuration.name for configuration in plan.configurations]
     unknown = [t.configuration for t in schedule.trainings if t.configuration not in planned]
@@ -148,7 +171,7 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
                 f"{file} trains {name} without {', '.join(untrained)}, from whose predictions it starts; take a schedule that "
                 "trains both, or none"
             )
-    splits = splits_stage(options, dataset, schedule.num_folds)
+    splits = find_splits(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
         raise AutosegError(
             f"{file} trains {schedule.num_folds} folds, but {len(dataset.training)} cases give {len(splits.folds)}; take a "
@@ -158,9 +181,20 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
         if plan.configuration(name).previous_stage is not None:
             require_unseen(splits, name)
     preprocess_scheduled(options, dataset, plan, schedule)
-    save_document(options.run.schedule, schedule)
+    consumed = schedule_inputs(options, dataset, plan) | {GIVEN: digest(schedule)}
+    outputs, what, say = [options.run.schedule, options.run.splits], f"the schedule of {file}", options.reporter.say
+
+    def fits(_: Path) -> bool:
+        return read_scheduled(options) == (schedule, splits)
+
+    with open_stage(options.run, "schedule", consumed, outputs, what=what, say=say, fits=fits) as to_do:
+        if to_do:
+            save_splits(options, dataset, splits)
+            save_document(options.run.schedule, schedule)
+    if options.budget_s is not None:
+        say(f"Warning: --budget changes nothing here: the schedule of {file} is followed")
     if schedule.conditions.num_threads != options.num_threads:
-        options.reporter.say(
+        say(
             f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
             "differ in the last digits"
         )

@@ -55,8 +55,14 @@ def groups_of(options: Options, dataset: DatasetDescription) -> dict[str, str | 
 
 
 def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int = FOLDS) -> Splits:
-    """Write ``splits.json`` and say what a person should know of folds of their own."""
+    """Find the folds (see `find_splits`) and save them."""
     splits = find_splits(options, dataset, num_folds)
+    save_splits(options, dataset, splits)
+    return splits
+
+
+def save_splits(options: Options, dataset: DatasetDescription, splits: Splits) -> None:
+    """Write ``splits.json`` and say what a person should know of folds of their own."""
     save_document(options.run.splits, splits)
     case_ids = [case.case_id for case in dataset.training]
     if options.splits is not None:
@@ -65,7 +71,6 @@ def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int =
             options.reporter.say(f"Warning: {options.splits}: {line}")
     elif options.folds is not None and len(splits.folds) < options.folds:
         options.reporter.say(f"{len(splits.folds)} instead of {options.folds} folds: there are no more cases or groups")
-    return splits
 
 
 def split_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str]:

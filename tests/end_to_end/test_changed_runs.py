@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +109,32 @@ def test_cut_weights_are_made_again_from_the_checkpoint(options: Options) -> Non
     run_all(options)
     assert final.read_bytes() == whole
     assert "final.safetensors does not fit" in said(options)
+
+
+def test_a_refused_schedule_leaves_the_run_as_it_is(options: Options, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in (options.run.schedule, options.run.splits)}
+    save_document(tmp_path / "seven.json", short_schedule(load_document(Plan, options.run.plan), num_folds=7))
+    with pytest.raises(AutosegError, match="trains 7 folds, but 4 cases give 4"):
+        train_stage(replace(options, schedule=tmp_path / "seven.json"))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Options) -> None:
+    whole = options.run.splits.read_bytes()
+    options.run.splits.write_bytes(whole[: len(whole) // 2])
+    train_stage(options)
+    assert options.run.splits.read_bytes() == whole
+    plain = replace(options, schedule=None, budget_s=3.0)
+    train_stage(plain, configuration="2d", fold=0)
+    assert load_document(Schedule, options.run.schedule).conditions.budget_s == 3.0
+    assert "Doing the schedule again: the budget changed, the schedule file (--schedule) changed" in said(options)
+    splits = json.loads(options.run.splits.read_text())
+    splits["folds"].append(splits["folds"][0])
+    options.run.splits.write_text(json.dumps(splits))
+    train_stage(plain, configuration="2d", fold=0)
+    assert len(json.loads(options.run.splits.read_text())["folds"]) == load_document(Schedule, options.run.schedule).num_folds
+
+
+def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) -> None:
+    train_stage(replace(options, budget_s=60.0))
+    assert "--budget changes nothing here" in said(options)
