@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
+from zipfile import is_zipfile
 
 import numpy as np
 
@@ -49,7 +50,7 @@ def predict_cases(
     Of datasets with a mask file for each class, a folder ``CASE`` with such files is written.
     Where those cannot hold the grid of the image, its own format is taken, or NIfTI (`prediction_ending`).
 
-    Cases that are there already are skipped. With ``probabilities`` also ``CASE.npz`` with an array ``probabilities``,
+    Cases that are there already are skipped, unless their file cannot be opened. With ``probabilities`` also ``CASE.npz`` with an array ``probabilities``,
     float32 (K, Z, Y, X). A case that fails does not stop the others; all failures are reported together at the end.
     Raises `AutosegError` at once when the folder holds predictions of another model, or made in another way.
     """
@@ -62,7 +63,7 @@ def predict_cases(
                 path = folder / f"{case.case_id}{_ending(predictor, case)}"
                 _refuse_overwriting_input(case, path)
                 files = _files(predictor, path)
-                if not all(file.exists() for file in files) or (probabilities and not scores.exists()):
+                if not all(map(_is_image, files)) or (probabilities and not is_zipfile(scores)):
                     _predict_case(predictor, case, path, scores if probabilities else None)
                 written.append(path if files == {path: ()} else path.parent / case.case_id)
             except AutosegError as error:
@@ -74,6 +75,15 @@ def predict_cases(
             + "\n".join(failures)
         )
     return written
+
+
+def _is_image(path: Path) -> bool:
+    """Whether an image lies there, as far as its header tells: voxels would take too long to read where much is done."""
+    try:
+        read_header(path)
+    except AutosegError:
+        return False
+    return True
 
 
 def _ending(predictor: Predictor, case: InputCase) -> str:
@@ -99,6 +109,15 @@ def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
         return {path: ()}
     folder, ending = path.with_name(path.name.removesuffix(image_ending(path))), image_ending(path)
     return {folder / f"{mask_stem(label.name)}{ending}": label.values for label in dataset.labels.classes}
+
+
+def is_of_model(folder: Path, predictor: Predictor) -> bool:
+    """Whether ``folder`` says that its predictions were made by the model of ``predictor``, in the same way."""
+    try:
+        found = read_record(folder)
+    except AutosegError:
+        return False
+    return found is not None and (found.model_key, found.mirroring) == (predictor.model.key, predictor.mirroring)
 
 
 def _check_record(predictor: Predictor, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoseg.execution.locks import hold_lock
-from autoseg.inference.folder import RECORD_NAME, predict_cases
+from autoseg.inference.folder import RECORD_NAME, is_of_model, predict_cases
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.model import load_model
 from autoseg.inference.predictor import Predictor
@@ -31,11 +31,12 @@ def predict_stage(options: Options) -> tuple[Selected, list[Path]]:
 
 
 def _clear_other_model(options: Options, predictor: Predictor) -> None:
-    """The run's own predictions of an earlier model make way; a folder that a person chose would be refused instead."""
+    """The run's own predictions of an earlier model, or of nobody knows which, make way; a folder that a person chose would
+    be refused instead.
+    """
     folder = options.run.predictions
-    record = folder / RECORD_NAME
-    if not record.exists() or predictor.model.key in record.read_text():
+    if is_of_model(folder, predictor):
         return
-    for file in folder.rglob("*"):  # classes may have files of their own, in a folder for each case
-        if file.is_file():
-            file.unlink()
+    files = [file for file in folder.rglob("*") if file.is_file()]  # classes may have files of their own, in a folder for each case
+    for file in sorted(files, key=lambda file: file == folder / RECORD_NAME):  # the record last: until then it tells whose they are
+        file.unlink()
