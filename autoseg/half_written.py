@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import time
@@ -17,6 +18,8 @@ except ImportError:  # Windows: nothing is locked, and nothing of the dead is re
 
 SETTLED_S = 1.0
 """A younger file may lie between its creation and its lock."""
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""Names that `temporary_path` gives; other programs have files that end in ``.part``, too."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -51,9 +54,13 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def remove_orphans(folder: Path) -> list[Path]:
-    """Remove what killed processes left half-written below ``folder``; returns it. What anybody still writes stays."""
-    found = [path for path in folder.rglob(".*.part") if fcntl is not None and _is_orphan(path)]
+def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:
+    """Remove what killed processes left half-written in ``folder``, and in the folders ``below``; returns it.
+
+    What anybody still writes stays, and so does what is not named as we name it.
+    """
+    hidden = folder.rglob(".*.part") if below else folder.glob(".*.part")
+    found = [path for path in hidden if fcntl is not None and TEMPORARY.fullmatch(path.name) and _is_orphan(path)]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

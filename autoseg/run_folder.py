@@ -91,8 +91,18 @@ class RunFolder:
     def models(self) -> Path:
         return self.root / "models"
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """All folders that a run makes; what else lies beside them is somebody's."""
+        inside = (self.root / "stages", self.root / "locks", self.models, self.cross_validation, self.predictions, self.report)
+        return (*inside, self.all_preprocessed)
+
+    @property
+    def all_preprocessed(self) -> Path:
+        return (self.work or self.root) / "preprocessed"
+
     def preprocessed(self, configuration: str) -> Path:
-        return (self.work or self.root) / "preprocessed" / configuration
+        return self.all_preprocessed / configuration
 
     def fold(self, configuration: str, fold: int) -> Path:
         return self.models / configuration / f"fold_{fold}"

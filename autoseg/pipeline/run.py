@@ -33,7 +33,8 @@ def run_all(options: Options) -> RunResult:
     """
     started = now()
     with hold_lock(options.run.lock("run"), what=f"the run in {options.run.root}"):
-        for folder in {options.run.root, options.run.work or options.run.root}:
+        remove_orphans(options.run.root, below=False)
+        for folder in options.run.folders:
             remove_orphans(folder)
         write_record(options, started, "running")
         try:

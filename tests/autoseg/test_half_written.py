@@ -65,3 +65,14 @@ def test_finished_files_are_no_orphans(tmp_path: Path) -> None:
         assert folder.is_dir()
     assert remove_orphans(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+def test_what_others_named_in_their_way_is_left_alone(tmp_path: Path) -> None:
+    theirs, ours = [tmp_path / name for name in (".mozilla.part", ".a.0123456z.part")], tmp_path / "deep" / ".a.json.0123abcd.part"
+    for path in (*theirs, ours):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        os.utime(path, (1, 1))
+    assert remove_orphans(tmp_path, below=False) == []
+    assert remove_orphans(tmp_path) == [ours]
+    assert all(path.exists() for path in theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from autoseg.errors import AutosegError
 from autoseg.inference.model import load_model
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.run import run_all
 from autoseg.pipeline.stages import plan_stage
 from autoseg.pipeline.training import train_stage
@@ -138,3 +140,27 @@ def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Option
 def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) -> None:
     train_stage(replace(options, budget_s=60.0))
     assert "--budget changes nothing here" in said(options)
+
+
+def test_predictions_without_a_record_are_not_taken_for_the_models(options: Options) -> None:
+    (prediction,) = options.run.predictions.glob("*.nii.gz")
+    whole = prediction.read_bytes()
+    other = next(options.run.cross_validation.glob("*.nii.gz"))
+    shutil.copy(other, prediction)
+    (options.run.predictions / "predictions.json").unlink()
+    predict_stage(options)
+    assert prediction.read_bytes() == whole
+    prediction.write_bytes(b"")
+    predict_stage(options)
+    assert prediction.read_bytes() == whole
+
+
+def test_only_folders_of_the_run_are_cleaned(options: Options) -> None:
+    theirs, ours = options.run.root / "notes" / ".a.json.0123abcd.part", options.run.models / ".a.json.0123abcd.part"
+    for path in (theirs, ours):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"")
+        os.utime(path, (1, 1))
+    run_all(options)
+    assert theirs.exists()
+    assert not ours.exists()
