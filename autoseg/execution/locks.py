@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ except ImportError:  # Windows has no flock; a byte of the file is locked instea
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2
 """Between two looks at a lock that somebody else has."""
+HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+"""What the system answers where another process has a lock."""
 
 
 @contextmanager
@@ -34,7 +37,7 @@ def hold_lock(
 
     When another process has it: with ``wait`` that is said and waited for, else `AutosegError` is raised; both name pid and
     host of the owner. The file stays behind; what counts is the operating system's lock on it, which ends with its owner,
-    however that died.
+    however that died. Raises `AutosegError` where the file system knows no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +45,12 @@ def hold_lock(
     except OSError as error:
         raise write_error(path, error) from error
     try:
-        taken = _take(handle)
+        taken = _take(handle, path)
         if not taken and wait:
             say(f"Waiting: {what} is being worked on by {_owner(handle)}")
         while not taken and wait:
             time.sleep(WAIT_S)
-            taken = _take(handle)
+            taken = _take(handle, path)
         if not taken:
             raise AutosegError(f"{what} is being worked on by {_owner(handle)}; wait for it, or stop that process")
         owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
@@ -58,14 +61,18 @@ def hold_lock(
         os.close(handle)
 
 
-def _take(handle: int) -> bool:
+def _take(handle: int, path: Path) -> bool:
     try:
         if fcntl is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    except OSError:
-        return False
+    except OSError as error:
+        if error.errno in HELD:
+            return False
+        raise AutosegError(
+            f"{path} cannot be locked ({error.strerror or error}): its file system has no locks; choose a folder on another one with --out"
+        ) from error
     return True
 
 

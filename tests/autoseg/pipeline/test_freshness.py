@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import discover_dataset
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
+from autoseg.execution import locks
 from autoseg.execution.locks import hold_lock
 from autoseg.imaging.formats import write_label_map
 from autoseg.imaging.volume import Geometry
@@ -134,3 +137,16 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
         owner.communicate()
     with hold_lock(path, what="the fold"):
         assert Path(path).exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeypatch) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
+    with (
+        pytest.raises(AutosegError, match=r"x\.lock cannot be locked \(No locks available\): its file system has no locks"),
+        hold_lock(tmp_path / "x.lock", what="it", wait=True),
+    ):
+        pass
