@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from planners.decision import DecisionRecord
 from planners.document import Document
@@ -99,6 +99,15 @@ class Schedule(Document):
     expected_rest_s: Annotated[float, Field(ge=0)]
     """Selection, test predictions and report."""
     decisions: tuple[DecisionRecord, ...]
+
+    @field_validator("trainings")
+    @classmethod
+    def _check_trainings(cls, trainings: tuple[Training, ...]) -> tuple[Training, ...]:
+        names = [training.configuration for training in trainings]
+        twice = dict.fromkeys(name for name in names if names.count(name) > 1)
+        if twice:
+            raise ValueError(f"trains {', '.join(twice)} more than once; leave one training of each configuration")
+        return trainings
 
     @property
     def expected_s(self) -> float:
