@@ -239,7 +239,7 @@ def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
         f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
         f"machine ({device})"
     )
-    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(schedule)
+    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(plan, schedule)
     if warning:
         options.reporter.say(f"Warning: {warning}")
     elif outlook:

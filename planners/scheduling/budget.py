@@ -16,6 +16,7 @@ from planners.scheduling.cost import (
     nearest_to_modest,
     test_s,
     validation_s,
+    with_mirroring,
 )
 from planners.scheduling.trainings import budgeted_training
 
@@ -41,16 +42,23 @@ def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | 
     """
     share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
     first = [m for m in measured if m.configuration == measured[0].configuration]
-    modest = nearest_to_modest(first)
-    widest = max(first, key=lambda m: m.base_features)
+    starves = share / nearest_to_modest(first).step_s < FEWEST_STEPS
+    return starves or saturates(measured, budget_s=budget_s, num_folds=num_folds)
+
+
+def saturates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
+    """Whether the time is enough to saturate one more configuration beside those that were ``measured``."""
+    share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
+    widest = max((m for m in measured if m.configuration == measured[0].configuration), key=lambda m: m.base_features)
     count = len({m.configuration for m in measured}) + 1
-    return share / modest.step_s < FEWEST_STEPS or share / widest.step_s / count >= SATURATED_STEPS
+    return share / widest.step_s / count >= SATURATED_STEPS
 
 
 def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     """The first preferred configuration, as wide as `ENOUGH_STEPS` allows, and further ones once it is saturated."""
     budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     usable = budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
+    given, conditions = conditions, with_mirroring(conditions, mirrored_configurations(plan))
     measured = [c for c in preferred_configurations(plan) if measurements_of(conditions, c.name)]
     if not measured:
         raise ValueError("no configuration of the plan was measured")
@@ -76,7 +84,7 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         validation += validation_s(conditions, width.value)
         rest += test_s(conditions, width.value, folds.value)
     return Schedule(
-        conditions=conditions,
+        conditions=given,
         num_folds=folds.value,
         trainings=tuple(trainings),
         expected_training_s=seconds,
@@ -198,3 +206,8 @@ def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[boo
         "from back, and eight-fold prediction would cost training time"
     )
     return Decision(rule="schedule.mirroring", value=value, reason=reason, source="design, section 7.5")
+
+
+def mirrored_configurations(plan: Plan) -> list[Configuration]:
+    """Those that budgeted trainings, and then predictions, mirror."""
+    return [configuration for configuration in plan.configurations if mirroring_decision(plan, configuration).value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from planners.plan import Configuration
 from planners.schedule import Conditions, Measurement
@@ -35,6 +35,15 @@ def modest_of(conditions: Conditions, configuration: str) -> Measurement:
 def nearest_to_modest(options: Sequence[Measurement]) -> Measurement:
     """The one of ``options`` nearest to `MODEST_WIDTH` features."""
     return min(options, key=lambda m: abs(m.base_features - MODEST_WIDTH))
+
+
+def with_mirroring(conditions: Conditions, mirrored: Iterable[Configuration]) -> Conditions:
+    """``conditions`` where each network of ``mirrored`` configurations looks at all mirror images of a case, not at the case alone."""
+    passes = {configuration.name: 2 ** len(configuration.mirror_axes) for configuration in mirrored}
+    measurements = tuple(
+        m.model_copy(update={"case_s": m.case_s * passes.get(m.configuration, 1)}) for m in conditions.measurements
+    )
+    return conditions.model_copy(update={"measurements": measurements})
 
 
 def validation_s(conditions: Conditions, measured: Measurement) -> float:

@@ -12,6 +12,7 @@ from planners.scheduling.budget import (
     RESERVE_S,
     RESERVE_SHARE,
     decide_width,
+    mirrored_configurations,
     mirroring_decision,
     optimiser_decision,
 )
@@ -21,6 +22,7 @@ from planners.scheduling.cost import (
     passing_on_s,
     test_s,
     validation_s,
+    with_mirroring,
 )
 from planners.scheduling.trainings import budgeted_training, method_training
 
@@ -44,6 +46,8 @@ def extend_schedule(
     unmeasured = [c.name for c in missing if not any(m.configuration == c.name for m in measurements)]
     if unmeasured:
         raise ValueError(f"no step of {', '.join(unmeasured)} was measured")
+    mirrored = plan.configurations if follows_method(conditions) else mirrored_configurations(plan)
+    conditions = with_mirroring(conditions, mirrored)
     seconds, validation, rest = schedule.expected_training_s, schedule.expected_validation_s, schedule.expected_rest_s
     trainings, records = list(schedule.trainings), [_asked_for(name, missing)]
     for configuration in missing:
@@ -56,7 +60,9 @@ def extend_schedule(
         rest += test_s(conditions, measured, schedule.num_folds)
     return schedule.model_copy(
         update={
-            "conditions": conditions.model_copy(update={"elapsed_s": schedule.conditions.elapsed_s}),
+            "conditions": schedule.conditions.model_copy(
+                update={"measurements": (*schedule.conditions.measurements, *measurements)}
+            ),
             "trainings": tuple(trainings),
             "expected_training_s": seconds,
             "expected_validation_s": validation,
@@ -71,7 +77,7 @@ def _train(
 ) -> tuple[Training, Pace, list[DecisionRecord]]:
     """The training of one configuration, what it was measured to cost, and why it is so."""
     name = configuration.name
-    if conditions.budget_s is None and conditions.device == "cuda":
+    if follows_method(conditions):
         measured = measurement_of(conditions, name, configuration.network.features[0])
         if measured is None:
             raise ValueError(f"{name} was not measured at its own width")
@@ -93,6 +99,11 @@ def _train(
         configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
     )
     return training, pace, records
+
+
+def follows_method(conditions: Conditions) -> bool:
+    """Whether nobody set a budget and a GPU is at hand."""
+    return conditions.budget_s is None and conditions.device == "cuda"
 
 
 def _asked_for(name: str, missing: Sequence[Configuration]) -> DecisionRecord:

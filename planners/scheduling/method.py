@@ -7,15 +7,16 @@ from planners.plan import Plan
 from planners.schedule import Conditions, Schedule
 from planners.scheduling.candidates import method_configurations
 from planners.scheduling.compiling import fixed_pace
-from planners.scheduling.cost import measurement_of, passing_on_s, test_s, validation_s
+from planners.scheduling.cost import measurement_of, passing_on_s, test_s, validation_s, with_mirroring
 from planners.scheduling.trainings import METHOD_EPOCHS, METHOD_STEPS_PER_EPOCH, method_training
 
 
 def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
     trainings, records, seconds, validation, rest = [], list[DecisionRecord](), 0.0, 0.0, 0.0
+    mirrored = with_mirroring(conditions, plan.configurations)
     for configuration in method_configurations(plan):
-        measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
+        measured = measurement_of(mirrored, configuration.name, configuration.network.features[0])
         if measured is None:
             continue
         training = method_training(configuration, measured)

@@ -12,10 +12,11 @@ from planners.scheduling.budget import (
     RESERVE_S,
     RESERVE_SHARE,
     budgeted_schedule,
-    wants_more_candidates,
+    mirrored_configurations,
+    saturates,
 )
 from planners.scheduling.candidates import preferred_configurations
-from planners.scheduling.cost import measurements_of, seconds_for_steps
+from planners.scheduling.cost import measurements_of, seconds_for_steps, with_mirroring
 
 FACTORS = (2, 4, 6, 12, 24, 48)
 """Times the budget, at which the rule is asked again."""
@@ -43,7 +44,7 @@ def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
     return None
 
 
-def warn_of_starvation(schedule: Schedule) -> str | None:
+def warn_of_starvation(plan: Plan, schedule: Schedule) -> str | None:
     """A warning where the budget cannot be kept or leaves too few steps to learn from; None where all is well."""
     conditions = schedule.conditions
     if conditions.budget_s is None:
@@ -53,16 +54,18 @@ def warn_of_starvation(schedule: Schedule) -> str | None:
     late = expected > conditions.budget_s * 1.1
     if training.num_steps >= FEWEST_STEPS and not late:
         return None
-    narrowest = measurements_of(conditions, training.configuration)[-1]
-    folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
-    least = conditions.elapsed_s + seconds_for_steps(narrowest, conditions, FEWEST_STEPS, folds)
-    needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
     found = f"{spoken(conditions.budget_s)} leave {training.num_steps} steps a fold, and fewer than {FEWEST_STEPS} teach little"
     if late:
         found = (
             f"the budget of {spoken(conditions.budget_s)} cannot be kept: the least that a run does takes longer; this one will "
             f"need about {spoken(rounded(expected))}"
         )
+    measured = measurements_of(with_mirroring(conditions, mirrored_configurations(plan)), training.configuration)
+    if not measured:  # a schedule made by hand
+        return found
+    folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
+    least = conditions.elapsed_s + seconds_for_steps(measured[-1], conditions, FEWEST_STEPS, folds)
+    needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
     return f"{found}; give at least --budget {option(needed)} for a first useful model"
 
 
@@ -104,8 +107,8 @@ def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
 
 
 def _unmeasured(plan: Plan, other: Schedule) -> Sequence[str]:
-    """The next configuration, where the longer budget would be enough to measure it and nobody has."""
+    """The next configuration, where the longer budget would be enough to train it too and nobody has measured it."""
     conditions = other.conditions
     left = [c.name for c in preferred_configurations(plan) if not measurements_of(conditions, c.name)]
-    wanted = wants_more_candidates(conditions.measurements, budget_s=conditions.budget_s, num_folds=conditions.num_folds)
+    wanted = saturates(conditions.measurements, budget_s=conditions.budget_s, num_folds=conditions.num_folds)
     return [f"{left[0]} too"] if left and wanted else []

@@ -71,7 +71,7 @@ def test_the_methods_schedule_trains_the_cascade_after_its_first_stage(plan: Pla
     assert {training.num_steps for training in schedule.trainings} == {250_000}
     alone = plan_schedule(plan, conditions(measurements(*names[:2], widths=(32,)), device="cuda", budget_s=None))
     assert schedule.expected_training_s == 2 * alone.expected_training_s
-    assert schedule.expected_validation_s == 2 * alone.expected_validation_s + 20 * 2.0  # every case once for the next stage
+    assert schedule.expected_validation_s == alone.expected_validation_s + 3 * 20 * 8 * 2.0  # all mirror images, once more for the next stage
 
 
 def test_a_small_budget_leaves_the_cascade_out(plan: Plan) -> None:

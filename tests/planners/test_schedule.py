@@ -97,7 +97,7 @@ def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:
     schedule = plan_schedule(PLAN, asked)
     assert schedule.num_folds == 5
     assert any("asked for" in record.reason for record in schedule.decisions if record.rule == "schedule.folds")
-    assert warn_of_starvation(schedule) is not None
+    assert warn_of_starvation(PLAN, schedule) is not None
 
 
 def test_a_cpu_takes_an_hour_and_a_gpu_the_methods_schedule() -> None:
@@ -223,22 +223,67 @@ def test_the_outlook_names_a_configuration_that_nobody_measured() -> None:
 
 
 def test_a_budget_that_teaches_nothing_is_warned_of_with_one_that_does() -> None:
-    assert warn_of_starvation(plan_schedule(PLAN, conditions(budget_s=1200))) is None
+    assert warn_of_starvation(PLAN, plan_schedule(PLAN, conditions(budget_s=1200))) is None
     starved = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
-    warning = warn_of_starvation(starved)
+    warning = warn_of_starvation(PLAN, starved)
     assert warning is not None
     assert f"{starved.trainings[0].num_steps} steps a fold" in warning
     advice = warning.split("--budget ")[1].split()[0]
     seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
-    assert warn_of_starvation(plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
+    assert warn_of_starvation(PLAN, plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
 
 
 def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> None:
     slow = conditions(budget_s=300)
     measurements = tuple(m.model_copy(update={"export_s": 30.0}) for m in slow.measurements)
-    warning = warn_of_starvation(plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
+    warning = warn_of_starvation(PLAN, plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
     assert warning is not None
     assert "cannot be kept" in warning
+
+
+def test_photographs_pay_for_their_mirror_images_from_the_budget() -> None:
+    photographs = make_plan(z=1)
+    assert [c.mirror_axes for c in photographs.configurations] == [(0, 1)]
+    known = Conditions(
+        device="cpu", num_threads=2, budget_s=600, elapsed_s=20.0, num_folds=5, num_training_cases=500, num_test_cases=200,
+        cross_validated=True, seed=0, measurements=tuple(
+            Measurement(configuration="2d", base_features=width, batch_size=4, precision="float32", step_s=0.1, case_s=0.08)
+            for width in (8, 16, 32)
+        ),
+    )
+    schedule = plan_schedule(photographs, known)
+    assert schedule.trainings[0].mirroring
+    assert schedule.conditions == known
+    folds = schedule.num_folds
+    assert schedule.expected_validation_s == pytest.approx(500 * 4 * 0.08)
+    assert schedule.expected_rest_s == pytest.approx(200 * 4 * 0.08 * folds + 6.0)
+    assert schedule.expected_s + known.elapsed_s <= 600
+    method = plan_schedule(photographs, known.model_copy(update={"device": "cuda", "budget_s": None}))
+    assert method.expected_rest_s == pytest.approx(200 * 4 * 0.08 * 5)
+
+
+def test_a_configuration_is_trained_once() -> None:
+    schedule = plan_schedule(PLAN, conditions(budget_s=1200))
+    twice = schedule.model_copy(update={"trainings": (*schedule.trainings, *schedule.trainings)})
+    with pytest.raises(ValueError, match="trains 3d_fullres more than once"):
+        read_document(Schedule, write_document(twice), where="test")
+
+
+def test_a_short_schedule_made_by_hand_is_warned_of_without_advice() -> None:
+    schedule = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
+    by_hand = tuple(t.model_copy(update={"configuration": "3d_fullres_vnet"}) for t in schedule.trainings)
+    warning = warn_of_starvation(PLAN, schedule.model_copy(update={"trainings": by_hand}))
+    assert warning is not None
+    assert "steps a fold" in warning
+    assert "--budget" not in warning
+
+
+def test_the_outlook_does_not_promise_what_would_only_be_measured() -> None:
+    """Where the first configuration starves, another is measured to take its place, not to be trained too."""
+    short = conditions(budget_s=120, step_s=60.0)
+    only = tuple(m for m in short.measurements if m.configuration == "3d_fullres")
+    schedule = plan_schedule(PLAN, short.model_copy(update={"measurements": only}))
+    assert "2d too" not in (describe_outlook(PLAN, schedule) or "")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")])
