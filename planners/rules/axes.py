@@ -45,12 +45,20 @@ def put_single_slice_first(axis: int, shape: SourceShape, spacing_mm: SourceSpac
 
     The reference looks only at the coarsest axis and plans 2D networks with an axis of one voxel otherwise.
     """
+    if shape[axis] == 1:
+        found = f"the median case of {voxels(shape)} voxels is a single slice along axis {axis}"
+    else:
+        found = (
+            f"every case is a single slice along axis {axis}, of which resampling to one thickness would make {shape[axis]:g} voxels"
+        )
+    coarsest = spacing_mm[axis] == max(spacing_mm)
     return Decision(
         rule="axes.single_slice",
         value=_COARSEST_FIRST[axis],
-        reason=f"a median case of {voxels(shape)} voxels is a single slice along axis {axis}, so this axis goes first "
-        f"although {spacing_mm[axis]:.4g} mm is not its coarsest spacing or its slices were resampled; "
-        "2D networks then see the whole slice",
+        reason=f"{found}; so this axis goes first"
+        + ("" if coarsest else f" although {spacing_mm[axis]:.4g} mm is not the coarsest spacing")
+        + ("" if shape[axis] == 1 else " and counts as one voxel")
+        + "; 2D networks then see the whole slice",
         source="method 3.5 and decision record 0010",
         change="volumes with several slices would be planned in 3D",
     )

@@ -54,8 +54,8 @@ def decide_median_shape(
     """
     shape = median_shape(cases, spacing_mm)
     reason = (
-        f"resampled to {millimetres(spacing_mm)}, half of the {counted(len(cases), 'case')} are larger than "
-        f"{voxels(shape)} voxels and half are smaller, along each axis"
+        f"resampled to {millimetres(spacing_mm)}, the median of the {counted(len(cases), 'case')} is {voxels(shape)} voxels, "
+        "taken along each axis"
     )
     if strict_reference or min(shape) > 0:
         return Decision(rule="shape.median", value=shape, reason=reason, source="method 3.4")

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners.fingerprint import ClassSize
-from planners.geometry import SourceSpacing, inverse, transpose
+from planners.geometry import SourceShape, SourceSpacing, inverse, transpose
 from planners.plan import Loss
 from planners.presets import PRESETS
-from planners.rules.axes import decide_axis_order
+from planners.rules.axes import decide_axis_order, put_single_slice_first
 from planners.rules.intensity import decide_normalization
 from planners.rules.interpolation import decide_interpolation
 from planners.rules.loss import (
@@ -78,6 +78,30 @@ def test_batch_dice_follows_the_stage() -> None:
     assert decide_batch_dice(3, is_full_resolution=True, has_low_resolution=True).value
     assert not decide_batch_dice(3, is_full_resolution=True, has_low_resolution=False).value
     assert not decide_batch_dice(3, is_full_resolution=False, has_low_resolution=True).value
+
+
+def test_a_stage_that_was_left_out_does_not_make_patches_large() -> None:
+    # a low resolution may be left out as too similar, while patches see less than a quarter of the case
+    reason = decide_batch_dice(3, is_full_resolution=True, has_low_resolution=False).reason
+    assert "much of the case" not in reason
+    assert "no coarse stage is planned" in reason
+    low = decide_batch_dice(3, is_full_resolution=False, has_low_resolution=True).reason
+    assert "at least a quarter" in low
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "told", "untold"),
+    [
+        ((1, 200, 200), (0.5, 1, 1), "200 voxels is a single slice along axis 0; so this axis goes first although 0.5 mm", "counts"),
+        ((2, 400, 400), (489.5, 0.9, 0.9), "every case is a single slice along axis 0, of which resampling to one thickness would make 2 voxels", "although"),
+        ((3, 1, 200), (2, 5, 1), "a single slice along axis 1; so this axis goes first; 2D", "although"),
+    ],
+)  # fmt: skip
+def test_a_single_slice_is_told_as_it_is(shape: tuple[int, ...], spacing: tuple[float, ...], told: str, untold: str) -> None:
+    axis = 1 if shape[1] == 1 else 0
+    reason = put_single_slice_first(axis, SourceShape(shape), SourceSpacing(spacing)).reason  # type: ignore[arg-type]
+    assert told in reason
+    assert untold not in reason
 
 
 def test_loss_and_supervision_of_the_families() -> None:

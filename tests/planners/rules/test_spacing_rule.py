@@ -8,7 +8,7 @@ import pytest
 
 from planners import Fingerprint
 from planners.geometry import SourceSpacing
-from planners.rules.spacing import decide_target_spacing, median_shape
+from planners.rules.spacing import decide_median_shape, decide_target_spacing, median_shape
 
 MakeFingerprint = Callable[..., Fingerprint]
 
@@ -45,3 +45,12 @@ def test_many_slices_are_not_coarse(fingerprint_of: MakeFingerprint) -> None:
 def test_median_shape_rounds_each_case_to_even_first(fingerprint_of: MakeFingerprint) -> None:
     fingerprint = fingerprint_of([(5, 7, 10), (6, 9, 11)], [(1, 1, 1), (1, 1, 1)])
     assert median_shape(fingerprint.cases, SourceSpacing((2.0, 2.0, 1.0))) == (2.5, 4.0, 10.5)
+
+
+def test_the_median_is_told_as_such(fingerprint_of: MakeFingerprint) -> None:
+    for cases in (1, 4):
+        fingerprint = fingerprint_of([(40, 50, 60)] * cases, [(1, 1, 1)] * cases)
+        reason = decide_median_shape(fingerprint.cases, SourceSpacing((1, 1, 1)), strict_reference=False).reason
+        assert f"the median of the {cases} case" in reason
+        assert "40 x 50 x 60 voxels, taken along each axis" in reason
+        assert "half of" not in reason
