@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from planners.decision import DecisionRecord
 from planners.document import Document
 from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt
+from planners.wording import counted
 
 Family = Literal["unet", "residual_unet", "vnet"]
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
@@ -71,8 +72,15 @@ class Network(Document):
     @classmethod
     def _check_axes(cls, entries: tuple[tuple[int, ...], ...], info: ValidationInfo) -> tuple[tuple[int, ...], ...]:
         others = info.data.get("kernels", ())
+        faults = []
         if len({len(entry) for entry in (*entries, *others)}) > 1:
-            raise ValueError("kernels and strides must all have the same number of axes")
+            faults.append("kernels and strides must all have the same number of axes")
+        if info.field_name == "strides" and entries and max(entries[0]) > 1:
+            faults.append(f"the first stride must be all ones, found {entries[0]}")
+        if info.field_name == "kernels" and (even := [entry for entry in entries if any(size % 2 == 0 for size in entry)]):
+            faults.append(f"kernel sizes must be odd, found {', '.join(map(str, even))}")
+        if faults:
+            raise ValueError("; ".join(faults))
         return entries
 
     @field_validator("decoder_blocks")
@@ -149,6 +157,8 @@ class Configuration(Document):
         axes = info.data.get("dimensions")
         if axes is not None and any(axis >= axes for axis in mirror_axes):
             raise ValueError(f"mirror_axes {mirror_axes} do not exist in a patch with {axes} axes")
+        if len(set(mirror_axes)) < len(mirror_axes):
+            raise ValueError(f"mirror_axes {mirror_axes} name an axis twice")
         return mirror_axes
 
 
@@ -201,15 +211,22 @@ class Plan(Document):
     def _check_configurations(
         cls, configurations: tuple[Configuration, ...], info: ValidationInfo
     ) -> tuple[Configuration, ...]:
+        dimensions = {configuration.name: configuration.dimensions for configuration in configurations}
         names = [configuration.name for configuration in configurations]
         faults = [f"configuration names must differ from each other, found {names}"] if len(set(names)) < len(names) else []
         channels = info.data.get("channels")
         for configuration in configurations:
             if channels is not None and len(configuration.normalization) != len(channels):
                 faults.append(f"{configuration.name}: one normalization for each of {len(channels)} channels")
-            for other in (configuration.data, configuration.previous_stage, configuration.next_stage):
+            faults += _interface_faults(configuration, channels, info.data.get("labels"))
+            for field in ("data", "previous_stage", "next_stage"):
+                other = getattr(configuration, field)
                 if other is not None and other not in names:
                     faults.append(f"{configuration.name}: refers to {other!r}, which the plan lacks; it has {names}")
+                elif other is not None and dimensions[other] != configuration.dimensions:
+                    faults.append(
+                        f"{configuration.name}: is {configuration.dimensions}D, but {field} names {other!r}, which is {dimensions[other]}D"
+                    )
             if configuration.name in _names_before(configuration, configurations):
                 faults.append(f"{configuration.name}: its previous stages lead back to itself")
         if faults:
@@ -229,6 +246,21 @@ class Plan(Document):
         last = self.configuration(name)
         before = _names_before(last, self.configurations)
         return (*(self.configuration(stage) for stage in reversed(before)), last)
+
+
+def _interface_faults(
+    configuration: Configuration, channels: tuple[str, ...] | None, labels: Labels | None
+) -> list[str]:
+    """Where inputs and outputs of a network are not those of the dataset; nothing is said of what is faulty itself."""
+    network, faults = configuration.network, []
+    if labels is not None and network.num_outputs != labels.num_outputs:
+        faults.append(f"{configuration.name}: num_outputs is {network.num_outputs}, but the labels need {labels.num_outputs}")
+    if channels is not None and labels is not None:
+        before = 0 if configuration.previous_stage is None else len(labels.values)
+        if network.num_inputs != len(channels) + before:
+            found = counted(len(channels), "channel") + (f" and {counted(before, 'label')} of the previous stage" if before else "")
+            faults.append(f"{configuration.name}: num_inputs is {network.num_inputs}, but the dataset has {found}")
+    return faults
 
 
 def _names_before(configuration: Configuration, configurations: tuple[Configuration, ...]) -> list[str]:

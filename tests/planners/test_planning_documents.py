@@ -160,9 +160,30 @@ def test_plans_whose_parts_disagree_are_refused(fingerprint_of: MakeFingerprint)
         ({"configurations.1.data": "3d_fulres"}, "'3d_fulres', which the plan lacks"),
         ({"configurations.1.name": "2d"}, "must differ from each other"),
         ({"channels": ["a", "b"]}, "one a channel"),
+        ({"configurations.1.network.strides.0": [2, 1, 1]}, r"configurations.1.network.strides: .* all ones, found \(2, 1, 1\)"),
+        ({"configurations.1.network.kernels.1": [2, 3, 4]}, r"configurations.1.network.kernels: .* must be odd, found \(2, 3, 4\)"),
+        ({"configurations.1.mirror_axes": [0, 0]}, "configurations.1.mirror_axes: .* name an axis twice"),
+        ({"configurations.1.data": "2d"}, "3d_fullres: is 3D, but data names '2d', which is 2D"),
+        ({"configurations.1.next_stage": "2d"}, "3d_fullres: is 3D, but next_stage names '2d', which is 2D"),
     ):
         with pytest.raises(DocumentError, match=found):
             read_document(Plan, broken(plan, changes), where="plan.json")
+
+
+def test_networks_of_another_datasets_interface_are_refused_at_once(fingerprint_of: MakeFingerprint) -> None:
+    plan = plan_dataset(fingerprint_of([(150, 512, 512)] * 3, [(2.5, 0.8, 0.8)] * 3))
+    names = [configuration.name for configuration in plan.configurations]
+    changes = {
+        "configurations.0.network.num_inputs": 7,
+        "configurations.1.network.num_outputs": 77,
+        f"configurations.{names.index('3d_cascade_fullres')}.network.num_inputs": 1,
+    }
+    with pytest.raises(DocumentError) as caught:
+        read_document(Plan, broken(plan, changes), where="plan.json")
+    told = str(caught.value)
+    assert f"{names[0]}: num_inputs is 7, but the dataset has 1 channel" in told
+    assert f"{names[1]}: num_outputs is 77, but the labels need 3" in told
+    assert "3d_cascade_fullres: num_inputs is 1, but the dataset has 1 channel and 2 labels of the previous stage" in told
 
 
 def test_regions_need_an_order() -> None:
