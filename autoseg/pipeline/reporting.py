@@ -26,7 +26,7 @@ from autoseg.pipeline.selecting import Selected
 from autoseg.run_folder import load_document
 from autoseg.training.learning import Learning
 
-STAGE_ORDER = ("check", "fingerprint", "preprocess", "schedule", "train", "validate", "select", "predict")
+STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
 
 
 def report_stage(options: Options, selected: Selected, started: datetime) -> Path:

@@ -249,7 +249,7 @@ def test_label_values_with_gaps_become_internal_ones() -> None:
     labels = {"background": 0, "liver": 7, "spleen": 3, "organ too": [7], "nothing": [0], "ignore": 8}
     made = read_nnunet_dataset(*nnunet_files(dataset__labels=labels))
     fingerprint = made.fingerprint
-    assert [(label.name, label.values) for label in fingerprint.labels.classes] == [("liver", (2,)), ("spleen", (1,))]
+    assert [(label.name, label.values) for label in fingerprint.labels.classes] == [("spleen", (1,)), ("liver", (2,))]
     assert (fingerprint.labels.ignore, fingerprint.num_label_entries) == (3, 6)
     assert made.file_values == (0, 3, 7, 8)
 
