@@ -71,6 +71,10 @@ class BatchSource(Dataset[list[Crop]]):
     """``training`` or ``validation``; keeps their draws apart. Validation patches are never augmented."""
     sought: Mapping[str, Sequence[int]] = field(default_factory=dict)
     """Classes to draw more patches around, each with the numbers of the cases that show it; others are drawn as without."""
+    scarce: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """Classes that few cases show, each with the numbers of these; forced samples draw their class before their case."""
+    num_classes: int = 0
+    """Classes that any case shows, scarce ones among them."""
     previous_values: tuple[int, ...] = ()
     """Of a cascade: foreground values of the first stage's label maps, which ``cases`` then have (`CascadeSource`)."""
 
@@ -78,20 +82,23 @@ class BatchSource(Dataset[list[Crop]]):
         return [self.sample(step, i) for i in range(self.batch_size)]
 
     def choose(self, step: int, index: int) -> tuple[np.random.Generator, int, str | None]:
-        """The generator of a sample's place, the number of its case, and the class that is sought there, if any is."""
+        """The generator of a sample's place, the number of its case, and the class that it must show, if one was drawn."""
         rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
         number = int(rng.integers(len(self.cases)))
-        if not self.sought:
-            return rng, number, None
-        seeking = generator(self.seed, self.configuration, self.fold, step, index, "sought")
-        if seeking.random() >= SOUGHT_SHARE:
-            return rng, number, None
-        name = sorted(self.sought)[int(seeking.integers(len(self.sought)))]
-        return rng, self.sought[name][int(seeking.integers(len(self.sought[name])))], name
+        if self.sought:
+            seeking = generator(self.seed, self.configuration, self.fold, step, index, "sought")
+            if seeking.random() < SOUGHT_SHARE:
+                return rng, *_draw_showing(seeking, self.sought, int(seeking.integers(len(self.sought))))
+        if self.scarce and is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share):
+            drawing = generator(self.seed, self.configuration, self.fold, step, index, "scarce")
+            place = int(drawing.integers(self.num_classes))
+            if place < len(self.scarce):
+                return rng, *_draw_showing(drawing, self.scarce, place)
+        return rng, number, None
 
     def sample(self, step: int, index: int) -> Crop:
         """One crop: larger than the patch where it will be turned or scaled."""
-        rng, number, sought = self.choose(step, index)
+        rng, number, shown = self.choose(step, index)
         case = self.cases[number]
         label_map, locations = case.labels, case.locations  # opened once: each asking opens a file
         changes = Parameters()
@@ -108,8 +115,8 @@ class BatchSource(Dataset[list[Crop]]):
             label_map.shape,
             patch=(*flat, *patch),
             crop=(*flat, *crop),
-            locations=locations if sought is None else {sought: locations[sought]},
-            forced=sought is not None
+            locations=locations if shown is None else {shown: locations[shown]},
+            forced=shown is not None
             or is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
         )
         image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
@@ -132,6 +139,12 @@ class BatchSource(Dataset[list[Crop]]):
             return Disturbance()
         draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
         return draw_disturbance(draws, len(self.previous_values))
+
+
+def _draw_showing(rng: np.random.Generator, classes: Mapping[str, Sequence[int]], place: int) -> tuple[int, str]:
+    """A case that shows the class at a place of the sorted ones, and that class."""
+    name = sorted(classes)[place]
+    return classes[name][int(rng.integers(len(classes[name])))], name
 
 
 def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:

@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -24,8 +24,11 @@ from autoseg.training.health import (
 from autoseg.training.history import EpochRecord
 from autoseg.training.learning import Kind, Learning, Remark
 from autoseg.training.loop import Control, Parts, StepRecord
+from autoseg.training.patches import ANNOTATED
 
 Say = Callable[[str], None]
+SCARCE_SHARE = 1 / 5
+"""Of the cases; a class that fewer show is scarce. Those of the usual datasets are in most cases."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,8 +147,31 @@ def cases_showing(source: BatchSource, names: Sequence[str]) -> Mapping[str, tup
     """Numbers of the source's cases that show each of the classes."""
     if not names:
         return {}
-    present = [{name for name, voxels in case.locations.items() if len(voxels)} for case in source.cases]
-    return {name: tuple(number for number, there in enumerate(present) if name in there) for name in names}
+    showing = _cases_by_class(source)
+    return {name: tuple(showing.get(name, ())) for name in names}
+
+
+def seeking(source: BatchSource, names: Sequence[str]) -> BatchSource:
+    """The source with more patches around the classes of these names."""
+    return replace(source, sought=cases_showing(source, names)) if names else source
+
+
+def minding_scarce(source: BatchSource) -> BatchSource:
+    """The source that draws classes of few cases as often as others; where there are none, the same (decision 0117)."""
+    showing = _cases_by_class(source)
+    few = SCARCE_SHARE * len(source.cases)
+    scarce = {name: tuple(numbers) for name, numbers in showing.items() if len(numbers) < few}
+    return replace(source, scarce=scarce, num_classes=len(showing)) if scarce else source
+
+
+def _cases_by_class(source: BatchSource) -> dict[str, list[int]]:
+    """Numbers of the cases that show each class that any of them shows."""
+    showing: dict[str, list[int]] = {}
+    for number, case in enumerate(source.cases):
+        for name, voxels in case.locations.items():
+            if len(voxels) and name != ANNOTATED:
+                showing.setdefault(name, []).append(number)
+    return showing
 
 
 def _remark(kind: Kind, record: StepRecord, found: str, measure: str, *, about: str = "") -> Remark:

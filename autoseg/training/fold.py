@@ -13,7 +13,7 @@ from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
 from autoseg.run_folder import save_document
 from autoseg.training.batches import load_batches
-from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note
+from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note, seeking
 from autoseg.training.compiling import without_failing_compiler
 from autoseg.training.fitting import require_fit
 from autoseg.training.health import is_good, never_found
@@ -77,7 +77,7 @@ def train_fold(
 
     while done < task.training.num_steps:
         steps = range(done, task.training.num_steps)
-        source = batch_source(task, purpose="training", sought=state.learning.sought)
+        source = seeking(care.source, state.learning.sought)
         batches = load_batches(source, steps, num_workers=state.num_workers, device=task.device)
         with readable_memory_errors(care):
             done = train(

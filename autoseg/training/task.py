@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from autoseg.networks.transfer import Transfer
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.augmentation_parameters import Recipe, make_recipe
 from autoseg.training.batches import BatchSource
-from autoseg.training.care import cases_showing
+from autoseg.training.care import minding_scarce, seeking
 from autoseg.training.loop import Parts, make_parts
 from autoseg.training.losses import make_loss
 from autoseg.training.patches import PatchSource
@@ -73,7 +73,10 @@ def configuration_recipe(configuration: Configuration, training: Training) -> Re
 
 
 def batch_source(task: FoldTask, *, purpose: str, sought: Sequence[str] = ()) -> BatchSource:
-    """The task's batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``."""
+    """The task's batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``.
+
+    For training every case is looked at once, for the classes that few show.
+    """
     source = BatchSource(
         cases=task.training_cases if purpose == "training" else task.validation_cases,
         recipe=configuration_recipe(task.configuration, task.training),
@@ -85,7 +88,7 @@ def batch_source(task: FoldTask, *, purpose: str, sought: Sequence[str] = ()) ->
         fold=task.fold,
         purpose=purpose,
     )
-    return replace(source, sought=cases_showing(source, sought)) if sought else source
+    return seeking(minding_scarce(source), sought) if purpose == "training" else source
 
 
 def make_fold_parts(task: FoldTask) -> Parts:

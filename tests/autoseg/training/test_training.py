@@ -390,8 +390,7 @@ def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_pat
 
 def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_were(tmp_path) -> None:
     task = make_task(tmp_path)
-    hidden = [replace(case, locations={**case.locations, "box": np.zeros((0, 3), np.int32)}) for case in task.training_cases[1:]]
-    task = replace(task, training_cases=[task.training_cases[0], *hidden])
+    task = replace(task, training_cases=[task.training_cases[0], *map(without_box, task.training_cases[1:])])
     plain, seeking = (batch_source(task, purpose="training", sought=sought) for sought in ((), ("box",)))
     assert dict(seeking.sought) == {"box": (0,)}
     draws = [(seeking.choose(step, i), plain.choose(step, i)) for step in range(300) for i in range(2)]
@@ -401,6 +400,31 @@ def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_we
     assert all(found[1] == before[1] for found, before in draws if found[2] is None)
     crop = next(seeking.sample(step, 0) for step in range(300) if seeking.choose(step, 0)[2] is not None)
     assert (crop.labels == 2).any()
+
+
+def test_a_class_of_few_cases_is_drawn_as_often_as_the_others(tmp_path) -> None:
+    """Of ten cases one shows the box: half of the forced samples are centred on it, the rest is as it was."""
+    task = replace(make_task(tmp_path), training_cases=[make_case(i) for i in range(10)])
+    plain = batch_source(task, purpose="training")
+    assert not plain.scarce
+    one, few = ([without_box(case) if i >= n else case for i, case in enumerate(task.training_cases)] for n in (1, 2))
+    assert not batch_source(replace(task, training_cases=few), purpose="training").scarce  # a fifth
+    assert not batch_source(replace(task, training_cases=one), purpose="validation").scarce
+    source = batch_source(replace(task, training_cases=one), purpose="training")
+    assert (dict(source.scarce), source.num_classes) == ({"box": (0,)}, 2)
+    draws = [(source.choose(step, i), plain.choose(step, i), i) for step in range(400) for i in range(2)]
+    changed = [(found, i) for found, _, i in draws if found[2] is not None]
+    assert all((found[1:], i) == ((0, "box"), 1) for found, i in changed)  # the second sample of each batch is forced
+    assert abs(len(changed) / 400 - 1 / 2) < 0.1  # four standard deviations
+    assert all(found[1] == before[1] for found, before, _ in draws if found[2] is None)
+    step = next(step for step in range(400) if source.choose(step, 1)[2] is not None)
+    assert (source.sample(step, 1).labels == 2).any()
+    again = batch_source(replace(task, training_cases=one), purpose="training")
+    assert torch.equal(again.sample(step, 1).image, source.sample(step, 1).image)
+
+
+def without_box(case: MadeCase) -> MadeCase:
+    return replace(case, locations={**case.locations, "box": np.zeros((0, 3), np.int32)})
 
 
 def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_path, monkeypatch) -> None:
