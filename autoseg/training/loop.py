@@ -160,8 +160,16 @@ def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: i
         if not is_out_of_memory(error):
             raise
     parts.optimiser.zero_grad(set_to_none=True)
+    _forget_unscaling(parts)
     release_memory(parts.device)
     return None
+
+
+def _forget_unscaling(parts: Parts) -> None:
+    """Let the scaler begin a step anew that ended between `unscale_` and `update`; its scale stays."""
+    if parts.scaler.is_enabled():
+        parts.scaler.scale(torch.zeros((), device=parts.device))  # before the first one it cannot be updated
+        parts.scaler.update(parts.scaler.get_scale())
 
 
 def train_step(
@@ -171,7 +179,8 @@ def train_step(
 
     ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values. ``micro_batch_size``
     samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is no finite
-    number, nothing is updated; in float16 an overflow of the gradient is the scaler's business and no cause for alarm.
+    number, nothing is updated; in float16 an overflow of the gradient is the scaler's business and no cause for alarm, as
+    long as its scale has not shrunk to less than no scale at all.
     """
     for group in parts.optimiser.param_groups:
         group["lr"] = rate
@@ -181,7 +190,8 @@ def train_step(
     parts.scaler.unscale_(parts.optimiser)
     norm = nn.utils.clip_grad_norm_(parts.network.parameters(), parts.training.gradient_clip)
     value = float(loss)
-    finite = math.isfinite(value) and (parts.scaler.is_enabled() or math.isfinite(float(norm)))
+    overflown = parts.scaler.is_enabled() and parts.scaler.get_scale() >= 1  # a smaller scale would still help
+    finite = math.isfinite(value) and (overflown or math.isfinite(float(norm)))
     if finite or parts.scaler.is_enabled():  # the scaler steps over what is not finite by itself
         parts.scaler.step(parts.optimiser)
         parts.scaler.update()

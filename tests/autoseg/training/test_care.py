@@ -15,7 +15,7 @@ from autoseg.training.batches import BatchSource
 from autoseg.training.care import Care, FoldState, after_epoch
 from autoseg.training.history import EpochRecord
 from autoseg.training.learning import Learning
-from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train_step
+from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train, train_step
 from planners import Training
 
 TRAINING = Training(
@@ -49,6 +49,43 @@ def trained_parts() -> Parts:
     parts = make_parts(nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), TRAINING, torch.device("cpu"))
     train_step(parts, torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64), 0.01)
     return parts
+
+
+def half_parts() -> Parts:
+    """The same in float16."""
+    training = TRAINING.model_copy(update={"precision": "float16", "optimiser": "sgd"})
+    torch.manual_seed(0)
+    return make_parts(nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), training, torch.device("cpu"))
+
+
+def test_gradients_that_no_scale_mends_are_no_health() -> None:
+    parts = half_parts()
+    parts.network.weight.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[union-attr,operator]
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    applied = [train_step(parts, *batch, 0.01).applied for _ in range(25)]
+    assert applied == [True] * 17 + [False] * 8  # the scale begins at 2 ** 16 and is halved each time
+
+
+def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_done_again() -> None:
+    parts, untroubled = half_parts(), half_parts()
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    hungry = iter([True])
+
+    def run_out(*_: object) -> None:
+        if next(hungry, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def do_steps(parts: Parts, steps: range) -> list[int]:
+        relieved: list[int] = []
+        control = Control(micro_batch_size=1)
+        train(parts, [batch] * len(steps), steps, control=control, listeners=(), relieve=relieved.append)
+        return relieved
+
+    parts.optimiser.register_step_pre_hook(run_out)  # type: ignore[arg-type]
+    assert len(do_steps(parts, range(6))) == 1
+    assert do_steps(untroubled, range(6)) == []
+    pairs = zip(parts.network.parameters(), untroubled.network.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)
 
 
 def make_state(history: list[EpochRecord], **learning: object) -> FoldState:
