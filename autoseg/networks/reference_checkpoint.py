@@ -78,7 +78,7 @@ def read_reference_checkpoint(path: Path) -> ReferenceCheckpoint:
         weights=content["network_weights"],
         configuration=content["init_args"]["configuration"],
         trainer=content["trainer_name"],
-        epochs=content["current_epoch"],
+        epochs=int(content["current_epoch"]),
         mirror_axes=tuple(axes or ()),
     )
 
@@ -105,14 +105,16 @@ def _faults(content: Any) -> list[str]:
     faults = []
     if not _is_state(weights):
         faults.append("network_weights are no tensors by name")
+    elif odd := [name for name, tensor in weights.items() if not _is_plain(tensor)]:  # before anything is computed of them
+        faults.append(f"{len(odd)} tensors are not stored as plain real numbers, the first is {odd[0]}")
     elif broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
         faults.append(f"{len(broken)} tensors hold NaN or infinity, the first is {broken[0]}")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
         faults.append("init_args name no configuration")
     if not isinstance(content.get("trainer_name"), str):
         faults.append("trainer_name is missing")
-    if type(content.get("current_epoch")) is not int or content["current_epoch"] < 0:
-        faults.append("current_epoch is missing")
+    if not _is_count(content.get("current_epoch")):
+        faults.append(f"current_epoch is {content.get('current_epoch', 'missing')!r}")
     axes = content.get("inference_allowed_mirroring_axes")
     if axes is not None and not _are_axes(axes):
         faults.append(f"inference_allowed_mirroring_axes are {axes!r}")
@@ -125,6 +127,21 @@ def _is_state(weights: Any) -> TypeGuard[dict[str, Tensor]]:
         and bool(weights)
         and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
     )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor holds a real number for each of its places, and its file the bytes of them all."""
+    return (
+        tensor.layout == torch.strided
+        and not tensor.is_quantized
+        and tensor.is_floating_point()
+        and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    )
+
+
+def _is_count(value: Any) -> TypeGuard[float]:
+    """Numpy's numbers are read as floats."""
+    return type(value) in (int, float) and value >= 0 and float(value).is_integer()
 
 
 def _are_axes(axes: Any) -> bool:

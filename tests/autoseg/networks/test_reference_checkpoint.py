@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,36 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 def test_weights_that_are_not_weights_are_refused(tmp_path: Path, weights: Any) -> None:
     with pytest.raises(AutosegError, match="no tensors by name"):
         read_reference_checkpoint(saved(tmp_path / "c.pth", network_weights=weights))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.quantize_per_tensor(torch.ones(2, 3), 0.1, 0, torch.qint8),
+        lambda: torch.ones(2, 3).to_sparse(),
+        lambda: torch.ones(2, 3, dtype=torch.complex64),
+        lambda: torch.ones(2, 3, dtype=torch.int64),
+        lambda: torch.ones(1).expand(10**13),
+    ],
+    ids=["quantised", "sparse", "complex", "integer", "forty terabytes"],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of kinds that go out of use
+def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
+    weights = {"a": torch.ones(2), "b": make()}
+    with pytest.raises(AutosegError, match="1 tensors are not stored as plain real numbers, the first is b"):
+        read_reference_checkpoint(saved(tmp_path / "c.pth", network_weights=weights))
+
+
+@pytest.mark.parametrize("epoch", [np.int64(5), np.int32(5), 5])
+def test_numbers_of_epochs_may_be_numpys(tmp_path: Path, epoch: Any) -> None:
+    found = read_reference_checkpoint(saved(tmp_path / "c.pth", current_epoch=epoch)).epochs
+    assert (found, type(found)) == (5, int)
+
+
+@pytest.mark.parametrize("epoch", [None, True, -1, 0.5, float("nan"), "5"])
+def test_other_numbers_of_epochs_are_told(tmp_path: Path, epoch: Any) -> None:
+    with pytest.raises(AutosegError, match=f"current_epoch is {epoch!r}"):
+        read_reference_checkpoint(saved(tmp_path / "c.pth", current_epoch=epoch))
 
 
 @pytest.mark.parametrize("text", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
