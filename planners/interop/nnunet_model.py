@@ -22,6 +22,9 @@ from planners.interop.nnunet_plans import make_plan
 from planners.interop.plans_file import InheritanceError, PlansFile, inherited
 from planners.plan import Axis, Plan
 
+SPACING_BESIDE = "Tiff3DIO"
+"""Takes spacings from a JSON file beside each image, which is not read here: images would be resampled wrongly."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NnunetModel:
@@ -102,7 +105,12 @@ def _plans_problems(file: _ModelPlansFile, dataset: DatasetFile | None, configur
         problems.append(
             f"configurations: lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
         )
-    if file.image_reader_writer not in READERS:
+    if file.image_reader_writer == SPACING_BESIDE:
+        problems.append(
+            f"image_reader_writer: {SPACING_BESIDE} takes voxel sizes from a JSON file beside each image, which autoseg does "
+            "not read, so it would resample images wrongly"
+        )
+    elif file.image_reader_writer not in READERS:
         problems.append(f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}")
     channels = [] if dataset is None else [str(index) for index in range(len(dataset.channels))]
     if dataset is not None and not set(channels) <= set(file.statistics):

@@ -107,6 +107,11 @@ def test_readers_decide_the_axes(reader: str, source_axes: str, as_in_file: bool
     assert plan.source_axes == source_axes
 
 
+def test_voxel_sizes_that_lie_beside_the_image_are_refused_and_not_guessed() -> None:
+    (problem,) = problems(plans=lambda plans: plans.update(image_reader_writer="Tiff3DIO"))
+    assert "voxel sizes from a JSON file beside each image" in problem
+
+
 def earlier(plans: Json) -> None:
     """As earlier versions wrote it."""
     for part in plans["configurations"].values():
