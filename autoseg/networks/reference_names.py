@@ -72,8 +72,9 @@ def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
 
 
 def _unwrapped(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
+    while name.startswith(WRAPPERS):
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
     return name
 
 

@@ -123,7 +123,7 @@ def test_entries_are_as_many_as_the_reference_writes() -> None:
     assert sum(map(len, names.values())) == 136
 
 
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_wrapped_networks_are_cut_off(prefix: str, reference_layout: Layout) -> None:
     topology = network("unet")
     weights = drawn_weights(reference_layout(topology))
