@@ -157,10 +157,12 @@ def _documents(folder: Path) -> tuple[list[bytes], list[Problem]]:
 
 
 def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> tuple[dict[int, Path], list[Problem]]:
-    """The checkpoint of each fold; with ``folds``, of these."""
+    """The checkpoint of each fold; with ``folds``, of these. Where not all are finished, the network of all cases, if it is."""
     there = {int(match[1]): path for path in folder.iterdir() if path.is_dir() and (match := FOLD.fullmatch(path.name))}
-    if not there and (folder / ALL_CASES).is_dir():
-        there = {0: folder / ALL_CASES}
+    whole = folder / ALL_CASES
+    unfinished = folds is None and not all((path / name).is_file() for path in there.values())
+    if (not there and whole.is_dir()) or (unfinished and (whole / name).is_file()):
+        there = {0: whole}
     wanted = sorted(there) if folds is None else sorted(set(folds))
     known = ", ".join(map(str, sorted(there))) or "none"
     problems = [
@@ -208,6 +210,12 @@ def _tell(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
         f"{stage.model.plan.dataset_name}: {stage.configuration.name}, folds {', '.join(map(str, stage.checkpoints))}, "
         f"{stage.trainer}, {stage.epochs} epochs"
     )
+    numbered = any(FOLD.fullmatch(path.name) for path in folder.iterdir())
+    if any(path.parent.name == ALL_CASES for path in stage.checkpoints.values()):
+        if numbered:
+            say(f"{folder / ALL_CASES} is used, one network of all cases: the numbered folds are not all finished")
+    elif (folder / ALL_CASES).is_dir():
+        say(f"{folder / ALL_CASES}, one network of all cases, is not used beside the numbered folds")
     for pickled in sorted(folder.glob("**/postprocessing.pkl")):
         say(f"{pickled} is not used: reading it would run code; predictions come without the postprocessing it holds")
 

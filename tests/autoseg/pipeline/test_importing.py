@@ -306,6 +306,27 @@ def test_one_network_on_all_cases_becomes_a_fold(tmp_path: Path, reference_layou
     assert open_model(bundle).description.selection.folds == (0,)
 
 
+def test_a_network_on_all_cases_beside_folds_is_told_and_stands_in_where_they_are_not_finished(
+    tmp_path: Path, reference_layout: Layout
+) -> None:
+    trained = train(tmp_path / "model", reference_layout)
+    save_checkpoint(trained.folder / "fold_all" / "checkpoint_final.pth", trained.networks[1], make_plans())
+    said: list[str] = []
+    bundle = import_nnunet(trained.folder, tmp_path / "folds.zip", say=said.append)
+    assert open_model(bundle).description.selection.folds == FOLDS
+    assert "fold_all, one network of all cases, is not used" in said[1]
+    (trained.folder / "fold_0" / "checkpoint_final.pth").unlink()
+    said.clear()
+    bundle = import_nnunet(trained.folder, tmp_path / "all.zip", say=said.append)
+    assert "fold_all is used, one network of all cases" in said[1]
+    network, files = trained.networks[1], open_model(bundle)
+    head = files.weights("3d_fullres", 0)["heads.0.weight"]
+    assert torch.equal(head, network.state_dict()["decoder.seg_layers.0.weight"])
+    assert refused(trained, tmp_path / "0.zip", folds=[0]) == [
+        "fold_0: fold 0 has no checkpoint_final.pth; its training has not come to its end"
+    ]
+
+
 def refused(trained: Trained, out: Path, **given: Any) -> list[str]:
     with pytest.raises(ProblemsError) as caught:
         import_nnunet(trained.folder, out, say=lambda _: None, **given)
