@@ -16,7 +16,7 @@ from autoseg.training.batches import load_batches
 from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note, seeking
 from autoseg.training.compiling import without_failing_compiler
 from autoseg.training.fitting import require_fit
-from autoseg.training.health import is_good, never_found
+from autoseg.training.health import is_good, never_found, never_shown
 from autoseg.training.history import EpochRecord
 from autoseg.training.learning import Learning
 from autoseg.training.loop import Control, Parts, StepRecord, train
@@ -88,7 +88,7 @@ def train_fold(
                 listeners=(after_step,),
                 relieve=lambda step: relieve(task, care, parts, state, step),
             )
-    for remark in never_found(state.history):
+    for remark in (*never_found(state.history), *never_shown(state.history)):
         note(care, state, remark)
     save(task, parts, state, task.training.num_steps)
     save_document(task.folder / "learning.json", state.learning)

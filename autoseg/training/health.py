@@ -122,6 +122,21 @@ def never_found(history: Sequence[EpochRecord]) -> list[Remark]:
     return remarks
 
 
+def never_shown(history: Sequence[EpochRecord]) -> list[Remark]:
+    """Classes that no validation patch of a finished training showed, and that were predicted on none."""
+    if not history or history[-1].step < LEAST_STEPS:
+        return []
+    step = history[-1].step
+    silent = (name for name in history[-1].pseudo_dice if all(record.pseudo_dice.get(name) is None for record in history))
+    return [
+        Remark(
+            kind="never_shown", step=step, about=name, found=f"no validation patch of this fold shows {name}",
+            measure="whether it was learnt is not known from this fold, and no measure was taken for it",
+        )
+        for name in silent
+    ]  # fmt: skip
+
+
 def find_starved(history: Sequence[EpochRecord], *, on_cpu: bool, more_workers: int) -> Remark | None:
     """Whether the last two epochs waited long for their batches; the very first, in which workers start, does not count."""
     recent = history[1:][-2:]

@@ -8,7 +8,9 @@ from pydantic import Field
 
 from planners import Document
 
-Kind = Literal["memory", "not_finite", "collapse", "restart", "lost_class", "never_found", "starved", "overfitting", "compiling"]
+Kind = Literal[
+    "memory", "not_finite", "collapse", "restart", "lost_class", "never_found", "never_shown", "starved", "overfitting", "compiling"
+]  # fmt: skip
 
 
 class Remark(Document):

@@ -16,6 +16,7 @@ from autoseg.training.health import (
     judge_skip,
     lost_classes,
     never_found,
+    never_shown,
     patience,
 )
 from autoseg.training.history import EpochRecord, history_text, read_history
@@ -56,7 +57,7 @@ def test_a_healthy_training_is_left_alone(until: int, noise: list[float], waitin
     assert find_starved(history, on_cpu=False, more_workers=3) is None
     if until > 1:
         assert lost_classes(history, 12) == ()
-        assert never_found(history) == []
+        assert never_found(history) == never_shown(history) == []
 
 
 def test_single_skips_are_let_pass_and_rows_are_not() -> None:
@@ -116,6 +117,16 @@ def test_a_class_is_lost_after_patience_and_not_before() -> None:
     assert lost_classes(history(150, box=0.0), 1000) == ()
     assert [remark.about for remark in never_found(history(12, box=0.0))] == ["box"]
     assert never_found(recovered) == []
+
+
+def test_classes_that_no_validation_patch_shows_are_told() -> None:
+    """Their pseudo-Dice is not known in any epoch, so no other rule speaks of them."""
+    unseen = [epoch(i, pseudo_dice={"ball": 0.8, "box": None}) for i in range(12)]
+    (remark,) = never_shown(unseen)
+    assert str(remark).startswith("no validation patch of this fold shows box; ")
+    assert never_found(unseen) == []
+    assert never_shown([*unseen, epoch(12, pseudo_dice={"ball": 0.8, "box": 0.0})]) == []
+    assert never_shown(unseen[:2]) == never_shown([]) == []
 
 
 def test_few_steps_prove_nothing() -> None:
