@@ -7,11 +7,13 @@ last, ``CASE.case.json``. Without that record the case does not exist.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import blosc2
 import numpy as np
@@ -58,6 +60,8 @@ class CaseRecord(Document):
     image_shape: tuple[int, int, int, int]
     has_labels: bool
     placement: Placement
+    sizes: dict[str, int] | None = None
+    """Bytes of each of the case's other files by its ending; none: nobody noted them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,17 @@ class StoredCase:
 
     @property
     def locations(self) -> dict[str, NDArray[np.int32]]:
-        """Sampled voxels (N, 3) of each class (see ``class_locations``); empty for cases without labels."""
-        with np.load(self.folder / f"{self.case_id}.locations.npz", allow_pickle=False) as stored:
-            names = [str(name) for name in stored["names"]]
-            return {name: stored[f"voxels_{i}"] for i, name in enumerate(names)}
+        """Sampled voxels (N, 3) of each class (see ``class_locations``); empty for cases without labels.
+
+        Raises `AutosegError` when the file is missing or damaged.
+        """
+        path = self.folder / f"{self.case_id}.locations.npz"
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                names = [str(name) for name in stored["names"]]
+                return {name: stored[f"voxels_{i}"] for i, name in enumerate(names)}
+        except (OSError, BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
+            raise _unreadable(path, error) from error
 
 
 def write_case(
@@ -107,18 +118,19 @@ def write_case(
     ``consumed`` is a digest of all it was made from. ``patch_shape`` (two or three axes) shapes the chunks for the
     patches that will be read; it changes speed only. Raises `AutosegError` when the disk is full or read-only.
     """
+    patch = patch_shape or prepared.image.shape[1:]
+    contents = {".image.b2nd": pack_array(prepared.image, patch)}
+    if prepared.labels is not None:
+        contents[".labels.b2nd"] = pack_array(prepared.labels, patch)
+    contents[".locations.npz"] = _packed_locations(locations)
     record = CaseRecord(
         case_id=case_id,
         consumed=consumed,
         image_shape=_four(prepared.image.shape),
         has_labels=prepared.labels is not None,
         placement=prepared.placement,
+        sizes={ending: len(content) for ending, content in contents.items()},
     )
-    patch = patch_shape or prepared.image.shape[1:]
-    contents = {".image.b2nd": pack_array(prepared.image, patch)}
-    if prepared.labels is not None:
-        contents[".labels.b2nd"] = pack_array(prepared.labels, patch)
-    contents[".locations.npz"] = _packed_locations(locations)
     contents[RECORD_ENDING] = write_document(record).encode()
     remove_case(folder, case_id)
     write_together({folder / f"{case_id}{ending}": content for ending, content in contents.items()})
@@ -135,13 +147,20 @@ def stored_case_ids(folder: Path) -> tuple[str, ...]:
 
 
 def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
-    """Whether the case is complete and was made from what the digest ``consumed`` stands for."""
+    """Whether the case is complete, no file of it cut, and was made from what the digest ``consumed`` stands for."""
     try:
         record = open_case(folder, case_id).record
     except AutosegError:
         return False
-    files = [f"{case_id}.image.b2nd", f"{case_id}.locations.npz"] + [f"{case_id}.labels.b2nd"] * record.has_labels
-    return record.consumed == consumed and all((folder / name).is_file() for name in files)
+    endings = [".image.b2nd", ".locations.npz"] + [".labels.b2nd"] * record.has_labels
+    sizes = [_size(folder / f"{case_id}{ending}") for ending in endings]
+    expected = sizes if record.sizes is None else [record.sizes.get(ending) for ending in endings]
+    return record.consumed == consumed and None not in sizes and sizes == expected
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
 
 
 def remove_case(folder: Path, case_id: str) -> None:
@@ -168,7 +187,11 @@ def open_array(path: Path) -> Any:
         # one thread: readers are many processes already; mapped: a patch touches only its own pages
         return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
     except (OSError, RuntimeError, ValueError) as error:
-        raise AutosegError(f"{path} could not be read ({error}); preprocess the case again") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> AutosegError:
+    return AutosegError(f"{path} could not be read ({error}); delete it and repeat the call, which then preprocesses the case again")
 
 
 def array_note(path: Path) -> str | None:

@@ -29,6 +29,7 @@ from autoseg.preparation.storage import (
     stored_case_ids,
     write_case,
 )
+from autoseg.run_folder import save_document
 
 SHAPE = (20, 33, 40)
 
@@ -196,3 +197,20 @@ def test_chunk_shapes_by_hand() -> None:
     chunk, block = chunk_and_block((100, 300, 300), (40, 192, 192), 4)
     assert block == (8, 64, 64)
     assert chunk == (40, 192, 192)
+
+
+@pytest.mark.parametrize("ending", [".image.b2nd", ".labels.b2nd", ".locations.npz"])
+def test_a_cut_file_is_no_stored_case(tmp_path: Path, ending: str) -> None:
+    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(path.read_bytes()[:-10])
+    assert not is_stored(tmp_path, "a", "digest")
+    if ending == ".locations.npz":
+        with pytest.raises(AutosegError, match=r"a\.locations\.npz could not be read .*; delete it and repeat the call"):
+            _ = open_case(tmp_path, "a").locations
+
+
+def test_cases_whose_sizes_nobody_noted_stay_stored(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    save_document(tmp_path / "a.case.json", open_case(tmp_path, "a").record.model_copy(update={"sizes": None}))
+    assert is_stored(tmp_path, "a", "digest")
