@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from autoseg.pipeline.record import RunRecord, write_record
 from autoseg.pipeline.scoring import reference_labels
 from autoseg.pipeline.selecting import Selected
 from autoseg.run_folder import load_document
+from autoseg.training.history import read_history
 from autoseg.training.learning import Learning
 
 STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
@@ -60,8 +61,10 @@ def read_histories(options: Options, selected: Selected) -> dict[tuple[str, int]
     for training in selected.prepared.schedule.trainings:
         for fold in range(selected.prepared.schedule.num_folds):
             path = options.run.fold(training.configuration, fold) / "history.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
-            histories[training.configuration, fold] = [json.loads(line) for line in lines]
+            records, damage = read_history(path)
+            histories[training.configuration, fold] = [asdict(record) for record in records]
+            if damage:
+                options.reporter.say(damage)
     return histories
 
 

@@ -112,7 +112,7 @@ def _begin(task: FoldTask, care: Care) -> tuple[FoldTask, Parts, FoldState, int]
     if checkpoint is None:
         state.good = copy_weights(parts.network)
         return task, parts, state, 0
-    restore(task, parts, state, checkpoint)
+    restore(task, parts, state, checkpoint, care.say)
     return task, parts, state, checkpoint.step
 
 
@@ -140,7 +140,7 @@ def _first_learning(task: FoldTask) -> Learning:
 
 def _finish_epoch(task: FoldTask, care: Care, parts: Parts, state: FoldState, record: StepRecord) -> None:
     """One line of history with the pseudo-Dice, the best and the last good weights, and what went wrong."""
-    epoch = len(state.history)
+    epoch = record.step // task.training.steps_per_epoch
     seen = _look(task, parts, epoch, state.control.micro_batch_size)
     duration = sum(state.durations)
     start = record.step - record.step % task.training.steps_per_epoch

@@ -45,8 +45,20 @@ def history_text(history: Sequence[EpochRecord]) -> str:
     return "".join(json.dumps(asdict(record)) + "\n" for record in history)
 
 
-def read_history(path: Path, *, until_step: int) -> list[EpochRecord]:
-    """Epochs that had ended when ``until_step`` steps were done; none where the file is missing."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [EpochRecord(**json.loads(line)) for line in lines]
-    return [record for record in records if record.step <= until_step]
+def read_history(path: Path, *, until_step: int | None = None) -> tuple[list[EpochRecord], str | None]:
+    """Epochs that had ended when ``until_step`` steps were done, all where that is none; nothing where the file is missing.
+
+    Of a damaged file the epochs before the first line that cannot be read, and a sentence that says so.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records: list[EpochRecord] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(EpochRecord(**json.loads(line)))
+        except (ValueError, TypeError):
+            return _until(records, until_step), f"{path} is damaged from line {number} on; its history ends there"
+    return _until(records, until_step), None
+
+
+def _until(records: Sequence[EpochRecord], step: int | None) -> list[EpochRecord]:
+    return [record for record in records if step is None or record.step <= step]

@@ -22,7 +22,9 @@ def latest_checkpoint(task: FoldTask, say: Callable[[str], None]) -> Checkpoint 
     return checkpoint
 
 
-def restore(task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoint) -> None:
+def restore(
+    task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoint, say: Callable[[str], None]
+) -> None:
     parts.network.load_state_dict(checkpoint.network)
     parts.optimiser.load_state_dict(checkpoint.optimiser)
     parts.scaler.load_state_dict(checkpoint.scaler)
@@ -30,7 +32,9 @@ def restore(task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoi
     state.moving_average = checkpoint.moving_average
     state.losses = list(checkpoint.epoch_losses)
     state.control.rate_factor = state.learning.rate_factor
-    state.history = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
+    state.history, damage = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
+    if damage:
+        say(damage)
 
 
 def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
