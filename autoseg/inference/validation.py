@@ -49,7 +49,7 @@ def validate_fold(task: ValidationTask, tracker: Tracker) -> None:
     for case_id in task.case_ids:
         path = prediction_path(task.folder, case_id, task.dataset)
         wanted = [path, probabilities_path(task.folder, case_id)] if task.keep_probabilities else [path]
-        if not all(file.exists() for file in wanted):
+        if not all(file.exists() and file.stat().st_size > 0 for file in wanted):
             predict_case(task, case_id)
         tracker.advance()
 

@@ -40,6 +40,11 @@ def digest(*values: object) -> str:
     return sha256(text.encode()).hexdigest()
 
 
+def is_filled(path: Path) -> bool:
+    """Whether a file is there and not empty."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def what_changed(
     run: RunFolder,
     stage: str,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -69,12 +70,20 @@ def write_record(
         started=started.isoformat(timespec="seconds"),
         left_out=_left_out(options),
         seconds=round(options.elapsed_s, 2),
-        stages_s={path.stem: round(load_document(StageRecord, path).seconds, 2) for path in stages},
+        stages_s={path.stem: round(seconds, 2) for path in stages if (seconds := _seconds(path)) is not None},
         state=state,
         error=error,
     )
     save_document(options.run.record, record)
     return record
+
+
+def _seconds(stage: Path) -> float | None:
+    """What a stage took; None where its record cannot be read, so that it will be done again."""
+    try:
+        return load_document(StageRecord, stage).seconds
+    except AutosegError:
+        return None
 
 
 def _left_out(options: Options) -> tuple[str, ...]:

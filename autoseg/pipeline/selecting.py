@@ -28,7 +28,7 @@ from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path
-from autoseg.pipeline.freshness import digest, open_stage
+from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
 from autoseg.pipeline.scoring import reference_labels, score_cases
@@ -59,10 +59,13 @@ def select_stage(options: Options) -> Selected:
     ]
     consumed = {"models": digest(keys)}
     summary_file = run.cross_validation / "summary.json"
-    outputs = [run.selection, summary_file] if prepared.splits.cross_validated else [run.selection]
+    outputs = [run.selection]
+    if prepared.splits.cross_validated:
+        predictions = [prediction_path(run.cross_validation, case_id, prepared.dataset) for case_id in validated_cases(prepared)]
+        outputs += [summary_file, *predictions]
 
     def fits(path: Path) -> bool:
-        return path != run.selection or selection_fits(options, prepared)
+        return is_filled(path) and (path != run.selection or selection_fits(options, prepared))
 
     say = options.reporter.say
     with open_stage(run, "select", consumed, outputs, what="the selection", say=say, fits=fits) as to_do:

@@ -13,13 +13,13 @@ from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
-from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
+from autoseg.inference.validation import ValidationTask, prediction_path, probabilities_path, validate_fold
 from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import read_key
 from autoseg.pipeline.cascading import Handover, hand_over
 from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
-from autoseg.pipeline.freshness import digest, open_stage
+from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, announce_trainings, schedule_stage
 from autoseg.pipeline.scoring import score_cases
@@ -215,8 +215,10 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
     stage = f"validate-{name}-fold_{fold}"
     keep = len(prepared.schedule.trainings) > 1
     consumed = {"model": key, "need of probabilities": digest(keep)}
-    outputs, what = [folder / "summary.json"], f"validation of {name}, fold {fold},"
-    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say) as to_do:
+    predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in split.val]
+    probabilities = [probabilities_path(folder, case_id) for case_id in split.val if keep]
+    outputs, what = [folder / "summary.json", *predictions, *probabilities], f"validation of {name}, fold {fold},"
+    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, fits=is_filled) as to_do:
         if not to_do:
             return
         configuration = prepared.plan.configuration(name)
@@ -236,5 +238,5 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
         )
         with options.reporter.track(f"Validating {name}, fold {fold}", len(split.val)) as tracker:
             validate_fold(task, tracker)
-        paths = [(case_id, prediction_path(folder, case_id, prepared.dataset)) for case_id in split.val]
+        paths = list(zip(split.val, predictions, strict=True))
         write_summary(folder / "summary.json", score_cases(prepared.dataset, paths))

@@ -164,3 +164,19 @@ def test_only_folders_of_the_run_are_cleaned(options: Options) -> None:
     run_all(options)
     assert theirs.exists()
     assert not ours.exists()
+
+
+def test_lost_and_cut_files_are_made_again(options: Options) -> None:
+    fold, data = options.run.fold("2d", 0), options.run.preprocessed("2d")
+    validated = min((fold / "validation").glob("*.nii.gz"))
+    lost = [validated, min(options.run.cross_validation.glob("*.nii.gz"))]
+    cut = [min(data.glob("*.image.b2nd")), max(data.glob("*.locations.npz"))]
+    before = {path: path.read_bytes() for path in (*lost, *cut)}
+    for path in lost:
+        path.unlink()
+    for path in (*cut, options.run.stage("train-2d-fold_1"), options.run.stage("check"), fold / "history.jsonl"):
+        path.write_bytes(path.read_bytes()[:-20])
+    run_all(options)
+    assert {path: path.read_bytes() for path in before} == before
+    assert "history.jsonl is damaged from line 2 on" in said(options)
+    assert json.loads(options.run.record.read_text())["state"] == "finished"
