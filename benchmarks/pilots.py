@@ -101,7 +101,7 @@ def prepare(arguments: argparse.Namespace) -> Fold:
         reporter=SilentReporter(),
         seed=arguments.seed,
     )
-    dataset, plan = preprocess_stage(options, choose=lambda planned: planned.chain(arguments.configuration))
+    dataset, plan = preprocess_stage(options, choose=lambda _, planned: planned.chain(arguments.configuration))
     return Fold(
         options=options,
         dataset=dataset,

@@ -51,12 +51,13 @@ class Prepared:
     """The model that every fold begins from."""
 
 
-def schedule_stage(options: Options, *, asked: str | None = None) -> Prepared:
+def schedule_stage(options: Options, *, asked: str | None = None, fold: int | None = None) -> Prepared:
     """Measure this machine once and decide what is trained for how long; ``schedule.json`` is an input from then on.
 
-    A configuration that was ``asked`` for and is not planned is refused before anything is preprocessed.
+    A configuration that was ``asked`` for and is not planned, and a ``fold`` that no schedule could have, are refused before
+    anything is preprocessed.
     """
-    prepared = find_schedule(options, asked)
+    prepared = find_schedule(options, asked, fold)
     pretrained = open_pretrained(options)
     if pretrained is None:
         return prepared
@@ -65,11 +66,12 @@ def schedule_stage(options: Options, *, asked: str | None = None) -> Prepared:
     return replace(prepared, pretrained=pretrained)
 
 
-def find_schedule(options: Options, asked: str | None) -> Prepared:
+def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prepared:
     """The schedule that was given, that is there and fits, or that is made now; with all that comes before it."""
 
-    def choose(plan: Plan) -> Sequence[Configuration]:
+    def choose(dataset: DatasetDescription, plan: Plan) -> Sequence[Configuration]:
         require_planned(plan, asked)
+        require_possible_fold(options, dataset, fold)
         return rule_configurations(options, plan)
 
     dataset, plan = preprocess_stage(options, choose=choose)
@@ -134,6 +136,23 @@ def require_planned(plan: Plan, asked: str | None) -> None:
     planned = [configuration.name for configuration in plan.configurations]
     if asked not in (None, *planned):
         raise AutosegError(f"the plan has no configuration {asked!r}; it has {', '.join(planned)}")
+
+
+def require_possible_fold(options: Options, dataset: DatasetDescription, fold: int | None) -> None:
+    """Refuse a fold that there will not be; the schedule may leave some of these out, but adds none."""
+    if fold is None:
+        return
+    wanted = None if options.schedule is None else load_document(Schedule, options.schedule).num_folds
+    require_fold(options, fold, len(find_splits(options, dataset, wanted).folds))
+
+
+def require_fold(options: Options, fold: int, num_folds: int) -> None:
+    """Refuse a fold that is not one of 0 ... ``num_folds`` - 1."""
+    if 0 <= fold < num_folds:
+        return
+    fixed = options.splits is not None or options.leave_one_group_out or options.schedule is not None
+    more = "" if fixed else ", or ask for more with --folds"
+    raise AutosegError(f"there is no fold {fold}; there are folds 0 to {num_folds - 1}: choose one of these{more}")
 
 
 def rule_configurations(options: Options, plan: Plan) -> Sequence[Configuration]:

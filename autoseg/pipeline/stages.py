@@ -139,7 +139,7 @@ def describe_configuration(configuration: Configuration) -> str:
     return f"{configuration.name}: {configuration.network.family} with {stages} stages, patch {patch}, {spacing} mm"
 
 
-def all_configurations(plan: Plan) -> Sequence[Configuration]:
+def all_configurations(dataset: DatasetDescription, plan: Plan) -> Sequence[Configuration]:
     """Those that a schedule for some machine and budget may train."""
     return tuple(dict.fromkeys([*preferred_configurations(plan), *method_configurations(plan)]))
 
@@ -150,12 +150,14 @@ def follows_method(options: Options) -> bool:
 
 
 def preprocess_stage(
-    options: Options, *, choose: Callable[[Plan], Sequence[Configuration]] = all_configurations
+    options: Options,
+    *,
+    choose: Callable[[DatasetDescription, Plan], Sequence[Configuration]] = all_configurations,
 ) -> tuple[DatasetDescription, Plan]:
-    """Preprocessed data of every configuration that may be trained, or of those that ``choose`` picks."""
+    """Preprocessed data of every configuration that may be trained, or of those that ``choose`` picks, which may refuse."""
     dataset, plan = plan_stage(options)
     refuse_bad_folds(options, dataset)
-    preprocess_configurations(options, dataset, plan, choose(plan))
+    preprocess_configurations(options, dataset, plan, choose(dataset, plan))
     return dataset, plan
 
 

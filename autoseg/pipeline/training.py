@@ -21,7 +21,7 @@ from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scheduling import Prepared, announce_trainings, schedule_stage
+from autoseg.pipeline.scheduling import Prepared, announce_trainings, require_fold, schedule_stage
 from autoseg.pipeline.scoring import score_cases
 from autoseg.preparation.cascade import CascadeCase
 from autoseg.preparation.storage import StoredCase, open_case
@@ -38,7 +38,9 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     A ``configuration`` that the plan has and the schedule lacks is added to the schedule. The stages that a cascade needs
     are trained before it, on all folds.
     """
-    prepared = schedule_stage(options, asked=configuration)
+    prepared = schedule_stage(options, asked=configuration, fold=fold)
+    if fold is not None:
+        require_fold(options, fold, prepared.schedule.num_folds)
     if configuration is not None and configuration not in [t.configuration for t in prepared.schedule.trainings]:
         schedule = add_training(options, prepared.dataset, prepared.plan, prepared.splits, configuration)
         announce_trainings(options, schedule, schedule.trainings[len(prepared.schedule.trainings) :])
@@ -46,8 +48,6 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     schedule, splits = prepared.schedule, prepared.splits
     names = [t.configuration for t in schedule.trainings if configuration in (None, t.configuration)]
     folds = [k for k in range(schedule.num_folds) if fold in (None, k)]
-    if not folds:
-        raise AutosegError(f"there is no fold {fold}; the schedule has folds 0 to {schedule.num_folds - 1}")
     asked = [(schedule.training(name), k) for name in names for k in folds]
     jobs = with_stages_before(prepared, asked)
     keys = {(t.configuration, k): fold_key(options, prepared, t, k) for t in schedule.trainings for k in range(schedule.num_folds)}

@@ -59,4 +59,4 @@ def test_one_given_fold_is_trained_and_others_are_not_made_up(dataset, tmp_path)
         "--fold", 1,
     )
     assert again.returncode == 1
-    assert "there is no fold 1; the schedule has folds 0 to 0" in again.stderr
+    assert "there is no fold 1; there are folds 0 to 0: choose one of these" in again.stderr

@@ -177,12 +177,12 @@ def test_all_folds_of_the_first_stage_come_before_one_of_the_second(job: Job) ->
 
 
 def test_a_gpu_without_a_budget_trains_the_cascade_and_its_data_are_prepared_for_any_machine(job: Job) -> None:
-    plan = job.prepared().plan
+    dataset, plan = job.prepared().dataset, job.prepared().plan
     gpu = replace(job.options, device_name="cuda:0")
     assert [c.name for c in rule_configurations(gpu, plan)] == ["3d_fullres", "2d", LOW, CASCADE]
     for other in (job.options, replace(gpu, budget_s=3600.0)):
         assert not {LOW, CASCADE} & {c.name for c in rule_configurations(other, plan)}
-    assert {c.data for c in all_configurations(plan)} == {"3d_fullres", "2d", LOW}
+    assert {c.data for c in all_configurations(dataset, plan)} == {"3d_fullres", "2d", LOW}
 
 
 def test_another_first_stage_makes_the_second_one_stale(job: Job) -> None:
