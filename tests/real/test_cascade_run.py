@@ -140,7 +140,7 @@ def test_prediction_goes_the_way_of_validation(job: Job, tmp_path: Path) -> None
     run = RunFolder(tmp_path / "run")
     shutil.copytree(job.run.root, run.root, ignore=shutil.ignore_patterns("preprocessed"))
     selection = load_document(Selection, run.selection)
-    alone = {"members": (CASCADE,), "folds": (0,), "postprocessing": ()}
+    alone = {"members": (CASCADE,), "folds": (0,), "postprocessing": (), "made_from": None}
     save_document(run.selection, selection.model_copy(update=alone))
     prepared = job.prepared()
     predictor = Predictor.load(run.root, device="cpu")
