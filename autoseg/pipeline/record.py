@@ -78,6 +78,24 @@ def write_record(
     return record
 
 
+def what_differs(options: Options) -> str | None:
+    """What the last call in the run folder was made with, where the last digits of results depend on it and it is otherwise now.
+
+    None where nothing is otherwise, or no call was before. Threads are compared with those of the schedule instead.
+    """
+    try:
+        before = load_document(RunRecord, options.run.record)
+    except AutosegError:
+        return None
+    pairs = {
+        "autoseg": (before.autoseg, __version__),
+        "torch": (before.packages.get("torch", "unknown"), version("torch")),
+        "the processor": (before.processor, processor_name()),
+    }
+    changes = [f"{name} was {old} and is {new}" for name, (old, new) in pairs.items() if old != new]
+    return "; ".join(changes) or None
+
+
 def _seconds(stage: Path) -> float | None:
     """What a stage took; None where its record cannot be read, so that it will be done again."""
     try:

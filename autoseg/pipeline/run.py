@@ -11,7 +11,7 @@ from autoseg.execution.locks import hold_lock
 from autoseg.half_written import remove_orphans
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
-from autoseg.pipeline.record import now, write_record
+from autoseg.pipeline.record import now, what_differs, write_record
 from autoseg.pipeline.reporting import report_stage
 from autoseg.pipeline.selecting import Selected
 
@@ -36,6 +36,9 @@ def run_all(options: Options) -> RunResult:
         remove_orphans(options.run.root, below=False)
         for folder in options.run.folders:
             remove_orphans(folder)
+        difference = what_differs(options)
+        if difference is not None:
+            options.reporter.say(f"Since the last call {difference}: what is still to do may differ in the last digits")
         write_record(options, started, "running")
         try:
             selected, predictions = predict_stage(options)

@@ -85,6 +85,7 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
+            say_other_threads(options, schedule)
             preprocess_scheduled(options, dataset, plan, schedule)
             return Prepared(
                 dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
@@ -99,13 +100,12 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
 
 
 def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -> dict[str, str]:
-    """What a schedule is made for."""
+    """What a schedule is made for. With more or fewer threads it is followed all the same."""
     return {
         "dataset": digest(dataset),
         "plan": digest(plan),
         "budget": digest(options.budget_s),
         "device": digest(options.device.type),
-        "number of threads": digest(options.num_threads),
         "seed": digest(options.seed),
         **split_inputs(options, dataset),
     }
@@ -212,13 +212,18 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
             save_document(options.run.schedule, schedule)
     if options.budget_s is not None:
         say(f"Warning: --budget changes nothing here: the schedule of {file} is followed")
+    say_other_threads(options, schedule)
+    announce(options, plan, schedule)
+    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def say_other_threads(options: Options, schedule: Schedule) -> None:
+    """Say where results need not be those that the machine of the schedule would give."""
     if schedule.conditions.num_threads != options.num_threads:
-        say(
+        options.reporter.say(
             f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
             "differ in the last digits"
         )
-    announce(options, plan, schedule)
-    return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
 def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:

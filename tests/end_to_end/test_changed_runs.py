@@ -180,3 +180,16 @@ def test_lost_and_cut_files_are_made_again(options: Options) -> None:
     assert {path: path.read_bytes() for path in before} == before
     assert "history.jsonl is damaged from line 2 on" in said(options)
     assert json.loads(options.run.record.read_text())["state"] == "finished"
+
+
+def test_other_threads_and_versions_are_said_and_nothing_is_done_again(options: Options) -> None:
+    before = {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
+    record = json.loads(options.run.record.read_text())
+    record["packages"]["torch"] = "2.0.0"
+    options.run.record.write_text(json.dumps(record))
+    run_all(replace(options, num_threads=2))
+    told = said(options)
+    assert f"torch was 2.0.0 and is {torch.__version__}" in told
+    assert "made for 1 threads, here are 2" in told
+    assert " again" not in told
+    assert before == {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
