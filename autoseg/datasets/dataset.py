@@ -34,6 +34,8 @@ class Case(Document):
     """Classes that somebody looked for in this case; none: all. Of the others nothing is known, not even absence."""
     group: str | None = None
     """Cases of one group (patient) stay together in splits."""
+    content: str | None = None
+    """Hash of the content of all its files; none where nobody has read them."""
 
     @property
     def is_labelled(self) -> bool:
@@ -112,7 +114,7 @@ class DatasetDescription(Document):
     left_out: tuple[str, ...] = ()
     """Ids of cases and names of files that were left out because of an error (``--skip-bad``), sorted."""
     content: str | None = None
-    """Hash of the content of all files; none where nobody has read them."""
+    """Hash of the content of all cases; none where nobody has read them."""
 
     @property
     def coding(self) -> LabelCoding:

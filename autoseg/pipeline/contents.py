@@ -6,10 +6,11 @@ from functools import partial
 from hashlib import file_digest
 from pathlib import Path
 
-from autoseg.datasets.dataset import DatasetDescription
+from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import files_of
+from autoseg.imaging.formats.dicom import split_part
 from autoseg.pipeline.freshness import digest
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
@@ -33,21 +34,45 @@ class Contents(Document):
     files: tuple[FileContent, ...]
 
 
-def dataset_content(run: RunFolder, dataset: DatasetDescription, *, num_workers: int) -> str:
-    """Hash of the content of all image and label files.
+def read_contents(run: RunFolder, dataset: DatasetDescription, *, num_workers: int) -> DatasetDescription:
+    """The dataset with the hash of what is in the files of each case.
 
-    A file whose size and modification time are those of the last call is not read again; touching or copying files
-    back changes nothing. Raises `AutosegError` that names a file which cannot be read.
+    A file whose size and modification time are those of the last call is not read again; touching, moving or copying
+    files back changes nothing. Raises `AutosegError` that names a file which cannot be read.
     """
     cases = (*dataset.training, *dataset.test)
-    paths = sorted({str(file) for case in cases for path in (*case.images, *case.label_files) for file in files_of(path)})
+    paths = sorted({path for case in cases for path in _paths(case)})
     known = {entry.path: entry for entry in _known(run).files}
     new_bytes = sum(_size(path) for path in paths if path not in known)
     workers = workers_worth_starting(num_workers, BYTE_S * new_bytes)
     files = tuple(run_jobs(partial(_content, known=known), paths, name=str, num_workers=workers))
     if files != _known(run).files:
         save_document(run.files, Contents(files=files))
-    return digest([[entry.path, entry.sha256] for entry in files])
+    hashes = {entry.path: entry.sha256 for entry in files}
+
+    def read(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        return tuple(case.model_copy(update={"content": digest([hashes[path] for path in _paths(case)])}) for case in cases)
+
+    training, test = read(dataset.training), read(dataset.test)
+    content = digest([[case.case_id, case.content] for case in (*training, *test)])
+    return dataset.model_copy(update={"training": training, "test": test, "content": content})
+
+
+def trained_on(dataset: DatasetDescription) -> str:
+    """Hash of all of a dataset that trainings depend on: not where it lies, what its test images are, or what it is taken for."""
+    cases = [[case.case_id, case.content, case.annotated, case.group, _parts(case)] for case in dataset.training]
+    return digest(dataset.channels, dataset.coding, cases)
+
+
+def _parts(case: Case) -> list[tuple[str, str | None]]:
+    """What of files that hold several things is meant by which channel or class."""
+    named = [*(("image", image) for image in case.images), *((mask.label, mask.file) for mask in case.masks)]
+    return [(name, split_part(Path(path))[1]) for name, path in named]
+
+
+def _paths(case: Case) -> list[str]:
+    """Files of a case in the order of its channels, then those of its labels."""
+    return [str(file) for path in (*case.images, *case.label_files) for file in files_of(path)]
 
 
 def _size(path: str) -> int:

@@ -14,6 +14,7 @@ from autoseg.inference.model_files import ModelFiles
 from autoseg.networks.transfer import describe_transfer
 from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import always_trained_on, require_unseen
+from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.measuring import measure_steps, refine, try_compiling
@@ -102,7 +103,7 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
 def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -> dict[str, str]:
     """What a schedule is made for. With more or fewer threads it is followed all the same."""
     return {
-        "dataset": digest(dataset),
+        "dataset": trained_on(dataset),
         "plan": digest(plan),
         "budget": digest(options.budget_s),
         "device": digest(options.device.type),

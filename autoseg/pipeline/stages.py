@@ -11,7 +11,7 @@ from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
-from autoseg.pipeline.contents import dataset_content
+from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.pipeline.options import Options
@@ -42,9 +42,7 @@ def check_stage(options: Options) -> DatasetDescription:
         reporter=options.reporter,
     )
     options.reporter.say(f"Found {describe_dataset(dataset)}")
-    dataset = dataset.model_copy(
-        update={"content": dataset_content(options.run, dataset, num_workers=options.num_workers)}
-    )
+    dataset = read_contents(options.run, dataset, num_workers=options.num_workers)
     consumed = {"dataset": digest(dataset), "choice to leave bad cases out (--skip-bad)": digest(options.skip_bad)}
     outputs = [options.run.dataset]
     with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
@@ -72,7 +70,7 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
     """Sizes, spacings and intensities of the training cases."""
     dataset = check_stage(options)
     canonical = not options.strict_reference
-    consumed = {"dataset": digest(dataset), "orientation (--strict-reference)": digest(canonical)}
+    consumed = {"dataset": trained_on(dataset), "orientation (--strict-reference)": digest(canonical)}
     outputs = [options.run.fingerprint]
     with open_stage(options.run, "fingerprint", consumed, outputs, what="the fingerprint", say=options.reporter.say) as to_do:
         if not to_do:

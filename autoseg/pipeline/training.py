@@ -17,6 +17,7 @@ from autoseg.inference.validation import ValidationTask, prediction_path, probab
 from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import read_key
 from autoseg.pipeline.cascading import Handover, hand_over
+from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
@@ -90,7 +91,7 @@ def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: 
     before = prepared.plan.configuration(training.configuration).previous_stage
     return {
         **({} if before is None else {"previous stage": digest(stage_keys(options, prepared, before))}),
-        "dataset": digest(prepared.dataset),
+        "dataset": trained_on(prepared.dataset),
         "plan": digest(prepared.plan.configuration(training.configuration), prepared.plan.labels),
         "schedule": digest(training, prepared.schedule.conditions.num_threads),
         "split": digest(prepared.splits.folds[fold]),

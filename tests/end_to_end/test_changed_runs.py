@@ -193,3 +193,19 @@ def test_other_threads_and_versions_are_said_and_nothing_is_done_again(options: 
     assert "made for 1 threads, here are 2" in told
     assert " again" not in told
     assert before == {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
+
+
+def test_other_test_images_and_another_place_train_nothing_again(options: Options, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(options.dataset, moved)
+    before = {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
+    prediction = next(options.run.predictions.glob("*.nii.gz"))
+    old = prediction.read_bytes()
+    image = next((moved / "imagesTs").glob("*.nii.gz"))
+    image.write_bytes(next((moved / "imagesTr").glob("*.nii.gz")).read_bytes())
+    run_all(replace(options, dataset=moved))
+    assert before == {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
+    assert prediction.read_bytes() != old
+    again = prediction.stat().st_mtime_ns
+    run_all(replace(options, dataset=moved))
+    assert prediction.stat().st_mtime_ns == again

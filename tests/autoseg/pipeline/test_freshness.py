@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from autoseg.execution import locks
 from autoseg.execution.locks import hold_lock
 from autoseg.imaging.formats import write_label_map
 from autoseg.imaging.volume import Geometry
-from autoseg.pipeline.contents import dataset_content
+from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.run_folder import RunFolder
 from planners import DecisionRecord
@@ -88,12 +89,25 @@ def made_dataset(folder: Path) -> DatasetDescription:
 
 def test_files_count_by_their_content(tmp_path) -> None:
     dataset, run = made_dataset(tmp_path / "data"), RunFolder(tmp_path / "run")
-    before = dataset_content(run, dataset, num_workers=1)
+    before = read_contents(run, dataset, num_workers=1).content
     file = dataset.training[0].image_paths[0]
     os.utime(file, ns=(1, 1))
-    assert dataset_content(run, dataset, num_workers=1) == before
+    assert read_contents(run, dataset, num_workers=1).content == before
     file.write_bytes(file.read_bytes() + b"x")
-    assert dataset_content(run, dataset, num_workers=1) != before
+    assert read_contents(run, dataset, num_workers=1).content != before
+
+
+def test_trainings_depend_on_labelled_cases_wherever_they_lie(tmp_path) -> None:
+    make_phantom_dataset(tmp_path / "here", num_training=2, num_test=1, seed=0)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    next((tmp_path / "there" / "imagesTs").iterdir()).unlink()
+    found = [
+        read_contents(RunFolder(tmp_path / "run"), discover_dataset(tmp_path / name), num_workers=1) for name in ("here", "there")
+    ]
+    assert trained_on(found[0]) == trained_on(found[1])
+    label = Path(found[1].training[0].label_files[0])
+    label.write_bytes(Path(found[1].training[1].label_files[0]).read_bytes())
+    assert trained_on(read_contents(RunFolder(tmp_path / "run"), found[1], num_workers=1)) != trained_on(found[0])
 
 
 def test_voxels_beside_their_header_count(tmp_path) -> None:
@@ -102,22 +116,22 @@ def test_voxels_beside_their_header_count(tmp_path) -> None:
         (data / folder).mkdir(parents=True)
         write_label_map(data / folder / "a.mhd", np.resize([0, 1], grid.shape), grid)
     run, dataset = RunFolder(tmp_path), discover_dataset(data)
-    before = dataset_content(run, dataset, num_workers=1)
+    before = read_contents(run, dataset, num_workers=1).content
     voxels = next(file for file in (data / "labelsTr").iterdir() if file.suffix != ".mhd")
     write_label_map(data / "labelsTr" / "a.mhd", np.resize([1, 0], grid.shape), grid)
     os.utime(voxels, ns=(1, 1))
-    assert dataset_content(run, dataset, num_workers=1) != before
+    assert read_contents(run, dataset, num_workers=1).content != before
 
 
 def test_unchanged_files_are_not_read_again(tmp_path) -> None:
     dataset, run = made_dataset(tmp_path / "data"), RunFolder(tmp_path / "run")
-    before = dataset_content(run, dataset, num_workers=1)
+    before = read_contents(run, dataset, num_workers=1).content
     for case in dataset.training:
         for path in case.image_paths:
             status = path.stat()
             path.write_bytes(bytes(status.st_size))  # other content, but size and time say that nothing happened
             os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert dataset_content(run, dataset, num_workers=1) == before
+    assert read_contents(run, dataset, num_workers=1).content == before
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
