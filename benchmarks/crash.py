@@ -49,7 +49,7 @@ def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
 
 def contents(run: Path) -> dict[str, bytes]:
     """What is compared, by path inside the run folder; where files name the run folder itself, its name is taken out."""
-    files = {path for pattern in COMPARED for path in run.rglob(pattern) if "report" not in path.parts}
+    files = {path for pattern in COMPARED for path in run.rglob(pattern) if not {"report", "stages"} & set(path.parts)}
     name = str(run).encode()
     return {path.relative_to(run).as_posix(): path.read_bytes().replace(name, b"RUN") for path in sorted(files)}
 
