@@ -26,7 +26,6 @@ from planners.fingerprint import CaseSize, Fingerprint
 from planners.geometry import (
     PlanShape,
     PlanSpacing,
-    SourceShape,
     SourceSpacing,
     inverse,
     shape_in_plan_axes,
@@ -113,13 +112,10 @@ def _decide_space(
     shape = decide_median_shape(fingerprint.cases, spacing.value, strict_reference=strict_reference)
     _refuse(fingerprint, find_size_problems(shape.value))
     order = decide_axis_order(spacing.value)
-    single = None if strict_reference else find_single_slice_axis(fingerprint.cases, shape.value, spacing.value)
-    size = shape.value
-    if single is not None:
-        size = _with_one(size, single)
-        if order.value[0] != single or size != shape.value:
-            order = put_single_slice_first(single, shape.value, spacing.value)
-    voxels = shape_in_plan_axes(size, order.value)
+    single = None if strict_reference else find_single_slice_axis(shape.value, spacing.value)
+    if single is not None and order.value[0] != single:
+        order = put_single_slice_first(single, shape.value, spacing.value)
+    voxels = shape_in_plan_axes(shape.value, order.value)
     volume = Grid(
         spacing_mm=spacing_in_plan_axes(spacing.value, order.value),
         median_shape=voxels,
@@ -262,11 +258,6 @@ def _problems(
 def _refuse(fingerprint: Fingerprint, problems: tuple[str, ...]) -> None:
     if problems:
         raise PlanningError(f"dataset {fingerprint.dataset_name}", problems)
-
-
-def _with_one(shape: SourceShape, axis: int) -> SourceShape:
-    z, y, x = (1.0 if index == axis else size for index, size in enumerate(shape))
-    return SourceShape((z, y, x))
 
 
 def _plan_shape(grid: Grid) -> PlanShape:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from planners.decision import Decision
-from planners.fingerprint import CaseSize
 from planners.geometry import SourceShape, SourceSpacing
 from planners.plan import Permutation
 from planners.wording import millimetres, voxels
@@ -28,36 +25,26 @@ def decide_axis_order(spacing_mm: SourceSpacing) -> Decision[Permutation]:
     )
 
 
-def find_single_slice_axis(
-    cases: Sequence[CaseSize], shape: SourceShape, spacing_mm: SourceSpacing
-) -> int | None:
-    """The source axis along which the dataset is one voxel thin, or none.
+def find_single_slice_axis(shape: SourceShape, spacing_mm: SourceSpacing) -> int | None:
+    """The source axis along which the median case has one voxel after resampling, or none.
 
-    An axis is thin where the median case has one voxel after resampling, or every case has one voxel before it. Of
-    several thin axes the coarsest counts, the first of equals.
+    Of several such axes the coarsest counts, the first of equals.
     """
-    thin = [axis for axis in range(3) if shape[axis] == 1 or all(case.shape[axis] == 1 for case in cases)]
+    thin = [axis for axis in range(3) if shape[axis] == 1]
     return max(thin, key=lambda axis: (spacing_mm[axis], -axis), default=None)
 
 
 def put_single_slice_first(axis: int, shape: SourceShape, spacing_mm: SourceSpacing) -> Decision[Permutation]:
     """Departure: the axis with one voxel first, whatever its spacing (decision record 0010).
 
-    The reference looks only at the coarsest axis and plans 2D networks with an axis of one voxel otherwise.
+    The reference looks only at the first of the coarsest axes and plans 2D networks with an axis of one voxel otherwise.
     """
-    if shape[axis] == 1:
-        found = f"the median case of {voxels(shape)} voxels is a single slice along axis {axis}"
-    else:
-        found = (
-            f"every case is a single slice along axis {axis}, of which resampling to one thickness would make {shape[axis]:g} voxels"
-        )
     coarsest = spacing_mm[axis] == max(spacing_mm)
     return Decision(
         rule="axes.single_slice",
         value=_COARSEST_FIRST[axis],
-        reason=f"{found}; so this axis goes first"
+        reason=f"the median case of {voxels(shape)} voxels is a single slice along axis {axis}; so this axis goes first"
         + ("" if coarsest else f" although {spacing_mm[axis]:.4g} mm is not the coarsest spacing")
-        + ("" if shape[axis] == 1 else " and counts as one voxel")
         + "; 2D networks then see the whole slice",
         source="method 3.5 and decision record 0010",
         change="volumes with several slices would be planned in 3D",

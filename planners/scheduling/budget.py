@@ -7,7 +7,11 @@ from collections.abc import Sequence
 from planners.decision import Decision
 from planners.plan import Configuration, Plan
 from planners.schedule import Conditions, Measurement, Schedule
-from planners.scheduling.candidates import preferred_configurations
+from planners.scheduling.candidates import (
+    leave_out_volumetric,
+    preferred_configurations,
+    shows_slices,
+)
 from planners.scheduling.compiling import budgeted_pace
 from planners.scheduling.cost import (
     affordable_steps,
@@ -65,7 +69,9 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     chosen = decide_configurations(measured, conditions, usable)
     share = usable / len(chosen.value)
     folds = decide_folds(chosen.value, conditions, share)
-    records = [chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
+    left_out = leave_out_volumetric(plan)
+    records = [left_out.record(list(left_out.value))] if left_out else []
+    records += [chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
     trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
     for configuration in chosen.value:
         width = decide_width(configuration, conditions, share, folds.value)
@@ -197,8 +203,7 @@ def optimiser_decision(num_steps: int) -> Decision[str]:
 
 def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
     """Short trainings mirror only images that have no common orientation (2D photographs, microscopy)."""
-    only_2d = all(c.dimensions == 2 for c in plan.configurations)
-    value = only_2d and bool(configuration.mirror_axes)
+    value = shows_slices(plan) and bool(configuration.mirror_axes)
     reason = (
         "these are 2D images without a common orientation: every mirror image is as likely"
         if value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from planners.decision import Decision
 from planners.plan import Configuration, Plan
 from planners.schedule import Measurement, Precision, Training
 from planners.scheduling.trainings import budgeted_training
@@ -25,10 +26,11 @@ def short_batch_size(configuration: Configuration) -> int:
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
-    them.
+    them. Of single slices only 2D.
     """
     order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
-    known = [c for c in plan.configurations if c.name in order]
+    left_out = leave_out_volumetric(plan)
+    known = [c for c in plan.configurations if c.name in order and not (left_out and c.name in left_out.value)]
     return tuple(sorted(known, key=lambda c: order[c.name]))
 
 
@@ -39,8 +41,28 @@ def method_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """
     beside = [c for c in preferred_configurations(plan) if c.network.family != "vnet" or plan.preset == "vnet"]
     last_stages = [c for c in plan.configurations if c.previous_stage is not None and c.next_stage is None]
-    staged = [stage for last in last_stages for stage in plan.chain(last.name)]
+    staged = [] if leave_out_volumetric(plan) else [stage for last in last_stages for stage in plan.chain(last.name)]
     return tuple(dict.fromkeys([*beside, *staged]))
+
+
+def shows_slices(plan: Plan) -> bool:
+    """Whether the images are single slices, planned in 2D only or resampled to several (decision record 0010)."""
+    return plan.original_median_shape[0] == 1 or all(c.dimensions == 2 for c in plan.configurations)
+
+
+def leave_out_volumetric(plan: Plan) -> Decision[tuple[str, ...]] | None:
+    """Why 3D configurations of single slices are not trained; None where there are none, or nothing else."""
+    names = tuple(c.name for c in plan.configurations if c.dimensions == 3)
+    if not 0 < len(names) < len(plan.configurations) or not shows_slices(plan):
+        return None
+    return Decision(
+        rule="schedule.single_slices",
+        value=names,
+        reason=f"the median case is a single slice, of which resampling to one thickness makes several: {', '.join(names)} would see "
+        "one slice blurred into a few, and take time from 2d",
+        source="docs/decisions/0010",
+        change="volumes with several slices would be trained in 3D",
+    )
 
 
 def trial_training(

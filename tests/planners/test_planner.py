@@ -22,7 +22,9 @@ from planners import (
     Plan,
     PlanningError,
     explain,
+    method_configurations,
     plan_dataset,
+    preferred_configurations,
     read_document,
     why_untrainable,
     write_document,
@@ -271,12 +273,17 @@ def test_a_single_slice_is_planned_in_2d_whatever_its_spacing(fingerprint_of: Ca
         assert min(plan.configurations[0].patch_shape) >= 64
 
 
-def test_slices_of_different_thickness_stay_slices(fingerprint_of: Callable[..., Fingerprint]) -> None:
-    # the tenth percentile of the thickness would make four voxels of the median slice
+def test_slices_of_different_thickness_are_planned_as_the_reference_does(
+    fingerprint_of: Callable[..., Fingerprint],
+) -> None:
+    # the tenth percentile of the thickness makes four voxels of the median slice: the schedule leaves 3D untrained
     thickness = [5.0] * 3 + [20.0] * 8
     fingerprint = fingerprint_of([(1, 200, 200)] * 11, [(mm, 1.0, 1.0) for mm in thickness])
-    assert [c.name for c in plan_dataset(fingerprint).configurations] == ["2d"]
-    assert "3d_fullres" in [c.name for c in plan_dataset(fingerprint, strict_reference=True).configurations]
+    strict = plan_dataset(fingerprint, strict_reference=True)
+    assert plan_dataset(fingerprint).configurations == strict.configurations
+    assert [c.name for c in strict.configurations] == ["2d", "3d_fullres"]
+    assert [c.name for c in preferred_configurations(strict)] == ["2d"]
+    assert [c.name for c in method_configurations(strict)] == ["2d"]
 
 
 def test_strict_plans_keep_what_cannot_be_trained(fingerprint_of: Callable[..., Fingerprint]) -> None:

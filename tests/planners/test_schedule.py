@@ -34,11 +34,13 @@ STATISTICS = IntensityStatistics(
 )
 
 
-def make_plan(*, z: int = 36) -> Plan:
+def make_plan(*, z: int = 36, thickness_mm: tuple[float, ...] = (1.0,) * 60) -> Plan:
     return plan_dataset(
         Fingerprint(
             dataset_name="d",
-            cases=tuple(CaseSize(case_id=f"c{i}", shape=(z, 50, 35), spacing_mm=(1.0, 1.0, 1.0)) for i in range(60)),
+            cases=tuple(
+                CaseSize(case_id=f"c{i}", shape=(z, 50, 35), spacing_mm=(mm, 1.0, 1.0)) for i, mm in enumerate(thickness_mm)
+            ),
             num_training_cases=60,
             channels=("MRI",),
             labels=Labels(classes=(LabelClass(name="a", values=(1,)),)),
@@ -84,6 +86,19 @@ def test_more_time_widens_the_network_and_then_adds_configurations() -> None:
     assert plan_schedule(PLAN, conditions(budget_s=7200)).trainings[0].base_features == 32
     names = [t.configuration for t in plan_schedule(PLAN, conditions(budget_s=100_000)).trainings]
     assert names == ["3d_fullres", "2d"]
+
+
+@pytest.mark.parametrize(("budget_s", "device"), [(1200.0, "cpu"), (100_000.0, "cuda"), (None, "cuda")])
+def test_single_slices_are_trained_in_2d_and_mirrored(budget_s: float | None, device: str) -> None:
+    # resampled to one thickness the median slice becomes four, so the plan has 3D configurations as well
+    plan = make_plan(z=1, thickness_mm=(5.0,) * 20 + (20.0,) * 40)
+    assert "3d_fullres" in [c.name for c in plan.configurations]
+    schedule = plan_schedule(plan, conditions(budget_s=budget_s, device=device))
+    assert [t.configuration for t in schedule.trainings] == ["2d"]
+    assert schedule.trainings[0].mirroring
+    (said,) = (record for record in schedule.decisions if record.rule == "schedule.single_slices")
+    assert "3d_fullres" in said.reason
+    assert not any(record.rule == "schedule.single_slices" for record in plan_schedule(PLAN, schedule.conditions).decisions)
 
 
 def test_little_time_trains_fewer_folds_but_still_two() -> None:
