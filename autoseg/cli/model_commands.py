@@ -37,7 +37,7 @@ def predict(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Segment new images; finished ones are skipped on a second call."""
+    """Segment new images; a second call skips those that are done, unless the image has changed since."""
     from autoseg.execution.device import choose_device, set_threads
     from autoseg.inference.folder import predict_cases
     from autoseg.inference.input_cases import find_input_cases

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from hashlib import file_digest
 from pathlib import Path
 
 from autoseg.datasets.dataset import Case, DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
+from autoseg.file_content import FileContent, read_content
 from autoseg.imaging.formats import files_of
 from autoseg.imaging.formats.dicom import split_part
 from autoseg.pipeline.freshness import digest
@@ -17,15 +17,6 @@ from planners import Document
 
 BYTE_S = 1e-9
 """Processor time to hash a byte."""
-
-
-class FileContent(Document):
-    """One file as it was last read."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
 
 
 class Contents(Document):
@@ -90,13 +81,4 @@ def _known(run: RunFolder) -> Contents:
 
 
 def _content(path: str, *, known: dict[str, FileContent]) -> FileContent:
-    try:
-        status = Path(path).stat()
-        before = known.get(path)
-        if before is not None and (before.size, before.mtime_ns) == (status.st_size, status.st_mtime_ns):
-            return before
-        with open(path, "rb") as file:
-            sha256 = file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AutosegError(f"{path} could not be read ({error.strerror or error}); restore it, or remove its case") from error
-    return FileContent(path=path, size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)
+    return read_content(path, known.get(path))

@@ -34,7 +34,7 @@ def predict_stage(options: Options) -> tuple[Selected, list[Path]]:
         _clear_other_model(options, predictor)
         with _changed_images(options, dataset):
             paths = predict_cases(
-                predictor, cases, options.run.predictions, probabilities=False, reporter=options.reporter
+                predictor, cases, options.run.predictions, probabilities=False, reporter=options.reporter, is_own=True
             )
     options.reporter.say(f"Predicted {len(paths)} test images into {options.run.predictions}")
     return selected, paths
