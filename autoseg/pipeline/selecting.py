@@ -74,7 +74,8 @@ def select_stage(options: Options) -> Selected:
     selection = load_document(Selection, run.selection)
     options.reporter.say(f"Selected {selection.name}: {selection.reason}")
     for step in selection.postprocessing:
-        options.reporter.say(f"Postprocessing: keep the largest component of {', '.join(step.classes)}")
+        of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} taken together"
+        options.reporter.say(f"Postprocessing: keep the largest component of {of}")
     summary = read_summary(summary_file) if selection.cross_validated else None
     return Selected(prepared=prepared, selection=selection, summary=summary)
 
