@@ -62,6 +62,10 @@ class RunFolder:
         """What a finished stage consumed; decides whether it is done again."""
         return self.root / "stages" / f"{name}.json"
 
+    def kept(self, name: str) -> Path:
+        """Results of single cases, while the stage is at work."""
+        return self.root / "stages" / f"{name}.cases"
+
     def lock(self, name: str) -> Path:
         """Lock of a stage or a fold."""
         return self.root / "locks" / f"{name}.lock"

@@ -15,13 +15,14 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("planners", "datasets_spec", "autoseg")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-BASE = {"errors", "file_content", "free_memory", "half_written", "progress", "run_folder"}
+BASE = {"errors", "file_content", "free_memory", "half_written", "kept_results", "progress", "run_folder"}
 MAY_IMPORT = {
     "errors": set(),
     "file_content": {"errors"},
     "free_memory": set(),
     "progress": {"errors"},
     "half_written": set(),
+    "kept_results": {"half_written"},
     "run_folder": {"errors", "half_written"},
     "execution": BASE,
     "imaging": BASE,

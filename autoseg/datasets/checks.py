@@ -30,8 +30,16 @@ from autoseg.datasets.plausibility import (
 )
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
-from autoseg.imaging.formats import ImageHeader, image_stem, read_header, read_label_map, read_volume
+from autoseg.imaging.formats import (
+    ImageHeader,
+    files_of,
+    image_stem,
+    read_header,
+    read_label_map,
+    read_volume,
+)
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
+from autoseg.kept_results import Remembered, file_states
 from autoseg.progress import Reporter
 from planners import LabelClass, Labels
 
@@ -80,11 +88,14 @@ class _VoxelReport:
     """None: the image could not be read, has one value only, or NaN or infinite voxels."""
 
 
-def check_dataset(dataset: DatasetDescription, *, num_workers: int, reporter: Reporter) -> tuple[Finding, ...]:
+def check_dataset(
+    dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, keep_in: Path | None = None
+) -> tuple[Finding, ...]:
     """All findings on a dataset, errors first, then warnings and notes, each sorted by case; nothing is changed.
 
     Those of the discovery come along. Headers are read first, then voxels, by ``num_workers`` processes, a case at a
-    time; voxels of files whose header is faulty are left alone. Then cases are compared with each other.
+    time; voxels of files whose header is faulty are left alone. What is found in the voxels of a case lies in the folder
+    ``keep_in`` for a call that goes on after this one was killed. Then cases are compared with each other.
 
     Errors: a file that cannot be read; channels that are missing, alike, or on different grids; labels on another grid
     than their image (tolerances `SAME_GRID`; stored in another orientation it is the same grid); NaN or infinite voxels;
@@ -95,7 +106,8 @@ def check_dataset(dataset: DatasetDescription, *, num_workers: int, reporter: Re
     Notes: a class that only one or two cases have, what was repaired or remarkable while reading.
     """
     headers, voxels = _read(
-        _items(dataset), channels=dataset.channels, coding=dataset.coding, num_workers=num_workers, reporter=reporter
+        _items(dataset), channels=dataset.channels, coding=dataset.coding, num_workers=num_workers, reporter=reporter,
+        keep_in=keep_in,
     )
     findings = [
         *dataset.findings,
@@ -124,7 +136,8 @@ def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _read(
-    items: Sequence[_Item], *, channels: Sequence[str], coding: LabelCoding, num_workers: int, reporter: Reporter
+    items: Sequence[_Item], *, channels: Sequence[str], coding: LabelCoding, num_workers: int, reporter: Reporter,
+    keep_in: Path | None = None,
 ) -> tuple[list[_HeaderReport], dict[_Item, _VoxelReport]]:
     """What headers say, and the voxels of all whose headers are sound, by item."""
     with reporter.track("check headers", len(items)) as tracker:
@@ -132,8 +145,10 @@ def _read(
     readable = [report.readable for report in headers if report.readable.images or report.readable.labels]
     seconds = CASE_S * len(readable) + VOXEL_S * sum(report.num_voxels for report in headers)
     workers = workers_worth_starting(num_workers, seconds)
+    check = partial(_check_voxels, coding=coding)
+    remembered = check if keep_in is None else Remembered(function=check, kind=_VoxelReport, state=_state, folder=keep_in)
     with reporter.track("check voxels", len(readable)) as tracker:
-        voxels = run_jobs(partial(_check_voxels, coding=coding), readable, name=_name, num_workers=workers, tracker=tracker)
+        voxels = run_jobs(remembered, readable, name=_name, num_workers=workers, tracker=tracker)
     return headers, dict(zip(readable, voxels, strict=True))
 
 
@@ -294,6 +309,10 @@ def _label_faults(item: _Item, where: str, label: ImageHeader, image: ImageHeade
 
 
 # --- voxels ---
+
+
+def _state(item: _Item) -> object:
+    return item, file_states([file for path in (*item.images, *item.labels) for file in files_of(path)])
 
 
 def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:

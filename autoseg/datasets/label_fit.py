@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
 from autoseg.datasets.thumbnails import Thumbnail
+from autoseg.kept_results import KEPT
 
-Array = NDArray[Any]
+Array = Annotated[NDArray[Any], KEPT]
 """Floats; moments are kept in double precision."""
 
 MAX_CLASSES = 4

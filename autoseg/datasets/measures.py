@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from autoseg.datasets.label_fit import Evidence, gather
 from autoseg.datasets.thumbnails import Thumbnail, make_thumbnail
 from autoseg.imaging.orientation import canonical_orientation, to_canonical
 from autoseg.imaging.volume import Volume
+from autoseg.kept_results import KEPT
 from planners import Labels
 
 QUANTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -33,11 +34,11 @@ class CaseMeasures:
     label_digest: bytes | None
     """The same of the label map; None where it is empty or missing."""
     num_foreground: int
-    quantiles: NDArray[np.float64]
+    quantiles: Annotated[NDArray[np.float64], KEPT]
     """(C, 7) `QUANTILES` of the non-zero voxels of each channel; of all voxels where they all are zero."""
-    minima: NDArray[np.float64]
+    minima: Annotated[NDArray[np.float64], KEPT]
     """(C,) of all voxels."""
-    zero_share: NDArray[np.float64]
+    zero_share: Annotated[NDArray[np.float64], KEPT]
     """(C,) of voxels that are zero."""
     thumbnail: Thumbnail
     evidence: Evidence | None

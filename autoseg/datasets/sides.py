@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.kept_results import KEPT
 from planners import LabelClass
 
 Pair = tuple[str, str]
@@ -40,9 +41,9 @@ MAX_COUNTED = 2**21
 class Places:
     """Where the classes of one case are."""
 
-    volumes: NDArray[np.float64]
+    volumes: Annotated[NDArray[np.float64], KEPT]
     """(K,) voxels of each class, (K + 1,) with all of the foreground last."""
-    centres_mm: NDArray[np.float64]
+    centres_mm: Annotated[NDArray[np.float64], KEPT]
     """(K + 1, 3) z, y, x from the corner of the image; NaN for a class that the case lacks."""
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.orientation import canonical_geometry, canonical_orientation, to_canonical
 from autoseg.imaging.volume import Geometry, Volume
+from autoseg.kept_results import KEPT
 
 MAX_VOXELS = 2**14
 """Enough to see an organ's outline; a thousand cases of four channels take 130 MB."""
@@ -21,9 +22,9 @@ MAX_VOXELS = 2**14
 class Thumbnail:
     """A case at low resolution, canonical axes."""
 
-    image: NDArray[np.float16]
+    image: Annotated[NDArray[np.float16], KEPT]
     """(C, z, y, x), means over blocks of voxels, in robust units: `standardise`."""
-    labels: NDArray[np.int16] | None
+    labels: Annotated[NDArray[np.int16] | None, KEPT]
     """(z, y, x), internal values of the voxel in the middle of each block; None without a label map."""
     spacing_mm: tuple[float, float, float]
     """Of the blocks, (z, y, x)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Literal
 
@@ -16,9 +17,12 @@ from scipy import ndimage
 from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
 from autoseg.execution.jobs import run_jobs
+from autoseg.kept_results import Remembered, file_states
 from planners import Document, LabelClass, Labels
 
 Dices = dict[str, float | None]
+BeforeAndAfter = tuple[tuple[Dices, Dices], ...]
+"""Of each step that was tried on a case."""
 
 
 class KeepLargestComponent(Document):
@@ -47,6 +51,8 @@ class PostprocessingCase:
     case_id: str
     load_prediction: Callable[[], IntArray]
     load_reference: Callable[[], IntArray]
+    files: tuple[Path, ...] = ()
+    """All that the loaders read, for results that are kept."""
 
 
 def apply_postprocessing(labels: IntArray, steps: Sequence[KeepLargestComponent], classes: Labels) -> NDArray[np.integer]:
@@ -65,7 +71,7 @@ def apply_postprocessing(labels: IntArray, steps: Sequence[KeepLargestComponent]
 
 
 def decide_postprocessing(
-    cases: Sequence[PostprocessingCase], labels: Labels, *, num_workers: int = 1
+    cases: Sequence[PostprocessingCase], labels: Labels, *, num_workers: int = 1, keep_in: Path | None = None
 ) -> tuple[tuple[KeepLargestComponent, ...], tuple[PostprocessingTrial, ...]]:
     """The steps that help on validated cases, and all that were tried (method section 9.3).
 
@@ -73,16 +79,18 @@ def decide_postprocessing(
     is more than one class, each in declaration order on top of what is accepted: accepted if its own mean Dice rises.
     Means leave out the cases in which a Dice is undefined; a class that is undefined in every case makes the foreground
     mean undefined, which accepts nothing. Each worker holds one case in memory at a time. Without cases nothing is tried.
+    What was tried on a case lies in the folder ``keep_in`` for a call that goes on after this one was killed.
     """
     if not cases:
         return (), ()
+    attempt = partial(_try_steps, cases, labels=labels, num_workers=num_workers, keep_in=keep_in)
     everything = KeepLargestComponent(classes=tuple(each.name for each in labels.classes))
-    trials = [_judge_everything(everything, _try_steps(cases, (), (everything,), labels, num_workers), labels)]
+    trials = [_judge_everything(everything, attempt((), (everything,)), labels)]
     accepted: tuple[KeepLargestComponent, ...] = (everything,) if trials[0].accepted else ()
     if len(labels.classes) > 1:
         for group in _independent_groups(labels):
             steps = tuple(KeepLargestComponent(classes=(each.name,)) for each in group)
-            tried = _try_steps(cases, accepted, steps, labels, num_workers)
+            tried = attempt(accepted, steps)
             judged = [_judge_class(step, tried, number) for number, step in enumerate(steps)]
             accepted += tuple(trial.step for trial in judged if trial.accepted)
             trials += judged
@@ -128,12 +136,19 @@ def _try_steps(
     cases: Sequence[PostprocessingCase],
     accepted: tuple[KeepLargestComponent, ...],
     steps: tuple[KeepLargestComponent, ...],
+    *,
     labels: Labels,
     num_workers: int,
-) -> list[tuple[tuple[Dices, Dices], ...]]:
+    keep_in: Path | None,
+) -> list[BeforeAndAfter]:
     """For each case and step, the Dice of the step's classes before and after it, on top of the accepted ones."""
     run = partial(_try_on_case, accepted=accepted, steps=steps, labels=labels)
-    return run_jobs(run, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
+    remembered = run if keep_in is None else Remembered(function=run, kind=BeforeAndAfter, state=_state, folder=keep_in)
+    return run_jobs(remembered, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
+
+
+def _state(case: PostprocessingCase) -> object:
+    return case.case_id, file_states(case.files)
 
 
 def _try_on_case(
@@ -142,7 +157,7 @@ def _try_on_case(
     accepted: tuple[KeepLargestComponent, ...],
     steps: tuple[KeepLargestComponent, ...],
     labels: Labels,
-) -> tuple[tuple[Dices, Dices], ...]:
+) -> BeforeAndAfter:
     prediction = apply_postprocessing(case.load_prediction(), accepted, labels)
     reference = case.load_reference()
     return tuple(
@@ -173,7 +188,7 @@ def _mean_dice(dices: Sequence[Dices], name: str) -> float | None:
 
 
 def _judge_everything(
-    step: KeepLargestComponent, tried: Sequence[tuple[tuple[Dices, Dices], ...]], labels: Labels
+    step: KeepLargestComponent, tried: Sequence[BeforeAndAfter], labels: Labels
 ) -> PostprocessingTrial:
     names = [each.name for each in labels.classes]
     before, after = (
@@ -192,7 +207,7 @@ def _judge_everything(
 
 
 def _judge_class(
-    step: KeepLargestComponent, tried: Sequence[tuple[tuple[Dices, Dices], ...]], number: int
+    step: KeepLargestComponent, tried: Sequence[BeforeAndAfter], number: int
 ) -> PostprocessingTrial:
     name = step.classes[0]
     before, after = (_mean_dice([case[number][moment] for case in tried], name) for moment in (0, 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,8 @@ def open_stage(
 ) -> Iterator[bool]:
     """Own a stage while the block runs; yields whether there is anything to do.
 
-    When the block that had to do something ends without an error, the stage is noted as finished. ``what`` names the
+    When the block that had to do something ends without an error, the stage is noted as finished, and results of single
+    cases that it kept until then are removed. ``what`` names the
     stage to a person: when it is done again because something changed, and when another process has it. With ``wait`` that
     process is waited for, else it is an error. ``fits`` looks into outputs that are there: damaged ones, and those that
     something else was written over, are made again.
@@ -96,6 +98,7 @@ def open_stage(
         started = time.monotonic()
         yield True
         save_document(run.stage(name), StageRecord(consumed=dict(consumed), seconds=time.monotonic() - started))
+        shutil.rmtree(run.kept(name), ignore_errors=True)
 
 
 def _plain(value: object) -> Any:

@@ -3,35 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from autoseg.datasets.case_labels import read_file_labels
-from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.errors import AutosegError
-from autoseg.evaluation.metrics import evaluated_classes
-from autoseg.evaluation.summary import EvaluatedPair, Summary, score_case, summarize
-from autoseg.imaging.formats import read_header, read_label_map
+from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
+from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score_case, summarize
+from autoseg.file_content import read_content
+from autoseg.imaging.formats import files_of, read_header, read_label_map
 from autoseg.imaging.volume import LabelMap
+from autoseg.kept_results import Remembered, file_states
 from autoseg.progress import Tracker
+
+Predicted = tuple[str, Path]
+"""A case id and the label map that was predicted for it."""
 
 
 def score_cases(
-    dataset: DatasetDescription, predictions: Sequence[tuple[str, Path]], tracker: Tracker | None = None
+    dataset: DatasetDescription, predictions: Sequence[Predicted], tracker: Tracker | None = None, *, keep_in: Path | None = None
 ) -> Summary:
-    """Summary of (case id, label map file) pairs, in that order; classes that a case is not annotated for have no score."""
+    """Summary of predictions, in that order; classes that a case is not annotated for have no score.
+
+    Scores of cases lie in the folder ``keep_in`` for a call that goes on after this one was killed.
+    """
     classes = evaluated_classes(dataset.labels, dataset.file_values)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
+    score = partial(_score, coding=dataset.coding, classes=tuple(classes), ignore=ignore)
+    remembered = score if keep_in is None else Remembered(function=score, kind=CaseResult, state=_state, folder=keep_in)
     results = []
     for case_id, path in predictions:
-        case = labelled_case(dataset, case_id)
-        pair = EvaluatedPair(case_id=case_id, prediction=path, reference=Path(case.label_files[0]))
-        unknown = frozenset() if case.annotated is None else {each.name for each in classes} - set(case.annotated)
-        results.append(score_case(
-            pair, read_label_map(path), reference_labels(dataset, case_id), classes=classes, ignore=ignore, unscored=unknown
-        ))
+        results.append(remembered((labelled_case(dataset, case_id), path)))
         if tracker is not None:
             tracker.advance()
     return summarize(results, classes, ignore=ignore)
+
+
+def _score(
+    scored: tuple[Case, Path], *, coding: LabelCoding, classes: Sequence[EvaluatedClass], ignore: int | None
+) -> CaseResult:
+    case, path = scored
+    pair = EvaluatedPair(case_id=case.case_id, prediction=path, reference=Path(case.label_files[0]))
+    unknown = frozenset() if case.annotated is None else {each.name for each in classes} - set(case.annotated)
+    return score_case(
+        pair, read_label_map(path), _labels(case, coding), classes=classes, ignore=ignore, unscored=unknown
+    )
+
+
+def _state(scored: tuple[Case, Path]) -> object:
+    """By what is in the prediction: a call that goes on writes it again, with another time."""
+    case, path = scored
+    predicted = [read_content(file, None).sha256 for file in files_of(path)]
+    return scored, predicted, file_states([file for label in case.label_files for file in files_of(label)])
 
 
 def labelled_case(dataset: DatasetDescription, case_id: str) -> Case:
@@ -44,6 +68,9 @@ def labelled_case(dataset: DatasetDescription, case_id: str) -> Case:
 
 def reference_labels(dataset: DatasetDescription, case_id: str) -> LabelMap:
     """The user's labels of a training case, with the values of the files; masks of classes on the grid of their image."""
-    case = labelled_case(dataset, case_id)
+    return _labels(labelled_case(dataset, case_id), dataset.coding)
+
+
+def _labels(case: Case, coding: LabelCoding) -> LabelMap:
     onto = read_header(case.image_paths[0]).geometry if case.masks else None
-    return read_file_labels(case, dataset.coding, onto=onto)
+    return read_file_labels(case, coding, onto=onto)

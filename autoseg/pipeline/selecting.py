@@ -27,11 +27,11 @@ from autoseg.imaging.formats import read_header, read_label_map, write_label_map
 from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
-from autoseg.inference.validation import load_probabilities, prediction_path
+from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
-from autoseg.pipeline.scoring import reference_labels, score_cases
+from autoseg.pipeline.scoring import labelled_case, reference_labels, score_cases
 from autoseg.pipeline.training import fold_key, stage_keys, train_stage
 from autoseg.run_folder import load_document, save_document
 
@@ -108,7 +108,9 @@ def select(options: Options, prepared: Prepared) -> None:
     trials: tuple[PostprocessingTrial, ...] = ()
     if choice.cross_validated:
         cases = postprocessing_cases(options, prepared, choice.members)
-        steps, trials = decide_postprocessing(cases, prepared.plan.labels, num_workers=1)
+        steps, trials = decide_postprocessing(
+            cases, prepared.plan.labels, num_workers=1, keep_in=options.run.kept("select")
+        )
     selection = Selection(
         members=choice.members,
         folds=tuple(range(prepared.schedule.num_folds)),
@@ -149,9 +151,18 @@ def postprocessing_cases(options: Options, prepared: Prepared, members: tuple[st
             case_id=case_id,
             load_prediction=partial(load_prediction, options, prepared, members, case_id),
             load_reference=partial(load_reference, prepared, case_id),
+            files=files_read(options, prepared, members, case_id),
         )
         for case_id in validated_cases(prepared)
     ]
+
+
+def files_read(options: Options, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
+    """What `load_prediction` and `load_reference` read."""
+    fold = fold_of(prepared, case_id)
+    predicted = [member_prediction(options, prepared, name, case_id) for name in members]
+    probabilities = [probabilities_path(options.run.validation(name, fold), case_id) for name in members if len(members) > 1]
+    return (*predicted, *probabilities, *map(Path, labelled_case(prepared.dataset, case_id).label_files))
 
 
 def write_and_score(
@@ -174,7 +185,7 @@ def write_and_score(
             write_label_map(path, to_file_values(labels, dataset.file_values), geometry)
             paths.append((case_id, path))
             tracker.advance()
-        summary = score_cases(dataset, paths, tracker)
+        summary = score_cases(dataset, paths, tracker, keep_in=options.run.kept("select"))
     write_summary(folder / "summary.json", summary)
     return summary
 

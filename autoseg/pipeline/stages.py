@@ -48,7 +48,9 @@ def check_stage(options: Options) -> DatasetDescription:
     with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
         if not to_do:
             return load_document(DatasetDescription, options.run.dataset)
-        findings = check_dataset(dataset, num_workers=options.num_workers, reporter=options.reporter)
+        findings = check_dataset(
+            dataset, num_workers=options.num_workers, reporter=options.reporter, keep_in=options.run.kept("check")
+        )
         if options.skip_bad:
             require_clean(errors_that_remain(findings))
             checked = leave_out_bad(dataset, findings)
@@ -76,7 +78,8 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
         if not to_do:
             return dataset, load_document(Fingerprint, options.run.fingerprint)
         fingerprint = take_fingerprint(
-            dataset, num_workers=options.num_workers, reporter=options.reporter, canonical=canonical
+            dataset, num_workers=options.num_workers, reporter=options.reporter, canonical=canonical,
+            keep_in=options.run.kept("fingerprint"),
         )
         save_document(options.run.fingerprint, fingerprint)
     return dataset, fingerprint

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +18,9 @@ from autoseg.datasets.sides import LEFT_TO_RIGHT, Places, find_pairs, find_place
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
-from autoseg.imaging.formats import read_volume
+from autoseg.imaging.formats import files_of, read_volume
 from autoseg.imaging.orientation import UNTURNED, canonical_orientation, to_canonical
+from autoseg.kept_results import KEPT, Remembered, file_states
 from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preparation.need import largest_need
 from autoseg.progress import Reporter
@@ -37,7 +40,7 @@ class Intensities:
     variance: float
     minimum: float
     maximum: float
-    values: NDArray[np.float32]
+    values: Annotated[NDArray[np.float32], KEPT]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class _CaseSummary:
 
 
 def take_fingerprint(
-    dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, canonical: bool = True
+    dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, canonical: bool = True, keep_in: Path | None = None
 ) -> Fingerprint:
     """Fingerprint of the training cases (method section 2).
 
@@ -69,7 +72,7 @@ def take_fingerprint(
     Structures that come in a left and a right form are noticed in canonical axes only (`autoseg.datasets.sides`).
 
     Images are read one case at a time in each of ``num_workers`` processes; what is kept of a case does not grow with
-    its voxels. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
+    its voxels, and lies in the folder ``keep_in`` for a call that goes on after this one was killed. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
     or has undeclared values, or whose foreground has NaN or infinite voxels.
     """
     cases = sorted(dataset.training, key=lambda case: case.case_id)
@@ -80,9 +83,12 @@ def take_fingerprint(
         _summarise, coding=dataset.coding, num_channels=len(dataset.channels), canonical=canonical,
         num_values=num_values,
     )
+    remembered = summarise if keep_in is None else Remembered(
+        function=summarise, kind=_CaseSummary, state=_state, folder=keep_in
+    )
     with reporter.track("fingerprint", len(cases)) as tracker:
         summaries = run_jobs(
-            summarise, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers,
+            remembered, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers,
             need_bytes=largest_need(cases), say=reporter.say, tracker=tracker,
         )
     counted = [summary for summary in summaries if summary.has_foreground]
@@ -104,6 +110,10 @@ def take_fingerprint(
         sided_pairs=pairs,
         median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
     )
+
+
+def _state(case: Case) -> object:
+    return case, file_states([file for path in (*case.image_paths, *map(Path, case.label_files)) for file in files_of(path)])
 
 
 def _summarise(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 
 import numpy as np
@@ -240,6 +241,19 @@ def test_many_classes_need_two_rounds_of_reading() -> None:
     decide_postprocessing([case], many)
 
     assert loader.loads == 4
+
+
+def test_what_was_tried_on_a_case_is_not_tried_again_after_a_kill(tmp_path: Path) -> None:
+    loader = CountingLoader(row(1, 2, 2, 0, 1))
+    case = PostprocessingCase(
+        case_id="a", load_prediction=loader, load_reference=lambda: row(1, 2, 2, 0, 0), files=(tmp_path / "read",)
+    )
+    decided = [decide_postprocessing([case], TWO, keep_in=tmp_path / "kept") for _ in range(2)]
+    assert decided == [decide_postprocessing([case], TWO)] * 2
+    once = loader.loads // 2
+    (tmp_path / "read").touch()
+    decide_postprocessing([case], TWO, keep_in=tmp_path / "kept")
+    assert loader.loads == 3 * once
 
 
 @settings(max_examples=40, deadline=None)
