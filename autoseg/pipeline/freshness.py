@@ -90,6 +90,7 @@ def open_stage(
     with hold_lock(run.lock(name), what=what, wait=wait, say=say):
         changes = what_changed(run, name, consumed, outputs, fits)
         if not changes:
+            shutil.rmtree(run.kept(name), ignore_errors=True)  # of a call that was killed in its last moment
             yield False
             return
         if changes != (NOT_DONE,):
