@@ -32,6 +32,11 @@ class Orientation:
 UNTURNED = Orientation((0, 1, 2), (False, False, False))
 
 
+def knows_directions(geometry: Geometry) -> bool:
+    """Whether the axes of a file mean directions of the body: not those of photographs."""
+    return geometry.dimensions == 3 and geometry.has_orientation
+
+
 def canonical_orientation(geometry: Geometry) -> Orientation:
     """The turn that brings the direction matrix closest to the identity.
 
@@ -39,7 +44,7 @@ def canonical_orientation(geometry: Geometry) -> Orientation:
     trace (smallest Frobenius distance to the identity). Where two are equally close (45 degrees), the first in
     lexical order. 2D images and images of formats that store no orientation stay as they are.
     """
-    if geometry.dimensions == 2 or not geometry.has_orientation:
+    if not knows_directions(geometry):
         return UNTURNED
     # rows: world axes, columns: index axes, both in (z, y, x) order like arrays
     direction = np.array(geometry.direction)[::-1, ::-1]
@@ -62,7 +67,7 @@ def acquisition_orientation(geometry: Geometry) -> Orientation:
 def ras_orientation(geometry: Geometry) -> Orientation:
     """As `canonical_orientation`, but the axes (z, y, x) run towards Superior, Anterior and Right."""
     canonical = canonical_orientation(geometry)
-    if geometry.dimensions == 2 or not geometry.has_orientation:
+    if not knows_directions(geometry):
         return canonical
     z, y, x = canonical.flips
     return Orientation(canonical.permutation, (z, not y, not x))

@@ -19,7 +19,7 @@ from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.formats import files_of, read_volume
-from autoseg.imaging.orientation import UNTURNED, canonical_orientation, to_canonical
+from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
 from autoseg.kept_results import KEPT, Remembered, file_states
 from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preparation.need import largest_need
@@ -142,7 +142,7 @@ def _summarise(
             case_id=case.case_id,
             shape=(inside.shape[z], inside.shape[y], inside.shape[x]),
             spacing_mm=(spacing_mm[z], spacing_mm[y], spacing_mm[x]),
-            file_axes=orientation.permutation if canonical else None,  # type: ignore[arg-type]  # a permutation of 0, 1, 2
+            file_axes=orientation.permutation if canonical and knows_directions(image.geometry) else None,  # type: ignore[arg-type]  # a permutation of 0, 1, 2
         ),
         relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,

@@ -16,7 +16,7 @@ from autoseg.imaging.formats import read_label_map, read_volume, write_label_map
 from autoseg.imaging.volume import Geometry
 from autoseg.preparation.fingerprinting import pool_intensities, summarise_intensities, take_fingerprint
 from autoseg.progress import SilentReporter
-from planners import CaseSize
+from planners import CaseSize, plan_dataset
 
 SILENT = SilentReporter()
 
@@ -217,3 +217,10 @@ def test_channels_of_a_4d_file_have_statistics_of_their_own(real_data):
     assert found.channels == ("FLAIR", "T1", "T1POST", "T2")
     assert len({statistics.mean for statistics in found.intensities}) == 4
     assert [size.spacing_mm for size in found.cases] == [(1.0, 1.0, 1.0)] * 2
+
+
+def test_axes_of_flat_images_are_no_directions_of_the_body(tmp_path):
+    image, labels, _ = case((1, 5, 6), 3, 2.0)
+    dataset = make_dataset(tmp_path, {"a": (image, labels, geometry((1, 5, 6), dimensions=2))})
+    assert fingerprint(dataset).cases[0].file_axes is None
+    assert "axes.source" not in [record.rule for record in plan_dataset(fingerprint(dataset)).decisions]
