@@ -8,8 +8,8 @@ from planners.decision import Decision
 from planners.plan import Configuration, Plan
 from planners.schedule import Conditions, Measurement, Schedule
 from planners.scheduling.candidates import (
-    leave_out_volumetric,
     preferred_configurations,
+    records_of_left_out,
     shows_slices,
 )
 from planners.scheduling.compiling import budgeted_pace
@@ -69,9 +69,7 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     chosen = decide_configurations(measured, conditions, usable)
     share = usable / len(chosen.value)
     folds = decide_folds(chosen.value, conditions, share)
-    left_out = leave_out_volumetric(plan)
-    records = [left_out.record(list(left_out.value))] if left_out else []
-    records += [chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
+    records = [*records_of_left_out(plan), chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
     trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
     for configuration in chosen.value:
         width = decide_width(configuration, conditions, share, folds.value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from planners.decision import Decision
+from planners.decision import Decision, DecisionRecord
 from planners.plan import Configuration, Plan
 from planners.schedule import Measurement, Precision, Training
 from planners.scheduling.trainings import budgeted_training
@@ -29,8 +29,8 @@ def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     them. Of single slices only 2D.
     """
     order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
-    left_out = leave_out_volumetric(plan)
-    known = [c for c in plan.configurations if c.name in order and not (left_out and c.name in left_out.value)]
+    left_out = _left_out(plan)
+    known = [c for c in plan.configurations if c.name in order and c.name not in left_out]
     return tuple(sorted(known, key=lambda c: order[c.name]))
 
 
@@ -41,7 +41,7 @@ def method_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """
     beside = [c for c in preferred_configurations(plan) if c.network.family != "vnet" or plan.preset == "vnet"]
     last_stages = [c for c in plan.configurations if c.previous_stage is not None and c.next_stage is None]
-    staged = [] if leave_out_volumetric(plan) else [stage for last in last_stages for stage in plan.chain(last.name)]
+    staged = [] if _left_out(plan) else [stage for last in last_stages for stage in plan.chain(last.name)]
     return tuple(dict.fromkeys([*beside, *staged]))
 
 
@@ -50,12 +50,18 @@ def shows_slices(plan: Plan) -> bool:
     return plan.original_median_shape[0] == 1 or all(c.dimensions == 2 for c in plan.configurations)
 
 
-def leave_out_volumetric(plan: Plan) -> Decision[tuple[str, ...]] | None:
-    """Why 3D configurations of single slices are not trained; None where there are none, or nothing else."""
+def _left_out(plan: Plan) -> tuple[str, ...]:
+    """3D configurations of single slices; none where there is nothing else to train."""
     names = tuple(c.name for c in plan.configurations if c.dimensions == 3)
-    if not 0 < len(names) < len(plan.configurations) or not shows_slices(plan):
-        return None
-    return Decision(
+    return names if shows_slices(plan) and len(names) < len(plan.configurations) else ()
+
+
+def records_of_left_out(plan: Plan) -> list[DecisionRecord]:
+    """Why 3D configurations of single slices are not trained; no record where there are none."""
+    names = _left_out(plan)
+    if not names:
+        return []
+    decision = Decision(
         rule="schedule.single_slices",
         value=names,
         reason=f"the median case is a single slice, of which resampling to one thickness makes several: {', '.join(names)} would see "
@@ -63,6 +69,7 @@ def leave_out_volumetric(plan: Plan) -> Decision[tuple[str, ...]] | None:
         source="docs/decisions/0010",
         change="volumes with several slices would be trained in 3D",
     )
+    return [decision.record(list(names))]
 
 
 def trial_training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from planners.decision import Decision, DecisionRecord
 from planners.plan import Plan
 from planners.schedule import Conditions, Schedule
-from planners.scheduling.candidates import leave_out_volumetric, method_configurations
+from planners.scheduling.candidates import method_configurations, records_of_left_out
 from planners.scheduling.compiling import fixed_pace
 from planners.scheduling.cost import measurement_of, passing_on_s, test_s, validation_s, with_mirroring
 from planners.scheduling.trainings import METHOD_EPOCHS, METHOD_STEPS_PER_EPOCH, method_training
@@ -26,8 +26,6 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         seconds += pace.training_s
         validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
         rest += test_s(conditions, measured, conditions.num_folds)
-    left_out = leave_out_volumetric(plan)
-    leaving = [left_out.record(list(left_out.value))] if left_out else []
     decision = Decision(
         rule="schedule.length",
         value=METHOD_EPOCHS,
@@ -42,5 +40,5 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_training_s=seconds,
         expected_validation_s=validation,
         expected_rest_s=rest,
-        decisions=(decision.record(METHOD_EPOCHS), *leaving, *records),
+        decisions=(decision.record(METHOD_EPOCHS), *records_of_left_out(plan), *records),
     )
