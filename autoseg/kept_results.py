@@ -6,7 +6,7 @@ Written as JSON, so that reading them never runs code; arrays go along as text.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -92,19 +92,6 @@ class Remembered(Generic[Item, Result]):
             inner, settings = inner.func, (inner.args, sorted(inner.keywords.items()))
         parts = (__version__, f"{inner.__module__}.{inner.__qualname__}", settings, self.state(item))
         return sha256(repr(parts).encode()).hexdigest()
-
-
-def file_states(paths: Sequence[Path]) -> tuple[tuple[str, int, int], ...]:
-    """Path, size and modification time in ns of each file; -1 for what is missing."""
-    return tuple(_file_state(path) for path in paths)
-
-
-def _file_state(path: Path) -> tuple[str, int, int]:
-    try:
-        status = path.stat()
-    except OSError:
-        return str(path), -1, -1
-    return str(path), status.st_size, status.st_mtime_ns
 
 
 @lru_cache

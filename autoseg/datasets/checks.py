@@ -32,14 +32,14 @@ from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.imaging.formats import (
     ImageHeader,
-    files_of,
+    file_states,
     image_stem,
     read_header,
     read_label_map,
     read_volume,
 )
 from autoseg.imaging.volume import Geometry, LabelMap, Volume
-from autoseg.kept_results import Remembered, file_states
+from autoseg.kept_results import Remembered
 from autoseg.progress import Reporter
 from planners import LabelClass, Labels
 
@@ -312,7 +312,7 @@ def _label_faults(item: _Item, where: str, label: ImageHeader, image: ImageHeade
 
 
 def _state(item: _Item) -> object:
-    return item, file_states([file for path in (*item.images, *item.labels) for file in files_of(path)])
+    return item, file_states([*item.images, *item.labels])
 
 
 def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:

@@ -8,7 +8,7 @@ from pathlib import Path
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
-from autoseg.imaging.formats import files_of
+from autoseg.imaging.formats import file_states
 from autoseg.progress import Reporter
 from autoseg.run_folder import load_document, save_document
 from planners import Document
@@ -86,14 +86,9 @@ def _answers(
 
 
 def _asked(case: Case, question: str) -> Look:
-    """A look without an answer; its files have no state where one is missing."""
+    """A look without an answer."""
     labels = (case.label,) if case.label is not None else tuple(f"{mask.label}={mask.file}" for mask in case.masks)
-    try:
-        files = [file for label in case.label_files for file in files_of(label)]
-        states = tuple((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    except (OSError, AutosegError):
-        states = ()
-    return Look(question=question, labels=labels, files=states)
+    return Look(question=question, labels=labels, files=file_states(case.label_files))
 
 
 def _load(kept: Path | None) -> Looks:

@@ -17,7 +17,8 @@ from scipy import ndimage
 from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
 from autoseg.execution.jobs import run_jobs
-from autoseg.kept_results import Remembered, file_states
+from autoseg.imaging.formats import file_states
+from autoseg.kept_results import Remembered
 from planners import Document, LabelClass, Labels
 
 Dices = dict[str, float | None]

@@ -12,9 +12,9 @@ from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score_case, summarize
 from autoseg.file_content import read_content
-from autoseg.imaging.formats import files_of, read_header, read_label_map
+from autoseg.imaging.formats import file_states, files_of, read_header, read_label_map
 from autoseg.imaging.volume import LabelMap
-from autoseg.kept_results import Remembered, file_states
+from autoseg.kept_results import Remembered
 from autoseg.progress import Tracker
 
 Predicted = tuple[str, Path]
@@ -55,7 +55,7 @@ def _state(scored: tuple[Case, Path]) -> object:
     """By what is in the prediction: a call that goes on writes it again, with another time."""
     case, path = scored
     predicted = [read_content(file, None).sha256 for file in files_of(path)]
-    return scored, predicted, file_states([file for label in case.label_files for file in files_of(label)])
+    return scored, predicted, file_states(case.label_files)
 
 
 def labelled_case(dataset: DatasetDescription, case_id: str) -> Case:

@@ -18,9 +18,9 @@ from autoseg.datasets.sides import LEFT_TO_RIGHT, Places, find_pairs, find_place
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
-from autoseg.imaging.formats import files_of, read_volume
+from autoseg.imaging.formats import file_states, read_volume
 from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
-from autoseg.kept_results import KEPT, Remembered, file_states
+from autoseg.kept_results import KEPT, Remembered
 from autoseg.preparation.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preparation.need import largest_need
 from autoseg.progress import Reporter
@@ -113,7 +113,7 @@ def take_fingerprint(
 
 
 def _state(case: Case) -> object:
-    return case, file_states([file for path in (*case.image_paths, *map(Path, case.label_files)) for file in files_of(path)])
+    return case, file_states([*case.images, *case.label_files])
 
 
 def _summarise(

@@ -18,7 +18,8 @@ from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import DatasetDescription, Finding
 from autoseg.datasets.discovery import discover_dataset
 from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.kept_results import KEPT, Remembered, file_states
+from autoseg.imaging.formats import file_states
+from autoseg.kept_results import KEPT, Remembered
 from autoseg.pipeline.scoring import score_cases
 from autoseg.preparation import fingerprinting
 from autoseg.preparation.fingerprinting import take_fingerprint

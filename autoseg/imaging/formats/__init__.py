@@ -10,7 +10,7 @@ numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imagi
 from autoseg.imaging.formats.dicom import PART_MARK
 from autoseg.imaging.formats.dicom_segments import referenced_series
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
-from autoseg.imaging.formats.files import files_of
+from autoseg.imaging.formats.files import file_states, files_of
 from autoseg.imaging.formats.header import ImageHeader
 from autoseg.imaging.formats.reading import read_header, read_label_map, read_volume
 from autoseg.imaging.formats.segmentation import Segment, Segmentation, SegmentNames
@@ -31,6 +31,7 @@ __all__ = [
     "SegmentNames",
     "Segmentation",
     "SeriesName",
+    "file_states",
     "files_of",
     "image_ending",
     "image_stem",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.errors import AutosegError
@@ -28,6 +29,26 @@ def files_of(path: Path | str) -> tuple[Path, ...]:
     except (AutosegError, OSError):
         return (here,)
     return (here,) if voxels == here else (here, voxels)
+
+
+def file_states(paths: Sequence[Path | str]) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and modification time in ns of each of the `files_of` all ``paths``; -1 for what is missing or cannot be listed."""
+    return tuple(_state(file) for path in paths for file in _listed(path))
+
+
+def _listed(path: Path | str) -> tuple[Path, ...]:
+    try:
+        return files_of(path)
+    except AutosegError:
+        return (Path(path),)
+
+
+def _state(file: Path) -> tuple[str, int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return str(file), -1, -1
+    return str(file), status.st_size, status.st_mtime_ns
 
 
 def _voxel_file(path: Path) -> Path:
