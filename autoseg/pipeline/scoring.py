@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 
 from autoseg.datasets.case_labels import read_file_labels
@@ -11,6 +12,7 @@ from autoseg.datasets.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score_case, summarize
+from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.file_content import read_content
 from autoseg.imaging.formats import file_states, files_of, read_header, read_label_map
 from autoseg.imaging.volume import LabelMap
@@ -19,24 +21,34 @@ from autoseg.progress import Tracker
 
 Predicted = tuple[str, Path]
 """A case id and the label map that was predicted for it."""
+VOXEL_S = 4e-8
+"""Processor time to score a voxel for one class, where the class fills much of the image (measured on CT of the torso)."""
+VOXEL_BYTES = 24
+"""Main memory to score a voxel: 9 were measured for label maps of one byte; files may hold eight."""
 
 
 def score_cases(
-    dataset: DatasetDescription, predictions: Sequence[Predicted], tracker: Tracker | None = None, *, keep_in: Path | None = None
+    dataset: DatasetDescription, predictions: Sequence[Predicted], tracker: Tracker | None = None, *, num_workers: int = 1,
+    keep_in: Path | None = None,
 ) -> Summary:
     """Summary of predictions, in that order; classes that a case is not annotated for have no score.
 
-    Scores of cases lie in the folder ``keep_in`` for a call that goes on after this one was killed.
+    Scores of cases lie in the folder ``keep_in`` for a call that goes on after this one was killed. Raises `AutosegError`
+    that names each case whose files cannot be read or do not fit each other.
     """
     classes = evaluated_classes(dataset.labels, dataset.file_values)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
     score = partial(_score, coding=dataset.coding, classes=tuple(classes), ignore=ignore)
     remembered = score if keep_in is None else Remembered(function=score, kind=CaseResult, state=_state, folder=keep_in)
-    results = []
-    for case_id, path in predictions:
-        results.append(remembered((labelled_case(dataset, case_id), path)))
-        if tracker is not None:
-            tracker.advance()
+    voxels = [prod(read_header(path).geometry.shape) for _, path in predictions]
+    results = run_jobs(
+        remembered,
+        [(labelled_case(dataset, case_id), path) for case_id, path in predictions],
+        name=lambda scored: f"case {scored[0].case_id}",
+        num_workers=workers_worth_starting(num_workers, VOXEL_S * len(classes) * sum(voxels)),
+        need_bytes=VOXEL_BYTES * max(voxels, default=0),
+        tracker=tracker,
+    )
     return summarize(results, classes, ignore=ignore)
 
 

@@ -185,7 +185,9 @@ def write_and_score(
             write_label_map(path, to_file_values(labels, dataset.file_values), geometry)
             paths.append((case_id, path))
             tracker.advance()
-        summary = score_cases(dataset, paths, tracker, keep_in=options.run.kept("select"))
+        summary = score_cases(
+            dataset, paths, tracker, num_workers=options.num_workers, keep_in=options.run.kept("select")
+        )
     write_summary(folder / "summary.json", summary)
     return summary
 

@@ -240,4 +240,5 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
         with options.reporter.track(f"Validating {name}, fold {fold}", len(split.val)) as tracker:
             validate_fold(task, tracker)
         paths = list(zip(split.val, predictions, strict=True))
-        write_summary(folder / "summary.json", score_cases(prepared.dataset, paths, keep_in=options.run.kept(stage)))
+        summary = score_cases(prepared.dataset, paths, num_workers=options.num_workers, keep_in=options.run.kept(stage))
+        write_summary(folder / "summary.json", summary)

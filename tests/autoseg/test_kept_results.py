@@ -18,6 +18,7 @@ from autoseg.datasets.checks import check_dataset
 from autoseg.datasets.dataset import DatasetDescription, Finding
 from autoseg.datasets.discovery import discover_dataset
 from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.errors import AutosegError
 from autoseg.imaging.formats import file_states
 from autoseg.kept_results import KEPT, Remembered
 from autoseg.pipeline.scoring import score_cases
@@ -135,5 +136,5 @@ def test_check_fingerprint_and_scores_go_on_after_a_kill(
     assert check_dataset(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "check") == findings
     assert take_fingerprint(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "print") == fingerprint
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores
-    with pytest.raises(AssertionError, match="looked at again"):
+    with pytest.raises(AutosegError, match="looked at again"):
         score_cases(dataset, paths)
