@@ -57,6 +57,7 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Trial]]:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--preset", default="default")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--try", dest="trials", nargs="+", action="append", required=True)
     options = parser.parse_args(arguments)
@@ -100,6 +101,7 @@ def prepare(arguments: argparse.Namespace) -> Fold:
         num_workers=arguments.threads,
         reporter=SilentReporter(),
         seed=arguments.seed,
+        preset=arguments.preset,
     )
     dataset, plan = preprocess_stage(options, choose=lambda _, planned: planned.chain(arguments.configuration))
     return Fold(
