@@ -47,7 +47,7 @@ def predict(
     set_threads(threads or available_cores())
     reporter = make_reporter()
     predictor = Predictor.load(model, device=str(chosen), mirroring=mirroring)
-    cases = find_input_cases(source, predictor.model.plan.channels)
+    cases = find_input_cases(source, predictor.model.plan.channels, reporter=reporter)
     written = predict_cases(predictor, cases, output, probabilities=probabilities, reporter=reporter)
     typer.echo(f"{len(written)} {'label map' if len(written) == 1 else 'label maps'} in {output}")
 

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.datasets.loose_images import find_loose_images
+from autoseg.datasets.loose_images import NamedImage, find_loose_images
+from autoseg.datasets.named_labels import labels_beside_images
+from autoseg.datasets.wording import count_noun, shorten
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, read_header
+from autoseg.progress import Reporter, SilentReporter
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: one file for each channel, numbered as in nnU-Net's folders."""
@@ -25,17 +28,18 @@ class InputCase:
     """One file or DICOM series with all channels, or one for each channel in order."""
 
 
-def find_input_cases(source: Path, channels: Sequence[str]) -> tuple[InputCase, ...]:
+def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporter | None = None) -> tuple[InputCase, ...]:
     """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
 
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
     ``channels``; a file that holds all channels stands alone. Several series in one folder are several images, named by
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images further down are named by the folders that
-    lead to them (`find_loose_images`). Raises `ProblemsError` that names every image that lacks channels.
+    lead to them (`find_loose_images`). Files that are named as labels of images beside them are left out, and ``reporter``
+    is told. Raises `ProblemsError` that names every image that lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
         raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
-    items = find_loose_images(source)
+    items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
     if not items:
         raise AutosegError(
             f"{source} holds no image; looked for files that end in {', '.join(sorted(IMAGE_ENDINGS))} and for folders "
@@ -61,6 +65,18 @@ def find_input_cases(source: Path, channels: Sequence[str]) -> tuple[InputCase, 
     if problems:
         raise ProblemsError(f"{source} cannot be predicted as it is", problems)
     return tuple(cases)
+
+
+def _without_labels(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
+    """What is left to predict of a folder that a network might have been trained on."""
+    labels = labels_beside_images(source) if source.is_dir() else frozenset()
+    left_out = {stem: path for stem, path in items if path.resolve() in labels}
+    if left_out:
+        reporter.say(
+            f"Not predicted: {count_noun(len(left_out), 'label map')} of images beside "
+            f"{'it' if len(left_out) == 1 else 'them'}, {shorten([path.name for path in left_out.values()])}"
+        )
+    return [(stem, path) for stem, path in items if left_out.get(stem) != path]
 
 
 def _name(stem: str, *, num_channels: int) -> tuple[str, int]:

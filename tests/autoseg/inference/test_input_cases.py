@@ -11,6 +11,7 @@ from autoseg.errors import AutosegError, ProblemsError
 from autoseg.imaging.formats import read_header, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.inference.input_cases import find_input_cases
+from autoseg.progress import SilentReporter
 
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
@@ -135,3 +136,50 @@ def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tm
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["sub-1_anat_t1", "sub-2_anat_t1"]
     write(tmp_path / "a.nii.gz")
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a"]
+
+
+class Listening(SilentReporter):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "expected"),
+    [
+        (("a.nii.gz", "a_seg.nii.gz", "b.nii.gz"), ["MRI"], ["a", "b"]),
+        (("a_0000.nii.gz", "a_0001.nii.gz", "a_label.nii.gz"), ["T1", "T2"], ["a"]),
+        (("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"), ["MRI"], ["images_a", "images_b"]),
+        (("p1/t1.nii.gz", "p1/segmentation.nii.gz"), ["MRI"], ["p1_t1"]),
+        (("p1/ct.nii.gz", "p1/masks/liver.nii.gz", "p1/masks/spleen.nii.gz"), ["CT"], ["p1_ct"]),
+    ],
+)
+def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, names, channels, expected) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name)
+    reporter = Listening()
+    assert [case.case_id for case in find_input_cases(tmp_path, channels, reporter=reporter)] == expected
+    (said,) = reporter.said
+    assert said.startswith("Not predicted: ")
+    assert ("1 label map of" in said) == (len(names) - len(expected) * len(channels) == 1)
+
+
+@pytest.mark.parametrize("names", [("a_seg.nii.gz", "b.nii.gz"), ("t1.nii.gz", "t2.nii.gz"), ("p1/t1.nii.gz", "p1/t2.nii.gz")])
+def test_names_without_a_partner_are_images(tmp_path, names) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / name)
+    reporter = Listening()
+    assert len(find_input_cases(tmp_path, ["MRI"], reporter=reporter)) == 2
+    assert reporter.said == []
+
+
+def test_a_folder_for_training_gives_its_images(real_data) -> None:
+    reporter = Listening()
+    cases = find_input_cases(real_data / "ms_flair_thick", ["FLAIR"], reporter=reporter)
+    assert {case.images[0].parent.name for case in cases} <= {"imagesTr", "imagesTs"}
+    assert len(cases) >= 6
+    assert "6 label maps" in reporter.said[0]
