@@ -74,7 +74,7 @@ def evaluate(
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.evaluation.summary import evaluate_folder, write_summary
     from autoseg.evaluation.tables import format_table
-    from autoseg.inference.folder import read_record, recorded_classes
+    from autoseg.inference.prediction_record import read_record, recorded_classes
 
     tolerance = DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm
     num_workers, reporter = workers or available_cores(), make_reporter()

@@ -3,39 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.evaluation.mask_folders import mask_stem
-from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
-from autoseg.imaging.formats import image_ending, prediction_ending, read_header, write_label_map
+from autoseg.half_written import remove_orphans, temporary_folder
+from autoseg.imaging.formats import files_of, image_ending, prediction_ending, read_header, write_label_map
 from autoseg.inference.input_cases import InputCase
-from autoseg.inference.predicted import PredictedCase, contents, look_at, note_predicted, read_predicted
+from autoseg.inference.predicted import (
+    Found,
+    Lines,
+    PredictedCase,
+    PredictionNotes,
+    contents,
+    look_at,
+    names,
+    source_of,
+)
+from autoseg.inference.prediction_record import check_record
 from autoseg.inference.predictor import Predictor
 from autoseg.progress import Reporter
-from autoseg.run_folder import atomic_write, load_document, save_document
-from planners import Document, Labels
-
-
-class PredictionRecord(Document):
-    """``predictions.json``: which model made the label maps of a folder, and how."""
-
-    schema_version: Literal[1] = 1
-    model_key: str
-    mirroring: bool
-    labels: Labels | None = None
-    """What the values of the label maps mean, once ``file_values`` has turned them into internal ones."""
-    file_values: tuple[int, ...] = ()
-    threshold: int | None = None
-    """The dataset's masks hold greys: from this value on a voxel belongs to the structure."""
-
-
-RECORD_NAME = "predictions.json"
+from autoseg.run_folder import atomic_write, sync_folder, write_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,20 +71,25 @@ def predict_cases(
     the others; all failures are reported together at the end. Raises `AutosegError` at once when the folder holds predictions
     of another model, or made in another way, or files under the names of predictions that are none.
 
-    Label maps that somebody has changed since are kept. In a folder ``is_own``, where nobody works but the product, whatever
-    does not fit is made again.
+    Label maps that somebody has changed since are kept, and so is the prediction of another image of the same name in another
+    folder. Several processes may predict into one folder; what one has finished the others skip. In a folder ``is_own``, where
+    nobody works but the product, whatever does not fit is made again.
     """
-    predicted = read_predicted(folder)
+    if folder.exists() and not folder.is_dir():
+        raise AutosegError(f"{folder} is a file; give a folder for the label maps")
+    notes = PredictionNotes(folder)
     tasks, failures = _tasks(predictor, cases, folder, probabilities=probabilities)
+    remove_orphans(folder, below=False)
     if not is_own:
-        _refuse_foreign_files(folder, tasks, predicted)
-    _check_record(predictor, folder)
+        _refuse_foreign_files(folder, tasks, notes)
+    check_record(predictor, folder)
     written = []
     with reporter.track("Predicting", len(cases)) as tracker:
         tracker.advance(len(failures))
         for task in tasks:
+            check_record(predictor, folder)  # each time: somebody may have begun with another model meanwhile
             try:
-                _complete(predictor, task, predicted.get(task.case.case_id), reporter, is_own=is_own)
+                _complete(predictor, task, notes, reporter, is_own=is_own)
                 written.append(task.shown)
             except AutosegError as error:
                 failures.append(f"  - {task.case.case_id}: {error}")
@@ -121,9 +118,9 @@ def _tasks(
     return tasks, failures
 
 
-def _refuse_foreign_files(folder: Path, tasks: Sequence[_Task], predicted: Mapping[str, PredictedCase]) -> None:
+def _refuse_foreign_files(folder: Path, tasks: Sequence[_Task], notes: PredictionNotes) -> None:
     """Files that nobody noted are not the product's to overwrite, nor predictions of this model."""
-    foreign = [path for task in tasks for path in task.files if path.exists() and not _is_noted(path, predicted.get(task.case.case_id))]
+    foreign = [path for task in tasks for path in _foreign(task.files, notes.of(task.case.case_id))]
     if foreign:
         raise ProblemsError(
             f"{folder} holds files under the names of predictions, which were not predicted into it; give a new folder, or move "
@@ -132,9 +129,8 @@ def _refuse_foreign_files(folder: Path, tasks: Sequence[_Task], predicted: Mappi
         )
 
 
-def _is_noted(path: Path, case: PredictedCase | None) -> bool:
-    """Whether a file was predicted, or was being predicted when a call ended."""
-    return case is not None and (not case.files or path.name in {entry.path for entry in case.files})
+def _foreign(files: Sequence[Path], lines: Lines) -> list[Path]:
+    return [path for path in files if path.exists() and path.name not in names(lines)]
 
 
 def _what_it_is(path: Path, tasks: Sequence[_Task]) -> str:
@@ -143,25 +139,60 @@ def _what_it_is(path: Path, tasks: Sequence[_Task]) -> str:
     return "is an input image and would be overwritten" if is_input else "would be overwritten"
 
 
-def _complete(
-    predictor: Predictor, task: _Task, before: PredictedCase | None, reporter: Reporter, *, is_own: bool
-) -> None:
+def _complete(predictor: Predictor, task: _Task, notes: PredictionNotes, reporter: Reporter, *, is_own: bool) -> None:
     """Predict what is not there yet, or no longer fits its image."""
-    found = look_at(before, task.case.images, task.files)
+    lines, source = notes.of(task.case.case_id), source_of(task.case.images)
+    found = look_at(lines, task.case.images, task.files)
     if found.is_done and (not found.changed or not is_own):
         for path in found.changed:
             reporter.say(f"{path} was changed since it was predicted; it is kept as it is")
         return
-    if found.changed and not is_own:
-        names = ", ".join(path.name for path in found.changed)
-        raise AutosegError(f"{names} was changed since it was predicted, and would be overwritten; move it away, or give a new folder")
-    folder, case_id = task.path.parent, task.case.case_id
-    note_predicted(folder, PredictedCase(case_id=case_id, images=found.images))
-    scores = f"{case_id}.npz"
-    if before is not None and scores in {entry.path for entry in before.files}:
-        (folder / scores).unlink(missing_ok=True)  # of another image, or to be made again
-    _predict_case(predictor, task)
-    note_predicted(folder, PredictedCase(case_id=case_id, images=found.images, files=contents(task.files)))
+    if not is_own:
+        if lines and not found.same_images and any(path.exists() for path in task.files):
+            if source != lines[-1].source:
+                raise AutosegError(
+                    f"{task.shown} was predicted of another image of that name, in another folder; give another output folder, or "
+                    "move it away"
+                )
+            reporter.say(f"{task.shown} is predicted again: its image has changed since")
+        _refuse_changed(found)
+    try:
+        with temporary_folder(task.path.parent / task.case.case_id) as staged:
+            _predict_case(predictor, task, staged)
+            made = [staged / path.relative_to(task.path.parent) for path in task.files]
+            line = PredictedCase(case_id=task.case.case_id, source=source, images=found.images, files=contents(made))
+            lines = notes.of(task.case.case_id)
+            if not is_own:  # while it was predicted, somebody may have put files here
+                _refuse_changed(look_at(lines, task.case.images, task.files))
+                for path in _foreign([_place(file, staged, task) for each in made for file in files_of(each)], lines):
+                    raise AutosegError(f"{path} was not predicted into its folder, and would be overwritten; give another one")
+            notes.add(line)
+            _move(staged, made, task, lines)
+    except OSError as error:
+        raise write_error(task.path, error) from error
+
+
+def _refuse_changed(found: Found) -> None:
+    if found.changed:
+        changed = ", ".join(path.name for path in found.changed)
+        raise AutosegError(f"{changed} was changed since it was predicted, and would be overwritten; move it away, or give a new folder")
+
+
+def _place(file: Path, staged: Path, task: _Task) -> Path:
+    return task.path.parent / file.relative_to(staged)
+
+
+def _move(staged: Path, made: Sequence[Path], task: _Task, lines: Lines) -> None:
+    """Give what was made its place, voxels before the header that names them; probabilities of another image go."""
+    scores = f"{task.case.case_id}.npz"
+    if task.scores is None and scores in names(lines):
+        (task.path.parent / scores).unlink(missing_ok=True)
+    for each in made:
+        place = _place(each, staged, task)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for file in reversed(files_of(each)):
+            os.replace(file, _place(file, staged, task))
+        sync_folder(place.parent)
 
 
 def _ending(predictor: Predictor, case: InputCase) -> str:
@@ -169,15 +200,18 @@ def _ending(predictor: Predictor, case: InputCase) -> str:
     return prediction_ending(image, read_header(image).geometry, predictor.model.dataset.file_ending)
 
 
-def _predict_case(predictor: Predictor, task: _Task) -> None:
+def _predict_case(predictor: Predictor, task: _Task, staged: Path) -> None:
+    """Write all files of a prediction into the folder ``staged``, under the names that they will have."""
     prediction = predictor.predict_files(task.case.images, probabilities=task.scores is not None)
     if task.scores is not None and prediction.probabilities is not None:
-        with atomic_write(task.scores) as file:
+        with atomic_write(staged / task.scores.name) as file:
             np.savez_compressed(file, probabilities=prediction.probabilities)
     inside = predictor.model.dataset.mask_value
     for target, values in task.masks.items():
         array = np.where(np.isin(prediction.labels, values), inside, 0) if values else prediction.labels
-        write_label_map(target, array, prediction.geometry)
+        place = staged / target.relative_to(task.path.parent)
+        place.parent.mkdir(exist_ok=True)
+        write_label_map(place, array, prediction.geometry)
 
 
 def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
@@ -187,43 +221,3 @@ def _files(predictor: Predictor, path: Path) -> dict[Path, tuple[int, ...]]:
         return {path: ()}
     folder, ending = path.with_name(path.name.removesuffix(image_ending(path))), image_ending(path)
     return {folder / f"{mask_stem(label.name)}{ending}": label.values for label in dataset.labels.classes}
-
-
-def is_of_model(folder: Path, predictor: Predictor) -> bool:
-    """Whether ``folder`` says that its predictions were made by the model of ``predictor``, in the same way."""
-    try:
-        found = read_record(folder)
-    except AutosegError:
-        return False
-    return found is not None and (found.model_key, found.mirroring) == (predictor.model.key, predictor.mirroring)
-
-
-def _check_record(predictor: Predictor, folder: Path) -> None:
-    dataset = predictor.model.dataset
-    record = PredictionRecord(
-        model_key=predictor.model.key, mirroring=predictor.mirroring, labels=dataset.labels, file_values=dataset.file_values,
-        threshold=dataset.threshold,
-    )
-    path = folder / RECORD_NAME
-    if path.exists():
-        found = load_document(PredictionRecord, path)
-        if (found.model_key, found.mirroring) != (record.model_key, record.mirroring):
-            other = "another model" if found.model_key != record.model_key else "another use of mirroring"
-            raise AutosegError(f"{folder} holds predictions made with {other}; give a new folder, or empty this one")
-        return
-    save_document(path, record)
-
-
-def read_record(folder: Path) -> PredictionRecord | None:
-    """How the predictions in ``folder`` were made; none where nobody recorded it."""
-    path = folder / RECORD_NAME
-    return load_document(PredictionRecord, path) if path.exists() else None
-
-
-def recorded_classes(folder: Path) -> tuple[tuple[EvaluatedClass, ...], int | None] | None:
-    """Classes of the label maps in ``folder`` with their file values, and the ignore value; none where nobody recorded them."""
-    record = read_record(folder)
-    if record is None or record.labels is None:
-        return None
-    ignore = None if record.labels.ignore is None else record.file_values[record.labels.ignore]
-    return evaluated_classes(record.labels, record.file_values), ignore

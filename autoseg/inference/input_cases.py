@@ -13,6 +13,7 @@ from autoseg.datasets.named_labels import labels_beside_images
 from autoseg.datasets.wording import count_noun, shorten
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, read_header
+from autoseg.inference.predicted import predictions_among
 from autoseg.progress import Reporter, SilentReporter
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -34,12 +35,12 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
     ``channels``; a file that holds all channels stands alone. Several series in one folder are several images, named by
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images further down are named by the folders that
-    lead to them (`find_loose_images`). Files that are named as labels of images beside them are left out, and ``reporter``
-    is told. Raises `ProblemsError` that names every image that lacks channels.
+    lead to them (`find_loose_images`). Files that are named as labels of images beside them, or
+    were predicted by an earlier call, are left out, and ``reporter`` is told. Raises `ProblemsError` that names every image that lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
         raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
-    items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
+    items = _to_predict(source, find_loose_images(source), reporter or SilentReporter())
     if not items:
         raise AutosegError(
             f"{source} holds no image; looked for files that end in {', '.join(sorted(IMAGE_ENDINGS))} and for folders "
@@ -67,16 +68,20 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
     return tuple(cases)
 
 
-def _without_labels(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
-    """What is left to predict of a folder that a network might have been trained on."""
-    labels = labels_beside_images(source) if source.is_dir() else frozenset()
-    left_out = {stem: path for stem, path in items if path.resolve() in labels}
-    if left_out:
-        reporter.say(
-            f"Not predicted: {count_noun(len(left_out), 'label map')} of images beside "
-            f"{'it' if len(left_out) == 1 else 'them'}, {shorten([path.name for path in left_out.values()])}"
-        )
-    return [(stem, path) for stem, path in items if left_out.get(stem) != path]
+def _to_predict(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
+    """What is an image of a folder that a network might have been trained on, or that was predicted into."""
+    if not source.is_dir():
+        return items
+    labels, predictions = labels_beside_images(source), predictions_among([path for _, path in items])
+    left_out = {
+        "label map": [path for _, path in items if path.resolve() in labels and path not in predictions],
+        "prediction": sorted(predictions),
+    }
+    for noun, paths in left_out.items():
+        if paths:
+            reporter.say(f"Taken for no image: {count_noun(len(paths), noun)}, {shorten([path.name for path in paths])}")
+    without = {path for paths in left_out.values() for path in paths}
+    return [(stem, path) for stem, path in items if path not in without]
 
 
 def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
@@ -107,6 +112,11 @@ def _missing_channels(
                 )
             ]
     numbers = set(files) - {-1}
+    if -1 in files:
+        others = ", ".join(files[number].name for number in sorted(numbers))
+        return [
+            Problem(where=str(files[-1]), found=f"has the name of case {case_id}, as has {others}", mend="take one of them out")
+        ]
     missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
     extra = sorted(numbers - set(range(len(channels))))
     problems = []

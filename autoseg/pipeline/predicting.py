@@ -12,9 +12,10 @@ from autoseg.datasets.dataset import DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
 from autoseg.imaging.formats import image_ending
-from autoseg.inference.folder import RECORD_NAME, is_of_model, predict_cases
+from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.model import load_model
+from autoseg.inference.prediction_record import RECORD_NAME, is_of_model
 from autoseg.inference.predictor import Predictor
 from autoseg.pipeline.freshness import StageRecord
 from autoseg.pipeline.options import Options

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
-from autoseg.progress import SilentReporter
+from autoseg.progress import SilentReporter, Tracker
 from autoseg.run_folder import RunFolder
 
 
@@ -120,15 +122,117 @@ def test_files_of_others_are_refused_all_at_once_and_nothing_is_written(job: Job
 
 
 def test_a_call_that_was_killed_is_completed(job: Job) -> None:
-    before = {path: path.read_bytes() for path in job.out.glob("*.nii.gz")}
+    label_map = min(job.out.glob("*.nii.gz"))
+    first = label_map.read_bytes()
+    shutil.copy(job.image(1), job.image(0))
+    job.predict()
+    assert any("is predicted again: its image has changed" in line for line in job.reporter.said)
+    second = label_map.read_bytes()
+    label_map.write_bytes(first)  # as if killed when it was noted, but had not got its name
+    left = job.out / f".{label_map.name}.0123abcd.part"
+    left.mkdir()
+    os.utime(left, (1, 1))
+    job.predict()
+    assert label_map.read_bytes() == second != first
+    assert not left.exists()
+
+
+def test_lines_that_a_full_disk_has_cut_are_passed_over(job: Job) -> None:
     record = job.out / "predicted.jsonl"
     lines = [line for line in record.read_text().split("\n") if line]
-    assert len(lines) == 4  # begun and finished, for each of two
-    record.write_text("\n".join(lines[:3]) + "\n" + lines[3][:50])  # killed while the last line was written
+    assert len(lines) == 2
+    before = job.times()
+    record.write_text(f"{lines[0][:50]}\n" + "\n".join(lines) + f"\n{lines[1][:50]}")
     job.predict()
+    assert job.times() == before
+
+
+def test_corrections_after_a_call_that_failed_are_kept(job: Job) -> None:
+    """Wishing for probabilities makes everything again, but what fails replaces nothing."""
+    image, label_map = job.image(0), min(job.out.glob("*.nii.gz"))
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    with pytest.raises(AutosegError, match="1 of 2 images could not be predicted"):
+        job.predict(probabilities=True)
+    image.write_bytes(whole)
+    volume = read_volume([label_map])
+    write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
+    corrected = label_map.read_bytes()
     job.predict()
-    assert {path: path.read_bytes() for path in before} == before
-    assert len([line for line in record.read_text().split("\n") if line.endswith("}")]) == 5
+    assert label_map.read_bytes() == corrected
+
+
+def test_what_somebody_drew_where_a_prediction_failed_is_kept(job: Job) -> None:
+    shutil.rmtree(job.out)
+    whole = job.image(0).read_bytes()
+    job.image(0).write_bytes(whole[:-20])
+    with pytest.raises(AutosegError, match="1 of 2"):
+        job.predict()
+    (done,) = job.out.glob("*.nii.gz")
+    job.image(0).write_bytes(whole)
+    drawn = job.out / job.image(0).name.replace("_0000", "")
+    assert drawn != done
+    shutil.copy(done, drawn)
+    with pytest.raises(AutosegError, match="would be overwritten"):
+        job.predict()
+    assert drawn.read_bytes() == done.read_bytes()
+
+
+def test_an_image_of_the_same_name_in_another_folder_is_another_image(job: Job, tmp_path: Path) -> None:
+    before = job.times()
+    moved = replace(job, images=Path(shutil.copytree(job.images, tmp_path / "moved")))
+    assert len(moved.predict()) == 2  # the same images, wherever they lie
+    shutil.copy(moved.image(1), moved.image(0))
+    with pytest.raises(AutosegError, match="another image of that name, in another folder"):
+        moved.predict()
+    assert job.times() == before
+
+
+def test_what_another_process_has_predicted_meanwhile_is_skipped(job: Job) -> None:
+    shutil.rmtree(job.out)
+    first, second = find_input_cases(job.images, job.predictor.model.plan.channels)
+    times = {}
+
+    @dataclass(frozen=True)
+    class Meanwhile(SilentReporter):
+        """Another call does the second image when the first one is done."""
+
+        @contextmanager
+        def track(self, title: str, total: float) -> Iterator[Tracker]:
+            class Other:
+                def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+                    if note == first.case_id:
+                        predict_cases(job.predictor, [second], job.out, probabilities=False, reporter=SilentReporter())
+                        times.update(job.times())
+
+            yield Other()
+
+    predict_cases(job.predictor, [first, second], job.out, probabilities=False, reporter=Meanwhile())
+    assert len(times) == 2
+    assert job.times() == times
+
+
+def test_predictions_among_the_images_are_no_images(job: Job, tmp_path: Path) -> None:
+    folder = tmp_path / "patients"
+    for number in range(2):
+        (folder / f"p{number}").mkdir(parents=True)
+        shutil.copy(job.image(number), folder / f"p{number}" / "ct.nii.gz")
+    inside = replace(job, images=folder, out=folder / "segmented")
+    assert [path.name for path in inside.predict()] == ["p0_ct.nii.gz", "p1_ct.nii.gz"]
+    before = inside.times()
+    assert len(inside.predict()) == 2
+    assert inside.times() == before
+    numbered = tmp_path / "numbered"
+    numbered.mkdir()
+    shutil.copy(job.image(0), numbered / "a_0000.nii.gz")
+    beside = replace(job, images=numbered, out=numbered)
+    assert beside.predict() == beside.predict() == [numbered / "a.nii.gz"]
+
+
+def test_a_file_cannot_be_the_output_folder(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(AutosegError, match="is a file; give a folder"):
+        replace(job, out=tmp_path / "file").predict()
 
 
 def test_probabilities_belong_to_the_image_that_was_predicted(job: Job) -> None:

@@ -69,6 +69,13 @@ def test_two_files_of_one_name_are_refused(tmp_path) -> None:
         find_input_cases(tmp_path, ["MRI"])
 
 
+def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
+    for name in ("x.nii.gz", "x_0000.nii.gz"):
+        write(tmp_path / name)
+    with pytest.raises(ProblemsError, match=r"x\.nii\.gz: has the name of case x, as has x_0000\.nii\.gz"):
+        find_input_cases(tmp_path, ["MRI"])
+
+
 def test_nothing_to_predict_is_said(tmp_path) -> None:
     with pytest.raises(AutosegError, match="holds no image"):
         find_input_cases(tmp_path, ["MRI"])
@@ -163,8 +170,8 @@ def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, na
     reporter = Listening()
     assert [case.case_id for case in find_input_cases(tmp_path, channels, reporter=reporter)] == expected
     (said,) = reporter.said
-    assert said.startswith("Not predicted: ")
-    assert ("1 label map of" in said) == (len(names) - len(expected) * len(channels) == 1)
+    assert said.startswith("Taken for no image: ")
+    assert ("1 label map," in said) == (len(names) - len(expected) * len(channels) == 1)
 
 
 @pytest.mark.parametrize("names", [("a_seg.nii.gz", "b.nii.gz"), ("t1.nii.gz", "t2.nii.gz"), ("p1/t1.nii.gz", "p1/t2.nii.gz")])
