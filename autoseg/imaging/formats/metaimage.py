@@ -118,6 +118,8 @@ def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int
         return path, start
     if name.startswith("LIST") or "%" in name:
         raise AutosegError(f"{path} keeps its voxels in several files ({name[:60]}); store them in one")
+    if "\0" in name:
+        raise damaged(path, f"its header names {name[:60]!r} as the file of its voxels")
     return path.parent / name, skipped
 
 

@@ -131,6 +131,8 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _Nrrd:
     encoding = fields["encoding"].lower()
     if encoding not in ENCODINGS:
         raise AutosegError(f"{path} has voxels encoded as {encoding!r}; store them as raw, gzip or bzip2")
+    if "\0" in (name or ""):
+        raise damaged(path, f"its header names {str(name)[:60]!r} as the file of its voxels")
     data = path if name is None else path.parent / name
     start = _skip(path, data, fields, start, ENCODINGS[encoding])
     return _Nrrd(

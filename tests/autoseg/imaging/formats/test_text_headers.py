@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_header, read_label_map, read_volume
+from autoseg.imaging.formats import file_states, read_header, read_label_map, read_volume
 
 ENDINGS = [".nrrd", ".nhdr", ".mha", ".mhd"]
 TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.float32, np.float64]
@@ -113,6 +113,21 @@ def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.nhdr").write_text(f"NRRD0004\n{PLAIN}type: uchar\nencoding: raw\ndata file: gone.raw\n")
     with pytest.raises(AutosegError, match=r"gone\.raw could not be read \(it is missing"):
         read_label_map(tmp_path / "a.nhdr")
+
+
+MHD = "NDims = 3\nDimSize = 4 3 2\nElementType = MET_UCHAR\nElementDataFile = "
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [("a.mhd", MHD), ("a.nhdr", f"NRRD0004\n{PLAIN}type: uchar\nencoding: raw\ndata file: ")],
+)
+def test_a_data_file_that_no_file_can_be_called_is_refused(tmp_path: Path, name: str, header: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"{header}a\0.raw\n")
+    with pytest.raises(AutosegError, match=rf"{name} could not be read \(its header names 'a\\x00\.raw'"):
+        read_header(path)
+    assert [Path(file).name for file, _, _ in file_states([path])] == [name]
 
 
 def test_a_slightly_skewed_nrrd_is_straightened_and_says_so(tmp_path: Path) -> None:
