@@ -32,7 +32,8 @@ def read_contents(run: RunFolder, dataset: DatasetDescription, *, num_workers: i
     files back changes nothing. Raises `AutosegError` that names a file which cannot be read.
     """
     cases = (*dataset.training, *dataset.test)
-    paths = sorted({path for case in cases for path in _paths(case)})
+    found = {path: [str(file) for file in files_of(path)] for case in cases for path in _named(case)}
+    paths = sorted({file for files in found.values() for file in files})
     known = {entry.path: entry for entry in _known(run).files}
     new_bytes = sum(_size(path) for path in paths if path not in known)
     workers = workers_worth_starting(num_workers, BYTE_S * new_bytes)
@@ -41,8 +42,11 @@ def read_contents(run: RunFolder, dataset: DatasetDescription, *, num_workers: i
         save_document(run.files, Contents(files=files))
     hashes = {entry.path: entry.sha256 for entry in files}
 
+    def hashes_of(case: Case) -> list[str]:
+        return [hashes[file] for path in _named(case) for file in found[path]]
+
     def read(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-        return tuple(case.model_copy(update={"content": digest([hashes[path] for path in _paths(case)])}) for case in cases)
+        return tuple(case.model_copy(update={"content": digest(hashes_of(case))}) for case in cases)
 
     training, test = read(dataset.training), read(dataset.test)
     content = digest([[case.case_id, case.content] for case in (*training, *test)])
@@ -61,9 +65,9 @@ def _parts(case: Case) -> list[tuple[str, str | None]]:
     return [(name, split_part(Path(path))[1]) for name, path in named]
 
 
-def _paths(case: Case) -> list[str]:
-    """Files of a case in the order of its channels, then those of its labels."""
-    return [str(file) for path in (*case.images, *case.label_files) for file in files_of(path)]
+def _named(case: Case) -> tuple[str, ...]:
+    """What a case consists of, in the order of its channels, then its labels."""
+    return (*case.images, *case.label_files)
 
 
 def _size(path: str) -> int:

@@ -21,7 +21,6 @@ from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs
 from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
 from autoseg.imaging.formats import files_of, read_volume
-from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
     Orientation,
@@ -330,22 +329,14 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
         "configuration": configuration.model_dump(
             include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
         ),
-        "files": [_file_state(each) for file in (*case.images, *case.label_files) for each in _named_files(Path(file))],
+        "files": [_file_state(each) for file in (*case.images, *case.label_files) for each in files_of(file)],
     }
     return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()
 
 
-def _named_files(path: Path) -> tuple[Path, ...]:
-    """A folder, or a file and the one with its voxels if that is another."""
-    here = split_part(path)[0]
-    return (here,) if here.is_dir() else files_of(here)
-
-
 def _file_state(path: Path) -> list[Any]:
-    """Name, size and time of a file, or of all files of a folder."""
+    """Name, size and time of a file."""
     try:
-        if path.is_dir():
-            return [str(path), [_file_state(file) for file in sorted(path.iterdir())]]
         state = path.stat()
     except OSError as error:
         raise AutosegError(f"{path} could not be read ({error.strerror}); check the path and its permissions") from None

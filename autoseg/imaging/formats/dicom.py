@@ -35,11 +35,16 @@ def split_part(path: Path) -> tuple[Path, str | None]:
     return Path(whole), part
 
 
+def begins_as_dicom(file: Path) -> bool:
+    """Whether ``file`` begins as a DICOM file does. Raises `OSError` where it cannot be read."""
+    with open(file, "rb") as stream:
+        return stream.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+
+
 def is_dicom(file: Path) -> bool:
-    """Whether ``file`` begins as a DICOM file does."""
+    """Whether ``file`` begins as a DICOM file does; one that cannot be read is none."""
     try:
-        with open(file, "rb") as stream:
-            return stream.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+        return begins_as_dicom(file)
     except OSError:
         return False
 

@@ -19,7 +19,7 @@ from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.execution import locks
 from autoseg.execution.locks import hold_lock
-from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.formats import files_of, read_header, write_label_map
 from autoseg.imaging.volume import Geometry
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.freshness import digest, open_stage
@@ -121,6 +121,21 @@ def test_voxels_beside_their_header_count(tmp_path) -> None:
     write_label_map(data / "labelsTr" / "a.mhd", np.resize([1, 0], grid.shape), grid)
     os.utime(voxels, ns=(1, 1))
     assert read_contents(run, dataset, num_workers=1).content != before
+
+
+@pytest.mark.parametrize("beside", [".DS_Store", "Thumbs.db", "notes.xml", "adc.nii.gz"])
+def test_what_lies_beside_slices_changes_nothing(tmp_path: Path, real_data: Path, beside: str) -> None:
+    slices = tmp_path / "data" / "scan"
+    shutil.copytree(real_data / "dicom_series" / "mr_prostatex_adc", slices)
+    geometry = read_header(slices).geometry
+    write_label_map(tmp_path / "data" / "seg.nii.gz", np.resize([0, 1], geometry.shape), geometry)
+    (tmp_path / "data" / "cases.csv").write_text("image,label\nscan,seg.nii.gz\n")
+    run, dataset = RunFolder(tmp_path), discover_dataset(tmp_path / "data")
+    before = read_contents(run, dataset, num_workers=1)
+    (slices / beside).write_bytes(bytes(300))
+    assert read_contents(run, dataset, num_workers=1) == before
+    files_of(slices)[0].unlink()
+    assert read_contents(run, dataset, num_workers=1).content != before.content
 
 
 def test_unchanged_files_are_not_read_again(tmp_path) -> None:

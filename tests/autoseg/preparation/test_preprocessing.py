@@ -20,6 +20,7 @@ from autoseg.imaging.volume import Geometry, Volume
 from autoseg.preparation.preprocessing import (
     ANNOTATED,
     Target,
+    case_digest,
     class_locations,
     prepare_image,
     preprocess_case,
@@ -394,3 +395,22 @@ def test_real_cases_are_stored(real_data: Path, tmp_path: Path) -> None:
         assert np.array_equal(restored, read_label_map(Path(str(case.label))).array)
         for value, name in enumerate(("head", "tail"), start=1):
             assert (stored.labels[:][tuple(stored.locations[name].T)] == value).all()
+
+
+def test_what_lies_beside_slices_does_not_make_a_stored_case_stale(tmp_path: Path, real_data: Path) -> None:
+    slices = tmp_path / "scan"
+    shutil.copytree(real_data / "dicom_series" / "mr_prostatex_adc", slices)
+    case = Case(case_id="a", images=(str(slices),), label=None)
+    dataset = DatasetDescription(
+        name="made", root=str(tmp_path), layout="made", channels=("MRI",), labels=LABELS, file_values=(0, 1, 2), file_ending=".nii.gz",
+        training=(case,),
+    )
+
+    def now() -> str:
+        return case_digest(case, dataset, plan(), plan().configurations[0])
+
+    before = now()
+    (slices / ".DS_Store").write_bytes(bytes(300))
+    assert now() == before
+    os.utime(sorted(slices.glob("*.dcm"))[0], ns=(1, 1))
+    assert now() != before

@@ -19,7 +19,7 @@ from pydicom.uid import (
 )
 
 from autoseg.errors import AutosegError
-from autoseg.imaging.formats import guarded, is_dicom_series, list_series, read_header, read_volume
+from autoseg.imaging.formats import files_of, guarded, is_dicom_series, list_series, read_header, read_volume
 
 STEP = 2.5
 
@@ -229,3 +229,42 @@ def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) 
     (tmp_path / "a.dcm").write_bytes(content.replace(plain, padded))
     with pytest.raises(AutosegError, match=r"a\.dcm could not be read"):
         read_volume([tmp_path])
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm", ".IMA"])
+@pytest.mark.parametrize("beside", [".DS_Store", "Thumbs.db", "notes.txt", "viewer.xml", "seg.nii.gz", "seg.nii.gz.json"])
+def test_what_lies_beside_slices_is_none_of_their_files(tmp_path: Path, ending: str, beside: str) -> None:
+    slices = tuple(tmp_path / f"slice{i}{ending}" for i in range(3))
+    for i, path in enumerate(slices):
+        write_slice(path, (0.0, 0.0, STEP * i), value=i)
+    (tmp_path / beside).write_bytes(bytes(200))
+    assert files_of(tmp_path) == slices
+    assert len(read_volume([tmp_path]).array[0]) == 3
+
+
+def test_a_folder_without_slices_has_all_its_files_and_a_broken_slice_counts(tmp_path: Path) -> None:
+    for name in ("b", "a.txt"):
+        (tmp_path / name).write_text("no slice")
+    assert files_of(tmp_path) == (tmp_path / "a.txt", tmp_path / "b")
+    (tmp_path / "broken.dcm").write_text("no slice, but reading the folder fails for it")
+    assert files_of(tmp_path) == (tmp_path / "broken.dcm",)
+    with pytest.raises(AutosegError, match=r"broken\.dcm"):
+        read_header(tmp_path)
+
+
+def test_each_of_several_series_has_its_own_files(tmp_path: Path) -> None:
+    own = {uid: tuple(tmp_path / f"{uid}_{i}" for i in range(3)) for uid in ("1.2.5", "1.2.6")}
+    for uid, paths in own.items():
+        for i, path in enumerate(paths):
+            write_slice(path, (0.0, 0.0, STEP * i), value=i, series=uid)
+    for series in list_series(tmp_path):
+        assert files_of(series.path) == own[series.uid]
+    write_slice(tmp_path / "1.2.7_0", (0.0, 0.0, 0.0), value=1, series="1.2.7")
+    assert files_of(f"{tmp_path}#1.2.5") == own["1.2.5"]
+    write_slice(own["1.2.6"][2], (0.0, 0.0, 2 * STEP), value=1234, series="1.2.5")
+    assert files_of(f"{tmp_path}#1.2.5") == (*own["1.2.5"], own["1.2.6"][2])
+    assert len(files_of(f"{tmp_path}#9.9")) == 7
+    own["1.2.5"][0].write_bytes(own["1.2.5"][0].read_bytes()[:150])  # reading any series fails for it
+    assert files_of(f"{tmp_path}#1.2.7") == (own["1.2.5"][0], tmp_path / "1.2.7_0")
+    with pytest.raises(AutosegError, match=r"1\.2\.5_0"):
+        read_header(f"{tmp_path}#1.2.7")
