@@ -26,6 +26,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
+def _always(_: Any) -> bool:
+    return True
+
+
 class _AsText:
     """How pydantic writes and reads an array."""
 
@@ -67,14 +71,18 @@ class Remembered(Generic[Item, Result]):
     state: Callable[[Item], object]
     """All that the result depends on, with a text that tells it: the item, and the state of the files that are read."""
     folder: Path
+    worth_keeping: Callable[[Result], bool] = _always
+    """Whether a result depends on nothing but ``state``: what tells of a failure may be over when the same is asked again."""
 
     def __call__(self, item: Item) -> Result:
-        """The kept result, or a new one, which is then kept; where there is no room for it, it is only returned."""
+        """The kept result, or a new one, which is then kept if worth it; where there is no room for it, it is only returned."""
         path = self.folder / f"{self._key(item)}.json"
         with suppress(OSError, ValueError):
             kept: tuple[Result] = _adapter(self.kind).validate_json(path.read_bytes())
             return kept[0]
         result = self.function(item)
+        if not self.worth_keeping(result):
+            return result
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = temporary_path(path)

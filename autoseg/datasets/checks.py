@@ -82,6 +82,8 @@ class _HeaderReport:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _VoxelReport:
     findings: tuple[Finding, ...]
+    is_read: bool
+    """Whether all files could be read; what prevented it may have been a lack of memory, or a drive that was away."""
     counts: Mapping[int, int] | None
     """Voxels of each file value in the labels; None: they could not be read."""
     measures: CaseMeasures | None = None
@@ -146,7 +148,9 @@ def _read(
     seconds = CASE_S * len(readable) + VOXEL_S * sum(report.num_voxels for report in headers)
     workers = workers_worth_starting(num_workers, seconds)
     check = partial(_check_voxels, coding=coding)
-    remembered = check if keep_in is None else Remembered(function=check, kind=_VoxelReport, state=_state, folder=keep_in)
+    remembered = check if keep_in is None else Remembered(
+        function=check, kind=_VoxelReport, state=_state, folder=keep_in, worth_keeping=_is_read
+    )
     with reporter.track("check voxels", len(readable)) as tracker:
         voxels = run_jobs(remembered, readable, name=_name, num_workers=workers, tracker=tracker)
     return headers, dict(zip(readable, voxels, strict=True))
@@ -315,15 +319,20 @@ def _state(item: _Item) -> object:
     return item, file_states([*item.images, *item.labels])
 
 
+def _is_read(report: _VoxelReport) -> bool:
+    return report.is_read
+
+
 def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:
     findings: list[Finding] = []
-    volume = _read_image(item, findings) if item.images else None
+    failures: list[Finding] = []
+    volume = _read_image(item, findings, failures) if item.images else None
     counts, aligned = None, None
     if item.labels:
         try:
             label_map = _read_labels(item, coding, volume)
         except AutosegError as error:
-            findings.append(_unreadable(item, item.labels[0], error))
+            failures.append(_unreadable(item, item.labels[0], error))
         else:
             counts = _count_values(label_map.array)
             findings += _value_faults(item, counts, coding.file_values)
@@ -338,7 +347,7 @@ def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:
             ),
             volume, aligned, file_values=coding.file_values, labels=coding.labels,
         )
-    return _VoxelReport(findings=tuple(findings), counts=counts, measures=measures)
+    return _VoxelReport(findings=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
 
 
 def _read_labels(item: _Item, coding: LabelCoding, volume: Volume | None) -> LabelMap:
@@ -348,13 +357,13 @@ def _read_labels(item: _Item, coding: LabelCoding, volume: Volume | None) -> Lab
     return read_label_map(Path(item.labels[0]))
 
 
-def _read_image(item: _Item, findings: list[Finding]) -> Volume | None:
-    """The image with finite voxels; None where there is none, with the reason among ``findings``."""
+def _read_image(item: _Item, findings: list[Finding], failures: list[Finding]) -> Volume | None:
+    """The image with finite voxels; None where there is none, with the reason among ``findings`` or ``failures`` to read."""
     where = item.images[0]
     try:
         volume = read_volume([Path(path) for path in item.images])
     except AutosegError as error:
-        findings.append(_unreadable(item, where, error))
+        failures.append(_unreadable(item, where, error))
         return None
     for channel, voxels in enumerate(volume.array):
         path = item.images[channel] if len(item.images) == len(volume.array) else where

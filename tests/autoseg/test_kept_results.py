@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -108,6 +109,15 @@ def test_other_settings_are_another_result_and_a_full_disk_loses_none(item: Path
     assert Remembered(function=make, kind=Outer, state=str, folder=tmp_path / "full" / "kept")(item).number == 0.1 + 0.2
 
 
+def test_what_is_not_worth_keeping_is_done_again(item: Path, tmp_path: Path) -> None:
+    wanted = replace(remember(tmp_path), worth_keeping=lambda made: made.finding.found == "one")
+    for text, expected in (("bad", 1), ("bad", 2), ("one", 3), ("one", 3)):  # of one size and time, so of one state
+        item.write_text(text)
+        os.utime(item, ns=(1, 1))
+        assert wanted(item).finding.found == text
+        assert calls(tmp_path) == expected
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetDescription:
     folder = tmp_path_factory.mktemp("data") / "Task99_Phantom"
@@ -138,3 +148,28 @@ def test_check_fingerprint_and_scores_go_on_after_a_kill(
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores
     with pytest.raises(AutosegError, match="looked at again"):
         score_cases(dataset, paths)
+
+
+@pytest.mark.parametrize("part", ["imagesTr", "labelsTr"])
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_file_that_could_not_be_read_is_read_again_though_it_looks_unchanged(
+    dataset: DatasetDescription, tmp_path: Path, part: str, num_workers: int
+) -> None:
+    """As after a lack of memory, or of a network drive: size and time are as before, but now the file can be read."""
+    folder = tmp_path / "data"
+    shutil.copytree(dataset.root, folder)
+    case = discover_dataset(folder).training[2]
+    path = Path(case.images[0] if part == "imagesTr" else case.label_files[0])
+    content, status = path.read_bytes(), path.stat()
+
+    def found(content: bytes) -> tuple[Finding, ...]:
+        path.write_bytes(content)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return check_dataset(
+            discover_dataset(folder), num_workers=num_workers, reporter=SilentReporter(), keep_in=tmp_path / "kept"
+        )
+
+    error = next(finding for finding in found(content[:-100] + bytes(100)) if finding.severity == "error")
+    assert error.where == str(path)
+    assert "could not be read" in error.found
+    assert not [finding for finding in found(content) if finding.severity == "error"]
