@@ -182,10 +182,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> AutosegError:
-    """The error a person needs when ``path`` could not be written."""
+    """The error a person needs when ``path`` could not be written; it names no option, for commands call that place differently."""
     return AutosegError(
-        f"{path} could not be written ({error.strerror or error}); free some space, or choose a folder "
-        "that you may write to with --out (preprocessed data: --work)"
+        f"{path} could not be written ({error.strerror or error}); free some space there, allow writing to its folder, or give "
+        "the command another place to write to"
     )
 
 

@@ -27,10 +27,11 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_place_that_cannot_be_written_is_named_with_a_remedy(tmp_path) -> None:
+def test_a_place_that_cannot_be_written_is_named_with_a_remedy_for_every_command(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AutosegError, match=r"could not be written.*--out"), atomic_write(tmp_path / "file" / "x"):
+    with pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught, atomic_write(tmp_path / "file" / "x"):
         pass
+    assert "--" not in str(caught.value), "predict and bundle take the place as an argument, and only runs have --work"
 
 
 def test_a_full_disk_is_said(tmp_path) -> None:
