@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
-from autoseg.imaging.formats.payload import read_payload
+from autoseg.imaging.formats.payload import read_payload, voxel_file
 
 LONGEST_HEADER = 2**16
 TYPES = {
@@ -118,9 +118,7 @@ def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int
         return path, start
     if name.startswith("LIST") or "%" in name:
         raise AutosegError(f"{path} keeps its voxels in several files ({name[:60]}); store them in one")
-    if "\0" in name:
-        raise damaged(path, f"its header names {name[:60]!r} as the file of its voxels")
-    return path.parent / name, skipped
+    return voxel_file(path, name), skipped
 
 
 def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> Any:

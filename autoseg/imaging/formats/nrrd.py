@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
-from autoseg.imaging.formats.payload import read_payload
+from autoseg.imaging.formats.payload import read_payload, voxel_file
 
 MAGIC = b"NRRD"
 LONGEST_HEADER = 2**20
@@ -99,7 +99,8 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     """Fields of the header, names in lower case, and where the voxels begin in the same file."""
     content, end, start = _head(path)
     fields = {}
-    for line in content[:end].decode("latin-1").splitlines()[1:]:
+    for text in content[:end].splitlines()[1:]:  # of bytes: letters of UTF-8 would break lines, too
+        line = text.decode("latin-1")
         name, colon, value = line.partition(": ") if ": " in line else line.partition(":")
         if colon and ":=" not in line and not line.startswith("#"):
             fields[name.strip().lower()] = value.strip()
@@ -131,9 +132,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _Nrrd:
     encoding = fields["encoding"].lower()
     if encoding not in ENCODINGS:
         raise AutosegError(f"{path} has voxels encoded as {encoding!r}; store them as raw, gzip or bzip2")
-    if "\0" in (name or ""):
-        raise damaged(path, f"its header names {str(name)[:60]!r} as the file of its voxels")
-    data = path if name is None else path.parent / name
+    data = path if name is None else voxel_file(path, name)
     start = _skip(path, data, fields, start, ENCODINGS[encoding])
     return _Nrrd(
         ImageHeader(

@@ -26,6 +26,19 @@ MOST_BEYOND = 2**26
 """Bytes behind the last voxel that are still gone through for the check sum."""
 
 
+def voxel_file(path: Path, name: str) -> Path:
+    """The file of voxels that the header ``path`` calls ``name`` in bytes taken as Latin-1: UTF-8 where they are that.
+
+    Raises `AutosegError` for what no file can be called.
+    """
+    if "\0" in name:
+        raise damaged(path, f"its header names {name[:60]!r} as the file of its voxels")
+    try:
+        return path.parent / name.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return path.parent / name
+
+
 def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
     """The first ``number`` bytes of a file, decompressed if it is gzip; with ``whole`` its check sum is compared too."""
     try:

@@ -130,6 +130,21 @@ def test_a_data_file_that_no_file_can_be_called_is_refused(tmp_path: Path, name:
     assert [Path(file).name for file, _, _ in file_states([path])] == [name]
 
 
+@pytest.mark.parametrize("ending", [".mhd", ".nhdr"])
+@pytest.mark.parametrize("name", ["é", "漢字", "Ångström à b"])
+def test_voxels_beside_their_header_may_have_any_name(tmp_path: Path, name: str, ending: str) -> None:
+    image = SimpleITK.GetImageFromArray(VOXELS.astype(np.uint8))
+    SimpleITK.WriteImage(image, str(tmp_path / f"{name}{ending}"))
+    assert np.array_equal(read_label_map(tmp_path / f"{name}{ending}").array, VOXELS)
+    assert len(file_states([tmp_path / f"{name}{ending}"])) == 2
+
+
+def test_names_of_voxel_files_in_latin_1_are_understood(tmp_path: Path) -> None:
+    (tmp_path / "é.raw").write_bytes(VOXELS.astype("u1").tobytes())
+    (tmp_path / "a.mhd").write_bytes(f"{MHD}é.raw\n".encode("latin-1"))
+    assert np.array_equal(read_label_map(tmp_path / "a.mhd").array, VOXELS)
+
+
 def test_a_slightly_skewed_nrrd_is_straightened_and_says_so(tmp_path: Path) -> None:
     fields = PLAIN.replace("(0,1,0)", "(0.01,1,0)") + "type: uchar\nencoding: raw"
     header = read_header(nrrd(tmp_path / "a.nrrd", fields, VOXELS.astype("u1").tobytes()))
