@@ -96,7 +96,7 @@ def predict_cases(
             tracker.advance(note=task.case.case_id)
     if failures:
         raise AutosegError(
-            f"{len(failures)} of {len(cases)} images could not be predicted, the others lie in {folder}:\n"
+            f"{len(failures)} of {len(cases)} images could not be predicted{f', the others lie in {folder}' if written else ''}:\n"
             + "\n".join(failures)
         )
     return written
