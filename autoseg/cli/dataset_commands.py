@@ -38,6 +38,7 @@ from autoseg.execution.jobs import available_cores
 from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
+from autoseg.progress import Reporter
 from autoseg.run_folder import RunFolder, save_document
 from planners import explain, write_document
 
@@ -61,20 +62,31 @@ def check(
         if skip_bad:
             description = leave_out_bad(description, findings)
     except AutosegError as error:
-        if isinstance(error, NothingLabelledError) and (images := find_loose_images(dataset)):
-            found = check_images(images, num_workers=num_workers, reporter=reporter)
-            report = images_report(dataset, images, found, elsewhere=error.elsewhere)
+        try:
+            report = _check_unlabelled(dataset, error, num_workers=num_workers, reporter=reporter)
+        except AutosegError as failure:
             if not as_json:
-                typer.echo(f"Found {report.summary}")
-            show_findings(report, as_json=as_json)
-            raise typer.Exit(1 if report.num_errors else 0) from None
+                raise failure from None
+            typer.echo(write_document(failed_report(dataset, failure)))
+            raise typer.Exit(1) from failure
         if not as_json:
-            raise
-        typer.echo(write_document(failed_report(dataset, error)))
-        raise typer.Exit(1) from error
+            typer.echo(f"Found {report.summary}")
+        show_findings(report, as_json=as_json)
+        raise typer.Exit(1 if report.num_errors else 0) from None
     show_findings(make_report(description, description.findings if skip_bad else findings), as_json=as_json)
     if errors_that_remain(findings) if skip_bad else any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
+
+
+def _check_unlabelled(dataset: Path, error: AutosegError, *, num_workers: int, reporter: Reporter) -> CheckReport:
+    """The report on the images of a folder in which nothing is labelled; where that is not the ``error``, it is raised again."""
+    if not isinstance(error, NothingLabelledError):
+        raise error
+    images = find_loose_images(dataset)
+    if not images:
+        raise error
+    found = check_images(images, num_workers=num_workers, reporter=reporter)
+    return images_report(dataset, images, found, elsewhere=error.elsewhere)
 
 
 def show_findings(report: CheckReport, *, as_json: bool) -> None:

@@ -14,6 +14,7 @@ import typer
 
 from autoseg.cli.console import make_reporter, start_log_file
 from autoseg.execution.jobs import available_cores
+from autoseg.imaging.formats import require_text
 from autoseg.pipeline.options import Options
 from autoseg.run_folder import RunFolder
 
@@ -202,6 +203,7 @@ def make_options(
         device = str(choose_device(device))
     seconds = None if budget is None else parse_duration(budget)
     folder = RunFolder(out, work)
+    require_text([out, *([] if work is None else [work])])
     start_log_file(folder)
     return Options(
         dataset=dataset,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.errors import AutosegError
+from autoseg.imaging.formats import require_text
 from datasets_spec import Layout, load_known, load_layouts, read_spec
 from planners import DocumentError
 
@@ -55,4 +56,5 @@ def _existing_folder(folder: Path) -> Path:
         raise AutosegError(f"{folder} could not be listed ({error.strerror or error}); make it readable") from error
     if empty:
         raise AutosegError(f"{folder} is empty; give the folder that holds the dataset")
+    require_text([folder.resolve()])
     return folder.resolve()

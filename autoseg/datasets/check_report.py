@@ -10,6 +10,7 @@ from autoseg.datasets.dataset import DatasetDescription, Finding
 from autoseg.datasets.discovery import describe_dataset
 from autoseg.datasets.loose_images import NamedImage
 from autoseg.errors import AutosegError
+from autoseg.imaging.formats import printable
 from planners import Document
 
 
@@ -64,9 +65,9 @@ def images_report(root: Path, images: Sequence[NamedImage], findings: Sequence[F
 
 def failed_report(root: Path, error: AutosegError) -> CheckReport:
     """The report on a folder in which no dataset was recognised, with the reason as its only finding."""
-    found, _, mend = str(error).rpartition("; ")
-    finding = Finding(severity="error", case_id=None, where=str(root), found=found or mend, mend=mend)
-    return _with(CheckReport(root=str(root)), [finding])
+    found, _, mend = printable(str(error)).rpartition("; ")
+    finding = Finding(severity="error", case_id=None, where=printable(root), found=found or mend, mend=mend)
+    return _with(CheckReport(root=printable(root)), [finding])
 
 
 def _with(report: CheckReport, findings: Sequence[Finding]) -> CheckReport:

@@ -29,7 +29,7 @@ from autoseg.datasets.nothing_found import explain_nothing
 from autoseg.datasets.segment_files import resolve_segments
 from autoseg.datasets.series_choice import choose_series
 from autoseg.datasets.wording import NUM_SHOWN, count_noun, shorten
-from autoseg.imaging.formats import image_ending, writable_ending
+from autoseg.imaging.formats import image_ending, require_text, writable_ending
 from autoseg.progress import Reporter, SilentReporter
 from datasets_spec import Layout
 
@@ -59,7 +59,7 @@ def discover_dataset(
     of the description are absolute.
 
     Raises `NothingLabelledError` where nothing in the folder is named like labels, and `AutosegError` where there is no such
-    folder, nothing in it, no layout that fits, or a ``dataset.json`` that
+    folder, nothing in it, no layout that fits, names of files that are no text, or a ``dataset.json`` that
     is wrong; what was looked for and what was found are said.
     """
     if spec is not None:
@@ -68,6 +68,7 @@ def discover_dataset(
     matches = match_layouts(root, candidates)
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
+    require_text(root / file.path for files in (match.images, match.labels, match.test) for found in files.values() for file in found)
     if not match.paired:
         raise explain_nothing(root, matches)
     match, series_findings = choose_series(root, match, num_workers=num_workers)

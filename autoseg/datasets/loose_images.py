@@ -12,6 +12,7 @@ from autoseg.imaging.formats import (
     image_stem,
     is_dicom_series,
     list_series,
+    require_text,
 )
 
 MOST_NESTED = 3
@@ -26,11 +27,18 @@ def find_loose_images(source: Path) -> list[NamedImage]:
 
     Several series in one folder are several images, named by folder and SeriesInstanceUID. Images further down are named by
     the folders that lead to them; files further down only count where nothing lies higher up, for beside images they are
-    mostly something else.
+    mostly something else. Raises `ProblemsError` that names all whose names are no text.
     """
+    found = _find(source)
+    require_text([path for _, path in found])
+    return found
+
+
+def _find(source: Path) -> list[NamedImage]:
     if not source.is_dir():
         return [(source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(source), source)]
     if is_dicom_series(source):
+        require_text([source.resolve()])
         return _series(source, source.resolve().name)
     below = [entry for entry in _visible(source) if entry.is_dir()]
     series = [found for entry in below for found in _nested_series(entry, entry.name, MOST_NESTED)]

@@ -12,7 +12,14 @@ import numpy as np
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.evaluation.mask_folders import mask_stem
 from autoseg.half_written import remove_orphans, temporary_folder
-from autoseg.imaging.formats import files_of, image_ending, prediction_ending, read_header, write_label_map
+from autoseg.imaging.formats import (
+    files_of,
+    image_ending,
+    prediction_ending,
+    read_header,
+    require_text,
+    write_label_map,
+)
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.predicted import (
     Found,
@@ -69,12 +76,13 @@ def predict_cases(
     Cases that were predicted already are skipped, unless their image has changed since or a file is damaged or gone. With
     ``probabilities`` also ``CASE.npz`` with an array ``probabilities``, float32 (K, Z, Y, X). A case that fails does not stop
     the others; all failures are reported together at the end. Raises `AutosegError` at once when the folder holds predictions
-    of another model, or made in another way, or files under the names of predictions that are none.
+    of another model, or made in another way, or files under the names of predictions that are none, or has a name that is no text.
 
     Label maps that somebody has changed since are kept, and so is the prediction of another image of the same name in another
     folder. Several processes may predict into one folder; what one has finished the others skip. In a folder ``is_own``, where
     nobody works but the product, whatever does not fit is made again.
     """
+    require_text([folder])
     if folder.exists() and not folder.is_dir():
         raise AutosegError(f"{folder} is a file; give a folder for the label maps")
     notes = PredictionNotes(folder)

@@ -73,6 +73,13 @@ def job(predictor: Predictor, tmp_path: Path) -> Job:
     return job
 
 
+def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_predicted(job: Job, tmp_path: Path) -> None:
+    elsewhere = replace(job, out=tmp_path / "M\udcfcller")
+    with pytest.raises(AutosegError, match=r"M\\xfcller: the bytes of its name are no text"):
+        elsewhere.predict()
+    assert not elsewhere.out.exists()
+
+
 def test_a_changed_image_is_predicted_again_and_the_other_is_not(job: Job) -> None:
     before = job.times()
     assert job.predict() == sorted(job.out.glob("*.nii.gz"))

@@ -12,6 +12,7 @@ from autoseg.imaging.formats.dicom_segments import referenced_series
 from autoseg.imaging.formats.endings import IMAGE_ENDINGS, image_ending, image_stem
 from autoseg.imaging.formats.files import file_states, files_of
 from autoseg.imaging.formats.header import ImageHeader
+from autoseg.imaging.formats.names import printable, require_text
 from autoseg.imaging.formats.reading import read_header, read_label_map, read_volume
 from autoseg.imaging.formats.segmentation import Segment, Segmentation, SegmentNames
 from autoseg.imaging.formats.segments import is_segmentation, list_segments, read_segments
@@ -40,11 +41,13 @@ __all__ = [
     "list_segments",
     "list_series",
     "prediction_ending",
+    "printable",
     "read_header",
     "read_label_map",
     "read_segments",
     "read_volume",
     "referenced_series",
+    "require_text",
     "writable_ending",
     "write_label_map",
     "write_volume",

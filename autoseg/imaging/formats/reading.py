@@ -18,6 +18,7 @@ from autoseg.imaging.formats.gipl import check_gipl
 from autoseg.imaging.formats.header import ImageHeader, damaged
 from autoseg.imaging.formats.itk import itk_header, itk_reader, itk_voxels
 from autoseg.imaging.formats.metaimage import metaimage_header, metaimage_voxels
+from autoseg.imaging.formats.names import require_text
 from autoseg.imaging.formats.nifti import nifti_header, nifti_voxels
 from autoseg.imaging.formats.nrrd import nrrd_header, nrrd_voxels
 from autoseg.imaging.formats.photographs import (
@@ -107,7 +108,8 @@ def _check_there(path: Path) -> None:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Name ``path`` where the system refuses to read it, or has no memory for it."""
+    """Name ``path`` where the system refuses to read it, or has no memory for it, and where its name is no text."""
+    require_text([path])  # ITK would end the process
     try:
         yield
     except OSError as error:

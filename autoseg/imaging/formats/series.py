@@ -24,6 +24,7 @@ from autoseg.imaging.formats.dicom import (
 )
 from autoseg.imaging.formats.endings import image_ending
 from autoseg.imaging.formats.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.formats.names import require_text
 from autoseg.imaging.formats.slices import slice_voxels
 
 UNEVEN_STEP = 0.05
@@ -191,7 +192,9 @@ def _rescaling(tags: Any) -> tuple[float, float]:
 def _group(folder: Path) -> dict[str, list[_Slice]]:
     """Slices with a position, by SeriesInstanceUID."""
     groups: dict[str, list[_Slice]] = {}
-    for file in dicom_candidates(folder):
+    files = dicom_candidates(folder)
+    require_text(file for file in files if is_dicom(file))
+    for file in files:
         if not is_dicom(file) and image_ending(file):
             raise damaged(file, "it does not begin as a DICOM file")
         if is_dicom(file):

@@ -14,6 +14,7 @@ from autoseg.errors import AutosegError
 from autoseg.half_written import temporary_folder
 from autoseg.imaging.formats.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PHOTOGRAPHS, image_ending
 from autoseg.imaging.formats.itk import itk_call
+from autoseg.imaging.formats.names import require_text
 from autoseg.imaging.formats.nifti import check_written
 from autoseg.imaging.volume import Geometry
 from autoseg.run_folder import sync_folder, write_error
@@ -65,6 +66,7 @@ def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry) -> N
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    require_text([path])  # ITK would end the process
     ending = image_ending(path)
     if ending not in WRITABLE:
         raise AutosegError(f"{path} cannot be written: its ending is none of {', '.join(WRITABLE)}; choose one of them")

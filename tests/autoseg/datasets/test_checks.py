@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -327,6 +330,37 @@ def test_json_on_standard_output_and_nothing_else(folder):
     assert result.exit_code == 0
     assert read_document(CheckReport, result.stdout, where="stdout").left_out == ("c07",)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("is_labelled", [False, True])
+def test_names_that_are_no_text_are_told_at_once(folder, as_json, is_labelled):
+    try:
+        for part in ("imagesTr", "labelsTr"):
+            for name in ("c01", "c02"):
+                (folder / part / f"{name}.nii.gz").rename(folder / part / f"{name}\udcfc.nii.gz")
+    except OSError:
+        pytest.skip("this file system takes text only for names")
+    given = folder if is_labelled else folder / "imagesTr"
+    # in a process of its own: without the check the image library would end this one
+    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "check", str(given), *(["--json"] if as_json else [])]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    said = read_document(CheckReport, done.stdout, where="stdout").findings[0].found if as_json else done.stderr
+    assert "Traceback" not in done.stderr
+    for part in ("imagesTr", "labelsTr") if is_labelled else ("imagesTr",):
+        for name in ("c01", "c02"):
+            assert rf"{folder}/{part}/{name}\xfc.nii.gz: the bytes of its name are no text" in said
+
+
+@pytest.mark.parametrize("name", ["é", "漢", "ü ß"])
+def test_names_in_any_script_are_no_fault(folder, name):
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part / "c01.nii.gz").rename(folder / part / f"{name}.nii.gz")
+    assert check(folder) == ()
+    with suppress(OSError):  # not every file system takes it
+        (folder / "imagesTr" / "stray\udcfc.txt").write_text("a file that nobody reads may have any name")
+    assert check(folder) == ()
 
 
 def test_folder_without_a_dataset_is_told_as_json_too(tmp_path):

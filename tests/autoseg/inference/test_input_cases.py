@@ -76,6 +76,27 @@ def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
         find_input_cases(tmp_path, ["MRI"])
 
 
+@pytest.mark.parametrize("names", [("M\udcfcller.nii.gz", "p\udce9.mha"), ("M\udcfcller/a.nii.gz", "p\udce9/q/b.mha")])
+def test_all_names_that_are_no_text_are_told_at_once(tmp_path, names) -> None:
+    write(tmp_path / "a.nii.gz" if "/" not in names[0] else tmp_path / "c" / "a.nii.gz")
+    try:
+        for name in names:
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes text only for names")
+    with pytest.raises(ProblemsError) as caught:
+        find_input_cases(tmp_path, ["MRI"])
+    shown = [problem.where for problem in caught.value.problems]
+    assert [rf"{tmp_path}/M\xfcller", rf"{tmp_path}/p\xe9"] == [where.split(".")[0] for where in shown]
+
+
+def test_names_in_any_script_are_taken(tmp_path) -> None:
+    for name in ("é", "漢", "ü ß"):
+        write(tmp_path / f"{name}.nii.gz")
+    assert sorted(case.case_id for case in find_input_cases(tmp_path, ["MRI"])) == sorted(["é", "漢", "ü ß"])
+
+
 def test_nothing_to_predict_is_said(tmp_path) -> None:
     with pytest.raises(AutosegError, match="holds no image"):
         find_input_cases(tmp_path, ["MRI"])
