@@ -9,6 +9,7 @@ from pathlib import Path
 from autoseg.datasets.dataset import Case
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import read_header
+from autoseg.imaging.formats.dicom import split_part
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.volume import Geometry
 from autoseg.preparation.source_axes import source_orientation
@@ -33,7 +34,7 @@ def largest_need(
 
 
 def _file_bytes(case: Case) -> int:
-    return sum(_size(Path(path)) for path in case.images)
+    return sum(_size(split_part(Path(path))[0]) for path in case.images)
 
 
 def _size(path: Path) -> int:

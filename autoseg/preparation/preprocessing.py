@@ -329,6 +329,7 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
         "configuration": configuration.model_dump(
             include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
         ),
+        "named": case.model_dump(include={"images", "label", "masks"}),  # which segment of a file is which class
         "files": [_file_state(each) for file in (*case.images, *case.label_files) for each in files_of(file)],
     }
     return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from autoseg.datasets.dataset import Case
-from autoseg.imaging.formats import write_volume
+from autoseg.imaging.formats import list_series, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.preparation.need import BYTES_PER_VOXEL, largest_need
 
@@ -40,3 +40,11 @@ def test_real_needs_are_bytes_for_every_voxel(real_data: Path, name: str) -> Non
     files = sorted((real_data / name).rglob("*.nii.gz"), key=lambda path: path.stat().st_size)
     found = [Case(case_id=path.stem, images=(str(path),), label=None) for path in files]
     assert largest_need(found) >= BYTES_PER_VOXEL * 122 * 101 * 112
+
+
+def test_a_series_of_a_folder_counts_with_its_slices(real_data: Path, tmp_path: Path) -> None:
+    """Only the headers of cases with large files are read, so a series must not be taken for nothing."""
+    small = [case(tmp_path, f"small{number}", (3, 4, 5)) for number in range(5)]
+    (series,) = list_series(real_data / "dicom_series" / "mr_prostatex_adc")
+    named = f"{real_data / 'dicom_series' / 'mr_prostatex_adc'}#{series.uid}"
+    assert largest_need([*small, Case(case_id="series", images=(named,), label=None)]) == BYTES_PER_VOXEL * 19 * 128 * 84

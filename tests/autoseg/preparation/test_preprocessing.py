@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.dataset import Case, DatasetDescription, MaskFile
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import read_label_map, write_label_map, write_volume
 from autoseg.imaging.placement import restore_labels
@@ -414,3 +414,15 @@ def test_what_lies_beside_slices_does_not_make_a_stored_case_stale(tmp_path: Pat
     assert now() == before
     os.utime(sorted(slices.glob("*.dcm"))[0], ns=(1, 1))
     assert now() != before
+
+
+def test_another_segment_for_a_class_makes_a_stored_case_stale(tmp_path: Path, real_data: Path) -> None:
+    source = real_data / "Task04_Hippocampus"
+    image, file = source / "imagesTr" / "hippocampus_003.nii.gz", shutil.copy(source / "labelsTr" / "hippocampus_003.nii.gz", tmp_path)
+    dataset = describe(source, ["hippocampus_003"])
+    digests = set()
+    for parts in ((1, 2), (2, 1), (1, 2)):
+        masks = tuple(MaskFile(label=name, file=f"{file}#{part}") for name, part in zip(("head", "tail"), parts, strict=True))
+        taken = Case(case_id="a", images=(str(image),), label=None, masks=masks)
+        digests.add(case_digest(taken, dataset, plan(), plan().configurations[0]))
+    assert len(digests) == 2
