@@ -50,11 +50,18 @@ def is_dicom(file: Path) -> bool:
 
 
 def dicom_candidates(folder: Path) -> list[Path]:
-    """Files of a folder that may be DICOM by their names, which can have any ending or none."""
+    """Files of a folder that may be DICOM by their names, which can have any ending or none.
+
+    Links to files that are not there count, too: they may be slices whose content has not been fetched.
+    """
     try:
-        return sorted(file for file in folder.iterdir() if image_ending(file) in ("", ".dcm") and file.is_file())
+        return sorted(file for file in folder.iterdir() if image_ending(file) in ("", ".dcm") and (file.is_file() or _leads_nowhere(file)))
     except OSError as error:
         raise AutosegError(f"{folder} could not be listed ({error.strerror or error}); make it readable") from None
+
+
+def _leads_nowhere(file: Path) -> bool:
+    return file.is_symlink() and not file.exists() and not file.name.startswith(".")
 
 
 def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> Any:

@@ -15,6 +15,7 @@ from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomograp
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats.dicom import (
     PART_MARK,
+    begins_as_dicom,
     dicom_candidates,
     is_dicom,
     number,
@@ -192,16 +193,26 @@ def _rescaling(tags: Any) -> tuple[float, float]:
 def _group(folder: Path) -> dict[str, list[_Slice]]:
     """Slices with a position, by SeriesInstanceUID."""
     groups: dict[str, list[_Slice]] = {}
-    files = dicom_candidates(folder)
-    require_text(file for file in files if is_dicom(file))
+    files = [file for file in dicom_candidates(folder) if _is_slice(file)]
+    require_text(files)
     for file in files:
-        if not is_dicom(file) and image_ending(file):
-            raise damaged(file, "it does not begin as a DICOM file")
-        if is_dicom(file):
-            item = _slice(file, read_tags(file, NEEDED_TAGS))
-            if item is not None:
-                groups.setdefault(str(item.tags.get("SeriesInstanceUID") or ""), []).append(item)
+        item = _slice(file, read_tags(file, NEEDED_TAGS))
+        if item is not None:
+            groups.setdefault(str(item.tags.get("SeriesInstanceUID") or ""), []).append(item)
     return groups
+
+
+def _is_slice(file: Path) -> bool:
+    """Whether a candidate is DICOM; an image that lacks a slice must not pass for a whole one."""
+    try:
+        found = begins_as_dicom(file)
+    except OSError as error:
+        raise AutosegError(
+            f"{file} could not be read ({error.strerror or error}), and may be a slice; make it readable, or take it out of the folder"
+        ) from None
+    if not found and image_ending(file):
+        raise damaged(file, "it does not begin as a DICOM file")
+    return found
 
 
 def _slice(file: Path, tags: Any) -> _Slice | None:

@@ -268,3 +268,23 @@ def test_each_of_several_series_has_its_own_files(tmp_path: Path) -> None:
     assert files_of(f"{tmp_path}#1.2.7") == (own["1.2.5"][0], tmp_path / "1.2.7_0")
     with pytest.raises(AutosegError, match=r"1\.2\.5_0"):
         read_header(f"{tmp_path}#1.2.7")
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm"])
+def test_a_slice_that_cannot_be_reached_is_not_left_out(tmp_path: Path, ending: str) -> None:
+    """The last one leaves no gap that could be noticed; links of data sets that are fetched in parts lead nowhere at first."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for i in range(4):
+        write_slice(folder / f"slice{i}{ending}", (0.0, 0.0, STEP * i), value=i)
+    last = folder / f"slice3{ending}"
+    last.rename(tmp_path / "elsewhere")
+    assert len(read_volume([folder]).array[0]) == 3
+    last.symlink_to(tmp_path / "fetched")
+    (folder / ".#lock").symlink_to("somebody@host")
+    with pytest.raises(AutosegError, match=r"slice3.* could not be read \(No such file or directory\).*may be a slice"):
+        read_volume([folder])
+    with pytest.raises(AutosegError, match="slice3"):
+        read_header(folder)
+    (tmp_path / "elsewhere").rename(tmp_path / "fetched")
+    assert len(read_volume([folder]).array[0]) == 4
