@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(VENV)/bin/autoseg demo --out demo
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest -n 2 tests --real-data $(REAL_DATA)
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal tests --real-data $(REAL_DATA)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
