@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -122,8 +123,8 @@ def look_at(lines: Lines, images: Sequence[Path], files: Sequence[Path]) -> Foun
     )
 
 
-def _state(path: Path, lines: Lines) -> str:
-    """``as noted``, ``missing``, ``older``, ``changed`` or ``cut``."""
+def _state(path: Path, lines: Lines) -> Literal["as noted", "missing", "older", "changed", "cut"]:
+    """What has become of a predicted file; ``older`` is what some line before the last one noted."""
     if not lines or not all(part.exists() for part in files_of(path)):
         return "missing"
     noted = {entry.path: entry for entry in lines[-1].files}
