@@ -1,10 +1,12 @@
 """Kill a real run at random moments, again and again, and compare what it ends with with an undisturbed run.
 
-    python benchmarks/crash.py --kills 40 --work DIR            # kill -9 at random moments
+    python benchmarks/crash.py --kills 40 --work DIR            # kill -9 at random moments of all stages
     python benchmarks/crash.py --full-disk --work DIR           # a filesystem that fills up (needs root, for a tmpfs)
     python benchmarks/crash.py --compiled --work DIR            # kill -9, with training steps through torch.compile
 
-A small phantom dataset and a schedule of a few dozen steps; the same `autoseg run` command is repeated until it ends well.
+A small phantom dataset and a schedule of a few dozen steps. The same `autoseg run` command is killed in one stage after
+another, each at a random moment of the time that the stage takes, and then ends; that is repeated in new run folders. What
+comes after the last stage that has a lock, predictions of test images and the report, counts for that stage.
 Compared byte for byte: weights, validation and test predictions, preprocessed data, selection, splits and score tables.
 Left out are files that hold times: logs, histories, run and stage records, the report, and checkpoints, which are only a
 means.
@@ -13,12 +15,16 @@ means.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from autoseg.datasets.phantom import make_phantom_dataset
@@ -27,6 +33,7 @@ from planners import Schedule
 
 COMPARED = ("*.safetensors", "*.nii.gz", "*.b2nd", "*.npz", "selection.json", "splits.json", "plan.json", "summary.json")
 STEPS = 24
+POLL_S = 0.002
 
 
 def command(dataset: Path, out: Path, *extra: str) -> list[str]:
@@ -61,53 +68,69 @@ def differences(run: Path, expected: dict[str, bytes]) -> list[str]:
     return sorted(wrong) + [f"left behind: {path.name}" for path in run.rglob("*.part")]
 
 
-def last_stage(run: Path) -> str:
-    """The stage that a killed run was in, as far as its records tell."""
-    done = sorted((run / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime) if run.exists() else []
-    return f"after {done[-1].stem.split('-')[0]}" if done else "at the start"
+def seconds_of_stages(run: Path, ended: float) -> dict[str, float]:
+    """By the name of its lock, how long each stage of an undisturbed run had it, in their order; ``ended``: Unix time."""
+    locks = sorted((run / "locks").iterdir(), key=lambda path: path.stat().st_mtime)
+    times = [*(path.stat().st_mtime for path in locks), ended]
+    return {path.stem: after - before for path, (before, after) in zip(locks, pairwise(times), strict=True)}
 
 
-def kill_until_done(call: list[str], run: Path, *, kills: int, longest_s: float, rng: random.Random) -> Counter[str]:
-    """Start the run, kill it after a random time, and so on ``kills`` times; then let it end."""
-    where: Counter[str] = Counter()
-    while sum(where.values()) < kills:
-        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=rng.uniform(0.5, longest_s))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            where[last_stage(run)] += 1
-            continue
-        if process.returncode != 0:
-            sys.exit(f"a run that was not killed ended with exit code {process.returncode}")
-        return where
-    subprocess.run(call, check=True, capture_output=True)
-    return where
+def stage_of(run: Path, process: subprocess.Popen[bytes]) -> str | None:
+    """The stage that a process is in, by the lock that it took last."""
+    found = []
+    for path in (run / "locks").glob("*.lock"):
+        with suppress(ValueError, KeyError):  # a lock is empty for a moment when it changes hands
+            if json.loads(path.read_text())["pid"] == process.pid:
+                found.append((path.stat().st_mtime, path.stem))
+    return max(found)[1] if found else None
+
+
+def kill_after(call: list[str], run: Path, before: Sequence[str], delay_s: float) -> str | None:
+    """Start the run, kill it ``delay_s`` after it has passed the stages ``before``; the stage it was in, None: it had ended."""
+    # Into a file: a pipe would stay open while worker processes of a killed run are still there.
+    with (run.parent / "messages.txt").open("wb") as messages:
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=messages)
+    while process.poll() is None and stage_of(run, process) in (None, *before):
+        time.sleep(POLL_S)
+    try:
+        process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        found = stage_of(run, process)
+        process.kill()
+        process.wait()
+        return found
+    if process.returncode != 0:
+        sys.exit(f"a run that was not killed ended with exit code {process.returncode}, see {messages.name}")
+    return None
 
 
 def crash(work: Path, *, kills: int, seed: int, compiled: bool = False) -> None:
     dataset = work / "Task99_Phantom"
     make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
     schedule = make_schedule(dataset, work, compiled=compiled)
-    started = time.perf_counter()
+    started = time.time()
     subprocess.run(command(dataset, work / "undisturbed", "--schedule", str(schedule)), check=True, capture_output=True)
-    whole = time.perf_counter() - started
+    whole = time.time() - started
+    seconds = seconds_of_stages(work / "undisturbed", started + whole)
+    stages = list(seconds)
     expected = contents(work / "undisturbed")
     rng, total, rounds = random.Random(seed), Counter[str](), 0
-    while sum(total.values()) < kills:
+    while total.total() < kills:
         run = work / f"killed_{rounds}"
         call = command(dataset, run, "--schedule", str(schedule))
-        left = kills - sum(total.values())
-        total += kill_until_done(call, run, kills=min(left, 8), longest_s=0.9 * whole, rng=rng)
+        for index in sorted(rng.sample(range(len(stages)), min(len(stages), kills - total.total()))):
+            killed_in = kill_after(call, run, stages[:index], rng.uniform(0, seconds[stages[index]]))
+            if killed_in is not None:
+                total[killed_in] += 1
+        subprocess.run(call, check=True, capture_output=True)
         rounds += 1
         wrong = differences(run, expected)
         if wrong:
             sys.exit(f"round {rounds}: {len(wrong)} of {len(expected)} files differ: {', '.join(wrong[:10])}")
         shutil.rmtree(run)
-    table = ", ".join(f"{count} {stage}" for stage, count in sorted(total.items()))
+    table = ", ".join(f"{total[stage]} in {stage}" for stage in stages if total[stage])
     sys.stdout.write(
-        f"{sum(total.values())} kills in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time; "
+        f"{total.total()} kills in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time; "
         f"undisturbed run {whole:.0f} s\n"
     )
 
