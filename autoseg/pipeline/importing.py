@@ -90,9 +90,16 @@ def _open_stages(
     stage, problems = _open_stage(folder, folds, checkpoints)
     if stage is None or stage.configuration.previous_stage is None:
         return [stage] if stage is not None else [], problems
-    whole = folder.resolve()
-    beside = whole.with_name(whole.name.replace(stage.configuration.name, stage.configuration.previous_stage))
+    name, first, whole = stage.configuration.name, stage.configuration.previous_stage, folder.resolve()
+    mend = f"let them lie side by side, as nnU-Net names them: TRAINER__PLANS__{first} and TRAINER__PLANS__{name}"
+    if name not in whole.name:
+        found = f"it holds {name}, but its name does not say so: the folder of {first}, its first stage, cannot be told from it"
+        return [stage], [*problems, Problem(where=str(whole), found=found, mend=mend)]
+    beside = whole.with_name(whole.name.replace(name, first))
     before, more = _open_stage(beside, tuple(stage.checkpoints), checkpoints)
+    if before is not None and before.configuration.name != first:
+        found = f"it holds {before.configuration.name}, not {first}, the first stage of {name}"
+        more.append(Problem(where=str(beside), found=found, mend=mend))
     return [each for each in (before, stage) if each is not None], problems + more
 
 
@@ -206,8 +213,9 @@ def _packed(checkpoint: ReferenceCheckpoint, configuration: Configuration) -> by
 
 
 def _tell(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
+    names = ["all" if path.parent.name == ALL_CASES else str(fold) for fold, path in stage.checkpoints.items()]
     say(
-        f"{stage.model.plan.dataset_name}: {stage.configuration.name}, folds {', '.join(map(str, stage.checkpoints))}, "
+        f"{stage.model.plan.dataset_name}: {stage.configuration.name}, fold{'s' if len(names) > 1 else ''} {', '.join(names)}, "
         f"{stage.trainer}, {stage.epochs} epochs"
     )
     numbered = any(FOLD.fullmatch(path.name) for path in folder.iterdir())

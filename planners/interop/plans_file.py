@@ -43,6 +43,12 @@ def _known_network(name: str) -> str:
     return name
 
 
+def _each_axis_once(order: Permutation) -> Permutation:
+    if len(set(order)) < len(order):
+        raise ValueError("must name each of the axes 0, 1 and 2 once")
+    return order
+
+
 class _NormArguments(_Part):
     eps: Annotated[float, Field(ge=1e-5, le=1e-5)] = 1e-5
     affine: Literal[True]
@@ -130,7 +136,7 @@ class PlansFile(_Part):
     dataset_name: str
     original_median_spacing_after_transp: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     original_median_shape_after_transp: tuple[PositiveInt, PositiveInt, PositiveInt]
-    transpose_forward: Permutation
+    transpose_forward: Annotated[Permutation, AfterValidator(_each_axis_once)]
     experiment_planner_used: str
     configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
@@ -152,7 +158,7 @@ def read_configurations(
 
 
 class InheritanceError(ValueError):
-    """A configuration that inherits from one that is missing or from itself."""
+    """A configuration that inherits from one that is missing, from itself, or from what is no name."""
 
 
 def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
@@ -161,6 +167,8 @@ def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str,
     merged: dict[str, Any] = {}
     current: str | None = name
     while current is not None:
+        if not isinstance(current, str):
+            raise InheritanceError(f"must be the name of a configuration (found {current!r})")
         if current in line:
             raise InheritanceError(f"goes round in a circle: {' -> '.join((*line, current))}")
         if current not in configurations:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,7 @@ def test_what_is_imported_is_told(tmp_path: Path, reference_layout: Layout) -> N
     trained = train(tmp_path / "model", reference_layout)
     said: list[str] = []
     bundle = import_nnunet(trained.folder, tmp_path / "model.zip", folds=[1], say=said.append)
-    assert said[0] == "Dataset004_Hippocampus: 3d_fullres, folds 1, nnUNetTrainer, 3 epochs"
+    assert said[0] == "Dataset004_Hippocampus: 3d_fullres, fold 1, nnUNetTrainer, 3 epochs"
     assert "postprocessing.pkl" in said[1]
     about = open_model(bundle).description
     assert about.origin == "nnU-Net v2, nnUNetTrainer, 3 epochs"
@@ -302,7 +302,9 @@ def test_one_network_on_all_cases_becomes_a_fold(tmp_path: Path, reference_layou
     (trained.folder / "fold_0").rename(trained.folder / "fold_all")
     (trained.folder / "fold_1" / "checkpoint_final.pth").unlink()
     (trained.folder / "fold_1").rmdir()
-    bundle = import_nnunet(trained.folder, tmp_path / "model.zip", say=lambda _: None)
+    said: list[str] = []
+    bundle = import_nnunet(trained.folder, tmp_path / "model.zip", say=said.append)
+    assert said[0] == "Dataset004_Hippocampus: 3d_fullres, fold all, nnUNetTrainer, 3 epochs"
     assert open_model(bundle).description.selection.folds == (0,)
 
 
@@ -314,6 +316,7 @@ def test_a_network_on_all_cases_beside_folds_is_told_and_stands_in_where_they_ar
     said: list[str] = []
     bundle = import_nnunet(trained.folder, tmp_path / "folds.zip", say=said.append)
     assert open_model(bundle).description.selection.folds == FOLDS
+    assert "3d_fullres, folds 0, 1, " in said[0]
     assert "fold_all, one network of all cases, is not used" in said[1]
     (trained.folder / "fold_0" / "checkpoint_final.pth").unlink()
     said.clear()
@@ -369,10 +372,9 @@ def test_plans_that_cannot_be_followed_are_refused(tmp_path: Path, reference_lay
     assert any("MyReader" in problem for problem in found)
 
 
-def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
-    image: Path, tmp_path: Path, reference_layout: Layout
-) -> None:
-    trained = train(tmp_path / "T__P__3d_cascade_fullres", reference_layout)
+def train_cascade(where: Path, layout: Layout) -> tuple[Trained, Path, dict[str, Any]]:
+    """A trained second stage, the folder beside for its first one, without checkpoints, and the plans of both."""
+    trained = train(where / "T__P__3d_cascade_fullres", layout)
     plans = make_plans()
     whole = plans["configurations"]["3d_fullres"]
     plans["configurations"] = {
@@ -380,7 +382,7 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
         "3d_lowres": {**whole, "spacing": [2.0] * 3, "patch_size": [16, 24, 16], "next_stage": "3d_cascade_fullres"},
         "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
     }
-    low = tmp_path / "T__P__3d_lowres"
+    low = where / "T__P__3d_lowres"
     for folder in (trained.folder, low):
         folder.mkdir(exist_ok=True)
         (folder / "plans.json").write_text(json.dumps(plans))
@@ -388,7 +390,14 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
     more = trained.configuration.network.model_copy(update={"num_inputs": 3})
     for fold in FOLDS:
         second = trained.folder / f"fold_{fold}" / "checkpoint_final.pth"
-        save_checkpoint(second, reference_layout(more), plans, configuration="3d_cascade_fullres")
+        save_checkpoint(second, layout(more), plans, configuration="3d_cascade_fullres")
+    return trained, low, plans
+
+
+def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
+    image: Path, tmp_path: Path, reference_layout: Layout
+) -> None:
+    trained, low, plans = train_cascade(tmp_path, reference_layout)
     assert any(
         "3d_lowres" in problem or "fold 0 is missing" in problem for problem in refused(trained, tmp_path / "model.zip")
     )
@@ -401,3 +410,15 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
     assert member.previous is not None
     assert (member.mirror_axes, member.previous.mirror_axes) == ((0, 1, 2), (0,))
     assert predictor.predict_files([image]).labels.shape == nibabel.load(image).shape[::-1]
+
+
+def test_a_first_stage_that_is_not_beside_its_cascade_is_told(tmp_path: Path, reference_layout: Layout) -> None:
+    trained, low, plans = train_cascade(tmp_path, reference_layout)
+    for fold in FOLDS:
+        save_checkpoint(low / f"fold_{fold}" / "checkpoint_final.pth", trained.networks[fold], plans)
+    assert refused(trained, tmp_path / "model.zip") == [
+        "T__P__3d_lowres: it holds 3d_fullres, not 3d_lowres, the first stage of 3d_cascade_fullres"
+    ]
+    renamed = replace(trained, folder=trained.folder.rename(tmp_path / "mine"))
+    (problem,) = refused(renamed, tmp_path / "model.zip")
+    assert "mine: it holds 3d_cascade_fullres, but its name does not say so" in problem

@@ -144,6 +144,18 @@ def test_what_other_configurations_hold_does_not_matter() -> None:
     assert read(plans=change) == read()
 
 
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda plans: plans.update(transpose_forward=[0, 1, 1]), "transpose_forward"),
+        (lambda plans: plans["configurations"]["3d_fullres"].update(inherits_from=["2d"]), "configurations.3d_fullres.inherits_from"),
+    ],
+)
+def test_axes_and_ancestors_that_cannot_be_are_told(change: Callable[[Json], None], place: str) -> None:
+    (problem,) = problems(plans=change)
+    assert problem.startswith((f"{place}: ", f"plans.json: {place}: "))
+
+
 def test_all_problems_are_told_at_once() -> None:
     def change(plans: Json) -> None:
         plans["image_reader_writer"] = "MyReader"
