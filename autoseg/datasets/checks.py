@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from autoseg.datasets.case_labels import read_file_labels
-from autoseg.datasets.dataset import Case, DatasetDescription, Finding, LabelCoding
+from autoseg.datasets.check_items import CheckItem, item_name
+from autoseg.datasets.dataset import DatasetDescription, Finding, LabelCoding
 from autoseg.datasets.duplicates import find_duplicates
-from autoseg.datasets.grids import SAME_GRID, grid_differences, turned_differences, turned_grid
+from autoseg.datasets.grids import turned_grid
+from autoseg.datasets.header_checks import HeaderReport, check_headers
 from autoseg.datasets.intensities import unusual_intensities
 from autoseg.datasets.loose_images import NamedImage
-from autoseg.datasets.measures import CaseFiles, CaseMeasures, measure_case
 from autoseg.datasets.misfits import Misfit, as_finding, find_misfits
 from autoseg.datasets.patients import leaking_patients
 from autoseg.datasets.plausibility import (
@@ -28,25 +23,15 @@ from autoseg.datasets.plausibility import (
     unusual_signs,
     wrong_units,
 )
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.datasets.voxel_checks import EMPTY, VoxelReport, check_voxels, is_read_whole, item_state
+from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
-from autoseg.imaging.formats import (
-    ImageHeader,
-    file_states,
-    image_stem,
-    read_header,
-    read_label_map,
-    read_volume,
-)
-from autoseg.imaging.volume import Geometry, LabelMap, Volume
+from autoseg.imaging.formats import image_stem
 from autoseg.kept_results import Remembered
 from autoseg.progress import Reporter
 from planners import LabelClass, Labels
 
-NUM_SHOWN_VALUES = 10
-MANY_VALUES = 20
-"""So many undeclared values are those of an image or of an interpolated mask."""
-EMPTY = "the label map is empty: background only"
+NUM_SHOWN_CASES = 10
 MANY_EMPTY, COMMON_EMPTY = 3, 0.05
 """More empty label maps than this number and this share of all are no accident."""
 CASE_S, VOXEL_S = 0.015, 6e-8
@@ -55,39 +40,6 @@ voxels of MR 1.6 s."""
 UNLABELLED = LabelCoding(labels=Labels(classes=(LabelClass(name="any", values=(1,)),)), file_values=(0, 1))
 """How to read labels where there are none."""
 SEVERITIES = ("error", "warning", "note")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Item:
-    """What is looked at together: a case, or an image or a label map without the other."""
-
-    case_id: str
-    images: tuple[str, ...]
-    labels: tuple[str, ...]
-    """Files of label map or masks."""
-    case: Case | None = None
-    is_training: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _HeaderReport:
-    findings: tuple[Finding, ...]
-    readable: _Item
-    """The item without the files whose voxels need not be read any more."""
-    label: Geometry | None
-    num_voxels: int
-    """Of all channels of the image."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _VoxelReport:
-    findings: tuple[Finding, ...]
-    is_read: bool
-    """Whether all files could be read; what prevented it may have been a lack of memory, or a drive that was away."""
-    counts: Mapping[int, int] | None
-    """Voxels of each file value in the labels; None: they could not be read."""
-    measures: CaseMeasures | None = None
-    """None: the image could not be read, has one value only, or NaN or infinite voxels."""
 
 
 def check_dataset(
@@ -122,7 +74,7 @@ def check_dataset(
 
 def check_images(images: Sequence[NamedImage], *, num_workers: int, reporter: Reporter) -> tuple[Finding, ...]:
     """All findings on images without labels, in the order of `check_dataset`: what cannot be read or predicted, what is there twice."""
-    items = [_Item(case_id=name, images=(str(path),), labels=()) for name, path in images]
+    items = [CheckItem(case_id=name, images=(str(path),), labels=()) for name, path in images]
     headers, voxels = _read(items, channels=(), coding=UNLABELLED, num_workers=num_workers, reporter=reporter)
     measures = [report.measures for report in voxels.values() if report.measures is not None]
     return _in_order([
@@ -138,21 +90,21 @@ def _in_order(findings: Iterable[Finding]) -> tuple[Finding, ...]:
 
 
 def _read(
-    items: Sequence[_Item], *, channels: Sequence[str], coding: LabelCoding, num_workers: int, reporter: Reporter,
+    items: Sequence[CheckItem], *, channels: Sequence[str], coding: LabelCoding, num_workers: int, reporter: Reporter,
     keep_in: Path | None = None,
-) -> tuple[list[_HeaderReport], dict[_Item, _VoxelReport]]:
+) -> tuple[list[HeaderReport], dict[CheckItem, VoxelReport]]:
     """What headers say, and the voxels of all whose headers are sound, by item."""
     with reporter.track("check headers", len(items)) as tracker:
-        headers = run_jobs(partial(_check_headers, channels=channels), items, name=_name, tracker=tracker)
+        headers = run_jobs(partial(check_headers, channels=channels), items, name=item_name, tracker=tracker)
     readable = [report.readable for report in headers if report.readable.images or report.readable.labels]
     seconds = CASE_S * len(readable) + VOXEL_S * sum(report.num_voxels for report in headers)
     workers = workers_worth_starting(num_workers, seconds)
-    check = partial(_check_voxels, coding=coding)
+    check = partial(check_voxels, coding=coding)
     remembered = check if keep_in is None else Remembered(
-        function=check, kind=_VoxelReport, state=_state, folder=keep_in, worth_keeping=_is_read
+        function=check, kind=VoxelReport, state=item_state, folder=keep_in, worth_keeping=is_read_whole
     )
     with reporter.track("check voxels", len(readable)) as tracker:
-        voxels = run_jobs(remembered, readable, name=_name, num_workers=workers, tracker=tracker)
+        voxels = run_jobs(remembered, readable, name=item_name, num_workers=workers, tracker=tracker)
     return headers, dict(zip(readable, voxels, strict=True))
 
 
@@ -166,20 +118,20 @@ def require_clean(findings: Iterable[Finding]) -> None:
         )
 
 
-def _items(dataset: DatasetDescription) -> list[_Item]:
+def _items(dataset: DatasetDescription) -> list[CheckItem]:
     items = [
-        _Item(case_id=case.case_id, images=case.images, labels=case.label_files, case=case, is_training=is_training)
+        CheckItem(case_id=case.case_id, images=case.images, labels=case.label_files, case=case, is_training=is_training)
         for is_training, cases in ((True, dataset.training), (False, dataset.test))
         for case in cases
     ]
-    items += [_Item(case_id=image_stem(path), images=(path,), labels=()) for path in dataset.unpaired_images]
-    return items + [_Item(case_id=image_stem(path), images=(), labels=(path,)) for path in dataset.unpaired_labels]
+    items += [CheckItem(case_id=image_stem(path), images=(path,), labels=()) for path in dataset.unpaired_images]
+    return items + [CheckItem(case_id=image_stem(path), images=(), labels=(path,)) for path in dataset.unpaired_labels]
 
 
 def _comparisons(
     dataset: DatasetDescription,
-    headers: Sequence[_HeaderReport],
-    voxels: Mapping[_Item, _VoxelReport],
+    headers: Sequence[HeaderReport],
+    voxels: Mapping[CheckItem, VoxelReport],
     *,
     num_workers: int,
     reporter: Reporter,
@@ -216,222 +168,21 @@ def _label_findings(facts: Sequence[LabelFacts], misfits: Sequence[Misfit], data
     return findings
 
 
-def _name(item: _Item) -> str:
-    return f"case {item.case_id}"
-
-
-def _finding(item: _Item, severity: str, where: str, found: str, mend: str) -> Finding:
-    return Finding.model_validate(
-        {"severity": severity, "case_id": item.case_id, "where": where, "found": found, "mend": mend}
-    )
-
-
-def _unreadable(item: _Item, path: str, error: AutosegError) -> Finding:
-    """The reader's own words: after the last semicolon it says what to do, perhaps behind a cause and a colon."""
-    text = str(error).removeprefix(path).removeprefix(":").strip()
-    found, _, rest = text.rpartition("; ")
-    cause, _, mend = rest.rpartition(": ")
-    if not found:
-        found, cause, mend = text, "", "replace the file, or remove the case"
-    return _finding(item, "error", path, f"{found}; {cause}" if cause else found, mend)
-
-
-# --- headers ---
-
-
-def _check_headers(item: _Item, *, channels: Sequence[str]) -> _HeaderReport:
-    findings: list[Finding] = []
-    images = [_header(item, path, findings) for path in item.images]
-    read = [header for header in images if header is not None]
-    images_whole = len(read) == len(images) > 0
-    if images_whole:
-        faults = [*(_channel_faults(item, read, channels) if item.case else ()), *_channel_grid_faults(item, read)]
-        findings += faults
-        images_whole = not faults
-    labels = [(path, _header(item, path, findings)) for path in item.labels]
-    found = [(path, header) for path, header in labels if header is not None]
-    faults = [fault for path, header in found for fault in _label_faults(item, path, header, read[0] if read else None)]
-    findings += faults
-    labels_whole = len(found) == len(item.labels) > 0
-    return _HeaderReport(
-        findings=tuple(findings),
-        readable=replace(
-            item, images=item.images if images_whole else (), labels=item.labels if labels_whole else (),
-            # A label map on another grid is no part of its case, but is compared with the other label maps.
-            case=item.case if images_whole and labels_whole and not faults else None,
-        ),
-        label=found[0][1].geometry if found else None,
-        num_voxels=sum(math.prod(header.geometry.shape) * header.num_channels for header in read),
-    )
-
-
-def _header(item: _Item, path: str, findings: list[Finding]) -> ImageHeader | None:
-    try:
-        header = read_header(Path(path))
-    except AutosegError as error:
-        findings.append(_unreadable(item, path, error))
-        return None
-    if header.repair:
-        findings.append(_finding(item, "note", path, header.repair, "correct the file's header to be rid of this note"))
-    findings += [_finding(item, "note", path, note, "make sure that this is what you expect") for note in header.notes]
-    return header
-
-
-def _channel_faults(item: _Item, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Finding]:
-    found = sum(header.num_channels for header in headers)
-    if found == len(channels):
-        return []
-    return [_finding(
-        item, "error", item.images[0],
-        f"{found} channels, but the dataset has {len(channels)} ({', '.join(channels)})",
-        "add what is missing, correct the channels in the dataset's description, or remove the case",
-    )]
-
-
-def _channel_grid_faults(item: _Item, headers: Sequence[ImageHeader]) -> list[Finding]:
-    findings = []
-    for path, header in zip(item.images[1:], headers[1:], strict=True):
-        differences = grid_differences(header.geometry, headers[0].geometry, SAME_GRID)
-        if differences:
-            findings.append(_finding(
-                item, "error", path, f"another grid than the channel {Path(item.images[0]).name}: {'; '.join(differences)}",
-                "resample the channels to one grid, or remove the case",
-            ))
-    return findings
-
-
-def _label_faults(item: _Item, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Finding]:
-    if image is None or label.may_be_part:
-        return []
-    differences = turned_differences(label.geometry, image.geometry)
-    if not differences:
-        return []
-    return [_finding(
-        item, "error", where, f"the label map lies on another grid than its image: {'; '.join(differences)}",
-        "resample the label map to the image, or remove the case",
-    )]
-
-
-# --- voxels ---
-
-
-def _state(item: _Item) -> object:
-    return item, file_states([*item.images, *item.labels])
-
-
-def _is_read(report: _VoxelReport) -> bool:
-    return report.is_read
-
-
-def _check_voxels(item: _Item, *, coding: LabelCoding) -> _VoxelReport:
-    findings: list[Finding] = []
-    failures: list[Finding] = []
-    volume = _read_image(item, findings, failures) if item.images else None
-    counts, aligned = None, None
-    if item.labels:
-        try:
-            label_map = _read_labels(item, coding, volume)
-        except AutosegError as error:
-            failures.append(_unreadable(item, item.labels[0], error))
-        else:
-            counts = _count_values(label_map.array)
-            findings += _value_faults(item, counts, coding.file_values)
-            aligned = label_map.array if item.case is not None else None
-    measures = None
-    shows_something = volume is not None and all(np.ptp(channel) > 0 for channel in volume.array)
-    if volume is not None and shows_something and (item.case is not None or not item.labels):
-        measures = measure_case(
-            CaseFiles(
-                case_id=item.case_id, image_path=item.images[0], label_path=item.labels[0] if item.labels else None,
-                is_training=item.is_training, group=item.case.group if item.case else None,
-            ),
-            volume, aligned, file_values=coding.file_values, labels=coding.labels,
-        )
-    return _VoxelReport(findings=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
-
-
-def _read_labels(item: _Item, coding: LabelCoding, volume: Volume | None) -> LabelMap:
-    """In the axes of the image where both are fit for use, else as the file has it."""
-    if item.case is not None:
-        return read_file_labels(item.case, coding, onto=None if volume is None else volume.geometry)
-    return read_label_map(Path(item.labels[0]))
-
-
-def _read_image(item: _Item, findings: list[Finding], failures: list[Finding]) -> Volume | None:
-    """The image with finite voxels; None where there is none, with the reason among ``findings`` or ``failures`` to read."""
-    where = item.images[0]
-    try:
-        volume = read_volume([Path(path) for path in item.images])
-    except AutosegError as error:
-        failures.append(_unreadable(item, where, error))
-        return None
-    for channel, voxels in enumerate(volume.array):
-        path = item.images[channel] if len(item.images) == len(volume.array) else where
-        findings += _intensity_faults(item, path, channel, voxels)
-    return volume if np.isfinite(volume.array).all() else None
-
-
-def _intensity_faults(item: _Item, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Finding]:
-    low, high = float(voxels.min()), float(voxels.max())
-    if np.isfinite(low) and np.isfinite(high):
-        if low < high:
-            return []
-        return [_finding(item, "warning", path, f"all voxels of channel {channel} are {low:g}",
-                         "look at the image; remove the case if it is empty")]
-    bad = ~np.isfinite(voxels)
-    first = tuple(int(index) for index in np.argwhere(bad)[0])
-    num_nan = int(np.isnan(voxels).sum())
-    counts = {"NaN": num_nan, "infinite": int(bad.sum()) - num_nan}
-    kinds = [f"{count} {kind}" for kind, count in counts.items() if count]
-    return [_finding(
-        item, "error", path, f"{' and '.join(kinds)} voxels in channel {channel}, the first at (z, y, x) = {first}",
-        "give these voxels a value, such as that of the air around, or remove the case",
-    )]
-
-
-def _count_values(array: NDArray[np.integer]) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-
-
-def _value_faults(item: _Item, counts: Mapping[int, int], file_values: Sequence[int]) -> list[Finding]:
-    where = item.labels[0]
-    unknown = {value: count for value, count in counts.items() if value not in file_values}
-    if unknown:
-        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:NUM_SHOWN_VALUES])
-        more = f" and {len(unknown) - NUM_SHOWN_VALUES} more" if len(unknown) > NUM_SHOWN_VALUES else ""
-        greys = "" if len(unknown) < MANY_VALUES else f": with {len(counts)} values from {min(counts)} to {max(counts)} it holds greys"
-        return [_finding(
-            item, "error", where,
-            f"label values that are not declared: {shown}{more}; declared are {_list(file_values)}{greys}",
-            "give the label map itself, not an image or an interpolated mask" if greys
-            else "correct the label map, or declare the values in the dataset's description",
-        )]
-    if set(counts) <= {file_values[0]}:
-        return [_finding(item, "warning", where, EMPTY,
-                         "make sure that this case really shows no structure")]
-    return []
-
-
 def _few_empty(findings: Sequence[Finding], dataset: DatasetDescription) -> list[Finding]:
     """Empty label maps one by one, or, where they are common, as one note: then they belong to the dataset."""
     empty = [finding for finding in findings if finding.found == EMPTY]
     if len(empty) <= max(MANY_EMPTY, COMMON_EMPTY * len(dataset.training)):
         return list(findings)
-    ids = ", ".join(str(finding.case_id) for finding in empty[:NUM_SHOWN_VALUES])
+    ids = ", ".join(str(finding.case_id) for finding in empty[:NUM_SHOWN_CASES])
     return [*(finding for finding in findings if finding.found != EMPTY), Finding(
         severity="note", case_id=None, where=dataset.root,
-        found=f"{len(empty)} of {len(dataset.training)} label maps are empty: {ids}{' ...' if len(empty) > NUM_SHOWN_VALUES else ''}",
+        found=f"{len(empty)} of {len(dataset.training)} label maps are empty: {ids}{' ...' if len(empty) > NUM_SHOWN_CASES else ''}",
         mend=empty[0].mend.replace("this case", "these cases").replace("shows", "show"),
     )]
 
 
-def _list(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
-
-
 def _label_facts(
-    dataset: DatasetDescription, headers: Sequence[_HeaderReport], voxels: Mapping[_Item, _VoxelReport]
+    dataset: DatasetDescription, headers: Sequence[HeaderReport], voxels: Mapping[CheckItem, VoxelReport]
 ) -> list[LabelFacts]:
     """What is known of all labels that could be read."""
     facts = []
