@@ -107,10 +107,10 @@ def labels_named_by_value(file_values: Iterable[int], names: Mapping[int, str] |
     """
     foreground = sorted(set(file_values) - {0})
     named = {value: (names or {}).get(value, f"label_{value}") for value in foreground}
-    count = Counter(named.values())
-    classes = tuple(
-        LabelClass(name=name if count[name] == 1 else f"{name}_{value}", values=(i,)) for i, (value, name) in enumerate(named.items(), 1)
-    )
+    while len(set(named.values())) < len(named):  # a name with its value may be another one's name
+        count = Counter(named.values())
+        named = {value: name if count[name] == 1 else f"{name}_{value}" for value, name in named.items()}
+    classes = tuple(LabelClass(name=name, values=(i,)) for i, name in enumerate(named.values(), 1))
     return LabelValues(labels=Labels(classes=classes), file_values=(0, *foreground))
 
 

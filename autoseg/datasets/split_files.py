@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,32 @@ NUM_SHOWN = 5
 """Cases that one line names."""
 
 
-def read_splits(path: Path, case_ids: Sequence[str]) -> Splits:
+def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> Splits:
     """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as the reference's ``splits_final.json`` is, or
     a run's own ``splits.json``.
 
-    Every case must be one of ``case_ids``, stand on one side of a fold, and validate in one fold at most. A fold may leave
-    cases out. A single fold may validate on nothing; of several each must validate. Raises `ProblemsError` with all that
-    is wrong.
+    Every case must be one of ``case_ids``, stand on one side of a fold, and validate in one fold at most; cases that were
+    ``left_out`` of the dataset are passed over, unless a side is empty without them. A fold may leave cases out. A single
+    fold may validate on nothing; of several each must validate. Raises `ProblemsError` with all that is wrong.
     """
-    folds = _read_folds(path)
-    problems = [problem for k, fold in enumerate(folds) for problem in _shape_problems(f"{path}, fold {k}", fold)]
-    if not problems:
-        problems = [
-            *_unknown_cases(path, folds, case_ids),
-            *(problem for k, fold in enumerate(folds) for problem in _fold_problems(f"{path}, fold {k}", fold, len(folds))),
-            *_validated_twice(path, folds),
-        ]
-    if problems:
-        raise ProblemsError(f"the splits of {path} cannot be used", problems)
-    return Splits(folds=tuple(Split(train=tuple(sorted(f["train"])), val=tuple(sorted(f.get("val", [])))) for f in folds))
+    listed = _read_folds(path)
+    _refuse(path, [problem for k, fold in enumerate(listed) for problem in _shape_problems(f"{path}, fold {k}", fold)])
+    passed_over = set(left_out) - set(case_ids)
+    folds = [{side: [i for i in fold.get(side, []) if i not in passed_over] for side in SIDES} for fold in listed]
+    _refuse(path, [
+        *_emptied_sides(path, listed, folds),
+        *_unknown_cases(path, folds, case_ids),
+        *(problem for k, fold in enumerate(listed) for problem in _fold_problems(f"{path}, fold {k}", fold, len(folds))),
+        *_validated_twice(path, folds),
+    ])
+    return Splits(folds=tuple(Split(train=tuple(sorted(f["train"])), val=tuple(sorted(f["val"]))) for f in folds))
 
 
-def read_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str]:
+def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> dict[str, str]:
     """Group of each case from a CSV file whose header names ``case`` and ``group`` (other columns are not looked at).
 
-    Cases that are not listed stand alone. Raises `ProblemsError` with all lines that name an unknown case, no group, or a
-    second group for a case.
+    Cases that are not listed stand alone, those that were ``left_out`` of the dataset are passed over. Raises `ProblemsError`
+    with all lines that name an unknown case, no group, or a second group for a case.
     """
     rows = _read_rows(path)
     groups: dict[str, str] = {}
@@ -51,6 +51,8 @@ def read_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str]:
     for number, row in rows:
         case_id, group = ((row.get(column) or "").strip() for column in ("case", "group"))
         where = f"{path}, line {number}"
+        if case_id not in case_ids and case_id in left_out:
+            continue
         if case_id not in case_ids:
             found = f"{case_id!r} is no case of the dataset"
             problems.append(Problem(where=where, found=found, mend=_suggest(case_id, case_ids)))
@@ -62,6 +64,16 @@ def read_groups(path: Path, case_ids: Sequence[str]) -> dict[str, str]:
     if problems:
         raise ProblemsError(f"the groups of {path} cannot be used", problems)
     return groups
+
+
+def cases_of_splits(path: Path) -> set[str]:
+    """Every case that a file of splits names; one that `read_splits` takes."""
+    return {case_id for fold in _read_folds(path) for side in SIDES for case_id in fold.get(side, [])}
+
+
+def cases_of_groups(path: Path) -> set[str]:
+    """Every case that a file of groups names; one that `read_groups` takes."""
+    return {(row.get("case") or "").strip() for _, row in _read_rows(path)}
 
 
 def describe_gaps(splits: Splits, case_ids: Sequence[str]) -> list[str]:
@@ -105,6 +117,11 @@ def _read_folds(path: Path) -> list[Any]:
     return folds
 
 
+def _refuse(path: Path, problems: Sequence[Problem]) -> None:
+    if problems:
+        raise ProblemsError(f"the splits of {path} cannot be used", problems)
+
+
 def _shape_problems(where: str, fold: object) -> list[Problem]:
     """Whether a fold is made of lists of names at all."""
     mend = 'write {"train": [case ids], "val": [case ids]}'
@@ -116,6 +133,20 @@ def _shape_problems(where: str, fold: object) -> list[Problem]:
         if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
             problems.append(Problem(where=f"{where}, {side}", found=f"is {ids!r:.60}, no list of names", mend=mend))
     return problems
+
+
+def _emptied_sides(path: Path, listed: Sequence[dict[str, list[str]]], folds: Sequence[dict[str, list[str]]]) -> list[Problem]:
+    """Sides of which every case was left out of the dataset."""
+    return [
+        Problem(
+            where=f"{path}, {side} of fold {k}",
+            found=f"no case is left, for {_name(sorted(whole[side]))} had errors (--skip-bad)",
+            mend="mend one of them, list others, or remove the fold",
+        )
+        for k, (whole, fold) in enumerate(zip(listed, folds, strict=True))
+        for side in SIDES
+        if whole.get(side) and not fold[side]
+    ]
 
 
 def _unknown_cases(path: Path, folds: Sequence[dict[str, list[str]]], case_ids: Sequence[str]) -> list[Problem]:

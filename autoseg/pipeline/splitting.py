@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.split_files import describe_gaps, describe_leaks, read_groups, read_splits
+from autoseg.datasets.split_files import (
+    cases_of_groups,
+    cases_of_splits,
+    describe_gaps,
+    describe_leaks,
+    read_groups,
+    read_splits,
+)
 from autoseg.datasets.splits import Splits, leave_one_group_out, make_splits
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.pipeline.freshness import digest
@@ -33,7 +40,7 @@ def find_splits(options: Options, dataset: DatasetDescription, num_folds: int | 
     _refuse_mixed(options)
     case_ids = [case.case_id for case in dataset.training]
     if options.splits is not None:
-        return read_splits(options.splits, case_ids)
+        return read_splits(options.splits, case_ids, dataset.left_out)
     groups = groups_of(options, dataset)
     if not options.leave_one_group_out:
         return make_splits(case_ids, num_folds=max(2, options.folds or num_folds or FOLDS), groups=groups)
@@ -51,7 +58,7 @@ def groups_of(options: Options, dataset: DatasetDescription) -> dict[str, str | 
     """Group of each case: as the file says, else as the dataset tells."""
     if options.groups is None:
         return {case.case_id: case.group for case in dataset.training}
-    return dict(read_groups(options.groups, [case.case_id for case in dataset.training]))
+    return dict(read_groups(options.groups, [case.case_id for case in dataset.training], dataset.left_out))
 
 
 def splits_stage(options: Options, dataset: DatasetDescription, num_folds: int = FOLDS) -> Splits:
@@ -65,6 +72,10 @@ def save_splits(options: Options, dataset: DatasetDescription, splits: Splits) -
     """Write ``splits.json`` and say what a person should know of folds of their own."""
     save_document(options.run.splits, splits)
     case_ids = [case.case_id for case in dataset.training]
+    for path, named in ((options.splits, cases_of_splits), (options.groups, cases_of_groups)):
+        passed_over = [] if path is None else sorted(named(path) & set(dataset.left_out) - set(case_ids))
+        if passed_over:
+            options.reporter.say(f"Note: {path}: passed over, since left out for errors (--skip-bad): {', '.join(passed_over)}")
     if options.splits is not None:
         leaks = describe_leaks(splits, groups_of(options, dataset))
         for line in (*describe_gaps(splits, case_ids), *leaks):

@@ -163,6 +163,13 @@ def test_classes_of_bids_have_the_names_of_their_tables(tmp_path):
     assert found.channels == ("T1w",)
 
 
+def test_classes_that_share_a_name_get_their_values_however_others_are_called(tmp_path):
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels={label: (0, 1, 7, 8) for label in labels})
+    (tmp_path / "derivatives/dseg.tsv").write_text("index\tname\n1\tcord\n7\tcord\n8\tcord_7\n")
+    assert [each.name for each in discover_dataset(tmp_path).labels.classes] == ["cord_1", "cord_7_7", "cord_7_8"]
+
+
 def test_bids_tables_that_disagree_are_an_error_and_broken_ones_a_warning(tmp_path):
     images, labels = FOLDERS["bids_derivatives"]
     write_folder(tmp_path, images=images, labels=labels)

@@ -57,6 +57,22 @@ def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
     assert len(raised.value.problems) == 7
 
 
+def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> None:
+    splits = make_splits(CASES, num_folds=3)
+    folds = [{"train": list(split.train), "val": list(split.val)} for split in splits.folds]
+    kept = [case for case in CASES if case not in splits.folds[1].val]
+    path = written(tmp_path, folds[::2])
+    assert [case for split in read_splits(path, kept, splits.folds[1].val).folds for case in split.train if case not in kept] == []
+    whole = written(tmp_path, folds, "whole.json")
+    with pytest.raises(ProblemsError, match=r"val of fold 1: no case is left, for .* had errors") as raised:
+        read_splits(whole, kept, splits.folds[1].val)
+    assert len(raised.value.problems) == 1
+    with pytest.raises(ProblemsError, match="'la_000' is no case of the dataset"):
+        read_splits(whole, CASES[1:], ["another"])
+    with pytest.raises(ProblemsError, match="val of fold 0: no case is left"):
+        read_splits(written(tmp_path, [{"train": CASES[1:], "val": CASES[:1]}], "one.json"), CASES[1:], CASES[:1])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -98,6 +114,7 @@ def test_groups_are_read_whatever_separates_the_columns(tmp_path, separator: str
     rows = [("case", "site", "group"), ("la_000", "x", "anna"), ("la_003", "x", " anna "), ("la_000", "y", "anna")]
     path = written(tmp_path, "\ufeff" + "\n".join(separator.join(row) for row in rows), "groups.csv")
     assert read_groups(path, CASES) == {"la_000": "anna", "la_003": "anna"}
+    assert read_groups(path, CASES[1:], CASES[:1]) == {"la_003": "anna"}
 
 
 def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:

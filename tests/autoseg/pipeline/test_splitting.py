@@ -75,6 +75,18 @@ def test_folds_of_a_file_are_taken_and_their_leaks_told(options, dataset, tmp_pa
     assert any("trains and validates on cases of p" in line for line in options.reporter.said)
 
 
+def test_files_may_name_cases_that_were_left_out_for_errors(options, dataset, tmp_path) -> None:
+    ids = [case.case_id for case in dataset.training]
+    (tmp_path / "splits.json").write_text(json.dumps([{"train": ids[3:], "val": ids[:3]}, {"train": ids[:3], "val": ids[3:]}]))
+    (tmp_path / "groups.csv").write_text("case,group\n" + "".join(f"{case_id},p\n" for case_id in ids))
+    wanted = replace(options, splits=tmp_path / "splits.json", groups=tmp_path / "groups.csv", skip_bad=True)
+    left = dataset.model_copy(update={"training": dataset.training[1:], "left_out": (ids[0],)})
+    splits = splits_stage(wanted, left)
+    assert [split.val for split in splits.folds] == [tuple(ids[1:3]), tuple(ids[3:])]
+    notes = [line for line in options.reporter.said if line.startswith("Note")]
+    assert notes == [f"Note: {tmp_path / name}: passed over, since left out for errors (--skip-bad): {ids[0]}" for name in ("splits.json", "groups.csv")]
+
+
 def test_wishes_that_contradict_each_other_are_refused_together(options, dataset, tmp_path) -> None:
     with pytest.raises(ProblemsError) as raised:
         find_splits(replace(options, splits=tmp_path / "s.json", folds=3, leave_one_group_out=True), dataset)
