@@ -9,6 +9,7 @@ import pandas as pd
 
 from autoseg.evaluation.metrics import stored_name
 from autoseg.evaluation.summary import Summary
+from autoseg.imaging.formats.endings import PHOTOGRAPHS, image_ending
 
 TABLE_METRICS = ("dice", "iou", "hausdorff95_mm", "surface_dice")
 """Metrics with a good and a bad end."""
@@ -91,7 +92,7 @@ def format_table(summary: Summary) -> str:
         "mean of classes", _number(overall.dice), "", "", "", _number(overall.hausdorff95_mm, 2),
         _number(overall.surface_dice), str(len(summary.metric_per_case)),
     ))
-    return "\n".join([*_align(lines), *describe_gaps(summary)])
+    return "\n".join([*_align(lines), *describe_units(summary), *describe_gaps(summary)])
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -110,6 +111,14 @@ def _align(lines: list[tuple[str, ...]]) -> list[str]:
         for line in lines
     ]
     return [padded[0], "-" * max(map(len, padded)), *padded[1:]]
+
+
+def describe_units(summary: Summary) -> list[str]:
+    """A sentence where millimetres are none: photographs have no spacing."""
+    endings = {image_ending(case.reference_file) for case in summary.metric_per_case}
+    if endings and endings <= set(PHOTOGRAPHS):
+        return ["these images have no spacing: mm stands for pixels, and ml for thousands of them"]
+    return []
 
 
 def describe_gaps(summary: Summary) -> list[str]:

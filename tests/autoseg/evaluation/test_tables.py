@@ -82,3 +82,9 @@ def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     assert lines[5] == "head: of 3 cases, 1 missed entirely (Dice 0, no distance)"
     assert lines[6] == "tail: of 3 cases, 2 without it in prediction and reference (in no mean)"
     assert lines[0].index("Dice") + len("Dice") == lines[2].index("0.556") + len("0.556")
+
+
+@pytest.mark.parametrize(("references", "said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)])
+def test_pixels_are_not_called_millimetres_without_a_word(references: tuple[str, str], said: bool) -> None:
+    cases = [case(name, [1, 2, 0], [1, 2, 2]).model_copy(update={"reference_file": f"/labels/{name}"}) for name in references]
+    assert ("no spacing: mm stands for pixels" in format_table(summarize(cases, CLASSES))) == said
