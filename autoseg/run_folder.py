@@ -102,6 +102,11 @@ class RunFolder:
         return (*inside, self.all_preprocessed)
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a run has been at work in this folder."""
+        return (self.root / "stages").is_dir() and (self.root / "locks").is_dir()
+
+    @property
     def all_preprocessed(self) -> Path:
         return (self.work or self.root) / "preprocessed"
 
@@ -117,6 +122,12 @@ class RunFolder:
 
     def validation(self, configuration: str, fold: int) -> Path:
         return self.fold(configuration, fold) / "validation"
+
+
+def run_of(path: Path) -> RunFolder | None:
+    """The run in one of whose own folders ``path`` lies; what lies elsewhere in a run folder is somebody's."""
+    above = (RunFolder(folder) for folder in path.parents)
+    return next((run for run in above if run.is_begun and any(path.is_relative_to(folder) for folder in run.folders)), None)
 
 
 @contextmanager

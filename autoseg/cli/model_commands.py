@@ -75,7 +75,10 @@ def evaluate(
     from autoseg.evaluation.summary import evaluate_folder, write_summary
     from autoseg.evaluation.tables import format_table
     from autoseg.inference.prediction_record import read_record, recorded_classes
+    from autoseg.pipeline.claiming import require_no_own_scores
 
+    path = out or predictions / "summary.json"
+    require_no_own_scores(path)
     tolerance = DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm
     num_workers, reporter = workers or available_cores(), make_reporter()
     record = read_record(predictions)
@@ -90,7 +93,6 @@ def evaluate(
             predictions, references, classes=classes or None, ignore=ignore, tolerance_mm=tolerance, num_workers=num_workers,
             reporter=reporter,
         )
-    path = out or predictions / "summary.json"
     write_summary(path, summary)
     typer.echo(format_table(summary))
     typer.echo(f"All scores: {path}")
@@ -139,12 +141,16 @@ def submit(
     kind: Annotated[SubmissionKind, typer.Option("--as", help="msd: zip with a task folder; folder: plain files.")] = (
         SubmissionKind.msd
     ),
-    out: Annotated[Path, typer.Option("--out", help="File or folder to write.")] = Path("submission.zip"),
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File or folder to write (default: submission.zip for msd, submission for folder).", show_default=False),
+    ] = None,
 ) -> None:
     """Pack the predictions of the test images as a challenge wants them."""
     from autoseg.delivery.submission import pack_submission
 
     files = RunFolder(run_folder)
     description = load_document(DatasetDescription, files.dataset)
-    packed = pack_submission(files.predictions, description, kind=kind.value, out=out)
+    default = Path("submission.zip" if kind is SubmissionKind.msd else "submission")
+    packed = pack_submission(files.predictions, description, kind=kind.value, out=out or default)
     typer.echo(f"Submission: {packed}")

@@ -15,6 +15,7 @@ import typer
 from autoseg.cli.console import make_reporter, start_log_file
 from autoseg.execution.jobs import available_cores
 from autoseg.imaging.formats import require_text
+from autoseg.pipeline.claiming import require_free
 from autoseg.pipeline.options import Options
 from autoseg.run_folder import RunFolder
 
@@ -55,7 +56,7 @@ def parse_spacing(text: str) -> tuple[float, float, float]:
 
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 OptionalDatasetArgument = Annotated[Path | None, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", help="Run folder; everything is written here.", show_default=False)]
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False)]
 WorkOption = Annotated[
     Path | None, typer.Option("--work", help="Folder for preprocessed data (default: in the run folder).", show_default=False)
 ]
@@ -204,6 +205,7 @@ def make_options(
     seconds = None if budget is None else parse_duration(budget)
     folder = RunFolder(out, work)
     require_text([out, *([] if work is None else [work])])
+    require_free(folder, dataset)
     start_log_file(folder)
     return Options(
         dataset=dataset,

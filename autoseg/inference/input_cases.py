@@ -15,6 +15,7 @@ from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, read_header
 from autoseg.inference.predicted import predictions_among
 from autoseg.progress import Reporter, SilentReporter
+from autoseg.run_folder import run_of
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: one file for each channel, numbered as in nnU-Net's folders."""
@@ -35,8 +36,9 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
     ``channels``; a file that holds all channels stands alone. Several series in one folder are several images, named by
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images further down are named by the folders that
-    lead to them (`find_loose_images`). Files that are named as labels of images beside them, or
-    were predicted by an earlier call, are left out, and ``reporter`` is told. Raises `ProblemsError` that names every image that lacks channels.
+    lead to them (`find_loose_images`). Files that are named as labels of images beside them, were
+    predicted by an earlier call, or made by a run whose folder lies there, are left out, and ``reporter`` is told. Raises
+    `ProblemsError` that names every image that lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
         raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
@@ -72,6 +74,11 @@ def _to_predict(source: Path, items: list[NamedImage], reporter: Reporter) -> li
     """What is an image of a folder that a network might have been trained on, or that was predicted into."""
     if not source.is_dir():
         return items
+    runs = runs_among(source, [path for _, path in items])
+    if runs:
+        names = [root.resolve().name for root in sorted(set(runs.values()))]
+        reporter.say(f"Taken for no image: {count_noun(len(runs), 'file')} of {count_noun(len(names), 'run')}, {shorten(names)}")
+    items = [(stem, path) for stem, path in items if path not in runs]
     labels, predictions = labels_beside_images(source), predictions_among([path for _, path in items])
     left_out = {
         "label map": [path for _, path in items if path.resolve() in labels and path not in predictions],
@@ -82,6 +89,16 @@ def _to_predict(source: Path, items: list[NamedImage], reporter: Reporter) -> li
             reporter.say(f"Taken for no image: {count_noun(len(paths), noun)}, {shorten([path.name for path in paths])}")
     without = {path for paths in left_out.values() for path in paths}
     return [(stem, path) for stem, path in items if path not in without]
+
+
+def runs_among(source: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Those of ``paths`` that a run made whose folder is ``source`` or lies below, each with the folder of its run.
+
+    What lies in a folder of a run that somebody gave for itself is what they want to see predicted.
+    """
+    by_folder = {folder: run_of(folder) for folder in {path.parent for path in paths}}
+    found = {path: run.root for path in paths if (run := by_folder[path.parent]) is not None}
+    return {path: root for path, root in found.items() if root.is_relative_to(source)}
 
 
 def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
@@ -104,11 +121,12 @@ def _missing_channels(
         if found == len(channels):
             return []
         if -1 in files or found > 1:
+            several = f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
             return [
                 Problem(
                     where=str(path),
                     found=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
-                    mend=f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}",
+                    mend=several if len(channels) > 1 else "give a single volume of it",
                 )
             ]
     numbers = set(files) - {-1}

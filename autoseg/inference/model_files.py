@@ -68,6 +68,8 @@ def open_run(path: Path) -> RunFiles:
     run = RunFolder(path)
     needed = (run.dataset, run.plan, run.schedule, run.selection)
     missing = [file.name for file in needed if not file.is_file()]
+    if missing and ((path / "plans.json").is_file() or any(path.glob("fold_*/*.pth"))):
+        raise AutosegError(f"{path} is a model of nnU-Net; make a model of it that can be used here: autoseg import-nnunet {path} OUT")
     if len(missing) == len(needed):
         raise AutosegError(f"{path} is no run folder: it has none of {', '.join(missing)}; give the --out of autoseg run")
     if missing:

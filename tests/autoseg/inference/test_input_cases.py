@@ -12,6 +12,7 @@ from autoseg.imaging.formats import read_header, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.progress import SilentReporter
+from autoseg.run_folder import RunFolder
 
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
@@ -157,6 +158,14 @@ def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
     assert case.images == (image,)
 
 
+def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> None:
+    image = next((real_data / "ms_lesion_4ch" / "imagesTr").glob("*.nii.gz"))
+    with pytest.raises(ProblemsError) as caught:
+        find_input_cases(image, ["FLAIR"])
+    (problem,) = str(caught.value).splitlines()[1:]
+    assert problem.endswith("holds 4 channels, but the model needs 1: FLAIR; give a single volume of it")
+
+
 def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tmp_path) -> None:
     for name in ("sub-1/anat/t1.nii.gz", "sub-2/anat/t1.nii.gz"):
         (tmp_path / name).parent.mkdir(parents=True)
@@ -211,3 +220,18 @@ def test_a_folder_for_training_gives_its_images(real_data) -> None:
     assert {case.images[0].parent.name for case in cases} <= {"imagesTr", "imagesTs"}
     assert len(cases) >= 6
     assert "6 label maps" in reporter.said[0]
+
+
+def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) -> None:
+    images, run = ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"], RunFolder(tmp_path / "run")
+    made = [run.cross_validation / "a.nii.gz", run.predictions / "c.nii.gz", run.validation("2d", 0) / "b.nii.gz"]
+    for path in [*(tmp_path / name for name in images), *made, tmp_path / "run" / "scans" / "d.nii.gz", run.stage("check"), run.lock("check")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path) if path.name.endswith(".nii.gz") else path.write_text("")
+    monkeypatch.chdir(tmp_path)
+    for source in (tmp_path, Path()):
+        reporter = Listening()
+        cases = find_input_cases(source, ["MRI"], reporter=reporter)
+        assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], "scans are nothing that a run makes"
+        assert reporter.said == ["Taken for no image: 2 files of 1 run, run"]
+    assert [case.case_id for case in find_input_cases(run.predictions, ["MRI"])] == ["c"], "that was asked for"

@@ -1,0 +1,43 @@
+"""Whether a folder may become the folder of a run, and which files of a run are its own: nothing of others is written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoseg.datasets.dataset import DatasetDescription
+from autoseg.errors import AutosegError
+from autoseg.run_folder import RunFolder, load_document, run_of
+
+
+def require_free(run: RunFolder, dataset: Path) -> None:
+    """Raise `AutosegError` where ``run`` is the folder ``dataset`` itself, or holds the ``dataset.json`` of another program.
+
+    Where a run has been at work before, a damaged file is its own.
+    """
+    if run.root.resolve() == dataset.resolve():
+        raise AutosegError(
+            f"{run.root} is the dataset itself, to which nothing is written; choose another run folder with --out"
+        )
+    if not run.dataset.is_file() or run.is_begun:
+        return
+    try:
+        load_document(DatasetDescription, run.dataset)
+    except AutosegError as error:
+        raise AutosegError(
+            f"{run.dataset} was not written by a run, which would put its own in that place; choose another run folder with --out"
+        ) from error
+
+
+def require_no_own_scores(path: Path) -> None:
+    """Raise `AutosegError` where ``path`` is a ``summary.json`` that a run made of its cross-validation or of one of its folds.
+
+    The run goes by these scores: others in their place would be taken for its own.
+    """
+    whole = path.resolve()
+    run = run_of(whole)
+    if run is None or whole.name != "summary.json":
+        return
+    if whole.parent == run.cross_validation or run.models in whole.parents:
+        raise AutosegError(
+            f"{path} is for the scores of the run in {run.root}, which goes by them; choose another file with --out"
+        )
