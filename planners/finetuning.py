@@ -11,7 +11,7 @@ from planners.geometry import transpose
 from planners.plan import Axis, ChannelNormalization, Configuration, Loss, Permutation, Plan
 from planners.problems import PlanningError
 from planners.schedule import with_width
-from planners.scheduling.candidates import preferred_configurations, shows_slices
+from planners.scheduling.candidates import shows_slices
 
 
 def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> Plan:
@@ -101,10 +101,7 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
     if own.strict_reference != pretrained.strict_reference:
         found, mend = ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
         problems.append(f"axes: the pretrained model follows {found}; {mend} --strict-reference")
-    usable = [c for c in preferred_configurations(pretrained) if c.name in widths]
-    if not usable:
-        problems.append(f"configurations: the pretrained model has {', '.join(widths)}, none of which can be trained alone")
-    elif all(c.dimensions == 3 for c in usable) and shows_slices(own):
+    if all(c.dimensions == 3 for c in pretrained.configurations if c.name in widths) and shows_slices(own):
         problems.append("images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one")
     if problems:
         raise PlanningError(f"dataset {own.dataset_name} with the pretrained model", problems)

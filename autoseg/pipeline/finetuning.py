@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import Problem, ProblemsError
+from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.pipeline.options import Options
 from planners import Configuration, Plan, Training, input_names, output_names, plan_finetuning
 
@@ -22,9 +22,9 @@ def open_pretrained(options: Options) -> ModelFiles | None:
 
     Raises `AutosegError` for what is no finished model, and where other wishes contradict its plan.
     """
+    refuse_contradictions(options)
     if options.pretrained is None:
         return None
-    _refuse_mixed(options)
     from autoseg.inference.model import open_model
 
     return open_model(options.pretrained)
@@ -37,8 +37,15 @@ def fit_plan(files: ModelFiles, own: Plan) -> Plan:
     return plan_finetuning(own, about.plan, widths)
 
 
-def _refuse_mixed(options: Options) -> None:
-    """Wishes that a pretrained plan cannot follow, all at once."""
+def refuse_contradictions(options: Options) -> None:
+    """Refuse wishes that a pretrained plan cannot follow, all at once, and a run folder whose own model it is."""
+    if options.pretrained is None:
+        return
+    if options.pretrained.resolve() == options.run.root.resolve():
+        raise AutosegError(
+            f"--pretrained {options.pretrained} is the run folder itself (--out), whose model would be written over; give another "
+            "folder with --out, or leave --pretrained out to go on with the run"
+        )
     wishes = {
         "--preset": options.preset != "default",
         "--memory-gb": options.memory_gb is not None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
 from autoseg.half_written import remove_orphans
+from autoseg.pipeline.finetuning import refuse_contradictions
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.record import now, what_differs, write_record
@@ -31,6 +32,7 @@ def run_all(options: Options) -> RunResult:
 
     ``run.json`` says how the last call went. Raises `AutosegError` with the reason when it cannot go on.
     """
+    refuse_contradictions(options)  # before the record of a finished run is written over
     started = now()
     with hold_lock(options.run.lock("run"), what=f"the run in {options.run.root}"):
         remove_orphans(options.run.root, below=False)

@@ -26,12 +26,13 @@ def short_batch_size(configuration: Configuration) -> int:
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
-    them. Of single slices only 2D.
+    them. Of single slices only 2D. A plan with none of these (of a pretrained cascade) gives its first stages.
     """
     order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
     left_out = _left_out(plan)
-    known = [c for c in plan.configurations if c.name in order and c.name not in left_out]
-    return tuple(sorted(known, key=lambda c: order[c.name]))
+    alone = [c for c in plan.configurations if c.previous_stage is None and c.name not in left_out]
+    known = [c for c in alone if c.name in order]
+    return tuple(sorted(known, key=lambda c: order[c.name]) or alone)
 
 
 def method_configurations(plan: Plan) -> tuple[Configuration, ...]:

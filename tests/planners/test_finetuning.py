@@ -17,9 +17,11 @@ from planners import (
     PlanningError,
     explain,
     input_names,
+    method_configurations,
     output_names,
     plan_dataset,
     plan_finetuning,
+    preferred_configurations,
     read_document,
     with_width,
     write_document,
@@ -134,5 +136,11 @@ def test_what_does_not_go_together_is_told_at_once() -> None:
     assert "single slices, but the pretrained networks are 3D" in text
     with pytest.raises(PlanningError, match="leave out --strict-reference"):
         plan_finetuning(make_plan(strict_reference=True), make_plan(), WIDTHS)
-    with pytest.raises(PlanningError, match="3d_lowres, none of which can be trained alone"):
-        plan_finetuning(make_plan(), make_plan(shape=(300, 500, 500), memory_gb=4), {"3d_lowres": 32})
+
+
+@pytest.mark.parametrize("trained", [("3d_lowres",), ("3d_lowres", "3d_cascade_fullres")])
+def test_a_low_resolution_or_a_cascade_is_trained_on_where_the_model_has_nothing_else(trained: tuple[str, ...]) -> None:
+    fitted = plan_finetuning(make_plan(), make_plan(shape=(300, 500, 500), memory_gb=4), dict.fromkeys(trained, 32))
+    assert tuple(c.name for c in fitted.configurations) == trained
+    assert [c.name for c in preferred_configurations(fitted)] == ["3d_lowres"]
+    assert tuple(c.name for c in method_configurations(fitted)) == trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from autoseg.errors import AutosegError, ProblemsError
 from autoseg.inference.model import open_model
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
+from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.selecting import select_stage
 from autoseg.pipeline.stages import plan_stage
@@ -109,6 +111,27 @@ def test_bundles_serve_as_well_and_other_things_are_refused(pretrained, target, 
     for wrong in (tmp_path / "notes.txt", tmp_path / "absent", target):
         with pytest.raises(AutosegError, match=wrong.name):
             plan_stage(options(target, tmp_path / "other", pretrained=wrong))
+
+
+def test_a_given_schedule_of_another_width_is_refused_in_one_line(pretrained, target, tmp_path) -> None:
+    schedule = load_document(Schedule, RunFolder(pretrained).schedule)
+    wider = tuple(t.model_copy(update={"base_features": t.base_features + 1}) for t in schedule.trainings)
+    save_document(tmp_path / "wider.json", schedule.model_copy(update={"trainings": wider}))
+    name, own = wider[0].configuration, schedule.trainings[0].base_features
+    with pytest.raises(AutosegError, match=f"trains {name} with {own + 1} features, not {own} as the networks of --pretrained") as raised:
+        schedule_stage(options(target, tmp_path / "run", pretrained=pretrained, schedule=tmp_path / "wider.json"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_run_is_not_pretrained_by_itself(pretrained, target, tmp_path) -> None:
+    shutil.copytree(pretrained, tmp_path / "run")
+    before = {path: path.read_bytes() for path in tmp_path.joinpath("run").rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to("run")
+    itself = options(target, tmp_path / "run", pretrained=tmp_path / "link")
+    for stage in (plan_stage, run_all):
+        with pytest.raises(AutosegError, match=r"link is the run folder itself \(--out\)"):
+            stage(itself)
+    assert {path: path.read_bytes() for path in tmp_path.joinpath("run").rglob("*") if path.is_file()} == before
 
 
 def test_cases_that_the_model_has_seen_are_told(pretrained, tmp_path) -> None:
