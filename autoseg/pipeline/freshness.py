@@ -78,14 +78,16 @@ def open_stage(
     say: Callable[[str], None],
     wait: bool = True,
     fits: Callable[[Path], bool] = Path.exists,
+    forget: bool = True,
 ) -> Iterator[bool]:
     """Own a stage while the block runs; yields whether there is anything to do.
 
     When the block that had to do something ends without an error, the stage is noted as finished, and results of single
-    cases that it kept until then are removed. ``what`` names the
-    stage to a person: when it is done again because something changed, and when another process has it. With ``wait`` that
-    process is waited for, else it is an error. ``fits`` looks into outputs that are there: damaged ones, and those that
-    something else was written over, are made again.
+    cases that it kept until then are removed. ``what`` names the stage to a person: when it is done again because something
+    changed, and when another process has it. With ``wait`` that process is waited for, else it is an error. ``fits``
+    looks into outputs that are there: damaged ones, and those that something else was written over, are made again.
+    Without ``forget`` the former record stays until the block removes it, which it does before it writes over the
+    first output.
     """
     with hold_lock(run.lock(name), what=what, wait=wait, say=say):
         changes = what_changed(run, name, consumed, outputs, fits)
@@ -95,7 +97,8 @@ def open_stage(
             return
         if changes != (NOT_DONE,):
             say(f"Doing {what} again: {', '.join(changes)}")
-        run.stage(name).unlink(missing_ok=True)
+        if forget:
+            run.stage(name).unlink(missing_ok=True)
         started = time.monotonic()
         yield True
         save_document(run.stage(name), StageRecord(consumed=dict(consumed), seconds=time.monotonic() - started))

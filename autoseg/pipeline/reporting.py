@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
+from math import ceil
 from pathlib import Path
 
 from autoseg.delivery.figures import overlay
@@ -117,16 +119,47 @@ def class_names(selected: Selected) -> Mapping[int, str]:
 
 
 def commands(options: Options, selected: Selected) -> tuple[Command, ...]:
-    """What a reader may want to do next."""
+    """What a reader may want to do next, as a shell takes it."""
     root = options.run.root
-    useful = [
-        Command(purpose="Segment new images", text=f"autoseg predict {root} FOLDER_OF_IMAGES predictions"),
-        Command(purpose="Score predictions", text="autoseg evaluate predictions FOLDER_OF_REFERENCES"),
-        Command(purpose="Go on, or repeat with more time", text=f"autoseg run {options.dataset} --out {root} --budget 2h"),
-    ]
+    hours = max(2, ceil(2 * (selected.prepared.schedule.conditions.budget_s or 0) / 3600))
+    useful = {
+        "Segment new images": ("predict", root, "FOLDER_OF_IMAGES", "predictions"),
+        "Score predictions": ("evaluate", "predictions", "FOLDER_OF_REFERENCES"),
+        "Repeat this run, or go on with it": (
+            *again(options, root),
+            *(() if options.run.work is None else ("--work", options.run.work)),
+            *(() if options.schedule is None else ("--schedule", options.schedule)),
+        ),
+        "Train for longer, beside this run": (*again(options, root.with_name(f"{root.name}_{hours}h")), "--budget", f"{hours}h"),
+    }
     if selected.prepared.dataset.test:
-        useful.append(Command(purpose="Pack the test predictions", text=f"autoseg submit {root} --as msd --out submission.zip"))
-    return tuple(useful)
+        useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")
+    return tuple(
+        Command(purpose=purpose, text=shlex.join(("autoseg", *map(str, words)))) for purpose, words in useful.items()
+    )
+
+
+def again(options: Options, out: Path) -> tuple[str | Path, ...]:
+    """The words of a run with the same wishes in the folder ``out``; time, cores and places to work in are left to it."""
+    wishes = {
+        "--device": options.device_name,
+        "--seed": options.seed or None,
+        "--preset": None if options.preset == "default" else options.preset,
+        "--memory-gb": options.memory_gb,
+        "--layout": options.layout,
+        "--spec": options.spec,
+        "--pretrained": options.pretrained,
+        "--splits": options.splits,
+        "--folds": options.folds,
+        "--groups": options.groups,
+    }
+    flags = {
+        "--strict-reference": options.strict_reference,
+        "--skip-bad": options.skip_bad,
+        "--leave-one-group-out": options.leave_one_group_out,
+    }
+    given = [word for name, value in wishes.items() if value is not None for word in (name, str(value))]
+    return ("run", options.dataset, "--out", out, *given, *(name for name, wanted in flags.items() if wanted))
 
 
 def environment(record: RunRecord) -> dict[str, str]:

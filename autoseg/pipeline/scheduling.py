@@ -9,32 +9,19 @@ from pathlib import Path
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.splits import Splits
 from autoseg.errors import AutosegError
-from autoseg.execution.device import describe_device
 from autoseg.inference.model_files import ModelFiles
 from autoseg.networks.transfer import describe_transfer
-from autoseg.pipeline.bench import make_bench
-from autoseg.pipeline.cascading import always_trained_on, require_unseen
+from autoseg.pipeline.cascading import require_unseen
 from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
-from autoseg.pipeline.freshness import digest, open_stage
-from autoseg.pipeline.measuring import measure_steps, refine, try_compiling
+from autoseg.pipeline.freshness import StageRecord, digest, open_stage, what_changed
+from autoseg.pipeline.measured_schedule import announce, make_schedule, rule_configurations
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.splitting import find_splits, folds_given, save_splits, split_inputs, splits_stage
-from autoseg.pipeline.stages import follows_method, preprocess_configurations, preprocess_stage
+from autoseg.pipeline.splitting import find_splits, save_splits, split_inputs
+from autoseg.pipeline.stages import preprocess_configurations, preprocess_stage
 from autoseg.progress import format_duration
 from autoseg.run_folder import load_document, save_document
-from planners import (
-    Conditions,
-    Configuration,
-    Plan,
-    Schedule,
-    Training,
-    describe_outlook,
-    method_configurations,
-    plan_schedule,
-    preferred_configurations,
-    warn_of_starvation,
-)
+from planners import Configuration, Plan, Schedule
 
 GIVEN = "schedule file (--schedule)"
 """What a schedule depends on that was not measured here; without that file the machine is measured."""
@@ -69,10 +56,11 @@ def schedule_stage(options: Options, *, asked: str | None = None, fold: int | No
 
 def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prepared:
     """The schedule that was given, that is there and fits, or that is made now; with all that comes before it."""
+    options = keep_budget(options)
 
     def choose(dataset: DatasetDescription, plan: Plan) -> Sequence[Configuration]:
         require_planned(plan, asked)
-        require_possible_fold(options, dataset, fold)
+        require_possible_fold(options, dataset, plan, fold)
         return rule_configurations(options, plan)
 
     dataset, plan = preprocess_stage(options, choose=choose)
@@ -83,7 +71,7 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     def fits(_: Path) -> bool:
         return read_scheduled(options) is not None
 
-    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits) as to_do:
+    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits, forget=False) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
             say_other_threads(options, schedule)
@@ -91,13 +79,34 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
             return Prepared(
                 dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
             )
-        splits = splits_stage(options, dataset)
+        splits = find_splits(options, dataset)
         schedule = make_schedule(options, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
-            splits = splits_stage(options, dataset, schedule.num_folds)
+            splits = find_splits(options, dataset, schedule.num_folds)
+        # Until here the run has its former schedule: whoever measured by mistake and stops loses nothing.
+        options.run.stage("schedule").unlink(missing_ok=True)
+        save_splits(options, dataset, splits)
         save_document(options.run.schedule, schedule)
     announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
+
+
+def keep_budget(options: Options) -> Options:
+    """The options with the budget that the run's own schedule was made for, where they name none.
+
+    A table or a report of a run, asked for without ``--budget``, is not to train it for another time.
+    """
+    if options.budget_s is not None or options.schedule is not None:
+        return options
+    try:
+        consumed = load_document(StageRecord, options.run.stage("schedule")).consumed
+        budget_s = load_document(Schedule, options.run.schedule).conditions.budget_s
+    except AutosegError:
+        return options
+    if GIVEN in consumed or budget_s is None or consumed.get("budget") != digest(budget_s):
+        return options
+    options.reporter.say(f"Budget: {format_duration(budget_s)}, as the run began; --budget takes another and trains anew")
+    return replace(options, budget_s=budget_s)
 
 
 def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -> dict[str, str]:
@@ -139,12 +148,21 @@ def require_planned(plan: Plan, asked: str | None) -> None:
         raise AutosegError(f"the plan has no configuration {asked!r}; it has {', '.join(planned)}")
 
 
-def require_possible_fold(options: Options, dataset: DatasetDescription, fold: int | None) -> None:
-    """Refuse a fold that there will not be; the schedule may leave some of these out, but adds none."""
+def require_possible_fold(options: Options, dataset: DatasetDescription, plan: Plan, fold: int | None) -> None:
+    """Refuse a fold that there will not be; a schedule that is still to be made may leave some of these out, but adds none."""
     if fold is None:
         return
-    wanted = None if options.schedule is None else load_document(Schedule, options.schedule).num_folds
-    require_fold(options, fold, len(find_splits(options, dataset, wanted).folds))
+    known = followed_schedule(options, dataset, plan) if options.schedule is None else load_document(Schedule, options.schedule)
+    require_fold(options, fold, len(find_splits(options, dataset, None if known is None else known.num_folds).folds))
+
+
+def followed_schedule(options: Options, dataset: DatasetDescription, plan: Plan) -> Schedule | None:
+    """The schedule of the run, where nothing that it was made for has changed."""
+    outputs = [options.run.schedule, options.run.splits]
+    if what_changed(options.run, "schedule", schedule_inputs(options, dataset, plan), outputs):
+        return None
+    scheduled = read_scheduled(options)
+    return None if scheduled is None else scheduled[0]
 
 
 def require_fold(options: Options, fold: int, num_folds: int) -> None:
@@ -154,11 +172,6 @@ def require_fold(options: Options, fold: int, num_folds: int) -> None:
     fixed = options.splits is not None or options.leave_one_group_out or options.schedule is not None
     more = "" if fixed else ", or ask for more with --folds"
     raise AutosegError(f"there is no fold {fold}; there are folds 0 to {num_folds - 1}: choose one of these{more}")
-
-
-def rule_configurations(options: Options, plan: Plan) -> Sequence[Configuration]:
-    """What the schedule's rule chooses from."""
-    return method_configurations(plan) if follows_method(options) else preferred_configurations(plan)
 
 
 def preprocess_scheduled(options: Options, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> None:
@@ -176,30 +189,13 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
     Raises `AutosegError` where it does not fit plan or folds; the run's own schedule and folds then stay as they are.
     """
     schedule = load_document(Schedule, file)
-    planned = [configuration.name for configuration in plan.configurations]
-    unknown = [t.configuration for t in schedule.trainings if t.configuration not in planned]
-    if unknown:
-        raise AutosegError(
-            f"{file} trains {', '.join(unknown)}, which the plan lacks; it has {', '.join(planned)}: take a schedule of the "
-            "same preset, or none"
-        )
-    scheduled = [training.configuration for training in schedule.trainings]
-    for name in scheduled:
-        untrained = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
-        if untrained:
-            raise AutosegError(
-                f"{file} trains {name} without {', '.join(untrained)}, from whose predictions it starts; take a schedule that "
-                "trains both, or none"
-            )
+    require_planned_trainings(options, plan, schedule, file)
     splits = find_splits(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
-        raise AutosegError(
-            f"{file} trains {schedule.num_folds} folds, but {len(dataset.training)} cases give {len(splits.folds)}; take a "
-            "schedule that was made for this dataset, or none"
-        )
-    for name in scheduled:
-        if plan.configuration(name).previous_stage is not None:
-            require_unseen(splits, name)
+        raise AutosegError(f"{file} trains {schedule.num_folds} folds, but {describe_other_folds(options, dataset, splits)}")
+    for training in schedule.trainings:
+        if plan.configuration(training.configuration).previous_stage is not None:
+            require_unseen(splits, training.configuration)
     preprocess_scheduled(options, dataset, plan, schedule)
     consumed = schedule_inputs(options, dataset, plan) | {GIVEN: digest(schedule)}
     outputs, what, say = [options.run.schedule, options.run.splits], f"the schedule of {file}", options.reporter.say
@@ -218,63 +214,52 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
+def require_planned_trainings(options: Options, plan: Plan, schedule: Schedule, file: Path) -> None:
+    """Refuse a schedule from a file that trains other networks than those of the plan, or a stage without the one before it."""
+    planned = [configuration.name for configuration in plan.configurations]
+    scheduled = [training.configuration for training in schedule.trainings]
+    unknown = [name for name in scheduled if name not in planned]
+    if unknown:
+        raise AutosegError(
+            f"{file} trains {', '.join(unknown)}, which the plan lacks; it has {', '.join(planned)}: take a schedule of the "
+            "same preset, or none"
+        )
+    for name in scheduled:
+        untrained = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
+        if untrained:
+            raise AutosegError(
+                f"{file} trains {name} without {', '.join(untrained)}, from whose predictions it starts; take a schedule that "
+                "trains both, or none"
+            )
+    if options.pretrained is None:
+        return
+    widths = [(training, plan.configuration(training.configuration).network.features[0]) for training in schedule.trainings]
+    others = [f"{t.configuration} with {t.base_features} features, not {own}" for t, own in widths if t.base_features != own]
+    if others:
+        raise AutosegError(
+            f"{file} trains {', '.join(others)} as the networks of --pretrained {options.pretrained}; take a schedule that was "
+            "made with --pretrained, or none"
+        )
+
+
+def describe_other_folds(options: Options, dataset: DatasetDescription, splits: Splits) -> str:
+    """Half a sentence: where folds come from that are not as many as a given schedule trains, and how to mend that."""
+    count = len(splits.folds)
+    asked = {
+        "--splits": options.splits is not None,
+        "--leave-one-group-out": options.leave_one_group_out,
+        "--folds": options.folds == count,
+    }
+    option = next((name for name, given in asked.items() if given), None)
+    if option is not None:
+        return f"{option} gives {count}; leave {option} out, or take a schedule of {count} folds"
+    return f"{len(dataset.training)} cases give {count}; take a schedule that was made for this dataset, or none"
+
+
 def say_other_threads(options: Options, schedule: Schedule) -> None:
     """Say where results need not be those that the machine of the schedule would give."""
     if schedule.conditions.num_threads != options.num_threads:
         options.reporter.say(
             f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
             "differ in the last digits"
-        )
-
-
-def make_schedule(options: Options, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
-    """Time a few steps, then apply the pure rule."""
-    budgeted = not follows_method(options)
-    bench = make_bench(options, dataset, plan)
-    candidates = rule_configurations(options, plan)
-    if always_trained_on(splits):  # no first stage could say anything new of these cases
-        candidates = [configuration for configuration in candidates if configuration.previous_stage is None]
-    conditions = Conditions(
-        device=options.device.type,  # type: ignore[arg-type]  # choose_device knows no others
-        num_threads=options.num_threads,
-        budget_s=options.budget_s,
-        num_folds=len(splits.folds),
-        folds_given=folds_given(options),
-        num_training_cases=len(dataset.training),
-        num_test_cases=len(dataset.test),
-        cross_validated=splits.cross_validated,
-        measurements=measure_steps(bench, candidates, budgeted=budgeted, num_folds=len(splits.folds)),
-        seed=options.seed,
-        elapsed_s=options.elapsed_s,
-    )
-    first = plan_schedule(plan, conditions)
-    for training in first.trainings:
-        refined = try_compiling(bench, refine(bench, conditions.measurements, training), training, first.num_folds)
-        conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": options.elapsed_s})
-    return plan_schedule(plan, conditions)
-
-
-def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
-    """Say what is about to be done, how long it will take, and what more time would give."""
-    device = describe_device(options.device, num_threads=options.num_threads)
-    announce_trainings(options, schedule, schedule.trainings)
-    total = format_duration(schedule.expected_s)
-    options.reporter.say(
-        f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
-        f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
-        f"machine ({device})"
-    )
-    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(plan, schedule)
-    if warning:
-        options.reporter.say(f"Warning: {warning}")
-    elif outlook:
-        options.reporter.say(f"More time would give, {outlook}")
-
-
-def announce_trainings(options: Options, schedule: Schedule, trainings: Sequence[Training]) -> None:
-    """One line for each configuration."""
-    for training in trainings:
-        options.reporter.say(
-            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
-            f"{training.batch_size}, {training.precision}{', compiled' if training.compiled else ''}), {training.num_steps} steps each"
         )

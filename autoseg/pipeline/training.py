@@ -21,10 +21,12 @@ from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
+from autoseg.pipeline.measured_schedule import announce_trainings
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scheduling import Prepared, announce_trainings, require_fold, schedule_stage
+from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
 from autoseg.pipeline.scoring import score_cases
 from autoseg.preparation.cascade import CascadeCase
+from autoseg.preparation.preprocessing import common_to_cases
 from autoseg.preparation.storage import StoredCase, open_case
 from autoseg.progress import Tracker
 from autoseg.training.fold import train_fold
@@ -92,7 +94,7 @@ def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: 
     return {
         **({} if before is None else {"previous stage": digest(stage_keys(options, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
-        "plan": digest(prepared.plan.configuration(training.configuration), prepared.plan.labels),
+        "plan": digest(prepared.plan.configuration(training.configuration), common_to_cases(prepared.plan)),
         "schedule": digest(training, prepared.schedule.conditions.num_threads),
         "split": digest(prepared.splits.folds[fold]),
         "seed": digest(options.seed),
@@ -144,7 +146,7 @@ def train_one(
 
     with open_stage(options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits) as to_do:
         if not to_do:
-            tracker.advance(training.num_steps)
+            tracker.found(training.num_steps)
             return
         final.unlink(missing_ok=True)  # at no moment may other weights pass as those that are trained now
         configuration = prepared.plan.configuration(name)
@@ -167,7 +169,7 @@ def train_one(
             case_ids=split.train,
             start=start_weights(options, prepared, training, fold),
         )
-        with stop_requests() as should_stop, kept_heap_for(configuration, training, options.device):
+        with stop_requests(say) as should_stop, kept_heap_for(configuration, training, options.device):
             train_fold(task, tracker, say=say, should_stop=should_stop)
 
 

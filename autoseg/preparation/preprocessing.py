@@ -314,16 +314,23 @@ def _do(work: _Work, item: _Item) -> None:
     preprocess_case(item.case, work.dataset, work.plan, item.targets)
 
 
-def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
-    """Digest of all that a stored case depends on: plan fields, label values, and its files by name, size and time."""
-    consumed = {
-        "version": STORAGE_VERSION,
+def common_to_cases(plan: Plan) -> dict[str, Any]:
+    """What of a plan all stored cases depend on, whatever their configuration; plain values."""
+    return {
         "strict_reference": plan.strict_reference,
         "source_axes": plan.source_axes,
         "transpose_forward": plan.transpose_forward,
         "channels": len(plan.channels),
         "intensities": [statistics.model_dump() for statistics in plan.intensities],
         "labels": plan.labels.model_dump(),
+    }
+
+
+def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
+    """Digest of all that a stored case depends on: plan fields, label values, and its files by name, size and time."""
+    consumed = {
+        "version": STORAGE_VERSION,
+        **common_to_cases(plan),
         "coding": dataset.coding.model_dump(exclude={"labels", "mask_value"}),
         "annotated": case.annotated,
         "configuration": configuration.model_dump(

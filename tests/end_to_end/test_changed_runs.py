@@ -19,7 +19,7 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.run import run_all
 from autoseg.pipeline.stages import plan_stage
-from autoseg.pipeline.training import train_stage
+from autoseg.pipeline.training import fold_inputs, train_stage
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Conditions, Measurement, Plan, Schedule, plan_schedule
@@ -33,6 +33,17 @@ class Listening(SilentReporter):
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+
+class Impatient(SilentReporter):
+    """Somebody who presses Ctrl-C when a certain line comes."""
+
+    def __init__(self, beginning: str) -> None:
+        self.beginning = beginning
+
+    def say(self, text: str) -> None:
+        if text.startswith(self.beginning):
+            raise KeyboardInterrupt
 
 
 def short_schedule(plan: Plan, *, num_folds: int = 2, steps: int = 2, cases: int = 4) -> Schedule:
@@ -104,6 +115,17 @@ def test_a_plan_that_was_made_anew_does_not_use_old_weights(options: Options) ->
     assert weights.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize(
+    "changes", [{"strict_reference": True}, {"source_axes": "ras"}, {"transpose_forward": (1, 0, 2), "transpose_backward": (1, 0, 2)}]
+)
+def test_weights_of_otherwise_turned_images_are_stale(options: Options, changes: dict[str, object]) -> None:
+    """All that cases are stored by counts, also where it changes no configuration."""
+    prepared = train_stage(options)
+    other = replace(prepared, plan=prepared.plan.model_copy(update=changes))
+    inputs = [fold_inputs(options, each, each.schedule.training("2d"), 0) for each in (prepared, other)]
+    assert {name for name in inputs[0] if inputs[0][name] != inputs[1][name]} == {"plan"}
+
+
 def test_cut_weights_are_made_again_from_the_checkpoint(options: Options) -> None:
     final = options.run.fold("2d", 1) / "final.safetensors"
     whole = final.read_bytes()
@@ -116,8 +138,11 @@ def test_cut_weights_are_made_again_from_the_checkpoint(options: Options) -> Non
 def test_a_refused_schedule_leaves_the_run_as_it_is(options: Options, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in (options.run.schedule, options.run.splits)}
     save_document(tmp_path / "seven.json", short_schedule(load_document(Plan, options.run.plan), num_folds=7))
+    save_document(tmp_path / "four.json", short_schedule(load_document(Plan, options.run.plan), num_folds=4))
     with pytest.raises(AutosegError, match="trains 7 folds, but 4 cases give 4"):
         train_stage(replace(options, schedule=tmp_path / "seven.json"))
+    with pytest.raises(AutosegError, match="trains 4 folds, but --folds gives 3; leave --folds out, or take a schedule of 3 folds"):
+        train_stage(replace(options, folds=3, schedule=tmp_path / "four.json"))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -130,6 +155,12 @@ def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Option
     train_stage(plain, configuration="2d", fold=0)
     assert load_document(Schedule, options.run.schedule).conditions.budget_s == 3.0
     assert "Doing the schedule again: the budget changed, the schedule file (--schedule) changed" in said(options)
+    made = {path: path.read_bytes() for path in (options.run.schedule, options.run.splits, options.run.stage("schedule"))}
+    with pytest.raises(KeyboardInterrupt):
+        train_stage(replace(plain, budget_s=4.0, reporter=Impatient("Precision")), configuration="2d", fold=0)
+    train_stage(replace(plain, budget_s=None), configuration="2d", fold=0)
+    assert "Budget: 3 s, as the run began" in said(options)
+    assert {path: path.read_bytes() for path in made} == made, "neither a slip that was stopped nor silence costs a schedule"
     splits = json.loads(options.run.splits.read_text())
     splits["folds"].append(splits["folds"][0])
     options.run.splits.write_text(json.dumps(splits))

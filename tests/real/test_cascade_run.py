@@ -22,9 +22,10 @@ from autoseg.imaging.formats import read_label_map
 from autoseg.inference.export import labels_for_next_stage
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.predictor import Predictor, member_logits
+from autoseg.pipeline.measured_schedule import rule_configurations
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
-from autoseg.pipeline.scheduling import Prepared, rule_configurations, schedule_stage
+from autoseg.pipeline.scheduling import Prepared, schedule_stage
 from autoseg.pipeline.stages import all_configurations, plan_stage
 from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
 from autoseg.preparation.cascade import open_previous

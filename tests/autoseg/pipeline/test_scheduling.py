@@ -2,28 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
+from autoseg.pipeline.freshness import open_stage
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scheduling import schedule_stage
+from autoseg.pipeline.scheduling import schedule_inputs, schedule_stage
+from autoseg.pipeline.splitting import splits_stage
+from autoseg.pipeline.stages import plan_stage
 from autoseg.pipeline.training import train_stage
 from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder
+from autoseg.run_folder import RunFolder, save_document
+from planners import Conditions, Measurement, plan_schedule
+
+
+def phantom_options(folder: Path, *, num_training: int, budget_s: float) -> Options:
+    make_phantom_dataset(folder / "Task99_Phantom", num_training=num_training, num_test=0, seed=0)
+    return Options(
+        dataset=folder / "Task99_Phantom", run=RunFolder(folder / "run"), device_name="cpu", num_threads=1, num_workers=1,
+        reporter=SilentReporter(), budget_s=budget_s,
+    )  # fmt: skip
 
 
 def test_a_configuration_or_a_fold_that_there_is_not_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
-    make_phantom_dataset(tmp_path / "Task99_Phantom", num_training=2, num_test=0, seed=0)
-    options = Options(
-        dataset=tmp_path / "Task99_Phantom", run=RunFolder(tmp_path / "run"), device_name="cpu", num_threads=1,
-        num_workers=1, reporter=SilentReporter(), budget_s=5.0,
-    )  # fmt: skip
+    options = phantom_options(tmp_path, num_training=2, budget_s=5.0)
     with pytest.raises(AutosegError, match="the plan has no configuration '4d'; it has 2d, 3d_fullres"):
         schedule_stage(options, asked="4d")
     with pytest.raises(AutosegError, match="there is no fold 2; there are folds 0 to 1: choose one of these, or ask for more with --folds"):
         train_stage(options, fold=2)
     assert options.run.plan.exists()
     assert not options.run.preprocessed("3d_fullres").exists()
+
+
+def test_a_fold_that_the_schedule_of_the_run_lacks_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
+    options = phantom_options(tmp_path, num_training=6, budget_s=600.0)
+    dataset, plan = plan_stage(options)
+    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    conditions = Conditions(
+        device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=3, num_training_cases=6, num_test_cases=0,
+        cross_validated=True, measurements=(measured,), seed=0,
+    )  # fmt: skip
+    schedule = plan_schedule(plan, conditions).model_copy(update={"num_folds": 3})
+    outputs, consumed = [options.run.schedule, options.run.splits], schedule_inputs(options, dataset, plan)
+    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=options.reporter.say):
+        splits_stage(options, dataset, 3)
+        save_document(options.run.schedule, schedule)
+    with pytest.raises(AutosegError, match="there is no fold 4; there are folds 0 to 2"):
+        train_stage(options, fold=4)
+    with pytest.raises(AutosegError, match="there is no fold 7; there are folds 0 to 4"):
+        train_stage(replace(options, budget_s=700.0), fold=7)  # another budget makes another schedule
+    assert not options.run.preprocessed("2d").exists()

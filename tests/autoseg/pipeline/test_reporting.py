@@ -1,0 +1,36 @@
+"""The commands that a report offers are those that a person can type."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import typer
+
+from autoseg.cli import app
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.reporting import again
+from autoseg.progress import SilentReporter
+from autoseg.run_folder import RunFolder
+
+
+def test_a_run_is_repeated_with_all_wishes_that_it_was_made_with() -> None:
+    options = Options(
+        dataset=Path("my data"), run=RunFolder(Path("run ü")), device_name="cpu", num_threads=1, num_workers=1,
+        reporter=SilentReporter(), seed=3, preset="resenc_m", memory_gb=6.0, strict_reference=True, layout="pairs",
+        spec=Path("a spec.json"), skip_bad=True, pretrained=Path("model.zip"), groups=Path("groups.csv"), folds=3,
+    )  # fmt: skip
+    words = shlex.split(shlex.join(["autoseg", *map(str, again(options, options.run.root))]))
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    understood = commands[words[1]].make_context("run", words[2:]).params
+    for name in ("seed", "memory_gb", "strict_reference", "layout", "spec", "skip_bad", "pretrained", "groups", "folds"):
+        assert understood[name] == getattr(options, name), name
+    assert (understood["dataset"], understood["out"]) == (options.dataset, options.run.root)
+    assert (understood["preset"].value, understood["device"]) == (options.preset, options.device_name)
+
+
+def test_what_is_as_usual_is_not_said() -> None:
+    options = Options(
+        dataset=Path("data"), run=RunFolder(Path("run")), device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter()
+    )
+    assert list(map(str, again(options, Path("other")))) == ["run", "data", "--out", "other", "--device", "cpu"]
