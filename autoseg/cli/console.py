@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from autoseg.pipeline.run import RunResult
 
 logger = logging.getLogger("autoseg")
+INTERRUPTED = 130
+"""Exit code of what Ctrl-C ended, as shells have it."""
 
 
 def make_reporter(budget_s: float | None = None) -> Reporter:
@@ -66,7 +69,7 @@ def show_result(options: Options, result: RunResult) -> None:
         typer.echo(format_table(result.selected.summary))
     else:
         typer.echo(f"Nothing was cross-validated: {result.selected.selection.reason}")
-    typer.echo(f"Model:       {options.run.root}  (autoseg predict {options.run.root} INPUT OUTPUT)")
+    typer.echo(f"Model:       {options.run.root}  (autoseg predict {quote(str(options.run.root))} INPUT OUTPUT)")
     typer.echo(f"Report:      {result.report}")
     if result.predictions:
         typer.echo(f"Predictions: {options.run.predictions}  ({len(result.predictions)} test images)")
@@ -74,7 +77,7 @@ def show_result(options: Options, result: RunResult) -> None:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Errors meant for the user become a message and exit code 1; Ctrl-C ends quietly with 130."""
+    """Errors meant for the user become a message and exit code 1; after Ctrl-C it is said how to go on, and the code is 130."""
     try:
         yield
     except (AutosegError, DocumentError, PlanningError) as error:
@@ -82,8 +85,18 @@ def readable_errors() -> Iterator[None]:
         logger.debug("failed", exc_info=error)
         raise SystemExit(1) from error
     except KeyboardInterrupt:
-        typer.secho("stopped; the same command goes on where this one was", err=True)
-        raise SystemExit(130) from None
+        _say_stopped()
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as end:  # typer catches Ctrl-C in a command itself, and leaves nothing of it but the exit code
+        if end.code == INTERRUPTED:
+            _say_stopped()
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
+
+
+def _say_stopped() -> None:
+    text = "stopped; the same command goes on where this one was"
+    typer.secho(text, err=True)
+    logger.debug(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -75,4 +76,4 @@ def demo(
         typer.echo(f"Made a phantom dataset in {dataset}")
     options = make_options(dataset, out / "run", budget=budget, device=device, seed=seed)
     show_result(options, run_all(options))
-    typer.echo(f"Score them:  autoseg evaluate {options.run.predictions} {dataset / 'labelsTs'}")
+    typer.echo(f"Score them:  autoseg evaluate {quote(str(options.run.predictions))} {quote(str(dataset / 'labelsTs'))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,21 +13,25 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
+def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """While the block runs, the first Ctrl-C or SIGTERM is only noted; the yielded function says whether there was one.
 
-    A second one raises `KeyboardInterrupt` at once. Outside the main thread, where Python delivers no signals, nothing
-    changes and the answer is always no.
+    ``say`` is told of it at once. A second one raises `KeyboardInterrupt` at once, and so does the end of a block that did
+    not heed the first. Outside the main thread, where Python delivers no signals, nothing changes and the answer is always no.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    requested = threading.Event()
+    requested, process = threading.Event(), os.getpid()
 
     def note(number: int, frame: FrameType | None) -> None:
         if requested.is_set():
             raise KeyboardInterrupt
         requested.set()
+        if os.getpid() == process:  # Ctrl-C reaches forked workers, too, which have this handler
+            # Not left to the next step, which may be long in coming. Python calls handlers between its own instructions, and
+            # the locks of logging and of rich may be taken again by the thread that holds them.
+            say("Stopping after this training step; Ctrl-C again stops at once")
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
@@ -34,6 +39,8 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if requested.is_set():
+        raise KeyboardInterrupt
 
 
 def treat_termination_as_interrupt() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -76,3 +79,28 @@ def test_the_same_fold_is_refused_with_its_owner(prepared) -> None:
     assert second.returncode == 1
     assert f"process {first.pid} on" in errors
     assert first.returncode == 0
+
+
+def test_a_training_that_is_asked_to_stop_says_so_and_how_to_go_on(prepared, tmp_path) -> None:
+    dataset, done, schedule = prepared
+    run, given = tmp_path / "run", load_document(Schedule, schedule)
+    shutil.copytree(done, run, ignore=shutil.ignore_patterns("models"))
+    endless = tuple(t.model_copy(update={"num_steps": 1_000_000}) for t in given.trainings)
+    save_document(tmp_path / "schedule.json", given.model_copy(update={"trainings": endless}))
+    damaged = RunFolder(run).fold(given.trainings[0].configuration, 0) / "checkpoint.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("of which the training tells as soon as it has begun")
+    process = start(dataset, run, tmp_path / "schedule.json", 0)
+    assert process.stderr is not None
+    watchdog = threading.Timer(120, process.kill)  # its standard error would be waited for without an end
+    watchdog.start()
+    begun = next((line for line in process.stderr if "starts anew" in line), None)
+    watchdog.cancel()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert begun is not None, errors
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    for text in (errors, (run / "log.txt").read_text()):
+        assert text.count("Stopping after this training step; Ctrl-C again stops at once") == 1
+        assert text.count("stopped; the same command goes on where this one was") == 1
