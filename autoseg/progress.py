@@ -22,6 +22,9 @@ class Tracker(Protocol):
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         """Say that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.31``."""
 
+    def found(self, amount: float) -> None:
+        """Say that ``amount`` more units were done by an earlier call; they tell nothing of the pace of this one."""
+
 
 class Reporter(Protocol):
     """Where stages speak to. Stages know no terminal; they are handed one of these."""
@@ -85,6 +88,10 @@ class _LogTracker:
     started: float
     last: float
     done: float = 0.0
+    done_before: float = 0.0
+
+    def found(self, amount: float) -> None:
+        self.done_before += amount
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         self.done += amount
@@ -92,12 +99,11 @@ class _LogTracker:
         if now - self.last < self.interval_s:
             return
         self.last = now
-        left = (now - self.started) / self.done * (self.total - self.done) if self.done else 0.0
+        finished = self.done_before + self.done
+        left = (now - self.started) / self.done * (self.total - finished) if self.done else 0.0
         detail = f", {note}" if note else ""
-        logger.info(
-            "%s: %.0f of %.0f%s, %s left%s",
-            self.title, self.done, self.total, detail, format_duration(left), self.clock.left(left),
-        )
+        stage = f", {format_duration(left)} left" if self.done else ""
+        logger.info("%s: %.0f of %.0f%s%s%s", self.title, finished, self.total, detail, stage, self.clock.left(left))
 
 
 class SilentReporter:
@@ -150,6 +156,10 @@ class _TimeLeftColumn(ProgressColumn):
 class _BarTracker:
     bar: Progress
     task: int
+
+    def found(self, amount: float) -> None:
+        (task,) = self.bar.tasks
+        task.completed += amount  # an update of the bar would make it a sample of the speed
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         self.bar.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]

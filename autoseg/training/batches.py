@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from autoseg.errors import AutosegError
 from autoseg.training.augmentation import augment, draw_noise
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters
 from autoseg.training.patches import (
@@ -161,14 +162,44 @@ def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch
     return torch.stack([image for image, _ in done]), torch.stack([labels[0] for _, labels in done]).long()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Messenger(Dataset[list[Crop] | Exception]):
+    """A source for processes that read: errors with a message come back as values.
+
+    Raised there, they would arrive as a traceback in a message, and `AutosegError` is what a person reads.
+    """
+
+    source: BatchSource
+
+    def __getitem__(self, step: int) -> list[Crop] | Exception:
+        try:
+            return self.source[step]
+        except (AutosegError, MemoryError) as error:
+            return error
+
+
 def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` processes read (0: this one)."""
-    loader: DataLoader[list[Crop]] = DataLoader(
-        source,
+    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` processes read (0: this one).
+
+    What a case's arrays raise is raised here, whoever read them; see `worker_died` for a process that was killed.
+    """
+    loader: DataLoader[list[Crop] | Exception] = DataLoader(
+        _Messenger(source=source),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if num_workers else None,
     )
-    return (finish(crops, source.recipe, device) for crops in loader)
+    return (finish(_or_raise(crops), source.recipe, device) for crops in loader)
+
+
+def _or_raise(crops: list[Crop] | Exception) -> list[Crop]:
+    if isinstance(crops, Exception):
+        raise crops
+    return crops
+
+
+def worker_died(error: BaseException) -> bool:
+    """Whether an error says that a process that reads was ended from outside; torch raises it wherever training then is."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

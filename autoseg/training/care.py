@@ -92,6 +92,15 @@ def after_skip(care: Care, parts: Parts, state: FoldState, record: StepRecord) -
         restart(care, parts, state, record, f"{what} again and again, last at step {record.step + 1}")
 
 
+def require_steps(care: Care, state: FoldState, num_steps: int) -> None:
+    """Raise `AutosegError` where all of a training's steps were skipped: its weights are those that it began with.
+
+    Only trainings that are shorter than a row of skips come to their end so.
+    """
+    if len(state.learning.skipped_steps) == num_steps:
+        raise _failure(care, state, "loss or gradient was no finite number")
+
+
 def restart(care: Care, parts: Parts, state: FoldState, record: StepRecord, found: str) -> None:
     """Go back to the last good weights at half the rate, with an optimiser that remembers nothing; steps go on.
 
@@ -174,6 +183,13 @@ def _cases_by_class(source: BatchSource) -> dict[str, list[int]]:
     return showing
 
 
+def _source_by_step(care: Care, learning: Learning) -> Callable[[int], BatchSource]:
+    """What the batch of a step was drawn from: classes were sought from the step on at which that was said."""
+    since = {remark.about: remark.step for remark in learning.remarks if remark.kind == "lost_class"}
+    showing = cases_showing(care.source, learning.sought)  # looked for once: it opens every case
+    return lambda step: replace(care.source, sought={name: showing[name] for name in showing if since[name] <= step})
+
+
 def _remark(kind: Kind, record: StepRecord, found: str, measure: str, *, about: str = "") -> Remark:
     return Remark(kind=kind, step=record.step + 1, about=about, found=found, measure=measure)
 
@@ -186,12 +202,14 @@ def _failure(care: Care, state: FoldState, found: str) -> AutosegError:
     text = f"{care.where}: {found}"
     if bad:
         samples = range(care.source.batch_size)
-        counts = Counter(number for step in bad for number in {care.source.choose(step, i)[1] for i in samples})
+        source = _source_by_step(care, learning)
+        counts = Counter(number for step in bad for number in {source(step).choose(step, i)[1] for i in samples})
         always = sorted(number for number, count in counts.items() if count == len(bad))
         named = ", ".join(care.case_ids[number] if number < len(care.case_ids) else f"number {number}" for number in always)
-        text += f" at step {bad[0] + 1}, and in {len(bad)} steps up to step {bad[-1] + 1}"
+        text += f" at step {bad[0] + 1}"
+        text += f", and in {len(bad)} steps up to step {bad[-1] + 1}" if len(bad) > 1 else ""
         text += f"; case {named} was in each of these batches" if len(bad) > 1 and always else ""
     return AutosegError(
         f"{text}{tries}. Look for extreme intensities with autoseg check and mend or remove what it finds, then run again; "
-        "if nothing is wrong with the data, tell us with the fold's history.jsonl"
+        "if nothing is wrong with the data, tell us with the fold's learning.json and history.jsonl"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Checkpoint:
     """Weights that a restart goes back to."""
     learning: dict[str, Any]
     """The fold's `Learning` in plain values."""
+    epoch_waits: list[float] = field(default_factory=list)
+    """Seconds that each step of that epoch waited for its batch; older checkpoints do not know them."""
+    epoch_durations: list[float] = field(default_factory=list)
+    """Seconds that each of them took in all."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

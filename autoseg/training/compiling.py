@@ -8,17 +8,20 @@ from autoseg.execution.memory import is_out_of_memory
 from autoseg.training.care import Care, FoldState, note
 from autoseg.training.learning import Remark
 from autoseg.training.task import FoldTask, make_fold_parts
-from autoseg.training.trial import try_step
+from autoseg.training.trial import plausible_sizes, try_step
 
 
 def without_failing_compiler(task: FoldTask, care: Care, state: FoldState) -> FoldTask:
     """The task, or the same without compiling where a compiled step fails; that is said once and kept in the record.
 
-    Too little memory is no failure of the compiler: what is done about it is found out afterwards.
+    Too little memory is no failure of the compiler: what is done about it is found out afterwards. The step is as large as
+    the first that is tried then, and no larger: on a CPU a process that takes too much memory is killed, not told.
     """
     if not task.training.compiled:
         return task
-    reason = why_not_compiled(task, state.control.micro_batch_size)
+    known = state.learning.micro_batch_size
+    sizes = plausible_sizes(task.configuration, task.training, task.device, most=known)
+    reason = why_not_compiled(task, sizes[0]) if sizes else None
     if reason is None:
         return task
     found = f"torch.compile does not work here ({reason})"

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from autoseg.errors import AutosegError
 from autoseg.networks.weights import save_weights
 from autoseg.progress import Tracker
-from autoseg.run_folder import save_document
 from autoseg.training.batches import load_batches
-from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note, seeking
+from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note, require_steps, seeking
 from autoseg.training.compiling import without_failing_compiler
 from autoseg.training.fitting import require_fit
 from autoseg.training.health import is_good, never_found, never_shown
@@ -21,8 +21,8 @@ from autoseg.training.history import EpochRecord
 from autoseg.training.learning import Learning
 from autoseg.training.loop import Control, Parts, StepRecord, train
 from autoseg.training.online_validation import NO_LOOK, Look, look
-from autoseg.training.pieces import fit_into_memory, readable_memory_errors, relieve
-from autoseg.training.resuming import latest_checkpoint, restore, save
+from autoseg.training.pieces import fit_into_memory, readable_errors, relieve
+from autoseg.training.resuming import keep_record, latest_checkpoint, restore, save, saved_at_failure
 from autoseg.training.task import FoldTask, batch_source, make_fold_parts
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,8 @@ def train_fold(
     ``learning.json`` and ``checkpoint.pt``. ``say`` is told of damaged checkpoints, and once of each thing that goes wrong.
     Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `ProblemsError`
     before the first step where plan, schedule and cases do not go together, and `AutosegError` where memory is not enough
-    for a single sample, and where the loss stops being a number and nothing mends it.
+    for a single sample, and where the loss stops being a number and nothing mends it; ``history.jsonl`` and ``learning.json``
+    then tell all that was done, and a later call goes on from the last checkpoint.
     """
     require_fit(
         task.plan.labels,
@@ -56,7 +57,7 @@ def train_fold(
     )
     care = _make_care(task, say)
     task, parts, state, done = _begin(task, care)
-    tracker.advance(done)
+    tracker.found(done)
 
     def after_step(record: StepRecord) -> None:
         if record.skipped:
@@ -75,26 +76,38 @@ def train_fold(
             raise KeyboardInterrupt
         tracker.advance(note=f"loss {record.loss:.2f}{_describe_score(state)}")
 
+    try:
+        _take_steps(task, care, parts, state, done, after_step)
+        require_steps(care, state, task.training.num_steps)
+    except AutosegError:
+        keep_record(task, state)  # it says what went wrong, and the error asks for it
+        raise
+    for remark in (*never_found(state.history), *never_shown(state.history)):
+        note(care, state, remark)
+    save(task, parts, state, task.training.num_steps)
+    keep_record(task, state)
+    weights = parts.network.state_dict()
+    save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
+    save_weights(task.folder / "final.safetensors", weights, key=task.key)
+
+
+def _take_steps(
+    task: FoldTask, care: Care, parts: Parts, state: FoldState, done: int, after_step: Callable[[StepRecord], None]
+) -> None:
+    """All steps from ``done`` on; the loop ends early, and batches are read anew, where classes are sought or readers added."""
     while done < task.training.num_steps:
         steps = range(done, task.training.num_steps)
         source = seeking(care.source, state.learning.sought)
         batches = load_batches(source, steps, num_workers=state.num_workers, device=task.device)
-        with readable_memory_errors(care):
+        with readable_errors(care):
             done = train(
                 parts,
-                batches,
+                saved_at_failure(batches, steps, task, parts, state),
                 steps,
                 control=state.control,
                 listeners=(after_step,),
                 relieve=lambda step: relieve(task, care, parts, state, step),
             )
-    for remark in (*never_found(state.history), *never_shown(state.history)):
-        note(care, state, remark)
-    save(task, parts, state, task.training.num_steps)
-    save_document(task.folder / "learning.json", state.learning)
-    weights = parts.network.state_dict()
-    save_weights(task.folder / "best.safetensors", state.best or weights, key=task.key)
-    save_weights(task.folder / "final.safetensors", weights, key=task.key)
 
 
 def _begin(task: FoldTask, care: Care) -> tuple[FoldTask, Parts, FoldState, int]:

@@ -49,11 +49,13 @@ def judge_skip(learning: Learning, *, epoch_start: int, steps_per_epoch: int) ->
     """What follows from the last of ``learning.skipped_steps``: nothing more, a restart, or the end.
 
     Restarts help where weights were driven too far. Where not one step was good since the last restart, or since the
-    beginning, the weights are what they were then, and a lower rate changes nothing.
+    beginning, the weights are what they were then, and a lower rate changes nothing. A row of skips counts wherever epochs
+    end in it: those of short trainings are shorter than a row.
     """
     last = learning.skipped_steps[-1]
+    row = range(last - SKIPS_IN_ROW + 1, last + 1)
+    in_row = row.start >= learning.restarted_at and set(row) <= set(learning.skipped_steps)
     since = [step for step in learning.skipped_steps if step >= max(epoch_start, learning.restarted_at)]
-    in_row = set(range(last - SKIPS_IN_ROW + 1, last + 1)) <= set(since)
     if not in_row and len(since) <= max(SKIPS_IN_ROW, SKIPPED_SHARE * steps_per_epoch):
         return "skip"
     good = last + 1 - learning.restarted_at - sum(step >= learning.restarted_at for step in learning.skipped_steps)
@@ -97,8 +99,9 @@ def lost_classes(history: Sequence[EpochRecord], num_epochs: int) -> tuple[str, 
 
 def describe_lost(name: str, step: int, num_cases: int) -> Remark:
     """A class that is not found, and what is done about it; ``num_cases``: training cases of the fold that show it."""
+    showing = "the only training case that shows it" if num_cases == 1 else f"the {num_cases} training cases that show it"
     measure = (
-        f"patches around it are drawn more often from now on, from the {num_cases} training cases that show it"
+        f"patches around it are drawn more often from now on, from {showing}"
         if num_cases
         else "no training case of this fold shows it, so it cannot be learnt: add cases, or take other folds (--splits)"
     )

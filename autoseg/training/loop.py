@@ -96,7 +96,10 @@ def make_parts(
 
 
 def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Nesterov SGD or AdamW on all parameters, with the schedule's decay (method section 7.1)."""
+    """Nesterov SGD or AdamW on all parameters, with the schedule's decay (method section 7.1).
+
+    Without momentum there is nothing for Nesterov to look ahead along: plain SGD.
+    """
     if training.optimiser == "adamw":
         return torch.optim.AdamW(
             network.parameters(), lr=training.peak_learning_rate, weight_decay=training.weight_decay
@@ -105,7 +108,7 @@ def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimi
         network.parameters(),
         lr=training.peak_learning_rate,
         momentum=training.momentum,
-        nesterov=True,
+        nesterov=training.momentum > 0,
         weight_decay=training.weight_decay,
     )
 

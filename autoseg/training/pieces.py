@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from autoseg.errors import AutosegError
 from autoseg.execution.memory import is_out_of_memory
 from autoseg.training.accumulation import is_mean_over_samples
+from autoseg.training.batches import worker_died
 from autoseg.training.care import Care, FoldState, note
 from autoseg.training.learning import Remark
 from autoseg.training.loop import Parts
@@ -47,11 +48,20 @@ def _take_pieces(task: FoldTask, care: Care, state: FoldState, step: int, size: 
 
 
 @contextmanager
-def readable_memory_errors(care: Care) -> Iterator[None]:
-    """Memory that runs out beside a step, where smaller pieces are no answer, becomes an error for a person."""
+def readable_errors(care: Care) -> Iterator[None]:
+    """What the machine does to a training beside its steps becomes an error for a person.
+
+    That is memory that runs out where smaller pieces are no answer, and a process that reads patches and is killed.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
+        if worker_died(error):
+            raise AutosegError(
+                f"{care.where}: a process that reads patches was ended from outside ({error}). Most often memory ran out, or "
+                "shared memory (/dev/shm, in containers often small): give it more of either, or take fewer processes "
+                "(--workers 1), and run again: the training goes on from its last checkpoint"
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise AutosegError(

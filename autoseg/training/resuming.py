@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-from autoseg.run_folder import write_text
+from autoseg.run_folder import save_document, write_text
+from autoseg.training.batches import Batch
 from autoseg.training.care import FoldState
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
 from autoseg.training.history import history_text, read_history
@@ -31,6 +32,7 @@ def restore(
     state.good, state.best, state.best_score = checkpoint.good, checkpoint.best, checkpoint.best_score
     state.moving_average = checkpoint.moving_average
     state.losses = list(checkpoint.epoch_losses)
+    state.waits, state.durations = list(checkpoint.epoch_waits), list(checkpoint.epoch_durations)
     state.control.rate_factor = state.learning.rate_factor
     state.history, damage = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
     if damage:
@@ -50,7 +52,32 @@ def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
         epoch_losses=list(state.losses),
         good=state.good,
         learning=state.learning.model_dump(),
+        epoch_waits=list(state.waits),
+        epoch_durations=list(state.durations),
     )
     write_text(task.folder / "history.jsonl", history_text(state.history))
     save_checkpoint(task.folder / "checkpoint.pt", checkpoint)
     state.last_saved = time.monotonic()
+
+
+def saved_at_failure(
+    batches: Iterator[Batch], steps: Sequence[int], task: FoldTask, parts: Parts, state: FoldState
+) -> Iterator[Batch]:
+    """The batches of ``steps``; where one cannot be made, the steps before it are saved first.
+
+    No step is half done there, as it may be where other errors come from.
+    """
+    for step in steps:
+        try:
+            batch = next(batches)
+        except Exception:
+            if step > 0:
+                save(task, parts, state, step)
+            raise
+        yield batch
+
+
+def keep_record(task: FoldTask, state: FoldState) -> None:
+    """Write what people read of a training: its epochs, and what went wrong. Epochs after a checkpoint do not bind it."""
+    write_text(task.folder / "history.jsonl", history_text(state.history))
+    save_document(task.folder / "learning.json", state.learning)

@@ -35,17 +35,18 @@ def find_micro_batch(
 
     Steps are tried with parts of their own, which are thrown away. ``most``: no larger pieces.
     """
-    sizes = plausible_sizes(configuration, training, device)
-    tried = (size for size in sizes if most is None or size <= most)
-    return next((size for size in tried if survives_step(configuration, training, device, make, size)), None)
+    sizes = plausible_sizes(configuration, training, device, most=most)
+    return next((size for size in sizes if survives_step(configuration, training, device, make, size)), None)
 
 
-def plausible_sizes(configuration: Configuration, training: Training, device: torch.device) -> tuple[int, ...]:
-    """Pieces of the batch that are worth trying, largest first.
+def plausible_sizes(
+    configuration: Configuration, training: Training, device: torch.device, *, most: int | None = None
+) -> tuple[int, ...]:
+    """Pieces of the batch that are worth trying, largest first; ``most``: no larger ones.
 
     On a CPU those that by the estimate fit into free memory: there a process that takes too much is killed, not told.
     """
-    sizes = micro_batch_sizes(training.batch_size)
+    sizes = tuple(size for size in micro_batch_sizes(training.batch_size) if most is None or size <= most)
     if device.type != "cpu":
         return sizes
     free = free_memory_bytes()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import logging
+import time
 
-from autoseg.progress import RunClock, format_duration
+import pytest
+from rich.console import Console
+
+from autoseg.progress import LogReporter, RunClock, TerminalReporter, format_duration
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,27 @@ def test_nothing_is_said_of_a_run_of_unknown_length_and_lateness_is_said() -> No
     clock.expect(-30)
     assert "later than expected" in clock.left()
     assert clock.left(10) == ", whole run 10 s left"
+
+
+def test_what_was_found_done_does_not_make_the_rest_seem_short(caplog) -> None:
+    caplog.set_level(logging.INFO, logger="autoseg.progress")
+    with LogReporter(RunClock(), interval_s=0.0).track("Training", 1000) as tracker:
+        tracker.found(900)
+        tracker.advance(0)
+        time.sleep(0.2)
+        tracker.advance()
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "Training: 900 of 1000"
+    assert second.startswith("Training: 901 of 1000, ")
+    assert not second.endswith(", 0 s left")
+
+
+def test_a_bar_takes_no_speed_from_what_was_found_done() -> None:
+    with TerminalReporter(Console(file=io.StringIO()), RunClock()).track("Training", 1000) as tracker:
+        tracker.advance()
+        time.sleep(0.05)
+        tracker.found(900)
+        tracker.advance()
+        (task,) = tracker.bar.tasks  # type: ignore[attr-defined]
+        assert task.completed == 902
+        assert task.speed < 50

@@ -12,7 +12,8 @@ from torch import nn
 from autoseg.errors import AutosegError
 from autoseg.training.augmentation_parameters import make_recipe
 from autoseg.training.batches import BatchSource
-from autoseg.training.care import Care, FoldState, after_epoch
+from autoseg.training.care import Care, FoldState, after_epoch, seeking
+from autoseg.training.health import describe_lost
 from autoseg.training.history import EpochRecord
 from autoseg.training.learning import Learning
 from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train, train_step
@@ -123,6 +124,25 @@ def test_the_fourth_collapse_ends_the_training() -> None:
     state = make_state(COLLAPSED, restarts=3, restarted_at=200, rate_factor=0.125)
     with pytest.raises(AutosegError, match=r"2d, fold 0: the foreground was lost.*3 restarts at lower learning rates"):
         after_epoch(make_care([]), trained_parts(), state, LAST)
+
+
+def test_the_case_of_all_bad_batches_is_named_as_they_were_drawn() -> None:
+    """Case a, which alone shows the ball, is bad: in batches before the ball was sought, and in those drawn around it since."""
+    care = make_care([])
+    places = [Case({"ball": np.zeros((int(number == 0), 3), np.int32)}) for number in range(2)]
+    plain = replace(care.source, cases=places)
+    around = seeking(plain, ["ball"])
+    before = [step for step in range(100) if plain.choose(step, 0)[1] == 0]
+    since = [step for step in range(100, 300) if plain.choose(step, 0)[1] == 1 and around.choose(step, 0)[1] == 0]
+    early = [step for step in range(100) if plain.choose(step, 0)[1] == 1 and around.choose(step, 0)[1] == 0]
+    assert before
+    assert since
+    assert early
+    lost = describe_lost("ball", 100, 1)
+    for bad, named in (((*before, *since), "case a was in each"), (tuple(early), "case b was in each")):
+        state = make_state(COLLAPSED, restarts=3, skipped_steps=bad, sought=("ball",), remarks=(lost,))
+        with pytest.raises(AutosegError, match=named):
+            after_epoch(replace(care, source=plain), trained_parts(), state, LAST)
 
 
 def test_a_good_epoch_changes_nothing() -> None:

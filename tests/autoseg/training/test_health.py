@@ -69,6 +69,20 @@ def test_single_skips_are_let_pass_and_rows_are_not() -> None:
     assert judge_skip(often, epoch_start=30, steps_per_epoch=STEPS) == "skip"
 
 
+@pytest.mark.parametrize("steps_per_epoch", [1, 2, 3])
+def test_rows_of_skips_count_across_the_ends_of_short_epochs(steps_per_epoch: int) -> None:
+    def verdict(learning: Learning) -> str:
+        last = learning.skipped_steps[-1]
+        return judge_skip(learning, epoch_start=last - last % steps_per_epoch, steps_per_epoch=steps_per_epoch)
+
+    assert verdict(skips(0, 1)) == "skip"
+    assert verdict(skips(0, 1, 2)) == "fail"
+    assert verdict(skips(5, 6, 7)) == "restart"
+    assert verdict(skips(4, 5, 7)) == "skip"
+    assert verdict(skips(5, 6, 7, 8, 9, restarts=1, restarted_at=8)) == "skip"  # the row before is dealt with
+    assert verdict(skips(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8)) == "fail"
+
+
 def test_restarts_that_cannot_help_are_not_begun() -> None:
     """No good step: the weights are those of the last good state already."""
     assert judge_skip(skips(0, 1, 2), epoch_start=0, steps_per_epoch=STEPS) == "fail"

@@ -6,19 +6,25 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch._inductor import config as inductor_config
+from torch.utils.data import get_worker_info
 
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.execution.heap import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.preparation.storage import open_array
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import load_document
 from autoseg.training import fold, health, loop, trial
@@ -147,6 +153,19 @@ def test_a_small_network_learns_two_shapes(tmp_path) -> None:
     assert min(history[-1]["pseudo_dice"].values()) > 0.6
 
 
+def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
+    task = training_with(make_task(tmp_path, steps=1), optimiser="sgd", momentum=0.0, gradient_clip=1e9)
+    parts = make_fold_parts(task)
+    batch = finish(batch_source(task, purpose="training")[0], batch_source(task, purpose="training").recipe, task.device)
+    before = [parameter.detach().clone() for parameter in parts.network.parameters()]
+    train_step(parts, *batch, 0.01)
+    decay = task.training.weight_decay
+    for old, parameter in zip(before, parts.network.parameters(), strict=True):
+        step = 0.0 if parameter.grad is None else parameter.grad + decay * old  # heads below the full resolution have none
+        assert torch.allclose(parameter, old - 0.01 * step, atol=1e-7)
+    run(task)
+
+
 def test_first_losses_are_golden(tmp_path) -> None:
     """Losses of the first steps, float32, one thread; see tests/golden/PROVENANCE.md."""
     run(make_task(tmp_path, steps=6))
@@ -168,11 +187,13 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path) -> None:
     for name in ("final.safetensors", "best.safetensors"):
         first, second = load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name)
         assert all(torch.equal(first[key], second[key]) for key in first)
-    histories = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "wait_share")} for line in file.read_text().splitlines()]
-        for file in (tmp_path / "a" / "history.jsonl", tmp_path / "b" / "history.jsonl")
-    ]
-    assert histories[0] == histories[1]
+    assert history_of(undisturbed) == history_of(stopped)
+
+
+def history_of(task: FoldTask) -> list[dict[str, object]]:
+    """Lines of a fold's history without what the clock measured."""
+    lines = [json.loads(line) for line in (task.folder / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in ("seconds", "wait_share")} for line in lines]
 
 
 class StopAt:
@@ -180,6 +201,9 @@ class StopAt:
 
     def __init__(self, tracker, step: int) -> None:
         self.tracker, self.left = tracker, step
+
+    def found(self, amount: float) -> None:
+        self.tracker.found(amount)
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         self.tracker.advance(amount, note=note)
@@ -196,6 +220,40 @@ def test_a_stop_request_saves_the_finished_step(tmp_path) -> None:
     checkpoint = load_checkpoint(tmp_path / "checkpoint.pt", key="key")
     assert checkpoint is not None
     assert checkpoint.step == 3
+
+
+@dataclass(frozen=True)
+class SlowCase:
+    """A case whose labels are there after a pause each time."""
+
+    image: np.ndarray
+    locations: dict[str, np.ndarray]
+    label_map: np.ndarray
+    pauses: Iterator[float]
+
+    @property
+    def labels(self) -> np.ndarray:
+        time.sleep(next(self.pauses, 0.0))
+        return self.label_map
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_times_of_an_epoch_are_those_of_all_its_steps(tmp_path, older: bool) -> None:
+    """Two steps of an epoch, a stop, the third: the pause of the first step's batch is in the record."""
+    case = make_case(0)
+    slow = SlowCase(case.image, case.locations, case.labels, iter([0.5]))
+    task = replace(make_task(tmp_path, steps=3), training_cases=[slow])
+    asked = iter([False, True])
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, should_stop=lambda: next(asked))
+    if older:  # checkpoints of older versions hold no times, and serve all the same
+        content = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        del content["epoch_waits"], content["epoch_durations"]
+        torch.save(content, tmp_path / "checkpoint.pt")
+    run(task)
+    (line,) = (json.loads(text) for text in (tmp_path / "history.jsonl").read_text().splitlines())
+    assert older or line["seconds"] > 0.5
+    assert older or line["wait_share"] * line["seconds"] > 0.5
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path) -> None:
@@ -290,6 +348,97 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_remedy(tmp_path) -> N
         case.image[:] = np.nan
     with pytest.raises(AutosegError, match="loss became nan at step 1"):
         run(task)
+
+
+@pytest.mark.parametrize(("steps", "steps_per_epoch"), [(12, 1), (12, 2), (2, 2), (1, 1)])
+def test_a_training_without_one_good_step_never_ends_well(tmp_path, steps: int, steps_per_epoch: int) -> None:
+    """Epochs of short schedules are shorter than a row of skips, and the shortest trainings are, too."""
+    task = replace(make_task(tmp_path, steps=steps), training_cases=[broken_case(0)], case_ids=["shape_0"], checkpoint_interval_s=0.0)
+    task = training_with(task, steps_per_epoch=steps_per_epoch)
+    for _ in range(2):  # a second call goes on from the checkpoint, and ends no better
+        with pytest.raises(AutosegError, match=r"at step 1\b.*Look for extreme intensities"):
+            run(task)
+    assert not (tmp_path / "final.safetensors").exists()
+
+
+def test_a_failed_training_leaves_its_record_and_goes_on_from_its_checkpoint(tmp_path) -> None:
+    undisturbed, task = (make_task(tmp_path / name, steps=12) for name in ("a", "b"))
+    asked = iter([False, False, False, True])
+    with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, should_stop=lambda: next(asked))
+    with pytest.raises(AutosegError, match=r"at step 5, and in 6 steps up to step 10.*learning\.json and history\.jsonl"):
+        run(replace(task, training_cases=[broken_case(i) for i in range(4)]))
+    assert [line["skipped"] for line in history_of(task)] == [0, 2, 3]
+    assert learning_of(task).skipped_steps == (4, 5, 6, 7, 8, 9)
+    assert [remark.kind for remark in learning_of(task).remarks] == ["not_finite", "restart"]
+    checkpoint = load_checkpoint(tmp_path / "b" / "checkpoint.pt", key="key")
+    assert checkpoint is not None
+    assert checkpoint.step == 4
+    run(task)
+    run(undisturbed)
+    assert history_of(task) == history_of(undisturbed)
+    assert learning_of(task) == learning_of(undisturbed)
+    one, two = (load_file(tmp_path / name / "final.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A case whose image lies in a file; beside a file ``kill``, processes that read it for another one are killed."""
+
+    path: Path
+    labels: np.ndarray
+    locations: dict[str, np.ndarray]
+
+    @property
+    def image(self) -> object:
+        if get_worker_info() is not None and self.path.with_name("kill").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return open_array(self.path)
+
+
+def store_case(path: Path) -> StoredCase:
+    case = make_case(0)
+    blosc2.asarray(case.image, urlpath=str(path))
+    return StoredCase(path, case.labels, case.locations)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_case_that_cannot_be_read_is_named_and_costs_no_step(tmp_path, num_workers: int) -> None:
+    """Whoever reads, the message is that of the stored case, without a traceback, and what was learnt is saved."""
+    whole, hidden = tmp_path / "case.b2nd", tmp_path / "hidden"
+    made = replace(make_task(tmp_path, steps=12), training_cases=[store_case(whole)], num_workers=num_workers)
+    undisturbed, task = (replace(made, folder=tmp_path / name) for name in "ab")
+    steps: list[int] = []
+
+    def hide_after_two_steps() -> bool:
+        steps.append(len(steps))
+        if len(steps) == 2:
+            whole.rename(hidden)
+        return False
+
+    with pytest.raises(AutosegError) as raised, SilentReporter().track("training", 1) as tracker:
+        train_fold(task, tracker, should_stop=hide_after_two_steps)
+    assert str(raised.value).startswith(f"{whole} could not be read (")
+    assert "Traceback" not in str(raised.value)
+    checkpoint = load_checkpoint(tmp_path / "b" / "checkpoint.pt", key="key")
+    assert checkpoint is not None
+    assert checkpoint.step == len(steps)  # two, and what processes had read ahead
+    hidden.rename(whole)
+    run(task)
+    run(undisturbed)
+    one, two = (load_file(tmp_path / name / "final.safetensors") for name in ("a", "b"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_killed_process_that_reads_is_an_error_with_a_remedy(tmp_path) -> None:
+    task = replace(make_task(tmp_path, steps=2), training_cases=[store_case(tmp_path / "case.b2nd")], num_workers=1)
+    (tmp_path / "kill").touch()
+    with pytest.raises(AutosegError, match=r"3d_fullres, fold 0: a process that reads patches was ended.*--workers 1.*goes on"):
+        run(task)
+    (tmp_path / "kill").unlink()
+    run(task)
+    assert (tmp_path / "final.safetensors").exists()
 
 
 def test_class_counts_are_those_of_a_hand_count() -> None:
@@ -546,6 +695,36 @@ def test_a_compiler_that_fails_is_said_once_and_steps_run_without_it(tmp_path, m
     assert "compiler" in str(remark).lower().split("(")[1]
     weights = [load_file(tmp_path / name / "final.safetensors") for name in ("compiled", "plain")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_steps_are_tried_in_pieces_that_memory_allows(tmp_path, monkeypatch) -> None:
+    """Neither before the first step, where memory is too little, nor later, where only the checkpoint knows of it."""
+    compute, pieces, free = loop.run_network, [], trial.free_memory_bytes()
+
+    def measured(network, images, precision):
+        pieces.append(len(images))
+        return compute(network, images, precision)
+
+    monkeypatch.setattr(loop, "run_network", measured)
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    task = training_with(make_task(tmp_path / "fold", steps=2), compiled=True, batch_size=6, validation_batches=0)
+    third = trial.needed_bytes(task.configuration, task.training, 2)
+    asked = iter([True])
+    with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
+        monkeypatch.setattr(trial, "free_memory_bytes", lambda: 1000)
+        with pytest.raises(AutosegError, match="for a single sample"):
+            run(task)
+        assert not pieces
+        monkeypatch.setattr(trial, "free_memory_bytes", lambda: third)
+        with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
+            train_fold(task, tracker, should_stop=lambda: next(asked))
+        assert set(pieces) == {2}
+        pieces.clear()
+        monkeypatch.setattr(trial, "free_memory_bytes", lambda: free)
+        run(task)
+        assert set(pieces) == {2}
 
 
 @pytest.mark.slow
