@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from autoseg.errors import AutosegError
 from autoseg.run_folder import atomic_write
 
+UNREADABLE = (SafetensorError, OSError, RuntimeError)
+"""What reading a file of weights raises; torch's own where another process puts a new file in its place meanwhile, since
+safetensors opens it first and torch then opens it again."""
+
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, key: str) -> None:
     """Write weights atomically; ``key`` says what they were trained from."""
@@ -39,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except FileNotFoundError as error:
         raise AutosegError(f"{path} is missing; the fold was not trained to its end: run it again") from error
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
@@ -48,7 +52,7 @@ def read_key(path: Path) -> str:
     try:
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {}).get("key", ""))
-    except (SafetensorError, OSError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
 
 
