@@ -3,10 +3,13 @@
     python benchmarks/crash.py --kills 40 --work DIR            # kill -9 at random moments of all stages
     python benchmarks/crash.py --full-disk --work DIR           # a filesystem that fills up (needs root, for a tmpfs)
     python benchmarks/crash.py --compiled --work DIR            # kill -9, with training steps through torch.compile
+    python benchmarks/crash.py --together 20 --work DIR         # several processes at once in one run folder, 20 times
 
 A small phantom dataset and a schedule of a few dozen steps. The same `autoseg run` command is killed in one stage after
 another, each at a random moment of the time that the stage takes, and then ends; that is repeated in new run folders. What
-comes after the last stage that has a lock, predictions of test images and the report, counts for that stage.
+comes after the last stage that has a lock, predictions of test images and the report, counts for that stage. Processes at
+once are a whole run and a training of each fold, two of each, begun at random moments, and one in three killed; what one of
+them has in its hands, another waits for or refuses.
 Compared byte for byte: weights, validation and test predictions, preprocessed data, selection, splits and score tables.
 Left out are files that hold times: logs, histories, run and stage records, the report, and checkpoints, which are only a
 means.
@@ -23,9 +26,11 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.run_folder import RunFolder, load_document, save_document
@@ -36,9 +41,9 @@ STEPS = 24
 POLL_S = 0.002
 
 
-def command(dataset: Path, out: Path, *extra: str) -> list[str]:
+def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[str]:
     call = "from autoseg.cli import main; main()"
-    return [sys.executable, "-c", call, "run", str(dataset), "--out", str(out), "--device", "cpu", "--threads", "1", *extra]
+    return [sys.executable, "-c", call, verb, str(dataset), "--out", str(out), "--device", "cpu", "--threads", "1", *extra]
 
 
 def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
@@ -135,6 +140,52 @@ def crash(work: Path, *, kills: int, seed: int, compiled: bool = False) -> None:
     )
 
 
+def work_together(work: Path, *, rounds: int, seed: int) -> None:
+    """Several processes at once in one run folder, some of them killed; then the whole run, which must end like another."""
+    dataset = work / "Task99_Phantom"
+    make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
+    schedule = ("--schedule", str(make_schedule(dataset, work)))
+    started = time.monotonic()
+    subprocess.run(command(dataset, work / "undisturbed", *schedule), check=True, capture_output=True)
+    whole = time.monotonic() - started
+    expected = contents(work / "undisturbed")
+    rng, ends = random.Random(seed), Counter[str]()
+    for number in range(rounds):
+        run = work / f"together_{number}"
+        folds = [command(dataset, run, *schedule, "--fold", str(fold), verb="train") for fold in (0, 1)]
+        calls = 2 * [command(dataset, run, *schedule), *folds]
+        with ThreadPoolExecutor(len(calls)) as pool:
+            after = [(rng.uniform(0, whole), rng.uniform(0, 2 * whole) if rng.random() < 1 / 3 else None) for _ in calls]
+            ends.update(pool.map(end_of, calls, *zip(*after, strict=True)))
+        subprocess.run(command(dataset, run, *schedule), check=True, capture_output=True)
+        wrong = differences(run, expected)
+        if wrong:
+            sys.exit(f"round {number}: {len(wrong)} of {len(expected)} files differ: {', '.join(wrong[:10])}")
+        shutil.rmtree(run)
+    table = ", ".join(f"{count} {end}" for end, count in ends.most_common())
+    sys.stdout.write(f"{ends.total()} processes in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time\n")
+
+
+def end_of(call: list[str], delay_s: float, kill_after_s: float | None) -> str:
+    """Start a process after ``delay_s``, perhaps kill it; how it ended. Raises `RuntimeError` for an end that none may have."""
+    time.sleep(delay_s)
+    with TemporaryFile() as messages:  # a pipe would stay open while worker processes of a killed run are still there
+        process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=messages)
+        try:
+            process.wait(kill_after_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return "killed"
+        messages.seek(0)
+        errors = messages.read().decode()
+    if process.returncode == 0:
+        return "ended"
+    if process.returncode == 1 and "Traceback" not in errors and "is being worked on by" in errors:
+        return "refused"
+    raise RuntimeError(f"exit code {process.returncode}: {errors}")
+
+
 def fill_disk(work: Path) -> None:
     """Run on a filesystem that is too small, then make it larger: the run must say so, and then end like the others."""
     dataset = work / "Task99_Phantom"
@@ -171,10 +222,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--full-disk", action="store_true")
     parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--together", type=int, metavar="ROUNDS", default=0)
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     if arguments.full_disk:
         fill_disk(arguments.work)
+    elif arguments.together:
+        work_together(arguments.work, rounds=arguments.together, seed=arguments.seed)
     else:
         crash(arguments.work, kills=arguments.kills, seed=arguments.seed, compiled=arguments.compiled)
 

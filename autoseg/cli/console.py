@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from shlex import quote
+from shlex import join, quote
 from typing import TYPE_CHECKING
 
 import typer
@@ -58,6 +58,7 @@ def start_log_file(folder: RunFolder) -> None:
     handler.handleError = lambda record: None  # type: ignore[method-assign]
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
+    logger.debug("called: %s", join(("autoseg", *sys.argv[1:])))
 
 
 def show_result(options: Options, result: RunResult) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -42,11 +43,11 @@ def train(
 
 @takes(RUNNING)
 def select(options: Options) -> None:
-    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
+    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation; trains what is missing, nothing anew."""
     from autoseg.evaluation.tables import format_table
     from autoseg.pipeline.selecting import select_stage
 
-    selected = select_stage(options)
+    selected = select_stage(replace(options, may_retrain=False))
     if selected.summary is not None:
         typer.echo(format_table(selected.summary))
     typer.echo(f"Selection: {options.run.selection}")
@@ -54,10 +55,10 @@ def select(options: Options) -> None:
 
 @takes(RUNNING)
 def report(options: Options) -> None:
-    """Write the report page; does first what is missing before it, test predictions included."""
+    """Write the report page; does first what is missing before it, test predictions included, and trains nothing anew."""
     from autoseg.pipeline.run import run_all
 
-    typer.echo(f"Report: {run_all(options).report}")
+    typer.echo(f"Report: {run_all(replace(options, may_retrain=False)).report}")
 
 
 def demo(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
@@ -79,6 +79,7 @@ def open_stage(
     wait: bool = True,
     fits: Callable[[Path], bool] = Path.exists,
     forget: bool = True,
+    may_redo: bool = True,
 ) -> Iterator[bool]:
     """Own a stage while the block runs; yields whether there is anything to do.
 
@@ -87,9 +88,11 @@ def open_stage(
     changed, and when another process has it. With ``wait`` that process is waited for, else it is an error. ``fits``
     looks into outputs that are there: damaged ones, and those that something else was written over, are made again.
     Without ``forget`` the former record stays until the block removes it, which it does before it writes over the
-    first output.
+    first output. Without ``may_redo`` changed inputs raise `AutosegError`, and all stays as it is.
     """
     with hold_lock(run.lock(name), what=what, wait=wait, say=say):
+        if not may_redo:
+            refuse_changes(run, name, consumed, what=what)
         changes = what_changed(run, name, consumed, outputs, fits)
         if not changes:
             shutil.rmtree(run.kept(name), ignore_errors=True)  # of a call that was killed in its last moment
@@ -103,6 +106,21 @@ def open_stage(
         yield True
         save_document(run.stage(name), StageRecord(consumed=dict(consumed), seconds=time.monotonic() - started))
         shutil.rmtree(run.kept(name), ignore_errors=True)
+
+
+def refuse_changes(run: RunFolder, stage: str, consumed: Consumed, *, what: str) -> None:
+    """Raise `AutosegError` where a finished stage consumed something else; missing and damaged outputs are no reason."""
+    changes = what_changed(run, stage, consumed, ())
+    if changes not in ((), (NOT_DONE,)):
+        refuse_redoing(run, changes, what=what)
+
+
+def refuse_redoing(run: RunFolder, changes: Sequence[str], *, what: str) -> NoReturn:
+    """Raise `AutosegError` for what only a command that may train anew does."""
+    raise AutosegError(
+        f"{run.root}: {' and '.join(changes)}, so that {what} would be made again and everything trained anew, which this "
+        f"command does not do; give it the options that the run was made with ({run.log} has every call), or take autoseg run"
+    )
 
 
 def _plain(value: object) -> Any:

@@ -52,6 +52,8 @@ class Options:
     """CSV file that says which cases stay together; none: as the dataset tells."""
     leave_one_group_out: bool = False
     """One fold for each group."""
+    may_retrain: bool = True
+    """Whether what was trained is trained anew where its inputs changed; else that is an error, and only what is missing is done."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began to run."""
 

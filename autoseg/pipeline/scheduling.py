@@ -71,7 +71,9 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     def fits(_: Path) -> bool:
         return read_scheduled(options) is not None
 
-    with open_stage(options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits, forget=False) as to_do:
+    with open_stage(
+        options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits, forget=False, may_redo=options.may_retrain
+    ) as to_do:
         if not to_do:
             schedule = load_document(Schedule, options.run.schedule)
             say_other_threads(options, schedule)
@@ -203,7 +205,8 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
     def fits(_: Path) -> bool:
         return read_scheduled(options) == (schedule, splits)
 
-    with open_stage(options.run, "schedule", consumed, outputs, what=what, say=say, fits=fits) as to_do:
+    redo = options.may_retrain
+    with open_stage(options.run, "schedule", consumed, outputs, what=what, say=say, fits=fits, may_redo=redo) as to_do:
         if to_do:
             save_splits(options, dataset, splits)
             save_document(options.run.schedule, schedule)

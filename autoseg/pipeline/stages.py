@@ -13,7 +13,7 @@ from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained
-from autoseg.pipeline.freshness import digest, open_stage
+from autoseg.pipeline.freshness import digest, open_stage, refuse_redoing
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.splitting import refuse_bad_folds
@@ -73,8 +73,8 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
     dataset = check_stage(options)
     canonical = not options.strict_reference
     consumed = {"dataset": trained_on(dataset), "orientation (--strict-reference)": digest(canonical)}
-    outputs = [options.run.fingerprint]
-    with open_stage(options.run, "fingerprint", consumed, outputs, what="the fingerprint", say=options.reporter.say) as to_do:
+    outputs, what, say = [options.run.fingerprint], "the fingerprint", options.reporter.say
+    with open_stage(options.run, "fingerprint", consumed, outputs, what=what, say=say, may_redo=options.may_retrain) as to_do:
         if not to_do:
             return dataset, load_document(Fingerprint, options.run.fingerprint)
         fingerprint = take_fingerprint(
@@ -95,7 +95,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     dataset, fingerprint = fingerprint_stage(options)
     device_gb = None if pretrained is not None else _device_memory_gb(options)
     consumed = {"preset (--preset)": digest(options.preset), "memory to plan for (--memory-gb)": digest(options.memory_gb)}
-    with open_stage(options.run, "plan", consumed, [options.run.plan], what="the plan", say=options.reporter.say) as to_do:
+    outputs, say = [options.run.plan], options.reporter.say
+    with open_stage(options.run, "plan", consumed, outputs, what="the plan", say=say, may_redo=options.may_retrain) as to_do:
         begun = load_document(Plan, options.run.plan) if options.run.plan.exists() else None
         own = plan_dataset(
             fingerprint,
@@ -107,6 +108,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         )
         plan = own if pretrained is None else fit_plan(pretrained, own)
         if begun is None or digest(begun) != digest(plan):
+            if begun is not None and not options.may_retrain:
+                refuse_redoing(options.run, ["the pretrained model (--pretrained) or the rules changed"], what="the plan")
             save_document(options.run.plan, plan)
     if options.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
         options.reporter.say(

@@ -144,7 +144,8 @@ def train_one(
     def fits(path: Path) -> bool:
         return is_trained(path, key)
 
-    with open_stage(options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits) as to_do:
+    redo = options.may_retrain
+    with open_stage(options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits, may_redo=redo) as to_do:
         if not to_do:
             tracker.found(training.num_steps)
             return

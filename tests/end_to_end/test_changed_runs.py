@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from autoseg.cli import app
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.inference.model import load_model
@@ -171,6 +173,52 @@ def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Option
 def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) -> None:
     train_stage(replace(options, budget_s=60.0))
     assert "--budget changes nothing here" in said(options)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"preset": "vnet"}, r"the preset \(--preset\) changed, so that the plan"),
+        ({"strict_reference": True}, r"the orientation \(--strict-reference\) changed, so that the fingerprint"),
+        ({"seed": 1}, "the seed changed, so that the schedule of .*"),
+        ({"schedule": None, "budget_s": 3.0}, "the budget changed and the schedule file .* changed, so that the schedule"),
+    ],
+)
+def test_who_asks_for_a_report_with_other_options_trains_nothing(options: Options, changes: dict[str, object], why: str) -> None:
+    ours = [options.run.plan, options.run.fingerprint, options.run.schedule, options.run.splits, *options.run.models.rglob("*.safetensors")]
+    before = {path: path.read_bytes() for path in ours}
+    with pytest.raises(AutosegError, match=f"{why} would be made again.*take autoseg run"):
+        run_all(replace(options, **changes, may_retrain=False))
+    assert {path: path.read_bytes() for path in before} == before
+    run_all(replace(options, may_retrain=False))
+    assert " again" not in said(options)
+    assert json.loads(options.run.record.read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize("command", ["select", "report"])
+def test_commands_that_show_results_train_nothing_anew(options: Options, command: str) -> None:
+    words = ["--schedule", options.schedule, "--device", "cpu", "--threads", "1", "--workers", "1", "--out", options.run.root]
+    call = [command, str(options.dataset), *map(str, words)]
+    refused = CliRunner().invoke(app, [*call, "--seed", "1"])
+    assert isinstance(refused.exception, AutosegError)
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    assert "called: autoseg" in options.run.log.read_text()
+
+
+def test_a_plan_of_another_origin_is_not_replaced_for_a_report(options: Options) -> None:
+    """As the plan of a pretrained model is, where ``--pretrained`` is left out."""
+    other = load_document(Plan, options.run.plan).model_copy(update={"source_axes": "ras"})
+    save_document(options.run.plan, other)
+    with pytest.raises(AutosegError, match=r"the pretrained model \(--pretrained\) or the rules changed, so that the plan"):
+        run_all(replace(options, may_retrain=False))
+    assert load_document(Plan, options.run.plan) == other
+
+
+def test_what_is_missing_is_done_for_a_report(options: Options) -> None:
+    shutil.rmtree(options.run.fold("2d", 0))
+    run_all(replace(options, may_retrain=False))
+    assert (options.run.fold("2d", 0) / "final.safetensors").is_file()
 
 
 def test_predictions_without_a_record_are_not_taken_for_the_models(options: Options) -> None:
