@@ -8,7 +8,7 @@
 A small phantom dataset and a schedule of a few dozen steps. The same `autoseg run` command is killed in one stage after
 another, each at a random moment of the time that the stage takes, and then ends; that is repeated in new run folders. What
 comes after the last stage that has a lock, predictions of test images and the report, counts for that stage. Processes at
-once are a whole run and a training of each fold, two of each, begun at random moments, and one in three killed; what one of
+once are a whole run and a training of each fold, two of each, begun at random moments, and every other one killed; what one of
 them has in its hands, another waits for or refuses.
 Compared byte for byte: weights, validation and test predictions, preprocessed data, selection, splits and score tables.
 Left out are files that hold times: logs, histories, run and stage records, the report, and checkpoints, which are only a
@@ -155,7 +155,7 @@ def work_together(work: Path, *, rounds: int, seed: int) -> None:
         folds = [command(dataset, run, *schedule, "--fold", str(fold), verb="train") for fold in (0, 1)]
         calls = 2 * [command(dataset, run, *schedule), *folds]
         with ThreadPoolExecutor(len(calls)) as pool:
-            after = [(rng.uniform(0, whole), rng.uniform(0, 2 * whole) if rng.random() < 1 / 3 else None) for _ in calls]
+            after = [(rng.uniform(0, whole / 2), rng.uniform(0, whole) if rng.random() < 1 / 2 else None) for _ in calls]
             ends.update(pool.map(end_of, calls, *zip(*after, strict=True)))
         subprocess.run(command(dataset, run, *schedule), check=True, capture_output=True)
         wrong = differences(run, expected)
