@@ -16,7 +16,7 @@ from autoseg.datasets.dataset import Finding
 from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves
 from autoseg.evaluation.selection import Candidate, Selection
 from autoseg.evaluation.summary import CaseResult, Summary
-from autoseg.evaluation.tables import describe_gaps, describe_units, score_statistics
+from autoseg.evaluation.tables import footnotes, score_statistics
 from autoseg.progress import format_duration
 from autoseg.run_folder import write_text
 from planners import DecisionRecord
@@ -124,7 +124,7 @@ def render_report(content: ReportContent) -> str:
         content=content,
         headline=_headline(content),
         classes=_class_rows(content.summary),
-        gaps=() if content.summary is None else (*describe_units(content.summary), *describe_gaps(content.summary)),
+        footnotes=() if content.summary is None else footnotes(content.summary),
         cases=_case_rows(content.summary),
         scores_picture=None if content.summary is None else _embedded(case_scores(content.summary), "svg+xml"),
         candidates=_candidate_rows(content.selection),

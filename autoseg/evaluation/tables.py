@@ -15,6 +15,8 @@ TABLE_METRICS = ("dice", "iou", "hausdorff95_mm", "surface_dice")
 """Metrics with a good and a bad end."""
 LOWER_IS_BETTER = frozenset({"hausdorff95_mm"})
 ABSENT = "-"
+HARDLY_FOUND = 0.1
+"""Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +94,7 @@ def format_table(summary: Summary) -> str:
         "mean of classes", _number(overall.dice), "", "", "", _number(overall.hausdorff95_mm, 2),
         _number(overall.surface_dice), str(len(summary.metric_per_case)),
     ))
-    return "\n".join([*_align(lines), *describe_units(summary), *describe_gaps(summary)])
+    return "\n".join([*_align(lines), *footnotes(summary)])
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -111,6 +113,21 @@ def _align(lines: list[tuple[str, ...]]) -> list[str]:
         for line in lines
     ]
     return [padded[0], "-" * max(map(len, padded)), *padded[1:]]
+
+
+def footnotes(summary: Summary) -> list[str]:
+    """What a reader of the scores must know beside them: sentences, the weightiest first."""
+    return [*describe_lost(summary), *describe_units(summary), *describe_gaps(summary)]
+
+
+def describe_lost(summary: Summary) -> list[str]:
+    """A sentence for each class that is as good as not found."""
+    means = {each.name: score_statistics(summary, each.key, "dice").mean for each in summary.classes}
+    return [
+        f"{name} is hardly found (Dice {mean:.3f}): label maps of it are of no use as they are"
+        for name, mean in means.items()
+        if mean is not None and mean < HARDLY_FOUND
+    ]
 
 
 def describe_units(summary: Summary) -> list[str]:

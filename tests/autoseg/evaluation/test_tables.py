@@ -9,7 +9,7 @@ import pytest
 
 from autoseg.evaluation.metrics import EvaluatedClass, compare
 from autoseg.evaluation.summary import CaseResult, Summary, summarize
-from autoseg.evaluation.tables import case_table, format_table, score_statistics, summary_table
+from autoseg.evaluation.tables import case_table, footnotes, format_table, score_statistics, summary_table
 
 CLASSES = (EvaluatedClass(name="head", values=(1,)), EvaluatedClass(name="tail", values=(2,)))
 
@@ -82,6 +82,15 @@ def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     assert lines[5] == "head: of 3 cases, 1 missed entirely (Dice 0, no distance)"
     assert lines[6] == "tail: of 3 cases, 2 without it in prediction and reference (in no mean)"
     assert lines[0].index("Dice") + len("Dice") == lines[2].index("0.556") + len("0.556")
+
+
+def test_a_class_that_is_as_good_as_not_found_is_named(summary: Summary) -> None:
+    assert not any("hardly found" in line for line in footnotes(summary))
+    poor = summarize([case("poor", [1, 0, 2, 0], [0, 1, 2, 0]), case("none", [0, 0, 0, 0], [1, 0, 0, 0])], CLASSES)
+    assert footnotes(poor)[0] == "head is hardly found (Dice 0.000): label maps of it are of no use as they are"
+    assert sum("hardly found" in line for line in footnotes(poor)) == 1
+    unseen = summarize([case("empty", [0, 0, 0, 0], [0, 0, 0, 0])], CLASSES)
+    assert not any("hardly found" in line for line in footnotes(unseen))
 
 
 @pytest.mark.parametrize(("references", "said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)])
