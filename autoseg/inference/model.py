@@ -101,10 +101,12 @@ def open_member_network(files: ModelFiles, name: str, fold: int) -> nn.Module:
     return network
 
 
-def load_network(weights: Path, configuration: Configuration, training: Training, *, device: torch.device) -> nn.Module:
-    """One network with trained weights, in evaluation mode."""
+def load_network(
+    weights: Path, configuration: Configuration, training: Training, *, device: torch.device, key: str | None = None
+) -> nn.Module:
+    """One network with trained weights, in evaluation mode; ``key``: what they must have been trained from."""
     network = _bare_network(configuration, training)
-    load_weights(weights, network)
+    load_weights(weights, network, key=key)
     return network.to(device).eval()
 
 

@@ -45,13 +45,19 @@ class RunFiles:
 
     run: RunFolder
     description: ModelDescription
-    key: str
+    keys: Mapping[str, Sequence[str]]
+    """What the weights were trained from, by configuration, in the order of the folds."""
+
+    @property
+    def key(self) -> str:
+        return _run_key(self.description, self.keys)
 
     def where(self, configuration: str, fold: int) -> str:
         return str(final_weights(self.run, configuration, fold))
 
     def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
-        return read_weights(final_weights(self.run, configuration, fold))
+        key = self.keys[configuration][self.description.selection.folds.index(fold)]
+        return read_weights(final_weights(self.run, configuration, fold), key=key)
 
 
 def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
@@ -79,7 +85,7 @@ def open_run(path: Path) -> RunFiles:
     description = _describe(run)
     keys = _weight_keys(run, description)
     _refuse_mixture(run, description, keys)
-    return RunFiles(run=run, description=description, key=_run_key(description, keys))
+    return RunFiles(run=run, description=description, keys=keys)
 
 
 def _describe(run: RunFolder) -> ModelDescription:

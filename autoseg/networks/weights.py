@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autoseg.errors import AutosegError
@@ -37,14 +38,27 @@ def unpack_weights(content: bytes, *, where: str) -> dict[str, Tensor]:
         raise AutosegError(f"{where} holds no readable weights ({error}); fetch the file again, or make it anew") from error
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a safetensors file. Raises `AutosegError` where it is missing or damaged."""
+def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
+    """The weights in a safetensors file.
+
+    Raises `AutosegError` where it is missing, damaged, or trained from something else than ``key`` stands for.
+    """
     try:
-        return load_file(path)
+        content = path.read_bytes()  # once: another process may put other weights there at any moment
+        weights = load(content)
     except FileNotFoundError as error:
         raise AutosegError(f"{path} is missing; the fold was not trained to its end: run it again") from error
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+    if key not in (None, _key_within(content)):
+        raise AutosegError(f"{path} was trained anew with other options by another process meanwhile; repeat the call")
+    return weights
+
+
+def _key_within(content: bytes) -> str:
+    """What the weights in the content of a readable safetensors file were trained from: its header is JSON after 8 bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return str(json.loads(content[8:end]).get("__metadata__", {}).get("key", ""))
 
 
 def read_key(path: Path) -> str:
@@ -61,12 +75,12 @@ def unreadable(path: Path, error: Exception) -> AutosegError:
     return AutosegError(f"{path} holds no readable weights ({error}); train the fold again, or restore it")
 
 
-def load_weights(path: Path, network: nn.Module) -> None:
-    """Fill ``network`` with the weights of a safetensors file.
+def load_weights(path: Path, network: nn.Module, *, key: str | None = None) -> None:
+    """Fill ``network`` with the weights of a safetensors file, which were trained from what ``key`` stands for.
 
-    Raises `AutosegError` where the file is missing, damaged, or made for another network.
+    Raises `AutosegError` where the file is missing, damaged, made for another network, or of another ``key``.
     """
-    fill_network(network, read_weights(path), where=str(path))
+    fill_network(network, read_weights(path, key=key), where=str(path))
 
 
 def fill_network(network: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:

@@ -14,6 +14,7 @@ from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
 from autoseg.inference.export import labels_for_next_stage
 from autoseg.inference.model import Member, load_network
+from autoseg.inference.model_files import final_weights
 from autoseg.inference.predictor import member_logits
 from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
@@ -105,8 +106,10 @@ def _predict(options: Options, handover: Handover, pending: Sequence[_Pending], 
     configuration = handover.plan.configuration(name)
     with options.reporter.track(f"Predicting with {name} for {handover.following.name}", len(pending)) as tracker:
         for folds, cases in groupby(pending, key=lambda each: each.folds):
-            weights = [options.run.fold(name, fold) / "final.safetensors" for fold in folds]
-            networks = tuple(load_network(path, configuration, handover.training, device=options.device) for path in weights)
+            weights = {final_weights(options.run, name, fold): handover.keys[fold] for fold in folds}
+            networks = tuple(
+                load_network(path, configuration, handover.training, device=options.device, key=key) for path, key in weights.items()
+            )
             member = Member(configuration=configuration, training=handover.training, networks=networks)
             for each in cases:
                 image = np.asarray(each.case.image[:], dtype=np.float32)

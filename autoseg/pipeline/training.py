@@ -227,7 +227,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
             return
         configuration = prepared.plan.configuration(name)
         weights = final_weights(options.run, name, fold)
-        network = load_network(weights, configuration, training, device=options.device)
+        network = load_network(weights, configuration, training, device=options.device, key=key)
         task = ValidationTask(
             dataset=prepared.dataset,
             labels=prepared.plan.labels,

@@ -20,8 +20,9 @@ from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.run import run_all
+from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.stages import plan_stage
-from autoseg.pipeline.training import fold_inputs, train_stage
+from autoseg.pipeline.training import fold_inputs, train_stage, validate_one
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Conditions, Measurement, Plan, Schedule, plan_schedule
@@ -102,6 +103,14 @@ def test_weights_of_another_seed_are_not_mixed_in(options: Options, tmp_path: Pa
     assert load_model(options.run.root, device=CPU).key == key
     bundle_run(options.run.root, tmp_path / "model.zip")
     assert load_model(tmp_path / "model.zip", device=CPU).key == key
+
+
+def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(options: Options) -> None:
+    prepared = schedule_stage(options)
+    train_stage(replace(options, seed=1), fold=0)  # while this process was at another fold
+    (options.run.stage("validate-2d-fold_0")).unlink()
+    with pytest.raises(AutosegError, match="trained anew with other options by another process meanwhile; repeat the call"):
+        validate_one(options, prepared, prepared.schedule.training("2d"), 0, prepared.splits.folds[0])
 
 
 def test_a_plan_that_was_made_anew_does_not_use_old_weights(options: Options) -> None:

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import pytest
+import safetensors.torch
 import torch
 
 from autoseg.errors import AutosegError
 from autoseg.networks.weights import read_key, read_weights, save_weights
 
 
-@pytest.mark.parametrize("read", [read_key, read_weights])
-def test_weights_that_another_process_takes_away_meanwhile_are_told(read, tmp_path, monkeypatch) -> None:
+def test_only_weights_of_the_key_are_read(tmp_path) -> None:
+    path, weight = tmp_path / "final.safetensors", torch.arange(5.0)
+    save_weights(path, {"weight": weight}, key="mine")
+    assert torch.equal(read_weights(path, key="mine")["weight"], weight)
+    with pytest.raises(AutosegError, match=r"final\.safetensors was trained anew with other options by another process"):
+        read_weights(path, key="yours")
+    path.write_bytes(safetensors.torch.save({"weight": weight}))
+    assert read_key(path) == ""
+    with pytest.raises(AutosegError, match="trained anew"):
+        read_weights(path, key="mine")
+
+
+def test_a_key_of_weights_that_another_process_takes_away_meanwhile_is_told(tmp_path, monkeypatch) -> None:
     path, open_again = tmp_path / "final.safetensors", torch.UntypedStorage.from_file
     save_weights(path, {"weight": torch.zeros(3)}, key="k")
 
@@ -20,4 +32,4 @@ def test_weights_that_another_process_takes_away_meanwhile_are_told(read, tmp_pa
 
     monkeypatch.setattr(torch.UntypedStorage, "from_file", take_away_then_open)
     with pytest.raises(AutosegError, match=r"final\.safetensors holds no readable weights"):
-        read(path)
+        read_key(path)
