@@ -44,6 +44,8 @@ class Checkpoint:
     """Seconds that each step of that epoch waited for its batch; older checkpoints do not know them."""
     epoch_durations: list[float] = field(default_factory=list)
     """Seconds that each of them took in all."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """Epochs until then, each an `EpochRecord` in plain values: files that people read may be another training's by now."""
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -125,7 +125,7 @@ def _begin(task: FoldTask, care: Care) -> tuple[FoldTask, Parts, FoldState, int]
     if checkpoint is None:
         state.good = copy_weights(parts.network)
         return task, parts, state, 0
-    restore(task, parts, state, checkpoint, care.say)
+    restore(parts, state, checkpoint)
     return task, parts, state, checkpoint.step
 
 

@@ -45,8 +45,8 @@ def history_text(history: Sequence[EpochRecord]) -> str:
     return "".join(json.dumps(asdict(record)) + "\n" for record in history)
 
 
-def read_history(path: Path, *, until_step: int | None = None) -> tuple[list[EpochRecord], str | None]:
-    """Epochs that had ended when ``until_step`` steps were done, all where that is none; nothing where the file is missing.
+def read_history(path: Path) -> tuple[list[EpochRecord], str | None]:
+    """All epochs; nothing where the file is missing.
 
     Of a damaged file the epochs before the first line that cannot be read, and a sentence that says so.
     """
@@ -56,9 +56,5 @@ def read_history(path: Path, *, until_step: int | None = None) -> tuple[list[Epo
         try:
             records.append(EpochRecord(**json.loads(line)))
         except (ValueError, TypeError):
-            return _until(records, until_step), f"{path} is damaged from line {number} on; its history ends there"
-    return _until(records, until_step), None
-
-
-def _until(records: Sequence[EpochRecord], step: int | None) -> list[EpochRecord]:
-    return [record for record in records if step is None or record.step <= step]
+            return records, f"{path} is damaged from line {number} on; its history ends there"
+    return records, None

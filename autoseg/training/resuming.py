@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 
 from autoseg.run_folder import save_document, write_text
 from autoseg.training.batches import Batch
 from autoseg.training.care import FoldState
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint
-from autoseg.training.history import history_text, read_history
+from autoseg.training.history import EpochRecord, history_text
 from autoseg.training.loop import Parts
 from autoseg.training.task import FoldTask
 
@@ -23,9 +24,7 @@ def latest_checkpoint(task: FoldTask, say: Callable[[str], None]) -> Checkpoint 
     return checkpoint
 
 
-def restore(
-    task: FoldTask, parts: Parts, state: FoldState, checkpoint: Checkpoint, say: Callable[[str], None]
-) -> None:
+def restore(parts: Parts, state: FoldState, checkpoint: Checkpoint) -> None:
     parts.network.load_state_dict(checkpoint.network)
     parts.optimiser.load_state_dict(checkpoint.optimiser)
     parts.scaler.load_state_dict(checkpoint.scaler)
@@ -34,9 +33,7 @@ def restore(
     state.losses = list(checkpoint.epoch_losses)
     state.waits, state.durations = list(checkpoint.epoch_waits), list(checkpoint.epoch_durations)
     state.control.rate_factor = state.learning.rate_factor
-    state.history, damage = read_history(task.folder / "history.jsonl", until_step=checkpoint.step)
-    if damage:
-        say(damage)
+    state.history = [EpochRecord(**record) for record in checkpoint.history]
 
 
 def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
@@ -54,6 +51,7 @@ def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
         learning=state.learning.model_dump(),
         epoch_waits=list(state.waits),
         epoch_durations=list(state.durations),
+        history=[asdict(record) for record in state.history],
     )
     write_text(task.folder / "history.jsonl", history_text(state.history))
     save_checkpoint(task.folder / "checkpoint.pt", checkpoint)

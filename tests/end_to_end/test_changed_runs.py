@@ -105,6 +105,15 @@ def test_weights_of_another_seed_are_not_mixed_in(options: Options, tmp_path: Pa
     assert load_model(tmp_path / "model.zip", device=CPU).key == key
 
 
+def test_a_training_that_another_one_came_between_has_its_own_history(options: Options) -> None:
+    fold = options.run.fold("2d", 0)
+    before = {name: (fold / name).read_bytes() for name in ("history.jsonl", "final.safetensors")}
+    train_stage(replace(options, seed=1), fold=0)
+    assert (fold / "history.jsonl").read_bytes() != before["history.jsonl"]
+    train_stage(options, fold=0)
+    assert {name: (fold / name).read_bytes() for name in before} == before
+
+
 def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(options: Options) -> None:
     prepared = schedule_stage(options)
     train_stage(replace(options, seed=1), fold=0)  # while this process was at another fold
