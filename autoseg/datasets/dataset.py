@@ -49,6 +49,12 @@ class Case(Document):
         return tuple(dict.fromkeys(str(split_part(Path(name))[0]) for name in named))
 
     @property
+    def parts(self) -> list[tuple[str, str | None]]:
+        """What of files that hold several things is meant by which channel or class; none: all of it."""
+        named = [*(("image", image) for image in self.images), *((mask.label, mask.file) for mask in self.masks)]
+        return [(name, split_part(Path(path))[1]) for name, path in named]
+
+    @property
     def image_paths(self) -> tuple[Path, ...]:
         return tuple(Path(path) for path in self.images)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from autoseg.inference.export import labels_from_logits, probabilities_from_logi
 from autoseg.inference.model import Member
 from autoseg.inference.predictor import member_logits
 from autoseg.preparation.cascade import open_previous, with_classes
-from autoseg.preparation.storage import open_case
+from autoseg.preparation.storage import open_case, require_cases
 from autoseg.progress import Tracker
 from autoseg.run_folder import atomic_write, write_text
 from planners import Labels
@@ -41,6 +41,8 @@ class ValidationTask:
     device: torch.device
     previous: Path | None = None
     """Of a cascade: folder of the first stage's label maps."""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    """What the stored cases must have been made from, by id; cases that are not named may be anything."""
 
 
 def validate_fold(task: ValidationTask, tracker: Tracker) -> None:
@@ -61,6 +63,7 @@ def predict_case(task: ValidationTask, case_id: str) -> None:
     image = np.asarray(case.image[:], dtype=np.float32)
     if task.previous is not None:
         image = with_classes(image, open_previous(task.previous, case)[:], task.labels.values)
+    require_cases(task.preprocessed, {name: made_from for name, made_from in task.made_from.items() if name == case_id})
     logits = member_logits(member, image, mirror_axes=member.mirror_axes, device=task.device)
     if task.keep_probabilities:
         probabilities = probabilities_from_logits(logits, placement, member.configuration, task.labels)

@@ -10,7 +10,6 @@ from autoseg.errors import AutosegError
 from autoseg.execution.jobs import run_jobs, workers_worth_starting
 from autoseg.file_content import FileContent, read_content
 from autoseg.imaging.formats import files_of
-from autoseg.imaging.formats.dicom import split_part
 from autoseg.pipeline.freshness import digest
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Document
@@ -55,14 +54,8 @@ def read_contents(run: RunFolder, dataset: DatasetDescription, *, num_workers: i
 
 def trained_on(dataset: DatasetDescription) -> str:
     """Hash of all of a dataset that trainings depend on: not where it lies, what its test images are, or what it is taken for."""
-    cases = [[case.case_id, case.content, case.annotated, case.group, _parts(case)] for case in dataset.training]
+    cases = [[case.case_id, case.content, case.annotated, case.group, case.parts] for case in dataset.training]
     return digest(dataset.channels, dataset.coding, cases)
-
-
-def _parts(case: Case) -> list[tuple[str, str | None]]:
-    """What of files that hold several things is meant by which channel or class."""
-    named = [*(("image", image) for image in case.images), *((mask.label, mask.file) for mask in case.masks)]
-    return [(name, split_part(Path(path))[1]) for name, path in named]
 
 
 def _named(case: Case) -> tuple[str, ...]:

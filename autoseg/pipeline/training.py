@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from autoseg.datasets.splits import Split
@@ -26,8 +27,8 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
 from autoseg.pipeline.scoring import score_cases
 from autoseg.preparation.cascade import CascadeCase
-from autoseg.preparation.preprocessing import common_to_cases
-from autoseg.preparation.storage import StoredCase, open_case
+from autoseg.preparation.preprocessing import common_to_cases, made_from
+from autoseg.preparation.storage import StoredCase, open_case, require_cases
 from autoseg.progress import Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
@@ -154,6 +155,7 @@ def train_one(
         preprocessed = options.run.preprocessed(configuration.data)
         split = prepared.splits.folds[fold]
         previous = previous_labels(options, prepared, configuration)
+        case_ids = (*split.train, *split.val)
         task = FoldTask(
             plan=prepared.plan,
             configuration=configuration,
@@ -169,6 +171,7 @@ def train_one(
             most_workers=available_cores(),
             case_ids=split.train,
             start=start_weights(options, prepared, training, fold),
+            require_cases=partial(require_cases, preprocessed, meant_cases(prepared, configuration, case_ids)),
         )
         with stop_requests(say) as should_stop, kept_heap_for(configuration, training, options.device):
             train_fold(task, tracker, say=say, should_stop=should_stop)
@@ -196,6 +199,13 @@ def start_weights(options: Options, prepared: Prepared, training: Training, fold
             seed=options.seed + fold,
         )
     )
+
+
+def meant_cases(prepared: Prepared, configuration: Configuration, case_ids: Sequence[str]) -> dict[str, str]:
+    """What the stored arrays of a configuration's cases must have been made from, by case."""
+    source = prepared.plan.configuration(configuration.data)
+    cases = {case.case_id: case for case in prepared.dataset.training}
+    return {case_id: made_from(cases[case_id], prepared.dataset, prepared.plan, source) for case_id in case_ids}
 
 
 def open_cases(preprocessed: Path, case_ids: Sequence[str], previous: Path | None) -> list[StoredCase] | list[CascadeCase]:
@@ -226,19 +236,21 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
         if not to_do:
             return
         configuration = prepared.plan.configuration(name)
+        preprocessed = options.run.preprocessed(configuration.data)
         weights = final_weights(options.run, name, fold)
         network = load_network(weights, configuration, training, device=options.device, key=key)
         task = ValidationTask(
             dataset=prepared.dataset,
             labels=prepared.plan.labels,
             member=Member(configuration=configuration, training=training, networks=(network,)),
-            preprocessed=options.run.preprocessed(configuration.data),
+            preprocessed=preprocessed,
             case_ids=split.val,
             folder=folder,
             key=digest(key, keep),
             keep_probabilities=keep,
             device=options.device,
             previous=previous_labels(options, prepared, configuration),
+            made_from=meant_cases(prepared, configuration, split.val),
         )
         with options.reporter.track(f"Validating {name}, fold {fold}", len(split.val)) as tracker:
             validate_fold(task, tracker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -251,7 +251,7 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
             placement, key = _placement(cut, plan, target.configuration), _processing(target.configuration)
             if (placement, key) not in made:  # the same voxels often serve slices and volumes; one set is held at a time
                 made = {(placement, key): _prepare(cut, placement, plan, target.configuration)}
-            _store(case, made[placement, key], plan, target, consumed)
+            _store(case, made[placement, key], plan, target, consumed, made_from(case, dataset, plan, target.configuration))
     except AutosegError as error:
         raise AutosegError(_naming(case.image_paths[0] if len(case.images) == 1 else case.images, error)) from error
 
@@ -261,10 +261,11 @@ def _processing(configuration: Configuration) -> tuple[Any, ...]:
     return configuration.normalization, configuration.resample_image, configuration.resample_labels
 
 
-def _store(case: Case, prepared: Prepared, plan: Plan, target: Target, consumed: str) -> None:
+def _store(case: Case, prepared: Prepared, plan: Plan, target: Target, consumed: str, made_from: str) -> None:
     locations = {} if prepared.labels is None else class_locations(prepared.labels, plan.labels)
     write_case(
-        target.folder, case.case_id, prepared, locations, consumed, patch_shape=target.configuration.patch_shape
+        target.folder, case.case_id, prepared, locations, consumed, made_from=made_from,
+        patch_shape=target.configuration.patch_shape,
     )
 
 
@@ -328,7 +329,18 @@ def common_to_cases(plan: Plan) -> dict[str, Any]:
 
 def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
     """Digest of all that a stored case depends on: plan fields, label values, and its files by name, size and time."""
-    consumed = {
+    files = [_file_state(each) for file in (*case.images, *case.label_files) for each in files_of(file)]
+    named = case.model_dump(include={"images", "label", "masks"})  # which segment of a file is which class
+    return _digest({**_rules(case, dataset, plan, configuration), "named": named, "files": files})
+
+
+def made_from(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
+    """Digest of all that decides the voxels of a stored case, the content of its files among it: the same in another place."""
+    return _digest({**_rules(case, dataset, plan, configuration), "content": case.content, "parts": case.parts})
+
+
+def _rules(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> dict[str, Any]:
+    return {
         "version": STORAGE_VERSION,
         **common_to_cases(plan),
         "coding": dataset.coding.model_dump(exclude={"labels", "mask_value"}),
@@ -336,10 +348,11 @@ def case_digest(case: Case, dataset: DatasetDescription, plan: Plan, configurati
         "configuration": configuration.model_dump(
             include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
         ),
-        "named": case.model_dump(include={"images", "label", "masks"}),  # which segment of a file is which class
-        "files": [_file_state(each) for file in (*case.images, *case.label_files) for each in files_of(file)],
     }
-    return hashlib.sha256(json.dumps(consumed, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _file_state(path: Path) -> list[Any]:

@@ -30,6 +30,8 @@ STORAGE_VERSION = 1
 NOTE = "note"
 """Name of what is noted about an array in its own file."""
 RECORD_ENDING = ".case.json"
+MOST_NAMED = 5
+"""Cases in a message."""
 MAX_BLOCK_BYTES = 128 * 1024
 """One block fits into the second-level cache of a core (method section 4.6)."""
 MAX_CHUNK_BYTES = 6 * 2**20
@@ -56,7 +58,9 @@ class CaseRecord(Document):
     storage_version: Literal[1] = 1
     case_id: str
     consumed: str
-    """Digest of the plan's fields and the files that the case was made from."""
+    """Digest of the plan's fields and the files that the case was made from, these by name, size and time."""
+    made_from: str
+    """The same with the content of the files, wherever they lie: what decides voxels."""
     image_shape: tuple[int, int, int, int]
     has_labels: bool
     placement: Placement
@@ -111,12 +115,14 @@ def write_case(
     locations: Mapping[str, NDArray[np.int32]],
     consumed: str,
     *,
+    made_from: str = "",
     patch_shape: Shape | None = None,
 ) -> None:
     """Store a case in ``folder``, replacing what is there under this id; it is there whole or not at all.
 
-    ``consumed`` is a digest of all it was made from. ``patch_shape`` (two or three axes) shapes the chunks for the
-    patches that will be read; it changes speed only. Raises `AutosegError` when the disk is full or read-only.
+    ``consumed`` and ``made_from`` are digests of all it was made from, see `CaseRecord`. ``patch_shape`` (two or three axes)
+    shapes the chunks for the patches that will be read; it changes speed only. Raises `AutosegError` when the disk is
+    full or read-only.
     """
     patch = patch_shape or prepared.image.shape[1:]
     contents = {".image.b2nd": pack_array(prepared.image, patch)}
@@ -126,6 +132,7 @@ def write_case(
     record = CaseRecord(
         case_id=case_id,
         consumed=consumed,
+        made_from=made_from,
         image_shape=_four(prepared.image.shape),
         has_labels=prepared.labels is not None,
         placement=prepared.placement,
@@ -156,6 +163,27 @@ def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
     sizes = [_size(folder / f"{case_id}{ending}") for ending in endings]
     expected = sizes if record.sizes is None else [record.sizes.get(ending) for ending in endings]
     return record.consumed == consumed and None not in sizes and sizes == expected
+
+
+def require_cases(folder: Path, expected: Mapping[str, str]) -> None:
+    """Raise `AutosegError` where a stored case is gone, or was made from something else than is ``expected`` (`made_from` by id).
+
+    A record goes before the arrays that it stands for, and comes after them: where it is right, what was read before was.
+    """
+    others = sorted(case_id for case_id, made_from in expected.items() if not _is_made_from(folder, case_id, made_from))
+    if others:
+        named = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+        raise AutosegError(
+            f"{folder}: cases that are in use here were preprocessed anew by another process, for another plan or dataset: {named}; "
+            "repeat the call, which goes on from its last checkpoint, and give the other one a run folder of its own"
+        )
+
+
+def _is_made_from(folder: Path, case_id: str, made_from: str) -> bool:
+    try:
+        return open_case(folder, case_id).record.made_from == made_from
+    except AutosegError:
+        return False
 
 
 def _size(path: Path) -> int | None:

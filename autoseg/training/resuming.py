@@ -37,6 +37,8 @@ def restore(parts: Parts, state: FoldState, checkpoint: Checkpoint) -> None:
 
 
 def save(task: FoldTask, parts: Parts, state: FoldState, step: int) -> None:
+    """Write the training's state after ``step`` steps, unless its cases became others meanwhile."""
+    task.require_cases()
     checkpoint = Checkpoint(
         key=task.key,
         step=step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,8 @@ class FoldTask:
     """Names of the training cases, for messages."""
     start: Transfer | None = None
     """Weights to begin from; none: drawn from the seed."""
+    require_cases: Callable[[], None] = lambda: None
+    """Raises `AutosegError` where the cases are no longer those that the task is about; asked before anything is saved."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
 
 

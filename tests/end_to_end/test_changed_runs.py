@@ -21,8 +21,8 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import schedule_stage
-from autoseg.pipeline.stages import plan_stage
-from autoseg.pipeline.training import fold_inputs, train_stage, validate_one
+from autoseg.pipeline.stages import plan_stage, preprocess_stage
+from autoseg.pipeline.training import fold_inputs, train_one, train_stage, validate_one
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder, load_document, save_document
 from planners import Conditions, Measurement, Plan, Schedule, plan_schedule
@@ -112,6 +112,24 @@ def test_a_training_that_another_one_came_between_has_its_own_history(options: O
     assert (fold / "history.jsonl").read_bytes() != before["history.jsonl"]
     train_stage(options, fold=0)
     assert {name: (fold / name).read_bytes() for name in before} == before
+
+
+def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(options: Options) -> None:
+    prepared, fold = schedule_stage(options), options.run.fold("2d", 0)
+    training, final = prepared.schedule.training("2d"), (fold / "final.safetensors").read_bytes()
+    shutil.rmtree(fold)
+    preprocess_stage(replace(options, target_spacing_mm=(1.6, 1.4, 1.5)))  # before, or while this process trains
+    with SilentReporter().track("", 2) as tracker, pytest.raises(
+        AutosegError, match=r"preprocessed anew by another process, .*: phantom_001, .*; repeat the call"
+    ):
+        train_one(options, prepared, training, 0, tracker)
+    assert not list(fold.glob("*.pt")), "the checkpoint would be taken for one of the right cases"
+    options.run.stage("validate-2d-fold_1").unlink()
+    (options.run.validation("2d", 1) / "weights.key").unlink()
+    with pytest.raises(AutosegError, match="preprocessed anew by another process"):
+        validate_one(options, prepared, training, 1, prepared.splits.folds[1])
+    run_all(options)
+    assert (fold / "final.safetensors").read_bytes() == final
 
 
 def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(options: Options) -> None:
