@@ -22,6 +22,9 @@ from autoseg.progress import Tracker
 from autoseg.run_folder import atomic_write, write_text
 from planners import Labels
 
+WEIGHTS_KEY = "weights.key"
+"""File in a folder of validation: what the weights were trained from that predicted there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValidationTask:
@@ -92,7 +95,7 @@ def load_probabilities(folder: Path, case_id: str) -> NDArray[np.float16]:
 
 def _start_folder(task: ValidationTask) -> None:
     """Make sure that nothing in the folder comes from other weights."""
-    key_file = task.folder / "weights.key"
+    key_file = task.folder / WEIGHTS_KEY
     if key_file.exists() and key_file.read_text() == task.key:
         return
     if task.folder.is_dir():

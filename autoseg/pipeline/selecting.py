@@ -23,7 +23,7 @@ from autoseg.evaluation.postprocessing import (
 )
 from autoseg.evaluation.selection import Selection, candidate_name, select_candidate
 from autoseg.evaluation.summary import Summary, read_summary, write_summary
-from autoseg.imaging.formats import read_header, read_label_map, write_label_map
+from autoseg.imaging.formats import read_header, read_label_map, writable_ending, write_label_map
 from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
@@ -57,7 +57,9 @@ def select_stage(options: Options) -> Selected:
         for training in prepared.schedule.trainings
         for fold in range(prepared.schedule.num_folds)
     ]
-    consumed = {"models": digest(keys)}
+    # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
+    scores = [single_scores(options, prepared, training.configuration) for training in prepared.schedule.trainings]
+    consumed = {"models": digest(keys), "validation": digest(scores)}
     summary_file = run.cross_validation / "summary.json"
     outputs = [run.selection]
     if prepared.splits.cross_validated:
@@ -185,6 +187,8 @@ def write_and_score(
             write_label_map(path, to_file_values(labels, dataset.file_values), geometry)
             paths.append((case_id, path))
             tracker.advance()
+        for path in set(folder.glob(f"*{writable_ending(dataset.file_ending)}")) - {path for _, path in paths}:
+            path.unlink(missing_ok=True)  # of a case that the dataset had once
         summary = score_cases(
             dataset, paths, tracker, num_workers=options.num_workers, keep_in=options.run.kept("select")
         )

@@ -14,7 +14,13 @@ from autoseg.execution.interruption import stop_requests
 from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
-from autoseg.inference.validation import ValidationTask, prediction_path, probabilities_path, validate_fold
+from autoseg.inference.validation import (
+    WEIGHTS_KEY,
+    ValidationTask,
+    prediction_path,
+    probabilities_path,
+    validate_fold,
+)
 from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import read_key
 from autoseg.pipeline.cascading import Handover, hand_over
@@ -30,6 +36,7 @@ from autoseg.preparation.cascade import CascadeCase
 from autoseg.preparation.preprocessing import common_to_cases, made_from
 from autoseg.preparation.storage import StoredCase, open_case, require_cases
 from autoseg.progress import Tracker
+from autoseg.run_folder import RunFolder
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
 from autoseg.training.trial import kept_heap_for
@@ -151,6 +158,7 @@ def train_one(
             tracker.found(training.num_steps)
             return
         final.unlink(missing_ok=True)  # at no moment may other weights pass as those that are trained now
+        forget_validation(options.run, name, fold)  # on a GPU the same training gives other bits
         configuration = prepared.plan.configuration(name)
         preprocessed = options.run.preprocessed(configuration.data)
         split = prepared.splits.folds[fold]
@@ -175,6 +183,12 @@ def train_one(
         )
         with stop_requests(say) as should_stop, kept_heap_for(configuration, training, options.device):
             train_fold(task, tracker, say=say, should_stop=should_stop)
+
+
+def forget_validation(run: RunFolder, name: str, fold: int) -> None:
+    """Let a fold be validated again, whatever its weights are called."""
+    run.stage(f"validate-{name}-fold_{fold}").unlink(missing_ok=True)
+    (run.validation(name, fold) / WEIGHTS_KEY).unlink(missing_ok=True)
 
 
 def is_trained(final: Path, key: str) -> bool:

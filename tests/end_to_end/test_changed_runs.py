@@ -257,6 +257,40 @@ def test_what_is_missing_is_done_for_a_report(options: Options) -> None:
     assert (options.run.fold("2d", 0) / "final.safetensors").is_file()
 
 
+def test_folds_that_were_validated_otherwise_are_selected_from_again(options: Options) -> None:
+    """As a fold is that was trained again from the same on another machine."""
+    select, table = options.run.stage("select"), options.run.validation("2d", 0) / "summary.json"
+    before, untouched = select.read_bytes(), select.stat().st_mtime_ns
+    run_all(options)
+    assert select.stat().st_mtime_ns == untouched
+    scores = json.loads(table.read_text())
+    scores["metric_per_case"][0]["metrics"]["1"]["Dice"] = 0.987
+    table.write_text(json.dumps(scores))
+    run_all(options)
+    assert "Doing the selection again: the validation changed" in said(options)
+    assert select.read_bytes() != before
+
+
+def test_a_fold_that_is_trained_again_is_validated_again(options: Options) -> None:
+    predicted = min(options.run.validation("2d", 0).glob("*.nii.gz"))
+    written = predicted.stat().st_mtime_ns
+    (options.run.fold("2d", 0) / "final.safetensors").unlink()
+    run_all(options)
+    assert predicted.stat().st_mtime_ns != written
+
+
+def test_cross_validated_cases_are_those_of_the_dataset(options: Options, tmp_path: Path) -> None:
+    smaller = tmp_path / "Task99_Phantom"
+    shutil.copytree(options.dataset, smaller)
+    for folder in ("imagesTr", "labelsTr"):
+        next((smaller / folder).glob("phantom_004*")).unlink()
+    description = json.loads((smaller / "dataset.json").read_text())
+    description["training"] = [each for each in description["training"] if "phantom_004" not in str(each)]
+    (smaller / "dataset.json").write_text(json.dumps(description | {"numTraining": 3}))
+    run_all(replace(options, dataset=smaller))
+    assert {path.name for path in options.run.cross_validation.glob("*.nii.gz")} == {f"phantom_00{i}.nii.gz" for i in (1, 2, 3)}
+
+
 def test_predictions_without_a_record_are_not_taken_for_the_models(options: Options) -> None:
     (prediction,) = options.run.predictions.glob("*.nii.gz")
     whole = prediction.read_bytes()
