@@ -26,6 +26,10 @@ Consumed = Mapping[str, str]
 """What a stage depends on: hashes by the words a person knows the thing by."""
 
 
+class RetrainingError(AutosegError):
+    """A command that trains nothing anew met changed inputs, and left everything as it was."""
+
+
 class StageRecord(Document):
     """What a finished stage consumed."""
 
@@ -67,6 +71,14 @@ def what_changed(
     return changed + tuple(f"{path.name} {'does not fit' if path.exists() else 'is gone'}" for path in unfit)
 
 
+def consumed_before(run: RunFolder, stage: str) -> Consumed:
+    """What a finished stage consumed; nothing where it was not finished."""
+    try:
+        return load_document(StageRecord, run.stage(stage)).consumed
+    except AutosegError:
+        return {}
+
+
 @contextmanager
 def open_stage(
     run: RunFolder,
@@ -88,7 +100,7 @@ def open_stage(
     changed, and when another process has it. With ``wait`` that process is waited for, else it is an error. ``fits``
     looks into outputs that are there: damaged ones, and those that something else was written over, are made again.
     Without ``forget`` the former record stays until the block removes it, which it does before it writes over the
-    first output. Without ``may_redo`` changed inputs raise `AutosegError`, and all stays as it is.
+    first output. Without ``may_redo`` changed inputs raise `RetrainingError`, and all stays as it is.
     """
     with hold_lock(run.lock(name), what=what, wait=wait, say=say):
         if not may_redo:
@@ -109,15 +121,15 @@ def open_stage(
 
 
 def refuse_changes(run: RunFolder, stage: str, consumed: Consumed, *, what: str) -> None:
-    """Raise `AutosegError` where a finished stage consumed something else; missing and damaged outputs are no reason."""
+    """Raise `RetrainingError` where a finished stage consumed something else; missing and damaged outputs are no reason."""
     changes = what_changed(run, stage, consumed, ())
     if changes not in ((), (NOT_DONE,)):
         refuse_redoing(run, changes, what=what)
 
 
 def refuse_redoing(run: RunFolder, changes: Sequence[str], *, what: str) -> NoReturn:
-    """Raise `AutosegError` for what only a command that may train anew does."""
-    raise AutosegError(
+    """Raise `RetrainingError` for what only a command that may train anew does."""
+    raise RetrainingError(
         f"{run.root}: {' and '.join(changes)}, so that {what} would be made again and everything trained anew, which this "
         f"command does not do; give it the options that the run was made with ({run.log} has every call), or take autoseg run"
     )

@@ -10,6 +10,7 @@ from autoseg.errors import AutosegError
 from autoseg.execution.locks import hold_lock
 from autoseg.half_written import remove_orphans
 from autoseg.pipeline.finetuning import refuse_contradictions
+from autoseg.pipeline.freshness import RetrainingError
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.record import now, what_differs, write_record
@@ -41,13 +42,16 @@ def run_all(options: Options) -> RunResult:
         difference = what_differs(options)
         if difference is not None:
             options.reporter.say(f"Since the last call {difference}: what is still to do may differ in the last digits")
-        write_record(options, started, "running")
+        if options.may_retrain:  # else it is not known yet whether anything will be done here
+            write_record(options, started, "running")
         try:
             selected, predictions = predict_stage(options)
             report = report_stage(options, selected, started)
         except KeyboardInterrupt:
             with suppress(AutosegError):
                 write_record(options, started, "interrupted")
+            raise
+        except RetrainingError:
             raise
         except AutosegError as error:
             with suppress(AutosegError):  # on a full disk the first error is the one to tell

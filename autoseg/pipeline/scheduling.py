@@ -12,19 +12,26 @@ from autoseg.errors import AutosegError
 from autoseg.inference.model_files import ModelFiles
 from autoseg.networks.transfer import describe_transfer
 from autoseg.pipeline.cascading import require_unseen
-from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
-from autoseg.pipeline.freshness import StageRecord, digest, open_stage, what_changed
+from autoseg.pipeline.freshness import (
+    digest,
+    open_stage,
+    refuse_redoing,
+    what_changed,
+)
 from autoseg.pipeline.measured_schedule import announce, make_schedule, rule_configurations
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.splitting import find_splits, save_splits, split_inputs
+from autoseg.pipeline.own_schedule import (
+    GIVEN,
+    followed_schedule,
+    keep_budget,
+    read_scheduled,
+    schedule_inputs,
+)
+from autoseg.pipeline.splitting import find_splits, save_splits
 from autoseg.pipeline.stages import preprocess_configurations, preprocess_stage
-from autoseg.progress import format_duration
 from autoseg.run_folder import load_document, save_document
 from planners import Configuration, Plan, Schedule
-
-GIVEN = "schedule file (--schedule)"
-"""What a schedule depends on that was not measured here; without that file the machine is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,13 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
             return Prepared(
                 dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
             )
+        followed = followed_schedule(options, dataset, plan)
+        if followed is not None:  # and its folds are lost
+            splits = find_splits(options, dataset, followed.num_folds)
+            save_splits(options, dataset, splits)
+            return Prepared(dataset=dataset, plan=plan, schedule=followed, splits=splits)
+        if not options.may_retrain and any(options.run.models.glob("*/fold_*/final.safetensors")):
+            refuse_redoing(options.run, what_changed(options.run, "schedule", consumed, outputs, fits), what="the schedule")
         splits = find_splits(options, dataset)
         schedule = make_schedule(options, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
@@ -91,45 +105,6 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
         save_document(options.run.schedule, schedule)
     announce(options, plan, schedule)
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
-
-
-def keep_budget(options: Options) -> Options:
-    """The options with the budget that the run's own schedule was made for, where they name none.
-
-    A table or a report of a run, asked for without ``--budget``, is not to train it for another time.
-    """
-    if options.budget_s is not None or options.schedule is not None:
-        return options
-    try:
-        consumed = load_document(StageRecord, options.run.stage("schedule")).consumed
-        budget_s = load_document(Schedule, options.run.schedule).conditions.budget_s
-    except AutosegError:
-        return options
-    if GIVEN in consumed or budget_s is None or consumed.get("budget") != digest(budget_s):
-        return options
-    options.reporter.say(f"Budget: {format_duration(budget_s)}, as the run began; --budget takes another and trains anew")
-    return replace(options, budget_s=budget_s)
-
-
-def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -> dict[str, str]:
-    """What a schedule is made for. With more or fewer threads it is followed all the same."""
-    return {
-        "dataset": trained_on(dataset),
-        "plan": digest(plan),
-        "budget": digest(options.budget_s),
-        "device": digest(options.device.type),
-        "seed": digest(options.seed),
-        **split_inputs(options, dataset),
-    }
-
-
-def read_scheduled(options: Options) -> tuple[Schedule, Splits] | None:
-    """Schedule and folds of the run; None where they cannot be read or do not belong together."""
-    try:
-        schedule, splits = load_document(Schedule, options.run.schedule), load_document(Splits, options.run.splits)
-    except AutosegError:
-        return None
-    return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
 
 
 def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
@@ -156,15 +131,6 @@ def require_possible_fold(options: Options, dataset: DatasetDescription, plan: P
         return
     known = followed_schedule(options, dataset, plan) if options.schedule is None else load_document(Schedule, options.schedule)
     require_fold(options, fold, len(find_splits(options, dataset, None if known is None else known.num_folds).folds))
-
-
-def followed_schedule(options: Options, dataset: DatasetDescription, plan: Plan) -> Schedule | None:
-    """The schedule of the run, where nothing that it was made for has changed."""
-    outputs = [options.run.schedule, options.run.splits]
-    if what_changed(options.run, "schedule", schedule_inputs(options, dataset, plan), outputs):
-        return None
-    scheduled = read_scheduled(options)
-    return None if scheduled is None else scheduled[0]
 
 
 def require_fold(options: Options, fold: int, num_folds: int) -> None:

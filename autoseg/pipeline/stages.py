@@ -13,7 +13,14 @@ from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained
-from autoseg.pipeline.freshness import digest, open_stage, refuse_redoing
+from autoseg.pipeline.freshness import (
+    consumed_before,
+    digest,
+    open_stage,
+    refuse_changes,
+    refuse_redoing,
+    what_changed,
+)
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.splitting import refuse_bad_folds
@@ -45,7 +52,9 @@ def check_stage(options: Options) -> DatasetDescription:
     dataset = read_contents(options.run, dataset, num_workers=options.num_workers)
     consumed = {"dataset": digest(dataset), "choice to leave bad cases out (--skip-bad)": digest(options.skip_bad)}
     outputs = [options.run.dataset]
-    with open_stage(options.run, "check", consumed, outputs, what="the check", say=options.reporter.say) as to_do:
+    with open_stage(
+        options.run, "check", consumed, outputs, what="the check", say=options.reporter.say, forget=options.may_retrain
+    ) as to_do:
         if not to_do:
             return load_document(DatasetDescription, options.run.dataset)
         findings = check_dataset(
@@ -57,6 +66,8 @@ def check_stage(options: Options) -> DatasetDescription:
         else:
             require_clean(findings)
             checked = dataset.model_copy(update={"findings": tuple(findings)})
+        if not options.may_retrain:
+            refuse_changes(options.run, "fingerprint", fingerprint_inputs(options, checked), what="the fingerprint")
         noted = [f for f in checked.findings if f.severity != "error"]
         save_document(options.run.dataset, checked)
     warnings = sum(finding.severity == "warning" for finding in noted)
@@ -72,9 +83,10 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
     """Sizes, spacings and intensities of the training cases."""
     dataset = check_stage(options)
     canonical = not options.strict_reference
-    consumed = {"dataset": trained_on(dataset), "orientation (--strict-reference)": digest(canonical)}
-    outputs, what, say = [options.run.fingerprint], "the fingerprint", options.reporter.say
-    with open_stage(options.run, "fingerprint", consumed, outputs, what=what, say=say, may_redo=options.may_retrain) as to_do:
+    consumed, outputs, say = fingerprint_inputs(options, dataset), [options.run.fingerprint], options.reporter.say
+    with open_stage(
+        options.run, "fingerprint", consumed, outputs, what="the fingerprint", say=say, may_redo=options.may_retrain
+    ) as to_do:
         if not to_do:
             return dataset, load_document(Fingerprint, options.run.fingerprint)
         fingerprint = take_fingerprint(
@@ -83,6 +95,11 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
         )
         save_document(options.run.fingerprint, fingerprint)
     return dataset, fingerprint
+
+
+def fingerprint_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str]:
+    """What a fingerprint is taken of."""
+    return {"dataset": trained_on(dataset), "orientation (--strict-reference)": digest(not options.strict_reference)}
 
 
 def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
@@ -95,8 +112,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     dataset, fingerprint = fingerprint_stage(options)
     device_gb = None if pretrained is not None else _device_memory_gb(options)
     consumed = {"preset (--preset)": digest(options.preset), "memory to plan for (--memory-gb)": digest(options.memory_gb)}
-    outputs, say = [options.run.plan], options.reporter.say
-    with open_stage(options.run, "plan", consumed, outputs, what="the plan", say=say, may_redo=options.may_retrain) as to_do:
+    changes, outputs, say = what_changed(options.run, "plan", consumed, ()), [options.run.plan], options.reporter.say
+    with open_stage(options.run, "plan", consumed, outputs, what="the plan", say=say, forget=options.may_retrain) as to_do:
         begun = load_document(Plan, options.run.plan) if options.run.plan.exists() else None
         own = plan_dataset(
             fingerprint,
@@ -108,8 +125,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         )
         plan = own if pretrained is None else fit_plan(pretrained, own)
         if begun is None or digest(begun) != digest(plan):
-            if begun is not None and not options.may_retrain:
-                refuse_redoing(options.run, ["the pretrained model (--pretrained) or the rules changed"], what="the plan")
+            if not options.may_retrain and consumed_before(options.run, "schedule").get("plan") not in (None, digest(plan)):
+                refuse_redoing(options.run, changes or ["the pretrained model (--pretrained) or the rules changed"], what="the plan")
             save_document(options.run.plan, plan)
     if options.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
         options.reporter.say(

@@ -17,6 +17,7 @@ from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.inference.model import load_model
 from autoseg.pipeline.bundling import bundle_run
+from autoseg.pipeline.freshness import StageRecord, digest
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.run import run_all
@@ -221,13 +222,13 @@ def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) 
     ],
 )
 def test_who_asks_for_a_report_with_other_options_trains_nothing(options: Options, changes: dict[str, object], why: str) -> None:
-    ours = [options.run.plan, options.run.fingerprint, options.run.schedule, options.run.splits, *options.run.models.rglob("*.safetensors")]
-    before = {path: path.read_bytes() for path in ours}
+    before = documents_and_weights(options.run)
     with pytest.raises(AutosegError, match=f"{why} would be made again.*take autoseg run"):
         run_all(replace(options, **changes, may_retrain=False))
-    assert {path: path.read_bytes() for path in before} == before
-    run_all(replace(options, may_retrain=False))
-    assert " again" not in said(options)
+    assert documents_and_weights(options.run) == before
+    as_it_was = replace(options, may_retrain=False, reporter=Listening())
+    run_all(as_it_was)
+    assert " again" not in said(as_it_was)
     assert json.loads(options.run.record.read_text())["state"] == "finished"
 
 
@@ -242,13 +243,67 @@ def test_commands_that_show_results_train_nothing_anew(options: Options, command
     assert "called: autoseg" in options.run.log.read_text()
 
 
+def documents_and_weights(run: RunFolder) -> dict[Path, bytes]:
+    documents = (run.dataset, run.fingerprint, run.plan, run.schedule, run.splits, run.record)
+    return {path: path.read_bytes() for path in (*documents, *run.models.rglob("*.safetensors"), *run.root.glob("stages/*.json"))}
+
+
 def test_a_plan_of_another_origin_is_not_replaced_for_a_report(options: Options) -> None:
     """As the plan of a pretrained model is, where ``--pretrained`` is left out."""
     other = load_document(Plan, options.run.plan).model_copy(update={"source_axes": "ras"})
     save_document(options.run.plan, other)
+    record = load_document(StageRecord, options.run.stage("schedule"))
+    made_for_it = record.model_copy(update={"consumed": {**record.consumed, "plan": digest(other)}})
+    save_document(options.run.stage("schedule"), made_for_it)
     with pytest.raises(AutosegError, match=r"the pretrained model \(--pretrained\) or the rules changed, so that the plan"):
         run_all(replace(options, may_retrain=False))
     assert load_document(Plan, options.run.plan) == other
+
+
+def test_a_plan_that_nothing_was_trained_by_is_taken_back_for_a_report(options: Options) -> None:
+    before = documents_and_weights(options.run)
+    plan_stage(replace(options, preset="vnet", target_spacing_mm=(1.6, 1.4, 1.5)))
+    assert options.run.plan.read_bytes() != before[options.run.plan]
+    run_all(replace(options, may_retrain=False))
+    kept = {path for path in before if path.suffix == ".safetensors" or path in (options.run.plan, options.run.schedule)}
+    assert {path: path.read_bytes() for path in kept} == {path: before[path] for path in kept}
+
+
+def test_another_dataset_is_refused_for_a_report(options: Options, tmp_path: Path) -> None:
+    before = documents_and_weights(options.run)
+    make_phantom_dataset(tmp_path / "Task98_Other", num_training=3, num_test=0, seed=4)
+    with pytest.raises(AutosegError, match=r"the dataset changed, so that the fingerprint would be made again"):
+        run_all(replace(options, dataset=tmp_path / "Task98_Other", may_retrain=False))
+    assert documents_and_weights(options.run) == before
+
+
+def test_a_run_of_another_device_is_reported_where_nothing_is_left_to_train(options: Options) -> None:
+    record = load_document(StageRecord, options.run.stage("schedule"))
+    elsewhere = record.model_copy(update={"consumed": {**record.consumed, "device": digest("cuda")}})
+    save_document(options.run.stage("schedule"), elsewhere)
+    before = documents_and_weights(options.run)
+    run_all(replace(options, may_retrain=False))
+    assert {path: content for path, content in documents_and_weights(options.run).items() if path != options.run.record} == {
+        path: content for path, content in before.items() if path != options.run.record
+    }
+    (options.run.fold("2d", 0) / "final.safetensors").unlink()
+    with pytest.raises(AutosegError, match="the device changed, so that the schedule"):
+        run_all(replace(options, may_retrain=False))
+
+
+def test_a_lost_schedule_is_not_measured_anew_for_a_report(options: Options) -> None:
+    plain = replace(options, schedule=None, budget_s=3.0)
+    train_stage(plain, configuration="2d", fold=0)
+    schedule, splits = options.run.schedule.read_bytes(), options.run.splits.read_bytes()
+    options.run.splits.unlink()
+    train_stage(plain, configuration="2d", fold=0)
+    assert (options.run.schedule.read_bytes(), options.run.splits.read_bytes()) == (schedule, splits)
+    options.run.schedule.unlink()
+    before = [path.read_bytes() for path in options.run.models.rglob("*.safetensors")]
+    with pytest.raises(AutosegError, match=r"schedule\.json is gone.*, so that the schedule would be made again"):
+        run_all(replace(plain, may_retrain=False))
+    assert not options.run.schedule.exists()
+    assert [path.read_bytes() for path in options.run.models.rglob("*.safetensors")] == before
 
 
 def test_what_is_missing_is_done_for_a_report(options: Options) -> None:

@@ -11,7 +11,8 @@ from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.pipeline.freshness import open_stage
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.scheduling import schedule_inputs, schedule_stage
+from autoseg.pipeline.own_schedule import schedule_inputs
+from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.splitting import splits_stage
 from autoseg.pipeline.stages import plan_stage
 from autoseg.pipeline.training import train_stage
