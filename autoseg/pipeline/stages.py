@@ -189,7 +189,7 @@ def preprocess_configurations(
     require_trainable(options, chosen)
     names = tuple(dict.fromkeys(configuration.data for configuration in chosen))
     with ExitStack() as locks:
-        for name in names:  # in the order of the plan, as every process takes them
+        for name in sorted(names):  # one order for all processes, or two could wait for each other for ever
             lock, what = options.run.lock(f"preprocess-{name}"), f"preprocessing for {name}"
             locks.enter_context(hold_lock(lock, what=what, wait=True, say=options.reporter.say))
         warn_of_disk(options, plan, names)
