@@ -59,14 +59,24 @@ def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:
 
     What anybody still writes stays, and so does what is not named as we name it.
     """
-    hidden = folder.rglob(".*.part") if below else folder.glob(".*.part")
-    found = [path for path in hidden if fcntl is not None and TEMPORARY.fullmatch(path.name) and _is_orphan(path)]
+    found = [path for path in _temporaries(folder, below=below) if fcntl is not None and _is_orphan(path)]
     for path in found:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
     return found
+
+
+def _temporaries(folder: Path, *, below: bool) -> Iterator[Path]:
+    """What is named as we name it; what lies in such a folder goes with it.
+
+    Folders may vanish on the way: others are at work in them.
+    """
+    for parent, folders, files in os.walk(folder):  # unlike `Path.rglob` it passes over folders that vanished
+        yield from (Path(parent, name) for name in (*folders, *files) if TEMPORARY.fullmatch(name))
+        folders[:] = [name for name in folders if below and not TEMPORARY.fullmatch(name)]
 
 
 def _is_orphan(path: Path) -> bool:

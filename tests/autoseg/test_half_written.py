@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,3 +77,34 @@ def test_what_others_named_in_their_way_is_left_alone(tmp_path: Path) -> None:
     assert remove_orphans(tmp_path, below=False) == []
     assert remove_orphans(tmp_path) == [ours]
     assert all(path.exists() for path in theirs)
+
+
+def orphan_in(folder: Path) -> Path:
+    """A file in ``folder`` that nobody writes any more."""
+    folder.mkdir()
+    path = folder / ".x.json.0123abcd.part"
+    path.write_bytes(b"")
+    os.utime(path, (1, 1))
+    return path
+
+
+def test_folders_that_vanish_on_the_way_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others finish what they write at any moment, and remove the folder that it lay in."""
+    orphans = [orphan_in(tmp_path / name) for name in "ab"]
+    is_orphan = half_written._is_orphan
+
+    def look_while_the_other_folder_vanishes(path: Path) -> bool:
+        shutil.rmtree(next(orphan.parent for orphan in orphans if orphan != path))
+        return is_orphan(path)
+
+    monkeypatch.setattr(half_written, "_is_orphan", look_while_the_other_folder_vanishes)
+    assert len(remove_orphans(tmp_path)) == 1
+    assert not any(orphan.exists() for orphan in orphans)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_what_cannot_be_removed_stays(tmp_path: Path) -> None:
+    orphan = orphan_in(tmp_path / "read_only")
+    orphan.parent.chmod(0o500)
+    remove_orphans(tmp_path)
+    assert orphan.exists()
