@@ -25,6 +25,8 @@ except ImportError:  # Windows has no flock; a byte of the file is locked instea
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2
 """Between two looks at a lock that somebody else has."""
+OUTLIVED_S = 10.0
+"""So long a lock may outlive its owner, in processes that it started: those of torch look for their parent every 5 s."""
 HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
 """What the system answers where another process has a lock."""
 
@@ -37,7 +39,8 @@ def hold_lock(
 
     When another process has it: with ``wait`` that is said and waited for, else `AutosegError` is raised; both name pid and
     host of the owner. The file stays behind; what counts is the operating system's lock on it, which ends with its owner,
-    however that died. Raises `AutosegError` where the file system knows no locks.
+    however that died, and with the processes that it started, for which `OUTLIVED_S` is waited. Raises `AutosegError` where
+    the file system knows no locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +48,10 @@ def hold_lock(
     except OSError as error:
         raise write_error(path, error) from error
     try:
-        taken = _take(handle, path)
+        taken, started = _take(handle, path), time.monotonic()
+        while not taken and _owner_is_dead(handle) and time.monotonic() - started < OUTLIVED_S:
+            time.sleep(WAIT_S)
+            taken = _take(handle, path)
         if not taken and wait:
             say(f"Waiting: {what} is being worked on by {_owner(handle)}")
         while not taken and wait:
@@ -77,8 +83,26 @@ def _take(handle: int, path: Path) -> bool:
 
 
 def _owner(handle: int) -> str:
+    noted = _noted_owner(handle)
+    return "another process" if noted is None else f"process {noted[0]} on {noted[1]}"
+
+
+def _noted_owner(handle: int) -> tuple[int, str] | None:
+    """Pid and host of the last owner that noted them; None where there is nothing to read."""
     try:
         found = json.loads(os.pread(handle, 1000, 0))
-        return f"process {found['pid']} on {found['host']}"
+        return int(found["pid"]), str(found["host"])
     except (ValueError, KeyError, TypeError, OSError):
-        return "another process"
+        return None
+
+
+def _owner_is_dead(handle: int) -> bool:
+    """Whether the noted owner was a process of this machine that no longer lives."""
+    noted = _noted_owner(handle)
+    if fcntl is None or noted is None or noted[1] != socket.gethostname():  # on Windows signal 0 is Ctrl-C
+        return False
+    try:
+        os.kill(noted[0], 0)
+    except OSError as error:  # a living process of somebody else is one, too
+        return error.errno == errno.ESRCH
+    return False

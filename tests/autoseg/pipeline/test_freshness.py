@@ -168,6 +168,45 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
         assert Path(path).exists()
 
 
+FORKING_OWNER = """
+import os, pathlib, sys, time
+from autoseg.execution.locks import hold_lock
+with hold_lock(pathlib.Path(sys.argv[1]), what="it"):
+    if os.fork() == 0:
+        time.sleep(float(sys.argv[2]))
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def kill_owner(path: Path, *, outlived_s: float) -> int:
+    """Kill the owner of a lock, which a process that it started has for so much longer; returns its pid."""
+    command = [sys.executable, "-c", FORKING_OWNER, str(path), str(outlived_s)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        owner.kill()
+        return owner.pid
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+@pytest.mark.parametrize("wait", [False, True])
+def test_a_lock_that_outlives_its_owner_for_a_moment_is_taken_without_a_word(tmp_path: Path, wait: bool) -> None:
+    said: list[str] = []
+    kill_owner(tmp_path / "x.lock", outlived_s=2.0)
+    with hold_lock(tmp_path / "x.lock", what="the fold", wait=wait, say=said.append):
+        assert said == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_lock_that_outlives_its_owner_for_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "OUTLIVED_S", 0.3)
+    pid = kill_owner(tmp_path / "x.lock", outlived_s=3.0)
+    with pytest.raises(AutosegError, match=f"worked on by process {pid} on"), hold_lock(tmp_path / "x.lock", what="the fold"):
+        pass
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeypatch) -> None:
     def refuse(handle: int, operation: int) -> None:
