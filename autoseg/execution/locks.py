@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoseg.errors import AutosegError
@@ -59,9 +59,7 @@ def hold_lock(
             taken = _take(handle, path)
         if not taken:
             raise AutosegError(f"{what} is being worked on by {_owner(handle)}; wait for it, or stop that process")
-        owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, owner.encode(), 0)
+        _note_owner(handle)
         yield
     finally:
         os.close(handle)
@@ -80,6 +78,14 @@ def _take(handle: int, path: Path) -> bool:
             f"{path} cannot be locked ({error.strerror or error}): its file system has no locks; choose a folder on another one with --out"
         ) from error
     return True
+
+
+def _note_owner(handle: int) -> None:
+    """Note this process for the messages of others; what counts is the lock, so a full disk is no reason to refuse it."""
+    owner = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
+    with suppress(OSError):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, owner.encode(), 0)
 
 
 def _owner(handle: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -205,6 +206,29 @@ def test_a_lock_that_outlives_its_owner_for_long_is_refused(tmp_path: Path, monk
     pid = kill_owner(tmp_path / "x.lock", outlived_s=3.0)
     with pytest.raises(AutosegError, match=f"worked on by process {pid} on"), hold_lock(tmp_path / "x.lock", what="the fold"):
         pass
+
+
+DISK_FULL = """
+import pathlib, resource, signal, sys
+from autoseg.execution.locks import hold_lock
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+with hold_lock(pathlib.Path(sys.argv[1]), what="it"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on file size to be had")
+def test_a_lock_is_held_on_a_full_disk_too(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DISK_FULL, str(tmp_path / "x.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "held\n"
+        with pytest.raises(AutosegError, match="worked on by another process"), hold_lock(tmp_path / "x.lock", what="the fold"):
+            pass
+        owner.communicate("")
+    assert owner.returncode == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
