@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.errors import AutosegError
-from autoseg.preparation.storage import StoredCase, array_note, open_array, pack_array
+from autoseg.preparation.storage import StoredArray, StoredCase, array_note, open_array, pack_array
 from autoseg.run_folder import write_together
 
 
@@ -24,12 +24,12 @@ class CascadeCase:
     """Of the label maps; none: the case's own labels stand in for them, to time steps before a first stage is trained."""
 
     @property
-    def image(self) -> Any:
+    def image(self) -> StoredArray:
         """float32 (C, a0, a1, a2), without the classes of the first stage."""
         return self.case.image
 
     @property
-    def labels(self) -> Any:
+    def labels(self) -> StoredArray:
         """int16 (a0, a1, a2)."""
         return self.case.labels
 
@@ -39,7 +39,7 @@ class CascadeCase:
         return self.case.locations
 
     @property
-    def previous(self) -> Any:
+    def previous(self) -> StoredArray:
         """Integers (a0, a1, a2): see `open_previous`."""
         return self.case.labels if self.folder is None else open_previous(self.folder, self.case)
 
@@ -64,15 +64,15 @@ def has_previous(folder: Path, case_id: str, consumed: str) -> bool:
         return False
 
 
-def open_previous(folder: Path, case: StoredCase) -> Any:
+def open_previous(folder: Path, case: StoredCase) -> StoredArray:
     """The stored label map of a case, sliced like an array; only the chunks that are touched are read.
 
     Raises `AutosegError` when it is not there or lies on another grid than ``case``.
     """
     array = open_array(_path(folder, case.case_id))
-    if tuple(array.shape) != case.record.image_shape[1:]:
+    if array.shape != case.record.image_shape[1:]:
         raise AutosegError(
-            f"{_path(folder, case.case_id)} has {tuple(array.shape)} voxels, but its case {case.record.image_shape[1:]}; "
+            f"{_path(folder, case.case_id)} has {array.shape} voxels, but its case {case.record.image_shape[1:]}; "
             "predict the previous stage again"
         )
     return array

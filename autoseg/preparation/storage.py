@@ -39,6 +39,8 @@ PATCH_MARGIN = 1.5
 """Chunks grow up to this multiple of the patch: what random patches and their margins touch."""
 COMPRESSION_LEVEL = 1
 """Of Zstandard: as small as the method's LZ4HC, written seven times as fast (docs/decisions/0020)."""
+DAMAGE = (OSError, RuntimeError, ValueError, OverflowError)
+"""What blosc2 raises for damaged files; places outside an array are an `IndexError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +71,40 @@ class CaseRecord(Document):
 
 
 @dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An open array on disk. Damage shows only where it is read, so that whatever reads may raise `AutosegError`."""
+
+    path: Path
+    array: Any
+    """As blosc2 sees it."""
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        kind: np.dtype[Any] = self.array.dtype
+        return kind
+
+    @property
+    def note(self) -> str | None:
+        """What was noted about it; none: nothing."""
+        try:
+            noted = self.array.schunk.meta
+            return str(noted[NOTE]) if NOTE in noted else None
+        except DAMAGE as error:
+            raise _unreadable(self.path, error) from error
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        try:
+            values: NDArray[Any] = self.array[where]
+        except DAMAGE as error:
+            raise _unreadable(self.path, error) from error
+        return values
+
+
+@dataclass(frozen=True, slots=True)
 class StoredCase:
     """A case on disk. Holds paths only, so it travels between processes; arrays are opened when asked for."""
 
@@ -77,12 +113,12 @@ class StoredCase:
     record: CaseRecord
 
     @property
-    def image(self) -> Any:
+    def image(self) -> StoredArray:
         """float32 (C, a0, a1, a2): slice it like an array, only the chunks that are touched are read."""
         return open_array(self.folder / f"{self.case_id}.image.b2nd")
 
     @property
-    def labels(self) -> Any:
+    def labels(self) -> StoredArray:
         """int16 (a0, a1, a2), sliced like ``image``. Raises `AutosegError` for cases stored without labels."""
         if not self.record.has_labels:
             raise AutosegError(f"case {self.case_id} in {self.folder} has no labels; only labelled cases can be trained on")
@@ -209,13 +245,16 @@ def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     return c, a0, a1, a2
 
 
-def open_array(path: Path) -> Any:
+def open_array(path: Path) -> StoredArray:
     """A stored array, sliced like any other. Raises `AutosegError` when the file is missing or damaged."""
     try:
         # one thread: readers are many processes already; mapped: a patch touches only its own pages
-        return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
-    except (OSError, RuntimeError, ValueError) as error:
+        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        if not isinstance(array, blosc2.NDArray):
+            raise ValueError("it holds no array")
+    except DAMAGE as error:
         raise _unreadable(path, error) from error
+    return StoredArray(path, array)
 
 
 def _unreadable(path: Path, error: Exception) -> AutosegError:
@@ -224,9 +263,7 @@ def _unreadable(path: Path, error: Exception) -> AutosegError:
 
 def array_note(path: Path) -> str | None:
     """The note that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
-    array = open_array(path)  # kept by a name: what is noted is read from it, not copied
-    noted = array.schunk.meta
-    return str(noted[NOTE]) if NOTE in noted else None
+    return open_array(path).note
 
 
 def pack_array(array: NDArray[Any], patch_shape: Shape, *, note: str | None = None) -> bytes:

@@ -22,9 +22,11 @@ from autoseg.preparation.storage import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
     Prepared,
+    array_note,
     chunk_and_block,
     is_stored,
     open_case,
+    pack_array,
     remove_case,
     stored_case_ids,
     write_case,
@@ -170,6 +172,34 @@ def test_a_broken_array_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.image.b2nd").write_bytes(b"nothing")
     with pytest.raises(AutosegError, match=r"a\.image\.b2nd could not be read"):
         _ = open_case(tmp_path, "a").image
+
+
+def test_damage_that_shows_only_where_it_lies_is_named(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest", patch_shape=(8, 8, 8))
+    for name in ("image", "labels"):
+        path = tmp_path / f"a.{name}.b2nd"
+        content = bytearray(path.read_bytes())
+        third = len(content) // 3
+        content[third : 2 * third] = np.random.default_rng(0).bytes(third)
+        path.write_bytes(content)
+        array = getattr(open_case(tmp_path, "a"), name)
+        with pytest.raises(AutosegError, match=rf"a\.{name}\.b2nd could not be read .*; delete it and repeat the call"):
+            array[:]
+
+
+def test_a_slice_that_is_wrong_is_no_damage(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    with pytest.raises(IndexError):
+        open_case(tmp_path, "a").image[0, 0, 0, 0, 0]
+
+
+def test_a_damaged_note_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.b2nd"
+    path.write_bytes(pack_array(np.zeros(SHAPE, np.int16), SHAPE, note="digest"))
+    assert array_note(path) == "digest"
+    path.write_bytes(path.read_bytes().replace(b"digest", b"\xffigest"))
+    with pytest.raises(AutosegError, match=r"a\.b2nd could not be read"):
+        array_note(path)
 
 
 @settings(max_examples=150, deadline=None)
