@@ -75,7 +75,10 @@ def check_written(path: Path) -> None:
 
     Cheap: only the header and the length that ends a gzip file are read.
     """
-    header = _parse(path, read_bytes(path, LONGEST_HEADER))
+    raw = read_bytes(path, LONGEST_HEADER)
+    if len(raw) < nibabel.Nifti1Header.template_dtype.itemsize:
+        raise OSError("not even the header was written; the disk is probably full")
+    header = _parse(path, raw)
     expected = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
     with open(path, "rb") as file:
         is_compressed = file.read(2) == GZIP_MAGIC

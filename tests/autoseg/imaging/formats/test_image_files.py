@@ -29,6 +29,7 @@ from autoseg.imaging.formats import (
     write_label_map,
     write_volume,
 )
+from autoseg.imaging.formats.nifti import check_written
 from autoseg.imaging.volume import Geometry
 
 MEDICAL = [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"]
@@ -347,11 +348,12 @@ from pathlib import Path
 import numpy as np
 from autoseg.errors import AutosegError
 from autoseg.imaging.formats import write_label_map
+from autoseg.imaging.formats.nifti import check_written
 from autoseg.imaging.volume import Geometry
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 array = np.random.default_rng(0).integers(0, 255, (20, 60, 60))
-for ending in sys.argv[2:]:
+for ending in sys.argv[3:]:
     try:
         write_label_map(Path(sys.argv[1], f"a{ending}"), array, Geometry(shape=(20, 60, 60), spacing_mm=(1.0, 1.0, 1.0)))
     except AutosegError as error:
@@ -360,15 +362,26 @@ for ending in sys.argv[2:]:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on file size to be had")
-def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_bytes", [20_000, 100, 0])
+def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path, num_bytes: int) -> None:
     assert resource.RLIMIT_FSIZE is not None
     endings = (".nii.gz", ".nii", ".nrrd", ".mha")
-    command = [sys.executable, "-c", DISK_FULL, str(tmp_path), *endings]
+    command = [sys.executable, "-c", DISK_FULL, str(tmp_path), str(num_bytes), *endings]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
     assert len(said) == len(endings), said
     for ending, line in zip(endings, said, strict=True):
         assert line.startswith(f"refused {tmp_path / 'a'}{ending} could not be written")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("num_bytes", [0, 10, 100])
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_file_without_room_for_its_header_is_told_from_a_damaged_one(tmp_path: Path, ending: str, num_bytes: int) -> None:
+    path = tmp_path / f"a{ending}"
+    write_label_map(path, labels(), geometry())
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(OSError, match="the disk is probably full"):
+        check_written(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
