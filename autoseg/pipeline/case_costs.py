@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
 from autoseg.datasets.dataset import Case
+from autoseg.half_written import temporary_folder
 from autoseg.imaging.formats import read_volume, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
@@ -68,8 +68,8 @@ def measure_export(bench: Bench, configuration: Configuration) -> float:
         write_label_map(path, reference.array, reference.geometry)
         score_cases(bench.dataset, [(case.case_id, path)])
 
-    with TemporaryDirectory(dir=bench.options.run.root) as folder:
-        return resampling_s * needed / timed + seconds(lambda: write_and_score(Path(folder)))
+    with temporary_folder(bench.options.run.root / "export") as folder:
+        return resampling_s * needed / timed + seconds(lambda: write_and_score(folder))
 
 
 def measure_preparation(bench: Bench, configuration: Configuration) -> float:

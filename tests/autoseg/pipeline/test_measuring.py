@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.half_written import TEMPORARY
+from autoseg.pipeline import case_costs
 from autoseg.pipeline.bench import Bench, make_bench
-from autoseg.pipeline.case_costs import stored_shapes
+from autoseg.pipeline.case_costs import measure_export, stored_shapes
 from autoseg.pipeline.measuring import measure_steps, refine, settled_mean, time_steps, try_compiling
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import preprocess_stage
@@ -53,6 +57,17 @@ def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypat
     ),)  # fmt: skip
     monkeypatch.setattr(trial, "free_memory_bytes", lambda: 1000)
     assert try_compiling(bench, measured, training, 5) == measured
+
+
+def test_what_is_written_to_be_timed_is_removed_by_the_next_run_if_this_one_is_killed(bench, monkeypatch) -> None:
+    before = set(bench.options.run.root.iterdir())
+    while_scoring: list[Path] = []
+    monkeypatch.setattr(case_costs, "score_cases", lambda *given: while_scoring.extend(bench.options.run.root.iterdir()))
+    measure_export(bench, bench.plan.configuration("3d_fullres"))
+    made = [path.name for path in while_scoring if path not in before]
+    assert made
+    assert all(TEMPORARY.fullmatch(name) for name in made)  # what a run that begins removes
+    assert set(bench.options.run.root.iterdir()) == before
 
 
 def test_the_first_steps_do_not_count() -> None:
