@@ -28,6 +28,7 @@ from autoseg.pipeline.selecting import Selected
 from autoseg.run_folder import load_document
 from autoseg.training.history import read_history
 from autoseg.training.learning import Learning
+from planners import Schedule
 
 STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
 
@@ -52,7 +53,7 @@ def report_stage(options: Options, selected: Selected, started: datetime) -> Pat
         overlays=draw_overlays(options, selected),
         commands=commands(options, selected),
         environment=environment(record),
-        durations_s=durations(record),
+        durations_s=durations(record.stages_s, prepared.schedule),
     )
     return write_report(options.run.report, content)
 
@@ -175,10 +176,12 @@ def environment(record: RunRecord) -> dict[str, str]:
     }
 
 
-def durations(record: RunRecord) -> dict[str, float]:
-    """Seconds by kind of stage: those of all folds together."""
+def durations(stages_s: Mapping[str, float], schedule: Schedule) -> dict[str, float]:
+    """Seconds by kind of stage: those of all folds together, without trainings of former schedules."""
+    folds = {f"{each.configuration}-fold_{fold}" for each in schedule.trainings for fold in range(schedule.num_folds)}
     total: dict[str, float] = {}
-    for stage, seconds in record.stages_s.items():
-        kind = stage.split("-")[0]
-        total[kind] = total.get(kind, 0.0) + seconds
+    for stage, seconds in stages_s.items():
+        kind, _, fold = stage.partition("-")
+        if not fold or fold in folds:
+            total[kind] = total.get(kind, 0.0) + seconds
     return {kind: total[kind] for kind in sorted(total, key=lambda kind: STAGE_ORDER.index(kind))}

@@ -1,15 +1,16 @@
-"""The commands that a report offers are those that a person can type."""
+"""What a report says beside its tables: commands that a person can type, and what the run took."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import typer
 
 from autoseg.cli import app
 from autoseg.pipeline.options import Options
-from autoseg.pipeline.reporting import again
+from autoseg.pipeline.reporting import again, durations
 from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
 
@@ -34,3 +35,12 @@ def test_what_is_as_usual_is_not_said() -> None:
         dataset=Path("data"), run=RunFolder(Path("run")), device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter()
     )
     assert list(map(str, again(options, Path("other")))) == ["run", "data", "--out", "other", "--device", "cpu"]
+
+
+def test_what_trainings_of_former_schedules_took_does_not_count() -> None:
+    schedule = SimpleNamespace(trainings=(SimpleNamespace(configuration="2d"),), num_folds=2)
+    stages_s = {
+        "check": 1.0, "train-2d-fold_0": 10.0, "train-2d-fold_1": 20.0, "validate-2d-fold_0": 3.0,
+        "train-2d-fold_2": 100.0, "train-3d_fullres-fold_0": 100.0, "validate-3d_fullres-fold_0": 100.0,
+    }  # fmt: skip
+    assert durations(stages_s, schedule) == {"check": 1.0, "train": 30.0, "validate": 3.0}  # type: ignore[arg-type]
