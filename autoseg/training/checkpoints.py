@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from autoseg.errors import AutosegError
+from autoseg.execution.memory import is_out_of_memory
 from autoseg.run_folder import atomic_write
 
 PREVIOUS = "previous.pt"
 """Name of the checkpoint before the last one."""
+DAMAGE = (RuntimeError, TypeError, KeyError, EOFError, ValueError, zipfile.BadZipFile, OSError)
+"""What torch raises for files that are damaged or are no checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,19 +84,19 @@ def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[str, 
 def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
     """The checkpoint of the training with ``key``; None where there is none, or it is another training's.
 
-    Raises `AutosegError` for a file that is damaged or is no checkpoint. Nothing in it is executed.
+    Raises `AutosegError` for a file that is damaged or is no checkpoint; where memory is not enough, torch's own error.
+    Nothing in it is executed.
     """
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         checkpoint = Checkpoint(**content)
-    except (RuntimeError, TypeError, KeyError, EOFError, ValueError, zipfile.BadZipFile, OSError) as error:
-        raise AutosegError(
-            f"{path} is damaged or is no checkpoint ({type(error).__name__}); delete it to train this fold again"
-        ) from error
     except Exception as error:  # torch raises pickle's own error for anything that is not plain data
-        raise AutosegError(
-            f"{path} holds more than weights and numbers and was not opened; delete it to train this fold again"
-        ) from error
+        if is_out_of_memory(error):
+            raise  # nothing is wrong with the file, and what was trained must not be begun anew
+        cause = "holds more than weights and numbers and was not opened"
+        if isinstance(error, DAMAGE):
+            cause = f"is damaged or is no checkpoint ({type(error).__name__})"
+        raise AutosegError(f"{path} {cause}; delete it to train this fold again") from error
     return checkpoint if checkpoint.key == key else None

@@ -30,7 +30,7 @@ from autoseg.run_folder import load_document
 from autoseg.training import fold, health, loop, trial
 from autoseg.training import task as tasks
 from autoseg.training.batches import finish, load_batches
-from autoseg.training.checkpoints import load_checkpoint
+from autoseg.training.checkpoints import load_checkpoint, load_latest
 from autoseg.training.fold import train_fold
 from autoseg.training.learning import Learning
 from autoseg.training.loop import compute_gradient, make_parts, train_step
@@ -340,6 +340,15 @@ def test_a_truncated_checkpoint_is_named(tmp_path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(AutosegError, match=r"checkpoint\.pt.*delete it"):
         load_checkpoint(path, key="key")
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(10**15, dtype=torch.uint8), lambda: bytearray(2**62)])
+def test_a_checkpoint_is_not_called_damaged_where_memory_is_too_little(tmp_path, monkeypatch, take) -> None:
+    """The errors are the allocators' own: no test fills memory."""
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(torch, "load", lambda *given, **named: take())
+    with pytest.raises((RuntimeError, MemoryError)):
+        load_latest(tmp_path / "checkpoint.pt", key="key")
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_a_remedy(tmp_path) -> None:
