@@ -121,7 +121,7 @@ def test_training_and_planning_import_without_image_formats(package: str) -> Non
 
 COMMON = [
     "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--skip-bad", "--spec", "--strict-reference",
-    "--workers",
+    "--target-spacing", "--workers",
 ]
 RUN = sorted([
     *COMMON, "--budget", "--folds", "--groups", "--leave-one-group-out", "--pretrained", "--schedule", "--splits", "--threads", "--work",
@@ -140,8 +140,8 @@ OPTIONS = {
     "import-nnunet": ["--checkpoint", "--fold"],
     "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
-        "--layout", "--memory-gb", "--out", "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference", "--work",
-        "--workers",
+        "--layout", "--memory-gb", "--out", "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference",
+        "--target-spacing", "--work", "--workers",
     ],
     "train": sorted([*RUN, "--configuration", "--fold"]),
     "select": RUN,

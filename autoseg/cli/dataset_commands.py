@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +21,7 @@ from autoseg.cli.parameters import (
     SkipBadOption,
     SpecOption,
     StrictOption,
+    TargetSpacingOption,
     WorkersOption,
     make_options,
     parse_spacing,
@@ -107,10 +107,7 @@ def plan(
     ] = None,
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
-    target_spacing: Annotated[
-        str | None,
-        typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm (default: planned).", show_default=False),
-    ] = None,
+    target_spacing: TargetSpacingOption = None,
     strict_reference: StrictOption = False,
     layout: LayoutOption = None,
     spec: SpecOption = None,
@@ -134,7 +131,6 @@ def plan(
             "--nnunet-plans needs --strict-reference here: without it a plan's axes are directions of the body, but nnU-Net "
             "reads those of the files, so spacing, patch and transposition would be of other axes"
         )
-    spacing = None if target_spacing is None else parse_spacing(target_spacing)
     if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
         needless = {
             "--layout": layout, "--pretrained": pretrained, "--skip-bad": skip_bad or None, "--spec": spec, "--workers": workers,
@@ -142,7 +138,10 @@ def plan(
         if given := [name for name, value in needless.items() if value is not None]:
             raise typer.BadParameter(f"{', '.join(given)}: no images are looked at with --nnunet-fingerprint; leave this away")
         sources = (nnunet_fingerprint, nnunet_dataset)
-        settings = PlanSettings(preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing, strict_reference=strict_reference)
+        spacing_mm = None if target_spacing is None else parse_spacing(target_spacing)
+        settings = PlanSettings(
+            preset=preset.value, memory_gb=memory_gb, target_spacing_mm=spacing_mm, strict_reference=strict_reference
+        )
         planned, found = plan_from_nnunet(*sources, settings)
         ending, reader = found.file_ending, found.reader
         if out is not None:
@@ -150,10 +149,10 @@ def plan(
             typer.echo(f"Plan: {RunFolder(out).plan}")
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
-            dataset, out or Path("run"), preset=preset, memory_gb=memory_gb, strict_reference=strict_reference, layout=layout, spec=spec,
-            skip_bad=skip_bad, pretrained=pretrained, workers=workers,
+            dataset, out or Path("run"), preset=preset, memory_gb=memory_gb, target_spacing=target_spacing,
+            strict_reference=strict_reference, layout=layout, spec=spec, skip_bad=skip_bad, pretrained=pretrained, workers=workers,
         )
-        description, planned = plan_stage(replace(options, target_spacing_mm=spacing))
+        description, planned = plan_stage(options)
         ending, reader = description.file_ending, None
         typer.echo(f"Plan: {options.run.plan}")
     else:

@@ -79,6 +79,10 @@ MemoryOption = Annotated[
     float | None,
     typer.Option("--memory-gb", help="GPU memory to plan for, in GB (1e9 bytes) (default: the preset's).", show_default=False),
 ]
+TargetSpacingOption = Annotated[
+    str | None,
+    typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm (default: planned).", show_default=False),
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict-reference", help="Follow the reference planner to the letter, file axes included.")
 ]
@@ -126,6 +130,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "seed": (SeedOption, 0),
     "preset": (PresetOption, PresetName.default),
     "memory_gb": (MemoryOption, None),
+    "target_spacing": (TargetSpacingOption, None),
     "strict_reference": (StrictOption, False),
     "layout": (LayoutOption, None),
     "spec": (SpecOption, None),
@@ -141,7 +146,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
 }
 """Type and default of every shared option, in the order of the help page."""
 LOOKING = ("dataset", "out", "layout", "spec", "skip_bad", "workers")
-PREPROCESSING = (*LOOKING, "preset", "memory_gb", "strict_reference", "work", "pretrained")
+PREPROCESSING = (*LOOKING, "preset", "memory_gb", "target_spacing", "strict_reference", "work", "pretrained")
 RUNNING = tuple(SHARED)
 
 
@@ -179,6 +184,7 @@ def make_options(
     seed: int = 0,
     preset: PresetName = PresetName.default,
     memory_gb: float | None = None,
+    target_spacing: str | None = None,
     strict_reference: bool = False,
     layout: str | None = None,
     spec: Path | None = None,
@@ -219,6 +225,7 @@ def make_options(
         seed=seed,
         preset=preset.value,
         memory_gb=memory_gb,
+        target_spacing_mm=None if target_spacing is None else parse_spacing(target_spacing),
         strict_reference=strict_reference,
         layout=layout,
         spec=spec,

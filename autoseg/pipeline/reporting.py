@@ -147,6 +147,7 @@ def again(options: Options, out: Path) -> tuple[str | Path, ...]:
         "--seed": options.seed or None,
         "--preset": None if options.preset == "default" else options.preset,
         "--memory-gb": options.memory_gb,
+        "--target-spacing": None if options.target_spacing_mm is None else ",".join(map(str, options.target_spacing_mm)),
         "--layout": options.layout,
         "--spec": options.spec,
         "--pretrained": options.pretrained,

@@ -111,7 +111,12 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     pretrained = open_pretrained(options)  # what is no model is refused before images are read
     dataset, fingerprint = fingerprint_stage(options)
     device_gb = None if pretrained is not None else _device_memory_gb(options)
-    consumed = {"preset (--preset)": digest(options.preset), "memory to plan for (--memory-gb)": digest(options.memory_gb)}
+    spacing_mm = options.target_spacing_mm
+    consumed = {
+        "preset (--preset)": digest(options.preset),
+        "memory to plan for (--memory-gb)": digest(options.memory_gb),
+        **({} if spacing_mm is None else {"target spacing (--target-spacing)": digest(spacing_mm)}),
+    }
     changes, outputs, say = what_changed(options.run, "plan", consumed, ()), [options.run.plan], options.reporter.say
     with open_stage(options.run, "plan", consumed, outputs, what="the plan", say=say, forget=options.may_retrain) as to_do:
         begun = load_document(Plan, options.run.plan) if options.run.plan.exists() else None
@@ -120,7 +125,7 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
             preset=options.preset,
             memory_gb=options.memory_gb,
             device_memory_gb=device_gb if to_do or begun is None or pretrained is not None else begun.memory_target_gb,
-            target_spacing_mm=options.target_spacing_mm,
+            target_spacing_mm=spacing_mm,
             strict_reference=options.strict_reference,
         )
         plan = own if pretrained is None else fit_plan(pretrained, own)

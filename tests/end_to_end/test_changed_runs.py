@@ -141,6 +141,15 @@ def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(
         validate_one(options, prepared, prepared.schedule.training("2d"), 0, prepared.splits.folds[0])
 
 
+def test_a_target_spacing_that_is_left_out_is_told(options: Options) -> None:
+    finer = replace(options, target_spacing_mm=(1.6, 1.4, 1.5))
+    _, planned = plan_stage(finer)
+    assert preprocess_stage(finer)[1] == planned
+    told = replace(options, reporter=Listening())
+    plan_stage(told)
+    assert "Doing the plan again: the target spacing (--target-spacing) changed" in said(told)
+
+
 def test_a_plan_that_was_made_anew_does_not_use_old_weights(options: Options) -> None:
     before = load_document(Plan, options.run.plan)
     plan_stage(replace(options, target_spacing_mm=(1.6, 1.4, 1.5)))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import typer
 
 from autoseg.cli import app
+from autoseg.cli.parameters import parse_spacing
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.reporting import again, durations
 from autoseg.progress import SilentReporter
@@ -20,12 +21,14 @@ def test_a_run_is_repeated_with_all_wishes_that_it_was_made_with() -> None:
         dataset=Path("my data"), run=RunFolder(Path("run ü")), device_name="cpu", num_threads=1, num_workers=1,
         reporter=SilentReporter(), seed=3, preset="resenc_m", memory_gb=6.0, strict_reference=True, layout="pairs",
         spec=Path("a spec.json"), skip_bad=True, pretrained=Path("model.zip"), groups=Path("groups.csv"), folds=3,
+        target_spacing_mm=(2.5, 0.8, 0.8),
     )  # fmt: skip
     words = shlex.split(shlex.join(["autoseg", *map(str, again(options, options.run.root))]))
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     understood = commands[words[1]].make_context("run", words[2:]).params
     for name in ("seed", "memory_gb", "strict_reference", "layout", "spec", "skip_bad", "pretrained", "groups", "folds"):
         assert understood[name] == getattr(options, name), name
+    assert parse_spacing(understood["target_spacing"]) == options.target_spacing_mm
     assert (understood["dataset"], understood["out"]) == (options.dataset, options.run.root)
     assert (understood["preset"].value, understood["device"]) == (options.preset, options.device_name)
 
