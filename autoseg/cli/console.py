@@ -20,7 +20,9 @@ from autoseg.run_folder import RunFolder
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
+    from autoseg.evaluation.summary import Summary
     from autoseg.pipeline.run import RunResult
+    from autoseg.pipeline.selecting import Selected
 
 logger = logging.getLogger("autoseg")
 INTERRUPTED = 130
@@ -63,17 +65,25 @@ def start_log_file(folder: RunFolder) -> None:
 
 def show_result(options: Options, result: RunResult) -> None:
     """The scores, and where everything lies."""
-    from autoseg.evaluation.tables import format_table
-
     if result.selected.summary is not None:
-        typer.echo("Cross-validation: every case predicted by a network that did not see it")
-        typer.echo(format_table(result.selected.summary))
+        show_scores(result.selected, result.selected.summary)
     else:
         typer.echo(f"Nothing was cross-validated: {result.selected.selection.reason}")
     typer.echo(f"Model:       {options.run.root}  (autoseg predict {quote(str(options.run.root))} INPUT OUTPUT)")
     typer.echo(f"Report:      {result.report}")
     if result.predictions:
         typer.echo(f"Predictions: {options.run.predictions}  ({len(result.predictions)} test images)")
+
+
+def show_scores(selected: Selected, summary: Summary) -> None:
+    """The scores of a cross-validation, and what takes away from them."""
+    from autoseg.evaluation.tables import format_table
+
+    by = "a fold that left it out" if selected.caveats else "a network that did not see it"
+    typer.echo(f"Cross-validation: every case predicted by {by}")
+    typer.echo(format_table(summary))
+    for caveat in selected.caveats:
+        typer.echo(f"With reserve: {caveat}")
 
 
 @contextmanager

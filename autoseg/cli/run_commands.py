@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from autoseg.cli.console import show_result
+from autoseg.cli.console import show_result, show_scores
 from autoseg.cli.parameters import RUNNING, BudgetOption, DeviceOption, SeedOption, make_options, takes
 from autoseg.pipeline.options import Options
 
@@ -44,12 +44,11 @@ def train(
 @takes(RUNNING)
 def select(options: Options) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation; trains what is missing, nothing anew."""
-    from autoseg.evaluation.tables import format_table
     from autoseg.pipeline.selecting import select_stage
 
     selected = select_stage(replace(options, may_retrain=False))
     if selected.summary is not None:
-        typer.echo(format_table(selected.summary))
+        show_scores(selected, selected.summary)
     typer.echo(f"Selection: {options.run.selection}")
 
 

@@ -66,6 +66,8 @@ class ReportContent:
     selection: Selection | None = None
     summary: Summary | None = None
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
+    caveats: Sequence[str] = ()
+    """What takes away from these scores, in sentences; none: every case was unseen by the networks that predicted it."""
     histories: Mapping[tuple[str, int], History]
     """Records of each training, by (configuration, fold)."""
     remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
@@ -143,7 +145,8 @@ def _headline(content: ReportContent) -> dict[str, str]:
     selection, summary = content.selection, content.summary
     if summary is not None:
         dice = _number(summary.foreground_mean.dice)
-        under = f"over {len(summary.metric_per_case)} cases, each predicted by a model that had not seen it"
+        unseen = "a model that had not seen it" if not content.caveats else "a fold that left it out, but with reserve: see Scores"
+        under = f"over {len(summary.metric_per_case)} cases, each predicted by {unseen}"
     elif selection is not None:
         dice, under = "none", "nothing was cross-validated: no score is known"
     else:

@@ -46,6 +46,7 @@ def report_stage(options: Options, selected: Selected, started: datetime) -> Pat
         class_names=tuple(each.name for each in dataset.labels.classes),
         selection=selected.selection,
         summary=selected.summary,
+        caveats=selected.caveats,
         histories=read_histories(options, selected),
         remarks=read_remarks(options, selected),
         decisions=(*prepared.plan.decisions, *prepared.schedule.decisions),

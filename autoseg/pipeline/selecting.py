@@ -28,6 +28,7 @@ from autoseg.imaging.orientation import align_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
+from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
@@ -46,6 +47,8 @@ class Selected:
     selection: Selection
     summary: Summary | None
     """Of the chosen model with its postprocessing over all validated cases; None: nothing was cross-validated."""
+    caveats: tuple[str, ...] = ()
+    """What takes away from these scores."""
 
 
 def select_stage(options: Options) -> Selected:
@@ -79,7 +82,7 @@ def select_stage(options: Options) -> Selected:
         of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} taken together"
         options.reporter.say(f"Postprocessing: keep the largest component of {of}")
     summary = read_summary(summary_file) if selection.cross_validated else None
-    return Selected(prepared=prepared, selection=selection, summary=summary)
+    return Selected(prepared=prepared, selection=selection, summary=summary, caveats=score_caveats(options, prepared))
 
 
 def selection_fits(options: Options, prepared: Prepared) -> bool:

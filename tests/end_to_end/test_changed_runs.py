@@ -13,10 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 from autoseg.cli import app
+from autoseg.cli.console import show_scores
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.inference.model import load_model
+from autoseg.inference.model_files import open_run
 from autoseg.pipeline.bundling import bundle_run
+from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import StageRecord, digest
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
@@ -353,6 +356,27 @@ def test_cross_validated_cases_are_those_of_the_dataset(options: Options, tmp_pa
     (smaller / "dataset.json").write_text(json.dumps(description | {"numTraining": 3}))
     run_all(replace(options, dataset=smaller))
     assert {path.name for path in options.run.cross_validation.glob("*.nii.gz")} == {f"phantom_00{i}.nii.gz" for i in (1, 2, 3)}
+
+
+def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared, unseen = schedule_stage(options), "a model that had not seen it"
+    assert unseen in run_all(options).report.read_text()
+    assert not score_caveats(options, prepared)
+    (known,) = score_caveats(options, replace(prepared, pretrained=open_run(options.run.root)))
+    assert known.startswith("4 of 4 cases were among those that the pretrained model was trained on")
+    cases = [case.case_id for case in prepared.dataset.training]
+    folds = [{"train": cases[:2], "val": cases[2:]}, {"train": cases[2:], "val": cases[:2]}]
+    (tmp_path / "splits.json").write_text(json.dumps(folds))
+    (tmp_path / "groups.csv").write_text("case,group\n" + "".join(f"{case},anna\n" for case in cases[1:3]))
+    result = run_all(replace(options, splits=tmp_path / "splits.json", groups=tmp_path / "groups.csv"))
+    assert result.selected.summary is not None
+    show_scores(result.selected, result.selected.summary)
+    for text in (capsys.readouterr().out, result.report.read_text()):
+        assert "fold 1 trains and validates on cases of anna" in text
+        assert "a fold that left it out" in text
+    assert unseen not in result.report.read_text()
 
 
 def test_predictions_without_a_record_are_not_taken_for_the_models(options: Options) -> None:

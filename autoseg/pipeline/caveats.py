@@ -1,0 +1,16 @@
+"""What takes away from the scores of a cross-validation, said wherever they are."""
+
+from __future__ import annotations
+
+from autoseg.datasets.split_files import describe_leaks
+from autoseg.pipeline.finetuning import describe_overlap
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.scheduling import Prepared
+from autoseg.pipeline.splitting import groups_of
+
+
+def score_caveats(options: Options, prepared: Prepared) -> tuple[str, ...]:
+    """Sentences: where networks knew cases that they are scored on, or other cases of the same patients."""
+    overlap = None if prepared.pretrained is None else describe_overlap(prepared.pretrained, prepared.dataset)
+    leaks = describe_leaks(prepared.splits, groups_of(options, prepared.dataset))
+    return (*([] if overlap is None else [overlap]), *leaks)
