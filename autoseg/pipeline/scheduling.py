@@ -81,18 +81,15 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     with open_stage(
         options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits, forget=False, may_redo=options.may_retrain
     ) as to_do:
-        if not to_do:
-            schedule = load_document(Schedule, options.run.schedule)
-            say_other_threads(options, schedule)
-            preprocess_scheduled(options, dataset, plan, schedule)
-            return Prepared(
-                dataset=dataset, plan=plan, schedule=schedule, splits=load_document(Splits, options.run.splits)
-            )
         followed = followed_schedule(options, dataset, plan)
-        if followed is not None:  # and its folds are lost
-            splits = find_splits(options, dataset, followed.num_folds)
-            save_splits(options, dataset, splits)
-            return Prepared(dataset=dataset, plan=plan, schedule=followed, splits=splits)
+        if followed is not None:
+            if to_do:  # only its folds are lost
+                save_splits(options, dataset, find_splits(options, dataset, followed.num_folds))
+            say_other_threads(options, followed)
+            preprocess_scheduled(options, dataset, plan, followed)
+            return Prepared(
+                dataset=dataset, plan=plan, schedule=followed, splits=load_document(Splits, options.run.splits)
+            )
         if not options.may_retrain and any(options.run.models.glob("*/fold_*/final.safetensors")):
             refuse_redoing(options.run, what_changed(options.run, "schedule", consumed, outputs, fits), what="the schedule")
         splits = find_splits(options, dataset)
