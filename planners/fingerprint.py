@@ -7,10 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from planners.bounds import MOST_VOXELS
 from planners.document import Document
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
+Voxels = Annotated[int, Field(gt=0, le=MOST_VOXELS)]
+"""Along one axis."""
 Shape3 = tuple[PositiveInt, PositiveInt, PositiveInt]
 Spacing3 = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 

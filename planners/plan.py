@@ -7,9 +7,18 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from planners.bounds import (
+    LARGEST_KERNEL,
+    LARGEST_STRIDE,
+    MOST_BLOCKS,
+    MOST_FEATURES,
+    MOST_PATCH_VOXELS,
+    MOST_PATCHES,
+    MOST_VOXELS,
+)
 from planners.decision import DecisionRecord
 from planners.document import Document
-from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt
+from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.wording import counted
 
 Family = Literal["unet", "residual_unet", "vnet"]
@@ -19,7 +28,13 @@ Axis = Literal[0, 1, 2]
 Permutation = tuple[Axis, Axis, Axis]
 SourceAxes = Literal["anatomical", "acquisition", "ras"]
 T = TypeVar("T")
-Sizes = Annotated[tuple[PositiveInt, ...], Field(min_length=2, max_length=3)]
+Features = Annotated[int, Field(gt=0, le=MOST_FEATURES)]
+Blocks = Annotated[int, Field(gt=0, le=MOST_BLOCKS)]
+BatchSize = Annotated[int, Field(gt=0, le=MOST_PATCHES)]
+Kernel = Annotated[tuple[Annotated[int, Field(gt=0, le=LARGEST_KERNEL)], ...], Field(min_length=2, max_length=3)]
+Stride = Annotated[tuple[Annotated[int, Field(gt=0, le=LARGEST_STRIDE)], ...], Field(min_length=2, max_length=3)]
+PatchShape = Annotated[tuple[Annotated[int, Field(gt=0, le=MOST_PATCH_VOXELS)], ...], Field(min_length=2, max_length=3)]
+MedianShape = Annotated[tuple[Annotated[float, Field(gt=0, le=MOST_VOXELS)], ...], Field(min_length=2, max_length=3)]
 
 
 class ChannelNormalization(Document):
@@ -51,13 +66,13 @@ class Network(Document):
     num_inputs: PositiveInt
     """Image channels, plus one for each foreground label of a previous stage."""
     num_outputs: PositiveInt
-    features: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    kernels: tuple[Sizes, ...]
-    strides: tuple[Sizes, ...]
+    features: Annotated[tuple[Features, ...], Field(min_length=1)]
+    kernels: tuple[Kernel, ...]
+    strides: tuple[Stride, ...]
     """Stride at the entry of each stage; the first is all ones."""
-    blocks: tuple[PositiveInt, ...]
+    blocks: tuple[Blocks, ...]
     """Convolutions (``unet``, ``vnet``) or residual blocks (``residual_unet``) of each encoder stage."""
-    decoder_blocks: tuple[PositiveInt, ...]
+    decoder_blocks: tuple[Blocks, ...]
     """The same for the decoder, from the highest resolution; one entry less than stages."""
 
     @field_validator("kernels", "strides", "blocks")
@@ -115,10 +130,10 @@ class Configuration(Document):
     data: str
     """Name of the configuration whose preprocessed data this one reads (the cascade reads ``3d_fullres``)."""
     spacing_mm: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
-    median_shape: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    median_shape: MedianShape
     """Median case in voxels after resampling; may end in .5."""
-    patch_shape: Sizes
-    batch_size: PositiveInt
+    patch_shape: PatchShape
+    batch_size: BatchSize
     normalization: tuple[ChannelNormalization, ...]
     resample_image: Resampling
     resample_labels: Resampling
@@ -182,7 +197,7 @@ class Plan(Document):
     transpose_backward: Permutation
     original_median_spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     """Plan axes."""
-    original_median_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    original_median_shape: tuple[Voxels, Voxels, Voxels]
     """Plan axes, after cropping, rounded."""
     intensities: tuple[IntensityStatistics, ...]
     configurations: Annotated[tuple[Configuration, ...], Field(min_length=1)]

@@ -257,7 +257,7 @@ def _read_configuration(
     family = part.architecture.family
     return Configuration(
         name=name,
-        dimensions=len(part.patch_size),  # type: ignore[arg-type]  # 2 or 3, as `Sizes` says
+        dimensions=len(part.patch_size),  # type: ignore[arg-type]  # 2 or 3, as `PatchShape` says
         data=name if part.previous_stage is None else file.configurations[name].get("inherits_from", name),
         spacing_mm=part.spacing,
         median_shape=part.median_image_size_in_voxels,

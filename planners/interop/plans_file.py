@@ -9,8 +9,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from planners.document import describe_problems
-from planners.fingerprint import PositiveFloat, PositiveInt
-from planners.plan import Family, NormalizationScheme, Permutation, Sizes
+from planners.fingerprint import PositiveFloat, PositiveInt, Voxels
+from planners.plan import (
+    BatchSize,
+    Blocks,
+    Family,
+    Features,
+    Kernel,
+    MedianShape,
+    NormalizationScheme,
+    PatchShape,
+    Permutation,
+    Stride,
+)
 
 NETWORKS: dict[Family, str] = {
     "unet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
@@ -67,12 +78,12 @@ class _ArchitectureArguments(_Part):
     model_config = ConfigDict(extra="forbid")
 
     n_stages: PositiveInt | None = None
-    features_per_stage: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
-    kernel_sizes: tuple[Sizes, ...]
-    strides: tuple[Sizes, ...]
-    n_conv_per_stage: tuple[PositiveInt, ...] | None = None
-    n_blocks_per_stage: tuple[PositiveInt, ...] | None = None
-    n_conv_per_stage_decoder: tuple[PositiveInt, ...]
+    features_per_stage: Annotated[tuple[Features, ...], Field(min_length=1)]
+    kernel_sizes: tuple[Kernel, ...]
+    strides: tuple[Stride, ...]
+    n_conv_per_stage: tuple[Blocks, ...] | None = None
+    n_blocks_per_stage: tuple[Blocks, ...] | None = None
+    n_conv_per_stage_decoder: tuple[Blocks, ...]
     conv_op: Literal["torch.nn.modules.conv.Conv2d", "torch.nn.modules.conv.Conv3d"] | None = None
     conv_bias: Literal[True] = True
     norm_op: (
@@ -106,9 +117,9 @@ class ConfigurationFile(_Part):
     """One configuration with the fields that it inherits."""
 
     preprocessor_name: Literal["DefaultPreprocessor"] = "DefaultPreprocessor"
-    batch_size: PositiveInt
-    patch_size: Sizes
-    median_image_size_in_voxels: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
+    batch_size: BatchSize
+    patch_size: PatchShape
+    median_image_size_in_voxels: MedianShape
     spacing: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
     normalization_schemes: tuple[
         Literal[
@@ -135,7 +146,7 @@ class PlansFile(_Part):
     label_manager: Literal["LabelManager"] = "LabelManager"
     dataset_name: str
     original_median_spacing_after_transp: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    original_median_shape_after_transp: tuple[PositiveInt, PositiveInt, PositiveInt]
+    original_median_shape_after_transp: tuple[Voxels, Voxels, Voxels]
     transpose_forward: Annotated[Permutation, AfterValidator(_each_axis_once)]
     experiment_planner_used: str
     configurations: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]

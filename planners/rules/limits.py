@@ -1,18 +1,13 @@
-"""What no sensible dataset exceeds, so that a slip of units ends in a message and not in endless arithmetic."""
+"""Datasets and arguments beyond all sense, told before anything is computed from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from planners.bounds import MEMORY_GB, MOST_CASES, MOST_LABELS, MOST_VOXELS, SPACING_MM
 from planners.fingerprint import Fingerprint
 from planners.geometry import SourceShape
-
-SPACING_MM = (1e-6, 1e6)
-"""From a nanometre to a kilometre."""
-MOST_VOXELS = 1_000_000
-"""Along one axis."""
-MEMORY_GB = (1e-3, 1e6)
 
 
 def find_problems(
@@ -31,6 +26,12 @@ def find_problems(
                 problems.append(
                     f"cases.{index}.shape.{axis}: {case.shape[axis]} voxels are more than {MOST_VOXELS}; check the image"
                 )
+    for place, number, most in (
+        ("num_training_cases", fingerprint.num_training_cases, MOST_CASES),
+        ("label_entries", fingerprint.num_label_entries, MOST_LABELS),
+    ):
+        if number > most:
+            problems.append(f"{place}: must be at most {most}; check the number")
     for name, gigabytes in (("memory_gb", memory_gb), ("device_memory_gb", device_memory_gb)):
         if gigabytes is not None and not MEMORY_GB[0] <= gigabytes <= MEMORY_GB[1]:
             problems.append(f"{name}: {gigabytes} is not between {MEMORY_GB[0]:g} and {MEMORY_GB[1]:g}; give gigabytes")

@@ -29,6 +29,7 @@ from planners import (
     why_untrainable,
     write_document,
 )
+from planners.bounds import MEMORY_GB, MOST_CASES, MOST_VOXELS
 from planners.presets import PRESETS
 from planners.rules.topology import Pyramid
 from planners.topologies import estimate_feature_maps
@@ -384,6 +385,28 @@ def test_all_senseless_values_are_told_at_once(fingerprint_of: Callable[..., Fin
         plan_dataset(fingerprint, memory_gb=-1.0, target_spacing_mm=(1.0, float("nan"), 1.0))
     places = [problem.split(":")[0] for problem in caught.value.problems]
     assert places == ["cases.0.spacing_mm.2", "cases.1.shape.1", "memory_gb", "target_spacing_mm.1"]
+
+
+@pytest.mark.parametrize("number", [10**10, 10**400], ids=["large", "no float"])
+@pytest.mark.parametrize("field", ["num_training_cases", "label_entries"])
+def test_counts_beyond_all_sense_are_told(fingerprint_of: Callable[..., Fingerprint], field: str, number: int) -> None:
+    fingerprint = fingerprint_of([(40, 50, 60)], [(1, 1, 1)], **{field: number})
+    with pytest.raises(PlanningError) as caught:
+        plan_dataset(fingerprint)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == [field]
+
+
+@pytest.mark.parametrize("preset", ["default", "resenc", "vnet"])
+@pytest.mark.parametrize("size", [8, MOST_VOXELS])
+def test_the_largest_numbers_that_are_taken_give_plans_that_can_be_read(
+    fingerprint_of: Callable[..., Fingerprint], preset: Any, size: int
+) -> None:
+    """Bounds of a plan lie beyond all that bounds of a fingerprint and of the memory allow."""
+    for shape in ((size, size, size), (size, size, 1), (1, size, 1)):
+        fingerprint = fingerprint_of([shape], [(1, 1, 1)], num_training_cases=MOST_CASES)
+        for memory_gb in (None, MEMORY_GB[1]):
+            plan = plan_dataset(fingerprint, preset=preset, memory_gb=memory_gb)
+            assert read_document(Plan, write_document(plan), where="memory") == plan
 
 
 def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:

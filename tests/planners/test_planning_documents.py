@@ -153,6 +153,28 @@ def test_every_fault_of_a_plan_is_told_in_place(fingerprint_of: MakeFingerprint)
     }
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "original_median_shape.0",
+        "configurations.0.median_shape.0",
+        "configurations.0.patch_shape.0",
+        "configurations.0.batch_size",
+        "configurations.0.network.features.0",
+        "configurations.0.network.kernels.0.0",
+        "configurations.0.network.strides.0.0",
+        "configurations.0.network.blocks.0",
+        "configurations.0.network.decoder_blocks.0",
+    ],
+)
+@pytest.mark.parametrize("number", [10**13 + 1, 10**400], ids=["large", "no float"])
+def test_sizes_beyond_all_sense_are_told_in_place(fingerprint_of: MakeFingerprint, field: str, number: int) -> None:
+    plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
+    with pytest.raises(DocumentError) as caught:
+        read_document(Plan, broken(plan, {field: number}), where="plan.json")
+    assert places(caught.value) == [field]
+
+
 def test_plans_whose_parts_disagree_are_refused(fingerprint_of: MakeFingerprint) -> None:
     plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
     for changes, found in (
@@ -292,6 +314,14 @@ def test_more_label_entries_shrink_the_patch() -> None:
         ({"configurations.custom": {"inherits_from": "custom"}}, "goes round in a circle"),
         ({"configurations.2d.architecture": ...}, "2d.architecture"),
         ({"transpose_forward": [0, 1, 3]}, "transpose_forward"),
+        ({"original_median_shape_after_transp.0": 10**400}, "original_median_shape_after_transp.0"),
+        ({"configurations.2d.batch_size": 10**400}, "2d.batch_size"),
+        ({"configurations.2d.patch_size.0": 10**400}, "2d.patch_size.0"),
+        ({"configurations.2d.architecture.arch_kwargs.kernel_sizes.1.0": 2**53 + 1}, "2d.architecture.arch_kwargs.kernel_sizes.1.0"),
+        ({"configurations.2d.architecture.arch_kwargs.strides.1.0": 2**53}, "2d.architecture.arch_kwargs.strides.1.0"),
+        ({"configurations.2d.architecture.arch_kwargs.features_per_stage.1": 2**53}, "arch_kwargs.features_per_stage.1"),
+        ({"configurations.2d.architecture.arch_kwargs.n_conv_per_stage.0": 2**53}, "arch_kwargs.n_conv_per_stage.0"),
+        ({"configurations.2d.architecture.arch_kwargs.n_conv_per_stage_decoder.0": 10**9}, "n_conv_per_stage_decoder.0"),
     ],
 )
 def test_faults_of_a_reference_plan_are_told_in_place(changes: dict[str, Any], place: str) -> None:
