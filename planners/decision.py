@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, TypeVar
 
-from pydantic import JsonValue
+from pydantic import AfterValidator, JsonValue
 
 from planners.document import Document
 
@@ -38,13 +39,22 @@ class Decision(Generic[T]):
         )
 
 
+def _finite(value: JsonValue) -> JsonValue:
+    """Pydantic looks for infinities in fields of numbers only; inside free JSON they would be written as null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"must hold finite numbers only, found {value}")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _finite(inner)
+    return value
+
+
 class DecisionRecord(Document):
     """A decision as documents keep it. Prose here takes no part in deciding whether work is redone."""
 
     rule: str
     configuration: str | None
     """Name of the configuration that it concerns; none: the whole dataset."""
-    value: JsonValue
+    value: Annotated[JsonValue, AfterValidator(_finite)]
     reason: str
     source: str
     change: str | None = None

@@ -175,6 +175,18 @@ def test_sizes_beyond_all_sense_are_told_in_place(fingerprint_of: MakeFingerprin
     assert places(caught.value) == [field]
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("wrap", [lambda value: value, lambda value: [1, [value]], lambda value: {"a": {"b": value}}])
+def test_decisions_without_finite_values_are_refused(
+    fingerprint_of: MakeFingerprint, wrap: Callable[[float], Any], number: float
+) -> None:
+    """They would be written as null, and read as something else."""
+    plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
+    with pytest.raises(DocumentError) as caught:
+        read_document(Plan, broken(plan, {"decisions.0.value": wrap(number)}), where="plan.json")
+    assert places(caught.value) == ["decisions.0.value"]
+
+
 def test_plans_whose_parts_disagree_are_refused(fingerprint_of: MakeFingerprint) -> None:
     plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
     for changes, found in (
