@@ -39,6 +39,14 @@ TITLES = {
     "supervision.single_head": "Deep supervision (departure from the reference)",
     "mirroring.axes": "Mirroring",
     "mirroring.sided_axis": "Mirroring (left and right kept apart)",
+    "finetuning.plan": "Pretrained networks",
+    "finetuning.directions": "Directions of the axes",
+    "finetuning.axes": "Order of the axes",
+    "finetuning.normalization": "Intensities",
+    "finetuning.spacing": "Voxel size",
+    "finetuning.patch": "Patch and batch",
+    "finetuning.loss": "Loss",
+    "finetuning.mirroring": "Mirroring",
 }
 """What a decision is called on the page."""
 DEPARTURES = frozenset(
@@ -60,7 +68,8 @@ def explain(plan: Plan) -> str:
     """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
 
     Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would
-    change a decision follows it. At the end stand departures from the reference, and what is done otherwise by choice.
+    change a decision follows it. At the end stand departures from the reference, and what is done otherwise by choice; of
+    a plan that trains on there is nothing to say of either.
     """
     shared = _shared(plan)
     parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
@@ -70,7 +79,9 @@ def explain(plan: Plan) -> str:
     for configuration in plan.configurations:
         own = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
         parts.append(_section(_summary(configuration), own))
-    return "\n\n".join((*parts, _departures(plan))) + "\n"
+    if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):  # else no rule of the reference planned it
+        parts.append(_departures(plan))
+    return "\n\n".join(parts) + "\n"
 
 
 def _shared(plan: Plan) -> list[DecisionRecord]:

@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 
-from planners.decision import Decision, DecisionRecord
+from planners.decision import DecisionRecord
 from planners.fingerprint import Labels
 from planners.geometry import transpose
-from planners.plan import Axis, ChannelNormalization, Configuration, Loss, Permutation, Plan
+from planners.plan import Axis, ChannelNormalization, Configuration, Loss, Plan
 from planners.problems import PlanningError
+from planners.rules.cascade import decide_inputs
+from planners.rules.pretrained import (
+    decide_pretrained_axes,
+    decide_pretrained_directions,
+    decide_pretrained_loss,
+    decide_pretrained_mirroring,
+    decide_pretrained_networks,
+    decide_pretrained_normalization,
+    decide_pretrained_patch,
+    decide_pretrained_spacing,
+)
 from planners.schedule import with_width
 from planners.scheduling.candidates import shows_slices
 
@@ -133,9 +144,14 @@ def _normalization(own: Plan, pretrained: Plan) -> tuple[ChannelNormalization, .
 
 def _loss(own: Plan, configuration: Configuration) -> Loss:
     """The own plan's for a network of this name and family; else the pretrained one's."""
+    twin = _own_twin(own, configuration)
+    return configuration.loss if twin is None else twin.loss
+
+
+def _own_twin(own: Plan, configuration: Configuration) -> Configuration | None:
+    """The own plan's network of the same name and family."""
     kind = configuration.name, configuration.network.family
-    same = [c.loss for c in own.configurations if (c.name, c.network.family) == kind]
-    return same[0] if same else configuration.loss
+    return next((c for c in own.configurations if (c.name, c.network.family) == kind), None)
 
 
 def _unmirrored_source_axes(own: Plan) -> frozenset[int]:
@@ -158,31 +174,54 @@ def _mirror_axes(configuration: Configuration, pretrained: Plan, own: Plan, forb
 
 def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration, ...]) -> list[DecisionRecord]:
     names = [configuration.name for configuration in configurations]
-    theirs = _distinct_names(pretrained.channels)
-    known = [name for name in _distinct_names(own.channels) if name in theirs]
-    new = [name for name in _distinct_names(own.channels) if name not in theirs]
-    kept = f"{', '.join(known)} of the same name there stays normalised as it was" if known else "no channel has a name from there"
-    added = f"; {', '.join(new)} is normalised by this dataset's own intensities" if new else ""
-    plan = Decision(
-        rule="finetuning.plan",
-        value=tuple(names),
-        reason=f"training goes on from networks of {pretrained.dataset_name}, so topology, width, patch, spacing and axis "
-        f"order of {', '.join(names)} are theirs; channels, labels and loss are those of {own.dataset_name}",
-        source="method 11",
-        change="without --pretrained this dataset gets a plan of its own",
+    theirs, mine = _distinct_names(pretrained.channels), _distinct_names(own.channels)
+    plan = decide_pretrained_networks(own, pretrained, names)
+    channels = decide_pretrained_normalization(
+        [name for name in mine if name in theirs], [name for name in mine if name not in theirs]
     )
-    channels = Decision(
-        rule="finetuning.normalization",
-        value=tuple(known),
-        reason=kept + added,
-        source="method 11",
-        change="a channel of the pretrained model's name would be normalised as there",
+    directions, axes = decide_pretrained_directions(own, pretrained), decide_pretrained_axes(pretrained)
+    return [
+        plan.record(list(plan.value)),
+        directions.record(directions.value),
+        axes.record(list(axes.value)),
+        channels.record(list(channels.value)),
+        *(record for configuration in configurations for record in _configuration_records(own, pretrained, configuration)),
+    ]
+
+
+def _configuration_records(own: Plan, pretrained: Plan, configuration: Configuration) -> list[DecisionRecord]:
+    name, before = configuration.name, pretrained.configuration(configuration.name)
+    spacing_mm = _in_axes_of(own, pretrained, own.original_median_spacing_mm)
+    spacing = decide_pretrained_spacing(configuration, spacing_mm[-configuration.dimensions :])
+    patch = decide_pretrained_patch(configuration, pretrained.memory_target_gb)
+    mirroring = decide_pretrained_mirroring(
+        configuration.mirror_axes,
+        before.mirror_axes,
+        why_not=_why_unmirrored(own),
+        fixed=own.source_axes == pretrained.source_axes,
     )
-    order: Permutation = pretrained.transpose_forward
-    axes = Decision(
-        rule="finetuning.axes",
-        value=order,
-        reason="the axes keep the order that the networks know",
-        source="method 11",
-    )
-    return [plan.record(list(names)), channels.record(list(known)), axes.record(list(axes.value))]
+    records = [
+        spacing.record(list(spacing.value), configuration=name),
+        patch.record(list(patch.value), configuration=name),
+        *_loss_records(own, configuration),
+        mirroring.record(list(mirroring.value), configuration=name),
+    ]
+    if configuration.previous_stage is not None:
+        inputs = decide_inputs(len(own.channels), configuration.previous_stage, len(own.labels.values))
+        records.insert(0, inputs.record(inputs.value, configuration=name))
+    return records
+
+
+def _loss_records(own: Plan, configuration: Configuration) -> list[DecisionRecord]:
+    """The own plan's where the loss is its; see `_loss`."""
+    if _own_twin(own, configuration) is not None:
+        return [d for d in own.decisions if d.configuration == configuration.name and d.rule.startswith("loss.")]
+    loss = decide_pretrained_loss(configuration.loss, has_regions=own.labels.has_regions)
+    return [loss.record(loss.value.model_dump(mode="json"), configuration=configuration.name)]
+
+
+def _why_unmirrored(own: Plan) -> str:
+    """The own plan's reason to leave an axis out; nothing where it leaves out none."""
+    short = [c.name for c in own.configurations if len(c.mirror_axes) < c.dimensions]
+    reasons = [d.reason for d in own.decisions if d.rule.startswith("mirroring.") and d.configuration in short]
+    return reasons[0] if reasons else ""

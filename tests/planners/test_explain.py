@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from planners import ClassSize, Fingerprint, explain, plan_dataset
+from planners import ClassSize, Fingerprint, explain, plan_dataset, plan_finetuning
 from planners.explain import DEPARTURES, TITLES, WIDTH
 
 MakeFingerprint = Callable[..., Fingerprint]
@@ -37,6 +37,7 @@ def test_every_rule_has_a_title_and_is_on_the_page(kinds: list[Fingerprint]) -> 
     taken = set()
     plans = [plan_dataset(kind) for kind in kinds]
     plans.append(plan_dataset(kinds[1], target_spacing_mm=(20.0, 1.0, 1.0)))
+    plans.append(plan_finetuning(plans[0], plans[3], {"3d_fullres": 32, "3d_fullres_vnet": 16}))
     for plan in plans:
         page = explain(plan)
         for decision in plan.decisions:

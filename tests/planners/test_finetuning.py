@@ -138,6 +138,40 @@ def test_what_does_not_go_together_is_told_at_once() -> None:
         plan_finetuning(make_plan(strict_reference=True), make_plan(), WIDTHS)
 
 
+def reasons(plan: Plan, configuration: str | None) -> dict[str, str]:
+    return {d.rule: d.reason for d in plan.decisions if d.configuration == configuration}
+
+
+def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
+    own = make_plan(
+        channels=("T1", "FLAIR", "CT", "PET"), labels=REGIONS, shape=(20, 90, 80), spacing_mm=(3.0, 0.72, 0.72), name="mine", sided_axis=2
+    )
+    fitted = plan_finetuning(own, PRETRAINED, {"2d": 32, "3d_fullres": 16, "3d_fullres_vnet": 16})
+    whole, full, vnet = (reasons(fitted, name) for name in (None, "3d_fullres", "3d_fullres_vnet"))
+    assert "CT and PET have the same name there and stay normalised as there; T1 and FLAIR are" in whole["finetuning.normalization"]
+    assert "turned until an axis means the same direction" in whole["finetuning.directions"]
+    assert "from 3 x 0.72 x 0.72 mm" in full["finetuning.spacing"]
+    assert "resampled to 1 x 1 x 1 mm" in full["finetuning.spacing"]
+    assert "from 0.72 x 0.72 mm" in reasons(fitted, "2d")["finetuning.spacing"]
+    assert "2 patches of 40 x 64 x 56 voxels" in full["finetuning.patch"]
+    assert "planned for 8 GB" in full["finetuning.patch"]
+    assert "binary cross entropy of each region" in full["loss.terms"]
+    assert "the loss stays Dice with squared terms" in vnet["finetuning.loss"]
+    assert "along axes 0 and 1 of the patch, as the networks were trained, but not along axis 2: labels" in full["finetuning.mirroring"]
+    assert explain(fitted).rstrip().endswith("[finetuning.mirroring; method 11 and decision record 0102; decision record 0012]")
+
+
+def test_axes_that_differ_from_case_to_case_are_told() -> None:
+    pretrained = PRETRAINED.model_copy(update={"source_axes": "acquisition"})
+    told = plan_finetuning(make_plan(sided_axis=2), pretrained, WIDTHS)
+    assert "by a plan of their own they would be turned" in reasons(told, None)["finetuning.directions"]
+    mirroring = reasons(told, "3d_fullres")["finetuning.mirroring"]
+    assert mirroring.startswith("along no axis: labels")
+    assert mirroring.endswith("differs from case to case")
+    free = plan_finetuning(make_plan(), pretrained, WIDTHS)
+    assert reasons(free, "3d_fullres")["finetuning.mirroring"] == "along axes 0, 1 and 2 of the patch, as the networks were trained"
+
+
 @pytest.mark.parametrize("trained", [("3d_lowres",), ("3d_lowres", "3d_cascade_fullres")])
 def test_a_low_resolution_or_a_cascade_is_trained_on_where_the_model_has_nothing_else(trained: tuple[str, ...]) -> None:
     fitted = plan_finetuning(make_plan(), make_plan(shape=(300, 500, 500), memory_gb=4), dict.fromkeys(trained, 32))
