@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 
+from planners.bounds import MOST_VOXELS
 from planners.decision import DecisionRecord
 from planners.fingerprint import Labels
 from planners.geometry import transpose
@@ -23,6 +24,7 @@ from planners.rules.pretrained import (
 )
 from planners.schedule import with_width
 from planners.scheduling.candidates import shows_slices
+from planners.wording import millimetres
 
 
 def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> Plan:
@@ -114,6 +116,14 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
         problems.append(f"axes: the pretrained model follows {found}; {mend} --strict-reference")
     if all(c.dimensions == 3 for c in pretrained.configurations if c.name in widths) and shows_slices(own):
         problems.append("images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one")
+    shape, spacing = (_in_axes_of(own, pretrained, each) for each in (own.original_median_shape, own.original_median_spacing_mm))
+    for configuration in pretrained.configurations:
+        size = max(_resampled(configuration, shape, spacing))
+        if configuration.name in widths and size > MOST_VOXELS:
+            problems.append(
+                f"images: at the {millimetres(configuration.spacing_mm)} of the pretrained {configuration.name} half of them have "
+                f"{size:.3g} or more voxels along an axis, more than {MOST_VOXELS}; check the spacings for mixed units"
+            )
     if problems:
         raise PlanningError(f"dataset {own.dataset_name} with the pretrained model", problems)
 
@@ -128,11 +138,13 @@ def _in_axes_of(
 def _median_shape(
     configuration: Configuration, shape: tuple[float, ...], spacing_mm: tuple[float, ...]
 ) -> tuple[float, ...]:
+    return tuple(max(1.0, float(round(size))) for size in _resampled(configuration, shape, spacing_mm))
+
+
+def _resampled(configuration: Configuration, shape: tuple[float, ...], spacing_mm: tuple[float, ...]) -> list[float]:
     last = -configuration.dimensions
-    return tuple(
-        max(1.0, float(round(size * old / new)))
-        for size, old, new in zip(shape[last:], spacing_mm[last:], configuration.spacing_mm, strict=True)
-    )
+    extents = zip(shape[last:], spacing_mm[last:], configuration.spacing_mm, strict=True)
+    return [size * old / new for size, old, new in extents]
 
 
 def _normalization(own: Plan, pretrained: Plan) -> tuple[ChannelNormalization, ...]:

@@ -138,6 +138,12 @@ def test_what_does_not_go_together_is_told_at_once() -> None:
         plan_finetuning(make_plan(strict_reference=True), make_plan(), WIDTHS)
 
 
+def test_spacings_that_do_not_go_together_are_told() -> None:
+    fine = PRETRAINED.configuration("3d_fullres").model_copy(update={"spacing_mm": (1.0, 1.0, 1e-300)})
+    with pytest.raises(PlanningError, match=r"pretrained 3d_fullres half of them have .* more than 1000000"):
+        plan_finetuning(make_plan(), PRETRAINED.model_copy(update={"configurations": (fine,)}), WIDTHS)
+
+
 def reasons(plan: Plan, configuration: str | None) -> dict[str, str]:
     return {d.rule: d.reason for d in plan.decisions if d.configuration == configuration}
 
