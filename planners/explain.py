@@ -6,9 +6,10 @@ import textwrap
 from collections.abc import Sequence
 
 from planners.decision import DecisionRecord
+from planners.memory import estimate_configuration_memory
 from planners.plan import Configuration, Plan
 from planners.rules.trainability import why_untrainable
-from planners.wording import counted, listed, millimetres, voxels
+from planners.wording import counted, gigabytes, listed, millimetres, voxels
 
 WIDTH = 100
 """Characters a line."""
@@ -68,8 +69,8 @@ def explain(plan: Plan) -> str:
     """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
 
     Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would
-    change a decision follows it. At the end stand departures from the reference, and what is done otherwise by choice; of
-    a plan that trains on there is nothing to say of either.
+    change a decision follows it. A configuration begins with the memory that it takes. At the end stand departures from the
+    reference, and what is done otherwise by choice; a plan that trains on was not planned by its rules and has no such end.
     """
     shared = _shared(plan)
     parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
@@ -78,8 +79,8 @@ def explain(plan: Plan) -> str:
     rules = {decision.rule for decision in shared}
     for configuration in plan.configurations:
         own = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
-        parts.append(_section(_summary(configuration), own))
-    if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):  # else no rule of the reference planned it
+        parts.append(_section(_summary(configuration), own, before=_memory(configuration)))
+    if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):
         parts.append(_departures(plan))
     return "\n\n".join(parts) + "\n"
 
@@ -121,8 +122,24 @@ def _summary(configuration: Configuration) -> str:
     )
 
 
-def _section(title: str, decisions: Sequence[DecisionRecord]) -> str:
-    return "\n".join((title, "-" * len(title), *(line for decision in decisions for line in _decision(decision))))
+def _memory(configuration: Configuration) -> list[str]:
+    """What computing takes, by the model of `planners.memory`; nothing of a network that cannot be trained.
+
+    On a CPU: that is where the model was measured.
+    """
+    if why_untrainable(configuration):
+        return []
+    half, full = (estimate_configuration_memory(configuration, dtype=dtype) for dtype in ("bfloat16", "float32"))
+    return _wrap(
+        f"* Memory: On a CPU training takes about {gigabytes(half.training_bytes)} in bfloat16 ({gigabytes(full.training_bytes)} in "
+        f"float32), predicting {gigabytes(half.inference_bytes)} ({gigabytes(full.inference_bytes)}) beside the images; a schedule "
+        "that trains a narrower network takes less.",
+        indent="  ",
+    )
+
+
+def _section(title: str, decisions: Sequence[DecisionRecord], *, before: Sequence[str] = ()) -> str:
+    return "\n".join((title, "-" * len(title), *before, *(line for decision in decisions for line in _decision(decision))))
 
 
 def _decision(decision: DecisionRecord) -> list[str]:

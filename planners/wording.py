@@ -23,6 +23,11 @@ def amount(number: float) -> str:
     return f"{number:.6g}"
 
 
+def gigabytes(size: float) -> str:
+    """Bytes as ``2.1 GB``."""
+    return f"{size / 1e9:.1f} GB"
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun: ``1 case``, ``3 cases``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

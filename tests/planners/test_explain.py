@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from planners import ClassSize, Fingerprint, explain, plan_dataset, plan_finetuning
+from planners import ClassSize, Fingerprint, estimate_memory, explain, plan_dataset, plan_finetuning
 from planners.explain import DEPARTURES, TITLES, WIDTH
 
 MakeFingerprint = Callable[..., Fingerprint]
@@ -51,6 +51,16 @@ def test_the_page_says_what_more_memory_would_change(kinds: list[Fingerprint]) -
     page = " ".join(explain(plan_dataset(kinds[0])).split())
     assert "with 12 GB the patch would be" in page
     assert "was reduced 13 times, to 56 x 192 x 192" in page
+
+
+def test_the_page_says_how_much_memory_each_configuration_takes(kinds: list[Fingerprint]) -> None:
+    plan = plan_dataset(kinds[0])
+    page = " ".join(explain(plan).split())
+    for configuration in plan.configurations:
+        half, full = (estimate_memory(plan, configuration.name, dtype=dtype) for dtype in ("bfloat16", "float32"))
+        assert f"takes about {half.training_bytes / 1e9:.1f} GB in bfloat16 ({full.training_bytes / 1e9:.1f} GB in float32)" in page
+        assert f"predicting {half.inference_bytes / 1e9:.1f} GB ({full.inference_bytes / 1e9:.1f} GB) beside the images" in page
+    assert "Memory:" not in explain(plan_dataset(kinds[1], strict_reference=True))
 
 
 def test_departures_are_listed_at_the_end(kinds: list[Fingerprint]) -> None:

@@ -262,6 +262,7 @@ def test_extreme_sizes_still_give_trainable_plans(
 ) -> None:
     plan = plan_dataset(fingerprint_of([shape], [spacing], num_classes=classes), preset=preset)
     assert all(why_untrainable(configuration) == () for configuration in plan.configurations)
+    assert explain(plan).count("* Memory: ") == len(plan.configurations)
 
 
 def test_a_single_slice_is_planned_in_2d_whatever_its_spacing(fingerprint_of: Callable[..., Fingerprint]) -> None:
