@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from planners.bounds import MOST_CASES, SPACING_MM
 from planners.document import Document, DocumentError, describe_problems
 from planners.fingerprint import (
     CaseSize,
@@ -15,9 +16,8 @@ from planners.fingerprint import (
     IntensityStatistics,
     LabelClass,
     Labels,
-    PositiveInt,
     Shape3,
-    Spacing3,
+    Voxels,
 )
 from planners.plan import SourceAxes
 
@@ -121,9 +121,14 @@ class StatisticsFile(Document):
     percentile_99_5: float
 
 
+_Millimetres = Annotated[float, Field(ge=SPACING_MM[0], le=SPACING_MM[1])]
+
+
 class _FingerprintFile(Document):
-    spacings: Annotated[tuple[Spacing3, ...], Field(min_length=1)]
-    shapes_after_crop: Annotated[tuple[Shape3, ...], Field(min_length=1)]
+    """Bounds are those of planning, told here by the file's own names (see `planners.rules.limits`)."""
+
+    spacings: Annotated[tuple[tuple[_Millimetres, _Millimetres, _Millimetres], ...], Field(min_length=1)]
+    shapes_after_crop: Annotated[tuple[tuple[Voxels, Voxels, Voxels], ...], Field(min_length=1)]
     foreground_intensity_properties_per_channel: Annotated[dict[str, StatisticsFile], Field(min_length=1)]
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
 
@@ -145,7 +150,7 @@ class DatasetFile(BaseModel):
     channel_names: Annotated[dict[str, str] | None, Field(min_length=1)] = None
     modality: Annotated[dict[str, str] | None, Field(min_length=1)] = None
     labels: dict[str, LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)]]
-    numTraining: PositiveInt  # noqa: N815  # the file's own spelling
+    numTraining: Annotated[int, Field(gt=0, le=MOST_CASES)]  # noqa: N815  # the file's own spelling
     file_ending: str = ".nii.gz"
     regions_class_order: tuple[int, ...] | None = None
     overwrite_image_reader_writer: str | None = None

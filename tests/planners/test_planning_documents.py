@@ -238,6 +238,25 @@ def nnunet_files(**changes: Any) -> tuple[str, str]:
     return broken(fingerprint, split[0]), broken(dataset, split[1])
 
 
+def test_numbers_beyond_all_sense_are_told_in_the_references_files_with_all_else() -> None:
+    fingerprint, dataset = nnunet_files(
+        fingerprint__shapes_after_crop__1__0=10**30,
+        fingerprint__spacings__2__0=1e308,
+        fingerprint__spacings__3__1=1e-9,
+        dataset__numTraining=10**400,
+        dataset__file_ending=3,
+    )
+    with pytest.raises(DocumentError) as caught:
+        read_nnunet_dataset(fingerprint, dataset, fingerprint_where="my/fingerprint.json", dataset_where="my/dataset.json")
+    assert sorted(": ".join(line.split(": ")[:2]) for line in caught.value.problems) == [
+        "my/dataset.json: file_ending",
+        "my/dataset.json: numTraining",
+        "my/fingerprint.json: shapes_after_crop.1.0",
+        "my/fingerprint.json: spacings.2.0",
+        "my/fingerprint.json: spacings.3.1",
+    ]
+
+
 def test_every_fault_of_the_references_files_is_told_in_place() -> None:
     fingerprint, dataset = nnunet_files(
         fingerprint__spacings__0=[1.0, -1.0, 1.0],
