@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from planners.bounds import MOST_CASES, SPACING_MM
 from planners.document import Document, DocumentError, describe_problems
@@ -32,7 +40,6 @@ READERS: dict[str, SourceAxes | None] = {
 """Readers of the reference, and the axes that they turn files to; none: those of the file stay (method section 1.5)."""
 BACKGROUND = "background"
 IGNORE = "ignore"
-LabelValue = Annotated[int, Field(ge=0)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +148,17 @@ class _FingerprintFile(Document):
         return shapes
 
 
+def _label_entry(entry: Any) -> int | tuple[int, ...]:
+    values: list[int] = entry if isinstance(entry, list) else [entry]
+    if not values or not all(type(value) is int and value >= 0 for value in values):
+        raise ValueError("must be a whole number from 0 on, or a list of such")
+    return tuple(values) if values is entry else values[0]
+
+
+LabelEntry = Annotated[int | tuple[int, ...], PlainValidator(_label_entry)]
+"""One type, so that one line tells what is wrong: a union would tell it for each of its members, by names of their own."""
+
+
 class DatasetFile(BaseModel):
     """``dataset.json``. The reference ignores what it does not know here, and so do we."""
 
@@ -149,7 +167,7 @@ class DatasetFile(BaseModel):
     name: str | None = None
     channel_names: Annotated[dict[str, str] | None, Field(min_length=1)] = None
     modality: Annotated[dict[str, str] | None, Field(min_length=1)] = None
-    labels: dict[str, LabelValue | Annotated[tuple[LabelValue, ...], Field(min_length=1)]]
+    labels: dict[str, LabelEntry]
     numTraining: Annotated[int, Field(gt=0, le=MOST_CASES)]  # noqa: N815  # the file's own spelling
     file_ending: str = ".nii.gz"
     regions_class_order: tuple[int, ...] | None = None

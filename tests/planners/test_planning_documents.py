@@ -257,6 +257,16 @@ def test_numbers_beyond_all_sense_are_told_in_the_references_files_with_all_else
     ]
 
 
+def test_each_faulty_label_of_the_reference_is_told_in_one_line() -> None:
+    wrong = {"a": -1, "b": True, "c": 1.5, "d": "2", "e": [], "f": [1, False], "g": None, "h": [[1]]}
+    with pytest.raises(DocumentError) as caught:
+        read_nnunet_dataset(*nnunet_files(dataset__labels={"background": 0, **wrong}))
+    told = "must be a whole number from 0 on, or a list of such"
+    assert list(caught.value.problems) == [
+        f"dataset.json: labels.{name}: Value error, {told} (found {value!r})" for name, value in wrong.items()
+    ]
+
+
 def test_every_fault_of_the_references_files_is_told_in_place() -> None:
     fingerprint, dataset = nnunet_files(
         fingerprint__spacings__0=[1.0, -1.0, 1.0],
