@@ -110,7 +110,7 @@ def _decide_space(
     wanted = None if requested_mm is None else SourceSpacing(requested_mm)
     spacing = decide_target_spacing(fingerprint.cases, requested_mm=wanted)
     shape = decide_median_shape(fingerprint.cases, spacing.value, strict_reference=strict_reference)
-    _refuse(fingerprint, find_size_problems(shape.value))
+    _refuse(fingerprint, find_size_problems(shape.value, requested_mm=wanted))
     order = decide_axis_order(spacing.value)
     single = None if strict_reference else find_single_slice_axis(shape.value, spacing.value)
     if single is not None and order.value[0] != single:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from planners.bounds import MEMORY_GB, MOST_CASES, MOST_LABELS, MOST_VOXELS, SPACING_MM
 from planners.fingerprint import Fingerprint
-from planners.geometry import SourceShape
+from planners.geometry import SourceShape, SourceSpacing
+from planners.wording import millimetres
 
 
 def find_problems(
@@ -38,11 +39,16 @@ def find_problems(
     return (*problems, *_target_problems(target_spacing_mm))
 
 
-def find_size_problems(shape: SourceShape) -> tuple[str, ...]:
-    """One line for each axis along which the resampled median case is too long to plan for."""
+def find_size_problems(shape: SourceShape, *, requested_mm: SourceSpacing | None = None) -> tuple[str, ...]:
+    """One line for each axis along which the resampled median case is too long to plan for.
+
+    To blame are spacings of the cases, or the target spacing where somebody asked for one.
+    """
+    place, to, mend = "cases", "to the target spacing", "check the spacings for mixed units"
+    if requested_mm is not None:
+        place, to, mend = "target_spacing_mm", f"to {millimetres(requested_mm)}", "ask for coarser voxels (--target-spacing)"
     return tuple(
-        f"cases: resampled to the target spacing, half of the cases have {size:.3g} or more voxels along axis {axis}, more "
-        f"than {MOST_VOXELS}; check the spacings for mixed units"
+        f"{place}: resampled {to}, half of the cases have {size:.3g} or more voxels along axis {axis}, more than {MOST_VOXELS}; {mend}"
         for axis, size in enumerate(shape)
         if size > MOST_VOXELS
     )
@@ -54,12 +60,14 @@ def _target_problems(target_spacing_mm: Sequence[float] | None) -> list[str]:
     if len(target_spacing_mm) != 3:
         return [f"target_spacing_mm: {len(target_spacing_mm)} values were given; give three, for axes z, y and x"]
     return [
-        line for axis in range(3) for line in _spacing_problem(f"target_spacing_mm.{axis}", target_spacing_mm[axis])
+        line
+        for axis in range(3)
+        for line in _spacing_problem(f"target_spacing_mm.{axis}", target_spacing_mm[axis], mend="ask for another (--target-spacing)")
     ]
 
 
-def _spacing_problem(place: str, spacing_mm: float) -> list[str]:
+def _spacing_problem(place: str, spacing_mm: float, *, mend: str = "check the image's spacing") -> list[str]:
     low, high = SPACING_MM
     if math.isfinite(spacing_mm) and low <= spacing_mm <= high:
         return []
-    return [f"{place}: {spacing_mm} mm is not between {low:g} and {high:g} mm; check the image's spacing"]
+    return [f"{place}: {spacing_mm} mm is not between {low:g} and {high:g} mm; {mend}"]

@@ -410,6 +410,19 @@ def test_the_largest_numbers_that_are_taken_give_plans_that_can_be_read(
             assert read_document(Plan, write_document(plan), where="memory") == plan
 
 
+def test_a_target_spacing_that_is_to_blame_is_named(fingerprint_of: Callable[..., Fingerprint]) -> None:
+    fingerprint = fingerprint_of([(40, 50, 60)], [(1, 1, 1)])
+    with pytest.raises(PlanningError) as caught:
+        plan_dataset(fingerprint, target_spacing_mm=(1e-5, 1.0, 1.0))
+    (problem,) = caught.value.problems
+    assert problem.startswith("target_spacing_mm: resampled to 1e-05 x 1 x 1 mm, half of the cases have 4e+06 or more voxels along axis 0")
+    assert problem.endswith("ask for coarser voxels (--target-spacing)")
+    with pytest.raises(PlanningError, match=r"target_spacing_mm.0: 1e-09 mm is not .*; ask for another \(--target-spacing\)"):
+        plan_dataset(fingerprint, target_spacing_mm=(1e-9, 1.0, 1.0))
+    with pytest.raises(PlanningError, match=r"cases.0.spacing_mm.0: 1e-09 mm is not .*; check the image's spacing"):
+        plan_dataset(fingerprint_of([(40, 50, 60)], [(1e-9, 1, 1)]))
+
+
 def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
     def plan(share: float, **options: Any) -> Plan:
         names = ("organ", "bleed")
