@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,8 @@ ANISOTROPY = 3
 """Spacing ratio above which one axis is treated as coarse (method section 3.2)."""
 COARSE_PERCENTILE = 10
 """Of the coarse axis' spacings; the median would throw away the slices of the finer cases."""
+FLAT_FACTOR = 999
+"""A 2D image counts as this many times as thick as its larger pixel side (method section 1.5)."""
 SPACING_MARGIN_MM = 1e-5
 """By how much the coarse axis stays the coarsest."""
 
@@ -42,6 +45,8 @@ def decide_target_spacing(
     tenth = float(np.percentile(spacings[:, coarse], COARSE_PERCENTILE))
     chosen = median.copy()
     chosen[coarse] = finest_pair + SPACING_MARGIN_MM if tenth < finest_pair else tenth
+    if all(case.shape[coarse] == 1 for case in cases):
+        return _single_slices(_triple(chosen), coarse)
     return _thick_slices(_triple(median), _triple(chosen), coarse)
 
 
@@ -86,7 +91,7 @@ def _median_spacing(median_mm: SourceSpacing, num_cases: int) -> Decision[Source
     return Decision(
         rule="spacing.target",
         value=median_mm,
-        reason=f"{millimetres(median_mm)} is the median voxel size of {num_cases} training cases; the axes differ by a "
+        reason=f"{millimetres(median_mm)} is the median voxel size of {counted(num_cases, 'training case')}; the axes differ by a "
         f"factor {ratio:.3g}, or there are too many slices to call one axis coarse",
         source="method 3.2",
         change=f"an axis more than {ANISOTROPY} times coarser and with less than a third of the voxels of the others "
@@ -104,6 +109,19 @@ def _thick_slices(median_mm: SourceSpacing, chosen_mm: SourceSpacing, coarse: in
         source="method 3.2",
         change=f"with slices at most {ANISOTROPY} times thicker than the in-plane voxels the median would be taken",
     )
+
+
+def _single_slices(chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpacing]:
+    """Files of 2D images name no thickness, and often no pixel size either (method section 1.5)."""
+    pixels = [mm for axis, mm in enumerate(chosen_mm) if axis != coarse]
+    reason = f"images are single slices, whose median pixels are {millimetres(pixels)}"
+    if pixels == [1.0, 1.0]:
+        reason = f"images are single slices with pixels of {millimetres(pixels)}, which is also taken where files name no size"
+    if math.isclose(chosen_mm[coarse], FLAT_FACTOR * max(pixels)):
+        reason += f"; the {chosen_mm[coarse]:.4g} mm across them stand for a thickness that is not known"
+    else:
+        reason += f"; {chosen_mm[coarse]:.4g} mm is the {COARSE_PERCENTILE}th percentile of their thickness"
+    return Decision(rule="spacing.target", value=chosen_mm, reason=reason, source="method 1.5 and 3.2")
 
 
 def _triple(values: np.ndarray) -> SourceSpacing:

@@ -42,6 +42,25 @@ def test_many_slices_are_not_coarse(fingerprint_of: MakeFingerprint) -> None:
     assert decide_target_spacing(fingerprint.cases).value == (5, 1, 1)
 
 
+def test_single_slices_are_told_as_such(fingerprint_of: MakeFingerprint) -> None:
+    def reason(*spacings: tuple[float, float, float], depth: int = 1) -> str:
+        decision = decide_target_spacing(fingerprint_of([(depth, 300, 300)] * len(spacings), spacings).cases)
+        assert ("finer slices" in decision.reason) == (depth > 1)
+        return decision.reason
+
+    unknown = reason((999, 1, 1), (999, 1, 1))
+    assert "pixels of 1 x 1 mm, which is also taken where files name no size" in unknown
+    assert "999 mm across them stand for a thickness that is not known" in unknown
+    assert "median pixels are 0.5 x 0.4 mm; the 499.5 mm across them stand for" in reason((499.5, 0.5, 0.4))
+    assert "median pixels are 0.5 x 0.4 mm; 5 mm is the 10th percentile of their thickness" in reason((5, 0.5, 0.4))
+    assert "few slices" in reason((5, 0.5, 0.4), depth=20)
+
+
+def test_one_case_is_told_as_one(fingerprint_of: MakeFingerprint) -> None:
+    cases = fingerprint_of([(40, 50, 60)], [(1, 1, 1)]).cases
+    assert "of 1 training case;" in decide_target_spacing(cases).reason
+
+
 def test_median_shape_rounds_each_case_to_even_first(fingerprint_of: MakeFingerprint) -> None:
     fingerprint = fingerprint_of([(5, 7, 10), (6, 9, 11)], [(1, 1, 1), (1, 1, 1)])
     assert median_shape(fingerprint.cases, SourceSpacing((2.0, 2.0, 1.0))) == (2.5, 4.0, 10.5)
