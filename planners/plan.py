@@ -232,7 +232,7 @@ class Plan(Document):
         channels = info.data.get("channels")
         for configuration in configurations:
             if channels is not None and len(configuration.normalization) != len(channels):
-                faults.append(f"{configuration.name}: one normalization for each of {len(channels)} channels")
+                faults.append(f"{configuration.name}: one normalization for each of {counted(len(channels), 'channel')}")
             faults += _interface_faults(configuration, channels, info.data.get("labels"))
             for field in ("data", "previous_stage", "next_stage"):
                 other = getattr(configuration, field)

@@ -25,6 +25,7 @@ from planners.plan import ChannelNormalization, Configuration, Family, Network, 
 from planners.presets import PRESETS
 from planners.problems import PlanningError
 from planners.rules.loss import decide_loss
+from planners.wording import counted
 
 PLANNERS: dict[Preset, tuple[str, str]] = {
     "default": ("ExperimentPlanner", "nnUNetPlans"),
@@ -207,7 +208,7 @@ def _part_problems(part: ConfigurationFile, known: Known) -> list[str]:
     channels = len(known.channels)
     arguments = part.architecture.arch_kwargs
     problems = [
-        f"{field}: {len(getattr(part, field))} entries for {channels} channels of the dataset"
+        f"{field}: {len(getattr(part, field))} entries for {counted(channels, 'channel')} of the dataset"
         for field in ("normalization_schemes", "use_mask_for_norm")
         if len(getattr(part, field)) != channels
     ]

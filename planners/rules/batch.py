@@ -16,7 +16,8 @@ def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: fl
     return Decision(
         rule="batch.size",
         value=max(min(fitting, covering), SMALLEST_BATCH),
-        reason=f"{fitting} patches fit into memory and {covering} hold {share:.0%} of the dataset's voxels; the smaller "
+        reason=f"{fitting} {'patch fits' if fitting == 1 else 'patches fit'} into memory and {covering} "
+        f"{'holds' if covering == 1 else 'hold'} {share:.0%} of the dataset's voxels; the smaller "
         f"number counts, but at least {SMALLEST_BATCH}",
         source="method 3.9",
         change=_change_of_batch(max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0),

@@ -89,8 +89,8 @@ def decide_pretrained_patch(configuration: Configuration, memory_gb: float) -> D
     return Decision(
         rule="finetuning.patch",
         value=configuration.patch_shape,
-        reason=f"{configuration.batch_size} patches of {voxels(configuration.patch_shape)} voxels make a batch, as the networks were "
-        f"trained; they were planned for {memory_gb:g} GB of memory",
+        reason=f"patches of {voxels(configuration.patch_shape)} voxels and a batch size of {configuration.batch_size} are those that the "
+        f"networks were trained with; they were planned for {memory_gb:g} GB of memory",
         source=SOURCE,
     )
 

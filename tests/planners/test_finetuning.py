@@ -159,7 +159,7 @@ def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
     assert "from 3 x 0.72 x 0.72 mm" in full["finetuning.spacing"]
     assert "resampled to 1 x 1 x 1 mm" in full["finetuning.spacing"]
     assert "from 0.72 x 0.72 mm" in reasons(fitted, "2d")["finetuning.spacing"]
-    assert "2 patches of 40 x 64 x 56 voxels" in full["finetuning.patch"]
+    assert "patches of 40 x 64 x 56 voxels and a batch size of 2" in full["finetuning.patch"]
     assert "planned for 8 GB" in full["finetuning.patch"]
     assert "binary cross entropy of each region" in full["loss.terms"]
     assert "the loss stays Dice with squared terms" in vnet["finetuning.loss"]

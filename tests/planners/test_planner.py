@@ -423,6 +423,13 @@ def test_a_target_spacing_that_is_to_blame_is_named(fingerprint_of: Callable[...
         plan_dataset(fingerprint_of([(40, 50, 60)], [(1e-9, 1, 1)]))
 
 
+@pytest.mark.parametrize(("cases", "told"), [(40, "20 patches fit into memory and 2 hold"), (20, "20 patches fit into memory and 1 holds")])
+def test_patches_of_a_batch_are_counted(fingerprint_of: Callable[..., Fingerprint], cases: int, told: str) -> None:
+    plan = plan_dataset(fingerprint_of([(64, 64, 64)], [(1, 1, 1)], num_training_cases=cases))
+    (reason,) = (d.reason for d in plan.decisions if (d.rule, d.configuration) == ("batch.size", "3d_fullres"))
+    assert told in reason
+
+
 def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
     def plan(share: float, **options: Any) -> Plan:
         names = ("organ", "bleed")
