@@ -35,7 +35,13 @@ from autoseg.datasets.loose_images import find_loose_images
 from autoseg.datasets.nothing_found import NothingLabelledError
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import available_cores
-from autoseg.pipeline.interop import PlanSettings, plan_from_nnunet, write_nnunet_plans
+from autoseg.pipeline.claiming import require_free_for_plan
+from autoseg.pipeline.interop import (
+    PlanSettings,
+    plan_from_nnunet,
+    require_place_for_plans,
+    write_nnunet_plans,
+)
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
 from autoseg.progress import Reporter
@@ -131,12 +137,17 @@ def plan(
             "--nnunet-plans needs --strict-reference here: without it a plan's axes are directions of the body, but nnU-Net "
             "reads those of the files, so spacing, patch and transposition would be of other axes"
         )
+    if nnunet_plans is not None:
+        inputs = (nnunet_fingerprint, nnunet_dataset, spec, pretrained)
+        require_place_for_plans(nnunet_plans, [path for path in inputs if path is not None])
     if nnunet_fingerprint is not None and nnunet_dataset is not None and dataset is None:
         needless = {
             "--layout": layout, "--pretrained": pretrained, "--skip-bad": skip_bad or None, "--spec": spec, "--workers": workers,
         }  # fmt: skip
         if given := [name for name, value in needless.items() if value is not None]:
             raise typer.BadParameter(f"{', '.join(given)}: no images are looked at with --nnunet-fingerprint; leave this away")
+        if out is not None:
+            require_free_for_plan(RunFolder(out), nnunet_dataset.parent)
         sources = (nnunet_fingerprint, nnunet_dataset)
         spacing_mm = None if target_spacing is None else parse_spacing(target_spacing)
         settings = PlanSettings(
@@ -158,8 +169,9 @@ def plan(
     else:
         raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
     if nnunet_plans is not None:
-        write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
-        typer.echo(f"nnU-Net plans: {nnunet_plans}")
+        kept = write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
+        others = f" (with its former {', '.join(kept)})" if kept else ""
+        typer.echo(f"nnU-Net plans: {nnunet_plans}{others}")
     if explanation or (dataset is None and nnunet_plans is None and out is None):
         typer.echo(explain(planned))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.errors import AutosegError
 from autoseg.run_folder import RunFolder, load_document, run_of
+from planners import Plan
 
 
 def require_free(run: RunFolder, dataset: Path) -> None:
@@ -26,6 +27,22 @@ def require_free(run: RunFolder, dataset: Path) -> None:
         raise AutosegError(
             f"{run.dataset} was not written by a run, which would put its own in that place; choose another run folder with --out"
         ) from error
+
+
+def require_free_for_plan(run: RunFolder, dataset: Path) -> None:
+    """Raise `AutosegError` where a plan that is made of the files in ``dataset`` may not be put.
+
+    That is in a dataset, in a run, which goes by the plan in it, and over a ``plan.json`` that is no plan.
+    """
+    require_free(run, dataset)
+    if run.is_begun or run.dataset.exists():
+        raise AutosegError(f"{run.root} is the folder of a run, which goes by the plan in it; choose another folder with --out")
+    if not run.plan.exists():
+        return
+    try:
+        load_document(Plan, run.plan)
+    except AutosegError as error:
+        raise AutosegError(f"{run.plan} is there and no plan of autoseg, so it is not replaced; choose another folder with --out") from error
 
 
 def require_no_own_scores(path: Path) -> None:

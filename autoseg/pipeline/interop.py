@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autoseg.errors import AutosegError
 from autoseg.run_folder import write_text
@@ -40,9 +42,45 @@ def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -
     return plan, found
 
 
-def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str | None = None) -> None:
-    """Write a plan in nnU-Net's format (method section 3.14), atomically. ``reader``: its class, if the dataset names one."""
-    write_text(path, json.dumps(nnunet_plans(plan, file_ending=file_ending, reader=reader), indent=4) + "\n")
+def require_place_for_plans(path: Path, inputs: Collection[Path]) -> None:
+    """Raise `AutosegError` where plans at ``path`` would replace one of the ``inputs``, or a file that is no plans file."""
+    if path.resolve() in {each.resolve() for each in inputs}:
+        raise AutosegError(f"{path} is read by this very call, so nothing is written there; give another file with --nnunet-plans")
+    _configurations_there(path)
+
+
+def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str | None = None) -> tuple[str, ...]:
+    """Write a plan in nnU-Net's format (method section 3.14), atomically. ``reader``: its class, if the dataset names one.
+
+    Configurations of a plans file that is there already and that this plan has not, such as a person's own, are kept as the
+    reference keeps them; returns their names. Raises `AutosegError` where something else is there.
+    """
+    before, written = _configurations_there(path), nnunet_plans(plan, file_ending=file_ending, reader=reader)
+    planned = written["configurations"]
+    assert isinstance(planned, dict)
+    kept = {name: configuration for name, configuration in before.items() if name not in planned}
+    write_text(path, json.dumps({**written, "configurations": {**planned, **kept}}, indent=4) + "\n")
+    return tuple(kept)
+
+
+def _configurations_there(path: Path) -> dict[str, Any]:
+    """The configurations of the plans file at ``path``; none where nothing was written yet."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); give another file with --nnunet-plans") from error
+    if not text.strip():
+        return {}
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        content = None
+    configurations = content.get("configurations") if isinstance(content, dict) else None
+    if not isinstance(configurations, dict):
+        raise AutosegError(f"{path} is there and no plans file of nnU-Net, so it is not replaced; give another file with --nnunet-plans")
+    return configurations
 
 
 def _read(path: Path) -> bytes:

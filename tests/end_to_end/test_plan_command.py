@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,84 @@ def test_all_faults_of_a_file_are_told_with_their_places(tmp_path) -> None:
     assert "spacings.0.1" in done.stderr
     assert "shapes_after_crop.1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A folder with the reference's two files of a dataset."""
+    folder = tmp_path / "Dataset025"
+    folder.mkdir()
+    for name in ("fingerprint.json", "dataset.json"):
+        shutil.copy(GOLDEN / name, folder)
+    return folder
+
+
+def options(files: Path) -> tuple[object, ...]:
+    return "--strict-reference", "--nnunet-fingerprint", files / "fingerprint.json", "--nnunet-dataset", files / "dataset.json"
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """What a call that was refused said."""
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    return " ".join(done.stderr.split())
+
+
+def test_plans_replace_nothing_but_plans(files: Path) -> None:
+    (files / "link.json").symlink_to("dataset.json")
+    (files / "notes.json").write_text("[1]")
+    (files / "figure.png").write_bytes(b"\x89PNG")
+    before = contents(files)
+    for name in ("dataset.json", "fingerprint.json", "link.json"):
+        assert f"{name} is read by this very call" in refusal(plan(*options(files), "--nnunet-plans", files / name))
+    for name in ("notes.json", "figure.png"):
+        assert f"{name} is there and no plans file" in refusal(plan(*options(files), "--nnunet-plans", files / name))
+    assert contents(files) == before
+
+
+def test_what_is_in_the_way_of_plans_is_told_before_images_are_read(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    call = (tmp_path / "absent", "--strict-reference", "--out", tmp_path / "run", "--nnunet-plans", tmp_path / "notes.txt")
+    assert "notes.txt is there and no plans file" in refusal(plan(*call))
+    assert not (tmp_path / "run").exists()
+
+
+def test_configurations_of_a_persons_own_survive_in_a_plans_file(files: Path, tmp_path: Path) -> None:
+    out = tmp_path / "plans.json"
+    out.touch()
+    assert plan(*options(files), "--nnunet-plans", out).returncode == 0
+    first = out.read_bytes()
+    assert plan(*options(files), "--nnunet-plans", out).returncode == 0
+    assert out.read_bytes() == first
+    own = {"inherits_from": "3d_fullres", "batch_size": 7}
+    planned = json.loads(first)
+    changed = planned["configurations"]["2d"] | {"batch_size": 1}
+    configurations = {"mine": own, **planned["configurations"], "2d": changed}
+    out.write_text(json.dumps(planned | {"configurations": configurations, "plans_name": "old"}))
+    done = plan(*options(files), "--nnunet-plans", out)
+    assert "with its former mine" in done.stdout
+    assert json.loads(out.read_text()) == planned | {"configurations": planned["configurations"] | {"mine": own}}
+
+
+def test_a_plan_is_put_neither_into_a_dataset_nor_into_a_run(files: Path, tmp_path: Path) -> None:
+    run, described, notes = (tmp_path / name for name in ("run", "described", "notes"))
+    for folder in (run / "stages", run / "locks", described, notes):
+        folder.mkdir(parents=True)
+    for path in (run / "plan.json", described / "dataset.json", notes / "plan.json"):
+        path.write_text("{}")
+    before = contents(tmp_path)
+    for folder, found in (
+        (files, "is the dataset itself"),
+        (run, "is the folder of a run"),
+        (described, "dataset.json was not written by a run"),
+        (notes, "plan.json is there and no plan of autoseg"),
+    ):
+        assert found in refusal(plan(*options(files), "--out", folder))
+    assert contents(tmp_path) == before
+    for _ in range(2):
+        done = plan(*options(files), "--out", tmp_path / "planned", "--nnunet-plans", tmp_path / "planned" / "plans.json")
+        assert done.returncode == 0, done.stderr
