@@ -43,13 +43,12 @@ def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
     """Group of each case from a CSV file whose header names ``case`` and ``group`` (other columns are not looked at).
 
     Cases that are not listed stand alone, those that were ``left_out`` of the dataset are passed over. Raises `ProblemsError`
-    with all lines that name an unknown case, no group, or a second group for a case.
+    with all lines that cannot be read, or all that name an unknown case, no group, or a second group for a case, and
+    `AutosegError` for a file without such a header or any line below it.
     """
-    rows = _read_rows(path)
     groups: dict[str, str] = {}
     problems = []
-    for number, row in rows:
-        case_id, group = ((row.get(column) or "").strip() for column in ("case", "group"))
+    for number, case_id, group in _read_rows(path):
         where = f"{path}, line {number}"
         if case_id not in case_ids and case_id in left_out:
             continue
@@ -73,7 +72,7 @@ def cases_of_splits(path: Path) -> set[str]:
 
 def cases_of_groups(path: Path) -> set[str]:
     """Every case that a file of groups names; one that `read_groups` takes."""
-    return {(row.get("case") or "").strip() for _, row in _read_rows(path)}
+    return {case_id for _, case_id, _ in _read_rows(path)}
 
 
 def describe_gaps(splits: Splits, case_ids: Sequence[str]) -> list[str]:
@@ -202,20 +201,39 @@ def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[
     ]
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str | None]]]:
-    """Lines of a CSV file with their numbers; separated by commas, semicolons or tabs, whichever the header has."""
+def _read_rows(path: Path) -> list[tuple[int, str, str]]:
+    """Line number, case and group of each line that is not blank; separated by commas, semicolons or tabs, whichever the header has.
+
+    Each line is read by itself, so that a quote that is not closed takes nothing of the next ones.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise AutosegError(f"{path} could not be read ({error}); give a CSV file in UTF-8 with --groups") from error
-    lines = text.splitlines()
-    header = lines[0] if lines else ""
+    numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    header = numbered[0][1] if numbered else ""
     separator = max(",;\t", key=header.count)
-    reader = csv.DictReader(lines, delimiter=separator)
-    if not {"case", "group"} <= {name.strip() for name in reader.fieldnames or ()}:
-        raise AutosegError(f"{path} begins with {header!r}; its first line must name the columns case and group")
-    reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-    return [(reader.line_num, row) for row in reader]
+    rows, problems = [], []
+    for number, line in numbered:
+        try:
+            (entries,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+        except csv.Error as error:
+            mend = "correct it there: a quote must be closed in the line that it is opened in"
+            problems.append(Problem(where=f"{path}, line {number}", found=f"is no line of a table ({error})", mend=mend))
+        else:
+            rows.append((number, [entry.strip() for entry in entries]))
+    if problems:
+        raise ProblemsError(f"the groups of {path} cannot be used", problems)
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    if not {"case", "group"} <= {*columns}:
+        raise AutosegError(f"{path} begins with {header!r:.200}; its first line must name the columns case and group")
+    repeated = [name for name in ("case", "group") if columns.count(name) > 1]
+    if repeated:
+        raise AutosegError(f"{path} has several columns {' and '.join(repeated)}; leave one of each")
+    named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
+    if not named:
+        raise AutosegError(f"{path} has no line below its first one, so no case has a group; write one line a case, or leave --groups out")
+    return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
 
 
 def _suggest(case_id: str, case_ids: Sequence[str]) -> str:

@@ -127,6 +127,37 @@ def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:
         read_groups(written(tmp_path, "id,patient\n", "other.csv"), CASES)
 
 
+def test_a_quote_that_is_not_closed_takes_no_other_lines(tmp_path: Path) -> None:
+    lines = ["case,group", 'la_000,"A', "la_001,A", 'la_002,"B" x', 'la_003,"C, D"', f"la_004,{'E' * 200_000}"]
+    path = written(tmp_path, "\n".join(lines), "groups.csv")
+    with pytest.raises(ProblemsError, match="is no line of a table") as raised:
+        read_groups(path, CASES)
+    assert [problem.where for problem in raised.value.problems] == [f"{path}, line {number}" for number in (2, 4, 6)]
+    with pytest.raises(ProblemsError, match="line 2: is no line of a table"):  # two that are not closed make one that is
+        read_groups(written(tmp_path, 'case,group\nla_000,"A\nla_001,"\n', "two.csv"), CASES)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "begins with ''; its first line must name the columns case and group"),
+        ("case,group\n\n,\n", "no line below its first one, so no case has a group"),
+        ("case,group,Group\nla_000,A,B\n", "has several columns group; leave one of each"),
+        ("case,group,case,group\nla_000,A,la_001,B\n", "has several columns case and group"),
+    ],
+)
+def test_tables_without_groups_or_with_more_than_one_of_a_case_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(AutosegError, match=message):
+        read_groups(written(tmp_path, text, "groups.csv"), CASES)
+
+
+def test_capitals_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
+    path = written(tmp_path, '\n" Case"; GROUP\n\nla_000;A\n   \n;\nla_001; "A"\nla_9;A\n', "groups.csv")
+    assert read_groups(path, [*CASES, "la_9"]) == dict.fromkeys(["la_000", "la_001", "la_9"], "A")
+    with pytest.raises(ProblemsError, match=r"groups\.csv, line 8: 'la_9' is no case"):
+        read_groups(path, CASES)
+
+
 @given(st.dictionaries(st.sampled_from(CASES), st.sampled_from(["p", "q", "r"])))
 def test_each_group_is_left_out_once_and_whole(groups) -> None:
     splits = leave_one_group_out(CASES, groups)
