@@ -61,7 +61,7 @@ def _load(folder: str) -> tuple[Layout, ...]:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise DocumentError(where, (str(error),)) from error
 
 

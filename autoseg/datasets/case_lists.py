@@ -136,7 +136,7 @@ def _rows(path: Path, form: str, *, strict: bool) -> list[_Row]:
     try:
         text = path.read_text("utf-8-sig")
         rows = _table_rows(path, text) if form == "table" else _json_rows(path, json.loads(text), form)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         if strict:
             raise AutosegError(f"{path} could not be read as a list of cases ({error}); correct it there") from error
         return []

@@ -126,6 +126,8 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} is no valid JSON: line {error.lineno}, column {error.colno}: {error.msg}; correct it there, or "
             "move the file away: labels are then named by their values"
         ) from error
+    except RecursionError as error:
+        raise AutosegError(f"{path} is nested too deeply to be read; correct it there, or move the file away") from error
     if not isinstance(content, dict):
         raise AutosegError(f"{path} holds {_shown(content)}; it must hold one JSON object with modality and labels")
     return content

@@ -28,7 +28,7 @@ def find_label_names(root: Path, label_files: Iterable[Path]) -> tuple[dict[int,
     for path in sorted(table for table in tables if table is not None):
         try:
             named = _read_table(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, csv.Error) as error:
             findings.append(_finding("warning", path, f"names no labels ({error}): they are named by their values",
                                      "write a column index and a column name, parted by tabulators"))
             continue

@@ -107,7 +107,7 @@ def _read_folds(path: Path) -> list[Any]:
     except OSError as error:
         reason = error.strerror or error
         raise AutosegError(f"{path} could not be read ({reason}); give an existing file with --splits") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the second one of nested brackets without end
         raise AutosegError(f"{path} is no JSON ({error}); mend it there") from error
     folds = content.get("folds") if isinstance(content, dict) else content
     if not isinstance(folds, list) or not folds:

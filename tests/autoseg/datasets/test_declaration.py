@@ -128,7 +128,7 @@ def test_syntax_error_has_line_and_column(tmp_path):
         read_decathlon(path)
 
 
-@pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe{}", "UTF-8"), (b"[1]", "one JSON object"), (b"", "no valid JSON")])
+@pytest.mark.parametrize(("content", "said"), [(b"\xff\xfe{}", "UTF-8"), (b"[1]", "one JSON object"), (b"", "no valid JSON"), (b"[" * 100_000, "nested too deeply")])
 def test_other_content_is_refused(tmp_path, content, said):
     path = tmp_path / "dataset.json"
     path.write_bytes(content)

@@ -183,6 +183,8 @@ def test_bids_tables_that_disagree_are_an_error_and_broken_ones_a_warning(tmp_pa
     assert [(f.severity, Path(f.where).name) for f in found.findings] == [("warning", "dseg.tsv")]
     assert "no column index" in found.findings[0].found
     assert [each.name for each in found.labels.classes] == ["cord"]
+    (tmp_path / "derivatives/x/dseg.tsv").write_text(f"index\tname\n1\t{'a' * 200_000}\n")
+    assert [(f.severity, Path(f.where).name) for f in discover_dataset(tmp_path).findings] == [("warning", "dseg.tsv")]
 
 
 def test_ambiguous_folder_is_told_with_the_way_out(tmp_path):
@@ -243,6 +245,10 @@ def test_json_list(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(listed))
     check_list(discover_dataset(tmp_path), "json_list")
     check_list(discover_dataset(tmp_path / "list.json"), "json_list")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    check_list(discover_dataset(tmp_path), "json_list")
+    with pytest.raises(AutosegError, match=r"deep\.json"):
+        discover_dataset(tmp_path / "deep.json")
 
 
 def test_explicit_list_of_nnunet(tmp_path):

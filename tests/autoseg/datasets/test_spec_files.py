@@ -72,6 +72,7 @@ def test_guide_has_an_example_for_each_section():
         ("case_id = 'x'", "either training or listing"),
         ("[training]\nimages = ['{case}']\nlabels = ['{case}']\n[fields]\ncase = '['", "no regular expression"),
         ("a = = 1", "line 1"),
+        (f"a = {'[' * 100_000}", "recursion"),
     ],
 )
 def test_faulty_spec_is_refused_with_its_place(tmp_path, text, said):

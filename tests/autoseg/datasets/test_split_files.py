@@ -77,6 +77,7 @@ def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> No
     ("content", "message"),
     [
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ([], "holds no folds"),
         ({"train": ["a"]}, "holds no folds"),
         ("7", "holds no folds"),
