@@ -130,13 +130,20 @@ def run_of(path: Path) -> RunFolder | None:
     return next((run for run in above if run.is_begun and any(path.is_relative_to(folder) for folder in run.folders)), None)
 
 
+def require_file_name(path: Path) -> None:
+    """Raise `AutosegError` where ``path`` is a folder, in whose place no file can be put."""
+    if not path.name or os.path.isdir(path):
+        raise AutosegError(f"{path} is a folder, but a file is to be written; give the name of a file, in this folder or another")
+
+
 @contextmanager
 def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
     """A binary file that appears at ``path`` whole or not at all.
 
     Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
-    Raises `AutosegError` that names the folder when the disk is full or the folder is read-only.
+    Raises `AutosegError` where ``path`` is a folder, and one that names the folder when the disk is full or the folder is read-only.
     """
+    require_file_name(path)
     temporary = temporary_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from autoseg.cli.console import make_reporter
 from autoseg.cli.parameters import DeviceOption, ThreadsOption, WorkersOption
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.execution.jobs import available_cores
-from autoseg.run_folder import RunFolder, load_document
+from autoseg.run_folder import RunFolder, load_document, require_file_name
 
 
 class SubmissionKind(StrEnum):
@@ -78,6 +78,7 @@ def evaluate(
     from autoseg.pipeline.claiming import require_no_own_scores
 
     path = out or predictions / "summary.json"
+    require_file_name(path)
     require_no_own_scores(path)
     tolerance = DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm
     num_workers, reporter = workers or available_cores(), make_reporter()

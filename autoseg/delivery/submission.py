@@ -77,6 +77,8 @@ def _check_out(out: Path, kind: SubmissionKind) -> None:
         return
     if kind == "msd" and out.is_dir():
         raise AutosegError(f"{out} is a folder, but a zip file is to be written; name a file with --out, e.g. {out / 'submission.zip'}")
+    if not out.name:
+        raise AutosegError(f"{out} is the folder that you are in; name another one with --out, which is made")
     if kind == "folder" and not out.is_dir():
         raise AutosegError(f"{out} is a file, but a folder is to be written; choose another name with --out")
     if out.is_dir() and any(out.iterdir()):

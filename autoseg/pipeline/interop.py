@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.errors import AutosegError
-from autoseg.run_folder import write_text
+from autoseg.run_folder import require_file_name, write_text
 from planners import NnunetDataset, Plan, Preset, nnunet_plans, plan_dataset, read_nnunet_dataset
 
 
@@ -43,7 +43,8 @@ def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -
 
 
 def require_place_for_plans(path: Path, inputs: Collection[Path]) -> None:
-    """Raise `AutosegError` where plans at ``path`` would replace one of the ``inputs``, or a file that is no plans file."""
+    """Raise `AutosegError` where plans at ``path`` would replace a folder, one of the ``inputs``, or a file that is no plans file."""
+    require_file_name(path)
     if path.resolve() in {each.resolve() for each in inputs}:
         raise AutosegError(f"{path} is read by this very call, so nothing is written there; give another file with --nnunet-plans")
     _configurations_there(path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from autoseg.errors import AutosegError, Problem, ProblemsError
@@ -32,6 +34,15 @@ def test_a_place_that_cannot_be_written_is_named_with_a_remedy_for_every_command
     with pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught, atomic_write(tmp_path / "file" / "x"):
         pass
     assert "--" not in str(caught.value), "predict and bundle take the place as an argument, and only runs have --work"
+
+
+@pytest.mark.parametrize("path", [".", "", "..", "/", "folder"])
+def test_no_file_is_put_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    (tmp_path / "here" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(AutosegError, match=r"is a folder.*give the name of a file"), atomic_write(Path(path)):
+        pass
+    assert [found.name for found in tmp_path.rglob("*")] == ["here", "folder"]
 
 
 def test_a_full_disk_is_said(tmp_path) -> None:

@@ -113,6 +113,8 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
         assert f"{name} is read by this very call" in refusal(plan(*options(files), "--nnunet-plans", files / name))
     for name in ("notes.json", "figure.png"):
         assert f"{name} is there and no plans file" in refusal(plan(*options(files), "--nnunet-plans", files / name))
+    for place in (".", files):
+        assert f"{place} is a folder, but a file is to be written" in refusal(plan(*options(files), "--nnunet-plans", place))
     assert contents(files) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,13 @@ def test_empty_file_or_folder_is_filled(predictions, dataset, tmp_path):
     pack_submission(predictions, dataset, kind="msd", out=tmp_path / "empty.zip")
     assert len(list((tmp_path / "empty").iterdir())) == 3
     assert zipfile.is_zipfile(tmp_path / "empty.zip")
+
+
+def test_the_folder_that_one_is_in_is_not_made_anew(predictions, dataset, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(AutosegError, match=r"is the folder that you are in.*--out"):
+        pack_submission(predictions, dataset, kind="folder", out=Path("."))
 
 
 @pytest.mark.parametrize("kind", ["msd", "folder"])

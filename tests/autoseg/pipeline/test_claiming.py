@@ -82,3 +82,9 @@ def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(tmp_
         assert done.exit_code == 0, done.output
     assert other.is_file()
     assert (predictions / "summary.json").is_file()
+
+
+def test_scores_are_refused_a_folder_as_their_place_before_anything_is_scored(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "absent"), str(tmp_path / "absent"), "--out", "."])
+    assert isinstance(done.exception, AutosegError)
+    assert str(done.exception).startswith(". is a folder, but a file is to be written")
