@@ -218,16 +218,17 @@ def save_document(path: Path, document: Document) -> None:
     write_text(path, write_document(document))
 
 
-def load_document(model: type[D], path: Path) -> D:
-    """Read a document; a missing or faulty file is an `AutosegError` with all its problems."""
+def load_document(model: type[D], path: Path, *, mend: str | None = None) -> D:
+    """Read a document; a missing or faulty file is an `AutosegError` with all its problems.
+
+    ``mend`` says what to do about a file that a person gave; none: what to do about one that a stage writes.
+    """
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise AutosegError(
-            f"{path} could not be read ({error.strerror or error}); it is written by an earlier stage: "
-            "give the folder of a run, or run that stage first"
-        ) from error
+        again = "it is written by an earlier stage: give the folder of a run, or run that stage first"
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); {mend or again}") from error
     try:
         return read_document(model, text, where=str(path))
     except DocumentError as error:
-        raise AutosegError(f"{error}\nrestore the file, or delete it so that its stage is done again") from error
+        raise AutosegError(f"{error}\n{mend or 'restore the file, or delete it so that its stage is done again'}") from error

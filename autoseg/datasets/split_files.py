@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from autoseg.datasets.splits import Split, Splits
 from autoseg.errors import AutosegError, Problem, ProblemsError
@@ -27,7 +26,6 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
     fold may validate on nothing; of several each must validate. Raises `ProblemsError` with all that is wrong.
     """
     listed = _read_folds(path)
-    _refuse(path, [problem for k, fold in enumerate(listed) for problem in _shape_problems(f"{path}, fold {k}", fold)])
     passed_over = set(left_out) - set(case_ids)
     folds = [{side: [i for i in fold.get(side, []) if i not in passed_over] for side in SIDES} for fold in listed]
     _refuse(path, [
@@ -66,12 +64,12 @@ def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
 
 
 def cases_of_splits(path: Path) -> set[str]:
-    """Every case that a file of splits names; one that `read_splits` takes."""
+    """Every case that a file of splits names. Raises `AutosegError` for a file that holds something else."""
     return {case_id for fold in _read_folds(path) for side in SIDES for case_id in fold.get(side, [])}
 
 
 def cases_of_groups(path: Path) -> set[str]:
-    """Every case that a file of groups names; one that `read_groups` takes."""
+    """Every case that a file of groups names. Raises `AutosegError` for a file that holds something else."""
     return {case_id for _, case_id, _ in _read_rows(path)}
 
 
@@ -101,7 +99,7 @@ def describe_leaks(splits: Splits, groups: Mapping[str, str | None]) -> list[str
     return lines
 
 
-def _read_folds(path: Path) -> list[Any]:
+def _read_folds(path: Path) -> list[dict[str, list[str]]]:
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -113,6 +111,7 @@ def _read_folds(path: Path) -> list[Any]:
     if not isinstance(folds, list) or not folds:
         wanted = '{"train": [case ids], "val": [case ids]}'
         raise AutosegError(f"{path} holds no folds; write a list of {wanted}, one entry a fold")
+    _refuse(path, [problem for k, fold in enumerate(folds) for problem in _shape_problems(f"{path}, fold {k}", fold)])
     return folds
 
 

@@ -15,7 +15,9 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.predicting import predict_stage
 from autoseg.pipeline.record import now, what_differs, write_record
 from autoseg.pipeline.reporting import report_stage
+from autoseg.pipeline.scheduling import read_given
 from autoseg.pipeline.selecting import Selected
+from autoseg.pipeline.splitting import refuse_bad_files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ def run_all(options: Options) -> RunResult:
     ``run.json`` says how the last call went. Raises `AutosegError` with the reason when it cannot go on.
     """
     refuse_contradictions(options)  # before the record of a finished run is written over
+    refuse_bad_files(options)
+    read_given(options)
     started = now()
     with hold_lock(options.run.lock("run"), what=f"the run in {options.run.root}"):
         remove_orphans(options.run.root, below=False)

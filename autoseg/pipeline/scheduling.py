@@ -28,10 +28,12 @@ from autoseg.pipeline.own_schedule import (
     read_scheduled,
     schedule_inputs,
 )
-from autoseg.pipeline.splitting import find_splits, save_splits
+from autoseg.pipeline.splitting import find_splits, refuse_bad_files, save_splits
 from autoseg.pipeline.stages import preprocess_configurations, preprocess_stage
 from autoseg.run_folder import load_document, save_document
 from planners import Configuration, Plan, Schedule
+
+GIVE_ANOTHER = "give another file with --schedule, or none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +65,20 @@ def schedule_stage(options: Options, *, asked: str | None = None, fold: int | No
 
 def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prepared:
     """The schedule that was given, that is there and fits, or that is made now; with all that comes before it."""
+    refuse_bad_files(options)
+    given = read_given(options)
     options = keep_budget(options)
 
     def choose(dataset: DatasetDescription, plan: Plan) -> Sequence[Configuration]:
         require_planned(plan, asked)
-        require_possible_fold(options, dataset, plan, fold)
+        if given is not None:
+            fitting_splits(options, dataset, plan, given)
+        require_possible_fold(options, dataset, plan, fold, given)
         return rule_configurations(options, plan)
 
     dataset, plan = preprocess_stage(options, choose=choose)
-    if options.schedule is not None:
-        return given_schedule(options, dataset, plan, options.schedule)
+    if given is not None:
+        return given_schedule(options, dataset, plan, given)
     consumed, outputs, say = schedule_inputs(options, dataset, plan), [options.run.schedule, options.run.splits], options.reporter.say
 
     def fits(_: Path) -> bool:
@@ -104,6 +110,11 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
+def read_given(options: Options) -> Schedule | None:
+    """The schedule of the file that was given; None where there is none. Raises `AutosegError` where it cannot be read."""
+    return None if options.schedule is None else load_document(Schedule, options.schedule, mend=GIVE_ANOTHER)
+
+
 def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
     """What a person should know of a training that begins from another model."""
     about = pretrained.description
@@ -122,11 +133,13 @@ def require_planned(plan: Plan, asked: str | None) -> None:
         raise AutosegError(f"the plan has no configuration {asked!r}; it has {', '.join(planned)}")
 
 
-def require_possible_fold(options: Options, dataset: DatasetDescription, plan: Plan, fold: int | None) -> None:
+def require_possible_fold(
+    options: Options, dataset: DatasetDescription, plan: Plan, fold: int | None, given: Schedule | None
+) -> None:
     """Refuse a fold that there will not be; a schedule that is still to be made may leave some of these out, but adds none."""
     if fold is None:
         return
-    known = followed_schedule(options, dataset, plan) if options.schedule is None else load_document(Schedule, options.schedule)
+    known = followed_schedule(options, dataset, plan) if given is None else given
     require_fold(options, fold, len(find_splits(options, dataset, None if known is None else known.num_folds).folds))
 
 
@@ -148,19 +161,22 @@ def preprocess_scheduled(options: Options, dataset: DatasetDescription, plan: Pl
         preprocess_configurations(options, dataset, plan, missing)
 
 
-def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, file: Path) -> Prepared:
-    """Follow a schedule from a file, for instance another run's.
-
-    Raises `AutosegError` where it does not fit plan or folds; the run's own schedule and folds then stay as they are.
-    """
-    schedule = load_document(Schedule, file)
-    require_planned_trainings(options, plan, schedule, file)
+def fitting_splits(options: Options, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> Splits:
+    """The folds of a schedule from a file. Raises `AutosegError` where it does not fit them or the plan."""
+    file = options.schedule
+    require_planned_trainings(options, plan, schedule)
     splits = find_splits(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
         raise AutosegError(f"{file} trains {schedule.num_folds} folds, but {describe_other_folds(options, dataset, splits)}")
     for training in schedule.trainings:
         if plan.configuration(training.configuration).previous_stage is not None:
             require_unseen(splits, training.configuration)
+    return splits
+
+
+def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> Prepared:
+    """Follow a schedule from a file, for instance another run's; see `fitting_splits` for what is refused."""
+    file, splits = options.schedule, fitting_splits(options, dataset, plan, schedule)
     preprocess_scheduled(options, dataset, plan, schedule)
     consumed = schedule_inputs(options, dataset, plan) | {GIVEN: digest(schedule)}
     outputs, what, say = [options.run.schedule, options.run.splits], f"the schedule of {file}", options.reporter.say
@@ -180,8 +196,9 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, fi
     return Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits)
 
 
-def require_planned_trainings(options: Options, plan: Plan, schedule: Schedule, file: Path) -> None:
+def require_planned_trainings(options: Options, plan: Plan, schedule: Schedule) -> None:
     """Refuse a schedule from a file that trains other networks than those of the plan, or a stage without the one before it."""
+    file = options.schedule
     planned = [configuration.name for configuration in plan.configurations]
     scheduled = [training.configuration for training in schedule.trainings]
     unknown = [name for name in scheduled if name not in planned]

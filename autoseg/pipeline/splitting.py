@@ -26,6 +26,14 @@ def folds_given(options: Options) -> bool:
     return options.splits is not None or options.folds is not None or options.leave_one_group_out
 
 
+def refuse_bad_files(options: Options) -> None:
+    """Wishes that contradict each other and files that cannot be read are refused before images are; see `refuse_bad_folds`."""
+    _refuse_mixed(options)
+    for path, named in ((options.splits, cases_of_splits), (options.groups, cases_of_groups)):
+        if path is not None:
+            named(path)
+
+
 def refuse_bad_folds(options: Options, dataset: DatasetDescription) -> None:
     """Folds that cannot be used are refused before hours go into preprocessing."""
     if folds_given(options) or options.groups is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from autoseg.errors import AutosegError
 from autoseg.pipeline.freshness import open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.own_schedule import schedule_inputs
+from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.splitting import splits_stage
 from autoseg.pipeline.stages import plan_stage
@@ -57,3 +59,41 @@ def test_a_fold_that_the_schedule_of_the_run_lacks_is_refused_before_anything_is
     with pytest.raises(AutosegError, match="there is no fold 7; there are folds 0 to 4"):
         train_stage(replace(options, budget_s=700.0), fold=7)  # another budget makes another schedule
     assert not options.run.preprocessed("2d").exists()
+
+
+@pytest.mark.parametrize("do", [run_all, train_stage])
+def test_files_that_cannot_be_read_are_refused_before_images_are(tmp_path: Path, do: Callable[[Options], object]) -> None:
+    options = phantom_options(tmp_path, num_training=2, budget_s=5.0)
+    absent, faulty = tmp_path / "absent", tmp_path / "faulty"
+    faulty.write_text("[7]")
+    for wish, path, message in (
+        ("schedule", absent, r"absent could not be read \(No such file or directory\); give another file with --schedule, or none"),
+        ("schedule", faulty, r"(?s)faulty cannot be read:.*\ngive another file with --schedule, or none$"),
+        ("splits", absent, r"absent could not be read .*--splits"),
+        ("splits", faulty, r"faulty, fold 0: is 7"),
+        ("groups", absent, r"absent could not be read .*--groups"),
+        ("groups", faulty, r"faulty begins with '\[7\]'"),
+    ):
+        with pytest.raises(AutosegError, match=message):
+            do(replace(options, **{wish: path}))
+    assert not options.run.root.exists()
+
+
+def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
+    options = phantom_options(tmp_path, num_training=3, budget_s=600.0)
+    _, plan = plan_stage(options)
+    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    conditions = Conditions(
+        device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=3, num_training_cases=3, num_test_cases=0,
+        cross_validated=True, measurements=(measured,), seed=0,
+    )  # fmt: skip
+    made, file = plan_schedule(plan, conditions), tmp_path / "other.json"
+    other = tuple(training.model_copy(update={"configuration": "4d"}) for training in made.trainings)
+    for changes, message in (
+        ({"num_folds": 7}, r"other\.json trains 7 folds, but 3 cases give 3"),
+        ({"trainings": other}, r"other\.json trains 4d, which the plan lacks"),
+    ):
+        save_document(file, made.model_copy(update=changes))
+        with pytest.raises(AutosegError, match=message):
+            train_stage(replace(options, schedule=file))
+    assert not options.run.all_preprocessed.exists()
