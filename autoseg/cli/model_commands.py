@@ -151,7 +151,7 @@ def submit(
     from autoseg.delivery.submission import pack_submission
 
     files = RunFolder(run_folder)
-    description = load_document(DatasetDescription, files.dataset)
+    description = load_document(DatasetDescription, files.dataset, mend="give the --out of autoseg run")
     default = Path("submission.zip" if kind is SubmissionKind.msd else "submission")
     packed = pack_submission(files.predictions, description, kind=kind.value, out=out or default)
     typer.echo(f"Submission: {packed}")

@@ -76,11 +76,13 @@ def open_run(path: Path) -> RunFiles:
     missing = [file.name for file in needed if not file.is_file()]
     if missing and ((path / "plans.json").is_file() or any(path.glob("fold_*/*.pth"))):
         raise AutosegError(f"{path} is a model of nnU-Net; make a model of it that can be used here: autoseg import-nnunet {path} OUT")
-    if len(missing) == len(needed):
-        raise AutosegError(f"{path} is no run folder: it has none of {', '.join(missing)}; give the --out of autoseg run")
+    made = [file.name for file in needed if file != run.dataset]  # datasets have a dataset.json of their own
+    if not run.is_begun and set(made) <= set(missing):
+        raise AutosegError(f"{path} is no run folder: it has none of {', '.join(made)}; give the --out of autoseg run")
     if missing:
+        are = "is" if len(missing) == 1 else "are"
         raise AutosegError(
-            f"{path}: {', '.join(missing)} is missing; the run is not finished: repeat autoseg run --out {path}"
+            f"{path}: {', '.join(missing)} {are} missing; the run is not finished: repeat autoseg run --out {path}"
         )
     description = _describe(run)
     keys = _weight_keys(run, description)

@@ -14,9 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import autoseg
+from autoseg.cli import app
 from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError, ProblemsError
 from autoseg.evaluation.postprocessing import KeepLargestComponent
 from autoseg.evaluation.selection import Selection
@@ -316,3 +319,25 @@ def test_a_model_computes_in_float32_where_a_machine_has_nothing_faster(run: Pat
     assert usable_precision("float16", CPU) == "float32"
     assert usable_precision("float32", CPU) == "float32"
     assert {member.training.precision for member in load_model(run, device=CPU).members} == {"float32"}
+
+
+def test_a_dataset_is_no_model_and_a_run_that_was_begun_is_not_finished(tmp_path: Path) -> None:
+    data, begun = tmp_path / "data", tmp_path / "begun"
+    make_phantom_dataset(data, num_training=1, num_test=0, seed=0)
+    with pytest.raises(AutosegError, match=r"data is no run folder: it has none of plan\.json, schedule\.json, selection\.json; give"):
+        open_model(data)
+    for folder in (begun / "stages", begun / "locks"):
+        folder.mkdir(parents=True)
+    for missing in ("dataset.json, plan.json, schedule.json, selection.json are", "selection.json is"):
+        with pytest.raises(AutosegError, match=f"begun: {missing} missing; the run is not finished: repeat autoseg run --out"):
+            open_model(begun)
+        for name in ("dataset.json", "plan.json", "schedule.json"):
+            (begun / name).touch()
+
+
+def test_nobody_is_told_to_delete_the_description_of_a_dataset(tmp_path: Path) -> None:
+    make_phantom_dataset(tmp_path / "data", num_training=1, num_test=0, seed=0)
+    done = CliRunner().invoke(app, ["submit", str(tmp_path / "data")])
+    assert isinstance(done.exception, AutosegError)
+    assert "give the --out of autoseg run" in str(done.exception)
+    assert "delete it" not in str(done.exception)
