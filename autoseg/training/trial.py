@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -65,6 +66,11 @@ def needed_bytes(configuration: Configuration, training: Training, size: int, *,
     ).training_bytes
 
 
+def batch_bytes(configuration: Configuration, training: Training) -> int:
+    """Memory of the images (float32) and labels (int64) of a batch, however small the pieces are that it is computed in."""
+    return training.batch_size * math.prod(configuration.patch_shape) * (4 * configuration.network.num_inputs + 8)
+
+
 def kept_heap_for(configuration: Configuration, training: Training, device: torch.device) -> AbstractContextManager[None]:
     """`kept_heap`, where memory is enough for a training with whole batches."""
     size = training.batch_size
@@ -100,11 +106,17 @@ def try_step(configuration: Configuration, training: Training, device: torch.dev
 def refuse_for_memory(
     plan: Plan, configuration: Configuration, training: Training, device: torch.device
 ) -> AutosegError:
-    """The error where not even one sample at a time fits."""
-    needed = needed_bytes(configuration, training, 1)
-    free = f", but {free_memory_bytes() / GB:.1f} GB are free" if device.type == "cpu" else f" and does not fit on {device}"
+    """The error where not even one sample at a time fits; beside a large batch, which is there as a whole, none may."""
+    needed, held = needed_bytes(configuration, training, 1), batch_bytes(configuration, training)
+    what, mend = "a single sample", f"plan smaller patches with a --memory-gb below {plan.memory_target_gb:.3g}"
+    if held > needed:
+        needed += held
+        what, mend = f"a batch of {training.batch_size} samples", "train with smaller batches, by another --schedule or by none"
+    free = f" and does not fit on {device}"
+    if device.type == "cpu":
+        free_gb = f"{free_memory_bytes() / GB:.1f} GB are free"
+        free = f", but {free_gb}" if needed > free_memory_bytes() else f", which could not be had although {free_gb} now"
     return AutosegError(
         f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for "
-        f"a single sample{free}; close other programs, or plan smaller patches with a --memory-gb below "
-        f"{plan.memory_target_gb:.3g}"
+        f"{what}{free}; close other programs, or {mend}"
     )

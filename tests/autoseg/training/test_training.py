@@ -621,6 +621,18 @@ def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_not_to_fit(tmp_path, monkeypatch) -> None:
+    """As a schedule from a file may ask for."""
+    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 10**10)
+    monkeypatch.setattr(trial, "survives_step", lambda *given: False)
+    task = training_with(make_task(tmp_path), batch_size=10**7)
+    with pytest.raises(AutosegError, match=r"takes about \d{4,}\.\d GB of memory for a batch of 10000000 samples, but 10\.0 GB.*--schedule"):
+        run(task)
+    small = training_with(make_task(tmp_path), batch_size=2)
+    with pytest.raises(AutosegError, match=r"for a single sample, which could not be had although 10\.0 GB are free now"):
+        run(small)
+
+
 def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_path, monkeypatch) -> None:
     task = training_with(make_task(tmp_path, steps=2), batch_size=6)
     third = trial.needed_bytes(task.configuration, task.training, 2)
