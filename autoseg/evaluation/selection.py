@@ -141,7 +141,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: bool) -> Choice:
     by_name = {each.name: each for each in candidates}
     chosen = next((by_name[name] for name in FALLBACK if name in by_name), candidates[0])
-    why = "no case was validated by all candidates" if any_validated else "no case was left out of training"
+    why = "no case was validated by all candidates" if any_validated else "no fold validates on any case"
     return Choice(
         name=chosen.name, members=chosen.members, candidates=candidates, cross_validated=False, mean_dice=None,
         reason=f"{chosen.name} is taken without comparison: {why}, so nothing was cross-validated",

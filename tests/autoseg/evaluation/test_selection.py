@@ -84,7 +84,7 @@ def test_without_validation_it_says_that_nothing_was_cross_validated() -> None:
     got = select_candidate({"2d": {}, "3d_fullres": {}, PAIR: {}})
 
     assert (got.name, got.cross_validated, got.mean_dice) == ("3d_fullres", False, None)
-    assert "nothing was cross-validated" in got.reason
+    assert "no fold validates on any case, so nothing was cross-validated" in got.reason
 
 
 def test_without_a_shared_case_nothing_is_compared() -> None:
