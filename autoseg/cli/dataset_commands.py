@@ -33,6 +33,7 @@ from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
 from autoseg.datasets.loose_images import find_loose_images
 from autoseg.datasets.nothing_found import NothingLabelledError
+from autoseg.datasets.wording import count_noun
 from autoseg.errors import AutosegError
 from autoseg.execution.jobs import available_cores
 from autoseg.pipeline.claiming import require_free_for_plan
@@ -102,8 +103,8 @@ def show_findings(report: CheckReport, *, as_json: bool) -> None:
         return
     for finding in report.findings:
         typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
-    errors = "1 error" if report.num_errors == 1 else f"{report.num_errors} errors"
-    typer.echo(f"{errors}, {report.num_warnings + report.num_notes} warnings and notes")
+    others = report.num_warnings + report.num_notes
+    typer.echo(f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}")
 
 
 def plan(

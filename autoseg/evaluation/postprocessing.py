@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 
+from autoseg.datasets.wording import count_noun
 from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
 from autoseg.execution.jobs import run_jobs
@@ -200,7 +201,7 @@ def _judge_everything(
     fallen = [
         name for name in names if (old := before[name]) is not None and (new := after[name]) is not None and new < old
     ]
-    reason = f"the mean foreground Dice of {len(tried)} cases goes {_change(*means)}"
+    reason = f"the mean foreground Dice of {count_noun(len(tried), 'case')} goes {_change(*means)}"
     reason += f", but that of {', '.join(fallen)} falls" if fallen else ""
     return PostprocessingTrial(
         step=step, accepted=rises and not fallen, dice_before=means[0], dice_after=means[1], reason=reason
@@ -217,7 +218,7 @@ def _judge_class(
         accepted=before is not None and after is not None and after > before,
         dice_before=before,
         dice_after=after,
-        reason=f"the mean Dice of {name} over {len(tried)} cases goes {_change(before, after)}",
+        reason=f"the mean Dice of {name} over {count_noun(len(tried), 'case')} goes {_change(before, after)}",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from autoseg.datasets.wording import count_noun
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from planners import Document
 
@@ -149,7 +150,7 @@ def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: boo
 
 
 def _explain(best: Candidate, scored: Sequence[tuple[float, Candidate]], num_cases: int) -> str:
-    over = f"mean foreground Dice {best.mean_dice:.4f} over {num_cases} cross-validated case{'s' if num_cases > 1 else ''}"
+    over = f"mean foreground Dice {best.mean_dice:.4f} over {count_noun(num_cases, 'cross-validated case')}"
     others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
     if not others:
         return f"{best.name} is the only candidate: {over}"

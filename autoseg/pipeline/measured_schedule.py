@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.splits import Splits
+from autoseg.datasets.wording import count_noun
 from autoseg.execution.device import describe_device
 from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import always_trained_on
@@ -66,8 +67,7 @@ def announce(options: Options, plan: Plan, schedule: Schedule) -> None:
     announce_trainings(options, schedule, schedule.trainings)
     total = format_duration(schedule.expected_s)
     options.reporter.say(
-        f"{schedule.num_folds} folds x {len(schedule.trainings)} configuration"
-        f"{'s' if len(schedule.trainings) > 1 else ''}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
+        f"{count_noun(schedule.num_folds, 'fold')} x {count_noun(len(schedule.trainings), 'configuration')}, {schedule.trainings[0].num_steps} steps each, about {total} on this "
         f"machine ({device})"
     )
     outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(plan, schedule)
@@ -81,6 +81,6 @@ def announce_trainings(options: Options, schedule: Schedule, trainings: Sequence
     """One line for each configuration."""
     for training in trainings:
         options.reporter.say(
-            f"Schedule: {schedule.num_folds} folds x {training.configuration} ({training.base_features} features, batch "
+            f"Schedule: {count_noun(schedule.num_folds, 'fold')} x {training.configuration} ({training.base_features} features, batch "
             f"{training.batch_size}, {training.precision}{', compiled' if training.compiled else ''}), {training.num_steps} steps each"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.splits import Splits
+from autoseg.datasets.wording import count_noun
 from autoseg.errors import AutosegError
 from autoseg.inference.model_files import ModelFiles
 from autoseg.networks.transfer import describe_transfer
@@ -167,7 +168,7 @@ def fitting_splits(options: Options, dataset: DatasetDescription, plan: Plan, sc
     require_planned_trainings(options, plan, schedule)
     splits = find_splits(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
-        raise AutosegError(f"{file} trains {schedule.num_folds} folds, but {describe_other_folds(options, dataset, splits)}")
+        raise AutosegError(f"{file} trains {count_noun(schedule.num_folds, 'fold')}, but {describe_other_folds(options, dataset, splits)}")
     for training in schedule.trainings:
         if plan.configuration(training.configuration).previous_stage is not None:
             require_unseen(splits, training.configuration)
@@ -235,7 +236,7 @@ def describe_other_folds(options: Options, dataset: DatasetDescription, splits: 
     }
     option = next((name for name, given in asked.items() if given), None)
     if option is not None:
-        return f"{option} gives {count}; leave {option} out, or take a schedule of {count} folds"
+        return f"{option} gives {count}; leave {option} out, or take a schedule of {count_noun(count, 'fold')}"
     return f"{len(dataset.training)} cases give {count}; take a schedule that was made for this dataset, or none"
 
 
@@ -243,6 +244,6 @@ def say_other_threads(options: Options, schedule: Schedule) -> None:
     """Say where results need not be those that the machine of the schedule would give."""
     if schedule.conditions.num_threads != options.num_threads:
         options.reporter.say(
-            f"The schedule was made for {schedule.conditions.num_threads} threads, here are {options.num_threads}: results may "
+            f"The schedule was made for {count_noun(schedule.conditions.num_threads, 'thread')}, here are {options.num_threads}: results may "
             "differ in the last digits"
         )

@@ -12,6 +12,7 @@ from autoseg.datasets.split_files import (
     read_splits,
 )
 from autoseg.datasets.splits import Splits, leave_one_group_out, make_splits
+from autoseg.datasets.wording import count_noun
 from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
@@ -102,7 +103,7 @@ def split_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str
 def _refuse_mixed(options: Options) -> None:
     """Wishes that contradict each other, all at once."""
     if options.folds is not None and options.folds < 2:
-        raise AutosegError(f"{options.folds} folds cannot be cross-validated; ask for two at least, or name one with --splits")
+        raise AutosegError(f"{count_noun(options.folds, 'fold')} cannot be cross-validated; ask for two at least, or name one with --splits")
     wishes = {"--folds": options.folds is not None, "--leave-one-group-out": options.leave_one_group_out}
     others = [name for name, given in wishes.items() if given]
     problems = []

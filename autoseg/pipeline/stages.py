@@ -9,6 +9,7 @@ from autoseg.datasets.checks import check_dataset, require_clean
 from autoseg.datasets.dataset import DatasetDescription
 from autoseg.datasets.discovery import describe_dataset, discover_dataset
 from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.datasets.wording import count_noun
 from autoseg.errors import Problem, ProblemsError
 from autoseg.execution.locks import hold_lock
 from autoseg.pipeline.contents import read_contents, trained_on
@@ -72,7 +73,7 @@ def check_stage(options: Options) -> DatasetDescription:
         save_document(options.run.dataset, checked)
     warnings = sum(finding.severity == "warning" for finding in noted)
     left_out = f"{len(checked.left_out)} left out for errors ({', '.join(checked.left_out)})" if checked.left_out else "no errors"
-    options.reporter.say(f"Check: {left_out}, {warnings} warnings, {len(noted) - warnings} notes")
+    options.reporter.say(f"Check: {left_out}, {count_noun(warnings, 'warning')}, {count_noun(len(noted) - warnings, 'note')}")
     for finding in noted:
         if finding.severity == "warning":
             options.reporter.say(f"  {finding.where}: {finding.found}; {finding.mend}")

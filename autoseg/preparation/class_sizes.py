@@ -89,5 +89,6 @@ def _unusual(size: ClassSize, num_cases: int) -> str:
         traits.append(f"lies in {size.median_components:g} separate pieces")
     if not traits:
         return ""
-    where = "the median case" if size.num_cases == num_cases else f"the median of the {size.num_cases} cases that have it"
+    among = "the only case that has it" if size.num_cases == 1 else f"the median of the {size.num_cases} cases that have it"
+    where = "the median case" if size.num_cases == num_cases else among
     return f"{size.name} {' and '.join(traits)} in {where}; expect scores that vary from case to case"

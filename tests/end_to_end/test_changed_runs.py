@@ -427,7 +427,7 @@ def test_other_threads_and_versions_are_said_and_nothing_is_done_again(options: 
     run_all(replace(options, num_threads=2))
     told = said(options)
     assert f"torch was 2.0.0 and is {torch.__version__}" in told
-    assert "made for 1 threads, here are 2" in told
+    assert "made for 1 thread, here are 2" in told
     assert " again" not in told
     assert before == {path: path.stat().st_mtime_ns for path in options.run.models.rglob("*.safetensors")}
 

@@ -11,6 +11,7 @@ import pytest
 from autoseg.datasets.phantom import make_phantom_dataset
 from autoseg.errors import AutosegError
 from autoseg.pipeline.freshness import open_stage
+from autoseg.pipeline.measured_schedule import announce
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.own_schedule import schedule_inputs
 from autoseg.pipeline.run import run_all
@@ -90,6 +91,7 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
     made, file = plan_schedule(plan, conditions), tmp_path / "other.json"
     other = tuple(training.model_copy(update={"configuration": "4d"}) for training in made.trainings)
     for changes, message in (
+        ({"num_folds": 1}, r"other\.json trains 1 fold, but 3 cases give 2"),
         ({"num_folds": 7}, r"other\.json trains 7 folds, but 3 cases give 3"),
         ({"trainings": other}, r"other\.json trains 4d, which the plan lacks"),
     ):
@@ -97,3 +99,21 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
         with pytest.raises(AutosegError, match=message):
             train_stage(replace(options, schedule=file))
     assert not options.run.all_preprocessed.exists()
+
+
+def test_one_of_a_thing_is_told_as_one(tmp_path: Path) -> None:
+    said: list[str] = []
+    reporter = SilentReporter()
+    reporter.say = said.append  # type: ignore[method-assign]
+    options = replace(phantom_options(tmp_path, num_training=2, budget_s=600.0), reporter=reporter)
+    _, plan = plan_stage(options)
+    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    conditions = Conditions(
+        device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=1, num_training_cases=2, num_test_cases=0,
+        cross_validated=True, measurements=(measured,), seed=0,
+    )  # fmt: skip
+    announce(options, plan, plan_schedule(plan, conditions))
+    assert [line for line in said if line.startswith(("Schedule: 1 fold x 2d", "1 fold x 1 configuration, "))]
+    text = "\n".join(said)
+    for plural in ("1 folds", "1 configurations", "1 warnings", "1 notes"):
+        assert plural not in text
