@@ -372,6 +372,21 @@ def test_plans_that_cannot_be_followed_are_refused(tmp_path: Path, reference_lay
     assert any("MyReader" in problem for problem in found)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "place"),
+    [("kernel_sizes", [[3, 3, 3], [2**53 + 1, 3, 3]], "kernel_sizes.1.0"), ("n_conv_per_stage", [1, 10**9], "n_conv_per_stage.1")],
+)
+def test_networks_beyond_all_sense_are_refused_before_they_are_built(
+    tmp_path: Path, reference_layout: Layout, field: str, value: Any, place: str
+) -> None:
+    trained = train(tmp_path / "model", reference_layout)
+    plans = make_plans()
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"][field] = value
+    (trained.folder / "plans.json").write_text(json.dumps(plans))
+    (found,) = refused(trained, tmp_path / "model.zip")
+    assert f"configurations.3d_fullres.architecture.arch_kwargs.{place}: " in found
+
+
 def train_cascade(where: Path, layout: Layout) -> tuple[Trained, Path, dict[str, Any]]:
     """A trained second stage, the folder beside for its first one, without checkpoints, and the plans of both."""
     trained = train(where / "T__P__3d_cascade_fullres", layout)
