@@ -11,15 +11,23 @@ from planners import Plan
 
 
 def require_free(run: RunFolder, dataset: Path) -> None:
-    """Raise `AutosegError` where ``run`` is the folder ``dataset`` itself, or holds the ``dataset.json`` of another program.
+    """Raise `AutosegError` where ``run`` is the folder ``dataset`` itself, or holds files of somebody else that it would write over.
 
-    Where a run has been at work before, a damaged file is its own.
+    Where a run has been at work before, all are its own, damaged ones, too. A plan may have been put there for it.
     """
     if run.root.resolve() == dataset.resolve():
         raise AutosegError(
             f"{run.root} is the dataset itself, to which nothing is written; choose another run folder with --out"
         )
-    if not run.dataset.is_file() or run.is_begun:
+    if run.is_begun:
+        return
+    theirs = [path.name for path in (run.fingerprint, run.schedule, run.splits, run.selection) if path.is_file()]
+    if theirs and not (run.root / "locks").is_dir():
+        raise AutosegError(
+            f"{run.root} has {', '.join(theirs)}, but no run was begun there: a run would write its own in that place; choose another "
+            "run folder with --out"
+        )
+    if not run.dataset.is_file():
         return
     try:
         load_document(DatasetDescription, run.dataset)

@@ -41,6 +41,15 @@ def test_the_description_of_another_program_is_not_written_over(tmp_path: Path) 
     assert contents(tmp_path / "other") == before
 
 
+def test_folds_of_a_persons_own_are_not_written_over(tmp_path: Path) -> None:
+    make_phantom_dataset(tmp_path / "data", num_training=2, num_test=0, seed=0)
+    (tmp_path / "splits.json").write_text("[]")
+    with pytest.raises(AutosegError, match=r"has splits\.json, but no run was begun there.*--out"):
+        require_free(RunFolder(tmp_path), tmp_path / "data")
+    (tmp_path / "locks").mkdir()
+    require_free(RunFolder(tmp_path), tmp_path / "data")
+
+
 def test_a_run_goes_on_in_its_own_folder_even_if_its_description_is_damaged(tmp_path: Path) -> None:
     make_phantom_dataset(tmp_path / "data", num_training=2, num_test=0, seed=0)
     run = RunFolder(tmp_path / "run")
