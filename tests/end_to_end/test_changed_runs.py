@@ -216,7 +216,13 @@ def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Option
     splits["folds"].append(splits["folds"][0])
     options.run.splits.write_text(json.dumps(splits))
     train_stage(plain, configuration="2d", fold=0)
-    assert len(json.loads(options.run.splits.read_text())["folds"]) == load_document(Schedule, options.run.schedule).num_folds
+    assert [path.read_bytes() for path in (options.run.schedule, options.run.splits)] == list(made.values())[:2]
+    options.run.schedule.unlink()
+    weights = {path: path.read_bytes() for path in options.run.models.rglob("*.safetensors")}
+    with pytest.raises(AutosegError, match=r"schedule\.json is gone.*, so that the schedule would be made again"):
+        run_all(replace(plain, may_retrain=False))
+    assert not options.run.schedule.exists()
+    assert {path: path.read_bytes() for path in weights} == weights
 
 
 def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) -> None:
@@ -301,21 +307,6 @@ def test_a_run_of_another_device_is_reported_where_nothing_is_left_to_train(opti
     (options.run.fold("2d", 0) / "final.safetensors").unlink()
     with pytest.raises(AutosegError, match="the device changed, so that the schedule"):
         run_all(replace(options, may_retrain=False))
-
-
-def test_a_lost_schedule_is_not_measured_anew_for_a_report(options: Options) -> None:
-    plain = replace(options, schedule=None, budget_s=3.0)
-    train_stage(plain, configuration="2d", fold=0)
-    schedule, splits = options.run.schedule.read_bytes(), options.run.splits.read_bytes()
-    options.run.splits.unlink()
-    train_stage(plain, configuration="2d", fold=0)
-    assert (options.run.schedule.read_bytes(), options.run.splits.read_bytes()) == (schedule, splits)
-    options.run.schedule.unlink()
-    before = [path.read_bytes() for path in options.run.models.rglob("*.safetensors")]
-    with pytest.raises(AutosegError, match=r"schedule\.json is gone.*, so that the schedule would be made again"):
-        run_all(replace(plain, may_retrain=False))
-    assert not options.run.schedule.exists()
-    assert [path.read_bytes() for path in options.run.models.rglob("*.safetensors")] == before
 
 
 def test_what_is_missing_is_done_for_a_report(options: Options) -> None:
