@@ -209,6 +209,7 @@ def make_options(
         set_threads(num_threads)
         device = str(choose_device(device))
     seconds = None if budget is None else parse_duration(budget)
+    spacing_mm = None if target_spacing is None else parse_spacing(target_spacing)
     folder = RunFolder(out, work)
     require_text([out, *([] if work is None else [work])])
     require_free(folder, dataset)
@@ -225,7 +226,7 @@ def make_options(
         seed=seed,
         preset=preset.value,
         memory_gb=memory_gb,
-        target_spacing_mm=None if target_spacing is None else parse_spacing(target_spacing),
+        target_spacing_mm=spacing_mm,
         strict_reference=strict_reference,
         layout=layout,
         spec=spec,

@@ -70,10 +70,12 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
         (["x", "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
     ],
 )
-def test_bad_calls_are_answered(arguments, code, message) -> None:
+def test_bad_calls_are_answered(tmp_path, monkeypatch, arguments, code, message) -> None:
+    monkeypatch.chdir(tmp_path)
     done = plan(*arguments)
     assert done.returncode == code
     assert message in " ".join(done.stderr.split())
+    assert not list(tmp_path.iterdir())
 
 
 def test_all_faults_of_a_file_are_told_with_their_places(tmp_path) -> None:
