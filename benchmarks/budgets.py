@@ -16,11 +16,12 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Splits
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
 from autoseg.inference.validation import prediction_path
 from autoseg.pipeline.scoring import score_cases
-from autoseg.run_folder import RunFolder, load_document, write_text
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule, Training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "budgets.md"
@@ -28,7 +29,15 @@ RESULTS = Path(__file__).resolve().parent / "results" / "budgets.md"
 
 def train(dataset: Path, folder: Path, budget: str, arguments: argparse.Namespace) -> Schedule:
     """One fold, by the schedule of that budget."""
-    command = [sys.executable, "-c", "from autoseg.cli import main; main()", "train", str(dataset), "--out", str(folder)]
+    command = [
+        sys.executable,
+        "-c",
+        "from autoseg.cli import main; main()",
+        "train",
+        str(dataset),
+        "--out",
+        str(folder),
+    ]
     wishes = ["--budget", budget, "--fold", str(arguments.fold), "--seed", str(arguments.seed), "--device", "cpu"]
     subprocess.run([*command, *wishes], check=True)
     return load_document(Schedule, RunFolder(folder).schedule)

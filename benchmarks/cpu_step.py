@@ -28,8 +28,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.networks.blocks import InstanceNorm
 from autoseg.networks.build import build_network
-from autoseg.preparation.storage import open_case
-from autoseg.run_folder import RunFolder, load_document
+from autoseg.preprocessing.store import open_case
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document
 from autoseg.training.batches import BatchSource, finish
 from autoseg.training.loop import Parts, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss, supervise_deeply
@@ -67,7 +68,9 @@ def _is_3d(network: nn.Module) -> bool:
     return any(parameter.ndim == 5 for parameter in network.parameters())
 
 
-def parts_of(plan: Plan, configuration: Configuration, precision: str, *, own_norm: bool, compiled: bool = False) -> Parts:
+def parts_of(
+    plan: Plan, configuration: Configuration, precision: str, *, own_norm: bool, compiled: bool = False
+) -> Parts:
     """The configuration's own network and batch under the method's optimiser."""
     network = build_network(configuration.network, deep_supervision=configuration.deep_supervision, seed=0).train()
     if not own_norm:
@@ -176,7 +179,8 @@ def main() -> None:
             }
         found |= {
             "torch": seconds(lambda: train_step(plain, images, labels, 1e-4)),
-            "batch": seconds(lambda turn=turn: [finish(source[10 * turn + i], source.recipe, CPU) for i in range(10)]) / 10,
+            "batch": seconds(lambda turn=turn: [finish(source[10 * turn + i], source.recipe, CPU) for i in range(10)])
+            / 10,
         }
         if turn >= 2:  # the first ones prepare kernels and memory
             for name, value in found.items():

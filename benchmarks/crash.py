@@ -32,18 +32,41 @@ from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
 from planners import Schedule
 
-COMPARED = ("*.safetensors", "*.nii.gz", "*.b2nd", "*.npz", "selection.json", "splits.json", "plan.json", "summary.json")
+COMPARED = (
+    "*.safetensors",
+    "*.nii.gz",
+    "*.b2nd",
+    "*.npz",
+    "selection.json",
+    "splits.json",
+    "plan.json",
+    "summary.json",
+)
 STEPS = 24
 POLL_S = 0.002
 
 
 def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[str]:
     call = "from autoseg.cli import main; main()"
-    return [sys.executable, "-c", call, verb, str(dataset), "--out", str(out), "--device", "cpu", "--threads", "1", *extra]
+    return [
+        sys.executable,
+        "-c",
+        call,
+        verb,
+        str(dataset),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        *extra,
+    ]
 
 
 def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
@@ -155,7 +178,9 @@ def work_together(work: Path, *, rounds: int, seed: int) -> None:
         folds = [command(dataset, run, *schedule, "--fold", str(fold), verb="train") for fold in (0, 1)]
         calls = 2 * [command(dataset, run, *schedule), *folds]
         with ThreadPoolExecutor(len(calls)) as pool:
-            after = [(rng.uniform(0, whole / 2), rng.uniform(0, whole) if rng.random() < 1 / 2 else None) for _ in calls]
+            after = [
+                (rng.uniform(0, whole / 2), rng.uniform(0, whole) if rng.random() < 1 / 2 else None) for _ in calls
+            ]
             ends.update(pool.map(end_of, calls, *zip(*after, strict=True)))
         subprocess.run(command(dataset, run, *schedule), check=True, capture_output=True)
         wrong = differences(run, expected)
@@ -163,7 +188,9 @@ def work_together(work: Path, *, rounds: int, seed: int) -> None:
             sys.exit(f"round {number}: {len(wrong)} of {len(expected)} files differ: {', '.join(wrong[:10])}")
         shutil.rmtree(run)
     table = ", ".join(f"{count} {end}" for end, count in ends.most_common())
-    sys.stdout.write(f"{ends.total()} processes in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time\n")
+    sys.stdout.write(
+        f"{ends.total()} processes in {rounds} runs ({table}); {len(expected)} files equal byte for byte each time\n"
+    )
 
 
 def end_of(call: list[str], delay_s: float, kill_after_s: float | None) -> str:
@@ -200,7 +227,9 @@ def fill_disk(work: Path) -> None:
     try:
         for size in (200, 1000, 3000, 5000, 8000, 12000, 20000, 100_000):
             subprocess.run(["mount", "-o", f"remount,size={size}k", str(disk)], check=True)
-            done = subprocess.run(command(dataset, disk / "run", "--schedule", str(schedule)), capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                command(dataset, disk / "run", "--schedule", str(schedule)), capture_output=True, text=True, check=False
+            )
             if done.returncode == 0:
                 break
             message = done.stderr.strip().splitlines()

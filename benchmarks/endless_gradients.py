@@ -125,7 +125,9 @@ def main() -> int:
             sys.stdout.write(f"does not end: {trial}\n")
             sys.stdout.flush()
     whose = "torch's own" if options.library else "the product's"
-    sys.stdout.write(f"{counts.total()} convolutions, {whose}, {options.threads} threads: {counts[False]} did not end\n")
+    sys.stdout.write(
+        f"{counts.total()} convolutions, {whose}, {options.threads} threads: {counts[False]} did not end\n"
+    )
     return int(counts[False] > 0)
 
 

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.checks import check_dataset
-from autoseg.datasets.dataset import Case, DatasetDescription, Finding
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.imaging.formats import read_label_map, read_volume, write_label_map, write_volume
+from autoseg.data.checks import check_dataset
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
 from autoseg.imaging.volume import Geometry
-from autoseg.progress import SilentReporter
+from autoseg.issues import Issue
+from autoseg.tracking.progress import SilentReporter
 
 DATASETS = {"Task04_Hippocampus": 24, "ms_flair_thick": None, "ms_multichannel_thick": None}
 """Folders, and how many of their cases are used."""
@@ -124,7 +125,9 @@ def copied_label(trial: Trial) -> None:
 
 
 def duplicate(trial: Trial) -> None:
-    for own, image in zip((*trial.case.images, trial.label), (*trial.other.images, trial.other.label or ""), strict=True):
+    for own, image in zip(
+        (*trial.case.images, trial.label), (*trial.other.images, trial.other.label or ""), strict=True
+    ):
         volume = read_volume([image])
         write_volume(Path(own), volume.array[0], volume.geometry)
 
@@ -185,7 +188,8 @@ FAULTS: dict[str, Fault] = {
     "spacing in metres": lambda trial: with_spacing(trial, in_metres),
     "label map resampled": resampled_label,
     "label map on another origin": lambda trial: with_spacing(
-        trial, lambda g: g.model_copy(update={"origin_mm": (g.origin_mm[0] + 5, *g.origin_mm[1:])}), label_only=True),
+        trial, lambda g: g.model_copy(update={"origin_mm": (g.origin_mm[0] + 5, *g.origin_mm[1:])}), label_only=True
+    ),
     "label map of greys": greys,
     "undeclared value": change_label(lambda array, _: np.where(array == 1, 9, array).astype(np.uint8)),
     "empty label map": change_label(lambda array, _: np.zeros_like(array)),
@@ -212,12 +216,14 @@ def copy_dataset(source: Path, target: Path, keep: int | None) -> None:
             remove(case)
 
 
-def alarms(dataset: DatasetDescription) -> list[Finding]:
+def alarms(dataset: DatasetDescription) -> list[Issue]:
     found = check_dataset(dataset, num_workers=1, reporter=SilentReporter())
-    return [finding for finding in found if finding.severity != "note" and finding.case_id is not None]
+    return [finding for finding in found if finding.severity != "note" and finding.case is not None]
 
 
-def try_fault(clean: Path, fault: Fault, known: set[tuple[str | None, str]], rng: np.random.Generator) -> tuple[list[Finding], int]:
+def try_fault(
+    clean: Path, fault: Fault, known: set[tuple[str | None, str]], rng: np.random.Generator
+) -> tuple[list[Issue], int]:
     """Findings on the broken case, and the number of new ones on others."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / clean.name
@@ -225,14 +231,14 @@ def try_fault(clean: Path, fault: Fault, known: set[tuple[str | None, str]], rng
         cases = discover_dataset(copy).training
         own, other = (cases[int(index)] for index in rng.choice(len(cases), 2, replace=False))
         fault(Trial(own, other, rng))
-        new = [f for f in alarms(discover_dataset(copy)) if (f.case_id, kind(f)) not in known]
-    named = [f for f in new if own.case_id in (f.case_id or "") or own.case_id in f.found]
-    return named, len({f.case_id for f in new if f not in named})
+        new = [f for f in alarms(discover_dataset(copy)) if (f.case, kind(f)) not in known]
+    named = [f for f in new if own.case_id in (f.case or "") or own.case_id in f.message]
+    return named, len({f.case for f in new if f not in named})
 
 
-def kind(finding: Finding) -> str:
+def kind(finding: Issue) -> str:
     """What a finding says, without its numbers."""
-    return finding.found.split(":")[0][:40]
+    return finding.message.split(":")[0][:40]
 
 
 def main() -> None:
@@ -251,7 +257,7 @@ def main() -> None:
             dataset = discover_dataset(clean)
             before = alarms(dataset)
             sys.stdout.write(f"| {name} | none ({len(dataset.training)} cases) | | {len(before)} |\n")
-            known = {(f.case_id, kind(f)) for f in before}
+            known = {(f.case, kind(f)) for f in before}
             for title in arguments.faults:
                 if title == "channels swapped" and len(dataset.training[0].images) < 2:
                     continue

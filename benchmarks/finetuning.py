@@ -18,14 +18,15 @@ from statistics import fmean
 import numpy as np
 import torch
 
-from autoseg.datasets.splits import Splits
+from autoseg.data.splits import Splits
 from autoseg.inference.model import Member, load_network, open_model
 from autoseg.inference.predictor import member_logits
 from autoseg.networks.transfer import Transfer
 from autoseg.pipeline.finetuning import Start, fit_weights
-from autoseg.preparation.storage import open_case
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, load_document
+from autoseg.preprocessing.store import open_case
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training.fold import train_fold
 from autoseg.training.online_validation import class_counts
 from autoseg.training.task import FoldTask
@@ -48,7 +49,9 @@ def merged_case(folder: Path, case_id: str) -> MergedCase:
     labels = np.asarray(stored.labels[:])
     places = np.concatenate(list(stored.locations.values()))
     return MergedCase(
-        np.asarray(stored.image[:], np.float32), np.minimum(labels, 1).astype(np.int16), {MERGED.classes[0].name: places}
+        np.asarray(stored.image[:], np.float32),
+        np.minimum(labels, 1).astype(np.int16),
+        {MERGED.classes[0].name: places},
     )
 
 
@@ -62,7 +65,9 @@ def train_and_score(task: FoldTask) -> float:
     for case in task.validation_cases:
         logits = member_logits(member, case.image, mirror_axes=member.mirror_axes, device=task.device)
         target = torch.from_numpy(case.labels).long().clamp_min(0)
-        hits, predicted, present = class_counts(torch.as_tensor(np.asarray(logits))[None].float(), target[None], MERGED)[:, 0].tolist()
+        hits, predicted, present = class_counts(
+            torch.as_tensor(np.asarray(logits))[None].float(), target[None], MERGED
+        )[:, 0].tolist()
         scores.append(2 * hits / (predicted + present))
     return fmean(scores)
 
@@ -83,7 +88,11 @@ def main() -> None:
     own = about.plan.model_copy(update={"labels": MERGED, "dataset_name": "classes merged"})
     plan = plan_finetuning(own, about.plan, {name: about.training(name).base_features})
     configuration = plan.configuration(name)
-    steps = {"num_steps": arguments.steps, "steps_per_epoch": max(1, arguments.steps // 4), "warmup_steps": arguments.steps // 10}
+    steps = {
+        "num_steps": arguments.steps,
+        "steps_per_epoch": max(1, arguments.steps // 4),
+        "warmup_steps": arguments.steps // 10,
+    }
     training = about.training(name).model_copy(update=steps)
     unseen = load_document(Splits, run.splits).folds[about.selection.folds[0]].val
     cases = [merged_case(run.preprocessed(configuration.data), case_id) for case_id in unseen]

@@ -67,7 +67,9 @@ def look_at(real_data: Path, folder: str, spec: str | None, *, commands: Sequenc
     sentence = next((line.removeprefix("Found ") for line in lines if line.startswith("Found ")), "")
     findings = Counter(line.partition(":")[0] for line in lines if line.startswith(("error: ", "warning: ", "note: ")))
     if not sentence:
-        return Row(folder=folder, spec=spec, sentence="", findings=findings, seconds={}, failure=_first_line(checked.stderr))
+        return Row(
+            folder=folder, spec=spec, sentence="", findings=findings, seconds={}, failure=_first_line(checked.stderr)
+        )
     took = {"check": seconds}
     skip = ["--skip-bad"] if findings["error"] else []
     failure = ""
@@ -88,7 +90,9 @@ def _timed(arguments: Sequence[str]) -> tuple[subprocess.CompletedProcess[str], 
 
 
 def _first_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.startswith(("error", "Error")) or " ERROR " in line] or text.splitlines()
+    lines = [
+        line for line in text.splitlines() if line.startswith(("error", "Error")) or " ERROR " in line
+    ] or text.splitlines()
     return lines[0][:200] if lines else "failed without a word"
 
 
@@ -101,7 +105,9 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         spec = "" if row.spec is None else f" (`{row.spec}.toml`)"
         found = ", ".join(str(row.findings[kind]) for kind in ("error", "warning", "note"))
-        times = " | ".join(f"{row.seconds[name]:.1f}" if name in row.seconds else "-" for name in ("check", "plan", "preprocess"))
+        times = " | ".join(
+            f"{row.seconds[name]:.1f}" if name in row.seconds else "-" for name in ("check", "plan", "preprocess")
+        )
         failure = f"; {row.failure}" if row.failure else ""
         lines.append(f"| `{row.folder}`{spec} | {row.sentence}{failure} | {found} | {times} |")
     return "\n".join(lines) + "\n"

@@ -36,8 +36,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
 
-from autoseg.errors import AutosegError
-from autoseg.imaging.formats import (
+from autoseg.imaging.readers import (
     files_of,
     is_segmentation,
     list_segments,
@@ -46,6 +45,7 @@ from autoseg.imaging.formats import (
     read_segments,
     read_volume,
 )
+from autoseg.issues import AutosegError
 
 MOST_SECONDS = 20
 """Of processor time. A read of these small files takes milliseconds; a worker that decodes has a limit of its own."""
@@ -222,7 +222,19 @@ def swap(content: bytes, rng: random.Random) -> bytes:
 
 
 WAYS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    cut, cut, flip, flip, flip_header, flip_header, extreme, extreme, extreme, noise, remove, double, swap,
+    cut,
+    cut,
+    flip,
+    flip,
+    flip_header,
+    flip_header,
+    extreme,
+    extreme,
+    extreme,
+    noise,
+    remove,
+    double,
+    swap,
 )
 
 
@@ -239,7 +251,11 @@ def plan(seeds: Sequence[str], number: int, start: int) -> list[Broken]:
     """``number`` broken files, every seed as often as any other, those that need a worker a tenth as often."""
     turns = [seed for turn in range(10) for seed in seeds if turn == 0 or seed not in SLOW]
     return [
-        Broken(seed=turns[i % len(turns)], way=random.Random(f"{start} {i}").choice(WAYS).__name__, number=start * 10**8 + i)
+        Broken(
+            seed=turns[i % len(turns)],
+            way=random.Random(f"{start} {i}").choice(WAYS).__name__,
+            number=start * 10**8 + i,
+        )
         for i in range(number)
     ]
 
@@ -356,7 +372,9 @@ def _child(batch: Sequence[Broken], seeds: dict[str, Path], sound: dict[str, lis
             signal.setitimer(signal.ITIMER_PROF, 0)
             result.peak_bytes = peak() - before
             if result.peak_bytes > MOST_BYTES:
-                result = Result("took too much memory", f"{result.outcome}: {result.detail}", result.seconds, result.peak_bytes)
+                result = Result(
+                    "took too much memory", f"{result.outcome}: {result.detail}", result.seconds, result.peak_bytes
+                )
             stream.write(json.dumps({name: getattr(result, name) for name in Result.__slots__}) + "\n")
             stream.flush()
     os._exit(0)
@@ -380,8 +398,9 @@ class Summary:
             self.faults.append((broken, result))
 
 
-def fuzz(number: int, *, start: int = 0, real_data: Path | None = None, keep: Path | None = None,
-         only: str | None = None) -> Summary:
+def fuzz(
+    number: int, *, start: int = 0, real_data: Path | None = None, keep: Path | None = None, only: str | None = None
+) -> Summary:
     """Break and read ``number`` files."""
     summary = Summary()
     with tempfile.TemporaryDirectory() as folder:
@@ -411,7 +430,9 @@ def main() -> None:
     parser.add_argument("--only", help="one seed alone")
     options = parser.parse_args()
     begin = time.perf_counter()
-    summary = fuzz(options.number, start=options.seed, real_data=options.real_data, keep=options.keep, only=options.only)
+    summary = fuzz(
+        options.number, start=options.seed, real_data=options.real_data, keep=options.keep, only=options.only
+    )
     for name, counts in sorted(summary.by_seed.items()):
         print(f"{name:16}", ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())))
     print(

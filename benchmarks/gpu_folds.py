@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from autoseg.datasets.splits import Split, make_splits
+from autoseg.data.splits import Split, make_splits
 from autoseg.inference.sliding_window import predict_logits
 from autoseg.networks.weights import read_weights
-from autoseg.preparation.storage import open_case
-from autoseg.progress import LogReporter, RunClock
-from autoseg.run_folder import RunFolder, load_document
+from autoseg.preprocessing.store import open_case
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document
+from autoseg.tracking.progress import LogReporter, RunClock
 from autoseg.training.fold import train_fold
 from autoseg.training.online_validation import class_counts
 from autoseg.training.task import FoldTask, make_network
@@ -131,7 +132,9 @@ def main() -> None:
     )
     splits = make_splits(names)
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"folds": {}}
-    gpu = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    gpu = (
+        torch.cuda.get_device_name() if arguments.device.startswith("cuda") else torch.backends.cpu.get_cpu_capability()
+    )
     for fold in arguments.folds:
         row = run_fold(plan, training, splits.folds[fold], fold, preprocessed, arguments)
         print(fold, json.dumps(row), flush=True)

@@ -118,11 +118,18 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def measure(plan: Plan, configuration: Configuration, device: torch.device, arguments: argparse.Namespace) -> dict[str, object]:
+def measure(
+    plan: Plan, configuration: Configuration, device: torch.device, arguments: argparse.Namespace
+) -> dict[str, object]:
     """Steps for some seconds, from the first batch on."""
     features, batch = configuration.network.features[0], configuration.batch_size
     trial = trial_training(configuration, base_features=features, batch_size=batch, precision="bfloat16")
-    method = {"optimiser": "sgd", "momentum": 0.99, "deep_supervision": configuration.deep_supervision, "mirroring": True}
+    method = {
+        "optimiser": "sgd",
+        "momentum": 0.99,
+        "deep_supervision": configuration.deep_supervision,
+        "mirroring": True,
+    }
     training = trial.model_copy(update=method)
     network = build_network(configuration.network, deep_supervision=training.deep_supervision)
     parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, device)
@@ -179,7 +186,9 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=["001", "004", "028", "046"])
     parser.add_argument("--configurations", nargs="*", default=["3d_fullres", "2d"])
     parser.add_argument("--seconds", type=float, default=45.0, help="of steps for each configuration")
-    parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that read crops")
+    parser.add_argument(
+        "--workers", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="processes that read crops"
+    )
     parser.add_argument("--compile", action="store_true", help="let torch compile the network first")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from autoseg.evaluation.metrics import dice_coefficient, evaluated_classes
-from autoseg.imaging.formats import image_stem, read_label_map
+from autoseg.imaging.readers import image_stem, read_label_map
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
-from autoseg.pipeline.importing import import_nnunet
+from autoseg.interop.nnunet.importing import import_nnunet
 
 ASKED = 0.998
 

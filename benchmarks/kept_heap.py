@@ -51,7 +51,9 @@ def compare(job: Job, rounds: int) -> dict[str, Any]:
         for keeps in found:
             wait_for_memory(ROOM * held_bytes(job) + 1e9)
             found[keeps].append(job.run(steps=STEPS, keeps_freed=keeps))
-    seconds = {keeps: median(s for run in runs for s in run["step_seconds"][-SETTLED:]) for keeps, runs in found.items()}
+    seconds = {
+        keeps: median(s for run in runs for s in run["step_seconds"][-SETTLED:]) for keeps, runs in found.items()
+    }
     peaks = {keeps: max(max(run["peaks"]) for run in runs) / 1e9 for keeps, runs in found.items()}
     return {"seconds": seconds, "peaks": peaks}
 
@@ -64,7 +66,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--sizes-gb", type=float, nargs="+", default=SIZES_GB, help="estimates that are looked for")
     options = parser.parse_args()
-    jobs = [job for job in find_jobs(options.plans, "cpu") if job.dtype == "bfloat16" and job.threads == options.threads]
+    jobs = [
+        job for job in find_jobs(options.plans, "cpu") if job.dtype == "bfloat16" and job.threads == options.threads
+    ]
     lines = [
         f"# Steps with freed memory kept, {platform.machine()}, {options.threads} threads, torch {torch.__version__}, {date.today()}",
         "",

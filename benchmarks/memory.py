@@ -57,9 +57,7 @@ class Job:
     @property
     def estimate_bytes(self) -> int:
         """What the product says this training takes."""
-        return estimate_memory(
-            self.plan, self.configuration.name, dtype=self.dtype, device=self.device
-        ).training_bytes
+        return estimate_memory(self.plan, self.configuration.name, dtype=self.dtype, device=self.device).training_bytes
 
     @property
     def key(self) -> str:
@@ -176,7 +174,9 @@ def main() -> int:
     parser.add_argument("plans", type=Path)
     parser.add_argument("--limit-gb", type=float, default=12.0, help="leave out trainings estimated above this")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--only", nargs="*", default=[], help="only trainings whose name and format hold all of these words")
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="only trainings whose name and format hold all of these words"
+    )
     parser.add_argument("--table-only", action="store_true", help="measure nothing")
     options = parser.parse_args()
     jobs = [job for job in find_jobs(options.plans, options.device) if job.estimate_bytes <= options.limit_gb * 1e9]

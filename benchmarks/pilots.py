@@ -21,9 +21,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Split
-from autoseg.execution.device import set_threads
+from autoseg.compute.device import set_threads
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Split
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.pipeline.bench import make_bench
@@ -32,9 +32,9 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.scoring import score_cases
 from autoseg.pipeline.splitting import splits_stage
 from autoseg.pipeline.stages import preprocess_stage
-from autoseg.preparation.storage import open_case
-from autoseg.progress import SilentReporter
+from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
 from autoseg.training.trial import kept_heap_for
@@ -125,7 +125,12 @@ def schedule(fold: Fold, trial: Trial, *, steps: int | None, seconds: float) -> 
     with kept_heap_for(configuration, timed, fold.options.device):
         step_s = settled_mean(time_steps(bench, configuration, timed, longest_s=10))
     measured = Measurement(
-        configuration=configuration.name, base_features=width, batch_size=batch, precision=precision, step_s=step_s, case_s=1
+        configuration=configuration.name,
+        base_features=width,
+        batch_size=batch,
+        precision=precision,
+        step_s=step_s,
+        case_s=1,
     )
     count: Any = settings.pop("num_steps", steps or int(seconds / step_s))
     return budgeted_training(configuration, measured, count, mirroring=False).model_copy(update=settings), step_s

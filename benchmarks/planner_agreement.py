@@ -39,7 +39,13 @@ CHANNELS = (
     ("rescale_to_0_1",),
     ("zscore", "rgb_to_0_1"),
 )
-PLANNERS = ("ExperimentPlanner", "ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL")
+PLANNERS = (
+    "ExperimentPlanner",
+    "ExperimentPlanner",
+    "nnUNetPlannerResEncM",
+    "nnUNetPlannerResEncL",
+    "nnUNetPlannerResEncXL",
+)
 MEMORY_GB = (None, None, None, 1, 2, 4, 6, 11, 16, 24, 48, 80)
 RELATIVE_SIZES = (1.0, 0.9, 0.75, 0.7499, 0.3)
 
@@ -73,7 +79,9 @@ def _thick_slices(draw: random.Random) -> tuple[list[float], list[float]]:
 
 def _thin_slices(draw: random.Random) -> tuple[list[float], list[float]]:
     spacing = _between(draw, 0.3, 2)
-    return [spacing * _between(draw, 0.1, 0.5), spacing, spacing], [_between(draw, low, 10 * low) for low in (60, 30, 30)]
+    return [spacing * _between(draw, 0.1, 0.5), spacing, spacing], [
+        _between(draw, low, 10 * low) for low in (60, 30, 30)
+    ]
 
 
 def _two_coarse_axes(draw: random.Random) -> tuple[list[float], list[float]]:
@@ -92,7 +100,11 @@ def _scaled_2d(draw: random.Random) -> tuple[list[float], list[float]]:
 
 
 def _few_slices(draw: random.Random) -> tuple[list[float], list[float]]:
-    return [draw.choice([1.0, 3.0, 5.0]), 1.0, 1.0], [draw.choice([1, 2, 3]), _between(draw, 30, 400), _between(draw, 30, 400)]
+    return [draw.choice([1.0, 3.0, 5.0]), 1.0, 1.0], [
+        draw.choice([1, 2, 3]),
+        _between(draw, 30, 400),
+        _between(draw, 30, 400),
+    ]
 
 
 def _tiny(draw: random.Random) -> tuple[list[float], list[float]]:
@@ -155,7 +167,9 @@ def _random_dataset(draw: random.Random, kind: str) -> tuple[dict[str, Any], dic
     statistics = ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std")
     fingerprint = {
         "spacings": [[round(vary(mm, axis), 6) for axis, mm in enumerate(spacing)] for _ in range(cases)],
-        "shapes_after_crop": [[max(1, int(vary(length, axis))) for axis, length in enumerate(shape)] for _ in range(cases)],
+        "shapes_after_crop": [
+            [max(1, int(vary(length, axis))) for axis, length in enumerate(shape)] for _ in range(cases)
+        ],
         "foreground_intensity_properties_per_channel": {
             str(index): {name: draw.uniform(0, 100) for name in statistics} for index in range(len(channels))
         },
@@ -164,7 +178,9 @@ def _random_dataset(draw: random.Random, kind: str) -> tuple[dict[str, Any], dic
     options = {
         "planner": draw.choice(PLANNERS),
         "memory_gb": draw.choice(MEMORY_GB),
-        "target_spacing_mm": [round(mm * _between(draw, 0.5, 2), 4) for mm in spacing] if draw.random() < 0.15 else None,
+        "target_spacing_mm": [round(mm * _between(draw, 0.5, 2), 4) for mm in spacing]
+        if draw.random() < 0.15
+        else None,
     }
     return dataset, fingerprint, options
 
@@ -234,7 +250,9 @@ def compare(folder: Path) -> int:
         reference = json.loads((target / "answer.json").read_text())
         if "error" in reference:
             results["not planned by the reference"] += 1
-            print(f"{target.name}: the reference failed with {reference['error']}; here: {_plan_or_error(target)!s:.200}")
+            print(
+                f"{target.name}: the reference failed with {reference['error']}; here: {_plan_or_error(target)!s:.200}"
+            )
             continue
         differences = list(_differences("", _plan_or_error(target), reference))
         results["different" if differences else "equal"] += 1
@@ -267,7 +285,9 @@ def _plan_or_error(target: Path) -> Any:
 def _differences(where: str, ours: Any, reference: Any) -> list[str]:
     if isinstance(reference, dict) and isinstance(ours, dict):
         keys = (ours.keys() | reference.keys()) - ({"dataset_name", "plans_name"} if not where else set())
-        return [each for key in sorted(keys) for each in _differences(f"{where}/{key}", ours.get(key), reference.get(key))]
+        return [
+            each for key in sorted(keys) for each in _differences(f"{where}/{key}", ours.get(key), reference.get(key))
+        ]
     same = ours == reference
     if "spacing" in where and isinstance(reference, list) and isinstance(ours, list) and len(ours) == len(reference):
         same = all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(ours, reference, strict=True))

@@ -35,7 +35,15 @@ def time_command(dataset: Path, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for i in range(repeats):
             run = Path(folder) / str(i)
-            command = [sys.executable, "-c", "from autoseg.cli import main; main()", "preprocess", str(dataset), "--out", str(run)]
+            command = [
+                sys.executable,
+                "-c",
+                "from autoseg.cli import main; main()",
+                "preprocess",
+                str(dataset),
+                "--out",
+                str(run),
+            ]
             start = time.perf_counter()
             subprocess.run(command, check=True, capture_output=True)
             seconds.append(time.perf_counter() - start)
@@ -49,7 +57,10 @@ def measure_growth() -> list[dict[str, Any]]:
     for target in TARGETS_MM:
         for size in SIZES:
             child = subprocess.run(
-                [sys.executable, __file__, "--child", target, *map(str, size)], check=True, capture_output=True, text=True
+                [sys.executable, __file__, "--child", target, *map(str, size)],
+                check=True,
+                capture_output=True,
+                text=True,
             )
             row = json.loads(child.stdout)
             rows.append(row)
@@ -62,18 +73,25 @@ def measure_growth() -> list[dict[str, Any]]:
 
 def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
     """Preprocess one made case in this process."""
-    from autoseg.datasets.dataset import Case, DatasetDescription
-    from autoseg.imaging.formats import write_label_map, write_volume
+    from autoseg.data.dataset import Case, DatasetDescription
+    from autoseg.imaging.readers import write_label_map, write_volume
     from autoseg.imaging.volume import Geometry
-    from autoseg.preparation.preprocessing import Target, preprocess_case
+    from autoseg.preprocessing.prepare import Target, preprocess_case
     from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
 
     labels = Labels(classes=(LabelClass(name="one", values=(1,)), LabelClass(name="two", values=(2,))))
-    statistics = IntensityStatistics(mean=0, median=0, std=1, minimum=-3, maximum=3, percentile_00_5=-2, percentile_99_5=2)
+    statistics = IntensityStatistics(
+        mean=0, median=0, std=1, minimum=-3, maximum=3, percentile_00_5=-2, percentile_99_5=2
+    )
     plan = plan_dataset(
         Fingerprint(
-            dataset_name="made", cases=(CaseSize(case_id="a", shape=size, spacing_mm=SPACING_MM),), num_training_cases=1,
-            channels=("CT",), labels=labels, intensities=(statistics,), median_relative_size_after_cropping=1.0,
+            dataset_name="made",
+            cases=(CaseSize(case_id="a", shape=size, spacing_mm=SPACING_MM),),
+            num_training_cases=1,
+            channels=("CT",),
+            labels=labels,
+            intensities=(statistics,),
+            median_relative_size_after_cropping=1.0,
         ),
         target_spacing_mm=TARGETS_MM[target],
     )
@@ -87,8 +105,14 @@ def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
         del mask
         case = Case(case_id="a", images=(str(image),), label=str(label))
         dataset = DatasetDescription(
-            name="made", root=folder, layout="made", channels=("CT",), labels=labels, file_values=(0, 1, 2),
-            file_ending=".nii.gz", training=(case,),
+            name="made",
+            root=folder,
+            layout="made",
+            channels=("CT",),
+            labels=labels,
+            file_values=(0, 1, 2),
+            file_ending=".nii.gz",
+            training=(case,),
         )
         before = resident_bytes()
         targets = [Target(plan.configuration("3d_fullres"), Path(folder) / "out")]
@@ -98,8 +122,12 @@ def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
     voxels = int(np.prod(size)) * (1 + SPACING_MM[0] / TARGETS_MM[target][0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     return {
-        "spacing": target, "size": size, "seconds": seconds, "voxels": voxels,
-        "ns_per_voxel": seconds / voxels * 1e9, "bytes_per_voxel": peak / voxels,
+        "spacing": target,
+        "size": size,
+        "seconds": seconds,
+        "voxels": voxels,
+        "ns_per_voxel": seconds / voxels * 1e9,
+        "bytes_per_voxel": peak / voxels,
     }
 
 
@@ -120,7 +148,9 @@ def main() -> None:
         sys.stdout.write(json.dumps(measure_case(arguments.child[0], (z, y, x))))
         return
     result: dict[str, Any] = {
-        "date": date.today().isoformat(), "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+        "date": date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
     }
     if arguments.dataset:
         result["command"] = time_command(arguments.dataset, arguments.repeats)

@@ -15,7 +15,8 @@ from pathlib import Path
 from autoseg.evaluation.summary import read_summary
 from autoseg.evaluation.tables import score_statistics
 from autoseg.pipeline.record import RunRecord
-from autoseg.run_folder import RunFolder, load_document, write_text
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 
 
@@ -46,7 +47,10 @@ def main() -> None:
         "state": record.state,
         "folds": schedule.num_folds,
         "trainings": [
-            {key: getattr(t, key) for key in ("configuration", "base_features", "batch_size", "num_steps", "precision", "compiled")}
+            {
+                key: getattr(t, key)
+                for key in ("configuration", "base_features", "batch_size", "num_steps", "precision", "compiled")
+            }
             for t in schedule.trainings
         ],
         "cross_validated": scores(run.cross_validation / "summary.json"),

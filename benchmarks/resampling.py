@@ -103,7 +103,9 @@ def compare_image(shape: tuple[int, int, int], target: tuple[int, int, int], axi
     }
 
 
-def compare_labels(shape: tuple[int, int, int], target: tuple[int, int, int], axis: int | None, classes: int) -> dict[str, Any]:
+def compare_labels(
+    shape: tuple[int, int, int], target: tuple[int, int, int], axis: int | None, classes: int
+) -> dict[str, Any]:
     labels = made_labels(shape, classes)
     values = np.unique(labels)
 

@@ -21,7 +21,8 @@ from crash import contents, differences
 
 from autoseg.evaluation.summary import Summary, read_summary
 from autoseg.pipeline.record import RunRecord
-from autoseg.run_folder import RunFolder, load_document, write_text
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 
 RESULTS = Path(__file__).resolve().parent / "results" / "seeds.md"

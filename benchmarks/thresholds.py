@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.imaging.formats import read_label_map, read_volume
-from autoseg.run_folder import write_text
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.storage.atomic import write_text
 
 QUANTILES = 256
 
@@ -51,7 +51,10 @@ def baselines(folder: Path) -> tuple[int, float, float]:
     values = np.concatenate([image.ravel()[::every] for image in images])
     cuts = np.unique(np.quantile(values, np.linspace(0, 1, QUANTILES)))
     common = max(
-        max(mean_dice([image > cut for image in images], references), mean_dice([image <= cut for image in images], references))
+        max(
+            mean_dice([image > cut for image in images], references),
+            mean_dice([image <= cut for image in images], references),
+        )
         for cut in cuts
     )
     return len(images), per_image, common

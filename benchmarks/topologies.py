@@ -18,7 +18,8 @@ from pathlib import Path
 
 from autoseg.evaluation.summary import read_summary
 from autoseg.pipeline.record import RunRecord
-from autoseg.run_folder import RunFolder, load_document, write_text
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 
 RESULTS = Path(__file__).resolve().parent / "results" / "topologies.md"

@@ -1,6 +1,6 @@
 """One layout as a frozen value: where the files of cases lie, what they show, and how the layout is recognised.
 
-Out of scope: looking into folders. A layout says what to look for; `autoseg.datasets.discovery` looks.
+Out of scope: looking into folders. A layout says what to look for; `autoseg.data.discovery` looks.
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def read_spec(path: Path) -> Layout:
         raise DocumentError(where, (f"no UTF-8 text (byte {error.start})",)) from error
     own = {"name": path.stem, "title": f"as {path.name} says", "expects": f"files as {path.name} names them"}
     merged = _with_base(content, where)
-    return read_document(Layout, json.dumps(merged | {k: content.get(k, v) for k, v in own.items()}, default=str), where=where)
+    return read_document(
+        Layout, json.dumps(merged | {k: content.get(k, v) for k, v in own.items()}, default=str), where=where
+    )
 
 
 def load_layouts() -> tuple[Layout, ...]:

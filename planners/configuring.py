@@ -109,7 +109,9 @@ def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | No
     )
     most = MOST_STAGES[family]
     if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
-        return NoFit(reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages", yields_to_memory=False)
+        return NoFit(
+            reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages", yields_to_memory=False
+        )
     return fit
 
 
@@ -127,7 +129,9 @@ def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
     if isinstance(fit, NoFit):
         return fit.reason
     if fit is not None and fit.pyramid.num_stages < 2:
-        return f"a patch of {voxels(fit.pyramid.patch)} voxels gives a network of one stage, without decoder and outputs"
+        return (
+            f"a patch of {voxels(fit.pyramid.patch)} voxels gives a network of one stage, without decoder and outputs"
+        )
     return None
 
 
@@ -254,7 +258,9 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
         )
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
             patch = voxels(larger.pyramid.patch)
-            if role.next_stage is not None:  # how coarse a low resolution is depends on what the patch of the full one holds
+            if (
+                role.next_stage is not None
+            ):  # how coarse a low resolution is depends on what the patch of the full one holds
                 return (
                     f"with {target_gb:g} GB a patch of {patch} voxels of this size would fit, or finer voxels would be taken, "
                     "or no coarse stage would be needed"

@@ -139,7 +139,9 @@ def _memory(configuration: Configuration) -> list[str]:
 
 
 def _section(title: str, decisions: Sequence[DecisionRecord], *, before: Sequence[str] = ()) -> str:
-    return "\n".join((title, "-" * len(title), *before, *(line for decision in decisions for line in _decision(decision))))
+    return "\n".join(
+        (title, "-" * len(title), *before, *(line for decision in decisions for line in _decision(decision)))
+    )
 
 
 def _decision(decision: DecisionRecord) -> list[str]:

@@ -87,9 +87,7 @@ def input_names(channels: tuple[str, ...], labels: Labels, configuration: Config
     names = _distinct_names(channels)
     if configuration.previous_stage is None:
         return names
-    holders = (
-        [label.name for label in labels.classes if value in label.values] for value in labels.values
-    )
+    holders = ([label.name for label in labels.classes if value in label.values] for value in labels.values)
     return (*names, *(f"{configuration.previous_stage}: {' and '.join(holding)}" for holding in holders))
 
 
@@ -112,11 +110,17 @@ def _distinct_names(channels: Sequence[str]) -> tuple[str, ...]:
 def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
     problems = []
     if own.strict_reference != pretrained.strict_reference:
-        found, mend = ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
+        found, mend = (
+            ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
+        )
         problems.append(f"axes: the pretrained model follows {found}; {mend} --strict-reference")
     if all(c.dimensions == 3 for c in pretrained.configurations if c.name in widths) and shows_slices(own):
-        problems.append("images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one")
-    shape, spacing = (_in_axes_of(own, pretrained, each) for each in (own.original_median_shape, own.original_median_spacing_mm))
+        problems.append(
+            "images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one"
+        )
+    shape, spacing = (
+        _in_axes_of(own, pretrained, each) for each in (own.original_median_shape, own.original_median_spacing_mm)
+    )
     for configuration in pretrained.configurations:
         size = max(_resampled(configuration, shape, spacing))
         if configuration.name in widths and size > MOST_VOXELS:
@@ -176,7 +180,9 @@ def _unmirrored_source_axes(own: Plan) -> frozenset[int]:
     )
 
 
-def _mirror_axes(configuration: Configuration, pretrained: Plan, own: Plan, forbidden: frozenset[int]) -> tuple[Axis, ...]:
+def _mirror_axes(
+    configuration: Configuration, pretrained: Plan, own: Plan, forbidden: frozenset[int]
+) -> tuple[Axis, ...]:
     if forbidden and own.source_axes != pretrained.source_axes:
         return ()  # which axis is left and right then differs from case to case
     offset = 3 - configuration.dimensions
@@ -197,7 +203,11 @@ def _decisions(own: Plan, pretrained: Plan, configurations: tuple[Configuration,
         directions.record(directions.value),
         axes.record(list(axes.value)),
         channels.record(list(channels.value)),
-        *(record for configuration in configurations for record in _configuration_records(own, pretrained, configuration)),
+        *(
+            record
+            for configuration in configurations
+            for record in _configuration_records(own, pretrained, configuration)
+        ),
     ]
 
 

@@ -90,7 +90,9 @@ class Labels(Document):
         """
         if self.region_order is None:
             return ()
-        holders = {value: tuple(i for i, label in enumerate(self.classes) if value in label.values) for value in self.values}
+        holders = {
+            value: tuple(i for i, label in enumerate(self.classes) if value in label.values) for value in self.values
+        }
         twins = Counter(holders.values())
         return tuple(
             (regions, value)

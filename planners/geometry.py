@@ -64,9 +64,7 @@ def resampled_shape(
     )
 
 
-def configuration_spacing(
-    configuration: Configuration, case_spacing_mm: Sequence[float]
-) -> tuple[float, float, float]:
+def configuration_spacing(configuration: Configuration, case_spacing_mm: Sequence[float]) -> tuple[float, float, float]:
     """Spacing to which one case is resampled, three plan axes, in mm (method section 4.1, step 4).
 
     ``case_spacing_mm`` has three plan axes too. A 2D configuration keeps the case's own spacing across slices.

@@ -92,7 +92,9 @@ class Network(Document):
             faults.append("kernels and strides must all have the same number of axes")
         if info.field_name == "strides" and entries and max(entries[0]) > 1:
             faults.append(f"the first stride must be all ones, found {entries[0]}")
-        if info.field_name == "kernels" and (even := [entry for entry in entries if any(size % 2 == 0 for size in entry)]):
+        if info.field_name == "kernels" and (
+            even := [entry for entry in entries if any(size % 2 == 0 for size in entry)]
+        ):
             faults.append(f"kernel sizes must be odd, found {', '.join(map(str, even))}")
         if faults:
             raise ValueError("; ".join(faults))
@@ -228,11 +230,15 @@ class Plan(Document):
     ) -> tuple[Configuration, ...]:
         dimensions = {configuration.name: configuration.dimensions for configuration in configurations}
         names = [configuration.name for configuration in configurations]
-        faults = [f"configuration names must differ from each other, found {names}"] if len(set(names)) < len(names) else []
+        faults = (
+            [f"configuration names must differ from each other, found {names}"] if len(set(names)) < len(names) else []
+        )
         channels = info.data.get("channels")
         for configuration in configurations:
             if channels is not None and len(configuration.normalization) != len(channels):
-                faults.append(f"{configuration.name}: one normalization for each of {counted(len(channels), 'channel')}")
+                faults.append(
+                    f"{configuration.name}: one normalization for each of {counted(len(channels), 'channel')}"
+                )
             faults += _interface_faults(configuration, channels, info.data.get("labels"))
             for field in ("data", "previous_stage", "next_stage"):
                 other = getattr(configuration, field)
@@ -269,11 +275,15 @@ def _interface_faults(
     """Where inputs and outputs of a network are not those of the dataset; nothing is said of what is faulty itself."""
     network, faults = configuration.network, []
     if labels is not None and network.num_outputs != labels.num_outputs:
-        faults.append(f"{configuration.name}: num_outputs is {network.num_outputs}, but the labels need {labels.num_outputs}")
+        faults.append(
+            f"{configuration.name}: num_outputs is {network.num_outputs}, but the labels need {labels.num_outputs}"
+        )
     if channels is not None and labels is not None:
         before = 0 if configuration.previous_stage is None else len(labels.values)
         if network.num_inputs != len(channels) + before:
-            found = counted(len(channels), "channel") + (f" and {counted(before, 'label')} of the previous stage" if before else "")
+            found = counted(len(channels), "channel") + (
+                f" and {counted(before, 'label')} of the previous stage" if before else ""
+            )
             faults.append(f"{configuration.name}: num_inputs is {network.num_inputs}, but the dataset has {found}")
     return faults
 

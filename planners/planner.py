@@ -99,7 +99,14 @@ def plan_dataset(
         original_median_shape=_median_size(fingerprint.cases, space.transpose_forward),
         intensities=fingerprint.intensities,
         configurations=tuple(draft.configuration for draft in drafts),
-        decisions=(memory.record(memory.value), *[axes.record(axes.value)] * turned, *space.records, *records, *candidates, *configured),
+        decisions=(
+            memory.record(memory.value),
+            *[axes.record(axes.value)] * turned,
+            *space.records,
+            *records,
+            *candidates,
+            *configured,
+        ),
     )
 
 
@@ -199,7 +206,9 @@ def _decide_low_resolution(
     )
     if isinstance(found.value, NoFit) and setting.strict_reference:
         raise refusal(setting.dataset_name, "3d_lowres", found.value)
-    if not setting.strict_reference and flaw_of(found.value.fit if isinstance(found.value, LowResolution) else found.value):
+    if not setting.strict_reference and flaw_of(
+        found.value.fit if isinstance(found.value, LowResolution) else found.value
+    ):
         found = search_low_resolution(
             volume,
             patch,
@@ -210,9 +219,7 @@ def _decide_low_resolution(
     return found  # type: ignore[return-value]  # NoFit is gone: it was raised, or the trainable search has none
 
 
-def _volumetric_drafts(
-    setting: Setting, volume: Grid, full: Fitted, low: LowResolution | None
-) -> tuple[Draft, ...]:
+def _volumetric_drafts(setting: Setting, volume: Grid, full: Fitted, low: LowResolution | None) -> tuple[Draft, ...]:
     """Full resolution, and with a low resolution its first stage before and the cascade after it."""
     family = setting.preset.family
     fullres = Role(

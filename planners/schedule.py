@@ -15,6 +15,7 @@ from planners.plan import Network
 Precision = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
+
 class Measurement(Document):
     """Seconds that one width of one configuration was measured to take on this machine."""
 

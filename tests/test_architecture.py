@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,36 +13,36 @@ import typer
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("planners", "datasets_spec", "autoseg")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+SOURCES = {path: ast.parse(path.read_text()) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
 
-BASE = {"errors", "file_content", "free_memory", "half_written", "kept_results", "progress", "run_folder"}
+BASE = {"issues", "run_folder", "wording", "storage", "compute", "tracking"}
+"""Rooms that all others may use."""
 MAY_IMPORT = {
-    "errors": set(),
-    "file_content": {"errors"},
-    "free_memory": set(),
-    "progress": {"errors"},
-    "half_written": set(),
-    "kept_results": {"half_written"},
-    "run_folder": {"errors", "half_written"},
-    "execution": BASE,
+    "issues": set(),
+    "wording": set(),
+    "run_folder": set(),
+    "tracking": {"issues", "storage"},
+    "storage": {"issues"},
+    "compute": BASE,
     "imaging": BASE,
-    "datasets": BASE | {"execution", "imaging"},
-    "preparation": BASE | {"execution", "imaging", "datasets"},
+    "data": BASE | {"imaging"},
+    "preprocessing": BASE | {"imaging", "data"},
     "networks": BASE,
-    "evaluation": BASE | {"execution", "imaging", "datasets"},
-    "inference": BASE | {"execution", "imaging", "datasets", "preparation", "networks", "evaluation"},
-    "training": BASE | {"execution", "networks"},
-    "delivery": BASE | {"execution", "imaging", "datasets", "preparation", "evaluation", "inference"},
+    "training": BASE | {"networks"},
+    "evaluation": BASE | {"imaging", "data"},
+    "inference": BASE | {"imaging", "data", "preprocessing", "networks", "evaluation"},
+    "interop": BASE | {"imaging", "data", "preprocessing", "networks", "evaluation", "inference"},
+    "delivery": BASE | {"imaging", "data", "preprocessing", "evaluation", "inference"},
 }
-"""Rooms that each room of autoseg may use besides itself; pipeline and cli use all of them."""
+"""Rooms that each room of autoseg may use besides itself; stages and the command line use all of them."""
 DOORS = {
-    "joblib": {"autoseg/execution/jobs.py"},
+    "joblib": {"autoseg/compute/executor.py"},
     "batchgenerators": {"autoseg/training/turning.py"},
-    "SimpleITK": {"autoseg/imaging/formats/"},
-    "pydicom": {"autoseg/imaging/formats/"},
-    "nibabel": {"autoseg/imaging/formats/"},
+    "SimpleITK": {"autoseg/imaging/readers/"},
+    "pydicom": {"autoseg/imaging/readers/"},
+    "nibabel": {"autoseg/imaging/readers/"},
     "typer": {"autoseg/cli/"},
-    "blosc2": {"autoseg/preparation/storage.py"},
+    "blosc2": {"autoseg/preprocessing/store.py"},
 }
 """Packages that only one room may import."""
 PURE = {"numpy", "pydantic", "planners", *sys.stdlib_module_names} - {"os", "subprocess", "socket", "random", "time"}
@@ -54,7 +54,7 @@ def name_of(path: Path) -> str:
 
 def imported(path: Path) -> Iterator[str]:
     """Full names of the modules that a source file imports."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(SOURCES[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -62,55 +62,66 @@ def imported(path: Path) -> Iterator[str]:
             yield node.module or ""
 
 
-def room(path: Path) -> str:
-    parts = path.relative_to(ROOT / "autoseg").parts
-    return parts[0].removesuffix(".py")
+def purity(path: Path) -> Iterator[str]:
+    """Planners know numbers and documents only, and datasets_spec nothing of autoseg."""
+    packages = {name.split(".")[0] for name in imported(path)}
+    if path.is_relative_to(ROOT / "planners"):
+        yield from (f"planners are pure, but this imports {name}" for name in packages - PURE)
+    if not path.is_relative_to(ROOT / "autoseg"):
+        yield from ("imports autoseg" for _ in packages & {"autoseg"})
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "planners")], ids=name_of)
-def test_planners_are_pure(path: Path) -> None:
-    assert {name.split(".")[0] for name in imported(path)} <= PURE
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "datasets_spec")], ids=name_of)
-def test_layouts_know_nothing_of_autoseg(path: Path) -> None:
-    assert "autoseg" not in {name.split(".")[0] for name in imported(path)}
-
-
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "autoseg")], ids=name_of)
-def test_rooms_import_only_what_lies_before_them(path: Path) -> None:
-    here = room(path)
+def direction(path: Path) -> Iterator[str]:
+    """Rooms import what lies before them, and planners through their front door."""
+    if not path.is_relative_to(ROOT / "autoseg"):
+        return
+    here = path.relative_to(ROOT / "autoseg").parts[0].removesuffix(".py")
     names = list(imported(path))
-    assert not [name for name in names if name.startswith("planners.")], "planners have a front door"
+    yield from (f"{name}: planners have a front door" for name in names if name.startswith("planners."))
     if here in MAY_IMPORT:
         used = {name.split(".")[1] for name in names if name.startswith("autoseg.")}
-        assert used <= MAY_IMPORT[here] | {here}
+        yield from (f"{here} may not import {name}" for name in used - MAY_IMPORT[here] - {here})
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_each_dependency_has_one_door(path: Path) -> None:
+def doors(path: Path) -> Iterator[str]:
+    """Each dependency has one door."""
     for package in {name.split(".")[0] for name in imported(path)} & DOORS.keys():
-        assert any(name_of(path).startswith(door) for door in DOORS[package]), f"{package} has another door"
+        if not any(name_of(path).startswith(door) for door in DOORS[package]):
+            yield f"{package} has another door"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_no_print_and_no_environment(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"{name_of(path)}:{node.lineno} prints"
-        if isinstance(node, ast.Attribute):
-            assert node.attr not in ("environ", "getenv", "putenv"), f"{name_of(path)}:{node.lineno} reads the environment"
+def hidden_state(path: Path) -> Iterator[str]:
+    """No printing outside the command line, and nothing read from the environment."""
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+            yield f"line {node.lineno} prints"
+        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv"):
+            yield f"line {node.lineno} reads the environment"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_modules_say_what_they_are_for(path: Path) -> None:
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    assert text.split("\n\n")[0].strip().endswith((".", "?")), f"{name_of(path)} does not open with a sentence"
+def opening(path: Path) -> Iterator[str]:
+    """Modules say what they are for, and are no drawers."""
+    text = ast.get_docstring(SOURCES[path]) or ""
+    if not text.split("\n\n")[0].strip().endswith((".", "?")):
+        yield "does not open with a sentence"
+    yield from (f"{word} is a drawer" for word in DRAWERS & set(path.stem.split("_")))
 
 
-@pytest.mark.parametrize("word", ["utils", "helpers", "common", "misc", "manager"])
-def test_no_drawers(word: str) -> None:
-    assert not [name_of(path) for path in SOURCES if word in path.stem.split("_")]
+LONGEST = 90
+"""Lines of a function."""
+DRAWERS = {"utils", "helpers", "common", "misc", "manager"}
+
+
+def length(path: Path) -> Iterator[str]:
+    """Functions fit on a screen."""
+    for node in ast.walk(SOURCES[path]):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= LONGEST:
+            yield f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+
+
+@pytest.mark.parametrize("rule", [purity, direction, doors, hidden_state, opening, length])
+def test_the_rooms_keep_their_rules(rule: Callable[[Path], Iterator[str]]) -> None:
+    assert [f"{name_of(path)}: {fault}" for path in SOURCES for fault in rule(path)] == []
 
 
 @pytest.mark.parametrize("package", ["planners", "autoseg.networks.build", "autoseg.training.fold"])
@@ -120,28 +131,69 @@ def test_training_and_planning_import_without_image_formats(package: str) -> Non
 
 
 COMMON = [
-    "--device", "--layout", "--memory-gb", "--out", "--preset", "--seed", "--skip-bad", "--spec", "--strict-reference",
-    "--target-spacing", "--workers",
+    "--device",
+    "--layout",
+    "--memory-gb",
+    "--out",
+    "--preset",
+    "--seed",
+    "--skip-bad",
+    "--spec",
+    "--strict-reference",
+    "--target-spacing",
+    "--workers",
 ]
-RUN = sorted([
-    *COMMON, "--budget", "--folds", "--groups", "--leave-one-group-out", "--pretrained", "--schedule", "--splits", "--threads", "--work",
-])
+RUN = sorted(
+    [
+        *COMMON,
+        "--budget",
+        "--folds",
+        "--groups",
+        "--leave-one-group-out",
+        "--pretrained",
+        "--schedule",
+        "--splits",
+        "--threads",
+        "--work",
+    ]
+)
 OPTIONS = {
     "run": RUN,
     "predict": ["--device", "--mirroring", "--probabilities", "--threads"],
     "evaluate": ["--out", "--tolerance-mm", "--workers"],
     "check": ["--json", "--layout", "--skip-bad", "--spec", "--workers"],
     "plan": [
-        "--explain", "--layout", "--memory-gb", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans", "--out",
-        "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference", "--target-spacing", "--workers",
+        "--explain",
+        "--layout",
+        "--memory-gb",
+        "--nnunet-dataset",
+        "--nnunet-fingerprint",
+        "--nnunet-plans",
+        "--out",
+        "--preset",
+        "--pretrained",
+        "--skip-bad",
+        "--spec",
+        "--strict-reference",
+        "--target-spacing",
+        "--workers",
     ],
     "submit": ["--as", "--out"],
     "bundle": [],
     "import-nnunet": ["--checkpoint", "--fold"],
     "fingerprint": ["--layout", "--out", "--skip-bad", "--spec", "--workers"],
     "preprocess": [
-        "--layout", "--memory-gb", "--out", "--preset", "--pretrained", "--skip-bad", "--spec", "--strict-reference",
-        "--target-spacing", "--work", "--workers",
+        "--layout",
+        "--memory-gb",
+        "--out",
+        "--preset",
+        "--pretrained",
+        "--skip-bad",
+        "--spec",
+        "--strict-reference",
+        "--target-spacing",
+        "--work",
+        "--workers",
     ],
     "train": sorted([*RUN, "--configuration", "--fold"]),
     "select": RUN,

@@ -8,7 +8,7 @@ import typer
 
 from autoseg.cli import dataset_commands, model_commands, run_commands
 from autoseg.cli.console import readable_errors
-from autoseg.execution.interruption import treat_termination_as_interrupt
+from autoseg.compute.interruption import treat_termination_as_interrupt
 
 app = typer.Typer(
     name="autoseg",

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.pipeline.options import Options
-from autoseg.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:

@@ -27,26 +27,27 @@ from autoseg.cli.parameters import (
     parse_spacing,
     takes,
 )
-from autoseg.datasets.check_report import CheckReport, failed_report, images_report, make_report
-from autoseg.datasets.checks import check_dataset, check_images
-from autoseg.datasets.discovery import describe_dataset, discover_dataset
-from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
-from autoseg.datasets.loose_images import find_loose_images
-from autoseg.datasets.nothing_found import NothingLabelledError
-from autoseg.datasets.wording import count_noun
-from autoseg.errors import AutosegError
-from autoseg.execution.jobs import available_cores
-from autoseg.pipeline.claiming import require_free_for_plan
-from autoseg.pipeline.interop import (
+from autoseg.compute.executor import available_cores
+from autoseg.data.check_report import CheckReport, failed_report, images_report, make_report
+from autoseg.data.checks import check_dataset, check_images
+from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.data.loose_images import find_loose_images
+from autoseg.data.nothing_found import NothingLabelledError
+from autoseg.interop.nnunet.plans import (
     PlanSettings,
     plan_from_nnunet,
     require_place_for_plans,
     write_nnunet_plans,
 )
+from autoseg.issues import AutosegError
+from autoseg.pipeline.claiming import require_free_for_plan
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import fingerprint_stage, plan_stage, preprocess_stage
-from autoseg.progress import Reporter
-from autoseg.run_folder import RunFolder, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import save_document
+from autoseg.tracking.progress import Reporter
+from autoseg.wording import count_noun
 from planners import explain, write_document
 
 
@@ -102,15 +103,20 @@ def show_findings(report: CheckReport, *, as_json: bool) -> None:
         typer.echo(write_document(report))
         return
     for finding in report.findings:
-        typer.echo(f"{finding.severity}: {finding.where}: {finding.found}; {finding.mend}")
+        typer.echo(f"{finding.severity}: {finding.where}: {finding.message}; {finding.fix}")
     others = report.num_warnings + report.num_notes
-    typer.echo(f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}")
+    typer.echo(
+        f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}"
+    )
 
 
 def plan(
     dataset: OptionalDatasetArgument = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Run folder; everything is written here (default for a DATASET: run).", show_default=False)
+        Path | None,
+        typer.Option(
+            "--out", help="Run folder; everything is written here (default for a DATASET: run).", show_default=False
+        ),
     ] = None,
     preset: PresetOption = PresetName.default,
     memory_gb: MemoryOption = None,
@@ -120,15 +126,19 @@ def plan(
     spec: SpecOption = None,
     skip_bad: SkipBadOption = False,
     pretrained: PretrainedOption = None,
-    explanation: Annotated[bool, typer.Option("--explain", help="Print every decision with its reason and source.")] = False,
+    explanation: Annotated[
+        bool, typer.Option("--explain", help="Print every decision with its reason and source.")
+    ] = False,
     nnunet_fingerprint: Annotated[
-        Path | None, typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False)
+        Path | None,
+        typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False),
     ] = None,
     nnunet_dataset: Annotated[
         Path | None, typer.Option("--nnunet-dataset", help="The dataset.json that belongs to it.", show_default=False)
     ] = None,
     nnunet_plans: Annotated[
-        Path | None, typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False)
+        Path | None,
+        typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False),
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -146,7 +156,9 @@ def plan(
             "--layout": layout, "--pretrained": pretrained, "--skip-bad": skip_bad or None, "--spec": spec, "--workers": workers,
         }  # fmt: skip
         if given := [name for name, value in needless.items() if value is not None]:
-            raise typer.BadParameter(f"{', '.join(given)}: no images are looked at with --nnunet-fingerprint; leave this away")
+            raise typer.BadParameter(
+                f"{', '.join(given)}: no images are looked at with --nnunet-fingerprint; leave this away"
+            )
         if out is not None:
             require_free_for_plan(RunFolder(out), nnunet_dataset.parent)
         sources = (nnunet_fingerprint, nnunet_dataset)
@@ -161,8 +173,17 @@ def plan(
             typer.echo(f"Plan: {RunFolder(out).plan}")
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         options = make_options(
-            dataset, out or Path("run"), preset=preset, memory_gb=memory_gb, target_spacing=target_spacing,
-            strict_reference=strict_reference, layout=layout, spec=spec, skip_bad=skip_bad, pretrained=pretrained, workers=workers,
+            dataset,
+            out or Path("run"),
+            preset=preset,
+            memory_gb=memory_gb,
+            target_spacing=target_spacing,
+            strict_reference=strict_reference,
+            layout=layout,
+            spec=spec,
+            skip_bad=skip_bad,
+            pretrained=pretrained,
+            workers=workers,
         )
         description, planned = plan_stage(options)
         ending, reader = description.file_ending, None

@@ -10,9 +10,10 @@ import typer
 
 from autoseg.cli.console import make_reporter
 from autoseg.cli.parameters import DeviceOption, ThreadsOption, WorkersOption
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.execution.jobs import available_cores
-from autoseg.run_folder import RunFolder, load_document, require_file_name
+from autoseg.compute.executor import available_cores
+from autoseg.data.dataset import DatasetDescription
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, require_file_name
 
 
 class SubmissionKind(StrEnum):
@@ -25,7 +26,10 @@ class SubmissionKind(StrEnum):
 def predict(
     model: Annotated[Path, typer.Argument(help="Run folder of a finished run, or a bundle file.", show_default=False)],
     source: Annotated[
-        Path, typer.Argument(metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False
+        ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the label maps.", show_default=False)],
     probabilities: Annotated[
@@ -38,7 +42,7 @@ def predict(
     threads: ThreadsOption = None,
 ) -> None:
     """Segment new images; a second call skips those that are done, unless the image has changed since."""
-    from autoseg.execution.device import choose_device, set_threads
+    from autoseg.compute.device import choose_device, set_threads
     from autoseg.inference.folder import predict_cases
     from autoseg.inference.input_cases import find_input_cases
     from autoseg.inference.predictor import Predictor
@@ -53,16 +57,21 @@ def predict(
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)],
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)
+    ],
     references: Annotated[
         Path, typer.Argument(help="Folder of reference label maps or masks of the same names.", show_default=False)
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False)
+        Path | None,
+        typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False),
     ] = None,
     tolerance_mm: Annotated[
         float | None,
-        typer.Option("--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False),
+        typer.Option(
+            "--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False
+        ),
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
@@ -86,12 +95,22 @@ def evaluate(
     classes, ignore = recorded_classes(predictions) or ((), None)
     if holds_masks(predictions) or (len(classes) == 1 and holds_masks(references)):
         summary = evaluate_mask_folder(
-            predictions, references, classes=[each.name for each in classes], threshold=None if record is None else record.threshold,
-            tolerance_mm=tolerance, num_workers=num_workers, reporter=reporter,
+            predictions,
+            references,
+            classes=[each.name for each in classes],
+            threshold=None if record is None else record.threshold,
+            tolerance_mm=tolerance,
+            num_workers=num_workers,
+            reporter=reporter,
         )
     else:
         summary = evaluate_folder(
-            predictions, references, classes=classes or None, ignore=ignore, tolerance_mm=tolerance, num_workers=num_workers,
+            predictions,
+            references,
+            classes=classes or None,
+            ignore=ignore,
+            tolerance_mm=tolerance,
+            num_workers=num_workers,
             reporter=reporter,
         )
     write_summary(path, summary)
@@ -100,7 +119,9 @@ def evaluate(
 
 
 def bundle(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)],
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
 ) -> None:
     """Pack the model of a run into one file that `autoseg predict` takes on any machine; it tells nothing of the cases."""
@@ -119,32 +140,50 @@ class CheckpointName(StrEnum):
 def import_nnunet(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="FOLDER", help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.", show_default=False),
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.",
+            show_default=False,
+        ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Bundle file to write, e.g. model.zip.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Bundle file to write, e.g. model.zip.", show_default=False)
+    ],
     fold: Annotated[
         list[int] | None,
-        typer.Option("--fold", min=0, help="A fold to take; may be given several times (default: all that are there).", show_default=False),
+        typer.Option(
+            "--fold",
+            min=0,
+            help="A fold to take; may be given several times (default: all that are there).",
+            show_default=False,
+        ),
     ] = None,
     checkpoint: Annotated[
-        CheckpointName, typer.Option("--checkpoint", help="Weights at the end of training, or the best on the validation fold.")
+        CheckpointName,
+        typer.Option("--checkpoint", help="Weights at the end of training, or the best on the validation fold."),
     ] = CheckpointName.final,
 ) -> None:
     """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
-    from autoseg.pipeline.importing import import_nnunet as import_model
+    from autoseg.interop.nnunet.importing import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint.value, say=typer.echo)
     typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 def submit(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)],
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)
+    ],
     kind: Annotated[SubmissionKind, typer.Option("--as", help="msd: zip with a task folder; folder: plain files.")] = (
         SubmissionKind.msd
     ),
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File or folder to write (default: submission.zip for msd, submission for folder).", show_default=False),
+        typer.Option(
+            "--out",
+            help="File or folder to write (default: submission.zip for msd, submission for folder).",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
     """Pack the predictions of the test images as a challenge wants them."""

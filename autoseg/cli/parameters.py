@@ -13,8 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from autoseg.cli.console import make_reporter, start_log_file
-from autoseg.execution.jobs import available_cores
-from autoseg.imaging.formats import require_text
+from autoseg.compute.executor import available_cores
+from autoseg.imaging.readers import require_text
 from autoseg.pipeline.claiming import require_free
 from autoseg.pipeline.options import Options
 from autoseg.run_folder import RunFolder
@@ -56,9 +56,12 @@ def parse_spacing(text: str) -> tuple[float, float, float]:
 
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 OptionalDatasetArgument = Annotated[Path | None, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False)]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False)
+]
 WorkOption = Annotated[
-    Path | None, typer.Option("--work", help="Folder for preprocessed data (default: in the run folder).", show_default=False)
+    Path | None,
+    typer.Option("--work", help="Folder for preprocessed data (default: in the run folder).", show_default=False),
 ]
 BudgetOption = Annotated[
     str | None,
@@ -77,11 +80,15 @@ ScheduleOption = Annotated[
 PresetOption = Annotated[PresetName, typer.Option("--preset", help="Kind of networks to plan.")]
 MemoryOption = Annotated[
     float | None,
-    typer.Option("--memory-gb", help="GPU memory to plan for, in GB (1e9 bytes) (default: the preset's).", show_default=False),
+    typer.Option(
+        "--memory-gb", help="GPU memory to plan for, in GB (1e9 bytes) (default: the preset's).", show_default=False
+    ),
 ]
 TargetSpacingOption = Annotated[
     str | None,
-    typer.Option("--target-spacing", help="Spacing of full resolution, Z,Y,X in mm (default: planned).", show_default=False),
+    typer.Option(
+        "--target-spacing", help="Spacing of full resolution, Z,Y,X in mm (default: planned).", show_default=False
+    ),
 ]
 StrictOption = Annotated[
     bool, typer.Option("--strict-reference", help="Follow the reference planner to the letter, file axes included.")
@@ -90,18 +97,26 @@ LayoutOption = Annotated[
     str | None, typer.Option("--layout", help="Name of the layout to take where several fit.", show_default=False)
 ]
 SpecOption = Annotated[
-    Path | None, typer.Option("--spec", help="TOML file that says where the files of the dataset lie.", show_default=False)
+    Path | None,
+    typer.Option("--spec", help="TOML file that says where the files of the dataset lie.", show_default=False),
 ]
 SkipBadOption = Annotated[
     bool, typer.Option("--skip-bad", help="Leave out cases with errors instead of stopping; the report names them.")
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes for reading and preprocessing (default: one a core).", show_default=False),
+    typer.Option(
+        "--workers", min=1, help="Processes for reading and preprocessing (default: one a core).", show_default=False
+    ),
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).", show_default=False),
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).",
+        show_default=False,
+    ),
 ]
 PretrainedOption = Annotated[
     Path | None,
@@ -109,15 +124,21 @@ PretrainedOption = Annotated[
 ]
 SplitsOption = Annotated[
     Path | None,
-    typer.Option("--splits", help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", show_default=False),
+    typer.Option(
+        "--splits", help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", show_default=False
+    ),
 ]
 FoldsOption = Annotated[
     int | None,
-    typer.Option("--folds", min=2, help="Number of folds (default: five, fewer where time is short).", show_default=False),
+    typer.Option(
+        "--folds", min=2, help="Number of folds (default: five, fewer where time is short).", show_default=False
+    ),
 ]
 GroupsOption = Annotated[
     Path | None,
-    typer.Option("--groups", help="CSV file with columns case and group: cases of a group stay together.", show_default=False),
+    typer.Option(
+        "--groups", help="CSV file with columns case and group: cases of a group stay together.", show_default=False
+    ),
 ]
 LeaveOutOption = Annotated[bool, typer.Option("--leave-one-group-out", help="One fold for each group.")]
 
@@ -204,7 +225,7 @@ def make_options(
     """
     num_threads = threads or available_cores()
     if device is not None:
-        from autoseg.execution.device import choose_device, set_threads
+        from autoseg.compute.device import choose_device, set_threads
 
         set_threads(num_threads)
         device = str(choose_device(device))

@@ -30,9 +30,16 @@ def run(options: Options) -> None:
 def train(
     options: Options,
     configuration: Annotated[
-        str | None, typer.Option("--configuration", help="Train only this one, after the stages it needs (default: all scheduled).", show_default=False)
+        str | None,
+        typer.Option(
+            "--configuration",
+            help="Train only this one, after the stages it needs (default: all scheduled).",
+            show_default=False,
+        ),
     ] = None,
-    fold: Annotated[int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)
+    ] = None,
 ) -> None:
     """Train and validate; different folds may train at once in one run folder."""
     from autoseg.pipeline.training import train_stage
@@ -67,7 +74,7 @@ def demo(
     seed: SeedOption = 0,
 ) -> None:
     """Make a small phantom dataset and do the main job on it."""
-    from autoseg.datasets.phantom import make_phantom_dataset
+    from autoseg.data.phantom import make_phantom_dataset
     from autoseg.pipeline.run import run_all
 
     dataset = out / "Task99_Phantom"
@@ -76,4 +83,6 @@ def demo(
         typer.echo(f"Made a phantom dataset in {dataset}")
     options = make_options(dataset, out / "run", budget=budget, device=device, seed=seed)
     show_result(options, run_all(options))
-    typer.echo(f"Score them:  autoseg evaluate {quote(str(options.run.predictions))} {quote(str(dataset / 'labelsTs'))}")
+    typer.echo(
+        f"Score them:  autoseg evaluate {quote(str(options.run.predictions))} {quote(str(dataset / 'labelsTs'))}"
+    )

@@ -74,7 +74,9 @@ def fold_curves(history: History) -> bytes:
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         (loss, dice), (rate, time) = figure.subplots(2, 2)
         loss.plot(*_series(history, "loss"), color=COLOURS[0], linewidth=1.1, label="training")
-        loss.plot(*_series(history, "validation_loss"), color=COLOURS[1], linewidth=1.1, label="validation, finest head")
+        loss.plot(
+            *_series(history, "validation_loss"), color=COLOURS[1], linewidth=1.1, label="validation, finest head"
+        )
         for number, name in enumerate(_class_names(history)):
             steps, values = _class_series(history, name)
             dice.plot(steps, values, color=COLOURS[number % len(COLOURS)], linewidth=0.9, label=_plain(name))
@@ -145,9 +147,7 @@ def overlay(
         return _bytes(figure, "png")
 
 
-def best_slice(
-    reference: NDArray[np.integer] | None, prediction: NDArray[np.integer], values: Sequence[int]
-) -> int:
+def best_slice(reference: NDArray[np.integer] | None, prediction: NDArray[np.integer], values: Sequence[int]) -> int:
     """Index along the first axis of (Z, Y, X) at which most of the structures is seen; the first of equals."""
     for array in (reference, prediction):
         if array is not None:
@@ -188,7 +188,9 @@ def _outline(
         mask = np.pad(labels == value, 1)
         if mask.any():
             colour = OUTLINE_COLOURS[number % len(OUTLINE_COLOURS)]
-            axes.contour(columns, rows, mask.astype(float), levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.5)
+            axes.contour(
+                columns, rows, mask.astype(float), levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.5
+            )
             drawn.add(value)
     axes.set_xlim(-0.5, labels.shape[1] - 0.5)
     axes.set_ylim(labels.shape[0] - 0.5, -0.5)
@@ -231,7 +233,9 @@ def _class_series(history: History, name: str) -> tuple[list[float], list[float]
 
 def _numbers(pairs: Sequence[tuple[object, object]]) -> tuple[list[float], list[float]]:
     known = [
-        (float(step), float(value)) for step, value in pairs if isinstance(step, int | float) and isinstance(value, int | float)
+        (float(step), float(value))
+        for step, value in pairs
+        if isinstance(step, int | float) and isinstance(value, int | float)
     ]
     return [step for step, _ in known], [value for _, value in known]
 

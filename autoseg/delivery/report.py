@@ -12,13 +12,13 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
-from autoseg.datasets.dataset import Finding
 from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves
 from autoseg.evaluation.selection import Candidate, Selection
 from autoseg.evaluation.summary import CaseResult, Summary
 from autoseg.evaluation.tables import footnotes, score_statistics
-from autoseg.progress import format_duration
-from autoseg.run_folder import write_text
+from autoseg.issues import Issue
+from autoseg.storage.atomic import write_text
+from autoseg.tracking.progress import format_duration
 from planners import DecisionRecord
 
 ABSENT = "–"
@@ -73,7 +73,7 @@ class ReportContent:
     remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
     """Sentences on what went wrong in each training and what was done about it."""
     decisions: Sequence[DecisionRecord] = ()
-    findings: Sequence[Finding] = ()
+    findings: Sequence[Issue] = ()
     overlays: Sequence[OverlayPicture] = ()
     commands: Sequence[Command] = ()
     environment: Mapping[str, str]
@@ -92,7 +92,9 @@ def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
     Of an even number the lower middle one is the median; of equals the earlier. With fewer than three scored cases only
     those that there are, as best and worst; none where no case has a Dice.
     """
-    scored = [(dice, case.case_id) for case in summary.metric_per_case if (dice := _case_dice(summary, case)) is not None]
+    scored = [
+        (dice, case.case_id) for case in summary.metric_per_case if (dice := _case_dice(summary, case)) is not None
+    ]
     ordered = sorted(scored, key=lambda pair: -pair[0])
     places: dict[Rank, int] = {"best": 0}
     if len(ordered) > 2:
@@ -120,7 +122,10 @@ def render_report(content: ReportContent) -> str:
     """The page as HTML text; the same content gives the same text."""
     environment = Environment(
         loader=PackageLoader("autoseg.delivery", "templates"),
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("report.html.jinja").render(
         content=content,
@@ -145,7 +150,11 @@ def _headline(content: ReportContent) -> dict[str, str]:
     selection, summary = content.selection, content.summary
     if summary is not None:
         dice = _number(summary.foreground_mean.dice)
-        unseen = "a model that had not seen it" if not content.caveats else "a fold that left it out, but with reserve: see Scores"
+        unseen = (
+            "a model that had not seen it"
+            if not content.caveats
+            else "a fold that left it out, but with reserve: see Scores"
+        )
         under = f"over {len(summary.metric_per_case)} cases, each predicted by {unseen}"
     elif selection is not None:
         dice, under = "none", "nothing was cross-validated: no score is known"
@@ -155,7 +164,9 @@ def _headline(content: ReportContent) -> dict[str, str]:
         "dice": dice,
         "under_dice": under,
         "model": ABSENT if selection is None else selection.name,
-        "folds": "" if selection is None else f"{len(selection.folds)} fold{'s' if len(selection.folds) > 1 else ''} each",
+        "folds": ""
+        if selection is None
+        else f"{len(selection.folds)} fold{'s' if len(selection.folds) > 1 else ''} each",
     }
 
 
@@ -165,13 +176,22 @@ def _class_rows(summary: Summary | None) -> list[dict[str, str]]:
     rows = []
     for each in summary.classes:
         dice, mean = score_statistics(summary, each.key, "dice"), summary.mean[each.key]
-        rows.append({
-            "name": each.name, "mean": _number(dice.mean), "sd": _number(dice.sd), "worst": _number(dice.worst),
-            "worst_case": dice.worst_case or ABSENT, "iou": _number(mean.iou),
-            "distance": _number(mean.hausdorff95_mm, 2), "surface": _number(mean.surface_dice),
-            "predicted_ml": _number(mean.volume_prediction_ml, 2), "reference_ml": _number(mean.volume_reference_ml, 2),
-            "cases": str(dice.cases), "share": _share(dice.mean),
-        })
+        rows.append(
+            {
+                "name": each.name,
+                "mean": _number(dice.mean),
+                "sd": _number(dice.sd),
+                "worst": _number(dice.worst),
+                "worst_case": dice.worst_case or ABSENT,
+                "iou": _number(mean.iou),
+                "distance": _number(mean.hausdorff95_mm, 2),
+                "surface": _number(mean.surface_dice),
+                "predicted_ml": _number(mean.volume_prediction_ml, 2),
+                "reference_ml": _number(mean.volume_reference_ml, 2),
+                "cases": str(dice.cases),
+                "share": _share(dice.mean),
+            }
+        )
     return rows
 
 
@@ -204,8 +224,11 @@ def _candidate_rows(selection: Selection | None) -> list[dict[str, object]]:
         return []
     return [
         {
-            "name": each.name, "mean": _number(each.mean_dice, 4), "cases": each.num_cases,
-            "chosen": each.members == selection.members, "dices": _candidate_dices(each, _candidate_classes(selection)),
+            "name": each.name,
+            "mean": _number(each.mean_dice, 4),
+            "cases": each.num_cases,
+            "chosen": each.members == selection.members,
+            "dices": _candidate_dices(each, _candidate_classes(selection)),
         }
         for each in selection.candidates
     ]
@@ -227,12 +250,17 @@ def _trainings(
     trainings: list[dict[str, object]] = []
     for name in dict.fromkeys(configuration for configuration, _ in histories):
         folds = {fold: history for (configuration, fold), history in sorted(histories.items()) if configuration == name}
-        trainings.append({
-            "name": name,
-            "picture": _embedded(configuration_curves(folds), "svg+xml"),
-            "remarks": [(fold, text) for fold in folds for text in remarks.get((name, fold), ())],
-            "folds": [(fold, _embedded(fold_curves(history), "svg+xml"), _last_words(history)) for fold, history in folds.items()],
-        })
+        trainings.append(
+            {
+                "name": name,
+                "picture": _embedded(configuration_curves(folds), "svg+xml"),
+                "remarks": [(fold, text) for fold in folds for text in remarks.get((name, fold), ())],
+                "folds": [
+                    (fold, _embedded(fold_curves(history), "svg+xml"), _last_words(history))
+                    for fold, history in folds.items()
+                ],
+            }
+        )
     return trainings
 
 
@@ -251,13 +279,20 @@ def _last_words(history: History) -> str:
 
 def _decision_groups(decisions: Sequence[DecisionRecord]) -> list[tuple[str, list[dict[str, str]]]]:
     """Decisions for the whole dataset first, then those of each configuration, in their order."""
-    groups: dict[str | None, list[dict[str, str]]] = {None: []} if any(d.configuration is None for d in decisions) else {}
+    groups: dict[str | None, list[dict[str, str]]] = (
+        {None: []} if any(d.configuration is None for d in decisions) else {}
+    )
     for each in decisions:
-        groups.setdefault(each.configuration, []).append({
-            "title": each.rule.replace(".", ": ").replace("_", " "),
-            "rule": each.rule, "value": _value(each.value), "reason": each.reason,
-            "change": each.change or "", "source": each.source,
-        })
+        groups.setdefault(each.configuration, []).append(
+            {
+                "title": each.rule.replace(".", ": ").replace("_", " "),
+                "rule": each.rule,
+                "value": _value(each.value),
+                "reason": each.reason,
+                "change": each.change or "",
+                "source": each.source,
+            }
+        )
     return [("The whole dataset" if name is None else name, records) for name, records in groups.items()]
 
 
@@ -276,7 +311,9 @@ def _value(value: JsonValue) -> str:
 
 def _overlay_view(picture: OverlayPicture) -> dict[str, str]:
     return {
-        "rank": picture.case.rank, "case": picture.case.case_id, "dice": _number(picture.case.dice),
+        "rank": picture.case.rank,
+        "case": picture.case.case_id,
+        "dice": _number(picture.case.dice),
         "picture": _embedded(picture.png, "png"),
     }
 

@@ -13,12 +13,12 @@ from typing import Literal
 
 import numpy as np
 
-from autoseg.datasets.dataset import Case, DatasetDescription
-from autoseg.datasets.grids import GridTolerances, grid_differences
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.grids import GridTolerances, grid_differences
 from autoseg.evaluation.mask_folders import mask_stem
-from autoseg.imaging.formats import image_ending, image_stem, read_header, read_label_map
-from autoseg.run_folder import atomic_write, sync_folder, write_error
+from autoseg.imaging.readers import image_ending, image_stem, read_header, read_label_map
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.storage.atomic import atomic_write, sync_folder, write_error
 
 SubmissionKind = Literal["msd", "folder"]
 
@@ -52,7 +52,7 @@ def pack_submission(predictions: Path, dataset: DatasetDescription, *, kind: Sub
     values that the dataset declares; the grid of the test image within `SUBMISSION_GRID`. ``out`` appears whole or not
     at all; an existing one is replaced only where it is an empty file or folder.
 
-    Raises `ProblemsError` with every fault and its file, `AutosegError` where the dataset has no test case, there is no
+    Raises `AutosegError` with every fault and its file, `AutosegError` where the dataset has no test case, there is no
     such folder of predictions, or ``out`` is in use or cannot be written.
     """
     if not dataset.test:
@@ -64,7 +64,7 @@ def pack_submission(predictions: Path, dataset: DatasetDescription, *, kind: Sub
     problems += [problem for entry in entries for problem in _check(entry, dataset)]
     if problems:
         faults = "1 fault" if len(problems) == 1 else f"{len(problems)} faults"
-        raise ProblemsError(f"{predictions} cannot be submitted, it has {faults}:", problems)
+        raise AutosegError(*problems, headline=(f"{predictions} cannot be submitted, it has {faults}:"))
     if kind == "msd":
         _write_zip(out, Path(dataset.root).name, entries)
     else:
@@ -76,7 +76,9 @@ def _check_out(out: Path, kind: SubmissionKind) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if kind == "msd" and out.is_dir():
-        raise AutosegError(f"{out} is a folder, but a zip file is to be written; name a file with --out, e.g. {out / 'submission.zip'}")
+        raise AutosegError(
+            f"{out} is a folder, but a zip file is to be written; name a file with --out, e.g. {out / 'submission.zip'}"
+        )
     if not out.name:
         raise AutosegError(f"{out} is the folder that you are in; name another one with --out, which is made")
     if kind == "folder" and not out.is_dir():
@@ -87,7 +89,7 @@ def _check_out(out: Path, kind: SubmissionKind) -> None:
         raise AutosegError(f"{out} exists; choose another name with --out, or delete it")
 
 
-def _pair(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry], list[Problem]]:
+def _pair(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry], list[Issue]]:
     """Predictions of the test cases; what is missing, there twice, or belongs to no test case."""
     found: dict[str, list[Path]] = {}
     for file in sorted(predictions.iterdir()):
@@ -97,31 +99,50 @@ def _pair(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry],
     for case in dataset.test:
         files = found.pop(case.case_id, [])
         if not files:
-            problems.append(Problem(
-                where=str(predictions), found=f"test case {case.case_id} has no prediction", mend="predict it first"
-            ))
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=str(predictions),
+                    message=f"test case {case.case_id} has no prediction",
+                    fix="predict it first",
+                )
+            )
         elif len(files) > 1:
-            problems.append(Problem(
-                where=str(predictions), found=f"test case {case.case_id} has {len(files)} predictions: "
-                f"{', '.join(file.name for file in files)}", mend="keep one of them",
-            ))
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=str(predictions),
+                    message=f"test case {case.case_id} has {len(files)} predictions: "
+                    f"{', '.join(file.name for file in files)}",
+                    fix="keep one of them",
+                )
+            )
         else:
             entries.append(_Entry(case=case, file=files[0], name=_submitted_stem(case) + image_ending(files[0])))
     strays = [file for files in found.values() for file in files]
     return entries, problems + _stray(strays, dataset)
 
 
-def _pair_masks(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry], list[Problem]]:
+def _pair_masks(predictions: Path, dataset: DatasetDescription) -> tuple[list[_Entry], list[Issue]]:
     """Masks of the test cases; what is missing, there twice, or belongs to no test case or class."""
     entries, problems = [], []
     strays: list[Path] = []
-    folders = {entry.name: entry for entry in sorted(predictions.iterdir()) if entry.is_dir() and not entry.name.startswith(".")}
+    folders = {
+        entry.name: entry
+        for entry in sorted(predictions.iterdir())
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
     for case in dataset.test:
         folder = folders.pop(case.case_id, None)
         if folder is None:
-            problems.append(Problem(
-                where=str(predictions), found=f"test case {case.case_id} has no folder of masks", mend="predict it first"
-            ))
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=str(predictions),
+                    message=f"test case {case.case_id} has no folder of masks",
+                    fix="predict it first",
+                )
+            )
             continue
         found: dict[str, list[Path]] = {mask_stem(label.name): [] for label in dataset.labels.classes}
         for file in sorted(file for file in folder.iterdir() if image_ending(file) and not file.name.startswith(".")):
@@ -132,13 +153,25 @@ def _pair_masks(predictions: Path, dataset: DatasetDescription) -> tuple[list[_E
                 entries.append(_Entry(case=case, file=files[0], name=name, is_mask=True))
             else:
                 shown = f"{len(files)} masks of {stem}" if files else f"no mask of {stem}"
-                problems.append(Problem(where=str(folder), found=f"has {shown}", mend="predict the case again into an empty folder"))
+                problems.append(
+                    Issue(
+                        code=UNNAMED,
+                        where=str(folder),
+                        message=f"has {shown}",
+                        fix="predict the case again into an empty folder",
+                    )
+                )
     return entries, problems + _stray([*strays, *folders.values()], dataset)
 
 
-def _stray(files: Sequence[Path], dataset: DatasetDescription) -> list[Problem]:
+def _stray(files: Sequence[Path], dataset: DatasetDescription) -> list[Issue]:
     return [
-        Problem(where=str(file), found=f"is no prediction of a test case of {dataset.name}", mend="move it elsewhere")
+        Issue(
+            code=UNNAMED,
+            where=str(file),
+            message=f"is no prediction of a test case of {dataset.name}",
+            fix="move it elsewhere",
+        )
         for file in files
     ]
 
@@ -150,32 +183,54 @@ def _submitted_stem(case: Case) -> str:
     return image_stem(image) if is_named else case.case_id
 
 
-def _check(entry: _Entry, dataset: DatasetDescription) -> list[Problem]:
+def _check(entry: _Entry, dataset: DatasetDescription) -> list[Issue]:
     where = str(entry.file)
     if image_ending(entry.file) in TWO_FILES:
-        return [Problem(where=where, found="keeps its voxels in a second file", mend="save it as .mha, .nrrd or .nii.gz")]
+        return [
+            Issue(
+                code=UNNAMED,
+                where=where,
+                message="keeps its voxels in a second file",
+                fix="save it as .mha, .nrrd or .nii.gz",
+            )
+        ]
     try:
         header, image = read_header(entry.file), read_header(entry.case.image_paths[0])
         if not header.is_integer:
-            return [Problem(where=where, found=f"stores {header.pixel_type}, not integers", mend="predict the case again")]
+            return [
+                Issue(
+                    code=UNNAMED,
+                    where=where,
+                    message=f"stores {header.pixel_type}, not integers",
+                    fix="predict the case again",
+                )
+            ]
         values = np.unique(read_label_map(entry.file).array)
     except AutosegError as error:
-        return [Problem(where=where, found=str(error), mend="mend that file, or predict the case again")]
+        return [Issue(code=UNNAMED, where=where, message=str(error), fix="mend that file, or predict the case again")]
     problems = []
     allowed = (0, dataset.mask_value) if entry.is_mask else _predictable_values(dataset)
     unknown = [int(value) for value in values if int(value) not in allowed]
     if unknown:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
-        problems.append(Problem(
-            where=where, found=f"has the values {shown}, but the dataset's are {', '.join(map(str, allowed))}",
-            mend="predict the case again with a model of this dataset",
-        ))
+        problems.append(
+            Issue(
+                code=UNNAMED,
+                where=where,
+                message=f"has the values {shown}, but the dataset's are {', '.join(map(str, allowed))}",
+                fix="predict the case again with a model of this dataset",
+            )
+        )
     differences = grid_differences(header.geometry, image.geometry, SUBMISSION_GRID)
     if differences:
-        problems.append(Problem(
-            where=where, found=f"lies on another grid than {entry.case.images[0]}: {'; '.join(differences)}",
-            mend="predict the case again from that image",
-        ))
+        problems.append(
+            Issue(
+                code=UNNAMED,
+                where=where,
+                message=f"lies on another grid than {entry.case.images[0]}: {'; '.join(differences)}",
+                fix="predict the case again from that image",
+            )
+        )
     return problems
 
 

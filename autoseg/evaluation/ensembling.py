@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
 from autoseg.imaging.resampling import write_overlaps
+from autoseg.issues import AutosegError
 from planners import Labels
 
 THRESHOLD = 0.5

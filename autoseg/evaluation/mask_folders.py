@@ -13,13 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.datasets.case_labels import read_mask
-from autoseg.datasets.dataset import MaskFile
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.compute.executor import run_jobs
+from autoseg.data.case_labels import read_mask
+from autoseg.data.dataset import MaskFile
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare
 from autoseg.evaluation.summary import CaseResult, Summary, compare_grids, reading_problem, summarize
-from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import (
+from autoseg.imaging.readers import (
     PART_MARK,
     image_ending,
     image_stem,
@@ -27,7 +26,8 @@ from autoseg.imaging.formats import (
     list_segments,
     read_header,
 )
-from autoseg.progress import Reporter, SilentReporter
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.tracking.progress import Reporter, SilentReporter
 
 Masks = Mapping[str, Path]
 """Mask file by the name of its class: a file, or one segment of a file (``FILE#3``)."""
@@ -77,7 +77,7 @@ def evaluate_mask_folder(
 
     Classes are ``classes``, or all that are predicted; each is scored as a mask of its own, wherever they overlap, and is
     numbered from 1 on in the summary. From ``threshold`` on a voxel of a reference belongs to the structure; with none,
-    everything but 0. Raises one `ProblemsError` that lists every missing or extra case or mask, every file that cannot be
+    everything but 0. Raises one `AutosegError` that lists every missing or extra case or mask, every file that cannot be
     read and every pair of grids that differ.
     """
     reporter = reporter or SilentReporter()
@@ -87,8 +87,11 @@ def evaluate_mask_folder(
     chosen = tuple(EvaluatedClass(name=name, values=(number,)) for number, name in enumerate(names, 1))
     cases = [
         MaskCase(
-            case_id=case_id, predicted=predicted[case_id], reference=expected[case_id][1],
-            predicted_in=predictions / case_id, reference_in=expected[case_id][0],
+            case_id=case_id,
+            predicted=predicted[case_id],
+            reference=expected[case_id][1],
+            predicted_in=predictions / case_id,
+            reference_in=expected[case_id][0],
         )
         for case_id in sorted(predicted.keys() & expected.keys())
     ]
@@ -97,13 +100,17 @@ def evaluate_mask_folder(
         for found in run_jobs(_check_case, cases, name=_name, num_workers=1, tracker=tracker):
             problems += found
     if problems:
-        raise ProblemsError(f"{predictions} cannot be compared with {references}", problems)
-    unpredicted = sorted({stem for _, masks in expected.values() for stem in masks} - {mask_stem(name) for name in names})
+        raise AutosegError(*problems, headline=(f"{predictions} cannot be compared with {references}"))
+    unpredicted = sorted(
+        {stem for _, masks in expected.values() for stem in masks} - {mask_stem(name) for name in names}
+    )
     if unpredicted:
         reporter.say(f"Not scored, for nobody predicted them: {', '.join(unpredicted)}")
     settings = _Settings(classes=chosen, threshold=threshold, tolerance_mm=tolerance_mm)
     with reporter.track("Scoring", len(cases)) as tracker:
-        results = run_jobs(partial(_score, settings=settings), cases, name=_name, num_workers=num_workers, tracker=tracker)
+        results = run_jobs(
+            partial(_score, settings=settings), cases, name=_name, num_workers=num_workers, tracker=tracker
+        )
     return summarize(results, chosen, tolerance_mm=tolerance_mm)
 
 
@@ -167,33 +174,56 @@ def _masks_of_case(folder: Path, stems: Collection[str]) -> tuple[Path, Masks] |
 
 
 def _segments(file: Path) -> Masks:
-    return {mask_stem(name): Path(f"{file}{PART_MARK}{number}") for number, name in list_segments(file).by_number.items()}
+    return {
+        mask_stem(name): Path(f"{file}{PART_MARK}{number}") for number, name in list_segments(file).by_number.items()
+    }
 
 
 # --- what stands in the way ---
 
 
-def _unpaired(predictions: Path, references: Path, predicted: Collection[str], expected: Collection[str]) -> list[Problem]:
+def _unpaired(
+    predictions: Path, references: Path, predicted: Collection[str], expected: Collection[str]
+) -> list[Issue]:
     return [
-        *(Problem(where=f"{references}, case {case_id}", found="has no prediction",
-                  mend=f"predict this case into {predictions}, or take its reference out of the folder")
-          for case_id in sorted(set(expected) - set(predicted))),
-        *(Problem(where=str(predictions / case_id), found="has no reference",
-                  mend=f"add reference masks of this case to {references}, or take the prediction out of the folder")
-          for case_id in sorted(set(predicted) - set(expected))),
+        *(
+            Issue(
+                code=UNNAMED,
+                where=f"{references}, case {case_id}",
+                message="has no prediction",
+                fix=f"predict this case into {predictions}, or take its reference out of the folder",
+            )
+            for case_id in sorted(set(expected) - set(predicted))
+        ),
+        *(
+            Issue(
+                code=UNNAMED,
+                where=str(predictions / case_id),
+                message="has no reference",
+                fix=f"add reference masks of this case to {references}, or take the prediction out of the folder",
+            )
+            for case_id in sorted(set(predicted) - set(expected))
+        ),
     ]
 
 
-def _missing_masks(cases: Sequence[MaskCase], names: Sequence[str]) -> list[Problem]:
+def _missing_masks(cases: Sequence[MaskCase], names: Sequence[str]) -> list[Issue]:
     return [
-        Problem(where=str(case.predicted_in), found=f"has no mask of {name}", mend="add one; where nothing was found, an empty one")
-        for case in cases for name in names if mask_stem(name) not in case.predicted
+        Issue(
+            code=UNNAMED,
+            where=str(case.predicted_in),
+            message=f"has no mask of {name}",
+            fix="add one; where nothing was found, an empty one",
+        )
+        for case in cases
+        for name in names
+        if mask_stem(name) not in case.predicted
     ]
 
 
-def _check_case(case: MaskCase) -> list[Problem]:
+def _check_case(case: MaskCase) -> list[Issue]:
     """Headers that cannot be read, and masks on other grids than the first predicted one."""
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     headers = []
     for path in (*case.predicted.values(), *(path for name, path in case.reference.items() if name in case.predicted)):
         try:
@@ -213,7 +243,10 @@ def _check_case(case: MaskCase) -> list[Problem]:
 def _score(case: MaskCase, *, settings: _Settings) -> CaseResult:
     metrics = {each.key: _score_class(case, each, settings) for each in settings.classes}
     return CaseResult(
-        case_id=case.case_id, metrics=metrics, prediction_file=str(case.predicted_in), reference_file=str(case.reference_in)
+        case_id=case.case_id,
+        metrics=metrics,
+        prediction_file=str(case.predicted_in),
+        reference_file=str(case.reference_in),
     )
 
 
@@ -226,7 +259,10 @@ def _score_class(case: MaskCase, label: EvaluatedClass, settings: _Settings) -> 
         expected, _ = read_mask(reference, threshold=settings.threshold, onto=grid)
     mask = EvaluatedClass(name=label.name, values=(1,))
     scores = compare(
-        predicted.astype(np.uint8), expected.astype(np.uint8), classes=[mask], spacing_mm=grid.spacing_mm,
+        predicted.astype(np.uint8),
+        expected.astype(np.uint8),
+        classes=[mask],
+        spacing_mm=grid.spacing_mm,
         tolerance_mm=settings.tolerance_mm,
     )
     return scores[label.name]

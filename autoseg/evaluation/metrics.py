@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from planners import Document, Labels
 
 IntArray = NDArray[np.integer]
@@ -163,9 +163,7 @@ def _boxes(array: IntArray, classes: Sequence[EvaluatedClass]) -> list[Box | Non
 
 
 def _enclosing(boxes: Sequence[Box]) -> Box:
-    return tuple(
-        slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True)
-    )
+    return tuple(slice(min(s.start for s in axis), max(s.stop for s in axis)) for axis in zip(*boxes, strict=True))
 
 
 def _union(first: Box | None, second: Box | None, shape: tuple[int, ...]) -> Box:
@@ -205,9 +203,7 @@ def _distances(
     return _distances_to(first, second, spacing_mm), _distances_to(second, first, spacing_mm)
 
 
-def _distances_to(
-    start: BoolArray, target: BoolArray, spacing_mm: tuple[float, float, float]
-) -> NDArray[np.float64]:
+def _distances_to(start: BoolArray, target: BoolArray, spacing_mm: tuple[float, float, float]) -> NDArray[np.float64]:
     """Distance in mm from each voxel of ``start`` to the nearest of ``target``, in no special order.
 
     A tree over surface voxels instead of a distance transform over the volume: time goes with the surface.
@@ -217,7 +213,9 @@ def _distances_to(
     if not target.any():
         distances[:] = np.inf
     elif len(apart):
-        tree = cKDTree(np.argwhere(target) * spacing_mm, balanced_tree=False)  # the same answers, built in half the time
+        tree = cKDTree(
+            np.argwhere(target) * spacing_mm, balanced_tree=False
+        )  # the same answers, built in half the time
         distances[: len(apart)] = tree.query(apart)[0]
     return distances
 
@@ -236,7 +234,12 @@ def _score(
     return ClassMetrics(
         dice=dice_coefficient(tp, n_pred, n_ref),
         iou=tp / union if union else None,
-        tp=tp, fp=n_pred - tp, fn=n_ref - tp, tn=num_voxels - union, n_pred=n_pred, n_ref=n_ref,
+        tp=tp,
+        fp=n_pred - tp,
+        fn=n_ref - tp,
+        tn=num_voxels - union,
+        n_pred=n_pred,
+        n_ref=n_ref,
         volume_prediction_ml=n_pred * voxel_ml,
         volume_reference_ml=n_ref * voxel_ml,
         hausdorff95_mm=_hausdorff(distances),

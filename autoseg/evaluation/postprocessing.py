@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
 
-from autoseg.datasets.wording import count_noun
-from autoseg.errors import AutosegError
+from autoseg.compute.executor import run_jobs
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
-from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import file_states
-from autoseg.kept_results import Remembered
+from autoseg.imaging.readers import file_states
+from autoseg.issues import AutosegError
+from autoseg.storage.cache import Remembered
+from autoseg.wording import count_noun
 from planners import Document, LabelClass, Labels
 
 Dices = dict[str, float | None]
@@ -57,7 +57,9 @@ class PostprocessingCase:
     """All that the loaders read, for results that are kept."""
 
 
-def apply_postprocessing(labels: IntArray, steps: Sequence[KeepLargestComponent], classes: Labels) -> NDArray[np.integer]:
+def apply_postprocessing(
+    labels: IntArray, steps: Sequence[KeepLargestComponent], classes: Labels
+) -> NDArray[np.integer]:
     """A new label map after all steps, in order.
 
     ``labels`` is integer (Z, Y, X) with the internal values that ``classes`` describes. Components are connected through
@@ -103,8 +105,10 @@ def _values_of(step: KeepLargestComponent, labels: Labels) -> list[int]:
     known = {each.name: each.values for each in labels.classes}
     missing = [name for name in step.classes if name not in known]
     if missing:
-        raise AutosegError(f"postprocessing names the classes {missing}, but the dataset has {list(known)}; "
-                           "use the postprocessing that was decided for this dataset")
+        raise AutosegError(
+            f"postprocessing names the classes {missing}, but the dataset has {list(known)}; "
+            "use the postprocessing that was decided for this dataset"
+        )
     return sorted({value for name in step.classes for value in known[name]})
 
 
@@ -208,9 +212,7 @@ def _judge_everything(
     )
 
 
-def _judge_class(
-    step: KeepLargestComponent, tried: Sequence[BeforeAndAfter], number: int
-) -> PostprocessingTrial:
+def _judge_class(step: KeepLargestComponent, tried: Sequence[BeforeAndAfter], number: int) -> PostprocessingTrial:
     name = step.classes[0]
     before, after = (_mean_dice([case[number][moment] for case in tried], name) for moment in (0, 1))
     return PostprocessingTrial(

@@ -9,8 +9,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from autoseg.datasets.wording import count_noun
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
+from autoseg.wording import count_noun
 from planners import Document
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
@@ -117,20 +117,25 @@ def select_candidate(scores: Scores) -> Choice:
         return _choose_without_scores(candidates, bool(validated))
     best = max(scored, key=lambda pair: pair[0])[1]
     return Choice(
-        name=best.name, members=best.members, candidates=candidates, cross_validated=True, mean_dice=best.mean_dice,
+        name=best.name,
+        members=best.members,
+        candidates=candidates,
+        cross_validated=True,
+        mean_dice=best.mean_dice,
         reason=_explain(best, scored, len(shared)),
     )
 
 
-def _score_candidate(
-    name: str, cases: Mapping[str, Mapping[str, float | None]], shared: Sequence[str]
-) -> Candidate:
+def _score_candidate(name: str, cases: Mapping[str, Mapping[str, float | None]], shared: Sequence[str]) -> Candidate:
     own = [cases[case] for case in shared if case in cases]
     classes = dict.fromkeys(name for case in cases.values() for name in case)
     per_class = {each: _mean([case[each] for case in own]) for each in classes}
     return Candidate(
-        name=name, members=candidate_members(name), mean_dice=_mean(list(per_class.values())),
-        dice_per_class=per_class, num_cases=len(own),
+        name=name,
+        members=candidate_members(name),
+        mean_dice=_mean(list(per_class.values())),
+        dice_per_class=per_class,
+        num_cases=len(own),
     )
 
 
@@ -144,7 +149,11 @@ def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: boo
     chosen = next((by_name[name] for name in FALLBACK if name in by_name), candidates[0])
     why = "no case was validated by all candidates" if any_validated else "no fold validates on any case"
     return Choice(
-        name=chosen.name, members=chosen.members, candidates=candidates, cross_validated=False, mean_dice=None,
+        name=chosen.name,
+        members=chosen.members,
+        candidates=candidates,
+        cross_validated=False,
+        mean_dice=None,
         reason=f"{chosen.name} is taken without comparison: {why}, so nothing was cross-validated",
     )
 

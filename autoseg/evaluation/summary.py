@@ -13,8 +13,8 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import ConfigDict, Field
 
-from autoseg.datasets.grids import turned_differences
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.compute.executor import run_jobs
+from autoseg.data.grids import turned_differences
 from autoseg.evaluation.metrics import (
     DEFAULT_TOLERANCE_MM,
     ClassMetrics,
@@ -22,12 +22,12 @@ from autoseg.evaluation.metrics import (
     compare,
     stored_name,
 )
-from autoseg.execution.jobs import run_jobs
-from autoseg.imaging.formats import IMAGE_ENDINGS, image_ending, image_stem, read_label_map
 from autoseg.imaging.orientation import align_label_map
+from autoseg.imaging.readers import IMAGE_ENDINGS, image_ending, image_stem, read_label_map
 from autoseg.imaging.volume import Geometry, LabelMap
-from autoseg.progress import Reporter, SilentReporter
-from autoseg.run_folder import load_document, write_text
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.storage.atomic import load_document, write_text
+from autoseg.tracking.progress import Reporter, SilentReporter
 from planners import Document
 
 Result = TypeVar("Result")
@@ -116,7 +116,7 @@ class EvaluatedPair:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    problems: tuple[Problem, ...]
+    problems: tuple[Issue, ...]
     prediction_values: frozenset[int]
     reference_values: frozenset[int]
 
@@ -157,7 +157,7 @@ def evaluate_case(
 ) -> CaseResult:
     """Read and score one case. Distances are in mm by the spacing of the reference.
 
-    A prediction that stores the reference's grid in another orientation is turned to it. Raises `ProblemsError` where the two grids differ, and what reading raises.
+    A prediction that stores the reference's grid in another orientation is turned to it. Raises `AutosegError` where the two grids differ, and what reading raises.
     """
     prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
     return score_case(pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm)
@@ -180,14 +180,20 @@ def score_case(
     reference = _placed(reference, prediction.geometry)
     problems = _compare_grids(pair, prediction.geometry, reference.geometry)
     if problems:
-        raise ProblemsError(f"case {pair.case_id} cannot be scored", problems)
+        raise AutosegError(*problems, headline=(f"case {pair.case_id} cannot be scored"))
     metrics = compare(
-        align_label_map(prediction, reference.geometry), reference.array, classes=classes, ignore=ignore,
-        spacing_mm=reference.geometry.spacing_mm, tolerance_mm=tolerance_mm,
+        align_label_map(prediction, reference.geometry),
+        reference.array,
+        classes=classes,
+        ignore=ignore,
+        spacing_mm=reference.geometry.spacing_mm,
+        tolerance_mm=tolerance_mm,
     )
     return CaseResult(
         case_id=pair.case_id,
-        metrics={each.key: _nothing(metrics[each.name]) if each.name in unscored else metrics[each.name] for each in classes},
+        metrics={
+            each.key: _nothing(metrics[each.name]) if each.name in unscored else metrics[each.name] for each in classes
+        },
         prediction_file=str(pair.prediction),
         reference_file=str(pair.reference),
     )
@@ -201,8 +207,18 @@ def _placed(reference: LabelMap, grid: Geometry) -> LabelMap:
 def _nothing(metrics: ClassMetrics) -> ClassMetrics:
     """Scores of a class that is in neither label map."""
     return ClassMetrics(
-        dice=None, iou=None, tp=0, fp=0, fn=0, tn=metrics.tp + metrics.fp + metrics.fn + metrics.tn, n_pred=0, n_ref=0,
-        volume_prediction_ml=0.0, volume_reference_ml=0.0, hausdorff95_mm=None, surface_dice=None,
+        dice=None,
+        iou=None,
+        tp=0,
+        fp=0,
+        fn=0,
+        tn=metrics.tp + metrics.fp + metrics.fn + metrics.tn,
+        n_pred=0,
+        n_ref=0,
+        volume_prediction_ml=0.0,
+        volume_reference_ml=0.0,
+        hausdorff95_mm=None,
+        surface_dice=None,
     )
 
 
@@ -220,7 +236,7 @@ def evaluate_folder(
 
     Files are paired by name without ending; files that are no images (``summary.json``, logs) are passed over. With
     ``classes`` none, every value but 0 and ``ignore`` that occurs in any reference is a class, named by its value.
-    Cases come in the order of their names. First all pairs are read and checked; raises one `ProblemsError` that lists
+    Cases come in the order of their names. First all pairs are read and checked; raises one `AutosegError` that lists
     every missing or extra prediction, every unreadable file and every pair that disagrees in shape or geometry.
     """
     reporter = reporter or SilentReporter()
@@ -228,7 +244,7 @@ def evaluate_folder(
     checked = _in_jobs(_check_pair, pairs, "Reading label maps", num_workers, reporter)
     problems += [problem for each in checked for problem in each.problems]
     if problems:
-        raise ProblemsError(f"{predictions} cannot be compared with {references}", problems)
+        raise AutosegError(*problems, headline=(f"{predictions} cannot be compared with {references}"))
     found = frozenset().union(*(each.reference_values for each in checked))
     chosen = _classes_of_values(found - {ignore}, references) if classes is None else tuple(classes)
     _say_unknown_values(checked, chosen, ignore, reporter)
@@ -237,19 +253,27 @@ def evaluate_folder(
     return summarize(cases, chosen, ignore=ignore, tolerance_mm=tolerance_mm)
 
 
-def pair_files(predictions: Path, references: Path) -> tuple[list[EvaluatedPair], list[Problem]]:
+def pair_files(predictions: Path, references: Path) -> tuple[list[EvaluatedPair], list[Issue]]:
     """The pairs that two folders have in common, sorted by name, and what stands in the way of a comparison."""
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     predicted, expected = _label_files(predictions, problems), _label_files(references, problems)
     if not problems:
         problems += [
-            Problem(where=str(references / expected[name].name), found="has no prediction",
-                    mend=f"predict this case into {predictions}, or take its reference out of the folder")
+            Issue(
+                code=UNNAMED,
+                where=str(references / expected[name].name),
+                message="has no prediction",
+                fix=f"predict this case into {predictions}, or take its reference out of the folder",
+            )
             for name in sorted(expected.keys() - predicted.keys())
         ]
         problems += [
-            Problem(where=str(predicted[name]), found="has no reference",
-                    mend=f"add a reference of the name {name} to {references}, or take this prediction out of the folder")
+            Issue(
+                code=UNNAMED,
+                where=str(predicted[name]),
+                message="has no reference",
+                fix=f"add a reference of the name {name} to {references}, or take this prediction out of the folder",
+            )
             for name in sorted(predicted.keys() - expected.keys())
         ]
     common = sorted(predicted.keys() & expected.keys())
@@ -276,9 +300,7 @@ def _mean_over(scores: Sequence[ClassMetrics] | Sequence[MeanMetrics]) -> MeanMe
 
 
 def _number_defined(scores: Sequence[ClassMetrics] | Sequence[MeanMetrics]) -> dict[str, int]:
-    return {
-        stored_name(metric): sum(getattr(each, metric) is not None for each in scores) for metric in METRICS
-    }
+    return {stored_name(metric): sum(getattr(each, metric) is not None for each in scores) for metric in METRICS}
 
 
 def _count(scores: Sequence[ClassMetrics]) -> ClassCounts:
@@ -291,11 +313,11 @@ def _count(scores: Sequence[ClassMetrics]) -> ClassCounts:
     )
 
 
-def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path]:
+def _label_files(folder: Path, problems: list[Issue]) -> dict[str, Path]:
     """Image files of a folder by name without ending; adds to ``problems`` what is wrong with the folder."""
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
-        problems.append(Problem(where=str(folder), found=found, mend="give a folder of label maps"))
+        problems.append(Issue(code=UNNAMED, where=str(folder), message=found, fix="give a folder of label maps"))
         return {}
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -303,34 +325,49 @@ def _label_files(folder: Path, problems: list[Problem]) -> dict[str, Path]:
             continue
         name = image_stem(path)
         if name in files:
-            problems.append(Problem(where=str(path), found=f"is a second file of the name {name}, beside {files[name].name}",
-                                    mend="keep one of the two"))
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=str(path),
+                    message=f"is a second file of the name {name}, beside {files[name].name}",
+                    fix="keep one of the two",
+                )
+            )
         files.setdefault(name, path)
     if not files:
-        problems.append(Problem(where=str(folder), found="holds no label maps",
-                                mend=f"give a folder with files that end in {', '.join(IMAGE_ENDINGS)}"))
+        problems.append(
+            Issue(
+                code=UNNAMED,
+                where=str(folder),
+                message="holds no label maps",
+                fix=f"give a folder with files that end in {', '.join(IMAGE_ENDINGS)}",
+            )
+        )
     return files
 
 
 def _in_jobs(
     function: Callable[[EvaluatedPair], Result],
-    pairs: Sequence[EvaluatedPair], title: str, num_workers: int, reporter: Reporter,
+    pairs: Sequence[EvaluatedPair],
+    title: str,
+    num_workers: int,
+    reporter: Reporter,
 ) -> list[Result]:
     with reporter.track(title, len(pairs)) as tracker:
-        return run_jobs(function, pairs, name=lambda pair: f"case {pair.case_id}", num_workers=num_workers, tracker=tracker)
+        return run_jobs(
+            function, pairs, name=lambda pair: f"case {pair.case_id}", num_workers=num_workers, tracker=tracker
+        )
 
 
 def _check_pair(pair: EvaluatedPair) -> _Checked:
     """Both files read once: what is wrong with them, and which values they hold."""
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     maps: list[LabelMap] = []
     for path in (pair.prediction, pair.reference):
         try:
             maps.append(read_label_map(path))
-        except ProblemsError as error:
-            problems += error.problems
         except AutosegError as error:
-            problems.append(reading_problem(path, error))
+            problems += error.issues if all(issue.where for issue in error.issues) else [reading_problem(path, error)]
     if problems:
         return _Checked(tuple(problems), frozenset(), frozenset())
     values = [frozenset(int(value) for value in np.unique(each.array)) - {0} for each in maps]
@@ -341,25 +378,34 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
     return _Checked(_compare_grids(pair, maps[0].geometry, reference.geometry), *values)
 
 
-def reading_problem(path: Path, error: AutosegError) -> Problem:
+def reading_problem(path: Path, error: AutosegError) -> Issue:
     """A reader's message in three parts; it begins with the file and ends, after a semicolon, with the remedy."""
     text = str(error).removeprefix(str(path)).lstrip(": ")
     found, _, mend = text.rpartition("; ")
-    return Problem(where=str(path), found=found or text, mend=mend if found else "replace the file by a whole label map")
+    return Issue(
+        code=UNNAMED,
+        where=str(path),
+        message=found or text,
+        fix=mend if found else "replace the file by a whole label map",
+    )
 
 
-def _compare_grids(pair: EvaluatedPair, prediction: Geometry, reference: Geometry) -> tuple[Problem, ...]:
+def _compare_grids(pair: EvaluatedPair, prediction: Geometry, reference: Geometry) -> tuple[Issue, ...]:
     return compare_grids(pair.prediction, prediction, pair.reference, reference)
 
 
-def compare_grids(prediction_file: Path, prediction: Geometry, reference_file: Path, reference: Geometry) -> tuple[Problem, ...]:
+def compare_grids(
+    prediction_file: Path, prediction: Geometry, reference_file: Path, reference: Geometry
+) -> tuple[Issue, ...]:
     """One problem for each property in which the grids differ once both are turned to canonical axes.
 
     The tolerances are those of the dataset check: label maps that may be trained on can be scored.
     """
     differences = turned_differences(prediction, reference)
     mend = f"bring it to the grid of {reference_file}, or predict the case again from the image of that reference"
-    return tuple(Problem(where=str(prediction_file), found=f"has {each}", mend=mend) for each in differences)
+    return tuple(
+        Issue(code=UNNAMED, where=str(prediction_file), message=f"has {each}", fix=mend) for each in differences
+    )
 
 
 def _classes_of_values(values: frozenset[int], references: Path) -> tuple[EvaluatedClass, ...]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from autoseg.evaluation.metrics import stored_name
 from autoseg.evaluation.summary import Summary
-from autoseg.imaging.formats.endings import PHOTOGRAPHS, image_ending
+from autoseg.imaging.readers.endings import PHOTOGRAPHS, image_ending
 
 TABLE_METRICS = ("dice", "iou", "hausdorff95_mm", "surface_dice")
 """Metrics with a good and a bad end."""
@@ -85,15 +85,31 @@ def format_table(summary: Summary) -> str:
         dice, distance, surface = (
             score_statistics(summary, each.key, metric) for metric in ("dice", "hausdorff95_mm", "surface_dice")
         )
-        lines.append((
-            each.name, _number(dice.mean), _number(dice.sd), _number(dice.worst), dice.worst_case or ABSENT,
-            _number(distance.mean, 2), _number(surface.mean), str(dice.cases),
-        ))
+        lines.append(
+            (
+                each.name,
+                _number(dice.mean),
+                _number(dice.sd),
+                _number(dice.worst),
+                dice.worst_case or ABSENT,
+                _number(distance.mean, 2),
+                _number(surface.mean),
+                str(dice.cases),
+            )
+        )
     overall = summary.foreground_mean
-    lines.append((
-        "mean of classes", _number(overall.dice), "", "", "", _number(overall.hausdorff95_mm, 2),
-        _number(overall.surface_dice), str(len(summary.metric_per_case)),
-    ))
+    lines.append(
+        (
+            "mean of classes",
+            _number(overall.dice),
+            "",
+            "",
+            "",
+            _number(overall.hausdorff95_mm, 2),
+            _number(overall.surface_dice),
+            str(len(summary.metric_per_case)),
+        )
+    )
     return "\n".join([*_align(lines), *footnotes(summary)])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from planners import ChannelNormalization, IntensityStatistics
 
 Floats = NDArray[np.float32]

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.errors import AutosegError
 from autoseg.imaging.parts import place_part
 from autoseg.imaging.volume import Geometry, LabelMap, Vector
+from autoseg.issues import AutosegError
 
 Triple = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]
@@ -139,7 +139,9 @@ def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integ
     return array
 
 
-def _place_part(label_map: LabelMap, own: Orientation, geometry: Geometry, other: Orientation) -> NDArray[np.integer[Any]]:
+def _place_part(
+    label_map: LabelMap, own: Orientation, geometry: Geometry, other: Orientation
+) -> NDArray[np.integer[Any]]:
     part, whole = canonical_geometry(label_map.geometry, own), canonical_geometry(geometry, other)
     placed = place_part(to_canonical(label_map.array, own), part, whole)
     if placed is None:

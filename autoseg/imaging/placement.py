@@ -92,7 +92,9 @@ def restore_probabilities(
 
 def _check_box(shape: tuple[int, ...], placement: Placement) -> None:
     if tuple(shape) != placement.shape_after_cropping:
-        raise ValueError(f"the array has {tuple(shape)} voxels, but the box it came from {placement.shape_after_cropping}")
+        raise ValueError(
+            f"the array has {tuple(shape)} voxels, but the box it came from {placement.shape_after_cropping}"
+        )
 
 
 def _box_slices(placement: Placement) -> tuple[slice, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, spline_filter1d
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from planners import Resampling
 
 Shape = tuple[int, int, int]
@@ -94,9 +94,7 @@ def _coarsest_axes(spacing_mm: tuple[float, ...]) -> list[int]:
     return [axis for axis, spacing in enumerate(spacing_mm) if max(spacing_mm) / spacing == 1]
 
 
-def resample_image(
-    image: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
-) -> Floats:
+def resample_image(image: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None) -> Floats:
     """``image`` (C, a0, a1, a2) on a grid of ``shape`` voxels, float32 (C, *shape).
 
     Splines of ``resampling.order`` with edge replication and half-pixel centres; each channel is clipped to its own
@@ -367,7 +365,9 @@ def _apply(array: Floats, axis: int, operator: _Axis) -> Floats:
     target = result.reshape(outer, operator.new, inner)
     for block in operator.blocks:
         if inner == 1:
-            np.matmul(source[:, block.first : block.last, 0], block.matrix.T, out=target[:, block.start : block.stop, 0])
+            np.matmul(
+                source[:, block.first : block.last, 0], block.matrix.T, out=target[:, block.start : block.stop, 0]
+            )
         else:
             np.matmul(block.matrix, source[:, block.first : block.last], out=target[:, block.start : block.stop])
     return result
@@ -425,7 +425,10 @@ def _logit_slabs(
     ranges = _value_ranges(logits, separate_axis) if resampling.order > 1 else None
     for rows in _slab_rows(shape):
         first, last, operator = _rows(axes[0], rows.start, rows.stop)
-        yield rows, _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last))
+        yield (
+            rows,
+            _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last)),
+        )
 
 
 def _value_ranges(logits: NDArray[Any], separate_axis: int | None) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -13,10 +13,10 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 from torch import Tensor
 
-from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.inference.description import ModelDescription
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
-from autoseg.run_folder import atomic_write
+from autoseg.storage.atomic import atomic_write
 from planners import Document, DocumentError, read_document, write_document
 
 MANIFEST = "manifest.json"
@@ -98,7 +98,7 @@ def check_free(path: Path) -> None:
 def open_bundle(path: Path) -> BundleFiles:
     """The model of a bundle file. Everything but the weights is read and checked; these are, when they are asked for.
 
-    Raises `AutosegError` for a file that is no bundle, and `ProblemsError` with all its faults for one that is not
+    Raises `AutosegError` for a file that is no bundle, and `AutosegError` with all its faults for one that is not
     whole or holds what no bundle holds: compressed or encrypted parts, names that lead out of it, names twice.
     """
     try:
@@ -157,7 +157,9 @@ def _form_problems(parts: list[zipfile.ZipInfo], path: Path) -> list[str]:
     odd = [
         f"{part.filename} is {'encrypted' if part.flag_bits & ENCRYPTED else 'compressed'}"
         for part in parts
-        if part.compress_type != zipfile.ZIP_STORED or part.flag_bits & ENCRYPTED or part.file_size != part.compress_size
+        if part.compress_type != zipfile.ZIP_STORED
+        or part.flag_bits & ENCRYPTED
+        or part.file_size != part.compress_size
     ]
     size, largest = sum(part.file_size for part in parts), path.stat().st_size
     return odd + ([f"its parts say that they have {size} bytes, but the file has {largest}"] if size > largest else [])
@@ -170,7 +172,9 @@ def _manifest_problems(manifest: Manifest, parts: list[zipfile.ZipInfo]) -> list
     if len(listed) < len(manifest.files):
         problems.append("the manifest names a part twice")
     return problems + [
-        f"{name} has {there[name]} bytes instead of {size}" for name, size in listed.items() if there.get(name, size) != size
+        f"{name} has {there[name]} bytes instead of {size}"
+        for name, size in listed.items()
+        if there.get(name, size) != size
     ]
 
 
@@ -205,11 +209,11 @@ def _document(model: type[D], path: Path, name: str, text: bytes) -> D:
         raise AutosegError(f"{error}\nfetch the bundle again, or use the autoseg that wrote it") from error
 
 
-def _faulty(path: Path, problems: list[str]) -> ProblemsError:
-    return ProblemsError(
-        f"{path} is not a whole bundle",
-        [
-            Problem(where=str(path), found=problem, mend="fetch the file again, or bundle the run anew")
+def _faulty(path: Path, problems: list[str]) -> AutosegError:
+    return AutosegError(
+        *[
+            Issue(code=UNNAMED, where=str(path), message=problem, fix="fetch the file again, or bundle the run anew")
             for problem in problems
         ],
+        headline=(f"{path} is not a whole bundle"),
     )

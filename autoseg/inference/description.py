@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from autoseg.datasets.dataset import DatasetDescription
+from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
 from planners import Document, Plan, Training
 

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.errors import AutosegError, Problem, ProblemsError
 from autoseg.evaluation.mask_folders import mask_stem
-from autoseg.half_written import remove_orphans, temporary_folder
-from autoseg.imaging.formats import (
+from autoseg.imaging.readers import (
     files_of,
     image_ending,
     prediction_ending,
@@ -33,8 +31,9 @@ from autoseg.inference.predicted import (
 )
 from autoseg.inference.prediction_record import check_record
 from autoseg.inference.predictor import Predictor
-from autoseg.progress import Reporter
-from autoseg.run_folder import atomic_write, sync_folder, write_error
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.storage.atomic import atomic_write, remove_orphans, sync_folder, temporary_folder, write_error
+from autoseg.tracking.progress import Reporter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,10 +129,15 @@ def _refuse_foreign_files(folder: Path, tasks: Sequence[_Task], notes: Predictio
     """Files that nobody noted are not the product's to overwrite, nor predictions of this model."""
     foreign = [path for task in tasks for path in _foreign(task.files, notes.of(task.case.case_id))]
     if foreign:
-        raise ProblemsError(
-            f"{folder} holds files under the names of predictions, which were not predicted into it; give a new folder, or move "
-            "them away",
-            [Problem(where=str(path), found=_what_it_is(path, tasks), mend="give another output folder") for path in foreign],
+        raise AutosegError(
+            *[
+                Issue(code=UNNAMED, where=str(path), message=_what_it_is(path, tasks), fix="give another output folder")
+                for path in foreign
+            ],
+            headline=(
+                f"{folder} holds files under the names of predictions, which were not predicted into it; give a new folder, or move "
+                "them away"
+            ),
         )
 
 
@@ -173,7 +177,9 @@ def _complete(predictor: Predictor, task: _Task, notes: PredictionNotes, reporte
             if not is_own:  # while it was predicted, somebody may have put files here
                 _refuse_changed(look_at(lines, task.case.images, task.files))
                 for path in _foreign([_place(file, staged, task) for each in made for file in files_of(each)], lines):
-                    raise AutosegError(f"{path} was not predicted into its folder, and would be overwritten; give another one")
+                    raise AutosegError(
+                        f"{path} was not predicted into its folder, and would be overwritten; give another one"
+                    )
             notes.add(line)
             _move(staged, made, task, lines)
     except OSError as error:
@@ -183,7 +189,9 @@ def _complete(predictor: Predictor, task: _Task, notes: PredictionNotes, reporte
 def _refuse_changed(found: Found) -> None:
     if found.changed:
         changed = ", ".join(path.name for path in found.changed)
-        raise AutosegError(f"{changed} was changed since it was predicted, and would be overwritten; move it away, or give a new folder")
+        raise AutosegError(
+            f"{changed} was changed since it was predicted, and would be overwritten; move it away, or give a new folder"
+        )
 
 
 def _place(file: Path, staged: Path, task: _Task) -> Path:

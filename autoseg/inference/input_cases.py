@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.datasets.loose_images import NamedImage, find_loose_images
-from autoseg.datasets.named_labels import labels_beside_images
-from autoseg.datasets.wording import count_noun, shorten
-from autoseg.errors import AutosegError, Problem, ProblemsError
-from autoseg.imaging.formats import IMAGE_ENDINGS, is_dicom_series, read_header
+from autoseg.data.loose_images import NamedImage, find_loose_images
+from autoseg.data.named_labels import labels_beside_images
+from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom_series, read_header
 from autoseg.inference.predicted import predictions_among
-from autoseg.progress import Reporter, SilentReporter
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.run_folder import run_of
+from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.wording import count_noun, shorten
 
 CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: one file for each channel, numbered as in nnU-Net's folders."""
@@ -30,7 +30,9 @@ class InputCase:
     """One file or DICOM series with all channels, or one for each channel in order."""
 
 
-def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporter | None = None) -> tuple[InputCase, ...]:
+def find_input_cases(
+    source: Path, channels: Sequence[str], *, reporter: Reporter | None = None
+) -> tuple[InputCase, ...]:
     """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
 
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
@@ -38,7 +40,7 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images further down are named by the folders that
     lead to them (`find_loose_images`). Files that are named as labels of images beside them, were
     predicted by an earlier call, or made by a run whose folder lies there, are left out, and ``reporter`` is told. Raises
-    `ProblemsError` that names every image that lacks channels.
+    `AutosegError` that names every image that lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
         raise AutosegError(f"{source} does not exist; give an image file, a folder of images or a DICOM series folder")
@@ -49,15 +51,16 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
             "with a DICOM series"
         )
     grouped: dict[str, dict[int, Path]] = defaultdict(dict)
-    problems: list[Problem] = []
+    problems: list[Issue] = []
     for stem, item in items:
         case_id, channel = _name(stem, num_channels=len(channels))
         if channel in grouped[case_id]:
             problems.append(
-                Problem(
+                Issue(
+                    code=UNNAMED,
                     where=str(item),
-                    found=f"has the same name as {grouped[case_id][channel].name}",
-                    mend="give every image a name of its own",
+                    message=f"has the same name as {grouped[case_id][channel].name}",
+                    fix="give every image a name of its own",
                 )
             )
         grouped[case_id][channel] = item
@@ -66,7 +69,7 @@ def find_input_cases(source: Path, channels: Sequence[str], *, reporter: Reporte
         problems += _missing_channels(source, case_id, files, channels)
         cases.append(InputCase(case_id=case_id, images=tuple(files[number] for number in sorted(files))))
     if problems:
-        raise ProblemsError(f"{source} cannot be predicted as it is", problems)
+        raise AutosegError(*problems, headline=(f"{source} cannot be predicted as it is"))
     return tuple(cases)
 
 
@@ -77,7 +80,9 @@ def _to_predict(source: Path, items: list[NamedImage], reporter: Reporter) -> li
     runs = runs_among(source, [path for _, path in items])
     if runs:
         names = [root.resolve().name for root in sorted(set(runs.values()))]
-        reporter.say(f"Taken for no image: {count_noun(len(runs), 'file')} of {count_noun(len(names), 'run')}, {shorten(names)}")
+        reporter.say(
+            f"Taken for no image: {count_noun(len(runs), 'file')} of {count_noun(len(names), 'run')}, {shorten(names)}"
+        )
     items = [(stem, path) for stem, path in items if path not in runs]
     labels, predictions = labels_beside_images(source), predictions_among([path for _, path in items])
     left_out = {
@@ -86,7 +91,9 @@ def _to_predict(source: Path, items: list[NamedImage], reporter: Reporter) -> li
     }
     for noun, paths in left_out.items():
         if paths:
-            reporter.say(f"Taken for no image: {count_noun(len(paths), noun)}, {shorten([path.name for path in paths])}")
+            reporter.say(
+                f"Taken for no image: {count_noun(len(paths), noun)}, {shorten([path.name for path in paths])}"
+            )
     without = {path for paths in left_out.values() for path in paths}
     return [(stem, path) for stem, path in items if path not in without]
 
@@ -109,46 +116,58 @@ def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
     return match["case"], int(match["channel"])
 
 
-def _missing_channels(
-    source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]
-) -> list[Problem]:
+def _missing_channels(source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue]:
     if set(files) in ({-1}, {0}):  # one file, perhaps numbered as the first: it may hold all channels, as colours do
         (path,) = files.values()
         try:
             found = read_header(path).num_channels
         except AutosegError as error:
-            return [Problem(where=f"case {case_id}", found=str(error), mend="or give the other cases alone")]
+            return [
+                Issue(code=UNNAMED, where=f"case {case_id}", message=str(error), fix="or give the other cases alone")
+            ]
         if found == len(channels):
             return []
         if -1 in files or found > 1:
             several = f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
             return [
-                Problem(
+                Issue(
+                    code=UNNAMED,
                     where=str(path),
-                    found=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
-                    mend=several if len(channels) > 1 else "give a single volume of it",
+                    message=f"holds {found} channels, but the model needs {len(channels)}: {', '.join(channels)}",
+                    fix=several if len(channels) > 1 else "give a single volume of it",
                 )
             ]
     numbers = set(files) - {-1}
     if -1 in files:
         others = ", ".join(files[number].name for number in sorted(numbers))
         return [
-            Problem(where=str(files[-1]), found=f"has the name of case {case_id}, as has {others}", mend="take one of them out")
+            Issue(
+                code=UNNAMED,
+                where=str(files[-1]),
+                message=f"has the name of case {case_id}, as has {others}",
+                fix="take one of them out",
+            )
         ]
     missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
     extra = sorted(numbers - set(range(len(channels))))
     problems = []
     if missing:
         problems.append(
-            Problem(where=str(source), found=f"case {case_id} lacks {', '.join(missing)}", mend="add these files")
+            Issue(
+                code=UNNAMED,
+                where=str(source),
+                message=f"case {case_id} lacks {', '.join(missing)}",
+                fix="add these files",
+            )
         )
     if extra:
         surplus = ", ".join(files[number].name for number in extra)
         problems.append(
-            Problem(
+            Issue(
+                code=UNNAMED,
                 where=str(source),
-                found=f"case {case_id} has {surplus}, but the model knows {len(channels)} channels",
-                mend="take them out",
+                message=f"case {case_id} has {surplus}, but the model knows {len(channels)} channels",
+                fix="take them out",
             )
         )
     return problems

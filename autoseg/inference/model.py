@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError
+from autoseg.compute.device import usable_precision
+from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
-from autoseg.execution.device import usable_precision
 from autoseg.inference.bundle import open_bundle
 from autoseg.inference.description import WindowSums
 from autoseg.inference.model_files import ModelFiles, open_run
+from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import fill_network, load_weights
 from planners import Configuration, Plan, Training, with_width

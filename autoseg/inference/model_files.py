@@ -12,12 +12,13 @@ from typing import Protocol
 from pydantic import ValidationError
 from torch import Tensor
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError
+from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.description import ModelDescription
+from autoseg.issues import AutosegError
 from autoseg.networks.weights import read_key, read_weights
-from autoseg.run_folder import RunFolder, load_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document
 from planners import Document, Plan, Schedule, Training, describe_problems
 
 
@@ -75,7 +76,9 @@ def open_run(path: Path) -> RunFiles:
     needed = (run.dataset, run.plan, run.schedule, run.selection)
     missing = [file.name for file in needed if not file.is_file()]
     if missing and ((path / "plans.json").is_file() or any(path.glob("fold_*/*.pth"))):
-        raise AutosegError(f"{path} is a model of nnU-Net; make a model of it that can be used here: autoseg import-nnunet {path} OUT")
+        raise AutosegError(
+            f"{path} is a model of nnU-Net; make a model of it that can be used here: autoseg import-nnunet {path} OUT"
+        )
     made = [file.name for file in needed if file != run.dataset]  # datasets have a dataset.json of their own
     if not run.is_begun and set(made) <= set(missing):
         raise AutosegError(f"{path} is no run folder: it has none of {', '.join(made)}; give the --out of autoseg run")
@@ -106,7 +109,9 @@ def _describe(run: RunFolder) -> ModelDescription:
         ) from error
 
 
-def model_digest(plan: Plan, trainings: Sequence[Training], dataset: DatasetDescription, keys: Mapping[str, Sequence[str]]) -> str:
+def model_digest(
+    plan: Plan, trainings: Sequence[Training], dataset: DatasetDescription, keys: Mapping[str, Sequence[str]]
+) -> str:
     """Hash of what a selection is made from: what the documents say of the networks in ``keys``, and what those were
     trained from, fold by fold.
     """

@@ -11,10 +11,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from autoseg.errors import AutosegError
-from autoseg.file_content import FileContent, read_content
-from autoseg.imaging.formats import files_of, read_volume
-from autoseg.run_folder import write_error
+from autoseg.imaging.readers import files_of, read_volume
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import write_error
+from autoseg.storage.cache import FileContent, read_content
 from planners import Document
 
 RECORD_NAME = "predicted.jsonl"
@@ -151,13 +151,16 @@ def contents(paths: Sequence[Path], before: Sequence[FileContent] = ()) -> tuple
     files = [file for path in paths for file in files_of(path)]
     known = before if [entry.path for entry in before] == [file.name for file in files] else [None] * len(files)
     return tuple(
-        read_content(file, noted).model_copy(update={"path": file.name}) for file, noted in zip(files, known, strict=True)
+        read_content(file, noted).model_copy(update={"path": file.name})
+        for file, noted in zip(files, known, strict=True)
     )
 
 
 def source_of(images: Sequence[Path]) -> str:
     """Hash of where an image lies."""
-    return sha256("\n".join(str(image.absolute()) for image in images).encode("utf-8", errors="surrogateescape")).hexdigest()
+    return sha256(
+        "\n".join(str(image.absolute()) for image in images).encode("utf-8", errors="surrogateescape")
+    ).hexdigest()
 
 
 def _is_whole(path: Path) -> bool:
@@ -172,9 +175,15 @@ def _is_whole(path: Path) -> bool:
 
 def predictions_among(paths: Sequence[Path]) -> frozenset[Path]:
     """Those of ``paths`` that were predicted into their folder, or into the one above it as masks of a case."""
-    notes = {folder: PredictionNotes(folder).everything() for path in paths for folder in (path.parent, path.parent.parent)}
-    by_folder = {folder: frozenset(name for lines in cases.values() for name in names(lines)) for folder, cases in notes.items()}
+    notes = {
+        folder: PredictionNotes(folder).everything() for path in paths for folder in (path.parent, path.parent.parent)
+    }
+    by_folder = {
+        folder: frozenset(name for lines in cases.values() for name in names(lines)) for folder, cases in notes.items()
+    }
     return frozenset(
-        path for path in paths
-        if path.name in by_folder[path.parent] or path.name in names(notes[path.parent.parent].get(path.parent.name, []))
+        path
+        for path in paths
+        if path.name in by_folder[path.parent]
+        or path.name in names(notes[path.parent.parent].get(path.parent.name, []))
     )

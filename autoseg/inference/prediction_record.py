@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.inference.predictor import Predictor
-from autoseg.run_folder import load_document, save_document
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import load_document, save_document
 from planners import Document, Labels
 
 
@@ -41,7 +41,10 @@ def check_record(predictor: Predictor, folder: Path) -> None:
     """Write the record of predictions that begin. Raises `AutosegError` where the folder holds those of another model."""
     dataset = predictor.model.dataset
     record = PredictionRecord(
-        model_key=predictor.model.key, mirroring=predictor.mirroring, labels=dataset.labels, file_values=dataset.file_values,
+        model_key=predictor.model.key,
+        mirroring=predictor.mirroring,
+        labels=dataset.labels,
+        file_values=dataset.file_values,
         threshold=dataset.threshold,
     )
     path = folder / RECORD_NAME

@@ -13,21 +13,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.datasets.label_values import to_file_values
-from autoseg.errors import AutosegError
+from autoseg.compute.device import choose_device
+from autoseg.compute.heap import kept_heap
+from autoseg.compute.memory import is_out_of_memory, micro_batch_sizes, release_memory
+from autoseg.data.label_values import to_file_values
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import apply_postprocessing
-from autoseg.execution.device import choose_device
-from autoseg.execution.heap import kept_heap
-from autoseg.execution.memory import is_out_of_memory, micro_batch_sizes, release_memory
-from autoseg.imaging.formats import read_volume
 from autoseg.imaging.placement import Placement
+from autoseg.imaging.readers import read_volume
 from autoseg.imaging.volume import Geometry, Volume
 from autoseg.inference.export import labels_for_next_stage, labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
-from autoseg.preparation.cascade import with_classes
-from autoseg.preparation.preprocessing import prepare_image
+from autoseg.issues import AutosegError
+from autoseg.preprocessing.cascade import with_classes
+from autoseg.preprocessing.prepare import prepare_image
 from planners import estimate_configuration_memory, estimate_volume_memory, with_width
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,9 @@ class Predictor:
                 "and three spacings (z, y, x) in mm"
             )
         z, y, x = channels.shape[1:]
-        geometry = Geometry(shape=(z, y, x), spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])))
+        geometry = Geometry(
+            shape=(z, y, x), spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
+        )
         return self.predict_volume(Volume(array=channels.astype(np.float32), geometry=geometry)).labels
 
     def predict_files(self, paths: Sequence[Path], *, probabilities: bool = False) -> Prediction:
@@ -121,9 +123,7 @@ class Predictor:
         return labels_for_next_stage(logits, placement, following, previous.configuration, self.model.plan.labels)
 
 
-def member_logits(
-    member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device
-) -> Floats:
+def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device) -> Floats:
     """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2).
 
     Where memory is not enough, fewer windows go through the network at once, and at last sums are gathered in main
@@ -144,7 +144,13 @@ def _frugal_ways(batch_size: int, device: torch.device) -> list[tuple[int, torch
 
 
 def _try_logits(
-    member: Member, image: Floats, mirror_axes: Sequence[int], device: torch.device, *, size: int, gathered_on: torch.device
+    member: Member,
+    image: Floats,
+    mirror_axes: Sequence[int],
+    device: torch.device,
+    *,
+    size: int,
+    gathered_on: torch.device,
 ) -> Floats | None:
     """`member_logits` in one way; None where memory was not enough, with all given back that the attempt took."""
     predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
@@ -173,7 +179,11 @@ def _refuse_for_memory(member: Member, image: Floats, device: torch.device) -> A
     """The error where memory is not enough for one window at a time."""
     shape = " x ".join(map(str, image.shape[1:]))
     windows, sums = (needed / GB for needed in _needed_bytes(member, image, batch_size=1))
-    main = f" on {device} and {sums:.1f} GB of main memory" if device.type != "cpu" else f" and {sums:.1f} GB for their sums"
+    main = (
+        f" on {device} and {sums:.1f} GB of main memory"
+        if device.type != "cpu"
+        else f" and {sums:.1f} GB for their sums"
+    )
     elsewhere = "" if device.type == "cpu" else ", or predict with --device cpu"
     return AutosegError(
         f"{member.configuration.name}: memory is not enough to predict an image of {shape} voxels (as preprocessed), not even "

@@ -137,9 +137,7 @@ def _window_places(shape: Sequence[int], patch: Sequence[int]) -> Iterator[tuple
         yield tuple(slice(s, s + p) for s, p in zip(corner, patch, strict=True))
 
 
-def _groups(
-    jobs: Sequence[tuple[int | slice, ...]], size: int
-) -> Iterator[Sequence[tuple[int | slice, ...]]]:
+def _groups(jobs: Sequence[tuple[int | slice, ...]], size: int) -> Iterator[Sequence[tuple[int | slice, ...]]]:
     for start in range(0, len(jobs), size):
         yield jobs[start : start + size]
 

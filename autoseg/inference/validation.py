@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.label_values import to_file_values
-from autoseg.imaging.formats import writable_ending, write_label_map
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.label_values import to_file_values
+from autoseg.imaging.readers import writable_ending, write_label_map
 from autoseg.inference.export import labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member
 from autoseg.inference.predictor import member_logits
-from autoseg.preparation.cascade import open_previous, with_classes
-from autoseg.preparation.storage import open_case, require_cases
-from autoseg.progress import Tracker
-from autoseg.run_folder import atomic_write, write_text
+from autoseg.preprocessing.cascade import open_previous, with_classes
+from autoseg.preprocessing.store import open_case, require_cases
+from autoseg.storage.atomic import atomic_write, write_text
+from autoseg.tracking.progress import Tracker
 from planners import Labels
 
 WEIGHTS_KEY = "weights.key"

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.networks.blocks import initialise
 from autoseg.networks.layout import arrange
 from autoseg.networks.unet import UNet

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autoseg.errors import Problem, ProblemsError
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from planners import Network
 
 BACKGROUND = "background"
@@ -61,16 +61,14 @@ def transfer_weights(
 
     An input of a name that was there gets its own filters, another one the mean of all filters. An output of a name that was
     there gets its own layer, another one stays fresh, as all do where regions come to classes or the other way round. All
-    else must have equal shapes: `ProblemsError` names every tensor (of ``where``) that has not.
+    else must have equal shapes: `AutosegError` names every tensor (of ``where``) that has not.
     """
     first = input_convolution(network)
     problems = _misfits(weights, fresh, first=first, where=where)
     if problems:
-        raise ProblemsError(f"the weights of {where} cannot be trained on with this plan", problems)
+        raise AutosegError(*problems, headline=(f"the weights of {where} cannot be trained on with this plan"))
     result = {name: weights[name].clone() for name in fresh}
-    result[first] = torch.stack(
-        [_filters(weights[first], name, before.inputs) for name in after.inputs], dim=1
-    )
+    result[first] = torch.stack([_filters(weights[first], name, before.inputs) for name in after.inputs], dim=1)
     for name in filter(is_head, fresh):
         result[name] = fresh[name].clone()
         for output in _known_outputs(before, after):
@@ -92,7 +90,7 @@ def _filters(weight: Tensor, name: str, inputs: Sequence[str]) -> Tensor:
     return weight[:, list(inputs).index(name)] if name in inputs else weight.mean(dim=1)
 
 
-def _misfits(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, first: str, where: str) -> list[Problem]:
+def _misfits(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, first: str, where: str) -> list[Issue]:
     mend = "take the plan that comes with --pretrained, or another model"
     problems = []
     for name in [*fresh, *(name for name in weights if name not in fresh)]:
@@ -102,7 +100,11 @@ def _misfits(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, firs
         elif is_head(name):
             sizes = [size and size[1:] for size in sizes]
         if sizes[0] != sizes[1]:
-            problems.append(Problem(where=where, found=f"{name} is {sizes[0]}, but the plan needs {sizes[1]}", mend=mend))
+            problems.append(
+                Issue(
+                    code=UNNAMED, where=where, message=f"{name} is {sizes[0]}, but the plan needs {sizes[1]}", fix=mend
+                )
+            )
     return problems
 
 

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError
-from autoseg.run_folder import atomic_write
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import atomic_write
 
 UNREADABLE = (SafetensorError, OSError, RuntimeError)
 """What reading a file of weights raises; torch's own where another process puts a new file in its place meanwhile, since
@@ -35,7 +35,9 @@ def unpack_weights(content: bytes, *, where: str) -> dict[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise AutosegError(f"{where} holds no readable weights ({error}); fetch the file again, or make it anew") from error
+        raise AutosegError(
+            f"{where} holds no readable weights ({error}); fetch the file again, or make it anew"
+        ) from error
 
 
 def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoseg.datasets.dataset import Case, DatasetDescription
+from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.pipeline.options import Options
 from planners import DEFAULT_CPU_BUDGET_S, Plan
 

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.datasets.splits import Splits
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
+from autoseg.data.splits import Splits
 from autoseg.inference.export import labels_for_next_stage
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
 from autoseg.inference.predictor import member_logits
+from autoseg.issues import AutosegError
 from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
-from autoseg.preparation.cascade import has_previous, store_previous
-from autoseg.preparation.storage import StoredCase, open_case
+from autoseg.preprocessing.cascade import has_previous, store_previous
+from autoseg.preprocessing.store import StoredCase, open_case
+from autoseg.storage.locks import hold_lock
 from planners import Configuration, Plan, Training
 
 VERSION = 1
@@ -108,7 +108,8 @@ def _predict(options: Options, handover: Handover, pending: Sequence[_Pending], 
         for folds, cases in groupby(pending, key=lambda each: each.folds):
             weights = {final_weights(options.run, name, fold): handover.keys[fold] for fold in folds}
             networks = tuple(
-                load_network(path, configuration, handover.training, device=options.device, key=key) for path, key in weights.items()
+                load_network(path, configuration, handover.training, device=options.device, key=key)
+                for path, key in weights.items()
             )
             member = Member(configuration=configuration, training=handover.training, networks=networks)
             for each in cases:

@@ -10,17 +10,17 @@ from statistics import fmean, median
 import numpy as np
 import torch
 
-from autoseg.datasets.dataset import Case
-from autoseg.half_written import temporary_folder
-from autoseg.imaging.formats import read_volume, write_label_map
+from autoseg.data.dataset import Case
+from autoseg.imaging.readers import read_volume, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.bench import Bench
 from autoseg.pipeline.scoring import reference_labels, score_cases
-from autoseg.preparation.preprocessing import prepare_image
-from autoseg.preparation.storage import open_case
+from autoseg.preprocessing.prepare import prepare_image
+from autoseg.preprocessing.store import open_case
+from autoseg.storage.atomic import temporary_folder
 from autoseg.training.loop import run_network
 from autoseg.training.trial import kept_heap_for
 from planners import Configuration, Training, with_width
@@ -102,5 +102,7 @@ def stored_shapes(bench: Bench, configuration: Configuration) -> list[tuple[int,
 def median_case(bench: Bench, configuration: Configuration) -> Case:
     """The sampled case of median number of voxels."""
     shapes = stored_shapes(bench, configuration)
-    ranked = sorted(zip(shapes, sampled_cases(bench), strict=True), key=lambda pair: (np.prod(pair[0]), pair[1].case_id))
+    ranked = sorted(
+        zip(shapes, sampled_cases(bench), strict=True), key=lambda pair: (np.prod(pair[0]), pair[1].case_id)
+    )
     return ranked[len(ranked) // 2][1]

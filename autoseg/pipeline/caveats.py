@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoseg.datasets.split_files import describe_leaks
+from autoseg.data.split_files import describe_leaks
 from autoseg.pipeline.finetuning import describe_overlap
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError
-from autoseg.run_folder import RunFolder, load_document, run_of
+from autoseg.data.dataset import DatasetDescription
+from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder, run_of
+from autoseg.storage.atomic import load_document
 from planners import Plan
 
 
@@ -44,13 +45,17 @@ def require_free_for_plan(run: RunFolder, dataset: Path) -> None:
     """
     require_free(run, dataset)
     if run.is_begun or run.dataset.exists():
-        raise AutosegError(f"{run.root} is the folder of a run, which goes by the plan in it; choose another folder with --out")
+        raise AutosegError(
+            f"{run.root} is the folder of a run, which goes by the plan in it; choose another folder with --out"
+        )
     if not run.plan.exists():
         return
     try:
         load_document(Plan, run.plan)
     except AutosegError as error:
-        raise AutosegError(f"{run.plan} is there and no plan of autoseg, so it is not replaced; choose another folder with --out") from error
+        raise AutosegError(
+            f"{run.plan} is there and no plan of autoseg, so it is not replaced; choose another folder with --out"
+        ) from error
 
 
 def require_no_own_scores(path: Path) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from autoseg.datasets.dataset import Case, DatasetDescription
-from autoseg.errors import AutosegError
-from autoseg.execution.jobs import run_jobs, workers_worth_starting
-from autoseg.file_content import FileContent, read_content
-from autoseg.imaging.formats import files_of
+from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.imaging.readers import files_of
+from autoseg.issues import AutosegError
 from autoseg.pipeline.freshness import digest
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.cache import FileContent, read_content
 from planners import Document
 
 BYTE_S = 1e-9

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Splits
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
+from autoseg.issues import AutosegError
 from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import require_unseen
 from autoseg.pipeline.measuring import measure_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import follows_method, preprocess_configurations
-from autoseg.run_folder import load_document, save_document
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.locks import hold_lock
 from planners import Measurement, Plan, Schedule, extend_schedule
 
 
@@ -32,13 +32,19 @@ def add_training(options: Options, dataset: DatasetDescription, plan: Plan, spli
         if len(chain) > 1:
             require_unseen(splits, name)
         missing = [configuration for configuration in chain if configuration.name not in scheduled]
-        options.reporter.say(f"Adding {' and '.join(c.name for c in missing)} to the schedule, which the rule leaves out")
+        options.reporter.say(
+            f"Adding {' and '.join(c.name for c in missing)} to the schedule, which the rule leaves out"
+        )
         preprocess_configurations(options, dataset, plan, missing)
         bench, precision = make_bench(options, dataset, plan), schedule.trainings[0].precision
         measurements: list[Measurement] = []
         for configuration in missing:
             measurements += measure_steps(
-                bench, [configuration], budgeted=not follows_method(options), num_folds=schedule.num_folds, precision=precision
+                bench,
+                [configuration],
+                budgeted=not follows_method(options),
+                num_folds=schedule.num_folds,
+                precision=precision,
             )
         schedule = extend_schedule(plan, schedule, name, measurements, elapsed_s=options.elapsed_s)
         save_document(options.run.schedule, schedule)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.data.dataset import DatasetDescription
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.options import Options
 from planners import Configuration, Plan, Training, input_names, output_names, plan_finetuning
 
@@ -52,9 +52,13 @@ def refuse_contradictions(options: Options) -> None:
         "--target-spacing": options.target_spacing_mm is not None,
     }
     found = f"the plan of --pretrained {options.pretrained} fixes networks, patch and spacing"
-    problems = [Problem(where=name, found=found, mend="leave one of the two away") for name, given in wishes.items() if given]
+    problems = [
+        Issue(code=UNNAMED, where=name, message=found, fix="leave one of the two away")
+        for name, given in wishes.items()
+        if given
+    ]
     if problems:
-        raise ProblemsError("these options contradict each other", problems)
+        raise AutosegError(*problems, headline=("these options contradict each other"))
 
 
 def describe_overlap(files: ModelFiles, dataset: DatasetDescription) -> str | None:

@@ -11,13 +11,24 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.locks import hold_lock
 from planners import Document
 
-PROSE = frozenset({"decisions", "reason", "findings", "source", "change", "measurements", "expected_training_s",
-    "expected_validation_s"})
+PROSE = frozenset(
+    {
+        "decisions",
+        "reason",
+        "findings",
+        "source",
+        "change",
+        "measurements",
+        "expected_training_s",
+        "expected_validation_s",
+    }
+)
 """Fields that explain and decide nothing: rewording them redoes no work."""
 
 

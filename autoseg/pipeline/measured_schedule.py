@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Splits
-from autoseg.datasets.wording import count_noun
-from autoseg.execution.device import describe_device
+from autoseg.compute.device import describe_device
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
 from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.cascading import always_trained_on
 from autoseg.pipeline.measuring import measure_steps, refine, try_compiling
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.splitting import folds_given
 from autoseg.pipeline.stages import follows_method
-from autoseg.progress import format_duration
+from autoseg.tracking.progress import format_duration
+from autoseg.wording import count_noun
 from planners import (
     Conditions,
     Configuration,

@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from autoseg.execution.device import fast_precision
-from autoseg.execution.memory import is_out_of_memory, release_memory
+from autoseg.compute.device import fast_precision
+from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.pipeline.bench import TRIAL_SHARE, Bench
 from autoseg.pipeline.case_costs import measure_export, measure_network, measure_preparation
-from autoseg.preparation.cascade import CascadeCase
-from autoseg.preparation.storage import open_case
+from autoseg.preprocessing.cascade import CascadeCase
+from autoseg.preprocessing.store import open_case
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import BatchSource, finish
 from autoseg.training.compiling import first_line
@@ -68,7 +68,11 @@ def measure_steps(
     precision = precision or measure_precision(bench)
     measurements: list[Measurement] = []
     for configuration in candidates:
-        if measurements and budgeted and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds):
+        if (
+            measurements
+            and budgeted
+            and not wants_more_candidates(measurements, budget_s=options.budget_s, num_folds=num_folds)
+        ):
             break
         fixed = not budgeted or options.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
@@ -125,11 +129,19 @@ def try_compiling(
     try:
         with kept_heap_for(configuration, training, bench.options.device):
             durations = time_steps(
-                bench, configuration, training.model_copy(update={"compiled": True}), longest_s=LONGEST_COMPILED_S, most=COMPILED_STEPS
+                bench,
+                configuration,
+                training.model_copy(update={"compiled": True}),
+                longest_s=LONGEST_COMPILED_S,
+                most=COMPILED_STEPS,
             )
     except Exception as error:  # compilers raise errors of many kinds, and steps run without them, too
         short = is_out_of_memory(error)
-        found = "memory is not enough for compiled steps" if short else f"torch.compile does not work here ({first_line(error)})"
+        found = (
+            "memory is not enough for compiled steps"
+            if short
+            else f"torch.compile does not work here ({first_line(error)})"
+        )
         bench.options.reporter.say(f"{found}; steps run without it")
         return tuple(measurements)
     finally:

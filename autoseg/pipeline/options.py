@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autoseg.progress import Reporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import Reporter
 from planners import Preset
 
 if TYPE_CHECKING:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Splits
-from autoseg.errors import AutosegError
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
 from autoseg.inference.model_files import final_weights
+from autoseg.issues import AutosegError
 from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.freshness import consumed_before, digest, is_filled, what_changed
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.splitting import split_inputs
-from autoseg.progress import format_duration
-from autoseg.run_folder import load_document
+from autoseg.storage.atomic import load_document
+from autoseg.tracking.progress import format_duration
 from planners import Plan, Schedule
 
 GIVEN = "schedule file (--schedule)"
@@ -49,7 +49,9 @@ def keep_budget(options: Options) -> Options:
     budget_s = None if schedule is None else schedule.conditions.budget_s
     if GIVEN in consumed or budget_s is None or consumed.get("budget") != digest(budget_s):
         return options
-    options.reporter.say(f"Budget: {format_duration(budget_s)}, as the run began; --budget takes another and trains anew")
+    options.reporter.say(
+        f"Budget: {format_duration(budget_s)}, as the run began; --budget takes another and trains anew"
+    )
     return replace(options, budget_s=budget_s)
 
 

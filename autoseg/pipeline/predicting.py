@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
-from autoseg.imaging.formats import image_ending
+from autoseg.data.dataset import DatasetDescription
+from autoseg.imaging.readers import image_ending
 from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import InputCase
 from autoseg.inference.model import load_model
 from autoseg.inference.prediction_record import RECORD_NAME, is_of_model
 from autoseg.inference.predictor import Predictor
+from autoseg.issues import AutosegError
 from autoseg.pipeline.freshness import StageRecord
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.selecting import Selected, select_stage
-from autoseg.run_folder import load_document, save_document
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.locks import hold_lock
 
 
 def predict_stage(options: Options) -> tuple[Selected, list[Path]]:
@@ -74,6 +74,10 @@ def _clear_other_model(options: Options, predictor: Predictor) -> None:
     folder = options.run.predictions
     if is_of_model(folder, predictor):
         return
-    files = [file for file in folder.rglob("*") if file.is_file()]  # classes may have files of their own, in a folder for each case
-    for file in sorted(files, key=lambda file: file == folder / RECORD_NAME):  # the record last: until then it tells whose they are
+    files = [
+        file for file in folder.rglob("*") if file.is_file()
+    ]  # classes may have files of their own, in a folder for each case
+    for file in sorted(
+        files, key=lambda file: file == folder / RECORD_NAME
+    ):  # the record last: until then it tells whose they are
         file.unlink()

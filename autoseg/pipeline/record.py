@@ -11,12 +11,12 @@ from typing import Literal
 import torch
 
 from autoseg import __version__
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.errors import AutosegError
-from autoseg.execution.device import describe_device
+from autoseg.compute.device import describe_device
+from autoseg.data.dataset import DatasetDescription
+from autoseg.issues import AutosegError
 from autoseg.pipeline.freshness import StageRecord
 from autoseg.pipeline.options import Options
-from autoseg.run_folder import load_document, save_document
+from autoseg.storage.atomic import load_document, save_document
 from planners import Document
 
 PACKAGES = ("torch", "numpy", "SimpleITK", "scikit-image", "batchgenerators", "blosc2", "pydantic")

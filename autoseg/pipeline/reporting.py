@@ -18,14 +18,14 @@ from autoseg.delivery.report import (
     rank_cases,
     write_report,
 )
-from autoseg.imaging.formats import read_label_map, read_volume
 from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
+from autoseg.imaging.readers import read_label_map, read_volume
 from autoseg.inference.validation import prediction_path
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.record import RunRecord, write_record
 from autoseg.pipeline.scoring import reference_labels
 from autoseg.pipeline.selecting import Selected
-from autoseg.run_folder import load_document
+from autoseg.storage.atomic import load_document
 from autoseg.training.history import read_history
 from autoseg.training.learning import Learning
 from planners import Schedule
@@ -115,9 +115,7 @@ def draw_case(options: Options, selected: Selected, ranked: RankedCase) -> bytes
 def class_names(selected: Selected) -> Mapping[int, str]:
     """Names of label values in the dataset's files; a value that is in several regions gets the last one's name."""
     dataset = selected.prepared.dataset
-    return {
-        dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values
-    }
+    return {dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values}
 
 
 def commands(options: Options, selected: Selected) -> tuple[Command, ...]:
@@ -132,7 +130,11 @@ def commands(options: Options, selected: Selected) -> tuple[Command, ...]:
             *(() if options.run.work is None else ("--work", options.run.work)),
             *(() if options.schedule is None else ("--schedule", options.schedule)),
         ),
-        "Train for longer, beside this run": (*again(options, root.with_name(f"{root.name}_{hours}h")), "--budget", f"{hours}h"),
+        "Train for longer, beside this run": (
+            *again(options, root.with_name(f"{root.name}_{hours}h")),
+            "--budget",
+            f"{hours}h",
+        ),
     }
     if selected.prepared.dataset.test:
         useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")
@@ -148,7 +150,9 @@ def again(options: Options, out: Path) -> tuple[str | Path, ...]:
         "--seed": options.seed or None,
         "--preset": None if options.preset == "default" else options.preset,
         "--memory-gb": options.memory_gb,
-        "--target-spacing": None if options.target_spacing_mm is None else ",".join(map(str, options.target_spacing_mm)),
+        "--target-spacing": None
+        if options.target_spacing_mm is None
+        else ",".join(map(str, options.target_spacing_mm)),
         "--layout": options.layout,
         "--spec": options.spec,
         "--pretrained": options.pretrained,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.pipeline.options import Options
-from autoseg.run_folder import load_document
+from autoseg.storage.atomic import load_document
 from planners import Fingerprint, Plan, estimate_disk
 
 GB = 1e9

@@ -6,9 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
-from autoseg.half_written import remove_orphans
+from autoseg.issues import AutosegError
 from autoseg.pipeline.finetuning import refuse_contradictions
 from autoseg.pipeline.freshness import RetrainingError
 from autoseg.pipeline.options import Options
@@ -18,6 +16,8 @@ from autoseg.pipeline.reporting import report_stage
 from autoseg.pipeline.scheduling import read_given
 from autoseg.pipeline.selecting import Selected
 from autoseg.pipeline.splitting import refuse_bad_files
+from autoseg.storage.atomic import remove_orphans
+from autoseg.storage.locks import hold_lock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

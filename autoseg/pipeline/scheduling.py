@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.splits import Splits
-from autoseg.datasets.wording import count_noun
-from autoseg.errors import AutosegError
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
 from autoseg.inference.model_files import ModelFiles
+from autoseg.issues import AutosegError
 from autoseg.networks.transfer import describe_transfer
 from autoseg.pipeline.cascading import require_unseen
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
@@ -31,7 +30,8 @@ from autoseg.pipeline.own_schedule import (
 )
 from autoseg.pipeline.splitting import find_splits, refuse_bad_files, save_splits
 from autoseg.pipeline.stages import preprocess_configurations, preprocess_stage
-from autoseg.run_folder import load_document, save_document
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.wording import count_noun
 from planners import Configuration, Plan, Schedule
 
 GIVE_ANOTHER = "give another file with --schedule, or none"
@@ -80,13 +80,25 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
     dataset, plan = preprocess_stage(options, choose=choose)
     if given is not None:
         return given_schedule(options, dataset, plan, given)
-    consumed, outputs, say = schedule_inputs(options, dataset, plan), [options.run.schedule, options.run.splits], options.reporter.say
+    consumed, outputs, say = (
+        schedule_inputs(options, dataset, plan),
+        [options.run.schedule, options.run.splits],
+        options.reporter.say,
+    )
 
     def fits(_: Path) -> bool:
         return read_scheduled(options) is not None
 
     with open_stage(
-        options.run, "schedule", consumed, outputs, what="the schedule", say=say, fits=fits, forget=False, may_redo=options.may_retrain
+        options.run,
+        "schedule",
+        consumed,
+        outputs,
+        what="the schedule",
+        say=say,
+        fits=fits,
+        forget=False,
+        may_redo=options.may_retrain,
     ) as to_do:
         followed = followed_schedule(options, dataset, plan)
         if followed is not None:
@@ -98,7 +110,9 @@ def find_schedule(options: Options, asked: str | None, fold: int | None) -> Prep
                 dataset=dataset, plan=plan, schedule=followed, splits=load_document(Splits, options.run.splits)
             )
         if not options.may_retrain and any(options.run.models.glob("*/fold_*/final.safetensors")):
-            refuse_redoing(options.run, what_changed(options.run, "schedule", consumed, outputs, fits), what="the schedule")
+            refuse_redoing(
+                options.run, what_changed(options.run, "schedule", consumed, outputs, fits), what="the schedule"
+            )
         splits = find_splits(options, dataset)
         schedule = make_schedule(options, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
@@ -121,7 +135,9 @@ def describe_start(prepared: Prepared, pretrained: ModelFiles) -> list[str]:
     about = pretrained.description
     lines = [f"Training goes on from a model of {about.dataset.name}, with its plan: {', '.join(about.stages)}"]
     for training in prepared.schedule.trainings:
-        before, after = (interface(plan, plan.configuration(training.configuration)) for plan in (about.plan, prepared.plan))
+        before, after = (
+            interface(plan, plan.configuration(training.configuration)) for plan in (about.plan, prepared.plan)
+        )
         lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
     overlap = describe_overlap(pretrained, prepared.dataset)
     return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
@@ -168,7 +184,9 @@ def fitting_splits(options: Options, dataset: DatasetDescription, plan: Plan, sc
     require_planned_trainings(options, plan, schedule)
     splits = find_splits(options, dataset, schedule.num_folds)
     if len(splits.folds) != schedule.num_folds:
-        raise AutosegError(f"{file} trains {count_noun(schedule.num_folds, 'fold')}, but {describe_other_folds(options, dataset, splits)}")
+        raise AutosegError(
+            f"{file} trains {count_noun(schedule.num_folds, 'fold')}, but {describe_other_folds(options, dataset, splits)}"
+        )
     for training in schedule.trainings:
         if plan.configuration(training.configuration).previous_stage is not None:
             require_unseen(splits, training.configuration)
@@ -217,8 +235,12 @@ def require_planned_trainings(options: Options, plan: Plan, schedule: Schedule) 
             )
     if options.pretrained is None:
         return
-    widths = [(training, plan.configuration(training.configuration).network.features[0]) for training in schedule.trainings]
-    others = [f"{t.configuration} with {t.base_features} features, not {own}" for t, own in widths if t.base_features != own]
+    widths = [
+        (training, plan.configuration(training.configuration).network.features[0]) for training in schedule.trainings
+    ]
+    others = [
+        f"{t.configuration} with {t.base_features} features, not {own}" for t, own in widths if t.base_features != own
+    ]
     if others:
         raise AutosegError(
             f"{file} trains {', '.join(others)} as the networks of --pretrained {options.pretrained}; take a schedule that was "

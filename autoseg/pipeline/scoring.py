@@ -7,17 +7,16 @@ from functools import partial
 from math import prod
 from pathlib import Path
 
-from autoseg.datasets.case_labels import read_file_labels
-from autoseg.datasets.dataset import Case, DatasetDescription, LabelCoding
-from autoseg.errors import AutosegError
+from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.case_labels import read_file_labels
+from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score_case, summarize
-from autoseg.execution.jobs import run_jobs, workers_worth_starting
-from autoseg.file_content import read_content
-from autoseg.imaging.formats import file_states, files_of, read_header, read_label_map
+from autoseg.imaging.readers import file_states, files_of, read_header, read_label_map
 from autoseg.imaging.volume import LabelMap
-from autoseg.kept_results import Remembered
-from autoseg.progress import Tracker
+from autoseg.issues import AutosegError
+from autoseg.storage.cache import Remembered, read_content
+from autoseg.tracking.progress import Tracker
 
 Predicted = tuple[str, Path]
 """A case id and the label map that was predicted for it."""
@@ -28,7 +27,11 @@ VOXEL_BYTES = 24
 
 
 def score_cases(
-    dataset: DatasetDescription, predictions: Sequence[Predicted], tracker: Tracker | None = None, *, num_workers: int = 1,
+    dataset: DatasetDescription,
+    predictions: Sequence[Predicted],
+    tracker: Tracker | None = None,
+    *,
+    num_workers: int = 1,
     keep_in: Path | None = None,
 ) -> Summary:
     """Summary of predictions, in that order; classes that a case is not annotated for have no score.

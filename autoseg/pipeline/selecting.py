@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.datasets.label_values import to_file_values, to_internal
-from autoseg.errors import AutosegError
+from autoseg.data.label_values import to_file_values, to_internal
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
@@ -23,18 +22,19 @@ from autoseg.evaluation.postprocessing import (
 )
 from autoseg.evaluation.selection import Selection, candidate_name, select_candidate
 from autoseg.evaluation.summary import Summary, read_summary, write_summary
-from autoseg.imaging.formats import read_header, read_label_map, writable_ending, write_label_map
 from autoseg.imaging.orientation import align_label_map
+from autoseg.imaging.readers import read_header, read_label_map, writable_ending, write_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
+from autoseg.issues import AutosegError
 from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import digest, is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
 from autoseg.pipeline.scoring import labelled_case, reference_labels, score_cases
 from autoseg.pipeline.training import fold_key, stage_keys, train_stage
-from autoseg.run_folder import load_document, save_document
+from autoseg.storage.atomic import load_document, save_document
 
 Labelled = NDArray[np.integer]
 
@@ -66,7 +66,9 @@ def select_stage(options: Options) -> Selected:
     summary_file = run.cross_validation / "summary.json"
     outputs = [run.selection]
     if prepared.splits.cross_validated:
-        predictions = [prediction_path(run.cross_validation, case_id, prepared.dataset) for case_id in validated_cases(prepared)]
+        predictions = [
+            prediction_path(run.cross_validation, case_id, prepared.dataset) for case_id in validated_cases(prepared)
+        ]
         outputs += [summary_file, *predictions]
 
     def fits(path: Path) -> bool:
@@ -104,7 +106,9 @@ def made_from(options: Options, prepared: Prepared, members: tuple[str, ...]) ->
 def select(options: Options, prepared: Prepared) -> None:
     """Write ``selection.json`` and the cross-validated predictions."""
     names = [training.configuration for training in prepared.schedule.trainings]
-    scores: dict[str, dict[str, dict[str, float | None]]] = {name: single_scores(options, prepared, name) for name in names}
+    scores: dict[str, dict[str, dict[str, float | None]]] = {
+        name: single_scores(options, prepared, name) for name in names
+    }
     if prepared.splits.cross_validated:
         for pair in combinations(names, 2):
             scores[candidate_name(pair)] = pair_scores(options, prepared, pair)
@@ -166,7 +170,9 @@ def files_read(options: Options, prepared: Prepared, members: tuple[str, ...], c
     """What `load_prediction` and `load_reference` read."""
     fold = fold_of(prepared, case_id)
     predicted = [member_prediction(options, prepared, name, case_id) for name in members]
-    probabilities = [probabilities_path(options.run.validation(name, fold), case_id) for name in members if len(members) > 1]
+    probabilities = [
+        probabilities_path(options.run.validation(name, fold), case_id) for name in members if len(members) > 1
+    ]
     return (*predicted, *probabilities, *map(Path, labelled_case(prepared.dataset, case_id).label_files))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.split_files import (
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.split_files import (
     cases_of_groups,
     cases_of_splits,
     describe_gaps,
@@ -11,12 +11,12 @@ from autoseg.datasets.split_files import (
     read_groups,
     read_splits,
 )
-from autoseg.datasets.splits import Splits, leave_one_group_out, make_splits
-from autoseg.datasets.wording import count_noun
-from autoseg.errors import AutosegError, Problem, ProblemsError
+from autoseg.data.splits import Splits, leave_one_group_out, make_splits
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
-from autoseg.run_folder import save_document
+from autoseg.storage.atomic import save_document
+from autoseg.wording import count_noun
 
 FOLDS = 5
 """Of a cross-validation with enough cases and time (method section 7.9)."""
@@ -44,7 +44,7 @@ def refuse_bad_folds(options: Options, dataset: DatasetDescription) -> None:
 def find_splits(options: Options, dataset: DatasetDescription, num_folds: int | None = None) -> Splits:
     """The folds that were asked for; else ``num_folds`` by the method's rule, or fewer if there are fewer cases.
 
-    Raises `ProblemsError` with all that is wrong with options, files and groups, before anything is computed.
+    Raises `AutosegError` with all that is wrong with options, files and groups, before anything is computed.
     """
     _refuse_mixed(options)
     case_ids = [case.case_id for case in dataset.training]
@@ -84,7 +84,9 @@ def save_splits(options: Options, dataset: DatasetDescription, splits: Splits) -
     for path, named in ((options.splits, cases_of_splits), (options.groups, cases_of_groups)):
         passed_over = [] if path is None else sorted(named(path) & set(dataset.left_out) - set(case_ids))
         if passed_over:
-            options.reporter.say(f"Note: {path}: passed over, since left out for errors (--skip-bad): {', '.join(passed_over)}")
+            options.reporter.say(
+                f"Note: {path}: passed over, since left out for errors (--skip-bad): {', '.join(passed_over)}"
+            )
     if options.splits is not None:
         leaks = describe_leaks(splits, groups_of(options, dataset))
         for line in (*describe_gaps(splits, case_ids), *leaks):
@@ -103,7 +105,9 @@ def split_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str
 def _refuse_mixed(options: Options) -> None:
     """Wishes that contradict each other, all at once."""
     if options.folds is not None and options.folds < 2:
-        raise AutosegError(f"{count_noun(options.folds, 'fold')} cannot be cross-validated; ask for two at least, or name one with --splits")
+        raise AutosegError(
+            f"{count_noun(options.folds, 'fold')} cannot be cross-validated; ask for two at least, or name one with --splits"
+        )
     wishes = {"--folds": options.folds is not None, "--leave-one-group-out": options.leave_one_group_out}
     others = [name for name, given in wishes.items() if given]
     problems = []
@@ -112,8 +116,8 @@ def _refuse_mixed(options: Options) -> None:
     elif len(others) > 1:
         problems = [_contradiction("--folds", "--leave-one-group-out gives each group a fold")]
     if problems:
-        raise ProblemsError("these options contradict each other", problems)
+        raise AutosegError(*problems, headline=("these options contradict each other"))
 
 
-def _contradiction(option: str, because: str) -> Problem:
-    return Problem(where=option, found=because, mend="leave one of the two away")
+def _contradiction(option: str, because: str) -> Issue:
+    return Issue(code=UNNAMED, where=option, message=because, fix="leave one of the two away")

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from autoseg.datasets.checks import check_dataset, require_clean
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.discovery import describe_dataset, discover_dataset
-from autoseg.datasets.leaving_out import errors_that_remain, leave_out_bad
-from autoseg.datasets.wording import count_noun
-from autoseg.errors import Problem, ProblemsError
-from autoseg.execution.locks import hold_lock
+from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained
 from autoseg.pipeline.freshness import (
@@ -25,10 +23,12 @@ from autoseg.pipeline.freshness import (
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.splitting import refuse_bad_folds
-from autoseg.preparation.class_sizes import describe_unusual_classes
-from autoseg.preparation.fingerprinting import take_fingerprint
-from autoseg.preparation.preprocessing import Target, preprocess_dataset
-from autoseg.run_folder import load_document, save_document
+from autoseg.preprocessing.class_sizes import describe_unusual_classes
+from autoseg.preprocessing.fingerprint import take_fingerprint
+from autoseg.preprocessing.prepare import Target, preprocess_dataset
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.locks import hold_lock
+from autoseg.wording import count_noun
 from planners import (
     Configuration,
     Fingerprint,
@@ -46,7 +46,11 @@ def check_stage(options: Options) -> DatasetDescription:
     With ``skip_bad`` cases that have an error are left out, and only errors of the dataset as a whole raise.
     """
     dataset = discover_dataset(
-        options.dataset, layout=options.layout, spec=options.spec, looks=options.run.label_looks, num_workers=options.num_workers,
+        options.dataset,
+        layout=options.layout,
+        spec=options.spec,
+        looks=options.run.label_looks,
+        num_workers=options.num_workers,
         reporter=options.reporter,
     )
     options.reporter.say(f"Found {describe_dataset(dataset)}")
@@ -72,11 +76,17 @@ def check_stage(options: Options) -> DatasetDescription:
         noted = [f for f in checked.findings if f.severity != "error"]
         save_document(options.run.dataset, checked)
     warnings = sum(finding.severity == "warning" for finding in noted)
-    left_out = f"{len(checked.left_out)} left out for errors ({', '.join(checked.left_out)})" if checked.left_out else "no errors"
-    options.reporter.say(f"Check: {left_out}, {count_noun(warnings, 'warning')}, {count_noun(len(noted) - warnings, 'note')}")
+    left_out = (
+        f"{len(checked.left_out)} left out for errors ({', '.join(checked.left_out)})"
+        if checked.left_out
+        else "no errors"
+    )
+    options.reporter.say(
+        f"Check: {left_out}, {count_noun(warnings, 'warning')}, {count_noun(len(noted) - warnings, 'note')}"
+    )
     for finding in noted:
         if finding.severity == "warning":
-            options.reporter.say(f"  {finding.where}: {finding.found}; {finding.mend}")
+            options.reporter.say(f"  {finding.where}: {finding.message}; {finding.fix}")
     return checked
 
 
@@ -91,7 +101,10 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
         if not to_do:
             return dataset, load_document(Fingerprint, options.run.fingerprint)
         fingerprint = take_fingerprint(
-            dataset, num_workers=options.num_workers, reporter=options.reporter, canonical=canonical,
+            dataset,
+            num_workers=options.num_workers,
+            reporter=options.reporter,
+            canonical=canonical,
             keep_in=options.run.kept("fingerprint"),
         )
         save_document(options.run.fingerprint, fingerprint)
@@ -119,7 +132,9 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         **({} if spacing_mm is None else {"target spacing (--target-spacing)": digest(spacing_mm)}),
     }
     changes, outputs, say = what_changed(options.run, "plan", consumed, ()), [options.run.plan], options.reporter.say
-    with open_stage(options.run, "plan", consumed, outputs, what="the plan", say=say, forget=options.may_retrain) as to_do:
+    with open_stage(
+        options.run, "plan", consumed, outputs, what="the plan", say=say, forget=options.may_retrain
+    ) as to_do:
         begun = load_document(Plan, options.run.plan) if options.run.plan.exists() else None
         own = plan_dataset(
             fingerprint,
@@ -131,8 +146,15 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
         )
         plan = own if pretrained is None else fit_plan(pretrained, own)
         if begun is None or digest(begun) != digest(plan):
-            if not options.may_retrain and consumed_before(options.run, "schedule").get("plan") not in (None, digest(plan)):
-                refuse_redoing(options.run, changes or ["the pretrained model (--pretrained) or the rules changed"], what="the plan")
+            if not options.may_retrain and consumed_before(options.run, "schedule").get("plan") not in (
+                None,
+                digest(plan),
+            ):
+                refuse_redoing(
+                    options.run,
+                    changes or ["the pretrained model (--pretrained) or the rules changed"],
+                    what="the plan",
+                )
             save_document(options.run.plan, plan)
     if options.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
         options.reporter.say(
@@ -206,9 +228,9 @@ def preprocess_configurations(
 def require_trainable(options: Options, configurations: Sequence[Configuration]) -> None:
     """Refuse plans whose networks cannot be trained before hours go into their data."""
     problems = [
-        Problem(where=str(options.run.plan), found=fault, mend="or choose another --preset")
+        Issue(code=UNNAMED, where=str(options.run.plan), message=fault, fix="or choose another --preset")
         for configuration in configurations
         for fault in why_untrainable(configuration)
     ]
     if problems:
-        raise ProblemsError("the plan cannot be trained", problems)
+        raise AutosegError(*problems, headline=("the plan cannot be trained"))

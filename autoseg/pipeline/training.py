@@ -7,11 +7,10 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from autoseg.datasets.splits import Split
-from autoseg.errors import AutosegError
+from autoseg.compute.executor import available_cores
+from autoseg.compute.interruption import stop_requests
+from autoseg.data.splits import Split
 from autoseg.evaluation.summary import write_summary
-from autoseg.execution.interruption import stop_requests
-from autoseg.execution.jobs import available_cores
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
 from autoseg.inference.validation import (
@@ -21,6 +20,7 @@ from autoseg.inference.validation import (
     probabilities_path,
     validate_fold,
 )
+from autoseg.issues import AutosegError
 from autoseg.networks.transfer import Transfer
 from autoseg.networks.weights import read_key
 from autoseg.pipeline.cascading import Handover, hand_over
@@ -32,11 +32,11 @@ from autoseg.pipeline.measured_schedule import announce_trainings
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
 from autoseg.pipeline.scoring import score_cases
-from autoseg.preparation.cascade import CascadeCase
-from autoseg.preparation.preprocessing import common_to_cases, made_from
-from autoseg.preparation.storage import StoredCase, open_case, require_cases
-from autoseg.progress import Tracker
+from autoseg.preprocessing.cascade import CascadeCase
+from autoseg.preprocessing.prepare import common_to_cases, made_from
+from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
 from autoseg.training.trial import kept_heap_for
@@ -61,7 +61,11 @@ def train_stage(options: Options, *, configuration: str | None = None, fold: int
     folds = [k for k in range(schedule.num_folds) if fold in (None, k)]
     asked = [(schedule.training(name), k) for name in names for k in folds]
     jobs = with_stages_before(prepared, asked)
-    keys = {(t.configuration, k): fold_key(options, prepared, t, k) for t in schedule.trainings for k in range(schedule.num_folds)}
+    keys = {
+        (t.configuration, k): fold_key(options, prepared, t, k)
+        for t in schedule.trainings
+        for k in range(schedule.num_folds)
+    }
     steps = sum(training.num_steps for training, _ in jobs)
     with options.reporter.track(f"Training {steps} steps", steps) as tracker:
         for training, k in jobs:
@@ -153,7 +157,9 @@ def train_one(
         return is_trained(path, key)
 
     redo = options.may_retrain
-    with open_stage(options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits, may_redo=redo) as to_do:
+    with open_stage(
+        options.run, stage, consumed, [final], what=what, say=say, wait=wait, fits=fits, may_redo=redo
+    ) as to_do:
         if not to_do:
             tracker.found(training.num_steps)
             return
@@ -222,7 +228,9 @@ def meant_cases(prepared: Prepared, configuration: Configuration, case_ids: Sequ
     return {case_id: made_from(cases[case_id], prepared.dataset, prepared.plan, source) for case_id in case_ids}
 
 
-def open_cases(preprocessed: Path, case_ids: Sequence[str], previous: Path | None) -> list[StoredCase] | list[CascadeCase]:
+def open_cases(
+    preprocessed: Path, case_ids: Sequence[str], previous: Path | None
+) -> list[StoredCase] | list[CascadeCase]:
     """Stored cases; with the folder ``previous`` also what the first stage of a cascade says of them."""
     cases = [open_case(preprocessed, case_id) for case_id in case_ids]
     return cases if previous is None else [CascadeCase(case, previous) for case in cases]
@@ -246,7 +254,9 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
     predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in split.val]
     probabilities = [probabilities_path(folder, case_id) for case_id in split.val if keep]
     outputs, what = [folder / "summary.json", *predictions, *probabilities], f"validation of {name}, fold {fold},"
-    with open_stage(options.run, stage, consumed, outputs, what=what, say=options.reporter.say, fits=is_filled) as to_do:
+    with open_stage(
+        options.run, stage, consumed, outputs, what=what, say=options.reporter.say, fits=is_filled
+    ) as to_do:
         if not to_do:
             return
         configuration = prepared.plan.configuration(name)

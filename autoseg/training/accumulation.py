@@ -27,7 +27,14 @@ def is_mean_over_samples(loss: Loss, labels: Labels) -> bool:
 
 
 def accumulate(
-    forward: Forward, criterion: Criterion, backward: Backward, images: Tensor, labels: Tensor, *, size: int, separable: bool
+    forward: Forward,
+    criterion: Criterion,
+    backward: Backward,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    size: int,
+    separable: bool,
 ) -> Tensor:
     """Add the gradient of the whole batch's loss to the parameters, ``size`` samples at a time; returns the loss, detached.
 

@@ -55,7 +55,12 @@ class Parameters:
 
 
 def make_recipe(
-    patch: Sequence[int], *, num_channels: int, mirror_axes: Sequence[int], masked_channels: Sequence[int], augment: bool
+    patch: Sequence[int],
+    *,
+    num_channels: int,
+    mirror_axes: Sequence[int],
+    masked_channels: Sequence[int],
+    augment: bool,
 ) -> Recipe:
     """Rotation range and dummy-2D by the shape of the patch (method section 6.1)."""
     dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPIC_PATCH
@@ -106,9 +111,7 @@ def _chance(rng: np.random.Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def _each(
-    rng: np.random.Generator, recipe: Recipe, draw: Callable[[], float], *, share: float = 1.0
-) -> PerChannel:
+def _each(rng: np.random.Generator, recipe: Recipe, draw: Callable[[], float], *, share: float = 1.0) -> PerChannel:
     """A draw for every channel, or for each with probability ``share``."""
     return tuple(draw() if share >= 1 or _chance(rng, share) else None for _ in range(recipe.num_channels))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.training.augmentation import augment, draw_noise
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters
 from autoseg.training.patches import (

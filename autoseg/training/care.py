@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.training.batches import BatchSource
 from autoseg.training.health import (
     MOST_RESTARTS,
@@ -205,7 +205,9 @@ def _failure(care: Care, state: FoldState, found: str) -> AutosegError:
         source = _source_by_step(care, learning)
         counts = Counter(number for step in bad for number in {source(step).choose(step, i)[1] for i in samples})
         always = sorted(number for number, count in counts.items() if count == len(bad))
-        named = ", ".join(care.case_ids[number] if number < len(care.case_ids) else f"number {number}" for number in always)
+        named = ", ".join(
+            care.case_ids[number] if number < len(care.case_ids) else f"number {number}" for number in always
+        )
         text += f" at step {bad[0] + 1}"
         text += f", and in {len(bad)} steps up to step {bad[-1] + 1}" if len(bad) > 1 else ""
         text += f"; case {named} was in each of these batches" if len(bad) > 1 and always else ""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autoseg.errors import AutosegError
-from autoseg.execution.memory import is_out_of_memory
-from autoseg.run_folder import atomic_write
+from autoseg.compute.memory import is_out_of_memory
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import atomic_write
 
 PREVIOUS = "previous.pt"
 """Name of the checkpoint before the last one."""

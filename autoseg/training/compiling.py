@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autoseg.execution.memory import is_out_of_memory
+from autoseg.compute.memory import is_out_of_memory
 from autoseg.training.care import Care, FoldState, note
 from autoseg.training.learning import Remark
 from autoseg.training.task import FoldTask, make_fold_parts

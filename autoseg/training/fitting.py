@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoseg.errors import Problem, ProblemsError
+from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.training.patches import ANNOTATED, PatchSource
 from planners import Configuration, Labels, Training
 
@@ -22,13 +22,15 @@ def require_fit(
     names: Sequence[str],
     where: str,
 ) -> None:
-    """Raise `ProblemsError` with all that keeps a training from its first step.
+    """Raise `AutosegError` with all that keeps a training from its first step.
 
     ``names`` are those of the training cases; ``where`` names the training.
     """
     problems = [*_plan_problems(labels, configuration, training, where)]
     if not training_cases:
-        problems.append(Problem(where=where, found="no case trains", mend="take folds with training cases (--splits)"))
+        problems.append(
+            Issue(code=UNNAMED, where=where, message="no case trains", fix="take folds with training cases (--splits)")
+        )
     channels = len(configuration.normalization)
     known = {label.name for label in labels.classes} | {ANNOTATED}
     for number, case in enumerate([*training_cases, *validation_cases]):
@@ -36,16 +38,16 @@ def require_fit(
         found = case.image.shape[0]
         if found != channels:
             fault = f"the preprocessed image has {found} channels, but the plan has {channels}"
-            problems.append(Problem(where=name, found=fault, mend="preprocess it again with this plan"))
+            problems.append(Issue(code=UNNAMED, where=name, message=fault, fix="preprocess it again with this plan"))
         strange = sorted(set(case.locations) - known) if number < NUM_LABELLED else []
         if strange:
             fault = f"the preprocessed labels show {', '.join(strange)}, which the plan does not know"
-            problems.append(Problem(where=name, found=fault, mend="preprocess it again with this plan"))
+            problems.append(Issue(code=UNNAMED, where=name, message=fault, fix="preprocess it again with this plan"))
     if problems:
-        raise ProblemsError(f"{where} cannot be trained", problems)
+        raise AutosegError(*problems, headline=(f"{where} cannot be trained"))
 
 
-def _plan_problems(labels: Labels, configuration: Configuration, training: Training, where: str) -> list[Problem]:
+def _plan_problems(labels: Labels, configuration: Configuration, training: Training, where: str) -> list[Issue]:
     network, problems = configuration.network, []
     stage_inputs = len(labels.values) if configuration.previous_stage else 0
     inputs = len(configuration.normalization) + stage_inputs
@@ -53,8 +55,10 @@ def _plan_problems(labels: Labels, configuration: Configuration, training: Train
     for what, found, needed in (("inputs", network.num_inputs, inputs), ("outputs", network.num_outputs, outputs)):
         if found != needed:
             fault = f"the network has {found} {what}, but channels and labels of the plan need {needed}"
-            problems.append(Problem(where=where, found=fault, mend="plan the dataset again"))
+            problems.append(Issue(code=UNNAMED, where=where, message=fault, fix="plan the dataset again"))
     if training.configuration != configuration.name:
         fault = f"the schedule's training is one of {training.configuration}"
-        problems.append(Problem(where=where, found=fault, mend="take the schedule that was made for this plan"))
+        problems.append(
+            Issue(code=UNNAMED, where=where, message=fault, fix="take the schedule that was made for this plan")
+        )
     return problems

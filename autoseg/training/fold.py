@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.networks.weights import save_weights
-from autoseg.progress import Tracker
+from autoseg.tracking.progress import Tracker
 from autoseg.training.batches import load_batches
 from autoseg.training.care import Care, FoldState, after_epoch, after_skip, note, require_steps, seeking
 from autoseg.training.compiling import without_failing_compiler
@@ -41,7 +41,7 @@ def train_fold(
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
     ``learning.json`` and ``checkpoint.pt``. ``say`` is told of damaged checkpoints, and once of each thing that goes wrong.
-    Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `ProblemsError`
+    Where ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt` raised. Raises `AutosegError`
     before the first step where plan, schedule and cases do not go together, and `AutosegError` where memory is not enough
     for a single sample, and where the loss stops being a number and nothing mends it; ``history.jsonl`` and ``learning.json``
     then tell all that was done, and a later call goes on from the last checkpoint.

@@ -99,7 +99,9 @@ def lost_classes(history: Sequence[EpochRecord], num_epochs: int) -> tuple[str, 
 
 def describe_lost(name: str, step: int, num_cases: int) -> Remark:
     """A class that is not found, and what is done about it; ``num_cases``: training cases of the fold that show it."""
-    showing = "the only training case that shows it" if num_cases == 1 else f"the {num_cases} training cases that show it"
+    showing = (
+        "the only training case that shows it" if num_cases == 1 else f"the {num_cases} training cases that show it"
+    )
     measure = (
         f"patches around it are drawn more often from now on, from {showing}"
         if num_cases
@@ -117,11 +119,15 @@ def never_found(history: Sequence[EpochRecord]) -> list[Remark]:
     for name in history[-1].pseudo_dice if history else ():
         known = [dice for record in history if (dice := record.pseudo_dice.get(name)) is not None]
         if known and max(known) < FOUND_DICE and history[-1].step >= LEAST_STEPS:
-            remarks.append(Remark(
-                kind="never_found", step=history[-1].step, about=name,
-                found=f"{name} was found on no validation patch up to the end",
-                measure="do not rely on its predictions; a longer --budget or more cases that show it may help",
-            ))
+            remarks.append(
+                Remark(
+                    kind="never_found",
+                    step=history[-1].step,
+                    about=name,
+                    found=f"{name} was found on no validation patch up to the end",
+                    measure="do not rely on its predictions; a longer --budget or more cases that show it may help",
+                )
+            )
     return remarks
 
 
@@ -130,7 +136,9 @@ def never_shown(history: Sequence[EpochRecord]) -> list[Remark]:
     if not history or history[-1].step < LEAST_STEPS:
         return []
     step = history[-1].step
-    silent = (name for name in history[-1].pseudo_dice if all(record.pseudo_dice.get(name) is None for record in history))
+    silent = (
+        name for name in history[-1].pseudo_dice if all(record.pseudo_dice.get(name) is None for record in history)
+    )
     return [
         Remark(
             kind="never_shown", step=step, about=name, found=f"no validation patch of this fold shows {name}",
@@ -152,14 +160,18 @@ def find_starved(history: Sequence[EpochRecord], *, on_cpu: bool, more_workers: 
     elif more_workers:
         measure = f"{more_workers} more processes read patches from now on"
     else:
-        measure = "all cores read patches already; put preprocessed data on a faster disk (--work), or give it more cores"
+        measure = (
+            "all cores read patches already; put preprocessed data on a faster disk (--work), or give it more cores"
+        )
     found = f"{share:.0%} of the training time goes into waiting for patches"
     return Remark(kind="starved", step=recent[-1].step, found=found, measure=measure)
 
 
 def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> Remark | None:
     """Whether the validation loss has risen from its best while the training loss went on falling, and scores with it."""
-    known = [r for r in history if r.loss is not None and r.validation_loss is not None and r.moving_average is not None]
+    known = [
+        r for r in history if r.loss is not None and r.validation_loss is not None and r.moving_average is not None
+    ]
     width = patience(num_epochs)
     if len(known) < 2 * width:
         return None
@@ -173,7 +185,8 @@ def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> Remark 
         return None
     step = known[best + width - 1].step
     return Remark(
-        kind="overfitting", step=known[-1].step,
+        kind="overfitting",
+        step=known[-1].step,
         found=f"the network begins to learn its cases by heart: since step {step} the training loss fell by {fall:.2f}, and "
         f"the validation loss rose by {rise:.2f}",
         measure="the final weights are used all the same, for choosing by the validation cases would flatter their score; "

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from autoseg.execution.memory import is_out_of_memory, release_memory
+from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.training.accumulation import accumulate
 from autoseg.training.batches import Batch
 from autoseg.training.losses import LossFunction, supervise_deeply

@@ -109,9 +109,7 @@ def _draw_centre(
     return centre
 
 
-def _start_range(
-    shape: Sequence[int], *, patch: Sequence[int], crop: Sequence[int]
-) -> tuple[list[int], list[int]]:
+def _start_range(shape: Sequence[int], *, patch: Sequence[int], crop: Sequence[int]) -> tuple[list[int], list[int]]:
     """Lowest and highest start per axis, both included (method section 7.2)."""
     lowest, highest = [], []
     for size, inner, outer in zip(shape, patch, crop, strict=True):
@@ -121,9 +119,7 @@ def _start_range(
     return lowest, highest
 
 
-def cut(
-    array: Sliceable, start: Sequence[int], size: Sequence[int], *, outside: float
-) -> NDArray[np.generic]:
+def cut(array: Sliceable, start: Sequence[int], size: Sequence[int], *, outside: float) -> NDArray[np.generic]:
     """The box of ``size`` at ``start`` of the last three axes; voxels outside the array get ``outside``."""
     shape = array.shape[-3:]
     channels = array.shape[:-3]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from autoseg.errors import AutosegError
-from autoseg.execution.memory import is_out_of_memory
+from autoseg.compute.memory import is_out_of_memory
+from autoseg.issues import AutosegError
 from autoseg.training.accumulation import is_mean_over_samples
 from autoseg.training.batches import worker_died
 from autoseg.training.care import Care, FoldState, note

@@ -67,7 +67,9 @@ def draw_disturbance(rng: np.random.Generator, num_channels: int) -> Disturbance
             name = OPERATIONS[int(rng.integers(len(OPERATIONS)))]
             operations.append(Operation(channel=channel, name=name, radius=float(rng.uniform(*RADIUS))))
     if rng.random() < REMOVAL_CHANCE:
-        removals = [Removal(channel=channel, choice=float(rng.random())) for channel in _draw_channels(rng, num_channels)]
+        removals = [
+            Removal(channel=channel, choice=float(rng.random())) for channel in _draw_channels(rng, num_channels)
+        ]
     return Disturbance(operations=tuple(operations), removals=tuple(removals))
 
 

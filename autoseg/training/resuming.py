@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from autoseg.run_folder import save_document, write_text
+from autoseg.storage.atomic import save_document, write_text
 from autoseg.training.batches import Batch
 from autoseg.training.care import FoldState
 from autoseg.training.checkpoints import Checkpoint, load_latest, save_checkpoint

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from autoseg.errors import AutosegError
-from autoseg.execution.heap import kept_heap
-from autoseg.execution.memory import is_out_of_memory, micro_batch_sizes, release_memory
-from autoseg.free_memory import free_memory_bytes
+from autoseg.compute.free_memory import free_memory_bytes
+from autoseg.compute.heap import kept_heap
+from autoseg.compute.memory import is_out_of_memory, micro_batch_sizes, release_memory
+from autoseg.issues import AutosegError
 from autoseg.training.loop import Parts, train_step
 from planners import Configuration, Plan, Training, estimate_configuration_memory, with_width
 
@@ -71,7 +71,9 @@ def batch_bytes(configuration: Configuration, training: Training) -> int:
     return training.batch_size * math.prod(configuration.patch_shape) * (4 * configuration.network.num_inputs + 8)
 
 
-def kept_heap_for(configuration: Configuration, training: Training, device: torch.device) -> AbstractContextManager[None]:
+def kept_heap_for(
+    configuration: Configuration, training: Training, device: torch.device
+) -> AbstractContextManager[None]:
     """`kept_heap`, where memory is enough for a training with whole batches."""
     size = training.batch_size
     return kept_heap(device, lambda: needed_bytes(configuration, training, size, keeps_freed=True))
@@ -100,7 +102,9 @@ def try_step(configuration: Configuration, training: Training, device: torch.dev
     batch, patch = training.batch_size, configuration.patch_shape
     parts.network.train()
     images = torch.zeros((batch, configuration.network.num_inputs, *patch), device=device)
-    train_step(parts, images, torch.zeros((batch, *patch), dtype=torch.int64, device=device), 0.0, micro_batch_size=size)
+    train_step(
+        parts, images, torch.zeros((batch, *patch), dtype=torch.int64, device=device), 0.0, micro_batch_size=size
+    )
 
 
 def refuse_for_memory(
@@ -111,11 +115,16 @@ def refuse_for_memory(
     what, mend = "a single sample", f"plan smaller patches with a --memory-gb below {plan.memory_target_gb:.3g}"
     if held > needed:
         needed += held
-        what, mend = f"a batch of {training.batch_size} samples", "train with smaller batches, by another --schedule or by none"
+        what, mend = (
+            f"a batch of {training.batch_size} samples",
+            "train with smaller batches, by another --schedule or by none",
+        )
     free = f" and does not fit on {device}"
     if device.type == "cpu":
         free_gb = f"{free_memory_bytes() / GB:.1f} GB are free"
-        free = f", but {free_gb}" if needed > free_memory_bytes() else f", which could not be had although {free_gb} now"
+        free = (
+            f", but {free_gb}" if needed > free_memory_bytes() else f", which could not be had although {free_gb} now"
+        )
     return AutosegError(
         f"training {configuration.name} with {training.base_features} features takes about {needed / GB:.1f} GB of memory for "
         f"{what}{free}; close other programs, or {mend}"

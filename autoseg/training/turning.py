@@ -95,7 +95,9 @@ def _sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
     shape = grid.shape[1:-1]
     counts = torch.bincount(labels.flatten().long() - OUTSIDE_LABEL)
     present = [value + OUTSIDE_LABEL for value in counts.nonzero().flatten().tolist()]
-    values = torch.tensor([value for value in present if value != OUTSIDE_LABEL], dtype=labels.dtype, device=labels.device)
+    values = torch.tensor(
+        [value for value in present if value != OUTSIDE_LABEL], dtype=labels.dtype, device=labels.device
+    )
     best, total = (torch.zeros(shape, device=labels.device) for _ in range(2))
     result = torch.full(shape, OUTSIDE_LABEL, dtype=labels.dtype, device=labels.device)
     for few in torch.split(values, LABELS_AT_ONCE):

@@ -221,7 +221,9 @@ def _region_problems(dataset: DatasetFile, values: Sequence[int]) -> list[str]:
     regions = [name for name, entry in dataset.labels.items() if name != IGNORE and any(_flat(entry))]
     problems = []
     if len(order) != len(regions):
-        problems.append(f"regions_class_order: {counted(len(order), 'value')} for {counted(len(regions), 'region')} ({', '.join(regions)})")
+        problems.append(
+            f"regions_class_order: {counted(len(order), 'value')} for {counted(len(regions), 'region')} ({', '.join(regions)})"
+        )
     unknown = [value for value in order if value not in values or value == 0]
     if unknown:
         problems.append(f"regions_class_order: {unknown} are not label values above 0; the labels have {list(values)}")

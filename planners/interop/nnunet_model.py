@@ -111,7 +111,9 @@ def _plans_problems(file: _ModelPlansFile, dataset: DatasetFile | None, configur
             "not read, so it would resample images wrongly"
         )
     elif file.image_reader_writer not in READERS:
-        problems.append(f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}")
+        problems.append(
+            f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}"
+        )
     channels = [] if dataset is None else [str(index) for index in range(len(dataset.channels))]
     if dataset is not None and not set(channels) <= set(file.statistics):
         problems.append(
@@ -137,6 +139,7 @@ def _mirrored(plan: Plan, name: str, axes: Sequence[Axis] | None) -> Plan:
     if axes is None:
         return plan
     changed = tuple(
-        each if each.name != name else each.model_copy(update={"mirror_axes": tuple(axes)}) for each in plan.configurations
+        each if each.name != name else each.model_copy(update={"mirror_axes": tuple(axes)})
+        for each in plan.configurations
     )
     return plan.model_copy(update={"configurations": changed})

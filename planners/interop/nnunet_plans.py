@@ -71,9 +71,7 @@ def nnunet_plans(
         "image_reader_writer": reader or _reader(plan, file_ending.casefold()),
         "transpose_forward": list(plan.transpose_forward),
         "transpose_backward": list(plan.transpose_backward),
-        "configurations": {
-            configuration.name: _written(configuration, name, plan.preset) for configuration in known
-        },
+        "configurations": {configuration.name: _written(configuration, name, plan.preset) for configuration in known},
         "experiment_planner_used": planner,
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
@@ -216,7 +214,9 @@ def _part_problems(part: ConfigurationFile, known: Known) -> list[str]:
     if counts is None:
         problems.append(f"architecture.arch_kwargs.{field}: missing")
     if len(arguments.n_conv_per_stage_decoder) != len(arguments.features_per_stage) - 1:
-        problems.append("architecture.arch_kwargs.n_conv_per_stage_decoder: must have one entry less than there are stages")
+        problems.append(
+            "architecture.arch_kwargs.n_conv_per_stage_decoder: must have one entry less than there are stages"
+        )
     return problems
 
 
@@ -233,7 +233,9 @@ def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) ->
     fallback: Preset = "resenc" if residual else "default"
     preset = next((key for key, (planner, _) in PLANNERS.items() if planner == file.experiment_planner_used), fallback)
     # a model's plan has only the configurations that predict; elsewhere a stage that is missing is a fault, and told
-    stages = tuple(parts) if len(parts) < len(file.configurations) else tuple(part.next_stage for part in parts.values())
+    stages = (
+        tuple(parts) if len(parts) < len(file.configurations) else tuple(part.next_stage for part in parts.values())
+    )
     return Plan(
         dataset_name=file.dataset_name,
         preset=preset,
@@ -296,7 +298,4 @@ def _read_network(part: ConfigurationFile, family: Family, known: Known) -> Netw
 
 
 def _read_resampling(arguments: ResamplingArguments) -> Resampling:
-    return Resampling(
-        order=arguments.order, order_z=arguments.order_z, separate_z=arguments.force_separate_z
-    )
-
+    return Resampling(order=arguments.order, order_z=arguments.order_z, separate_z=arguments.force_separate_z)

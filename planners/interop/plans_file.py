@@ -123,7 +123,11 @@ class ConfigurationFile(_Part):
     spacing: Annotated[tuple[PositiveFloat, ...], Field(min_length=2, max_length=3)]
     normalization_schemes: tuple[
         Literal[
-            "CTNormalization", "NoNormalization", "ZScoreNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"
+            "CTNormalization",
+            "NoNormalization",
+            "ZScoreNormalization",
+            "RescaleTo01Normalization",
+            "RGBTo01Normalization",
         ],
         ...,
     ]

@@ -79,9 +79,7 @@ def loss_blocks(batch: int, heads: Sequence[int], numbers: Coefficients) -> list
     return [(batch * logits * WEIGHT_BYTES, count) for logits, count in zip(heads, copies, strict=True)]
 
 
-def _go_back(
-    pile: Pile, layer: Layer, batch: int, numbers: Coefficients, unused: list[tuple[float, float]]
-) -> None:
+def _go_back(pile: Pile, layer: Layer, batch: int, numbers: Coefficients, unused: list[tuple[float, float]]) -> None:
     """One layer's backward pass: activation and norm, then convolution.
 
     ``unused``: gradients of concatenations, of which the encoder has not used its part yet.

@@ -57,7 +57,9 @@ def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerpri
 def _case_bytes(plan: Plan, configuration: Configuration, case: CaseSize, fingerprint: Fingerprint) -> int:
     source = math.prod(case.shape) / fingerprint.median_relative_size_after_cropping
     resampled = _resampled_voxels(plan, configuration, case)
-    return int(IMAGE_BYTES * len(plan.channels) * SOURCE_COPIES * source) + estimate_volume_memory(configuration, resampled)
+    return int(IMAGE_BYTES * len(plan.channels) * SOURCE_COPIES * source) + estimate_volume_memory(
+        configuration, resampled
+    )
 
 
 def _resampled_voxels(plan: Plan, configuration: Configuration, case: CaseSize) -> int:

@@ -20,7 +20,9 @@ def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: fl
         f"{'holds' if covering == 1 else 'hold'} {share:.0%} of the dataset's voxels; the smaller "
         f"number counts, but at least {SMALLEST_BATCH}",
         source="method 3.9",
-        change=_change_of_batch(max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0),
+        change=_change_of_batch(
+            max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0
+        ),
     )
 
 

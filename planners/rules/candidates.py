@@ -13,11 +13,11 @@ NEAR_ISOTROPIC = 1.5
 def decide_volumetric(shape: PlanShape) -> Decision[bool]:
     """Whether 3D configurations are planned: not for a single slice along the first plan axis (method section 3.5)."""
     if shape[0] == 1:
-        reason = f"the median case of {voxels(shape)} voxels is a single slice along its first axis, so only 2D is planned"
-    else:
         reason = (
-            f"the median case has {shape[0]:g} slices, so 3D is planned beside 2D; cross-validation decides between them"
+            f"the median case of {voxels(shape)} voxels is a single slice along its first axis, so only 2D is planned"
         )
+    else:
+        reason = f"the median case has {shape[0]:g} slices, so 3D is planned beside 2D; cross-validation decides between them"
     return Decision(
         rule="candidates.volumetric",
         value=shape[0] != 1,
@@ -44,4 +44,3 @@ def decide_vnet_candidate(spacing_mm: PlanSpacing) -> Decision[bool]:
         change=f"a factor {'above' if near else 'of at most'} {NEAR_ISOTROPIC} would "
         + ("leave it out" if near else "make it a candidate"),
     )
-

@@ -46,7 +46,11 @@ def find_size_problems(shape: SourceShape, *, requested_mm: SourceSpacing | None
     """
     place, to, mend = "cases", "to the target spacing", "check the spacings for mixed units"
     if requested_mm is not None:
-        place, to, mend = "target_spacing_mm", f"to {millimetres(requested_mm)}", "ask for coarser voxels (--target-spacing)"
+        place, to, mend = (
+            "target_spacing_mm",
+            f"to {millimetres(requested_mm)}",
+            "ask for coarser voxels (--target-spacing)",
+        )
     return tuple(
         f"{place}: resampled {to}, half of the cases have {size:.3g} or more voxels along axis {axis}, more than {MOST_VOXELS}; {mend}"
         for axis, size in enumerate(shape)
@@ -62,7 +66,9 @@ def _target_problems(target_spacing_mm: Sequence[float] | None) -> list[str]:
     return [
         line
         for axis in range(3)
-        for line in _spacing_problem(f"target_spacing_mm.{axis}", target_spacing_mm[axis], mend="ask for another (--target-spacing)")
+        for line in _spacing_problem(
+            f"target_spacing_mm.{axis}", target_spacing_mm[axis], mend="ask for another (--target-spacing)"
+        )
     ]
 
 

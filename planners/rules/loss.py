@@ -81,11 +81,17 @@ def decide_batch_dice(dimensions: int, *, is_full_resolution: bool, has_low_reso
     if dimensions == 2:
         value, reason = True, "one slice often lacks a structure, so all slices of a batch are summed"
     elif is_full_resolution and has_low_resolution:
-        value, reason = True, "where a coarse stage is needed, a patch at full resolution sees little of the case and often lacks a structure"
+        value, reason = (
+            True,
+            "where a coarse stage is needed, a patch at full resolution sees little of the case and often lacks a structure",
+        )
     elif is_full_resolution:
         value, reason = False, "where no coarse stage is planned, each patch is scored by itself"
     else:
-        value, reason = False, "a patch at low resolution sees at least a quarter of the case, so each is scored by itself"
+        value, reason = (
+            False,
+            "a patch at low resolution sees at least a quarter of the case, so each is scored by itself",
+        )
     return Decision(rule="loss.batch_dice", value=value, reason=reason, source="method 3.10")
 
 

@@ -12,7 +12,11 @@ NUM_SHOWN = 3
 
 
 def decide_mirror_axes(
-    dimensions: int, *, transpose_forward: Permutation, sided_axis: Axis | None, sided_pairs: Sequence[tuple[str, str]] = ()
+    dimensions: int,
+    *,
+    transpose_forward: Permutation,
+    sided_axis: Axis | None,
+    sided_pairs: Sequence[tuple[str, str]] = (),
 ) -> Decision[tuple[Axis, ...]]:
     """All axes (method section 6.1), but not one along which left and right are told apart.
 

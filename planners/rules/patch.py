@@ -71,7 +71,9 @@ def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
     """
     start = start_patch(grid)
     if min(start) <= 0:
-        return NoFit(reason=f"the start patch of {voxels(start)} voxels has an axis without any", yields_to_memory=False)
+        return NoFit(
+            reason=f"the start patch of {voxels(start)} voxels has an axis without any", yields_to_memory=False
+        )
     pyramid = reference_pyramid(grid.spacing_mm, start)
     size = start_size = estimate(pyramid)
     seen = {pyramid.patch}
@@ -144,7 +146,9 @@ def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
     return tuple(size - step if index == axis else size for index, size in enumerate(patch))
 
 
-def describe_patch(fit: PatchFit, budget: MemoryBudget, target_gb: float, *, change: str | None) -> Decision[tuple[int, ...]]:
+def describe_patch(
+    fit: PatchFit, budget: MemoryBudget, target_gb: float, *, change: str | None
+) -> Decision[tuple[int, ...]]:
     """The patch with its reason, for the plan's page."""
     shape = voxels(fit.pyramid.patch)
     need = f"{amount(fit.estimate)} feature-map values an image"
@@ -159,7 +163,9 @@ def describe_patch(fit: PatchFit, budget: MemoryBudget, target_gb: float, *, cha
         )
     else:
         reason = f"{shape} voxels are the least that can be trained; with {need} they exceed {limit}"
-    return Decision(rule="patch.shape", value=fit.pyramid.patch, reason=reason, source="method 3.6 to 3.9", change=change)
+    return Decision(
+        rule="patch.shape", value=fit.pyramid.patch, reason=reason, source="method 3.6 to 3.9", change=change
+    )
 
 
 def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:

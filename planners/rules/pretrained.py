@@ -38,7 +38,11 @@ def decide_pretrained_normalization(known: Sequence[str], new: Sequence[str]) ->
     if known:
         one = len(known) == 1
         kept = f"{listed(known)} {'has' if one else 'have'} the same name there and {'stays' if one else 'stay'} normalised as there"
-    added = f"; {listed(new)} {'is' if len(new) == 1 else 'are'} normalised by this dataset's own intensities" if new else ""
+    added = (
+        f"; {listed(new)} {'is' if len(new) == 1 else 'are'} normalised by this dataset's own intensities"
+        if new
+        else ""
+    )
     return Decision(
         rule="finetuning.normalization",
         value=tuple(known),
@@ -76,12 +80,17 @@ def decide_pretrained_spacing(configuration: Configuration, median_mm: Sequence[
     chosen, found = millimetres(configuration.spacing_mm), millimetres(median_mm)
     size = voxels(configuration.median_shape)
     if chosen == found:
-        reason, change = f"{chosen}, as the networks were trained, is the median of this dataset too; its median case has {size} voxels", None
+        reason, change = (
+            f"{chosen}, as the networks were trained, is the median of this dataset too; its median case has {size} voxels",
+            None,
+        )
     else:
         reason = f"from {found}, the median of this dataset, images are resampled to {chosen}, as the networks were trained; its median "
         reason += f"case then has {size} voxels"
         change = "a model that was trained on voxels nearer to this dataset's would keep more of them"
-    return Decision(rule="finetuning.spacing", value=configuration.spacing_mm, reason=reason, source=SOURCE, change=change)
+    return Decision(
+        rule="finetuning.spacing", value=configuration.spacing_mm, reason=reason, source=SOURCE, change=change
+    )
 
 
 def decide_pretrained_patch(configuration: Configuration, memory_gb: float) -> Decision[tuple[int, ...]]:

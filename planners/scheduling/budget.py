@@ -120,7 +120,8 @@ def decide_configurations(
         trial = [*chosen, candidate]
         share = usable_s / len(trial)
         steps = [
-            affordable_steps(measurements_of(conditions, c.name)[0], conditions, share, conditions.num_folds) for c in trial
+            affordable_steps(measurements_of(conditions, c.name)[0], conditions, share, conditions.num_folds)
+            for c in trial
         ]
         if min(steps) >= SATURATED_STEPS:
             chosen = trial
@@ -134,9 +135,7 @@ def decide_configurations(
     )
 
 
-def decide_folds(
-    chosen: Sequence[Configuration], conditions: Conditions, share_s: float
-) -> Decision[int]:
+def decide_folds(chosen: Sequence[Configuration], conditions: Conditions, share_s: float) -> Decision[int]:
     """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold and nobody asked
     for the others.
     """

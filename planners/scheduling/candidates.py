@@ -78,7 +78,11 @@ def trial_training(
 ) -> Training:
     """A training of a few steps that is only timed; each step costs what a scheduled one costs."""
     measured = Measurement(
-        configuration=configuration.name, base_features=base_features, batch_size=batch_size, precision=precision, step_s=1.0,
+        configuration=configuration.name,
+        base_features=base_features,
+        batch_size=batch_size,
+        precision=precision,
+        step_s=1.0,
         case_s=1.0,
     )
     return budgeted_training(configuration, measured, 10, mirroring=False)

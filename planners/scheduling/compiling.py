@@ -33,7 +33,9 @@ class Pace:
 
     def records(self, configuration: str) -> list[DecisionRecord]:
         """The decision, if there was one."""
-        return [] if self.compiling is None else [self.compiling.record(self.compiling.value, configuration=configuration)]
+        return (
+            [] if self.compiling is None else [self.compiling.record(self.compiling.value, configuration=configuration)]
+        )
 
 
 def compiling_may_pay(measured: Measurement, num_steps: int, folds: int) -> bool:
@@ -45,7 +47,11 @@ def budgeted_pace(measured: Measurement, conditions: Conditions, share_s: float,
     """As many steps as ``share_s`` seconds allow, compiled or not."""
     steps = affordable_steps(measured, conditions, share_s, folds)
     pace = fixed_pace(measured, steps, folds)
-    return fixed_pace(measured, affordable_steps(pace.measured, conditions, share_s, folds), folds) if pace.compiled else pace
+    return (
+        fixed_pace(measured, affordable_steps(pace.measured, conditions, share_s, folds), folds)
+        if pace.compiled
+        else pace
+    )
 
 
 def fixed_pace(measured: Measurement, steps: int, folds: int) -> Pace:

@@ -11,7 +11,7 @@ from scipy import ndimage
 from sklearn import metrics
 
 from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, compare
-from autoseg.imaging.formats import read_label_map
+from autoseg.imaging.readers import read_label_map
 
 SPACING = (3.0, 0.7, 1.1)
 
@@ -38,7 +38,9 @@ def pairs(real_data: Path | None = None) -> list[tuple[np.ndarray, np.ndarray, t
     return found
 
 
-def scored(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], value: int) -> ClassMetrics:
+def scored(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], value: int
+) -> ClassMetrics:
     one = EvaluatedClass(name="one", values=(value,))
     return compare(prediction, reference, classes=[one], spacing_mm=spacing_mm, tolerance_mm=1.0)["one"]
 
@@ -49,9 +51,7 @@ def image(mask: np.ndarray, spacing_mm: tuple[float, float, float]) -> SimpleITK
     return made
 
 
-def surface_distances(
-    start: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> np.ndarray:
+def surface_distances(start: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Distances in mm from the contour of ``start`` to that of ``target``, as SimpleITK's filters find them."""
     padded = [image(np.pad(mask, 1), spacing_mm) for mask in (start, target)]
     contours = [SimpleITK.BinaryContour(each, fullyConnected=False) for each in padded]
@@ -60,7 +60,9 @@ def surface_distances(
     return np.abs(SimpleITK.GetArrayFromImage(to_target))[contour]
 
 
-def check_against_simpleitk(prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
+def check_against_simpleitk(
+    prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> None:
     for value in (1, 2):
         got = scored(prediction, reference, spacing_mm, value)
         masks = prediction == value, reference == value

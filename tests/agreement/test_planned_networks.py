@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.networks.blocks import ResidualBlock
 from autoseg.networks.build import build_network
 from planners import (
@@ -38,7 +38,9 @@ COUNTED = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 def golden_configurations() -> Iterator[Any]:
     for folder in sorted(GOLDEN.glob("[0-9]*")):
-        dataset = read_nnunet_dataset((folder / "fingerprint.json").read_bytes(), (folder / "dataset.json").read_bytes())
+        dataset = read_nnunet_dataset(
+            (folder / "fingerprint.json").read_bytes(), (folder / "dataset.json").read_bytes()
+        )
         for preset in sorted(PRESETS.keys() - {"resenc"}):  # its networks are those of resenc_m
             for configuration in plan_dataset(dataset.fingerprint, preset=preset).configurations:
                 yield pytest.param(configuration, id=f"{folder.name}-{preset}-{configuration.name}")
@@ -82,7 +84,10 @@ def test_feature_map_estimates_are_those_of_the_module(configuration: Configurat
     network = configuration.network
     module, logits, values = run_on_meta(configuration)
     pyramid = Pyramid(
-        patch=configuration.patch_shape, strides=network.strides, kernels=network.kernels, divisors=configuration.patch_shape
+        patch=configuration.patch_shape,
+        strides=network.strides,
+        kernels=network.kernels,
+        divisors=configuration.patch_shape,
     )
     assert values == estimate_feature_maps(network.family, pyramid, label_entries=0)
     assert logits.shape == (1, network.num_outputs, *configuration.patch_shape)

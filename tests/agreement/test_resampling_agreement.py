@@ -26,7 +26,9 @@ def reference(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarr
     return resize(array.astype(np.float64), shape, order, mode="edge", anti_aliasing=False, clip=True)
 
 
-def separate_reference(array: np.ndarray, shape: tuple[int, int, int], axis: int, order: int, order_z: int) -> np.ndarray:
+def separate_reference(
+    array: np.ndarray, shape: tuple[int, int, int], axis: int, order: int, order_z: int
+) -> np.ndarray:
     """Slice by slice in plane, then along the axis by sampling at half-pixel positions."""
     stack = np.moveaxis(array.astype(np.float64), axis, 0)
     plane = tuple(n for i, n in enumerate(shape) if i != axis)
@@ -67,7 +69,7 @@ def test_a_small_contrast_on_a_large_offset_keeps_its_digits() -> None:
 
 
 def test_a_real_volume_agrees(real_data) -> None:  # type: ignore[no-untyped-def]
-    from autoseg.imaging.formats import read_volume
+    from autoseg.imaging.readers import read_volume
 
     image = read_volume([real_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_003.nii.gz"]).array
     got = resample_image(image, (50, 40, 47), resampling=Resampling(order=3, order_z=0), separate_axis=None)
@@ -80,7 +82,9 @@ def indicator_scores(labels: np.ndarray, shape: tuple[int, ...], order: int) -> 
 
 
 @pytest.mark.parametrize("order", [1, 3])
-@pytest.mark.parametrize(("old", "new"), [((7, 12, 9), (13, 12, 5)), ((4, 6, 5), (12, 18, 15)), ((60, 9, 9), (25, 11, 9))])
+@pytest.mark.parametrize(
+    ("old", "new"), [((7, 12, 9), (13, 12, 5)), ((4, 6, 5), (12, 18, 15)), ((60, 9, 9), (25, 11, 9))]
+)
 def test_a_label_map_gets_the_label_with_the_largest_indicator(
     old: tuple[int, ...], new: tuple[int, int, int], order: int
 ) -> None:

@@ -127,7 +127,9 @@ class Decoder(nn.Module):
         for i in reversed(range(len(network.decoder_blocks))):
             features, stride = network.features[i], tuple(network.strides[i + 1])
             self.transpconvs.append(TRANSPOSED[axes](network.features[i + 1], features, stride, stride))
-            self.stages.append(Blocks(2 * features, features, network.kernels[i], [1] * axes, network.decoder_blocks[i]))
+            self.stages.append(
+                Blocks(2 * features, features, network.kernels[i], [1] * axes, network.decoder_blocks[i])
+            )
             self.seg_layers.append(CONVOLUTION[axes](features, network.num_outputs, 1))
 
     def forward(self, skips: list[Tensor]) -> list[Tensor]:

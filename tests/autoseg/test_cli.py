@@ -20,11 +20,12 @@ import autoseg
 from autoseg.cli import app
 from autoseg.cli.console import show_result
 from autoseg.cli.parameters import parse_duration, parse_spacing
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline.options import Options
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.progress import SilentReporter
 from planners import Plan
 
 
@@ -60,7 +61,9 @@ def test_the_help_names_the_run_folder_that_is_taken_without_out() -> None:
 
 
 @pytest.mark.parametrize(("kind", "name"), [("msd", "submission.zip"), ("folder", "submission")])
-def test_a_submission_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str) -> None:
+def test_a_submission_is_called_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+) -> None:
     dataset, run = tmp_path / "Task77_Phantom", RunFolder(tmp_path / "run")
     make_phantom_dataset(dataset, num_training=2, num_test=1)
     run.root.mkdir()
@@ -73,9 +76,13 @@ def test_a_submission_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.M
     assert (tmp_path / name).exists()
 
 
-def test_printed_commands_can_be_pasted_for_folders_with_spaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_commands_can_be_pasted_for_folders_with_spaces(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = RunFolder(tmp_path / "my run")
-    options = Options(dataset=tmp_path, run=run, device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter())
+    options = Options(
+        dataset=tmp_path, run=run, device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter()
+    )
     selection = SimpleNamespace(summary=None, selection=SimpleNamespace(reason="one case"))
     show_result(options, SimpleNamespace(selected=selection, report=tmp_path, predictions=[]))  # type: ignore[arg-type]
     assert f"autoseg predict '{run.root}' INPUT OUTPUT" in capsys.readouterr().out
@@ -101,11 +108,21 @@ def test_a_plan_from_nnunets_files_is_kept_with_its_decisions(tmp_path: Path) ->
 def test_a_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     pipe = tmp_path / "fingerprint.json"
     os.mkfifo(pipe)
-    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "plan", *FILES, "--nnunet-fingerprint", str(pipe)]
+    call = [
+        sys.executable,
+        "-c",
+        "from autoseg.cli import main; main()",
+        "plan",
+        *FILES,
+        "--nnunet-fingerprint",
+        str(pipe),
+    ]
     # What is started in the background of a shell ignores Ctrl-C, and what it starts, too.
     listens = partial(signal.signal, number, signal.SIG_DFL)
     with (
-        subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens) as process,
+        subprocess.Popen(
+            call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listens
+        ) as process,
         pipe.open("w"),  # opens once the command waits for what is never written
     ):
         process.send_signal(number)

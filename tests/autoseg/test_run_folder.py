@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError, Problem, ProblemsError
-from autoseg.progress import format_duration
-from autoseg.run_folder import atomic_write, load_document, save_document
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.storage.atomic import atomic_write, load_document, save_document
+from autoseg.tracking.progress import format_duration
 from planners import LabelClass, Labels
 
 LABELS = Labels(classes=(LabelClass(name="a", values=(1,)),))
@@ -31,7 +31,10 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named_with_a_remedy_for_every_command(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught, atomic_write(tmp_path / "file" / "x"):
+    with (
+        pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught,
+        atomic_write(tmp_path / "file" / "x"),
+    ):
         pass
     assert "--" not in str(caught.value), "predict and bundle take the place as an argument, and only runs have --work"
 
@@ -73,12 +76,16 @@ def test_a_missing_document_says_what_writes_it(tmp_path) -> None:
 
 
 def test_problems_are_listed_one_a_line() -> None:
-    error = ProblemsError("two faults", [Problem(where="a", found="b", mend="c"), Problem(where="d", found="e", mend="f")])
+    error = AutosegError(
+        *[Issue(code=UNNAMED, where="a", message="b", fix="c"), Issue(code=UNNAMED, where="d", message="e", fix="f")],
+        headline=("two faults"),
+    )
     assert str(error).splitlines() == ["two faults", "  - a: b; c", "  - d: e; f"]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (7380, "2 h 03 min"), (-5, "0 s")]
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (7380, "2 h 03 min"), (-5, "0 s")],
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

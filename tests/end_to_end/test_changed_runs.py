@@ -14,10 +14,10 @@ from typer.testing import CliRunner
 
 from autoseg.cli import app
 from autoseg.cli.console import show_scores
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.inference.model import load_model
 from autoseg.inference.model_files import open_run
+from autoseg.issues import AutosegError
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import StageRecord, digest
@@ -27,8 +27,9 @@ from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.stages import plan_stage, preprocess_stage
 from autoseg.pipeline.training import fold_inputs, train_one, train_stage, validate_one
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.progress import SilentReporter
 from planners import Conditions, Measurement, Plan, Schedule, plan_schedule
 
 CPU = torch.device("cpu")
@@ -55,7 +56,9 @@ class Impatient(SilentReporter):
 
 def short_schedule(plan: Plan, *, num_folds: int = 2, steps: int = 2, cases: int = 4) -> Schedule:
     """A narrow 2D network for a few steps."""
-    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    measured = Measurement(
+        configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1
+    )
     schedule = plan_schedule(
         plan,
         Conditions(
@@ -99,7 +102,9 @@ def said(options: Options) -> str:
 def test_weights_of_another_seed_are_not_mixed_in(options: Options, tmp_path: Path) -> None:
     key = load_model(options.run.root, device=CPU).key
     train_stage(replace(options, seed=1), fold=0)
-    with pytest.raises(AutosegError, match=r"selection\.json was made from another plan, schedule or other weights.*repeat autoseg run"):
+    with pytest.raises(
+        AutosegError, match=r"selection\.json was made from another plan, schedule or other weights.*repeat autoseg run"
+    ):
         load_model(options.run.root, device=CPU)
     with pytest.raises(AutosegError, match="repeat autoseg run"):
         bundle_run(options.run.root, tmp_path / "model.zip")
@@ -123,8 +128,11 @@ def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(optio
     training, final = prepared.schedule.training("2d"), (fold / "final.safetensors").read_bytes()
     shutil.rmtree(fold)
     preprocess_stage(replace(options, target_spacing_mm=(1.6, 1.4, 1.5)))  # before, or while this process trains
-    with SilentReporter().track("", 2) as tracker, pytest.raises(
-        AutosegError, match=r"preprocessed anew by another process, .*: phantom_001, .*; repeat the call"
+    with (
+        SilentReporter().track("", 2) as tracker,
+        pytest.raises(
+            AutosegError, match=r"preprocessed anew by another process, .*: phantom_001, .*; repeat the call"
+        ),
     ):
         train_one(options, prepared, training, 0, tracker)
     assert not list(fold.glob("*.pt")), "the checkpoint would be taken for one of the right cases"
@@ -140,7 +148,9 @@ def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(
     prepared = schedule_stage(options)
     train_stage(replace(options, seed=1), fold=0)  # while this process was at another fold
     (options.run.stage("validate-2d-fold_0")).unlink()
-    with pytest.raises(AutosegError, match="trained anew with other options by another process meanwhile; repeat the call"):
+    with pytest.raises(
+        AutosegError, match="trained anew with other options by another process meanwhile; repeat the call"
+    ):
         validate_one(options, prepared, prepared.schedule.training("2d"), 0, prepared.splits.folds[0])
 
 
@@ -167,7 +177,12 @@ def test_a_plan_that_was_made_anew_does_not_use_old_weights(options: Options) ->
 
 
 @pytest.mark.parametrize(
-    "changes", [{"strict_reference": True}, {"source_axes": "ras"}, {"transpose_forward": (1, 0, 2), "transpose_backward": (1, 0, 2)}]
+    "changes",
+    [
+        {"strict_reference": True},
+        {"source_axes": "ras"},
+        {"transpose_forward": (1, 0, 2), "transpose_backward": (1, 0, 2)},
+    ],
 )
 def test_weights_of_otherwise_turned_images_are_stale(options: Options, changes: dict[str, object]) -> None:
     """All that cases are stored by counts, also where it changes no configuration."""
@@ -192,7 +207,9 @@ def test_a_refused_schedule_leaves_the_run_as_it_is(options: Options, tmp_path: 
     save_document(tmp_path / "four.json", short_schedule(load_document(Plan, options.run.plan), num_folds=4))
     with pytest.raises(AutosegError, match="trains 7 folds, but 4 cases give 4"):
         train_stage(replace(options, schedule=tmp_path / "seven.json"))
-    with pytest.raises(AutosegError, match="trains 4 folds, but --folds gives 3; leave --folds out, or take a schedule of 3 folds"):
+    with pytest.raises(
+        AutosegError, match="trains 4 folds, but --folds gives 3; leave --folds out, or take a schedule of 3 folds"
+    ):
         train_stage(replace(options, folds=3, schedule=tmp_path / "four.json"))
     assert {path: path.read_bytes() for path in before} == before
 
@@ -206,12 +223,16 @@ def test_folds_that_are_not_those_of_the_schedule_are_made_again(options: Option
     train_stage(plain, configuration="2d", fold=0)
     assert load_document(Schedule, options.run.schedule).conditions.budget_s == 3.0
     assert "Doing the schedule again: the budget changed, the schedule file (--schedule) changed" in said(options)
-    made = {path: path.read_bytes() for path in (options.run.schedule, options.run.splits, options.run.stage("schedule"))}
+    made = {
+        path: path.read_bytes() for path in (options.run.schedule, options.run.splits, options.run.stage("schedule"))
+    }
     with pytest.raises(KeyboardInterrupt):
         train_stage(replace(plain, budget_s=4.0, reporter=Impatient("Precision")), configuration="2d", fold=0)
     train_stage(replace(plain, budget_s=None), configuration="2d", fold=0)
     assert "Budget: 3 s, as the run began" in said(options)
-    assert {path: path.read_bytes() for path in made} == made, "neither a slip that was stopped nor silence costs a schedule"
+    assert {path: path.read_bytes() for path in made} == made, (
+        "neither a slip that was stopped nor silence costs a schedule"
+    )
     splits = json.loads(options.run.splits.read_text())
     splits["folds"].append(splits["folds"][0])
     options.run.splits.write_text(json.dumps(splits))
@@ -236,10 +257,15 @@ def test_a_budget_beside_a_schedule_is_said_to_change_nothing(options: Options) 
         ({"preset": "vnet"}, r"the preset \(--preset\) changed, so that the plan"),
         ({"strict_reference": True}, r"the orientation \(--strict-reference\) changed, so that the fingerprint"),
         ({"seed": 1}, "the seed changed, so that the schedule of .*"),
-        ({"schedule": None, "budget_s": 3.0}, "the budget changed and the schedule file .* changed, so that the schedule"),
+        (
+            {"schedule": None, "budget_s": 3.0},
+            "the budget changed and the schedule file .* changed, so that the schedule",
+        ),
     ],
 )
-def test_who_asks_for_a_report_with_other_options_trains_nothing(options: Options, changes: dict[str, object], why: str) -> None:
+def test_who_asks_for_a_report_with_other_options_trains_nothing(
+    options: Options, changes: dict[str, object], why: str
+) -> None:
     before = documents_and_weights(options.run)
     with pytest.raises(AutosegError, match=f"{why} would be made again.*take autoseg run"):
         run_all(replace(options, **changes, may_retrain=False))
@@ -252,7 +278,18 @@ def test_who_asks_for_a_report_with_other_options_trains_nothing(options: Option
 
 @pytest.mark.parametrize("command", ["select", "report"])
 def test_commands_that_show_results_train_nothing_anew(options: Options, command: str) -> None:
-    words = ["--schedule", options.schedule, "--device", "cpu", "--threads", "1", "--workers", "1", "--out", options.run.root]
+    words = [
+        "--schedule",
+        options.schedule,
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "1",
+        "--out",
+        options.run.root,
+    ]
     call = [command, str(options.dataset), *map(str, words)]
     refused = CliRunner().invoke(app, [*call, "--seed", "1"])
     assert isinstance(refused.exception, AutosegError)
@@ -263,7 +300,10 @@ def test_commands_that_show_results_train_nothing_anew(options: Options, command
 
 def documents_and_weights(run: RunFolder) -> dict[Path, bytes]:
     documents = (run.dataset, run.fingerprint, run.plan, run.schedule, run.splits, run.record)
-    return {path: path.read_bytes() for path in (*documents, *run.models.rglob("*.safetensors"), *run.root.glob("stages/*.json"))}
+    return {
+        path: path.read_bytes()
+        for path in (*documents, *run.models.rglob("*.safetensors"), *run.root.glob("stages/*.json"))
+    }
 
 
 def test_a_plan_of_another_origin_is_not_replaced_for_a_report(options: Options) -> None:
@@ -273,7 +313,9 @@ def test_a_plan_of_another_origin_is_not_replaced_for_a_report(options: Options)
     record = load_document(StageRecord, options.run.stage("schedule"))
     made_for_it = record.model_copy(update={"consumed": {**record.consumed, "plan": digest(other)}})
     save_document(options.run.stage("schedule"), made_for_it)
-    with pytest.raises(AutosegError, match=r"the pretrained model \(--pretrained\) or the rules changed, so that the plan"):
+    with pytest.raises(
+        AutosegError, match=r"the pretrained model \(--pretrained\) or the rules changed, so that the plan"
+    ):
         run_all(replace(options, may_retrain=False))
     assert load_document(Plan, options.run.plan) == other
 
@@ -283,7 +325,9 @@ def test_a_plan_that_nothing_was_trained_by_is_taken_back_for_a_report(options: 
     plan_stage(replace(options, preset="vnet", target_spacing_mm=(1.6, 1.4, 1.5)))
     assert options.run.plan.read_bytes() != before[options.run.plan]
     run_all(replace(options, may_retrain=False))
-    kept = {path for path in before if path.suffix == ".safetensors" or path in (options.run.plan, options.run.schedule)}
+    kept = {
+        path for path in before if path.suffix == ".safetensors" or path in (options.run.plan, options.run.schedule)
+    }
     assert {path: path.read_bytes() for path in kept} == {path: before[path] for path in kept}
 
 
@@ -301,9 +345,9 @@ def test_a_run_of_another_device_is_reported_where_nothing_is_left_to_train(opti
     save_document(options.run.stage("schedule"), elsewhere)
     before = documents_and_weights(options.run)
     run_all(replace(options, may_retrain=False))
-    assert {path: content for path, content in documents_and_weights(options.run).items() if path != options.run.record} == {
-        path: content for path, content in before.items() if path != options.run.record
-    }
+    assert {
+        path: content for path, content in documents_and_weights(options.run).items() if path != options.run.record
+    } == {path: content for path, content in before.items() if path != options.run.record}
     (options.run.fold("2d", 0) / "final.safetensors").unlink()
     with pytest.raises(AutosegError, match="the device changed, so that the schedule"):
         run_all(replace(options, may_retrain=False))
@@ -346,7 +390,9 @@ def test_cross_validated_cases_are_those_of_the_dataset(options: Options, tmp_pa
     description["training"] = [each for each in description["training"] if "phantom_004" not in str(each)]
     (smaller / "dataset.json").write_text(json.dumps(description | {"numTraining": 3}))
     run_all(replace(options, dataset=smaller))
-    assert {path.name for path in options.run.cross_validation.glob("*.nii.gz")} == {f"phantom_00{i}.nii.gz" for i in (1, 2, 3)}
+    assert {path.name for path in options.run.cross_validation.glob("*.nii.gz")} == {
+        f"phantom_00{i}.nii.gz" for i in (1, 2, 3)
+    }
 
 
 def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(

@@ -38,7 +38,10 @@ def make_dataset(root: Path, labelled: int = 4) -> None:
 
 def call(*arguments: object) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        [sys.executable, "-c", "from autoseg.cli import main; main()", *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", "from autoseg.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -48,7 +51,20 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
     make_dataset(tmp_path / "data")
     (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
     run = tmp_path / "run"
-    call("run", tmp_path / "data", "--spec", tmp_path / "spec.toml", "--out", run, "--budget", "5s", "--device", "cpu", "--threads", 1)
+    call(
+        "run",
+        tmp_path / "data",
+        "--spec",
+        tmp_path / "spec.toml",
+        "--out",
+        run,
+        "--budget",
+        "5s",
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+    )
     plan = json.loads((run / "plan.json").read_text())
     assert [label["name"] for label in plan["labels"]["classes"]] == ["ball", "egg"]
     assert plan["labels"]["region_order"] == [1, 2]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.data.phantom import make_phantom_dataset
 
 
 def autoseg(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -28,7 +28,9 @@ def dataset(tmp_path_factory) -> Path:
 
 def test_faulty_folds_are_refused_with_all_faults(dataset, tmp_path) -> None:
     splits = tmp_path / "splits_final.json"
-    splits.write_text(json.dumps([{"train": ["phantom_000"], "val": ["phantom_000"]}, {"train": ["phantom_1"], "val": []}]))
+    splits.write_text(
+        json.dumps([{"train": ["phantom_000"], "val": ["phantom_000"]}, {"train": ["phantom_1"], "val": []}])
+    )
     done = autoseg("train", dataset, "--out", tmp_path / "run", "--device", "cpu", "--splits", splits)
     assert done.returncode == 1
     for text in ("phantom_000 trains and validates", "'phantom_1' is no case", "no case validates"):
@@ -44,7 +46,18 @@ def test_one_given_fold_is_trained_and_others_are_not_made_up(dataset, tmp_path)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
     splits.write_text(json.dumps([{"train": names[:2], "val": names[2:]}]))
     done = autoseg(
-        "train", dataset, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "--budget", "5s", "--splits", splits
+        "train",
+        dataset,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+        "--budget",
+        "5s",
+        "--splits",
+        splits,
     )
     assert done.returncode == 0, done.stderr
     assert "no fold validates" in done.stderr
@@ -55,8 +68,20 @@ def test_one_given_fold_is_trained_and_others_are_not_made_up(dataset, tmp_path)
     assert [folder.name for folder in models.iterdir()] == ["fold_0"]
     assert json.loads((models / "fold_0" / "learning.json").read_text())["remarks"] == []
     again = autoseg(
-        "train", dataset, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "--budget", "5s", "--splits", splits,
-        "--fold", 1,
+        "train",
+        dataset,
+        "--out",
+        tmp_path / "run",
+        "--device",
+        "cpu",
+        "--threads",
+        1,
+        "--budget",
+        "5s",
+        "--splits",
+        splits,
+        "--fold",
+        1,
     )
     assert again.returncode == 1
     assert "there is no fold 1; there are folds 0 to 0: choose one of these" in again.stderr

@@ -13,15 +13,29 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
 from planners import Schedule
 
 
 def start(dataset: Path, run: Path, schedule: Path, fold: int) -> subprocess.Popen[str]:
     call = [
-        sys.executable, "-c", "from autoseg.cli import main; main()", "train", str(dataset), "--out", str(run),
-        "--schedule", str(schedule), "--device", "cpu", "--threads", "1", "--fold", str(fold),
+        sys.executable,
+        "-c",
+        "from autoseg.cli import main; main()",
+        "train",
+        str(dataset),
+        "--out",
+        str(run),
+        "--schedule",
+        str(schedule),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--fold",
+        str(fold),
     ]
     return subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -34,7 +48,11 @@ def prepared(tmp_path_factory) -> tuple[Path, Path, Path]:
     make_phantom_dataset(dataset, num_training=4, num_test=0, seed=5)
     call = "from autoseg.cli import main; main()"
     settings = ["--out", str(run), "--device", "cpu", "--threads", "1"]
-    subprocess.run([sys.executable, "-c", call, "train", str(dataset), "--budget", "5s", *settings], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", call, "train", str(dataset), "--budget", "5s", *settings],
+        check=True,
+        capture_output=True,
+    )
     schedule = load_document(Schedule, RunFolder(run).schedule)
     changes = {"num_steps": 30, "steps_per_epoch": 10, "warmup_steps": 2}
     short = schedule.model_copy(update={"trainings": tuple(t.model_copy(update=changes) for t in schedule.trainings)})

@@ -31,8 +31,15 @@ def plan(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_the_references_files_give_the_references_plans(tmp_path) -> None:
     out = tmp_path / "plans.json"
     done = plan(
-        "--nnunet-fingerprint", GOLDEN / "fingerprint.json", "--nnunet-dataset", GOLDEN / "dataset.json",
-        "--preset", "default", "--strict-reference", "--nnunet-plans", out,
+        "--nnunet-fingerprint",
+        GOLDEN / "fingerprint.json",
+        "--nnunet-dataset",
+        GOLDEN / "dataset.json",
+        "--preset",
+        "default",
+        "--strict-reference",
+        "--nnunet-plans",
+        out,
     )
     assert done.returncode == 0, done.stderr
     got, expected = json.loads(out.read_text()), json.loads((GOLDEN / "plans_default.json").read_text())
@@ -48,7 +55,9 @@ def test_the_references_files_give_the_references_plans(tmp_path) -> None:
 def test_memory_and_spacing_are_heard(tmp_path) -> None:
     files = ("--nnunet-fingerprint", GOLDEN / "fingerprint.json", "--nnunet-dataset", GOLDEN / "dataset.json")
     out = tmp_path / "plans.json"
-    done = plan(*files, "--preset", "resenc_l", "--memory-gb", 12, "--target-spacing", "2,1.5,1.5", "--nnunet-plans", out)
+    done = plan(
+        *files, "--preset", "resenc_l", "--memory-gb", 12, "--target-spacing", "2,1.5,1.5", "--nnunet-plans", out
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(out.read_text())["configurations"]["3d_fullres"]["spacing"] == [2.0, 1.5, 1.5]
 
@@ -102,7 +111,13 @@ def files(tmp_path: Path) -> Path:
 
 
 def options(files: Path) -> tuple[object, ...]:
-    return "--strict-reference", "--nnunet-fingerprint", files / "fingerprint.json", "--nnunet-dataset", files / "dataset.json"
+    return (
+        "--strict-reference",
+        "--nnunet-fingerprint",
+        files / "fingerprint.json",
+        "--nnunet-dataset",
+        files / "dataset.json",
+    )
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -126,13 +141,22 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
     for name in ("notes.json", "figure.png"):
         assert f"{name} is there and no plans file" in refusal(plan(*options(files), "--nnunet-plans", files / name))
     for place in (".", files):
-        assert f"{place} is a folder, but a file is to be written" in refusal(plan(*options(files), "--nnunet-plans", place))
+        assert f"{place} is a folder, but a file is to be written" in refusal(
+            plan(*options(files), "--nnunet-plans", place)
+        )
     assert contents(files) == before
 
 
 def test_what_is_in_the_way_of_plans_is_told_before_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    call = (tmp_path / "absent", "--strict-reference", "--out", tmp_path / "run", "--nnunet-plans", tmp_path / "notes.txt")
+    call = (
+        tmp_path / "absent",
+        "--strict-reference",
+        "--out",
+        tmp_path / "run",
+        "--nnunet-plans",
+        tmp_path / "notes.txt",
+    )
     assert "notes.txt is there and no plans file" in refusal(plan(*call))
     assert not (tmp_path / "run").exists()
 
@@ -170,5 +194,7 @@ def test_a_plan_is_put_neither_into_a_dataset_nor_into_a_run(files: Path, tmp_pa
         assert found in refusal(plan(*options(files), "--out", folder))
     assert contents(tmp_path) == before
     for _ in range(2):
-        done = plan(*options(files), "--out", tmp_path / "planned", "--nnunet-plans", tmp_path / "planned" / "plans.json")
+        done = plan(
+            *options(files), "--out", tmp_path / "planned", "--nnunet-plans", tmp_path / "planned" / "plans.json"
+        )
         assert done.returncode == 0, done.stderr

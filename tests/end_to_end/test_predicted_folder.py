@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_volume, write_label_map
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.imaging.readers import read_volume, write_label_map
 from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
+from autoseg.issues import AutosegError
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
-from autoseg.progress import SilentReporter, Tracker
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter, Tracker
 
 
 class Listening(SilentReporter):

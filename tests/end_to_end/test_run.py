@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.inference.predictor import Predictor
 
 
@@ -49,13 +49,28 @@ def job(tmp_path_factory) -> tuple[Path, Path, subprocess.CompletedProcess[str]]
 def test_the_run_leaves_what_it_promises(job) -> None:
     _, run, done = job
     for name in (
-        "dataset.json", "fingerprint.json", "plan.json", "schedule.json", "splits.json", "selection.json", "run.json",
-        "log.txt", "report/index.html", "cross_validation/summary.json", "predictions",
+        "dataset.json",
+        "fingerprint.json",
+        "plan.json",
+        "schedule.json",
+        "splits.json",
+        "selection.json",
+        "run.json",
+        "log.txt",
+        "report/index.html",
+        "cross_validation/summary.json",
+        "predictions",
     ):
         assert (run / name).exists(), name
     assert json.loads((run / "run.json").read_text())["state"] == "finished"
     fold = model_folder(run) / "fold_0"
-    assert {p.name for p in fold.iterdir()} >= {"checkpoint.pt", "final.safetensors", "best.safetensors", "history.jsonl", "validation"}
+    assert {p.name for p in fold.iterdir()} >= {
+        "checkpoint.pt",
+        "final.safetensors",
+        "best.safetensors",
+        "history.jsonl",
+        "validation",
+    }
     assert not list(run.rglob("*.part"))
     assert "Cross-validation" in done.stdout
     assert "bean" in done.stdout
@@ -156,7 +171,18 @@ def test_the_predictor_takes_arrays(job) -> None:
 
 def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path) -> None:
     make_phantom_dataset(tmp_path / "Task98_One", num_training=1, num_test=1, seed=2)
-    done = autoseg("run", tmp_path / "Task98_One", "--out", tmp_path / "run", "--budget", "20s", "--device", "cpu", "--threads", "1")
+    done = autoseg(
+        "run",
+        tmp_path / "Task98_One",
+        "--out",
+        tmp_path / "run",
+        "--budget",
+        "20s",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    )
     assert "Nothing was cross-validated" in done.stdout
     assert len(list((tmp_path / "run" / "predictions").glob("*.nii.gz"))) == 1
     selection = json.loads((tmp_path / "run" / "selection.json").read_text())

@@ -23,7 +23,9 @@ def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
         fingerprint_of([(200, 200, 200)] * 2, [(1, 1, 1)] * 2).model_copy(update={"class_sizes": (BLEED,)}),
         fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
         stored_as(fingerprint_of([(20, 200, 200)] * 2, [(5.0, 0.8, 0.8)] * 2), [(0, 1, 2), (0, 1, 2)]),
-        stored_as(fingerprint_of([(20, 200, 200), (200, 200, 20)], [(5, 0.8, 0.8), (0.8, 0.8, 5)]), [(0, 1, 2), (1, 2, 0)]),
+        stored_as(
+            fingerprint_of([(20, 200, 200), (200, 200, 20)], [(5, 0.8, 0.8), (0.8, 0.8, 5)]), [(0, 1, 2), (1, 2, 0)]
+        ),
     ]
 
 
@@ -58,8 +60,14 @@ def test_the_page_says_how_much_memory_each_configuration_takes(kinds: list[Fing
     page = " ".join(explain(plan).split())
     for configuration in plan.configurations:
         half, full = (estimate_memory(plan, configuration.name, dtype=dtype) for dtype in ("bfloat16", "float32"))
-        assert f"takes about {half.training_bytes / 1e9:.1f} GB in bfloat16 ({full.training_bytes / 1e9:.1f} GB in float32)" in page
-        assert f"predicting {half.inference_bytes / 1e9:.1f} GB ({full.inference_bytes / 1e9:.1f} GB) beside the images" in page
+        assert (
+            f"takes about {half.training_bytes / 1e9:.1f} GB in bfloat16 ({full.training_bytes / 1e9:.1f} GB in float32)"
+            in page
+        )
+        assert (
+            f"predicting {half.inference_bytes / 1e9:.1f} GB ({full.inference_bytes / 1e9:.1f} GB) beside the images"
+            in page
+        )
     assert "Memory:" not in explain(plan_dataset(kinds[1], strict_reference=True))
 
 

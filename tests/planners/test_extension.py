@@ -42,10 +42,20 @@ def measurements(*names: str, widths: tuple[int, ...] = (8, 16, 32)) -> tuple[Me
     )
 
 
-def conditions(measured: tuple[Measurement, ...], *, device: str = "cpu", budget_s: float | None = 3600.0) -> Conditions:
+def conditions(
+    measured: tuple[Measurement, ...], *, device: str = "cpu", budget_s: float | None = 3600.0
+) -> Conditions:
     return Conditions(
-        device=device, num_threads=2, budget_s=budget_s, elapsed_s=20.0, num_folds=5, num_training_cases=20, num_test_cases=4,
-        cross_validated=True, measurements=measured, seed=0,
+        device=device,
+        num_threads=2,
+        budget_s=budget_s,
+        elapsed_s=20.0,
+        num_folds=5,
+        num_training_cases=20,
+        num_test_cases=4,
+        cross_validated=True,
+        measurements=measured,
+        seed=0,
     )
 
 
@@ -71,7 +81,9 @@ def test_the_methods_schedule_trains_the_cascade_after_its_first_stage(plan: Pla
     assert {training.num_steps for training in schedule.trainings} == {250_000}
     alone = plan_schedule(plan, conditions(measurements(*names[:2], widths=(32,)), device="cuda", budget_s=None))
     assert schedule.expected_training_s == 2 * alone.expected_training_s
-    assert schedule.expected_validation_s == alone.expected_validation_s + 3 * 20 * 8 * 2.0  # all mirror images, once more for the next stage
+    assert (
+        schedule.expected_validation_s == alone.expected_validation_s + 3 * 20 * 8 * 2.0
+    )  # all mirror images, once more for the next stage
 
 
 def test_a_small_budget_leaves_the_cascade_out(plan: Plan) -> None:

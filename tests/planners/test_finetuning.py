@@ -28,12 +28,20 @@ from planners import (
 )
 
 HEAD, TAIL = LabelClass(name="head", values=(1,)), LabelClass(name="tail", values=(2,))
-REGIONS = Labels(classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2))
+REGIONS = Labels(
+    classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2)
+)
 
 
 def statistics(mean: float) -> IntensityStatistics:
     return IntensityStatistics(
-        mean=mean, median=mean, std=1.0, minimum=mean - 3, maximum=mean + 3, percentile_00_5=mean - 2, percentile_99_5=mean + 2
+        mean=mean,
+        median=mean,
+        std=1.0,
+        minimum=mean - 3,
+        maximum=mean + 3,
+        percentile_00_5=mean - 2,
+        percentile_99_5=mean + 2,
     )
 
 
@@ -54,7 +62,12 @@ def make_plan(
     return plan_dataset(fingerprint, **more)  # type: ignore[arg-type]
 
 
-PRETRAINED = make_plan(channels=("CT", "PET"), labels=Labels(classes=(TAIL.model_copy(update={"values": (1,)}),)), name="source", mean=100.0)
+PRETRAINED = make_plan(
+    channels=("CT", "PET"),
+    labels=Labels(classes=(TAIL.model_copy(update={"values": (1,)}),)),
+    name="source",
+    mean=100.0,
+)
 WIDTHS = {"3d_fullres": 16}
 
 
@@ -66,7 +79,13 @@ def test_on_its_own_dataset_a_plan_stays_what_it_is() -> None:
 
 
 def test_networks_and_voxels_are_kept_and_the_dataset_says_the_rest() -> None:
-    own = make_plan(channels=("T1", "CT"), labels=Labels(classes=(HEAD, TAIL)), spacing_mm=(3.0, 0.5, 0.5), shape=(20, 90, 80), name="mine")
+    own = make_plan(
+        channels=("T1", "CT"),
+        labels=Labels(classes=(HEAD, TAIL)),
+        spacing_mm=(3.0, 0.5, 0.5),
+        shape=(20, 90, 80),
+        name="mine",
+    )
     fitted = plan_finetuning(own, PRETRAINED, WIDTHS)
     (mine,), theirs = fitted.configurations, PRETRAINED.configuration("3d_fullres")
     for field in ("spacing_mm", "patch_shape", "batch_size", "resample_image", "deep_supervision", "dimensions"):
@@ -105,7 +124,9 @@ def test_channels_of_one_name_are_told_apart_by_their_order() -> None:
     assert fitted.intensities == (theirs[0], theirs[2], mine[2], theirs[1])
     assert [each.scheme for each in fitted.configurations[0].normalization] == ["zscore", "none", "zscore", "ct"]
     assert input_names(own.channels, own.labels, fitted.configurations[0]) == ("MRI", "MRI (2)", "MRI (3)", "CT")
-    assert any("MRI (3) is normalised by this dataset's own intensities" in decision.reason for decision in fitted.decisions)
+    assert any(
+        "MRI (3) is normalised by this dataset's own intensities" in decision.reason for decision in fitted.decisions
+    )
     assert input_names(("MRI", "MRI (2)", "MRI"), own.labels, fitted.configurations[0]) == ("MRI", "MRI (2)", "MRI (3)")
 
 
@@ -150,11 +171,19 @@ def reasons(plan: Plan, configuration: str | None) -> dict[str, str]:
 
 def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
     own = make_plan(
-        channels=("T1", "FLAIR", "CT", "PET"), labels=REGIONS, shape=(20, 90, 80), spacing_mm=(3.0, 0.72, 0.72), name="mine", sided_axis=2
+        channels=("T1", "FLAIR", "CT", "PET"),
+        labels=REGIONS,
+        shape=(20, 90, 80),
+        spacing_mm=(3.0, 0.72, 0.72),
+        name="mine",
+        sided_axis=2,
     )
     fitted = plan_finetuning(own, PRETRAINED, {"2d": 32, "3d_fullres": 16, "3d_fullres_vnet": 16})
     whole, full, vnet = (reasons(fitted, name) for name in (None, "3d_fullres", "3d_fullres_vnet"))
-    assert "CT and PET have the same name there and stay normalised as there; T1 and FLAIR are" in whole["finetuning.normalization"]
+    assert (
+        "CT and PET have the same name there and stay normalised as there; T1 and FLAIR are"
+        in whole["finetuning.normalization"]
+    )
     assert "turned until an axis means the same direction" in whole["finetuning.directions"]
     assert "from 3 x 0.72 x 0.72 mm" in full["finetuning.spacing"]
     assert "resampled to 1 x 1 x 1 mm" in full["finetuning.spacing"]
@@ -163,8 +192,15 @@ def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
     assert "planned for 8 GB" in full["finetuning.patch"]
     assert "binary cross entropy of each region" in full["loss.terms"]
     assert "the loss stays Dice with squared terms" in vnet["finetuning.loss"]
-    assert "along axes 0 and 1 of the patch, as the networks were trained, but not along axis 2: labels" in full["finetuning.mirroring"]
-    assert explain(fitted).rstrip().endswith("[finetuning.mirroring; method 11 and decision record 0102; decision record 0012]")
+    assert (
+        "along axes 0 and 1 of the patch, as the networks were trained, but not along axis 2: labels"
+        in full["finetuning.mirroring"]
+    )
+    assert (
+        explain(fitted)
+        .rstrip()
+        .endswith("[finetuning.mirroring; method 11 and decision record 0102; decision record 0012]")
+    )
 
 
 def test_axes_that_differ_from_case_to_case_are_told() -> None:
@@ -175,7 +211,10 @@ def test_axes_that_differ_from_case_to_case_are_told() -> None:
     assert mirroring.startswith("along no axis: labels")
     assert mirroring.endswith("differs from case to case")
     free = plan_finetuning(make_plan(), pretrained, WIDTHS)
-    assert reasons(free, "3d_fullres")["finetuning.mirroring"] == "along axes 0, 1 and 2 of the patch, as the networks were trained"
+    assert (
+        reasons(free, "3d_fullres")["finetuning.mirroring"]
+        == "along axes 0, 1 and 2 of the patch, as the networks were trained"
+    )
 
 
 @pytest.mark.parametrize("trained", [("3d_lowres",), ("3d_lowres", "3d_cascade_fullres")])

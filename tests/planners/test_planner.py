@@ -150,12 +150,12 @@ def test_scaling_spacings_scales_spacings_only(fingerprint: Fingerprint, preset:
     )
     plain = plan_dataset(fingerprint, preset=preset)
     margin = any(
-        abs(max(c.spacing_mm) - sorted(c.spacing_mm)[-2] - 1e-5) < 1e-9 for c in plain.configurations if c.dimensions == 3
+        abs(max(c.spacing_mm) - sorted(c.spacing_mm)[-2] - 1e-5) < 1e-9
+        for c in plain.configurations
+        if c.dimensions == 3
     )
     assume(not margin)  # the coarse axis is 1e-5 mm above the others, whatever the scale
-    for made, original in zip(
-        plan_dataset(scaled, preset=preset).configurations, plain.configurations, strict=True
-    ):
+    for made, original in zip(plan_dataset(scaled, preset=preset).configurations, plain.configurations, strict=True):
         expected = original.model_copy(update={"spacing_mm": tuple(mm * factor for mm in original.spacing_mm)})
         assert made == expected
 
@@ -168,7 +168,11 @@ def test_scaling_spacings_scales_spacings_only(fingerprint: Fingerprint, preset:
     preset=presets,
 )
 def test_permuting_axes_permutes_the_plan(
-    fingerprint_of: Callable[..., Fingerprint], sizes: list[int], spacing: list[float], permutation: list[int], preset: Any
+    fingerprint_of: Callable[..., Fingerprint],
+    sizes: list[int],
+    spacing: list[float],
+    permutation: list[int],
+    preset: Any,
 ) -> None:
     plain = plan_dataset(fingerprint_of([sizes], [spacing]), preset=preset)
     turned = plan_dataset(
@@ -246,7 +250,7 @@ def test_any_positive_fingerprint_gives_a_plan_or_a_located_error(
     try:
         plan_dataset(fingerprint, preset=preset, strict_reference=strict)
     except PlanningError as error:
-        problems = error.problems or ("no problem is told",)
+        problems = error.issues or ("no problem is told",)
     assert all(": " in problem for problem in problems)
 
 
@@ -384,7 +388,7 @@ def test_all_senseless_values_are_told_at_once(fingerprint_of: Callable[..., Fin
     fingerprint = fingerprint_of([(10, 10, 10), (10, 2_000_000, 10)], [(1, 1, 1e-9), (1, 1, 1)])
     with pytest.raises(PlanningError) as caught:
         plan_dataset(fingerprint, memory_gb=-1.0, target_spacing_mm=(1.0, float("nan"), 1.0))
-    places = [problem.split(":")[0] for problem in caught.value.problems]
+    places = [problem.split(":")[0] for problem in caught.value.issues]
     assert places == ["cases.0.spacing_mm.2", "cases.1.shape.1", "memory_gb", "target_spacing_mm.1"]
 
 
@@ -394,7 +398,7 @@ def test_counts_beyond_all_sense_are_told(fingerprint_of: Callable[..., Fingerpr
     fingerprint = fingerprint_of([(40, 50, 60)], [(1, 1, 1)], **{field: number})
     with pytest.raises(PlanningError) as caught:
         plan_dataset(fingerprint)
-    assert [problem.split(":")[0] for problem in caught.value.problems] == [field]
+    assert [problem.split(":")[0] for problem in caught.value.issues] == [field]
 
 
 @pytest.mark.parametrize("preset", ["default", "resenc", "vnet"])
@@ -414,16 +418,22 @@ def test_a_target_spacing_that_is_to_blame_is_named(fingerprint_of: Callable[...
     fingerprint = fingerprint_of([(40, 50, 60)], [(1, 1, 1)])
     with pytest.raises(PlanningError) as caught:
         plan_dataset(fingerprint, target_spacing_mm=(1e-5, 1.0, 1.0))
-    (problem,) = caught.value.problems
-    assert problem.startswith("target_spacing_mm: resampled to 1e-05 x 1 x 1 mm, half of the cases have 4e+06 or more voxels along axis 0")
+    (problem,) = caught.value.issues
+    assert problem.startswith(
+        "target_spacing_mm: resampled to 1e-05 x 1 x 1 mm, half of the cases have 4e+06 or more voxels along axis 0"
+    )
     assert problem.endswith("ask for coarser voxels (--target-spacing)")
-    with pytest.raises(PlanningError, match=r"target_spacing_mm.0: 1e-09 mm is not .*; ask for another \(--target-spacing\)"):
+    with pytest.raises(
+        PlanningError, match=r"target_spacing_mm.0: 1e-09 mm is not .*; ask for another \(--target-spacing\)"
+    ):
         plan_dataset(fingerprint, target_spacing_mm=(1e-9, 1.0, 1.0))
     with pytest.raises(PlanningError, match=r"cases.0.spacing_mm.0: 1e-09 mm is not .*; check the image's spacing"):
         plan_dataset(fingerprint_of([(40, 50, 60)], [(1e-9, 1, 1)]))
 
 
-@pytest.mark.parametrize(("cases", "told"), [(40, "20 patches fit into memory and 2 hold"), (20, "20 patches fit into memory and 1 holds")])
+@pytest.mark.parametrize(
+    ("cases", "told"), [(40, "20 patches fit into memory and 2 hold"), (20, "20 patches fit into memory and 1 holds")]
+)
 def test_patches_of_a_batch_are_counted(fingerprint_of: Callable[..., Fingerprint], cases: int, told: str) -> None:
     plan = plan_dataset(fingerprint_of([(64, 64, 64)], [(1, 1, 1)], num_training_cases=cases))
     (reason,) = (d.reason for d in plan.decisions if (d.rule, d.configuration) == ("batch.size", "3d_fullres"))
@@ -436,7 +446,9 @@ def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
         return plan_dataset(
             Fingerprint(
                 dataset_name="d",
-                cases=tuple(CaseSize(case_id=f"c{i}", shape=(160, 200, 180), spacing_mm=(1.0, 1.0, 1.0)) for i in range(20)),
+                cases=tuple(
+                    CaseSize(case_id=f"c{i}", shape=(160, 200, 180), spacing_mm=(1.0, 1.0, 1.0)) for i in range(20)
+                ),
                 num_training_cases=20,
                 channels=("MRI",),
                 labels=Labels(classes=tuple(LabelClass(name=name, values=(i,)) for i, name in enumerate(names, 1))),

@@ -28,7 +28,7 @@ MakeFingerprint = Callable[..., Fingerprint]
 
 
 def places(error: DocumentError) -> list[str]:
-    return [problem.split(": ")[0] for problem in error.problems]
+    return [problem.split(": ")[0] for problem in error.issues]
 
 
 def broken(document: Any, changes: dict[str, Any]) -> str:
@@ -194,8 +194,14 @@ def test_plans_whose_parts_disagree_are_refused(fingerprint_of: MakeFingerprint)
         ({"configurations.1.data": "3d_fulres"}, "'3d_fulres', which the plan lacks"),
         ({"configurations.1.name": "2d"}, "must differ from each other"),
         ({"channels": ["a", "b"]}, "one a channel"),
-        ({"configurations.1.network.strides.0": [2, 1, 1]}, r"configurations.1.network.strides: .* all ones, found \(2, 1, 1\)"),
-        ({"configurations.1.network.kernels.1": [2, 3, 4]}, r"configurations.1.network.kernels: .* must be odd, found \(2, 3, 4\)"),
+        (
+            {"configurations.1.network.strides.0": [2, 1, 1]},
+            r"configurations.1.network.strides: .* all ones, found \(2, 1, 1\)",
+        ),
+        (
+            {"configurations.1.network.kernels.1": [2, 3, 4]},
+            r"configurations.1.network.kernels: .* must be odd, found \(2, 3, 4\)",
+        ),
         ({"configurations.1.mirror_axes": [0, 0]}, "configurations.1.mirror_axes: .* name an axis twice"),
         ({"configurations.1.data": "2d"}, "3d_fullres: is 3D, but data names '2d', which is 2D"),
         ({"configurations.1.next_stage": "2d"}, "3d_fullres: is 3D, but next_stage names '2d', which is 2D"),
@@ -217,7 +223,9 @@ def test_networks_of_another_datasets_interface_are_refused_at_once(fingerprint_
     told = str(caught.value)
     assert f"{names[0]}: num_inputs is 7, but the dataset has 1 channel" in told
     assert f"{names[1]}: num_outputs is 77, but the labels need 3" in told
-    assert "3d_cascade_fullres: num_inputs is 1, but the dataset has 1 channel and 2 labels of the previous stage" in told
+    assert (
+        "3d_cascade_fullres: num_inputs is 1, but the dataset has 1 channel and 2 labels of the previous stage" in told
+    )
 
 
 def test_regions_need_an_order() -> None:
@@ -247,8 +255,10 @@ def test_numbers_beyond_all_sense_are_told_in_the_references_files_with_all_else
         dataset__file_ending=3,
     )
     with pytest.raises(DocumentError) as caught:
-        read_nnunet_dataset(fingerprint, dataset, fingerprint_where="my/fingerprint.json", dataset_where="my/dataset.json")
-    assert sorted(": ".join(line.split(": ")[:2]) for line in caught.value.problems) == [
+        read_nnunet_dataset(
+            fingerprint, dataset, fingerprint_where="my/fingerprint.json", dataset_where="my/dataset.json"
+        )
+    assert sorted(": ".join(line.split(": ")[:2]) for line in caught.value.issues) == [
         "my/dataset.json: file_ending",
         "my/dataset.json: numTraining",
         "my/fingerprint.json: shapes_after_crop.1.0",
@@ -262,7 +272,7 @@ def test_each_faulty_label_of_the_reference_is_told_in_one_line() -> None:
     with pytest.raises(DocumentError) as caught:
         read_nnunet_dataset(*nnunet_files(dataset__labels={"background": 0, **wrong}))
     told = "must be a whole number from 0 on, or a list of such"
-    assert list(caught.value.problems) == [
+    assert list(caught.value.issues) == [
         f"dataset.json: labels.{name}: Value error, {told} (found {value!r})" for name, value in wrong.items()
     ]
 
@@ -296,7 +306,10 @@ def test_every_fault_of_the_references_files_is_told_in_place() -> None:
         ({"dataset__labels": {"background": 0}}, "nothing to segment"),
         ({"dataset__labels": {"a": 1}}, "labels.background"),
         ({"dataset__labels": {"background": 0, "a": 1, "ignore": 4}}, "must be 2"),
-        ({"dataset__labels": {"background": 0, "a": [1, 2]}, "dataset__regions_class_order": [1, 2]}, r"2 values for 1 region \("),
+        (
+            {"dataset__labels": {"background": 0, "a": [1, 2]}, "dataset__regions_class_order": [1, 2]},
+            r"2 values for 1 region \(",
+        ),
         ({"dataset__labels": {"background": 0, "a": [1, 2]}, "dataset__regions_class_order": [5]}, "not label values"),
         ({"dataset__channel_names": {"0": "CT"}}, "has channels"),
         ({"dataset__channel_names": ...}, "name the channels"),
@@ -329,7 +342,10 @@ def test_regions_keep_their_order_and_a_missing_order_is_filled() -> None:
 
 def test_modality_stands_for_channel_names_and_training_cases_may_differ() -> None:
     fingerprint, dataset = nnunet_files(
-        dataset__channel_names=..., dataset__modality={"0": "A", "1": "CT"}, dataset__numTraining=7, dataset__licence="x"
+        dataset__channel_names=...,
+        dataset__modality={"0": "A", "1": "CT"},
+        dataset__numTraining=7,
+        dataset__licence="x",
     )
     made = read_nnunet_dataset(fingerprint, dataset).fingerprint
     assert (made.channels, made.num_training_cases, len(made.cases)) == (("A", "CT"), 7, 300)
@@ -348,7 +364,10 @@ def test_more_label_entries_shrink_the_patch() -> None:
 @pytest.mark.parametrize(
     ("changes", "place"),
     [
-        ({"configurations.3d_fullres.architecture.network_class_name": "Mine"}, "3d_fullres.architecture.network_class"),
+        (
+            {"configurations.3d_fullres.architecture.network_class_name": "Mine"},
+            "3d_fullres.architecture.network_class",
+        ),
         ({"configurations.3d_fullres.resampling_fn_data": "mine"}, "3d_fullres.resampling_fn_data"),
         ({"configurations.3d_fullres.normalization_schemes": ["CTNormalization"]}, "1 entries for 2 channels of"),
         ({"configurations.custom": {"inherits_from": "nothing"}}, "custom.inherits_from: 'nothing' is missing"),
@@ -358,11 +377,20 @@ def test_more_label_entries_shrink_the_patch() -> None:
         ({"original_median_shape_after_transp.0": 10**400}, "original_median_shape_after_transp.0"),
         ({"configurations.2d.batch_size": 10**400}, "2d.batch_size"),
         ({"configurations.2d.patch_size.0": 10**400}, "2d.patch_size.0"),
-        ({"configurations.2d.architecture.arch_kwargs.kernel_sizes.1.0": 2**53 + 1}, "2d.architecture.arch_kwargs.kernel_sizes.1.0"),
+        (
+            {"configurations.2d.architecture.arch_kwargs.kernel_sizes.1.0": 2**53 + 1},
+            "2d.architecture.arch_kwargs.kernel_sizes.1.0",
+        ),
         ({"configurations.2d.architecture.arch_kwargs.strides.1.0": 2**53}, "2d.architecture.arch_kwargs.strides.1.0"),
-        ({"configurations.2d.architecture.arch_kwargs.features_per_stage.1": 2**53}, "arch_kwargs.features_per_stage.1"),
+        (
+            {"configurations.2d.architecture.arch_kwargs.features_per_stage.1": 2**53},
+            "arch_kwargs.features_per_stage.1",
+        ),
         ({"configurations.2d.architecture.arch_kwargs.n_conv_per_stage.0": 2**53}, "arch_kwargs.n_conv_per_stage.0"),
-        ({"configurations.2d.architecture.arch_kwargs.n_conv_per_stage_decoder.0": 10**9}, "n_conv_per_stage_decoder.0"),
+        (
+            {"configurations.2d.architecture.arch_kwargs.n_conv_per_stage_decoder.0": 10**9},
+            "n_conv_per_stage_decoder.0",
+        ),
     ],
 )
 def test_faults_of_a_reference_plan_are_told_in_place(changes: dict[str, Any], place: str) -> None:

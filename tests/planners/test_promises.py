@@ -48,7 +48,9 @@ def test_plans_for_more_memory_are_as_told(folder: Path, preset: Any) -> None:
                 assert name not in names or larger.configuration(name).patch_shape == patch
 
 
-def test_a_cascade_that_more_memory_makes_needless_is_promised_nothing(fingerprint_of: Callable[..., Fingerprint]) -> None:
+def test_a_cascade_that_more_memory_makes_needless_is_promised_nothing(
+    fingerprint_of: Callable[..., Fingerprint],
+) -> None:
     fingerprint = fingerprint_of([(120, 400, 400)] * 20, [(1, 0.8, 0.8)] * 20)
     change = change_of(plan_dataset(fingerprint), "patch.shape", "3d_cascade_fullres")
     assert "with 12 GB" in change

@@ -39,7 +39,8 @@ def make_plan(*, z: int = 36, thickness_mm: tuple[float, ...] = (1.0,) * 60) -> 
         Fingerprint(
             dataset_name="d",
             cases=tuple(
-                CaseSize(case_id=f"c{i}", shape=(z, 50, 35), spacing_mm=(mm, 1.0, 1.0)) for i, mm in enumerate(thickness_mm)
+                CaseSize(case_id=f"c{i}", shape=(z, 50, 35), spacing_mm=(mm, 1.0, 1.0))
+                for i, mm in enumerate(thickness_mm)
             ),
             num_training_cases=60,
             channels=("MRI",),
@@ -50,17 +51,32 @@ def make_plan(*, z: int = 36, thickness_mm: tuple[float, ...] = (1.0,) * 60) -> 
     )
 
 
-def conditions(*, budget_s: float | None, step_s: float = 0.2, device: str = "cpu", folds: int = 5, tests: int = 0) -> Conditions:
+def conditions(
+    *, budget_s: float | None, step_s: float = 0.2, device: str = "cpu", folds: int = 5, tests: int = 0
+) -> Conditions:
     measurements = [
         Measurement(
-            configuration=name, base_features=width, batch_size=2, precision="bfloat16", step_s=step_s * width / 16, case_s=0.3
+            configuration=name,
+            base_features=width,
+            batch_size=2,
+            precision="bfloat16",
+            step_s=step_s * width / 16,
+            case_s=0.3,
         )
         for name in ("3d_fullres", "2d")
         for width in (8, 16, 32)
     ]
     return Conditions(
-        device=device, num_threads=2, budget_s=budget_s, elapsed_s=20.0, num_folds=folds, num_training_cases=60,
-        num_test_cases=tests, cross_validated=True, measurements=tuple(measurements), seed=0,
+        device=device,
+        num_threads=2,
+        budget_s=budget_s,
+        elapsed_s=20.0,
+        num_folds=folds,
+        num_training_cases=60,
+        num_test_cases=tests,
+        cross_validated=True,
+        measurements=tuple(measurements),
+        seed=0,
     )
 
 
@@ -98,7 +114,9 @@ def test_single_slices_are_trained_in_2d_and_mirrored(budget_s: float | None, de
     assert schedule.trainings[0].mirroring
     (said,) = (record for record in schedule.decisions if record.rule == "schedule.single_slices")
     assert "3d_fullres" in said.reason
-    assert not any(record.rule == "schedule.single_slices" for record in plan_schedule(PLAN, schedule.conditions).decisions)
+    assert not any(
+        record.rule == "schedule.single_slices" for record in plan_schedule(PLAN, schedule.conditions).decisions
+    )
 
 
 def test_little_time_trains_fewer_folds_but_still_two() -> None:
@@ -176,7 +194,9 @@ def test_a_budgeted_rate_warms_up_and_decays_to_almost_nothing() -> None:
 
 def test_another_configuration_is_measured_where_the_first_starves_or_is_saturated() -> None:
     def wants(step_s: float, budget_s: float) -> bool:
-        measured = [m for m in conditions(budget_s=budget_s, step_s=step_s).measurements if m.configuration == "3d_fullres"]
+        measured = [
+            m for m in conditions(budget_s=budget_s, step_s=step_s).measurements if m.configuration == "3d_fullres"
+        ]
         return wants_more_candidates(measured, budget_s=budget_s, num_folds=5)
 
     assert not wants(0.2, 1200)
@@ -187,7 +207,8 @@ def test_another_configuration_is_measured_where_the_first_starves_or_is_saturat
 def test_a_configuration_that_starves_gives_way() -> None:
     slow = conditions(budget_s=1200)
     measurements = tuple(
-        m.model_copy(update={"step_s": m.step_s * 100}) if m.configuration == "3d_fullres" else m for m in slow.measurements
+        m.model_copy(update={"step_s": m.step_s * 100}) if m.configuration == "3d_fullres" else m
+        for m in slow.measurements
     )
     schedule = plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements}))
     assert [t.configuration for t in schedule.trainings] == ["2d"]
@@ -213,7 +234,11 @@ def test_width_changes_all_stages_in_proportion() -> None:
 def test_every_choice_has_a_reason() -> None:
     rules = {record.rule for record in plan_schedule(PLAN, conditions(budget_s=600)).decisions}
     assert rules == {
-        "schedule.configurations", "schedule.folds", "schedule.width", "schedule.optimiser", "schedule.mirroring"
+        "schedule.configurations",
+        "schedule.folds",
+        "schedule.width",
+        "schedule.optimiser",
+        "schedule.mirroring",
     }
 
 
@@ -260,9 +285,19 @@ def test_photographs_pay_for_their_mirror_images_from_the_budget() -> None:
     photographs = make_plan(z=1)
     assert [c.mirror_axes for c in photographs.configurations] == [(0, 1)]
     known = Conditions(
-        device="cpu", num_threads=2, budget_s=600, elapsed_s=20.0, num_folds=5, num_training_cases=500, num_test_cases=200,
-        cross_validated=True, seed=0, measurements=tuple(
-            Measurement(configuration="2d", base_features=width, batch_size=4, precision="float32", step_s=0.1, case_s=0.08)
+        device="cpu",
+        num_threads=2,
+        budget_s=600,
+        elapsed_s=20.0,
+        num_folds=5,
+        num_training_cases=500,
+        num_test_cases=200,
+        cross_validated=True,
+        seed=0,
+        measurements=tuple(
+            Measurement(
+                configuration="2d", base_features=width, batch_size=4, precision="float32", step_s=0.1, case_s=0.08
+            )
             for width in (8, 16, 32)
         ),
     )
@@ -301,7 +336,9 @@ def test_the_outlook_does_not_promise_what_would_only_be_measured() -> None:
     assert "2d too" not in (describe_outlook(PLAN, schedule) or "")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")]
+)
 def test_durations_are_said_as_they_were_given(seconds, text) -> None:
     assert spoken(seconds) == text
 
@@ -323,7 +360,10 @@ def test_nothing_is_compiled_that_was_not_measured() -> None:
 
 def test_faster_steps_that_pay_for_compiling_make_more_of_them() -> None:
     known = conditions(budget_s=3600, step_s=0.2)
-    plain, compiled = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.1, compile_s=30))
+    plain, compiled = (
+        plan_schedule(PLAN, known),
+        plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.1, compile_s=30)),
+    )
     assert compiled.trainings[0].compiled
     assert compiled.trainings[0].num_steps > 1.5 * plain.trainings[0].num_steps
     assert any(record.rule == "schedule.compiling" and record.value is True for record in compiled.decisions)
@@ -331,7 +371,10 @@ def test_faster_steps_that_pay_for_compiling_make_more_of_them() -> None:
 
 def test_the_methods_schedule_keeps_its_steps() -> None:
     known = conditions(budget_s=None, device="cuda", step_s=0.2)
-    plain, compiled = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.2, compile_s=30))
+    plain, compiled = (
+        plan_schedule(PLAN, known),
+        plan_schedule(PLAN, with_compiled(known, compiled_step_s=0.2, compile_s=30)),
+    )
     assert [t.num_steps for t in plain.trainings] == [t.num_steps for t in compiled.trainings]
     assert compiled.expected_training_s < plain.expected_training_s
 
@@ -339,7 +382,10 @@ def test_the_methods_schedule_keeps_its_steps() -> None:
 @given(budget=st.floats(300, 20_000), plain=seconds, fast=seconds, compile_s=st.floats(0, 300))
 def test_compiling_never_costs_more_than_it_saves(budget: float, plain: float, fast: float, compile_s: float) -> None:
     known = conditions(budget_s=budget, step_s=plain)
-    without, schedule = plan_schedule(PLAN, known), plan_schedule(PLAN, with_compiled(known, compiled_step_s=fast, compile_s=compile_s))
+    without, schedule = (
+        plan_schedule(PLAN, known),
+        plan_schedule(PLAN, with_compiled(known, compiled_step_s=fast, compile_s=compile_s)),
+    )
     for before, after in zip(without.trainings, schedule.trainings, strict=True):
         assert before.base_features == after.base_features  # compiling decides nothing else
         if after.compiled:

@@ -16,22 +16,23 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.errors import AutosegError
 from autoseg.evaluation.selection import Selection
-from autoseg.imaging.formats import read_label_map
+from autoseg.imaging.readers import read_label_map
 from autoseg.inference.export import labels_for_next_stage
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.predictor import Predictor, member_logits
+from autoseg.issues import AutosegError
 from autoseg.pipeline.measured_schedule import rule_configurations
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import Prepared, schedule_stage
 from autoseg.pipeline.stages import all_configurations, plan_stage
 from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
-from autoseg.preparation.cascade import open_previous
-from autoseg.preparation.storage import open_case
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.preprocessing.cascade import open_previous
+from autoseg.preprocessing.store import open_case
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.progress import SilentReporter
 from planners import Conditions, Measurement, Plan, Schedule, budgeted_training
 
 LOW, CASCADE = "3d_lowres", "3d_cascade_fullres"
@@ -59,24 +60,47 @@ class Job:
 
 def make_options(dataset: Path, out: Path, schedule: Path | None = None) -> Options:
     return Options(
-        dataset=dataset, run=RunFolder(out), device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter(),
-        schedule=schedule, memory_gb=MEMORY_GB,
+        dataset=dataset,
+        run=RunFolder(out),
+        device_name="cpu",
+        num_threads=1,
+        num_workers=1,
+        reporter=SilentReporter(),
+        schedule=schedule,
+        memory_gb=MEMORY_GB,
     )
 
 
 def make_schedule(plan: Plan, names: tuple[str, ...]) -> Schedule:
     measured = {
-        name: Measurement(configuration=name, base_features=8, batch_size=2, precision="float32", step_s=0.1, case_s=0.1)
+        name: Measurement(
+            configuration=name, base_features=8, batch_size=2, precision="float32", step_s=0.1, case_s=0.1
+        )
         for name in names
     }
     conditions = Conditions(
-        device="cpu", num_threads=1, budget_s=60.0, elapsed_s=0.0, num_folds=2, num_training_cases=4, num_test_cases=1,
-        cross_validated=True, measurements=tuple(measured.values()), seed=0,
+        device="cpu",
+        num_threads=1,
+        budget_s=60.0,
+        elapsed_s=0.0,
+        num_folds=2,
+        num_training_cases=4,
+        num_test_cases=1,
+        cross_validated=True,
+        measurements=tuple(measured.values()),
+        seed=0,
     )
-    trainings = [budgeted_training(plan.configuration(name), each, STEPS, mirroring=False) for name, each in measured.items()]
+    trainings = [
+        budgeted_training(plan.configuration(name), each, STEPS, mirroring=False) for name, each in measured.items()
+    ]
     return Schedule(
-        conditions=conditions, num_folds=2, trainings=tuple(t.model_copy(update={"steps_per_epoch": 8}) for t in trainings),
-        expected_training_s=1.0, expected_validation_s=1.0, expected_rest_s=1.0, decisions=(),
+        conditions=conditions,
+        num_folds=2,
+        trainings=tuple(t.model_copy(update={"steps_per_epoch": 8}) for t in trainings),
+        expected_training_s=1.0,
+        expected_validation_s=1.0,
+        expected_rest_s=1.0,
+        decisions=(),
     )
 
 
@@ -200,8 +224,23 @@ def test_killed_between_the_stages_it_ends_with_the_same_bytes(job: Job, tmp_pat
     """Killed (-9) when the first label map is handed over, by a process of its own; the same command then goes on."""
     run = tmp_path / "run"
     call = [
-        sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(job.dataset), "--out", str(run), "--schedule",
-        str(job.schedule), "--device", "cpu", "--threads", "1", "--workers", "1", "--memory-gb", str(MEMORY_GB),
+        sys.executable,
+        "-c",
+        "from autoseg.cli import main; main()",
+        "run",
+        str(job.dataset),
+        "--out",
+        str(run),
+        "--schedule",
+        str(job.schedule),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "1",
+        "--memory-gb",
+        str(MEMORY_GB),
     ]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     handed, deadline = RunFolder(run).next_stage(LOW, CASCADE), time.monotonic() + 180
@@ -232,7 +271,9 @@ def test_what_cannot_be_trained_is_said(job: Job, change: dict[str, object], mes
 def test_a_schedule_without_the_first_stage_is_refused(job: Job, tmp_path: Path) -> None:
     schedule = load_document(Schedule, job.schedule)
     save_document(tmp_path / "half.json", schedule.model_copy(update={"trainings": schedule.trainings[1:]}))
-    with pytest.raises(AutosegError, match="trains 3d_cascade_fullres without 3d_lowres, from whose predictions it starts"):
+    with pytest.raises(
+        AutosegError, match="trains 3d_cascade_fullres without 3d_lowres, from whose predictions it starts"
+    ):
         schedule_stage(make_options(job.dataset, tmp_path / "run", tmp_path / "half.json"))
 
 
@@ -252,15 +293,35 @@ def test_a_cascade_that_is_asked_for_is_added_to_the_schedule(job: Job, tmp_path
     """By the command: the rule alone chooses full resolution; the budget is spent again on both stages of the cascade."""
     run = tmp_path / "run"
     call = [
-        sys.executable, "-c", "from autoseg.cli import main; main()", "train", str(job.dataset), "--out", str(run), "--device",
-        "cpu", "--threads", "1", "--workers", "1", "--memory-gb", str(MEMORY_GB), "--budget", "10s", "--fold", "0",
-        "--configuration", CASCADE,
+        sys.executable,
+        "-c",
+        "from autoseg.cli import main; main()",
+        "train",
+        str(job.dataset),
+        "--out",
+        str(run),
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "1",
+        "--memory-gb",
+        str(MEMORY_GB),
+        "--budget",
+        "10s",
+        "--fold",
+        "0",
+        "--configuration",
+        CASCADE,
     ]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"Adding {LOW} and {CASCADE} to the schedule" in done.stderr
     schedule = load_document(Schedule, RunFolder(run).schedule)
     assert [training.configuration for training in schedule.trainings] == ["3d_fullres", LOW, CASCADE]
-    trained = {path.parent.relative_to(run / "models").as_posix() for path in (run / "models").rglob("final.safetensors")}
+    trained = {
+        path.parent.relative_to(run / "models").as_posix() for path in (run / "models").rglob("final.safetensors")
+    }
     assert trained == {f"{CASCADE}/fold_0", *(f"{LOW}/fold_{fold}" for fold in range(schedule.num_folds))}
     assert (RunFolder(run).validation(CASCADE, 0) / "summary.json").exists()

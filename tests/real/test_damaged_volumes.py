@@ -14,11 +14,11 @@ import pytest
 import SimpleITK
 import skimage.io
 
-from autoseg.datasets.checks import check_dataset
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_label_map, read_volume, write_label_map, write_volume
-from autoseg.progress import SilentReporter
+from autoseg.data.checks import check_dataset
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
+from autoseg.issues import AutosegError
+from autoseg.tracking.progress import SilentReporter
 
 CASES = 30
 
@@ -68,7 +68,13 @@ def stack_twice(array: np.ndarray) -> np.ndarray:
 tilt = [[1, 0, 0], [0, np.cos(0.2), -np.sin(0.2)], [0, np.sin(0.2), np.cos(0.2)]]
 DAMAGES: tuple[tuple[str, str, Callable[[Path], None], str, str], ...] = (
     ("an empty file", "images", lambda path: path.write_bytes(b""), "error", "it is empty"),
-    ("cut", "images", lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3]), "error", "could not be read"),
+    (
+        "cut",
+        "images",
+        lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3]),
+        "error",
+        "could not be read",
+    ),
     ("bits flipped", "images", flip_bits, "error", "compression is broken"),
     ("bits flipped in the label map", "labels", flip_bits, "error", "compression is broken"),
     ("not what its ending says", "images", as_other_format, "error", "could not be read"),
@@ -81,7 +87,13 @@ DAMAGES: tuple[tuple[str, str, Callable[[Path], None], str, str], ...] = (
     ("turned by 11 degrees", "labels", edit(turn=tilt), "error", "direction"),
     ("other voxel size", "labels", edit(turn=np.diag([1.2, 1, 1])), "error", "another grid than its image: spacing"),
     ("fractions", "labels", edit(lambda array: array * np.float32(0.7)), "error", "no whole numbers"),
-    ("a value that is no class", "labels", edit(lambda array: np.where(array == 2, 7, array).astype(np.uint8)), "error", "value"),
+    (
+        "a value that is no class",
+        "labels",
+        edit(lambda array: np.where(array == 2, 7, array).astype(np.uint8)),
+        "error",
+        "value",
+    ),
     ("empty label map", "labels", edit(np.zeros_like), "warning", "the label map is empty"),
     ("two label maps in one", "labels", edit(stack_twice), "error", "2 channels, but a label map has one"),
 )
@@ -95,7 +107,9 @@ def hippocampus(real_data, tmp_path_factory):
         (folder / kind).mkdir()
         for file in sorted((real_data / "Task04_Hippocampus" / source).glob("*.nii.gz"))[:CASES]:
             shutil.copyfile(file, folder / kind / file.name)
-    (folder / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "head", "2": "tail"}}')
+    (folder / "dataset.json").write_text(
+        '{"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "head", "2": "tail"}}'
+    )
     return folder
 
 
@@ -108,7 +122,7 @@ def alarms(folder: Path) -> dict[str, list[tuple[str, str]]]:
     said: dict[str, list[tuple[str, str]]] = {}
     for finding in check_dataset(discover_dataset(folder), num_workers=1, reporter=SilentReporter()):
         if finding.severity != "note":
-            said.setdefault(finding.case_id or "", []).append((finding.severity, finding.found))
+            said.setdefault(finding.case or "", []).append((finding.severity, finding.message))
     return said
 
 
@@ -138,7 +152,11 @@ def test_formats_may_differ_from_case_to_case_and_from_image_to_label(hippocampu
     for number, path in enumerate(sorted((folder / "labels").iterdir())):
         label_map = read_label_map(path)
         path.unlink()
-        write_label_map(path.with_name(path.name.replace(".nii.gz", (".nii.gz", ".nrrd", ".mhd")[number % 3])), label_map.array, label_map.geometry)
+        write_label_map(
+            path.with_name(path.name.replace(".nii.gz", (".nii.gz", ".nrrd", ".mhd")[number % 3])),
+            label_map.array,
+            label_map.geometry,
+        )
     assert len(discover_dataset(folder).training) == CASES
     assert alarms(folder) == {}
 
@@ -148,7 +166,10 @@ def test_copies_are_found_by_content(hippocampus, tmp_path):
     folder = copy(hippocampus, tmp_path / "data")
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "images").iterdir())
     first, second, third, fourth = names[:4]
-    volume, label_map = read_volume([folder / "images" / f"{first}.nii.gz"]), read_label_map(folder / "labels" / f"{first}.nii.gz")
+    volume, label_map = (
+        read_volume([folder / "images" / f"{first}.nii.gz"]),
+        read_label_map(folder / "labels" / f"{first}.nii.gz"),
+    )
     write_volume(folder / "images" / "copied_first.mha", volume.array[0], volume.geometry)
     write_label_map(folder / "labels" / "copied_first.mha", label_map.array, label_map.geometry)
     for kind in ("images", "labels"):
@@ -161,8 +182,13 @@ def test_copies_are_found_by_content(hippocampus, tmp_path):
     common = tuple(slice(0, min(sizes)) for sizes in zip(padded.shape, of_fourth.shape, strict=True))
     padded[common] = of_fourth[common]
     write_label_map(folder / "labels" / "copied_third.nii.gz", padded, third_image.geometry)
-    said = {frozenset((case, word)) for case, texts in alarms(folder).items() for _, text in texts
-            for word in ("copied_first", "copied_second", "copied_third", first, second, third) if word in text}
+    said = {
+        frozenset((case, word))
+        for case, texts in alarms(folder).items()
+        for _, text in texts
+        for word in ("copied_first", "copied_second", "copied_third", first, second, third)
+        if word in text
+    }
     for name, copied in ((first, "copied_first"), (second, "copied_second"), (third, "copied_third")):
         assert frozenset((name, copied)) in said, said
 
@@ -172,7 +198,10 @@ def test_a_class_of_one_case_is_noted(hippocampus, tmp_path):
     for path in sorted((folder / "labels").iterdir())[1:]:
         edit(lambda array: np.where(array == 2, 0, array))(path)
     found = check_dataset(discover_dataset(folder), num_workers=1, reporter=SilentReporter())
-    assert any("only 1 of 30 label maps have class tail" in f.found or "only 1 of 30 label maps has class tail" in f.found for f in found)
+    assert any(
+        "only 1 of 30 label maps have class tail" in f.message or "only 1 of 30 label maps has class tail" in f.message
+        for f in found
+    )
 
 
 @pytest.mark.parametrize("quality", [95, 80, 50])
@@ -192,13 +221,19 @@ def test_a_real_mask_stored_as_jpeg_is_said_to_hold_greys(real_data, tmp_path, q
 SERIES = "dicom_series/mr_prostatex_t2_tra"
 
 
-@pytest.mark.parametrize(("damage", "words"), [
-    (lambda files: files[7].unlink(), "3 mm apart but 6 mm between"),
-    (lambda files: shutil.copyfile(files[3], files[3].with_name("again.dcm")), "several slices lie at one position"),
-    (lambda files: files[5].write_bytes(files[5].read_bytes()[:3000]), "could not be read"),
-    (lambda files: change(files, shear), "gantry tilt of 14.0 degrees"),
-    (lambda files: change(files[4:5], lambda tags, k: setattr(tags, "Rows", 100)), "Rows is"),
-])
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda files: files[7].unlink(), "3 mm apart but 6 mm between"),
+        (
+            lambda files: shutil.copyfile(files[3], files[3].with_name("again.dcm")),
+            "several slices lie at one position",
+        ),
+        (lambda files: files[5].write_bytes(files[5].read_bytes()[:3000]), "could not be read"),
+        (lambda files: change(files, shear), "gantry tilt of 14.0 degrees"),
+        (lambda files: change(files[4:5], lambda tags, k: setattr(tags, "Rows", 100)), "Rows is"),
+    ],
+)
 def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, words):
     series = tmp_path / "p1" / "scan"
     series.mkdir(parents=True)

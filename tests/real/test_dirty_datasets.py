@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.checks import check_dataset, require_clean
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.errors import ProblemsError
-from autoseg.imaging.formats import read_header
-from autoseg.progress import SilentReporter
+from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_header
+from autoseg.issues import AutosegError
+from autoseg.tracking.progress import SilentReporter
 from datasets_spec import read_layout
 
 
@@ -44,21 +44,27 @@ def test_broken_hippocampus_cases_are_named_among_the_good_ones(hippocampus, rea
     findings = [finding for finding in check(hippocampus) if finding.severity != "note"]
     by_file = {(Path(f.where).parent.name, Path(f.where).name.split(".")[0]) for f in findings}
     assert by_file == {("imagesTr", "hippocampus_118"), ("labelsTr", "hippocampus_281")}
-    said = "\n".join(f.found for f in findings)
-    for words in ("the image has no label map", "the label map has no image", "unlike the 60 others",
-                  "spacing 5x0.734x0.734 mm", "size 94x512x512", "no voxel of Posterior, which 60 of them have"):
+    said = "\n".join(f.message for f in findings)
+    for words in (
+        "the image has no label map",
+        "the label map has no image",
+        "unlike the 60 others",
+        "spacing 5x0.734x0.734 mm",
+        "size 94x512x512",
+        "no voxel of Posterior, which 60 of them have",
+    ):
         assert words in said
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         require_clean(findings)
-    assert len(caught.value.problems) == len(findings) == 3
+    assert len(caught.value.issues) == len(findings) == 3
 
 
 def test_foreign_label_map_in_the_place_of_a_good_one_is_refused(hippocampus, real_data):
     (foreign,) = (real_data / "dirty_hippocampus" / "labels").iterdir()
     shutil.copyfile(foreign, hippocampus / "labelsTr" / "hippocampus_003.nii.gz")
     errors = [f for f in check(hippocampus) if f.severity == "error"]
-    assert {f.case_id for f in errors} == {"hippocampus_003"}
-    assert any("size 94x512x512 voxels instead of" in f.found and "spacing" in f.found for f in errors)
+    assert {f.case for f in errors} == {"hippocampus_003"}
+    assert any("size 94x512x512 voxels instead of" in f.message and "spacing" in f.message for f in errors)
 
 
 def test_truncated_and_swapped_files_are_found_together(hippocampus):
@@ -67,13 +73,22 @@ def test_truncated_and_swapped_files_are_found_together(hippocampus):
     shutil.copyfile(images / "hippocampus_014.nii.gz", labels / "hippocampus_014.nii.gz")
     shutil.copyfile(labels / "hippocampus_017.nii.gz", labels / "hippocampus_015.nii.gz")
     (labels / "hippocampus_024.nii.gz").unlink()
-    errors = {f.case_id: f.found for f in check(hippocampus) if f.severity == "error"}
+    errors = {f.case: f.message for f in check(hippocampus) if f.severity == "error"}
     # the label of 017 has another size than the image of 015
     assert set(errors) == {f"hippocampus_{number}" for number in ("004", "014", "015", "024")}
-    assert read_header(images / "hippocampus_015.nii.gz").geometry != read_header(images / "hippocampus_017.nii.gz").geometry
+    assert (
+        read_header(images / "hippocampus_015.nii.gz").geometry
+        != read_header(images / "hippocampus_017.nii.gz").geometry
+    )
 
 
-CLEAN = {"Task04_Hippocampus": 0, "ms_flair_thick": 1, "ms_multichannel_thick": 1, "ms_lesion_4ch": 0, "ct_torso_partial": 0}
+CLEAN = {
+    "Task04_Hippocampus": 0,
+    "ms_flair_thick": 1,
+    "ms_multichannel_thick": 1,
+    "ms_lesion_4ch": 0,
+    "ct_torso_partial": 0,
+}
 """Warnings of each: that cases ms01_s1 and ms01_s2 are of one patient is true, and nothing but their names says so."""
 
 
@@ -81,7 +96,7 @@ CLEAN = {"Task04_Hippocampus": 0, "ms_flair_thick": 1, "ms_multichannel_thick": 
 def test_clean_folders_give_no_error_and_no_false_warning(real_data, name):
     alarms = [f for f in check(real_data / name) if f.severity != "note"]
     assert [f.severity for f in alarms] == ["warning"] * CLEAN[name]
-    assert all("of one patient" in f.found for f in alarms)
+    assert all("of one patient" in f.message for f in alarms)
 
 
 @pytest.mark.parametrize("name", ["nuclei_grey2d", "nuclei_rgb2d", "ct_lung_patches2d"])
@@ -107,9 +122,9 @@ def test_wrong_brain_mask_does_not_fit_its_image(real_data, tmp_path):
     copy(real_data / "ms_flair_thick", tmp_path)
     add_wrong_mask(tmp_path, real_data)
     (finding,) = [f for f in check(tmp_path) if f.severity == "error"]
-    assert finding.case_id == "ms19_s2"
-    assert "does not fit its image" in finding.found
-    assert "foreground of 2.35e+03 ml" in finding.found
+    assert finding.case == "ms19_s2"
+    assert "does not fit its image" in finding.message
+    assert "foreground of 2.35e+03 ml" in finding.message
 
 
 CHANNELS = """
@@ -130,7 +145,7 @@ def test_channels_on_different_grids_are_named(real_data):
     (finding,) = check_dataset(dataset, num_workers=1, reporter=SilentReporter())
     assert (finding.severity, Path(finding.where).name) == ("error", "ms01_s2_0001.nii.gz")
     for words in ("another grid than the channel ms01_s2_0000.nii.gz", "size", "spacing", "origin"):
-        assert words in finding.found
+        assert words in finding.message
 
 
 def test_exchanged_channels_are_named(real_data, tmp_path):
@@ -140,6 +155,6 @@ def test_exchanged_channels_are_named(real_data, tmp_path):
     flair.rename(tmp_path / "kept")
     t2w.rename(flair)
     (tmp_path / "kept").rename(t2w)
-    found = [f for f in check(folder) if "another order" in f.found]
-    assert [f.case_id for f in found] == ["ms03_s2"]
-    assert "T2W looks like FLAIR" in found[0].found
+    found = [f for f in check(folder) if "another order" in f.message]
+    assert [f.case for f in found] == ["ms03_s2"]
+    assert "T2W looks like FLAIR" in found[0].message

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.discovery import describe_dataset, discover_dataset
+from autoseg.data.discovery import describe_dataset, discover_dataset
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = {

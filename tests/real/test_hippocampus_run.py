@@ -25,10 +25,14 @@ def test_a_minute_on_six_real_cases_learns_and_keeps_their_geometry(real_data, t
     (dataset / "dataset.json").write_text(json.dumps(description))
 
     call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(dataset), "--out", str(run)]
-    done = subprocess.run([*call, "--budget", "60s", "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*call, "--budget", "60s", "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     member = json.loads((run / "selection.json").read_text())["members"][0]
-    history = [json.loads(line) for line in (run / "models" / member / "fold_0" / "history.jsonl").read_text().splitlines()]
+    history = [
+        json.loads(line) for line in (run / "models" / member / "fold_0" / "history.jsonl").read_text().splitlines()
+    ]
     assert history[-1]["loss"] < history[0]["loss"] - 0.3
     for name in names[6:]:
         image = SimpleITK.ReadImage(dataset / "imagesTs" / name)

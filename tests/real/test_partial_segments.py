@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.imaging.formats import read_header, read_label_map, write_label_map
-from autoseg.preparation.storage import open_case
+from autoseg.imaging.readers import read_header, read_label_map, write_label_map
+from autoseg.preprocessing.store import open_case
 
 SPEC = """
 case_id = "ct3slice"
@@ -34,7 +34,9 @@ def keep_frames(source: Path, target: Path, kept: slice) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_part_of_the_slices_is_preprocessed_as_the_whole_label_map(real_data: Path, tmp_path: Path, strict: bool) -> None:
+def test_a_part_of_the_slices_is_preprocessed_as_the_whole_label_map(
+    real_data: Path, tmp_path: Path, strict: bool
+) -> None:
     source = real_data / "dicom_seg_ct3slice"
     folder = tmp_path / "data"
     shutil.copytree(source / "ct-3slice", folder / "scan")
@@ -43,7 +45,15 @@ def test_a_part_of_the_slices_is_preprocessed_as_the_whole_label_map(real_data: 
     (tmp_path / "spec.toml").write_text(SPEC)
 
     def preprocess(out: str) -> np.ndarray:
-        arguments = ["preprocess", folder, "--spec", tmp_path / "spec.toml", "--out", tmp_path / out, *["--strict-reference"] * strict]
+        arguments = [
+            "preprocess",
+            folder,
+            "--spec",
+            tmp_path / "spec.toml",
+            "--out",
+            tmp_path / out,
+            *["--strict-reference"] * strict,
+        ]
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
         return np.asarray(open_case(tmp_path / out / "preprocessed" / "2d", "ct3slice").labels[:])

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
-from autoseg.datasets.checks import check_dataset
-from autoseg.datasets.discovery import describe_dataset, discover_dataset
-from autoseg.preparation.fingerprinting import take_fingerprint
-from autoseg.progress import SilentReporter
+from autoseg.data.checks import check_dataset
+from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.preprocessing.fingerprint import take_fingerprint
+from autoseg.tracking.progress import SilentReporter
 
 CASES = 6
 
@@ -44,7 +44,9 @@ def test_segments_are_the_same_classes_as_in_the_label_maps(real_data, tmp_path)
         shutil.copyfile(source / "labelsTr" / name, tmp_path / "plain" / "labels" / name)
         drawn_first = {"Anterior": 1, "Posterior": 2} if number % 2 else {"Posterior": 1, "Anterior": 2}
         write_segmentation(
-            source / "labelsTr" / name, tmp_path / "slicer" / "labels" / name.replace(".nii.gz", ".seg.nrrd"), drawn_first
+            source / "labelsTr" / name,
+            tmp_path / "slicer" / "labels" / name.replace(".nii.gz", ".seg.nrrd"),
+            drawn_first,
         )
     plain, slicer = (discover_dataset(tmp_path / folder) for folder in ("plain", "slicer"))
     assert describe_dataset(slicer).startswith("6 labelled cases, 1 channel (channel_0), labels Anterior and Posterior")

@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.nothing_found import NothingLabelledError
-from autoseg.errors import AutosegError
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.nothing_found import NothingLabelledError
+from autoseg.issues import AutosegError
 
 UNLABELLED = {
     "bids_ivadomed/data_test_png_tif": 14,

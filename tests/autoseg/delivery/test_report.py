@@ -15,7 +15,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from autoseg.datasets.dataset import Finding
 from autoseg.delivery.figures import (
     _waits,
     best_slice,
@@ -37,6 +36,7 @@ from autoseg.evaluation.metrics import EvaluatedClass, compare
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.evaluation.selection import Selection, select_candidate
 from autoseg.evaluation.summary import CaseResult, Summary, summarize
+from autoseg.issues import UNNAMED, Issue
 from planners import DecisionRecord
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -102,10 +102,18 @@ def summary() -> Summary:
 def history(fold: int) -> list[dict[str, object]]:
     return [
         {
-            "epoch": i, "step": 50 * (i + 1), "loss": -0.8 + math.exp(-i / 4) + 0.02 * math.sin(9 * i + fold),
-            "pseudo_dice": {"head <b>": 0.9 - 0.9 * math.exp(-i / 3), "tail": None if i < 3 else 0.8 - math.exp(-i / 3)},
-            "moving_average": 0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold, "learning_rate": 0.01 * (1 - i / 20) ** 0.9,
-            "seconds": 10.0, "wait_share": 0.01, "validation_loss": -0.7 + math.exp(-i / 5),
+            "epoch": i,
+            "step": 50 * (i + 1),
+            "loss": -0.8 + math.exp(-i / 4) + 0.02 * math.sin(9 * i + fold),
+            "pseudo_dice": {
+                "head <b>": 0.9 - 0.9 * math.exp(-i / 3),
+                "tail": None if i < 3 else 0.8 - math.exp(-i / 3),
+            },
+            "moving_average": 0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold,
+            "learning_rate": 0.01 * (1 - i / 20) ** 0.9,
+            "seconds": 10.0,
+            "wait_share": 0.01,
+            "validation_loss": -0.7 + math.exp(-i / 5),
         }
         for i in range(20)
     ]
@@ -116,31 +124,65 @@ def selection(summary: Summary) -> Selection:
     scores = summary.dice_by_case()
     choice = select_candidate({"2d": {k: {n: 0.5 for n in v} for k, v in scores.items()}, "3d_fullres": scores})
     step = KeepLargestComponent(classes=("head <b>", "tail"))
-    trial = PostprocessingTrial(step=step, accepted=True, dice_before=0.7, dice_after=0.8, reason="it goes from 0.7 to 0.8")
+    trial = PostprocessingTrial(
+        step=step, accepted=True, dice_before=0.7, dice_after=0.8, reason="it goes from 0.7 to 0.8"
+    )
     return Selection(
-        members=choice.members, folds=(0, 1, 2, 3, 4), postprocessing=(step,), cross_validated=True, reason=choice.reason,
-        candidates=choice.candidates, dice_before_postprocessing=0.7, dice_after_postprocessing=0.8, postprocessing_trials=(trial,),
+        members=choice.members,
+        folds=(0, 1, 2, 3, 4),
+        postprocessing=(step,),
+        cross_validated=True,
+        reason=choice.reason,
+        candidates=choice.candidates,
+        dice_before_postprocessing=0.7,
+        dice_after_postprocessing=0.8,
+        postprocessing_trials=(trial,),
     )
 
 
 @pytest.fixture(scope="module")
 def content(summary: Summary, selection: Selection) -> ReportContent:
     image = np.random.default_rng(0).standard_normal((12, 40, 50)) + 4 * label_map(0)
-    png = overlay(image, label_map(0), label_map(1, noise=2.0), names={1: "head <b>", 2: "tail"}, spacing_mm=(2.0, 1.0, 1.0))
+    png = overlay(
+        image, label_map(0), label_map(1, noise=2.0), names={1: "head <b>", 2: "tail"}, spacing_mm=(2.0, 1.0, 1.0)
+    )
     return ReportContent(
         dataset_name="Balls & <script>alert(1)</script>",
-        num_cases=5, num_test_cases=2, channels=("MRI",), class_names=("head <b>", "tail"),
-        selection=selection, summary=summary,
+        num_cases=5,
+        num_test_cases=2,
+        channels=("MRI",),
+        class_names=("head <b>", "tail"),
+        selection=selection,
+        summary=summary,
         histories={(name, fold): history(fold) for name in ("2d", "3d_fullres") for fold in range(2)},
         remarks={("2d", 1): ("tail <t> is not found on any validation patch after 250 steps; patches are drawn",)},
         decisions=(
-            DecisionRecord(rule="spacing.target", configuration="3d_fullres", value=[2.0, 1.0, 1.0], reason="the median is <2, 1, 1> mm",
-                           source="method 3.2", change="a coarser median would give a coarser target"),
-            DecisionRecord(rule="cascade.low_resolution", configuration=None, value=False, reason="patches see 60% of a case", source="method 3.10"),
+            DecisionRecord(
+                rule="spacing.target",
+                configuration="3d_fullres",
+                value=[2.0, 1.0, 1.0],
+                reason="the median is <2, 1, 1> mm",
+                source="method 3.2",
+                change="a coarser median would give a coarser target",
+            ),
+            DecisionRecord(
+                rule="cascade.low_resolution",
+                configuration=None,
+                value=False,
+                reason="patches see 60% of a case",
+                source="method 3.10",
+            ),
         ),
         findings=(
-            Finding(severity="note", case_id=None, where="root", found="a <note>", mend="nothing to do"),
-            Finding(severity="error", case_id="case_9", where="labels/case_9.nii.gz", found="no image", mend="add the image"),
+            Issue(code=UNNAMED, severity="note", case=None, where="root", message="a <note>", fix="nothing to do"),
+            Issue(
+                code=UNNAMED,
+                severity="error",
+                case="case_9",
+                where="labels/case_9.nii.gz",
+                message="no image",
+                fix="add the image",
+            ),
         ),
         overlays=(OverlayPicture(case=RankedCase(rank="best", case_id="case_3", dice=1.0), png=png),),
         commands=(Command(purpose="Segment new images", text="autoseg predict RUN IMAGES OUT && echo 'done'"),),
@@ -217,8 +259,14 @@ def test_page_tells_decisions_findings_and_times(page: Page) -> None:
 def test_without_cross_validation_no_score_is_shown(content: ReportContent) -> None:
     choice = select_candidate({"2d": {}, "3d_fullres": {}})
     selection = Selection(
-        members=choice.members, folds=(0,), postprocessing=(), cross_validated=False, reason=choice.reason,
-        candidates=choice.candidates, dice_before_postprocessing=None, dice_after_postprocessing=None,
+        members=choice.members,
+        folds=(0,),
+        postprocessing=(),
+        cross_validated=False,
+        reason=choice.reason,
+        candidates=choice.candidates,
+        dice_before_postprocessing=None,
+        dice_after_postprocessing=None,
     )
 
     text = Page(render_report(dataclasses.replace(content, summary=None, selection=selection, histories={}))).text
@@ -236,9 +284,19 @@ def test_scores_without_cross_validation_are_refused(content: ReportContent, sel
 
 
 def test_unfinished_run_has_a_page_too() -> None:
-    page = Page(render_report(ReportContent(
-        dataset_name="early", num_cases=1, channels=("CT",), class_names=("liver",), histories={}, environment={}, durations_s={},
-    )))
+    page = Page(
+        render_report(
+            ReportContent(
+                dataset_name="early",
+                num_cases=1,
+                channels=("CT",),
+                class_names=("liver",),
+                histories={},
+                environment={},
+                durations_s={},
+            )
+        )
+    )
 
     assert page.open == []
     assert "training or selection is not finished" in page.text
@@ -254,7 +312,11 @@ def test_same_content_gives_the_same_page(content: ReportContent) -> None:
 def test_cases_are_ranked(summary: Summary) -> None:
     got = rank_cases(summary)
 
-    assert [(each.rank, each.case_id) for each in got] == [("best", "case_3"), ("median", "case_2"), ("worst", "case_missed")]
+    assert [(each.rank, each.case_id) for each in got] == [
+        ("best", "case_3"),
+        ("median", "case_2"),
+        ("worst", "case_missed"),
+    ]
     assert (got[0].dice, got[2].dice) == (1.0, 0.0)
 
 
@@ -300,7 +362,8 @@ def test_overlay_draws_both_outlines() -> None:
 
 
 @pytest.mark.parametrize(
-    "image", [np.full((1, 6, 5), 3.0), np.full((1, 6, 5), np.nan), np.arange(30).reshape(1, 6, 5), np.full((1, 6, 5), np.inf)]
+    "image",
+    [np.full((1, 6, 5), 3.0), np.full((1, 6, 5), np.nan), np.arange(30).reshape(1, 6, 5), np.full((1, 6, 5), np.inf)],
 )
 def test_overlay_takes_any_image(image: np.ndarray) -> None:
     """Constant, whole numbers, without a finite voxel; a class that fills the slice."""
@@ -322,7 +385,9 @@ def test_overlay_keeps_the_proportions_of_voxels() -> None:
     assert height / width == pytest.approx(3, rel=0.15)  # the picture's upper, white rows are cut off
 
 
-@pytest.mark.parametrize("records", [[], [{"step": 1, "loss": None, "pseudo_dice": {}, "moving_average": None}], [{"odd": "record"}]])
+@pytest.mark.parametrize(
+    "records", [[], [{"step": 1, "loss": None, "pseudo_dice": {}, "moving_average": None}], [{"odd": "record"}]]
+)
 def test_curves_take_histories_with_gaps(records: list[dict[str, object]]) -> None:
     for svg in (fold_curves(records), configuration_curves({0: records, 3: records})):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
@@ -336,7 +401,9 @@ def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
 
 
 def test_waiting_is_drawn_in_seconds() -> None:
-    assert _waits([{"step": 5, "seconds": 10.0, "wait_share": 0.25}, {"step": 10, "seconds": 4.0}, {"odd": "record"}]) == ([5.0], [2.5])
+    assert _waits(
+        [{"step": 5, "seconds": 10.0, "wait_share": 0.25}, {"step": 10, "seconds": 4.0}, {"odd": "record"}]
+    ) == ([5.0], [2.5])
 
 
 def test_figures_leave_settings_as_they_were(summary: Summary) -> None:

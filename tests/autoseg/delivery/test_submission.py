@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.submission import pack_submission
-from autoseg.errors import AutosegError, ProblemsError
-from autoseg.imaging.formats import read_header, read_label_map, write_label_map, write_volume
+from autoseg.imaging.readers import read_header, read_label_map, write_label_map, write_volume
 from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(2.0, 1.0, 0.5))
 TEST = ("phantom_003", "phantom_004", "phantom_005")
@@ -34,11 +34,11 @@ def predictions(dataset, tmp_path):
 
 
 def refused(predictions, dataset, out):
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         pack_submission(predictions, dataset, kind="msd", out=out)
     assert not out.exists()
     assert [path.name for path in out.parent.iterdir()] == ["predictions"]
-    return [str(problem) for problem in caught.value.problems]
+    return [str(problem) for problem in caught.value.issues]
 
 
 def test_msd_is_a_zip_with_one_task_folder_named_as_the_test_images(predictions, dataset, tmp_path):
@@ -228,7 +228,9 @@ def masks(tmp_path):
     for case in dataset.test:
         (tmp_path / "predictions" / case.case_id).mkdir(parents=True)
         for name in ("ball", "egg"):
-            write_label_map(tmp_path / "predictions" / case.case_id / f"{name}.nii.gz", np.resize([0, 255], GRID.shape), GRID)
+            write_label_map(
+                tmp_path / "predictions" / case.case_id / f"{name}.nii.gz", np.resize([0, 255], GRID.shape), GRID
+            )
     return dataset, tmp_path / "predictions"
 
 
@@ -249,9 +251,14 @@ def test_faulty_masks_are_refused_by_name(masks, tmp_path):
     write_label_map(predictions / "p2" / "liver.nii.gz", np.zeros(GRID.shape, int), GRID)
     write_label_map(predictions / "p3" / "ball.nii.gz", np.resize([0, 1], GRID.shape), GRID)
     write_label_map(predictions / "p3" / "egg.nrrd", np.zeros(GRID.shape, int), GRID)
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
-    said = "\n".join(str(problem) for problem in caught.value.problems)
-    assert len(caught.value.problems) == 4
-    for words in ("p2: has no mask of egg", "p2/liver.nii.gz: is no prediction", "p3: has 2 masks of egg", "has the values 1, but"):
+    said = "\n".join(str(problem) for problem in caught.value.issues)
+    assert len(caught.value.issues) == 4
+    for words in (
+        "p2: has no mask of egg",
+        "p2/liver.nii.gz: is no prediction",
+        "p3: has 2 masks of egg",
+        "has the values 1, but",
+    ):
         assert words in said

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.errors import AutosegError
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
+from autoseg.issues import AutosegError
 from planners import LabelClass, Labels
 
 TWO = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.errors import AutosegError, ProblemsError
 from autoseg.evaluation.mask_folders import evaluate_mask_folder, holds_masks
 from autoseg.evaluation.metrics import EvaluatedClass, compare
-from autoseg.imaging.formats import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.orientation import align_label_map
+from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
 
 GRID = Geometry(shape=(4, 5, 6), spacing_mm=(2.0, 1.0, 0.5), origin_mm=(10.0, -4.0, 7.0))
 CLASSES = ("ball", "egg")
@@ -82,12 +82,16 @@ def test_all_problems_come_in_one_list(predictions: Path, tmp_path: Path) -> Non
     shutil.rmtree(references / "p2")
     elsewhere = GRID.model_copy(update={"origin_mm": (90.0, -4.0, 7.0)})
     write_label_map(references / "p0" / "ball.nii.gz", masks(0)["ball"], elsewhere)
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         evaluate_mask_folder(predictions, references)
-    said = [str(problem).replace(str(tmp_path), "") for problem in caught.value.problems]
+    said = [str(problem).replace(str(tmp_path), "") for problem in caught.value.issues]
     assert len(said) == 4
-    for words in ("predictions/p2: has no reference", "predictions/p0: has no mask of egg", "p1/ball.nii.gz: could not be read",
-                  "references/p0/ball.nii.gz: has origin"):
+    for words in (
+        "predictions/p2: has no reference",
+        "predictions/p0: has no mask of egg",
+        "p1/ball.nii.gz: could not be read",
+        "references/p0/ball.nii.gz: has origin",
+    ):
         assert any(words in text for text in said), said
 
 

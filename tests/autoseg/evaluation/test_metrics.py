@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.errors import AutosegError
 from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from autoseg.issues import AutosegError
 from planners import LabelClass, Labels
 
 ONE = EvaluatedClass(name="one", values=(1,))
@@ -229,14 +229,21 @@ def test_scores_agree_with_their_definitions(
         assert (one.tp, one.tn) == ((masks[0] & masks[1]).sum(), (counted & ~masks[0] & ~masks[1]).sum())
         assert (one.fp, one.fn) == ((masks[0] & ~masks[1]).sum(), (masks[1] & ~masks[0]).sum())
         points = [surface_points(mask, counted, spacing_mm) for mask in masks]
-        ways = [[min((math.dist(p, q) for q in target), default=math.inf) for p in start] for start, target in (points, points[::-1])]
+        ways = [
+            [min((math.dist(p, q) for q in target), default=math.inf) for p in start]
+            for start, target in (points, points[::-1])
+        ]
         both = ways[0] + ways[1]
         assert one.surface_dice == (sum(d <= 1.1 for d in both) / len(both) if both else None)
         expected = max(np.percentile(way, 95) for way in ways) if all(points) else None
-        assert one.hausdorff95_mm == (None if expected is None else pytest.approx(expected, abs=1e-9))  # rounding of sqrt
+        assert one.hausdorff95_mm == (
+            None if expected is None else pytest.approx(expected, abs=1e-9)
+        )  # rounding of sqrt
 
 
-def surface_points(mask: np.ndarray, counted: np.ndarray, spacing_mm: tuple[float, float, float]) -> list[tuple[float, ...]]:
+def surface_points(
+    mask: np.ndarray, counted: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> list[tuple[float, ...]]:
     points = []
     for voxel in map(tuple, np.argwhere(mask)):
         for axis in range(3):
@@ -250,7 +257,9 @@ def surface_points(mask: np.ndarray, counted: np.ndarray, spacing_mm: tuple[floa
 
 @settings(max_examples=40, deadline=None)
 @given(prediction=label_maps, reference=label_maps, flips=st.tuples(*[st.sampled_from([1, -1])] * 3))
-def test_mirroring_both_changes_nothing(prediction: np.ndarray, reference: np.ndarray, flips: tuple[int, int, int]) -> None:
+def test_mirroring_both_changes_nothing(
+    prediction: np.ndarray, reference: np.ndarray, flips: tuple[int, int, int]
+) -> None:
     turn = tuple(slice(None, None, flip) for flip in flips)
 
     straight = compare(prediction, reference, classes=[ONE], spacing_mm=SPACING)["one"]
@@ -262,7 +271,10 @@ def test_mirroring_both_changes_nothing(prediction: np.ndarray, reference: np.nd
 @settings(max_examples=40, deadline=None)
 @given(prediction=label_maps, reference=label_maps)
 def test_exchanging_both_exchanges_errors_and_keeps_scores(prediction: np.ndarray, reference: np.ndarray) -> None:
-    there, back = (compare(*pair, classes=[BOTH], spacing_mm=SPACING)["both"] for pair in ((prediction, reference), (reference, prediction)))
+    there, back = (
+        compare(*pair, classes=[BOTH], spacing_mm=SPACING)["both"]
+        for pair in ((prediction, reference), (reference, prediction))
+    )
 
     assert (there.fp, there.fn) == (back.fn, back.fp)
     assert (there.dice, there.hausdorff95_mm, there.surface_dice) == (back.dice, back.hausdorff95_mm, back.surface_dice)

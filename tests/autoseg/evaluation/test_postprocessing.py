@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from autoseg.errors import AutosegError
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
     PostprocessingCase,
@@ -23,6 +22,7 @@ from autoseg.evaluation.postprocessing import (
     apply_postprocessing,
     decide_postprocessing,
 )
+from autoseg.issues import AutosegError
 from planners import LabelClass, Labels, read_document, write_document
 
 TWO = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
@@ -43,7 +43,9 @@ def constant(array: np.ndarray) -> np.ndarray:
 
 def cases_of(*pairs: tuple[np.ndarray, np.ndarray]) -> list[PostprocessingCase]:
     return [
-        PostprocessingCase(case_id=f"case{i}", load_prediction=partial(constant, p), load_reference=partial(constant, r))
+        PostprocessingCase(
+            case_id=f"case{i}", load_prediction=partial(constant, p), load_reference=partial(constant, r)
+        )
         for i, (p, r) in enumerate(pairs)
     ]
 
@@ -259,15 +261,21 @@ def test_what_was_tried_on_a_case_is_not_tried_again_after_a_kill(tmp_path: Path
 @settings(max_examples=40, deadline=None)
 @given(
     pairs=st.lists(st.tuples(*[arrays(np.uint8, (1, 3, 5), elements=st.integers(0, 3))] * 2), min_size=1, max_size=3),
-    labels=st.sampled_from([
-        TWO,
-        REGIONS,
-        Labels(classes=(*TWO.classes, LabelClass(name="c", values=(3,)))),
-        Labels(
-            classes=(LabelClass(name="w", values=(1, 2, 3)), LabelClass(name="x", values=(1,)), LabelClass(name="y", values=(2, 3))),
-            region_order=(1, 2, 3),
-        ),
-    ]),
+    labels=st.sampled_from(
+        [
+            TWO,
+            REGIONS,
+            Labels(classes=(*TWO.classes, LabelClass(name="c", values=(3,)))),
+            Labels(
+                classes=(
+                    LabelClass(name="w", values=(1, 2, 3)),
+                    LabelClass(name="x", values=(1,)),
+                    LabelClass(name="y", values=(2, 3)),
+                ),
+                region_order=(1, 2, 3),
+            ),
+        ]
+    ),
 )
 def test_decision_agrees_with_the_rule_taken_one_class_at_a_time(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]], labels: Labels

@@ -25,7 +25,12 @@ def one_class(*dices: float | None) -> dict[str, dict[str, float | None]]:
 
 def test_candidates_are_singles_then_pairs() -> None:
     assert candidate_names(("2d", "3d_fullres", "3d_lowres")) == (
-        "2d", "3d_fullres", "3d_lowres", PAIR, "2d + 3d_lowres", "3d_fullres + 3d_lowres",
+        "2d",
+        "3d_fullres",
+        "3d_lowres",
+        PAIR,
+        "2d + 3d_lowres",
+        "3d_fullres + 3d_lowres",
     )
     assert candidate_members(PAIR) == ("2d", "3d_fullres")
     assert candidate_name(("2d",)) == "2d"
@@ -60,7 +65,11 @@ def test_candidate_that_validated_nothing_takes_no_part() -> None:
     got = select_candidate({"2d": one_class(0.7, 0.9), "3d_fullres": {}, PAIR: {}})
 
     assert (got.name, got.cross_validated) == ("2d", True)
-    assert [(each.num_cases, each.mean_dice) for each in got.candidates] == [(2, pytest.approx(0.8)), (0, None), (0, None)]
+    assert [(each.num_cases, each.mean_dice) for each in got.candidates] == [
+        (2, pytest.approx(0.8)),
+        (0, None),
+        (0, None),
+    ]
 
 
 def test_mean_is_over_cases_first_and_over_classes_then() -> None:
@@ -123,9 +132,14 @@ def selection(**changes: object) -> Selection:
     choice = select_candidate({"2d": one_class(0.8), "3d_fullres": one_class(0.9)})
     step = KeepLargestComponent(classes=("a",))
     fields: dict[str, object] = {
-        "members": choice.members, "folds": (0, 1), "postprocessing": (step,), "cross_validated": True,
-        "reason": choice.reason, "candidates": choice.candidates,
-        "dice_before_postprocessing": 0.9, "dice_after_postprocessing": 0.91,
+        "members": choice.members,
+        "folds": (0, 1),
+        "postprocessing": (step,),
+        "cross_validated": True,
+        "reason": choice.reason,
+        "candidates": choice.candidates,
+        "dice_before_postprocessing": 0.9,
+        "dice_after_postprocessing": 0.91,
         "postprocessing_trials": (
             PostprocessingTrial(step=step, accepted=True, dice_before=0.9, dice_after=0.91, reason="rises"),
         ),

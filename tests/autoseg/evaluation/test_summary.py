@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from autoseg.errors import AutosegError, ProblemsError
 from autoseg.evaluation.metrics import EvaluatedClass
 from autoseg.evaluation.summary import (
     EvaluatedPair,
@@ -21,10 +20,11 @@ from autoseg.evaluation.summary import (
     read_summary,
     write_summary,
 )
-from autoseg.imaging.formats import read_label_map, write_label_map
 from autoseg.imaging.orientation import Orientation, canonical_geometry, to_canonical
+from autoseg.imaging.readers import read_label_map, write_label_map
 from autoseg.imaging.volume import Geometry
-from autoseg.progress import SilentReporter, Tracker
+from autoseg.issues import AutosegError
+from autoseg.tracking.progress import SilentReporter, Tracker
 
 HEAD = EvaluatedClass(name="head", values=(1,))
 WHOLE = EvaluatedClass(name="whole", values=(1, 2))
@@ -161,22 +161,30 @@ def test_all_problems_come_in_one_list(folders: tuple[Path, Path]) -> None:
     write(predictions / "no_reference.nii.gz", 1)
     write(predictions / "large.nii.gz", 1, geometry=GRID.model_copy(update={"shape": (2, 3, 5)}))
     write(references / "large.nii.gz", 1)
-    write(predictions / "moved.nii.gz", 1, geometry=GRID.model_copy(update={"origin_mm": (10.0, -4.0, 9.0), "spacing_mm": (2.0, 1.0, 0.6)}))
+    write(
+        predictions / "moved.nii.gz",
+        1,
+        geometry=GRID.model_copy(update={"origin_mm": (10.0, -4.0, 9.0), "spacing_mm": (2.0, 1.0, 0.6)}),
+    )
     write(references / "moved.nii.gz", 1)
     write(references / "torn.nii.gz", 1)
     (predictions / "torn.nii.gz").write_bytes((references / "torn.nii.gz").read_bytes()[:60])
 
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         evaluate_folder(predictions, references)
 
-    found = {(Path(problem.where).name, problem.found) for problem in caught.value.problems}
+    found = {(Path(problem.where).name, problem.message) for problem in caught.value.issues}
     assert {name for name, _ in found} == {
-        "no_prediction.nii.gz", "no_reference.nii.gz", "large.nii.gz", "moved.nii.gz", "torn.nii.gz",
+        "no_prediction.nii.gz",
+        "no_reference.nii.gz",
+        "large.nii.gz",
+        "moved.nii.gz",
+        "torn.nii.gz",
     }
     assert ("large.nii.gz", "has size 2x3x5 voxels instead of 2x3x4 (z, y, x)") in found
     assert sum(name == "moved.nii.gz" for name, _ in found) == 2  # spacing and origin
-    assert all(problem.mend for problem in caught.value.problems)
-    torn = next(str(problem) for problem in caught.value.problems if problem.where.endswith("torn.nii.gz"))
+    assert all(problem.fix for problem in caught.value.issues)
+    torn = next(str(problem) for problem in caught.value.issues if problem.where.endswith("torn.nii.gz"))
     assert torn.count("torn.nii.gz") == 1
 
 
@@ -200,7 +208,7 @@ def test_turned_prediction_elsewhere_is_refused(folders: tuple[Path, Path]) -> N
     turned = GRID.model_copy(update={"direction": ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))})
     write(folders[0] / "a.nii.gz", 1, 1, 2, geometry=turned)
 
-    with pytest.raises(ProblemsError, match=r"a\.nii\.gz: has origin"):
+    with pytest.raises(AutosegError, match=r"a\.nii\.gz: has origin"):
         evaluate_folder(*folders)
 
 
@@ -208,7 +216,7 @@ def test_oblique_prediction_is_refused(folders: tuple[Path, Path]) -> None:
     oblique = GRID.model_copy(update={"direction": ((0.8, -0.6, 0.0), (0.6, 0.8, 0.0), (0.0, 0.0, 1.0))})
     write(folders[0] / "a.nii.gz", 1, 1, 2, geometry=oblique)
 
-    with pytest.raises(ProblemsError, match="has direction"):
+    with pytest.raises(AutosegError, match="has direction"):
         evaluate_folder(*folders)
 
 
@@ -222,18 +230,18 @@ def test_rounding_of_headers_is_no_problem(folders: tuple[Path, Path]) -> None:
 def test_two_files_of_one_name_are_refused(folders: tuple[Path, Path]) -> None:
     write(folders[0] / "a.mha", 1)
 
-    with pytest.raises(ProblemsError, match=r"second file of the name a, beside a\.mha"):
+    with pytest.raises(AutosegError, match=r"second file of the name a, beside a\.mha"):
         evaluate_folder(*folders)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_missing_and_empty_folders_are_named(folders: tuple[Path, Path], which: int) -> None:
     shutil.rmtree(folders[which])
-    with pytest.raises(ProblemsError, match="does not exist"):
+    with pytest.raises(AutosegError, match="does not exist"):
         evaluate_folder(*folders)
 
     folders[which].mkdir()
-    with pytest.raises(ProblemsError, match="holds no label maps"):
+    with pytest.raises(AutosegError, match="holds no label maps"):
         evaluate_folder(*folders)
 
 
@@ -305,5 +313,5 @@ def test_a_reference_of_segments_may_be_a_part_of_the_grid(real_data: Path, tmp_
     assert case.metrics["1"].n_ref == int(np.count_nonzero(array))
     part.SetOrigin((0.0, 0.0, 0.3))
     SimpleITK.WriteImage(part, str(tmp_path / "references" / "a.seg.nrrd"))
-    with pytest.raises(ProblemsError, match="no part of its image"):
+    with pytest.raises(AutosegError, match="no part of its image"):
         evaluate_folder(tmp_path / "predictions", tmp_path / "references")

@@ -18,7 +18,10 @@ def case(name: str, prediction: list[int], reference: list[int]) -> CaseResult:
     arrays = (np.array(row, dtype=np.uint8).reshape(1, 1, -1) for row in (prediction, reference))
     metrics = compare(*arrays, classes=CLASSES, spacing_mm=(1.0, 1.0, 2.0))
     return CaseResult(
-        case_id=name, metrics={each.key: metrics[each.name] for each in CLASSES}, prediction_file="p", reference_file="r"
+        case_id=name,
+        metrics={each.key: metrics[each.name] for each in CLASSES},
+        prediction_file="p",
+        reference_file="r",
     )
 
 
@@ -75,7 +78,20 @@ def test_table_of_cases_has_one_row_each(summary: Summary) -> None:
 def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     lines = format_table(summary).splitlines()
 
-    assert lines[0].split() == ["class", "Dice", "sd", "worst", "case", "HD95", "mm", "surface", "Dice", "1", "mm", "cases"]
+    assert lines[0].split() == [
+        "class",
+        "Dice",
+        "sd",
+        "worst",
+        "case",
+        "HD95",
+        "mm",
+        "surface",
+        "Dice",
+        "1",
+        "mm",
+        "cases",
+    ]
     assert lines[2].split() == ["head", "0.556", "0.509", "0.000", "missed", "0.95", "0.556", "3"]
     assert lines[3].split() == ["tail", "1.000", "-", "1.000", "perfect", "0.00", "1.000", "1"]
     assert lines[4].split()[:4] == ["mean", "of", "classes", "0.778"]
@@ -93,7 +109,11 @@ def test_a_class_that_is_as_good_as_not_found_is_named(summary: Summary) -> None
     assert not any("hardly found" in line for line in footnotes(unseen))
 
 
-@pytest.mark.parametrize(("references", "said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)])
+@pytest.mark.parametrize(
+    ("references", "said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)]
+)
 def test_pixels_are_not_called_millimetres_without_a_word(references: tuple[str, str], said: bool) -> None:
-    cases = [case(name, [1, 2, 0], [1, 2, 2]).model_copy(update={"reference_file": f"/labels/{name}"}) for name in references]
+    cases = [
+        case(name, [1, 2, 0], [1, 2, 2]).model_copy(update={"reference_file": f"/labels/{name}"}) for name in references
+    ]
     assert ("no spacing: mm stands for pixels" in format_table(summarize(cases, CLASSES))) == said

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autoseg.errors import AutosegError
 from autoseg.imaging.orientation import (
     UNTURNED,
     align_label_map,
@@ -22,6 +21,7 @@ from autoseg.imaging.orientation import (
     to_canonical,
 )
 from autoseg.imaging.volume import Geometry, LabelMap
+from autoseg.issues import AutosegError
 
 SHAPE = (3, 4, 5)
 
@@ -71,7 +71,9 @@ def test_every_orientation_becomes_the_identity_and_back(direction: np.ndarray) 
 
 @settings(deadline=None, max_examples=40)
 @given(angles=st.tuples(*[st.floats(-180, 180)] * 3))
-def test_oblique_directions_come_as_close_to_the_identity_as_whole_axes_allow(angles: tuple[float, float, float]) -> None:
+def test_oblique_directions_come_as_close_to_the_identity_as_whole_axes_allow(
+    angles: tuple[float, float, float],
+) -> None:
     source = geometry(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
     orientation = canonical_orientation(source)
     turned = np.array(canonical_geometry(source, orientation).direction)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.errors import AutosegError
 from autoseg.imaging.resampling import (
     decide_separate_axis,
     resample_argmax,
@@ -19,6 +18,7 @@ from autoseg.imaging.resampling import (
     resample_probabilities,
     resample_regions,
 )
+from autoseg.issues import AutosegError
 from planners import Resampling
 
 CUBIC = Resampling(order=3, order_z=0)
@@ -197,7 +197,9 @@ def test_memory_stays_below_three_times_what_comes_in_and_goes_out(
 ) -> None:
     z, y, x = (max(1, round(n * factor)) for n, factor in zip(old, growth, strict=True))
     blocks = np.random.default_rng(0).integers(0, 6, [max(1, n // 10) for n in old])
-    labels = blocks[np.ix_(*(np.arange(n) * few // n for n, few in zip(old, blocks.shape, strict=True)))].astype(np.int16)
+    labels = blocks[np.ix_(*(np.arange(n) * few // n for n, few in zip(old, blocks.shape, strict=True)))].astype(
+        np.int16
+    )
     image = np.random.default_rng(0).normal(size=(1, *old)).astype(np.float32)
 
     def peak(array: np.ndarray, resample: Callable[..., np.ndarray], order: int) -> float:

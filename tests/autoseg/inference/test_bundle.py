@@ -18,18 +18,19 @@ from typer.testing import CliRunner
 
 import autoseg
 from autoseg.cli import app
-from autoseg.datasets.dataset import Case, DatasetDescription
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError, ProblemsError
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.evaluation.postprocessing import KeepLargestComponent
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.bundle import MANIFEST, weights_name, write_bundle
 from autoseg.inference.model import load_model, open_model
 from autoseg.inference.predictor import Predictor
+from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import save_weights
 from autoseg.pipeline.bundling import bundle_run
-from autoseg.run_folder import RunFolder, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import save_document
 from planners import (
     CaseSize,
     Conditions,
@@ -107,7 +108,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dice_before_postprocessing=None,
         dice_after_postprocessing=None,
     )
-    for path, document in ((run.dataset, dataset), (run.plan, plan), (run.schedule, schedule), (run.selection, selection)):
+    for path, document in (
+        (run.dataset, dataset),
+        (run.plan, plan),
+        (run.schedule, schedule),
+        (run.selection, selection),
+    ):
         save_document(path, document)
     for name in MEMBERS:
         network = with_width(plan.configuration(name).network, schedule.training(name).base_features)
@@ -143,9 +149,9 @@ def rewritten(bundle: Path, to: Path, change: Callable[[dict[str, bytes]], None]
 
 
 def problems(path: Path) -> list[str]:
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         load_model(path, device=CPU)
-    return [problem.found for problem in caught.value.problems]
+    return [problem.message for problem in caught.value.issues]
 
 
 def test_a_bundle_predicts_as_its_run(run: Path, bundle: Path, real_data: Path) -> None:
@@ -184,7 +190,9 @@ def test_weights_that_do_not_fit_are_not_bundled(run: Path, tmp_path: Path) -> N
             target = other.root / path.relative_to(run)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    (other.fold("2d", 1) / "final.safetensors").write_bytes((other.fold("3d_fullres", 1) / "final.safetensors").read_bytes())
+    (other.fold("2d", 1) / "final.safetensors").write_bytes(
+        (other.fold("3d_fullres", 1) / "final.safetensors").read_bytes()
+    )
     with pytest.raises(AutosegError, match=r"fold_1.*another network"):
         bundle_run(other.root, tmp_path / "model.zip")
     for name in MEMBERS:
@@ -314,7 +322,7 @@ def test_half_a_write_leaves_no_file(run: Path, tmp_path: Path) -> None:
 
 def test_a_model_computes_in_float32_where_a_machine_has_nothing_faster(run: Path) -> None:
     """float16 is for GPUs; a CPU would emulate it."""
-    from autoseg.execution.device import usable_precision
+    from autoseg.compute.device import usable_precision
 
     assert usable_precision("float16", CPU) == "float32"
     assert usable_precision("float32", CPU) == "float32"
@@ -324,12 +332,16 @@ def test_a_model_computes_in_float32_where_a_machine_has_nothing_faster(run: Pat
 def test_a_dataset_is_no_model_and_a_run_that_was_begun_is_not_finished(tmp_path: Path) -> None:
     data, begun = tmp_path / "data", tmp_path / "begun"
     make_phantom_dataset(data, num_training=1, num_test=0, seed=0)
-    with pytest.raises(AutosegError, match=r"data is no run folder: it has none of plan\.json, schedule\.json, selection\.json; give"):
+    with pytest.raises(
+        AutosegError, match=r"data is no run folder: it has none of plan\.json, schedule\.json, selection\.json; give"
+    ):
         open_model(data)
     for folder in (begun / "stages", begun / "locks"):
         folder.mkdir(parents=True)
     for missing in ("dataset.json, plan.json, schedule.json, selection.json are", "selection.json is"):
-        with pytest.raises(AutosegError, match=f"begun: {missing} missing; the run is not finished: repeat autoseg run --out"):
+        with pytest.raises(
+            AutosegError, match=f"begun: {missing} missing; the run is not finished: repeat autoseg run --out"
+        ):
             open_model(begun)
         for name in ("dataset.json", "plan.json", "schedule.json"):
             (begun / name).touch()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from skimage.transform import resize
 
-from autoseg.imaging.formats import read_label_map, read_volume
 from autoseg.imaging.placement import Placement
+from autoseg.imaging.readers import read_label_map, read_volume
 from autoseg.inference.export import labels_for_next_stage
-from autoseg.preparation.preprocessing import prepare_image
+from autoseg.preprocessing.prepare import prepare_image
 from planners import (
     CaseSize,
     Configuration,
@@ -38,10 +38,17 @@ def stages(real_data: Path) -> tuple[Configuration, Configuration, Placement, Pl
     image = read_volume([folder / "imagesTr" / name])
     labels = read_label_map(folder / "labelsTr" / name).array
     size = CaseSize(case_id="a", shape=image.geometry.shape, spacing_mm=(1.0, 1.0, 1.0))
-    plan: Plan = plan_dataset(Fingerprint(
-        dataset_name="made", cases=(size,), num_training_cases=1, channels=("MRI",), labels=LABELS,
-        intensities=(STATISTICS,), median_relative_size_after_cropping=1.0,
-    ))
+    plan: Plan = plan_dataset(
+        Fingerprint(
+            dataset_name="made",
+            cases=(size,),
+            num_training_cases=1,
+            channels=("MRI",),
+            labels=LABELS,
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
+        )
+    )
     full = plan.configuration("3d_fullres")
     low = full.model_copy(update={"spacing_mm": LOW_MM})
     before, after = (prepare_image(image, plan, stage, labels=labels) for stage in (low, full))
@@ -64,9 +71,12 @@ def test_scores_are_resampled_before_they_are_compared(stages) -> None:
     logits += rng.normal(size=logits.shape).astype(np.float32)
     got = labels_for_next_stage(logits, before, after, low, LABELS)
     assert got.shape == after.resampled_shape
-    scores = np.stack([
-        resize(each.astype(float), after.resampled_shape, order=1, mode="edge", anti_aliasing=False, clip=True) for each in logits
-    ])
+    scores = np.stack(
+        [
+            resize(each.astype(float), after.resampled_shape, order=1, mode="edge", anti_aliasing=False, clip=True)
+            for each in logits
+        ]
+    )
     clear = np.diff(np.sort(scores, 0)[-2:], axis=0)[0] > 1e-4  # float32 against double precision
     assert clear.mean() > 0.99
     np.testing.assert_array_equal(got[clear], scores.argmax(0)[clear])

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.errors import AutosegError, ProblemsError
-from autoseg.imaging.formats import read_header, write_volume
+from autoseg.imaging.readers import read_header, write_volume
 from autoseg.imaging.volume import Geometry
 from autoseg.inference.input_cases import find_input_cases
-from autoseg.progress import SilentReporter
+from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
@@ -47,7 +47,7 @@ def test_numbered_channels_belong_together(tmp_path) -> None:
 def test_every_missing_channel_is_named(tmp_path) -> None:
     for name in ("x_0001.nii.gz", "y_0000.nii.gz", "z.nii.gz"):
         write(tmp_path / name)
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         find_input_cases(tmp_path, ["T1", "T2"])
     text = str(caught.value)
     assert "x_0000 (T1)" in text
@@ -59,21 +59,21 @@ def test_every_missing_channel_is_named(tmp_path) -> None:
 def test_surplus_channels_are_named(tmp_path) -> None:
     for number in range(3):
         write(tmp_path / f"x_{number:04d}.nii.gz")
-    with pytest.raises(ProblemsError, match=r"x_0002\.nii\.gz"):
+    with pytest.raises(AutosegError, match=r"x_0002\.nii\.gz"):
         find_input_cases(tmp_path, ["T1", "T2"])
 
 
 def test_two_files_of_one_name_are_refused(tmp_path) -> None:
     write(tmp_path / "a.nii.gz")
     write(tmp_path / "a.nrrd")
-    with pytest.raises(ProblemsError, match="same name"):
+    with pytest.raises(AutosegError, match="same name"):
         find_input_cases(tmp_path, ["MRI"])
 
 
 def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
     for name in ("x.nii.gz", "x_0000.nii.gz"):
         write(tmp_path / name)
-    with pytest.raises(ProblemsError, match=r"x\.nii\.gz: has the name of case x, as has x_0000\.nii\.gz"):
+    with pytest.raises(AutosegError, match=r"x\.nii\.gz: has the name of case x, as has x_0000\.nii\.gz"):
         find_input_cases(tmp_path, ["MRI"])
 
 
@@ -86,9 +86,9 @@ def test_all_names_that_are_no_text_are_told_at_once(tmp_path, names) -> None:
             (tmp_path / name).write_bytes(b"")
     except OSError:
         pytest.skip("this file system takes text only for names")
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         find_input_cases(tmp_path, ["MRI"])
-    shown = [problem.where for problem in caught.value.problems]
+    shown = [problem.where for problem in caught.value.issues]
     assert [rf"{tmp_path}/M\xfcller", rf"{tmp_path}/p\xe9"] == [where.split(".")[0] for where in shown]
 
 
@@ -120,7 +120,7 @@ def test_a_folder_of_dicom_series_gives_one_case_each(real_data, tmp_path) -> No
 
 
 def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:
-    with pytest.raises(ProblemsError, match=r"mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
+    with pytest.raises(AutosegError, match=r"mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
         find_input_cases(real_data / "dicom_series", ["T2"])
 
 
@@ -160,7 +160,7 @@ def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
 
 def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> None:
     image = next((real_data / "ms_lesion_4ch" / "imagesTr").glob("*.nii.gz"))
-    with pytest.raises(ProblemsError) as caught:
+    with pytest.raises(AutosegError) as caught:
         find_input_cases(image, ["FLAIR"])
     (problem,) = str(caught.value).splitlines()[1:]
     assert problem.endswith("holds 4 channels, but the model needs 1: FLAIR; give a single volume of it")
@@ -188,7 +188,11 @@ class Listening(SilentReporter):
     [
         (("a.nii.gz", "a_seg.nii.gz", "b.nii.gz"), ["MRI"], ["a", "b"]),
         (("a_0000.nii.gz", "a_0001.nii.gz", "a_label.nii.gz"), ["T1", "T2"], ["a"]),
-        (("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"), ["MRI"], ["images_a", "images_b"]),
+        (
+            ("images/a.nii.gz", "images/b.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz"),
+            ["MRI"],
+            ["images_a", "images_b"],
+        ),
         (("p1/t1.nii.gz", "p1/segmentation.nii.gz"), ["MRI"], ["p1_t1"]),
         (("p1/ct.nii.gz", "p1/masks/liver.nii.gz", "p1/masks/spleen.nii.gz"), ["CT"], ["p1_ct"]),
     ],
@@ -204,7 +208,9 @@ def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, na
     assert ("1 label map," in said) == (len(names) - len(expected) * len(channels) == 1)
 
 
-@pytest.mark.parametrize("names", [("a_seg.nii.gz", "b.nii.gz"), ("t1.nii.gz", "t2.nii.gz"), ("p1/t1.nii.gz", "p1/t2.nii.gz")])
+@pytest.mark.parametrize(
+    "names", [("a_seg.nii.gz", "b.nii.gz"), ("t1.nii.gz", "t2.nii.gz"), ("p1/t1.nii.gz", "p1/t2.nii.gz")]
+)
 def test_names_without_a_partner_are_images(tmp_path, names) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -225,13 +231,21 @@ def test_a_folder_for_training_gives_its_images(real_data) -> None:
 def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) -> None:
     images, run = ["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"], RunFolder(tmp_path / "run")
     made = [run.cross_validation / "a.nii.gz", run.predictions / "c.nii.gz", run.validation("2d", 0) / "b.nii.gz"]
-    for path in [*(tmp_path / name for name in images), *made, tmp_path / "run" / "scans" / "d.nii.gz", run.stage("check"), run.lock("check")]:
+    for path in [
+        *(tmp_path / name for name in images),
+        *made,
+        tmp_path / "run" / "scans" / "d.nii.gz",
+        run.stage("check"),
+        run.lock("check"),
+    ]:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(path) if path.name.endswith(".nii.gz") else path.write_text("")
     monkeypatch.chdir(tmp_path)
     for source in (tmp_path, Path()):
         reporter = Listening()
         cases = find_input_cases(source, ["MRI"], reporter=reporter)
-        assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], "scans are nothing that a run makes"
+        assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], (
+            "scans are nothing that a run makes"
+        )
         assert reporter.said == ["Taken for no image: 2 files of 1 run, run"]
     assert [case.case_id for case in find_input_cases(run.predictions, ["MRI"])] == ["c"], "that was asked for"

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from autoseg.errors import AutosegError
 from autoseg.inference.description import WindowSums
 from autoseg.inference.model import Member
 from autoseg.inference.predictor import member_logits
@@ -23,6 +22,7 @@ from autoseg.inference.sliding_window import (
     predict_logits_in_half,
     window_starts,
 )
+from autoseg.issues import AutosegError
 from planners import ChannelNormalization, Configuration, Loss, Network, Resampling, trial_training
 
 CPU = torch.device("cpu")
@@ -108,7 +108,13 @@ def test_folds_are_averaged_as_logits() -> None:
 
 def echo_of(image: torch.Tensor, predict=predict_logits_in_half, networks=2) -> torch.Tensor:
     return predict(
-        image, [Echo().eval()] * networks, patch=(8, 16, 8), mirror_axes=(), precision="float32", device=CPU, batch_size=2
+        image,
+        [Echo().eval()] * networks,
+        patch=(8, 16, 8),
+        mirror_axes=(),
+        precision="float32",
+        device=CPU,
+        batch_size=2,
     )
 
 
@@ -183,7 +189,9 @@ IMAGE = torch.randn(2, 11, 21, 14, generator=torch.Generator().manual_seed(0)).n
 
 @pytest.mark.parametrize("sums", ["float32", "float16"])
 @pytest.mark.parametrize(("windows", "sizes"), [(1, {4, 2, 1}), (2, {4, 2}), (4, {4})])
-def test_where_memory_is_short_fewer_windows_give_the_same_logits(windows: int, sizes: set[int], sums: WindowSums) -> None:
+def test_where_memory_is_short_fewer_windows_give_the_same_logits(
+    windows: int, sizes: set[int], sums: WindowSums
+) -> None:
     network = Narrow(windows)
     found = member_logits(member_of(network, sums), IMAGE, mirror_axes=(0,), device=CPU)
     np.testing.assert_array_equal(found, member_logits(member_of(Echo(), sums), IMAGE, mirror_axes=(0,), device=CPU))
@@ -191,7 +199,9 @@ def test_where_memory_is_short_fewer_windows_give_the_same_logits(windows: int, 
 
 
 def test_memory_for_no_window_is_an_error_in_words() -> None:
-    with pytest.raises(AutosegError, match=r"3d_fullres: memory is not enough to predict an image of 11 x 21 x 14 voxels"):
+    with pytest.raises(
+        AutosegError, match=r"3d_fullres: memory is not enough to predict an image of 11 x 21 x 14 voxels"
+    ):
         member_logits(member_of(Narrow(0)), IMAGE, mirror_axes=(), device=CPU)
 
     class Broken(torch.nn.Module):

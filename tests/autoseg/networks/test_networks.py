@@ -8,14 +8,16 @@ import pytest
 import torch
 from torch.nn import functional
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.networks.blocks import InstanceNorm
 from autoseg.networks.build import build_network, head_scales
 from autoseg.networks.weights import load_weights, save_weights
 from planners import Network
 
 
-def network(family: str = "unet", *, axes: int = 3, stages: int = 3, base: int = 4, inputs: int = 1, outputs: int = 3) -> Network:
+def network(
+    family: str = "unet", *, axes: int = 3, stages: int = 3, base: int = 4, inputs: int = 1, outputs: int = 3
+) -> Network:
     """A small isotropic topology."""
     residual = family == "residual_unet"
     return Network(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.errors import ProblemsError
+from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.transfer import Interface, input_convolution, is_head, transfer_weights
 from planners import Network
@@ -17,8 +17,14 @@ BEFORE = Interface(inputs=("CT", "PET"), outputs=("background", "head", "tail"))
 def topology(family: str, dimensions: int, *, inputs: int = 2, outputs: int = 3) -> Network:
     sizes = {size: (size,) * dimensions for size in (1, 2, 3)}
     return Network(
-        family=family, num_inputs=inputs, num_outputs=outputs, features=(4, 8, 8), kernels=(sizes[3],) * 3,
-        strides=(sizes[1], sizes[2], sizes[2]), blocks=(1, 1, 1), decoder_blocks=(1, 1),
+        family=family,
+        num_inputs=inputs,
+        num_outputs=outputs,
+        features=(4, 8, 8),
+        kernels=(sizes[3],) * 3,
+        strides=(sizes[1], sizes[2], sizes[2]),
+        blocks=(1, 1, 1),
+        decoder_blocks=(1, 1),
     )  # type: ignore[arg-type]
 
 
@@ -89,10 +95,17 @@ def test_regions_do_not_take_layers_of_classes() -> None:
 def test_weights_of_another_topology_are_refused_tensor_by_tensor() -> None:
     wide = topology("unet", 2).model_copy(update={"features": (8, 8, 8)})
     old, new = build_network(topology("unet", 2)).state_dict(), build_network(wide).state_dict()
-    with pytest.raises(ProblemsError) as raised:
+    with pytest.raises(AutosegError) as raised:
         transfer_weights(old, new, network=wide, before=BEFORE, after=BEFORE, where="model.zip")
     assert "encoder.0.0.conv.weight is (4, 3, 3), but the plan needs (8, 3, 3)" in str(raised.value)
     assert len(raised.value.problems) > 5
     del old["encoder.1.0.conv.bias"]
-    with pytest.raises(ProblemsError, match=r"encoder\.1\.0\.conv\.bias is None"):
-        transfer_weights(old, build_network(topology("unet", 2)).state_dict(), network=topology("unet", 2), before=BEFORE, after=BEFORE, where="m")
+    with pytest.raises(AutosegError, match=r"encoder\.1\.0\.conv\.bias is None"):
+        transfer_weights(
+            old,
+            build_network(topology("unet", 2)).state_dict(),
+            network=topology("unet", 2),
+            before=BEFORE,
+            after=BEFORE,
+            where="m",
+        )

@@ -6,7 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.networks.weights import read_key, read_weights, save_weights
 
 
@@ -14,7 +14,9 @@ def test_only_weights_of_the_key_are_read(tmp_path) -> None:
     path, weight = tmp_path / "final.safetensors", torch.arange(5.0)
     save_weights(path, {"weight": weight}, key="mine")
     assert torch.equal(read_weights(path, key="mine")["weight"], weight)
-    with pytest.raises(AutosegError, match=r"final\.safetensors was trained anew with other options by another process"):
+    with pytest.raises(
+        AutosegError, match=r"final\.safetensors was trained anew with other options by another process"
+    ):
         read_weights(path, key="yours")
     path.write_bytes(safetensors.torch.save({"weight": weight}))
     assert read_key(path) == ""

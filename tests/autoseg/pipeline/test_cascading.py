@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.datasets.splits import Split, Splits, make_splits
-from autoseg.errors import AutosegError
+from autoseg.data.splits import Split, Splits, make_splits
+from autoseg.issues import AutosegError
 from autoseg.pipeline.cascading import always_trained_on, folds_without, require_unseen
 
 

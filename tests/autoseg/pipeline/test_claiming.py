@@ -11,14 +11,14 @@ import torch
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.inference.model import load_model
+from autoseg.issues import AutosegError
 from autoseg.pipeline.claiming import require_free
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import check_stage
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -55,7 +55,14 @@ def test_a_run_goes_on_in_its_own_folder_even_if_its_description_is_damaged(tmp_
     run = RunFolder(tmp_path / "run")
     require_free(run, tmp_path / "data")
     check_stage(
-        Options(dataset=tmp_path / "data", run=run, device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter())
+        Options(
+            dataset=tmp_path / "data",
+            run=run,
+            device_name="cpu",
+            num_threads=1,
+            num_workers=1,
+            reporter=SilentReporter(),
+        )
     )
     require_free(run, tmp_path / "data")
     run.dataset.write_bytes(run.dataset.read_bytes()[:100])
@@ -75,7 +82,14 @@ def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(tmp_
     make_phantom_dataset(tmp_path / "data", num_training=2, num_test=0, seed=0)
     run, labels = RunFolder(tmp_path / "run"), tmp_path / "data" / "labelsTr"
     check_stage(
-        Options(dataset=tmp_path / "data", run=run, device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter())
+        Options(
+            dataset=tmp_path / "data",
+            run=run,
+            device_name="cpu",
+            num_threads=1,
+            num_workers=1,
+            reporter=SilentReporter(),
+        )
     )
     shutil.copytree(labels, run.root / folder)
     scores = run.root / folder / "summary.json"
@@ -83,7 +97,9 @@ def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(tmp_
     (tmp_path / "link").symlink_to(run.root / folder)
     for given in ([run.root / folder], [tmp_path / "link"], [labels, "--out", scores]):
         with pytest.raises(AutosegError, match=r"summary\.json is for the scores of the run in .*run, .*--out"):
-            CliRunner().invoke(app, ["evaluate", str(given[0]), str(labels), *map(str, given[1:])], catch_exceptions=False)
+            CliRunner().invoke(
+                app, ["evaluate", str(given[0]), str(labels), *map(str, given[1:])], catch_exceptions=False
+            )
     assert scores.read_text() == "{}"
     other, predictions = tmp_path / "other.json", shutil.copytree(labels, run.predictions)
     for given in ([run.root / folder, labels, "--out", other], [predictions, labels]):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError, ProblemsError
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.inference.model import open_model
+from autoseg.issues import AutosegError
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.run import run_all
@@ -20,8 +20,9 @@ from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.selecting import select_stage
 from autoseg.pipeline.stages import plan_stage
 from autoseg.pipeline.training import train_stage
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, load_document, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training.learning import Learning
 from planners import Schedule
 
@@ -36,8 +37,14 @@ class Listening(SilentReporter):
 
 def options(dataset: Path, run: Path, **changes: object) -> Options:
     values: dict[str, object] = {
-        "dataset": dataset, "run": RunFolder(run), "device_name": "cpu", "num_threads": 1, "num_workers": 1,
-        "reporter": Listening(), "budget_s": 5.0, "folds": 2,
+        "dataset": dataset,
+        "run": RunFolder(run),
+        "device_name": "cpu",
+        "num_threads": 1,
+        "num_workers": 1,
+        "reporter": Listening(),
+        "budget_s": 5.0,
+        "folds": 2,
     }
     return Options(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -94,7 +101,9 @@ def test_a_run_goes_on_from_another(pretrained, target, tmp_path) -> None:
 
     fresh = options(target, tmp_path / "fresh", schedule=schedule)
     train_stage(fresh)
-    first = [json.loads((run.fold(name, 0) / "history.jsonl").read_text().splitlines()[0]) for run in (mine.run, fresh.run)]
+    first = [
+        json.loads((run.fold(name, 0) / "history.jsonl").read_text().splitlines()[0]) for run in (mine.run, fresh.run)
+    ]
     assert first[0]["pseudo_dice"]["bean"] > (first[1]["pseudo_dice"]["bean"] or 0) + 0.1
     assert first[0]["loss"] < first[1]["loss"]
 
@@ -104,7 +113,7 @@ def test_bundles_serve_as_well_and_other_things_are_refused(pretrained, target, 
     bundle_run(pretrained, bundle)
     _, plan = plan_stage(options(target, tmp_path / "run", pretrained=bundle))
     assert [c.name for c in plan.configurations] == list(open_model(pretrained).description.stages)
-    with pytest.raises(ProblemsError) as raised:
+    with pytest.raises(AutosegError) as raised:
         plan_stage(options(target, tmp_path / "run", pretrained=bundle, memory_gb=4.0, preset="vnet"))
     assert [problem.where for problem in raised.value.problems] == ["--preset", "--memory-gb"]
     (tmp_path / "notes.txt").write_text("no model")
@@ -118,7 +127,9 @@ def test_a_given_schedule_of_another_width_is_refused_in_one_line(pretrained, ta
     wider = tuple(t.model_copy(update={"base_features": t.base_features + 1}) for t in schedule.trainings)
     save_document(tmp_path / "wider.json", schedule.model_copy(update={"trainings": wider}))
     name, own = wider[0].configuration, schedule.trainings[0].base_features
-    with pytest.raises(AutosegError, match=f"trains {name} with {own + 1} features, not {own} as the networks of --pretrained") as raised:
+    with pytest.raises(
+        AutosegError, match=f"trains {name} with {own + 1} features, not {own} as the networks of --pretrained"
+    ) as raised:
         schedule_stage(options(target, tmp_path / "run", pretrained=pretrained, schedule=tmp_path / "wider.json"))
     assert "\n" not in str(raised.value)
 

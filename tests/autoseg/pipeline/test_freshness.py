@@ -14,17 +14,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
-from autoseg.execution import locks
-from autoseg.execution.locks import hold_lock
-from autoseg.imaging.formats import files_of, read_header, write_label_map
+from autoseg.compute import locks
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.imaging.readers import files_of, read_header, write_label_map
 from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.freshness import digest, open_stage
 from autoseg.run_folder import RunFolder
+from autoseg.storage.locks import hold_lock
 from planners import DecisionRecord
 
 
@@ -103,7 +103,8 @@ def test_trainings_depend_on_labelled_cases_wherever_they_lie(tmp_path) -> None:
     shutil.copytree(tmp_path / "here", tmp_path / "there")
     next((tmp_path / "there" / "imagesTs").iterdir()).unlink()
     found = [
-        read_contents(RunFolder(tmp_path / "run"), discover_dataset(tmp_path / name), num_workers=1) for name in ("here", "there")
+        read_contents(RunFolder(tmp_path / "run"), discover_dataset(tmp_path / name), num_workers=1)
+        for name in ("here", "there")
     ]
     assert trained_on(found[0]) == trained_on(found[1])
     label = Path(found[1].training[0].label_files[0])
@@ -153,14 +154,17 @@ def test_unchanged_files_are_not_read_again(tmp_path) -> None:
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
     path = tmp_path / "locks" / "x.lock"
     call = (
-        "import sys, time, pathlib; from autoseg.execution.locks import hold_lock\n"
+        "import sys, time, pathlib; from autoseg.storage.locks import hold_lock\n"
         f"with hold_lock(pathlib.Path({str(path)!r}), what='it'):\n    print('held', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True)
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(AutosegError, match=rf"the fold is being worked on by process {owner.pid} on"), hold_lock(path, what="the fold"):
+        with (
+            pytest.raises(AutosegError, match=rf"the fold is being worked on by process {owner.pid} on"),
+            hold_lock(path, what="the fold"),
+        ):
             pass
     finally:
         owner.kill()
@@ -171,7 +175,7 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
 
 FORKING_OWNER = """
 import os, pathlib, sys, time
-from autoseg.execution.locks import hold_lock
+from autoseg.storage.locks import hold_lock
 with hold_lock(pathlib.Path(sys.argv[1]), what="it"):
     if os.fork() == 0:
         time.sleep(float(sys.argv[2]))
@@ -204,13 +208,16 @@ def test_a_lock_that_outlives_its_owner_for_a_moment_is_taken_without_a_word(tmp
 def test_a_lock_that_outlives_its_owner_for_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "OUTLIVED_S", 0.3)
     pid = kill_owner(tmp_path / "x.lock", outlived_s=3.0)
-    with pytest.raises(AutosegError, match=f"worked on by process {pid} on"), hold_lock(tmp_path / "x.lock", what="the fold"):
+    with (
+        pytest.raises(AutosegError, match=f"worked on by process {pid} on"),
+        hold_lock(tmp_path / "x.lock", what="the fold"),
+    ):
         pass
 
 
 DISK_FULL = """
 import pathlib, resource, signal, sys
-from autoseg.execution.locks import hold_lock
+from autoseg.storage.locks import hold_lock
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 with hold_lock(pathlib.Path(sys.argv[1]), what="it"):
@@ -225,7 +232,10 @@ def test_a_lock_is_held_on_a_full_disk_too(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        with pytest.raises(AutosegError, match="worked on by another process"), hold_lock(tmp_path / "x.lock", what="the fold"):
+        with (
+            pytest.raises(AutosegError, match="worked on by another process"),
+            hold_lock(tmp_path / "x.lock", what="the fold"),
+        ):
             pass
         owner.communicate("")
     assert owner.returncode == 0
@@ -238,7 +248,9 @@ def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(tmp_path, 
 
     monkeypatch.setattr(locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
     with (
-        pytest.raises(AutosegError, match=r"x\.lock cannot be locked \(No locks available\): its file system has no locks"),
+        pytest.raises(
+            AutosegError, match=r"x\.lock cannot be locked \(No locks available\): its file system has no locks"
+        ),
         hold_lock(tmp_path / "x.lock", what="it", wait=True),
     ):
         pass

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.half_written import TEMPORARY
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import case_costs
 from autoseg.pipeline.bench import Bench, make_bench
 from autoseg.pipeline.case_costs import measure_export, stored_shapes
 from autoseg.pipeline.measuring import measure_steps, refine, settled_mean, time_steps, try_compiling
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import preprocess_stage
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import TEMPORARY
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training import trial
 from planners import Measurement, preferred_configurations, trial_training
 
@@ -25,8 +25,13 @@ def bench(tmp_path_factory) -> Bench:
     folder = tmp_path_factory.mktemp("measuring")
     make_phantom_dataset(folder / "Task99_Phantom", num_training=3, num_test=1, seed=2)
     options = Options(
-        dataset=folder / "Task99_Phantom", run=RunFolder(folder / "run"), device_name="cpu", num_threads=1,
-        num_workers=1, reporter=SilentReporter(), budget_s=120.0,
+        dataset=folder / "Task99_Phantom",
+        run=RunFolder(folder / "run"),
+        device_name="cpu",
+        num_threads=1,
+        num_workers=1,
+        reporter=SilentReporter(),
+        budget_s=120.0,
     )
     dataset, plan = preprocess_stage(options)
     return make_bench(options, dataset, plan)
@@ -40,7 +45,9 @@ def test_all_that_a_run_pays_for_is_measured(bench) -> None:
         assert min(m.step_s, m.case_s, m.export_s) > 0
         assert m.prepare_s > 0  # there is a test case
     refined = refine(bench, measured, bench_training(bench, measured[0].base_features))
-    assert [m.model_copy(update={"step_s": 1.0}) for m in refined] == [m.model_copy(update={"step_s": 1.0}) for m in measured]
+    assert [m.model_copy(update={"step_s": 1.0}) for m in refined] == [
+        m.model_copy(update={"step_s": 1.0}) for m in measured
+    ]
 
 
 def test_a_trial_ends_after_two_steps_where_they_are_slow(bench) -> None:
@@ -62,7 +69,9 @@ def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypat
 def test_what_is_written_to_be_timed_is_removed_by_the_next_run_if_this_one_is_killed(bench, monkeypatch) -> None:
     before = set(bench.options.run.root.iterdir())
     while_scoring: list[Path] = []
-    monkeypatch.setattr(case_costs, "score_cases", lambda *given: while_scoring.extend(bench.options.run.root.iterdir()))
+    monkeypatch.setattr(
+        case_costs, "score_cases", lambda *given: while_scoring.extend(bench.options.run.root.iterdir())
+    )
     measure_export(bench, bench.plan.configuration("3d_fullres"))
     made = [path.name for path in while_scoring if path not in before]
     assert made
@@ -80,4 +89,6 @@ def test_trials_last_as_the_budget_allows(bench) -> None:
 
 
 def bench_training(bench: Bench, width: int):
-    return trial_training(bench.plan.configuration("3d_fullres"), base_features=width, batch_size=2, precision="float32")
+    return trial_training(
+        bench.plan.configuration("3d_fullres"), base_features=width, batch_size=2, precision="float32"
+    )

@@ -12,8 +12,8 @@ from autoseg.cli import app
 from autoseg.cli.parameters import parse_spacing
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.reporting import again, durations
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 
 
 def test_a_run_is_repeated_with_all_wishes_that_it_was_made_with() -> None:
@@ -26,7 +26,17 @@ def test_a_run_is_repeated_with_all_wishes_that_it_was_made_with() -> None:
     words = shlex.split(shlex.join(["autoseg", *map(str, again(options, options.run.root))]))
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     understood = commands[words[1]].make_context("run", words[2:]).params
-    for name in ("seed", "memory_gb", "strict_reference", "layout", "spec", "skip_bad", "pretrained", "groups", "folds"):
+    for name in (
+        "seed",
+        "memory_gb",
+        "strict_reference",
+        "layout",
+        "spec",
+        "skip_bad",
+        "pretrained",
+        "groups",
+        "folds",
+    ):
         assert understood[name] == getattr(options, name), name
     assert parse_spacing(understood["target_spacing"]) == options.target_spacing_mm
     assert (understood["dataset"], understood["out"]) == (options.dataset, options.run.root)
@@ -35,7 +45,12 @@ def test_a_run_is_repeated_with_all_wishes_that_it_was_made_with() -> None:
 
 def test_what_is_as_usual_is_not_said() -> None:
     options = Options(
-        dataset=Path("data"), run=RunFolder(Path("run")), device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter()
+        dataset=Path("data"),
+        run=RunFolder(Path("run")),
+        device_name="cpu",
+        num_threads=1,
+        num_workers=1,
+        reporter=SilentReporter(),
     )
     assert list(map(str, again(options, Path("other")))) == ["run", "data", "--out", "other", "--device", "cpu"]
 

@@ -9,15 +9,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from autoseg.datasets.phantom import make_phantom_dataset
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import measuring
 from autoseg.pipeline.bench import make_bench
 from autoseg.pipeline.measuring import measure_steps
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.stages import plan_stage
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training import trial
 from autoseg.training.trial import needed_bytes
 from planners import preferred_configurations, trial_training
@@ -35,8 +35,13 @@ class Listening(SilentReporter):
 def planned(tmp_path):
     make_phantom_dataset(tmp_path / "Task99_Phantom", num_training=2, num_test=0, seed=1)
     options = Options(
-        dataset=tmp_path / "Task99_Phantom", run=RunFolder(tmp_path / "run"), device_name="cpu", num_threads=1, num_workers=1,
-        reporter=Listening(), budget_s=60.0,
+        dataset=tmp_path / "Task99_Phantom",
+        run=RunFolder(tmp_path / "run"),
+        device_name="cpu",
+        num_threads=1,
+        num_workers=1,
+        reporter=Listening(),
+        budget_s=60.0,
     )
     return options, *plan_stage(options)
 
@@ -70,7 +75,9 @@ def test_a_full_disk_is_foretold(planned, monkeypatch) -> None:
     options, _, plan = planned
     warn_of_disk(options, plan, ["3d_fullres"])
     assert not [text for text in options.reporter.said if "--work" in text]
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))  # no disk here is as full as that
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
+    )  # no disk here is as full as that
     warn_of_disk(options, plan, ["3d_fullres"])
     assert [text for text in options.reporter.said if "only 0.0 GB are free" in text and "--work" in text]
 
@@ -81,7 +88,10 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(planned, m
     monkeypatch.setattr(measuring, "measure_precision", lambda bench: "float32")
     monkeypatch.setattr(measuring, "measure_export", lambda *given: 0.0)
     monkeypatch.setattr(measuring, "measure_preparation", lambda *given: 0.0)
-    with pytest.raises(Exception, match=r"takes about \d+\.\d GB of memory for a single sample, but 0\.0 GB are free.*--memory-gb below 8"):
+    with pytest.raises(
+        Exception,
+        match=r"takes about \d+\.\d GB of memory for a single sample, but 0\.0 GB are free.*--memory-gb below 8",
+    ):
         measure_steps(make_bench(options, dataset, plan), preferred_configurations(plan), budgeted=True, num_folds=2)
 
 
@@ -89,7 +99,9 @@ def test_wider_networks_take_more(planned) -> None:
     _, _, plan = planned
     configuration = plan.configuration("3d_fullres")
     needs = [
-        needed_bytes(configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"), 2)
+        needed_bytes(
+            configuration, trial_training(configuration, base_features=width, batch_size=2, precision="float32"), 2
+        )
         for width in (8, 16, 32)
     ]
     assert needs == sorted(needs)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.issues import AutosegError
 from autoseg.pipeline.freshness import open_stage
 from autoseg.pipeline.measured_schedule import announce
 from autoseg.pipeline.options import Options
@@ -19,8 +19,9 @@ from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.splitting import splits_stage
 from autoseg.pipeline.stages import plan_stage
 from autoseg.pipeline.training import train_stage
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import RunFolder, save_document
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import save_document
+from autoseg.tracking.progress import SilentReporter
 from planners import Conditions, Measurement, plan_schedule
 
 
@@ -36,7 +37,10 @@ def test_a_configuration_or_a_fold_that_there_is_not_is_refused_before_anything_
     options = phantom_options(tmp_path, num_training=2, budget_s=5.0)
     with pytest.raises(AutosegError, match="the plan has no configuration '4d'; it has 2d, 3d_fullres"):
         schedule_stage(options, asked="4d")
-    with pytest.raises(AutosegError, match="there is no fold 2; there are folds 0 to 1: choose one of these, or ask for more with --folds"):
+    with pytest.raises(
+        AutosegError,
+        match="there is no fold 2; there are folds 0 to 1: choose one of these, or ask for more with --folds",
+    ):
         train_stage(options, fold=2)
     assert options.run.plan.exists()
     assert not options.run.preprocessed("3d_fullres").exists()
@@ -45,7 +49,9 @@ def test_a_configuration_or_a_fold_that_there_is_not_is_refused_before_anything_
 def test_a_fold_that_the_schedule_of_the_run_lacks_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
     options = phantom_options(tmp_path, num_training=6, budget_s=600.0)
     dataset, plan = plan_stage(options)
-    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    measured = Measurement(
+        configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1
+    )
     conditions = Conditions(
         device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=3, num_training_cases=6, num_test_cases=0,
         cross_validated=True, measurements=(measured,), seed=0,
@@ -63,12 +69,18 @@ def test_a_fold_that_the_schedule_of_the_run_lacks_is_refused_before_anything_is
 
 
 @pytest.mark.parametrize("do", [run_all, train_stage])
-def test_files_that_cannot_be_read_are_refused_before_images_are(tmp_path: Path, do: Callable[[Options], object]) -> None:
+def test_files_that_cannot_be_read_are_refused_before_images_are(
+    tmp_path: Path, do: Callable[[Options], object]
+) -> None:
     options = phantom_options(tmp_path, num_training=2, budget_s=5.0)
     absent, faulty = tmp_path / "absent", tmp_path / "faulty"
     faulty.write_text("[7]")
     for wish, path, message in (
-        ("schedule", absent, r"absent could not be read \(No such file or directory\); give another file with --schedule, or none"),
+        (
+            "schedule",
+            absent,
+            r"absent could not be read \(No such file or directory\); give another file with --schedule, or none",
+        ),
         ("schedule", faulty, r"(?s)faulty cannot be read:.*\ngive another file with --schedule, or none$"),
         ("splits", absent, r"absent could not be read .*--splits"),
         ("splits", faulty, r"faulty, fold 0: is 7"),
@@ -83,7 +95,9 @@ def test_files_that_cannot_be_read_are_refused_before_images_are(tmp_path: Path,
 def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_preprocessed(tmp_path: Path) -> None:
     options = phantom_options(tmp_path, num_training=3, budget_s=600.0)
     _, plan = plan_stage(options)
-    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    measured = Measurement(
+        configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1
+    )
     conditions = Conditions(
         device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=3, num_training_cases=3, num_test_cases=0,
         cross_validated=True, measurements=(measured,), seed=0,
@@ -107,7 +121,9 @@ def test_one_of_a_thing_is_told_as_one(tmp_path: Path) -> None:
     reporter.say = said.append  # type: ignore[method-assign]
     options = replace(phantom_options(tmp_path, num_training=2, budget_s=600.0), reporter=reporter)
     _, plan = plan_stage(options)
-    measured = Measurement(configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1)
+    measured = Measurement(
+        configuration="2d", base_features=4, batch_size=2, precision="float32", step_s=1.0, case_s=0.1
+    )
     conditions = Conditions(
         device="cpu", num_threads=1, budget_s=600, elapsed_s=1.0, num_folds=1, num_training_cases=2, num_test_cases=0,
         cross_validated=True, measurements=(measured,), seed=0,

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError
-from autoseg.imaging.formats import read_label_map, write_label_map
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.imaging.readers import read_label_map, write_label_map
+from autoseg.issues import AutosegError
 from autoseg.pipeline.scoring import score_cases
-from autoseg.progress import SilentReporter
+from autoseg.tracking.progress import SilentReporter
 
 
 @pytest.fixture(scope="module")

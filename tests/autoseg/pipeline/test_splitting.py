@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.datasets.dataset import DatasetDescription
-from autoseg.datasets.discovery import discover_dataset
-from autoseg.datasets.phantom import make_phantom_dataset
-from autoseg.errors import AutosegError, ProblemsError
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.issues import AutosegError
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.splitting import find_splits, split_inputs, splits_stage
 from autoseg.pipeline.stages import preprocess_stage
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.tracking.progress import SilentReporter
 
 
 class Listening(SilentReporter):
@@ -37,7 +37,11 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def options(folder, tmp_path) -> Options:
     return Options(
-        dataset=folder / "Task99_Phantom", run=RunFolder(tmp_path / "run"), device_name="cpu", num_threads=1, num_workers=1,
+        dataset=folder / "Task99_Phantom",
+        run=RunFolder(tmp_path / "run"),
+        device_name="cpu",
+        num_threads=1,
+        num_workers=1,
         reporter=Listening(),
     )
 
@@ -77,21 +81,26 @@ def test_folds_of_a_file_are_taken_and_their_leaks_told(options, dataset, tmp_pa
 
 def test_files_may_name_cases_that_were_left_out_for_errors(options, dataset, tmp_path) -> None:
     ids = [case.case_id for case in dataset.training]
-    (tmp_path / "splits.json").write_text(json.dumps([{"train": ids[3:], "val": ids[:3]}, {"train": ids[:3], "val": ids[3:]}]))
+    (tmp_path / "splits.json").write_text(
+        json.dumps([{"train": ids[3:], "val": ids[:3]}, {"train": ids[:3], "val": ids[3:]}])
+    )
     (tmp_path / "groups.csv").write_text("case,group\n" + "".join(f"{case_id},p\n" for case_id in ids))
     wanted = replace(options, splits=tmp_path / "splits.json", groups=tmp_path / "groups.csv", skip_bad=True)
     left = dataset.model_copy(update={"training": dataset.training[1:], "left_out": (ids[0],)})
     splits = splits_stage(wanted, left)
     assert [split.val for split in splits.folds] == [tuple(ids[1:3]), tuple(ids[3:])]
     notes = [line for line in options.reporter.said if line.startswith("Note")]
-    assert notes == [f"Note: {tmp_path / name}: passed over, since left out for errors (--skip-bad): {ids[0]}" for name in ("splits.json", "groups.csv")]
+    assert notes == [
+        f"Note: {tmp_path / name}: passed over, since left out for errors (--skip-bad): {ids[0]}"
+        for name in ("splits.json", "groups.csv")
+    ]
 
 
 def test_wishes_that_contradict_each_other_are_refused_together(options, dataset, tmp_path) -> None:
-    with pytest.raises(ProblemsError) as raised:
+    with pytest.raises(AutosegError) as raised:
         find_splits(replace(options, splits=tmp_path / "s.json", folds=3, leave_one_group_out=True), dataset)
     assert [problem.where for problem in raised.value.problems] == ["--folds", "--leave-one-group-out"]
-    with pytest.raises(ProblemsError, match="each group a fold"):
+    with pytest.raises(AutosegError, match="each group a fold"):
         find_splits(replace(options, folds=3, leave_one_group_out=True), dataset)
     with pytest.raises(AutosegError, match="two at least"):
         find_splits(replace(options, folds=1), dataset)
@@ -101,7 +110,7 @@ def test_wishes_that_contradict_each_other_are_refused_together(options, dataset
 
 def test_bad_folds_are_refused_before_preprocessing(options, tmp_path) -> None:
     (tmp_path / "splits.json").write_text(json.dumps([{"train": ["stranger"], "val": []}]))
-    with pytest.raises(ProblemsError, match="stranger"):
+    with pytest.raises(AutosegError, match="stranger"):
         preprocess_stage(replace(options, splits=tmp_path / "splits.json"))
     assert not (options.run.root / "preprocessed").exists()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.errors import AutosegError
-from autoseg.execution.locks import hold_lock
+from autoseg.issues import AutosegError
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.stages import preprocess_configurations
-from autoseg.progress import SilentReporter
 from autoseg.run_folder import RunFolder
+from autoseg.storage.locks import hold_lock
+from autoseg.tracking.progress import SilentReporter
 from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, Plan, plan_dataset
 
 
@@ -40,7 +40,9 @@ def is_held(path: Path) -> bool:
 
 def cascade_plan() -> Plan:
     """A plan of large volumes."""
-    statistics = IntensityStatistics(mean=0, median=0, std=1, minimum=0, maximum=1, percentile_00_5=0, percentile_99_5=1)
+    statistics = IntensityStatistics(
+        mean=0, median=0, std=1, minimum=0, maximum=1, percentile_00_5=0, percentile_99_5=1
+    )
     return plan_dataset(Fingerprint(
         dataset_name="made", cases=(CaseSize(case_id="a", shape=(400, 512, 512), spacing_mm=(1.0, 1.0, 1.0)),),
         num_training_cases=1, channels=("MRI",), labels=Labels(classes=(LabelClass(name="ball", values=(1,)),)),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoseg.execution.memory import micro_batch_sizes
+from autoseg.compute.memory import micro_batch_sizes
 from autoseg.networks.build import build_network
 from autoseg.training.accumulation import accumulate, is_mean_over_samples
 from autoseg.training.losses import make_loss, supervise_deeply
@@ -18,7 +18,9 @@ from planners import LabelClass, Labels, Loss, Network
 
 CLASSES = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
 WITH_IGNORE = CLASSES.model_copy(update={"ignore": 3})
-REGIONS = Labels(classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2))
+REGIONS = Labels(
+    classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2)
+)
 CASES = {
     "per sample": (Loss(batch_dice=False), CLASSES),
     "V-Net": (Loss(region="squared_dice", voxel=None, batch_dice=False), CLASSES),
@@ -35,8 +37,14 @@ BATCH = 5
 def make_network(labels: Labels) -> nn.Module:
     """Three stages, so that one of two heads has no weight."""
     topology = Network(
-        family="unet", num_inputs=1, num_outputs=labels.num_outputs, features=(4, 8, 8), kernels=((3, 3),) * 3,
-        strides=((1, 1), (2, 2), (2, 2)), blocks=(1, 1, 1), decoder_blocks=(1, 1),
+        family="unet",
+        num_inputs=1,
+        num_outputs=labels.num_outputs,
+        features=(4, 8, 8),
+        kernels=((3, 3),) * 3,
+        strides=((1, 1), (2, 2), (2, 2)),
+        blocks=(1, 1, 1),
+        decoder_blocks=(1, 1),
     )
     return build_network(topology, deep_supervision=True, seed=3).train().double()
 
@@ -64,8 +72,13 @@ def gradients(name: str, *, size: int | None, separable: bool | None = None) -> 
         value.backward()
     else:
         value = accumulate(
-            network, lambda logits, part: supervise_deeply(criterion, logits, part), lambda v: v.backward(), images, target,
-            size=size, separable=is_mean_over_samples(loss, labels) if separable is None else separable,
+            network,
+            lambda logits, part: supervise_deeply(criterion, logits, part),
+            lambda v: v.backward(),
+            images,
+            target,
+            size=size,
+            separable=is_mean_over_samples(loss, labels) if separable is None else separable,
         )
     parts = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
     return float(value.detach()), torch.cat(parts)
@@ -80,7 +93,9 @@ def test_the_gradient_is_that_of_the_whole_batch(name: str, size: int) -> None:
     assert (gradient - expected).norm() < 1e-5 * expected.norm()
 
 
-@pytest.mark.parametrize("name", [name for name, (loss, labels) in CASES.items() if not is_mean_over_samples(loss, labels)])
+@pytest.mark.parametrize(
+    "name", [name for name, (loss, labels) in CASES.items() if not is_mean_over_samples(loss, labels)]
+)
 def test_pieces_taken_one_by_one_would_be_another_loss(name: str) -> None:
     """So it is right to compute these twice."""
     (_, gradient), (_, expected) = gradients(name, size=1, separable=True), gradients(name, size=None)

@@ -32,8 +32,15 @@ def drawn() -> list[Parameters]:
 @pytest.mark.parametrize(
     ("field", "probability"),
     [
-        ("angles", 0.2), ("scale", 0.2), ("noise_sigma", 0.1), ("blur_sigmas", 0.2), ("brightness", 0.15),
-        ("contrast", 0.15), ("low_resolution", 0.25), ("inverted_gamma", 0.1), ("gamma", 0.3),
+        ("angles", 0.2),
+        ("scale", 0.2),
+        ("noise_sigma", 0.1),
+        ("blur_sigmas", 0.2),
+        ("brightness", 0.15),
+        ("contrast", 0.15),
+        ("low_resolution", 0.25),
+        ("inverted_gamma", 0.1),
+        ("gamma", 0.3),
     ],
 )
 def test_each_change_is_as_likely_as_the_method_says(drawn, field: str, probability: float) -> None:
@@ -79,7 +86,13 @@ def test_mirroring_takes_each_allowed_axis_half_of_the_time() -> None:
 
 @pytest.mark.parametrize(
     ("patch", "degrees", "dummy"),
-    [((64, 64, 64), 30, False), ((16, 64, 64), 180, True), ((22, 64, 64), 30, False), ((64, 64), 180, False), ((64, 32), 15, False)],
+    [
+        ((64, 64, 64), 30, False),
+        ((16, 64, 64), 180, True),
+        ((22, 64, 64), 30, False),
+        ((64, 64), 180, False),
+        ((64, 32), 15, False),
+    ],
 )
 def test_rotation_follows_the_patchs_shape(patch, degrees, dummy) -> None:
     """Method section 6.1."""
@@ -99,7 +112,9 @@ def flat(values):
 
 def sample(shape=(20, 22, 18), channels: int = 2) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(3)
-    image = ndimage.gaussian_filter(rng.normal(size=(channels, *shape)), (0, 1, 1, 1)[: len(shape) + 1]).astype(np.float32)
+    image = ndimage.gaussian_filter(rng.normal(size=(channels, *shape)), (0, 1, 1, 1)[: len(shape) + 1]).astype(
+        np.float32
+    )
     labels = (image[0] > 0.1).astype(np.int16) + (image[0] > 0.3)
     return image, labels.astype(np.int16)
 
@@ -146,10 +161,17 @@ def test_rotation_and_scaling_agree_with_scipys_affine_transform() -> None:
         expected = ndimage.affine_transform(
             channel.astype(float), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant", cval=0
         )
-        np.testing.assert_allclose(result, expected, atol=2e-5)  # places are float32: up to 2e-6 of a voxel, slopes up to 1
+        np.testing.assert_allclose(
+            result, expected, atol=2e-5
+        )  # places are float32: up to 2e-6 of a voxel, slopes up to 1
     scores = [
         ndimage.affine_transform(
-            (labels == k).astype(float), matrix, offset, output_shape=PATCH, order=1, mode="grid-constant",
+            (labels == k).astype(float),
+            matrix,
+            offset,
+            output_shape=PATCH,
+            order=1,
+            mode="grid-constant",
             cval=float(k == -1),
         )
         for k in (-1, 0, 1, 2)

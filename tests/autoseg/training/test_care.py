@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.errors import AutosegError
+from autoseg.issues import AutosegError
 from autoseg.training.augmentation_parameters import make_recipe
 from autoseg.training.batches import BatchSource
 from autoseg.training.care import Care, FoldState, after_epoch, seeking
@@ -40,14 +40,22 @@ def make_care(said: list[str], *, shown: bool = True) -> Care:
         batch_size=1, foreground_share=0.33, seed=0, configuration="2d", fold=0, purpose="training",
     )  # fmt: skip
     return Care(
-        where="2d, fold 0", num_epochs=12, steps_per_epoch=100, source=source, case_ids=["a", "b"], most_workers=0, say=said.append
+        where="2d, fold 0",
+        num_epochs=12,
+        steps_per_epoch=100,
+        source=source,
+        case_ids=["a", "b"],
+        most_workers=0,
+        say=said.append,
     )
 
 
 def trained_parts() -> Parts:
     """A network after a step, so that its optimiser remembers something."""
     torch.manual_seed(0)
-    parts = make_parts(nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), TRAINING, torch.device("cpu"))
+    parts = make_parts(
+        nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), TRAINING, torch.device("cpu")
+    )
     train_step(parts, torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64), 0.01)
     return parts
 
@@ -56,7 +64,9 @@ def half_parts() -> Parts:
     """The same in float16."""
     training = TRAINING.model_copy(update={"precision": "float16", "optimiser": "sgd"})
     torch.manual_seed(0)
-    return make_parts(nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), training, torch.device("cpu"))
+    return make_parts(
+        nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), training, torch.device("cpu")
+    )
 
 
 def test_gradients_that_no_scale_mends_are_no_health() -> None:
@@ -155,7 +165,9 @@ def test_a_good_epoch_changes_nothing() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize(("shown", "measure"), [(True, "from the 2 training cases"), (False, "no training case of this fold shows it")])
+@pytest.mark.parametrize(
+    ("shown", "measure"), [(True, "from the 2 training cases"), (False, "no training case of this fold shows it")]
+)
 def test_a_lost_class_is_sought_where_there_is_something_to_find(shown: bool, measure: str) -> None:
     said: list[str] = []
     parts, state = trained_parts(), make_state([epoch(i, 0.0, 0.5) for i in range(4)])
@@ -175,6 +187,8 @@ def test_a_device_that_waits_gets_more_processes() -> None:
     state.num_workers = 2
     for _ in range(2):
         after_epoch(replace(make_care(said), most_workers=8), parts, state, LAST)
-    assert said == ["2d, fold 0: 40% of the training time goes into waiting for patches; 6 more processes read patches from now on"]
+    assert said == [
+        "2d, fold 0: 40% of the training time goes into waiting for patches; 6 more processes read patches from now on"
+    ]
     assert state.num_workers == 8
     assert state.control.new_batches

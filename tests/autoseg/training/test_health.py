@@ -30,9 +30,15 @@ def epoch(number: int, **changes: object) -> EpochRecord:
     """An epoch of a training that goes well."""
     gone = number / 12
     values: dict[str, object] = {
-        "epoch": number, "step": STEPS * (number + 1), "loss": 0.9 - 1.7 * gone, "validation_loss": 0.9 - 1.6 * gone,
-        "pseudo_dice": {"ball": 0.9 * gone, "box": 0.8 * gone}, "moving_average": 0.8 * gone, "learning_rate": 0.01,
-        "seconds": 5.0, "wait_share": 0.05,
+        "epoch": number,
+        "step": STEPS * (number + 1),
+        "loss": 0.9 - 1.7 * gone,
+        "validation_loss": 0.9 - 1.6 * gone,
+        "pseudo_dice": {"ball": 0.9 * gone, "box": 0.8 * gone},
+        "moving_average": 0.8 * gone,
+        "learning_rate": 0.01,
+        "seconds": 5.0,
+        "wait_share": 0.05,
     }
     return EpochRecord(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -86,8 +92,13 @@ def test_rows_of_skips_count_across_the_ends_of_short_epochs(steps_per_epoch: in
 def test_restarts_that_cannot_help_are_not_begun() -> None:
     """No good step: the weights are those of the last good state already."""
     assert judge_skip(skips(0, 1, 2), epoch_start=0, steps_per_epoch=STEPS) == "fail"
-    assert judge_skip(skips(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8), epoch_start=0, steps_per_epoch=STEPS) == "fail"
-    assert judge_skip(skips(5, 6, 7, 9, 10, 11, restarts=1, restarted_at=8), epoch_start=0, steps_per_epoch=STEPS) == "restart"
+    assert (
+        judge_skip(skips(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8), epoch_start=0, steps_per_epoch=STEPS) == "fail"
+    )
+    assert (
+        judge_skip(skips(5, 6, 7, 9, 10, 11, restarts=1, restarted_at=8), epoch_start=0, steps_per_epoch=STEPS)
+        == "restart"
+    )
     assert judge_skip(skips(20, 21, 22, restarts=3), epoch_start=0, steps_per_epoch=STEPS) == "fail"
 
 
@@ -158,7 +169,9 @@ def test_a_starved_device_is_told_with_what_helps(on_cpu: bool, more: int, measu
     assert remark is not None
     assert remark.found.startswith("60% of the training time")
     assert measure in remark.measure
-    assert find_starved([epoch(i, wait_share=0.4) for i in range(3)], on_cpu=True, more_workers=0) is None  # its own work
+    assert (
+        find_starved([epoch(i, wait_share=0.4) for i in range(3)], on_cpu=True, more_workers=0) is None
+    )  # its own work
     assert find_starved(slow[:2], on_cpu=on_cpu, more_workers=more) is None  # workers start in the first epoch
     assert find_starved([*slow[:2], epoch(2)], on_cpu=on_cpu, more_workers=more) is None
 
@@ -167,7 +180,9 @@ def test_learning_by_heart_is_noticed() -> None:
     def later(i: int, rise: float) -> EpochRecord:
         best = epoch(6)
         return epoch(
-            i, validation_loss=(best.validation_loss or 0) + rise * (i - 6), moving_average=(best.moving_average or 0) - 0.01
+            i,
+            validation_loss=(best.validation_loss or 0) + rise * (i - 6),
+            moving_average=(best.moving_average or 0) - 0.01,
         )
 
     history = [*HEALTHY[:7], *(later(i, 0.08) for i in range(7, 12))]

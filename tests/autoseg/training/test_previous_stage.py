@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 from skimage import measure, morphology
 
-from autoseg.imaging.formats import read_label_map
+from autoseg.imaging.readers import read_label_map
 from autoseg.training import previous_stage
 from autoseg.training.augmentation import augment
 from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters, make_recipe
@@ -118,7 +118,10 @@ def ball(radius: float, axes: int) -> np.ndarray:
 def test_shapes_change_as_scikit_image_changes_them(shape: tuple[int, ...], radius: float) -> None:
     """With the ball that holds the voxels no further than the radius; scikit-image does not erode from the border either."""
     theirs = {
-        "dilate": morphology.dilation, "erode": morphology.erosion, "close": morphology.closing, "open": morphology.opening,
+        "dilate": morphology.dilation,
+        "erode": morphology.erosion,
+        "close": morphology.closing,
+        "open": morphology.opening,
     }
     mask = blobs(shape, 1)[0]
     small = np.zeros_like(mask)
@@ -165,7 +168,9 @@ def test_later_operations_work_on_what_earlier_ones_left() -> None:
     one, other = (disturb(classes, Disturbance(operations=order)) for order in ((first, second), (second, first)))
     assert (one[1].sum(), one[0].sum()) == (other[0].sum(), other[1].sum())  # mirror images of each other
     assert (one != other).any()
-    np.testing.assert_array_equal(one[0], disturb(disturb(classes, Disturbance(operations=(first,))), Disturbance(operations=(second,)))[0])
+    np.testing.assert_array_equal(
+        one[0], disturb(disturb(classes, Disturbance(operations=(first,))), Disturbance(operations=(second,)))[0]
+    )
 
 
 @pytest.mark.parametrize("shape", [(14, 18, 16), (30, 26)])
@@ -217,7 +222,9 @@ def test_large_components_are_kept_and_inputs_unchanged() -> None:
 
 def test_an_empty_class_stays_empty() -> None:
     classes = np.zeros((2, 8, 8, 8), bool)
-    change = Disturbance(operations=(Operation(channel=1, name="close", radius=4.0),), removals=(Removal(channel=0, choice=0.9),))
+    change = Disturbance(
+        operations=(Operation(channel=1, name="close", radius=4.0),), removals=(Removal(channel=0, choice=0.9),)
+    )
     assert not disturb(classes, change).any()
 
 
@@ -269,8 +276,15 @@ def made_source(purpose: str) -> BatchSource:
         cases.append(MadeCase(labels[None].astype(np.float32), labels, found, places))
     recipe = make_recipe((12, 14, 10), num_channels=1, mirror_axes=(0, 1, 2), masked_channels=(), augment=True)
     return BatchSource(
-        cases=cases, recipe=recipe, batch_size=2, foreground_share=0.33, seed=3, configuration="3d_cascade_fullres", fold=0,
-        purpose=purpose, previous_values=VALUES,
+        cases=cases,
+        recipe=recipe,
+        batch_size=2,
+        foreground_share=0.33,
+        seed=3,
+        configuration="3d_cascade_fullres",
+        fold=0,
+        purpose=purpose,
+        previous_values=VALUES,
     )
 
 
@@ -301,4 +315,6 @@ def test_a_gpu_disturbs_as_a_cpu_does() -> None:
     rng = np.random.default_rng(5)
     for _ in range(30):
         change = draw_disturbance(rng, len(classes))
-        assert torch.equal(previous_stage.disturb(classes.cuda(), change).cpu(), previous_stage.disturb(classes, change))
+        assert torch.equal(
+            previous_stage.disturb(classes.cuda(), change).cpu(), previous_stage.disturb(classes, change)
+        )

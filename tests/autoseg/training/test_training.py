@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from torch._inductor import config as inductor_config
 from torch.utils.data import get_worker_info
 
-from autoseg.errors import AutosegError, ProblemsError
-from autoseg.execution.heap import MMAP_THRESHOLD_BYTES, kept_heap
-from autoseg.preparation.storage import open_array
-from autoseg.progress import SilentReporter
-from autoseg.run_folder import load_document
+from autoseg.compute.heap import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.issues import AutosegError
+from autoseg.preprocessing.store import open_array
+from autoseg.storage.atomic import load_document
+from autoseg.tracking.progress import SilentReporter
 from autoseg.training import fold, health, loop, trial
 from autoseg.training import task as tasks
 from autoseg.training.batches import finish, load_batches
@@ -156,12 +156,16 @@ def test_a_small_network_learns_two_shapes(tmp_path) -> None:
 def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
     task = training_with(make_task(tmp_path, steps=1), optimiser="sgd", momentum=0.0, gradient_clip=1e9)
     parts = make_fold_parts(task)
-    batch = finish(batch_source(task, purpose="training")[0], batch_source(task, purpose="training").recipe, task.device)
+    batch = finish(
+        batch_source(task, purpose="training")[0], batch_source(task, purpose="training").recipe, task.device
+    )
     before = [parameter.detach().clone() for parameter in parts.network.parameters()]
     train_step(parts, *batch, 0.01)
     decay = task.training.weight_decay
     for old, parameter in zip(before, parts.network.parameters(), strict=True):
-        step = 0.0 if parameter.grad is None else parameter.grad + decay * old  # heads below the full resolution have none
+        step = (
+            0.0 if parameter.grad is None else parameter.grad + decay * old
+        )  # heads below the full resolution have none
         assert torch.allclose(parameter, old - 0.01 * step, atol=1e-7)
     run(task)
 
@@ -304,7 +308,7 @@ def test_plan_and_cases_that_do_not_go_together_are_refused_before_the_first_ste
         configuration=task.configuration.model_copy(update={"network": network}),
         case_ids=["a", "b"],
     )
-    with pytest.raises(ProblemsError) as raised:
+    with pytest.raises(AutosegError) as raised:
         run(wrong)
     text = str(raised.value)
     for line in (
@@ -314,7 +318,7 @@ def test_plan_and_cases_that_do_not_go_together_are_refused_before_the_first_ste
         "case b: the preprocessed image has 2 channels, but the plan has 1",
     ):
         assert line in text
-    with pytest.raises(ProblemsError, match="no case trains"):
+    with pytest.raises(AutosegError, match="no case trains"):
         run(replace(task, training_cases=[]))
     assert not list(tmp_path.iterdir())
 
@@ -362,7 +366,12 @@ def test_a_loss_that_is_no_number_ends_the_training_with_a_remedy(tmp_path) -> N
 @pytest.mark.parametrize(("steps", "steps_per_epoch"), [(12, 1), (12, 2), (2, 2), (1, 1)])
 def test_a_training_without_one_good_step_never_ends_well(tmp_path, steps: int, steps_per_epoch: int) -> None:
     """Epochs of short schedules are shorter than a row of skips, and the shortest trainings are, too."""
-    task = replace(make_task(tmp_path, steps=steps), training_cases=[broken_case(0)], case_ids=["shape_0"], checkpoint_interval_s=0.0)
+    task = replace(
+        make_task(tmp_path, steps=steps),
+        training_cases=[broken_case(0)],
+        case_ids=["shape_0"],
+        checkpoint_interval_s=0.0,
+    )
     task = training_with(task, steps_per_epoch=steps_per_epoch)
     for _ in range(2):  # a second call goes on from the checkpoint, and ends no better
         with pytest.raises(AutosegError, match=r"at step 1\b.*Look for extreme intensities"):
@@ -375,7 +384,9 @@ def test_a_failed_training_leaves_its_record_and_goes_on_from_its_checkpoint(tmp
     asked = iter([False, False, False, True])
     with pytest.raises(KeyboardInterrupt), SilentReporter().track("training", 1) as tracker:
         train_fold(task, tracker, should_stop=lambda: next(asked))
-    with pytest.raises(AutosegError, match=r"at step 5, and in 6 steps up to step 10.*learning\.json and history\.jsonl"):
+    with pytest.raises(
+        AutosegError, match=r"at step 5, and in 6 steps up to step 10.*learning\.json and history\.jsonl"
+    ):
         run(replace(task, training_cases=[broken_case(i) for i in range(4)]))
     assert [line["skipped"] for line in history_of(task)] == [0, 2, 3]
     assert learning_of(task).skipped_steps == (4, 5, 6, 7, 8, 9)
@@ -443,7 +454,9 @@ def test_a_case_that_cannot_be_read_is_named_and_costs_no_step(tmp_path, num_wor
 def test_a_killed_process_that_reads_is_an_error_with_a_remedy(tmp_path) -> None:
     task = replace(make_task(tmp_path, steps=2), training_cases=[store_case(tmp_path / "case.b2nd")], num_workers=1)
     (tmp_path / "kill").touch()
-    with pytest.raises(AutosegError, match=r"3d_fullres, fold 0: a process that reads patches was ended.*--workers 1.*goes on"):
+    with pytest.raises(
+        AutosegError, match=r"3d_fullres, fold 0: a process that reads patches was ended.*--workers 1.*goes on"
+    ):
         run(task)
     (tmp_path / "kill").unlink()
     run(task)
@@ -520,7 +533,9 @@ def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bi
 def test_a_training_that_nothing_mends_names_the_case(tmp_path) -> None:
     task, bad = one_broken_of(3, tmp_path, steps=60, steps_per_epoch=60)
     assert len(bad) > 20
-    with pytest.raises(AutosegError, match=r"the loss became nan at step \d+, and in \d+ steps .*; case shape_0 was in each"):
+    with pytest.raises(
+        AutosegError, match=r"the loss became nan at step \d+, and in \d+ steps .*; case shape_0 was in each"
+    ):
         run(replace(task, case_ids=[f"shape_{i}" for i in range(3)]))
 
 
@@ -610,7 +625,9 @@ def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_pat
     monkeypatch.setattr(tasks, "make_loss", make_loss)
     whole = training_with(make_task(tmp_path / "b"), validation_batches=0)
     run(whole)
-    losses = [[json.loads(line)["loss"] for line in (tmp_path / n / "history.jsonl").read_text().splitlines()] for n in "ab"]
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "history.jsonl").read_text().splitlines()] for n in "ab"
+    ]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # the same training, but float32 sums in another order
 
 
@@ -621,15 +638,22 @@ def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_not_to_fit(tmp_path, monkeypatch) -> None:
+def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_not_to_fit(
+    tmp_path, monkeypatch
+) -> None:
     """As a schedule from a file may ask for."""
     monkeypatch.setattr(trial, "free_memory_bytes", lambda: 10**10)
     monkeypatch.setattr(trial, "survives_step", lambda *given: False)
     task = training_with(make_task(tmp_path), batch_size=10**7)
-    with pytest.raises(AutosegError, match=r"takes about \d{4,}\.\d GB of memory for a batch of 10000000 samples, but 10\.0 GB.*--schedule"):
+    with pytest.raises(
+        AutosegError,
+        match=r"takes about \d{4,}\.\d GB of memory for a batch of 10000000 samples, but 10\.0 GB.*--schedule",
+    ):
         run(task)
     small = training_with(make_task(tmp_path), batch_size=2)
-    with pytest.raises(AutosegError, match=r"for a single sample, which could not be had although 10\.0 GB are free now"):
+    with pytest.raises(
+        AutosegError, match=r"for a single sample, which could not be had although 10\.0 GB are free now"
+    ):
         run(small)
 
 
@@ -644,7 +668,9 @@ def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_pa
 def test_memory_that_runs_out_beside_a_step_is_an_error_to_read(tmp_path, monkeypatch) -> None:
     """Again the allocator's own error, here while validation patches are looked at."""
     monkeypatch.setattr(fold, "look", lambda *given, **named: torch.empty(10**15, dtype=torch.uint8))
-    with pytest.raises(AutosegError, match="3d_fullres, fold 0: memory ran out while patches were prepared or looked at"):
+    with pytest.raises(
+        AutosegError, match="3d_fullres, fold 0: memory ran out while patches were prepared or looked at"
+    ):
         run(make_task(tmp_path))
 
 
@@ -665,7 +691,9 @@ def test_pieces_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("spared", [0, 5])
-def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(tmp_path, monkeypatch, spared: int) -> None:
+def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(
+    tmp_path, monkeypatch, spared: int
+) -> None:
     """Pieces of more than 16 samples ask torch for more memory than any machine has: from the trial on, or only later."""
     compute, calls = loop.run_network, []
 
@@ -758,6 +786,7 @@ def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
     run(make_task(tmp_path / "plain", steps=3))
     assert not learning_of(task).remarks
     losses = [
-        json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["loss"] for name in ("compiled", "plain")
+        json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["loss"]
+        for name in ("compiled", "plain")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # sums in another order, three steps long

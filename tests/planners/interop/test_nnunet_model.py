@@ -43,7 +43,7 @@ def read(
 def problems(*arguments: Any, **given: Any) -> list[str]:
     with pytest.raises(DocumentError) as caught:
         read(*arguments, **given)
-    return list(caught.value.problems)
+    return list(caught.value.issues)
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")
@@ -99,7 +99,8 @@ def test_axes_that_a_patch_lacks_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reader", "source_axes", "as_in_file"), [("SimpleITKIO", "anatomical", True), ("NibabelIOWithReorient", "ras", False)]
+    ("reader", "source_axes", "as_in_file"),
+    [("SimpleITKIO", "anatomical", True), ("NibabelIOWithReorient", "ras", False)],
 )
 def test_readers_decide_the_axes(reader: str, source_axes: str, as_in_file: bool) -> None:
     plan = read(plans=lambda plans: plans.update(image_reader_writer=reader)).plan
@@ -148,7 +149,10 @@ def test_what_other_configurations_hold_does_not_matter() -> None:
     ("change", "place"),
     [
         (lambda plans: plans.update(transpose_forward=[0, 1, 1]), "transpose_forward"),
-        (lambda plans: plans["configurations"]["3d_fullres"].update(inherits_from=["2d"]), "configurations.3d_fullres.inherits_from"),
+        (
+            lambda plans: plans["configurations"]["3d_fullres"].update(inherits_from=["2d"]),
+            "configurations.3d_fullres.inherits_from",
+        ),
     ],
 )
 def test_axes_and_ancestors_that_cannot_be_are_told(change: Callable[[Json], None], place: str) -> None:

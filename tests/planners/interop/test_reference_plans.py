@@ -49,7 +49,9 @@ def _made(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 def assert_equal_plans(made: dict[str, Any], reference: dict[str, Any]) -> None:
     """Everything exactly, spacings to 1e-9: numpy may order the additions inside a percentile differently."""
     for key in reference.keys() - {"configurations", "dataset_name"}:
-        assert made[key] == pytest.approx(reference[key], rel=1e-9) if "spacing" in key else made[key] == reference[key], key
+        assert (
+            made[key] == pytest.approx(reference[key], rel=1e-9) if "spacing" in key else made[key] == reference[key]
+        ), key
     assert list(made["configurations"]) == list(reference["configurations"])
     for name, expected in reference["configurations"].items():
         found = made["configurations"][name]
@@ -93,7 +95,9 @@ def test_reading_a_written_plan_gives_the_plan_back(folder: Path) -> None:
         ({"overwrite_image_reader_writer": "Unknown", "file_ending": ".nii"}, [1.0, 1.0, 1.0], "NibabelIO"),
     ],
 )
-def test_plans_name_the_reader_that_the_reference_takes(changes: dict[str, str], spacing_mm: list[float], reader: str) -> None:
+def test_plans_name_the_reader_that_the_reference_takes(
+    changes: dict[str, str], spacing_mm: list[float], reader: str
+) -> None:
     fingerprint = json.loads((GOLDEN / "006" / "fingerprint.json").read_text())
     fingerprint["spacings"] = [spacing_mm] * len(fingerprint["spacings"])
     description = json.loads((GOLDEN / "006" / "dataset.json").read_text()) | {"file_ending": ".nii.gz"} | changes

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from autoseg.execution.device import fast_precision
+from autoseg.compute.device import fast_precision
 from planners import Fingerprint, Plan, estimate_memory, plan_dataset
 
 MakeFingerprint = Callable[..., Fingerprint]
@@ -40,7 +40,9 @@ def third_step_bytes(plan: Plan, configuration: str, *, dtype: str, threads: int
         "optimiser": "sgd",
         "steps": 3,
     }
-    done = subprocess.run([sys.executable, str(STEP)], input=json.dumps(job), capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(STEP)], input=json.dumps(job), capture_output=True, text=True, check=True
+    )
     return int(json.loads(done.stdout)["peaks"][-1])
 
 

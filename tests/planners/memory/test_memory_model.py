@@ -57,7 +57,9 @@ def test_training_takes_at_least_what_must_exist_at_once(plans: dict[str, Plan])
     for plan in plans.values():
         for configuration in plan.configurations:
             estimate = estimate_memory(plan, configuration.name)
-            assert estimate.training_bytes > estimate.weights_bytes + estimate.optimiser_bytes + estimate.activations_bytes
+            assert (
+                estimate.training_bytes > estimate.weights_bytes + estimate.optimiser_bytes + estimate.activations_bytes
+            )
             assert estimate.inference_bytes < estimate.training_bytes
 
 

@@ -33,7 +33,9 @@ from planners.rules.memory import decide_memory_target, memory_budget
         ((1, 3, 3), (1, 0, 2), (1, 0, 2)),
     ],
 )
-def test_coarsest_axis_goes_first(spacing: tuple[int, ...], forward: tuple[int, ...], backward: tuple[int, ...]) -> None:
+def test_coarsest_axis_goes_first(
+    spacing: tuple[int, ...], forward: tuple[int, ...], backward: tuple[int, ...]
+) -> None:
     order = decide_axis_order(SourceSpacing(spacing)).value  # type: ignore[arg-type]
     assert order == forward
     assert inverse(order) == backward
@@ -62,7 +64,8 @@ def test_interpolation_is_the_methods() -> None:
 
 
 @pytest.mark.parametrize(
-    ("requested", "device", "expected"), [(None, None, 24), (None, 80, 24), (None, 16, 16), (40, 16, 40), (10, None, 10)]
+    ("requested", "device", "expected"),
+    [(None, None, 24), (None, 80, 24), (None, 16, 16), (40, 16, 40), (10, None, 10)],
 )
 def test_memory_target(requested: float | None, device: float | None, expected: float) -> None:
     assert decide_memory_target(PRESETS["resenc_l"], requested_gb=requested, device_gb=device).value == expected
@@ -96,7 +99,9 @@ def test_a_stage_that_was_left_out_does_not_make_patches_large() -> None:
         ((3, 1, 200), (2, 5, 1), "a single slice along axis 1; so this axis goes first; 2D", "although"),
     ],
 )  # fmt: skip
-def test_a_single_slice_is_told_as_it_is(shape: tuple[int, ...], spacing: tuple[float, ...], told: str, untold: str) -> None:
+def test_a_single_slice_is_told_as_it_is(
+    shape: tuple[int, ...], spacing: tuple[float, ...], told: str, untold: str
+) -> None:
     axis = 1 if shape[1] == 1 else 0
     reason = put_single_slice_first(axis, SourceShape(shape), SourceSpacing(spacing)).reason  # type: ignore[arg-type]
     assert told in reason

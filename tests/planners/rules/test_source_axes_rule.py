@@ -17,7 +17,9 @@ PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 orders = st.sampled_from(list(permutations(range(3))))
 
 
-def acquired(plane: str, number: int, *, shape: tuple[int, int, int] = (24, 200, 180), thick_mm: float = 5.0) -> CaseSize:
+def acquired(
+    plane: str, number: int, *, shape: tuple[int, int, int] = (24, 200, 180), thick_mm: float = 5.0
+) -> CaseSize:
     """A stack of slices, thick ones first in the file, in anatomical axes."""
     canonical = PLANES[plane]
     file_axes = tuple(canonical.index(axis) for axis in range(3))
@@ -31,7 +33,9 @@ def acquired(plane: str, number: int, *, shape: tuple[int, int, int] = (24, 200,
 
 
 def cases(axial: int, sagittal: int, **options: Any) -> list[CaseSize]:
-    return [acquired("axial", i, **options) for i in range(axial)] + [acquired("sagittal", i, **options) for i in range(sagittal)]
+    return [acquired("axial", i, **options) for i in range(axial)] + [
+        acquired("sagittal", i, **options) for i in range(sagittal)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,10 @@ def test_files_that_scatter_as_much_gain_nothing() -> None:
 @given(order=orders, shape=st.tuples(*[st.integers(1, 99)] * 3), spacing=st.tuples(*[st.floats(0.1, 9)] * 3))
 def test_acquisition_axes_are_those_of_the_file(order: Any, shape: Any, spacing: Any) -> None:
     turned = CaseSize(
-        case_id="a", shape=tuple(shape[axis] for axis in order), spacing_mm=tuple(spacing[axis] for axis in order), file_axes=order
+        case_id="a",
+        shape=tuple(shape[axis] for axis in order),
+        spacing_mm=tuple(spacing[axis] for axis in order),
+        file_axes=order,
     )
     got = in_acquisition_axes(turned)
     assert (got.shape, got.spacing_mm) == (shape, spacing)

@@ -46,7 +46,14 @@ def test_vnet_estimate_by_hand() -> None:
 def test_features_double_up_to_the_cap() -> None:
     assert features(6, dimensions=3) == (32, 64, 128, 256, 320, 320)
     assert features(6, dimensions=2) == (32, 64, 128, 256, 512, 512)
-    assert describe_network("vnet", CUBE, (1, 1, 1), num_inputs=1, num_outputs=2).features == (16, 32, 64, 128, 256, 256)
+    assert describe_network("vnet", CUBE, (1, 1, 1), num_inputs=1, num_outputs=2).features == (
+        16,
+        32,
+        64,
+        128,
+        256,
+        256,
+    )
 
 
 def test_blocks_grow_with_depth() -> None:

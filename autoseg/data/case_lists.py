@@ -1,0 +1,203 @@
+"""Reads lists of cases: a CSV or TSV table, a JSON list, or the ``dataset`` entry of the reference's ``dataset.json``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autoseg.data.patterns import FoundFile
+from autoseg.imaging.readers import image_stem
+from autoseg.imaging.readers.dicom import split_part
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from datasets_spec import CaseList
+
+IMAGE = re.compile(r"(?i:images?|img|scan|volume)(?:[_ -](?P<channel>.+))?")
+LABEL = re.compile(r"(?i:labels?|masks?|seg|segmentation|annotation|gt)(?:[_ -](?P<name>.+))?")
+CASE = re.compile(r"(?i:case|id|name|case[_ -]?id)")
+PATIENT = re.compile(r"(?i:patient|group|subject)(?:[_ -]?id)?")
+SPLIT = re.compile(r"(?i:split|set|subset|fold)")
+TEST = re.compile(r"(?i:tests?|testing|ts|predict|unlabell?ed)")
+SECTIONS = {"training": False, "train": False, "validation": False, "val": False, "test": True, "testing": True}
+"""Lists in a JSON object, and whether they hold cases to predict."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedCases:
+    """Files of a list; paths relative to its folder, or absolute outside it; ``case``, ``channel``, ``class`` and ``patient`` as fields."""
+
+    images: tuple[FoundFile, ...]
+    labels: tuple[FoundFile, ...]
+    test: tuple[FoundFile, ...]
+    problems: tuple[Issue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    where: str
+    entries: Mapping[str, Any]
+    is_test: bool
+
+
+def find_list(root: Path, listing: CaseList) -> Path | None:
+    """The first file of ``root`` that ``listing`` names and that is a list of cases; none where there is none."""
+    for pattern in listing.files:
+        for path in sorted(root.glob(pattern)):
+            if path.is_file() and not path.name.startswith(".") and _rows(path, listing.form, strict=False):
+                return path
+    return None
+
+
+def read_case_list(path: Path, form: str) -> ListedCases:
+    """The cases that ``path`` lists; files are named relative to its folder, or absolutely.
+
+    Columns (entries) are ``image`` or ``image_NAME`` (one a channel, in their order; or a list), ``label`` or ``mask``,
+    or ``label_NAME`` (one mask a class), and perhaps ``case``, ``patient`` and ``split``, where ``test`` marks cases to
+    predict. A case without a name has that of its image. Rows without a label are cases to predict. Entries that are
+    faulty and files that are missing become ``problems``. Raises `AutosegError` for a file that cannot be read.
+    """
+    images: list[FoundFile] = []
+    labels: list[FoundFile] = []
+    test: list[FoundFile] = []
+    problems: list[Issue] = []
+    seen: dict[str, str] = {}
+    for row in _rows(path, form, strict=True):
+        row_images, row_labels, fields = _files_of(row.entries)
+        if not row_images:
+            problems.append(Issue(code=UNNAMED, where=row.where, message="names no image", fix="give its image"))
+            continue
+        case_id = fields.get("case") or image_stem(row_images[0][1])
+        if case_id in seen:
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=row.where,
+                    message=f"case {case_id} is listed already ({seen[case_id]})",
+                    fix="list every case once, or give each a name of its own in a column case",
+                )
+            )
+            continue
+        seen[case_id] = row.where
+        common = {"case": case_id} | ({"patient": fields["patient"]} if fields.get("patient") else {})
+        several = len(row_images) > 1
+        found = [_found(path, file, common | ({"channel": key} if several else {})) for key, file in row_images]
+        masks = [_found(path, file, common | ({"class": key} if key else {})) for key, file in row_labels]
+        gone = [file.path for file in (*found, *masks) if not split_part(path.parent / file.path)[0].exists()]
+        if gone:
+            shown = ", ".join(gone[:3]) + (" ..." if len(gone) > 3 else "")
+            problems.append(
+                Issue(
+                    code=UNNAMED,
+                    where=row.where,
+                    message=f"case {case_id}: there is no {shown}",
+                    fix="correct the path, which is relative to the list's folder, or take the case out",
+                )
+            )
+            continue
+        if row.is_test or not masks:
+            test += found
+        else:
+            images += found
+            labels += masks
+    return ListedCases(images=tuple(images), labels=tuple(labels), test=tuple(test), problems=tuple(problems))
+
+
+def _found(path: Path, file: str, fields: Mapping[str, str]) -> FoundFile:
+    absolute = os.path.normpath(path.parent / file)
+    inside = os.path.relpath(absolute, path.parent)
+    return FoundFile(path=absolute if inside.startswith("..") else inside, fields=fields)
+
+
+def _files_of(entries: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[tuple[str, str]], dict[str, str]]:
+    """Images by channel, labels by class, and the other fields of one row."""
+    images: list[tuple[str, str]] = []
+    labels: list[tuple[str, str]] = []
+    fields: dict[str, str] = {}
+    for key, value in entries.items():
+        name = str(key).strip()
+        if value is None or value == "" or value == []:
+            continue
+        if (match := IMAGE.fullmatch(name)) is not None:
+            images += _named(match["channel"], value)
+        elif (match := LABEL.fullmatch(name)) is not None:
+            labels += _named(match["name"], value)
+        elif CASE.fullmatch(name):
+            fields["case"] = str(value).strip()
+        elif PATIENT.fullmatch(name):
+            fields["patient"] = str(value).strip()
+    return images, labels, fields
+
+
+def _named(name: str | None, value: Any) -> list[tuple[str, str]]:
+    """One file, several in order, or several by name."""
+    if isinstance(value, Mapping):
+        return [(str(key), str(file)) for key, file in value.items()]
+    if isinstance(value, list):
+        return [(f"{index:04d}", str(file)) for index, file in enumerate(value)]
+    return [(name or "", str(value).strip())]
+
+
+def _rows(path: Path, form: str, *, strict: bool) -> list[_Row]:
+    """Rows of a list; of other files none, or with ``strict`` an error where they cannot be read."""
+    try:
+        text = path.read_text("utf-8-sig")
+        rows = _table_rows(path, text) if form == "table" else _json_rows(path, json.loads(text), form)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
+        if strict:
+            raise AutosegError(f"{path} could not be read as a list of cases ({error}); correct it there") from error
+        return []
+    return rows
+
+
+def _table_rows(path: Path, text: str) -> list[_Row]:
+    header = text.partition("\n")[0]
+    delimiter = max("\t;,", key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    if not any(IMAGE.fullmatch(name) for name in names) or not any(LABEL.fullmatch(name) for name in names):
+        return []
+    rows = csv.DictReader(io.StringIO(text), delimiter=delimiter)
+    split = next((name for name in rows.fieldnames or () if SPLIT.fullmatch(name.strip())), None)
+    return [
+        _Row(
+            f"{path}, line {rows.line_num}",
+            {k: v for k, v in row.items() if isinstance(k, str)},
+            split is not None and bool(TEST.fullmatch((row[split] or "").strip())),
+        )
+        for row in rows
+    ]
+
+
+def _json_rows(path: Path, content: Any, form: str) -> list[_Row]:
+    if form == "nnunet":
+        listed = content.get("dataset") if isinstance(content, dict) else None
+        return (
+            []
+            if not isinstance(listed, dict)
+            else [
+                _Row(f"{path}, dataset.{case}", {"case": case, **entry}, is_test=False)
+                for case, entry in listed.items()
+                if isinstance(entry, dict)
+            ]
+        )
+    if isinstance(content, list):
+        return list(_section(path, "", content, is_test=False))
+    if not isinstance(content, dict):
+        return []
+    return [
+        row
+        for name, is_test in SECTIONS.items()
+        if isinstance(content.get(name), list)
+        for row in _section(path, name, content[name], is_test=is_test)
+    ]
+
+
+def _section(path: Path, name: str, entries: list[Any], *, is_test: bool) -> Iterable[_Row]:
+    for number, entry in enumerate(entries):
+        found = entry if isinstance(entry, dict) else {"image": entry} if isinstance(entry, str) else {}
+        yield _Row(f"{path}, {name}[{number}]", found, is_test or bool(TEST.fullmatch(str(found.get("split", "")))))

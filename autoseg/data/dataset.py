@@ -1,0 +1,126 @@
+"""A dataset as it was found: its cases with their files, its channels and its labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from autoseg.imaging.readers.dicom import split_part
+from autoseg.issues import Issue
+from planners import Document, Labels
+
+
+class MaskFile(Document):
+    """Mask of one class of one case: inside is everything but 0, or from the dataset's threshold on."""
+
+    label: str
+    """Name of the class."""
+    file: str
+    """A file, or one segment of a DICOM SEG file (``seg.dcm#3``)."""
+
+
+class Case(Document):
+    """Files of one case, as absolute paths."""
+
+    case_id: str
+    images: Annotated[tuple[str, ...], Field(min_length=1)]
+    """One file a channel, in channel order; a single file may hold all channels (4D, RGB). A folder: a DICOM series."""
+    label: str | None = None
+    """The label map; none where there is none, or where classes have ``masks`` of their own."""
+    masks: tuple[MaskFile, ...] = ()
+    """One mask for each class that this case shows, in the order of classes; a class without one is absent."""
+    annotated: tuple[str, ...] | None = None
+    """Classes that somebody looked for in this case; none: all. Of the others nothing is known, not even absence."""
+    group: str | None = None
+    """Cases of one group (patient) stay together in splits."""
+    content: str | None = None
+    """Hash of the content of all its files; none where nobody has read them."""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it has a label map or masks."""
+        return self.label is not None or bool(self.masks)
+
+    @property
+    def label_files(self) -> tuple[str, ...]:
+        """Files that the labels are read from, each once, without the names of segments."""
+        named = [*([] if self.label is None else [self.label]), *(mask.file for mask in self.masks)]
+        return tuple(dict.fromkeys(str(split_part(Path(name))[0]) for name in named))
+
+    @property
+    def parts(self) -> list[tuple[str, str | None]]:
+        """What of files that hold several things is meant by which channel or class; none: all of it."""
+        named = [*(("image", image) for image in self.images), *((mask.label, mask.file) for mask in self.masks)]
+        return [(name, split_part(Path(path))[1]) for name, path in named]
+
+    @property
+    def image_paths(self) -> tuple[Path, ...]:
+        return tuple(Path(path) for path in self.images)
+
+
+class LabelCoding(Document):
+    """How the labels of a case become internal values, and back."""
+
+    labels: Labels
+    file_values: tuple[int, ...]
+    """Value in the user's files of each internal label value; index 0 is the background."""
+    classes: tuple[str, ...] = ()
+    """Classes that have mask files of their own, in order; none where cases have label maps."""
+    later_wins: bool = False
+    """Where masks overlap, the later class wins; else every combination that occurs has a value of its own."""
+    threshold: int | None = None
+    """Label files hold greys: from this value on a voxel belongs to the structure."""
+    mask_value: int = 1
+    """Value inside the user's mask files: predictions are written the same way."""
+
+
+class DatasetDescription(Document):
+    """``dataset.json`` of a run folder."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    root: str
+    layout: str
+    """Name of the layout that was recognised, or of the spec file."""
+    layout_title: str = ""
+    """The same in words."""
+    known: str | None = None
+    """Title of the public dataset that it is recognised as."""
+    channels: Annotated[tuple[str, ...], Field(min_length=1)]
+    labels: Labels
+    file_values: tuple[int, ...]
+    """Value in the user's files of each internal label value; index 0 is the background. See also ``coding``."""
+    classes_with_masks: tuple[str, ...] = ()
+    """`LabelCoding.classes`; their file values are the internal ones."""
+    later_mask_wins: bool = False
+    threshold: int | None = None
+    mask_value: int = 1
+    file_ending: str
+    """Ending of label files, with the dot, e.g. ``.nii.gz``: predictions are written the same way."""
+    training: tuple[Case, ...]
+    """Labelled cases, sorted by id."""
+    test: tuple[Case, ...] = ()
+    """Unlabelled cases, sorted by id."""
+    unpaired_images: tuple[str, ...] = ()
+    """Training image files without labels, as absolute paths: no case, but the check looks at their voxels."""
+    unpaired_labels: tuple[str, ...] = ()
+    """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
+    findings: tuple[Issue, ...] = ()
+    left_out: tuple[str, ...] = ()
+    """Ids of cases and names of files that were left out because of an error (``--skip-bad``), sorted."""
+    content: str | None = None
+    """Hash of the content of all cases; none where nobody has read them."""
+
+    @property
+    def coding(self) -> LabelCoding:
+        """All that reading the labels of a case takes."""
+        return LabelCoding(
+            labels=self.labels,
+            file_values=self.file_values,
+            classes=self.classes_with_masks,
+            later_wins=self.later_mask_wins,
+            threshold=self.threshold,
+            mask_value=self.mask_value,
+        )

@@ -1,0 +1,283 @@
+"""Reads what a dataset says of itself: the names of its channels and labels in its ``dataset.json``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from datasets_spec import Layout
+from planners import LabelClass, Labels
+
+BACKGROUND = "background"
+IGNORE = "ignore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelValues:
+    """Labels by internal values, and the value in the files of each internal value (index 0: background)."""
+
+    labels: Labels
+    file_values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declaration:
+    """What was declared; None or empty: nothing was."""
+
+    name: str | None = None
+    channels: tuple[str, ...] | None = None
+    label_values: LabelValues | None = None
+    training_files: tuple[str, ...] = ()
+    """Images listed for training, relative to the dataset's folder."""
+    test_files: tuple[str, ...] = ()
+    annotated_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Classes that were annotated, by case id; of a case that is not here all were."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    name: str
+    values: tuple[int, ...]
+
+
+def read_decathlon(path: Path) -> Declaration:
+    """What ``dataset.json`` declares (method section 1.2 and 1.4).
+
+    Channels are ``channel_names`` or ``modality``: an object of index -> name, taken in the order of its indices, or a
+    list. Labels are ``{"0": "background", ...}`` or ``{"background": 0, ...}``; there a list of values is a region, and
+    an entry named ``ignore`` marks voxels that nobody annotated. ``annotated_classes`` (case id -> names) says that in some
+    cases only some classes were looked for. Other keys are passed over. Raises `AutosegError` for a
+    file that is no JSON, with line and column, and `AutosegError` with every faulty entry and its place.
+    """
+    content = _read_json(path)
+    problems: list[Issue] = []
+    channels = _channels(content, path, problems)
+    label_values = _label_values(content, path, problems)
+    training = _listed(content, "training", path, problems)
+    test = _listed(content, "test", path, problems)
+    annotated = _annotated(content, path, problems)
+    if problems:
+        raise AutosegError(*problems, headline=(f"{path} has {len(problems)} faults"))
+    name = content.get("name")
+    return Declaration(
+        name=name if isinstance(name, str) and name.strip() else None,
+        channels=channels,
+        label_values=label_values,
+        training_files=training,
+        test_files=test,
+        annotated_classes=annotated,
+    )
+
+
+def declared_by_layout(layout: Layout) -> Declaration:
+    """What a spec file or the description of a public dataset says of channels and labels.
+
+    Regions without an order are written one after the other, each as a value that no later one has. Raises `AutosegError` where the
+    entries contradict each other.
+    """
+    channels = layout.channels
+    names = None if channels is None else tuple(channels.values() if isinstance(channels, dict) else channels)
+    if layout.labels is None or layout.has_class_masks:
+        return Declaration(channels=names)
+    entries = [_Entry(k, v if isinstance(v, tuple) else (v,)) for k, v in layout.labels.items()]
+    problems: list[Issue] = []
+    order = layout.region_order if layout.region_order is not None else _own_values(entries)
+    values = _arrange(entries, list(order), Path(f"{layout.name}.toml"), problems)
+    if problems:
+        raise AutosegError(*problems, headline=(f"the labels of {layout.name} cannot be used"))
+    return Declaration(channels=names, label_values=values)
+
+
+def _own_values(entries: Sequence[_Entry]) -> tuple[int, ...]:
+    """For each region a value that no later one has, where there is one."""
+    regions = [entry.values for entry in entries if entry.name.lower() not in (BACKGROUND, IGNORE)]
+    order = []
+    for number, values in enumerate(regions):
+        later = {value for other in regions[number + 1 :] for value in other}
+        order.append(next((value for value in values if value not in later), values[0]))
+    return tuple(order)
+
+
+def labels_named_by_value(file_values: Iterable[int], names: Mapping[int, str] | None = None) -> LabelValues:
+    """Labels of a dataset that declares none: 0 is the background, every other value v the class ``label_v``.
+
+    ``names`` gives some values other names; where several share one, the value is added to it.
+    """
+    foreground = sorted(set(file_values) - {0})
+    named = {value: (names or {}).get(value, f"label_{value}") for value in foreground}
+    while len(set(named.values())) < len(named):  # a name with its value may be another one's name
+        count = Counter(named.values())
+        named = {value: name if count[name] == 1 else f"{name}_{value}" for value, name in named.items()}
+    classes = tuple(LabelClass(name=name, values=(i,)) for i, name in enumerate(named.values(), 1))
+    return LabelValues(labels=Labels(classes=classes), file_values=(0, *foreground))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); make it readable") from error
+    except UnicodeDecodeError as error:
+        raise AutosegError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise AutosegError(
+            f"{path} is no valid JSON: line {error.lineno}, column {error.colno}: {error.msg}; correct it there, or "
+            "move the file away: labels are then named by their values"
+        ) from error
+    except RecursionError as error:
+        raise AutosegError(
+            f"{path} is nested too deeply to be read; correct it there, or move the file away"
+        ) from error
+    if not isinstance(content, dict):
+        raise AutosegError(f"{path} holds {_shown(content)}; it must hold one JSON object with modality and labels")
+    return content
+
+
+def _channels(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> tuple[str, ...] | None:
+    key = "channel_names" if "channel_names" in content else "modality"
+    declared = content.get(key)
+    if declared is None:
+        return None
+    named = dict(enumerate(declared)) if isinstance(declared, list) else declared
+    if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
+        problems.append(_fault(path, key, declared, 'write {"0": "MRI"}, with one entry a channel'))
+        return None
+    if all(_is_whole(index) for index in named):
+        return tuple(named[index] for index in sorted(named, key=int))
+    return tuple(named.values())
+
+
+def _listed(content: Mapping[str, Any], key: str, path: Path, problems: list[Issue]) -> tuple[str, ...]:
+    entries = content.get(key)
+    if entries is None:
+        return ()
+    if not isinstance(entries, list):
+        problems.append(_fault(path, key, entries, "write a list of files, or leave it out"))
+        return ()
+    files = []
+    for number, entry in enumerate(entries):
+        file = entry.get("image") if isinstance(entry, dict) else entry
+        if isinstance(file, str):
+            files.append(file)
+        else:
+            problems.append(_fault(path, f"{key}[{number}]", entry, 'write "imagesTs/name.nii.gz" or {"image": ...}'))
+    return tuple(files)
+
+
+def _annotated(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> dict[str, tuple[str, ...]]:
+    declared = content.get("annotated_classes")
+    if declared is None:
+        return {}
+    if not isinstance(declared, dict) or not all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in declared.values()
+    ):
+        problems.append(_fault(path, "annotated_classes", declared, 'write {"case": ["name of a class", ...]}'))
+        return {}
+    return {case: tuple(names) for case, names in declared.items()}
+
+
+def _label_values(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> LabelValues | None:
+    declared = content.get("labels")
+    if declared is None:
+        return None
+    if not isinstance(declared, dict) or not declared:
+        problems.append(_fault(path, "labels", declared, 'write {"0": "background", "1": "name of the structure"}'))
+        return None
+    entries = [_entry(key, value) for key, value in declared.items()]
+    faulty = [key for key, entry in zip(declared, entries, strict=True) if entry is None]
+    for key in faulty:
+        problems.append(_fault(path, f"labels.{key}", declared[key], 'write "1": "name" or "name": 1'))
+    if faulty:
+        return None
+    return _arrange(
+        [entry for entry in entries if entry is not None], content.get("regions_class_order"), path, problems
+    )
+
+
+def _entry(key: str, value: object) -> _Entry | None:
+    if isinstance(value, str) and _is_whole(key):
+        return _Entry(value.strip() or f"label_{int(key)}", (int(key),))
+    if _is_whole(value):
+        return _Entry(key, (int(value),))  # type: ignore[call-overload]
+    if isinstance(value, list) and value and all(_is_whole(item) for item in value):
+        return _Entry(key, tuple(sorted({int(item) for item in value})))
+    return None
+
+
+def _arrange(entries: Sequence[_Entry], order: Any, path: Path, problems: list[Issue]) -> LabelValues | None:
+    """Internal values 1, 2, 3 ... for the foreground in ascending order of file values, and the ignore value above."""
+    background = next((e.values[0] for e in entries if e.name.lower() == BACKGROUND and len(e.values) == 1), 0)
+    ignore = next((e.values[0] for e in entries if e.name.lower() == IGNORE and len(e.values) == 1), None)
+    classes = [e for e in entries if e.name.lower() != IGNORE and e.values != (background,)]
+    foreground = sorted({value for entry in classes for value in entry.values})
+    has_regions = any(len(entry.values) > 1 for entry in classes)
+    found = _clashes(entries, classes, background, ignore, has_regions)
+    if has_regions and not (_is_order(order, foreground) and len(order) == len(classes)):
+        found.append(
+            f"regions_class_order is {_shown(order)}; it must give one of the values {foreground} for each of "
+            f"the {len(classes)} regions, in the order in which they are written"
+        )
+    if found:
+        problems += [
+            Issue(code=UNNAMED, where=f"{path}, labels", message=text, fix="correct the file") for text in found
+        ]
+        return None
+    internal = {value: number for number, value in enumerate(foreground, 1)}
+    if not has_regions:
+        classes.sort(key=lambda entry: entry.values)
+    labels = Labels(
+        classes=tuple(LabelClass(name=e.name, values=tuple(internal[v] for v in e.values)) for e in classes),
+        ignore=None if ignore is None else len(foreground) + 1,
+        region_order=tuple(internal[value] for value in order) if has_regions else None,
+    )
+    return LabelValues(labels=labels, file_values=(background, *foreground, *(() if ignore is None else (ignore,))))
+
+
+def _clashes(
+    entries: Sequence[_Entry], classes: Sequence[_Entry], background: int, ignore: int | None, has_regions: bool
+) -> list[str]:
+    """Contradictions between label entries, in words."""
+    found = []
+    names = [entry.name for entry in entries]
+    found += [
+        f"the name {name!r} is given {names.count(name)} times"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
+    ]
+    single = [entry.values for entry in classes]
+    if not has_regions:
+        twice = [values[0] for values in dict.fromkeys(single) if single.count(values) > 1]
+        found += [f"value {value} has {single.count((value,))} names" for value in twice]
+    found += [f"region {e.name!r} holds the background value {background}" for e in classes if background in e.values]
+    found += [f"{e.name!r} holds the ignore value {ignore}" for e in classes if ignore in e.values]
+    if ignore == background:
+        found.append(f"background and ignore both have the value {background}")
+    if not classes:
+        found.append("only background is declared, there is nothing to segment")
+    return found
+
+
+def _is_order(order: Any, values: Sequence[int]) -> bool:
+    return isinstance(order, list) and all(_is_whole(value) and value in values for value in order)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether ``value`` is an integer, or text that is one."""
+    if isinstance(value, str):
+        digits = value.strip().removeprefix("-")
+        return digits.isascii() and digits.isdigit()
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fault(path: Path, place: str, found: object, mend: str) -> Issue:
+    return Issue(code=UNNAMED, where=f"{path}, {place}", message=f"found {_shown(found)}", fix=mend)
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."

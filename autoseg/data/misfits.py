@@ -1,0 +1,190 @@
+"""Label maps that do not fit their image, judged by the model of `label_fit` against how well the others fit theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.compute.executor import run_jobs
+from autoseg.data.deviations import MANY, all_but, oddness
+from autoseg.data.label_fit import (
+    Evidence,
+    Fit,
+    add_up,
+    fit_label_map,
+    masks,
+    mean_correlations,
+    predict,
+    usual_masks,
+    without,
+)
+from autoseg.data.measures import CaseMeasures
+from autoseg.issues import UNNAMED, Issue
+from autoseg.tracking.progress import Reporter
+
+MIN_OTHERS = 3
+MIN_DROP = 0.1
+"""A correlation must be so much below those of the others to be unusual."""
+MIN_GAIN = 0.06
+"""By so much another arrangement must fit better than the present one, and than it does in any other case."""
+RELIABLE = 0.4
+"""Below this median correlation of the others the model does not know where labels are, as for lesions, and says nothing."""
+LOST, MENDED = 0.5, 0.8
+"""A label map with less than the first share of the usual agreement, which another arrangement brings above the second,
+is misplaced for certain."""
+TAIL = 10
+"""Percentile below which a case among many counts as badly fitting: some kinds of images are harder for the model."""
+MOST_COMPARED = 300
+"""Label maps of one size that are tried on each other's images."""
+AXES = ("head to foot (z)", "front to back (y)", "left to right (x)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Misfit:
+    """What is wrong with how a label map fits its image."""
+
+    case_id: str
+    found: str
+    is_certain: bool
+    """Whether another arrangement shows what happened to it."""
+    is_strange: bool
+    """Whether it fits much worse than any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    case: CaseMeasures
+    fit: Fit
+    predicted: NDArray[np.float16]
+    """Of the compared masks."""
+
+
+def find_misfits(
+    cases: Sequence[CaseMeasures], num_classes: int, *, num_workers: int, reporter: Reporter
+) -> list[Misfit]:
+    """Label maps that agree unusually badly with what the other cases predict, or better in another arrangement.
+
+    ``num_classes``: internal values 1 ... that are classes. Images with differing numbers of channels are left out, and
+    nothing is said among fewer than `MIN_OTHERS` others.
+    """
+    labelled = [case for case in cases if case.evidence is not None]
+    if len(labelled) <= MIN_OTHERS or len({len(case.channel_digests) for case in labelled}) > 1:
+        return []
+    parts = [case.evidence for case in labelled if case.evidence is not None]
+    total = add_up(parts)
+    compared = usual_masks(parts)
+    judge = partial(_judge, total=total, num_others=len(labelled) - 1, num_classes=num_classes, compared=compared)
+    with reporter.track("compare label maps", len(labelled)) as tracker:
+        judged = run_jobs(
+            judge, labelled, name=lambda case: f"case {case.case_id}", num_workers=num_workers, tracker=tracker
+        )
+    known = [each for each in judged if each is not None]
+    swaps = _better_labels(known, num_classes, compared)
+    return [misfit for index in range(len(known)) if (misfit := _misfit(known, index, swaps)) is not None]
+
+
+def _judge(
+    case: CaseMeasures, *, total: Evidence, num_others: int, num_classes: int, compared: NDArray[np.bool_]
+) -> _Judged | None:
+    if case.evidence is None:
+        return None
+    predicted = predict(case.thumbnail, without(total, case.evidence, num_others))
+    fit = fit_label_map(case.thumbnail, predicted, num_classes, compared)
+    return None if fit is None else _Judged(case, fit, predicted[compared].astype(np.float16))
+
+
+def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, str]]) -> Misfit | None:
+    judged, others = known[index], all_but(known, index)
+    own, usual = judged.fit.own, [other.fit.own for other in others]
+    middle = float(np.median(usual))
+    if middle < RELIABLE:
+        return None
+    signs = {**_flip_signs(judged.fit, others), **_shift_signs(judged, others), **_swap_signs(own, swaps, index)}
+    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < _lowest_usual(usual)
+    if not signs and not is_strange:
+        return None
+    how = f"agrees with what the {len(others)} others predict for its image by {own:.2f}, where they reach {middle:.2f}"
+    return Misfit(
+        case_id=judged.case.case_id,
+        found="; ".join([how, *signs]),
+        is_certain=own < LOST * middle and max(signs.values(), default=0.0) > MENDED * middle,
+        is_strange=is_strange,
+    )
+
+
+def _lowest_usual(usual: Sequence[float]) -> float:
+    """As far below the lowest tenth of the others as that is below their median."""
+    if len(usual) < MANY:
+        return float("inf")
+    return 2 * float(np.percentile(usual, TAIL)) - float(np.median(usual))
+
+
+def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
+    """The axis along which flipping the label map makes it fit better, as for no other case, and how well it then fits."""
+    gains = np.array([np.subtract(other.fit.flips, other.fit.own) for other in others])
+    own = np.subtract(fit.flips, fit.own)
+    axis = int(own.argmax())
+    usual = float(gains[:, axis].max())
+    if own[axis] < MIN_GAIN or own[axis] < usual + MIN_GAIN:
+        return {}
+    return {f"flipped {AXES[axis]} it would agree by {fit.flips[axis]:.2f}": fit.flips[axis]}
+
+
+def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]:
+    gains = [other.fit.shifted for other in others]
+    usual = max(gains)
+    if judged.fit.shifted < MIN_GAIN or judged.fit.shifted < usual + MIN_GAIN:
+        return {}
+    z, y, x = (blocks * mm for blocks, mm in zip(judged.fit.shift, judged.case.thumbnail.spacing_mm, strict=True))
+    moved = judged.fit.own + judged.fit.shifted
+    return {f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) it would agree by {moved:.2f}": moved}
+
+
+def _swap_signs(own: float, swaps: Sequence[tuple[float, str]], index: int) -> dict[str, float]:
+    gain, name = swaps[index]
+    return {f"it fits the image of case {name} better, and that case's label map fits here": own + gain} if name else {}
+
+
+def _better_labels(known: Sequence[_Judged], num_classes: int, compared: NDArray[np.bool_]) -> list[tuple[float, str]]:
+    """For each case the gain by exchanging its label map with another of the same size, and that case's name.
+
+    Only exchanges by which both cases gain; (0, "") where there is none.
+    """
+    gains = [(0.0, "")] * len(known)
+    by_shape: dict[tuple[int, ...], list[int]] = {}
+    for index, each in enumerate(known):
+        by_shape.setdefault(each.predicted.shape, []).append(index)
+    for alike in by_shape.values():
+        if not 1 < len(alike) <= MOST_COMPARED:
+            continue
+        own_masks = np.stack(
+            [
+                masks(labels, num_classes)[compared]
+                for index in alike
+                if (labels := known[index].case.thumbnail.labels) is not None
+            ]
+        )
+        fits = mean_correlations(np.stack([known[index].predicted for index in alike]).astype(np.float32), own_masks)
+        gain = fits - np.diag(fits)[:, None]
+        both = np.minimum(gain, gain.T)
+        for row, index in enumerate(alike):
+            best = int(both[row].argmax())
+            if both[row, best] >= MIN_GAIN:
+                gains[index] = (float(gain[row, best]), known[alike[best]].case.case_id)
+    return gains
+
+
+def as_finding(misfit: Misfit, where: str, *, more: Sequence[str] = ()) -> Issue:
+    """The finding on a misfit. ``more``: other signs that the label map is wrong, which make an error of it."""
+    return Issue(
+        code=UNNAMED,
+        severity="error" if misfit.is_certain or (misfit.is_strange and more) else "warning",
+        case=misfit.case_id,
+        where=where,
+        message="; ".join([f"the label map does not fit its image: it {misfit.found}", *more]),
+        fix="look at it over its image; give the right label map, or remove the case",
+    )

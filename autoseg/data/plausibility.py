@@ -1,0 +1,252 @@
+"""Compares label maps with each other: those that do not seem to belong, and classes that hardly occur."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.deviations import MANY, all_but, oddness
+from autoseg.imaging.volume import Geometry
+from autoseg.issues import UNNAMED, Issue
+from planners import LabelClass
+
+MIN_OTHERS = 5
+"""With fewer other cases nothing is called unusual, but for units that were mixed up."""
+MIN_OTHERS_WITH_CLASS = 10
+USUAL_SHARE = 0.95
+"""A class that so many of the others have is expected in every case."""
+MAX_SPACING_RATIO = 3.0
+MAX_SIZE_RATIO = 10.0
+MAX_VOLUME_RATIO = 1.4
+"""Scanners, fields of view and organs of one collection do differ by less, unless their spread says otherwise."""
+MIN_UNIT_RATIO = 8.0
+"""Spacings that are off by this on every axis were given in another unit: cm, m or micrometres."""
+MIN_OTHERS_WITH_UNIT = 2
+MIN_VOLUME_RATIO = 10.0
+"""Downwards more is usual: lesions are specks, and organs are cut off by the edge of the image."""
+NUM_SIGNS_OF_ERROR = 3
+"""So many signs at once mean another kind of data, not an unusual case."""
+RARE = 2
+MIN_STRAY_VALUES = 5
+"""A label map with so many values that no other has, in a dataset that declares none, is no label map."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFacts:
+    """One label map: where it is, its grid in canonical axes, and the voxels of each file value."""
+
+    case_id: str
+    path: str
+    paired: bool
+    """Whether it has an image; one without is compared with the others, never they with it."""
+    geometry: Geometry
+    counts: Mapping[int, int]
+
+
+def implausible_labels(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
+    """Label maps whose spacing, size, volumes or classes are unlike those of the others.
+
+    A warning; with `NUM_SIGNS_OF_ERROR` signs an error. Nothing is said with fewer than `MIN_OTHERS` others.
+    """
+    return [
+        signs_finding(fact, signs, num_others=_num_others(fact, facts))
+        for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True)
+        if signs
+    ]
+
+
+def signs_finding(fact: LabelFacts, signs: Sequence[str], *, num_others: int) -> Issue:
+    """The finding on a label map with signs of being another's."""
+    return Issue(
+        code=UNNAMED,
+        severity="error" if len(signs) >= NUM_SIGNS_OF_ERROR else "warning",
+        case=fact.case_id,
+        where=fact.path,
+        message=f"the label map is unlike the {num_others} others: {'; '.join(signs)}",
+        fix="make sure that it belongs to this dataset and to its image, or remove the case",
+    )
+
+
+def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[list[str]]:
+    """For each label map what is unlike the others, in words: spacing, size, volumes, missing classes.
+
+    Quantities are compared by their logarithm with those of all label maps that have an image: unusual is what is off
+    by more than a fixed ratio and, by `oddness`, more than they differ among each other.
+    """
+    volumes = np.array([_volumes_ml(fact, dataset) for fact in facts])
+    paired = np.array([fact.paired for fact in facts], bool)
+    signs: list[list[str]] = []
+    for index, fact in enumerate(facts):
+        others = [other for other in all_but(facts, index) if other.paired]
+        if len(others) < MIN_OTHERS:
+            signs.append([])
+            continue
+        other_volumes = volumes[paired & (np.arange(len(facts)) != index)]
+        signs.append(
+            [
+                *_grid_signs(fact, others),
+                *_volume_signs(volumes[index], other_volumes, dataset),
+                *_class_signs(volumes[index], other_volumes, dataset),
+            ]
+        )
+    return signs
+
+
+def wrong_units(facts: Sequence[LabelFacts]) -> list[Issue]:
+    """Cases whose spacings are all too large or too small by the same large factor: another unit of length."""
+    findings = []
+    for index, fact in enumerate(facts):
+        others = [other for other in all_but(facts, index) if other.paired]
+        if len(others) < MIN_OTHERS_WITH_UNIT or not fact.geometry.has_orientation:
+            continue
+        logs = np.log([other.geometry.spacing_mm for other in others])
+        factors = np.log(fact.geometry.spacing_mm) - np.median(logs, axis=0)
+        off = math.log(MIN_UNIT_RATIO)
+        alike = np.ptp(logs, axis=0).max() < off  # the others agree on one unit
+        if alike and (np.all(factors > off) or np.all(factors < -off)):
+            findings.append(
+                Issue(
+                    code=UNNAMED,
+                    severity="error",
+                    case=fact.case_id,
+                    where=fact.path,
+                    message=f"spacing {_triple(fact.geometry.spacing_mm)} mm against a median of {_triple(np.exp(np.median(logs, axis=0)))} "
+                    f"mm: {math.exp(abs(float(np.median(factors)))):.3g} times too {'large' if factors[0] > 0 else 'small'}, as if "
+                    "given in another unit of length",
+                    fix="correct the spacing in the headers of image and label map to mm, or remove the case",
+                )
+            )
+    return findings
+
+
+def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
+    """Label maps with many values that no other label map has: greys or interpolated values, not labels.
+
+    Declared values are never stray; this is for datasets whose classes are named by the values that were found.
+    """
+    holders: dict[int, int] = {}
+    for fact in facts:
+        for value in fact.counts:
+            holders[value] = holders.get(value, 0) + 1
+    named = {f"label_{value}" for value in dataset.file_values} >= {label.name for label in dataset.labels.classes}
+    findings = []
+    for fact in facts if named and len(facts) > 1 else ():
+        own = [value for value in fact.counts if holders[value] == 1]
+        if len(own) >= MIN_STRAY_VALUES and len(own) > len(fact.counts) / 2:
+            findings.append(
+                Issue(
+                    code=UNNAMED,
+                    severity="error",
+                    case=fact.case_id,
+                    where=fact.path,
+                    message=f"{len(own)} values between {min(own)} and {max(own)} that no other label map has: it holds greys, not labels",
+                    fix="give the label map itself, not an image or an interpolated mask, or remove the case",
+                )
+            )
+    return findings
+
+
+def rare_classes(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
+    """Classes that no case has (warning), or only one or two of three or more (note)."""
+    labelled = [fact for fact in facts if fact.paired]
+    findings = []
+    for label in dataset.labels.classes if labelled else ():
+        values = [dataset.file_values[value] for value in label.values]
+        cases = [fact.case_id for fact in labelled if _has(fact, label, dataset)]
+        shown = f"class {label.name} ({'value' if len(values) == 1 else 'values'} {', '.join(map(str, values))})"
+        if not cases:
+            findings.append(
+                Issue(
+                    code=UNNAMED,
+                    severity="warning",
+                    case=None,
+                    where=dataset.root,
+                    message=f"no label map has {shown}",
+                    fix="correct its value in the dataset's description, or remove the class from it",
+                )
+            )
+        elif len(cases) <= RARE < len(labelled):
+            findings.append(
+                Issue(
+                    code=UNNAMED,
+                    severity="note",
+                    case=None,
+                    where=dataset.root,
+                    message=f"only {len(cases)} of {len(labelled)} label maps {'has' if len(cases) == 1 else 'have'} {shown}: "
+                    f"{', '.join(cases)}",
+                    fix="add cases with this class; it cannot be learned and validated well on so few",
+                )
+            )
+    return findings
+
+
+def _num_others(fact: LabelFacts, facts: Sequence[LabelFacts]) -> int:
+    return sum(other.paired for other in facts) - fact.paired
+
+
+def _grid_signs(fact: LabelFacts, others: Sequence[LabelFacts]) -> list[str]:
+    signs = []
+    own, spacings = fact.geometry.spacing_mm, np.array([other.geometry.spacing_mm for other in others])
+    if any(_is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, spacings.T, strict=True)):
+        signs.append(f"spacing {_triple(own)} mm against a median of {_triple(np.median(spacings, axis=0))}")
+    shape, shapes = fact.geometry.shape, np.array([other.geometry.shape for other in others], np.int64)
+    if _is_unusual(math.prod(shape), shapes.prod(axis=1), MAX_SIZE_RATIO):
+        signs.append(f"size {_triple(shape)} voxels against a median of {_triple(np.median(shapes, axis=0))}")
+    return signs
+
+
+def _volume_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:
+    """The class, or all of the foreground, whose volume is furthest from those of the others that have it.
+
+    Among few others only all of the foreground: single classes, such as lesions, are often small once.
+    """
+    names = ["foreground", *(label.name for label in dataset.labels.classes)]
+    unusual = []
+    for name, volume, column in list(zip(names, own, others.T, strict=True))[: None if len(others) >= MANY else 1]:
+        known = np.log(column[column > 0])
+        if volume > 0 and len(known) >= MIN_OTHERS:
+            above = oddness(math.log(volume), known, floor=math.log(MAX_VOLUME_RATIO))
+            below = -oddness(math.log(volume), known, floor=math.log(MIN_VOLUME_RATIO))
+            unusual.append((max(above, below), name, float(volume), math.exp(float(np.median(known)))))
+    most = max(unusual, default=(0.0, "", 0.0, 0.0))
+    return [f"{most[1]} of {most[2]:.3g} ml against a median of {most[3]:.3g}"] if most[0] > 1 else []
+
+
+def _class_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:
+    if len(others) < MIN_OTHERS_WITH_CLASS or own[0] == 0:  # empty ones are reported as such
+        return []
+    having = (others[:, 1:] > 0).sum(axis=0)
+    return [
+        f"no voxel of {label.name}, which {number} of them have"
+        for label, number, volume in zip(dataset.labels.classes, having, own[1:], strict=True)
+        if number >= USUAL_SHARE * len(others) and volume == 0
+    ]
+
+
+def _has(fact: LabelFacts, label: LabelClass, dataset: DatasetDescription) -> bool:
+    return any(fact.counts.get(dataset.file_values[value]) for value in label.values)
+
+
+def _volumes_ml(fact: LabelFacts, dataset: DatasetDescription) -> list[float]:
+    """Volume of the foreground, then of each class."""
+    voxels = [sum(count for value, count in fact.counts.items() if value != dataset.file_values[0])]
+    voxels += [
+        sum(fact.counts.get(dataset.file_values[value], 0) for value in label.values)
+        for label in dataset.labels.classes
+    ]
+    return [count * fact.geometry.voxel_volume_ml for count in voxels]
+
+
+def _is_unusual(own: float, others: NDArray[Any], max_ratio: float) -> bool:
+    """Whether ``own`` (positive) is further from ``others`` than ratio and spread allow."""
+    return abs(oddness(math.log(own), np.log(others), floor=math.log(max_ratio))) > 1
+
+
+def _triple(values: Iterable[float]) -> str:
+    return "x".join(f"{value:.3g}" for value in values)

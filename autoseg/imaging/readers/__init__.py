@@ -1,0 +1,54 @@
+"""The door to image files: everything that knows SimpleITK, nibabel and pydicom lies behind it.
+
+What is read is named by a path. Most often that is a file. A DICOM series is named by its folder; where a folder holds
+several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names. A
+file of segments, DICOM SEG or ``.seg.nrrd``, is one label map with the numbers of its segments; where they overlap, or where
+one is wanted alone, ``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read_segments` gives all with their names and
+numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
+"""
+
+from autoseg.imaging.readers.dicom import PART_MARK
+from autoseg.imaging.readers.dicom_segments import referenced_series
+from autoseg.imaging.readers.endings import IMAGE_ENDINGS, image_ending, image_stem
+from autoseg.imaging.readers.files import file_states, files_of
+from autoseg.imaging.readers.header import ImageHeader
+from autoseg.imaging.readers.names import printable, require_text
+from autoseg.imaging.readers.reading import read_header, read_label_map, read_volume
+from autoseg.imaging.readers.segmentation import Segment, Segmentation, SegmentNames
+from autoseg.imaging.readers.segments import is_segmentation, list_segments, read_segments
+from autoseg.imaging.readers.series import SeriesName, is_dicom_series, list_series
+from autoseg.imaging.readers.writing import (
+    prediction_ending,
+    writable_ending,
+    write_label_map,
+    write_volume,
+)
+
+__all__ = [
+    "IMAGE_ENDINGS",
+    "PART_MARK",
+    "ImageHeader",
+    "Segment",
+    "SegmentNames",
+    "Segmentation",
+    "SeriesName",
+    "file_states",
+    "files_of",
+    "image_ending",
+    "image_stem",
+    "is_dicom_series",
+    "is_segmentation",
+    "list_segments",
+    "list_series",
+    "prediction_ending",
+    "printable",
+    "read_header",
+    "read_label_map",
+    "read_segments",
+    "read_volume",
+    "referenced_series",
+    "require_text",
+    "writable_ending",
+    "write_label_map",
+    "write_volume",
+]

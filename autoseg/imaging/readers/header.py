@@ -1,0 +1,108 @@
+"""What the header of an image file says, and how a header that makes no sense is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from autoseg.imaging.volume import Geometry, Vector
+from autoseg.issues import AutosegError
+from planners import describe_problems
+
+FLAT_SPACING_FACTOR = 999.0
+"""A 2D image is this many times as thick as its larger pixel side, so that planning finds its slice axis coarsest
+(method section 1.5)."""
+UNNOTICED_SKEW = 1e-4
+"""Directions this far from orthonormal are rounding of single precision and stay as they are."""
+REPAIRABLE_SKEW = 0.05
+"""Cosine between two axes, about 3 degrees, up to which a skewed grid is read as a straight one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """An image file without its voxels."""
+
+    geometry: Geometry
+    num_channels: int
+    """Components of a voxel times entries of a fourth axis."""
+    pixel_type: str
+    is_integer: bool
+    repair: str | None = None
+    """What was wrong with the header and how it was read all the same."""
+    notes: tuple[str, ...] = ()
+    """What else a person may want to know of how the file was read; nothing is wrong with it."""
+    may_be_part: bool = False
+    """A label map whose grid may be a part of its image's, background around it, as DICOM SEG stores it."""
+
+
+def damaged(path: Path, cause: str) -> AutosegError:
+    """The error for a file that cannot be read."""
+    return AutosegError(
+        f"{path} could not be read ({cause}); the file is damaged or is not what its ending says: "
+        "copy it again from its source, or leave the case out"
+    )
+
+
+def make_geometry(
+    path: Path,
+    *,
+    shape: tuple[int, ...],
+    spacing_mm: tuple[float, ...],
+    origin_mm: tuple[float, ...],
+    direction: NDArray[np.float64],
+    has_orientation: bool,
+) -> tuple[Geometry, str | None]:
+    """Geometry, and what was repaired in it, of a 2D or 3D grid given x first as ITK does.
+
+    ``direction`` has one column an index axis. A slightly skewed direction is replaced by the nearest orthonormal
+    one; `AutosegError` if it is skewed by more, or if sizes or spacings make no sense.
+    """
+    dimensions = len(shape)
+    spacing = tuple(abs(value) for value in spacing_mm)
+    matrix = np.eye(3)
+    matrix[:dimensions, :dimensions] = direction
+    matrix, repair = _orthonormal(path, matrix)
+    if dimensions == 2:
+        shape, origin_mm = (*shape, 1), (*origin_mm, 0.0)
+        spacing = (*spacing, FLAT_SPACING_FACTOR * max(spacing))
+    x, y, z = (_vector(row) for row in matrix)
+    try:
+        geometry = Geometry(
+            shape=(shape[2], shape[1], shape[0]),
+            spacing_mm=(spacing[2], spacing[1], spacing[0]),
+            origin_mm=_vector(origin_mm),
+            direction=(x, y, z),
+            dimensions=2 if dimensions == 2 else 3,
+            has_orientation=has_orientation,
+        )
+    except ValidationError as error:
+        raise damaged(path, f"its header makes no sense: {'; '.join(describe_problems(error))}") from error
+    return geometry, repair
+
+
+def _vector(values: Any) -> Vector:
+    x, y, z = (float(value) for value in values)
+    return x, y, z
+
+
+def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], str | None]:
+    """The direction itself, or the orthonormal one that is nearest to it (polar decomposition)."""
+    if not np.isfinite(direction).all():
+        raise damaged(path, f"its direction is not finite: {direction.tolist()}")
+    skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
+    if skew <= UNNOTICED_SKEW:
+        return direction, None
+    if skew > REPAIRABLE_SKEW:
+        raise AutosegError(
+            f"{path}: the axes of its grid are not perpendicular (product of two unit axes {skew:.3g}, "
+            f"direction {np.round(direction, 4).tolist()}); resample the image to a straight grid"
+        )
+    left, _, right = np.linalg.svd(direction)
+    degrees = math.degrees(math.asin(min(1.0, skew)))
+    return left @ right, f"its axes were {degrees:.2f} degrees away from perpendicular and were straightened"

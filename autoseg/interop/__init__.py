@@ -1,0 +1,1 @@
+"""Other programs that share models and plans with this one."""

@@ -1,0 +1,1 @@
+"""nnU-Net v2: its checkpoints, names and plans."""

@@ -1,0 +1,212 @@
+"""Takes the fingerprint of a dataset: sizes after cropping, and intensities inside the foreground."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.compute.executor import run_jobs
+from autoseg.data.case_labels import read_case_labels
+from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
+from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
+from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
+from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
+from autoseg.imaging.readers import file_states, read_volume
+from autoseg.issues import AutosegError
+from autoseg.preprocessing.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
+from autoseg.preprocessing.need import largest_need
+from autoseg.storage.cache import KEPT, Remembered
+from autoseg.tracking.progress import Reporter
+from planners import CaseSize, Fingerprint, IntensityStatistics
+
+MAX_STORED_VALUES = 2**24
+"""Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
+MIN_VALUES_PER_CASE = 1024
+"""Kept even of very many cases: a percentile of a case is then off by at most 1/2048 of its voxels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensities:
+    """One channel of one case: exact moments and extremes, and values at evenly spaced ranks."""
+
+    mean: float
+    variance: float
+    minimum: float
+    maximum: float
+    values: Annotated[NDArray[np.float32], KEPT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _CaseSummary:
+    size: CaseSize
+    relative_size: float
+    has_foreground: bool
+    classes: tuple[ClassMeasure, ...]
+    places: Places
+    channels: tuple[Intensities, ...]
+    """Inside the foreground; where there is none, inside the non-zero mask."""
+
+
+def take_fingerprint(
+    dataset: DatasetDescription,
+    *,
+    num_workers: int,
+    reporter: Reporter,
+    canonical: bool = True,
+    keep_in: Path | None = None,
+) -> Fingerprint:
+    """Fingerprint of the training cases (method section 2).
+
+    Sizes are those of the non-zero box. Axes are canonical ones: the file's after permutation to one orientation; with
+    ``canonical=False`` the file's own, as in the reference.
+
+    Intensity statistics are those of a foreground voxel drawn from a case drawn at random, which the reference
+    approaches by sampling: every case with foreground (labels above the background, the ignore label among them) has
+    equal weight. Mean, standard deviation (population), minimum and maximum are exact; median and percentiles are exact
+    while a case has at most ``2**24 / cases / channels`` foreground voxels, else off by half of one such part of its
+    voxels. A percentile is the smallest value with at least that share of the weight at or below it. Where no case has
+    foreground, statistics are those inside the non-zero masks, and ``reporter`` is told.
+
+    Structures that come in a left and a right form are noticed in canonical axes only (`autoseg.data.sides`).
+
+    Images are read one case at a time in each of ``num_workers`` processes; what is kept of a case does not grow with
+    its voxels, and lies in the folder ``keep_in`` for a call that goes on after this one was killed. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
+    or has undeclared values, or whose foreground has NaN or infinite voxels.
+    """
+    cases = sorted(dataset.training, key=lambda case: case.case_id)
+    if not cases:
+        raise AutosegError(f"{dataset.root} has no labelled case; a fingerprint needs one or more")
+    num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
+    summarise = partial(
+        _summarise,
+        coding=dataset.coding,
+        num_channels=len(dataset.channels),
+        canonical=canonical,
+        num_values=num_values,
+    )
+    remembered = (
+        summarise
+        if keep_in is None
+        else Remembered(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
+    )
+    with reporter.track("fingerprint", len(cases)) as tracker:
+        summaries = run_jobs(
+            remembered,
+            cases,
+            name=lambda case: f"case {case.case_id}",
+            num_workers=num_workers,
+            need_bytes=largest_need(cases),
+            say=reporter.say,
+            tracker=tracker,
+        )
+    counted = [summary for summary in summaries if summary.has_foreground]
+    if not counted:
+        reporter.say("no label map has any foreground: intensity statistics are those of all non-zero voxels")
+    pairs = find_pairs(dataset.labels.classes, [summary.places for summary in summaries]) if canonical else ()
+    return Fingerprint(
+        dataset_name=dataset.name,
+        cases=tuple(summary.size for summary in summaries),
+        num_training_cases=len(cases),
+        channels=dataset.channels,
+        labels=dataset.labels,
+        intensities=tuple(
+            pool_intensities([summary.channels[channel] for summary in counted or summaries])
+            for channel in range(len(dataset.channels))
+        ),
+        class_sizes=pool_class_sizes(dataset.labels, [summary.classes for summary in summaries]),
+        sided_axis=LEFT_TO_RIGHT if pairs else None,
+        sided_pairs=pairs,
+        median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
+    )
+
+
+def _state(case: Case) -> object:
+    return case, file_states([*case.images, *case.label_files])
+
+
+def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical: bool, num_values: int) -> _CaseSummary:
+    image = read_volume(case.image_paths)
+    if len(image.array) != num_channels:
+        raise AutosegError(
+            f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "
+            "correct the dataset's channels, or remove the case"
+        )
+    label_map = read_case_labels(case, coding, onto=image.geometry, missing_as_ignore=False).array
+    mask = nonzero_mask(image.array)
+    box = bounding_box(mask)
+    values = crop(label_map, box)
+    foreground = values > 0
+    has_foreground = bool(foreground.any())
+    inside = foreground if has_foreground else crop(mask, box)
+    if not inside.any():
+        inside = np.ones(inside.shape, bool)
+    orientation = canonical_orientation(image.geometry) if canonical else UNTURNED
+    z, y, x = orientation.permutation
+    spacing_mm = image.geometry.spacing_mm
+    return _CaseSummary(
+        size=CaseSize(
+            case_id=case.case_id,
+            shape=(inside.shape[z], inside.shape[y], inside.shape[x]),
+            spacing_mm=(spacing_mm[z], spacing_mm[y], spacing_mm[x]),
+            file_axes=orientation.permutation if canonical and knows_directions(image.geometry) else None,  # type: ignore[arg-type]  # a permutation of 0, 1, 2
+        ),
+        relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
+        has_foreground=has_foreground,
+        places=find_places(
+            to_canonical(values, orientation), [spacing_mm[axis] for axis in (z, y, x)], coding.labels.classes
+        ),
+        classes=measure_classes(values, coding.labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
+        channels=tuple(
+            summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)
+        ),
+    )
+
+
+def summarise_intensities(voxels: NDArray[np.float32], *, num_values: int) -> Intensities:
+    """What is kept of the intensities ``voxels`` (1D, one or more) of one channel of one case.
+
+    ``values`` are all of them, sorted, or, of more than ``num_values``, those in the middle of as many equal shares.
+    Raises `AutosegError` for NaN or infinite ones.
+    """
+    if not np.isfinite(voxels).all():
+        bad = int((~np.isfinite(voxels)).sum())
+        raise AutosegError(f"{bad} voxels inside the foreground are NaN or infinite; repair or remove the case")
+    ordered = np.sort(voxels)
+    if len(ordered) > num_values:
+        ordered = ordered[((np.arange(num_values) + 0.5) * (len(ordered) / num_values)).astype(np.int64)]
+    return Intensities(
+        mean=float(voxels.mean(dtype=np.float64)),
+        variance=float(voxels.var(dtype=np.float64)),
+        minimum=float(voxels.min()),
+        maximum=float(voxels.max()),
+        values=ordered,
+    )
+
+
+def pool_intensities(cases: Sequence[Intensities]) -> IntensityStatistics:
+    """Statistics over cases of equal weight (method section 2)."""
+    values = np.concatenate([case.values for case in cases])
+    weights = np.concatenate([np.full(len(case.values), 1 / len(case.values)) for case in cases])
+    order = np.argsort(values, kind="stable")
+    cumulative = np.cumsum(weights[order])
+    # A share that ends exactly at a percentile must not be missed for rounding in the sum.
+    targets = np.array([0.005, 0.5, 0.995]) * cumulative[-1] * (1 - 1e-12)
+    low, median, high = (float(value) for value in values[order][np.searchsorted(cumulative, targets)])
+    means = np.array([case.mean for case in cases])
+    variances = np.array([case.variance for case in cases])
+    return IntensityStatistics(
+        mean=float(means.mean()),
+        median=median,
+        std=math.sqrt(float(variances.mean() + means.var())),
+        minimum=min(case.minimum for case in cases),
+        maximum=max(case.maximum for case in cases),
+        percentile_00_5=low,
+        percentile_99_5=high,
+    )

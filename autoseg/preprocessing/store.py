@@ -1,0 +1,339 @@
+"""Preprocessed cases on disk: compressed arrays of which a patch can be read without the volume.
+
+A case is four files: ``CASE.image.b2nd``, ``CASE.labels.b2nd`` (labelled cases), ``CASE.locations.npz`` and, written
+last, ``CASE.case.json``. Without that record the case does not exist.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal
+from zipfile import BadZipFile
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.imaging.placement import Placement
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import load_document, sync_folder, write_error, write_together
+from planners import Document, write_document
+
+Shape = tuple[int, ...]
+STORAGE_VERSION = 1
+"""Raised when stored files get another meaning, so that older ones are made anew."""
+NOTE = "note"
+"""Name of what is noted about an array in its own file."""
+RECORD_ENDING = ".case.json"
+MOST_NAMED = 5
+"""Cases in a message."""
+MAX_BLOCK_BYTES = 128 * 1024
+"""One block fits into the second-level cache of a core (method section 4.6)."""
+MAX_CHUNK_BYTES = 6 * 2**20
+PATCH_MARGIN = 1.5
+"""Chunks grow up to this multiple of the patch: what random patches and their margins touch."""
+COMPRESSION_LEVEL = 1
+"""Of Zstandard: as small as the method's LZ4HC, written seven times as fast (docs/decisions/0020)."""
+DAMAGE = (OSError, RuntimeError, ValueError, OverflowError)
+"""What blosc2 raises for damaged files; places outside an array are an `IndexError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One case, ready for a network. Axes are plan axes."""
+
+    image: NDArray[np.float32]
+    """(C, a0, a1, a2), normalised and resampled."""
+    labels: NDArray[np.int16] | None
+    """(a0, a1, a2), internal values, -1 outside the non-zero mask; none for unlabelled cases."""
+    placement: Placement
+
+
+class CaseRecord(Document):
+    """``CASE.case.json``: what a stored case was made of, and how it lies in its source."""
+
+    storage_version: Literal[1] = 1
+    case_id: str
+    consumed: str
+    """Digest of the plan's fields and the files that the case was made from, these by name, size and time."""
+    made_from: str
+    """The same with the content of the files, wherever they lie: what decides voxels."""
+    image_shape: tuple[int, int, int, int]
+    has_labels: bool
+    placement: Placement
+    sizes: dict[str, int] | None = None
+    """Bytes of each of the case's other files by its ending; none: nobody noted them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredArray:
+    """An open array on disk. Damage shows only where it is read, so that whatever reads may raise `AutosegError`."""
+
+    path: Path
+    array: Any
+    """As blosc2 sees it."""
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        kind: np.dtype[Any] = self.array.dtype
+        return kind
+
+    @property
+    def note(self) -> str | None:
+        """What was noted about it; none: nothing."""
+        try:
+            noted = self.array.schunk.meta
+            return str(noted[NOTE]) if NOTE in noted else None
+        except DAMAGE as error:
+            raise _unreadable(self.path, error) from error
+
+    def __getitem__(self, where: Any) -> NDArray[Any]:
+        try:
+            values: NDArray[Any] = self.array[where]
+        except DAMAGE as error:
+            raise _unreadable(self.path, error) from error
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCase:
+    """A case on disk. Holds paths only, so it travels between processes; arrays are opened when asked for."""
+
+    folder: Path
+    case_id: str
+    record: CaseRecord
+
+    @property
+    def image(self) -> StoredArray:
+        """float32 (C, a0, a1, a2): slice it like an array, only the chunks that are touched are read."""
+        return open_array(self.folder / f"{self.case_id}.image.b2nd")
+
+    @property
+    def labels(self) -> StoredArray:
+        """int16 (a0, a1, a2), sliced like ``image``. Raises `AutosegError` for cases stored without labels."""
+        if not self.record.has_labels:
+            raise AutosegError(
+                f"case {self.case_id} in {self.folder} has no labels; only labelled cases can be trained on"
+            )
+        return open_array(self.folder / f"{self.case_id}.labels.b2nd")
+
+    @property
+    def placement(self) -> Placement:
+        """How the arrays lie in the source image."""
+        return self.record.placement
+
+    @property
+    def locations(self) -> dict[str, NDArray[np.int32]]:
+        """Sampled voxels (N, 3) of each class (see ``class_locations``); empty for cases without labels.
+
+        Raises `AutosegError` when the file is missing or damaged.
+        """
+        path = self.folder / f"{self.case_id}.locations.npz"
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+                names = [str(name) for name in stored["names"]]
+                return {name: stored[f"voxels_{i}"] for i, name in enumerate(names)}
+        except (OSError, BadZipFile, ValueError, KeyError, EOFError, zlib.error) as error:
+            raise _unreadable(path, error) from error
+
+
+def write_case(
+    folder: Path,
+    case_id: str,
+    prepared: Prepared,
+    locations: Mapping[str, NDArray[np.int32]],
+    consumed: str,
+    *,
+    made_from: str = "",
+    patch_shape: Shape | None = None,
+) -> None:
+    """Store a case in ``folder``, replacing what is there under this id; it is there whole or not at all.
+
+    ``consumed`` and ``made_from`` are digests of all it was made from, see `CaseRecord`. ``patch_shape`` (two or three axes)
+    shapes the chunks for the patches that will be read; it changes speed only. Raises `AutosegError` when the disk is
+    full or read-only.
+    """
+    patch = patch_shape or prepared.image.shape[1:]
+    contents = {".image.b2nd": pack_array(prepared.image, patch)}
+    if prepared.labels is not None:
+        contents[".labels.b2nd"] = pack_array(prepared.labels, patch)
+    contents[".locations.npz"] = _packed_locations(locations)
+    record = CaseRecord(
+        case_id=case_id,
+        consumed=consumed,
+        made_from=made_from,
+        image_shape=_four(prepared.image.shape),
+        has_labels=prepared.labels is not None,
+        placement=prepared.placement,
+        sizes={ending: len(content) for ending, content in contents.items()},
+    )
+    contents[RECORD_ENDING] = write_document(record).encode()
+    remove_case(folder, case_id)
+    write_together({folder / f"{case_id}{ending}": content for ending, content in contents.items()})
+
+
+def open_case(folder: Path, case_id: str) -> StoredCase:
+    """A stored case. Raises `AutosegError` when it was not stored, or not completely."""
+    return StoredCase(folder, case_id, load_document(CaseRecord, folder / f"{case_id}{RECORD_ENDING}"))
+
+
+def stored_case_ids(folder: Path) -> tuple[str, ...]:
+    """Ids of the complete cases in ``folder``, sorted; none if it does not exist."""
+    return tuple(sorted(path.name[: -len(RECORD_ENDING)] for path in folder.glob(f"*{RECORD_ENDING}")))
+
+
+def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
+    """Whether the case is complete, no file of it cut, and was made from what the digest ``consumed`` stands for."""
+    try:
+        record = open_case(folder, case_id).record
+    except AutosegError:
+        return False
+    endings = [".image.b2nd", ".locations.npz"] + [".labels.b2nd"] * record.has_labels
+    sizes = [_size(folder / f"{case_id}{ending}") for ending in endings]
+    expected = sizes if record.sizes is None else [record.sizes.get(ending) for ending in endings]
+    return record.consumed == consumed and None not in sizes and sizes == expected
+
+
+def require_cases(folder: Path, expected: Mapping[str, str]) -> None:
+    """Raise `AutosegError` where a stored case is gone, or was made from something else than is ``expected`` (`made_from` by id).
+
+    A record goes before the arrays that it stands for, and comes after them: where it is right, what was read before was.
+    """
+    others = sorted(case_id for case_id, made_from in expected.items() if not _is_made_from(folder, case_id, made_from))
+    if others:
+        named = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
+        raise AutosegError(
+            f"{folder}: cases that are in use here were preprocessed anew by another process, for another plan or dataset: {named}; "
+            "repeat the call, which goes on from its last checkpoint, and give the other one a run folder of its own"
+        )
+
+
+def _is_made_from(folder: Path, case_id: str, made_from: str) -> bool:
+    try:
+        return open_case(folder, case_id).record.made_from == made_from
+    except AutosegError:
+        return False
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where there is none."""
+    return path.stat().st_size if path.is_file() else None
+
+
+def remove_case(folder: Path, case_id: str) -> None:
+    """Remove a stored case, its record first, so that at no moment a record stands for missing files."""
+    record = folder / f"{case_id}{RECORD_ENDING}"
+    try:
+        if record.exists():
+            record.unlink()
+            sync_folder(folder)  # before other files take the place of those that it stands for
+        for ending in (".image.b2nd", ".labels.b2nd", ".locations.npz"):
+            (folder / f"{case_id}{ending}").unlink(missing_ok=True)
+    except OSError as error:
+        raise write_error(record, error) from error
+
+
+def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    c, a0, a1, a2 = shape
+    return c, a0, a1, a2
+
+
+def open_array(path: Path) -> StoredArray:
+    """A stored array, sliced like any other. Raises `AutosegError` when the file is missing or damaged."""
+    try:
+        # one thread: readers are many processes already; mapped: a patch touches only its own pages
+        array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        if not isinstance(array, blosc2.NDArray):
+            raise ValueError("it holds no array")
+    except DAMAGE as error:
+        raise _unreadable(path, error) from error
+    return StoredArray(path, array)
+
+
+def _unreadable(path: Path, error: Exception) -> AutosegError:
+    return AutosegError(
+        f"{path} could not be read ({error}); delete it and repeat the call, which then preprocesses the case again"
+    )
+
+
+def array_note(path: Path) -> str | None:
+    """The note that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
+    return open_array(path).note
+
+
+def pack_array(array: NDArray[Any], patch_shape: Shape, *, note: str | None = None) -> bytes:
+    """The file of one array, compressed, with a ``note`` about it.
+
+    The first axis of four is the channel, and each chunk holds one channel.
+    """
+    lead = (1,) * (array.ndim - 3)
+    chunk, block = chunk_and_block(array.shape[-3:], patch_shape, array.dtype.itemsize)
+    array = np.ascontiguousarray(array)
+    packed: bytes = blosc2.asarray(
+        array,
+        chunks=(*lead, *chunk),
+        blocks=(*lead, *block),
+        cparams=_parameters(_choose_filter(array, block)),
+        meta={} if note is None else {NOTE: note},
+    ).to_cframe()
+    return packed
+
+
+def _packed_locations(locations: Mapping[str, NDArray[np.int32]]) -> bytes:
+    voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
+    buffer = BytesIO()
+    np.savez_compressed(buffer, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def _parameters(shuffle: Any) -> dict[str, Any]:
+    return {"codec": blosc2.Codec.ZSTD, "clevel": COMPRESSION_LEVEL, "filters": [shuffle], "nthreads": 1}
+
+
+def _choose_filter(array: NDArray[Any], block: Shape) -> Any:
+    """The filter that packs a centred block better; none if both do equally well."""
+    middle = tuple(slice((n - b) // 2, (n - b) // 2 + b) for n, b in zip(array.shape[-3:], block, strict=True))
+    piece = np.ascontiguousarray(array.reshape(-1, *array.shape[-3:])[0][middle])
+    filters = (blosc2.Filter.NOFILTER, blosc2.Filter.SHUFFLE)
+    return min(filters, key=lambda shuffle: blosc2.asarray(piece, cparams=_parameters(shuffle)).schunk.cbytes)
+
+
+def chunk_and_block(shape: Shape, patch_shape: Shape, itemsize: int) -> tuple[Shape, Shape]:
+    """Chunk and block shape of a spatial ``shape`` (3 axes) read in patches of two or three axes (method section 4.6)."""
+    patch = (1,) * (3 - len(patch_shape)) + tuple(patch_shape)
+    target = [max(1, min(n, math.floor(PATCH_MARGIN * p))) for n, p in zip(shape, patch, strict=True)]
+    block = [min(_power_of_two_from(p), n) for n, p in zip(shape, patch, strict=True)]
+    while math.prod(block) * itemsize > MAX_BLOCK_BYTES:
+        axis = max((a for a in range(3) if block[a] > 1), key=lambda a: (block[a] / target[a], a))
+        block[axis] = _power_of_two_from(block[axis]) // 2
+    return tuple(_grow_chunk(shape, patch, target, block, itemsize)), tuple(block)
+
+
+def _grow_chunk(shape: Shape, patch: Shape, target: list[int], block: list[int], itemsize: int) -> list[int]:
+    chunk = list(block)
+    while True:
+        candidates = []
+        for axis in range(3):
+            if patch[axis] == 1 or chunk[axis] >= min(shape[axis], target[axis]):
+                continue
+            grown = min(chunk[axis] + block[axis], shape[axis], target[axis])
+            if math.prod(chunk) // chunk[axis] * grown * itemsize <= MAX_CHUNK_BYTES:
+                candidates.append((chunk[axis] / target[axis], -shape[axis], axis, grown))
+        if not candidates:
+            return chunk
+        _, _, axis, grown = min(candidates)
+        chunk[axis] = grown
+
+
+def _power_of_two_from(number: int) -> int:
+    """The smallest power of two that is not below ``number``."""
+    return 1 << (number - 1).bit_length()

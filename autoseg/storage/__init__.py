@@ -1,0 +1,1 @@
+"""Atomic writes, locks between processes, cached results."""

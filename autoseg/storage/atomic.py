@@ -1,0 +1,208 @@
+"""Files that appear whole or not at all: written under a temporary name, locked meanwhile, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import IO, TypeVar
+
+from autoseg.issues import AutosegError
+from planners import Document, DocumentError, read_document, write_document
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing of the dead is removed
+    fcntl = None  # type: ignore[assignment]
+
+D = TypeVar("D", bound=Document)
+SETTLED_S = 1.0
+"""A younger file may lie between its creation and its lock."""
+TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""Names that `temporary_path` gives; other programs have files that end in ``.part``, too."""
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name beside ``path`` for what will take its place."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def claim(handle: int) -> None:
+    """Lock an open file or folder for as long as it stays open in this process, so that others know it is being written.
+
+    Where the file system has no locks nothing happens: what is locked nowhere is removed nowhere.
+    """
+    if fcntl is not None:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """A claimed folder beside ``path``, removed at the end with all that is still in it."""
+    folder = temporary_path(path)
+    handle = None
+    try:
+        folder.mkdir(parents=True)
+        if fcntl is not None:  # Windows opens no folders
+            handle = os.open(folder, os.O_RDONLY)
+            claim(handle)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:
+    """Remove what killed processes left half-written in ``folder``, and in the folders ``below``; returns it.
+
+    What anybody still writes stays, and so does what is not named as we name it.
+    """
+    found = [path for path in _temporaries(folder, below=below) if fcntl is not None and _is_orphan(path)]
+    for path in found:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+    return found
+
+
+def _temporaries(folder: Path, *, below: bool) -> Iterator[Path]:
+    """What is named as we name it; what lies in such a folder goes with it.
+
+    Folders may vanish on the way: others are at work in them.
+    """
+    for parent, folders, files in os.walk(folder):  # unlike `Path.rglob` it passes over folders that vanished
+        yield from (Path(parent, name) for name in (*folders, *files) if TEMPORARY.fullmatch(name))
+        folders[:] = [name for name in folders if below and not TEMPORARY.fullmatch(name)]
+
+
+def _is_orphan(path: Path) -> bool:
+    try:
+        if time.time() - path.stat().st_mtime < SETTLED_S:
+            return False
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def require_file_name(path: Path) -> None:
+    """Raise `AutosegError` where ``path`` is a folder, in whose place no file can be put."""
+    if not path.name or os.path.isdir(path):
+        raise AutosegError(
+            f"{path} is a folder, but a file is to be written; give the name of a file, in this folder or another"
+        )
+
+
+@contextmanager
+def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
+    """A binary file that appears at ``path`` whole or not at all.
+
+    Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
+    Raises `AutosegError` where ``path`` is a folder, and one that names the folder when the disk is full or the folder is read-only.
+    """
+    require_file_name(path)
+    temporary = temporary_path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, mode) as file:
+            claim(file.fileno())
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Files of one folder, each whole or not there; they get their names in the order given, when all are on the disk.
+
+    Cheaper than one after the other. After a power cut the first ones may be missing where the last one is there: look.
+    Raises `AutosegError` that names the folder when the disk is full or the folder is read-only.
+    """
+    temporaries = {path: temporary_path(path) for path in contents}
+    path = next(iter(contents))
+    try:
+        with ExitStack() as opened:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files = []
+            for path, content in contents.items():
+                files.append(opened.enter_context(open(temporaries[path], "wb")))
+                claim(files[-1].fileno())
+                files[-1].write(content)
+                files[-1].flush()
+            for file in files:
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            os.replace(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename inside ``folder`` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_error(path: Path, error: OSError) -> AutosegError:
+    """The error a person needs when ``path`` could not be written; it names no option, for commands call that place differently."""
+    return AutosegError(
+        f"{path} could not be written ({error.strerror or error}); free some space there, allow writing to its folder, or give "
+        "the command another place to write to"
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def save_document(path: Path, document: Document) -> None:
+    """Write a document atomically."""
+    write_text(path, write_document(document))
+
+
+def load_document(model: type[D], path: Path, *, mend: str | None = None) -> D:
+    """Read a document; a missing or faulty file is an `AutosegError` with all its problems.
+
+    ``mend`` says what to do about a file that a person gave; none: what to do about one that a stage writes.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        again = "it is written by an earlier stage: give the folder of a run, or run that stage first"
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); {mend or again}") from error
+    try:
+        return read_document(model, text, where=str(path))
+    except DocumentError as error:
+        raise AutosegError(
+            f"{error}\n{mend or 'restore the file, or delete it so that its stage is done again'}"
+        ) from error

@@ -1,0 +1,134 @@
+"""Jobs keep their order, and say which item failed and why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.compute.device import choose_device
+from autoseg.compute.executor import available_cores, run_jobs, workers_that_fit, workers_worth_starting
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.tracking.progress import SilentReporter
+
+
+def process_id(x: int) -> int:
+    return os.getpid()
+
+
+def slow_square(x: int) -> int:
+    time.sleep(0.05 * (3 - x % 3))
+    return x * x
+
+
+def picky(x: int) -> int:
+    if x == 2:
+        raise AutosegError("two is not liked; take three")
+    if x == 4:
+        raise AutosegError(*[Issue(code=UNNAMED, where="w", message="f", fix="m")], headline=("bad"))
+    if x == 5:
+        return 1 // 0
+    return x
+
+
+def die(x: int) -> int:
+    if x == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.05)
+    return x
+
+
+def die_in_company(task: tuple[int, Path]) -> int:
+    """The second item kills its worker when it is tried for the first time."""
+    x, marks = task
+    mark = marks / str(x)
+    tried = mark.exists()
+    mark.touch()
+    if x == 1 and not tried:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_the_order_of_items(workers: int) -> None:
+    with SilentReporter().track("squares", 6) as tracker:
+        assert run_jobs(slow_square, range(6), name=str, num_workers=workers, tracker=tracker) == [0, 1, 4, 9, 16, 25]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_failures_are_told_with_their_items(workers: int) -> None:
+    with pytest.raises(AutosegError) as caught:
+        run_jobs(picky, range(6), name=lambda x: f"case {x}", num_workers=workers)
+    text = str(caught.value)
+    assert "case 2: two is not liked" in text
+    assert "w: f; m" in text
+    assert "case 5: ZeroDivisionError" in text
+
+
+def product(seed: int) -> bytes:
+    """A matrix product whose last digits depend on how many threads share its sums."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(2, 900, 900)).astype(np.float32)
+    return (a @ b).tobytes()
+
+
+def test_results_do_not_depend_on_who_does_an_item() -> None:
+    here = run_jobs(product, range(3), name=str, num_workers=1)
+    assert run_jobs(product, range(3), name=str, num_workers=2) == here
+
+
+def test_problems_alone_stay_problems() -> None:
+    with pytest.raises(AutosegError) as caught:
+        run_jobs(picky, [1, 4], name=str)
+    assert len(caught.value.issues) == 1
+
+
+def test_an_item_that_kills_its_worker_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+    with (
+        SilentReporter().track("items", 8) as tracker,
+        pytest.raises(AutosegError, match=r"\Acase 1: its worker process was killed by the system although.*\Z"),
+    ):
+        run_jobs(die, range(8), name=lambda x: f"case {x}", num_workers=2, tracker=tracker)
+
+
+def test_an_item_that_kills_its_worker_once_is_tried_again_alone(tmp_path: Path) -> None:
+    said: list[str] = []
+    tasks = [(x, tmp_path) for x in range(8)]
+    assert run_jobs(die_in_company, tasks, name=lambda task: f"case {task[0]}", num_workers=2, say=said.append) == list(
+        range(8)
+    )
+    assert any("perhaps by case 1" in text for text in said)
+
+
+def test_workers_are_as_many_as_fit_into_memory() -> None:
+    gb = 10**9
+    assert workers_that_fit(8, 2 * gb, free_bytes=100 * gb) == 8
+    assert workers_that_fit(8, 2 * gb, free_bytes=10 * gb) == 3  # 8 GB for 2.35 GB each
+    assert workers_that_fit(8, 2 * gb, free_bytes=gb) == 1
+
+
+def test_little_work_starts_no_processes() -> None:
+    assert [workers_worth_starting(8, seconds) for seconds in (0.0, 1.0, 60.0)] == [1, 1, 8]
+
+
+def test_where_two_do_not_fit_one_process_works_outside_of_this_one() -> None:
+    said: list[str] = []
+    pids = run_jobs(process_id, range(3), name=str, num_workers=2, need_bytes=10**13, say=said.append)
+    assert os.getpid() not in pids
+    assert said[0].startswith("1 instead of 2 processes")
+
+
+def test_at_least_one_core_is_there() -> None:
+    assert available_cores() >= 1
+
+
+def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+    for name in ("toaster", "xpu"):
+        with pytest.raises(AutosegError, match=r"this machine has: .*cpu"):
+            choose_device(name)

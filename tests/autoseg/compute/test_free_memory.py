@@ -1,0 +1,53 @@
+"""Free memory is what the system and every control group leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.compute.free_memory import free_memory_bytes
+
+GIB = 2**30
+
+
+def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:
+    """A root folder with 8 GiB available."""
+    files = {
+        "proc/meminfo": f"MemTotal: {16 * 2**20} kB\nMemAvailable: {8 * 2**20} kB\n",
+        "proc/self/cgroup": cgroup,
+    } | files
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
+def test_without_groups_it_is_what_the_system_has(tmp_path: Path) -> None:
+    assert free_memory_bytes(machine(tmp_path, "0::/\n", {})) == 8 * GIB
+
+
+@pytest.mark.parametrize("group", ["", "batch/", "batch/job/"])
+def test_the_limit_of_any_group_above_counts(tmp_path: Path, group: str) -> None:
+    here = f"sys/fs/cgroup/{group}"
+    files = {
+        f"{here}memory.max": f"{3 * GIB}\n",
+        f"{here}memory.current": f"{2 * GIB}\n",
+        f"{here}memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
+    }
+    assert free_memory_bytes(machine(tmp_path, "0::/batch/job\n", files)) == GIB + GIB // 2
+
+
+def test_a_group_without_a_limit_takes_nothing(tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup/memory.max": "max\n", "sys/fs/cgroup/memory.current": "5\n"}
+    assert free_memory_bytes(machine(tmp_path, "0::/\n", files)) == 8 * GIB
+
+
+def test_version_one_is_understood(tmp_path: Path) -> None:
+    here = "sys/fs/cgroup/memory/job/memory."
+    files = {f"{here}limit_in_bytes": f"{4 * GIB}\n", f"{here}usage_in_bytes": f"{3 * GIB}\n"}
+    assert free_memory_bytes(machine(tmp_path, "5:cpu:/job\n4:memory:/job\n", files)) == GIB
+
+
+def test_this_machine_has_some() -> None:
+    assert 0 < free_memory_bytes() < 2**50

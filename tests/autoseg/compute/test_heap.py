@@ -1,0 +1,60 @@
+"""Freed memory stays where a training has enough of it, and only then; seen in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from autoseg.compute.heap import WATCH_INTERVAL_S
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
+BLOCK = 64 * 2**20
+"""Bytes; more than glibc ever keeps by default (32 MiB)."""
+NUMBER = 30
+NOISE = BLOCK // 4
+"""What else may come and go in a process."""
+PROGRAM = """
+import contextlib, json, time
+import torch
+from autoseg.compute import heap
+
+def after_a_block():
+    block = torch.ones({block}, dtype=torch.uint8)
+    del block
+    time.sleep({pause})
+    return heap._resident_bytes() - before
+
+torch.ones(1000)
+before = heap._resident_bytes()
+within = []
+with contextlib.suppress(KeyError), heap.kept_heap(torch.device("{device}"), lambda: {held}):
+    within += [after_a_block() for _ in range({number})]
+    raise KeyError
+print(json.dumps([within, heap._resident_bytes() - before]))
+"""
+
+
+def resident_bytes(device: str, held: str) -> tuple[list[int], int]:
+    """What is resident after each of some blocks was filled and freed, and after the end, which an error brings."""
+    program = PROGRAM.format(block=BLOCK, number=NUMBER, pause=WATCH_INTERVAL_S / 2, device=device, held=held)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    within, at_the_end = json.loads(done.stdout)
+    return within, at_the_end
+
+
+def test_freed_blocks_stay_within_bounds_and_go_back_at_the_end() -> None:
+    within, at_the_end = resident_bytes("cpu", str(2 * BLOCK))
+    assert sum(resident > BLOCK - NOISE for resident in within) > NUMBER / 2
+    assert max(within) < 6 * BLOCK  # what a process that grows with every block could take before it is seen
+    assert at_the_end < NOISE
+
+
+@pytest.mark.parametrize(
+    ("device", "held"), [("cpu", "float('inf')"), ("cpu", "0.9 * heap.free_memory_bytes()"), ("cuda", "0")]
+)
+def test_nothing_is_kept_where_others_need_it_or_it_would_not_help(device: str, held: str) -> None:
+    within, at_the_end = resident_bytes(device, held)
+    assert max(*within, at_the_end) < NOISE

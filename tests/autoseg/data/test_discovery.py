@@ -1,0 +1,221 @@
+"""What lies in a folder is found; what is wrong with it is said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.imaging.readers import write_label_map, write_volume
+from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
+from datasets_spec import read_layout
+
+GRID = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
+DESCRIPTION = {"name": "Small", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}}
+
+
+def add_case(folder, name, *, values=(0, 1, 2), parts=("imagesTr", "labelsTr")):
+    for part in parts:
+        (folder / part).mkdir(exist_ok=True)
+        array = np.resize(values, GRID.shape)
+        if part.startswith("labels"):
+            write_label_map(folder / part / name, array, GRID)
+        else:
+            write_volume(folder / part / name, array, GRID)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two labelled cases and a test image with a complete dataset.json."""
+    folder = tmp_path / "Task99_Small"
+    folder.mkdir()
+    for name in ("b.nii.gz", "a.nii.gz"):
+        add_case(folder, name)
+    add_case(folder, "t.nii.gz", parts=["imagesTs"])
+    (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
+    return folder
+
+
+def redescribe(folder, **changes):
+    (folder / "dataset.json").write_text(json.dumps({**DESCRIPTION, **changes}))
+
+
+def test_cases_channels_and_labels_are_found(dataset):
+    found = discover_dataset(dataset)
+    assert (found.name, found.layout, found.channels, found.file_ending) == ("Small", "msd", ("MRI",), ".nii.gz")
+    assert [case.case_id for case in found.training] == ["a", "b"]
+    assert found.training[0].images == (str(dataset.resolve() / "imagesTr" / "a.nii.gz"),)
+    assert found.training[0].label == str(dataset.resolve() / "labelsTr" / "a.nii.gz")
+    assert [(case.case_id, case.label) for case in found.test] == [("t", None)]
+    assert found.file_values == (0, 1, 2)
+    assert found.findings == ()
+    assert describe_dataset(found) == "2 labelled cases, 1 test case, 1 channel (MRI), labels a and b: Decathlon layout"
+
+
+def test_description_survives_being_written(dataset):
+    found = discover_dataset(dataset)
+    assert DatasetDescription.model_validate_json(found.model_dump_json()) == found
+
+
+def test_relative_folder_gives_absolute_paths(dataset, monkeypatch):
+    monkeypatch.chdir(dataset.parent)
+    assert discover_dataset(dataset.relative_to(dataset.parent)) == discover_dataset(dataset)
+
+
+def test_stray_files_are_passed_over(dataset):
+    for part in ("imagesTr", "labelsTr", "imagesTs"):
+        (dataset / part / "._a.nii.gz").write_bytes(b"stray")
+        (dataset / part / "_c.nii.gz").write_bytes(b"stray")
+        (dataset / part / "notes.txt").write_text("stray")
+    assert discover_dataset(dataset).findings == ()
+
+
+def test_true_labels_of_test_images_are_not_used(dataset):
+    add_case(dataset, "t.nii.gz", parts=["labelsTs"])
+    assert [case.label for case in discover_dataset(dataset).test] == [None]
+
+
+def test_image_without_label_and_label_without_image_are_errors(dataset):
+    (dataset / "labelsTr" / "a.nii.gz").rename(dataset / "labelsTr" / "c.nii.gz")
+    found = discover_dataset(dataset)
+    assert [case.case_id for case in found.training] == ["b"]
+    assert [(f.severity, f.case, f.message) for f in found.findings] == [
+        ("error", "a", "the image has no label map"),
+        ("error", "c", "the label map has no image"),
+    ]
+    assert found.unpaired_labels == (str(dataset.resolve() / "labelsTr" / "c.nii.gz"),)
+
+
+def test_two_files_for_one_image_are_an_error(dataset):
+    shutil.copyfile(dataset / "imagesTr" / "a.nii.gz", dataset / "imagesTr" / "a.nii")
+    (finding,) = discover_dataset(dataset).findings
+    assert finding.severity == "error"
+    assert "imagesTr/a.nii is there for the same case" in finding.message
+
+
+def test_image_and_label_may_have_different_endings(dataset):
+    (dataset / "imagesTr" / "a.nii.gz").unlink()
+    add_case(dataset, "a.mha", parts=["imagesTr"])
+    found = discover_dataset(dataset)
+    assert found.training[0].images[0].endswith("a.mha")
+    assert found.file_ending == ".nii.gz"
+
+
+def test_listed_test_images_elsewhere_are_found_and_missing_ones_noted(dataset):
+    add_case(dataset, "u.nii.gz", parts=["more"])
+    redescribe(dataset, test=["./imagesTs/t.nii.gz", {"image": "./more/u.nii.gz"}, "./imagesTs/gone.nii.gz"])
+    found = discover_dataset(dataset)
+    assert [case.case_id for case in found.test] == ["t", "u"]
+    assert [(f.severity, "gone.nii.gz" in f.message) for f in found.findings] == [("note", True)]
+
+
+def test_listed_training_images_that_are_gone_are_a_warning(dataset):
+    redescribe(dataset, training=[{"image": f"./imagesTr/{name}.nii.gz"} for name in "abc"])
+    assert [(f.severity, f.message.count("nii.gz")) for f in discover_dataset(dataset).findings] == [("warning", 1)]
+
+
+def test_without_description_labels_are_named_by_their_values(dataset):
+    (dataset / "dataset.json").unlink()
+    add_case(dataset, "c.nii.gz", values=(0, 7))
+    found = discover_dataset(dataset)
+    assert found.name == "Task99_Small"
+    assert found.channels == ("channel_0",)
+    assert [label.name for label in found.labels.classes] == ["label_1", "label_2", "label_7"]
+    assert found.file_values == (0, 1, 2, 7)
+    assert [f.severity for f in found.findings] == ["warning"]
+
+
+def test_description_without_labels_is_completed_from_the_files(dataset):
+    (dataset / "dataset.json").write_text('{"modality": {"0": "CT"}}')
+    found = discover_dataset(dataset)
+    assert found.channels == ("CT",)
+    assert [label.name for label in found.labels.classes] == ["label_1", "label_2"]
+    assert ["labels is not given" in f.message for f in found.findings] == [True]
+
+
+def test_channels_of_a_4d_file_are_counted(dataset, real_data):
+    for part in ("imagesTr", "labelsTr"):
+        shutil.copyfile(real_data / "ms_lesion_4ch" / part / "ms4_07.nii.gz", dataset / part / "a.nii.gz")
+    (dataset / "dataset.json").unlink()
+    assert discover_dataset(dataset).channels == ("channel_0", "channel_1", "channel_2", "channel_3")
+
+
+def test_without_description_and_foreground_there_is_nothing_to_segment(tmp_path):
+    add_case(tmp_path, "a.nii.gz", values=(0,))
+    with pytest.raises(AutosegError, match="nothing to segment"):
+        discover_dataset(tmp_path)
+
+
+def test_another_layout_pairs_channels_and_groups_patients(tmp_path):
+    layout = read_layout(
+        """
+        name = "raw"
+        title = "Raw layout"
+        expects = "numbered channels"
+        [fields]
+        patient = "p[0-9]+"
+        channel = "[0-9]{4}"
+        case = "p[0-9]+_v[0-9]"
+        [training]
+        images = ["{case}/{patient}_v{visit}_{channel}{ending}"]
+        labels = ["{case}/{patient}_v{visit}_seg{ending}"]
+        """,
+        where="raw.toml",
+    )
+    for case in ("p1_v1", "p1_v2", "p2_v1"):
+        for part in ("0001", "0000", "seg"):
+            (tmp_path / case).mkdir(exist_ok=True)
+            write_label_map(tmp_path / case / f"{case}_{part}.nii.gz", np.ones(GRID.shape, int), GRID)
+    found = discover_dataset(tmp_path, layouts=[layout])
+    assert [(case.case_id, case.group) for case in found.training] == [
+        ("p1_v1", "p1"),
+        ("p1_v2", "p1"),
+        ("p2_v1", "p2"),
+    ]
+    assert [path[-11:] for path in found.training[0].images] == ["0000.nii.gz", "0001.nii.gz"]
+    assert len(found.channels) == 2
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: folder / "nowhere", "does not exist"),
+        (lambda folder: folder, "is empty"),
+        (lambda folder: (folder / "file").write_text("x") and folder / "file", "is a file, not a folder"),
+    ],
+)
+def test_what_is_no_folder_of_anything_is_refused(tmp_path, make, said):
+    with pytest.raises(AutosegError, match=said):
+        discover_dataset(make(tmp_path))
+
+
+def test_folder_of_other_things_tells_what_was_looked_for_and_found(tmp_path):
+    (tmp_path / "holiday.png").touch()
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    for words in ("holds no dataset", "Decathlon layout", "imagesTr", "holiday.png", "letters/ (0 entries)"):
+        assert words in str(caught.value)
+
+
+def test_unpaired_folders_tell_how_many_files_there_are(dataset):
+    shutil.rmtree(dataset / "labelsTr")
+    with pytest.raises(AutosegError, match="2 images and 0 label maps, none of the same case"):
+        discover_dataset(dataset)
+
+
+@pytest.mark.parametrize("near", [lambda folder: folder.parent, lambda folder: folder / "imagesTr"])
+def test_dataset_one_folder_away_is_pointed_at(dataset, near):
+    with pytest.raises(AutosegError, match=f"{dataset.name} holds one: give that folder"):
+        discover_dataset(near(dataset))
+
+
+def test_faulty_description_is_refused_with_its_place(dataset):
+    (dataset / "dataset.json").write_text('{"labels": {"1": 2.5}}')
+    with pytest.raises(AutosegError, match=r"dataset\.json, labels\.1"):
+        discover_dataset(dataset)

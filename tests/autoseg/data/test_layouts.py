@@ -1,0 +1,459 @@
+"""Folders in every layout that people have are recognised, each with its cases, channels and labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK
+
+from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.imaging.readers import write_label_map
+from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
+from datasets_spec import load_known, load_layouts
+
+GRID = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
+FLAT = Geometry(shape=(1, 4, 6), spacing_mm=(1.0, 1.0, 1.0), dimensions=2, has_orientation=False)
+
+
+def grid_of(path: str) -> Geometry:
+    return FLAT if path.endswith((".png", ".bmp", ".tif")) else GRID
+
+
+def write_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = grid_of(path.name)
+    write_label_map(
+        path, np.arange(np.prod(grid.shape), dtype=np.uint8).reshape(grid.shape), grid
+    )  # whole numbers, as in PNG
+
+
+def write_labels(path: Path, values: Iterable[int] = (0, 1)) -> None:
+    """A label map in which ``values`` follow each other."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid = grid_of(path.name)
+    array = np.resize(np.array(list(values)), grid.shape)
+    if path.name.endswith(".seg.nrrd"):
+        write_slicer(path, array, {f"class {value}": value for value in values if value})
+    else:
+        write_label_map(path, array, grid)
+
+
+def write_slicer(path: Path, array: np.ndarray, values: Mapping[str, int]) -> None:
+    """A label map as 3D Slicer writes it, with segments of these names."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = SimpleITK.GetImageFromArray(array.astype(np.uint8))
+    for number, (name, value) in enumerate(values.items()):
+        image.SetMetaData(f"Segment{number}_ID", f"Segment_{number}")
+        image.SetMetaData(f"Segment{number}_Name", name)
+        image.SetMetaData(f"Segment{number}_LabelValue", str(value))
+        image.SetMetaData(f"Segment{number}_Layer", "0")
+    SimpleITK.WriteImage(image, str(path))
+
+
+def write_folder(root: Path, *, images: Iterable[str], labels: Mapping[str, Iterable[int]] | Iterable[str]) -> Path:
+    for image in images:
+        write_image(root / image)
+    for label in labels:
+        write_labels(root / label, labels[label] if isinstance(labels, Mapping) else (0, 1))
+    return root
+
+
+FOLDERS = {
+    "msd": (["imagesTr/a.nii.gz", "imagesTr/b.nii.gz"], ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]),
+    "nnunet": (
+        ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "imagesTr/b_0000.nii.gz", "imagesTr/b_0001.nii.gz"],
+        ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"],
+    ),
+    "paired_folders": (["images/a.png", "images/b.png"], ["masks/a.png", "masks/b.png"]),
+    "paired_folders ": (["img/a.nii.gz", "img/b.nii.gz"], ["gt/a_gt.nii.gz", "gt/b_gt.nii.gz"]),
+    "paired_folders  ": (
+        ["train/images/a.png", "train/images/b.png"],
+        ["train/labels/a_mask.png", "train/labels/b_mask.png"],
+    ),
+    "paired_folders   ": (
+        ["Images/train/a.nrrd", "Images/train/b.nrrd"],
+        ["Labels/train/a.nrrd", "Labels/train/b.nrrd"],
+    ),
+    "paired_channels": (
+        ["images/a_0000.nii.gz", "images/a_0001.nii.gz", "images/b_0000.nii.gz", "images/b_0001.nii.gz"],
+        ["labels/a.nii.gz", "labels/b_seg.nii.gz"],
+    ),
+    "paired_prefixes": (
+        ["img/img0001.nii.gz", "img/img0002.nii.gz"],
+        ["label/label0001.nii.gz", "label/label0002.nii.gz"],
+    ),
+    "paired_prefixes ": (["volume-1.nii", "volume-12.nii"], ["segmentation-1.nii", "segmentation-12.nii"]),
+    "case_folders": (
+        ["p1/p1_flair.nii.gz", "p1/p1_t1.nii.gz", "p2/p2_flair.nii.gz", "p2/p2_t1.nii.gz"],
+        ["p1/p1_seg.nii.gz", "p2/p2_seg.nii.gz"],
+    ),
+    "case_folders ": (["a/image.nrrd", "b/image.nrrd"], ["a/segmentation.nrrd", "b/segmentation.nrrd"]),
+    "case_masks": (
+        ["a/ct.nii.gz", "b/ct.nii.gz"],
+        ["a/masks/liver.nii.gz", "a/masks/spleen.nii.gz", "b/masks/liver.nii.gz"],
+    ),
+    "paired_masks": (["images/a.png", "images/b.png"], ["masks/a/cup.png", "masks/a/disc.png", "masks/b/disc.png"]),
+    "class_folders": (["images/a.png", "images/b.png"], ["masks/cup/a.png", "masks/disc/a.png", "masks/disc/b.png"]),
+    "flat": (["a.nii.gz", "b_image.nii.gz"], ["a_seg.nii.gz", "b-label.nii.gz"]),
+    "flat ": (["a.nrrd", "b.nrrd"], ["a.seg.nrrd", "b.seg.nrrd"]),
+    "paired_folders    ": (["images/a.nrrd", "images/b.nrrd"], ["labels/a.seg.nrrd", "labels/b.seg.nrrd"]),
+    "case_folders  ": (["a/ct.nrrd", "b/ct.nrrd"], ["a/Segmentation.seg.nrrd", "b/Segment editor.seg.nrrd"]),
+    "flat_channels": (["a_0000.nii.gz", "a_0001.nii.gz"], ["a_label.nii.gz"]),
+    "bids": (
+        ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz"],
+        [
+            "derivatives/labels/sub-1/anat/sub-1_T1w_seg.nii.gz",
+            "derivatives/x/sub-2/ses-1/anat/sub-2_ses-1_T1w_seg.nii.gz",
+        ],
+    ),
+    "bids_derivatives": (
+        ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_run-1_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz"],
+        ["derivatives/x/sub-1/anat/sub-1_dseg.nii.gz", "derivatives/x/sub-2/ses-1/anat/sub-2_ses-1_run-1_dseg.nii.gz"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_folder_is_recognised_by_what_is_in_it(name, tmp_path):
+    images, labels = FOLDERS[name]
+    write_folder(tmp_path, images=images, labels=labels)
+    found = discover_dataset(tmp_path)
+    assert found.layout == name.strip()
+    assert {file.removeprefix(f"{tmp_path.resolve()}/") for case in found.training for file in case.label_files} == set(
+        labels
+    )
+    used = {
+        file.removeprefix(f"{tmp_path.resolve()}/") for case in (*found.training, *found.test) for file in case.images
+    }
+    assert used == set(images)
+    assert not [finding for finding in found.findings if finding.severity == "error"]
+    assert describe_dataset(found).endswith(next(each.title for each in load_layouts() if each.name == name.strip()))
+
+
+def test_every_layout_that_comes_with_the_package_has_an_example():
+    tested = {name.strip() for name in FOLDERS} | {"nnunet_list", "json_list", "table", "dicom", "dicom_cases"}
+    assert {layout.name for layout in load_layouts()} == tested
+
+
+def test_channels_of_case_folders_are_named_by_their_suffix(tmp_path):
+    images, labels = FOLDERS["case_folders"]
+    write_folder(tmp_path, images=[*images, "p1/p1_note.nii.gz"], labels=labels)
+    found = discover_dataset(tmp_path)
+    # what one case of three has alone is no channel
+    write_folder(tmp_path, images=["p3/p3_flair.nii.gz", "p3/p3_t1.nii.gz"], labels=["p3/p3_seg.nii.gz"])
+    found = discover_dataset(tmp_path)
+    assert found.channels == ("flair", "t1")
+    assert [len(case.images) for case in found.training] == [2, 2, 2]
+    (note,) = found.findings
+    assert (note.severity, "'note'" in note.message) == ("note", True)
+
+
+def test_bids_keeps_a_patient_together_and_predicts_what_has_no_label(tmp_path):
+    images, labels = FOLDERS["bids"]
+    write_folder(tmp_path, images=images, labels=labels)
+    found = discover_dataset(tmp_path)
+    assert [case.group for case in found.training] == ["sub-1", "sub-2"]
+    assert [case.case_id for case in found.test] == ["sub-3_T1w"]
+
+
+BIDS_TABLES = {
+    "derivatives/dseg.tsv": "index\tname\tcolor\n0\tbackground\t#000\n1\tcord\t#00f\n7\tlesion\t#f00\n9\tnerve\t#0f0\n",
+    "derivatives/x/sub-2/desc-b_dseg.tsv": "index\tname\n1\tdisc\n",
+    "derivatives/x/sub-3_dseg.tsv": "index\tname\n1\tbone\n",
+    "derivatives/probseg.tsv": "index\tname\n1\tfat\n",
+}
+
+
+def test_classes_of_bids_have_the_names_of_their_tables(tmp_path):
+    """Tables of other subjects, descriptions and kinds of file do not count."""
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels={label: (0, 1, 7, 8) for label in labels})
+    for name, content in BIDS_TABLES.items():
+        (tmp_path / name).write_text(content)
+    found = discover_dataset(tmp_path)
+    assert [(each.name, found.file_values[each.values[0]]) for each in found.labels.classes] == [
+        ("cord", 1),
+        ("lesion", 7),
+        ("label_8", 8),
+    ]
+    assert [case.group for case in found.training] == ["sub-1", "sub-2"]
+    assert found.channels == ("T1w",)
+
+
+def test_classes_that_share_a_name_get_their_values_however_others_are_called(tmp_path):
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels={label: (0, 1, 7, 8) for label in labels})
+    (tmp_path / "derivatives/dseg.tsv").write_text("index\tname\n1\tcord\n7\tcord\n8\tcord_7\n")
+    assert [each.name for each in discover_dataset(tmp_path).labels.classes] == ["cord_1", "cord_7_7", "cord_7_8"]
+
+
+def test_bids_tables_that_disagree_are_an_error_and_broken_ones_a_warning(tmp_path):
+    images, labels = FOLDERS["bids_derivatives"]
+    write_folder(tmp_path, images=images, labels=labels)
+    (tmp_path / "derivatives/x/sub-1/anat/sub-1_dseg.tsv").write_text("index\tname\n1\tcord\n")
+    (tmp_path / "derivatives/x/dseg.tsv").write_text("index\tname\n1\tcanal\n")
+    (finding,) = discover_dataset(tmp_path).findings
+    assert (finding.severity, Path(finding.where).name) == ("error", "sub-1_dseg.tsv")
+    assert "value 1 is cord, but canal in" in finding.message
+    (tmp_path / "derivatives/x/dseg.tsv").write_text("number,name\n1,canal\n")
+    found = discover_dataset(tmp_path)
+    assert [(f.severity, Path(f.where).name) for f in found.findings] == [("warning", "dseg.tsv")]
+    assert "no column index" in found.findings[0].message
+    assert [each.name for each in found.labels.classes] == ["cord"]
+    (tmp_path / "derivatives/x/dseg.tsv").write_text(f"index\tname\n1\t{'a' * 200_000}\n")
+    assert [(f.severity, Path(f.where).name) for f in discover_dataset(tmp_path).findings] == [("warning", "dseg.tsv")]
+
+
+def test_ambiguous_folder_is_told_with_the_way_out(tmp_path):
+    write_folder(
+        tmp_path,
+        images=["images/a.png", "images/b.png"],
+        labels={"masks/a.png": (0, 1), "masks/b.png": (0, 1), "labels/a_0.png": (0, 1), "img_a.png": (0, 1)},
+    )
+    write_folder(tmp_path, images=["a.png", "b.png"], labels=["a_seg.png", "b_seg.png"])
+    found = discover_dataset(tmp_path)
+    notes = [finding for finding in found.findings if "may also be" in finding.message]
+    assert len(notes) == 1
+    assert "--layout flat" in notes[0].fix
+    assert discover_dataset(tmp_path, layout="flat").layout == "flat"
+
+
+def test_unknown_layout_name_lists_the_names(tmp_path):
+    write_folder(tmp_path, images=["a.png"], labels=["a_seg.png"])
+    with pytest.raises(AutosegError, match=r"choose one of .*bids.*flat"):
+        discover_dataset(tmp_path, layout="flatt")
+
+
+# --- lists ---
+
+
+def write_list_folder(tmp_path):
+    return write_folder(
+        tmp_path, images=["x/1.nii.gz", "y/2.nii.gz", "y/3.nii.gz"], labels=["l/one.nii.gz", "l/two.nii.gz"]
+    )
+
+
+def check_list(found, layout):
+    assert found.layout == layout
+    assert [case.case_id for case in found.training] == ["1", "2"]
+    assert [case.label.rpartition("/")[2] for case in found.training] == ["one.nii.gz", "two.nii.gz"]
+    assert [case.case_id for case in found.test] == ["3"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_table_of_cases(tmp_path, delimiter):
+    rows = [
+        "image,label,patient,split",
+        "x/1.nii.gz,l/one.nii.gz,p,train",
+        "y/2.nii.gz,l/two.nii.gz,p,train",
+        "y/3.nii.gz,,q,test",
+    ]
+    (write_list_folder(tmp_path) / "cases.csv").write_text("\n".join(rows).replace(",", delimiter))
+    for source in (tmp_path, tmp_path / "cases.csv"):
+        found = discover_dataset(source)
+        check_list(found, "table")
+        assert [case.group for case in found.training] == ["p", "p"]
+
+
+def test_table_with_columns_for_channels_and_classes(tmp_path):
+    write_list_folder(tmp_path)
+    (tmp_path / "t.csv").write_text(
+        "case,image_T1,image_T2,mask_liver,mask_spleen\nc,x/1.nii.gz,y/2.nii.gz,l/one.nii.gz,\n"
+    )
+    found = discover_dataset(tmp_path)
+    assert found.channels == ("T1", "T2")
+    # the only class there is: its files are label maps
+    assert found.training[0].label.endswith("/one.nii.gz")
+    assert [label.name for label in found.labels.classes] == ["liver"]
+
+
+def test_json_list(tmp_path):
+    write_list_folder(tmp_path)
+    listed = {
+        "training": [
+            {"image": "x/1.nii.gz", "label": "l/one.nii.gz"},
+            {"image": "./y/2.nii.gz", "label": "l/two.nii.gz"},
+        ],
+        "test": ["y/3.nii.gz"],
+    }
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    check_list(discover_dataset(tmp_path), "json_list")
+    check_list(discover_dataset(tmp_path / "list.json"), "json_list")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    check_list(discover_dataset(tmp_path), "json_list")
+    with pytest.raises(AutosegError, match=r"deep\.json"):
+        discover_dataset(tmp_path / "deep.json")
+
+
+def test_explicit_list_of_nnunet(tmp_path):
+    write_list_folder(tmp_path)
+    cases = {
+        "1": {"images": ["x/1.nii.gz"], "label": "l/one.nii.gz"},
+        "2": {"images": ["y/2.nii.gz"], "label": "l/two.nii.gz"},
+    }
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "liver": 1},
+                "file_ending": ".nii.gz",
+                "dataset": cases,
+            }
+        )
+    )
+    found = discover_dataset(tmp_path)
+    assert (found.layout, found.channels) == ("nnunet_list", ("CT",))
+    assert [case.case_id for case in found.training] == ["1", "2"]
+
+
+def test_faulty_entries_of_a_list_are_errors_with_their_line(tmp_path):
+    write_list_folder(tmp_path)
+    (tmp_path / "c.csv").write_text(
+        "image,label\nx/1.nii.gz,l/one.nii.gz\nx/9.nii.gz,l/two.nii.gz\nx/1.nii.gz,l/two.nii.gz\n,l/x\n"
+    )
+    found = discover_dataset(tmp_path)
+    assert [case.case_id for case in found.training] == ["1"]
+    errors = [finding for finding in found.findings if finding.severity == "error"]
+    assert [finding.where.rpartition(", ")[2] for finding in errors] == ["line 3", "line 4", "line 5"]
+
+
+def test_old_list_beside_the_folders_does_not_win(tmp_path):
+    write_folder(tmp_path, images=["imagesTr/a.nii.gz"], labels=["labelsTr/a.nii.gz"])
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {
+                "modality": {"0": "MRI"},
+                "labels": {"0": "background", "1": "x"},
+                "training": [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}],
+            }
+        )
+    )
+    found = discover_dataset(tmp_path)
+    assert (found.layout, found.findings) == ("msd", ())
+
+
+# --- public datasets ---
+
+KNOWN = {
+    "acdc": (
+        [
+            "training/patient001/patient001_frame01.nii.gz",
+            "training/patient001/patient001_frame12.nii.gz",
+            "training/patient002/patient002_frame01.nii.gz",
+            "testing/patient101/patient101_frame01.nii.gz",
+        ],
+        [
+            "training/patient001/patient001_frame01_gt.nii.gz",
+            "training/patient001/patient001_frame12_gt.nii.gz",
+            "training/patient002/patient002_frame01_gt.nii.gz",
+            "testing/patient101/patient101_frame01_gt.nii.gz",
+        ],
+    ),
+    "brats2021": (
+        [f"BraTS2021_0000{n}/BraTS2021_0000{n}_{c}.nii.gz" for n in (0, 2) for c in ("flair", "t1", "t1ce", "t2")],
+        [f"BraTS2021_0000{n}/BraTS2021_0000{n}_seg.nii.gz" for n in (0, 2)],
+    ),
+    "brats2023_gli": (
+        [
+            f"T/BraTS-GLI-{n}/BraTS-GLI-{n}-{c}.nii.gz"
+            for n in ("00005-000", "00005-001", "00006-000")
+            for c in ("t1n", "t1c", "t2w", "t2f")
+        ],
+        [f"T/BraTS-GLI-{n}/BraTS-GLI-{n}-seg.nii.gz" for n in ("00005-000", "00005-001", "00006-000")],
+    ),
+    "kits23": (
+        [f"dataset/case_0000{n}/imaging.nii.gz" for n in (1, 2)],
+        [f"dataset/case_0000{n}/segmentation.nii.gz" for n in (1, 2)],
+    ),
+    "amos22": (["imagesTr/amos_0001.nii.gz", "imagesTs/amos_0002.nii.gz"], ["labelsTr/amos_0001.nii.gz"]),
+    "promise12": (["Case00.mhd", "Case01.mhd"], ["Case00_segmentation.mhd", "Case01_segmentation.mhd"]),
+    "flare22": (["images/FLARE22_Tr_0001_0000.nii.gz"], ["labels/FLARE22_Tr_0001.nii.gz"]),
+    "totalsegmentator": (
+        ["s0000/ct.nii.gz", "s0004/ct.nii.gz"],
+        ["s0000/segmentations/liver.nii.gz", "s0004/segmentations/spleen.nii.gz"],
+    ),
+    **{
+        name: ([f"imagesTr/{case}.nii.gz"], [f"labelsTr/{case}.nii.gz"])
+        for name, case in {
+            "msd_task01": "BRATS_001",
+            "msd_task02": "la_003",
+            "msd_task03": "liver_0",
+            "msd_task04": "hippocampus_001",
+            "msd_task05": "prostate_00",
+            "msd_task06": "lung_001",
+            "msd_task07": "pancreas_001",
+            "msd_task08": "hepaticvessel_001",
+            "msd_task09": "spleen_8",
+            "msd_task10": "colon_001",
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("layout", load_known(), ids=lambda layout: layout.name)
+def test_public_dataset_is_recognised_by_its_names(layout, tmp_path):
+    images, labels = KNOWN[layout.name]
+    found = discover_dataset(write_folder(tmp_path, images=images, labels=labels))
+    assert (found.layout, found.known) == (layout.name, layout.title)
+    names = layout.channels.values() if isinstance(layout.channels, dict) else layout.channels
+    assert found.channels == tuple(names)
+    assert layout.known.licence
+    assert layout.known.source
+    # so few cases are a part of it, which is no fault
+    counts = [finding for finding in found.findings if "labelled cases, here are" in finding.message]
+    assert [finding.severity for finding in counts] == ["note"]
+
+
+def test_what_is_known_gives_names_regions_and_patients(tmp_path):
+    acdc = discover_dataset(write_folder(tmp_path / "a", images=KNOWN["acdc"][0], labels=KNOWN["acdc"][1]))
+    assert [case.group for case in acdc.training] == ["patient001", "patient001", "patient002"]
+    assert [label.name for label in acdc.labels.classes] == ["right ventricle", "myocardium", "left ventricle"]
+    assert [case.case_id for case in acdc.test] == ["patient101_frame01"]
+    brats = discover_dataset(write_folder(tmp_path / "b", images=KNOWN["brats2021"][0], labels=KNOWN["brats2021"][1]))
+    assert [path.rpartition("_")[2] for path in brats.training[0].images] == [
+        "t1.nii.gz",
+        "t1ce.nii.gz",
+        "t2.nii.gz",
+        "flair.nii.gz",
+    ]
+    assert brats.file_values == (0, 1, 2, 4)
+    assert [brats.file_values[value] for value in brats.labels.region_order] == [2, 1, 4]
+    kits = discover_dataset(write_folder(tmp_path / "k", images=KNOWN["kits23"][0], labels=KNOWN["kits23"][1]))
+    assert kits.labels.region_order == (1, 3, 2)
+    visits = discover_dataset(
+        write_folder(tmp_path / "v", images=KNOWN["brats2023_gli"][0], labels=KNOWN["brats2023_gli"][1])
+    )
+    assert [case.group for case in visits.training] == ["BraTS-GLI-00005", "BraTS-GLI-00005", "BraTS-GLI-00006"]
+
+
+def test_other_labels_under_the_same_names_are_another_dataset(tmp_path):
+    write_folder(tmp_path, images=["imagesTr/liver_0.nii.gz"], labels=["labelsTr/liver_0.nii.gz"])
+    (tmp_path / "dataset.json").write_text(
+        json.dumps(
+            {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "left lobe", "2": "right lobe", "3": "vessel"}}
+        )
+    )
+    found = discover_dataset(tmp_path)
+    assert (found.layout, found.known) == ("msd", None)
+
+
+def test_more_cases_than_a_public_dataset_has_are_a_warning(tmp_path):
+    cases = [f"la_{number:03d}.nii.gz" for number in range(21)]
+    write_labels(tmp_path / "labelsTr" / cases[0])
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for case in cases:
+            (tmp_path / folder / case).write_bytes((tmp_path / "labelsTr" / cases[0]).read_bytes())
+    (warning,) = [finding for finding in discover_dataset(tmp_path).findings if finding.severity == "warning"]
+    assert "has 20 labelled cases, here are 21" in warning.message
+
+
+def test_the_real_hippocampus_is_known(real_data):
+    found = discover_dataset(real_data / "Task04_Hippocampus")
+    assert found.known == "Medical Segmentation Decathlon, Task04 Hippocampus"
+    assert [finding.severity for finding in found.findings] == ["note"]

@@ -1,0 +1,110 @@
+"""Label maps are compared with the others, by ratio and by spread, whatever their unit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.plausibility import LabelFacts, implausible_labels, rare_classes
+from autoseg.imaging.volume import Geometry
+from planners import LabelClass, Labels
+
+DATASET = DatasetDescription(
+    name="Small",
+    root="/data",
+    layout="msd",
+    channels=("MRI",),
+    file_values=(0, 3, 8),
+    file_ending=".nii.gz",
+    labels=Labels(classes=(LabelClass(name="head", values=(1,)), LabelClass(name="tail", values=(2,)))),
+    training=(Case(case_id="a", images=("/data/a",), label="/data/b"),),
+)
+
+
+def fact(name, *, shape=(20, 30, 40), spacing_mm=(2.0, 1.0, 1.0), head=500, tail=300, paired=True):
+    return LabelFacts(
+        case_id=name,
+        path=f"/data/{name}",
+        paired=paired,
+        geometry=Geometry(shape=shape, spacing_mm=spacing_mm),
+        counts={0: 1000, 3: head, 8: tail},
+    )
+
+
+def usual(number):
+    return [fact(f"c{index:03d}") for index in range(number)]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40))
+def test_spread_within_the_ratios_is_never_unusual(seed, number):
+    random = np.random.default_rng(seed)
+    facts = [
+        fact(
+            f"c{index:03d}",
+            shape=tuple(int(size) for size in random.integers(20, 30, 3)),
+            spacing_mm=tuple(float(mm) for mm in random.uniform(0.7, 1.6, 3)),
+            head=int(random.integers(400, 900)),
+            tail=int(random.integers(100, 300)),
+        )
+        for index in range(number)
+    ]
+    assert implausible_labels(facts, DATASET) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spacing_mm": (7.0, 1.0, 1.0)}, "spacing 7x1x1 mm against a median of 2x1x1"),
+        ({"shape": (20, 300, 400)}, "size 20x300x400 voxels against a median of 20x30x40"),
+        ({"head": 50_000}, "head of 100 ml against a median of 1"),
+        ({"tail": 0}, "no voxel of tail, which 12 of them have"),
+    ],
+)
+def test_each_sign_alone_is_a_warning(change, words):
+    (finding,) = implausible_labels([*usual(12), fact("odd", **change)], DATASET)
+    assert (finding.severity, finding.case) == ("warning", "odd")
+    assert words in finding.message
+
+
+def test_wide_spread_of_the_others_is_respected():
+    volumes = [10**exponent for exponent in np.linspace(1, 5, 12)]  # tumours from a speck to a fist
+    facts = [fact(f"c{index}", head=int(volume)) for index, volume in enumerate(volumes)]
+    assert implausible_labels(facts, DATASET) == []
+
+
+@pytest.mark.parametrize(("number", "expected"), [(5, 0), (6, 1)])
+def test_nothing_is_called_unusual_among_few(number, expected):
+    facts = [*usual(number - 1), fact("odd", spacing_mm=(9.0, 1.0, 1.0))]
+    assert len(implausible_labels(facts, DATASET)) == expected
+
+
+def test_label_map_without_image_is_judged_but_does_not_judge():
+    orphans = [fact(f"orphan{index}", spacing_mm=(9.0, 1.0, 1.0), paired=False) for index in range(30)]
+    findings = implausible_labels([*usual(6), *orphans], DATASET)
+    assert {finding.case for finding in findings} == {orphan.case_id for orphan in orphans}
+
+
+def test_empty_label_map_is_not_blamed_for_missing_classes():
+    assert implausible_labels([*usual(12), fact("empty", head=0, tail=0)], DATASET) == []
+
+
+@given(st.permutations(range(14)))
+def test_order_of_cases_does_not_matter(order):
+    facts = [*usual(13), fact("odd", tail=0)]
+    assert implausible_labels([facts[index] for index in order], DATASET) == implausible_labels(facts, DATASET)
+
+
+@pytest.mark.parametrize(
+    ("tails", "severity"),
+    [([0, 0, 0, 0], "warning"), ([1, 0, 0, 0], "note"), ([1, 1, 0], "note"), ([1, 1, 1, 0], None), ([1, 1], None)],
+)
+def test_rare_classes_are_told_by_the_cases_that_have_them(tails, severity):
+    findings = rare_classes([fact(f"c{index}", tail=tail) for index, tail in enumerate(tails)], DATASET)
+    assert [finding.severity for finding in findings] == ([] if severity is None else [severity])
+
+
+def test_without_readable_label_maps_nothing_is_said():
+    assert rare_classes([], DATASET) == []

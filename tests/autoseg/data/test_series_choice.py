@@ -1,0 +1,134 @@
+"""Of several real DICOM series in a case one is taken; which, why, and how to take another is said."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+
+from autoseg.data.checks import check_dataset
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_header, read_volume, write_label_map
+from autoseg.tracking.progress import SilentReporter
+
+SERIES = {"ct": "ct_body_jpeg2000/dicom", "t2": "mr_prostatex_t2_tra", "adc": "mr_prostatex_adc"}
+
+
+@pytest.fixture
+def series(real_data):
+    """Copies the slices of real series into a folder; returns it."""
+
+    def put(folder: Path, *names: str) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            for file in sorted((real_data / "dicom_series" / SERIES[name]).iterdir()):
+                if file.is_file() and pydicom.misc.is_dicom(file):
+                    shutil.copyfile(file, folder / f"{name}_{file.name}")
+        return folder
+
+    return put
+
+
+def write_label(path: Path, image: Path) -> None:
+    """A label map on the grid of a series."""
+    geometry = read_header(image).geometry
+    write_label_map(path, np.resize([0, 0, 1], geometry.shape), geometry)
+
+
+def uid_of(path: str) -> str:
+    return path.rpartition("#")[2]
+
+
+def errors(folder: Path, **options) -> list[str]:
+    found = discover_dataset(folder, **options)
+    return [f.message for f in check_dataset(found, num_workers=1, reporter=SilentReporter()) if f.severity == "error"]
+
+
+def test_the_series_on_which_the_label_map_lies_is_taken(series, real_data, tmp_path):
+    series(tmp_path / "data" / "p" / "scan", "ct", "t2", "adc")
+    shutil.copyfile(
+        real_data / "dicom_series/ct_body_jpeg2000/example_seg_dicom.nii.gz", tmp_path / "data" / "p" / "seg.nii.gz"
+    )
+    found = discover_dataset(tmp_path / "data")
+    (case,) = found.training
+    np.testing.assert_array_equal(
+        read_volume(case.image_paths).array, read_volume([real_data / "dicom_series" / SERIES["ct"]]).array
+    )
+    assert found.channels == ("CT",)
+    (note,) = found.findings
+    assert (note.severity, note.case_id) == ("note", "p")
+    assert (
+        "taken is 'CT Body 3.0', on which its labels lie; the others are 'ep2d_diff_tra_DYNDIST_ADC', 't2_tse_tra'"
+        in note.message
+    )
+    assert errors(tmp_path / "data") == []
+
+
+def test_dicom_seg_names_its_series(series, real_data, tmp_path):
+    """Two series on one grid: the one that the segmentation refers to is meant."""
+    source = real_data / "dicom_seg_ct3slice"
+    (tmp_path / "data" / "p" / "scan").mkdir(parents=True)
+    for file in (source / "ct-3slice").iterdir():
+        shutil.copyfile(file, tmp_path / "data" / "p" / "scan" / file.name)
+        tags = pydicom.dcmread(file)
+        tags.SeriesInstanceUID = "1.2.3"
+        tags.SeriesDescription = "another reconstruction"
+        tags.save_as(tmp_path / "data" / "p" / "scan" / f"other_{file.name}")
+    shutil.copyfile(source / "liver.dcm", tmp_path / "data" / "p" / "seg.dcm")
+    found = discover_dataset(tmp_path / "data")
+    assert uid_of(found.training[0].images[0]) == pydicom.dcmread(source / "ct-3slice" / "01.dcm").SeriesInstanceUID
+    assert [finding.severity for finding in found.findings] == ["note"]
+
+
+def guess(series, tmp_path) -> Path:
+    """Two series on one grid that only differ in their description, in folders of their own; one case has but the first."""
+    for case, names in (("p", ("first", "second")), ("q", ("first",))):
+        for number, name in enumerate(names, 1):
+            folder = series(tmp_path / "data" / case / name, "adc")
+            for file in folder.iterdir():
+                tags = pydicom.dcmread(file)
+                tags.SeriesDescription, tags.SeriesNumber, tags.SeriesInstanceUID = (
+                    f"{name} run",
+                    number,
+                    f"1.2.{number}",
+                )
+                tags.save_as(file)
+        write_label(tmp_path / "data" / case / "seg.nii.gz", tmp_path / "data" / case / "first")
+    return tmp_path / "data"
+
+
+def test_a_guess_is_a_warning_with_the_way_out(series, tmp_path):
+    folder = guess(series, tmp_path)
+    found = discover_dataset(folder)
+    assert [Path(case.images[0]).name for case in found.training] == ["first", "first"]
+    (warning,) = (f for f in found.findings if f.severity == "warning")
+    assert (
+        "taken is 'first run', which more cases have, or which has more slices; the others are 'second run'"
+        in warning.message
+    )
+    assert 'extends = "dicom_cases"' in warning.fix
+    assert errors(folder) == []
+
+
+@pytest.mark.parametrize("wanted", ["2", "1.2.2", "SECOND*", "second"])
+def test_the_series_that_the_spec_file_names_is_taken(series, tmp_path, wanted):
+    folder = guess(series, tmp_path)
+    (tmp_path / "spec.toml").write_text(f'extends = "dicom_cases"\nseries = "{wanted}"\n')
+    found = discover_dataset(folder, spec=tmp_path / "spec.toml")
+    assert Path(found.training[0].images[0]).name == "second"
+    (error,) = found.findings
+    assert (error.severity, error.case_id) == ("error", "q")
+    assert "none of its series is what series = " in error.message
+    assert "'first run' (number 1, 19 slices)" in error.message
+
+
+def test_series_of_unlabelled_cases_follow_the_labelled_ones(series, tmp_path):
+    folder = guess(series, tmp_path)
+    series(folder / "r", "t2")
+    for file in (folder / "p" / "first").iterdir():
+        shutil.copyfile(file, folder / "r" / file.name)
+    (case,) = discover_dataset(folder).test
+    assert uid_of(case.images[0]) == "1.2.1"

@@ -1,0 +1,295 @@
+"""DICOM series: read in order, refused when they are no box of slices."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import (
+    CTImageStorage,
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    RLELossless,
+)
+
+from autoseg.imaging.readers import files_of, guarded, is_dicom_series, list_series, read_header, read_volume
+from autoseg.issues import AutosegError
+
+STEP = 2.5
+
+
+def write_slice(
+    path: Path, position: tuple[float, float, float], value: int, series: str = "1.2.3", rows: int = 4
+) -> None:
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = CTImageStorage
+    meta.MediaStorageSOPInstanceUID = f"1.2.3.4.{abs(hash(path.name)) % 10**9}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    tags = pydicom.Dataset()
+    tags.file_meta = meta
+    tags.SOPClassUID, tags.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+    tags.Modality, tags.SeriesInstanceUID, tags.StudyInstanceUID = "CT", series, "1.2"
+    tags.SeriesDescription = f"series {series}"
+    tags.ImagePositionPatient = list(position)
+    tags.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    tags.PixelSpacing = [0.5, 0.75]
+    tags.Rows, tags.Columns = rows, 5
+    tags.SamplesPerPixel, tags.PhotometricInterpretation = 1, "MONOCHROME2"
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, 16, 15, 1
+    tags.RescaleSlope, tags.RescaleIntercept = 1, -1000
+    tags.PixelData = np.full((rows, 5), value, "<i2").tobytes()
+    tags.save_as(path, enforce_file_format=True)
+
+
+def write_stack(folder: Path, positions: list[tuple[float, float, float]]) -> None:
+    for i, position in enumerate(positions):  # names run against the positions
+        write_slice(folder / f"slice_{99 - i}.dcm", position, value=i)
+
+
+def test_slices_are_ordered_by_position_and_rescaled(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(1.0, 2.0, STEP * i) for i in range(4)])
+    assert is_dicom_series(tmp_path)
+    got = read_volume([tmp_path])
+    assert got.array[0, :, 0, 0].tolist() == [-1000, -999, -998, -997]
+    assert got.geometry.shape == (4, 4, 5)
+    assert got.geometry.spacing_mm == (STEP, 0.5, 0.75)
+    assert got.geometry.origin_mm == (1, 2, 0)
+    assert read_header(tmp_path).geometry == got.geometry
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([(0.0, 0.0, STEP * i) for i in (0, 1, 2, 4, 5)], "5 mm between slice_97.dcm and slice_96.dcm"),
+        ([(0.0, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, STEP)], "more than one volume"),
+        ([(0.0, 0.5 * i, STEP * i) for i in range(4)], "gantry tilt of 11.3 degrees"),
+    ],
+)
+def test_series_that_form_no_box_are_refused(
+    tmp_path: Path, positions: list[tuple[float, float, float]], message: str
+) -> None:
+    write_stack(tmp_path, positions)
+    with pytest.raises(AutosegError, match=message):
+        read_header(tmp_path)
+
+
+def test_two_series_in_a_folder_are_told_apart(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    write_slice(tmp_path / "other", (0.0, 0.0, 0.0), 1, series="1.2.4")
+    with pytest.raises(AutosegError, match=r"2 series \(3 slices of .series 1\.2\.3., .*#1\.2\.3; 1 slices"):
+        read_header(tmp_path)
+
+
+def test_slices_of_different_size_are_refused(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    write_slice(tmp_path / "wide.dcm", (0.0, 0.0, STEP * 3), 1, rows=6)
+    with pytest.raises(AutosegError, match="Rows is"):
+        read_header(tmp_path)
+
+
+def test_a_single_slice_has_thickness_or_one_millimetre(tmp_path: Path) -> None:
+    write_slice(tmp_path / "only.dcm", (0.0, 0.0, 0.0), 1)
+    assert read_header(tmp_path).geometry.spacing_mm[0] == 1
+
+
+def test_other_folders_are_no_series(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("nothing")
+    assert not is_dicom_series(tmp_path)
+    assert not is_dicom_series(tmp_path / "missing")
+    with pytest.raises(AutosegError, match="0 DICOM files"):
+        read_header(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["mr_prostatex_t2_tra", "mr_prostatex_adc", "ct_body_jpeg2000/dicom"])
+def test_real_series_agree_with_itk(real_data: Path, name: str) -> None:
+    folder = real_data / "dicom_series" / name
+    files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
+    expected = SimpleITK.ReadImage(files)
+    got = read_volume([folder])
+    assert np.array_equal(got.array[0], SimpleITK.GetArrayFromImage(expected).astype(np.float32))
+    assert got.geometry.spacing_mm[::-1] == pytest.approx(expected.GetSpacing(), abs=1e-5)
+    assert got.geometry.origin_mm == pytest.approx(expected.GetOrigin(), abs=1e-5)
+    assert np.allclose(np.array(got.geometry.direction).ravel(), expected.GetDirection(), atol=1e-6)
+
+
+def test_the_real_missing_slice_is_found(real_data: Path) -> None:
+    with pytest.raises(AutosegError, match="3 mm apart but 6 mm"):
+        read_header(real_data / "dicom_series" / "mr_prostatex_calcbval_missing_slice")
+
+
+def test_one_of_several_series_is_named_by_its_uid(tmp_path: Path) -> None:
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    write_stack(folder, [(0.0, 0.0, STEP * i) for i in range(3)])
+    for i in range(2):
+        write_slice(folder / f"other_{i}", (0.0, 0.0, 4.0 * i), 7, series="1.2.4")
+    names = list_series(folder)
+    assert [(name.path.name, name.num_slices, name.modality) for name in names] == [
+        ("scan#1.2.3", 3, "CT"),
+        ("scan#1.2.4", 2, "CT"),
+    ]
+    assert all(is_dicom_series(name.path) for name in names)
+    assert read_header(names[0].path).geometry.shape == (3, 4, 5)
+    assert read_volume([names[1].path]).array.max() == -993
+    with pytest.raises(AutosegError, match=r"has no series 1\.2\.9, but 2 other"):
+        read_header(folder.parent / "scan#1.2.9")
+
+
+def test_files_that_are_no_slices_are_passed_over(tmp_path: Path, real_data: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    shutil.copy(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path)
+    (tmp_path / "LICENSE").write_text("free")
+    assert read_header(tmp_path).geometry.shape == (3, 4, 5)
+    assert list_series(tmp_path)[0].path == tmp_path
+
+
+@pytest.mark.parametrize("length", [0, 100, 150, 166, 190, 344, 600])
+def test_a_cut_slice_is_not_left_out_silently(tmp_path: Path, length: int) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(4)])
+    last = tmp_path / "slice_96.dcm"
+    last.write_bytes(last.read_bytes()[:length])
+    with pytest.raises(AutosegError, match=r"slice_96\.dcm could not be read"):
+        read_volume([tmp_path])
+
+
+def test_stored_bits_are_cut_out_and_signed(tmp_path: Path) -> None:
+    """Twelve of sixteen bits; what lies above them is an overlay, not a value."""
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 0)
+    tags = pydicom.dcmread(tmp_path / "a.dcm")
+    tags.BitsStored, tags.HighBit = 12, 11
+    tags.PixelData = np.full((4, 5), 0x5FFE, "<u2").tobytes()
+    tags.save_as(tmp_path / "a.dcm")
+    assert read_volume([tmp_path]).array[0, 0, 0, 0] == -2 - 1000
+
+
+def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:
+    """As in PET, where every slice is scaled to its own largest value."""
+    for i in range(3):
+        write_slice(tmp_path / f"{i}.dcm", (0.0, 0.0, STEP * i), 10)
+        tags = pydicom.dcmread(tmp_path / f"{i}.dcm")
+        tags.RescaleSlope, tags.RescaleIntercept = 0.5 * (i + 1), 0
+        tags.save_as(tmp_path / f"{i}.dcm")
+    assert read_volume([tmp_path]).array[0, :, 0, 0].tolist() == [5, 10, 15]
+    assert not read_header(tmp_path).is_integer
+
+
+def test_run_length_packed_slices_are_read(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(-500, 500, (3, 4, 5)).astype("<i2")
+    for i in range(3):
+        write_slice(tmp_path / f"{i}.dcm", (0.0, 0.0, STEP * i), 0)
+        tags = pydicom.dcmread(tmp_path / f"{i}.dcm")
+        tags.PixelData = pixels[i].tobytes()
+        tags.compress(RLELossless)
+        tags.save_as(tmp_path / f"{i}.dcm")
+    assert np.array_equal(read_volume([tmp_path]).array[0], pixels - 1000)
+
+
+def test_single_files_are_slices_or_flat_images(tmp_path: Path, real_data: Path) -> None:
+    file = sorted((real_data / "dicom_series" / "mr_prostatex_adc").iterdir())[3]
+    got = read_volume([file])
+    assert np.array_equal(got.array[0], read_volume([file.parent]).array[0, [-4]])  # names run against the positions
+    assert got.geometry.dimensions == 3
+    tags = pydicom.dcmread(file)
+    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = DigitalXRayImageStorageForPresentation
+    del tags.ImagePositionPatient, tags.ImageOrientationPatient
+    tags.save_as(tmp_path / "xray.dcm")
+    flat = read_volume([tmp_path / "xray.dcm"])
+    assert np.array_equal(flat.array, got.array)
+    assert (flat.geometry.dimensions, flat.geometry.has_orientation) == (2, False)
+
+
+def test_a_broken_jpeg_2000_slice_is_refused_soon(tmp_path: Path, real_data: Path) -> None:
+    """ITK's reader searches such a file for many seconds; it gets only well-formed pixels to see."""
+    source = sorted((real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom").iterdir())[0]
+    content = source.read_bytes()
+    for name, broken in (("cut", content[: len(content) // 2]), ("hole", content[:60_000] + content[60_016:])):
+        path = tmp_path / f"{name}.dcm"
+        path.write_bytes(broken)
+        begin = sum(os.times()[:4])
+        with pytest.raises(AutosegError, match=rf"{name}\.dcm could not be read"):
+            read_volume([path])
+        assert sum(os.times()[:4]) - begin < 10  # of processor time, workers included; it takes one or two
+
+
+def test_a_worker_has_a_limit_of_memory(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded, "BASE_BYTES", 2 * 10**8)  # less than the libraries need to load
+    with pytest.raises(AutosegError, match="could not be read"):
+        read_volume([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.5.1.4.1.1.2", "1.2.3.4"])
+def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) -> None:
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 1)
+    content = (tmp_path / "a.dcm").read_bytes()
+    plain = ExplicitVRLittleEndian.encode() + b"\0"
+    padded = syntax.encode().ljust(len(plain), b"\0")[: len(plain)]
+    (tmp_path / "a.dcm").write_bytes(content.replace(plain, padded))
+    with pytest.raises(AutosegError, match=r"a\.dcm could not be read"):
+        read_volume([tmp_path])
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm", ".IMA"])
+@pytest.mark.parametrize(
+    "beside", [".DS_Store", "Thumbs.db", "notes.txt", "viewer.xml", "seg.nii.gz", "seg.nii.gz.json"]
+)
+def test_what_lies_beside_slices_is_none_of_their_files(tmp_path: Path, ending: str, beside: str) -> None:
+    slices = tuple(tmp_path / f"slice{i}{ending}" for i in range(3))
+    for i, path in enumerate(slices):
+        write_slice(path, (0.0, 0.0, STEP * i), value=i)
+    (tmp_path / beside).write_bytes(bytes(200))
+    assert files_of(tmp_path) == slices
+    assert len(read_volume([tmp_path]).array[0]) == 3
+
+
+def test_a_folder_without_slices_has_all_its_files_and_a_broken_slice_counts(tmp_path: Path) -> None:
+    for name in ("b", "a.txt"):
+        (tmp_path / name).write_text("no slice")
+    assert files_of(tmp_path) == (tmp_path / "a.txt", tmp_path / "b")
+    (tmp_path / "broken.dcm").write_text("no slice, but reading the folder fails for it")
+    assert files_of(tmp_path) == (tmp_path / "broken.dcm",)
+    with pytest.raises(AutosegError, match=r"broken\.dcm"):
+        read_header(tmp_path)
+
+
+def test_each_of_several_series_has_its_own_files(tmp_path: Path) -> None:
+    own = {uid: tuple(tmp_path / f"{uid}_{i}" for i in range(3)) for uid in ("1.2.5", "1.2.6")}
+    for uid, paths in own.items():
+        for i, path in enumerate(paths):
+            write_slice(path, (0.0, 0.0, STEP * i), value=i, series=uid)
+    for series in list_series(tmp_path):
+        assert files_of(series.path) == own[series.uid]
+    write_slice(tmp_path / "1.2.7_0", (0.0, 0.0, 0.0), value=1, series="1.2.7")
+    assert files_of(f"{tmp_path}#1.2.5") == own["1.2.5"]
+    write_slice(own["1.2.6"][2], (0.0, 0.0, 2 * STEP), value=1234, series="1.2.5")
+    assert files_of(f"{tmp_path}#1.2.5") == (*own["1.2.5"], own["1.2.6"][2])
+    assert len(files_of(f"{tmp_path}#9.9")) == 7
+    own["1.2.5"][0].write_bytes(own["1.2.5"][0].read_bytes()[:150])  # reading any series fails for it
+    assert files_of(f"{tmp_path}#1.2.7") == (own["1.2.5"][0], tmp_path / "1.2.7_0")
+    with pytest.raises(AutosegError, match=r"1\.2\.5_0"):
+        read_header(f"{tmp_path}#1.2.7")
+
+
+@pytest.mark.parametrize("ending", ["", ".dcm"])
+def test_a_slice_that_cannot_be_reached_is_not_left_out(tmp_path: Path, ending: str) -> None:
+    """The last one leaves no gap that could be noticed; links of data sets that are fetched in parts lead nowhere at first."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for i in range(4):
+        write_slice(folder / f"slice{i}{ending}", (0.0, 0.0, STEP * i), value=i)
+    last = folder / f"slice3{ending}"
+    last.rename(tmp_path / "elsewhere")
+    assert len(read_volume([folder]).array[0]) == 3
+    last.symlink_to(tmp_path / "fetched")
+    (folder / ".#lock").symlink_to("somebody@host")
+    with pytest.raises(AutosegError, match=r"slice3.* could not be read \(No such file or directory\).*may be a slice"):
+        read_volume([folder])
+    with pytest.raises(AutosegError, match="slice3"):
+        read_header(folder)
+    (tmp_path / "elsewhere").rename(tmp_path / "fetched")
+    assert len(read_volume([folder]).array[0]) == 4

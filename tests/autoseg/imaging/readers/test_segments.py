@@ -1,0 +1,195 @@
+"""DICOM SEG: segments with names, places and overlaps, placed in the grid of their image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, SegmentationStorage, generate_uid
+
+from autoseg.imaging.orientation import align_label_map
+from autoseg.imaging.readers import (
+    is_segmentation,
+    read_header,
+    read_label_map,
+    read_segments,
+    read_volume,
+    write_label_map,
+)
+from autoseg.imaging.volume import Geometry
+from autoseg.issues import AutosegError
+
+SHAPE = (6, 5, 7)
+IMAGE = Geometry(shape=SHAPE, spacing_mm=(2.5, 0.5, 0.75), origin_mm=(3.0, 4.0, -10.0))
+
+
+def masks() -> dict[int, NDArray[np.bool_]]:
+    """Three segments that do not touch: one in slices 1 and 2, one in slice 4, one in 1."""
+    found = {number: np.zeros(SHAPE, bool) for number in (1, 2, 5)}
+    found[1][1:3, 1:3, 2:6] = True
+    found[2][4, 0:4, 0] = True
+    found[5][1, 4, 3:] = True
+    return found
+
+
+def write_segments(path: Path, segments: dict[int, NDArray[np.bool_]], kind: str = "BINARY", **changes: object) -> Path:
+    """Frames of the slices that hold anything, and no others."""
+    tags = Dataset()
+    tags.file_meta = FileMetaDataset()
+    storage = UID("1.2.840.10008.5.1.4.1.1.66.7") if kind == "LABELMAP" else SegmentationStorage
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = storage
+    tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    tags.Modality, tags.SegmentationType = "SEG", kind
+    tags.Rows, tags.Columns = SHAPE[1:]
+    tags.SamplesPerPixel, tags.PhotometricInterpretation, tags.PixelRepresentation = 1, "MONOCHROME2", 0
+    tags.BitsAllocated = tags.BitsStored = 1 if kind == "BINARY" else 8
+    tags.HighBit = tags.BitsStored - 1
+    if kind == "FRACTIONAL":
+        tags.MaximumFractionalValue = 200
+    shared, measures, plane = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = [0.5, 0.75], 3.0
+    if changes.get("with_step", True):
+        measures.SpacingBetweenSlices = 2.5
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    tags.SharedFunctionalGroupsSequence, tags.SegmentSequence = [shared], []
+    for number in segments:
+        segment = Dataset()
+        segment.SegmentNumber, segment.SegmentLabel = number, f"class {number}"
+        tags.SegmentSequence.append(segment)
+    frames, pixels = [], []
+    wanted = (
+        [(0, z) for z in range(SHAPE[0])]
+        if kind == "LABELMAP"
+        else [(number, int(z)) for number, mask in segments.items() for z in np.flatnonzero(mask.any(axis=(1, 2)))]
+    )
+    for number, z in wanted:
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionPatient = [3.0, 4.0, -10.0 + 2.5 * z]
+        frame.PlanePositionSequence = [place]
+        if number:
+            owner = Dataset()
+            owner.ReferencedSegmentNumber = number
+            frame.SegmentIdentificationSequence = [owner]
+            pixels.append(segments[number][z])
+        else:
+            pixels.append(sum(n * mask[z] for n, mask in segments.items()))
+        frames.append(frame)
+    tags.PerFrameFunctionalGroupsSequence, tags.NumberOfFrames = frames, len(frames)
+    stacked = np.array(pixels)
+    if kind == "BINARY":
+        raw = np.packbits(stacked.ravel(), bitorder="little").tobytes()
+    else:
+        raw = (stacked * (101 if kind == "FRACTIONAL" else 1)).astype(np.uint8).tobytes()
+    tags.PixelData = raw + b"\0" * (len(raw) % 2)
+    if changes.get("compress"):
+        tags.compress(RLELossless)
+    tags.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+@pytest.mark.parametrize("with_step", [True, False])
+def test_segments_lie_where_they_were_put(tmp_path: Path, kind: str, with_step: bool) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks(), kind, with_step=with_step)
+    assert is_segmentation(path)
+    found = read_segments(path)
+    assert [(segment.number, segment.name) for segment in found.segments] == [
+        (1, "class 1"),
+        (2, "class 2"),
+        (5, "class 5"),
+    ]
+    assert found.overlaps() == {}
+    assert bool(found.notes) == (kind == "FRACTIONAL")
+    header, label_map = read_header(path), read_label_map(path)
+    assert header.geometry == label_map.geometry == found.geometry
+    assert header.may_be_part
+    assert found.geometry.spacing_mm == pytest.approx((2.5, 0.5, 0.75))
+    expected = sum(number * mask for number, mask in masks().items())
+    assert np.array_equal(align_label_map(label_map, IMAGE), expected)
+    assert np.array_equal(align_label_map(read_label_map(f"{path}#2"), IMAGE), masks()[2])
+
+
+def test_a_segmentation_is_placed_in_an_image_stored_in_another_orientation(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks())
+    turned = IMAGE.model_copy(
+        update={
+            "origin_mm": (3.0, 4.0 + 4 * 0.5, -10.0),
+            "direction": ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0)),
+        }
+    )
+    got = align_label_map(read_label_map(path), turned)
+    assert np.array_equal(got, sum(n * mask for n, mask in masks().items())[:, ::-1])
+
+
+def test_a_segmentation_of_another_image_is_refused(tmp_path: Path) -> None:
+    label_map = read_label_map(write_segments(tmp_path / "seg.dcm", masks()))
+    for changes in ({"origin_mm": (3.3, 4.0, -10.0)}, {"shape": (3, 5, 7)}, {"spacing_mm": (2.0, 0.5, 0.75)}):
+        with pytest.raises(AutosegError, match="no part of its image"):
+            align_label_map(label_map, IMAGE.model_copy(update=changes))
+
+
+def test_overlapping_segments_are_masks_but_no_label_map(tmp_path: Path) -> None:
+    segments = masks()
+    segments[2][1, 1, 2:4] = True
+    path = write_segments(tmp_path / "seg.dcm", segments)
+    found = read_segments(path)
+    assert found.overlaps() == {(1, 2): 2}
+    first = found.geometry.origin_mm[2]
+    for segment in found.segments:
+        begin = round((first + 10) / 2.5)
+        assert np.array_equal(segment.mask, segments[segment.number][begin : begin + found.geometry.shape[0]])
+    with pytest.raises(AutosegError, match=r"1 \(class 1\) and 2 \(class 2\) share 2 voxels.*seg\.dcm#5 \(class 5\)"):
+        read_label_map(path)
+    assert np.array_equal(align_label_map(read_label_map(f"{path}#2"), IMAGE), segments[2])
+
+
+def test_run_length_compressed_segments_are_read(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks(), "FRACTIONAL", compress=True)
+    assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == RLELossless
+    assert np.array_equal(align_label_map(read_label_map(path), IMAGE), sum(n * mask for n, mask in masks().items()))
+
+
+def test_what_is_wrong_with_a_segmentation_is_said(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks())
+    with pytest.raises(AutosegError, match=r"seg\.dcm has no segment 7; it has seg\.dcm#1 \(class 1\)"):
+        read_label_map(f"{path}#7")
+    with pytest.raises(AutosegError, match=r"seg\.dcm has 4 frames"):
+        read_volume([path])
+    tags = pydicom.dcmread(path)
+    tags.PixelData = tags.PixelData[:8]
+    tags.save_as(tmp_path / "short.dcm")
+    with pytest.raises(AutosegError, match=r"short\.dcm could not be read \(its header promises 18 bytes"):
+        read_label_map(tmp_path / "short.dcm")
+    del tags.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
+    tags.save_as(tmp_path / "lost.dcm")
+    with pytest.raises(AutosegError, match=r"lost\.dcm could not be read \(a frame has no ImagePositionPatient"):
+        read_header(tmp_path / "lost.dcm")
+
+
+def test_real_segments_agree_with_their_nrrd_label_maps(real_data: Path) -> None:
+    folder = real_data / "dicom_seg_ct3slice"
+    image = read_header(folder / "ct-3slice").geometry
+    liver = align_label_map(read_label_map(folder / "liver.dcm"), image)
+    assert np.array_equal(liver, read_label_map(folder / "liver_seg.nrrd").array)
+    maps = [read_label_map(folder / f"partial_overlaps-{k}.nrrd").array for k in (1, 2, 3)]
+    found = read_segments(folder / "partial_overlaps.dcm")
+    assert [segment.name for segment in found.segments] == ["GREEN", "ORANGE", "PURPLE", "LIGHT_BLUE", "DARK_BLUE"]
+    assert found.overlaps() == {(1, 2): 3017, (1, 3): 95, (2, 3): 50}
+    for segment in found.segments:
+        expected = next(array == segment.number for array in maps if (array == segment.number).any())
+        assert np.array_equal(
+            align_label_map(read_label_map(f"{folder}/partial_overlaps.dcm#{segment.number}"), image), expected
+        )
+
+
+def test_a_segment_can_be_written_in_the_grid_of_its_image(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "dicom_seg_ct3slice"
+    image = read_header(folder / "ct-3slice").geometry
+    write_label_map(tmp_path / "a.nii.gz", align_label_map(read_label_map(folder / "liver.dcm"), image), image)
+    assert int(read_label_map(tmp_path / "a.nii.gz").array.sum()) == 107098
