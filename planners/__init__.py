@@ -1,7 +1,15 @@
 """The front door of the pure core: what is known of a dataset -> what to do with it."""
 
 from planners.decision import Decision, DecisionRecord
-from planners.document import Document, DocumentError, describe_problems, read_document, write_document
+from planners.document import (
+    PROSE,
+    Document,
+    DocumentError,
+    describe_problems,
+    essence,
+    read_document,
+    write_document,
+)
 from planners.explain import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
@@ -46,6 +54,7 @@ from planners.scheduling.trainings import budgeted_training, method_training
 
 __all__ = [
     "DEFAULT_CPU_BUDGET_S",
+    "PROSE",
     "CaseSize",
     "ChannelNormalization",
     "ClassSize",
@@ -78,6 +87,7 @@ __all__ = [
     "configuration_spacing",
     "describe_outlook",
     "describe_problems",
+    "essence",
     "estimate_case_memory",
     "estimate_configuration_memory",
     "estimate_disk",

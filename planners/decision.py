@@ -8,7 +8,7 @@ from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, JsonValue
 
-from planners.document import Document
+from planners.document import PROSE, Document
 
 T = TypeVar("T")
 
@@ -55,6 +55,6 @@ class DecisionRecord(Document):
     configuration: str | None
     """Name of the configuration that it concerns; none: the whole dataset."""
     value: Annotated[JsonValue, AfterValidator(_finite)]
-    reason: str
-    source: str
-    change: str | None = None
+    reason: Annotated[str, PROSE]
+    source: Annotated[str, PROSE]
+    change: Annotated[str | None, PROSE] = None

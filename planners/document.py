@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class _Prose:
+    """The type of `PROSE`."""
+
+
+PROSE: Final = _Prose()
+"""``Annotated[str, PROSE]`` marks a field that explains and decides nothing: rewording it redoes no work."""
 
 
 class Document(BaseModel):
@@ -44,6 +53,18 @@ def read_document(model: type[D], text: str | bytes, *, where: str) -> D:
 def write_document(document: Document) -> str:
     """JSON text of a document: indented, in field order, exact floats, newline at the end."""
     return document.model_dump_json(indent=1) + "\n"
+
+
+def essence(value: object) -> Any:
+    """A document, or a plain value that may hold some, as plain JSON values without the fields marked as `PROSE`."""
+    if isinstance(value, Document):
+        fields = type(value).model_fields.items()
+        return {name: essence(getattr(value, name)) for name, field in fields if PROSE not in field.metadata}
+    if isinstance(value, Mapping):
+        return {str(key): essence(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [essence(entry) for entry in value]
+    return value
 
 
 def describe_problems(error: ValidationError) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from planners.bounds import (
     MOST_VOXELS,
 )
 from planners.decision import DecisionRecord
-from planners.document import Document
+from planners.document import PROSE, Document
 from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.wording import counted
 
@@ -203,7 +203,7 @@ class Plan(Document):
     """Plan axes, after cropping, rounded."""
     intensities: tuple[IntensityStatistics, ...]
     configurations: Annotated[tuple[Configuration, ...], Field(min_length=1)]
-    decisions: tuple[DecisionRecord, ...] = ()
+    decisions: Annotated[tuple[DecisionRecord, ...], PROSE] = ()
 
     @field_validator("transpose_backward")
     @classmethod

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from planners.decision import DecisionRecord
-from planners.document import Document
+from planners.document import PROSE, Document
 from planners.fingerprint import PositiveFloat, PositiveInt
 from planners.plan import Network
 
@@ -54,7 +54,7 @@ class Conditions(Document):
     num_test_cases: Annotated[int, Field(ge=0)]
     cross_validated: bool
     """False: one case, nothing is left to validate on."""
-    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1)]
+    measurements: Annotated[tuple[Measurement, ...], Field(min_length=1), PROSE]
     seed: Annotated[int, Field(ge=0)]
 
 
@@ -93,13 +93,13 @@ class Schedule(Document):
     num_folds: PositiveInt
     """Folds that are trained, 0 ... num_folds - 1 of splits with as many folds."""
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
-    expected_training_s: PositiveFloat
+    expected_training_s: Annotated[PositiveFloat, PROSE]
     """All trainings."""
-    expected_validation_s: Annotated[float, Field(ge=0)]
+    expected_validation_s: Annotated[float, Field(ge=0), PROSE]
     """Predicting and scoring every training case."""
     expected_rest_s: Annotated[float, Field(ge=0)]
     """Selection, test predictions and report."""
-    decisions: tuple[DecisionRecord, ...]
+    decisions: Annotated[tuple[DecisionRecord, ...], PROSE]
 
     @field_validator("trainings")
     @classmethod

@@ -81,7 +81,7 @@ def check(
             typer.echo(f"Found {report.summary}")
         show_findings(report, as_json=as_json)
         raise typer.Exit(1 if report.num_errors else 0) from None
-    show_findings(make_report(description, description.findings if skip_bad else findings), as_json=as_json)
+    show_findings(make_report(description, description.issues if skip_bad else findings), as_json=as_json)
     if errors_that_remain(findings) if skip_bad else any(finding.severity == "error" for finding in findings):
         raise typer.Exit(1)
 
@@ -102,7 +102,7 @@ def show_findings(report: CheckReport, *, as_json: bool) -> None:
     if as_json:
         typer.echo(write_document(report))
         return
-    for finding in report.findings:
+    for finding in report.issues:
         typer.echo(f"{finding.severity}: {finding.where}: {finding.message}; {finding.fix}")
     others = report.num_warnings + report.num_notes
     typer.echo(

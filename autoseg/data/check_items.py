@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoseg.data.dataset import Case
-from autoseg.issues import AutosegError, Issue
+from autoseg.issues import UNNAMED, AutosegError, Issue
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ def item_name(item: CheckItem) -> str:
 def item_finding(item: CheckItem, severity: str, where: str, found: str, mend: str) -> Issue:
     """A finding on the file or folder ``where`` of the item; ``severity`` is error, warning or note."""
     return Issue.model_validate(
-        {"severity": severity, "case_id": item.case_id, "where": where, "found": found, "mend": mend}
+        {"code": UNNAMED, "severity": severity, "case": item.case_id, "where": where, "message": found, "fix": mend}
     )
 
 

@@ -32,7 +32,7 @@ class CheckReport(Document):
     num_errors: int = 0
     num_warnings: int = 0
     num_notes: int = 0
-    findings: tuple[Issue, ...] = ()
+    issues: tuple[Issue, ...] = ()
     """Errors first, then warnings and notes."""
 
 
@@ -83,4 +83,4 @@ def failed_report(root: Path, error: AutosegError) -> CheckReport:
 def _with(report: CheckReport, findings: Sequence[Issue]) -> CheckReport:
     severities = [finding.severity for finding in findings]
     counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
-    return report.model_copy(update={**counts, "findings": tuple(findings)})
+    return report.model_copy(update={**counts, "issues": tuple(findings)})

@@ -68,9 +68,9 @@ def check_dataset(
         keep_in=keep_in,
     )
     findings = [
-        *dataset.findings,
-        *(finding for report in headers for finding in report.findings),
-        *_few_empty([finding for report in voxels.values() for finding in report.findings], dataset),
+        *dataset.issues,
+        *(finding for report in headers for finding in report.issues),
+        *_few_empty([finding for report in voxels.values() for finding in report.issues], dataset),
         *_comparisons(dataset, headers, voxels, num_workers=num_workers, reporter=reporter),
     ]
     return _in_order(findings)
@@ -83,8 +83,8 @@ def check_images(images: Sequence[NamedImage], *, num_workers: int, reporter: Re
     measures = [report.measures for report in voxels.values() if report.measures is not None]
     return _in_order(
         [
-            *(finding for report in headers for finding in report.findings),
-            *(finding for report in voxels.values() for finding in report.findings),
+            *(finding for report in headers for finding in report.issues),
+            *(finding for report in voxels.values() for finding in report.issues),
             *find_duplicates(measures),
         ]
     )

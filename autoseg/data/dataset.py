@@ -9,7 +9,7 @@ from pydantic import Field
 
 from autoseg.imaging.readers.dicom import split_part
 from autoseg.issues import Issue
-from planners import Document, Labels
+from planners import PROSE, Document, Labels
 
 
 class MaskFile(Document):
@@ -107,7 +107,8 @@ class DatasetDescription(Document):
     """Training image files without labels, as absolute paths: no case, but the check looks at their voxels."""
     unpaired_labels: tuple[str, ...] = ()
     """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
-    findings: tuple[Issue, ...] = ()
+    issues: Annotated[tuple[Issue, ...], PROSE] = ()
+    """What the check noticed."""
     left_out: tuple[str, ...] = ()
     """Ids of cases and names of files that were left out because of an error (``--skip-bad``), sorted."""
     content: str | None = None

@@ -109,18 +109,16 @@ def discover_dataset(
         test=test,
         unpaired_images=tuple(str(root / path) for path in unlabelled) if match.labels else (),
         unpaired_labels=tuple(str(root / path) for path in orphans),
-        findings=(
+        issues=(
             *findings,
             *series_findings,
-            *found.findings,
+            *found.issues,
             *unknown_in_groups(match, training),
             *findings_about_files(root, match, rival_matches(matches, match), declaration, dropped),
             *test_findings,
         ),
     )
-    return description.model_copy(
-        update={"findings": (*description.findings, *expectations(description, match.layout))}
-    )
+    return description.model_copy(update={"issues": (*description.issues, *expectations(description, match.layout))})
 
 
 def _training_cases(
@@ -147,7 +145,7 @@ def _training_cases(
     found = find_labels(cases, match.layout, declaration, name=name, names=names, looking=looking)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
-    return cases, replace(found, findings=(*findings, *found.findings))
+    return cases, replace(found, issues=(*findings, *found.issues))
 
 
 def describe_dataset(dataset: DatasetDescription) -> str:

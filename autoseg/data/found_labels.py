@@ -48,7 +48,7 @@ class FoundLabels:
     classes: tuple[str, ...] = ()
     """Those with mask files of their own, in order."""
     mask_value: int = 1
-    findings: tuple[Issue, ...] = ()
+    issues: tuple[Issue, ...] = ()
 
 
 def only_class(cases: Sequence[Case]) -> str | None:
@@ -270,4 +270,4 @@ def _with_unannotated(found: FoundLabels, cases: Sequence[Case]) -> FoundLabels:
         "the other classes are not scored there",
         fix="nothing needs to be done",
     )
-    return replace(found, values=LabelValues(labels=labels, file_values=file_values), findings=(*found.findings, note))
+    return replace(found, values=LabelValues(labels=labels, file_values=file_values), issues=(*found.issues, note))

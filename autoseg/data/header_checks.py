@@ -18,7 +18,7 @@ from autoseg.issues import AutosegError, Issue
 class HeaderReport:
     """What was found, and what is worth reading further."""
 
-    findings: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     readable: CheckItem
     """The item without the files whose voxels need not be read any more."""
     label: Geometry | None
@@ -42,7 +42,7 @@ def check_headers(item: CheckItem, *, channels: Sequence[str]) -> HeaderReport:
     findings += faults
     labels_whole = len(found) == len(item.labels) > 0
     return HeaderReport(
-        findings=tuple(findings),
+        issues=tuple(findings),
         readable=replace(
             item,
             images=item.images if images_whole else (),

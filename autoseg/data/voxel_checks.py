@@ -27,7 +27,7 @@ EMPTY = "the label map is empty: background only"
 class VoxelReport:
     """What was found, and what comparisons with other cases need."""
 
-    findings: tuple[Issue, ...]
+    issues: tuple[Issue, ...]
     is_read: bool
     """Whether all files could be read; what prevented it may have been a lack of memory, or a drive that was away."""
     counts: Mapping[int, int] | None
@@ -77,7 +77,7 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
             file_values=coding.file_values,
             labels=coding.labels,
         )
-    return VoxelReport(findings=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
+    return VoxelReport(issues=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
 
 
 def _read_labels(item: CheckItem, coding: LabelCoding, volume: Volume | None) -> LabelMap:

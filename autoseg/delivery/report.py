@@ -73,7 +73,7 @@ class ReportContent:
     remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
     """Sentences on what went wrong in each training and what was done about it."""
     decisions: Sequence[DecisionRecord] = ()
-    findings: Sequence[Issue] = ()
+    issues: Sequence[Issue] = ()
     overlays: Sequence[OverlayPicture] = ()
     commands: Sequence[Command] = ()
     environment: Mapping[str, str]
@@ -138,7 +138,7 @@ def render_report(content: ReportContent) -> str:
         candidate_classes=_candidate_classes(content.selection),
         trainings=_trainings(content.histories, content.remarks),
         decisions=_decision_groups(content.decisions),
-        findings=sorted(content.findings, key=lambda finding: SEVERITIES.index(finding.severity)),
+        issues=sorted(content.issues, key=lambda finding: SEVERITIES.index(finding.severity)),
         overlays=[_overlay_view(picture) for picture in content.overlays],
         durations=[(stage, format_duration(seconds)) for stage, seconds in content.durations_s.items()],
         total=format_duration(sum(content.durations_s.values())),

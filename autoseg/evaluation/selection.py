@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.wording import count_noun
-from planners import Document
+from planners import PROSE, Document
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 """Dice by candidate, case id and class name; none where a class is in neither prediction nor reference."""
@@ -46,7 +46,7 @@ class Choice(Document):
     cross_validated: bool
     """Whether validated cases decided. If not, no score here may be shown as a cross-validated one."""
     mean_dice: float | None
-    reason: str
+    reason: Annotated[str, PROSE]
 
 
 class Selection(Document):
@@ -60,7 +60,7 @@ class Selection(Document):
     postprocessing: tuple[KeepLargestComponent, ...]
     """In the order in which they are applied."""
     cross_validated: bool
-    reason: str
+    reason: Annotated[str, PROSE]
     candidates: tuple[Candidate, ...]
     dice_before_postprocessing: float | None
     """Cross-validated mean foreground Dice of the members."""

@@ -15,10 +15,10 @@ from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
 from autoseg.inference.predictor import member_logits
 from autoseg.issues import AutosegError
-from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
 from autoseg.preprocessing.cascade import has_previous, store_previous
 from autoseg.preprocessing.store import StoredCase, open_case
+from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from planners import Configuration, Plan, Training
 
@@ -95,7 +95,7 @@ def _pending(options: Options, handover: Handover, folder: Path) -> list[_Pendin
         case = open_case(options.run.preprocessed(own.data), case_id)
         following = open_case(options.run.preprocessed(handover.following.data), case_id)
         keys = [handover.keys[fold] for fold in folds]
-        consumed = digest(VERSION, keys, case.record.consumed, following.record.consumed)
+        consumed = key_of(VERSION, keys, case.record.consumed, following.record.consumed)
         if not has_previous(folder, case_id, consumed):
             cases.append(_Pending(folds, case, following, consumed))
     return sorted(cases, key=lambda each: (each.folds, each.case.case_id))

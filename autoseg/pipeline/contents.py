@@ -9,10 +9,9 @@ from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.imaging.readers import files_of
 from autoseg.issues import AutosegError
-from autoseg.pipeline.freshness import digest
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
-from autoseg.storage.cache import FileContent, read_content
+from autoseg.storage.cache import FileContent, key_of, read_content
 from planners import Document
 
 BYTE_S = 1e-9
@@ -46,17 +45,17 @@ def read_contents(run: RunFolder, dataset: DatasetDescription, *, num_workers: i
         return [hashes[file] for path in _named(case) for file in found[path]]
 
     def read(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-        return tuple(case.model_copy(update={"content": digest(hashes_of(case))}) for case in cases)
+        return tuple(case.model_copy(update={"content": key_of(hashes_of(case))}) for case in cases)
 
     training, test = read(dataset.training), read(dataset.test)
-    content = digest([[case.case_id, case.content] for case in (*training, *test)])
+    content = key_of([[case.case_id, case.content] for case in (*training, *test)])
     return dataset.model_copy(update={"training": training, "test": test, "content": content})
 
 
 def trained_on(dataset: DatasetDescription) -> str:
     """Hash of all of a dataset that trainings depend on: not where it lies, what its test images are, or what it is taken for."""
     cases = [[case.case_id, case.content, case.annotated, case.group, case.parts] for case in dataset.training]
-    return digest(dataset.channels, dataset.coding, cases)
+    return key_of(dataset.channels, dataset.coding, cases)
 
 
 def _named(case: Case) -> tuple[str, ...]:

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.locks import hold_lock
 from planners import Document
-
-PROSE = frozenset(
-    {
-        "decisions",
-        "reason",
-        "findings",
-        "source",
-        "change",
-        "measurements",
-        "expected_training_s",
-        "expected_validation_s",
-    }
-)
-"""Fields that explain and decide nothing: rewording them redoes no work."""
-
 
 NOT_DONE = "it was not done yet"
 Consumed = Mapping[str, str]
@@ -48,12 +31,6 @@ class StageRecord(Document):
     """Hash of each thing that was consumed, by what it is called."""
     seconds: float
     """What the stage took."""
-
-
-def digest(*values: object) -> str:
-    """Hash of documents and plain values, the prose in them left out."""
-    text = json.dumps([_plain(value) for value in values], sort_keys=True, separators=(",", ":"))
-    return sha256(text.encode()).hexdigest()
 
 
 def is_filled(path: Path) -> bool:
@@ -144,19 +121,3 @@ def refuse_redoing(run: RunFolder, changes: Sequence[str], *, what: str) -> NoRe
         f"{run.root}: {' and '.join(changes)}, so that {what} would be made again and everything trained anew, which this "
         f"command does not do; give it the options that the run was made with ({run.log} has every call), or take autoseg run"
     )
-
-
-def _plain(value: object) -> Any:
-    if isinstance(value, Document):
-        return _without_prose(value.model_dump(mode="json"))
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return value
-
-
-def _without_prose(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_prose(entry) for key, entry in value.items() if key not in PROSE}
-    if isinstance(value, list):
-        return [_without_prose(entry) for entry in value]
-    return value

@@ -9,10 +9,11 @@ from autoseg.data.splits import Splits
 from autoseg.inference.model_files import final_weights
 from autoseg.issues import AutosegError
 from autoseg.pipeline.contents import trained_on
-from autoseg.pipeline.freshness import consumed_before, digest, is_filled, what_changed
+from autoseg.pipeline.freshness import consumed_before, is_filled, what_changed
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.splitting import split_inputs
 from autoseg.storage.atomic import load_document
+from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import format_duration
 from planners import Plan, Schedule
 
@@ -25,15 +26,15 @@ def schedule_inputs(options: Options, dataset: DatasetDescription, plan: Plan) -
 
     Where nothing is left to train, and nothing may be trained anew, it is followed on any device.
     """
-    device = digest(options.device.type)
+    device = key_of(options.device.type)
     if not options.may_retrain and is_all_trained(options):
         device = consumed_before(options.run, "schedule").get("device", device)
     return {
         "dataset": trained_on(dataset),
-        "plan": digest(plan),
-        "budget": digest(options.budget_s),
+        "plan": key_of(plan),
+        "budget": key_of(options.budget_s),
         "device": device,
-        "seed": digest(options.seed),
+        "seed": key_of(options.seed),
         **split_inputs(options, dataset),
     }
 
@@ -47,7 +48,7 @@ def keep_budget(options: Options) -> Options:
         return options
     consumed, schedule = consumed_before(options.run, "schedule"), own_schedule(options)
     budget_s = None if schedule is None else schedule.conditions.budget_s
-    if GIVEN in consumed or budget_s is None or consumed.get("budget") != digest(budget_s):
+    if GIVEN in consumed or budget_s is None or consumed.get("budget") != key_of(budget_s):
         return options
     options.reporter.say(
         f"Budget: {format_duration(budget_s)}, as the run began; --budget takes another and trains anew"

@@ -50,7 +50,7 @@ def report_stage(options: Options, selected: Selected, started: datetime) -> Pat
         histories=read_histories(options, selected),
         remarks=read_remarks(options, selected),
         decisions=(*prepared.plan.decisions, *prepared.schedule.decisions),
-        findings=dataset.findings,
+        issues=dataset.issues,
         overlays=draw_overlays(options, selected),
         commands=commands(options, selected),
         environment=environment(record),

@@ -14,7 +14,6 @@ from autoseg.networks.transfer import describe_transfer
 from autoseg.pipeline.cascading import require_unseen
 from autoseg.pipeline.finetuning import describe_overlap, interface, open_pretrained
 from autoseg.pipeline.freshness import (
-    digest,
     open_stage,
     refuse_redoing,
     what_changed,
@@ -31,6 +30,7 @@ from autoseg.pipeline.own_schedule import (
 from autoseg.pipeline.splitting import find_splits, refuse_bad_files, save_splits
 from autoseg.pipeline.stages import preprocess_configurations, preprocess_stage
 from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.cache import key_of
 from autoseg.wording import count_noun
 from planners import Configuration, Plan, Schedule
 
@@ -197,7 +197,7 @@ def given_schedule(options: Options, dataset: DatasetDescription, plan: Plan, sc
     """Follow a schedule from a file, for instance another run's; see `fitting_splits` for what is refused."""
     file, splits = options.schedule, fitting_splits(options, dataset, plan, schedule)
     preprocess_scheduled(options, dataset, plan, schedule)
-    consumed = schedule_inputs(options, dataset, plan) | {GIVEN: digest(schedule)}
+    consumed = schedule_inputs(options, dataset, plan) | {GIVEN: key_of(schedule)}
     outputs, what, say = [options.run.schedule, options.run.splits], f"the schedule of {file}", options.reporter.say
 
     def fits(_: Path) -> bool:

@@ -29,12 +29,13 @@ from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
 from autoseg.issues import AutosegError
 from autoseg.pipeline.caveats import score_caveats
-from autoseg.pipeline.freshness import digest, is_filled, open_stage
+from autoseg.pipeline.freshness import is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
 from autoseg.pipeline.scoring import labelled_case, reference_labels, score_cases
 from autoseg.pipeline.training import fold_key, stage_keys, train_stage
 from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.cache import key_of
 
 Labelled = NDArray[np.integer]
 
@@ -62,7 +63,7 @@ def select_stage(options: Options) -> Selected:
     ]
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
     scores = [single_scores(options, prepared, training.configuration) for training in prepared.schedule.trainings]
-    consumed = {"models": digest(keys), "validation": digest(scores)}
+    consumed = {"models": key_of(keys), "validation": key_of(scores)}
     summary_file = run.cross_validation / "summary.json"
     outputs = [run.selection]
     if prepared.splits.cross_validated:

@@ -13,9 +13,9 @@ from autoseg.data.split_files import (
 )
 from autoseg.data.splits import Splits, leave_one_group_out, make_splits
 from autoseg.issues import UNNAMED, AutosegError, Issue
-from autoseg.pipeline.freshness import digest
 from autoseg.pipeline.options import Options
 from autoseg.storage.atomic import save_document
+from autoseg.storage.cache import key_of
 from autoseg.wording import count_noun
 
 FOLDS = 5
@@ -99,7 +99,7 @@ def split_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str
     """What a schedule depends on besides the dataset; nothing where nobody asked for certain folds or groups."""
     if not folds_given(options) and options.groups is None:
         return {}
-    return {"choice of folds": digest(find_splits(options, dataset), folds_given(options))}
+    return {"choice of folds": key_of(find_splits(options, dataset), folds_given(options))}
 
 
 def _refuse_mixed(options: Options) -> None:

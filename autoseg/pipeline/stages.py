@@ -14,7 +14,6 @@ from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained
 from autoseg.pipeline.freshness import (
     consumed_before,
-    digest,
     open_stage,
     refuse_changes,
     refuse_redoing,
@@ -27,6 +26,7 @@ from autoseg.preprocessing.class_sizes import describe_unusual_classes
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.preprocessing.prepare import Target, preprocess_dataset
 from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.wording import count_noun
 from planners import (
@@ -55,7 +55,7 @@ def check_stage(options: Options) -> DatasetDescription:
     )
     options.reporter.say(f"Found {describe_dataset(dataset)}")
     dataset = read_contents(options.run, dataset, num_workers=options.num_workers)
-    consumed = {"dataset": digest(dataset), "choice to leave bad cases out (--skip-bad)": digest(options.skip_bad)}
+    consumed = {"dataset": key_of(dataset), "choice to leave bad cases out (--skip-bad)": key_of(options.skip_bad)}
     outputs = [options.run.dataset]
     with open_stage(
         options.run, "check", consumed, outputs, what="the check", say=options.reporter.say, forget=options.may_retrain
@@ -70,10 +70,10 @@ def check_stage(options: Options) -> DatasetDescription:
             checked = leave_out_bad(dataset, findings)
         else:
             require_clean(findings)
-            checked = dataset.model_copy(update={"findings": tuple(findings)})
+            checked = dataset.model_copy(update={"issues": tuple(findings)})
         if not options.may_retrain:
             refuse_changes(options.run, "fingerprint", fingerprint_inputs(options, checked), what="the fingerprint")
-        noted = [f for f in checked.findings if f.severity != "error"]
+        noted = [f for f in checked.issues if f.severity != "error"]
         save_document(options.run.dataset, checked)
     warnings = sum(finding.severity == "warning" for finding in noted)
     left_out = (
@@ -113,7 +113,7 @@ def fingerprint_stage(options: Options) -> tuple[DatasetDescription, Fingerprint
 
 def fingerprint_inputs(options: Options, dataset: DatasetDescription) -> dict[str, str]:
     """What a fingerprint is taken of."""
-    return {"dataset": trained_on(dataset), "orientation (--strict-reference)": digest(not options.strict_reference)}
+    return {"dataset": trained_on(dataset), "orientation (--strict-reference)": key_of(not options.strict_reference)}
 
 
 def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
@@ -127,9 +127,9 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
     device_gb = None if pretrained is not None else _device_memory_gb(options)
     spacing_mm = options.target_spacing_mm
     consumed = {
-        "preset (--preset)": digest(options.preset),
-        "memory to plan for (--memory-gb)": digest(options.memory_gb),
-        **({} if spacing_mm is None else {"target spacing (--target-spacing)": digest(spacing_mm)}),
+        "preset (--preset)": key_of(options.preset),
+        "memory to plan for (--memory-gb)": key_of(options.memory_gb),
+        **({} if spacing_mm is None else {"target spacing (--target-spacing)": key_of(spacing_mm)}),
     }
     changes, outputs, say = what_changed(options.run, "plan", consumed, ()), [options.run.plan], options.reporter.say
     with open_stage(
@@ -145,10 +145,10 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
             strict_reference=options.strict_reference,
         )
         plan = own if pretrained is None else fit_plan(pretrained, own)
-        if begun is None or digest(begun) != digest(plan):
+        if begun is None or key_of(begun) != key_of(plan):
             if not options.may_retrain and consumed_before(options.run, "schedule").get("plan") not in (
                 None,
-                digest(plan),
+                key_of(plan),
             ):
                 refuse_redoing(
                     options.run,

@@ -27,7 +27,7 @@ from autoseg.pipeline.cascading import Handover, hand_over
 from autoseg.pipeline.contents import trained_on
 from autoseg.pipeline.extending import add_training
 from autoseg.pipeline.finetuning import Start, fit_weights
-from autoseg.pipeline.freshness import digest, is_filled, open_stage
+from autoseg.pipeline.freshness import is_filled, open_stage
 from autoseg.pipeline.measured_schedule import announce_trainings
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
@@ -36,6 +36,7 @@ from autoseg.preprocessing.cascade import CascadeCase
 from autoseg.preprocessing.prepare import common_to_cases, made_from
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
+from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.task import FoldTask
@@ -104,19 +105,19 @@ def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: 
     """All that the weights of a fold depend on; a schedule for other hardware gives other bits."""
     before = prepared.plan.configuration(training.configuration).previous_stage
     return {
-        **({} if before is None else {"previous stage": digest(stage_keys(options, prepared, before))}),
+        **({} if before is None else {"previous stage": key_of(stage_keys(options, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
-        "plan": digest(prepared.plan.configuration(training.configuration), common_to_cases(prepared.plan)),
-        "schedule": digest(training, prepared.schedule.conditions.num_threads),
-        "split": digest(prepared.splits.folds[fold]),
-        "seed": digest(options.seed),
-        **({} if prepared.pretrained is None else {"pretrained model": digest(prepared.pretrained.key)}),
+        "plan": key_of(prepared.plan.configuration(training.configuration), common_to_cases(prepared.plan)),
+        "schedule": key_of(training, prepared.schedule.conditions.num_threads),
+        "split": key_of(prepared.splits.folds[fold]),
+        "seed": key_of(options.seed),
+        **({} if prepared.pretrained is None else {"pretrained model": key_of(prepared.pretrained.key)}),
     }
 
 
 def fold_key(options: Options, prepared: Prepared, training: Training, fold: int) -> str:
     """One hash for all of `fold_inputs`."""
-    return digest(fold, sorted(fold_inputs(options, prepared, training, fold).items()))
+    return key_of(fold, sorted(fold_inputs(options, prepared, training, fold).items()))
 
 
 def stage_keys(options: Options, prepared: Prepared, name: str) -> list[str]:
@@ -250,7 +251,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
     key = fold_key(options, prepared, training, fold)
     stage = f"validate-{name}-fold_{fold}"
     keep = len(prepared.schedule.trainings) > 1
-    consumed = {"model": key, "need of probabilities": digest(keep)}
+    consumed = {"model": key, "need of probabilities": key_of(keep)}
     predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in split.val]
     probabilities = [probabilities_path(folder, case_id) for case_id in split.val if keep]
     outputs, what = [folder / "summary.json", *predictions, *probabilities], f"validation of {name}, fold {fold},"
@@ -270,7 +271,7 @@ def validate_one(options: Options, prepared: Prepared, training: Training, fold:
             preprocessed=preprocessed,
             case_ids=split.val,
             folder=folder,
-            key=digest(key, keep),
+            key=key_of(key, keep),
             keep_probabilities=keep,
             device=options.device,
             previous=previous_labels(options, prepared, configuration),

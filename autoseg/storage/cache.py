@@ -5,6 +5,7 @@ Written as JSON, so that reading them never runs code; arrays go along as text.
 
 from __future__ import annotations
 
+import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +23,7 @@ from pydantic_core import CoreSchema, core_schema
 from autoseg import __version__
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import temporary_path
-from planners import Document
+from planners import Document, essence
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -110,6 +111,12 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(
         tuple[kind], config=ConfigDict(ser_json_inf_nan="constants", ser_json_bytes="hex", val_json_bytes="hex")
     )
+
+
+def key_of(*values: object) -> str:
+    """Hash of documents and plain values, without what is prose in them: what is made from the same has the same key."""
+    text = json.dumps([essence(value) for value in values], sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()
 
 
 class FileContent(Document):

@@ -249,7 +249,7 @@ def test_background_of_a_partly_annotated_case_is_unknown(tmp_path):
         read_case_labels(found.training[1], found.coding, missing_as_ignore=False).array, part
     )
     np.testing.assert_array_equal(read_file_labels(found.training[1], found.coding).array, part)
-    assert [finding.severity for finding in found.findings] == ["note"]
+    assert [finding.severity for finding in found.issues] == ["note"]
 
 
 def test_unknown_class_among_the_annotated_ones_is_told(tmp_path):

@@ -311,8 +311,8 @@ def test_bad_cases_can_be_left_out(folder):
     left = leave_out_bad(dataset, findings)
     assert left.left_out == ("c05", "c06")
     assert [case.case_id for case in left.training] == [name for name in NAMES if name not in ("c05", "c06")]
-    assert "left out because of errors (--skip-bad), 2 of them: c05, c06" in left.findings[-1].message
-    assert set(findings) < set(left.findings)
+    assert "left out because of errors (--skip-bad), 2 of them: c05, c06" in left.issues[-1].message
+    assert set(findings) < set(left.issues)
 
 
 def test_nothing_left_is_an_error(folder):
@@ -328,7 +328,7 @@ def test_json_on_standard_output_and_nothing_else(folder):
     result = CliRunner().invoke(app, ["check", str(folder), "--json", "--workers", "1"])
     assert result.exit_code == 1
     report = read_document(CheckReport, result.stdout, where="stdout")
-    assert (report.num_errors, report.findings[0].case_id) == (1, "c07")
+    assert (report.num_errors, report.issues[0].case_id) == (1, "c07")
     result = CliRunner().invoke(app, ["check", str(folder), "--json", "--skip-bad", "--workers", "1"])
     assert result.exit_code == 0
     assert read_document(CheckReport, result.stdout, where="stdout").left_out == ("c07",)
@@ -356,7 +356,7 @@ def test_names_that_are_no_text_are_told_at_once(folder, as_json, is_labelled):
     ]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    said = read_document(CheckReport, done.stdout, where="stdout").findings[0].message if as_json else done.stderr
+    said = read_document(CheckReport, done.stdout, where="stdout").issues[0].message if as_json else done.stderr
     assert "Traceback" not in done.stderr
     for part in ("imagesTr", "labelsTr") if is_labelled else ("imagesTr",):
         for name in ("c01", "c02"):

@@ -53,7 +53,7 @@ def test_cases_channels_and_labels_are_found(dataset):
     assert found.training[0].label == str(dataset.resolve() / "labelsTr" / "a.nii.gz")
     assert [(case.case_id, case.label) for case in found.test] == [("t", None)]
     assert found.file_values == (0, 1, 2)
-    assert found.findings == ()
+    assert found.issues == ()
     assert describe_dataset(found) == "2 labelled cases, 1 test case, 1 channel (MRI), labels a and b: Decathlon layout"
 
 
@@ -72,7 +72,7 @@ def test_stray_files_are_passed_over(dataset):
         (dataset / part / "._a.nii.gz").write_bytes(b"stray")
         (dataset / part / "_c.nii.gz").write_bytes(b"stray")
         (dataset / part / "notes.txt").write_text("stray")
-    assert discover_dataset(dataset).findings == ()
+    assert discover_dataset(dataset).issues == ()
 
 
 def test_true_labels_of_test_images_are_not_used(dataset):
@@ -84,7 +84,7 @@ def test_image_without_label_and_label_without_image_are_errors(dataset):
     (dataset / "labelsTr" / "a.nii.gz").rename(dataset / "labelsTr" / "c.nii.gz")
     found = discover_dataset(dataset)
     assert [case.case_id for case in found.training] == ["b"]
-    assert [(f.severity, f.case, f.message) for f in found.findings] == [
+    assert [(f.severity, f.case, f.message) for f in found.issues] == [
         ("error", "a", "the image has no label map"),
         ("error", "c", "the label map has no image"),
     ]
@@ -93,7 +93,7 @@ def test_image_without_label_and_label_without_image_are_errors(dataset):
 
 def test_two_files_for_one_image_are_an_error(dataset):
     shutil.copyfile(dataset / "imagesTr" / "a.nii.gz", dataset / "imagesTr" / "a.nii")
-    (finding,) = discover_dataset(dataset).findings
+    (finding,) = discover_dataset(dataset).issues
     assert finding.severity == "error"
     assert "imagesTr/a.nii is there for the same case" in finding.message
 
@@ -111,12 +111,12 @@ def test_listed_test_images_elsewhere_are_found_and_missing_ones_noted(dataset):
     redescribe(dataset, test=["./imagesTs/t.nii.gz", {"image": "./more/u.nii.gz"}, "./imagesTs/gone.nii.gz"])
     found = discover_dataset(dataset)
     assert [case.case_id for case in found.test] == ["t", "u"]
-    assert [(f.severity, "gone.nii.gz" in f.message) for f in found.findings] == [("note", True)]
+    assert [(f.severity, "gone.nii.gz" in f.message) for f in found.issues] == [("note", True)]
 
 
 def test_listed_training_images_that_are_gone_are_a_warning(dataset):
     redescribe(dataset, training=[{"image": f"./imagesTr/{name}.nii.gz"} for name in "abc"])
-    assert [(f.severity, f.message.count("nii.gz")) for f in discover_dataset(dataset).findings] == [("warning", 1)]
+    assert [(f.severity, f.message.count("nii.gz")) for f in discover_dataset(dataset).issues] == [("warning", 1)]
 
 
 def test_without_description_labels_are_named_by_their_values(dataset):
@@ -127,7 +127,7 @@ def test_without_description_labels_are_named_by_their_values(dataset):
     assert found.channels == ("channel_0",)
     assert [label.name for label in found.labels.classes] == ["label_1", "label_2", "label_7"]
     assert found.file_values == (0, 1, 2, 7)
-    assert [f.severity for f in found.findings] == ["warning"]
+    assert [f.severity for f in found.issues] == ["warning"]
 
 
 def test_description_without_labels_is_completed_from_the_files(dataset):
@@ -135,7 +135,7 @@ def test_description_without_labels_is_completed_from_the_files(dataset):
     found = discover_dataset(dataset)
     assert found.channels == ("CT",)
     assert [label.name for label in found.labels.classes] == ["label_1", "label_2"]
-    assert ["labels is not given" in f.message for f in found.findings] == [True]
+    assert ["labels is not given" in f.message for f in found.issues] == [True]
 
 
 def test_channels_of_a_4d_file_are_counted(dataset, real_data):

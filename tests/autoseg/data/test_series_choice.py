@@ -58,7 +58,7 @@ def test_the_series_on_which_the_label_map_lies_is_taken(series, real_data, tmp_
         read_volume(case.image_paths).array, read_volume([real_data / "dicom_series" / SERIES["ct"]]).array
     )
     assert found.channels == ("CT",)
-    (note,) = found.findings
+    (note,) = found.issues
     assert (note.severity, note.case_id) == ("note", "p")
     assert (
         "taken is 'CT Body 3.0', on which its labels lie; the others are 'ep2d_diff_tra_DYNDIST_ADC', 't2_tse_tra'"
@@ -80,7 +80,7 @@ def test_dicom_seg_names_its_series(series, real_data, tmp_path):
     shutil.copyfile(source / "liver.dcm", tmp_path / "data" / "p" / "seg.dcm")
     found = discover_dataset(tmp_path / "data")
     assert uid_of(found.training[0].images[0]) == pydicom.dcmread(source / "ct-3slice" / "01.dcm").SeriesInstanceUID
-    assert [finding.severity for finding in found.findings] == ["note"]
+    assert [finding.severity for finding in found.issues] == ["note"]
 
 
 def guess(series, tmp_path) -> Path:
@@ -104,7 +104,7 @@ def test_a_guess_is_a_warning_with_the_way_out(series, tmp_path):
     folder = guess(series, tmp_path)
     found = discover_dataset(folder)
     assert [Path(case.images[0]).name for case in found.training] == ["first", "first"]
-    (warning,) = (f for f in found.findings if f.severity == "warning")
+    (warning,) = (f for f in found.issues if f.severity == "warning")
     assert (
         "taken is 'first run', which more cases have, or which has more slices; the others are 'second run'"
         in warning.message
@@ -119,7 +119,7 @@ def test_the_series_that_the_spec_file_names_is_taken(series, tmp_path, wanted):
     (tmp_path / "spec.toml").write_text(f'extends = "dicom_cases"\nseries = "{wanted}"\n')
     found = discover_dataset(folder, spec=tmp_path / "spec.toml")
     assert Path(found.training[0].images[0]).name == "second"
-    (error,) = found.findings
+    (error,) = found.issues
     assert (error.severity, error.case_id) == ("error", "q")
     assert "none of its series is what series = " in error.message
     assert "'first run' (number 1, 19 slices)" in error.message

@@ -54,7 +54,7 @@ def test_example_of_the_guide(example, tmp_path, real_data):
     spec.write_text(example["spec"])
     found = discover_dataset(folder, spec=spec)
     assert describe_dataset(found).rpartition(": ")[0] == example["said"]
-    assert not found.findings or "dataset.json" in found.findings[0].where
+    assert not found.issues or "dataset.json" in found.issues[0].where
     for case in found.training:
         values = np.unique(read_file_labels(case, found.coding).array)
         assert set(values.tolist()) <= set(found.file_values)
@@ -124,7 +124,7 @@ def test_real_folder_that_nobody_could_guess(spec, real_data):
     assert len(found.training) == number
     assert tuple(label.name for label in found.labels.classes) == labels
     assert {case.group for case in found.training} == patients
-    assert not [finding for finding in found.findings if finding.severity == "error"]
+    assert not [finding for finding in found.issues if finding.severity == "error"]
 
 
 def test_patients_of_a_spec_that_are_not_there_are_a_warning(tmp_path):
@@ -135,5 +135,5 @@ def test_patients_of_a_spec_that_are_not_there_are_a_warning(tmp_path):
     spec.write_text(
         '[training]\nimages = ["x/{case}{ending}"]\nlabels = ["y/{case}{ending}"]\n[groups]\nanna = ["1", "l"]\n'
     )
-    (finding,) = discover_dataset(tmp_path, spec=spec).findings
+    (finding,) = discover_dataset(tmp_path, spec=spec).issues
     assert (finding.severity, finding.message) == ("warning", "1 case that the folder does not have: l")

@@ -173,7 +173,7 @@ def content(summary: Summary, selection: Selection) -> ReportContent:
                 source="method 3.10",
             ),
         ),
-        findings=(
+        issues=(
             Issue(code=UNNAMED, severity="note", case=None, where="root", message="a <note>", fix="nothing to do"),
             Issue(
                 code=UNNAMED,
