@@ -28,6 +28,7 @@ from planners.memory import (
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
 from planners.planner import plan_dataset
 from planners.problems import PlanningError
+from planners.registry import Registry, UnknownPartError
 from planners.rules.trainability import why_untrainable
 from planners.schedule import (
     Conditions,
@@ -78,9 +79,11 @@ __all__ = [
     "PlanningError",
     "Precision",
     "Preset",
+    "Registry",
     "Resampling",
     "Schedule",
     "Training",
+    "UnknownPartError",
     "budgeted_training",
     "candidate_widths",
     "compiling_may_pay",

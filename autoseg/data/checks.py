@@ -27,7 +27,7 @@ from autoseg.data.plausibility import (
 from autoseg.data.voxel_checks import EMPTY, VoxelReport, check_voxels, is_read_whole, item_state
 from autoseg.imaging.readers import image_stem
 from autoseg.issues import UNNAMED, AutosegError, Issue
-from autoseg.storage.cache import Remembered
+from autoseg.storage.cache import Cached
 from autoseg.tracking.progress import Reporter
 from planners import LabelClass, Labels
 
@@ -114,7 +114,7 @@ def _read(
     remembered = (
         check
         if keep_in is None
-        else Remembered(function=check, kind=VoxelReport, state=item_state, folder=keep_in, worth_keeping=is_read_whole)
+        else Cached(function=check, kind=VoxelReport, state=item_state, folder=keep_in, worth_keeping=is_read_whole)
     )
     with reporter.track("check voxels", len(readable)) as tracker:
         voxels = run_jobs(remembered, readable, name=item_name, num_workers=workers, tracker=tracker)

@@ -18,7 +18,7 @@ from autoseg.compute.executor import run_jobs
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
 from autoseg.imaging.readers import file_states
 from autoseg.issues import AutosegError
-from autoseg.storage.cache import Remembered
+from autoseg.storage.cache import Cached
 from autoseg.wording import count_noun
 from planners import Document, LabelClass, Labels
 
@@ -149,7 +149,7 @@ def _try_steps(
 ) -> list[BeforeAndAfter]:
     """For each case and step, the Dice of the step's classes before and after it, on top of the accepted ones."""
     run = partial(_try_on_case, accepted=accepted, steps=steps, labels=labels)
-    remembered = run if keep_in is None else Remembered(function=run, kind=BeforeAndAfter, state=_state, folder=keep_in)
+    remembered = run if keep_in is None else Cached(function=run, kind=BeforeAndAfter, state=_state, folder=keep_in)
     return run_jobs(remembered, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
 
 

@@ -15,7 +15,7 @@ from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score
 from autoseg.imaging.readers import file_states, files_of, read_header, read_label_map
 from autoseg.imaging.volume import LabelMap
 from autoseg.issues import AutosegError
-from autoseg.storage.cache import Remembered, read_content
+from autoseg.storage.cache import Cached, read_content
 from autoseg.tracking.progress import Tracker
 
 Predicted = tuple[str, Path]
@@ -42,7 +42,7 @@ def score_cases(
     classes = evaluated_classes(dataset.labels, dataset.file_values)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
     score = partial(_score, coding=dataset.coding, classes=tuple(classes), ignore=ignore)
-    remembered = score if keep_in is None else Remembered(function=score, kind=CaseResult, state=_state, folder=keep_in)
+    remembered = score if keep_in is None else Cached(function=score, kind=CaseResult, state=_state, folder=keep_in)
     voxels = [prod(read_header(path).geometry.shape) for _, path in predictions]
     results = run_jobs(
         remembered,

@@ -22,7 +22,7 @@ from autoseg.imaging.readers import file_states, read_volume
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preprocessing.need import largest_need
-from autoseg.storage.cache import KEPT, Remembered
+from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import Reporter
 from planners import CaseSize, Fingerprint, IntensityStatistics
 
@@ -92,9 +92,7 @@ def take_fingerprint(
         num_values=num_values,
     )
     remembered = (
-        summarise
-        if keep_in is None
-        else Remembered(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
+        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
     )
     with reporter.track("fingerprint", len(cases)) as tracker:
         summaries = run_jobs(

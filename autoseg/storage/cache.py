@@ -62,7 +62,7 @@ def _read_array(text: Any) -> NDArray[Any] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Remembered(Generic[Item, Result]):
+class Cached(Generic[Item, Result]):
     """A function of one case that does not do again what it has done, in this process or an earlier one.
 
     A result counts while its function, the settings bound to it by `partial`, the version and ``state`` are the same.

@@ -22,9 +22,9 @@ from autoseg.data.phantom import make_phantom_dataset
 from autoseg.imaging.readers import file_states
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.scoring import score_cases
-from autoseg.preprocessing import fingerprinting
+from autoseg.preprocessing import fingerprint as fingerprinting
 from autoseg.preprocessing.fingerprint import take_fingerprint
-from autoseg.storage.cache import KEPT, Remembered
+from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import SilentReporter
 
 
@@ -58,8 +58,8 @@ def make(path: Path, *, number: float = 0.1 + 0.2) -> Outer:
     )
 
 
-def remember(folder: Path, **settings: float) -> Remembered[Path, Outer]:
-    return Remembered(
+def remember(folder: Path, **settings: float) -> Cached[Path, Outer]:
+    return Cached(
         function=partial(make, **settings), kind=Outer, state=lambda path: file_states([path]), folder=folder / "kept"
     )
 
@@ -109,7 +109,7 @@ def test_changed_files_and_damaged_results_are_done_again(
 def test_other_settings_are_another_result_and_a_full_disk_loses_none(item: Path, tmp_path: Path) -> None:
     assert [remember(tmp_path, number=number)(item).number for number in (1.0, 2.0)] == [1.0, 2.0]
     (tmp_path / "full").write_text("a file where the folder should be")
-    assert Remembered(function=make, kind=Outer, state=str, folder=tmp_path / "full" / "kept")(item).number == 0.1 + 0.2
+    assert Cached(function=make, kind=Outer, state=str, folder=tmp_path / "full" / "kept")(item).number == 0.1 + 0.2
 
 
 def test_what_is_not_worth_keeping_is_done_again(item: Path, tmp_path: Path) -> None:
