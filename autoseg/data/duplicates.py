@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.measures import CaseMeasures
-from autoseg.issues import Issue
+from autoseg.issues import UNNAMED, Issue
 
 MIN_LABEL_VOXELS = 20
 """Label maps with less foreground may be equal by chance."""
@@ -157,5 +157,5 @@ def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
 
 def _finding(severity: str, case: CaseMeasures, where: str, found: str, mend: str) -> Issue:
     return Issue.model_validate(
-        {"severity": severity, "case_id": case.case_id, "where": where, "found": found, "mend": mend}
+        {"code": UNNAMED, "severity": severity, "case": case.case_id, "where": where, "message": found, "fix": mend}
     )

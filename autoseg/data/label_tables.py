@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from autoseg.imaging.readers import image_stem
-from autoseg.issues import Issue
+from autoseg.issues import UNNAMED, Issue
 
 SUFFIX = "dseg"
 """Last word of the name of a discrete segmentation, and of the table that belongs to it."""
@@ -89,5 +89,5 @@ def _whole(text: str | None, line: int) -> int:
 
 def _finding(severity: str, path: Path, found: str, mend: str) -> Issue:
     return Issue.model_validate(
-        {"severity": severity, "case_id": None, "where": str(path), "found": found, "mend": mend}
+        {"code": UNNAMED, "severity": severity, "case": None, "where": str(path), "message": found, "fix": mend}
     )

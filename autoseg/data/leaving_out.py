@@ -26,7 +26,7 @@ def leave_out_bad(dataset: DatasetDescription, findings: Sequence[Issue]) -> Dat
             "training": training,
             "test": tuple(case for case in dataset.test if case.case_id not in bad),
             "left_out": tuple(sorted(bad)),
-            "findings": (*findings, *_note(dataset, sorted(bad))),
+            "issues": (*findings, *_note(dataset, sorted(bad))),
         }
     )
 

@@ -32,7 +32,7 @@ def test_images_without_labels_are_checked(name, real_data):
     number = UNLABELLED[name]
     assert (code, report["summary"]) == (0, f"{number} image{'s' if number > 1 else ''} without labels")
     assert len(report["test"]) == number
-    assert "not trained on" in report["findings"][0]["found"]
+    assert "not trained on" in report["issues"][0]["message"]
 
 
 def test_faults_of_images_without_labels_are_errors(real_data, tmp_path):
@@ -43,7 +43,7 @@ def test_faults_of_images_without_labels_are_errors(real_data, tmp_path):
     (tmp_path / "scans" / "cut.nii.gz").write_bytes((tmp_path / "scans" / "mt1.nii.gz").read_bytes()[:9000])
     code, report = check(tmp_path / "scans")
     assert code == 1
-    errors = {finding["case_id"]: finding["found"] for finding in report["findings"] if finding["severity"] == "error"}
+    errors = {finding["case"]: finding["message"] for finding in report["issues"] if finding["severity"] == "error"}
     assert errors.keys() == {"mtr", "calcbval", "cut"}
     assert "633 infinite voxels" in errors["mtr"]
     assert "3 mm apart but 6 mm between" in errors["calcbval"]
@@ -52,7 +52,7 @@ def test_faults_of_images_without_labels_are_errors(real_data, tmp_path):
 def test_the_images_of_a_dataset_say_where_the_dataset_is(real_data):
     code, report = check(real_data / "Task04_Hippocampus" / "imagesTr")
     assert (code, report["summary"]) == (0, "60 images without labels")
-    assert report["findings"][0]["mend"].endswith("Task04_Hippocampus holds one: give that folder")
+    assert report["issues"][0]["fix"].endswith("Task04_Hippocampus holds one: give that folder")
 
 
 @pytest.mark.parametrize("name", ["dirty_hippocampus", "spinalcord_sct"])

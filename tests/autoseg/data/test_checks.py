@@ -328,7 +328,7 @@ def test_json_on_standard_output_and_nothing_else(folder):
     result = CliRunner().invoke(app, ["check", str(folder), "--json", "--workers", "1"])
     assert result.exit_code == 1
     report = read_document(CheckReport, result.stdout, where="stdout")
-    assert (report.num_errors, report.issues[0].case_id) == (1, "c07")
+    assert (report.num_errors, report.issues[0].case) == (1, "c07")
     result = CliRunner().invoke(app, ["check", str(folder), "--json", "--skip-bad", "--workers", "1"])
     assert result.exit_code == 0
     assert read_document(CheckReport, result.stdout, where="stdout").left_out == ("c07",)

@@ -59,7 +59,7 @@ def test_the_series_on_which_the_label_map_lies_is_taken(series, real_data, tmp_
     )
     assert found.channels == ("CT",)
     (note,) = found.issues
-    assert (note.severity, note.case_id) == ("note", "p")
+    assert (note.severity, note.case) == ("note", "p")
     assert (
         "taken is 'CT Body 3.0', on which its labels lie; the others are 'ep2d_diff_tra_DYNDIST_ADC', 't2_tse_tra'"
         in note.message
@@ -120,7 +120,7 @@ def test_the_series_that_the_spec_file_names_is_taken(series, tmp_path, wanted):
     found = discover_dataset(folder, spec=tmp_path / "spec.toml")
     assert Path(found.training[0].images[0]).name == "second"
     (error,) = found.issues
-    assert (error.severity, error.case_id) == ("error", "q")
+    assert (error.severity, error.case) == ("error", "q")
     assert "none of its series is what series = " in error.message
     assert "'first run' (number 1, 19 slices)" in error.message
 

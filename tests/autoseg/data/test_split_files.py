@@ -54,7 +54,7 @@ def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
         "'la_0004.nii.gz' is no case of the dataset; did you mean la_004?",
     ):
         assert line in text, text
-    assert len(raised.value.problems) == 7
+    assert len(raised.value.issues) == 7
 
 
 def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> None:
@@ -68,7 +68,7 @@ def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> No
     whole = written(tmp_path, folds, "whole.json")
     with pytest.raises(AutosegError, match=r"val of fold 1: no case is left, for .* had errors") as raised:
         read_splits(whole, kept, splits.folds[1].val)
-    assert len(raised.value.problems) == 1
+    assert len(raised.value.issues) == 1
     with pytest.raises(AutosegError, match="'la_000' is no case of the dataset"):
         read_splits(whole, CASES[1:], ["another"])
     with pytest.raises(AutosegError, match="val of fold 0: no case is left"):
@@ -128,7 +128,7 @@ def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:
     path = written(tmp_path, "case,group\nla_000,anna\nla_9,berta\nla_001,\nla_000,berta\nla_002\n", "groups.csv")
     with pytest.raises(AutosegError) as raised:
         read_groups(path, CASES)
-    assert [problem.where.rsplit(" ", 1)[1] for problem in raised.value.problems] == ["3", "4", "5", "6"]
+    assert [problem.where.rsplit(" ", 1)[1] for problem in raised.value.issues] == ["3", "4", "5", "6"]
     assert "into group 'berta', but was put into 'anna' before" in str(raised.value)
     with pytest.raises(AutosegError, match="first line must name the columns case and group"):
         read_groups(written(tmp_path, "id,patient\n", "other.csv"), CASES)
@@ -139,7 +139,7 @@ def test_a_quote_that_is_not_closed_takes_no_other_lines(tmp_path: Path) -> None
     path = written(tmp_path, "\n".join(lines), "groups.csv")
     with pytest.raises(AutosegError, match="is no line of a table") as raised:
         read_groups(path, CASES)
-    assert [problem.where for problem in raised.value.problems] == [f"{path}, line {number}" for number in (2, 4, 6)]
+    assert [problem.where for problem in raised.value.issues] == [f"{path}, line {number}" for number in (2, 4, 6)]
     with pytest.raises(AutosegError, match="line 2: is no line of a table"):  # two that are not closed make one that is
         read_groups(written(tmp_path, 'case,group\nla_000,"A\nla_001,"\n', "two.csv"), CASES)
 
