@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery import discover_dataset
-from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.issues import Issue
 from autoseg.tracking.progress import SilentReporter
 
@@ -57,8 +57,8 @@ Fault = Callable[[Trial], object]
 def change_image(change: Callable[[NDArray[Any], np.random.Generator], NDArray[Any]]) -> Fault:
     def apply(trial: Trial) -> None:
         path = trial.image
-        volume = read_volume([path])
-        write_volume(path, change(volume.array[0].astype(np.float32), trial.rng), volume.geometry)
+        volume = read_image([path])
+        write_image(path, change(volume.array[0].astype(np.float32), trial.rng), volume.geometry)
 
     return apply
 
@@ -118,9 +118,9 @@ def copied_label(trial: Trial) -> None:
     found, other = read_label_map(trial.label), read_label_map(Path(trial.other.label or ""))
     if found.array.shape != other.array.shape:  # then the other's image comes along, on its grid
         for own, image in zip(trial.case.images, trial.other.images, strict=True):
-            volume = read_volume([image])
+            volume = read_image([image])
             noise = trial.rng.normal(0, float(volume.array.std()), volume.array[0].shape)
-            write_volume(Path(own), volume.array[0][::-1] + noise, volume.geometry)
+            write_image(Path(own), volume.array[0][::-1] + noise, volume.geometry)
     write_label_map(trial.label, other.array, other.geometry)
 
 
@@ -128,8 +128,8 @@ def duplicate(trial: Trial) -> None:
     for own, image in zip(
         (*trial.case.images, trial.label), (*trial.other.images, trial.other.label or ""), strict=True
     ):
-        volume = read_volume([image])
-        write_volume(Path(own), volume.array[0], volume.geometry)
+        volume = read_image([image])
+        write_image(Path(own), volume.array[0], volume.geometry)
 
 
 def remove(case: Case) -> None:
@@ -139,8 +139,8 @@ def remove(case: Case) -> None:
 
 def with_spacing(trial: Trial, geometry: Callable[[Geometry], Geometry], *, label_only: bool = False) -> None:
     for path in trial.case.images if not label_only else ():
-        volume = read_volume([path])
-        write_volume(Path(path), volume.array[0], geometry(volume.geometry))
+        volume = read_image([path])
+        write_image(Path(path), volume.array[0], geometry(volume.geometry))
     found = read_label_map(trial.label)
     write_label_map(trial.label, found.array, geometry(found.geometry))
 
@@ -167,7 +167,7 @@ def swapped_channels(trial: Trial) -> None:
 
 
 def greys(trial: Trial) -> None:
-    found, volume = read_label_map(trial.label), read_volume([trial.case.images[0]])
+    found, volume = read_label_map(trial.label), read_image([trial.case.images[0]])
     low, high = np.percentile(volume.array[0], (1, 99))
     grey = np.clip((volume.array[0] - low) / (high - low) * 255, 0, 255).astype(np.uint8)
     write_label_map(trial.label, grey, found.geometry)

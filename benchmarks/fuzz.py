@@ -41,9 +41,9 @@ from autoseg.imaging.readers import (
     is_segmentation,
     list_segments,
     read_header,
+    read_image,
     read_label_map,
     read_segments,
-    read_volume,
 )
 from autoseg.issues import AutosegError
 
@@ -294,7 +294,7 @@ def read_all(path: Path) -> list[NDArray]:
     refusals = []
     if is_segmentation(path):
         list_segments(path)
-    for read in (lambda: read_volume([path]).array, lambda: read_label_map(path).array, lambda: read_masks(path)):
+    for read in (lambda: read_image([path]).array, lambda: read_label_map(path).array, lambda: read_masks(path)):
         try:
             results.append(read())
         except AutosegError as error:

@@ -74,8 +74,8 @@ def measure_growth() -> list[dict[str, Any]]:
 def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
     """Preprocess one made case in this process."""
     from autoseg.data.dataset import Case, DatasetDescription
-    from autoseg.imaging.readers import write_label_map, write_volume
-    from autoseg.imaging.volume import Geometry
+    from autoseg.imaging.image import Geometry
+    from autoseg.imaging.readers import write_image, write_label_map
     from autoseg.preprocessing.prepare import Target, preprocess_case
     from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
 
@@ -98,7 +98,7 @@ def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         geometry = Geometry(shape=size, spacing_mm=SPACING_MM)
         image, label = Path(folder) / "image.nii.gz", Path(folder) / "label.nii.gz"
-        write_volume(image, np.random.default_rng(0).normal(size=size).astype(np.float32) + 10, geometry)
+        write_image(image, np.random.default_rng(0).normal(size=size).astype(np.float32) + 10, geometry)
         mask = np.zeros(size, np.uint8)
         mask[size[0] // 4 : size[0] // 2, 50:150, 50:150], mask[size[0] // 2 :, 60:200, 60:100] = 1, 2
         write_label_map(label, mask, geometry)

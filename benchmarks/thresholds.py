@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from skimage.filters import threshold_otsu
 
 from autoseg.data.discovery import discover_dataset
-from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.storage.atomic import write_text
 
 QUANTILES = 256
@@ -40,7 +40,7 @@ def baselines(folder: Path) -> tuple[int, float, float]:
     dataset = discover_dataset(folder)
     images, references = [], []
     for case in dataset.training:
-        images.append(read_volume(case.image_paths).array.mean(0))
+        images.append(read_image(case.image_paths).array.mean(0))
         references.append(read_label_map(Path(case.label or "")).array != dataset.file_values[0])
     otsu = [threshold_otsu(image) if np.ptp(image) else image.flat[0] for image in images]
     per_image = max(

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.label_values import to_internal
+from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import Segmentation, read_label_map, read_segments
-from autoseg.imaging.readers.dicom import split_part
-from autoseg.imaging.volume import Geometry, LabelMap
+from autoseg.imaging.readers import Segmentation, read_label_map, read_segments, split_part
 from autoseg.issues import AutosegError
 
 Combination = frozenset[str]

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.data.patterns import FoundFile
-from autoseg.imaging.readers import image_stem
-from autoseg.imaging.readers.dicom import split_part
+from autoseg.imaging.readers import image_stem, split_part
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from datasets_spec import CaseList
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from autoseg.data.dataset import Case
 from autoseg.data.matching import Match
 from autoseg.data.patterns import FoundFile
-from autoseg.imaging.readers import image_stem, list_series, read_header
-from autoseg.imaging.readers.dicom import split_part
+from autoseg.imaging.readers import image_stem, list_series, read_header, split_part
 from autoseg.issues import AutosegError
 
 MODALITIES = frozenset(

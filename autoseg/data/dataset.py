@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from autoseg.imaging.readers.dicom import split_part
+from autoseg.imaging.readers import split_part
 from autoseg.issues import Issue
 from planners import PROSE, Document, Labels
 

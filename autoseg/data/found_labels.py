@@ -14,8 +14,7 @@ from autoseg.data.case_labels import Combination, mask_combinations
 from autoseg.data.dataset import Case, LabelCoding
 from autoseg.data.declaration import Declaration, LabelValues, labels_named_by_value
 from autoseg.data.label_looks import Answer, look_up
-from autoseg.imaging.readers import read_label_map
-from autoseg.imaging.readers.dicom import split_part
+from autoseg.imaging.readers import read_label_map, split_part
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.tracking.progress import Reporter, SilentReporter
 from datasets_spec import Layout

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoseg.imaging.orientation import canonical_geometry, canonical_orientation
-from autoseg.imaging.parts import part_indices
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.orientation import canonical_geometry, canonical_orientation, part_indices
 from autoseg.imaging.readers import ImageHeader
-from autoseg.imaging.volume import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from autoseg.data.check_items import CheckItem, item_finding, unreadable
 from autoseg.data.grids import SAME_GRID, grid_differences, turned_differences
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import ImageHeader, read_header
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError, Issue
 
 
@@ -61,13 +61,7 @@ def _header(item: CheckItem, path: str, findings: list[Issue]) -> ImageHeader | 
     except AutosegError as error:
         findings.append(unreadable(item, path, error))
         return None
-    if header.repair:
-        findings.append(
-            item_finding(item, "note", path, header.repair, "correct the file's header to be rid of this note")
-        )
-    findings += [
-        item_finding(item, "note", path, note, "make sure that this is what you expect") for note in header.notes
-    ]
+    findings += [note.model_copy(update={"case": item.case_id}) for note in header.notes]
     return header
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from autoseg.data.case_lists import find_list, read_case_list
 from autoseg.data.patterns import FoundFile, list_files, match_files
-from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom_series, is_segmentation
-from autoseg.imaging.readers.dicom import is_dicom
+from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom, is_dicom_series, is_segmentation
 from autoseg.issues import AutosegError, Issue
 from datasets_spec import CaseFiles, Layout
 from datasets_spec.layout import FIELD

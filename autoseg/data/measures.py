@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from autoseg.data.label_fit import Evidence, gather
 from autoseg.data.thumbnails import Thumbnail, make_thumbnail
+from autoseg.imaging.image import Image
 from autoseg.imaging.orientation import canonical_orientation, to_canonical
-from autoseg.imaging.volume import Volume
 from autoseg.storage.cache import KEPT
 from planners import Labels
 
@@ -58,7 +58,7 @@ class CaseFiles:
 
 def measure_case(
     files: CaseFiles,
-    volume: Volume,
+    volume: Image,
     array: NDArray[np.integer[Any]] | None,
     *,
     file_values: Sequence[int],

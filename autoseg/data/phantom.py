@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, canonical_geometry, to_canonical
-from autoseg.imaging.readers import write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import write_error
 
@@ -71,7 +71,7 @@ def _write_all(folder: Path, num_training: int, num_test: int, seed: int) -> Non
     for number, name in enumerate(names):
         part = "Tr" if number < num_training else "Ts"
         image, labels, geometry = make_phantom_case(seed=seed, number=number)
-        write_volume(folder / f"images{part}" / name, image[0], geometry)
+        write_image(folder / f"images{part}" / name, image[0], geometry)
         write_label_map(folder / f"labels{part}" / name, labels, geometry)
     training, test = names[:num_training], names[num_training:]
     description = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.deviations import MANY, all_but, oddness
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
 from autoseg.issues import UNNAMED, Issue
 from planners import LabelClass
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry, canonical_orientation, to_canonical
-from autoseg.imaging.volume import Geometry, Volume
 from autoseg.storage.cache import KEPT
 
 MAX_VOXELS = 2**14
@@ -30,7 +30,7 @@ class Thumbnail:
     """Of the blocks, (z, y, x)."""
 
 
-def make_thumbnail(volume: Volume, labels: NDArray[np.integer[Any]] | None, file_values: Sequence[int]) -> Thumbnail:
+def make_thumbnail(volume: Image, labels: NDArray[np.integer[Any]] | None, file_values: Sequence[int]) -> Thumbnail:
     """Thumbnail of an image (finite voxels) and of its label map ``labels`` (Z, Y, X), in the axes of the image.
 
     Values that are not among ``file_values`` count as background. Borders that fill no block are left out.

@@ -13,8 +13,8 @@ from autoseg.data.case_labels import read_file_labels
 from autoseg.data.check_items import CheckItem, item_finding, unreadable
 from autoseg.data.dataset import LabelCoding
 from autoseg.data.measures import CaseFiles, CaseMeasures, measure_case
-from autoseg.imaging.readers import file_states, read_label_map, read_volume
-from autoseg.imaging.volume import LabelMap, Volume
+from autoseg.imaging.image import Image, LabelMap
+from autoseg.imaging.readers import file_states, read_image, read_label_map
 from autoseg.issues import AutosegError, Issue
 
 NUM_SHOWN_VALUES = 10
@@ -80,18 +80,18 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
     return VoxelReport(issues=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
 
 
-def _read_labels(item: CheckItem, coding: LabelCoding, volume: Volume | None) -> LabelMap:
+def _read_labels(item: CheckItem, coding: LabelCoding, volume: Image | None) -> LabelMap:
     """In the axes of the image where both are fit for use, else as the file has it."""
     if item.case is not None:
         return read_file_labels(item.case, coding, onto=None if volume is None else volume.geometry)
     return read_label_map(Path(item.labels[0]))
 
 
-def _read_image(item: CheckItem, findings: list[Issue], failures: list[Issue]) -> Volume | None:
+def _read_image(item: CheckItem, findings: list[Issue], failures: list[Issue]) -> Image | None:
     """The image with finite voxels; None where there is none, with the reason among ``findings`` or ``failures`` to read."""
     where = item.images[0]
     try:
-        volume = read_volume([Path(path) for path in item.images])
+        volume = read_image([Path(path) for path in item.images])
     except AutosegError as error:
         failures.append(unreadable(item, where, error))
         return None

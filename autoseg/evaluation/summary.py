@@ -22,9 +22,9 @@ from autoseg.evaluation.metrics import (
     compare,
     stored_name,
 )
+from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import IMAGE_ENDINGS, image_ending, image_stem, read_label_map
-from autoseg.imaging.volume import Geometry, LabelMap
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.storage.atomic import load_document, write_text
 from autoseg.tracking.progress import Reporter, SilentReporter

@@ -9,7 +9,7 @@ import pandas as pd
 
 from autoseg.evaluation.metrics import stored_name
 from autoseg.evaluation.summary import Summary
-from autoseg.imaging.readers.endings import PHOTOGRAPHS, image_ending
+from autoseg.imaging.readers import PICTURE_ENDINGS, image_ending
 
 TABLE_METRICS = ("dice", "iou", "hausdorff95_mm", "surface_dice")
 """Metrics with a good and a bad end."""
@@ -149,7 +149,7 @@ def describe_lost(summary: Summary) -> list[str]:
 def describe_units(summary: Summary) -> list[str]:
     """A sentence where millimetres are none: photographs have no spacing."""
     endings = {image_ending(case.reference_file) for case in summary.metric_per_case}
-    if endings and endings <= set(PHOTOGRAPHS):
+    if endings and endings <= set(PICTURE_ENDINGS):
         return ["these images have no spacing: mm stands for pixels, and ml for thousands of them"]
     return []
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from planners import ChannelNormalization, IntensityStatistics
 
 Floats = NDArray[np.float32]
@@ -69,7 +69,11 @@ def _scale_rgb(channel: Floats) -> None:
     low, high = float(channel.min()), float(channel.max())
     if low < 0 or high > 255:
         raise AutosegError(
-            f"a colour channel has values from {low:g} to {high:g}, but colours run from 0 to 255; "
-            "convert the image to 8 bits, or name its channels by what they show instead of R, G, B"
+            Issue(
+                code="image.colour_range",
+                where="",
+                message=f"a colour channel has values from {low:g} to {high:g}, but colours run from 0 to 255",
+                fix="convert the image to 8 bits, or name its channels by what they show instead of R, G, B",
+            )
         )
     channel /= np.float32(255)

@@ -1,4 +1,4 @@
-"""Turning arrays to one canonical orientation and back, by permutation and flips of axes only.
+"""Bringing source axes to one canonical orientation and back, and finding one grid inside another.
 
 Canonical array axes (z, y, x) run towards Superior, Posterior and Left, as near as whole axes allow.
 """
@@ -12,13 +12,18 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.parts import place_part
-from autoseg.imaging.volume import Geometry, LabelMap, Vector
-from autoseg.issues import AutosegError
+from autoseg.imaging.image import Geometry, LabelMap, Vector
+from autoseg.issues import AutosegError, Issue
 
 Triple = tuple[int, int, int]
 Flips = tuple[bool, bool, bool]
 Scalar = TypeVar("Scalar", bound=np.generic)
+OFF_GRID = 0.1
+"""Voxels; no voxel moves to its neighbour by that."""
+SAME_DIRECTION = 1e-3
+"""A quarter of a voxel at the end of 256."""
+
+Indices = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +138,12 @@ def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integ
         array = from_canonical(to_canonical(array, own), other)
     if array.shape != geometry.shape:
         raise AutosegError(
-            f"the label map has {label_map.array.shape} voxels (z, y, x) but its image has {geometry.shape}; "
-            "resample the label map to the grid of the image"
+            Issue(
+                code="labels.shape_differs",
+                where="",
+                message=f"the label map has {label_map.array.shape} voxels (z, y, x), but its image has {geometry.shape}",
+                fix="resample the label map to the grid of the image",
+            )
         )
     return array
 
@@ -146,7 +155,44 @@ def _place_part(
     placed = place_part(to_canonical(label_map.array, own), part, whole)
     if placed is None:
         raise AutosegError(
-            f"the label map with {label_map.array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm (x, y, z) is "
-            f"no part of its image with {geometry.shape} from {geometry.origin_mm} mm; resample it to the grid of the image"
+            Issue(
+                code="labels.outside_image",
+                where="",
+                message=f"the label map with {label_map.array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm "
+                f"(x, y, z) does not lie on the grid of its image with {geometry.shape} from {geometry.origin_mm} mm",
+                fix="resample it to the grid of the image",
+            )
         )
     return from_canonical(placed, other)
+
+
+def part_indices(part: Geometry, whole: Geometry) -> Indices | None:
+    """Index in ``whole`` of each index of ``part``, one array for each axis (z, y, x); None where it is no part.
+
+    Both run along the same axes. Every voxel of the part lies on one of the whole, within a tenth of a voxel; an axis of
+    the part may skip voxels (every second slice), and one of length 1 says nothing of its spacing.
+    """
+    direction = np.array(whole.direction)
+    if np.abs(np.array(part.direction) - direction).max() > SAME_DIRECTION:
+        return None
+    offset = direction.T @ (np.array(part.origin_mm) - np.array(whole.origin_mm))
+    axes = []
+    for axis in range(3):
+        places = offset[2 - axis] + np.arange(part.shape[axis]) * part.spacing_mm[axis]
+        places = places / whole.spacing_mm[axis]
+        index = np.rint(places)
+        if np.abs(places - index).max() > OFF_GRID or index[0] < 0 or index[-1] >= whole.shape[axis]:
+            return None
+        axes.append(index.astype(np.int64))
+    z, y, x = axes
+    return z, y, x
+
+
+def place_part(array: NDArray[Any], part: Geometry, whole: Geometry) -> NDArray[Any] | None:
+    """``array`` (Z, Y, X) on the grid ``whole``, zero around it; None where ``part`` is no part of it."""
+    indices = part_indices(part, whole)
+    if indices is None:
+        return None
+    placed = np.zeros(whole.shape, array.dtype)
+    placed[np.ix_(*indices)] = array
+    return placed

@@ -7,8 +7,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, from_canonical, to_canonical
-from autoseg.imaging.volume import Geometry
 from planners import Document
 
 Triple = tuple[int, int, int]

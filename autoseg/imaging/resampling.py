@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects, spline_filter1d
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from planners import Resampling
 
 Shape = tuple[int, int, int]
@@ -235,7 +235,14 @@ def _softmax(logits: Floats) -> None:
 
 def _unsigned_type(largest: int) -> type[np.uint8] | type[np.uint16]:
     if largest > np.iinfo(np.uint16).max:
-        raise AutosegError(f"label value {largest} does not fit into 16 bits; use smaller values")
+        raise AutosegError(
+            Issue(
+                code="labels.value_too_large",
+                where="",
+                message=f"label value {largest} does not fit into 16 bits",
+                fix="use smaller values",
+            )
+        )
     return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
 
 

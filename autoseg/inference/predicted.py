@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from autoseg.imaging.readers import files_of, read_volume
+from autoseg.imaging.readers import files_of, read_image
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import write_error
 from autoseg.storage.cache import FileContent, read_content
@@ -167,7 +167,7 @@ def _is_whole(path: Path) -> bool:
     if path.suffix == ".npz":
         return False  # nobody draws in probabilities
     try:
-        read_volume([path])
+        read_image([path])
     except AutosegError:
         return False
     return True

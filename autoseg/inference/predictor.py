@@ -19,9 +19,9 @@ from autoseg.compute.memory import is_out_of_memory, micro_batch_sizes, release_
 from autoseg.data.label_values import to_file_values
 from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import apply_postprocessing
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.placement import Placement
-from autoseg.imaging.readers import read_volume
-from autoseg.imaging.volume import Geometry, Volume
+from autoseg.imaging.readers import read_image
 from autoseg.inference.export import labels_for_next_stage, labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
@@ -75,13 +75,13 @@ class Predictor:
         geometry = Geometry(
             shape=(z, y, x), spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
         )
-        return self.predict_volume(Volume(array=channels.astype(np.float32), geometry=geometry)).labels
+        return self.predict_volume(Image(array=channels.astype(np.float32), geometry=geometry)).labels
 
     def predict_files(self, paths: Sequence[Path], *, probabilities: bool = False) -> Prediction:
         """Prediction for the image in ``paths``: one file for each channel, or one with all channels."""
-        return self.predict_volume(read_volume(paths), probabilities=probabilities)
+        return self.predict_volume(read_image(paths), probabilities=probabilities)
 
-    def predict_volume(self, volume: Volume, *, probabilities: bool = False) -> Prediction:
+    def predict_volume(self, volume: Image, *, probabilities: bool = False) -> Prediction:
         """Prediction for an image in memory; its geometry decides how it is turned."""
         model, expected = self.model, self.model.plan.channels
         if len(volume.array) != len(expected):
@@ -104,11 +104,11 @@ class Predictor:
             geometry=volume.geometry,
         )
 
-    def _member_probabilities(self, member: Member, volume: Volume) -> Floats:
+    def _member_probabilities(self, member: Member, volume: Image) -> Floats:
         logits, placement = self._logits(member, volume)
         return probabilities_from_logits(logits, placement, member.configuration, self.model.plan.labels)
 
-    def _logits(self, member: Member, volume: Volume) -> tuple[Floats, Placement]:
+    def _logits(self, member: Member, volume: Image) -> tuple[Floats, Placement]:
         plan = self.model.plan
         prepared = prepare_image(volume, plan, member.configuration)
         image, placement = prepared.image, prepared.placement
@@ -117,7 +117,7 @@ class Predictor:
         axes = member.mirror_axes if self.mirroring else ()
         return member_logits(member, image, mirror_axes=axes, device=self.model.device), placement
 
-    def _previous_labels(self, previous: Member, volume: Volume, following: Placement) -> NDArray[np.integer]:
+    def _previous_labels(self, previous: Member, volume: Image, following: Placement) -> NDArray[np.integer]:
         """What the first stage says, on the grid of the second."""
         logits, placement = self._logits(previous, volume)
         return labels_for_next_stage(logits, placement, following, previous.configuration, self.model.plan.labels)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from autoseg.data.dataset import Case
-from autoseg.imaging.readers import read_volume, write_label_map
+from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
@@ -77,7 +77,7 @@ def measure_preparation(bench: Bench, configuration: Configuration) -> float:
     if not bench.dataset.test:
         return 0.0
     paths = median_case(bench, configuration).image_paths
-    return seconds(lambda: prepare_image(read_volume(paths), bench.plan, configuration))
+    return seconds(lambda: prepare_image(read_image(paths), bench.plan, configuration))
 
 
 def seconds(action: Callable[[], object]) -> float:

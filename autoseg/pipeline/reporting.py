@@ -19,7 +19,7 @@ from autoseg.delivery.report import (
     write_report,
 )
 from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
-from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.inference.validation import prediction_path
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.record import RunRecord, write_record
@@ -97,7 +97,7 @@ def draw_case(options: Options, selected: Selected, ranked: RankedCase) -> bytes
     """One case in canonical axes, so that every picture shows the patient the same way up."""
     dataset = selected.prepared.dataset
     case = next(case for case in dataset.training if case.case_id == ranked.case_id)
-    volume = read_volume(case.image_paths)
+    volume = read_image(case.image_paths)
     orientation = canonical_orientation(volume.geometry)
     z, y, x = volume.geometry.spacing_mm
     spacing = [(z, y, x)[axis] for axis in orientation.permutation]

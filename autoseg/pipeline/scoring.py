@@ -12,8 +12,8 @@ from autoseg.data.case_labels import read_file_labels
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.evaluation.summary import CaseResult, EvaluatedPair, Summary, score_case, summarize
+from autoseg.imaging.image import LabelMap
 from autoseg.imaging.readers import file_states, files_of, read_header, read_label_map
-from autoseg.imaging.volume import LabelMap
 from autoseg.issues import AutosegError
 from autoseg.storage.cache import Cached, read_content
 from autoseg.tracking.progress import Tracker

@@ -18,7 +18,7 @@ from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
-from autoseg.imaging.readers import file_states, read_volume
+from autoseg.imaging.readers import file_states, read_image
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
 from autoseg.preprocessing.need import largest_need
@@ -130,7 +130,7 @@ def _state(case: Case) -> object:
 
 
 def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical: bool, num_values: int) -> _CaseSummary:
-    image = read_volume(case.image_paths)
+    image = read_image(case.image_paths)
     if len(image.array) != num_channels:
         raise AutosegError(
             f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autoseg.data.dataset import Case
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import canonical_geometry
-from autoseg.imaging.readers import read_header
-from autoseg.imaging.readers.dicom import split_part
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.readers import read_header, split_part
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.source_axes import source_orientation
 from planners import Configuration, Plan, configuration_spacing, resampled_shape, transpose

@@ -19,6 +19,7 @@ from autoseg.compute.executor import run_jobs
 from autoseg.data.case_labels import read_case_labels
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
     Orientation,
@@ -26,9 +27,8 @@ from autoseg.imaging.orientation import (
     to_canonical,
 )
 from autoseg.imaging.placement import Placement
-from autoseg.imaging.readers import files_of, read_volume
+from autoseg.imaging.readers import files_of, read_image
 from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
-from autoseg.imaging.volume import Geometry, Volume
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.need import largest_need
 from autoseg.preprocessing.source_axes import source_orientation
@@ -62,7 +62,7 @@ class _Cut:
 
 
 def prepare_image(
-    volume: Volume, plan: Plan, configuration: Configuration, *, labels: NDArray[np.integer[Any]] | None = None
+    volume: Image, plan: Plan, configuration: Configuration, *, labels: NDArray[np.integer[Any]] | None = None
 ) -> Prepared:
     """One case as ``configuration`` wants it, in the order of method section 4.1.
 
@@ -75,7 +75,7 @@ def prepare_image(
     return _prepare(cut, _placement(cut, plan, configuration), plan, configuration)
 
 
-def _cut_out(volume: Volume, plan: Plan, labels: NDArray[np.integer[Any]] | None) -> _Cut:
+def _cut_out(volume: Image, plan: Plan, labels: NDArray[np.integer[Any]] | None) -> _Cut:
     _check_input(volume, plan, labels)
     orientation = source_orientation(volume.geometry, plan)
     image = _to_plan_axes(volume.array, orientation, plan)
@@ -139,7 +139,7 @@ def _resampled(
     return Prepared(image=image, labels=labels, placement=placement)
 
 
-def _check_input(volume: Volume, plan: Plan, labels: NDArray[Any] | None) -> None:
+def _check_input(volume: Image, plan: Plan, labels: NDArray[Any] | None) -> None:
     if len(volume.array) != len(plan.channels):
         raise AutosegError(
             f"the image has {len(volume.array)} channels, but the plan was made for {len(plan.channels)} "
@@ -153,7 +153,7 @@ def _check_input(volume: Volume, plan: Plan, labels: NDArray[Any] | None) -> Non
     check_finite(volume)
 
 
-def check_finite(volume: Volume) -> None:
+def check_finite(volume: Image) -> None:
     """Raise `AutosegError` when voxels are NaN or infinite: resampling would spread them over the volume."""
     for channel, array in enumerate(volume.array):
         if math.isfinite(float(array.min())) and math.isfinite(float(array.max())):
@@ -243,7 +243,7 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
     Labels may have another orientation than their image. Raises `AutosegError` that names the case's files.
     """
     digests = [case_digest(case, dataset, plan, target.configuration) for target in targets]
-    volume = read_volume(case.image_paths)
+    volume = read_image(case.image_paths)
     labels = None
     if case.is_labelled:
         try:

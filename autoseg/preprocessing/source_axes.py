@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import (
     UNTURNED,
     Orientation,
@@ -9,7 +10,6 @@ from autoseg.imaging.orientation import (
     canonical_orientation,
     ras_orientation,
 )
-from autoseg.imaging.volume import Geometry
 from planners import Plan
 
 

@@ -69,9 +69,9 @@ def test_a_small_contrast_on_a_large_offset_keeps_its_digits() -> None:
 
 
 def test_a_real_volume_agrees(real_data) -> None:  # type: ignore[no-untyped-def]
-    from autoseg.imaging.readers import read_volume
+    from autoseg.imaging.readers import read_image
 
-    image = read_volume([real_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_003.nii.gz"]).array
+    image = read_image([real_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_003.nii.gz"]).array
     got = resample_image(image, (50, 40, 47), resampling=Resampling(order=3, order_z=0), separate_axis=None)
     assert np.abs(got[0] - reference(image[0], (50, 40, 47), 3)).max() <= RANGE_TOLERANCE * np.ptp(image)
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.imaging.readers import read_volume, write_label_map
+from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
@@ -105,7 +105,7 @@ def test_lost_and_cut_label_maps_are_made_again(job: Job) -> None:
 
 def test_corrected_label_maps_are_kept(job: Job) -> None:
     label_map = min(job.out.glob("*.nii.gz"))
-    volume = read_volume([label_map])
+    volume = read_image([label_map])
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
     corrected = label_map.read_bytes()
     job.predict()
@@ -162,7 +162,7 @@ def test_corrections_after_a_call_that_failed_are_kept(job: Job) -> None:
     with pytest.raises(AutosegError, match="1 of 2 images could not be predicted"):
         job.predict(probabilities=True)
     image.write_bytes(whole)
-    volume = read_volume([label_map])
+    volume = read_image([label_map])
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
     corrected = label_map.read_bytes()
     job.predict()

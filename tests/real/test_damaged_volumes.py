@@ -16,7 +16,7 @@ import skimage.io
 
 from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
-from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
+from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 
@@ -56,8 +56,8 @@ def flip_bits(path: Path) -> None:
 
 def as_other_format(path: Path) -> None:
     """An NRRD file under a name that ends in .nii.gz."""
-    volume = read_volume([path])
-    write_volume(path.with_name("x.nrrd"), volume.array[0], volume.geometry)
+    volume = read_image([path])
+    write_image(path.with_name("x.nrrd"), volume.array[0], volume.geometry)
     path.with_name("x.nrrd").rename(path)
 
 
@@ -146,9 +146,9 @@ def test_formats_may_differ_from_case_to_case_and_from_image_to_label(hippocampu
     folder = copy(hippocampus, tmp_path / "data")
     for number, path in enumerate(sorted((folder / "images").iterdir())):
         ending = (".nrrd", ".mha", ".nii", ".nii.gz")[number % 4]
-        volume = read_volume([path])
+        volume = read_image([path])
         path.unlink()
-        write_volume(path.with_name(path.name.replace(".nii.gz", ending)), volume.array[0], volume.geometry)
+        write_image(path.with_name(path.name.replace(".nii.gz", ending)), volume.array[0], volume.geometry)
     for number, path in enumerate(sorted((folder / "labels").iterdir())):
         label_map = read_label_map(path)
         path.unlink()
@@ -167,16 +167,16 @@ def test_copies_are_found_by_content(hippocampus, tmp_path):
     names = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "images").iterdir())
     first, second, third, fourth = names[:4]
     volume, label_map = (
-        read_volume([folder / "images" / f"{first}.nii.gz"]),
+        read_image([folder / "images" / f"{first}.nii.gz"]),
         read_label_map(folder / "labels" / f"{first}.nii.gz"),
     )
-    write_volume(folder / "images" / "copied_first.mha", volume.array[0], volume.geometry)
+    write_image(folder / "images" / "copied_first.mha", volume.array[0], volume.geometry)
     write_label_map(folder / "labels" / "copied_first.mha", label_map.array, label_map.geometry)
     for kind in ("images", "labels"):
         packed = gzip.compress(gzip.decompress((folder / kind / f"{second}.nii.gz").read_bytes()), 1)
         (folder / kind / "copied_second.nii.gz").write_bytes(packed)
-    third_image = read_volume([folder / "images" / f"{third}.nii.gz"])
-    write_volume(folder / "images" / "copied_third.nii.gz", third_image.array[0], third_image.geometry)
+    third_image = read_image([folder / "images" / f"{third}.nii.gz"])
+    write_image(folder / "images" / "copied_third.nii.gz", third_image.array[0], third_image.geometry)
     of_fourth = read_label_map(folder / "labels" / f"{fourth}.nii.gz").array
     padded = np.zeros(third_image.geometry.shape, of_fourth.dtype)
     common = tuple(slice(0, min(sizes)) for sizes in zip(padded.shape, of_fourth.shape, strict=True))
@@ -239,7 +239,7 @@ def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, words)
     series.mkdir(parents=True)
     for file in sorted((real_data / SERIES).iterdir()):
         shutil.copyfile(file, series / file.name)
-    geometry = read_volume([series]).geometry
+    geometry = read_image([series]).geometry
     write_label_map(tmp_path / "p1" / "seg.nii.gz", np.resize([0, 0, 1], geometry.shape), geometry)
     assert alarms(tmp_path) == {}
     damage(sorted(series.iterdir()))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from autoseg.imaging.readers.endings import image_ending
-from autoseg.imaging.readers.header import damaged
+from autoseg.imaging.readers.header import damaged, unreadable
 from autoseg.issues import AutosegError
 
 PREAMBLE = 128
@@ -61,7 +61,7 @@ def dicom_candidates(folder: Path) -> list[Path]:
             if image_ending(file) in ("", ".dcm") and (file.is_file() or _leads_nowhere(file))
         )
     except OSError as error:
-        raise AutosegError(f"{folder} could not be listed ({error.strerror or error}); make it readable") from None
+        raise unreadable(folder, error) from None
 
 
 def _leads_nowhere(file: Path) -> bool:
@@ -121,7 +121,7 @@ def _check_inflated(file: Path) -> None:
         while chunk and not inflater.eof:
             size += len(inflater.decompress(chunk, CHUNK))
             if size > MOST_INFLATED:
-                raise damaged(file, f"it inflates to more than {MOST_INFLATED} bytes")
+                raise damaged(file, f"it inflates to more than {MOST_INFLATED} bytes", "corrupt")
             chunk = inflater.unconsumed_tail or stream.read(CHUNK)
 
 

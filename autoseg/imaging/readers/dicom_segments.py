@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID, SegmentationStorage
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers.dicom import is_dicom, number, read_tags, split_part, tags_of, vector
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.readers.memory import require_memory
 from autoseg.imaging.readers.segmentation import Segment, Segmentation, SegmentNames
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")

@@ -26,7 +26,7 @@ IMAGE_ENDINGS = (
 NRRD = (".nrrd", ".seg.nrrd", ".nhdr")
 METAIMAGE = (".mha", ".mhd")
 NIFTI = (".nii.gz", ".nii")
-PHOTOGRAPHS = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
+PICTURE_ENDINGS = (".tif", ".tiff", ".png", ".bmp", ".jpg", ".jpeg")
 """Formats without a place in the world: no orientation, spacing 1; resolution tags there are rarely true."""
 FLAT = (".png", ".bmp", ".jpg", ".jpeg")
 """Formats that hold one slice of whole numbers from 0 upwards."""

@@ -18,7 +18,7 @@ def check_gipl(path: Path) -> None:
     """Raise `AutosegError` where voxels are missing, or where the check sum of a packed file is wrong."""
     head = read_bytes(path, HEADER_BYTES)
     if len(head) < HEADER_BYTES:
-        raise damaged(path, f"it has {len(head)} bytes, fewer than a header")
+        raise damaged(path, f"it has {len(head)} bytes, fewer than a header", "truncated")
     *sizes, kind = struct.unpack(">4HH", head[:10])
     if kind not in BYTES_OF_TYPE or min(sizes[:2]) < 1:
         raise damaged(path, f"its header gives the sizes {tuple(sizes)} and the type {kind}")
@@ -27,4 +27,4 @@ def check_gipl(path: Path) -> None:
         encoding = "gzip" if file.read(2) == GZIP_MAGIC else "raw"
     check_promise(path, expected, path.stat().st_size, encoding)
     if len(read_bytes(path, expected, whole=True)) < expected:
-        raise damaged(path, f"its header promises {expected} bytes, but it holds fewer")
+        raise damaged(path, f"its header promises {expected} bytes, but the file has fewer", "truncated")

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.readers import itk_worker
-from autoseg.imaging.readers.header import damaged
-from autoseg.issues import AutosegError
+from autoseg.imaging.readers.header import damaged, reader_error
 
 BASE_BYTES = 3 * 10**9
 """Address space of a worker before it reads anything: interpreter, libraries, stacks of their threads."""
@@ -46,9 +45,11 @@ def decode_slices(path: Path, files: Sequence[Path], shape: tuple[int, int, int,
         try:
             voxels: NDArray[np.float32] = np.load(out, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise damaged(path, f"its decoder gave nothing: {error}") from None
+            raise damaged(path, f"its decoder gave nothing: {error}", "corrupt") from None
     if voxels.shape != shape:
-        raise damaged(path, f"its header says {shape} voxels (channel, z, y, x), but {voxels.shape} were read")
+        raise damaged(
+            path, f"its header says {shape} voxels (channel, z, y, x), but {voxels.shape} were read", "corrupt"
+        )
     return voxels
 
 
@@ -61,16 +62,16 @@ def _run(path: Path, out: Path, files: Sequence[Path], *, num_bytes: int, second
             command, input=listed.encode(), capture_output=True, timeout=seconds * MOST_WAITING, check=False
         )
     except subprocess.TimeoutExpired:
-        raise damaged(path, f"its decoder did not end within {seconds * MOST_WAITING} seconds") from None
+        raise damaged(path, f"its decoder did not end within {seconds * MOST_WAITING} seconds", "corrupt") from None
     except OSError as error:
-        raise AutosegError(
-            f"{path}: no process could be started to decode it ({error}); close other programs"
+        raise reader_error(
+            "reader.no_worker", path, f"no process could be started to decode it ({error})", "close other programs"
         ) from None
     if done.returncode < 0:
         cause = (
             f"signal {-done.returncode}; it may take {seconds} seconds of processor time and {num_bytes / 1e9:.1f} GB"
         )
-        raise damaged(path, f"its decoder was ended by {cause}")
+        raise damaged(path, f"its decoder was ended by {cause}", "corrupt")
     if done.returncode:
         lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
-        raise damaged(path, lines[-1][:300] if lines else "its decoder failed without a word")
+        raise damaged(path, lines[-1][:300] if lines else "its decoder failed without a message", "corrupt")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from autoseg.imaging.volume import Geometry, Vector
-from autoseg.issues import AutosegError
+from autoseg.imaging.image import Geometry, Vector
+from autoseg.imaging.readers.names import printable
+from autoseg.issues import AutosegError, Issue
 from planners import describe_problems
 
 FLAT_SPACING_FACTOR = 999.0
@@ -33,20 +34,36 @@ class ImageHeader:
     """Components of a voxel times entries of a fourth axis."""
     pixel_type: str
     is_integer: bool
-    repair: str | None = None
-    """What was wrong with the header and how it was read all the same."""
-    notes: tuple[str, ...] = ()
-    """What else a person may want to know of how the file was read; nothing is wrong with it."""
+    notes: tuple[Issue, ...] = ()
+    """What was repaired in the header or left out of the image."""
     may_be_part: bool = False
     """A label map whose grid may be a part of its image's, background around it, as DICOM SEG stores it."""
 
 
-def damaged(path: Path, cause: str) -> AutosegError:
-    """The error for a file that cannot be read."""
-    return AutosegError(
-        f"{path} could not be read ({cause}); the file is damaged or is not what its ending says: "
-        "copy it again from its source, or leave the case out"
+Fault = Literal["truncated", "bad_header", "corrupt", "unknown_format"]
+
+
+def damaged(path: Path | str, message: str, fault: Fault = "bad_header") -> AutosegError:
+    """The error for a file that ends early, contradicts itself, or is not what its ending says: ``reader.<fault>``."""
+    return reader_error(f"reader.{fault}", path, message, "copy the file again from its source, or leave the case out")
+
+
+def unsupported(path: Path | str, message: str, fix: str) -> AutosegError:
+    """The error for a sound file that uses what no reader here understands."""
+    return reader_error("reader.unsupported", path, message, fix)
+
+
+def unreadable(path: Path | str, error: OSError) -> AutosegError:
+    """The error for a file or folder that the operating system refuses to give."""
+    code = "reader.missing" if isinstance(error, FileNotFoundError) else "reader.unreadable"
+    return reader_error(
+        code, path, f"could not be read ({error.strerror or error})", "check the path and its permissions"
     )
+
+
+def reader_error(code: str, path: Path | str, message: str, fix: str) -> AutosegError:
+    """An error of one issue that names ``path``."""
+    return AutosegError(Issue(code=code, where=printable(path), message=message, fix=fix))
 
 
 def make_geometry(
@@ -57,8 +74,8 @@ def make_geometry(
     origin_mm: tuple[float, ...],
     direction: NDArray[np.float64],
     has_orientation: bool,
-) -> tuple[Geometry, str | None]:
-    """Geometry, and what was repaired in it, of a 2D or 3D grid given x first as ITK does.
+) -> tuple[Geometry, tuple[Issue, ...]]:
+    """Geometry, and a note of what was repaired in it, of a 2D or 3D grid given x first as ITK does.
 
     ``direction`` has one column an index axis. A slightly skewed direction is replaced by the nearest orthonormal
     one; `AutosegError` if it is skewed by more, or if sizes or spacings make no sense.
@@ -67,7 +84,7 @@ def make_geometry(
     spacing = tuple(abs(value) for value in spacing_mm)
     matrix = np.eye(3)
     matrix[:dimensions, :dimensions] = direction
-    matrix, repair = _orthonormal(path, matrix)
+    matrix, notes = _orthonormal(path, matrix)
     if dimensions == 2:
         shape, origin_mm = (*shape, 1), (*origin_mm, 0.0)
         spacing = (*spacing, FLAT_SPACING_FACTOR * max(spacing))
@@ -82,8 +99,8 @@ def make_geometry(
             has_orientation=has_orientation,
         )
     except ValidationError as error:
-        raise damaged(path, f"its header makes no sense: {'; '.join(describe_problems(error))}") from error
-    return geometry, repair
+        raise damaged(path, f"the header makes no sense: {'; '.join(describe_problems(error))}") from error
+    return geometry, notes
 
 
 def _vector(values: Any) -> Vector:
@@ -91,18 +108,28 @@ def _vector(values: Any) -> Vector:
     return x, y, z
 
 
-def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], str | None]:
+def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Issue, ...]]:
     """The direction itself, or the orthonormal one that is nearest to it (polar decomposition)."""
     if not np.isfinite(direction).all():
-        raise damaged(path, f"its direction is not finite: {direction.tolist()}")
+        raise damaged(path, f"the direction is not finite: {direction.tolist()}")
     skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
     if skew <= UNNOTICED_SKEW:
-        return direction, None
+        return direction, ()
     if skew > REPAIRABLE_SKEW:
-        raise AutosegError(
-            f"{path}: the axes of its grid are not perpendicular (product of two unit axes {skew:.3g}, "
-            f"direction {np.round(direction, 4).tolist()}); resample the image to a straight grid"
+        raise reader_error(
+            "reader.skewed_grid",
+            path,
+            f"the axes of the grid are not perpendicular (product of two unit axes {skew:.3g}, "
+            f"direction {np.round(direction, 4).tolist()})",
+            "resample the image to a rectangular grid",
         )
     left, _, right = np.linalg.svd(direction)
     degrees = math.degrees(math.asin(min(1.0, skew)))
-    return left @ right, f"its axes were {degrees:.2f} degrees away from perpendicular and were straightened"
+    note = Issue(
+        code="reader.straightened",
+        severity="note",
+        where=printable(path),
+        message=f"its axes were {degrees:.2f} degrees away from perpendicular and were straightened",
+        fix="correct the header of the file",
+    )
+    return left @ right, (note,)

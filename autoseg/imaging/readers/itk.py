@@ -16,10 +16,10 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.endings import DETACHED, LOSSY, PHOTOGRAPHS, image_ending
+from autoseg.imaging.readers.endings import DETACHED, LOSSY, PICTURE_ENDINGS, image_ending
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.readers.memory import require_memory
-from autoseg.imaging.readers.photographs import TRANSPARENCY, has_alpha
+from autoseg.imaging.readers.photographs import has_alpha, transparency_note
 from autoseg.issues import AutosegError
 
 MAX_DIMENSIONS = 4
@@ -95,9 +95,9 @@ def itk_header(path: Path, reader: Any) -> ImageHeader:
     if dimensions > MAX_DIMENSIONS or dimensions < 2:
         raise AutosegError(f"{path} has {dimensions} axes (sizes {size}); store it with two to four")
     axes = min(dimensions, 3)
-    is_photograph = image_ending(path) in PHOTOGRAPHS
+    is_photograph = image_ending(path) in PICTURE_ENDINGS
     direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:axes, :axes]
-    geometry, repair = make_geometry(
+    geometry, notes = make_geometry(
         path,
         shape=tuple(size[:axes]),
         spacing_mm=(1.0,) * axes if is_photograph else tuple(reader.GetSpacing()[:axes]),
@@ -114,8 +114,7 @@ def itk_header(path: Path, reader: Any) -> ImageHeader:
         num_channels=(components - is_transparent) * extra,
         pixel_type=pixel_type,
         is_integer="integer" in pixel_type,
-        repair=repair,
-        notes=(TRANSPARENCY,) if is_transparent else (),
+        notes=(*notes, *([transparency_note(path)] if is_transparent else [])),
     )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoseg.compute.free_memory import free_memory_bytes
-from autoseg.issues import AutosegError
+from autoseg.imaging.readers.header import reader_error
 
+LESS_MEMORY = "close other programs, use fewer workers, or leave the case out"
 SMALL_BYTES = 10**8
 """Images below this size are read without looking."""
 
@@ -17,7 +18,9 @@ def require_memory(path: Path, num_bytes: int) -> None:
         return
     free = free_memory_bytes()
     if num_bytes > free:
-        raise AutosegError(
-            f"{path} needs {num_bytes / 1e9:.1f} GB of memory for its voxels, but {free / 1e9:.1f} GB are free; "
-            "close other programs, use fewer workers, or leave the case out"
+        raise reader_error(
+            "reader.too_large",
+            path,
+            f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free",
+            LESS_MEMORY,
         )

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
 from autoseg.imaging.readers.payload import read_payload, voxel_file
-from autoseg.issues import AutosegError
 
 LONGEST_HEADER = 2**16
 TYPES = {
@@ -84,7 +83,7 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
         fields[key.strip().lower()] = value.strip()
         place = end + 1 if end >= 0 else len(content)
     if LAST_KEY not in fields:
-        raise damaged(path, "its header does not end with ElementDataFile")
+        raise damaged(path, "its header does not end with ElementDataFile", "unknown_format")
     return fields, place
 
 
@@ -94,22 +93,22 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         raise damaged(path, f"its header gives {fields['ndims']} axes with the sizes {sizes}")
     components = int(fields.get("elementnumberofchannels", "1"))
     if components < 1 or (components > 1 and len(sizes) > 3):
-        raise AutosegError(f"{path} has {components} components and the sizes {sizes}; store only one of the two")
+        raise unsupported(path, f"it has {components} components and the sizes {sizes}", "store only one of the two")
     if _is_true(fields, "binarydata", default=True) is False:
-        raise AutosegError(f"{path} has its voxels written as text; store them as binary data")
+        raise unsupported(path, "its voxels are written as text", "store them as binary data")
     name = fields["elementtype"].upper().removesuffix("_ARRAY")
     if name not in TYPES:
-        raise AutosegError(f"{path} has voxels of type {name[:40]!r}; store one of {', '.join(TYPES)}")
+        raise unsupported(path, f"its voxels are of type {name[:40]!r}", f"store one of {', '.join(TYPES)}")
     is_big = _is_true(fields, "binarydatabyteordermsb", "elementbyteordermsb", default=False)
     kind = np.dtype(TYPES[name]).newbyteorder(">" if is_big else "<")
     data, start = _place(path, fields, start)
-    geometry, repair = _geometry(path, fields, sizes)
+    geometry, notes = _geometry(path, fields, sizes)
     header = ImageHeader(
         geometry=geometry,
         num_channels=components * math.prod(sizes[3:]),
         pixel_type=kind.name,
         is_integer=kind.kind in "iu",
-        repair=repair,
+        notes=notes,
     )
     encoding = "zlib" if _is_true(fields, "compresseddata", default=False) else "raw"
     return _MetaImage(header, kind, (components, *sizes), data, start, encoding)
@@ -126,7 +125,7 @@ def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int
     if name.upper() == "LOCAL":
         return path, start
     if name.startswith("LIST") or "%" in name:
-        raise AutosegError(f"{path} keeps its voxels in several files ({name[:60]}); store them in one")
+        raise unsupported(path, f"its voxels lie in several files ({name[:60]})", "store them in one file")
     return voxel_file(path, name), skipped
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 
 STRAY_BYTE = re.compile("[\udc80-\udcff]")
 """What Python writes for a byte of a name that is no UTF-8."""
@@ -16,13 +16,16 @@ def require_text(paths: Iterable[Path | str]) -> None:
     """Raise `AutosegError` with each of ``paths``, or the folder on the way to it, whose name is not valid UTF-8."""
     found = dict.fromkeys(_misnamed(Path(path)) for path in paths if not _is_text(str(path)))
     if found:
-        names = "a name that is" if len(found) == 1 else f"{len(found)} names that are"
         raise AutosegError(
             *[
-                Issue(code=UNNAMED, where=printable(path), message="the bytes of its name are no text", fix="rename it")
+                Issue(
+                    code="reader.name_not_text",
+                    where=printable(path),
+                    message="its name is not valid UTF-8",
+                    fix="rename it",
+                )
                 for path in found
-            ],
-            headline=(f"found {names} not valid UTF-8, as images need:"),
+            ]
         )
 
 

@@ -30,7 +30,7 @@ def nifti_header(path: Path) -> ImageHeader:
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     if not np.isfinite(spacing).all() or (spacing == 0).any():
         raise damaged(path, f"its header gives the voxel size {spacing.tolist()} mm (x, y, z)")
-    geometry, repair = make_geometry(
+    geometry, notes = make_geometry(
         path,
         shape=tuple(int(size) for size in shape),
         spacing_mm=tuple(float(value) for value in spacing),
@@ -46,7 +46,7 @@ def nifti_header(path: Path) -> ImageHeader:
         num_channels=math.prod(header.get_data_shape()[3:]) * _num_components(header),
         pixel_type=str(kind),
         is_integer=kind.kind in "iu" and not is_scaled,
-        repair=repair,
+        notes=notes,
     )
 
 

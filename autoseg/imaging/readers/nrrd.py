@@ -142,7 +142,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _Nrrd:
             num_channels=math.prod(size for axis, size in enumerate(sizes) if axis not in spatial),
             pixel_type=kind.name,
             is_integer=kind.kind in "iu",
-            repair=header.repair,
+            notes=header.notes,
         ),
         kind,
         sizes,
@@ -219,7 +219,7 @@ def _geometry(
         if axes == 2 and dimensions == 3:  # one slice in the world
             shape, spacing = (*shape, 1), (*spacing, float(min(lengths)))
             direction = np.column_stack([direction, np.cross(direction[:, 0], direction[:, 1])])
-    geometry, repair = make_geometry(
+    geometry, notes = make_geometry(
         path,
         shape=shape,
         spacing_mm=spacing,
@@ -227,7 +227,7 @@ def _geometry(
         direction=direction,
         has_orientation=True,
     )
-    return ImageHeader(geometry=geometry, num_channels=1, pixel_type="", is_integer=True, repair=repair)
+    return ImageHeader(geometry=geometry, num_channels=1, pixel_type="", is_integer=True, notes=notes)
 
 
 def _skip(path: Path, data: Path, fields: Mapping[str, str], start: int, encoding: str) -> int:

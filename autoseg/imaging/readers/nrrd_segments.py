@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers.endings import NRRD, image_ending
 from autoseg.imaging.readers.header import ImageHeader, damaged
 from autoseg.imaging.readers.nrrd import nrrd_header, nrrd_pairs, nrrd_voxels
 from autoseg.imaging.readers.segmentation import Segment, Segmentation, SegmentNames
-from autoseg.imaging.volume import Geometry
 
 KEY = re.compile(r"Segment(\d{1,5})_(ID|Name|Layer|LabelValue)")
 MOST_NUMBERS = 2**16

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import damaged
+from autoseg.imaging.readers.header import damaged, reader_error, unreadable
 from autoseg.imaging.readers.memory import require_memory
 
 GZIP_MAGIC = b"\x1f\x8b"
@@ -48,9 +48,9 @@ def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytea
             file.seek(0)
             return _unpack(file, number, "gzip", whole=whole) if is_compressed else file.read(min(number, size))
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise unreadable(path, error) from None
     except (zlib.error, EOFError) as error:
-        raise damaged(path, f"its compression is broken: {error}") from None
+        raise damaged(path, f"its compressed data are broken: {error}", "corrupt") from None
 
 
 def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encoding: str) -> NDArray[Any]:
@@ -62,7 +62,12 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
     """
     expected = count * kind.itemsize
     if not path.is_file():  # a pipe or a device would never end
-        raise damaged(path, "it is missing, but a header names it as the file of its voxels")
+        raise reader_error(
+            "reader.missing",
+            path,
+            "the file is missing, but a header names it as the file of its voxels",
+            "restore it beside its header",
+        )
     try:
         with open(path, "rb") as file:
             held = file.seek(0, os.SEEK_END)
@@ -71,11 +76,11 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
             file.seek(start)
             raw = file.read(expected) if encoding == "raw" else _unpack(file, expected, encoding, whole=True)
     except OSError as error:
-        raise damaged(path, error.strerror or str(error)) from None
+        raise unreadable(path, error) from None
     except (zlib.error, EOFError) as error:
-        raise damaged(path, f"its compression is broken: {error}") from None
+        raise damaged(path, f"its compressed data are broken: {error}", "corrupt") from None
     if len(raw) < expected:
-        raise damaged(path, f"its header promises {expected} bytes of voxels, but it holds {len(raw)}")
+        raise damaged(path, f"the header promises {expected} bytes of voxels, but the file has {len(raw)}", "truncated")
     voxels = np.frombuffer(raw, kind, count)
     return voxels.astype(kind.newbyteorder("="), copy=False)
 
@@ -83,7 +88,7 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
 def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
     """Raise `AutosegError` when ``held`` bytes cannot be ``expected`` ones, or when these are more than memory holds."""
     if expected > held * MOST_PACKED.get(encoding, math.inf):
-        raise damaged(path, f"its header promises {expected} bytes of voxels, but it holds {held}")
+        raise damaged(path, f"the header promises {expected} bytes of voxels, but the file has {held}", "truncated")
     require_memory(path, expected)
 
 

@@ -17,7 +17,7 @@ from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
 from autoseg.imaging.readers.memory import SMALL_BYTES
 from autoseg.imaging.readers.payload import MOST_PACKED, check_promise
 from autoseg.imaging.readers.tiff import read_tiff_pages
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 GREY, GREY_ALPHA = 0, 4
@@ -27,7 +27,6 @@ TAIL = 2**16
 """Bytes in which the end of a JPEG file must be: cameras add something behind it."""
 BMP_HEAD = struct.Struct("<2sIHHI I ii HH I I")
 PALETTE_BITS = (1, 4, 8)
-TRANSPARENCY = "its transparency is left out: it says how to show the image, not what was measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,17 @@ class Png:
     def is_grey_with_alpha(self) -> bool:
         """Two numbers a pixel, which ITK cannot read."""
         return self.colour_type == GREY_ALPHA or (self.colour_type == GREY and self.has_transparency)
+
+
+def transparency_note(path: Path) -> Issue:
+    """The note for an image whose last channel is transparency."""
+    return Issue(
+        code="reader.transparency_ignored",
+        severity="note",
+        where=str(path),
+        message="its transparency is left out: it says how to show the image, not what was measured",
+        fix="save the image without transparency",
+    )
 
 
 def check_photograph(path: Path) -> None:
@@ -108,7 +118,7 @@ def grey_alpha_header(path: Path) -> ImageHeader:
         num_channels=1,
         pixel_type=f"{png.bits}-bit unsigned integer",
         is_integer=True,
-        notes=(TRANSPARENCY,),
+        notes=(transparency_note(path),),
     )
 
 
@@ -151,7 +161,7 @@ def tiled_header(path: Path) -> ImageHeader:
         num_channels=pages.samples - pages.has_alpha,
         pixel_type=f"{pages.bits} bits",
         is_integer=pages.is_integer,
-        notes=(TRANSPARENCY,) if pages.has_alpha else (),
+        notes=(transparency_note(path),) if pages.has_alpha else (),
     )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.imaging.image import Geometry, Image, LabelMap
 from autoseg.imaging.readers.dicom import is_dicom
-from autoseg.imaging.readers.endings import METAIMAGE, NIFTI, NRRD, PHOTOGRAPHS, image_ending
+from autoseg.imaging.readers.endings import METAIMAGE, NIFTI, NRRD, PICTURE_ENDINGS, image_ending
 from autoseg.imaging.readers.gipl import check_gipl
-from autoseg.imaging.readers.header import ImageHeader, damaged
+from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, unreadable
 from autoseg.imaging.readers.itk import itk_header, itk_reader, itk_voxels
+from autoseg.imaging.readers.memory import LESS_MEMORY
 from autoseg.imaging.readers.metaimage import metaimage_header, metaimage_voxels
 from autoseg.imaging.readers.names import require_text
 from autoseg.imaging.readers.nifti import nifti_header, nifti_voxels
@@ -36,7 +38,6 @@ from autoseg.imaging.readers.series import (
     read_single,
     series_image,
 )
-from autoseg.imaging.volume import Geometry, LabelMap, Volume
 from autoseg.issues import AutosegError
 
 WHOLE = 1e-4
@@ -57,20 +58,25 @@ def read_header(path: Path | str) -> ImageHeader:
         return segments_header(path) if is_segmentation(path) else _format(path).header(path)
 
 
-def read_volume(paths: Sequence[Path | str]) -> Volume:
-    """The image of one case, float32 (C, Z, Y, X): one file a channel, or one file (or DICOM folder) with all.
+def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
+    """The image of one case, float32 (C, Z, Y, X): one file per channel, or one file (or DICOM folder) with all.
 
     Channels follow the order of ``paths``, then that inside a file (fourth axis, or colours). The geometry is that of
     the first file. Raises `AutosegError` when a file cannot be read, or when files lie on different grids.
     """
+    paths = [paths] if isinstance(paths, (str, Path)) else paths
     if not paths:
-        raise AutosegError("no image file was given; give at least one")
+        raise reader_error("reader.no_input", "", "no image file was given", "give at least one")
     parts = [_read(Path(path)) for path in paths]
     first = parts[0][0].geometry
     for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
         _check_same_grid(Path(paths[0]), first, Path(path), header.geometry)
     arrays = [_as_float(array) for _, array in parts]
-    return Volume(array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays), geometry=first)
+    return Image(
+        array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays),
+        geometry=first,
+        notes=tuple(note for header, _ in parts for note in header.notes),
+    )
 
 
 def read_label_map(path: Path | str) -> LabelMap:
@@ -85,11 +91,14 @@ def read_label_map(path: Path | str) -> LabelMap:
         if is_segmentation(path):
             return segments_label_map(path)
     header, array = _read(path)
-    if len(array) in (3, 4) and image_ending(path) in PHOTOGRAPHS and (array[1:3] == array[0]).all():
+    if len(array) in (3, 4) and image_ending(path) in PICTURE_ENDINGS and (array[1:3] == array[0]).all():
         array = array[:1]
     if len(array) != 1:
-        raise AutosegError(
-            f"{path} has {len(array)} channels, but a label map has one; store one label number for each voxel"
+        raise reader_error(
+            "reader.several_channels",
+            path,
+            f"it has {len(array)} channels, but a label map has one",
+            "store one label number for each voxel",
         )
     values = array[0]
     if values.dtype.kind not in "iu":
@@ -101,9 +110,9 @@ def _check_there(path: Path) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise AutosegError(f"{path} could not be read ({error.strerror}); check the path and its permissions") from None
+        raise unreadable(path, error) from None
     if size == 0:
-        raise damaged(path, "it is empty")
+        raise damaged(path, "the file is empty", "truncated")
 
 
 @contextmanager
@@ -113,13 +122,9 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise AutosegError(
-            f"{path} could not be read ({error.strerror or error}); check the path and its permissions"
-        ) from None
+        raise unreadable(path, error) from None
     except MemoryError:
-        raise AutosegError(
-            f"{path} needs more memory than there is; close other programs, use fewer workers, or leave the case out"
-        ) from None
+        raise reader_error("reader.too_large", path, "it needs more memory than is free", LESS_MEMORY) from None
 
 
 def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
@@ -188,14 +193,16 @@ def _nifti_header(path: Path) -> ImageHeader:
         num_channels=own.num_channels,
         pixel_type=own.pixel_type,
         is_integer=own.is_integer,
-        repair=header.repair,
+        notes=header.notes,
     )
 
 
 def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[Any]:
     if array.shape[1:] != header.geometry.shape:
         raise damaged(
-            path, f"its header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read"
+            path,
+            f"the header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
+            "corrupt",
         )
     return array
 
@@ -212,10 +219,15 @@ def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geome
         if apart <= SAME_PLACE * min(first.spacing_mm):
             return
     shown = [
-        f"{where} has {g.shape} voxels of {_rounded(g.spacing_mm)} mm (z, y, x) from {_rounded(g.origin_mm)} mm (x, y, z)"
-        for where, g in ((first_path, first), (path, other))
+        f"{g.shape} voxels of {_rounded(g.spacing_mm)} mm (z, y, x) from {_rounded(g.origin_mm)} mm (x, y, z)"
+        for g in (other, first)
     ]
-    raise AutosegError(f"channels lie on different grids: {shown[0]}, but {shown[1]}; resample them to one grid")
+    raise reader_error(
+        "reader.channel_grids_differ",
+        path,
+        f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
+        "resample the channels to one grid",
+    )
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -238,9 +250,11 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
     if odd.any():
         shown = ", ".join(f"{value:g}" for value in np.unique(values[odd])[:5])
         where = tuple(int(i) for i in np.argwhere(odd)[0])
-        raise AutosegError(
-            f"{path} has {int(odd.sum())} values that are no whole numbers, such as {shown}, first at {where} (z, y, x); "
-            "a label map holds one whole number for each voxel: give the label map itself, not probabilities or an image"
+        raise reader_error(
+            "reader.fractional_labels",
+            path,
+            f"{int(odd.sum())} of its values are not whole numbers, such as {shown}, first at {where} (z, y, x)",
+            "give a label map with one whole number for each voxel, not probabilities or an image",
         )
     limit = float(np.abs(rounded).max(initial=0))
     whole: NDArray[np.integer[Any]] = rounded.astype(np.int32 if limit < 2**31 else np.int64)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

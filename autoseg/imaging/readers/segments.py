@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.imaging.image import LabelMap
 from autoseg.imaging.readers.dicom import PART_MARK, split_part
 from autoseg.imaging.readers.dicom_segments import (
     dicom_grid,
@@ -16,12 +17,11 @@ from autoseg.imaging.readers.dicom_segments import (
     is_dicom_segmentation,
 )
 from autoseg.imaging.readers.endings import NRRD, image_ending
-from autoseg.imaging.readers.header import ImageHeader
+from autoseg.imaging.readers.header import ImageHeader, reader_error
 from autoseg.imaging.readers.memory import require_memory
 from autoseg.imaging.readers.nrrd import nrrd_header, nrrd_voxels
 from autoseg.imaging.readers.nrrd_segments import has_segments, nrrd_segment_names, nrrd_segments
 from autoseg.imaging.readers.segmentation import Segmentation, SegmentNames
-from autoseg.imaging.volume import LabelMap
 from autoseg.issues import AutosegError
 
 
@@ -43,7 +43,9 @@ def read_segments(path: Path | str) -> Segmentation:
         return found
     wanted = tuple(segment for segment in found.segments if str(segment.number) == part)
     if not wanted:
-        raise AutosegError(f"{file} has no segment {part}; it has {_listed(file, found)}")
+        raise reader_error(
+            "reader.no_such_segment", file, f"it has no segment {part}", f"use one of {_listed(file, found)}"
+        )
     return replace(found, segments=wanted)
 
 
@@ -86,9 +88,12 @@ def _is_nrrd(file: Path) -> bool:
 def _overlapping(file: Path, found: Segmentation) -> AutosegError:
     names = {segment.number: segment.name for segment in found.segments}
     pairs = [f"{a} ({names[a]}) and {b} ({names[b]}) share {n} voxels" for (a, b), n in found.overlaps().items()]
-    return AutosegError(
-        f"{file} has segments that overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label "
-        f"map cannot hold; read each as a mask of its own, {_listed(file, found)}"
+    return reader_error(
+        "reader.overlapping_segments",
+        file,
+        f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
+        "cannot hold",
+        f"read each as a mask of its own: {_listed(file, found)}",
     )
 
 

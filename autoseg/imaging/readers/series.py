@@ -23,10 +23,9 @@ from autoseg.imaging.readers.dicom import (
     vector,
 )
 from autoseg.imaging.readers.endings import image_ending
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unreadable
 from autoseg.imaging.readers.names import require_text
 from autoseg.imaging.readers.slices import slice_voxels
-from autoseg.issues import AutosegError
 
 UNEVEN_STEP = 0.05
 """Slices are evenly spaced when no step differs from the median step by more than this share of it."""
@@ -70,7 +69,7 @@ class SeriesName:
     """A series in a folder."""
 
     path: Path
-    """What to give to `read_header` and `read_volume`: the folder, with ``#SeriesInstanceUID`` where it has several."""
+    """What to give to `read_header` and `read_image`: the folder, with ``#SeriesInstanceUID`` where it has several."""
     description: str
     number: str
     uid: str
@@ -135,7 +134,7 @@ def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     slices = sorted(slices, key=lambda item: float(normal @ item.position))
     step_mm = _slice_step(path, slices, normal)
     row_mm, column_mm = (float(value) for value in vector(first.tags, "PixelSpacing", 2))
-    geometry, repair = make_geometry(
+    geometry, notes = make_geometry(
         path,
         shape=(int(number(first.tags, "Columns", 0)), int(number(first.tags, "Rows", 0)), len(slices)),
         spacing_mm=(column_mm, row_mm, step_mm),
@@ -149,7 +148,7 @@ def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
         num_channels=int(number(first.tags, "SamplesPerPixel", 1)),
         pixel_type=f"{number(first.tags, 'BitsAllocated', 16):g}-bit integer" if is_integer else "scaled integer",
         is_integer=is_integer,
-        repair=repair,
+        notes=notes,
     )
     return Series(tuple(item.file for item in slices), header)
 
@@ -167,8 +166,11 @@ def read_single(file: Path) -> Series:
     """
     tags = read_tags(file, [*NEEDED_TAGS, "NumberOfFrames"])
     if number(tags, "NumberOfFrames", 1.0) > 1:
-        raise AutosegError(
-            f"{file} has {number(tags, 'NumberOfFrames', 1.0):g} frames in one file; convert it to single slices or to NIfTI"
+        raise reader_error(
+            "dicom.multiframe",
+            file,
+            f"it has {number(tags, 'NumberOfFrames', 1.0):g} frames in one file",
+            "convert it to single slices or to NIfTI",
         )
     item = _slice(file, tags)
     if item is not None:
@@ -209,11 +211,9 @@ def _is_slice(file: Path) -> bool:
     try:
         found = begins_as_dicom(file)
     except OSError as error:
-        raise AutosegError(
-            f"{file} could not be read ({error.strerror or error}), and may be a slice; make it readable, or take it out of the folder"
-        ) from None
+        raise unreadable(file, error) from None
     if not found and image_ending(file):
-        raise damaged(file, "it does not begin as a DICOM file")
+        raise damaged(file, "it does not begin as a DICOM file", "unknown_format")
     return found
 
 
@@ -222,7 +222,7 @@ def _slice(file: Path, tags: Any) -> _Slice | None:
     missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
     meta = tags.file_meta.get("FileMetaInformationGroupLength", 0)
     if missing and (not isinstance(meta, int) or BEFORE_META + meta >= file.stat().st_size):
-        raise damaged(file, "it ends before it says what it is")
+        raise damaged(file, "it ends before it says what it is", "truncated")
     if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
         raise damaged(file, f"it is a slice without {', '.join(missing)}")
     if missing:
@@ -234,9 +234,11 @@ def _only_series(path: Path) -> list[_Slice]:
     folder, uid = split_part(path)
     groups = _group(folder)
     if not groups:
-        raise AutosegError(
-            f"{folder} has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position; "
-            "give the folder of an image series, or convert it to NIfTI"
+        raise reader_error(
+            "dicom.no_slices",
+            folder,
+            f"it has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position",
+            "give the folder of an image series, or convert it to NIfTI",
         )
     if uid is not None and uid in groups:
         return groups[uid]
@@ -245,8 +247,14 @@ def _only_series(path: Path) -> list[_Slice]:
             f"{len(slices)} slices of {slices[0].tags.get('SeriesDescription') or 'no description'!r}, {folder}{PART_MARK}{name}"
             for name, slices in sorted(groups.items())
         )
-        fault = f"has {len(groups)} series" if uid is None else f"has no series {uid}, but {len(groups)} other"
-        raise AutosegError(f"{folder} {fault} ({names}); give one of these names, or put each into a folder of its own")
+        code, fault = (
+            ("dicom.no_such_series", f"it has no series {uid}, but {len(groups)} other")
+            if uid
+            else ("dicom.several_series", f"it has {len(groups)} series")
+        )
+        raise reader_error(
+            code, folder, f"{fault} ({names})", "give one of these names, or put each series into a folder of its own"
+        )
     return next(iter(groups.values()))
 
 
@@ -260,9 +268,11 @@ def _check_alike(path: Path, slices: Sequence[_Slice]) -> None:
                 vector(s.tags, name, size) if size > 1 else np.array([number(s.tags, name, 0)]) for s in (first, item)
             )
             if not np.allclose(ours, theirs, atol=SAME_PLACE):
-                raise AutosegError(
-                    f"{path}: {name} is {ours.tolist()} in {first.file.name} but {theirs.tolist()} in {item.file.name}; "
-                    "remove the slices that do not belong to the volume"
+                raise reader_error(
+                    "dicom.slices_differ",
+                    path,
+                    f"{name} is {ours.tolist()} in {first.file.name} but {theirs.tolist()} in {item.file.name}",
+                    "remove the slices that do not belong to the volume",
                 )
 
 
@@ -275,17 +285,21 @@ def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64
     along = steps @ normal
     usual = float(np.median(along))
     if usual <= 0 or (along < UNEVEN_STEP * usual).any():
-        raise AutosegError(
-            f"{path}: several slices lie at one position; it holds more than one volume (time points, echoes): "
-            "put each into a folder of its own"
+        raise reader_error(
+            "dicom.slices_coincide",
+            path,
+            "several slices lie at one position: it holds more than one volume (time points, echoes)",
+            "put each volume into a folder of its own",
         )
     odd = np.flatnonzero(np.abs(along - usual) > UNEVEN_STEP * usual)
     if len(odd):
         file, after = slices[int(odd[0])].file.name, slices[int(odd[0]) + 1].file.name
-        raise AutosegError(
-            f"{path}: slices are {usual:g} mm apart but {float(along[odd[0]]):g} mm between {file} and {after} "
-            f"({len(odd)} such {'gap' if len(odd) == 1 else 'gaps'} in {len(slices)} slices); add the missing slices, or "
-            "leave the case out"
+        raise reader_error(
+            "dicom.uneven_slices",
+            path,
+            f"slices are {usual:g} mm apart but {float(along[odd[0]]):g} mm between {file} and {after} "
+            f"({len(odd)} such {'gap' if len(odd) == 1 else 'gaps'} in {len(slices)} slices)",
+            "add the missing slices, or leave the case out",
         )
     _check_tilt(path, steps, normal, usual)
     return float(along.mean())
@@ -295,7 +309,9 @@ def _check_tilt(path: Path, steps: NDArray[np.float64], normal: NDArray[np.float
     sideways = float(np.linalg.norm(steps.mean(axis=0) - usual * normal))
     if sideways > TILTED_STEP * usual:
         degrees = math.degrees(math.atan2(sideways, usual))
-        raise AutosegError(
-            f"{path}: each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees; "
-            "resample the series to a straight grid first"
+        raise reader_error(
+            "dicom.gantry_tilt",
+            path,
+            f"each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees",
+            "resample the series to a rectangular grid",
         )

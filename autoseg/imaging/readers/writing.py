@@ -10,11 +10,12 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PHOTOGRAPHS, image_ending
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PICTURE_ENDINGS, image_ending
+from autoseg.imaging.readers.header import reader_error
 from autoseg.imaging.readers.itk import itk_call
 from autoseg.imaging.readers.names import require_text
 from autoseg.imaging.readers.nifti import check_written
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import sync_folder, temporary_folder, write_error
 
@@ -37,11 +38,11 @@ def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) 
     Otherwise, for a PNG, TIFF or BMP image its own, for a JPEG image PNG, for all others (DICOM among them) NIfTI.
     """
     own, ending = image_ending(image), writable_ending(label_ending)
-    is_photograph = own in PHOTOGRAPHS or not geometry.has_orientation
+    is_photograph = own in PICTURE_ENDINGS or not geometry.has_orientation
     holds_slices = ending not in FLAT or geometry.shape[0] == 1
-    if (ending in PHOTOGRAPHS) == is_photograph and holds_slices:
+    if (ending in PICTURE_ENDINGS) == is_photograph and holds_slices:
         return ending
-    return writable_ending(own) if own in PHOTOGRAPHS else ".nii.gz"
+    return writable_ending(own) if own in PICTURE_ENDINGS else ".nii.gz"
 
 
 def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
@@ -53,29 +54,31 @@ def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     if image_ending(path) in FLAT and kind not in (np.uint8, np.uint16):
-        raise AutosegError(
-            f"{path}: {image_ending(path)} files cannot hold label values from {low} to {high}; use .nii.gz"
-        )
+        raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
     _write(Path(path), array.astype(kind, copy=False), geometry)
 
 
-def write_volume(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
+def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
     """Write intensities ``array`` (Z, Y, X) as float32 with the geometry of their source; else like `write_label_map`."""
     if image_ending(path) in FLAT:
-        raise AutosegError(f"{path}: {image_ending(path)} files cannot hold fractions; use .nii.gz")
+        raise _cannot_hold(path, f"{image_ending(path)} files cannot hold fractions")
     _write(Path(path), array.astype(np.float32, copy=False), geometry)
+
+
+def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> AutosegError:
+    return reader_error("reader.not_written", path, message, fix)
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     require_text([path])  # ITK would end the process
     ending = image_ending(path)
     if ending not in WRITABLE:
-        raise AutosegError(f"{path} cannot be written: its ending is none of {', '.join(WRITABLE)}; choose one of them")
+        raise _cannot_hold(path, "files of this ending cannot be written", f"use one of {', '.join(WRITABLE)}")
     if array.shape != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
     is_flat = geometry.dimensions == 2 or ending in FLAT
     if is_flat and array.shape[0] != 1:
-        raise AutosegError(f"{path}: {ending} files hold one slice, but there are {array.shape[0]}; use .nii.gz")
+        raise _cannot_hold(path, f"{ending} files hold one slice, but there are {array.shape[0]}")
     image = _itk_image(array, geometry, 2 if is_flat else 3)
     # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
     try:

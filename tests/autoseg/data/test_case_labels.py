@@ -20,9 +20,9 @@ from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.found_labels import labels_of_combinations
 from autoseg.evaluation.ensembling import labels_from_probabilities
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.resampling import resample_regions
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 from datasets_spec import read_layout

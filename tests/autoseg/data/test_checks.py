@@ -16,8 +16,8 @@ from autoseg.data.check_report import CheckReport
 from autoseg.data.checks import check_dataset, require_clean
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.leaving_out import leave_out_bad
-from autoseg.imaging.readers import write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.tracking.progress import SilentReporter
 from planners import read_document
@@ -46,9 +46,9 @@ def folder(tmp_path):
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (tmp_path / part).mkdir()
     for seed, name in enumerate(NAMES):
-        write_volume(tmp_path / "imagesTr" / f"{name}.nii.gz", image(seed), GRID)
+        write_image(tmp_path / "imagesTr" / f"{name}.nii.gz", image(seed), GRID)
         write_label_map(tmp_path / "labelsTr" / f"{name}.nii.gz", labels(seed), GRID)
-    write_volume(tmp_path / "imagesTs" / "t.nii.gz", image(99), GRID)
+    write_image(tmp_path / "imagesTs" / "t.nii.gz", image(99), GRID)
     description = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "head", "2": "tail"}}
     (tmp_path / "dataset.json").write_text(json.dumps(description))
     return tmp_path
@@ -124,32 +124,32 @@ def test_rounding_of_headers_is_no_fault(folder):
 def test_non_finite_voxels_are_counted_and_placed(folder):
     array = image(5)
     array[2, 3, 4], array[5, 0, 0], array[5, 0, 1] = np.nan, np.inf, -np.inf
-    write_volume(folder / "imagesTr" / "c05.nii.gz", array, GRID)
+    write_image(folder / "imagesTr" / "c05.nii.gz", array, GRID)
     finding = only(check(folder))
     assert finding.severity == "error"
     assert "1 NaN and 2 infinite voxels in channel 0, the first at (z, y, x) = (2, 3, 4)" in finding.message
 
 
 def test_test_images_are_checked_too(folder):
-    write_volume(folder / "imagesTs" / "t.nii.gz", np.full(GRID.shape, np.inf), GRID)
+    write_image(folder / "imagesTs" / "t.nii.gz", np.full(GRID.shape, np.inf), GRID)
     assert "480 infinite voxels" in only(check(folder)).message
 
 
 def test_image_of_one_value_is_a_warning(folder):
-    write_volume(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, 3.0), GRID)
+    write_image(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, 3.0), GRID)
     finding = only(check(folder))
     assert (finding.severity, finding.message) == ("warning", "all voxels of channel 0 are 3")
 
 
 def test_values_that_are_not_whole_are_an_error(folder):
-    write_volume(folder / "labelsTr" / "c05.nii.gz", labels(5) * 0.5, GRID)
+    write_image(folder / "labelsTr" / "c05.nii.gz", labels(5) * 0.5, GRID)
     finding = only(check(folder))
     assert (finding.severity, finding.case) == ("error", "c05")
     assert "no whole numbers, such as 0.5" in finding.message
 
 
 def test_whole_numbers_stored_as_floats_are_no_fault(folder):
-    write_volume(folder / "labelsTr" / "c05.nii.gz", labels(5), GRID)
+    write_image(folder / "labelsTr" / "c05.nii.gz", labels(5), GRID)
     assert check(folder) == ()
 
 
@@ -196,7 +196,7 @@ def test_label_map_unlike_the_others_is_a_warning_and_of_another_kind_an_error(f
     assert (finding.severity, finding.case) == ("warning", "c02")
     assert "no voxel of tail, which 11 of them have" in finding.message
     big = Geometry(shape=(40, 64, 64), spacing_mm=(9.0, 1.0, 1.0))
-    write_volume(folder / "imagesTr" / "c02.nii.gz", np.random.default_rng(0).normal(100, 30, big.shape), big)
+    write_image(folder / "imagesTr" / "c02.nii.gz", np.random.default_rng(0).normal(100, 30, big.shape), big)
     write_label_map(folder / "labelsTr" / "c02.nii.gz", np.resize(array, big.shape), big)
     finding = only(check(folder))
     assert finding.severity == "error"
@@ -208,7 +208,7 @@ def test_all_faults_are_in_one_list_errors_first(folder):
     (folder / "imagesTr" / "c00.nii.gz").unlink()
     (folder / "labelsTr" / "c01.nii.gz").write_bytes(b"")
     write_label_map(folder / "labelsTr" / "c02.nii.gz", np.zeros(GRID.shape, np.uint8), GRID)
-    write_volume(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    write_image(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
     findings = check(folder)
     assert [(f.severity, f.case) for f in findings] == [
         ("error", "c00"),
@@ -223,7 +223,7 @@ def test_all_faults_are_in_one_list_errors_first(folder):
 
 
 def test_workers_find_the_same(folder):
-    write_volume(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    write_image(folder / "imagesTr" / "c03.nii.gz", np.full(GRID.shape, np.nan), GRID)
     (folder / "labelsTr" / "c07.nii.gz").write_bytes(b"nonsense")
     assert check(folder, num_workers=2) == check(folder)
 
@@ -237,7 +237,7 @@ def test_notes_and_warnings_do_not_stop_anything():
 
 
 def put(folder, name, array, label, grid=GRID):
-    write_volume(folder / "imagesTr" / f"{name}.nii.gz", array, grid)
+    write_image(folder / "imagesTr" / f"{name}.nii.gz", array, grid)
     write_label_map(folder / "labelsTr" / f"{name}.nii.gz", label, grid)
 
 
@@ -261,7 +261,7 @@ def test_label_map_of_two_images_is_a_warning(folder):
 
 
 def test_test_image_that_was_trained_on_is_a_warning(folder):
-    write_volume(folder / "imagesTs" / "t.nii.gz", image(4), GRID)
+    write_image(folder / "imagesTs" / "t.nii.gz", image(4), GRID)
     finding = only(check(folder))
     assert (finding.severity, finding.case) == ("warning", "t")
     assert "the test image is the training image of case c04" in finding.message
@@ -288,7 +288,7 @@ def test_greys_in_place_of_labels_are_called_so(folder):
 
 
 def test_intensities_of_another_scale_are_a_warning(folder):
-    write_volume(folder / "imagesTr" / "c05.nii.gz", image(5) * 1000, GRID)
+    write_image(folder / "imagesTr" / "c05.nii.gz", image(5) * 1000, GRID)
     finding = only(check(folder))
     assert (finding.severity, finding.case) == ("warning", "c05")
     assert "channel 0 (MRI) spans" in finding.message
@@ -304,7 +304,7 @@ def test_names_of_one_patient_are_told(folder):
 
 
 def test_bad_cases_can_be_left_out(folder):
-    write_volume(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, np.nan), GRID)
+    write_image(folder / "imagesTr" / "c05.nii.gz", np.full(GRID.shape, np.nan), GRID)
     (folder / "labelsTr" / "c06.nii.gz").unlink()
     dataset = discover_dataset(folder)
     findings = check(folder)
@@ -317,7 +317,7 @@ def test_bad_cases_can_be_left_out(folder):
 
 def test_nothing_left_is_an_error(folder):
     for name in NAMES:
-        write_volume(folder / "imagesTr" / f"{name}.nii.gz", np.full(GRID.shape, np.nan), GRID)
+        write_image(folder / "imagesTr" / f"{name}.nii.gz", np.full(GRID.shape, np.nan), GRID)
     with pytest.raises(AutosegError, match="none would be left"):
         leave_out_bad(discover_dataset(folder), check(folder))
 

@@ -10,8 +10,8 @@ import pytest
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import describe_dataset, discover_dataset
-from autoseg.imaging.readers import write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import AutosegError
 from datasets_spec import read_layout
 
@@ -26,7 +26,7 @@ def add_case(folder, name, *, values=(0, 1, 2), parts=("imagesTr", "labelsTr")):
         if part.startswith("labels"):
             write_label_map(folder / part / name, array, GRID)
         else:
-            write_volume(folder / part / name, array, GRID)
+            write_image(folder / part / name, array, GRID)
 
 
 @pytest.fixture

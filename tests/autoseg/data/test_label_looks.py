@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
-from autoseg.imaging.volume import Geometry
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
 

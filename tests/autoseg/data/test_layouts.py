@@ -11,8 +11,8 @@ import pytest
 import SimpleITK
 
 from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from datasets_spec import load_known, load_layouts
 

@@ -13,7 +13,7 @@ from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import CLASS_NAMES, make_phantom_case, make_phantom_dataset
 from autoseg.imaging.orientation import canonical_geometry, canonical_orientation, to_canonical
-from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 
@@ -41,7 +41,7 @@ def test_dataset_is_found_and_without_error_or_warning(phantom):
 
 def test_files_hold_what_was_made(phantom):
     image, labels, geometry = make_phantom_case(seed=0, number=6)
-    read = read_volume([phantom / "imagesTs" / "phantom_007.nii.gz"])
+    read = read_image([phantom / "imagesTs" / "phantom_007.nii.gz"])
     np.testing.assert_array_equal(read.array, image)
     np.testing.assert_array_equal(read_label_map(phantom / "labelsTs" / "phantom_007.nii.gz").array, labels)
     # NIfTI keeps spacing and origin in single precision, about 1e-7 of at most 64 mm

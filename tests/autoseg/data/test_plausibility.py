@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.plausibility import LabelFacts, implausible_labels, rare_classes
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
 from planners import LabelClass, Labels
 
 DATASET = DatasetDescription(

@@ -11,7 +11,7 @@ import pytest
 
 from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
-from autoseg.imaging.readers import read_header, read_volume, write_label_map
+from autoseg.imaging.readers import read_header, read_image, write_label_map
 from autoseg.tracking.progress import SilentReporter
 
 SERIES = {"ct": "ct_body_jpeg2000/dicom", "t2": "mr_prostatex_t2_tra", "adc": "mr_prostatex_adc"}
@@ -55,7 +55,7 @@ def test_the_series_on_which_the_label_map_lies_is_taken(series, real_data, tmp_
     found = discover_dataset(tmp_path / "data")
     (case,) = found.training
     np.testing.assert_array_equal(
-        read_volume(case.image_paths).array, read_volume([real_data / "dicom_series" / SERIES["ct"]]).array
+        read_image(case.image_paths).array, read_image([real_data / "dicom_series" / SERIES["ct"]]).array
     )
     assert found.channels == ("CT",)
     (note,) = found.issues

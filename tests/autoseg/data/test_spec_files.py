@@ -11,8 +11,8 @@ import pytest
 
 from autoseg.data.case_labels import read_file_labels
 from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, write_label_map
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "spec-files.md"

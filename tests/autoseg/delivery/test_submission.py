@@ -12,8 +12,8 @@ import pytest
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.submission import pack_submission
-from autoseg.imaging.readers import read_header, read_label_map, write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(2.0, 1.0, 0.5))
@@ -90,7 +90,7 @@ def test_two_predictions_of_a_case_are_refused(predictions, dataset, tmp_path):
 
 
 def change_type(array, geometry, path):
-    write_volume(path, array, geometry)
+    write_image(path, array, geometry)
 
 
 def change_value(array, geometry, path):

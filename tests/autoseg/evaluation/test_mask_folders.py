@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from autoseg.cli import app
 from autoseg.evaluation.mask_folders import evaluate_mask_folder, holds_masks
 from autoseg.evaluation.metrics import EvaluatedClass, compare
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 GRID = Geometry(shape=(4, 5, 6), spacing_mm=(2.0, 1.0, 0.5), origin_mm=(10.0, -4.0, 7.0))

@@ -20,9 +20,9 @@ from autoseg.evaluation.summary import (
     read_summary,
     write_summary,
 )
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, canonical_geometry, to_canonical
 from autoseg.imaging.readers import read_label_map, write_label_map
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter, Tracker
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import (
     UNTURNED,
     align_label_map,
@@ -20,7 +21,6 @@ from autoseg.imaging.orientation import (
     ras_orientation,
     to_canonical,
 )
-from autoseg.imaging.volume import Geometry, LabelMap
 from autoseg.issues import AutosegError
 
 SHAPE = (3, 4, 5)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autoseg.imaging.parts import part_indices, place_part
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.orientation import part_indices, place_part
 
 WHOLE = (6, 7, 8)
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.imaging.cropping import crop
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.placement import (
     Placement,
     restore_labels,
@@ -15,7 +16,6 @@ from autoseg.imaging.placement import (
     to_plan_axes,
     to_source_axes,
 )
-from autoseg.imaging.volume import Geometry
 
 orders = st.permutations([0, 1, 2]).map(tuple)
 

@@ -9,7 +9,7 @@ import pytest
 from skimage.transform import resize
 
 from autoseg.imaging.placement import Placement
-from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.inference.export import labels_for_next_stage
 from autoseg.preprocessing.prepare import prepare_image
 from planners import (
@@ -35,7 +35,7 @@ LOW_MM = (1.5, 1.5, 1.5)
 def stages(real_data: Path) -> tuple[Configuration, Configuration, Placement, Placement, np.ndarray, np.ndarray]:
     """Both stages of a real case: configurations, placements, and its labels on the two grids."""
     folder, name = real_data / "Task04_Hippocampus", "hippocampus_003.nii.gz"
-    image = read_volume([folder / "imagesTr" / name])
+    image = read_image([folder / "imagesTr" / name])
     labels = read_label_map(folder / "labelsTr" / name).array
     size = CaseSize(case_id="a", shape=image.geometry.shape, spacing_mm=(1.0, 1.0, 1.0))
     plan: Plan = plan_dataset(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.imaging.readers import read_header, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import read_header, write_image
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
@@ -18,7 +18,7 @@ GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
 
 def write(path: Path) -> Path:
-    write_volume(path, np.zeros((3, 4, 5), np.float32), GEOMETRY)
+    write_image(path, np.zeros((3, 4, 5), np.float32), GEOMETRY)
     return path
 
 

@@ -18,8 +18,8 @@ from autoseg.compute import locks
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import files_of, read_header, write_label_map
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.freshness import digest, open_stage

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.imaging.readers import read_label_map, read_volume
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.cascade import CascadeCase, has_previous, open_previous, store_previous, with_classes
 from autoseg.preprocessing.prepare import prepare_image
@@ -28,7 +28,7 @@ def test_each_class_becomes_a_channel_behind_the_image() -> None:
 
 def test_a_real_label_map_is_kept_for_the_next_stage(real_data: Path, tmp_path: Path) -> None:
     folder, name = real_data / "Task04_Hippocampus", "hippocampus_003.nii.gz"
-    image = read_volume([folder / "imagesTr" / name])
+    image = read_image([folder / "imagesTr" / name])
     labels = read_label_map(folder / "labelsTr" / name).array.astype(np.uint8)
     size = CaseSize(case_id="a", shape=image.geometry.shape, spacing_mm=(1.0, 1.0, 1.0))
     plan = plan_dataset(

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.data.discovery import discover_dataset
-from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.fingerprint import pool_intensities, summarise_intensities, take_fingerprint
 from autoseg.tracking.progress import SilentReporter
@@ -30,7 +30,7 @@ def make_dataset(folder, cases, labels=None):
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir()
     for name, (image, label, grid) in cases.items():
-        write_volume(folder / "imagesTr" / f"{name}.nii.gz", np.asarray(image, float), grid)
+        write_image(folder / "imagesTr" / f"{name}.nii.gz", np.asarray(image, float), grid)
         write_label_map(folder / "labelsTr" / f"{name}.nii.gz", np.asarray(label), grid)
     content = {"modality": {"0": "MRI"}, "labels": labels or {"background": 0, "a": 1}}
     (folder / "dataset.json").write_text(json.dumps(content))
@@ -184,7 +184,7 @@ def sample_like_the_reference(dataset, num_samples):
     """Method section 2, step 6, with fewer samples a case."""
     pooled = []
     for each in dataset.training:
-        image = read_volume(each.image_paths).array[0]
+        image = read_image(each.image_paths).array[0]
         voxels = image[read_label_map(each.label).array > 0]  # no hippocampus volume is cropped
         pooled.append(np.random.RandomState(1234).choice(voxels, num_samples, replace=True))
     return np.concatenate(pooled).astype(np.float64)

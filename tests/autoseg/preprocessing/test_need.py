@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from autoseg.data.dataset import Case
-from autoseg.imaging.readers import list_series, write_volume
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import list_series, write_image
 from autoseg.preprocessing.need import BYTES_PER_VOXEL, largest_need
 
 
@@ -18,7 +18,7 @@ def case(folder: Path, name: str, shape: tuple[int, int, int], channels: int = 1
     for channel in range(channels):
         paths.append(str(folder / f"{name}_{channel}.nii.gz"))
         voxels = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        write_volume(Path(paths[-1]), voxels, Geometry(shape=shape, spacing_mm=(1.0, 1.0, 1.0)))
+        write_image(Path(paths[-1]), voxels, Geometry(shape=shape, spacing_mm=(1.0, 1.0, 1.0)))
     return Case(case_id=name, images=tuple(paths), label=None)
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from autoseg.data.dataset import Case, DatasetDescription, MaskFile
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.placement import restore_labels
-from autoseg.imaging.readers import read_label_map, write_label_map, write_volume
+from autoseg.imaging.readers import read_label_map, write_image, write_label_map
 from autoseg.imaging.resampling import decide_separate_axis, resample_labels
-from autoseg.imaging.volume import Geometry, Volume
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.prepare import (
     ANNOTATED,
@@ -99,9 +99,9 @@ def plan(
     )
 
 
-def volume(array: np.ndarray, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0), **changes: object) -> Volume:
+def volume(array: np.ndarray, spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0), **changes: object) -> Image:
     geometry = Geometry(shape=array.shape, spacing_mm=spacing_mm, **changes)  # type: ignore[arg-type]
-    return Volume(array=array[None].astype(np.float32), geometry=geometry)
+    return Image(array=array[None].astype(np.float32), geometry=geometry)
 
 
 def framed(shape: tuple[int, int, int] = (8, 10, 12)) -> np.ndarray:
@@ -296,7 +296,7 @@ def made(tmp_path: Path) -> DatasetDescription:
     for i, name in enumerate(["a", "b", "c"]):
         image = framed() + i
         geometry = Geometry(shape=image.shape, spacing_mm=(1.0, 1.0, 1.0))  # type: ignore[arg-type]
-        write_volume(folder / f"{name}.nii.gz", image, geometry)
+        write_image(folder / f"{name}.nii.gz", image, geometry)
         write_label_map(
             folder / f"{name}_label.nii.gz", np.where(image > 60, 255, np.where(image > 40, 10, 0)), geometry
         )
@@ -367,7 +367,7 @@ def test_only_cases_whose_inputs_changed_are_done_again(made: DatasetDescription
 def test_all_bad_cases_are_named_and_good_ones_are_kept(made: DatasetDescription, tmp_path: Path) -> None:
     image = framed()
     image[2, 3, 4] = np.nan
-    write_volume(Path(made.training[0].images[0]), image, Geometry(shape=image.shape, spacing_mm=(1.0, 1.0, 1.0)))  # type: ignore[arg-type]
+    write_image(Path(made.training[0].images[0]), image, Geometry(shape=image.shape, spacing_mm=(1.0, 1.0, 1.0)))  # type: ignore[arg-type]
     Path(made.training[2].images[0]).write_bytes(b"broken")
     with pytest.raises(AutosegError, match=r"(?s)case a: .*a\.nii\.gz: channel 0 has 1 voxels.*case c: .*c\.nii\.gz"):
         preprocess_dataset(

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import acquisition_orientation, canonical_geometry
 from autoseg.imaging.placement import restore_labels
-from autoseg.imaging.readers import read_label_map, read_volume, write_label_map, write_volume
+from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.imaging.resampling import decide_separate_axis, resample_labels
-from autoseg.imaging.volume import Geometry, Volume
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.preprocessing.prepare import prepare_image
 from autoseg.preprocessing.source_axes import source_orientation
@@ -52,7 +52,7 @@ def dataset(
     for name, image, labels, direction in stacks:
         geometry = Geometry(shape=image.shape, spacing_mm=spacing_mm, direction=rows(direction))  # type: ignore[arg-type]
         paths = folder / f"{name}.nii.gz", folder / f"{name}_label.nii.gz"
-        write_volume(paths[0], image, geometry)
+        write_image(paths[0], image, geometry)
         write_label_map(paths[1], labels, geometry)
         cases.append(Case(case_id=name, images=(str(paths[0]),), label=str(paths[1])))
     return DatasetDescription(
@@ -70,7 +70,7 @@ def dataset(
 def real_stack(real_data: Path) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
     """Every other voxel in plane of a FLAIR of 3 to 4 mm slices, and its brain mask."""
     folder = real_data / "ms_flair_thick"
-    image = read_volume([folder / "imagesTr" / "ms01_s1.nii.gz"])
+    image = read_image([folder / "imagesTr" / "ms01_s1.nii.gz"])
     labels = read_label_map(folder / "labelsTr" / "ms01_s1.nii.gz").array
     z, y, x = image.geometry.spacing_mm
     return image.array[0, :, ::2, ::2].copy(), labels[:, ::2, ::2].copy(), (z * 2, y * 2, x * 2)
@@ -111,7 +111,7 @@ def test_real_labels_come_back_from_every_orientation(real_data: Path, tmp_path:
             configuration = plan.configurations[0].model_copy(
                 update={"dimensions": 3, "spacing_mm": tuple(factor * value for value in along_plan(geometry, plan))}
             )
-            got = prepare_image(Volume(array=image[None], geometry=geometry), plan, configuration, labels=labels)
+            got = prepare_image(Image(array=image[None], geometry=geometry), plan, configuration, labels=labels)
             assert got.labels is not None
             axis = decide_separate_axis(got.placement.resampled_spacing_mm, got.placement.spacing_mm, None)
             back = resample_labels(

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.placement import Placement
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.store import (
     MAX_BLOCK_BYTES,

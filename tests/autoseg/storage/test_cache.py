@@ -144,7 +144,7 @@ def test_check_fingerprint_and_scores_go_on_after_a_kill(
     assert take_fingerprint(dataset, num_workers=2, reporter=quiet, keep_in=tmp_path / "print") == fingerprint
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores
     for room in (voxel_checks, fingerprinting):  # from here on no voxel of an image can be read
-        monkeypatch.setattr(room, "read_volume", killed)
+        monkeypatch.setattr(room, "read_image", killed)
     monkeypatch.setattr("autoseg.pipeline.scoring.read_label_map", killed)
     assert check_dataset(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "check") == findings
     assert take_fingerprint(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "print") == fingerprint

@@ -18,7 +18,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from autoseg.imaging.readers import files_of, guarded, is_dicom_series, list_series, read_header, read_volume
+from autoseg.imaging.readers import files_of, guarded, is_dicom_series, list_series, read_header, read_image
 from autoseg.issues import AutosegError
 
 STEP = 2.5
@@ -55,7 +55,7 @@ def write_stack(folder: Path, positions: list[tuple[float, float, float]]) -> No
 def test_slices_are_ordered_by_position_and_rescaled(tmp_path: Path) -> None:
     write_stack(tmp_path, [(1.0, 2.0, STEP * i) for i in range(4)])
     assert is_dicom_series(tmp_path)
-    got = read_volume([tmp_path])
+    got = read_image([tmp_path])
     assert got.array[0, :, 0, 0].tolist() == [-1000, -999, -998, -997]
     assert got.geometry.shape == (4, 4, 5)
     assert got.geometry.spacing_mm == (STEP, 0.5, 0.75)
@@ -111,7 +111,7 @@ def test_real_series_agree_with_itk(real_data: Path, name: str) -> None:
     folder = real_data / "dicom_series" / name
     files = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder))
     expected = SimpleITK.ReadImage(files)
-    got = read_volume([folder])
+    got = read_image([folder])
     assert np.array_equal(got.array[0], SimpleITK.GetArrayFromImage(expected).astype(np.float32))
     assert got.geometry.spacing_mm[::-1] == pytest.approx(expected.GetSpacing(), abs=1e-5)
     assert got.geometry.origin_mm == pytest.approx(expected.GetOrigin(), abs=1e-5)
@@ -136,7 +136,7 @@ def test_one_of_several_series_is_named_by_its_uid(tmp_path: Path) -> None:
     ]
     assert all(is_dicom_series(name.path) for name in names)
     assert read_header(names[0].path).geometry.shape == (3, 4, 5)
-    assert read_volume([names[1].path]).array.max() == -993
+    assert read_image([names[1].path]).array.max() == -993
     with pytest.raises(AutosegError, match=r"has no series 1\.2\.9, but 2 other"):
         read_header(folder.parent / "scan#1.2.9")
 
@@ -155,7 +155,7 @@ def test_a_cut_slice_is_not_left_out_silently(tmp_path: Path, length: int) -> No
     last = tmp_path / "slice_96.dcm"
     last.write_bytes(last.read_bytes()[:length])
     with pytest.raises(AutosegError, match=r"slice_96\.dcm could not be read"):
-        read_volume([tmp_path])
+        read_image([tmp_path])
 
 
 def test_stored_bits_are_cut_out_and_signed(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_stored_bits_are_cut_out_and_signed(tmp_path: Path) -> None:
     tags.BitsStored, tags.HighBit = 12, 11
     tags.PixelData = np.full((4, 5), 0x5FFE, "<u2").tobytes()
     tags.save_as(tmp_path / "a.dcm")
-    assert read_volume([tmp_path]).array[0, 0, 0, 0] == -2 - 1000
+    assert read_image([tmp_path]).array[0, 0, 0, 0] == -2 - 1000
 
 
 def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_each_slice_has_its_own_scale(tmp_path: Path) -> None:
         tags = pydicom.dcmread(tmp_path / f"{i}.dcm")
         tags.RescaleSlope, tags.RescaleIntercept = 0.5 * (i + 1), 0
         tags.save_as(tmp_path / f"{i}.dcm")
-    assert read_volume([tmp_path]).array[0, :, 0, 0].tolist() == [5, 10, 15]
+    assert read_image([tmp_path]).array[0, :, 0, 0].tolist() == [5, 10, 15]
     assert not read_header(tmp_path).is_integer
 
 
@@ -187,19 +187,19 @@ def test_run_length_packed_slices_are_read(tmp_path: Path) -> None:
         tags.PixelData = pixels[i].tobytes()
         tags.compress(RLELossless)
         tags.save_as(tmp_path / f"{i}.dcm")
-    assert np.array_equal(read_volume([tmp_path]).array[0], pixels - 1000)
+    assert np.array_equal(read_image([tmp_path]).array[0], pixels - 1000)
 
 
 def test_single_files_are_slices_or_flat_images(tmp_path: Path, real_data: Path) -> None:
     file = sorted((real_data / "dicom_series" / "mr_prostatex_adc").iterdir())[3]
-    got = read_volume([file])
-    assert np.array_equal(got.array[0], read_volume([file.parent]).array[0, [-4]])  # names run against the positions
+    got = read_image([file])
+    assert np.array_equal(got.array[0], read_image([file.parent]).array[0, [-4]])  # names run against the positions
     assert got.geometry.dimensions == 3
     tags = pydicom.dcmread(file)
     tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = DigitalXRayImageStorageForPresentation
     del tags.ImagePositionPatient, tags.ImageOrientationPatient
     tags.save_as(tmp_path / "xray.dcm")
-    flat = read_volume([tmp_path / "xray.dcm"])
+    flat = read_image([tmp_path / "xray.dcm"])
     assert np.array_equal(flat.array, got.array)
     assert (flat.geometry.dimensions, flat.geometry.has_orientation) == (2, False)
 
@@ -213,14 +213,14 @@ def test_a_broken_jpeg_2000_slice_is_refused_soon(tmp_path: Path, real_data: Pat
         path.write_bytes(broken)
         begin = sum(os.times()[:4])
         with pytest.raises(AutosegError, match=rf"{name}\.dcm could not be read"):
-            read_volume([path])
+            read_image([path])
         assert sum(os.times()[:4]) - begin < 10  # of processor time, workers included; it takes one or two
 
 
 def test_a_worker_has_a_limit_of_memory(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guarded, "BASE_BYTES", 2 * 10**8)  # less than the libraries need to load
     with pytest.raises(AutosegError, match="could not be read"):
-        read_volume([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
+        read_image([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.5.1.4.1.1.2", "1.2.3.4"])
@@ -231,7 +231,7 @@ def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) 
     padded = syntax.encode().ljust(len(plain), b"\0")[: len(plain)]
     (tmp_path / "a.dcm").write_bytes(content.replace(plain, padded))
     with pytest.raises(AutosegError, match=r"a\.dcm could not be read"):
-        read_volume([tmp_path])
+        read_image([tmp_path])
 
 
 @pytest.mark.parametrize("ending", ["", ".dcm", ".IMA"])
@@ -244,7 +244,7 @@ def test_what_lies_beside_slices_is_none_of_their_files(tmp_path: Path, ending: 
         write_slice(path, (0.0, 0.0, STEP * i), value=i)
     (tmp_path / beside).write_bytes(bytes(200))
     assert files_of(tmp_path) == slices
-    assert len(read_volume([tmp_path]).array[0]) == 3
+    assert len(read_image([tmp_path]).array[0]) == 3
 
 
 def test_a_folder_without_slices_has_all_its_files_and_a_broken_slice_counts(tmp_path: Path) -> None:
@@ -284,12 +284,12 @@ def test_a_slice_that_cannot_be_reached_is_not_left_out(tmp_path: Path, ending: 
         write_slice(folder / f"slice{i}{ending}", (0.0, 0.0, STEP * i), value=i)
     last = folder / f"slice3{ending}"
     last.rename(tmp_path / "elsewhere")
-    assert len(read_volume([folder]).array[0]) == 3
+    assert len(read_image([folder]).array[0]) == 3
     last.symlink_to(tmp_path / "fetched")
     (folder / ".#lock").symlink_to("somebody@host")
     with pytest.raises(AutosegError, match=r"slice3.* could not be read \(No such file or directory\).*may be a slice"):
-        read_volume([folder])
+        read_image([folder])
     with pytest.raises(AutosegError, match="slice3"):
         read_header(folder)
     (tmp_path / "elsewhere").rename(tmp_path / "fetched")
-    assert len(read_volume([folder]).array[0]) == 4
+    assert len(read_image([folder]).array[0]) == 4

@@ -19,17 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     image_ending,
     image_stem,
     read_header,
+    read_image,
     read_label_map,
-    read_volume,
+    write_image,
     write_label_map,
-    write_volume,
 )
 from autoseg.imaging.readers.nifti import check_written
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 MEDICAL = [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"]
@@ -131,8 +131,8 @@ def test_pages_of_a_tiff_are_slices(tmp_path: Path) -> None:
 
 def test_intensities_come_back(tmp_path: Path) -> None:
     image = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
-    write_volume(tmp_path / "a.nii.gz", image, geometry())
-    got = read_volume([tmp_path / "a.nii.gz"])
+    write_image(tmp_path / "a.nii.gz", image, geometry())
+    got = read_image([tmp_path / "a.nii.gz"])
     assert np.array_equal(got.array, image[None])
     header = read_header(tmp_path / "a.nii.gz")
     assert (header.num_channels, header.is_integer, header.geometry) == (1, False, got.geometry)
@@ -141,7 +141,7 @@ def test_intensities_come_back(tmp_path: Path) -> None:
 def test_a_4d_nifti_has_its_channels_in_the_fourth_axis(tmp_path: Path) -> None:
     array = np.random.default_rng(0).integers(0, 999, (5, 4, 3, 2)).astype(np.int16)  # x, y, z, channel
     nibabel.save(nibabel.Nifti1Image(array, np.diag([0.5, 0.75, 2.5, 1])), tmp_path / "a.nii.gz")
-    got = read_volume([tmp_path / "a.nii.gz"])
+    got = read_image([tmp_path / "a.nii.gz"])
     assert np.array_equal(got.array, array.transpose(3, 2, 1, 0))
     assert got.geometry.spacing_mm == (2.5, 0.75, 0.5)
     assert read_header(tmp_path / "a.nii.gz").num_channels == 2
@@ -150,15 +150,15 @@ def test_a_4d_nifti_has_its_channels_in_the_fourth_axis(tmp_path: Path) -> None:
 def test_colours_are_channels_in_order(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (6, 7, 3)).astype(np.uint8)
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(pixels, isVector=True), str(tmp_path / "a.png"))
-    got = read_volume([tmp_path / "a.png"])
+    got = read_image([tmp_path / "a.png"])
     assert np.array_equal(got.array[:, 0], np.moveaxis(pixels, -1, 0))
     assert got.geometry.spacing_mm == (999, 1, 1)
 
 
 def test_one_file_a_channel_is_stacked_in_the_order_given(tmp_path: Path) -> None:
     for name, value in (("t1", 1), ("t2", 2)):
-        write_volume(tmp_path / f"{name}.nii.gz", np.full((3, 4, 5), value), geometry())
-    got = read_volume([tmp_path / "t2.nii.gz", tmp_path / "t1.nii.gz"])
+        write_image(tmp_path / f"{name}.nii.gz", np.full((3, 4, 5), value), geometry())
+    got = read_image([tmp_path / "t2.nii.gz", tmp_path / "t1.nii.gz"])
     assert got.array[:, 0, 0, 0].tolist() == [2, 1]
 
 
@@ -167,28 +167,28 @@ def test_one_file_a_channel_is_stacked_in_the_order_given(tmp_path: Path) -> Non
 )
 def test_channels_on_different_grids_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
     other = geometry(**changes)
-    write_volume(tmp_path / "one.nii.gz", np.zeros((3, 4, 5)), geometry())
-    write_volume(tmp_path / "two.nii.gz", np.zeros(other.shape), other)
+    write_image(tmp_path / "one.nii.gz", np.zeros((3, 4, 5)), geometry())
+    write_image(tmp_path / "two.nii.gz", np.zeros(other.shape), other)
     with pytest.raises(AutosegError, match=r"one\.nii\.gz has \(3, 4, 5\).*two\.nii\.gz has") as caught:
-        read_volume([tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"])
+        read_image([tmp_path / "one.nii.gz", tmp_path / "two.nii.gz"])
     assert str(next(iter(changes.values()))) in str(caught.value)
 
 
 def test_real_channels_on_different_grids_are_refused(real_data: Path) -> None:
     folder = real_data / "dirty_ms" / "channels_on_different_grids"
     with pytest.raises(AutosegError, match=r"46, 320, 320.*48, 256, 256"):
-        read_volume([folder / "ms01_s2_0000.nii.gz", folder / "ms01_s2_0001.nii.gz"])
+        read_image([folder / "ms01_s2_0000.nii.gz", folder / "ms01_s2_0001.nii.gz"])
 
 
 def test_whole_floats_are_labels_and_fractions_are_not(tmp_path: Path) -> None:
     array = labels().astype(np.float32)
-    write_volume(tmp_path / "a.nii.gz", array, geometry())
+    write_image(tmp_path / "a.nii.gz", array, geometry())
     got = read_label_map(tmp_path / "a.nii.gz").array
     assert np.issubdtype(got.dtype, np.integer)
     assert np.array_equal(got, array)
     array[1, 2, 3] = 0.25
     array[2, 0, 0] = np.nan
-    write_volume(tmp_path / "a.nii.gz", array, geometry())
+    write_image(tmp_path / "a.nii.gz", array, geometry())
     with pytest.raises(AutosegError, match=r"a\.nii\.gz has 2 values.*0\.25.*\(1, 2, 3\)"):
         read_label_map(tmp_path / "a.nii.gz")
 
@@ -199,7 +199,7 @@ def test_scaled_nifti_values_are_scaled(tmp_path: Path) -> None:
     nibabel.save(image, tmp_path / "a.nii")
     raw = nibabel.load(tmp_path / "a.nii")
     expected = np.asarray(raw.dataobj).transpose(2, 1, 0)
-    assert np.allclose(read_volume([tmp_path / "a.nii"]).array[0], expected)
+    assert np.allclose(read_image([tmp_path / "a.nii"]).array[0], expected)
 
 
 @pytest.mark.parametrize("kind", [">i2", "<u2", ">f4", "<f8", "i1", "<i8"])
@@ -208,13 +208,13 @@ def test_nifti_types_and_byte_orders_are_read(tmp_path: Path, kind: str) -> None
     header = nibabel.Nifti1Header(endianness=kind[0] if kind[0] in "<>" else "<")
     header.set_data_dtype(kind)
     nibabel.Nifti1Image(array, np.eye(4), header, dtype=kind).to_filename(tmp_path / "a.nii.gz")
-    assert np.array_equal(read_volume([tmp_path / "a.nii.gz"]).array[0], array.T)
+    assert np.array_equal(read_image([tmp_path / "a.nii.gz"]).array[0], array.T)
 
 
 def test_nifti_voxels_agree_with_itk_on_real_files(real_data: Path) -> None:
     for name in ("Task04_Hippocampus/imagesTr/hippocampus_003.nii.gz", "ms_lesion_4ch/imagesTr/ms4_19.nii.gz"):
         expected = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(real_data / name)))
-        got = read_volume([real_data / name]).array
+        got = read_image([real_data / name]).array
         assert np.array_equal(got, expected.reshape(got.shape).astype(np.float32))
 
 
@@ -229,7 +229,7 @@ def test_a_slightly_skewed_nifti_is_straightened_and_says_so(tmp_path: Path) -> 
     assert header.repair is not None
     assert "perpendicular" in header.repair
     assert np.abs(np.abs(np.array(header.geometry.direction)) - np.eye(3)).max() < 0.01
-    assert read_volume([tmp_path / "a.nii.gz"]).array.shape == (1, 4, 3, 2)
+    assert read_image([tmp_path / "a.nii.gz"]).array.shape == (1, 4, 3, 2)
 
 
 def test_a_nifti_that_is_neither_left_nor_right_handed_is_refused(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_broken_files_are_named_without_noise(
     else:
         write_label_map(path, np.random.default_rng(0).integers(0, 200, (20, 30, 30)), geometry(shape=(20, 30, 30)))
     broken(path, how)
-    for read in (read_label_map, lambda p: read_volume([p])):
+    for read in (read_label_map, lambda p: read_image([p])):
         with pytest.raises(AutosegError, match=f"case{ending}") as caught:
             read(path)
         assert "\n" not in str(caught.value)
@@ -309,14 +309,14 @@ def test_a_header_that_promises_too_much_fills_no_memory(tmp_path: Path) -> None
     (tmp_path / "c.nrrd").write_bytes(head.encode() + gzip.compress(b"\0" * 400))
     for name in ("a.nii", "b.nii.gz", "c.nrrd"):
         with pytest.raises(AutosegError, match=name):
-            read_volume([tmp_path / name])
+            read_image([tmp_path / name])
 
 
 def test_several_gzip_members_are_one_file(tmp_path: Path) -> None:
     write_label_map(tmp_path / "a.nii", labels(), geometry())
     raw = (tmp_path / "a.nii").read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw[:300]) + gzip.compress(raw[300:]) + b"\0" * 20)
-    assert np.array_equal(read_volume([tmp_path / "a.nii.gz"]).array[0], labels())
+    assert np.array_equal(read_image([tmp_path / "a.nii.gz"]).array[0], labels())
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.dcm", "a.txt", "a"])
@@ -331,7 +331,7 @@ def test_flat_formats_refuse_slices_fractions_and_wide_values(tmp_path: Path) ->
         write_label_map(tmp_path / "a.png", labels(), geometry())
     flat = geometry(shape=(1, 4, 5), dimensions=2)
     with pytest.raises(AutosegError, match="fractions"):
-        write_volume(tmp_path / "a.png", np.zeros((1, 4, 5)), flat)
+        write_image(tmp_path / "a.png", np.zeros((1, 4, 5)), flat)
     with pytest.raises(AutosegError, match="70000"):
         write_label_map(tmp_path / "a.png", np.full((1, 4, 5), 70_000), flat)
 
@@ -353,7 +353,7 @@ import numpy as np
 from autoseg.issues import AutosegError
 from autoseg.imaging.readers import write_label_map
 from autoseg.imaging.readers.nifti import check_written
-from autoseg.imaging.volume import Geometry
+from autoseg.imaging.image import Geometry
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
 array = np.random.default_rng(0).integers(0, 255, (20, 60, 60))

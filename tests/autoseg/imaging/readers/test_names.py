@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     printable,
     read_header,
+    read_image,
     read_label_map,
-    read_volume,
     require_text,
     write_label_map,
 )
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 ENDINGS = [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".tif", ".png", ".bmp"]
@@ -29,8 +29,8 @@ MISNAMED = os.fsdecode(b"M\xfcller")
 READ = """
 import sys
 from autoseg.issues import AutosegError
-from autoseg.imaging.readers import read_header, read_label_map, read_volume
-for read in (read_header, read_label_map, lambda path: read_volume([path])):
+from autoseg.imaging.readers import read_header, read_label_map, read_image
+for read in (read_header, read_label_map, lambda path: read_image([path])):
     try:
         read(sys.argv[1])
     except AutosegError as error:
@@ -72,7 +72,7 @@ def test_slices_whose_names_are_no_text_are_named_all(misnamed: Path, real_data:
     for path in sorted(folder.glob("*.dcm"))[:2]:
         path.rename(path.with_name(f"{MISNAMED}{path.name}"))
     with pytest.raises(AutosegError) as caught:
-        read_volume([folder])
+        read_image([folder])
     assert [Path(problem.where).name for problem in caught.value.issues] == [
         r"M\xfcller1-01.dcm",
         r"M\xfcller1-02.dcm",

@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, SegmentationStorage, generate_uid
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import (
     is_segmentation,
     read_header,
+    read_image,
     read_label_map,
     read_segments,
-    read_volume,
     write_label_map,
 )
-from autoseg.imaging.volume import Geometry
 from autoseg.issues import AutosegError
 
 SHAPE = (6, 5, 7)
@@ -160,7 +160,7 @@ def test_what_is_wrong_with_a_segmentation_is_said(tmp_path: Path) -> None:
     with pytest.raises(AutosegError, match=r"seg\.dcm has no segment 7; it has seg\.dcm#1 \(class 1\)"):
         read_label_map(f"{path}#7")
     with pytest.raises(AutosegError, match=r"seg\.dcm has 4 frames"):
-        read_volume([path])
+        read_image([path])
     tags = pydicom.dcmread(path)
     tags.PixelData = tags.PixelData[:8]
     tags.save_as(tmp_path / "short.dcm")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from autoseg.imaging.readers import file_states, read_header, read_label_map, read_volume
+from autoseg.imaging.readers import file_states, read_header, read_image, read_label_map
 from autoseg.issues import AutosegError
 
 ENDINGS = [".nrrd", ".nhdr", ".mha", ".mhd"]
@@ -23,7 +23,7 @@ TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, 
 def same_as_itk(path: Path) -> None:
     """Voxels and grid are those that ITK reads."""
     image = SimpleITK.ReadImage(str(path))
-    header, volume = read_header(path), read_volume([path])
+    header, volume = read_header(path), read_image([path])
     array = SimpleITK.GetArrayFromImage(image)
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -168,7 +168,7 @@ def test_a_flipped_byte_of_compressed_voxels_is_found(tmp_path: Path) -> None:
         content[len(content) // 2] ^= 4
         path.write_bytes(content)
         with pytest.raises(AutosegError, match=f"a{ending} could not be read"):
-            read_volume([path])
+            read_image([path])
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -177,7 +177,7 @@ def test_a_header_that_promises_too_much_is_refused_at_once(tmp_path: Path, endi
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(path), useCompression=True)
     path.write_bytes(path.read_bytes().replace(b"5 4 3", b"50000 40000 30000"))
     with pytest.raises(AutosegError, match="promises 120000000000000 bytes"):
-        read_volume([path])
+        read_image([path])
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import SimpleITK
 import skimage.io
 import tifffile
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     prediction_ending,
     read_header,
+    read_image,
     read_label_map,
-    read_volume,
     writable_ending,
     write_label_map,
 )
-from autoseg.imaging.volume import Geometry
 
 FLAT = Geometry(shape=(1, 4, 5), spacing_mm=(999.0, 1.0, 1.0), dimensions=2, has_orientation=False)
 PAGES = FLAT.model_copy(update={"shape": (3, 4, 5), "dimensions": 3})
@@ -56,7 +56,7 @@ def test_every_orientation_is_understood_by_other_readers(tmp_path: Path, ending
 def test_a_label_map_of_a_real_series_lies_on_it(real_data: Path, tmp_path: Path, name: str, ending: str) -> None:
     """ITK reads series and label map, and finds the same grid."""
     folder = real_data / "dicom_series" / name
-    volume = read_volume([folder])
+    volume = read_image([folder])
     labels = (volume.array[0] > 100).astype(np.uint8)
     write_label_map(tmp_path / f"a{ending}", labels, volume.geometry)
     series = SimpleITK.ReadImage(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))

@@ -1,4 +1,4 @@
-"""An array of voxels and where it lies in the world."""
+"""Images and label maps: arrays of voxels and where they lie in the world."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from autoseg.issues import Issue
 from planners import Document
 
 Vector = tuple[float, float, float]
@@ -45,13 +46,39 @@ class Geometry(Document):
         z, y, x = self.spacing_mm
         return z * y * x / 1000
 
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4): from voxel indices (z, y, x, 1) to world positions (x, y, z, 1) in mm, RAS; see `Image.affine`."""
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(self.direction)[:, ::-1] * np.array(self.spacing_mm)
+        affine[:3, 3] = self.origin_mm
+        affine[:2] *= -1
+        return affine
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Volume:
+class Image:
     """Intensities: ``array`` is float32 (C, Z, Y, X)."""
 
     array: NDArray[np.float32]
     geometry: Geometry
+    notes: tuple[Issue, ...] = ()
+    """What the reader repaired or left out."""
+
+    @property
+    def spacing_mm(self) -> Vector:
+        """Distance of voxel centres along (z, y, x) in mm."""
+        return self.geometry.spacing_mm
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """(4, 4): from voxel indices (z, y, x, 1) of ``array`` to world positions (x, y, z, 1) in mm, RAS.
+
+        World axes run to Right, Anterior, Superior as in nibabel, MONAI and TorchIO, so
+        ``nibabel.Nifti1Image(image.array[0], image.affine)`` is the image in its place. ITK and DICOM use LPS: negate
+        the first two rows.
+        """
+        return self.geometry.affine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
