@@ -29,7 +29,7 @@ types: $(STAMP)
 	$(VENV)/bin/mypy
 
 docs: $(STAMP)
-	$(VENV)/bin/python -m mkdocs build --strict --quiet --config-file docs/mkdocs.yml
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
 
 define READY
 import sys
