@@ -76,7 +76,7 @@ def measure_case(target: str, size: tuple[int, int, int]) -> dict[str, Any]:
     from autoseg.data.dataset import Case, DatasetDescription
     from autoseg.imaging.image import Geometry
     from autoseg.imaging.readers import write_image, write_label_map
-    from autoseg.preprocessing.prepare import Target, preprocess_case
+    from autoseg.preprocessing.preprocess import Target, preprocess_case
     from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
 
     labels = Labels(classes=(LabelClass(name="one", values=(1,)), LabelClass(name="two", values=(2,))))

@@ -95,7 +95,7 @@ def _pending(options: Options, handover: Handover, folder: Path) -> list[_Pendin
         case = open_case(options.run.preprocessed(own.data), case_id)
         following = open_case(options.run.preprocessed(handover.following.data), case_id)
         keys = [handover.keys[fold] for fold in folds]
-        consumed = key_of(VERSION, keys, case.record.consumed, following.record.consumed)
+        consumed = key_of(VERSION, keys, case.record.made_from, following.record.made_from)
         if not has_previous(folder, case_id, consumed):
             cases.append(_Pending(folds, case, following, consumed))
     return sorted(cases, key=lambda each: (each.folds, each.case.case_id))
@@ -119,7 +119,7 @@ def _predict(options: Options, handover: Handover, pending: Sequence[_Pending], 
                     logits, each.case.placement, each.following.placement, configuration, handover.plan.labels
                 )
                 patch = handover.following.patch_shape
-                store_previous(folder, each.case.case_id, labels, each.consumed, patch_shape=patch)
+                store_previous(folder, each.case.case_id, labels, made_from=each.consumed, patch_shape=patch)
                 tracker.advance(note=each.case.case_id)
 
 

@@ -22,9 +22,8 @@ from autoseg.pipeline.freshness import (
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.resources import warn_of_disk
 from autoseg.pipeline.splitting import refuse_bad_folds
-from autoseg.preprocessing.class_sizes import describe_unusual_classes
-from autoseg.preprocessing.fingerprint import take_fingerprint
-from autoseg.preprocessing.prepare import Target, preprocess_dataset
+from autoseg.preprocessing.fingerprint import describe_unusual_classes, take_fingerprint
+from autoseg.preprocessing.preprocess import Target, preprocess_dataset
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -161,8 +160,8 @@ def plan_stage(options: Options) -> tuple[DatasetDescription, Plan]:
             f"Note: this run keeps the {plan.memory_target_gb:g} GB that it was planned for, but the GPU has {device_gb:g} GB: what "
             f"does not fit is computed in pieces; --memory-gb {device_gb:g} plans for this GPU"
         )
-    for sentence in describe_unusual_classes(fingerprint):
-        options.reporter.say(f"Note: {sentence}")
+    for note in describe_unusual_classes(fingerprint):
+        options.reporter.say(f"Note: {note}")
     for configuration in plan.configurations:
         options.reporter.say(f"Plan: {describe_configuration(configuration)}")
     return dataset, plan

@@ -33,7 +33,7 @@ from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
 from autoseg.pipeline.scoring import score_cases
 from autoseg.preprocessing.cascade import CascadeCase
-from autoseg.preprocessing.prepare import common_to_cases, made_from
+from autoseg.preprocessing.preprocess import shared_inputs, stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
 from autoseg.storage.cache import key_of
@@ -107,7 +107,7 @@ def fold_inputs(options: Options, prepared: Prepared, training: Training, fold: 
     return {
         **({} if before is None else {"previous stage": key_of(stage_keys(options, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
-        "plan": key_of(prepared.plan.configuration(training.configuration), common_to_cases(prepared.plan)),
+        "plan": key_of(prepared.plan.configuration(training.configuration), shared_inputs(prepared.plan)),
         "schedule": key_of(training, prepared.schedule.conditions.num_threads),
         "split": key_of(prepared.splits.folds[fold]),
         "seed": key_of(options.seed),
@@ -226,7 +226,7 @@ def meant_cases(prepared: Prepared, configuration: Configuration, case_ids: Sequ
     """What the stored arrays of a configuration's cases must have been made from, by case."""
     source = prepared.plan.configuration(configuration.data)
     cases = {case.case_id: case for case in prepared.dataset.training}
-    return {case_id: made_from(cases[case_id], prepared.dataset, prepared.plan, source) for case_id in case_ids}
+    return {case_id: stored_key(cases[case_id], prepared.dataset, prepared.plan, source) for case_id in case_ids}
 
 
 def open_cases(

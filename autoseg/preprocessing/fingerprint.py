@@ -1,4 +1,4 @@
-"""Takes the fingerprint of a dataset: sizes after cropping, and intensities inside the foreground."""
+"""The fingerprint of a dataset: sizes after cropping, class sizes, and intensities inside the foreground."""
 
 from __future__ import annotations
 
@@ -7,29 +7,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from statistics import median
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects, generate_binary_structure, label
 
 from autoseg.compute.executor import run_jobs
 from autoseg.data.case_labels import read_case_labels
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
+from autoseg.imaging.image import Image
 from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
 from autoseg.imaging.readers import file_states, read_image
-from autoseg.issues import AutosegError
-from autoseg.preprocessing.class_sizes import ClassMeasure, measure_classes, pool_class_sizes
-from autoseg.preprocessing.need import largest_need
+from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.preprocess import largest_need, locate
 from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import Reporter
-from planners import CaseSize, Fingerprint, IntensityStatistics
+from planners import CaseSize, ClassSize, Fingerprint, IntensityStatistics, Labels
 
 MAX_STORED_VALUES = 2**24
 """Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
 MIN_VALUES_PER_CASE = 1024
 """Kept even of very many cases: a percentile of a case is then off by at most 1/2048 of its voxels."""
+TINY_SHARE = 1e-4
+"""Of the volume: a randomly placed patch hardly ever contains a class below it."""
+MANY_COMPONENTS = 20
+_CONNECTED = generate_binary_structure(3, 3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,17 @@ class Intensities:
     minimum: float
     maximum: float
     values: Annotated[NDArray[np.float32], KEPT]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMeasure:
+    """One class in one case."""
+
+    num_voxels: int
+    volume_ml: float
+    share: float
+    """Of the voxels of the case."""
+    num_components: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,49 +81,33 @@ def take_fingerprint(
 ) -> Fingerprint:
     """Fingerprint of the training cases (method section 2).
 
-    Sizes are those of the non-zero box. Axes are canonical ones: the file's after permutation to one orientation; with
+    Sizes are those of the non-zero box. Axes are canonical: the file's, permuted to one orientation; with
     ``canonical=False`` the file's own, as in the reference.
 
-    Intensity statistics are those of a foreground voxel drawn from a case drawn at random, which the reference
-    approaches by sampling: every case with foreground (labels above the background, the ignore label among them) has
-    equal weight. Mean, standard deviation (population), minimum and maximum are exact; median and percentiles are exact
-    while a case has at most ``2**24 / cases / channels`` foreground voxels, else off by half of one such part of its
-    voxels. A percentile is the smallest value with at least that share of the weight at or below it. Where no case has
-    foreground, statistics are those inside the non-zero masks, and ``reporter`` is told.
+    Intensity statistics are those of a foreground voxel drawn from a random case, which the reference approximates by
+    sampling: every case with foreground (labels above the background, the ignore label among them) has equal weight.
+    Mean, standard deviation (population), minimum and maximum are exact; median and percentiles are exact while a case
+    has at most ``2**24 / cases / channels`` foreground voxels, else off by half of one such part of its voxels. A
+    percentile is the smallest value with at least that share of the weight at or below it. If no case has foreground,
+    statistics are those inside the non-zero masks, and ``reporter`` says so.
 
-    Structures that come in a left and a right form are noticed in canonical axes only (`autoseg.data.sides`).
+    Structures in a left and a right form are recognised in canonical axes only (`autoseg.data.sides`).
 
-    Images are read one case at a time in each of ``num_workers`` processes; what is kept of a case does not grow with
-    its voxels, and lies in the folder ``keep_in`` for a call that goes on after this one was killed. Raises `AutosegError` that names each case which cannot be read, whose label map does not fit its image
-    or has undeclared values, or whose foreground has NaN or infinite voxels.
+    Each of ``num_workers`` processes reads one case at a time; what is kept of a case does not grow with its voxels, and
+    is cached in the folder ``keep_in`` so that an interrupted call resumes. Raises `AutosegError` with every case that
+    cannot be read, whose label map does not fit its image or has undeclared values, or whose foreground has NaN or
+    infinite voxels.
     """
     cases = sorted(dataset.training, key=lambda case: case.case_id)
     if not cases:
-        raise AutosegError(f"{dataset.root} has no labelled case; a fingerprint needs one or more")
-    num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
-    summarise = partial(
-        _summarise,
-        coding=dataset.coding,
-        num_channels=len(dataset.channels),
-        canonical=canonical,
-        num_values=num_values,
-    )
-    remembered = (
-        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
-    )
-    with reporter.track("fingerprint", len(cases)) as tracker:
-        summaries = run_jobs(
-            remembered,
-            cases,
-            name=lambda case: f"case {case.case_id}",
-            num_workers=num_workers,
-            need_bytes=largest_need(cases),
-            say=reporter.say,
-            tracker=tracker,
+        issue = Issue(
+            code="dataset.no_labelled_case", where=dataset.root, message="no labelled case", fix="add one or more"
         )
+        raise AutosegError(issue)
+    summaries = _summarise_cases(cases, dataset, canonical, num_workers, reporter, keep_in)
     counted = [summary for summary in summaries if summary.has_foreground]
     if not counted:
-        reporter.say("no label map has any foreground: intensity statistics are those of all non-zero voxels")
+        reporter.say("No label map has any foreground: intensity statistics are those of all non-zero voxels")
     pairs = find_pairs(dataset.labels.classes, [summary.places for summary in summaries]) if canonical else ()
     return Fingerprint(
         dataset_name=dataset.name,
@@ -125,18 +126,63 @@ def take_fingerprint(
     )
 
 
+def _summarise_cases(
+    cases: Sequence[Case],
+    dataset: DatasetDescription,
+    canonical: bool,
+    num_workers: int,
+    reporter: Reporter,
+    keep_in: Path | None,
+) -> list[_CaseSummary]:
+    num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
+    summarise = partial(
+        _summarise,
+        coding=dataset.coding,
+        num_channels=len(dataset.channels),
+        canonical=canonical,
+        num_values=num_values,
+    )
+    cached = (
+        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
+    )
+    with reporter.track("Fingerprint", len(cases)) as tracker:
+        return run_jobs(
+            cached,
+            cases,
+            name=lambda case: f"case {case.case_id}",
+            num_workers=num_workers,
+            need_bytes=largest_need(cases),
+            say=reporter.say,
+            tracker=tracker,
+        )
+
+
 def _state(case: Case) -> object:
     return case, file_states([*case.images, *case.label_files])
 
 
 def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical: bool, num_values: int) -> _CaseSummary:
     image = read_image(case.image_paths)
-    if len(image.array) != num_channels:
-        raise AutosegError(
-            f"{case.images[0]} has {len(image.array)} channels but the dataset declares {num_channels}; "
-            "correct the dataset's channels, or remove the case"
-        )
-    label_map = read_case_labels(case, coding, onto=image.geometry, missing_as_ignore=False).array
+    try:
+        if len(image.array) != num_channels:
+            message = f"{len(image.array)} channels, but the dataset declares {num_channels}"
+            fix = "correct the channels of the dataset, or remove the case"
+            raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
+        label_map = read_case_labels(case, coding, onto=image.geometry, missing_as_ignore=False).array
+        return _summarise_arrays(case, image, label_map, coding.labels, canonical=canonical, num_values=num_values)
+    except AutosegError as error:
+        raise locate(error, case, where=", ".join(case.images)) from error
+
+
+def _summarise_arrays(
+    case: Case,
+    image: Image,
+    label_map: NDArray[np.integer[Any]],
+    labels: Labels,
+    *,
+    canonical: bool,
+    num_values: int,
+) -> _CaseSummary:
     mask = nonzero_mask(image.array)
     box = bounding_box(mask)
     values = crop(label_map, box)
@@ -157,10 +203,8 @@ def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical:
         ),
         relative_size=math.prod(inside.shape) / math.prod(label_map.shape),
         has_foreground=has_foreground,
-        places=find_places(
-            to_canonical(values, orientation), [spacing_mm[axis] for axis in (z, y, x)], coding.labels.classes
-        ),
-        classes=measure_classes(values, coding.labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
+        places=find_places(to_canonical(values, orientation), [spacing_mm[axis] for axis in (z, y, x)], labels.classes),
+        classes=measure_classes(values, labels, voxel_volume_ml=image.geometry.voxel_volume_ml),
         channels=tuple(
             summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)
         ),
@@ -168,14 +212,14 @@ def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical:
 
 
 def summarise_intensities(voxels: NDArray[np.float32], *, num_values: int) -> Intensities:
-    """What is kept of the intensities ``voxels`` (1D, one or more) of one channel of one case.
+    """Summary of the intensities ``voxels`` (1D, one or more) of one channel of one case.
 
-    ``values`` are all of them, sorted, or, of more than ``num_values``, those in the middle of as many equal shares.
+    ``values`` are all of them, sorted, or, of more than ``num_values``, the middles of that many equal shares.
     Raises `AutosegError` for NaN or infinite ones.
     """
     if not np.isfinite(voxels).all():
-        bad = int((~np.isfinite(voxels)).sum())
-        raise AutosegError(f"{bad} voxels inside the foreground are NaN or infinite; repair or remove the case")
+        message = f"{int((~np.isfinite(voxels)).sum())} voxels inside the foreground are NaN or infinite"
+        raise AutosegError(Issue(code="image.not_finite", where="", message=message, fix="repair or remove the case"))
     ordered = np.sort(voxels)
     if len(ordered) > num_values:
         ordered = ordered[((np.arange(num_values) + 0.5) * (len(ordered) / num_values)).astype(np.int64)]
@@ -208,3 +252,72 @@ def pool_intensities(cases: Sequence[Intensities]) -> IntensityStatistics:
         percentile_00_5=low,
         percentile_99_5=high,
     )
+
+
+def measure_classes(
+    labels: NDArray[np.integer[Any]], plan_labels: Labels, *, voxel_volume_ml: float
+) -> tuple[ClassMeasure, ...]:
+    """Size and connected components of every class or region in ``labels`` (Z, Y, X), internal values, in order.
+
+    Each is measured inside its own bounding box. Voxels that share a corner are connected.
+    """
+    boxes = dict(enumerate(find_objects(np.maximum(labels, 0)), start=1))
+    return tuple(_measure(labels, entry.values, boxes, voxel_volume_ml) for entry in plan_labels.classes)
+
+
+def _measure(
+    labels: NDArray[np.integer[Any]], values: Sequence[int], boxes: dict[int, Any], voxel_volume_ml: float
+) -> ClassMeasure:
+    found = [box for value in values if (box := boxes.get(value)) is not None]
+    if not found:
+        return ClassMeasure(num_voxels=0, volume_ml=0.0, share=0.0, num_components=0)
+    around = tuple(slice(min(box[i].start for box in found), max(box[i].stop for box in found)) for i in range(3))
+    mask = np.isin(labels[around], values)
+    number = int(mask.sum())
+    return ClassMeasure(
+        num_voxels=number,
+        volume_ml=number * voxel_volume_ml,
+        share=number / labels.size,
+        num_components=label(mask, _CONNECTED)[1],
+    )
+
+
+def pool_class_sizes(labels: Labels, cases: Sequence[Sequence[ClassMeasure]]) -> tuple[ClassSize, ...]:
+    """Medians over the cases that have a class."""
+    return tuple(_pool(entry.name, [case[i] for case in cases]) for i, entry in enumerate(labels.classes))
+
+
+def _pool(name: str, measures: Sequence[ClassMeasure]) -> ClassSize:
+    present = [measure for measure in measures if measure.num_voxels] or list(measures)
+    return ClassSize(
+        name=name,
+        num_cases=sum(measure.num_voxels > 0 for measure in measures),
+        median_volume_ml=median(measure.volume_ml for measure in present),
+        median_share=median(measure.share for measure in present),
+        median_components=float(median(measure.num_components for measure in present)),
+    )
+
+
+def describe_unusual_classes(fingerprint: Fingerprint) -> tuple[Issue, ...]:
+    """A note on every class that is hard to learn by its size: absent, tiny, or in many components."""
+    return tuple(note for size in fingerprint.class_sizes for note in _unusual(size, fingerprint.num_training_cases))
+
+
+def _unusual(size: ClassSize, num_cases: int) -> list[Issue]:
+    if size.num_cases == 0:
+        message = f"in none of the {num_cases} training cases"
+        return [_note("class.absent", size, message, fix="expect no predictions of it")]
+    among = "the only case" if size.num_cases == 1 else f"the median of the {size.num_cases} cases"
+    where = "the median case" if size.num_cases == num_cases else f"{among} with it"
+    fix, notes = "expect scores that vary from case to case", []
+    if size.median_share < TINY_SHARE:
+        share = f"{100 * size.median_share:.2g} % of the volume ({size.median_volume_ml:.3g} ml)"
+        notes.append(_note("class.tiny", size, f"{share} in {where}", fix=fix))
+    if size.median_components > MANY_COMPONENTS:
+        message = f"{size.median_components:g} separate components in {where}"
+        notes.append(_note("class.fragmented", size, message, fix=fix))
+    return notes
+
+
+def _note(code: str, size: ClassSize, message: str, *, fix: str) -> Issue:
+    return Issue(code=code, severity="note", where=size.name, message=message, fix=fix)

@@ -20,18 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.placement import Placement
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import load_document, sync_folder, write_error, write_together
+from autoseg.wording import shorten
 from planners import Document, write_document
 
 Shape = tuple[int, ...]
 STORAGE_VERSION = 1
-"""Raised when stored files get another meaning, so that older ones are made anew."""
-NOTE = "note"
-"""Name of what is noted about an array in its own file."""
+"""Increased when stored files get another meaning, so that older ones are made again."""
+MADE_FROM = "made_from"
+"""Name under which the file of an array keeps the key of what it was made from."""
 RECORD_ENDING = ".case.json"
-MOST_NAMED = 5
-"""Cases in a message."""
 MAX_BLOCK_BYTES = 128 * 1024
 """One block fits into the second-level cache of a core (method section 4.6)."""
 MAX_CHUNK_BYTES = 6 * 2**20
@@ -40,7 +39,7 @@ PATCH_MARGIN = 1.5
 COMPRESSION_LEVEL = 1
 """Of Zstandard: as small as the method's LZ4HC, written seven times as fast (docs/decisions/0020)."""
 DAMAGE = (OSError, RuntimeError, ValueError, OverflowError)
-"""What blosc2 raises for damaged files; places outside an array are an `IndexError`."""
+"""What blosc2 raises for damaged files; indices outside an array are an `IndexError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +54,22 @@ class Prepared:
 
 
 class CaseRecord(Document):
-    """``CASE.case.json``: what a stored case was made of, and how it lies in its source."""
+    """``CASE.case.json``: what a stored case was made from, and how it lies in its source."""
 
     storage_version: Literal[1] = 1
     case_id: str
-    consumed: str
-    """Digest of the plan's fields and the files that the case was made from, these by name, size and time."""
     made_from: str
-    """The same with the content of the files, wherever they lie: what decides voxels."""
+    """Key of everything that decides its voxels: plan, label values and the content of its files."""
     image_shape: tuple[int, int, int, int]
     has_labels: bool
     placement: Placement
-    sizes: dict[str, int] | None = None
-    """Bytes of each of the case's other files by its ending; none: nobody noted them."""
+    sizes: dict[str, int]
+    """Bytes of each of the case's other files by its ending."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An open array on disk. Damage shows only where it is read, so that whatever reads may raise `AutosegError`."""
+    """An open array on disk. Damage is found where it is read, so any read may raise `AutosegError`."""
 
     path: Path
     array: Any
@@ -88,11 +85,11 @@ class StoredArray:
         return kind
 
     @property
-    def note(self) -> str | None:
-        """What was noted about it; none: nothing."""
+    def made_from(self) -> str | None:
+        """Key of what it was made from; none: its file has none."""
         try:
-            noted = self.array.schunk.meta
-            return str(noted[NOTE]) if NOTE in noted else None
+            metadata = self.array.schunk.meta
+            return str(metadata[MADE_FROM]) if MADE_FROM in metadata else None
         except DAMAGE as error:
             raise _unreadable(self.path, error) from error
 
@@ -106,7 +103,7 @@ class StoredArray:
 
 @dataclass(frozen=True, slots=True)
 class StoredCase:
-    """A case on disk. Holds paths only, so it travels between processes; arrays are opened when asked for."""
+    """A case on disk. Holds paths only, so it can be sent to other processes; arrays are opened on access."""
 
     folder: Path
     case_id: str
@@ -121,8 +118,10 @@ class StoredCase:
     def labels(self) -> StoredArray:
         """int16 (a0, a1, a2), sliced like ``image``. Raises `AutosegError` for cases stored without labels."""
         if not self.record.has_labels:
+            message = f"case {self.case_id} has no labels"
+            fix = "train on labelled cases only"
             raise AutosegError(
-                f"case {self.case_id} in {self.folder} has no labels; only labelled cases can be trained on"
+                Issue(code="store.no_labels", where=str(self.folder), message=message, fix=fix, case=self.case_id)
             )
         return open_array(self.folder / f"{self.case_id}.labels.b2nd")
 
@@ -151,16 +150,14 @@ def write_case(
     case_id: str,
     prepared: Prepared,
     locations: Mapping[str, NDArray[np.int32]],
-    consumed: str,
     *,
-    made_from: str = "",
+    made_from: str,
     patch_shape: Shape | None = None,
 ) -> None:
-    """Store a case in ``folder``, replacing what is there under this id; it is there whole or not at all.
+    """Store a case in ``folder``, replacing an older one of this id; it is stored whole or not at all.
 
-    ``consumed`` and ``made_from`` are digests of all it was made from, see `CaseRecord`. ``patch_shape`` (two or three axes)
-    shapes the chunks for the patches that will be read; it changes speed only. Raises `AutosegError` when the disk is
-    full or read-only.
+    ``made_from`` is the key of everything it was made from. ``patch_shape`` (two or three axes) shapes the chunks for the
+    patches that will be read; it changes speed only. Raises `AutosegError` when the disk is full or read-only.
     """
     patch = patch_shape or prepared.image.shape[1:]
     contents = {".image.b2nd": pack_array(prepared.image, patch)}
@@ -169,7 +166,6 @@ def write_case(
     contents[".locations.npz"] = _packed_locations(locations)
     record = CaseRecord(
         case_id=case_id,
-        consumed=consumed,
         made_from=made_from,
         image_shape=_four(prepared.image.shape),
         has_labels=prepared.labels is not None,
@@ -191,30 +187,27 @@ def stored_case_ids(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name[: -len(RECORD_ENDING)] for path in folder.glob(f"*{RECORD_ENDING}")))
 
 
-def is_stored(folder: Path, case_id: str, consumed: str) -> bool:
-    """Whether the case is complete, no file of it cut, and was made from what the digest ``consumed`` stands for."""
+def is_stored(folder: Path, case_id: str, made_from: str) -> bool:
+    """Whether the case is complete, no file of it is truncated, and it was made from the same."""
     try:
         record = open_case(folder, case_id).record
     except AutosegError:
         return False
     endings = [".image.b2nd", ".locations.npz"] + [".labels.b2nd"] * record.has_labels
-    sizes = [_size(folder / f"{case_id}{ending}") for ending in endings]
-    expected = sizes if record.sizes is None else [record.sizes.get(ending) for ending in endings]
-    return record.consumed == consumed and None not in sizes and sizes == expected
+    sizes = {ending: _size(folder / f"{case_id}{ending}") for ending in endings}
+    return record.made_from == made_from and sizes == record.sizes
 
 
 def require_cases(folder: Path, expected: Mapping[str, str]) -> None:
-    """Raise `AutosegError` where a stored case is gone, or was made from something else than is ``expected`` (`made_from` by id).
+    """Raise `AutosegError` if a stored case is missing or was not made from what is ``expected`` (key by case id).
 
-    A record goes before the arrays that it stands for, and comes after them: where it is right, what was read before was.
+    A record is removed before its arrays and written after them: if it is right, so is what was read before.
     """
     others = sorted(case_id for case_id, made_from in expected.items() if not _is_made_from(folder, case_id, made_from))
     if others:
-        named = ", ".join(others[:MOST_NAMED]) + (", ..." if len(others) > MOST_NAMED else "")
-        raise AutosegError(
-            f"{folder}: cases that are in use here were preprocessed anew by another process, for another plan or dataset: {named}; "
-            "repeat the call, which goes on from its last checkpoint, and give the other one a run folder of its own"
-        )
+        message = f"another process preprocessed these cases for another plan or dataset: {shorten(others)}"
+        fix = "run the same command again to resume, and use another run folder for the other plan"
+        raise AutosegError(Issue(code="store.replaced", where=str(folder), message=message, fix=fix))
 
 
 def _is_made_from(folder: Path, case_id: str, made_from: str) -> bool:
@@ -225,17 +218,17 @@ def _is_made_from(folder: Path, case_id: str, made_from: str) -> bool:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
+    """Bytes of a file; None if there is none."""
     return path.stat().st_size if path.is_file() else None
 
 
 def remove_case(folder: Path, case_id: str) -> None:
-    """Remove a stored case, its record first, so that at no moment a record stands for missing files."""
+    """Remove a stored case, its record first, so that no record ever names missing files."""
     record = folder / f"{case_id}{RECORD_ENDING}"
     try:
         if record.exists():
             record.unlink()
-            sync_folder(folder)  # before other files take the place of those that it stands for
+            sync_folder(folder)  # before other files replace those that it names
         for ending in (".image.b2nd", ".labels.b2nd", ".locations.npz"):
             (folder / f"{case_id}{ending}").unlink(missing_ok=True)
     except OSError as error:
@@ -250,28 +243,27 @@ def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 def open_array(path: Path) -> StoredArray:
     """A stored array, sliced like any other. Raises `AutosegError` when the file is missing or damaged."""
     try:
-        # one thread: readers are many processes already; mapped: a patch touches only its own pages
+        # one thread: there are many reader processes already; mapped: a patch touches only its own pages
         array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
         if not isinstance(array, blosc2.NDArray):
-            raise ValueError("it holds no array")
+            raise ValueError("not an array")
     except DAMAGE as error:
         raise _unreadable(path, error) from error
     return StoredArray(path, array)
 
 
 def _unreadable(path: Path, error: Exception) -> AutosegError:
-    return AutosegError(
-        f"{path} could not be read ({error}); delete it and repeat the call, which then preprocesses the case again"
-    )
+    fix = "delete it and run the same command again, which then preprocesses the case again"
+    return AutosegError(Issue(code="store.damaged", where=str(path), message=f"could not be read ({error})", fix=fix))
 
 
-def array_note(path: Path) -> str | None:
-    """The note that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
-    return open_array(path).note
+def array_made_from(path: Path) -> str | None:
+    """The key that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
+    return open_array(path).made_from
 
 
-def pack_array(array: NDArray[Any], patch_shape: Shape, *, note: str | None = None) -> bytes:
-    """The file of one array, compressed, with a ``note`` about it.
+def pack_array(array: NDArray[Any], patch_shape: Shape, *, made_from: str | None = None) -> bytes:
+    """The file of one array, compressed, with the key of what it was made from.
 
     The first axis of four is the channel, and each chunk holds one channel.
     """
@@ -283,7 +275,7 @@ def pack_array(array: NDArray[Any], patch_shape: Shape, *, note: str | None = No
         chunks=(*lead, *chunk),
         blocks=(*lead, *block),
         cparams=_parameters(_choose_filter(array, block)),
-        meta={} if note is None else {NOTE: note},
+        meta={} if made_from is None else {MADE_FROM: made_from},
     ).to_cframe()
     return packed
 

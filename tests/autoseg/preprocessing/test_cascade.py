@@ -44,10 +44,10 @@ def test_a_real_label_map_is_kept_for_the_next_stage(real_data: Path, tmp_path: 
     )
     full = plan.configuration("3d_fullres")
     prepared = prepare_image(image, plan, full, labels=labels)
-    write_case(tmp_path / "cases", "a", prepared, {}, "digest")
+    write_case(tmp_path / "cases", "a", prepared, {}, made_from="key")
     previous = tmp_path / "previous"
     assert not has_previous(previous, "a", "one")
-    store_previous(previous, "a", labels, "one", patch_shape=full.patch_shape)
+    store_previous(previous, "a", labels, made_from="one", patch_shape=full.patch_shape)
     assert has_previous(previous, "a", "one")
     assert not has_previous(previous, "a", "other")
     case = CascadeCase(open_case(tmp_path / "cases", "a"), previous)
@@ -58,9 +58,10 @@ def test_a_real_label_map_is_kept_for_the_next_stage(real_data: Path, tmp_path: 
     assert again.labels.shape == labels.shape
     assert again.locations == {}
 
-    store_previous(previous, "a", labels[:-1], "two", patch_shape=full.patch_shape)
+    store_previous(previous, "a", labels[:-1], made_from="two", patch_shape=full.patch_shape)
     assert not has_previous(previous, "a", "one")
-    with pytest.raises(AutosegError, match="predict the previous stage again"):
+    with pytest.raises(AutosegError) as caught:
         open_previous(previous, case.case)
+    assert caught.value.codes == ("store.previous_stage_shape",)
     (previous / "a.b2nd").write_bytes(b"no array")
     assert not has_previous(previous, "a", "two")

@@ -7,16 +7,27 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from skimage import measure
 
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
-from autoseg.preprocessing.fingerprint import pool_intensities, summarise_intensities, take_fingerprint
+from autoseg.preprocessing.fingerprint import (
+    MANY_COMPONENTS,
+    TINY_SHARE,
+    describe_unusual_classes,
+    measure_classes,
+    pool_class_sizes,
+    pool_intensities,
+    summarise_intensities,
+    take_fingerprint,
+)
 from autoseg.tracking.progress import SilentReporter
-from planners import CaseSize, plan_dataset
+from planners import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
 
 SILENT = SilentReporter()
 
@@ -106,7 +117,7 @@ def test_without_any_foreground_the_non_zero_voxels_count_and_it_is_said(tmp_pat
     reporter = Listening()
     (found,) = take_fingerprint(dataset, num_workers=1, reporter=reporter).intensities
     assert (found.minimum, found.maximum, found.mean) == (2.0, 8.0, 5.0)
-    assert ["no label map has any foreground" in text for text in reporter.said] == [True]
+    assert ["No label map has any foreground" in text for text in reporter.said] == [True]
 
 
 def test_image_of_zeros_is_not_cropped(tmp_path):
@@ -131,13 +142,13 @@ def test_axes_are_canonical_unless_the_files_own_are_asked_for(tmp_path):
 
 def test_non_finite_foreground_names_the_case(tmp_path):
     dataset = make_dataset(tmp_path, {"a": case((4, 4, 4), 3, 2.0), "b": case((4, 4, 4), 2, (1.0, np.nan))})
-    with pytest.raises(AutosegError, match="case b: 1 voxels inside the foreground are NaN"):
+    with pytest.raises(AutosegError, match="1 voxels inside the foreground are NaN"):
         fingerprint(dataset)
 
 
 def test_undeclared_value_names_the_case(tmp_path):
     image, labels, grid = case((4, 4, 4), 3, 2.0)
-    with pytest.raises(AutosegError, match=r"case a: .*a\.nii\.gz: label values 3"):
+    with pytest.raises(AutosegError, match=r"a\.nii\.gz: .*label values 3"):
         fingerprint(make_dataset(tmp_path, {"a": (image, labels * 3, grid)}))
 
 
@@ -224,3 +235,80 @@ def test_axes_of_flat_images_are_no_directions_of_the_body(tmp_path):
     dataset = make_dataset(tmp_path, {"a": (image, labels, geometry((1, 5, 6), dimensions=2))})
     assert fingerprint(dataset).cases[0].file_axes is None
     assert "axes.source" not in [record.rule for record in plan_dataset(fingerprint(dataset)).decisions]
+
+
+# --- class sizes ---
+
+REGIONS = Labels(
+    classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))),
+    region_order=(1, 2),
+    ignore=3,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(arrays(np.int16, st.tuples(*[st.integers(1, 6)] * 3), elements=st.integers(-1, 3)))
+def test_pieces_are_those_of_scikit_image(labels: np.ndarray) -> None:
+    measured = measure_classes(labels, REGIONS, voxel_volume_ml=0.5)
+    for entry, got in zip(REGIONS.classes, measured, strict=True):
+        mask = np.isin(labels, entry.values)
+        assert got.num_voxels == mask.sum()
+        assert got.volume_ml == mask.sum() / 2
+        assert got.share == mask.mean()
+        assert got.num_components == measure.label(mask, connectivity=3, return_num=True)[1]
+
+
+def test_medians_are_over_the_cases_that_have_a_class() -> None:
+    cases = [np.zeros((4, 5, 5), np.int16) for _ in range(3)]
+    cases[0][0, 0, :2] = 1
+    cases[1][0, 0, :4] = 1
+    cases[1][2, 0, 0] = 1
+    whole, core = pool_class_sizes(REGIONS, [measure_classes(case, REGIONS, voxel_volume_ml=1.0) for case in cases])
+    assert whole == ClassSize(
+        name="whole", num_cases=2, median_volume_ml=3.5, median_share=0.035, median_components=1.5
+    )
+    assert core == ClassSize(name="core", num_cases=0, median_volume_ml=0, median_share=0, median_components=0)
+
+
+def with_sizes(*sizes: ClassSize) -> Fingerprint:
+    return Fingerprint(
+        dataset_name="made",
+        cases=tuple(CaseSize(case_id=name, shape=(9, 9, 9), spacing_mm=(1.0, 1.0, 1.0)) for name in "ab"),
+        num_training_cases=2,
+        channels=("MRI",),
+        labels=REGIONS,
+        intensities=(
+            IntensityStatistics(mean=0, median=0, std=1, minimum=0, maximum=1, percentile_00_5=0, percentile_99_5=1),
+        ),
+        median_relative_size_after_cropping=1.0,
+        class_sizes=sizes,
+    )
+
+
+def size(name: str, num_cases: int, share: float, components: float) -> ClassSize:
+    return ClassSize(
+        name=name, num_cases=num_cases, median_volume_ml=3.0, median_share=share, median_components=components
+    )
+
+
+def test_absent_tiny_and_fragmented_classes_are_noted():
+    classes = [size("gone", 0, 0, 0), size("dot", 2, TINY_SHARE * 0.99, 1), size("rash", 1, 0.01, MANY_COMPONENTS + 1)]
+    usual = [size("liver", 2, TINY_SHARE, MANY_COMPONENTS)]
+    found = describe_unusual_classes(with_sizes(*classes, *usual))
+    assert [(note.where, note.code) for note in found] == [
+        ("gone", "class.absent"),
+        ("dot", "class.tiny"),
+        ("rash", "class.fragmented"),
+    ]
+    assert {note.severity for note in found} == {"note"}
+
+
+@pytest.mark.parametrize("name", ["hippocampus_003", "hippocampus_004"])
+def test_real_classes_are_one_piece_of_known_volume(real_data, name) -> None:
+    read = read_label_map(real_data / "Task04_Hippocampus" / "labelsTr" / f"{name}.nii.gz")
+    labels = Labels(classes=(LabelClass(name="Anterior", values=(1,)), LabelClass(name="Posterior", values=(2,))))
+    for value, got in enumerate(
+        measure_classes(read.array, labels, voxel_volume_ml=read.geometry.voxel_volume_ml), start=1
+    ):
+        assert got.volume_ml == pytest.approx((read.array == value).sum() / 1000)
+        assert 1 <= got.num_components <= 3

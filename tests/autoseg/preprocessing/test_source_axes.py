@@ -15,8 +15,7 @@ from autoseg.imaging.placement import restore_labels
 from autoseg.imaging.readers import read_image, read_label_map, write_image, write_label_map
 from autoseg.imaging.resampling import decide_separate_axis, resample_labels
 from autoseg.preprocessing.fingerprint import take_fingerprint
-from autoseg.preprocessing.prepare import prepare_image
-from autoseg.preprocessing.source_axes import source_orientation
+from autoseg.preprocessing.prepare import prepare_image, source_orientation
 from autoseg.tracking.progress import SilentReporter
 from planners import LabelClass, Labels, Plan, plan_dataset
 

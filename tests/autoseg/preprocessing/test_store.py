@@ -22,7 +22,7 @@ from autoseg.preprocessing.store import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
     Prepared,
-    array_note,
+    array_made_from,
     chunk_and_block,
     is_stored,
     open_case,
@@ -31,7 +31,6 @@ from autoseg.preprocessing.store import (
     stored_case_ids,
     write_case,
 )
-from autoseg.storage.atomic import save_document
 
 SHAPE = (20, 33, 40)
 
@@ -59,7 +58,7 @@ LOCATIONS = {"liver": np.array([[1, 2, 3]], np.int32), "odd / name": np.zeros((0
 
 def test_a_stored_case_comes_back(tmp_path: Path) -> None:
     case = prepared()
-    write_case(tmp_path / "new", "a", case, LOCATIONS, "digest", patch_shape=(16, 16, 16))
+    write_case(tmp_path / "new", "a", case, LOCATIONS, made_from="digest", patch_shape=(16, 16, 16))
     stored = open_case(tmp_path / "new", "a")
     assert np.array_equal(stored.image[:], case.image)
     assert np.array_equal(stored.image[1:2, 3:9, 10:33, 0:7], case.image[1:2, 3:9, 10:33, 0:7])
@@ -76,22 +75,23 @@ def test_a_stored_case_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_stored_case_travels_between_processes(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     stored = pickle.loads(pickle.dumps(open_case(tmp_path, "a")))
     assert stored.image.shape == (2, *SHAPE)
 
 
 def test_unlabelled_cases_say_that_they_have_no_labels(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(with_labels=False), {}, "digest")
+    write_case(tmp_path, "a", prepared(with_labels=False), {}, made_from="digest")
     stored = open_case(tmp_path, "a")
     assert stored.locations == {}
-    with pytest.raises(AutosegError, match=r"case a .* has no labels"):
+    with pytest.raises(AutosegError) as caught:
         _ = stored.labels
+    assert caught.value.codes == ("store.no_labels",)
 
 
 def test_flat_patches_and_flat_cases_are_stored(tmp_path: Path) -> None:
     case = prepared((1, 33, 40))
-    write_case(tmp_path, "a", case, LOCATIONS, "digest", patch_shape=(32, 32))
+    write_case(tmp_path, "a", case, LOCATIONS, made_from="digest", patch_shape=(32, 32))
     assert np.array_equal(open_case(tmp_path, "a").image[0, 0], case.image[0, 0])
 
 
@@ -103,18 +103,18 @@ def test_a_case_without_its_record_is_not_there(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         replace(source, target)
 
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "old")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="old")
     monkeypatch.setattr(os, "replace", stop_before_the_record)
     with pytest.raises(KeyboardInterrupt):
-        write_case(tmp_path, "a", prepared(), LOCATIONS, "new")
+        write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="new")
     assert stored_case_ids(tmp_path) == ()
     assert not is_stored(tmp_path, "a", "old")
-    with pytest.raises(AutosegError, match=r"a\.case\.json could not be read"):
+    with pytest.raises(AutosegError, match=r"a\.case\.json"):
         open_case(tmp_path, "a")
 
 
 def test_cases_count_as_stored_only_with_all_files_and_the_same_digest(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     assert is_stored(tmp_path, "a", "digest")
     assert not is_stored(tmp_path, "a", "other")
     (tmp_path / "a.labels.b2nd").unlink()
@@ -123,7 +123,7 @@ def test_cases_count_as_stored_only_with_all_files_and_the_same_digest(tmp_path:
 
 def test_names_of_cases_do_not_meet(tmp_path: Path) -> None:
     for name in ("a", "a.labels", "a.image"):
-        write_case(tmp_path, name, prepared(), LOCATIONS, name)
+        write_case(tmp_path, name, prepared(), LOCATIONS, made_from=name)
     assert stored_case_ids(tmp_path) == ("a", "a.image", "a.labels")
     remove_case(tmp_path, "a")
     assert is_stored(tmp_path, "a.labels", "a.labels")
@@ -131,15 +131,15 @@ def test_names_of_cases_do_not_meet(tmp_path: Path) -> None:
 
 
 def test_nothing_but_the_case_is_left_behind(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"a.image.b2nd", "a.labels.b2nd", "a.locations.npz", "a.case.json"}
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(AutosegError, match=r"file.*could not be"):
-        write_case(tmp_path / "file", "a", prepared(), LOCATIONS, "digest")
+    with pytest.raises(AutosegError, match="file"):
+        write_case(tmp_path / "file", "a", prepared(), LOCATIONS, made_from="digest")
 
 
 DISK_FULL = """
@@ -154,7 +154,7 @@ placement = Placement.model_validate_json(sys.argv[2])
 image = np.random.default_rng(0).normal(size=(1, 20, 33, 40)).astype(np.float32)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    write_case(Path(sys.argv[1]), "a", Prepared(image=image, labels=None, placement=placement), {}, "digest")
+    write_case(Path(sys.argv[1]), "a", Prepared(image=image, labels=None, placement=placement), {}, made_from="digest")
 except AutosegError as error:
     sys.exit(f"refused {error}")
 """
@@ -166,19 +166,21 @@ def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stderr
     assert run.stderr.splitlines()[-1].startswith("refused")
-    assert "a.image.b2nd could not be written" in run.stderr
+    assert "a.image.b2nd" in run.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_broken_array_is_named(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     (tmp_path / "a.image.b2nd").write_bytes(b"nothing")
-    with pytest.raises(AutosegError, match=r"a\.image\.b2nd could not be read"):
+    with pytest.raises(AutosegError) as caught:
         _ = open_case(tmp_path, "a").image
+    assert caught.value.codes == ("store.damaged",)
+    assert caught.value.issues[0].where == str(tmp_path / "a.image.b2nd")
 
 
 def test_damage_that_shows_only_where_it_lies_is_named(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest", patch_shape=(8, 8, 8))
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest", patch_shape=(8, 8, 8))
     for name in ("image", "labels"):
         path = tmp_path / f"a.{name}.b2nd"
         content = bytearray(path.read_bytes())
@@ -186,23 +188,26 @@ def test_damage_that_shows_only_where_it_lies_is_named(tmp_path: Path) -> None:
         content[third : 2 * third] = np.random.default_rng(0).bytes(third)
         path.write_bytes(content)
         array = getattr(open_case(tmp_path, "a"), name)
-        with pytest.raises(AutosegError, match=rf"a\.{name}\.b2nd could not be read .*; delete it and repeat the call"):
+        with pytest.raises(AutosegError) as caught:
             array[:]
+        assert caught.value.codes == ("store.damaged",)
+        assert caught.value.issues[0].where == str(path)
 
 
 def test_a_slice_that_is_wrong_is_no_damage(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     with pytest.raises(IndexError):
         open_case(tmp_path, "a").image[0, 0, 0, 0, 0]
 
 
-def test_a_damaged_note_is_named(tmp_path: Path) -> None:
+def test_a_damaged_key_is_an_issue(tmp_path: Path) -> None:
     path = tmp_path / "a.b2nd"
-    path.write_bytes(pack_array(np.zeros(SHAPE, np.int16), SHAPE, note="digest"))
-    assert array_note(path) == "digest"
+    path.write_bytes(pack_array(np.zeros(SHAPE, np.int16), SHAPE, made_from="digest"))
+    assert array_made_from(path) == "digest"
     path.write_bytes(path.read_bytes().replace(b"digest", b"\xffigest"))
-    with pytest.raises(AutosegError, match=r"a\.b2nd could not be read"):
-        array_note(path)
+    with pytest.raises(AutosegError) as caught:
+        array_made_from(path)
+    assert caught.value.codes == ("store.damaged",)
 
 
 @settings(max_examples=150, deadline=None)
@@ -234,18 +239,11 @@ def test_chunk_shapes_by_hand() -> None:
 
 @pytest.mark.parametrize("ending", [".image.b2nd", ".labels.b2nd", ".locations.npz"])
 def test_a_cut_file_is_no_stored_case(tmp_path: Path, ending: str) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
+    write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest")
     path = tmp_path / f"a{ending}"
     path.write_bytes(path.read_bytes()[:-10])
     assert not is_stored(tmp_path, "a", "digest")
     if ending == ".locations.npz":
-        with pytest.raises(
-            AutosegError, match=r"a\.locations\.npz could not be read .*; delete it and repeat the call"
-        ):
+        with pytest.raises(AutosegError) as caught:
             _ = open_case(tmp_path, "a").locations
-
-
-def test_cases_whose_sizes_nobody_noted_stay_stored(tmp_path: Path) -> None:
-    write_case(tmp_path, "a", prepared(), LOCATIONS, "digest")
-    save_document(tmp_path / "a.case.json", open_case(tmp_path, "a").record.model_copy(update={"sizes": None}))
-    assert is_stored(tmp_path, "a", "digest")
+        assert caught.value.codes == ("store.damaged",)

@@ -10,7 +10,7 @@ import pytest
 from autoseg.data.dataset import Case
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import list_series, write_image
-from autoseg.preprocessing.need import BYTES_PER_VOXEL, largest_need
+from autoseg.preprocessing.preprocess import BYTES_PER_VOXEL, largest_need
 
 
 def case(folder: Path, name: str, shape: tuple[int, int, int], channels: int = 1) -> Case:
