@@ -439,7 +439,7 @@ def test_a_case_that_cannot_be_read_is_named_and_costs_no_step(tmp_path, num_wor
 
     with pytest.raises(AutosegError) as raised, SilentReporter().track("training", 1) as tracker:
         train_fold(task, tracker, should_stop=hide_after_two_steps)
-    assert str(raised.value).startswith(f"{whole} could not be read (")
+    assert str(raised.value).startswith(f"{whole}: could not be read (")
     assert "Traceback" not in str(raised.value)
     checkpoint = load_checkpoint(tmp_path / "b" / "checkpoint.pt", key="key")
     assert checkpoint is not None
