@@ -3,34 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
 
-from pydantic import Field
+from planners import Issue, Severity
 
-from planners import Document
-
-Severity = Literal["error", "warning", "note"]
+__all__ = ["UNNAMED", "AutosegError", "Issue", "Severity"]
 UNNAMED = "unnamed.issue"
-
-
-class Issue(Document):
-    """Something that a person should know or mend. Code goes by ``code`` and fields, never by the words."""
-
-    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z0-9_.]+$")]
-    """Stable name, room first: ``labels.empty``. `docs/reference/issues.md` lists all."""
-    severity: Severity = "error"
-    where: str
-    """File, folder, option or case."""
-    message: str
-    """What was found, with the values found."""
-    fix: str = ""
-    """What can be done about it, starting with a verb."""
-    case: str | None = None
-    """Id of the case that it concerns; none: no single one."""
-
-    def __str__(self) -> str:
-        text = f"{self.where}: {self.message}" if self.where else self.message
-        return f"{text}; {self.fix}" if self.fix else text
 
 
 class AutosegError(Exception):

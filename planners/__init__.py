@@ -5,15 +5,18 @@ from planners.document import (
     PROSE,
     Document,
     DocumentError,
+    Issue,
+    Severity,
     describe_problems,
     essence,
     read_document,
     write_document,
 )
+from planners.edits import Edit, edited_plan, edited_schedule, find_edits
 from planners.explain import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
-from planners.geometry import configuration_spacing, resampled_shape, transpose
+from planners.geometry import resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_model import NnunetModel, read_nnunet_model
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
@@ -25,7 +28,16 @@ from planners.memory import (
     estimate_memory,
     estimate_volume_memory,
 )
-from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Preset, Resampling
+from planners.plan import (
+    ChannelNormalization,
+    Configuration,
+    Loss,
+    Network,
+    Plan,
+    Preset,
+    Resampling,
+    configuration_spacing,
+)
 from planners.planner import plan_dataset
 from planners.problems import PlanningError
 from planners.registry import Registry, UnknownPartError
@@ -65,8 +77,10 @@ __all__ = [
     "DecisionRecord",
     "Document",
     "DocumentError",
+    "Edit",
     "Fingerprint",
     "IntensityStatistics",
+    "Issue",
     "LabelClass",
     "Labels",
     "Loss",
@@ -82,6 +96,7 @@ __all__ = [
     "Registry",
     "Resampling",
     "Schedule",
+    "Severity",
     "Training",
     "UnknownPartError",
     "budgeted_training",
@@ -90,6 +105,8 @@ __all__ = [
     "configuration_spacing",
     "describe_outlook",
     "describe_problems",
+    "edited_plan",
+    "edited_schedule",
     "essence",
     "estimate_case_memory",
     "estimate_configuration_memory",
@@ -98,6 +115,7 @@ __all__ = [
     "estimate_volume_memory",
     "explain",
     "extend_schedule",
+    "find_edits",
     "input_names",
     "learning_rate",
     "method_configurations",

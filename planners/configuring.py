@@ -9,8 +9,10 @@ from typing import Any
 from pydantic import JsonValue
 
 from planners.decision import Decision, DecisionRecord
+from planners.document import Issue
 from planners.fingerprint import ClassSize, Labels
-from planners.plan import Axis, ChannelNormalization, Configuration, Family, Loss, Network, Permutation
+from planners.geometry import Axis, Permutation
+from planners.plan import ChannelNormalization, Configuration, Family, Loss, Network
 from planners.presets import PresetRules
 from planners.problems import PlanningError
 from planners.rules.batch import decide_batch_size
@@ -150,8 +152,13 @@ def fit_grid(setting: Setting, name: str, family: Family, grid: Grid) -> Fitted:
 
 def refusal(dataset_name: str, name: str, letter: NoFit) -> PlanningError:
     """Why the letter of the method gives no plan."""
-    mend = "plan without the strict reference" + (", or for more memory" if letter.yields_to_memory else "")
-    return PlanningError(f"dataset {dataset_name}", [f"configuration {name}: {letter.reason}; {mend}"])
+    issue = Issue(
+        code="plan.no_patch",
+        where=f"configuration {name}",
+        message=letter.reason,
+        fix="plan without the strict reference" + (", or for more memory" if letter.yields_to_memory else ""),
+    )
+    return PlanningError(f"dataset {dataset_name} cannot be planned", [issue])
 
 
 def configure(setting: Setting, role: Role, grid: Grid, fitted: Fitted) -> Draft:

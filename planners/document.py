@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 
 class _Prose:
@@ -24,6 +24,29 @@ class Document(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+
+
+Severity = Literal["error", "warning", "note"]
+
+
+class Issue(Document):
+    """Something that a person should know or fix. Code goes by ``code`` and fields, never by the words."""
+
+    code: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*\.[a-z0-9_.]+$")]
+    """Stable name, room first: ``labels.empty``. `docs/reference/issues.md` lists all."""
+    severity: Severity = "error"
+    where: str
+    """File, folder, option or case."""
+    message: str
+    """What was found, with the values found."""
+    fix: str = ""
+    """What can be done about it, starting with a verb."""
+    case: str | None = None
+    """Id of the case that it concerns; none: no single one."""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}; {self.fix}" if self.fix else text
 
 
 class DocumentError(ValueError):

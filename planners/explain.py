@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Sequence
 
 from planners.decision import DecisionRecord
+from planners.edits import Edit, find_edits
 from planners.memory import estimate_configuration_memory
 from planners.plan import Configuration, Plan
 from planners.rules.trainability import why_untrainable
@@ -62,27 +63,70 @@ DEPARTURES = frozenset(
 """Rules that mend what the reference would plan wrongly."""
 DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "mirroring.sided_axis"})
 """Rules that do by choice otherwise than the reference."""
+EDITED_BY = {
+    "patch.shape": ("patch_shape",),
+    "topology.stages": ("topology", "features", "kernels", "strides", "blocks", "decoder_blocks"),
+    "batch.size": ("batch_size",),
+    "intensity.normalization": ("normalization",),
+    "loss.batch_dice": ("loss.batch_dice",),
+    "loss.terms": ("loss.region", "loss.voxel"),
+    "loss.rare_class": ("loss.region", "loss.voxel"),
+    "supervision.deep": ("deep_supervision",),
+    "supervision.single_head": ("deep_supervision",),
+    "mirroring.axes": ("mirror_axes",),
+    "mirroring.sided_axis": ("mirror_axes",),
+    "finetuning.spacing": ("spacing_mm",),
+    "finetuning.patch": ("patch_shape", "batch_size"),
+    "finetuning.loss": ("loss.region", "loss.voxel", "loss.batch_dice"),
+    "finetuning.mirroring": ("mirror_axes",),
+    "memory.target": ("memory_target_gb",),
+    "spacing.target": ("spacing_mm",),
+}
+"""Fields that a decision sets: an edit of one of them is shown beside the decision."""
 FAMILIES = {"unet": "U-Net", "residual_unet": "residual-encoder U-Net", "vnet": "V-Net"}
 
 
-def explain(plan: Plan) -> str:
+def explain(plan: Plan, *, own: Plan | None = None) -> str:
     """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
 
     Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would
-    change a decision follows it. A configuration begins with the memory that it takes. At the end stand departures from the
-    reference, and what is done otherwise by choice; a plan that trains on was not planned by its rules and has no such end.
+    change a decision follows it, and what was edited: fields in which ``plan`` differs from the ``own`` one of the rules. A
+    configuration begins with the memory that it takes. At the end stand departures from the reference, and what is done
+    otherwise by choice; a plan that trains on was not planned by its rules and has no such end.
     """
+    edits = () if own is None else find_edits(own, plan)
     shared = _shared(plan)
-    parts = [_headline(plan), _section("The dataset", [d for d in plan.decisions if d.configuration is None])]
-    if shared:
-        parts.append(_section("Every configuration", shared))
     rules = {decision.rule for decision in shared}
+    told = [d for d in plan.decisions if d.configuration is None]
+    parts = [_headline(plan), _section("The dataset", told, edits=edits)]
+    if shared:
+        parts.append(_section("Every configuration", shared, edits=edits))
     for configuration in plan.configurations:
-        own = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
-        parts.append(_section(_summary(configuration), own, before=_memory(configuration)))
+        mine = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
+        parts.append(_section(_summary(configuration), mine, before=_memory(configuration), edits=edits))
+    told = list(plan.decisions)
+    left = [edit for edit in edits if not any(edit in _edits_of(decision, edits) for decision in told)]
+    if left:
+        parts.append("\n".join(("Other fields", "-" * 12, *(line for edit in left for line in _edited(edit)))))
     if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):
         parts.append(_departures(plan))
     return "\n\n".join(parts) + "\n"
+
+
+def _edits_of(decision: DecisionRecord, edits: Sequence[Edit]) -> list[Edit]:
+    """Edits of what a decision set, of its configuration or, for the whole dataset and shared decisions, of any."""
+    fields = EDITED_BY.get(decision.rule, ())
+    found = []
+    for edit in edits:
+        name, _, field = edit.path.partition(".")
+        of_another = decision.configuration not in (None, name)
+        if edit.path in fields or (field in fields and not of_another):
+            found.append(edit)
+    return found
+
+
+def _edited(edit: Edit) -> list[str]:
+    return _wrap(f"  Edited by you: {edit}.", indent="  ")
 
 
 def _shared(plan: Plan) -> list[DecisionRecord]:
@@ -138,16 +182,18 @@ def _memory(configuration: Configuration) -> list[str]:
     )
 
 
-def _section(title: str, decisions: Sequence[DecisionRecord], *, before: Sequence[str] = ()) -> str:
-    return "\n".join(
-        (title, "-" * len(title), *before, *(line for decision in decisions for line in _decision(decision)))
-    )
+def _section(
+    title: str, decisions: Sequence[DecisionRecord], *, before: Sequence[str] = (), edits: Sequence[Edit] = ()
+) -> str:
+    told = (line for decision in decisions for line in _decision(decision, _edits_of(decision, edits)))
+    return "\n".join((title, "-" * len(title), *before, *told))
 
 
-def _decision(decision: DecisionRecord) -> list[str]:
+def _decision(decision: DecisionRecord, edits: Sequence[Edit]) -> list[str]:
     lines = _wrap(f"* {TITLES.get(decision.rule, decision.rule)}: {_capital(decision.reason)}.", indent="  ")
     if decision.change:
         lines += _wrap(f"  What would change it: {decision.change}.", indent="  ")
+    lines += [line for edit in edits for line in _edited(edit)]
     return [*lines, f"  [{decision.rule}; {decision.source}]"]
 
 

@@ -7,9 +7,10 @@ from itertools import count
 
 from planners.bounds import MOST_VOXELS
 from planners.decision import DecisionRecord
+from planners.document import Issue
 from planners.fingerprint import Labels
-from planners.geometry import transpose
-from planners.plan import Axis, ChannelNormalization, Configuration, Loss, Plan
+from planners.geometry import Axis, transpose
+from planners.plan import ChannelNormalization, Configuration, Loss, Plan
 from planners.problems import PlanningError
 from planners.rules.cascade import decide_inputs
 from planners.rules.pretrained import (
@@ -108,15 +109,27 @@ def _distinct_names(channels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
-    problems = []
+    issues = []
     if own.strict_reference != pretrained.strict_reference:
-        found, mend = (
+        found, verb = (
             ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
         )
-        problems.append(f"axes: the pretrained model follows {found}; {mend} --strict-reference")
+        issues.append(
+            Issue(
+                code="plan.pretrained_axes",
+                where="axes",
+                message=f"the pretrained model follows {found}",
+                fix=f"{verb} --strict-reference",
+            )
+        )
     if all(c.dimensions == 3 for c in pretrained.configurations if c.name in widths) and shows_slices(own):
-        problems.append(
-            "images: they are single slices, but the pretrained networks are 3D; take a model with a 2D one"
+        issues.append(
+            Issue(
+                code="plan.pretrained_dimensions",
+                where="images",
+                message="they are single slices, but the pretrained networks are 3D",
+                fix="use a model with a 2D network",
+            )
         )
     shape, spacing = (
         _in_axes_of(own, pretrained, each) for each in (own.original_median_shape, own.original_median_spacing_mm)
@@ -124,12 +137,17 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
     for configuration in pretrained.configurations:
         size = max(_resampled(configuration, shape, spacing))
         if configuration.name in widths and size > MOST_VOXELS:
-            problems.append(
-                f"images: at the {millimetres(configuration.spacing_mm)} of the pretrained {configuration.name} half of them have "
-                f"{size:.3g} or more voxels along an axis, more than {MOST_VOXELS}; check the spacings for mixed units"
+            issues.append(
+                Issue(
+                    code="plan.image_too_large",
+                    where="images",
+                    message=f"at the {millimetres(configuration.spacing_mm)} of the pretrained {configuration.name} half "
+                    f"of them have {size:.3g} or more voxels along an axis, more than {MOST_VOXELS}",
+                    fix="check the spacings for mixed units",
+                )
             )
-    if problems:
-        raise PlanningError(f"dataset {own.dataset_name} with the pretrained model", problems)
+    if issues:
+        raise PlanningError(f"dataset {own.dataset_name} cannot be planned with the pretrained model", issues)
 
 
 def _in_axes_of(

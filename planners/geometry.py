@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from typing import NewType, TypeVar
+from typing import Literal, NewType, TypeVar
 
-from planners.plan import Configuration, Permutation
-
+Axis = Literal[0, 1, 2]
+Permutation = tuple[Axis, Axis, Axis]
 SourceShape = NewType("SourceShape", tuple[float, float, float])
 """Voxels along the source axes; a median may end in .5."""
 SourceSpacing = NewType("SourceSpacing", tuple[float, float, float])
@@ -64,15 +64,6 @@ def resampled_shape(
     )
 
 
-def configuration_spacing(configuration: Configuration, case_spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    """Spacing to which one case is resampled, three plan axes, in mm (method section 4.1, step 4).
-
-    ``case_spacing_mm`` has three plan axes too. A 2D configuration keeps the case's own spacing across slices.
-    """
-    first, second, third = (case_spacing_mm[0], *configuration.spacing_mm)[-3:]
-    return first, second, third
-
-
 def stage_shapes(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
     """Size in voxels of each stage's feature maps, highest resolution first (method section 3.8)."""
     shapes = []
@@ -91,6 +82,19 @@ def stage_spacings(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]
         current = tuple(size * step for size, step in zip(current, stride, strict=True))
         spacings.append(current)
     return tuple(spacings)
+
+
+def total_strides(strides: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Product of the strides along each axis: what a patch must be divisible by."""
+    return tuple(math.prod(column) for column in zip(*strides, strict=True))
+
+
+def nearest_multiples(shape: Sequence[int], divisors: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The nearest shapes that ``divisors`` divide along every axis, not above and not below; at least one multiple each."""
+    return (
+        tuple(max(size // step, 1) * step for size, step in zip(shape, divisors, strict=True)),
+        tuple(map(round_up, shape, divisors)),
+    )
 
 
 def round_up(size: float, step: int) -> int:

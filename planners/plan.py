@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -19,13 +19,12 @@ from planners.bounds import (
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
 from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
+from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
 from planners.wording import counted
 
 Family = Literal["unet", "residual_unet", "vnet"]
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
-Axis = Literal[0, 1, 2]
-Permutation = tuple[Axis, Axis, Axis]
 SourceAxes = Literal["anatomical", "acquisition", "ras"]
 T = TypeVar("T")
 Features = Annotated[int, Field(gt=0, le=MOST_FEATURES)]
@@ -162,10 +161,14 @@ class Configuration(Document):
         axes = info.data.get("dimensions")
         if axes is not None and len(network.strides[0]) != axes:
             raise ValueError(f"the network has {len(network.strides[0])} axes, must have {axes}")
-        divisors = [math.prod(column) for column in zip(*network.strides, strict=True)]
+        divisors = total_strides(network.strides)
         patch = info.data.get("patch_shape", divisors)
         if any(size % divisor for size, divisor in zip(patch, divisors, strict=False)):
-            raise ValueError(f"the patch {patch} is not divisible by the products {divisors} of the strides")
+            shapes = dict.fromkeys(nearest_multiples(patch, divisors))
+            raise ValueError(
+                f"the patch {list(patch)} is not divisible by the total strides {list(divisors)}; "
+                f"the nearest that are: {' and '.join(str(list(shape)) for shape in shapes)}"
+            )
         return network
 
     @field_validator("mirror_axes")
@@ -177,6 +180,15 @@ class Configuration(Document):
         if len(set(mirror_axes)) < len(mirror_axes):
             raise ValueError(f"mirror_axes {mirror_axes} name an axis twice")
         return mirror_axes
+
+
+def configuration_spacing(configuration: Configuration, case_spacing_mm: Sequence[float]) -> tuple[float, float, float]:
+    """Spacing to which one case is resampled, three plan axes, in mm (method section 4.1, step 4).
+
+    ``case_spacing_mm`` has three plan axes too. A 2D configuration keeps the case's own spacing across slices.
+    """
+    first, second, third = (case_spacing_mm[0], *configuration.spacing_mm)[-3:]
+    return first, second, third
 
 
 class Plan(Document):
@@ -248,6 +260,7 @@ class Plan(Document):
                     faults.append(
                         f"{configuration.name}: is {configuration.dimensions}D, but {field} names {other!r}, which is {dimensions[other]}D"
                     )
+            faults += _shared_data_faults(configuration, configurations)
             if configuration.name in _names_before(configuration, configurations):
                 faults.append(f"{configuration.name}: its previous stages lead back to itself")
         if faults:
@@ -267,6 +280,17 @@ class Plan(Document):
         last = self.configuration(name)
         before = _names_before(last, self.configurations)
         return (*(self.configuration(stage) for stage in reversed(before)), last)
+
+
+def _shared_data_faults(configuration: Configuration, configurations: Sequence[Configuration]) -> list[str]:
+    """Where configurations that read the same preprocessed data want it otherwise."""
+    owners = [each for each in configurations if each.name == configuration.data]
+    return [
+        f"{configuration.name}: {field} is not that of {owner.name}, whose preprocessed data it reads"
+        for owner in owners
+        for field in ("spacing_mm", "normalization", "resample_image", "resample_labels")
+        if getattr(configuration, field) != getattr(owner, field)
+    ]
 
 
 def _interface_faults(

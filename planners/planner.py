@@ -22,8 +22,10 @@ from planners.configuring import (
     refusal,
 )
 from planners.decision import Decision, DecisionRecord
+from planners.document import Issue
 from planners.fingerprint import CaseSize, Fingerprint
 from planners.geometry import (
+    Permutation,
     PlanShape,
     PlanSpacing,
     SourceSpacing,
@@ -32,7 +34,7 @@ from planners.geometry import (
     spacing_in_plan_axes,
     transpose,
 )
-from planners.plan import Permutation, Plan, Preset
+from planners.plan import Plan, Preset
 from planners.presets import PRESETS, PresetRules
 from planners.problems import PlanningError
 from planners.rules.axes import decide_axis_order, find_single_slice_axis, put_single_slice_first
@@ -40,7 +42,7 @@ from planners.rules.candidates import decide_vnet_candidate, decide_volumetric
 from planners.rules.cascade import LowResolution, search_low_resolution
 from planners.rules.intensity import decide_normalization
 from planners.rules.interpolation import decide_interpolation
-from planners.rules.limits import find_problems, find_size_problems
+from planners.rules.limits import find_issues, find_size_issues
 from planners.rules.memory import decide_memory_target
 from planners.rules.patch import Grid, NoFit
 from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
@@ -75,7 +77,7 @@ def plan_dataset(
     The order of cases and their names play no part. Raises `PlanningError` with every problem where sizes, memory or
     spacing are beyond all sense, and where the letter of the method ends in no plan at all.
     """
-    _refuse(fingerprint, _problems(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
+    _refuse(fingerprint, _issues(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
     axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
     if axes.value == "acquisition":
         fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
@@ -117,7 +119,7 @@ def _decide_space(
     wanted = None if requested_mm is None else SourceSpacing(requested_mm)
     spacing = decide_target_spacing(fingerprint.cases, requested_mm=wanted)
     shape = decide_median_shape(fingerprint.cases, spacing.value, strict_reference=strict_reference)
-    _refuse(fingerprint, find_size_problems(shape.value, requested_mm=wanted))
+    _refuse(fingerprint, find_size_issues(shape.value, requested_mm=wanted))
     order = decide_axis_order(spacing.value)
     single = None if strict_reference else find_single_slice_axis(shape.value, spacing.value)
     if single is not None and order.value[0] != single:
@@ -251,20 +253,20 @@ def _draft(setting: Setting, role: Role, grid: Grid) -> Draft:
     return configure(setting, role, grid, fit_grid(setting, role.name, role.family, grid))
 
 
-def _problems(
+def _issues(
     fingerprint: Fingerprint,
     memory_gb: float | None,
     device_memory_gb: float | None,
     target_spacing_mm: Sequence[float] | None,
-) -> tuple[str, ...]:
-    return find_problems(
+) -> tuple[Issue, ...]:
+    return find_issues(
         fingerprint, memory_gb=memory_gb, device_memory_gb=device_memory_gb, target_spacing_mm=target_spacing_mm
     )
 
 
-def _refuse(fingerprint: Fingerprint, problems: tuple[str, ...]) -> None:
-    if problems:
-        raise PlanningError(f"dataset {fingerprint.dataset_name}", problems)
+def _refuse(fingerprint: Fingerprint, issues: tuple[Issue, ...]) -> None:
+    if issues:
+        raise PlanningError(f"dataset {fingerprint.dataset_name} cannot be planned", issues)
 
 
 def _plan_shape(grid: Grid) -> PlanShape:

@@ -1,18 +1,20 @@
-"""Why a dataset cannot be planned, with the place of every fault."""
+"""Why something cannot be planned."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planners.document import Issue
+
 
 class PlanningError(ValueError):
-    """A dataset that cannot be planned; ``problems`` holds one line for each fault: place, found, how to mend."""
+    """A dataset or an edit that cannot be planned; ``issues`` holds all that is wrong."""
 
-    def __init__(self, where: str, problems: Sequence[str]) -> None:
-        self.where = where
-        self.problems = tuple(problems)
-        super().__init__(f"{where} cannot be planned:\n" + "\n".join(f"  - {line}" for line in problems))
+    def __init__(self, headline: str, issues: Sequence[Issue]) -> None:
+        self.headline = headline
+        self.issues = tuple(issues)
+        super().__init__(f"{headline}:\n" + "\n".join(f"  - {issue}" for issue in issues))
 
-    def __reduce__(self) -> tuple[type[PlanningError], tuple[str, tuple[str, ...]]]:
+    def __reduce__(self) -> tuple[type[PlanningError], tuple[str, tuple[Issue, ...]]]:
         """Errors travel between processes; the default would lose the second argument."""
-        return PlanningError, (self.where, self.problems)
+        return PlanningError, (self.headline, self.issues)

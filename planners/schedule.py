@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
@@ -83,6 +83,14 @@ class Training(Document):
     """Training steps run through `torch.compile`."""
     validation_batches: Annotated[int, Field(ge=0)]
     """Batches for the pseudo-Dice after each epoch."""
+
+    @field_validator("steps_per_epoch", "warmup_steps")
+    @classmethod
+    def _check_length(cls, steps: int, info: ValidationInfo) -> int:
+        total = info.data.get("num_steps")
+        if total is not None and (steps > total or (info.field_name == "warmup_steps" and steps == total)):
+            raise ValueError(f"{steps} does not fit into the {total} steps of the training")
+        return steps
 
 
 class Schedule(Document):

@@ -9,6 +9,7 @@ from pydantic import AliasChoices, Field
 
 from planners.document import DocumentError
 from planners.fingerprint import IntensityStatistics, Labels
+from planners.geometry import Axis
 from planners.interop.nnunet import (
     READERS,
     DatasetFile,
@@ -20,7 +21,7 @@ from planners.interop.nnunet import (
 )
 from planners.interop.nnunet_plans import make_plan
 from planners.interop.plans_file import InheritanceError, PlansFile, inherited
-from planners.plan import Axis, Plan
+from planners.plan import Plan
 
 SPACING_BESIDE = "Tiff3DIO"
 """Takes spacings from a JSON file beside each image, which is not read here: images would be resampled wrongly."""

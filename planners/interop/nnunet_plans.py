@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pydantic import JsonValue, ValidationError
 
-from planners.document import DocumentError, describe_problems
+from planners.document import DocumentError, Issue, describe_problems
 from planners.fingerprint import IntensityStatistics, Labels
 from planners.geometry import inverse
 from planners.interop.nnunet import NnunetDataset
@@ -57,8 +57,15 @@ def nnunet_plans(
     """
     if plan.preset not in PLANNERS:
         raise PlanningError(
-            f"plan of {plan.dataset_name}",
-            [f"preset: {plan.preset!r} has no counterpart in the reference; take one of {', '.join(PLANNERS)}"],
+            f"plan of {plan.dataset_name} cannot be exported",
+            [
+                Issue(
+                    code="plan.not_in_nnunet",
+                    where="preset",
+                    message=f"nnU-Net has no counterpart of {plan.preset!r}",
+                    fix=f"plan with one of {', '.join(PLANNERS)}",
+                )
+            ],
         )
     planner, own_name = PLANNERS[plan.preset]
     name = plans_name or own_name

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from planners.document import describe_problems
 from planners.fingerprint import PositiveFloat, PositiveInt, Voxels
+from planners.geometry import Permutation
 from planners.plan import (
     BatchSize,
     Blocks,
@@ -19,7 +20,6 @@ from planners.plan import (
     MedianShape,
     NormalizationScheme,
     PatchShape,
-    Permutation,
     Stride,
 )
 

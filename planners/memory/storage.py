@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from planners.fingerprint import CaseSize, Fingerprint
-from planners.geometry import configuration_spacing, resampled_shape, transpose
-from planners.plan import Configuration, Plan
+from planners.geometry import resampled_shape, transpose
+from planners.plan import Configuration, Plan, configuration_spacing
 from planners.rules.source_axes import in_acquisition_axes
 
 IMAGE_BYTES = 4

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from planners.decision import Decision
-from planners.geometry import SourceShape, SourceSpacing
-from planners.plan import Permutation
+from planners.geometry import Permutation, SourceShape, SourceSpacing
 from planners.wording import millimetres, voxels
 
 _COARSEST_FIRST: tuple[Permutation, ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))

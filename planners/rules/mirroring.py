@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planners.decision import Decision
-from planners.plan import Axis, Permutation
+from planners.geometry import Axis, Permutation
 
 NUM_SHOWN = 3
 """Pairs that a reason names."""

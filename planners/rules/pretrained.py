@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planners.decision import Decision
-from planners.plan import Axis, Configuration, Loss, Permutation, Plan, SourceAxes
+from planners.geometry import Axis, Permutation
+from planners.plan import Configuration, Loss, Plan, SourceAxes
 from planners.wording import listed, millimetres, voxels
 
 SOURCE = "method 11 and decision record 0102"

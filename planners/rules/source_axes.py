@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from planners.decision import Decision
 from planners.fingerprint import CaseSize
-from planners.geometry import inverse, transpose
-from planners.plan import Axis, SourceAxes
+from planners.geometry import Axis, inverse, transpose
+from planners.plan import SourceAxes
 from planners.rules.spacing import ANISOTROPY
 from planners.wording import counted
 

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners import Fingerprint, configuration_spacing, plan_dataset, resampled_shape, transpose
-from planners.geometry import inverse, round_up, stage_shapes, stage_spacings
-from planners.plan import Permutation
+from planners.geometry import Permutation, inverse, round_up, stage_shapes, stage_spacings
 
 
 def test_resampling_rounds_ties_to_even_and_keeps_a_voxel() -> None:

@@ -43,7 +43,7 @@ def read(
 def problems(*arguments: Any, **given: Any) -> list[str]:
     with pytest.raises(DocumentError) as caught:
         read(*arguments, **given)
-    return list(caught.value.issues)
+    return list(caught.value.problems)
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")

@@ -1,0 +1,458 @@
+"""Plans and schedules that a person edits: what can be set, what follows from it, and what was edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
+
+from planners.document import Document, Issue, essence
+from planners.geometry import nearest_multiples
+from planners.plan import ChannelNormalization, Configuration, Network, NormalizationScheme, Plan
+from planners.problems import PlanningError
+from planners.rules.loss import decide_deep_supervision, decide_loss
+from planners.rules.topology import trainable_pyramid
+from planners.schedule import Schedule, Training
+from planners.scheduling.cost import measurements_of, training_s
+from planners.scheduling.trainings import METHOD_STEPS_PER_EPOCH, short_learning_rate
+from planners.topologies import MOST_STAGES, describe_network
+
+SHARED_FIELDS = ("spacing_mm", "normalization")
+"""Of the preprocessed data: set for one configuration they hold for all that read the same data."""
+NETWORK_FIELDS = ("features", "blocks", "decoder_blocks", "kernels", "strides")
+LOSS_FIELDS = ("region", "voxel", "batch_dice")
+PLAN_FIELDS = (
+    *("patch_shape", "spacing_mm", "batch_size", "normalization", "mirror_axes", "deep_supervision", "topology"),
+    *NETWORK_FIELDS,
+    *(f"loss.{name}" for name in LOSS_FIELDS),
+)
+"""What can be set of a configuration of a plan."""
+SCHEDULE_FIELDS = (
+    *("epochs", "num_steps", "base_features", "batch_size", "mirroring", "augmentation", "foreground_share"),
+    *("optimiser", "peak_learning_rate", "curve", "warmup_steps", "momentum", "weight_decay", "gradient_clip"),
+)
+"""What can be set of a training of a schedule."""
+
+D = TypeVar("D", bound=Document)
+Values = dict[str, Any]
+"""New values of one configuration or training by field."""
+
+
+class Edit(Document):
+    """One field in which a plan or schedule differs from what the rules give."""
+
+    path: str
+    """``3d_fullres.patch_shape``; without a configuration for fields of the whole document."""
+    own: JsonValue
+    """The value that the rules give."""
+    value: JsonValue
+    """The value that a person gave."""
+
+    def __str__(self) -> str:
+        return f"{self.path} is {as_text(self.value) or 'empty'}; the rules give {as_text(self.own) or 'nothing'}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """One assignment of a person, parsed."""
+
+    path: str
+    """As it was given."""
+    names: tuple[str, ...]
+    """Configurations that it concerns."""
+    field: str
+    value: Any
+
+
+def edited_plan(plan: Plan, wishes: Mapping[str, str]) -> Plan:
+    """``plan`` with the fields of `PLAN_FIELDS` that ``wishes`` set: ``{"3d_fullres.patch_shape": "64,160,160"}``.
+
+    A wish without a configuration concerns all of them. Values are written with commas (``1,0.8,0.8``; empty for none),
+    or as JSON. What depends on a field follows it:
+
+    - ``patch_shape`` must be divisible by the network's total strides; the network stays.
+    - ``spacing_mm`` and ``normalization`` (one scheme a channel) hold for all configurations that read the same
+      preprocessed data; the median shape follows the spacing, patch and network stay.
+    - ``topology`` plans the network again by that family's rules, for the patch and spacing wished or planned, and with it
+      deep supervision and the terms of the loss; setting the family that is planned already replans its stages.
+    - Other fields replace the planned value and must fit the rest.
+
+    Decisions are kept: they say what the rules give. Raises `PlanningError` with everything that is wrong.
+    """
+    issues: list[Issue] = []
+    configurations = {configuration.name: configuration for configuration in plan.configurations}
+    parsed = _parse(wishes, configurations, PLAN_FIELDS, _parse_plan_field, issues)
+    values = _values_by_name(_with_shared_data(parsed, plan, issues))
+    edited = [_edited_configuration(c, values.get(c.name, {}), issues) for c in plan.configurations]
+    document = {**dict(plan), "configurations": tuple(edited)}
+    valid = _validated(Plan, document, issues, lambda loc: _readable_place(loc, tuple(configurations)))
+    if issues or valid is None:
+        raise PlanningError("the plan cannot be edited this way", issues)
+    return valid
+
+
+def edited_schedule(schedule: Schedule, wishes: Mapping[str, str]) -> Schedule:
+    """``schedule`` with the fields of `SCHEDULE_FIELDS` that ``wishes`` set: ``{"3d_fullres.num_steps": "5000"}``.
+
+    A wish without a configuration concerns all trainings. What depends on a field follows it unless it is set too:
+
+    - ``epochs`` counts epochs of 250 steps, as the method does, and sets ``num_steps`` and ``steps_per_epoch``.
+    - ``num_steps`` keeps warm-up below a tenth of the steps, and epochs not longer than the training.
+    - ``base_features`` lowers the peak learning rate of AdamW in proportion for wider networks, as the rules do.
+
+    The expected time follows the measured one of a step. Raises `PlanningError` with everything that is wrong.
+    """
+    issues: list[Issue] = []
+    trainings = {training.configuration: training for training in schedule.trainings}
+    parsed = _parse(wishes, trainings, SCHEDULE_FIELDS, _parse_training_field, issues)
+    values = _values_by_name(parsed)
+    issues += [_two_lengths(name) for name, given in values.items() if {"epochs", "num_steps"} <= given.keys()]
+    edited = tuple(_edited_training(training, values.get(name, {})) for name, training in trainings.items())
+    old_s, new_s = (sum(_training_s(each, schedule) for each in some) for some in (schedule.trainings, edited))
+    document = {
+        **dict(schedule),
+        "trainings": edited,
+        "expected_training_s": schedule.expected_training_s * (new_s / old_s if edited != schedule.trainings else 1),
+    }
+    valid = _validated(Schedule, document, issues, lambda loc: _readable_place(loc, tuple(trainings)))
+    if issues or valid is None:
+        raise PlanningError("the schedule cannot be edited this way", issues)
+    return valid
+
+
+def find_edits(own: D, given: D) -> tuple[Edit, ...]:
+    """The fields in which a plan or a schedule ``given`` differs from the ``own`` one of the rules; prose is ignored.
+
+    Configurations that only one of the two has are one edit of ``configurations``, with their names. The median shape follows
+    from the spacing and is no edit of its own.
+    """
+    before, after = _by_path(own), _by_path(given)
+    names = {path: (before.get(path), after.get(path)) for path in dict.fromkeys((*before, *after))}
+    common = set(_names(own)) & set(_names(given))
+    edits = []
+    for path, (planned, found) in names.items():
+        name = path.partition(".")[0]
+        alone = name in {*_names(own), *_names(given)} and name not in common
+        if planned != found and not alone and not path.endswith(".median_shape"):
+            edits.append(Edit(path=path, own=planned, value=found))
+    return tuple(edits)
+
+
+def as_text(value: JsonValue) -> str:
+    """A value as it is written in a wish: ``64,160,160``, ``true``, ``none``; lists of lists as JSON."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and not any(isinstance(entry, list | dict) for entry in value):
+        return ",".join(map(as_text, value))
+    return json.dumps(value)
+
+
+def _parse(
+    wishes: Mapping[str, str],
+    parts: Mapping[str, D],
+    fields: Sequence[str],
+    parse: Callable[[D, str, str], Any],
+    issues: list[Issue],
+) -> list[_Wish]:
+    """All wishes that can be read; ``issues`` gets the others."""
+    parsed = []
+    for path, text in wishes.items():
+        name, _, rest = path.partition(".")
+        names, field = ((name,), rest) if name in parts else (tuple(parts), path)
+        if field not in fields:
+            issues.append(_unknown(path, tuple(parts), fields))
+            continue
+        try:
+            value = parse(parts[names[0]], field, text)
+        except ValidationError as error:
+            issues.append(_bad_value(path, text, error, _current(parts[names[0]], field)))
+            continue
+        parsed.append(_Wish(path=path, names=names, field=field, value=value))
+    return parsed
+
+
+def _unknown(path: str, names: Sequence[str], fields: Sequence[str]) -> Issue:
+    return Issue(
+        code="plan.edit_unknown",
+        where=path,
+        message="there is no such field to set",
+        fix=f"set one of {', '.join(fields)}, of all configurations or of one (e.g. {names[0]}.{fields[0]}); "
+        f"the configurations are {', '.join(names)}",
+    )
+
+
+def _bad_value(path: str, text: str, error: ValidationError, current: JsonValue) -> Issue:
+    messages = dict.fromkeys(_message(each["msg"]) for each in error.errors())
+    return Issue(
+        code="plan.edit_value",
+        where=path,
+        message=f"{text!r} is not a value of it: {'; '.join(messages)}",
+        fix=f"write it as in {path}={as_text(current)}",
+    )
+
+
+def _parse_plan_field(configuration: Configuration, field: str, text: str) -> Any:
+    if field == "normalization":
+        schemes = _parse_value(tuple[NormalizationScheme, ...], text)
+        masked = any(channel.use_mask for channel in configuration.normalization)
+        return tuple(ChannelNormalization(scheme=each, use_mask=masked and each == "zscore") for each in schemes)
+    if field == "topology":
+        return _parse_field(Network, "family", text)
+    if field in NETWORK_FIELDS:
+        return _parse_field(Network, field, text)
+    if field.startswith("loss."):
+        return _parse_field(type(configuration.loss), field.removeprefix("loss."), text)
+    return _parse_field(Configuration, field, text)
+
+
+def _parse_training_field(training: Training, field: str, text: str) -> Any:
+    return _parse_field(Training, "num_steps" if field == "epochs" else field, text)
+
+
+def _parse_field(model: type[Document], field: str, text: str) -> Any:
+    info = model.model_fields[field]
+    return _parse_value(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation, text)
+
+
+def _parse_value(kind: Any, text: str) -> Any:
+    """A value of type ``kind`` from its text, which is JSON, a JSON list without brackets, ``none`` or a word."""
+    adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
+    words = json.dumps([word.strip() for word in text.split(",") if word.strip()])
+    failed = None
+    for candidate in (
+        text,
+        f"[{text}]",
+        *(["null"] if text.strip() == "none" else []),
+        json.dumps(text.strip()),
+        words,
+    ):
+        try:
+            return adapter.validate_json(candidate)
+        except ValidationError as error:
+            is_json = error.errors()[0]["type"] != "json_invalid"
+            failed = error if failed is None or (is_json and failed.errors()[0]["type"] == "json_invalid") else failed
+    raise failed or ValueError(text)
+
+
+def _values_by_name(wishes: Sequence[_Wish]) -> dict[str, Values]:
+    """Values by configuration and field; a wish for one configuration wins over one for all."""
+    values: dict[str, Values] = {}
+    for wish in sorted(wishes, key=lambda each: each.path != each.field):
+        for name in wish.names:
+            values.setdefault(name, {})[wish.field] = wish.value
+    return values
+
+
+def _with_shared_data(wishes: Sequence[_Wish], plan: Plan, issues: list[Issue]) -> list[_Wish]:
+    """Wishes on preprocessed data, spread over all configurations that read it; two for the same data are an issue."""
+    spread, taken = [], dict[tuple[str, str], _Wish]()
+    for wish in wishes:
+        if wish.field not in SHARED_FIELDS or wish.path == wish.field:
+            spread.append(wish)
+            continue
+        data = plan.configuration(wish.names[0]).data
+        other = taken.setdefault((data, wish.field), wish)
+        if other.value != wish.value:
+            issues.append(
+                Issue(
+                    code="plan.edit_conflict",
+                    where=wish.path,
+                    message=f"differs from {other.path}, but both read the same preprocessed data ({data})",
+                    fix="set one of them only",
+                )
+            )
+        readers = tuple(c.name for c in plan.configurations if c.data == data)
+        spread.append(_Wish(path=wish.path, names=readers, field=wish.field, value=wish.value))
+    return spread
+
+
+def _edited_configuration(before: Configuration, values: Values, issues: list[Issue]) -> Configuration:
+    """Not checked yet, but for what the field's rule needs."""
+    fields = {name: value for name, value in values.items() if name in Configuration.model_fields}
+    edited = before.model_copy(update=fields)
+    axes = before.dimensions
+    if len(edited.spacing_mm) != axes or len(edited.patch_shape) != axes:
+        return edited  # the check of the whole plan says so
+    if "spacing_mm" in fields:
+        edited = edited.model_copy(update={"median_shape": _median_shape(before, edited.spacing_mm)})
+    if "topology" in values:
+        edited = _with_topology(edited, values, issues)
+    network = edited.network.model_copy(update={name: values[name] for name in NETWORK_FIELDS if name in values})
+    terms = {name: values[f"loss.{name}"] for name in LOSS_FIELDS if f"loss.{name}" in values}
+    return edited.model_copy(update={"network": network, "loss": edited.loss.model_copy(update=terms)})
+
+
+def _median_shape(before: Configuration, spacing_mm: Sequence[float]) -> tuple[float, ...]:
+    extents = zip(before.median_shape, before.spacing_mm, spacing_mm, strict=True)
+    return tuple(max(1.0, float(round(size * old / new))) for size, old, new in extents)
+
+
+def _with_topology(configuration: Configuration, values: Values, issues: list[Issue]) -> Configuration:
+    """The network of a family for the patch, and what follows from the family."""
+    family, patch = values["topology"], configuration.patch_shape
+    pyramid = trainable_pyramid(configuration.spacing_mm, patch)
+    where, most = f"{configuration.name}.topology", MOST_STAGES[family]
+    if pyramid.patch != patch and "strides" not in values:
+        smaller = nearest_multiples(patch, pyramid.divisors)[0]
+        shapes = [
+            shape
+            for shape in dict.fromkeys((smaller, pyramid.patch))
+            if trainable_pyramid(configuration.spacing_mm, shape).patch == shape
+        ]
+        issues.append(_indivisible(where, patch, pyramid.divisors, shapes, name=configuration.name))
+    if most is not None and pyramid.num_stages > most:
+        issues.append(
+            Issue(
+                code="plan.edit_inconsistent",
+                where=where,
+                message=f"a patch of {as_text(list(patch))} voxels has more than {most} stages",
+                fix="set a smaller patch_shape",
+            )
+        )
+    network = describe_network(
+        family,
+        pyramid,
+        configuration.spacing_mm,
+        num_inputs=configuration.network.num_inputs,
+        num_outputs=configuration.network.num_outputs,
+    )
+    deep = decide_deep_supervision(family, pyramid.num_stages, strict_reference=False).value
+    batch_dice = configuration.loss.batch_dice
+    same = configuration.network.family == family
+    loss = configuration.loss if same else decide_loss(family, has_regions=False, batch_dice=batch_dice).value
+    # the patch is that of the network until the whole is checked, so that one fault is said once
+    return configuration.model_copy(
+        update={
+            "patch_shape": pyramid.patch,
+            "network": network,
+            "loss": loss,
+            "deep_supervision": values.get("deep_supervision", deep),
+        }
+    )
+
+
+def _indivisible(
+    where: str, patch: Sequence[int], divisors: Sequence[int], shapes: Sequence[Sequence[int]], *, name: str
+) -> Issue:
+    return Issue(
+        code="plan.edit_inconsistent",
+        where=where,
+        message=f"the patch {as_text(list(patch))} is not divisible by the total strides {as_text(list(divisors))}",
+        fix=f"set {name}.patch_shape to " + " or ".join(as_text(list(shape)) for shape in shapes),
+    )
+
+
+def _two_lengths(name: str) -> Issue:
+    return Issue(
+        code="plan.edit_conflict",
+        where=f"{name}.epochs",
+        message="epochs and num_steps both set the length of the training",
+        fix="set one of them only",
+    )
+
+
+def _edited_training(before: Training, values: Values) -> Training:
+    given = dict(values)
+    if "epochs" in given:
+        given["num_steps"] = given["epochs"] * METHOD_STEPS_PER_EPOCH
+        given["steps_per_epoch"] = METHOD_STEPS_PER_EPOCH
+    if "num_steps" in given:
+        steps = given["num_steps"]
+        given.setdefault("warmup_steps", min(before.warmup_steps, steps // 10))
+        given["steps_per_epoch"] = min(given.get("steps_per_epoch", before.steps_per_epoch), steps)
+    optimiser = given.get("optimiser", before.optimiser)
+    if "base_features" in given and optimiser == "adamw":
+        change = short_learning_rate(given["base_features"]) / short_learning_rate(before.base_features)
+        given.setdefault("peak_learning_rate", before.peak_learning_rate * change)
+    return before.model_copy(update={name: value for name, value in given.items() if name in Training.model_fields})
+
+
+def _training_s(training: Training, schedule: Schedule) -> float:
+    """What a training takes by the measurement nearest to its width; only ratios of it are used."""
+    options = measurements_of(schedule.conditions, training.configuration)
+    if not options:
+        return float(training.num_steps * training.base_features * training.batch_size)
+    nearest = min(options, key=lambda m: abs(m.base_features - training.base_features))
+    larger = training.base_features / nearest.base_features * training.batch_size / nearest.batch_size
+    return training_s(nearest, training.num_steps, schedule.num_folds) * larger
+
+
+def _validated(
+    model: type[D], document: dict[str, Any], issues: list[Issue], place: Callable[[tuple[int | str, ...]], str]
+) -> D | None:
+    try:
+        return model.model_validate({name: _plain(value) for name, value in document.items()})
+    except ValidationError as error:
+        issues += [
+            Issue(
+                code="plan.edit_inconsistent",
+                where=place(each["loc"]),
+                message=_message(each["msg"]),
+                fix="set fields that fit each other",
+            )
+            for each in error.errors()
+        ]
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Document):
+        return value.model_dump()
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _message(text: str) -> str:
+    return text.removeprefix("Value error, ")
+
+
+def _readable_place(loc: tuple[int | str, ...], names: Sequence[str]) -> str:
+    """``configurations.1.network.features`` as ``3d_fullres.features``."""
+    parts = [str(part) for part in loc]
+    if len(loc) > 1 and loc[0] in ("configurations", "trainings") and isinstance(loc[1], int):
+        parts = [names[loc[1]], *parts[2:]]
+    return ".".join(part for index, part in enumerate(parts) if part != "network" or index == len(parts) - 1)
+
+
+def _current(part: Document, field: str) -> JsonValue:
+    """The present value of a field that can be set, in plain JSON types."""
+    if isinstance(part, Configuration) and field == "normalization":
+        return [channel.scheme for channel in part.normalization]
+    if isinstance(part, Training) and field == "epochs":
+        return max(1, round(part.num_steps / METHOD_STEPS_PER_EPOCH))
+    values = {path.partition(".")[2]: value for path, value in _flat(essence(part), "x")}
+    found: JsonValue = values[field]
+    return found
+
+
+def _names(document: Document) -> tuple[str, ...]:
+    if isinstance(document, Plan):
+        return tuple(configuration.name for configuration in document.configurations)
+    return tuple(training.configuration for training in document.trainings) if isinstance(document, Schedule) else ()
+
+
+def _by_path(document: Document) -> dict[str, JsonValue]:
+    """Every field that decides, by its short path."""
+    plain = essence(document)
+    paths: dict[str, JsonValue] = {}
+    for key, value in plain.items():
+        if key in ("configurations", "trainings"):
+            paths["configurations"] = list(_names(document))
+            for name, part in zip(_names(document), value, strict=True):
+                paths |= dict(_flat(part, name))
+        else:
+            paths |= dict(_flat(value, key))
+    return paths
+
+
+def _flat(value: Any, path: str) -> Iterator[tuple[str, JsonValue]]:
+    if not isinstance(value, dict):
+        yield path, value
+        return
+    for key, inner in value.items():
+        name = "topology" if key == "family" else key
+        yield from _flat(inner, path if key == "network" else f"{path}.{name}")
