@@ -18,8 +18,8 @@ from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
+from autoseg.evaluation.scoring import score_cases
 from autoseg.inference.validation import prediction_path
-from autoseg.pipeline.scoring import score_cases
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule, Training
@@ -50,7 +50,7 @@ def dice(folder: Path, training: Training, fold: int) -> tuple[int, float]:
     cases = load_document(Splits, run.splits).folds[fold].val
     validation = run.validation(training.configuration, fold)
     summary = score_cases(dataset, [(case_id, prediction_path(validation, case_id, dataset)) for case_id in cases])
-    return len(cases), summary.foreground_mean.dice or 0.0
+    return len(cases), summary.mean_dice or 0.0
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from autoseg.evaluation.summary import read_summary
-from autoseg.evaluation.tables import score_statistics
+from autoseg.evaluation.table import class_statistics, read_summary
 from autoseg.pipeline.record import RunRecord
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
@@ -23,11 +22,9 @@ from planners import Schedule
 def scores(path: Path) -> dict[str, object]:
     """Mean, standard deviation and worst Dice of every class, and their mean."""
     summary = read_summary(path)
-    table: dict[str, object] = {"cases": len(summary.metric_per_case), "mean_dice": summary.foreground_mean.dice}
-    for each in summary.classes:
-        found = score_statistics(summary, each.key, "dice")
-        table[each.name] = {"mean": found.mean, "sd": found.sd, "worst": found.worst}
-    return table
+    table: dict[str, object] = {"cases": len(summary.metric_per_case), "mean_dice": summary.mean_dice}
+    statistics = class_statistics(summary)[["mean", "sd", "worst"]].astype(object)
+    return table | statistics.where(statistics.notna(), None).to_dict("index")
 
 
 def main() -> None:

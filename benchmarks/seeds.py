@@ -19,7 +19,7 @@ from pathlib import Path
 
 from crash import contents, differences
 
-from autoseg.evaluation.summary import Summary, read_summary
+from autoseg.evaluation.table import Summary, read_summary
 from autoseg.pipeline.record import RunRecord
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
@@ -37,7 +37,7 @@ def run(dataset: Path, folder: Path, seed: int, *wishes: str) -> Summary:
 
 def dices(summary: Summary) -> list[float]:
     """Mean over the foreground, then of each class."""
-    found = [summary.foreground_mean.dice, *(summary.mean[each.key].dice for each in summary.classes)]
+    found = [summary.mean_dice, *(summary.mean[each.key]["Dice"] for each in summary.classes)]
     return [float("nan") if value is None else value for value in found]
 
 

@@ -16,7 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
-from autoseg.evaluation.summary import read_summary
+from autoseg.evaluation.table import read_summary
 from autoseg.pipeline.record import RunRecord
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
@@ -39,7 +39,7 @@ def run(dataset: Path, preset: str, folder: Path, arguments: argparse.Namespace)
     trained = schedule.trainings[0]
     return (
         f"| {dataset.name} | {PRESETS[preset]} | {trained.configuration} | {trained.base_features} | {trained.batch_size} "
-        f"| {schedule.num_folds} x {trained.num_steps} | {record.seconds:.0f} | {summary.foreground_mean.dice:.3f} |"
+        f"| {schedule.num_folds} x {trained.num_steps} | {record.seconds:.0f} | {summary.mean_dice:.3f} |"
     )
 
 

@@ -20,7 +20,7 @@ from autoseg.tracking.progress import LogReporter, Reporter, RunClock, TerminalR
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.summary import Summary
+    from autoseg.evaluation.table import Summary
     from autoseg.pipeline.run import RunResult
     from autoseg.pipeline.selecting import Selected
 
@@ -77,7 +77,7 @@ def show_result(options: Options, result: RunResult) -> None:
 
 def show_scores(selected: Selected, summary: Summary) -> None:
     """The scores of a cross-validation, and what takes away from them."""
-    from autoseg.evaluation.tables import format_table
+    from autoseg.evaluation.table import format_table
 
     by = "a fold that left it out" if selected.caveats else "a network that did not see it"
     typer.echo(f"Cross-validation: every case predicted by {by}")

@@ -79,10 +79,9 @@ def evaluate(
 
     Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
-    from autoseg.evaluation.mask_folders import evaluate_mask_folder, holds_masks
+    from autoseg.evaluation.folders import evaluate_folder
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
-    from autoseg.evaluation.summary import evaluate_folder, write_summary
-    from autoseg.evaluation.tables import format_table
+    from autoseg.evaluation.table import format_table, write_summary
     from autoseg.inference.prediction_record import read_record, recorded_classes
     from autoseg.pipeline.claiming import require_no_own_scores
 
@@ -90,29 +89,18 @@ def evaluate(
     require_file_name(path)
     require_no_own_scores(path)
     tolerance = DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm
-    num_workers, reporter = workers or available_cores(), make_reporter()
     record = read_record(predictions)
     classes, ignore = recorded_classes(predictions) or ((), None)
-    if holds_masks(predictions) or (len(classes) == 1 and holds_masks(references)):
-        summary = evaluate_mask_folder(
-            predictions,
-            references,
-            classes=[each.name for each in classes],
-            threshold=None if record is None else record.threshold,
-            tolerance_mm=tolerance,
-            num_workers=num_workers,
-            reporter=reporter,
-        )
-    else:
-        summary = evaluate_folder(
-            predictions,
-            references,
-            classes=classes or None,
-            ignore=ignore,
-            tolerance_mm=tolerance,
-            num_workers=num_workers,
-            reporter=reporter,
-        )
+    summary = evaluate_folder(
+        predictions,
+        references,
+        classes=classes,
+        ignore=ignore,
+        threshold=None if record is None else record.threshold,
+        tolerance_mm=tolerance,
+        num_workers=workers or available_cores(),
+        reporter=make_reporter(),
+    )
     write_summary(path, summary)
     typer.echo(format_table(summary))
     typer.echo(f"All scores: {path}")

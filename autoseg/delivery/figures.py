@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from autoseg.evaluation.summary import Summary
+from autoseg.evaluation.table import Summary, scores_by_case
 
 History = Sequence[Mapping[str, object]]
 """Records of one training, as ``history.jsonl`` keeps them: step, loss, validation_loss, pseudo_dice by class, moving_average,
@@ -100,9 +100,9 @@ def case_scores(summary: Summary) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 0.9 + 0.36 * len(summary.classes)), layout="constrained")
         axes = figure.subplots()
+        dice = scores_by_case(summary)
         for row, each in enumerate(summary.classes):
-            dices = [case.metrics[each.key].dice for case in summary.metric_per_case]
-            known = np.array([dice for dice in dices if dice is not None])
+            known = dice[each.name].dropna().to_numpy()
             spread = 0.22 * np.cos(np.arange(len(known)) * 2.4)  # spreads equal values without chance
             axes.scatter(known, row + spread, s=11, color=COLOURS[row % len(COLOURS)], alpha=0.65, linewidths=0)
             if len(known):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +15,7 @@ from pydantic import JsonValue
 
 from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves
 from autoseg.evaluation.selection import Candidate, Selection
-from autoseg.evaluation.summary import CaseResult, Summary
-from autoseg.evaluation.tables import footnotes, score_statistics
+from autoseg.evaluation.table import Summary, case_ranks, class_statistics, score_notes, scores_by_case
 from autoseg.issues import Issue
 from autoseg.storage.atomic import write_text
 from autoseg.tracking.progress import format_duration
@@ -66,8 +66,8 @@ class ReportContent:
     selection: Selection | None = None
     summary: Summary | None = None
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
-    caveats: Sequence[str] = ()
-    """What takes away from these scores, in sentences; none: every case was unseen by the networks that predicted it."""
+    caveats: Sequence[Issue] = ()
+    """What takes away from these scores; none: every case was unseen by the networks that predicted it."""
     histories: Mapping[tuple[str, int], History]
     """Records of each training, by (configuration, fold)."""
     remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
@@ -92,19 +92,16 @@ def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
     Of an even number the lower middle one is the median; of equals the earlier. With fewer than three scored cases only
     those that there are, as best and worst; none where no case has a Dice.
     """
-    scored = [
-        (dice, case.case_id) for case in summary.metric_per_case if (dice := _case_dice(summary, case)) is not None
-    ]
-    ordered = sorted(scored, key=lambda pair: -pair[0])
+    ranks = case_ranks(summary).dropna()[::-1]
     places: dict[Rank, int] = {"best": 0}
-    if len(ordered) > 2:
-        places["median"] = len(ordered) // 2
-    if len(ordered) > 1:
-        places["worst"] = len(ordered) - 1
+    if len(ranks) > 2:
+        places["median"] = len(ranks) // 2
+    if len(ranks) > 1:
+        places["worst"] = len(ranks) - 1
     return tuple(
-        RankedCase(rank=rank, case_id=ordered[place][1], dice=ordered[place][0])
+        RankedCase(rank=rank, case_id=str(ranks.index[place]), dice=float(ranks.iloc[place]))
         for rank, place in places.items()
-        if ordered
+        if len(ranks)
     )
 
 
@@ -131,7 +128,7 @@ def render_report(content: ReportContent) -> str:
         content=content,
         headline=_headline(content),
         classes=_class_rows(content.summary),
-        footnotes=() if content.summary is None else footnotes(content.summary),
+        footnotes=() if content.summary is None else score_notes(content.summary),
         cases=_case_rows(content.summary),
         scores_picture=None if content.summary is None else _embedded(case_scores(content.summary), "svg+xml"),
         candidates=_candidate_rows(content.selection),
@@ -149,7 +146,7 @@ def _headline(content: ReportContent) -> dict[str, str]:
     """The few numbers at the top."""
     selection, summary = content.selection, content.summary
     if summary is not None:
-        dice = _number(summary.foreground_mean.dice)
+        dice = _number(summary.mean_dice)
         unseen = (
             "a model that had not seen it"
             if not content.caveats
@@ -173,23 +170,24 @@ def _headline(content: ReportContent) -> dict[str, str]:
 def _class_rows(summary: Summary | None) -> list[dict[str, str]]:
     if summary is None:
         return []
+    dice = class_statistics(summary).to_dict("index")
     rows = []
     for each in summary.classes:
-        dice, mean = score_statistics(summary, each.key, "dice"), summary.mean[each.key]
+        own, mean = dice[each.name], summary.mean[each.key]
         rows.append(
             {
                 "name": each.name,
-                "mean": _number(dice.mean),
-                "sd": _number(dice.sd),
-                "worst": _number(dice.worst),
-                "worst_case": dice.worst_case or ABSENT,
-                "iou": _number(mean.iou),
-                "distance": _number(mean.hausdorff95_mm, 2),
-                "surface": _number(mean.surface_dice),
-                "predicted_ml": _number(mean.volume_prediction_ml, 2),
-                "reference_ml": _number(mean.volume_reference_ml, 2),
-                "cases": str(dice.cases),
-                "share": _share(dice.mean),
+                "mean": _number(own["mean"]),
+                "sd": _number(own["sd"]),
+                "worst": _number(own["worst"]),
+                "worst_case": own["worst_case"] if own["cases"] else ABSENT,
+                "iou": _number(mean["IoU"]),
+                "distance": _number(mean["hausdorff95_mm"], 2),
+                "surface": _number(mean["surface_dice"]),
+                "predicted_ml": _number(mean["volume_prediction_ml"], 2),
+                "reference_ml": _number(mean["volume_reference_ml"], 2),
+                "cases": str(own["cases"]),
+                "share": _share(own["mean"]),
             }
         )
     return rows
@@ -199,24 +197,17 @@ def _case_rows(summary: Summary | None) -> list[dict[str, object]]:
     """Cases from the worst to the best mean Dice; those without any at the end."""
     if summary is None:
         return []
-    means = {case.case_id: _case_dice(summary, case) for case in summary.metric_per_case}
-    scored = [case for case in summary.metric_per_case if means[case.case_id] is not None]
-    unscored = [case for case in summary.metric_per_case if means[case.case_id] is None]
+    dice, distance = (scores_by_case(summary, metric).to_dict("index") for metric in ("Dice", "hausdorff95_mm"))
     return [
         {
-            "case": case.case_id,
-            "mean": _number(means[case.case_id]),
-            "share": _share(means[case.case_id]),
-            "dices": [_number(case.metrics[each.key].dice) for each in summary.classes],
-            "distances": [_number(case.metrics[each.key].hausdorff95_mm, 1) for each in summary.classes],
+            "case": case,
+            "mean": _number(mean),
+            "share": _share(mean),
+            "dices": [_number(value) for value in dice[case].values()],
+            "distances": [_number(value, 1) for value in distance[case].values()],
         }
-        for case in [*sorted(scored, key=lambda case: means[case.case_id] or 0.0), *unscored]
+        for case, mean in case_ranks(summary).items()
     ]
-
-
-def _case_dice(summary: Summary, case: CaseResult) -> float | None:
-    dices = [dice for each in summary.classes if (dice := case.metrics[each.key].dice) is not None]
-    return sum(dices) / len(dices) if dices else None
 
 
 def _candidate_rows(selection: Selection | None) -> list[dict[str, object]]:
@@ -323,9 +314,9 @@ def _embedded(picture: bytes, kind: str) -> str:
 
 
 def _number(value: float | None, digits: int = 3) -> str:
-    return ABSENT if value is None else f"{value:.{digits}f}"
+    return ABSENT if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _share(value: float | None) -> str:
     """Width of a bar in percent."""
-    return "0" if value is None else f"{100 * min(1.0, max(0.0, value)):.1f}"
+    return "0" if value is None or math.isnan(value) else f"{100 * min(1.0, max(0.0, value)):.1f}"

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, model_validator
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from planners import Document, Labels
 
 IntArray = NDArray[np.integer]
@@ -23,6 +23,8 @@ DEFAULT_TOLERANCE_MM = 1.0
 """Surfaces closer than this count as equal in the surface Dice: about one voxel of a finely resolved volume."""
 
 PERCENTILE = 95.0
+BOX_MARGIN = 1
+"""Voxels around a class that are looked at: an ignored neighbour decides whether a voxel is at the surface."""
 ROUNDING = 1e-6
 """Relative slack of the tolerance, so that three steps of 0.1 mm lie within 0.3 mm."""
 
@@ -105,7 +107,7 @@ def compare(
     Overlap (method section 9.1): Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN).
 
     Surfaces: a *surface voxel* belongs to the mask and has a face neighbour that does not; the outside of the image does
-    not, ignored voxels count as belonging (nobody knows), and axes of size 1 have no neighbours. The 95 % Hausdorff
+    not, ignored voxels count as belonging, and axes of size 1 have no neighbours. The 95 % Hausdorff
     distance is the larger of the two directed 95th percentiles (linear interpolation) of the distances in mm from the
     centre of each surface voxel to the nearest one of the other mask. The normalised surface Dice is the share of all
     surface voxels of both masks that lie within ``tolerance_mm`` of the other surface.
@@ -143,8 +145,12 @@ def dice_coefficient(tp: int, n_pred: int, n_ref: int) -> float | None:
 def _check_input(prediction: IntArray, reference: IntArray, classes: Sequence[EvaluatedClass]) -> None:
     if prediction.shape != reference.shape or prediction.ndim != 3:
         raise AutosegError(
-            f"the prediction has shape {prediction.shape} but its reference has {reference.shape} (z, y, x); "
-            "compare a prediction with the reference of the same case, on the same grid"
+            Issue(
+                code="evaluation.shape_mismatch",
+                where="prediction",
+                message=f"has shape {prediction.shape} but its reference has {reference.shape} (z, y, x)",
+                fix="compare a prediction with the reference of the same case, on the same grid",
+            )
         )
     for what in ([each.name for each in classes], [each.key for each in classes]):
         if len(set(what)) != len(what):
@@ -167,12 +173,12 @@ def _enclosing(boxes: Sequence[Box]) -> Box:
 
 
 def _union(first: Box | None, second: Box | None, shape: tuple[int, ...]) -> Box:
-    """The box of both, one voxel wider inside the image, so that ignored neighbours are seen."""
+    """The box of both, wider by `BOX_MARGIN` inside the image."""
     present = [box for box in (first, second) if box is not None]
     if not present:
         return tuple(slice(0, 0) for _ in shape)
     return tuple(
-        slice(max(0, axis.start - 1), min(size, axis.stop + 1))
+        slice(max(0, axis.start - BOX_MARGIN), min(size, axis.stop + BOX_MARGIN))
         for axis, size in zip(_enclosing(present), shape, strict=True)
     )
 
@@ -213,9 +219,8 @@ def _distances_to(start: BoolArray, target: BoolArray, spacing_mm: tuple[float, 
     if not target.any():
         distances[:] = np.inf
     elif len(apart):
-        tree = cKDTree(
-            np.argwhere(target) * spacing_mm, balanced_tree=False
-        )  # the same answers, built in half the time
+        # an unbalanced tree gives the same answers and is built in half the time
+        tree = cKDTree(np.argwhere(target) * spacing_mm, balanced_tree=False)
         distances[: len(apart)] = tree.query(apart)[0]
     return distances
 

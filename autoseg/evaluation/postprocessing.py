@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy import ndimage
+from skimage.measure import label
 
 from autoseg.compute.executor import run_jobs
 from autoseg.evaluation.metrics import BoolArray, IntArray, dice_coefficient
 from autoseg.imaging.readers import file_states
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached
 from autoseg.wording import count_noun
 from planners import Document, LabelClass, Labels
@@ -54,7 +55,7 @@ class PostprocessingCase:
     load_prediction: Callable[[], IntArray]
     load_reference: Callable[[], IntArray]
     files: tuple[Path, ...] = ()
-    """All that the loaders read, for results that are kept."""
+    """All that the loaders read, for the cache."""
 
 
 def apply_postprocessing(
@@ -83,7 +84,7 @@ def decide_postprocessing(
     is more than one class, each in declaration order on top of what is accepted: accepted if its own mean Dice rises.
     Means leave out the cases in which a Dice is undefined; a class that is undefined in every case makes the foreground
     mean undefined, which accepts nothing. Each worker holds one case in memory at a time. Without cases nothing is tried.
-    What was tried on a case lies in the folder ``keep_in`` for a call that goes on after this one was killed.
+    What was tried on a case is cached in the folder ``keep_in``, so that an interrupted call can resume.
     """
     if not cases:
         return (), ()
@@ -106,8 +107,12 @@ def _values_of(step: KeepLargestComponent, labels: Labels) -> list[int]:
     missing = [name for name in step.classes if name not in known]
     if missing:
         raise AutosegError(
-            f"postprocessing names the classes {missing}, but the dataset has {list(known)}; "
-            "use the postprocessing that was decided for this dataset"
+            Issue(
+                code="postprocessing.unknown_class",
+                where="postprocessing",
+                message=f"names {', '.join(missing)}, but the classes are {', '.join(known)}",
+                fix="use the postprocessing that was decided for this dataset",
+            )
         )
     return sorted({value for name in step.classes for value in known[name]})
 
@@ -118,11 +123,10 @@ def _smaller_components(mask: BoolArray) -> BoolArray:
     box = ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0]
     if box is None:
         return removed
-    components, number = ndimage.label(mask[box], structure=np.ones((3,) * mask.ndim))
-    if number > 1:
-        sizes = np.bincount(components.ravel())
-        sizes[0] = sizes[1:].max()
-        removed[box] = (sizes < sizes[0])[components]
+    components: IntArray = label(mask[box], connectivity=mask.ndim)  # type: ignore[no-untyped-call]
+    sizes = np.bincount(components.ravel())
+    sizes[0] = sizes[1:].max()
+    removed[box] = (sizes < sizes[0])[components]
     return removed
 
 
@@ -149,8 +153,8 @@ def _try_steps(
 ) -> list[BeforeAndAfter]:
     """For each case and step, the Dice of the step's classes before and after it, on top of the accepted ones."""
     run = partial(_try_on_case, accepted=accepted, steps=steps, labels=labels)
-    remembered = run if keep_in is None else Cached(function=run, kind=BeforeAndAfter, state=_state, folder=keep_in)
-    return run_jobs(remembered, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
+    cached = run if keep_in is None else Cached(function=run, kind=BeforeAndAfter, state=_state, folder=keep_in)
+    return run_jobs(cached, cases, name=lambda case: f"case {case.case_id}", num_workers=num_workers)
 
 
 def _state(case: PostprocessingCase) -> object:

@@ -1,17 +1,23 @@
-"""Which configuration, or pair of them, a dataset's model is made of (method section 9.5)."""
+"""Which configuration, or pair of them, is the model, and how the probabilities of several become one label map.
+
+Method sections 8.2, 9.4 and 9.5.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Annotated, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
+from autoseg.imaging.resampling import write_overlaps
+from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun
-from planners import PROSE, Document
+from planners import PROSE, Document, Labels
 
 Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 """Dice by candidate, case id and class name; none where a class is in neither prediction nor reference."""
@@ -20,7 +26,13 @@ JOINT = " + "
 FALLBACK = ("3d_fullres", "3d_lowres", "2d")
 """What is taken where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
 
+THRESHOLD = 0.5
+"""A voxel belongs to a region whose probability is above this (method section 8.2)."""
+
 Members = Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+
+
+# --- documents ---
 
 
 class Candidate(Document):
@@ -83,6 +95,9 @@ class Selection(Document):
         return candidate_name(self.members)
 
 
+# --- candidates ---
+
+
 def candidate_name(members: Sequence[str]) -> str:
     """``2d + 3d_fullres`` for two configurations, the name itself for one."""
     return JOINT.join(members)
@@ -91,11 +106,6 @@ def candidate_name(members: Sequence[str]) -> str:
 def candidate_members(name: str) -> tuple[str, ...]:
     """The configurations that a candidate's name stands for."""
     return tuple(name.split(JOINT))
-
-
-def candidate_names(configurations: Sequence[str]) -> tuple[str, ...]:
-    """All that can be chosen from trained configurations: each one, then each pair, in the order given."""
-    return (*configurations, *(candidate_name(pair) for pair in combinations(configurations, 2)))
 
 
 def select_candidate(scores: Scores) -> Choice:
@@ -165,3 +175,53 @@ def _explain(best: Candidate, scored: Sequence[tuple[float, Candidate]], num_cas
         return f"{best.name} is the only candidate: {over}"
     listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
     return f"{best.name} has the highest {over}; {listed}"
+
+
+# --- probabilities ---
+
+
+def mean_probabilities(members: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
+    """The plain mean of the members' probabilities, each (K, Z, Y, X) in [0, 1], as float32 of that shape.
+
+    Members may be generated one by one; two arrays are in memory at a time. Raises `AutosegError` where shapes differ, and
+    `ValueError` without members.
+    """
+    total: NDArray[np.float32] | None = None
+    number = 0
+    for member in members:
+        if total is None:
+            total = np.zeros(member.shape, dtype=np.float32)
+        elif member.shape != total.shape:
+            message = f"have shapes {total.shape} and {member.shape} (classes, z, y, x)"
+            fix = "predict the same image with all members, from the same plan"
+            raise AutosegError(Issue(code="ensemble.shape_mismatch", where="members", message=message, fix=fix))
+        total += member
+        number += 1
+    if total is None:
+        raise ValueError("an ensemble needs at least one member")
+    total /= number
+    return total
+
+
+def labels_from_probabilities(probabilities: NDArray[np.floating], labels: Labels) -> NDArray[np.uint8 | np.uint16]:
+    """Internal label values, (Z, Y, X), from probabilities (K, Z, Y, X).
+
+    Classes: the channel with the largest probability, the first of equals; channel 0 is the background. Regions: each region
+    whose probability is above `THRESHOLD` writes its value of ``region_order``, later ones over earlier ones; combinations that this would
+    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there
+    are fewer than 255 foreground values, else ``uint16``. Raises `AutosegError` where K does not fit the labels.
+    """
+    if probabilities.ndim != 4 or probabilities.shape[0] != labels.num_outputs:
+        message = f"have shape {probabilities.shape}, but these labels need ({labels.num_outputs}, z, y, x)"
+        fix = "use the probabilities that a model of this dataset made"
+        raise AutosegError(Issue(code="ensemble.class_mismatch", where="probabilities", message=message, fix=fix))
+    result = np.zeros(probabilities.shape[1:], dtype=np.uint8 if max(labels.values) < 255 else np.uint16)
+    if labels.region_order is not None:
+        for probability, value in zip(probabilities, labels.region_order, strict=True):
+            result[probability > THRESHOLD] = value
+        if labels.overlaps:
+            write_overlaps(result, [probability > THRESHOLD for probability in probabilities], labels.overlaps)
+        return result
+    for z in range(probabilities.shape[1]):  # slice by slice: argmax makes 64-bit numbers
+        result[z] = probabilities[:, z].argmax(axis=0)
+    return result

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.evaluation.mask_folders import mask_stem
+from autoseg.evaluation.folders import mask_stem
 from autoseg.imaging.readers import (
     files_of,
     image_ending,

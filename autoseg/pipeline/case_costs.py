@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from autoseg.data.dataset import Case
+from autoseg.evaluation.scoring import reference_labels, score_cases
 from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
 from autoseg.networks.build import build_network
 from autoseg.pipeline.bench import Bench
-from autoseg.pipeline.scoring import reference_labels, score_cases
 from autoseg.preprocessing.prepare import prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.storage.atomic import temporary_folder

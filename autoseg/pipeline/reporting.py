@@ -18,12 +18,12 @@ from autoseg.delivery.report import (
     rank_cases,
     write_report,
 )
+from autoseg.evaluation.scoring import reference_labels
 from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
 from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.inference.validation import prediction_path
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.record import RunRecord, write_record
-from autoseg.pipeline.scoring import reference_labels
 from autoseg.pipeline.selecting import Selected
 from autoseg.storage.atomic import load_document
 from autoseg.training.history import read_history

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.label_values import to_file_values, to_internal
-from autoseg.evaluation.ensembling import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
     PostprocessingCase,
@@ -20,19 +19,25 @@ from autoseg.evaluation.postprocessing import (
     apply_postprocessing,
     decide_postprocessing,
 )
-from autoseg.evaluation.selection import Selection, candidate_name, select_candidate
-from autoseg.evaluation.summary import Summary, read_summary, write_summary
+from autoseg.evaluation.scoring import labelled_case, reference_labels, score_cases
+from autoseg.evaluation.selection import (
+    Selection,
+    candidate_name,
+    labels_from_probabilities,
+    mean_probabilities,
+    select_candidate,
+)
+from autoseg.evaluation.table import Summary, read_summary, write_summary
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header, read_label_map, writable_ending, write_label_map
 from autoseg.inference.description import stages_of
 from autoseg.inference.model_files import model_digest
 from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import is_filled, open_stage
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared
-from autoseg.pipeline.scoring import labelled_case, reference_labels, score_cases
 from autoseg.pipeline.training import fold_key, stage_keys, train_stage
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
@@ -48,7 +53,7 @@ class Selected:
     selection: Selection
     summary: Summary | None
     """Of the chosen model with its postprocessing over all validated cases; None: nothing was cross-validated."""
-    caveats: tuple[str, ...] = ()
+    caveats: tuple[Issue, ...] = ()
     """What takes away from these scores."""
 
 
@@ -135,7 +140,7 @@ def select(options: Options, prepared: Prepared) -> None:
     )
     if choice.cross_validated:
         summary = write_and_score(options, prepared, choice.members, steps, options.run.cross_validation)
-        selection = selection.model_copy(update={"dice_after_postprocessing": summary.foreground_mean.dice})
+        selection = selection.model_copy(update={"dice_after_postprocessing": summary.mean_dice})
     save_document(options.run.selection, selection)
 
 

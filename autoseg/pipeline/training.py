@@ -10,7 +10,8 @@ from pathlib import Path
 from autoseg.compute.executor import available_cores
 from autoseg.compute.interruption import stop_requests
 from autoseg.data.splits import Split
-from autoseg.evaluation.summary import write_summary
+from autoseg.evaluation.scoring import score_cases
+from autoseg.evaluation.table import write_summary
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.model_files import final_weights
 from autoseg.inference.validation import (
@@ -31,7 +32,6 @@ from autoseg.pipeline.freshness import is_filled, open_stage
 from autoseg.pipeline.measured_schedule import announce_trainings
 from autoseg.pipeline.options import Options
 from autoseg.pipeline.scheduling import Prepared, require_fold, schedule_stage
-from autoseg.pipeline.scoring import score_cases
 from autoseg.preprocessing.cascade import CascadeCase
 from autoseg.preprocessing.preprocess import shared_inputs, stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases

@@ -402,7 +402,7 @@ def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(
     assert unseen in run_all(options).report.read_text()
     assert not score_caveats(options, prepared)
     (known,) = score_caveats(options, replace(prepared, pretrained=open_run(options.run.root)))
-    assert known.startswith("4 of 4 cases were among those that the pretrained model was trained on")
+    assert known.message.startswith("4 of 4 cases were among those that the pretrained model was trained on")
     cases = [case.case_id for case in prepared.dataset.training]
     folds = [{"train": cases[:2], "val": cases[2:]}, {"train": cases[2:], "val": cases[:2]}]
     (tmp_path / "splits.json").write_text(json.dumps(folds))

@@ -19,7 +19,7 @@ from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.found_labels import labels_of_combinations
-from autoseg.evaluation.ensembling import labels_from_probabilities
+from autoseg.evaluation.selection import labels_from_probabilities
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.resampling import resample_regions

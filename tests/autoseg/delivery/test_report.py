@@ -35,7 +35,7 @@ from autoseg.delivery.report import (
 from autoseg.evaluation.metrics import EvaluatedClass, compare
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.evaluation.selection import Selection, select_candidate
-from autoseg.evaluation.summary import CaseResult, Summary, summarize
+from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.issues import UNNAMED, Issue
 from planners import DecisionRecord
 
@@ -227,10 +227,10 @@ def test_all_text_of_the_dataset_is_escaped(page: Page) -> None:
 def test_page_tells_the_scores(page: Page, summary: Summary) -> None:
     text = page.text
 
-    assert f"cross-validated mean Dice {summary.foreground_mean.dice:.3f}" in text
+    assert f"cross-validated mean Dice {summary.mean_dice:.3f}" in text
     assert "over 5 cases" in text
     for each in CLASSES:
-        assert f"{each.name} {summary.mean[each.key].dice:.3f}" in text
+        assert f"{each.name} {summary.mean[each.key]['Dice']:.3f}" in text
     assert "1 missed entirely" in text
     assert "case_missed 0.000" in text
     assert "3d_fullres (chosen)" in text

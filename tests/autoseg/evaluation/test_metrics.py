@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, _union, compare, evaluated_classes
 from autoseg.issues import AutosegError
 from planners import LabelClass, Labels
 
@@ -80,10 +80,30 @@ def test_surface_dice_by_hand() -> None:
     assert far.surface_dice == 1.0
 
 
-def test_distance_equal_to_the_tolerance_counts_as_within() -> None:
-    got = score(volume((0, 0, 0)), volume((0, 0, 3)), spacing_mm=(1.0, 1.0, 0.1), tolerance_mm=0.3)
+@pytest.mark.parametrize(("spacing", "within"), [(0.1, 1.0), (0.1 * (1 + 5e-7), 1.0), (0.1 * (1 + 2e-6), 0.0)])
+def test_distance_equal_to_the_tolerance_counts_as_within(spacing: float, within: float) -> None:
+    got = score(volume((0, 0, 0)), volume((0, 0, 3)), spacing_mm=(1.0, 1.0, spacing), tolerance_mm=0.3)
 
-    assert got.surface_dice == 1.0  # 3 * 0.1 is a little more than 0.3
+    assert got.surface_dice == within  # 3 * 0.1 is a little more than 0.3
+
+
+@pytest.mark.parametrize(("distance_mm", "within"), [(1.0, 1.0), (1.01, 0.0)])
+def test_tolerance_is_one_millimetre_unless_it_is_given(distance_mm: float, within: float) -> None:
+    assert score(volume((0, 0, 0)), volume((0, 0, 1)), spacing_mm=(1.0, 1.0, distance_mm)).surface_dice == within
+
+
+def test_only_the_next_voxel_around_a_class_is_looked_at() -> None:
+    """A neighbour that is ignored makes no surface, although it lies outside the boxes of both masks."""
+    reference = np.zeros((1, 1, 9), dtype=np.uint8)
+    reference[0, 0, 3:6], reference[0, 0, 6] = 1, 9
+    prediction = np.where(reference == 9, 0, reference)
+    prediction[0, 0, 3] = 0
+
+    got = score(prediction, reference, spacing_mm=(1.0, 1.0, 1.0), ignore=9, tolerance_mm=0.1)
+
+    # One surface voxel each, at the left end, a voxel apart; with the right ends they would share one.
+    assert (got.surface_dice, got.hausdorff95_mm) == (0.0, 1.0)
+    assert _union((slice(3, 6),), (slice(2, 4),), (9,)) == (slice(1, 7),)
 
 
 def test_inside_of_a_solid_body_has_no_part_in_the_surface() -> None:
@@ -146,7 +166,7 @@ def test_border_to_ignored_voxels_is_no_surface() -> None:
 
     got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 1.0), ignore=9, tolerance_mm=0.1)["one"]
 
-    # Reference: left column 9 + top and bottom 3 each = 15; prediction: these and 4 around the hole, all in reach of nobody.
+    # Reference: left column 9 + top and bottom 3 each = 15; prediction: these and 4 around the hole, none of which has a partner.
     assert got.surface_dice == pytest.approx(30 / 34)
 
 
@@ -185,8 +205,11 @@ def test_values_that_are_no_class_are_background() -> None:
 
 
 def test_shapes_that_differ_are_refused_with_both() -> None:
-    with pytest.raises(AutosegError, match=r"\(4, 5, 6\).*\(4, 5, 7\)"):
+    with pytest.raises(AutosegError) as caught:
         score(volume(), volume(shape=(4, 5, 7)))
+    (issue,) = caught.value.issues
+    assert issue.code == "evaluation.shape_mismatch"
+    assert all(str(shape) in issue.message for shape in ((4, 5, 6), (4, 5, 7)))
 
 
 def test_classes_of_one_name_are_refused() -> None:

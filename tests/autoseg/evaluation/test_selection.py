@@ -1,20 +1,24 @@
-"""Which configuration or pair is chosen, and what is said where nothing could be compared."""
+"""Which configuration or pair is chosen, and how probabilities of several models become one label map."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.evaluation.selection import (
     Selection,
     candidate_members,
     candidate_name,
-    candidate_names,
+    labels_from_probabilities,
+    mean_probabilities,
     select_candidate,
 )
-from planners import DocumentError, read_document, write_document
+from autoseg.issues import AutosegError
+from planners import DocumentError, LabelClass, Labels, read_document, write_document
 
 PAIR = "2d + 3d_fullres"
 
@@ -23,16 +27,9 @@ def one_class(*dices: float | None) -> dict[str, dict[str, float | None]]:
     return {f"case{i}": {"a": dice} for i, dice in enumerate(dices)}
 
 
-def test_candidates_are_singles_then_pairs() -> None:
-    assert candidate_names(("2d", "3d_fullres", "3d_lowres")) == (
-        "2d",
-        "3d_fullres",
-        "3d_lowres",
-        PAIR,
-        "2d + 3d_lowres",
-        "3d_fullres + 3d_lowres",
-    )
+def test_names_of_pairs_are_split_into_their_members() -> None:
     assert candidate_members(PAIR) == ("2d", "3d_fullres")
+    assert candidate_name(candidate_members(PAIR)) == PAIR
     assert candidate_name(("2d",)) == "2d"
 
 
@@ -103,8 +100,16 @@ def test_without_a_shared_case_nothing_is_compared() -> None:
     assert "no case was validated by all candidates" in got.reason
 
 
-def test_unknown_configurations_fall_back_to_the_first() -> None:
-    assert select_candidate({"2d_vnet": {}, "3d_fullres_vnet": {}}).name == "2d_vnet"
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (("2d", "3d_lowres", "3d_fullres"), "3d_fullres"),
+        (("2d", "3d_lowres"), "3d_lowres"),
+        (("2d_vnet", "3d_fullres_vnet"), "2d_vnet"),  # none is known: the first
+    ],
+)
+def test_without_scores_the_usual_best_is_taken(names: tuple[str, ...], chosen: str) -> None:
+    assert select_candidate({name: {} for name in names}).name == chosen
 
 
 def test_no_candidate_is_refused() -> None:
@@ -119,7 +124,7 @@ def test_no_candidate_is_refused() -> None:
         min_size=1,
     )
 )
-def test_nobody_beats_the_winner(dices: dict[str, list[float | None]]) -> None:
+def test_no_candidate_beats_the_winner(dices: dict[str, list[float | None]]) -> None:
     got = select_candidate({name: one_class(*own) for name, own in dices.items()})
 
     means = [each.mean_dice for each in got.candidates if each.mean_dice is not None]
@@ -159,3 +164,83 @@ def test_score_without_cross_validation_is_refused() -> None:
 
     with pytest.raises(DocumentError, match="nothing was cross-validated"):
         read_document(Selection, text, where="selection.json")
+
+
+# --- probabilities ---
+
+TWO = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
+REGIONS = Labels(
+    classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))), region_order=(1, 2)
+)
+
+
+def voxels(*probabilities: tuple[float, ...]) -> np.ndarray:
+    """(K, 1, 1, number of voxels) from the probabilities of each voxel."""
+    return np.array(probabilities, dtype=np.float32).T[:, None, None, :]
+
+
+def test_mean_is_plain_and_of_one_type() -> None:
+    members = (voxels((0.2, 0.8)), voxels((0.4, 0.6)).astype(np.float64))
+
+    got = mean_probabilities(members)
+
+    assert got.dtype == np.float32
+    assert got.ravel() == pytest.approx([0.3, 0.7])
+
+
+def test_members_are_left_as_they_are() -> None:
+    first = voxels((0.2, 0.8))
+
+    mean_probabilities([first, voxels((1.0, 0.0))])
+
+    assert first.ravel() == pytest.approx([0.2, 0.8])
+
+
+def test_members_of_different_shape_are_refused() -> None:
+    with pytest.raises(AutosegError) as caught:
+        mean_probabilities([voxels((0.2, 0.8)), voxels((0.2, 0.5, 0.3))])
+    assert caught.value.codes == ("ensemble.shape_mismatch",)
+
+
+def test_an_ensemble_without_members_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one"):
+        mean_probabilities([])
+
+
+def test_largest_probability_wins_and_the_first_of_equals() -> None:
+    got = labels_from_probabilities(voxels((0.1, 0.2, 0.7), (0.4, 0.4, 0.2), (0.2, 0.4, 0.4)), TWO)
+
+    assert got.shape == (1, 1, 3)
+    assert got.ravel().tolist() == [2, 0, 1]
+
+
+def test_regions_write_in_order_above_one_half() -> None:
+    got = labels_from_probabilities(voxels((0.9, 0.9), (0.9, 0.5), (0.2, 0.8), (0.5, 0.5), (0.5001, 0.0)), REGIONS)
+
+    assert got.ravel().tolist() == [2, 1, 2, 0, 1]
+
+
+def test_wrong_number_of_channels_is_refused() -> None:
+    with pytest.raises(AutosegError) as caught:
+        labels_from_probabilities(voxels((0.5, 0.5)), TWO)
+    assert caught.value.codes == ("ensemble.class_mismatch",)
+
+
+@pytest.mark.parametrize(("number", "dtype"), [(254, np.uint8), (255, np.uint16)])
+def test_integer_type_grows_with_the_number_of_classes(number: int, dtype: type[np.integer]) -> None:
+    labels = Labels(classes=tuple(LabelClass(name=str(i), values=(i,)) for i in range(1, number + 1)))
+    probabilities = np.zeros((number + 1, 1, 1, 2), dtype=np.float32)
+    probabilities[number, 0, 0, 1] = 1
+
+    got = labels_from_probabilities(probabilities, labels)
+
+    assert got.dtype == dtype
+    assert got.ravel().tolist() == [0, number]
+
+
+@given(probabilities=arrays(np.float32, (3, 2, 3, 4), elements=st.floats(0, 1, width=32)))
+def test_an_ensemble_of_equal_members_decides_as_one(probabilities: np.ndarray) -> None:
+    """Four members, because the sum of four equal numbers and a quarter of it are exact."""
+    together = mean_probabilities([probabilities] * 4)
+
+    assert np.array_equal(labels_from_probabilities(together, TWO), labels_from_probabilities(probabilities, TWO))

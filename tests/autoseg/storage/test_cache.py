@@ -19,9 +19,9 @@ from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
+from autoseg.evaluation.scoring import score_cases
 from autoseg.imaging.readers import file_states
 from autoseg.issues import UNNAMED, AutosegError, Issue
-from autoseg.pipeline.scoring import score_cases
 from autoseg.preprocessing import fingerprint as fingerprinting
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.storage.cache import KEPT, Cached
@@ -145,7 +145,7 @@ def test_check_fingerprint_and_scores_go_on_after_a_kill(
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores
     for room in (voxel_checks, fingerprinting):  # from here on no voxel of an image can be read
         monkeypatch.setattr(room, "read_image", killed)
-    monkeypatch.setattr("autoseg.pipeline.scoring.read_label_map", killed)
+    monkeypatch.setattr("autoseg.evaluation.scoring.read_label_map", killed)
     assert check_dataset(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "check") == findings
     assert take_fingerprint(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "print") == fingerprint
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores

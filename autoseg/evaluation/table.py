@@ -1,0 +1,295 @@
+"""Scores of many cases as one long table, and what is made of it: ``summary.json``, means, ranks, the text for a terminal.
+
+The long table has one row for each case, class and metric. pandas is imported where a table is made, so that commands which
+score nothing start without it.
+
+``summary.json`` has the fields of nnU-Net, and more beside them:
+
+* ``foreground_mean``: metric -> mean over classes of the means over cases;
+* ``mean``: class -> metric -> mean over cases. A class is ``"1"``, a region ``"(1, 2, 3)"``, by its values in the files;
+* ``metric_per_case``: a list of ``{"case_id", "metrics": {class: {metric: value}}, "prediction_file", "reference_file"}``;
+* ``classes``: names and values of the classes; ``counts`` and ``foreground_classes``: how many cases and classes each mean
+  rests on; ``ignore``, ``tolerance_mm``, ``schema_version``.
+
+Metrics are ``Dice``, ``IoU``, ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``, ``volume_prediction_ml``,
+``volume_reference_ml``, ``hausdorff95_mm`` and ``surface_dice``. What is undefined is ``null``, never ``NaN``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, stored_name
+from autoseg.imaging.readers import PICTURE_ENDINGS, image_ending
+from autoseg.issues import Issue
+from autoseg.storage.atomic import load_document, write_text
+from planners import Document
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = tuple(map(stored_name, ClassMetrics.model_fields))
+"""All metrics of the long table, counts included, in order."""
+LOWER_IS_BETTER = frozenset({"hausdorff95_mm"})
+HARDLY_FOUND = 0.1
+"""Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
+ABSENT = "-"
+
+Means = dict[str, float | None]
+"""Mean by metric; counts become mean counts. None: defined nowhere."""
+
+
+class CaseResult(Document):
+    """Scores of one case, by `EvaluatedClass.key`."""
+
+    case_id: str
+    metrics: dict[str, ClassMetrics]
+    prediction_file: str
+    reference_file: str
+
+
+class ClassCounts(Document):
+    """What the means of one class rest on."""
+
+    cases: int
+    both_empty: int
+    """Cases without the class in either; they have no Dice and no surface scores and enter no mean of those."""
+    missed: int
+    """Cases whose reference has the class and whose prediction has not: Dice 0, no Hausdorff distance."""
+    invented: int
+    """Cases whose prediction has the class and whose reference has not: Dice 0, no Hausdorff distance."""
+    in_mean: dict[str, int]
+    """For each metric, the number of cases in its mean."""
+
+
+class Summary(Document):
+    """``summary.json``; the format is described at the top of this module."""
+
+    schema_version: Literal[1] = 1
+    classes: Annotated[tuple[EvaluatedClass, ...], Field(min_length=1)]
+    ignore: int | None
+    tolerance_mm: float
+    foreground_mean: Means
+    """Plain mean over classes of ``mean``; a class without a mean takes no part."""
+    foreground_classes: dict[str, int]
+    """For each metric, the number of classes in ``foreground_mean``."""
+    mean: dict[str, Means]
+    """Mean over the cases in which a metric is defined, by `EvaluatedClass.key`."""
+    counts: dict[str, ClassCounts]
+    metric_per_case: tuple[CaseResult, ...]
+
+    @property
+    def mean_dice(self) -> float | None:
+        """Mean foreground Dice."""
+        return self.foreground_mean["Dice"]
+
+    def dice_by_case(self) -> dict[str, dict[str, float | None]]:
+        """Dice by case id and class name, as `selection.select_candidate` takes it."""
+        return {
+            case.case_id: {each.name: case.metrics[each.key].dice for each in self.classes}
+            for case in self.metric_per_case
+        }
+
+
+# --- the long table ---
+
+
+def long_table(cases: Sequence[CaseResult], classes: Sequence[EvaluatedClass]) -> pd.DataFrame:
+    """Columns ``case`` (id), ``class`` (name), ``metric`` (of `METRICS`), ``value`` (float; NaN: undefined), in that order."""
+    import pandas as pd
+
+    rows = [
+        (case.case_id, each.name, metric, value)
+        for case in cases
+        for each in classes
+        for metric, value in case.metrics[each.key].model_dump(by_alias=True).items()
+    ]
+    return pd.DataFrame(rows, columns=["case", "class", "metric", "value"]).astype({"value": float})
+
+
+def scores_by_case(summary: Summary, metric: str = "Dice") -> pd.DataFrame:
+    """One metric with a row for each case and a column for each class, both in the order of the summary. NaN: undefined."""
+    table = long_table(summary.metric_per_case, summary.classes)
+    wide = table[table["metric"] == metric].pivot(index="case", columns="class", values="value")
+    return wide.reindex(
+        index=[case.case_id for case in summary.metric_per_case], columns=[each.name for each in summary.classes]
+    )
+
+
+def class_statistics(summary: Summary, metric: str = "Dice") -> pd.DataFrame:
+    """One metric over cases: a row for each class, by name.
+
+    Columns: ``mean``; ``sd``, with n - 1, NaN below two cases; ``worst`` and ``worst_case``, the first of equals; ``cases``,
+    in which the metric is defined. A class that is defined nowhere has NaN and no worst case.
+    """
+    import pandas as pd
+
+    values = scores_by_case(summary, metric)
+    defined = values.dropna(axis="columns", how="all")
+    lower = metric in LOWER_IS_BETTER
+    return pd.DataFrame(
+        {
+            "mean": values.mean(),
+            "sd": values.std(),
+            "worst": values.max() if lower else values.min(),
+            "worst_case": (defined.idxmax() if lower else defined.idxmin()).astype(object).reindex(values.columns),
+            "cases": values.count(),
+        }
+    )
+
+
+def case_ranks(summary: Summary) -> pd.Series:
+    """Mean Dice of each case over the classes that are defined in it, from the worst case to the best; NaN last."""
+    return scores_by_case(summary).mean(axis="columns").sort_values(kind="stable", na_position="last")
+
+
+# --- the summary ---
+
+
+def summarize(
+    cases: Sequence[CaseResult],
+    classes: Sequence[EvaluatedClass],
+    *,
+    ignore: int | None = None,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+) -> Summary:
+    """The summary of cases that are already scored, in the order given.
+
+    A mean over cases leaves out the cases in which a metric is undefined; ``counts`` says how many remain. It is none
+    where no case remains, and such a class takes no part in ``foreground_mean``.
+    """
+    names = [each.name for each in classes]
+    table = long_table(cases, classes)
+    values = table.groupby(["class", "metric"])["value"]
+    mean, defined = (
+        each.unstack("metric").reindex(index=names, columns=METRICS) for each in (values.mean(), values.count())
+    )
+    means, in_mean = mean.to_dict("index"), defined.fillna(0).to_dict("index")
+    voxels = table.set_index(["case", "class", "metric"])["value"].unstack("metric").reindex(columns=METRICS)
+    predicted, expected = voxels["n_pred"] > 0, voxels["n_ref"] > 0
+    events = {"both_empty": ~predicted & ~expected, "missed": ~predicted & expected, "invented": predicted & ~expected}
+    counted = {name: which.groupby("class").sum() for name, which in events.items()}
+    return Summary(
+        classes=tuple(classes),
+        ignore=ignore,
+        tolerance_mm=tolerance_mm,
+        foreground_mean=_means(mean.mean().to_dict()),
+        foreground_classes=_integers(mean.notna().sum().to_dict()),
+        mean={each.key: _means(means[each.name]) for each in classes},
+        counts={
+            each.key: ClassCounts(
+                cases=len(cases),
+                in_mean=_integers(in_mean[each.name]),
+                **{name: int(number.get(each.name, 0)) for name, number in counted.items()},
+            )
+            for each in classes
+        },
+        metric_per_case=tuple(cases),
+    )
+
+
+def _means(values: Mapping[Hashable, float]) -> Means:
+    return {str(name): None if math.isnan(value) else float(value) for name, value in values.items()}
+
+
+def _integers(values: Mapping[Hashable, float]) -> dict[str, int]:
+    return {str(name): int(value) for name, value in values.items()}
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write ``summary.json`` atomically, keys sorted as in nnU-Net; exact floats, no NaN."""
+    stored = summary.model_dump(mode="json", by_alias=True)
+    write_text(path, json.dumps(stored, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_summary(path: Path) -> Summary:
+    """What `write_summary` wrote; `AutosegError` with all problems where it is something else."""
+    return load_document(Summary, path)
+
+
+# --- for people ---
+
+
+def format_table(summary: Summary) -> str:
+    """The summary as text for a terminal: a line for each class, one for the mean over classes, and what to know beside it."""
+    import pandas as pd
+
+    dice, distance, surface = (
+        class_statistics(summary, metric) for metric in ("Dice", "hausdorff95_mm", "surface_dice")
+    )
+    overall = summary.foreground_mean
+    columns = {
+        "Dice": [*dice["mean"], overall["Dice"]],
+        "sd": [*dice["sd"], ""],
+        "worst": [*dice["worst"], ""],
+        "case": [*dice["worst_case"], ""],
+        "HD95 mm": [*distance["mean"], overall["hausdorff95_mm"]],
+        f"surface Dice {summary.tolerance_mm:g} mm": [*surface["mean"], overall["surface_dice"]],
+        "cases": [*dice["cases"], len(summary.metric_per_case)],
+    }
+    texts = {
+        name: [_text(value, 2 if name == "HD95 mm" else 3) for value in column] for name, column in columns.items()
+    }
+    table = pd.DataFrame(texts, index=[*dice.index, "mean of classes"])
+    table.columns.name = "class"
+    return "\n".join([table.to_string(), *map(str, score_notes(summary))])
+
+
+def _text(value: object, digits: int) -> str:
+    if value is None or value != value:
+        return ABSENT
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+
+def score_notes(summary: Summary) -> tuple[Issue, ...]:
+    """What a reader of the scores must know beside them, the weightiest first."""
+    return (*_hardly_found(summary), *_without_spacing(summary), *_undefined(summary))
+
+
+def _hardly_found(summary: Summary) -> list[Issue]:
+    means = [(each.name, summary.mean[each.key]["Dice"]) for each in summary.classes]
+    return [
+        Issue(
+            code="scores.hardly_found",
+            severity="warning",
+            where=name,
+            message=f"is hardly found (Dice {mean:.3f}): its label maps are not usable as they are",
+            fix="train for longer, or add cases with this class",
+        )
+        for name, mean in means
+        if mean is not None and mean < HARDLY_FOUND
+    ]
+
+
+def _without_spacing(summary: Summary) -> list[Issue]:
+    endings = {image_ending(case.reference_file) for case in summary.metric_per_case}
+    if not endings or not endings <= set(PICTURE_ENDINGS):
+        return []
+    words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"
+    return [Issue(code="scores.no_spacing", severity="note", where="", message=words)]
+
+
+def _undefined(summary: Summary) -> list[Issue]:
+    """For each class the cases that some mean had to leave out."""
+    notes = []
+    for each in summary.classes:
+        counts = summary.counts[each.key]
+        parts = [
+            f"{number} {what}"
+            for number, what in (
+                (counts.both_empty, "without it in prediction and reference (in no mean)"),
+                (counts.missed, "missed entirely (Dice 0, no distance)"),
+                (counts.invented, "invented (Dice 0, no distance)"),
+            )
+            if number
+        ]
+        if parts:
+            text = f"of {counts.cases} cases, {', '.join(parts)}"
+            notes.append(Issue(code="scores.undefined", severity="note", where=each.name, message=text))
+    return notes
