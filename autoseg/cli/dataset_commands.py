@@ -28,12 +28,11 @@ from autoseg.cli.parameters import (
     takes,
 )
 from autoseg.compute.executor import available_cores
-from autoseg.data.check_report import CheckReport, failed_report, images_report, make_report
 from autoseg.data.checks import check_dataset, check_images
-from autoseg.data.discovery import describe_dataset, discover_dataset
-from autoseg.data.leaving_out import errors_that_remain, leave_out_bad
-from autoseg.data.loose_images import find_loose_images
-from autoseg.data.nothing_found import NothingLabelledError
+from autoseg.data.checks.report import CheckReport, failed_report, images_report, make_report
+from autoseg.data.dataset import describe_dataset, errors_that_remain, leave_out_bad
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.discovery.unlabelled import NothingLabelledError, find_loose_images
 from autoseg.interop.nnunet.plans import (
     PlanSettings,
     plan_from_nnunet,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from autoseg.imaging.readers import split_part
-from autoseg.issues import Issue
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.wording import NUM_SHOWN, count_noun, shorten
 from planners import PROSE, Document, Labels
 
 
@@ -125,3 +127,63 @@ class DatasetDescription(Document):
             threshold=self.threshold,
             mask_value=self.mask_value,
         )
+
+
+def describe_dataset(dataset: DatasetDescription) -> str:
+    """One sentence, e.g. ``60 labelled cases, 1 channel (MRI), labels Anterior and Posterior: Decathlon layout``."""
+    cases = count_noun(len(dataset.training), "labelled case")
+    test = f", {count_noun(len(dataset.test), 'test case')}" if dataset.test else ""
+    channels = f"{count_noun(len(dataset.channels), 'channel')} ({', '.join(dataset.channels)})"
+    names = [label.name for label in dataset.labels.classes]
+    kind = "region" if dataset.labels.has_regions else "label"
+    if len(names) > 2 * NUM_SHOWN:
+        labels = f"{len(names)} {kind}s ({shorten(names)})"
+    else:
+        labels = f"{kind} {names[0]}" if len(names) == 1 else f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
+    ignore = ", an ignore label" if dataset.labels.ignore is not None else ""
+    patients = {case.group or case.case_id for case in dataset.training}
+    of = f" of {count_noun(len(patients), 'patient')}" if len(patients) < len(dataset.training) else ""
+    return f"{cases}{of}{test}, {channels}, {labels}{ignore}: {dataset.layout_title or dataset.layout}"
+
+
+def leave_out_bad(dataset: DatasetDescription, findings: Sequence[Issue]) -> DatasetDescription:
+    """The dataset without the cases that have an error, which are named in ``left_out``; ``findings`` are kept with it.
+
+    Unlabelled cases are left out alike. Files that belong to no case (an image without a label map) are named too. Errors
+    of the dataset as a whole stay: see `errors_that_remain`. Raises `AutosegError` where no labelled case would be left.
+    """
+    bad = {finding.case for finding in findings if finding.severity == "error" and finding.case is not None}
+    training = tuple(case for case in dataset.training if case.case_id not in bad)
+    if not training:
+        raise AutosegError(
+            f"{dataset.root}: every one of the {len(dataset.training)} labelled cases has an error, so none would be left; "
+            "mend what autoseg check reports"
+        )
+    return dataset.model_copy(
+        update={
+            "training": training,
+            "test": tuple(case for case in dataset.test if case.case_id not in bad),
+            "left_out": tuple(sorted(bad)),
+            "issues": (*findings, *_note(dataset, sorted(bad))),
+        }
+    )
+
+
+def errors_that_remain(findings: Sequence[Issue]) -> list[Issue]:
+    """Errors of the dataset as a whole, which leaving cases out does not mend."""
+    return [finding for finding in findings if finding.severity == "error" and finding.case is None]
+
+
+def _note(dataset: DatasetDescription, bad: Sequence[str]) -> list[Issue]:
+    if not bad:
+        return []
+    return [
+        Issue(
+            code=UNNAMED,
+            severity="note",
+            case=None,
+            where=dataset.root,
+            message=f"left out because of errors (--skip-bad), {len(bad)} of them: {', '.join(bad)}",
+            fix="mend these cases, and run without --skip-bad to use them",
+        )
+    ]

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.compute.executor import run_jobs
-from autoseg.data.case_labels import read_mask
 from autoseg.data.dataset import MaskFile
+from autoseg.data.labels import read_mask
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare
 from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid, score_case
 from autoseg.evaluation.table import CaseResult, Summary, summarize

@@ -9,9 +9,9 @@ from math import prod
 from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
-from autoseg.data.case_labels import read_file_labels
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.grids import turned_differences
+from autoseg.data.labels import read_file_labels
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import Geometry, LabelMap

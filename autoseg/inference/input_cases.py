@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.data.loose_images import NamedImage, find_loose_images
-from autoseg.data.named_labels import labels_beside_images
+from autoseg.data.discovery.unlabelled import NamedImage, find_loose_images, labels_beside_images
 from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom_series, read_header
 from autoseg.inference.predicted import predictions_among
 from autoseg.issues import UNNAMED, AutosegError, Issue

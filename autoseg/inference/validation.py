@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.label_values import to_file_values
+from autoseg.data.labels import to_file_values
 from autoseg.imaging.readers import writable_ending, write_label_map
 from autoseg.inference.export import labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member

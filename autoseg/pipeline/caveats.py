@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoseg.data.split_files import describe_leaks
+from autoseg.data.splits import describe_leaks
 from autoseg.issues import Issue
 from autoseg.pipeline.finetuning import describe_overlap
 from autoseg.pipeline.options import Options

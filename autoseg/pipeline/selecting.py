@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.data.label_values import to_file_values, to_internal
+from autoseg.data.labels import to_file_values, to_internal
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
     PostprocessingCase,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.split_files import (
+from autoseg.data.splits import (
+    Splits,
     cases_of_groups,
     cases_of_splits,
     describe_gaps,
     describe_leaks,
+    leave_one_group_out,
+    make_splits,
     read_groups,
     read_splits,
 )
-from autoseg.data.splits import Splits, leave_one_group_out, make_splits
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.options import Options
 from autoseg.storage.atomic import save_document

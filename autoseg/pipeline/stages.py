@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from autoseg.data.checks import check_dataset, require_clean
-from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery import describe_dataset, discover_dataset
-from autoseg.data.leaving_out import errors_that_remain, leave_out_bad
+from autoseg.data.dataset import DatasetDescription, describe_dataset, errors_that_remain, leave_out_bad
+from autoseg.data.discovery import discover_dataset
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.pipeline.contents import read_contents, trained_on
 from autoseg.pipeline.finetuning import fit_plan, open_pretrained

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects, generate_binary_structure, label
 
 from autoseg.compute.executor import run_jobs
-from autoseg.data.case_labels import read_case_labels
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
+from autoseg.data.labels import read_case_labels
 from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.image import Image

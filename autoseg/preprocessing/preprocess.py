@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.compute.executor import run_jobs
-from autoseg.data.case_labels import read_case_labels
 from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.labels import read_case_labels
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import file_states, read_header, read_image, split_part

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.dataset import describe_dataset
+from autoseg.data.discovery import discover_dataset
 
 ROOT = Path(__file__).parents[2]
 SENTENCES = {

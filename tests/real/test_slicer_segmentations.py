@@ -9,7 +9,8 @@ import numpy as np
 import SimpleITK
 
 from autoseg.data.checks import check_dataset
-from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.dataset import describe_dataset
+from autoseg.data.discovery import discover_dataset
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.tracking.progress import SilentReporter
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from autoseg.cli import app
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.nothing_found import NothingLabelledError
+from autoseg.data.discovery.unlabelled import NothingLabelledError
 from autoseg.issues import AutosegError
 
 UNLABELLED = {

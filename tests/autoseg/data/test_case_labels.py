@@ -13,12 +13,12 @@ import SimpleITK
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data import case_labels
-from autoseg.data.case_labels import combination_values, read_case_labels, read_file_labels
+from autoseg.data import labels as case_labels
 from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.found_labels import labels_of_combinations
+from autoseg.data.discovery.classes import labels_of_combinations
+from autoseg.data.labels import combination_values, read_case_labels, read_file_labels
 from autoseg.evaluation.selection import labels_from_probabilities
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
@@ -78,7 +78,7 @@ def test_nested_regions_are_written_in_their_order_as_ever():
         "[labels]\nwhole = [1, 2, 4]\ncore = [1, 4]\nenhancing = [4]\n",
         where="x.toml",
     )
-    from autoseg.data.declaration import declared_by_layout
+    from autoseg.data.discovery.declarations import declared_by_layout
 
     assert declared_by_layout(layout).label_values.labels.overlaps == ()
 

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.data.check_report import CheckReport
 from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.checks.report import CheckReport
+from autoseg.data.dataset import leave_out_bad
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.leaving_out import leave_out_bad
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import UNNAMED, AutosegError, Issue

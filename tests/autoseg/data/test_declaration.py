@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.declaration import labels_named_by_value, read_decathlon
+from autoseg.data.discovery.declarations import labels_named_by_value, read_decathlon
 from autoseg.issues import AutosegError
 
 

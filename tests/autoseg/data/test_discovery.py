@@ -8,8 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.dataset import DatasetDescription, describe_dataset
+from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import AutosegError

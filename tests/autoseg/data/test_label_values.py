@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.data.label_values import to_file_values, to_internal
+from autoseg.data.labels import to_file_values, to_internal
 from autoseg.issues import AutosegError
 
 file_values = st.lists(st.integers(-(2**40), 2**40) | st.integers(0, 300), min_size=1, max_size=8, unique=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.dataset import describe_dataset
+from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
 from autoseg.issues import AutosegError

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.patterns import compile_pattern, list_files, match_files
+from autoseg.data.discovery.files import compile_pattern, list_files, match_files
 
 ENDINGS = (".nii", ".nii.gz", ".png")
 names = st.text(st.characters(categories=("L", "N"), include_characters="._- "), min_size=1, max_size=12)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autoseg.data.checks.plausibility import LabelFacts, implausible_labels, rare_classes
 from autoseg.data.dataset import Case, DatasetDescription
-from autoseg.data.plausibility import LabelFacts, implausible_labels, rare_classes
 from autoseg.imaging.image import Geometry
 from planners import LabelClass, Labels
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.data.case_labels import read_file_labels
-from autoseg.data.discovery import describe_dataset, discover_dataset
+from autoseg.data.dataset import describe_dataset
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.labels import read_file_labels
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, write_label_map
 from autoseg.issues import AutosegError

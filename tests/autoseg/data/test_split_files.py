@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.split_files import describe_gaps, describe_leaks, read_groups, read_splits
-from autoseg.data.splits import Split, Splits, leave_one_group_out, make_splits
+from autoseg.data.splits import (
+    Split,
+    Splits,
+    describe_gaps,
+    describe_leaks,
+    leave_one_group_out,
+    make_splits,
+    read_groups,
+    read_splits,
+)
 from autoseg.issues import AutosegError
 
 CASES = [f"la_{number:03d}" for number in range(8)]

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autoseg.data import voxel_checks
 from autoseg.data.checks import check_dataset
+from autoseg.data.checks import voxels as voxel_checks
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset

@@ -7,31 +7,40 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoseg.data.candidate_layouts import candidate_layouts, read_layout
-from autoseg.data.cases import find_test_cases, make_case
-from autoseg.data.channels import channel_names, channel_texts
 from autoseg.data.dataset import Case, DatasetDescription
-from autoseg.data.declaration import Declaration
-from autoseg.data.discovery_findings import findings_about_files, unknown_in_groups
-from autoseg.data.folder_declaration import read_declaration, with_defaults
-from autoseg.data.found_labels import (
+from autoseg.data.discovery.cases import (
+    channel_names,
+    channel_texts,
+    find_test_cases,
+    findings_about_files,
+    make_case,
+    unknown_in_groups,
+)
+from autoseg.data.discovery.classes import (
     FoundLabels,
     Looking,
     as_label_map,
     find_labels,
     only_class,
     replace_masks,
+    resolve_segments,
 )
-from autoseg.data.known import choose_known, expectations
-from autoseg.data.label_tables import find_label_names
-from autoseg.data.matching import Match, best_match, match_layouts, rival_matches
-from autoseg.data.nothing_found import explain_nothing
-from autoseg.data.segment_files import resolve_segments
-from autoseg.data.series_choice import choose_series
+from autoseg.data.discovery.declarations import Declaration, find_label_names, read_declaration, with_defaults
+from autoseg.data.discovery.layouts import (
+    Match,
+    best_match,
+    candidate_layouts,
+    choose_known,
+    expectations,
+    match_layouts,
+    read_layout,
+    rival_matches,
+)
+from autoseg.data.discovery.series import choose_series
+from autoseg.data.discovery.unlabelled import explain_nothing
 from autoseg.imaging.readers import image_ending, require_text, writable_ending
 from autoseg.issues import Issue
 from autoseg.tracking.progress import Reporter, SilentReporter
-from autoseg.wording import NUM_SHOWN, count_noun, shorten
 from datasets_spec import Layout
 
 
@@ -78,7 +87,7 @@ def discover_dataset(
     if not match.paired:
         raise explain_nothing(root, matches)
     match, series_findings = choose_series(root, match, num_workers=num_workers)
-    declaration, findings = read_declaration(root, match)
+    declaration, findings = read_declaration(root, match.layout)
     declaration = with_defaults(declaration, match.layout)
     channels, dropped = channel_texts(match)
     looking = Looking(kept=looks, num_workers=num_workers, reporter=reporter or SilentReporter())
@@ -146,23 +155,6 @@ def _training_cases(
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
     return cases, replace(found, issues=(*findings, *found.issues))
-
-
-def describe_dataset(dataset: DatasetDescription) -> str:
-    """One sentence, e.g. ``60 labelled cases, 1 channel (MRI), labels Anterior and Posterior: Decathlon layout``."""
-    cases = count_noun(len(dataset.training), "labelled case")
-    test = f", {count_noun(len(dataset.test), 'test case')}" if dataset.test else ""
-    channels = f"{count_noun(len(dataset.channels), 'channel')} ({', '.join(dataset.channels)})"
-    names = [label.name for label in dataset.labels.classes]
-    kind = "region" if dataset.labels.has_regions else "label"
-    if len(names) > 2 * NUM_SHOWN:
-        labels = f"{len(names)} {kind}s ({shorten(names)})"
-    else:
-        labels = f"{kind} {names[0]}" if len(names) == 1 else f"{kind}s {', '.join(names[:-1])} and {names[-1]}"
-    ignore = ", an ignore label" if dataset.labels.ignore is not None else ""
-    patients = {case.group or case.case_id for case in dataset.training}
-    of = f" of {count_noun(len(patients), 'patient')}" if len(patients) < len(dataset.training) else ""
-    return f"{cases}{of}{test}, {channels}, {labels}{ignore}: {dataset.layout_title or dataset.layout}"
 
 
 def _common_ending(cases: Sequence[Case]) -> str:

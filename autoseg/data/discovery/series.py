@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.discovery.files import FoundFile
+from autoseg.data.discovery.layouts import Files, Match
 from autoseg.data.grids import fits_grid
-from autoseg.data.matching import Files, Match
-from autoseg.data.patterns import FoundFile
 from autoseg.imaging.readers import (
     PART_MARK,
     ImageHeader,

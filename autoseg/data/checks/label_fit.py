@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.compute.executor import run_jobs
-from autoseg.data.deviations import MANY, all_but, oddness
-from autoseg.data.label_fit import (
+from autoseg.data.checks.label_model import (
     Evidence,
     Fit,
     add_up,
@@ -22,7 +21,8 @@ from autoseg.data.label_fit import (
     usual_masks,
     without,
 )
-from autoseg.data.measures import CaseMeasures
+from autoseg.data.checks.plausibility import MANY, all_but, oddness
+from autoseg.data.checks.voxels import CaseMeasures
 from autoseg.issues import UNNAMED, Issue
 from autoseg.tracking.progress import Reporter
 

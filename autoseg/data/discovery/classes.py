@@ -1,24 +1,157 @@
-"""The classes of a dataset and their values: as declared, or as its label files show."""
+"""The classes of a dataset and their values: as declared, or as found in the label files."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.case_labels import Combination, mask_combinations
-from autoseg.data.dataset import Case, LabelCoding
-from autoseg.data.declaration import Declaration, LabelValues, labels_named_by_value
-from autoseg.data.label_looks import Answer, look_up
-from autoseg.imaging.readers import read_label_map, split_part
+from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.dataset import Case, LabelCoding, MaskFile
+from autoseg.data.discovery.declarations import Declaration, LabelValues, labels_named_by_value
+from autoseg.data.labels import Combination, mask_combinations
+from autoseg.imaging.readers import PART_MARK, file_states, is_segmentation, list_segments, read_label_map, split_part
 from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.progress import Reporter, SilentReporter
 from datasets_spec import Layout
-from planners import LabelClass, Labels
+from planners import Document, LabelClass, Labels
+
+
+def resolve_segments(cases: Sequence[Case]) -> tuple[tuple[Case, ...], dict[int, str]]:
+    """The cases with the segments of their label files as masks, and the names of values where they stay label maps.
+
+    Segments are told apart by name; those of one file that share one are numbered. They stay label maps where each file
+    holds one, and a name has the same value in all files. Other label files are left as they are. Raises `AutosegError`
+    where a file of segments cannot be read.
+    """
+    found = {
+        case.label: list_segments(case.label)
+        for case in cases
+        if case.label is not None and is_segmentation(case.label)
+    }
+    named = {label: _told_apart(segments.by_number) for label, segments in found.items()}
+    together = _together(named.values())
+    if together is not None and not any(segments.may_overlap for segments in found.values()):
+        return tuple(cases), together
+    return tuple(_with_masks(case, named[case.label]) if case.label in named else case for case in cases), {}
+
+
+def _told_apart(names: Mapping[int, str]) -> dict[int, str]:
+    count = Counter(names.values())
+    return {
+        number: name if name and count[name] == 1 else f"{name or 'segment'}_{number}" for number, name in names.items()
+    }
+
+
+def _together(tables: Iterable[Mapping[int, str]]) -> dict[int, str] | None:
+    """The names of all values; None where a value has two names, or a name two values."""
+    pairs = {pair for table in tables for pair in table.items()}
+    numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
+    return dict(sorted(pairs)) if len(numbers) == len(names) == len(pairs) else None
+
+
+def _with_masks(case: Case, names: Mapping[int, str]) -> Case:
+    masks = tuple(MaskFile(label=name, file=f"{case.label}{PART_MARK}{number}") for number, name in names.items())
+    return case.model_copy(update={"label": None, "masks": masks})
+
+
+FILE_S, BYTE_S = 0.005, 2.5e-6
+"""Processor time to look into a label file, and for each byte of it: compressed, one holds about a hundred voxels."""
+FileState = tuple[str, int, int]
+"""Path, size in bytes, modification time in ns."""
+
+
+class Answer(Document):
+    """What was found in the label files of one case."""
+
+    values: tuple[tuple[int, int], ...] = ()
+    """Label values with their numbers of voxels."""
+    combinations: tuple[tuple[str, ...], ...] = ()
+    """Classes that share voxels; an empty one for the background."""
+
+
+class Look(Answer):
+    """An answer with what was asked."""
+
+    question: str
+    labels: tuple[str, ...]
+    """The label map, or ``CLASS=FILE`` for each mask."""
+    files: tuple[FileState, ...]
+
+
+class Looks(Document):
+    """All answers that are kept for a dataset."""
+
+    looks: tuple[Look, ...] = ()
+
+
+def look_up(
+    cases: Sequence[Case],
+    question: str,
+    answer: Callable[[Case], Answer | None],
+    *,
+    kept: Path | None,
+    num_workers: int,
+    reporter: Reporter,
+) -> list[Look]:
+    """``answer`` for each case, in order, taken from the file ``kept`` where size and time of its label files are as they were.
+
+    ``question`` is everything besides the files that answers depend on. A case without an answer (None) gets an empty one,
+    which is not kept. When there is something new, ``kept`` is written with what was asked for now and nothing else, so
+    that it does not grow.
+    """
+    asked = [_asked(case, question) for case in cases]
+    known = {look.model_copy(update={"values": (), "combinations": ()}): look for look in _load(kept).looks}
+    missing = [(case, key) for case, key in zip(cases, asked, strict=True) if key not in known]
+    answers = _answers(answer, missing, num_workers=num_workers, reporter=reporter)
+    new = {
+        key: key.model_copy(update={"values": found.values, "combinations": found.combinations})
+        for (_, key), found in zip(missing, answers, strict=True)
+        if found is not None
+    }
+    known |= new
+    if kept is not None and new:
+        save_document(kept, Looks(looks=tuple(known[key] for key in asked if key in known)))
+    return [known.get(key, key) for key in asked]
+
+
+def _answers(
+    answer: Callable[[Case], Answer | None],
+    missing: Sequence[tuple[Case, Look]],
+    *,
+    num_workers: int,
+    reporter: Reporter,
+) -> list[Answer | None]:
+    if not missing:
+        return []
+    seconds = sum(FILE_S + BYTE_S * size for _, key in missing for _, size, _ in key.files)
+    with reporter.track("look into label files", len(missing)) as tracker:
+        return run_jobs(
+            answer,
+            [case for case, _ in missing],
+            name=lambda case: f"case {case.case_id}",
+            num_workers=workers_worth_starting(num_workers, seconds),
+            tracker=tracker,
+        )
+
+
+def _asked(case: Case, question: str) -> Look:
+    """A look without an answer."""
+    labels = (case.label,) if case.label is not None else tuple(f"{mask.label}={mask.file}" for mask in case.masks)
+    return Look(question=question, labels=labels, files=file_states(case.label_files))
+
+
+def _load(kept: Path | None) -> Looks:
+    try:
+        return Looks() if kept is None else load_document(Looks, kept)
+    except AutosegError:
+        return Looks()
+
 
 WHITE = 255
 MOST_CLASSES_BELOW_WHITE = 30

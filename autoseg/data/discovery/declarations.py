@@ -1,14 +1,16 @@
-"""Reads what a dataset says of itself: the names of its channels and labels in its ``dataset.json``."""
+"""What a folder declares about its channels and classes: ``dataset.json``, a spec file, tables of BIDS."""
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from autoseg.imaging.readers import image_stem
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from datasets_spec import Layout
 from planners import LabelClass, Labels
@@ -281,3 +283,126 @@ def _fault(path: Path, place: str, found: object, mend: str) -> Issue:
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_declaration(root: Path, layout: Layout) -> tuple[Declaration, list[Issue]]:
+    """What ``dataset.json`` says, and what is missing in it."""
+    description = layout.description
+    if description is None:
+        return Declaration(), []
+    path = root / description.file
+    if not path.is_file():
+        unnamed = f"there is no {description.file}: channels are numbered, classes named by their values"
+        missing = description.required and (layout.labels is None or layout.channels is None)
+        return Declaration(), [_unnamed(path, unnamed)] if missing else []
+    declaration = read_decathlon(path)
+    findings = []
+    if declaration.channels is None and layout.channels is None:
+        findings.append(_unnamed(path, "neither modality nor channel_names is given: channels are numbered"))
+    if declaration.label_values is None and layout.labels is None:
+        findings.append(_unnamed(path, "labels is not given: classes are named by their values"))
+    return declaration, findings
+
+
+def with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
+    """What a spec file says goes before what the folder says, and that before what is known of the dataset."""
+    own = declared_by_layout(layout)
+    first, second = (declaration, own) if layout.known is not None else (own, declaration)
+    return replace(
+        declaration, channels=first.channels or second.channels, label_values=first.label_values or second.label_values
+    )
+
+
+def _unnamed(path: Path, found: str) -> Issue:
+    return Issue(
+        code=UNNAMED,
+        severity="warning",
+        case=None,
+        where=str(path),
+        message=found,
+        fix='write {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name"}} there; a channel named CT is '
+        "normalised as CT",
+    )
+
+
+SUFFIX = "dseg"
+"""Last word of the name of a discrete segmentation, and of the table that belongs to it."""
+
+
+def find_label_names(root: Path, label_files: Iterable[Path]) -> tuple[dict[int, str], list[Issue]]:
+    """Names by value from the tables of all ``label_files`` that have one, and what is wrong with these tables.
+
+    As everywhere in BIDS, a table belongs to the label maps whose names have all words of its own, in its folder and below;
+    of several the nearest one counts, then that with the most words. Tables that cannot be used are a warning, two names
+    for one value an error: the label maps mean different things.
+    """
+    names: dict[int, str] = {}
+    origin: dict[int, Path] = {}
+    findings = []
+    tables = {_table_of(root, file) for file in label_files}
+    for path in sorted(table for table in tables if table is not None):
+        try:
+            named = _read_table(path)
+        except (OSError, ValueError, csv.Error) as error:
+            findings.append(
+                _finding(
+                    "warning",
+                    path,
+                    f"names no labels ({error}): they are named by their values",
+                    "write a column index and a column name, parted by tabulators",
+                )
+            )
+            continue
+        for value, name in named.items():
+            if names.setdefault(value, name) != name:
+                findings.append(
+                    _finding(
+                        "error",
+                        path,
+                        f"value {value} is {name}, but {names[value]} in {origin[value]}",
+                        "correct the tables, or give the label maps the same values for the same structures",
+                    )
+                )
+            origin.setdefault(value, path)
+    return names, findings
+
+
+def _table_of(root: Path, file: Path) -> Path | None:
+    words = image_stem(file).split("_")
+    if words[-1] != SUFFIX:
+        return None
+    folder = file.parent
+    while folder.is_relative_to(root):
+        fitting = [path for path in _tables(folder) if set(path.stem.split("_")) <= set(words)]
+        if fitting:
+            return max(fitting, key=lambda path: len(path.stem.split("_")))
+        folder = folder.parent
+    return None
+
+
+def _tables(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.glob(f"*{SUFFIX}.tsv")) if path.stem.split("_")[-1] == SUFFIX)
+
+
+def _read_table(path: Path) -> Mapping[int, str]:
+    """Names of the values above 0. Raises `ValueError` where that is no such table."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        missing = [column for column in ("index", "name") if column not in (rows.fieldnames or ())]
+        if missing:
+            raise ValueError(f"there is no column {' and no column '.join(missing)}")
+        entries = [(_whole(row["index"], rows.line_num), (row["name"] or "").strip()) for row in rows]
+    return {value: name for value, name in entries if value != 0 and name not in ("", "n/a")}
+
+
+def _whole(text: str | None, line: int) -> int:
+    try:
+        return int(text or "")
+    except ValueError:
+        raise ValueError(f"line {line} has the index {text!r}, which is no whole number") from None
+
+
+def _finding(severity: str, path: Path, found: str, mend: str) -> Issue:
+    return Issue.model_validate(
+        {"code": UNNAMED, "severity": severity, "case": None, "where": str(path), "message": found, "fix": mend}
+    )

@@ -10,8 +10,8 @@ from itertools import combinations, permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.data.deviations import all_but
-from autoseg.data.measures import CaseMeasures
+from autoseg.data.checks.plausibility import all_but
+from autoseg.data.checks.voxels import CaseMeasures
 from autoseg.issues import UNNAMED, Issue
 
 MIN_OTHERS = 3

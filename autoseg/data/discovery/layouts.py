@@ -1,18 +1,79 @@
-"""What a layout finds in a folder: which files belong to which case, and which layout fits best."""
+"""Which layout a folder has: what each layout finds in it, the best match, and public datasets recognised by name."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autoseg.data.case_lists import find_list, read_case_list
-from autoseg.data.patterns import FoundFile, list_files, match_files
-from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom, is_dicom_series, is_segmentation
-from autoseg.issues import AutosegError, Issue
-from datasets_spec import CaseFiles, Layout
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
+from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
+from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom, is_dicom_series, is_segmentation, require_text
+from autoseg.issues import UNNAMED, AutosegError, Issue
+from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import FIELD
+from planners import DocumentError
+
+LISTS = (".csv", ".tsv", ".json")
+"""Endings of lists of cases, which may be given in place of their folder."""
+
+
+def candidate_layouts(
+    folder: Path, layouts: Sequence[Layout] | None, name: str | None
+) -> tuple[Path, Sequence[Layout]]:
+    """The folder to look into and the layouts to look for."""
+    known = load_layouts() if layouts is None else layouts
+    if folder.is_file() and folder.suffix.lower() in LISTS:
+        lists = [each for each in known if each.listing is not None]
+        return folder.parent.resolve(), [
+            each.model_copy(update={"listing": each.listing.model_copy(update={"files": (folder.name,)})})
+            for each in lists
+            if each.listing is not None
+        ]
+    root = _existing_folder(folder)
+    if layouts is None:
+        known = (*known, *(each for each in load_known() if each.training is not None))
+    if name is None:
+        return root, known
+    chosen = [each for each in known if each.name == name]
+    if not chosen:
+        names = ", ".join(each.name for each in known)
+        raise AutosegError(
+            f"there is no layout {name!r}; choose one of {names}, or describe the folder in a spec file (--spec)"
+        )
+    return root, chosen
+
+
+def read_layout(path: Path) -> Layout:
+    """The layout that a spec file describes."""
+    try:
+        return read_spec(path)
+    except (DocumentError, OSError) as error:
+        raise AutosegError(
+            f"{path} is no spec file that can be used: {error}; docs/guides/spec-files.md shows how to write one"
+        ) from error
+
+
+def _existing_folder(folder: Path) -> Path:
+    if not folder.exists():
+        raise AutosegError(f"{folder} does not exist; give the folder that holds the dataset")
+    if not folder.is_dir():
+        raise AutosegError(
+            f"{folder} is a file, not a folder; give the folder that holds the dataset, or a list of cases as "
+            "CSV or JSON"
+        )
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise AutosegError(f"{folder} could not be listed ({error.strerror or error}); make it readable") from error
+    if empty:
+        raise AutosegError(f"{folder} is empty; give the folder that holds the dataset")
+    require_text([folder.resolve()])
+    return folder.resolve()
+
 
 Files = dict[str, list[FoundFile]]
 
@@ -171,3 +232,67 @@ def _match_list(root: Path, layout: Layout) -> Match:
         list_file=path,
         problems=listed.problems,
     )
+
+
+def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
+    """The one of ``matches`` that is a public dataset and finds as much as ``match``, the best of all layouts; else that.
+
+    All its case ids must be as those of the dataset, and what the folder's own description declares must not differ.
+    Where several fit, the one that finds most cases is taken, then the one whose case ids are described most narrowly.
+    """
+    fitting = [each for each in matches if each.layout.known is not None and _is_known(root, each, match)]
+    if not fitting:
+        return match
+    return max(fitting, key=lambda each: (len(each.paired), len(each.layout.known.case) if each.layout.known else 0))
+
+
+def _is_known(root: Path, found: Match, best: Match) -> bool:
+    known = found.layout.known
+    if known is None or not found.paired or len(found.paired) < len(best.paired):
+        return False
+    return all(re.fullmatch(known.case, case_id) for case_id in found.paired) and _says_nothing_else(root, found)
+
+
+def _says_nothing_else(root: Path, match: Match) -> bool:
+    """Whether the folder's own description, if it has one, has the channels and labels of the known dataset."""
+    description = match.layout.description
+    if description is None or not (root / description.file).is_file():
+        return True
+    own, known = read_decathlon(root / description.file), declared_by_layout(match.layout)
+    if own.channels and known.channels and len(own.channels) != len(known.channels):
+        return False
+    if own.label_values is None or known.label_values is None:
+        return True
+    return _foreground(own.label_values.file_values) == _foreground(known.label_values.file_values)
+
+
+def _foreground(file_values: Sequence[int]) -> set[int]:
+    return set(file_values[1:])
+
+
+def expectations(dataset: DatasetDescription, layout: Layout) -> list[Issue]:
+    """Notes on what differs from what is known: fewer cases are a part of the dataset, more are a warning."""
+    known = layout.known
+    if known is None:
+        return []
+    findings = []
+    for kind, found, expected in (
+        ("labelled", len(dataset.training), known.training),
+        ("test", len(dataset.test), known.test),
+    ):
+        if expected is None or found == expected or (kind == "test" and found == 0):
+            continue
+        more = found > expected
+        findings.append(
+            Issue(
+                code=UNNAMED,
+                severity="warning" if more else "note",
+                case=None,
+                where=dataset.root,
+                message=f"{layout.title} has {expected} {kind} cases, here are {found}",
+                fix="make sure that no cases of other datasets or copies lie here"
+                if more
+                else "nothing needs to be done if a part of it is meant, else fetch the rest",
+            )
+        )
+    return findings

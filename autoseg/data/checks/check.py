@@ -7,16 +7,11 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
-from autoseg.data.check_items import CheckItem, item_name
-from autoseg.data.dataset import DatasetDescription, LabelCoding
-from autoseg.data.duplicates import find_duplicates
-from autoseg.data.grids import turned_grid
-from autoseg.data.header_checks import HeaderReport, check_headers
-from autoseg.data.intensities import unusual_intensities
-from autoseg.data.loose_images import NamedImage
-from autoseg.data.misfits import Misfit, as_finding, find_misfits
-from autoseg.data.patients import leaking_patients
-from autoseg.data.plausibility import (
+from autoseg.data.checks.duplicates import find_duplicates, leaking_patients
+from autoseg.data.checks.headers import CheckItem, HeaderReport, check_headers, item_name
+from autoseg.data.checks.intensities import unusual_intensities
+from autoseg.data.checks.label_fit import Misfit, as_finding, find_misfits
+from autoseg.data.checks.plausibility import (
     LabelFacts,
     rare_classes,
     signs_finding,
@@ -24,7 +19,10 @@ from autoseg.data.plausibility import (
     unusual_signs,
     wrong_units,
 )
-from autoseg.data.voxel_checks import EMPTY, VoxelReport, check_voxels, is_read_whole, item_state
+from autoseg.data.checks.voxels import EMPTY, VoxelReport, check_voxels, is_read_whole, item_state
+from autoseg.data.dataset import DatasetDescription, LabelCoding
+from autoseg.data.discovery.unlabelled import NamedImage
+from autoseg.data.grids import turned_grid
 from autoseg.imaging.readers import image_stem
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.storage.cache import Cached

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery import describe_dataset
-from autoseg.data.loose_images import NamedImage
+from autoseg.data.dataset import DatasetDescription, describe_dataset
+from autoseg.data.discovery.unlabelled import NamedImage
 from autoseg.imaging.readers import printable
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from planners import Document
