@@ -16,13 +16,6 @@ from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, require_file_name
 
 
-class SubmissionKind(StrEnum):
-    """How predictions are packed."""
-
-    msd = "msd"
-    folder = "folder"
-
-
 def predict(
     model: Annotated[Path, typer.Argument(help="Run folder of a finished run, or a bundle file.", show_default=False)],
     source: Annotated[
@@ -162,9 +155,14 @@ def submit(
     run_folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)
     ],
-    kind: Annotated[SubmissionKind, typer.Option("--as", help="msd: zip with a task folder; folder: plain files.")] = (
-        SubmissionKind.msd
-    ),
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Format: msd, a zip file with a task folder; folder, plain files; or one of an installed package.",
+        ),
+    ] = "msd",
     out: Annotated[
         Path | None,
         typer.Option(
@@ -179,6 +177,5 @@ def submit(
 
     files = RunFolder(run_folder)
     description = load_document(DatasetDescription, files.dataset, mend="give the --out of autoseg run")
-    default = Path("submission.zip" if kind is SubmissionKind.msd else "submission")
-    packed = pack_submission(files.predictions, description, kind=kind.value, out=out or default)
+    packed = pack_submission(files.predictions, description, kind=kind, out=out)
     typer.echo(f"Submission: {packed}")

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.grids import grid_differences
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.delivery.submission import pack_submission
+from autoseg.delivery.submission import SUBMISSION_FORMATS, SUBMISSION_GRID, pack_submission
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
@@ -38,7 +39,7 @@ def refused(predictions, dataset, out):
         pack_submission(predictions, dataset, kind="msd", out=out)
     assert not out.exists()
     assert [path.name for path in out.parent.iterdir()] == ["predictions"]
-    return [str(problem) for problem in caught.value.issues]
+    return caught.value.issues
 
 
 def test_msd_is_a_zip_with_one_task_folder_named_as_the_test_images(predictions, dataset, tmp_path):
@@ -76,17 +77,22 @@ def test_other_files_beside_predictions_are_left_out(predictions, dataset, tmp_p
 
 def test_missing_and_extra_predictions_are_refused_by_name(predictions, dataset, tmp_path):
     (predictions / "phantom_004.nii.gz").rename(predictions / "phantom_001.nii.gz")
-    said = refused(predictions, dataset, tmp_path / "out.zip")
-    assert len(said) == 2
-    assert "test case phantom_004 has no prediction" in said[0]
-    assert "phantom_001.nii.gz" in said[1]
+    missing, stray = refused(predictions, dataset, tmp_path / "out.zip")
+    assert missing.code == "submission.missing_prediction"
+    assert "phantom_004" in missing.message
+    assert (stray.code, stray.where) == ("submission.stray_file", str(predictions / "phantom_001.nii.gz"))
 
 
 def test_two_predictions_of_a_case_are_refused(predictions, dataset, tmp_path):
     truth = read_label_map(predictions / "phantom_004.nii.gz")
     write_label_map(predictions / "phantom_004.nrrd", truth.array, truth.geometry)
-    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
-    assert "phantom_004 has 2 predictions: phantom_004.nii.gz, phantom_004.nrrd" in said
+    (issue,) = refused(predictions, dataset, tmp_path / "out.zip")
+    assert issue.code == "submission.duplicate_prediction"
+    assert "phantom_004 has 2 predictions: phantom_004.nii.gz, phantom_004.nrrd" in issue.message
+
+
+def _tilted(angle):
+    return ((1.0, -angle, 0.0), (angle, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
 def change_type(array, geometry, path):
@@ -111,25 +117,39 @@ def damage(array, geometry, path):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "code"),
     [
-        (change_type, "not integers"),
-        (change_value, "has the values 4, 8, but the dataset's are 0, 1, 2"),
-        (change_size, "lies on another grid"),
-        (change_origin, "origin"),
-        (damage, "could not be read"),
+        (change_type, "submission.not_integers"),
+        (change_value, "submission.unknown_values"),
+        (change_size, "submission.grid_mismatch"),
+        (change_origin, "submission.grid_mismatch"),
+        (damage, "reader."),
     ],
 )
-def test_spoilt_prediction_is_refused_with_its_fault(predictions, dataset, tmp_path, spoil, words):
+def test_spoilt_prediction_is_refused(predictions, dataset, tmp_path, spoil, code):
     path = predictions / "phantom_005.nii.gz"
     truth = read_label_map(path)
     spoil(truth.array, truth.geometry, path)
-    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
-    assert said.startswith(str(path))
-    assert words in said
+    (issue,) = refused(predictions, dataset, tmp_path / "out.zip")
+    assert issue.code.startswith(code)
+    assert issue.where == str(path)
 
 
-def test_all_faults_are_said_at_once(predictions, dataset, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "within", "outside"),
+    [
+        ("origin_mm", (0.000049, 0.0, 0.0), (0.000051, 0.0, 0.0)),  # in voxels of 0.5 mm
+        ("spacing_mm", (2.0 * (1 + 9e-7), 1.0, 0.5), (2.0 * (1 + 1.1e-6), 1.0, 0.5)),
+        ("direction", _tilted(9e-7), _tilted(1.1e-6)),
+    ],
+)
+def test_grids_agree_up_to_single_precision(field, within, outside):
+    for value, number in ((within, 0), (outside, 1)):
+        differences = grid_differences(GRID.model_copy(update={field: value}), GRID, SUBMISSION_GRID)
+        assert len(differences) == number, (field, value, differences)
+
+
+def test_all_issues_come_at_once(predictions, dataset, tmp_path):
     for name in TEST[:2]:
         truth = read_label_map(predictions / f"{name}.nii.gz")
         change_value(truth.array, truth.geometry, predictions / f"{name}.nii.gz")
@@ -141,15 +161,14 @@ def test_header_with_a_second_file_is_refused(predictions, dataset, tmp_path):
     truth = read_label_map(predictions / "phantom_004.nii.gz")
     (predictions / "phantom_004.nii.gz").unlink()
     write_label_map(predictions / "phantom_004.mhd", truth.array, truth.geometry)
-    (said,) = refused(predictions, dataset, tmp_path / "out.zip")
-    assert "second file" in said
+    assert [issue.code for issue in refused(predictions, dataset, tmp_path / "out.zip")] == ["submission.two_files"]
 
 
 def test_ignore_value_may_not_be_predicted(predictions, dataset, tmp_path):
     labels = dataset.labels.model_copy(update={"classes": dataset.labels.classes[:1], "ignore": 2})
-    said = refused(predictions, dataset.model_copy(update={"labels": labels}), tmp_path / "out.zip")
-    assert len(said) == 3
-    assert "has the values 2, but the dataset's are 0, 1" in said[0]
+    issues = refused(predictions, dataset.model_copy(update={"labels": labels}), tmp_path / "out.zip")
+    assert [issue.code for issue in issues] == ["submission.unknown_values"] * 3
+    assert issues[0].message == "has the values 2, but the dataset's are 0, 1"
 
 
 @pytest.mark.parametrize("kind", ["msd", "folder"])
@@ -159,8 +178,10 @@ def test_what_is_there_already_is_not_overwritten(predictions, dataset, tmp_path
     (full / "mine.txt").write_text("mine")
     file.write_text("mine")
     for out in (full, file):
-        with pytest.raises(AutosegError, match="--out"):
+        with pytest.raises(AutosegError) as caught:
             pack_submission(predictions, dataset, kind=kind, out=out)
+        fits = (out is full) == (kind == "folder")
+        assert caught.value.codes == ("submission.out_exists" if fits else "submission.out_of_other_kind",)
     assert file.read_text() == (full / "mine.txt").read_text() == "mine"
 
 
@@ -176,8 +197,9 @@ def test_empty_file_or_folder_is_filled(predictions, dataset, tmp_path):
 def test_the_folder_that_one_is_in_is_not_made_anew(predictions, dataset, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(AutosegError, match=r"is the folder that you are in.*--out"):
+    with pytest.raises(AutosegError) as caught:
         pack_submission(predictions, dataset, kind="folder", out=Path("."))
+    assert caught.value.codes == ("submission.out_is_working_folder",)
 
 
 @pytest.mark.parametrize("kind", ["msd", "folder"])
@@ -188,13 +210,42 @@ def test_place_that_cannot_be_written_is_named(predictions, dataset, tmp_path, k
 
 
 def test_dataset_without_test_images_has_nothing_to_submit(predictions, dataset, tmp_path):
-    with pytest.raises(AutosegError, match="no test images"):
+    with pytest.raises(AutosegError) as caught:
         pack_submission(predictions, dataset.model_copy(update={"test": ()}), kind="msd", out=tmp_path / "out.zip")
+    assert caught.value.codes == ("submission.no_test_images",)
 
 
 def test_missing_folder_of_predictions_is_named(dataset, tmp_path):
-    with pytest.raises(AutosegError, match="no folder of predictions"):
+    with pytest.raises(AutosegError) as caught:
         pack_submission(tmp_path / "nothing", dataset, kind="msd", out=tmp_path / "out.zip")
+    assert caught.value.codes == ("submission.no_predictions",)
+
+
+def test_unknown_format_is_refused_with_the_known_ones(predictions, dataset, tmp_path):
+    with pytest.raises(AutosegError) as caught:
+        pack_submission(predictions, dataset, kind="tarball", out=tmp_path / "out")
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.where) == ("submission.unknown_format", "--as")
+    assert "msd, folder" in issue.fix
+
+
+def test_an_installed_package_adds_a_format(predictions, dataset, tmp_path, monkeypatch):
+    (tmp_path / "site" / "listing-1.0.dist-info").mkdir(parents=True)
+    (tmp_path / "site" / "listing-1.0.dist-info" / "METADATA").write_text("Name: listing\nVersion: 1.0\n")
+    (tmp_path / "site" / "listing-1.0.dist-info" / "entry_points.txt").write_text(
+        "[autoseg.submissions]\nlisting = listing_format:LISTING\n"
+    )
+    (tmp_path / "site" / "listing_format.py").write_text(
+        "from autoseg.delivery.submission import SubmissionFormat\n"
+        "def write(out, dataset, files):\n"
+        "    out.write_text(dataset + ''.join(' ' + each.name for each in files))\n"
+        "LISTING = SubmissionFormat(default_out='listing.txt', is_folder=False, write=write)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.chdir(tmp_path)
+    assert SUBMISSION_FORMATS.names() == ("msd", "folder", "listing")
+    out = pack_submission(predictions, dataset, kind="listing")
+    assert out.read_text() == " ".join(["Task77_Phantom", *(f"{name}.nii.gz" for name in TEST)])
 
 
 def test_test_images_of_one_name_are_told_apart_by_their_cases(tmp_path):
@@ -253,12 +304,10 @@ def test_faulty_masks_are_refused_by_name(masks, tmp_path):
     write_label_map(predictions / "p3" / "egg.nrrd", np.zeros(GRID.shape, int), GRID)
     with pytest.raises(AutosegError) as caught:
         pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
-    said = "\n".join(str(problem) for problem in caught.value.issues)
-    assert len(caught.value.issues) == 4
-    for words in (
-        "p2: has no mask of egg",
-        "p2/liver.nii.gz: is no prediction",
-        "p3: has 2 masks of egg",
-        "has the values 1, but",
-    ):
-        assert words in said
+    found = {(issue.code, Path(issue.where).relative_to(predictions).as_posix()) for issue in caught.value.issues}
+    assert found == {
+        ("submission.missing_mask", "p2"),
+        ("submission.stray_file", "p2/liver.nii.gz"),
+        ("submission.duplicate_mask", "p3"),
+        ("submission.unknown_values", "p3/ball.nii.gz"),
+    }
