@@ -1,28 +1,43 @@
 """From a folder of labelled volumes to a trained, cross-validated segmentation model.
 
-Every stage is a function: ``autoseg.Options`` says what to do, ``autoseg.run_all`` does it, ``autoseg.Predictor`` uses what
-comes out. They are loaded when first asked for, so that ``import autoseg`` costs nothing.
+``autoseg.run("folder", budget="2h")`` does everything, ``autoseg.Predictor`` uses what comes out; every other command is a
+function, too. They are loaded when first asked for, so that ``import autoseg`` costs nothing.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autoseg.api import check as check
+    from autoseg.api import evaluate as evaluate
+    from autoseg.api import fingerprint as fingerprint
+    from autoseg.api import plan as plan
+    from autoseg.api import predict as predict
+    from autoseg.api import preprocess as preprocess
+    from autoseg.api import run as run
+    from autoseg.api import select as select
+    from autoseg.api import submit as submit
+    from autoseg.api import train as train
+    from autoseg.inference.predictor import Predictor as Predictor
+    from autoseg.issues import AutosegError as AutosegError
+    from autoseg.issues import Issue as Issue
+    from autoseg.settings import Settings as Settings
+    from autoseg.stages.run import Run as Run
 
 __version__ = "0.2.0"
 
 _HOMES = {
-    "Options": "autoseg.pipeline.options",
+    "AutosegError": "autoseg.issues",
+    "Issue": "autoseg.issues",
     "Predictor": "autoseg.inference.predictor",
-    "RunFolder": "autoseg.run_folder",
-    "check_stage": "autoseg.pipeline.stages",
-    "fingerprint_stage": "autoseg.pipeline.stages",
-    "plan_stage": "autoseg.pipeline.stages",
-    "predict_stage": "autoseg.pipeline.predicting",
-    "preprocess_stage": "autoseg.pipeline.stages",
-    "run_all": "autoseg.pipeline.run",
-    "schedule_stage": "autoseg.pipeline.training",
-    "select_stage": "autoseg.pipeline.selecting",
-    "train_stage": "autoseg.pipeline.training",
+    "Run": "autoseg.stages.run",
+    "Settings": "autoseg.settings",
+    **dict.fromkeys(
+        ("check", "evaluate", "fingerprint", "plan", "predict", "preprocess", "run", "select", "submit", "train"),
+        "autoseg.api",
+    ),
 }
 __all__ = ["__version__", *_HOMES]
 

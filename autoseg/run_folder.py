@@ -15,18 +15,12 @@ class RunFolder:
     """Where preprocessed data goes, if not below ``root``."""
 
     @property
+    def settings(self) -> Path:
+        return self.root / "settings.json"
+
+    @property
     def dataset(self) -> Path:
         return self.root / "dataset.json"
-
-    @property
-    def files(self) -> Path:
-        """Hashes of the dataset's files."""
-        return self.root / "files.json"
-
-    @property
-    def label_looks(self) -> Path:
-        """Values and overlaps that were looked up in the dataset's label files."""
-        return self.root / "label_looks.json"
 
     @property
     def fingerprint(self) -> Path:
@@ -49,12 +43,12 @@ class RunFolder:
         return self.root / "selection.json"
 
     def stage(self, name: str) -> Path:
-        """What a finished stage consumed; decides whether it is done again."""
+        """What a finished stage was made from; decides whether it is done again."""
         return self.root / "stages" / f"{name}.json"
 
-    def kept(self, name: str) -> Path:
-        """Results of single cases, while the stage is at work."""
-        return self.root / "stages" / f"{name}.cases"
+    def cache(self, name: str) -> Path:
+        """Results of single cases: of files for as long as the run is there, of a stage while it is at work."""
+        return self.root / "cache" / name
 
     def lock(self, name: str) -> Path:
         """Lock of a stage or a fold."""
@@ -91,6 +85,7 @@ class RunFolder:
         inside = (
             self.root / "stages",
             self.root / "locks",
+            self.root / "cache",
             self.models,
             self.cross_validation,
             self.predictions,

@@ -17,12 +17,12 @@ from statistics import fmean
 
 import numpy as np
 import torch
+from autoseg.pipeline.finetuning import Start, fit_weights
 
 from autoseg.data.splits import Splits
 from autoseg.inference.model import Member, load_network, open_model
 from autoseg.inference.predictor import member_logits
 from autoseg.networks.transfer import Transfer
-from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document

@@ -21,17 +21,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from autoseg.pipeline.bench import make_bench
+from autoseg.pipeline.measuring import settled_mean, time_steps
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.splitting import splits_stage
+from autoseg.pipeline.stages import preprocess_stage
+
 from autoseg.compute.device import set_threads
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Split
 from autoseg.evaluation.scoring import score_cases
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
-from autoseg.pipeline.bench import make_bench
-from autoseg.pipeline.measuring import settled_mean, time_steps
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.splitting import splits_stage
-from autoseg.pipeline.stages import preprocess_stage
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter

@@ -12,8 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
-from autoseg.evaluation.table import class_statistics, read_summary
 from autoseg.pipeline.record import RunRecord
+
+from autoseg.evaluation.table import class_statistics, read_summary
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule

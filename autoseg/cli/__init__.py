@@ -1,4 +1,4 @@
-"""The command line: one caller of the stages, and the only room that prints."""
+"""The command line: one caller of the front door, and the only room that prints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import typer
 
-from autoseg.cli import dataset_commands, model_commands, run_commands
+from autoseg.cli.commands import COMMANDS
 from autoseg.cli.console import readable_errors
 from autoseg.compute.interruption import treat_termination_as_interrupt
 
@@ -17,22 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (
-    run_commands.run,
-    model_commands.predict,
-    model_commands.evaluate,
-    dataset_commands.check,
-    dataset_commands.plan,
-    model_commands.submit,
-    model_commands.bundle,
-    model_commands.import_nnunet,
-    dataset_commands.fingerprint,
-    dataset_commands.preprocess,
-    run_commands.train,
-    run_commands.select,
-    run_commands.report,
-    run_commands.demo,
-):
+for command in COMMANDS:
     app.command()(command)
 
 

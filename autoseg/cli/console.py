@@ -7,22 +7,20 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from shlex import join, quote
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
 from autoseg.issues import AutosegError
-from autoseg.pipeline.options import Options
-from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import LogReporter, Reporter, RunClock, TerminalReporter
+from autoseg.wording import count_noun
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
-    from autoseg.evaluation.table import Summary
-    from autoseg.pipeline.run import RunResult
-    from autoseg.pipeline.selecting import Selected
+    from autoseg.data.checks.report import CheckReport
+    from autoseg.stages.run import Run
 
 logger = logging.getLogger("autoseg")
 INTERRUPTED = 130
@@ -46,68 +44,70 @@ def make_reporter(budget_s: float | None = None) -> Reporter:
     return LogReporter(clock)
 
 
-def start_log_file(folder: RunFolder) -> None:
-    """Keep every line in the run's ``log.txt``. Raises `AutosegError` where the folder cannot be written."""
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder.log)
-    except OSError as error:
-        raise AutosegError(
-            f"{folder.root} cannot be written ({error.strerror or error}); choose another run folder with --out"
-        ) from error
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    # A full disk is reported by the stage that meets it; a log line that no longer fits must not add a traceback.
-    handler.handleError = lambda record: None  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    logger.debug("called: %s", join(("autoseg", *sys.argv[1:])))
+def show_result(run: Run) -> None:
+    """The scores, and where everything is."""
+    show_scores(run)
+    root, predictions = run.folder.root, run.predictions
+    typer.echo(f"Model:       {root}  (autoseg predict {quote(str(root))} INPUT OUTPUT)")
+    typer.echo(f"Report:      {run.report}")
+    if predictions:
+        typer.echo(f"Predictions: {run.folder.predictions}  ({count_noun(len(predictions), 'test image')})")
 
 
-def show_result(options: Options, result: RunResult) -> None:
-    """The scores, and where everything lies."""
-    if result.selected.summary is not None:
-        show_scores(result.selected, result.selected.summary)
-    else:
-        typer.echo(f"Nothing was cross-validated: {result.selected.selection.reason}")
-    typer.echo(f"Model:       {options.run.root}  (autoseg predict {quote(str(options.run.root))} INPUT OUTPUT)")
-    typer.echo(f"Report:      {result.report}")
-    if result.predictions:
-        typer.echo(f"Predictions: {options.run.predictions}  ({len(result.predictions)} test images)")
-
-
-def show_scores(selected: Selected, summary: Summary) -> None:
-    """The scores of a cross-validation, and what takes away from them."""
+def show_scores(run: Run) -> None:
+    """The scores of the cross-validation, and what takes away from them."""
     from autoseg.evaluation.table import format_table
+    from autoseg.stages.schedule import read_prepared
+    from autoseg.stages.select import score_issues
 
-    by = "a fold that left it out" if selected.caveats else "a network that did not see it"
+    summary = run.summary
+    if summary is None:
+        typer.echo(f"Nothing was cross-validated: {run.selection.reason}")
+        return
+    issues = score_issues(run, read_prepared(run))
+    by = "a fold that left it out" if issues else "a network that did not see it"
     typer.echo(f"Cross-validation: every case predicted by {by}")
     typer.echo(format_table(summary))
-    for caveat in selected.caveats:
-        typer.echo(f"With reserve: {caveat}")
+    for issue in issues:
+        typer.echo(f"{issue.severity.capitalize()}: {issue}")
+
+
+def show_issues(report: CheckReport) -> None:
+    """One line for each issue, and how many there are."""
+    for issue in report.issues:
+        typer.echo(f"{issue.severity}: {issue}")
+    others = report.num_warnings + report.num_notes
+    if not report.num_errors and not others:
+        typer.echo("No issues found.")
+        return
+    typer.echo(
+        f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}"
+    )
 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Errors meant for the user become a message and exit code 1; after Ctrl-C it is said how to go on, and the code is 130."""
+    """Errors meant for the user become a message and exit code 1; Ctrl-C says how to resume, with exit code 130."""
     try:
         yield
     except (AutosegError, DocumentError, PlanningError) as error:
         typer.secho(f"autoseg: {error}", fg=typer.colors.RED, err=True)
         logger.debug("failed", exc_info=error)
-        raise SystemExit(1) from error
+        wrong_call = isinstance(error, AutosegError) and all(code.startswith("settings.") for code in error.codes)
+        raise SystemExit(2 if wrong_call else 1) from error
     except KeyboardInterrupt:
-        _say_stopped()
+        _say_interrupted()
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as end:  # typer catches Ctrl-C in a command itself, and leaves nothing of it but the exit code
         if end.code == INTERRUPTED:
-            _say_stopped()
+            _say_interrupted()
         raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
-def _say_stopped() -> None:
-    text = "stopped; the same command goes on where this one was"
+def _say_interrupted() -> None:
+    text = "Interrupted. Run the same command to resume."
     typer.secho(text, err=True)
     logger.debug(text)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import typer
@@ -18,35 +17,12 @@ from typer.testing import CliRunner
 
 import autoseg
 from autoseg.cli import app
-from autoseg.cli.console import show_result
-from autoseg.cli.parameters import parse_duration, parse_spacing
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.pipeline.options import Options
+from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
-from autoseg.tracking.progress import SilentReporter
 from planners import Plan
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90s", 90), ("20m", 1200), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), (" 5M ", 300)]
-)
-def test_durations_are_read(text: str, seconds: float) -> None:
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "20", "m", "soon", "-5m", "0m", "5m3h", "1e3s"])
-def test_other_words_are_no_durations(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match="20m"):
-        parse_duration(text)
-
-
-def test_spacings_are_read() -> None:
-    assert parse_spacing("2.5,0.8,0.8") == (2.5, 0.8, 0.8)
-    for text in ("1,2", "a,b,c", "1,-1,1", "1,inf,1", "nan,1,1"):
-        with pytest.raises(typer.BadParameter):
-            parse_spacing(text)
 
 
 @pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
@@ -76,18 +52,6 @@ def test_a_submission_is_called_what_it_is(
     assert (tmp_path / name).exists()
 
 
-def test_printed_commands_can_be_pasted_for_folders_with_spaces(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = RunFolder(tmp_path / "my run")
-    options = Options(
-        dataset=tmp_path, run=run, device_name="cpu", num_threads=1, num_workers=1, reporter=SilentReporter()
-    )
-    selection = SimpleNamespace(summary=None, selection=SimpleNamespace(reason="one case"))
-    show_result(options, SimpleNamespace(selected=selection, report=tmp_path, predictions=[]))  # type: ignore[arg-type]
-    assert f"autoseg predict '{run.root}' INPUT OUTPUT" in capsys.readouterr().out
-
-
 GOLDEN = Path(__file__).parents[1] / "golden" / "plans" / "025"
 FILES = ["--nnunet-fingerprint", str(GOLDEN / "fingerprint.json"), "--nnunet-dataset", str(GOLDEN / "dataset.json")]
 
@@ -105,7 +69,7 @@ def test_a_plan_from_nnunets_files_is_kept_with_its_decisions(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupted_command_says_how_to_resume(tmp_path: Path, number: signal.Signals) -> None:
     pipe = tmp_path / "fingerprint.json"
     os.mkfifo(pipe)
     call = [
@@ -128,7 +92,19 @@ def test_a_command_that_is_stopped_says_how_to_go_on(tmp_path: Path, number: sig
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors == "stopped; the same command goes on where this one was\n"
+    assert errors == "Interrupted. Run the same command to resume.\n"
+
+
+def test_bad_options_are_refused_together_before_a_run_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    call = ["run", "x", "--budget", "soon", "--target-spacing", "1,0,2", "--folds", "1"]
+    error = CliRunner().invoke(app, call).exception
+    assert isinstance(error, AutosegError)
+    assert {issue.where for issue in error.issues} == {"--budget", "--target-spacing", "--folds"}
+    assert set(error.codes) == {"settings.bad_value"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_that_play_no_part_are_refused_at_once() -> None:

@@ -10,14 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
-
-from autoseg.cli import app
-from autoseg.cli.console import show_scores
-from autoseg.data.phantom import make_phantom_dataset
-from autoseg.inference.model import load_model
-from autoseg.inference.model_files import open_run
-from autoseg.issues import AutosegError
 from autoseg.pipeline.bundling import bundle_run
 from autoseg.pipeline.caveats import score_caveats
 from autoseg.pipeline.freshness import StageRecord, digest
@@ -27,6 +19,14 @@ from autoseg.pipeline.run import run_all
 from autoseg.pipeline.scheduling import schedule_stage
 from autoseg.pipeline.stages import plan_stage, preprocess_stage
 from autoseg.pipeline.training import fold_inputs, train_one, train_stage, validate_one
+from typer.testing import CliRunner
+
+from autoseg.cli import app
+from autoseg.cli.console import show_scores
+from autoseg.data.phantom import make_phantom_dataset
+from autoseg.inference.model import load_model
+from autoseg.inference.model_files import open_run
+from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.progress import SilentReporter

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.run import run_all
 
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.imaging.readers import read_image, write_label_map
@@ -19,8 +21,6 @@ from autoseg.inference.folder import predict_cases
 from autoseg.inference.input_cases import find_input_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.run import run_all
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter, Tracker
 

@@ -15,6 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoseg.pipeline.measured_schedule import rule_configurations
+from autoseg.pipeline.options import Options
+from autoseg.pipeline.run import run_all
+from autoseg.pipeline.scheduling import Prepared, schedule_stage
+from autoseg.pipeline.stages import all_configurations, plan_stage
+from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
 
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import read_label_map
@@ -22,12 +28,6 @@ from autoseg.inference.export import labels_for_next_stage
 from autoseg.inference.model import Member, load_network
 from autoseg.inference.predictor import Predictor, member_logits
 from autoseg.issues import AutosegError
-from autoseg.pipeline.measured_schedule import rule_configurations
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.run import run_all
-from autoseg.pipeline.scheduling import Prepared, schedule_stage
-from autoseg.pipeline.stages import all_configurations, plan_stage
-from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder

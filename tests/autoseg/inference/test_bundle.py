@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from autoseg.pipeline.bundling import bundle_run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -28,7 +29,6 @@ from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import save_weights
-from autoseg.pipeline.bundling import bundle_run
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import save_document
 from planners import (

@@ -1,0 +1,244 @@
+"""Every command as a function, with the same defaults; the command line is one more caller."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autoseg.issues import AutosegError
+from autoseg.stages.run import Run, begin_run
+from autoseg.storage.atomic import load_document
+from autoseg.tracking.progress import Reporter, SilentReporter
+
+if TYPE_CHECKING:
+    from autoseg.data.checks.report import CheckReport
+    from autoseg.evaluation.table import Summary
+
+Place = Path | str
+
+
+def run(
+    dataset: Place,
+    out: Place | None = None,
+    *,
+    redo: bool = False,
+    replan: bool = False,
+    reporter: Reporter | None = None,
+    **wishes: Any,
+) -> Run:
+    """Do everything: check, plan, train, cross-validate, select, predict the test images, report.
+
+    ``dataset`` is a folder of labelled volumes, or a run folder, which is resumed; ``out`` is the run folder (default
+    ``run``). ``wishes`` are fields of `Settings`: ``budget="2h"``, ``device="cpu"``; those that are not given are as the run
+    began. With ``redo`` trained networks may be replaced, with ``replan`` edits of ``plan.json`` and ``schedule.json`` are
+    dropped. Raises `AutosegError` with all issues.
+    """
+    from autoseg.pipeline import run_all
+
+    return run_all(begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter, needs_device=True))
+
+
+def fingerprint(
+    dataset: Place, out: Place | None = None, *, redo: bool = False, reporter: Reporter | None = None, **wishes: Any
+) -> Run:
+    """Measure sizes, spacings and intensities of a dataset; arguments as of `run`. The result has ``.fingerprint``."""
+    return _until("fingerprint", begin(dataset, out, wishes, redo=redo, reporter=reporter))
+
+
+def plan(
+    dataset: Place,
+    out: Place | None = None,
+    *,
+    redo: bool = False,
+    replan: bool = False,
+    reporter: Reporter | None = None,
+    **wishes: Any,
+) -> Run:
+    """Decide what to do with a dataset; trains nothing. Arguments as of `run`. The result has ``.plan``."""
+    return _until("plan", begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter))
+
+
+def preprocess(
+    dataset: Place,
+    out: Place | None = None,
+    *,
+    redo: bool = False,
+    replan: bool = False,
+    reporter: Reporter | None = None,
+    **wishes: Any,
+) -> Run:
+    """Crop, normalise and resample every case for the configurations that may be trained. Arguments as of `run`."""
+    return _until("preprocess", begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter))
+
+
+def train(
+    dataset: Place,
+    out: Place | None = None,
+    *,
+    configuration: str | None = None,
+    fold: int | None = None,
+    redo: bool = False,
+    replan: bool = False,
+    reporter: Reporter | None = None,
+    **wishes: Any,
+) -> Run:
+    """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`."""
+    asked = {"configuration": configuration, "fold": fold, "redo": redo, "replan": replan}
+    return _until("validate", begin(dataset, out, wishes, reporter=reporter, needs_device=True, **asked))
+
+
+def select(
+    dataset: Place, out: Place | None = None, *, redo: bool = False, reporter: Reporter | None = None, **wishes: Any
+) -> Run:
+    """Choose the best configuration or ensemble by cross-validation. Arguments as of `run`; the result has ``.selection``."""
+    return _until("select", begin(dataset, out, wishes, redo=redo, reporter=reporter, needs_device=True))
+
+
+def check(
+    dataset: Place,
+    *,
+    layout: str | None = None,
+    spec: Place | None = None,
+    skip_bad: bool = False,
+    exclude: Sequence[str] = (),
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> CheckReport:
+    """What is in a folder and what is wrong with it; writes nothing. The result has ``.issues``."""
+    from autoseg.compute.executor import available_cores
+    from autoseg.data.checks import check_dataset
+    from autoseg.data.checks.report import make_report
+    from autoseg.data.dataset import leave_out_bad
+    from autoseg.data.discovery import discover_dataset
+
+    num_workers, reporter = workers or available_cores(), reporter or SilentReporter()
+    try:
+        found = discover_dataset(
+            Path(dataset),
+            layout=layout,
+            spec=None if spec is None else Path(spec),
+            num_workers=num_workers,
+            reporter=reporter,
+        )
+    except AutosegError as error:
+        report = _check_unlabelled(Path(dataset), error, num_workers=num_workers, reporter=reporter)
+        if report is None:
+            raise
+        return report
+    issues = check_dataset(found, num_workers=num_workers, reporter=reporter)
+    if skip_bad:
+        found = leave_out_bad(found, issues)
+        issues = found.issues
+    return make_report(found, issues)
+
+
+def _check_unlabelled(
+    dataset: Path, error: AutosegError, *, num_workers: int, reporter: Reporter
+) -> CheckReport | None:
+    """The report on the images of a folder in which nothing is labelled; None where ``error`` says something else."""
+    from autoseg.data.checks import check_images
+    from autoseg.data.checks.report import images_report
+    from autoseg.data.discovery.unlabelled import NothingLabelledError, find_loose_images
+
+    images = find_loose_images(dataset) if isinstance(error, NothingLabelledError) else []
+    if not images or not isinstance(error, NothingLabelledError):
+        return None
+    found = check_images(images, num_workers=num_workers, reporter=reporter)
+    return images_report(dataset, images, found, elsewhere=error.elsewhere)
+
+
+def predict(
+    model: Place,
+    source: Place,
+    output: Place,
+    *,
+    probabilities: bool = False,
+    mirroring: bool = True,
+    device: str = "auto",
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+) -> list[Path]:
+    """Segment the images in ``source`` (a file, a folder of images or DICOM series) into the folder ``output``.
+
+    ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks. A second call skips images that
+    are done, unless they changed. Raises `AutosegError` with all issues.
+    """
+    from autoseg.compute.device import choose_device, set_threads
+    from autoseg.compute.executor import available_cores
+    from autoseg.inference.folder import predict_cases
+    from autoseg.inference.input_cases import find_input_cases
+    from autoseg.inference.predictor import Predictor
+
+    reporter = reporter or SilentReporter()
+    chosen = choose_device(device)
+    set_threads(threads or available_cores())
+    predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
+    cases = find_input_cases(Path(source), predictor.model.plan.channels, reporter=reporter)
+    return predict_cases(predictor, cases, Path(output), probabilities=probabilities, reporter=reporter)
+
+
+def evaluate(
+    predictions: Place,
+    references: Place,
+    *,
+    tolerance_mm: float | None = None,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> Summary:
+    """Score label maps, or folders of masks, against references of the same names: Dice, surface distances, volumes.
+
+    ``tolerance_mm`` is that of the surface Dice (default 1). Raises `AutosegError` with all issues of both folders.
+    """
+    from autoseg.compute.executor import available_cores
+    from autoseg.evaluation.folders import evaluate_folder
+    from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
+    from autoseg.inference.prediction_record import read_record, recorded_classes
+
+    predictions, references = Path(predictions), Path(references)
+    record = read_record(predictions)
+    classes, ignore = recorded_classes(predictions) or ((), None)
+    return evaluate_folder(
+        predictions,
+        references,
+        classes=classes,
+        ignore=ignore,
+        threshold=None if record is None else record.threshold,
+        tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+        num_workers=workers or available_cores(),
+        reporter=reporter or SilentReporter(),
+    )
+
+
+def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) -> Path:
+    """Pack the predictions of a run's test images as a challenge wants them; returns the file or folder that was written.
+
+    ``kind`` is a known format (`autoseg.delivery.submission`). Raises `AutosegError` with all missing or unfit predictions.
+    """
+    from autoseg.data.dataset import DatasetDescription
+    from autoseg.delivery.submission import pack_submission
+    from autoseg.run_folder import RunFolder
+
+    folder = RunFolder(Path(run_folder))
+    dataset = load_document(DatasetDescription, folder.dataset, mend="give a run folder, the --out of autoseg run")
+    return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else Path(out))
+
+
+def begin(
+    dataset: Place | None,
+    out: Place | None,
+    wishes: dict[str, Any],
+    *,
+    reporter: Reporter | None = None,
+    **context: Any,
+) -> Run:
+    """The run that a call means, begun or found; see `begin_run`."""
+    target = None if dataset is None else Path(dataset)
+    folder = None if out is None else Path(out)
+    return begin_run(target, folder, wishes, reporter=reporter or SilentReporter(), **context)
+
+
+def _until(stage: str, run: Run) -> Run:
+    from autoseg.pipeline import run_stages
+
+    return run_stages(run, stage)

@@ -1,0 +1,430 @@
+"""All commands: parse, call the front door, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import Annotated, Any, Literal
+
+import typer
+
+from autoseg import api
+from autoseg.cli.console import make_reporter, show_issues, show_result, show_scores
+from autoseg.cli.options import OptionalTarget, OutOption, RedoOption, ReplanOption, TargetArgument, takes_settings
+from autoseg.issues import AutosegError
+from autoseg.settings import parse_duration
+from autoseg.storage.atomic import require_file_name
+from autoseg.tracking.progress import Reporter
+from autoseg.wording import count_noun
+from planners import explain, write_document
+
+# Rooms that need torch, pandas or matplotlib are imported by the functions that use them: looking, planning and
+# preprocessing start in a third of the time without.
+DEMO_BUDGET = "4m"
+Wishes = dict[str, Any]
+"""Fields of `Settings` that were given, by name."""
+
+DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads for computing on a CPU (default: one a core).", show_default=False),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Processes for reading (default: one a core).", show_default=False),
+]
+
+
+def _reporter(wishes: Wishes) -> Reporter:
+    budget = wishes.get("budget")
+    try:
+        seconds = None if budget is None else parse_duration(budget)
+    except ValueError:
+        seconds = None  # the settings say what is wrong with it
+    return make_reporter(seconds if isinstance(seconds, float) else None)
+
+
+@takes_settings(until="train")
+def run(
+    dataset: TargetArgument,
+    out: OutOption = None,
+    redo: RedoOption = False,
+    replan: ReplanOption = False,
+    *,
+    wishes: Wishes,
+) -> None:
+    """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
+    show_result(api.run(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes))
+
+
+@takes_settings(until="train")
+def train(
+    dataset: TargetArgument,
+    out: OutOption = None,
+    configuration: Annotated[
+        str | None,
+        typer.Option(
+            "--configuration",
+            help="Train only this one, after the stages it needs (default: all scheduled).",
+            show_default=False,
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)
+    ] = None,
+    redo: RedoOption = False,
+    replan: ReplanOption = False,
+    *,
+    wishes: Wishes,
+) -> None:
+    """Train and validate; different folds may train at once in one run folder."""
+    done = api.train(
+        dataset,
+        out,
+        configuration=configuration,
+        fold=fold,
+        redo=redo,
+        replan=replan,
+        reporter=_reporter(wishes),
+        **wishes,
+    )
+    typer.echo(f"Models: {done.folder.models}")
+
+
+@takes_settings(until="train")
+def select(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
+    done = api.select(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes)
+    show_scores(done)
+    typer.echo(f"Selection: {done.folder.selection}")
+
+
+@takes_settings(until="train")
+def report(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+    """Write the report page; does first what is missing before it, test predictions included."""
+    typer.echo(f"Report: {api.run(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes).report}")
+
+
+@takes_settings(until="fingerprint")
+def fingerprint(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+    """Measure sizes, spacings and intensities of a dataset."""
+    typer.echo(
+        f"Fingerprint: {api.fingerprint(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes).folder.fingerprint}"
+    )
+
+
+@takes_settings(until="preprocess")
+def preprocess(
+    dataset: TargetArgument,
+    out: OutOption = None,
+    redo: RedoOption = False,
+    replan: ReplanOption = False,
+    *,
+    wishes: Wishes,
+) -> None:
+    """Crop, normalise and resample every case for every configuration that may be trained."""
+    done = api.preprocess(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes)
+    typer.echo(f"Preprocessed data: {done.folder.all_preprocessed}")
+
+
+@takes_settings(until="plan")
+def plan(
+    dataset: OptionalTarget = None,
+    out: OutOption = None,
+    explanation: Annotated[
+        bool, typer.Option("--explain", help="Print every decision with its reason and source.")
+    ] = False,
+    nnunet_fingerprint: Annotated[
+        Path | None,
+        typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False),
+    ] = None,
+    nnunet_dataset: Annotated[
+        Path | None, typer.Option("--nnunet-dataset", help="The dataset.json that belongs to it.", show_default=False)
+    ] = None,
+    nnunet_plans: Annotated[
+        Path | None,
+        typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False),
+    ] = None,
+    redo: RedoOption = False,
+    replan: ReplanOption = False,
+    *,
+    wishes: Wishes,
+) -> None:
+    """Say what would be done with a dataset, and why. Trains nothing."""
+    from autoseg.interop.nnunet.plans import require_place_for_plans, write_nnunet_plans
+
+    if nnunet_plans is not None:
+        inputs = (nnunet_fingerprint, nnunet_dataset, wishes.get("spec"), wishes.get("pretrained"))
+        require_place_for_plans(nnunet_plans, [path for path in inputs if path is not None])
+    own = None
+    if dataset is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
+        planned, ending, reader = _plan_from_nnunet(nnunet_fingerprint, nnunet_dataset, out, wishes)
+    elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
+        _refuse_body_axes(nnunet_plans, wishes)
+        done = api.plan(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes)
+        planned, ending, reader = done.plan, done.dataset.file_ending, None
+        typer.echo(f"Plan: {done.folder.plan}")
+        from autoseg.stages.plan import planned as rules_plan
+
+        own = rules_plan(done, changed=False)
+    else:
+        raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
+    if nnunet_plans is not None:
+        kept = write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
+        others = f" (kept {', '.join(kept)}, which were in it)" if kept else ""
+        typer.echo(f"nnU-Net plans: {nnunet_plans}{others}")
+    if explanation or (dataset is None and nnunet_plans is None and out is None):
+        typer.echo(explain(planned, own=own))
+
+
+def _refuse_body_axes(nnunet_plans: Path | None, wishes: Wishes) -> None:
+    if nnunet_plans is not None and not wishes.get("strict_reference"):
+        raise typer.BadParameter(
+            "--nnunet-plans needs --strict-reference here: without it a plan's axes are directions of the body, but nnU-Net "
+            "reads those of the files, so spacing, patch and transposition would be of other axes"
+        )
+
+
+def _plan_from_nnunet(
+    fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
+) -> tuple[Any, str, str | None]:
+    """The plan of a dataset that only nnU-Net's own files describe, its file ending and its reader."""
+    from autoseg.interop.nnunet.plans import PlanSettings, plan_from_nnunet
+    from autoseg.run_folder import RunFolder
+    from autoseg.settings import flag_of, make_settings
+    from autoseg.stages.run import require_free_for_plan
+    from autoseg.storage.atomic import save_document
+
+    used = {"preset", "memory_gb", "target_spacing", "strict_reference"}
+    if needless := [flag_of(name) for name in wishes if name not in used]:
+        raise typer.BadParameter(f"{', '.join(needless)}: no images are read with --nnunet-fingerprint; leave this out")
+    if out is not None:
+        require_free_for_plan(RunFolder(out), description.parent)
+    wanted = make_settings({"dataset": description.parent, **wishes})
+    settings = PlanSettings(
+        preset=wanted.preset,
+        memory_gb=wanted.memory_gb,
+        target_spacing_mm=wanted.target_spacing,
+        strict_reference=wanted.strict_reference,
+    )
+    planned, found = plan_from_nnunet(fingerprint, description, settings)
+    if out is not None:
+        save_document(RunFolder(out).plan, planned)
+        typer.echo(f"Plan: {RunFolder(out).plan}")
+    return planned, found.file_ending, found.reader
+
+
+def check(
+    dataset: DatasetArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="Name of the layout to take where several fit.", show_default=False)
+    ] = None,
+    spec: Annotated[
+        Path | None,
+        typer.Option("--spec", help="TOML file that describes where the dataset's files are.", show_default=False),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out cases with errors, and check the others.")
+    ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", help="Leave out this case; may be given several times.", show_default=False),
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
+    from autoseg.data.checks.report import failed_report
+
+    try:
+        found = api.check(
+            dataset,
+            layout=layout,
+            spec=spec,
+            skip_bad=skip_bad,
+            exclude=tuple(exclude or ()),
+            workers=workers,
+            reporter=make_reporter(),
+        )
+    except AutosegError as error:
+        if not as_json:
+            raise
+        typer.echo(write_document(failed_report(dataset, error)))
+        raise typer.Exit(1) from error
+    if as_json:
+        typer.echo(write_document(found))
+    else:
+        typer.echo(f"Found {found.summary}")
+        show_issues(found)
+    if found.num_errors:
+        raise typer.Exit(1)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder of a finished run, or a bundle file.", show_default=False)],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(help="Folder for the label maps.", show_default=False)],
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
+    ] = False,
+    mirroring: Annotated[
+        bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images where training mirrored.")
+    ] = True,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Segment new images; a second call skips those that are done, unless the image has changed since."""
+    written = api.predict(
+        model,
+        source,
+        output,
+        probabilities=probabilities,
+        mirroring=mirroring,
+        device=device,
+        threads=threads,
+        reporter=make_reporter(),
+    )
+    typer.echo(f"{count_noun(len(written), 'label map')} in {output}")
+
+
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)
+    ],
+    references: Annotated[
+        Path, typer.Argument(help="Folder of reference label maps or masks of the same names.", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False),
+    ] = None,
+    tolerance_mm: Annotated[
+        float | None,
+        typer.Option(
+            "--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False
+        ),
+    ] = None,
+    workers: WorkersOption = None,
+) -> None:
+    """Score predictions against references: Dice, surface distances, volumes; per class and case.
+
+    Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
+    """
+    from autoseg.evaluation.table import format_table, write_summary
+    from autoseg.stages.run import require_no_own_scores
+
+    path = out or predictions / "summary.json"
+    require_file_name(path)
+    require_no_own_scores(path)
+    summary = api.evaluate(
+        predictions, references, tolerance_mm=tolerance_mm, workers=workers, reporter=make_reporter()
+    )
+    write_summary(path, summary)
+    typer.echo(format_table(summary))
+    typer.echo(f"All scores: {path}")
+
+
+def submit(
+    run_folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Format: msd, a zip file with a task folder; folder, plain files; or one of an installed package.",
+        ),
+    ] = "msd",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File or folder to write (default: submission.zip for msd, submission for folder).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Pack the predictions of the test images as a challenge wants them."""
+    typer.echo(f"Submission: {api.submit(run_folder, kind=kind, out=out)}")
+
+
+def bundle(
+    run_folder: RunArgument,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
+) -> None:
+    """Pack the model of a run into one file that `autoseg predict` takes on any machine; it tells nothing of the cases."""
+    from autoseg.inference.bundling import bundle_run
+
+    typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def import_nnunet(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Bundle file to write, e.g. model.zip.", show_default=False)
+    ],
+    fold: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--fold",
+            min=0,
+            help="A fold to take; may be given several times (default: all that are there).",
+            show_default=False,
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Literal["final", "best"],
+        typer.Option(
+            "--checkpoint",
+            help="final: weights at the end of training; best: of the best epoch on the validation fold.",
+        ),
+    ] = "final",
+) -> None:
+    """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
+    from autoseg.interop.nnunet.importing import import_nnunet as import_model
+
+    import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
+    typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the phantom dataset and its run.")] = Path("demo"),
+    budget: Annotated[str, typer.Option("--budget", help="Time for the whole run, e.g. 20m or 2h.")] = DEMO_BUDGET,
+    device: DeviceOption = "auto",
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")] = 0,
+) -> None:
+    """Make a small phantom dataset and do the main job on it."""
+    from autoseg.data.phantom import make_phantom_dataset
+
+    dataset = out / "Task99_Phantom"
+    if not (dataset / "dataset.json").exists():
+        make_phantom_dataset(dataset, seed=seed)
+        typer.echo(f"Made a phantom dataset in {dataset}")
+    done = api.run(
+        dataset, out / "run", budget=budget, device=device, seed=seed, reporter=_reporter({"budget": budget})
+    )
+    show_result(done)
+    typer.echo(
+        f"Score them:  autoseg evaluate {quote(str(done.folder.predictions))} {quote(str(dataset / 'labelsTs'))}"
+    )
+
+
+COMMANDS = (
+    run, predict, evaluate, check, plan, submit, bundle, import_nnunet, fingerprint, preprocess, train, select, report, demo,
+)  # fmt: skip
+"""In the order of the help page."""

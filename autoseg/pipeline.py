@@ -1,0 +1,151 @@
+"""The way from a folder of labelled volumes to a report: the stages in order, and the one rule for what is done again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+
+from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
+from autoseg.stages.check import check
+from autoseg.stages.fingerprint import fingerprint
+from autoseg.stages.plan import plan
+from autoseg.stages.predict import predict
+from autoseg.stages.preprocess import preprocess
+from autoseg.stages.record import what_differs, write_record
+from autoseg.stages.report import report
+from autoseg.stages.run import Run, StageRecord
+from autoseg.stages.schedule import schedule
+from autoseg.stages.select import select
+from autoseg.stages.train import train
+from autoseg.stages.validate import validate
+from autoseg.stages.work import Stage, Work, changed_inputs, read_record
+from autoseg.storage.atomic import load_document, remove_orphans, save_document
+from autoseg.storage.cache import key_of
+from autoseg.storage.locks import hold_lock
+
+STAGES = (
+    Stage(name="check", inputs=("the dataset's files",), outputs=("dataset.json",), function=check),
+    Stage(name="fingerprint", inputs=("dataset.json",), outputs=("fingerprint.json",), function=fingerprint),
+    Stage(name="plan", inputs=("fingerprint.json",), outputs=("plan.json",), function=plan),
+    Stage(name="preprocess", inputs=("dataset.json", "plan.json"), outputs=("preprocessed/",), function=preprocess),
+    Stage(
+        name="schedule",
+        inputs=("dataset.json", "plan.json", "preprocessed/"),
+        outputs=("schedule.json", "splits.json"),
+        function=schedule,
+    ),
+    Stage(
+        name="train",
+        inputs=("plan.json", "schedule.json", "splits.json", "preprocessed/"),
+        outputs=("models/CONFIGURATION/fold_K/final.safetensors", "models/CONFIGURATION/fold_K/history.jsonl"),
+        function=train,
+    ),
+    Stage(
+        name="validate",
+        inputs=("models/", "splits.json", "preprocessed/"),
+        outputs=("models/CONFIGURATION/fold_K/validation/",),
+        function=validate,
+    ),
+    Stage(
+        name="select",
+        inputs=("models/CONFIGURATION/fold_K/validation/",),
+        outputs=("selection.json", "cross_validation/"),
+        function=select,
+    ),
+    Stage(name="predict", inputs=("models/", "selection.json"), outputs=("predictions/",), function=predict),
+    Stage(
+        name="report", inputs=("all documents", "cross_validation/"), outputs=("report/index.html",), function=report
+    ),
+)
+"""Each reads what those before it wrote."""
+
+
+def run_stages(run: Run, last: str) -> Run:
+    """Bring every stage up to and including ``last`` up to date; what is up to date is skipped."""
+    for stage in STAGES:
+        with closing(stage.function(run)) as works:
+            for work in works:
+                do_work(run, work)
+        if stage.name == last:
+            return run
+    raise KeyError(last)
+
+
+def run_all(run: Run) -> Run:
+    """The whole run, by one process at a time; ``run.json`` says how the last call ended."""
+    with hold_lock(run.folder.lock("run"), what=f"the run in {run.folder.root}"):
+        remove_orphans(run.folder.root, below=False)
+        for folder in run.folder.folders:
+            remove_orphans(folder)
+        difference = what_differs(run)
+        if difference is not None:
+            run.say(
+                f"Since the last call {difference}: results of what is still to be done may differ in the last digits"
+            )
+        with _recorded(run):
+            return run_stages(run, "report")
+
+
+@contextmanager
+def _recorded(run: Run) -> Iterator[None]:
+    """Keep in ``run.json`` that the block is running, then how it ended."""
+    write_record(run, "running")
+    try:
+        yield
+    except KeyboardInterrupt:
+        with suppress(AutosegError):
+            write_record(run, "interrupted")
+        raise
+    except AutosegError as error:
+        with suppress(AutosegError):  # on a full disk the first error is the one to report
+            write_record(run, "failed", str(error))
+        raise
+    write_record(run, "finished")
+
+
+def do_work(run: Run, work: Work) -> bool:
+    """Do one unit unless it is up to date; returns whether it was done.
+
+    A unit is up to date when it was finished from the same inputs, by key, and its outputs are there and whole. While it is
+    done its lock is held; its record is written at the end, and the per-case results that it kept until then are removed.
+    """
+    if not work.is_recorded:
+        work.do()
+        return True
+    folder = run.folder
+    with hold_lock(folder.lock(work.name), what=work.what, wait=work.wait, say=run.say):
+        reasons = why_outdated(folder, work)
+        if not reasons:
+            shutil.rmtree(folder.cache(work.name), ignore_errors=True)  # of a call that was killed at its very end
+            return False
+        if read_record(folder, work.name) is not None:
+            run.say(f"Doing {work.what} again: {', '.join(reasons)}")
+        if not work.keeps_record:
+            folder.stage(work.name).unlink(missing_ok=True)
+        started = time.monotonic()
+        work.do()
+        record = StageRecord(
+            inputs=dict(work.inputs()),
+            seconds=time.monotonic() - started,
+            documents={path.name: key_of(load_document(kind, path)) for path, kind in work.edited.items()},
+        )
+        save_document(folder.stage(work.name), record)
+        shutil.rmtree(folder.cache(work.name), ignore_errors=True)
+    return True
+
+
+def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:
+    """Why a unit must be done (again); nothing where it is up to date."""
+    record = read_record(folder, work.name)
+    if record is None:
+        return ("it was not done yet",)
+    changed = [f"the {name} changed" for name in changed_inputs(folder, work.name, work.inputs())]
+    missing = [path for path in work.outputs if not (path.exists() and work.is_whole(path))]
+    changed += [f"{path.name} {'is not whole' if path.exists() else 'is gone'}" for path in missing]
+    for path, kind in work.edited.items():
+        if path not in missing and key_of(load_document(kind, path)) != record.documents.get(path.name):
+            changed.append(f"{path.name} was edited")
+    return tuple(changed)

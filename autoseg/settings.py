@@ -1,0 +1,289 @@
+"""Every option of a run, once: the command line, ``settings.json``, Python and the report derive from these fields."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+
+from autoseg.issues import AutosegError, Issue
+from planners import Document, Preset
+
+StageName = Literal["check", "fingerprint", "plan", "preprocess", "schedule", "train"]
+DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How a field of `Settings` appears to a person."""
+
+    help: str
+    """With unit and, where it is not plain, the default."""
+    stage: StageName
+    """The first stage that reads it: commands that stop before that stage do not offer it."""
+    decides: bool = True
+    """Another value gives other results, so what was made from the first value would be made again."""
+    flag: str = ""
+    """On the command line; default: the field's name."""
+
+
+def parse_duration(value: object) -> object:
+    """Seconds of ``90s``, ``20m``, ``2h`` or ``1h30m``; numbers are seconds already. Raises `ValueError` for other text."""
+    if not isinstance(value, str):
+        return value
+    match = DURATION.fullmatch(value.strip().lower())
+    hours, minutes, seconds = (float(match[unit] or 0) if match else 0.0 for unit in "hms")
+    if match is None or not value.strip():
+        raise ValueError(f"{value!r} is not a duration; write it like 90s, 20m, 2h or 1h30m")
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def parse_spacing(value: object) -> object:
+    """Three numbers of ``2.5,0.8,0.8``; other values pass. Raises `ValueError` for other text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError(f"{value!r} is not three numbers; write them like 2.5,0.8,0.8") from None
+
+
+def parse_names(value: object) -> object:
+    """Names separated by commas, as one text or several; each once."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+        return tuple(dict.fromkeys(name.strip() for part in value for name in part.split(",") if name.strip()))
+    return value
+
+
+def parse_changes(value: object) -> object:
+    """``plan.3d_fullres.patch_shape=64,160,160`` and the like, as texts or as a mapping, as a mapping of texts."""
+    if isinstance(value, str):
+        value = (value,)
+    if isinstance(value, Mapping):
+        plain = {k: ",".join(map(str, v)) if isinstance(v, list | tuple) else str(v) for k, v in value.items()}
+    elif isinstance(value, list | tuple) and all(isinstance(part, str) and "=" in part for part in value):
+        plain = {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in value)}
+    else:
+        raise ValueError(f"{value!r} does not name a value; write it like plan.3d_fullres.patch_shape=64,160,160")
+    for name in plain:
+        if name.partition(".")[0] not in ("plan", "schedule") or not name.partition(".")[2]:
+            raise ValueError(f"{name!r} begins neither with plan. nor with schedule.")
+    return plain
+
+
+def whole_path(path: Path | None) -> Path | None:
+    """A path that stays right when the next call is made from another folder."""
+    return None if path is None else path.absolute()
+
+
+OptionalPath = Annotated[Path | None, AfterValidator(whole_path)]
+Names = Annotated[tuple[str, ...], BeforeValidator(parse_names)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(Document):
+    """``settings.json``: what was asked for. Fields take what a command line gives (``2h``, ``1,0.8,0.8``), too."""
+
+    model_config = ConfigDict(strict=False)
+
+    schema_version: Literal[1] = 1
+    dataset: Annotated[Path, AfterValidator(whole_path)]
+    """Folder of labelled volumes."""
+    layout: Annotated[str | None, Option(help="Name of the layout to take where several fit.", stage="check")] = None
+    spec: Annotated[
+        OptionalPath, Option(help="TOML file that describes where the dataset's files are.", stage="check")
+    ] = None
+    skip_bad: Annotated[
+        bool, Option(help="Leave out cases with errors instead of stopping; the report names them.", stage="check")
+    ] = False
+    exclude: Annotated[Names, Option(help="Leave out this case; may be given several times.", stage="check")] = ()
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Option(help="Processes for reading and preprocessing (default: one a core).", stage="check", decides=False),
+    ] = None
+    strict_reference: Annotated[
+        bool, Option(help="Follow the reference planner to the letter, file axes included.", stage="fingerprint")
+    ] = False
+    preset: Annotated[Preset, Option(help="Kind of networks to plan (default: default).", stage="plan")] = "default"
+    memory_gb: Annotated[
+        Positive | None, Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan")
+    ] = None
+    target_spacing: Annotated[
+        tuple[Positive, Positive, Positive] | None,
+        BeforeValidator(parse_spacing),
+        Option(help="Spacing of full resolution, Z,Y,X in mm (default: planned).", stage="plan"),
+    ] = None
+    pretrained: Annotated[
+        OptionalPath, Option(help="Run folder or bundle to train on from, with its plan.", stage="plan")
+    ] = None
+    set: Annotated[
+        dict[str, str],
+        BeforeValidator(parse_changes),
+        Option(
+            help="Change a value of the plan or the schedule, e.g. plan.3d_fullres.patch_shape=64,160,160 or "
+            "schedule.epochs=250; may be given several times.",
+            stage="plan",
+        ),
+    ] = Field(default_factory=dict)
+    work: Annotated[
+        OptionalPath,
+        Option(help="Folder for preprocessed data (default: in the run folder).", stage="preprocess", decides=False),
+    ] = None
+    budget: Annotated[
+        Positive | None,
+        BeforeValidator(parse_duration),
+        Option(
+            help="Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, the method's 1000 epochs on a GPU).",
+            stage="schedule",
+        ),
+    ] = None
+    """Seconds."""
+    schedule: Annotated[
+        OptionalPath, Option(help="Follow this schedule.json instead of measuring the machine.", stage="schedule")
+    ] = None
+    configurations: Annotated[
+        Names,
+        Option(
+            help="Train these configurations of the plan (default: as the schedule's rule chooses).", stage="schedule"
+        ),
+    ] = ()
+    mirroring: Annotated[
+        bool, Option(help="Mirror images in training and prediction where the plan allows it.", stage="schedule")
+    ] = True
+    splits: Annotated[
+        OptionalPath,
+        Option(help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", stage="schedule"),
+    ] = None
+    folds: Annotated[
+        Annotated[int, Field(ge=2)] | None,
+        Option(help="Number of folds (default: five, fewer where time is short).", stage="schedule"),
+    ] = None
+    groups: Annotated[
+        OptionalPath,
+        Option(help="CSV file with columns case and group: cases of a group stay together.", stage="schedule"),
+    ] = None
+    leave_one_group_out: Annotated[bool, Option(help="One fold for each group.", stage="schedule")] = False
+    seed: Annotated[
+        int, Field(ge=0), Option(help="Seed of everything that is drawn (default: 0).", stage="schedule")
+    ] = 0
+    device: Annotated[
+        str, Option(help="auto, cpu, cuda, cuda:1 or mps (default: auto).", stage="schedule", decides=False)
+    ] = "auto"
+    threads: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Option(
+            help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).",
+            stage="schedule",
+            decides=False,
+        ),
+    ] = None
+    track: Annotated[
+        Names, Option(help="Also write metrics for tensorboard or mlflow.", stage="train", decides=False)
+    ] = ()
+
+
+def options() -> Iterator[tuple[str, Option]]:
+    """Name and `Option` of every field that a person can give, in order."""
+    for name, field in Settings.model_fields.items():
+        yield from ((name, each) for each in field.metadata if isinstance(each, Option))
+
+
+def flag_of(name: str) -> str:
+    """A field as the command line calls it: ``--skip-bad``."""
+    return f"--{name.replace('_', '-')}"
+
+
+def make_settings(wishes: Mapping[str, Any]) -> Settings:
+    """Settings from what a person gave. Raises `AutosegError` with all faults, named as on the command line."""
+    try:
+        return Settings.model_validate(dict(wishes))
+    except ValidationError as error:
+        raise AutosegError(*(_issue(fault) for fault in error.errors(include_url=False))) from error
+
+
+def updated(settings: Settings, wishes: Mapping[str, Any]) -> Settings:
+    """``settings`` with some fields given anew; changes of plan and schedule (``set``) are added to those made before."""
+    values = {name: getattr(settings, name) for name in Settings.model_fields}
+    if "set" in wishes:
+        wishes = {**wishes, "set": {**settings.set, **make_settings({"dataset": ".", "set": wishes["set"]}).set}}
+    return make_settings({**values, **wishes})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A field that two settings give different values."""
+
+    name: str
+    option: Option
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{flag_of(self.name)} was {self.before} and is {self.now}"
+
+
+def differences(before: Settings, now: Settings) -> tuple[Difference, ...]:
+    """Fields with an `Option` that differ, in order."""
+    pairs = ((name, option, getattr(before, name), getattr(now, name)) for name, option in options())
+    return tuple(
+        Difference(name=name, option=option, before=describe_value(old), now=describe_value(new))
+        for name, option, old, new in pairs
+        if old != new
+    )
+
+
+def given_settings(settings: Settings) -> dict[str, str]:
+    """What differs from the defaults, as text, by the name on the command line."""
+    defaults = Settings(dataset=settings.dataset)
+    return {flag_of(each.name): each.now for each in differences(defaults, settings)}
+
+
+def changes_of(settings: Settings, document: Literal["plan", "schedule"]) -> dict[str, str]:
+    """What ``--set`` changes in one document, by path inside it."""
+    own = {name.partition(".")[::2]: text for name, text in settings.set.items()}
+    return {path: text for (where, path), text in own.items() if where == document}
+
+
+def describe_value(value: object) -> str:
+    """A field's value as a person would give it."""
+    if value is None or value == () or value == {}:
+        return "not given"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={text}" for name, text in value.items())
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def words_of(settings: Settings) -> tuple[str, ...]:
+    """The options that give ``settings`` on a command line, without the dataset."""
+    words: list[str] = []
+    defaults = Settings(dataset=settings.dataset)
+    for name, _ in options():
+        value = getattr(settings, name)
+        if value == getattr(defaults, name):
+            continue
+        if isinstance(value, bool):
+            words.append(flag_of(name) if value else f"--no-{name.replace('_', '-')}")
+        elif isinstance(value, Mapping):
+            words += [word for key, text in value.items() for word in (flag_of(name), f"{key}={text}")]
+        elif name == "budget":
+            words += [flag_of(name), f"{value:g}s"]
+        else:
+            words += [flag_of(name), describe_value(value)]
+    return tuple(words)
+
+
+def _issue(fault: Any) -> Issue:
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    known = ", ".join(field for field, _ in options())
+    if fault["type"] == "extra_forbidden":
+        return Issue(code="settings.unknown", where=name, message="there is no such option", fix=f"options are {known}")
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return Issue(code="settings.bad_value", where=flag_of(name), message=f"{message} (found {fault['input']!r})")

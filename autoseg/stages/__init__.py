@@ -1,0 +1,1 @@
+"""The steps from a folder of labelled volumes to a report, one file each."""

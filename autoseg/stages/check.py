@@ -1,0 +1,125 @@
+"""Check: what is in the dataset's folder, and whether it can be used."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+
+from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_that_remain, leave_out_bad
+from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import file_states, files_of
+from autoseg.stages.run import Run, require_redo
+from autoseg.stages.work import Work
+from autoseg.storage.atomic import save_document
+from autoseg.storage.cache import Cached, key_of, read_content
+from autoseg.wording import count_noun
+
+BYTE_S = 1e-9
+"""Processor time to hash a byte."""
+Contents = tuple[str, ...]
+"""Hash of each file of a case, in the order of its channels, then its labels."""
+
+
+def check(run: Run) -> Generator[Work, None, None]:
+    """Find the dataset's cases and check them; raises `AutosegError` with all errors at once.
+
+    With ``skip_bad`` cases that have an error are left out, and only errors of the dataset as a whole raise.
+    """
+    found = find_dataset(run)
+    run.say(f"Found {describe_dataset(found)}")
+    yield Work(
+        name="check",
+        what="the check",
+        inputs=lambda: {
+            "dataset": key_of(found),
+            "choice to leave bad cases out (--skip-bad)": key_of(run.settings.skip_bad),
+        },
+        outputs=[run.folder.dataset],
+        do=partial(_check, run, found),
+        keeps_record=True,
+    )
+
+
+def find_dataset(run: Run) -> DatasetDescription:
+    """The dataset as it is now, with what is in its files."""
+    wishes = run.settings
+    dataset = discover_dataset(
+        wishes.dataset,
+        layout=wishes.layout,
+        spec=wishes.spec,
+        looks=run.folder.cache("labels.json"),
+        num_workers=run.num_workers,
+        reporter=run.reporter,
+    )
+    return with_contents(dataset, cache=run.folder.cache("contents"), num_workers=run.num_workers)
+
+
+def _check(run: Run, found: DatasetDescription) -> None:
+    issues = check_dataset(found, num_workers=run.num_workers, reporter=run.reporter, keep_in=run.folder.cache("check"))
+    if run.settings.skip_bad:
+        require_clean(errors_that_remain(issues))
+        checked = leave_out_bad(found, issues)
+    else:
+        require_clean(issues)
+        checked = found.model_copy(update={"issues": tuple(issues)})
+    before = _trained_before(run)
+    if before is not None and before != trained_on(checked):
+        require_redo(run, ["the dataset changed since its networks were trained"], code="run.dataset_changed")
+    save_document(run.folder.dataset, checked)
+    noted = [issue for issue in checked.issues if issue.severity != "error"]
+    warnings = [issue for issue in noted if issue.severity == "warning"]
+    left_out = checked.left_out
+    errors = f"{len(left_out)} left out for errors ({', '.join(left_out)})" if left_out else "no errors"
+    run.say(
+        f"Check: {errors}, {count_noun(len(warnings), 'warning')}, {count_noun(len(noted) - len(warnings), 'note')}"
+    )
+    for issue in warnings:
+        run.say(f"  {issue}")
+
+
+def _trained_before(run: Run) -> str | None:
+    """What the dataset's networks were trained on, by `trained_on`; None where ``dataset.json`` does not tell."""
+    return trained_on(run.dataset) if run.folder.dataset.is_file() and run.folder.is_begun else None
+
+
+def trained_on(dataset: DatasetDescription) -> str:
+    """Key of all of a dataset that trainings depend on: not its place, its test images or the name of its layout."""
+    cases = [[case.case_id, case.content, case.annotated, case.group, case.parts] for case in dataset.training]
+    return key_of(dataset.channels, dataset.coding, cases)
+
+
+def with_contents(dataset: DatasetDescription, *, cache: Path, num_workers: int) -> DatasetDescription:
+    """The dataset with the hash of what is in the files of each case.
+
+    Files whose sizes and times are those of the last call are not read again; touching, moving or copying them back
+    changes nothing. Raises `AutosegError` that names a file which cannot be read.
+    """
+    cases = [*dataset.training, *dataset.test]
+    hashes = Cached(function=_contents, kind=Contents, state=_state, folder=cache)
+    size = sum(bytes_ for case in cases for _, bytes_, _ in _state(case))
+    workers = workers_worth_starting(num_workers, BYTE_S * size) if not cache.is_dir() else 1
+    found = run_jobs(hashes, cases, name=lambda case: f"case {case.case_id}", num_workers=workers)
+    contents = {case.case_id: key_of(of_case) for case, of_case in zip(cases, found, strict=True)}
+
+    def read(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+        return tuple(case.model_copy(update={"content": contents[case.case_id]}) for case in cases)
+
+    content = key_of([[case.case_id, contents[case.case_id]] for case in cases])
+    return dataset.model_copy(
+        update={"training": read(dataset.training), "test": read(dataset.test), "content": content}
+    )
+
+
+def _paths(case: Case) -> tuple[str, ...]:
+    return (*case.images, *case.label_files)
+
+
+def _state(case: Case) -> tuple[tuple[str, int, int], ...]:
+    return file_states(_paths(case))
+
+
+def _contents(case: Case) -> Contents:
+    return tuple(read_content(file, None).sha256 for path in _paths(case) for file in files_of(path))

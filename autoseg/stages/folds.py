@@ -1,0 +1,106 @@
+"""The folds of a run: made by the method's rule, or as a person wants them."""
+
+from __future__ import annotations
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import (
+    Splits,
+    cases_of_groups,
+    cases_of_splits,
+    describe_gaps,
+    describe_leaks,
+    leave_one_group_out,
+    make_splits,
+    read_groups,
+    read_splits,
+)
+from autoseg.issues import AutosegError, Issue
+from autoseg.settings import Settings
+from autoseg.stages.run import Run
+from autoseg.storage.atomic import save_document
+from autoseg.storage.cache import key_of
+
+FOLDS = 5
+"""Of a cross-validation with enough cases and time (method section 7.9)."""
+
+
+def folds_given(settings: Settings) -> bool:
+    """Whether a person asked for certain folds, of which no schedule may take any away."""
+    return settings.splits is not None or settings.folds is not None or settings.leave_one_group_out
+
+
+def refuse_bad_files(settings: Settings) -> None:
+    """Refuse files of folds and groups that cannot be read, before images are; see `refuse_bad_folds`."""
+    for path, named in ((settings.splits, cases_of_splits), (settings.groups, cases_of_groups)):
+        if path is not None:
+            named(path)
+
+
+def refuse_bad_folds(settings: Settings, dataset: DatasetDescription) -> None:
+    """Refuse folds that cannot be used before hours go into preprocessing."""
+    if folds_given(settings) or settings.groups is not None:
+        find_splits(settings, dataset)
+
+
+def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int | None = None) -> Splits:
+    """The folds that were asked for; else ``num_folds`` by the method's rule, or fewer if there are fewer cases.
+
+    Raises `AutosegError` with all that is wrong with files and groups, before anything is computed.
+    """
+    case_ids = [case.case_id for case in dataset.training]
+    if settings.splits is not None:
+        return read_splits(settings.splits, case_ids, dataset.left_out)
+    groups = groups_of(settings, dataset)
+    if not settings.leave_one_group_out:
+        return make_splits(case_ids, num_folds=max(2, settings.folds or num_folds or FOLDS), groups=groups)
+    if not any(groups.values()):
+        raise AutosegError(
+            Issue(
+                code="folds.no_groups",
+                where="--leave-one-group-out",
+                message=f"no case of {dataset.root} has a group",
+                fix="list groups in a CSV file with the columns case and group (--groups), or describe the folder with a spec "
+                "file whose pattern has {patient} (--spec)",
+            )
+        )
+    if len({groups.get(case_id) or ("alone", case_id) for case_id in case_ids}) < 2:
+        raise AutosegError(
+            Issue(
+                code="folds.one_group",
+                where="--leave-one-group-out",
+                message=f"all {len(case_ids)} cases are of one group",
+                fix="leave the option out, or give groups of at least two patients or sites",
+            )
+        )
+    return leave_one_group_out(case_ids, groups)
+
+
+def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str | None]:
+    """Group of each case: as the file says, else as the dataset tells."""
+    if settings.groups is None:
+        return {case.case_id: case.group for case in dataset.training}
+    return dict(read_groups(settings.groups, [case.case_id for case in dataset.training], dataset.left_out))
+
+
+def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:
+    """Write ``splits.json`` and say what a person should know of folds of their own."""
+    settings = run.settings
+    save_document(run.folder.splits, splits)
+    case_ids = [case.case_id for case in dataset.training]
+    for path, named in ((settings.splits, cases_of_splits), (settings.groups, cases_of_groups)):
+        skipped = [] if path is None else sorted(named(path) & set(dataset.left_out) - set(case_ids))
+        if skipped:
+            run.say(f"Note: {path}: skipped cases that were left out of the dataset: {', '.join(skipped)}")
+    if settings.splits is not None:
+        leaks = describe_leaks(splits, groups_of(settings, dataset))
+        for line in (*describe_gaps(splits, case_ids), *leaks):
+            run.say(f"Warning: {settings.splits}: {line}")
+    elif settings.folds is not None and len(splits.folds) < settings.folds:
+        run.say(f"{len(splits.folds)} folds instead of {settings.folds}: there are no more cases or groups")
+
+
+def fold_inputs(settings: Settings, dataset: DatasetDescription) -> dict[str, str]:
+    """What a schedule depends on besides the dataset; nothing where no folds or groups were asked for."""
+    if not folds_given(settings) and settings.groups is None:
+        return {}
+    return {"choice of folds": key_of(find_splits(settings, dataset), folds_given(settings))}

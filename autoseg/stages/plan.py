@@ -1,0 +1,120 @@
+"""Plan: what to do with the dataset, by rules; a plan that a person edited is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import partial
+
+from autoseg.preprocessing.fingerprint import describe_unusual_classes
+from autoseg.settings import changes_of
+from autoseg.stages.pretrained import fit_plan, open_pretrained
+from autoseg.stages.run import Run, require_redo
+from autoseg.stages.work import Work, changed_inputs, is_edited
+from autoseg.storage.atomic import save_document
+from autoseg.storage.cache import key_of
+from planners import Configuration, Edit, Plan, edited_plan, find_edits, plan_dataset
+
+
+def plan(run: Run) -> Generator[Work, None, None]:
+    """Apply the planner's rules to the fingerprint, then what a person set (``--set plan.…``).
+
+    A ``plan.json`` that was edited since, or put there for the run, is kept until ``--replan``. A GPU smaller than the
+    preset's memory caps the plan that a run begins with; continued on another device, the run keeps its memory target
+    (decision record 0118).
+    """
+    own = planned(run)
+    if is_edited(run, "plan", run.folder.plan, Plan, own):
+        _say_edits(run, find_edits(own, run.plan))
+    else:
+        yield Work(
+            name="plan",
+            what="the plan",
+            inputs=partial(_inputs, run),
+            outputs=[run.folder.plan],
+            edited={run.folder.plan: Plan},
+            do=partial(_save, run, own),
+        )
+    _describe(run, run.plan)
+
+
+def _save(run: Run, own: Plan) -> None:
+    if run.folder.plan.is_file() and run.replan:
+        require_redo(run, ["the plan would go back to that of the rules"], code="run.replan")
+    save_document(run.folder.plan, own)
+
+
+def planned(run: Run, *, changed: bool = True) -> Plan:
+    """The plan by the rules and the person's settings, whatever ``plan.json`` says; ``changed``: by ``--set``, too."""
+    wishes = run.settings
+    goes_on = run.folder.plan.is_file() and not run.replan and not changed_inputs(run.folder, "plan", _inputs(run))
+    pretrained = open_pretrained(run)
+    own = plan_dataset(
+        run.fingerprint,
+        preset=wishes.preset,
+        memory_gb=wishes.memory_gb,
+        device_memory_gb=run.plan.memory_target_gb if goes_on else device_memory_gb(run),
+        target_spacing_mm=wishes.target_spacing,
+        strict_reference=wishes.strict_reference,
+    )
+    plan = own if pretrained is None else fit_plan(pretrained, own)
+    return edited_plan(plan, changes_of(wishes, "plan")) if changed else plan
+
+
+def plan_edits(run: Run) -> tuple[Edit, ...]:
+    """What a person changed in ``plan.json`` or by ``--set``, beside the rules' own values."""
+    return find_edits(planned(run, changed=False), run.plan)
+
+
+def _inputs(run: Run) -> dict[str, str]:
+    wishes = run.settings
+    chosen = {
+        "target spacing (--target-spacing)": wishes.target_spacing,
+        "pretrained model (--pretrained)": wishes.pretrained and open_pretrained(run).key,  # type: ignore[union-attr]
+        "changes (--set)": changes_of(wishes, "plan") or None,
+    }
+    return {
+        "fingerprint": key_of(run.fingerprint),
+        "preset (--preset)": key_of(wishes.preset),
+        "memory to plan for (--memory-gb)": key_of(wishes.memory_gb),
+        **{name: key_of(value) for name, value in chosen.items() if value is not None},
+    }
+
+
+def device_memory_gb(run: Run) -> float | None:
+    """Memory of the GPU that trains, in whole GB (1e9 bytes); None for other devices.
+
+    Whole ones, because drivers keep a small part that differs from version to version.
+    """
+    if not run.device_name.startswith("cuda"):
+        return None
+    import torch
+
+    return max(1.0, float(round(torch.cuda.get_device_properties(run.device).total_memory / 1e9)))
+
+
+def _say_edits(run: Run, edits: tuple[Edit, ...]) -> None:
+    changes = ", ".join(f"{edit.path} {edit.own} -> {edit.value}" for edit in edits)
+    run.say(
+        f"plan.json was edited: {changes or 'other fields than those of the rules'}; keeping it (--replan plans anew)"
+    )
+
+
+def _describe(run: Run, plan: Plan) -> None:
+    device_gb = device_memory_gb(run) if run.settings.pretrained is None else None
+    if run.settings.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
+        run.say(
+            f"Note: this run was planned for {plan.memory_target_gb:g} GB, but the GPU has {device_gb:g} GB: what does not fit "
+            f"is computed in micro-batches; --memory-gb {device_gb:g} plans for this GPU"
+        )
+    for sentence in describe_unusual_classes(run.fingerprint):
+        run.say(f"Note: {sentence}")
+    for configuration in plan.configurations:
+        run.say(f"Plan: {describe_configuration(configuration)}")
+
+
+def describe_configuration(configuration: Configuration) -> str:
+    """One line: name, network, patch, spacing."""
+    patch = " x ".join(str(n) for n in configuration.patch_shape)
+    spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing_mm)
+    stages = len(configuration.network.features)
+    return f"{configuration.name}: {configuration.network.family} with {stages} stages, patch {patch}, {spacing} mm"

@@ -1,0 +1,362 @@
+"""One run: its settings, its folder, the machine it is on; and how a call finds or begins it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from autoseg.compute.executor import available_cores
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
+from autoseg.imaging.readers import require_text
+from autoseg.issues import AutosegError, Issue
+from autoseg.run_folder import RunFolder, run_of
+from autoseg.settings import Difference, Settings, differences, make_settings, updated
+from autoseg.storage.atomic import load_document, save_document, write_error
+from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
+from autoseg.wording import count_noun
+from planners import Document, Fingerprint, Plan, Schedule
+
+if TYPE_CHECKING:
+    import torch
+
+    from autoseg.evaluation.selection import Selection
+    from autoseg.evaluation.table import Summary
+
+logger = logging.getLogger("autoseg")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run folder with its settings; documents are read when they are asked for, so they are what is on the disk now."""
+
+    folder: RunFolder
+    settings: Settings
+    device_name: str = "cpu"
+    """What trains and predicts, e.g. ``cuda:1``."""
+    num_threads: int = field(default_factory=available_cores)
+    num_workers: int = field(default_factory=available_cores)
+    """Processes for reading and preprocessing."""
+    reporter: Reporter = field(default_factory=SilentReporter)
+    redo: bool = False
+    """What was trained may be trained again where its inputs changed."""
+    replan: bool = False
+    """Edits of the plan and the schedule are dropped."""
+    configuration: str | None = None
+    """This call trains only that configuration, and what it builds on."""
+    fold: int | None = None
+    """This call trains only that fold."""
+    started: float = field(default_factory=time.monotonic)
+    """When the budget began."""
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """The run in the folder ``path``, to look at. Raises `AutosegError` for a folder without ``settings.json``."""
+        root = Path(path)
+        settings = load_document(Settings, root / "settings.json", mend="give the run folder, the --out of autoseg run")
+        return cls(folder=RunFolder(root, settings.work), settings=settings)
+
+    @property
+    def dataset(self) -> DatasetDescription:
+        """What was found in the dataset's folder."""
+        return load_document(DatasetDescription, self.folder.dataset)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Sizes, spacings and intensities of the training cases."""
+        return load_document(Fingerprint, self.folder.fingerprint)
+
+    @property
+    def plan(self) -> Plan:
+        """What is done with the dataset, and why."""
+        return load_document(Plan, self.folder.plan)
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is trained for how long."""
+        return load_document(Schedule, self.folder.schedule)
+
+    @property
+    def splits(self) -> Splits:
+        """Which cases train and validate in each fold."""
+        return load_document(Splits, self.folder.splits)
+
+    @property
+    def selection(self) -> Selection:
+        """The chosen configurations and their postprocessing."""
+        from autoseg.evaluation.selection import Selection
+
+        return load_document(Selection, self.folder.selection)
+
+    @property
+    def summary(self) -> Summary | None:
+        """Scores of the chosen model over all cross-validated cases; None where nothing was cross-validated."""
+        from autoseg.evaluation.table import read_summary
+
+        path = self.folder.cross_validation / "summary.json"
+        return read_summary(path) if self.selection.cross_validated else None
+
+    @property
+    def predictions(self) -> tuple[Path, ...]:
+        """Label maps of the dataset's test images, and folders of masks; sorted."""
+        names = {case.case_id for case in self.dataset.test}
+        there = sorted(self.folder.predictions.iterdir()) if self.folder.predictions.is_dir() else []
+        return tuple(path for path in there if path.name.partition(".")[0] in names or path.name in names)
+
+    @property
+    def report(self) -> Path:
+        """The report page."""
+        return self.folder.report / "index.html"
+
+    @property
+    def device(self) -> torch.device:
+        """What trains and predicts; loads torch, which stages before training do without."""
+        import torch
+
+        return torch.device(self.device_name)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    @property
+    def follows_method(self) -> bool:
+        """Whether the method's own schedule is followed: without a budget, on a GPU."""
+        return self.settings.budget is None and self.device_name.startswith("cuda")
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.reporter.say(text)
+
+    def tell(self, issue: Issue) -> None:
+        """An issue for the user; errors are raised instead."""
+        self.say(f"{issue.severity.capitalize()}: {issue}")
+
+
+class StageRecord(Document):
+    """``stages/NAME.json``: what a finished unit was made from and what it wrote."""
+
+    inputs: dict[str, str]
+    seconds: float
+    """What the unit took."""
+    documents: dict[str, str] = Field(default_factory=dict)
+    """Key of each document that a person may edit, as the unit wrote it, by file name."""
+
+
+def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
+    """The dataset, where ``target`` is one, and the run folder that a call means.
+
+    A folder with ``settings.json`` is a run; anything else is a dataset, whose run is in ``out`` (default ``run``).
+    """
+    if target is not None and RunFolder(target).settings.is_file():
+        if out is not None and out.resolve() != target.resolve():
+            issue = Issue(
+                code="run.two_folders",
+                where=str(target),
+                message=f"is a run folder, but --out names another one, {out}",
+                fix="give one of the two",
+            )
+            raise AutosegError(issue)
+        return None, target
+    return target, Path("run") if out is None else out
+
+
+def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], **context: Any) -> Run:
+    """The run that a call means, with its settings brought up to date and written.
+
+    ``wishes`` are what was given now; everything else is as the run began. Options that would make trained networks
+    worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
+    Raises `AutosegError` before anything is written.
+    """
+    dataset, root = find_run(target, out)
+    stored = _stored(RunFolder(root))
+    if dataset is None and stored is None:
+        raise AutosegError(
+            Issue(
+                code="run.no_dataset",
+                where="DATASET",
+                message="is missing",
+                fix="give a folder of labelled volumes, or a run folder",
+            )
+        )
+    given = {**wishes, **({} if dataset is None else {"dataset": dataset})}
+    settings = make_settings(given) if stored is None else updated(stored, given)
+    folder = RunFolder(root, settings.work)
+    require_text([root, *([] if settings.work is None else [settings.work])])
+    require_free(folder, settings.dataset)
+    needs_device = context.pop("needs_device", False)
+    run = Run(
+        folder=folder,
+        settings=settings,
+        num_threads=settings.threads or available_cores(),
+        num_workers=settings.workers or available_cores(),
+        **context,
+    )
+    if stored is not None:
+        _refuse_differences(run, differences(stored, settings))
+    refuse_contradictions(settings, folder)
+    if needs_device:
+        run = _with_device(run)
+    start_log(folder)
+    if settings != stored:
+        save_document(folder.settings, settings)
+    return run
+
+
+def _stored(folder: RunFolder) -> Settings | None:
+    fix = "restore the file, or give another run folder with --out"
+    return load_document(Settings, folder.settings, mend=fix) if folder.settings.is_file() else None
+
+
+def _with_device(run: Run) -> Run:
+    from autoseg.compute.device import choose_device, set_threads
+
+    set_threads(run.num_threads)
+    return replace(run, device_name=str(choose_device(run.settings.device)))
+
+
+def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
+    """Options that were given otherwise before are named with what they cost, and need ``--redo`` where that is a training."""
+    deciding = [each for each in changed if each.option.decides]
+    if deciding:
+        require_redo(run, [str(each) for each in deciding], code="run.option_differs")
+        run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
+
+
+def require_redo(run: Run, changes: Sequence[str], *, code: str) -> None:
+    """Raise `AutosegError` where trained folds would be trained again because of ``changes``, unless that is asked for."""
+    trained = sorted(run.folder.models.glob("*/fold_*/final.safetensors"))
+    if run.redo or not trained:
+        return
+    names = [f"train-{path.parent.parent.name}-{path.parent.name}" for path in trained]
+    records = [run.folder.stage(name) for name in names]
+    seconds = sum(load_document(StageRecord, path).seconds for path in records if path.is_file())
+    cost = f"{count_noun(len(trained), 'trained fold')} would be trained again, {format_duration(seconds)} on the machine of the first time"
+    raise AutosegError(
+        Issue(
+            code=code,
+            where=str(run.folder.root),
+            message=f"{' and '.join(changes)}: {cost}",
+            fix="add --redo to do so, give another run folder with --out, or leave the change out to keep what was trained",
+        )
+    )
+
+
+def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
+    """Refuse options that cannot be followed together, all at once."""
+    issues = []
+    if settings.pretrained is not None:
+        if settings.pretrained.resolve() == folder.root.resolve():
+            raise AutosegError(
+                Issue(
+                    code="settings.pretrained_is_run",
+                    where=f"--pretrained {settings.pretrained}",
+                    message="is the run folder itself, whose model would be overwritten",
+                    fix="give another folder with --out, or leave --pretrained out to resume the run",
+                )
+            )
+        because = f"the plan of --pretrained {settings.pretrained} fixes networks, patch and spacing"
+        fixed = {
+            "--preset": settings.preset != "default",
+            "--memory-gb": settings.memory_gb is not None,
+            "--target-spacing": settings.target_spacing is not None,
+        }
+        issues += [_contradiction(name, because) for name, given in fixed.items() if given]
+    own_folds = {"--folds": settings.folds is not None, "--leave-one-group-out": settings.leave_one_group_out}
+    given = [name for name, is_given in own_folds.items() if is_given]
+    if settings.splits is not None:
+        issues += [_contradiction(name, f"the folds of --splits {settings.splits} are fixed") for name in given]
+    elif len(given) > 1:
+        issues.append(_contradiction("--folds", "--leave-one-group-out gives each group a fold"))
+    if issues:
+        raise AutosegError(*issues, headline="these options contradict each other:")
+
+
+def _contradiction(option: str, because: str) -> Issue:
+    return Issue(code="settings.contradiction", where=option, message=because, fix="leave one of the two out")
+
+
+def require_free(folder: RunFolder, dataset: Path) -> None:
+    """Raise `AutosegError` where the run folder is the dataset itself, or holds files of others that it would overwrite.
+
+    A plan may have been put into it for the run to follow.
+    """
+    if folder.root.resolve() == dataset.resolve():
+        raise _not_free(folder.root, "is the dataset itself, to which nothing is written")
+    if folder.is_begun or folder.settings.is_file():
+        return
+    others = [
+        path.name for path in (folder.fingerprint, folder.schedule, folder.splits, folder.selection) if path.is_file()
+    ]
+    if others:
+        raise _not_free(folder.root, f"has {', '.join(others)}, but no run was started there")
+    if folder.dataset.is_file():
+        try:
+            load_document(DatasetDescription, folder.dataset)
+        except AutosegError as error:
+            raise _not_free(folder.dataset, "was not written by a run, and would be overwritten") from error
+
+
+def require_free_for_plan(folder: RunFolder, dataset: Path) -> None:
+    """Raise `AutosegError` where a plan that is made of the files in ``dataset`` may not be put.
+
+    That is in a dataset, in a run, which has a plan of its own, and over a ``plan.json`` that is not a plan.
+    """
+    require_free(folder, dataset)
+    if folder.is_begun or folder.dataset.exists():
+        raise _not_free(folder.root, "is a run folder with a plan of its own")
+    if not folder.plan.exists():
+        return
+    try:
+        load_document(Plan, folder.plan)
+    except AutosegError as error:
+        raise _not_free(folder.plan, "exists and is not a plan of autoseg, so it is not replaced") from error
+
+
+def _not_free(path: Path, message: str) -> AutosegError:
+    return AutosegError(
+        Issue(code="run.folder_not_free", where=str(path), message=message, fix="choose another folder with --out")
+    )
+
+
+def require_no_own_scores(path: Path) -> None:
+    """Raise `AutosegError` where ``path`` is a ``summary.json`` that a run made of its cross-validation or of one of its folds.
+
+    The run goes by these scores: others in their place would be taken for its own.
+    """
+    whole = path.resolve()
+    run = run_of(whole)
+    if run is None or whole.name != "summary.json":
+        return
+    if whole.parent == run.cross_validation or run.models in whole.parents:
+        message = f"holds the scores that the run in {run.root} goes by"
+        raise AutosegError(
+            Issue(code="scores.of_a_run", where=str(path), message=message, fix="choose another file with --out")
+        )
+
+
+def start_log(folder: RunFolder) -> None:
+    """Keep every line in the run's ``log.txt``. Raises `AutosegError` where the folder cannot be written."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(folder.log)
+    except OSError as error:
+        raise write_error(folder.log, error) from error
+    for other in [each for each in logger.handlers if isinstance(each, logging.FileHandler)]:
+        logger.removeHandler(other)  # of a run that this process worked on before
+        other.close()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    # The stage that meets a full disk reports it; a log line that no longer fits must not add a traceback.
+    handler.handleError = lambda record: None  # type: ignore[method-assign]
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.debug("called: %s", shlex.join(sys.argv))

@@ -1,0 +1,450 @@
+"""Schedule: what is trained for how long, by trial steps on this machine, from a file, or as a person edited it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.splits import Splits
+from autoseg.issues import AutosegError, Issue
+from autoseg.settings import changes_of
+from autoseg.stages.check import trained_on
+from autoseg.stages.folds import find_splits, fold_inputs, folds_given, refuse_bad_files, refuse_bad_folds, save_splits
+from autoseg.stages.preprocess import candidates, preprocess_configurations
+from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
+from autoseg.stages.run import Run, require_redo
+from autoseg.stages.work import Work, changed_inputs, is_edited, read_record
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.cache import key_of
+from autoseg.storage.locks import hold_lock
+from autoseg.tracking.progress import format_duration
+from autoseg.wording import count_noun
+from planners import (
+    DEFAULT_CPU_BUDGET_S,
+    Conditions,
+    Measurement,
+    Plan,
+    Schedule,
+    Training,
+    describe_outlook,
+    edited_schedule,
+    extend_schedule,
+    plan_schedule,
+    warn_of_starvation,
+)
+
+if TYPE_CHECKING:
+    from autoseg.inference.model_files import ModelFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """All that training starts from, read once."""
+
+    dataset: DatasetDescription
+    plan: Plan
+    schedule: Schedule
+    splits: Splits
+    pretrained: ModelFiles | None = None
+    """The model that every fold begins from."""
+
+
+def read_prepared(run: Run) -> Prepared:
+    """What the stages before training left. Raises `AutosegError` where something of it is missing."""
+    return Prepared(
+        dataset=run.dataset, plan=run.plan, schedule=run.schedule, splits=run.splits, pretrained=open_pretrained(run)
+    )
+
+
+GIVE_ANOTHER = "give another file with --schedule, or none"
+
+
+def schedule(run: Run) -> Generator[Work, None, None]:
+    """Time a few steps, decide by rule, and apply what a person set (``--set schedule.…``).
+
+    A schedule file is followed instead where one is given. A ``schedule.json`` that was edited since is kept until
+    ``--replan``. Once it is there, the schedule holds on other devices and with other numbers of threads, too.
+    """
+    dataset, plan, given = run.dataset, run.plan, read_given(run)
+    followed = read_schedule(run)
+    if followed is not None and given is None and is_edited(run, "schedule", run.folder.schedule, Schedule):
+        _follow_edited(run, dataset, plan, followed)
+    else:
+        yield Work(
+            name="schedule",
+            what="the schedule",
+            inputs=partial(_inputs, run, dataset, plan, given),
+            outputs=[run.folder.schedule, run.folder.splits],
+            edited={run.folder.schedule: Schedule},
+            is_whole=lambda _: _read_both(run) is not None,
+            do=partial(_make, run, dataset, plan, given),
+            keeps_record=True,
+        )
+    current = run.schedule
+    if run.configuration is not None and run.configuration not in names_of(current):
+        before = current.trainings
+        current = add_training(run, dataset, plan, run.configuration)
+        announce_trainings(run, current, current.trainings[len(before) :])
+    _say_differences(run, current)
+    preprocessed = {configuration.data for configuration in candidates(run, plan)}
+    others = [plan.configuration(name) for name in names_of(current)]
+    if missing := [configuration for configuration in others if configuration.data not in preprocessed]:
+        preprocess_configurations(run, plan, missing)  # scheduled for another machine, or asked for
+    if run.settings.pretrained is not None:
+        for line in describe_start(run, dataset, plan, current):
+            run.say(line)
+
+
+def preflight(run: Run, plan: Plan) -> None:
+    """Refuse, before anything is preprocessed, what no schedule could follow: folds, files, configurations."""
+    dataset, settings = run.dataset, run.settings
+    refuse_bad_files(settings)
+    require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
+    given, followed = read_given(run), read_schedule(run)
+    refuse_bad_folds(settings, dataset)
+    if given is not None:
+        fitting_splits(run, dataset, plan, given, where=str(settings.schedule))
+    if run.fold is not None:
+        known = given or followed
+        splits = find_splits(settings, dataset, None if known is None else known.num_folds)
+        require_fold(run.fold, len(splits.folds))
+
+
+def names_of(schedule: Schedule) -> list[str]:
+    """Configurations that are trained."""
+    return [training.configuration for training in schedule.trainings]
+
+
+def read_given(run: Run) -> Schedule | None:
+    """The schedule of the file that was given; None where none was. Raises `AutosegError` where it cannot be read."""
+    path = run.settings.schedule
+    return None if path is None else load_document(Schedule, path, mend=GIVE_ANOTHER)
+
+
+def read_schedule(run: Run) -> Schedule | None:
+    """The run's ``schedule.json``; None where there is none, or none that can be read."""
+    try:
+        return run.schedule
+    except AutosegError:
+        return None
+
+
+def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
+    """Schedule and folds of the run; None where they cannot be read or do not belong together."""
+    try:
+        schedule, splits = run.schedule, run.splits
+    except AutosegError:
+        return None
+    return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
+
+
+def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> dict[str, str]:
+    settings = run.settings
+    common = {"dataset": trained_on(dataset), **fold_inputs(settings, dataset)}
+    if given is not None:
+        return {**common, "schedule file (--schedule)": key_of(given), "plan": _plan_key(plan, given)}
+    chosen = {
+        "configurations (--configurations)": settings.configurations or None,
+        "mirroring (--no-mirroring)": None if settings.mirroring else False,
+        "changes (--set)": changes_of(settings, "schedule") or None,
+    }
+    return {
+        **common,
+        "plan": _plan_key(plan, read_schedule(run)),
+        "budget": key_of(settings.budget),
+        "seed": key_of(settings.seed),
+        **{name: key_of(value) for name, value in chosen.items() if value is not None},
+    }
+
+
+def _plan_key(plan: Plan, schedule: Schedule | None) -> str:
+    """Key of the configurations that a schedule trains or measured: others do not matter to it."""
+    if schedule is None:
+        return key_of(plan)
+    known = {m.configuration for m in schedule.conditions.measurements} | set(names_of(schedule))
+    return key_of([configuration for configuration in plan.configurations if configuration.name in known])
+
+
+def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> None:
+    made = read_schedule(run)
+    record = read_record(run.folder, "schedule")
+    if (
+        given is None
+        and made is not None
+        and record is not None
+        and record.inputs == _inputs(run, dataset, plan, given)
+    ):
+        save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))  # only its folds were lost
+        return
+    changed = changed_inputs(run.folder, "schedule", _inputs(run, dataset, plan, given))
+    reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
+    require_redo(run, reasons, code="run.schedule_changed")
+    if given is not None:
+        splits, schedule = fitting_splits(run, dataset, plan, given, where=str(run.settings.schedule)), given
+    else:
+        splits = find_splits(run.settings, dataset)
+        schedule = measured_schedule(run, dataset, plan, splits)
+        if schedule.num_folds < len(splits.folds):
+            splits = find_splits(run.settings, dataset, schedule.num_folds)
+    # Until here the run has its former schedule: interrupted while it is measured, nothing is lost.
+    run.folder.stage("schedule").unlink(missing_ok=True)
+    save_splits(run, dataset, splits)
+    save_document(run.folder.schedule, schedule)
+    if given is not None and run.settings.budget is not None:
+        run.say(f"Warning: --budget changes nothing here: the schedule of {run.settings.schedule} is followed")
+    announce(run, plan, schedule)
+
+
+def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
+    """Time a few steps, apply the pure rule, then the person's changes."""
+    from autoseg.stages.trials import make_bench, measure_steps, refine, try_compiling
+
+    settings, budgeted = run.settings, not run.follows_method
+    bench, chosen = make_bench(run, dataset, plan), list(candidates(run, plan))
+    if always_trained_on(splits):  # a first stage could say nothing new of these cases
+        chosen = [configuration for configuration in chosen if configuration.previous_stage is None]
+    first = chosen if not (settings.configurations and budgeted) else chosen[:1]
+    budget = settings.budget
+    if len(chosen) > len(first):  # the others are added below, each with the same share of the time
+        budget = (budget or DEFAULT_CPU_BUDGET_S) / len(chosen)
+    conditions = Conditions(
+        device=run.device.type,  # type: ignore[arg-type]  # choose_device knows no others
+        num_threads=run.num_threads,
+        budget_s=budget,
+        num_folds=len(splits.folds),
+        folds_given=folds_given(settings),
+        num_training_cases=len(dataset.training),
+        num_test_cases=len(dataset.test),
+        cross_validated=splits.cross_validated,
+        measurements=measure_steps(bench, first, budgeted=budgeted, num_folds=len(splits.folds)),
+        seed=settings.seed,
+        elapsed_s=run.elapsed_s,
+    )
+    for training in plan_schedule(plan, conditions).trainings:
+        refined = try_compiling(bench, refine(bench, conditions.measurements, training), training, conditions.num_folds)
+        conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": run.elapsed_s})
+    made = plan_schedule(plan, conditions)
+    for configuration in chosen[len(first) :]:
+        measured = measure_steps(
+            bench, [configuration], budgeted=budgeted, num_folds=made.num_folds, precision=made.trainings[0].precision
+        )
+        made = extend_schedule(plan, made, configuration.name, measured, elapsed_s=0.0)
+    changes = {**({} if settings.mirroring else {"mirroring": "false"}), **changes_of(settings, "schedule")}
+    return edited_schedule(made, changes)
+
+
+def always_trained_on(splits: Splits) -> tuple[str, ...]:
+    """Cases that every fold trains on, sorted: of them a first stage could only say what it was told."""
+    case_ids = sorted({case_id for split in splits.folds for case_id in (*split.train, *split.val)})
+    return tuple(case_id for case_id in case_ids if not folds_without(splits, case_id))
+
+
+def folds_without(splits: Splits, case_id: str) -> tuple[int, ...]:
+    """Folds whose networks did not train on a case: the one that validates it, and with folds from a file perhaps more."""
+    return tuple(k for k, split in enumerate(splits.folds) if case_id not in split.train)
+
+
+def require_unseen(splits: Splits, name: str) -> None:
+    """Raise `AutosegError` where a cascade ``name`` cannot be trained because no fold leaves some case out."""
+    seen = always_trained_on(splits)
+    if seen:
+        raise AutosegError(
+            Issue(
+                code="folds.cascade_needs_unseen",
+                where=name,
+                message="starts from predictions of its first stage for cases that it did not train on, but every fold trains "
+                f"on {', '.join(seen)}",
+                fix="give folds that validate each case once (--folds), or train another configuration",
+            )
+        )
+
+
+def require_planned(plan: Plan, asked: Sequence[str]) -> None:
+    """Refuse configurations that the plan lacks."""
+    planned = [configuration.name for configuration in plan.configurations]
+    unknown = [name for name in asked if name not in planned]
+    if unknown:
+        message = f"the plan has no configuration {' or '.join(unknown)}"
+        fix = f"choose from {', '.join(planned)}"
+        raise AutosegError(Issue(code="plan.no_configuration", where="--configuration", message=message, fix=fix))
+
+
+def require_fold(fold: int, num_folds: int) -> None:
+    """Refuse a fold that is not one of 0 ... ``num_folds`` - 1."""
+    if not 0 <= fold < num_folds:
+        available = "0" if num_folds == 1 else f"0 to {num_folds - 1}"
+        message = f"fold {fold} does not exist (available: {available})"
+        raise AutosegError(Issue(code="folds.no_such_fold", where="--fold", message=message, fix="choose one of these"))
+
+
+def fitting_splits(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule, *, where: str) -> Splits:
+    """The folds of a schedule that was not made for this very run. Raises `AutosegError` where it does not fit them or the plan."""
+    require_fitting(run, plan, schedule, where=where)
+    splits = find_splits(run.settings, dataset, schedule.num_folds)
+    if len(splits.folds) != schedule.num_folds:
+        raise AutosegError(
+            Issue(
+                code="schedule.other_folds",
+                where=where,
+                message=f"trains {count_noun(schedule.num_folds, 'fold')}, but {_describe_folds(run, dataset, splits)}",
+                fix=f"take a schedule of {count_noun(len(splits.folds), 'fold')}, or give other folds",
+            )
+        )
+    for training in schedule.trainings:
+        if plan.configuration(training.configuration).previous_stage is not None:
+            require_unseen(splits, training.configuration)
+    return splits
+
+
+def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> None:
+    """Refuse a schedule that trains other networks than those of the plan, or a stage without the one before it."""
+    planned, scheduled = [configuration.name for configuration in plan.configurations], names_of(schedule)
+    issues = [
+        Issue(
+            code="schedule.unplanned",
+            where=where,
+            message=f"trains {name}, which the plan lacks; it has {', '.join(planned)}",
+            fix="take a schedule of the same preset, or none",
+        )
+        for name in scheduled
+        if name not in planned
+    ]
+    for name in [each for each in scheduled if each in planned]:
+        missing = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
+        if missing:
+            message = f"trains {name} without {', '.join(missing)}, from whose predictions it starts"
+            issues.append(
+                Issue(code="schedule.missing_stage", where=where, message=message, fix="train both, or neither")
+            )
+    if run.settings.pretrained is not None and not issues:
+        for training in schedule.trainings:
+            own = plan.configuration(training.configuration).network.features[0]
+            if training.base_features != own:
+                message = f"trains {training.configuration} with {training.base_features} features, not {own} as the pretrained model"
+                fix = "take a schedule that was made with --pretrained, or none"
+                issues.append(Issue(code="schedule.other_width", where=where, message=message, fix=fix))
+    if issues:
+        raise AutosegError(*issues)
+
+
+def _describe_folds(run: Run, dataset: DatasetDescription, splits: Splits) -> str:
+    count, settings = len(splits.folds), run.settings
+    asked = {
+        "--splits": settings.splits is not None,
+        "--leave-one-group-out": settings.leave_one_group_out,
+        "--folds": settings.folds == count,
+    }
+    option = next((name for name, given in asked.items() if given), None)
+    return f"{len(dataset.training)} cases give {count}" if option is None else f"{option} gives {count}"
+
+
+def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Schedule) -> None:
+    where = str(run.folder.schedule)
+    splits = fitting_splits(run, dataset, plan, edited, where=where)
+    both = _read_both(run)
+    if both is None or both[1] != splits:
+        save_splits(run, dataset, splits)
+    run.say("schedule.json was edited; keeping it (--replan measures anew)")
+
+
+def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -> Schedule:
+    """The run's schedule with the configuration ``name`` in it; what it lacks of it is preprocessed, timed and written down.
+
+    Raises `AutosegError` for a configuration that a given schedule does not train, or that cannot be trained on these folds.
+    """
+    from autoseg.stages.trials import make_bench, measure_steps
+
+    with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say):
+        schedule, splits = run.schedule, run.splits
+        scheduled = names_of(schedule)
+        if name in scheduled:  # another process was faster
+            return schedule
+        if run.settings.schedule is not None:
+            message = f"does not train {name}; it trains {', '.join(scheduled)}"
+            fix = "choose one of these, or give another schedule"
+            raise AutosegError(
+                Issue(code="schedule.not_trained", where=str(run.settings.schedule), message=message, fix=fix)
+            )
+        chain = plan.chain(name)
+        if len(chain) > 1:
+            require_unseen(splits, name)
+        missing = [configuration for configuration in chain if configuration.name not in scheduled]
+        run.say(f"Adding {' and '.join(c.name for c in missing)} to the schedule")
+        preprocess_configurations(run, plan, missing)
+        bench, precision = make_bench(run, dataset, plan), schedule.trainings[0].precision
+        measurements: list[Measurement] = []
+        for configuration in missing:
+            measurements += measure_steps(
+                bench,
+                [configuration],
+                budgeted=not run.follows_method,
+                num_folds=schedule.num_folds,
+                precision=precision,
+            )
+        schedule = extend_schedule(plan, schedule, name, measurements, elapsed_s=run.elapsed_s)
+        record = read_record(run.folder, "schedule")
+        save_document(run.folder.schedule, schedule)
+        if record is not None:  # what the product adds is no edit of a person
+            inputs = {**record.inputs, **({"plan": _plan_key(plan, schedule)} if "plan" in record.inputs else {})}
+            documents = {**record.documents, run.folder.schedule.name: key_of(schedule)}
+            save_document(
+                run.folder.stage("schedule"), record.model_copy(update={"inputs": inputs, "documents": documents})
+            )
+    return schedule
+
+
+def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> list[str]:
+    """What a person should know of a training that begins from another model."""
+    from autoseg.networks.transfer import describe_transfer
+
+    pretrained = open_pretrained(run)
+    if pretrained is None:
+        return []
+    about = pretrained.description
+    lines = [f"Training on from a model of {about.dataset.name}, with its plan: {', '.join(about.stages)}"]
+    for training in schedule.trainings:
+        before, after = (interface(each, each.configuration(training.configuration)) for each in (about.plan, plan))
+        lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
+    overlap = find_overlap(pretrained, dataset)
+    return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
+
+
+def announce(run: Run, plan: Plan, schedule: Schedule) -> None:
+    """Say what is about to be done, how long it will take, and what more time would give."""
+    from autoseg.compute.device import describe_device
+
+    announce_trainings(run, schedule, schedule.trainings)
+    folds, count = count_noun(schedule.num_folds, "fold"), count_noun(len(schedule.trainings), "configuration")
+    device = describe_device(run.device, num_threads=run.num_threads)
+    run.say(
+        f"{folds} x {count}, {schedule.trainings[0].num_steps} steps each, about {format_duration(schedule.expected_s)} on this "
+        f"machine ({device})"
+    )
+    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(plan, schedule)
+    if warning:
+        run.say(f"Warning: {warning}")
+    elif outlook:
+        run.say(f"More time would give, {outlook}")
+
+
+def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:
+    """One line for each configuration."""
+    for training in trainings:
+        compiled = ", compiled" if training.compiled else ""
+        run.say(
+            f"Schedule: {count_noun(schedule.num_folds, 'fold')} x {training.configuration} ({training.base_features} features, "
+            f"batch {training.batch_size}, {training.precision}{compiled}), {training.num_steps} steps each"
+        )
+
+
+def _say_differences(run: Run, schedule: Schedule) -> None:
+    """Say where results need not be those that the machine of the schedule would give."""
+    made_for = schedule.conditions.num_threads
+    if made_for != run.num_threads:
+        run.say(
+            f"The schedule was made for {count_noun(made_for, 'thread')}, this call has {run.num_threads}: results may differ in "
+            "the last digits"
+        )

@@ -1,0 +1,98 @@
+"""What a stage asks to be done: units of work that say what they are made from and what they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
+from autoseg.stages.run import Run, StageRecord
+from autoseg.storage.atomic import load_document
+from autoseg.storage.cache import key_of
+from planners import Document
+
+Inputs = Mapping[str, str]
+"""Hash of each thing that a unit is made from, by the words a person knows it by."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether a file or folder exists."""
+    return path.exists()
+
+
+def is_filled(path: Path) -> bool:
+    """Whether a file exists and is not empty."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One unit of a stage: a whole stage, or one fold of a configuration."""
+
+    name: str
+    """Of its record and its lock: ``plan``, ``train-2d-fold_0``."""
+    what: str
+    """In messages: ``the plan``, ``training of 2d, fold 0``."""
+    inputs: Callable[[], Inputs]
+    """Asked before, to see what changed, and after, for the record."""
+    outputs: Sequence[Path]
+    do: Callable[[], None]
+    is_whole: Callable[[Path], bool] = is_there
+    """Whether an output that exists is what the unit leaves; others are made again."""
+    wait: bool = True
+    """Whether to wait where another process does the same; else that is an error."""
+    is_recorded: bool = True
+    """Whether a record decides what is to be done; else `do` finds out for itself, and takes its own locks."""
+    keeps_record: bool = False
+    """The record of an earlier result stays until `do` removes it: interrupted before that, nothing is lost."""
+    edited: Mapping[Path, type[Document]] = field(default_factory=dict)
+    """Outputs that a person may edit, with their types; the record keeps what the unit wrote."""
+
+
+def read_record(folder: RunFolder, name: str) -> StageRecord | None:
+    """The record of a finished unit; None where it was not finished, or its record cannot be read."""
+    try:
+        return load_document(StageRecord, folder.stage(name))
+    except AutosegError:
+        return None
+
+
+def changed_inputs(folder: RunFolder, name: str, inputs: Inputs) -> tuple[str, ...]:
+    """What a finished unit was made from that is different now, by name; nothing for a unit that was not finished."""
+    record = read_record(folder, name)
+    before = inputs if record is None else record.inputs
+    return tuple(each for each in dict.fromkeys([*inputs, *before]) if before.get(each) != inputs.get(each))
+
+
+def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Document | None = None) -> bool:
+    """Whether the document at ``path`` is a person's: neither what the unit ``name`` wrote, nor ``own``, what it would write.
+
+    Without a record of the unit, a document counts as a person's, put there to be followed, only if ``own`` is known. Raises
+    `AutosegError` with all problems of a document that cannot be read. With ``run.replan`` nothing counts as edited.
+    """
+    record = read_record(run.folder, name)
+    if run.replan or not path.is_file() or (record is None and own is None):
+        return False
+    found = key_of(load_document(kind, path, mend="correct it, or delete it to have it made again"))
+    return found not in (
+        None if record is None else record.documents.get(path.name),
+        None if own is None else key_of(own),
+    )
+
+
+StageFunction = Callable[[Run], Generator[Work, None, None]]
+"""Yields what is to be done, unit by unit; goes on when the unit is up to date."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """One step from a folder to a model."""
+
+    name: str
+    inputs: tuple[str, ...]
+    """What it reads: documents and folders of the run folder, and the dataset's files."""
+    outputs: tuple[str, ...]
+    """What it writes."""
+    function: StageFunction

@@ -1,0 +1,115 @@
+"""Settings take what a person types, are stored exactly, and tell what differs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.issues import AutosegError
+from autoseg.settings import (
+    Settings,
+    changes_of,
+    differences,
+    given_settings,
+    make_settings,
+    options,
+    updated,
+    words_of,
+)
+from planners import read_document, write_document
+
+FULL = {
+    "dataset": "data",
+    "budget": "1h30m",
+    "target_spacing": "2.5,0.8,0.8",
+    "exclude": ["a", "b,c"],
+    "set": ["plan.3d_fullres.patch_shape=64,160,160", "schedule.epochs=250"],
+    "configurations": "2d",
+    "mirroring": False,
+    "skip_bad": True,
+    "folds": 3,
+    "memory_gb": 12,
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("20m", 1200), ("2h", 7200), ("1h30m", 5400), ("0.5h", 1800), (" 5M ", 300), (7, 7)],
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert make_settings({"dataset": "x", "budget": text}).budget == seconds
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("budget", text) for text in ("", "20", "m", "soon", "-5m", "0m", "5m3h", "1e3s")),
+        *(("target_spacing", text) for text in ("1,2", "a,b,c", "1,-1,1", "1,inf,1", "nan,1,1", "0,1,1")),
+        ("folds", 1),
+        ("memory_gb", 0),
+        ("preset", "tiny"),
+        ("set", "patch_shape=1"),
+        ("set", "plan.3d_fullres.patch_shape"),
+        ("seed", -1),
+    ],
+)
+def test_bad_values_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(AutosegError) as caught:
+        make_settings({"dataset": "x", name: value})
+    (issue,) = caught.value.issues[:1]
+    assert (issue.code, issue.where) == ("settings.bad_value", f"--{name.replace('_', '-')}")
+
+
+def test_unknown_options_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(AutosegError) as caught:
+        make_settings({"dataset": "x", "epochs": 5})
+    assert caught.value.codes == ("settings.unknown",)
+    assert "budget" in caught.value.issues[0].fix
+
+
+def test_settings_return_exactly_from_their_file() -> None:
+    settings = make_settings(FULL)
+    assert read_document(Settings, write_document(settings), where="settings.json") == settings
+    assert settings.exclude == ("a", "b", "c")
+    assert settings.target_spacing == (2.5, 0.8, 0.8)
+
+
+def test_what_is_given_later_replaces_and_changes_are_added() -> None:
+    before = make_settings(FULL)
+    after = updated(before, {"budget": "2h", "set": ["schedule.epochs=300", "plan.2d.batch_size=4"]})
+    assert [each.name for each in differences(before, after)] == ["set", "budget"]
+    assert changes_of(after, "schedule") == {"epochs": "300"}
+    assert changes_of(after, "plan") == {"3d_fullres.patch_shape": "64,160,160", "2d.batch_size": "4"}
+    assert updated(before, {}) == before
+
+
+def test_the_words_of_settings_give_them_again() -> None:
+    settings = make_settings(FULL)
+    words = list(words_of(settings))
+    given: dict[str, object] = {"dataset": "data"}
+    while words:
+        name = words.pop(0).removeprefix("--").replace("-", "_")
+        if name in ("no_mirroring", "skip_bad"):
+            given[name.removeprefix("no_")] = name == "skip_bad"
+        elif name == "set":
+            given["set"] = {**given.get("set", {}), **dict([words.pop(0).split("=", 1)])}  # type: ignore[dict-item]
+        else:
+            given[name] = words.pop(0)
+    assert make_settings(given) == settings
+
+
+def test_defaults_are_not_told_and_wishes_are() -> None:
+    assert given_settings(make_settings({"dataset": "x"})) == {}
+    assert given_settings(make_settings({"dataset": "x", "seed": 3})) == {"--seed": "3"}
+
+
+def test_paths_stay_right_from_another_folder() -> None:
+    settings = make_settings({"dataset": "x", "spec": "y.toml"})
+    assert settings.dataset == Path.cwd() / "x"
+    assert settings.spec == Path.cwd() / "y.toml"
+
+
+def test_every_option_says_what_it_does() -> None:
+    for name, option in options():
+        assert option.help.endswith("."), name
