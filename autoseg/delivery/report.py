@@ -1,4 +1,7 @@
-"""One self-contained web page about a run: what was found, decided, trained, and how well it does."""
+"""One self-contained web page about a run: what was found, asked for, decided and trained, and how good the model is.
+
+`read_report` takes from a run folder what its documents say; `write_report` makes the page.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +11,34 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
-from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves
-from autoseg.evaluation.selection import Candidate, Selection
+from autoseg.data.dataset import DatasetDescription
+from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves, overlay
+from autoseg.evaluation.scoring import reference_labels
+from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary, case_ranks, class_statistics, score_notes, scores_by_case
+from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
+from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import Issue
-from autoseg.storage.atomic import write_text
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document, write_text
 from autoseg.tracking.progress import format_duration
-from planners import DecisionRecord
+from autoseg.wording import count_noun
+from planners import DecisionRecord, Document, Edit, Plan, Schedule
 
 ABSENT = "–"
-Rank = Literal["best", "median", "worst"]
 SEVERITIES = ("error", "warning", "note")
+Rank = Literal["best", "median", "worst"]
+D = TypeVar("D", bound=Document)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankedCase:
-    """A case whose picture tells how well the model does."""
+    """A case whose picture shows how well the model does."""
 
     rank: Rank
     case_id: str
@@ -37,48 +47,40 @@ class RankedCase:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OverlayPicture:
-    """One picture of outlines, made by `figures.overlay`."""
+class FoldLog:
+    """What one training left for people to read."""
 
-    case: RankedCase
-    png: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """Something the reader can type."""
-
-    purpose: str
-    """A few words, e.g. ``Segment new images``."""
-    text: str
+    configuration: str
+    fold: int
+    history: History
+    issues: Sequence[Issue] = ()
+    """What went wrong, and what was done about it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportContent:
-    """All that a report shows. Parts that are not there yet are left empty and their sections left out."""
+    """All that a report shows. Sections whose content is empty are left out."""
 
-    dataset_name: str
-    num_cases: int
-    """Labelled cases."""
-    num_test_cases: int = 0
-    channels: tuple[str, ...]
-    class_names: tuple[str, ...]
+    dataset: DatasetDescription
+    decisions: Sequence[DecisionRecord] = ()
+    """Of the plan and the schedule."""
     selection: Selection | None = None
     summary: Summary | None = None
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
     caveats: Sequence[Issue] = ()
     """What takes away from these scores; none: every case was unseen by the networks that predicted it."""
-    histories: Mapping[tuple[str, int], History]
-    """Records of each training, by (configuration, fold)."""
-    remarks: Mapping[tuple[str, int], Sequence[str]] = field(default_factory=dict)
-    """Sentences on what went wrong in each training and what was done about it."""
-    decisions: Sequence[DecisionRecord] = ()
-    issues: Sequence[Issue] = ()
-    overlays: Sequence[OverlayPicture] = ()
-    commands: Sequence[Command] = ()
-    environment: Mapping[str, str]
-    """Versions and hardware, e.g. ``torch: 2.13.0``, in the order shown."""
-    durations_s: Mapping[str, float]
+    trainings: Sequence[FoldLog] = ()
+    pictures: Sequence[tuple[RankedCase, bytes]] = ()
+    """PNG of each case that `rank_cases` names."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Every setting that differs from its default, as text."""
+    edits: Sequence[Edit] = ()
+    """What a person changed in the plan and the schedule."""
+    commands: Mapping[str, str] = field(default_factory=dict)
+    """What a reader may type next, by purpose."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions and hardware, in the order shown."""
+    durations_s: Mapping[str, float] = field(default_factory=dict)
     """Seconds by stage, in the order shown."""
 
     def __post_init__(self) -> None:
@@ -86,14 +88,61 @@ class ReportContent:
             raise ValueError("scores of cases that were not cross-validated must not be reported")
 
 
+# --- from the run folder ---
+
+
+def read_report(
+    folder: RunFolder,
+    *,
+    trainings: Sequence[FoldLog] = (),
+    caveats: Sequence[Issue] = (),
+    settings: Mapping[str, str],
+    edits: Sequence[Edit] = (),
+    commands: Mapping[str, str],
+    environment: Mapping[str, str],
+    durations_s: Mapping[str, float],
+) -> ReportContent:
+    """What the documents of a run folder say, its best, median and worst case drawn, with what only the run knows.
+
+    Documents that do not exist yet leave their sections out; only ``dataset.json`` must exist. Raises `AutosegError` for
+    one that cannot be read.
+    """
+    dataset = load_document(DatasetDescription, folder.dataset)
+    documents = _load(Plan, folder.plan), _load(Schedule, folder.schedule)
+    selection = _load(Selection, folder.selection)
+    scored = selection is not None and selection.cross_validated
+    summary = _load(Summary, folder.cross_validation / "summary.json") if scored else None
+    ranked = () if summary is None else rank_cases(summary)
+    return ReportContent(
+        dataset=dataset,
+        decisions=[decision for document in documents if document is not None for decision in document.decisions],
+        selection=selection,
+        summary=summary,
+        caveats=caveats,
+        trainings=trainings,
+        pictures=[
+            (each, draw_case(dataset, summary, each.case_id, folder.cross_validation)) for each in ranked if summary
+        ],
+        settings=settings,
+        edits=edits,
+        commands=commands,
+        environment=environment,
+        durations_s=durations_s,
+    )
+
+
+def _load(kind: type[D], path: Path) -> D | None:
+    return load_document(kind, path) if path.exists() else None
+
+
 def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
     """The best, median and worst case by mean Dice over the classes that are defined in a case.
 
-    Of an even number the lower middle one is the median; of equals the earlier. With fewer than three scored cases only
-    those that there are, as best and worst; none where no case has a Dice.
+    Of an even number the lower middle one is the median; of equals the earlier. With fewer than three scored cases only those that there are, as
+    best and worst; none where no case has a Dice.
     """
-    ranks = case_ranks(summary).dropna()[::-1]
-    places: dict[Rank, int] = {"best": 0}
+    ranks = case_ranks(summary).dropna().sort_values(ascending=False, kind="stable")
+    places: dict[Rank, int] = {"best": 0} if len(ranks) else {}
     if len(ranks) > 2:
         places["median"] = len(ranks) // 2
     if len(ranks) > 1:
@@ -101,12 +150,31 @@ def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
     return tuple(
         RankedCase(rank=rank, case_id=str(ranks.index[place]), dice=float(ranks.iloc[place]))
         for rank, place in places.items()
-        if len(ranks)
     )
 
 
+def draw_case(dataset: DatasetDescription, summary: Summary, case_id: str, predictions: Path) -> bytes:
+    """PNG of a training case with its reference and the prediction in the folder ``predictions``.
+
+    In canonical axes, so that every picture shows the patient the same way up.
+    """
+    case = next(each for each in dataset.training if each.case_id == case_id)
+    scored = next(each for each in summary.metric_per_case if each.case_id == case_id)
+    image = read_image(case.image_paths)
+    orientation = canonical_orientation(image.geometry)
+    maps = (reference_labels(dataset, case_id), read_label_map(predictions / Path(scored.prediction_file).name))
+    reference, prediction = (to_canonical(align_label_map(each, image.geometry), orientation) for each in maps)
+    z, y, x = (image.geometry.spacing_mm[axis] for axis in orientation.permutation)
+    # a value that is in several regions gets the last one's name
+    names = {dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values}
+    return overlay(to_canonical(image.array[0], orientation), reference, prediction, names=names, spacing_mm=(z, y, x))
+
+
+# --- the page ---
+
+
 def write_report(folder: Path, content: ReportContent) -> Path:
-    """Write ``index.html`` into ``folder`` (made if missing), atomically, and return its path.
+    """Write ``index.html`` into ``folder`` (created if missing), atomically, and return its path.
 
     The page needs no other file, no network and no JavaScript; all text of the dataset is escaped.
     """
@@ -124,21 +192,22 @@ def render_report(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {
+        "number": _number,
+        "percent": _percent,
+        "value": _value,
+        "picture": _embedded,
+        "duration": format_duration,
+    }
     return environment.get_template("report.html.jinja").render(
         content=content,
         headline=_headline(content),
-        classes=_class_rows(content.summary),
-        footnotes=() if content.summary is None else score_notes(content.summary),
-        cases=_case_rows(content.summary),
-        scores_picture=None if content.summary is None else _embedded(case_scores(content.summary), "svg+xml"),
-        candidates=_candidate_rows(content.selection),
+        scores=None if content.summary is None else _scores(content.summary),
         candidate_classes=_candidate_classes(content.selection),
-        trainings=_trainings(content.histories, content.remarks),
-        decisions=_decision_groups(content.decisions),
-        issues=sorted(content.issues, key=lambda finding: SEVERITIES.index(finding.severity)),
-        overlays=[_overlay_view(picture) for picture in content.overlays],
-        durations=[(stage, format_duration(seconds)) for stage, seconds in content.durations_s.items()],
-        total=format_duration(sum(content.durations_s.values())),
+        trainings=_trainings(content.trainings),
+        decisions=_by_configuration(content.decisions),
+        issues=sorted(content.dataset.issues, key=lambda issue: SEVERITIES.index(issue.severity)),
+        total_s=sum(content.durations_s.values()),
     )
 
 
@@ -147,12 +216,8 @@ def _headline(content: ReportContent) -> dict[str, str]:
     selection, summary = content.selection, content.summary
     if summary is not None:
         dice = _number(summary.mean_dice)
-        unseen = (
-            "a model that had not seen it"
-            if not content.caveats
-            else "a fold that left it out, but with reserve: see Scores"
-        )
-        under = f"over {len(summary.metric_per_case)} cases, each predicted by {unseen}"
+        unseen = "a fold that left it out, but see Scores" if content.caveats else "a model that had not seen it"
+        under = f"over {count_noun(len(summary.metric_per_case), 'case')}, each predicted by {unseen}"
     elif selection is not None:
         dice, under = "none", "nothing was cross-validated: no score is known"
     else:
@@ -161,68 +226,20 @@ def _headline(content: ReportContent) -> dict[str, str]:
         "dice": dice,
         "under_dice": under,
         "model": ABSENT if selection is None else selection.name,
-        "folds": ""
-        if selection is None
-        else f"{len(selection.folds)} fold{'s' if len(selection.folds) > 1 else ''} each",
+        "folds": "" if selection is None else f"{count_noun(len(selection.folds), 'fold')} each",
     }
 
 
-def _class_rows(summary: Summary | None) -> list[dict[str, str]]:
-    if summary is None:
-        return []
-    dice = class_statistics(summary).to_dict("index")
-    rows = []
-    for each in summary.classes:
-        own, mean = dice[each.name], summary.mean[each.key]
-        rows.append(
-            {
-                "name": each.name,
-                "mean": _number(own["mean"]),
-                "sd": _number(own["sd"]),
-                "worst": _number(own["worst"]),
-                "worst_case": own["worst_case"] if own["cases"] else ABSENT,
-                "iou": _number(mean["IoU"]),
-                "distance": _number(mean["hausdorff95_mm"], 2),
-                "surface": _number(mean["surface_dice"]),
-                "predicted_ml": _number(mean["volume_prediction_ml"], 2),
-                "reference_ml": _number(mean["volume_reference_ml"], 2),
-                "cases": str(own["cases"]),
-                "share": _share(own["mean"]),
-            }
-        )
-    return rows
-
-
-def _case_rows(summary: Summary | None) -> list[dict[str, object]]:
-    """Cases from the worst to the best mean Dice; those without any at the end."""
-    if summary is None:
-        return []
+def _scores(summary: Summary) -> dict[str, object]:
+    """Rows of the tables of classes and of cases, the worst case first, and what to know beside them."""
     dice, distance = (scores_by_case(summary, metric).to_dict("index") for metric in ("Dice", "hausdorff95_mm"))
-    return [
-        {
-            "case": case,
-            "mean": _number(mean),
-            "share": _share(mean),
-            "dices": [_number(value) for value in dice[case].values()],
-            "distances": [_number(value, 1) for value in distance[case].values()],
-        }
-        for case, mean in case_ranks(summary).items()
-    ]
-
-
-def _candidate_rows(selection: Selection | None) -> list[dict[str, object]]:
-    if selection is None:
-        return []
-    return [
-        {
-            "name": each.name,
-            "mean": _number(each.mean_dice, 4),
-            "cases": each.num_cases,
-            "chosen": each.members == selection.members,
-            "dices": _candidate_dices(each, _candidate_classes(selection)),
-        }
-        for each in selection.candidates
-    ]
+    statistics = class_statistics(summary).to_dict("index")
+    return {
+        "classes": [(each, statistics[each.name], summary.mean[each.key]) for each in summary.classes],
+        "cases": [(case, mean, dice[case], distance[case]) for case, mean in case_ranks(summary).items()],
+        "notes": score_notes(summary),
+        "picture": case_scores(summary),
+    }
 
 
 def _candidate_classes(selection: Selection | None) -> list[str]:
@@ -230,29 +247,20 @@ def _candidate_classes(selection: Selection | None) -> list[str]:
     return list(dict.fromkeys(name for each in candidates for name in each.dice_per_class))
 
 
-def _candidate_dices(candidate: Candidate, names: Sequence[str]) -> list[str]:
-    return [_number(candidate.dice_per_class.get(name)) for name in names]
-
-
-def _trainings(
-    histories: Mapping[tuple[str, int], History], remarks: Mapping[tuple[str, int], Sequence[str]]
-) -> list[dict[str, object]]:
-    """For each configuration one picture of all folds, one picture of each, and what was remarked."""
-    trainings: list[dict[str, object]] = []
-    for name in dict.fromkeys(configuration for configuration, _ in histories):
-        folds = {fold: history for (configuration, fold), history in sorted(histories.items()) if configuration == name}
-        trainings.append(
-            {
-                "name": name,
-                "picture": _embedded(configuration_curves(folds), "svg+xml"),
-                "remarks": [(fold, text) for fold in folds for text in remarks.get((name, fold), ())],
-                "folds": [
-                    (fold, _embedded(fold_curves(history), "svg+xml"), _last_words(history))
-                    for fold, history in folds.items()
-                ],
-            }
-        )
-    return trainings
+def _trainings(logs: Sequence[FoldLog]) -> list[dict[str, object]]:
+    """For each configuration one picture of all folds, and for each fold a picture, a line and its issues."""
+    by_name: dict[str, list[FoldLog]] = {}
+    for log in logs:
+        by_name.setdefault(log.configuration, []).append(log)
+    return [
+        {
+            "name": name,
+            "picture": configuration_curves({log.fold: log.history for log in own}),
+            "folds": [(log, fold_curves(log.history), _last_words(log.history)) for log in own],
+            "issues": [(log.fold, issue) for log in own for issue in log.issues],
+        }
+        for name, own in by_name.items()
+    ]
 
 
 def _last_words(history: History) -> str:
@@ -268,27 +276,19 @@ def _last_words(history: History) -> str:
     return ", ".join(parts)
 
 
-def _decision_groups(decisions: Sequence[DecisionRecord]) -> list[tuple[str, list[dict[str, str]]]]:
+def _by_configuration(decisions: Sequence[DecisionRecord]) -> dict[str, list[DecisionRecord]]:
     """Decisions for the whole dataset first, then those of each configuration, in their order."""
-    groups: dict[str | None, list[dict[str, str]]] = (
-        {None: []} if any(d.configuration is None for d in decisions) else {}
-    )
-    for each in decisions:
-        groups.setdefault(each.configuration, []).append(
-            {
-                "title": each.rule.replace(".", ": ").replace("_", " "),
-                "rule": each.rule,
-                "value": _value(each.value),
-                "reason": each.reason,
-                "change": each.change or "",
-                "source": each.source,
-            }
-        )
-    return [("The whole dataset" if name is None else name, records) for name, records in groups.items()]
+    groups: dict[str, list[DecisionRecord]] = {}
+    for each in sorted(decisions, key=lambda decision: decision.configuration is not None):
+        groups.setdefault(each.configuration or "The whole dataset", []).append(each)
+    return groups
+
+
+# --- filters of the template ---
 
 
 def _value(value: JsonValue) -> str:
-    """A decision's value as people write it: ``yes``, ``128 x 128``, ``3, 3, 1``."""
+    """A value of a plan as people write it: ``yes``, ``3, 3, 1``, ``none``."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:
@@ -300,23 +300,14 @@ def _value(value: JsonValue) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
-def _overlay_view(picture: OverlayPicture) -> dict[str, str]:
-    return {
-        "rank": picture.case.rank,
-        "case": picture.case.case_id,
-        "dice": _number(picture.case.dice),
-        "picture": _embedded(picture.png, "png"),
-    }
-
-
-def _embedded(picture: bytes, kind: str) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"
-
-
 def _number(value: float | None, digits: int = 3) -> str:
     return ABSENT if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _share(value: float | None) -> str:
-    """Width of a bar in percent."""
+def _percent(value: float | None) -> str:
+    """Width of a bar."""
     return "0" if value is None or math.isnan(value) else f"{100 * min(1.0, max(0.0, value)):.1f}"
+
+
+def _embedded(picture: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode('ascii')}"

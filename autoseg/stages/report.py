@@ -9,23 +9,13 @@ from functools import partial
 from math import ceil
 from pathlib import Path
 
-from autoseg.delivery.figures import overlay
-from autoseg.delivery.report import (
-    Command,
-    OverlayPicture,
-    RankedCase,
-    ReportContent,
-    rank_cases,
-    write_report,
-)
-from autoseg.evaluation.scoring import reference_labels
-from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
-from autoseg.imaging.readers import read_image, read_label_map
-from autoseg.inference.validation import prediction_path
-from autoseg.settings import words_of
+from autoseg.delivery.report import FoldLog, read_report, write_report
+from autoseg.issues import Issue
+from autoseg.settings import given_settings, words_of
+from autoseg.stages.plan import plan_edits
 from autoseg.stages.record import RunRecord, write_record
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import Prepared, read_prepared
+from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
 from autoseg.storage.atomic import load_document
@@ -50,84 +40,48 @@ def report(run: Run) -> Generator[Work, None, None]:
 
 def _write(run: Run) -> None:
     record = write_record(run, "running")
-    prepared = read_prepared(run)
-    dataset, summary = prepared.dataset, run.summary
-    content = ReportContent(
-        dataset_name=dataset.name,
-        num_cases=len(dataset.training),
-        num_test_cases=len(dataset.test),
-        channels=dataset.channels,
-        class_names=tuple(each.name for each in dataset.labels.classes),
-        selection=run.selection,
-        summary=summary,
-        caveats=score_issues(run, prepared),
-        histories=_read_histories(run, prepared.schedule),
-        remarks=_read_remarks(run, prepared.schedule),
-        decisions=(*prepared.plan.decisions, *prepared.schedule.decisions),
-        issues=dataset.issues,
-        overlays=()
-        if summary is None
-        else tuple(OverlayPicture(case=each, png=_draw_case(run, prepared, each)) for each in rank_cases(summary)),
+    content = read_report(
+        run.folder,
+        trainings=_read_trainings(run),
+        caveats=score_issues(run, read_prepared(run)),
+        settings=given_settings(run.settings),
+        edits=plan_edits(run),
         commands=commands(run),
         environment=environment(record),
-        durations_s=durations(record.stages_s, prepared.schedule),
+        durations_s=durations(record.stages_s, run.schedule),
     )
     write_report(run.folder.report, content)
 
 
-def _folds(run: Run, schedule: Schedule) -> dict[tuple[str, int], Path]:
-    """Folder of each training, by configuration and fold."""
-    return {
-        (training.configuration, fold): run.folder.fold(training.configuration, fold)
-        for training in schedule.trainings
-        for fold in range(schedule.num_folds)
-    }
+def _read_trainings(run: Run) -> list[FoldLog]:
+    """The records of every training, and what went wrong in it."""
+    logs = []
+    for training in run.schedule.trainings:
+        for fold in range(run.schedule.num_folds):
+            folder = run.folder.fold(training.configuration, fold)
+            records, damage = read_history(folder / "history.jsonl")
+            history = [asdict(record) for record in records]
+            if damage:
+                run.say(damage)
+            issues = _read_issues(folder / "learning.json")
+            logs.append(FoldLog(configuration=training.configuration, fold=fold, history=history, issues=issues))
+    return logs
 
 
-def _read_histories(run: Run, schedule: Schedule) -> dict[tuple[str, int], list[dict[str, object]]]:
-    """The records of every training."""
-    histories = {}
-    for key, folder in _folds(run, schedule).items():
-        records, damage = read_history(folder / "history.jsonl")
-        histories[key] = [asdict(record) for record in records]
-        if damage:
-            run.say(damage)
-    return histories
+def _read_issues(path: Path) -> list[Issue]:
+    """How weights were fitted, what went wrong in a training, and what was done."""
+    if not path.exists():
+        return []
+    learning = load_document(Learning, path)
+    fitted = [Issue(code="weights.fitted", severity="note", where="", message=each) for each in learning.adaptations]
+    wrong = [
+        Issue(code=f"training.{each.kind}", severity="warning", where="", message=each.found, fix=each.measure)
+        for each in learning.remarks
+    ]
+    return [*fitted, *wrong]
 
 
-def _read_remarks(run: Run, schedule: Schedule) -> dict[tuple[str, int], list[str]]:
-    """How weights were fitted, what went wrong in every training, and what was done."""
-    files = {key: folder / "learning.json" for key, folder in _folds(run, schedule).items()}
-    found = {key: load_document(Learning, path) for key, path in files.items() if path.exists()}
-    return {key: [*each.adaptations, *map(str, each.remarks)] for key, each in found.items()}
-
-
-def _draw_case(run: Run, prepared: Prepared, ranked: RankedCase) -> bytes:
-    """One case in canonical axes, so that every picture shows the patient the same way up."""
-    dataset = prepared.dataset
-    case = next(case for case in dataset.training if case.case_id == ranked.case_id)
-    volume = read_image(case.image_paths)
-    orientation = canonical_orientation(volume.geometry)
-    z, y, x = volume.geometry.spacing_mm
-    spacing = [(z, y, x)[axis] for axis in orientation.permutation]
-    prediction = read_label_map(prediction_path(run.folder.cross_validation, case.case_id, dataset))
-    reference = reference_labels(dataset, case.case_id)
-    return overlay(
-        to_canonical(volume.array[0], orientation),
-        to_canonical(align_label_map(reference, volume.geometry), orientation),
-        to_canonical(align_label_map(prediction, volume.geometry), orientation),
-        names=_class_names(prepared),
-        spacing_mm=(spacing[0], spacing[1], spacing[2]),
-    )
-
-
-def _class_names(prepared: Prepared) -> Mapping[int, str]:
-    """Names of label values in the dataset's files; a value that is in several regions gets the last one's name."""
-    dataset = prepared.dataset
-    return {dataset.file_values[value]: each.name for each in dataset.labels.classes for value in each.values}
-
-
-def commands(run: Run) -> tuple[Command, ...]:
+def commands(run: Run) -> dict[str, str]:
     """What a reader may want to do next, as a shell takes it."""
     root, settings = run.folder.root, run.settings
     hours = max(2, ceil(2 * (settings.budget or 0) / 3600))
@@ -141,9 +95,7 @@ def commands(run: Run) -> tuple[Command, ...]:
     }
     if run.dataset.test:
         useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")
-    return tuple(
-        Command(purpose=purpose, text=shlex.join(("autoseg", *map(str, words)))) for purpose, words in useful.items()
-    )
+    return {purpose: shlex.join(("autoseg", *map(str, words))) for purpose, words in useful.items()}
 
 
 def environment(record: RunRecord) -> dict[str, str]:

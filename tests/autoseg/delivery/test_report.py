@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import io
 import math
+import shutil
+from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +17,9 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.discovery import discover_dataset
+from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.figures import (
     _waits,
     best_slice,
@@ -24,23 +29,58 @@ from autoseg.delivery.figures import (
     overlay,
 )
 from autoseg.delivery.report import (
-    Command,
-    OverlayPicture,
+    FoldLog,
     RankedCase,
     ReportContent,
     rank_cases,
+    read_report,
     render_report,
     write_report,
 )
 from autoseg.evaluation.metrics import EvaluatedClass, compare
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
+from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.selection import Selection, select_candidate
-from autoseg.evaluation.table import CaseResult, Summary, summarize
-from autoseg.issues import UNNAMED, Issue
-from planners import DecisionRecord
+from autoseg.evaluation.table import CaseResult, Summary, summarize, write_summary
+from autoseg.issues import Issue
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import save_document
+from planners import DecisionRecord, Edit, LabelClass, Labels
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 CLASSES = (EvaluatedClass(name="head <b>", values=(1,)), EvaluatedClass(name="tail", values=(2,)))
+
+
+LOST = Issue(
+    code="training.class_lost",
+    severity="warning",
+    where="tail <t>",
+    message="is not found on any validation patch after 250 steps",
+    fix="look at its labels",
+)
+DATASET = DatasetDescription(
+    name="Balls & <script>alert(1)</script>",
+    root="balls",
+    layout="pairs",
+    channels=("MRI",),
+    labels=Labels(classes=(LabelClass(name="head <b>", values=(1,)), LabelClass(name="tail", values=(2,)))),
+    file_values=(0, 1, 2),
+    file_ending=".nii.gz",
+    training=tuple(Case(case_id=f"case_{i}", images=(f"{i}.nii",), label=f"{i}_seg.nii") for i in range(5)),
+    test=tuple(Case(case_id=f"case_{i}", images=(f"{i}.nii",)) for i in (5, 6)),
+    issues=(
+        Issue(code="dataset.remark", severity="note", where="root", message="a <note>", fix="nothing to do"),
+        Issue(
+            code="dataset.no_image",
+            severity="error",
+            case="case_9",
+            where="labels/case_9.nii.gz",
+            message="has no image",
+            fix="add the image",
+        ),
+    ),
+    left_out=("case_9",),
+)
 
 
 class Page(HTMLParser):
@@ -147,15 +187,16 @@ def content(summary: Summary, selection: Selection) -> ReportContent:
         image, label_map(0), label_map(1, noise=2.0), names={1: "head <b>", 2: "tail"}, spacing_mm=(2.0, 1.0, 1.0)
     )
     return ReportContent(
-        dataset_name="Balls & <script>alert(1)</script>",
-        num_cases=5,
-        num_test_cases=2,
-        channels=("MRI",),
-        class_names=("head <b>", "tail"),
+        dataset=DATASET,
         selection=selection,
         summary=summary,
-        histories={(name, fold): history(fold) for name in ("2d", "3d_fullres") for fold in range(2)},
-        remarks={("2d", 1): ("tail <t> is not found on any validation patch after 250 steps; patches are drawn",)},
+        trainings=[
+            FoldLog(
+                configuration=name, fold=fold, history=history(fold), issues=[LOST] if (name, fold) == ("2d", 1) else ()
+            )
+            for name in ("2d", "3d_fullres")
+            for fold in range(2)
+        ],
         decisions=(
             DecisionRecord(
                 rule="spacing.target",
@@ -173,19 +214,10 @@ def content(summary: Summary, selection: Selection) -> ReportContent:
                 source="method 3.10",
             ),
         ),
-        issues=(
-            Issue(code=UNNAMED, severity="note", case=None, where="root", message="a <note>", fix="nothing to do"),
-            Issue(
-                code=UNNAMED,
-                severity="error",
-                case="case_9",
-                where="labels/case_9.nii.gz",
-                message="no image",
-                fix="add the image",
-            ),
-        ),
-        overlays=(OverlayPicture(case=RankedCase(rank="best", case_id="case_3", dice=1.0), png=png),),
-        commands=(Command(purpose="Segment new images", text="autoseg predict RUN IMAGES OUT && echo 'done'"),),
+        pictures=[(RankedCase(rank="best", case_id="case_3", dice=1.0), png)],
+        settings={"--budget": "2h", "--layout": "a <layout>"},
+        edits=[Edit(path="3d_fullres.patch_shape", own=[128, 128, 128], value=[64, 160, 160])],
+        commands={"Segment new images": "autoseg predict RUN IMAGES OUT && echo 'done'"},
         environment={"autoseg": "0.1.0", "torch": "2.13.0", "processor": "2 cores <fast>"},
         durations_s={"fingerprint": 12.0, "train": 3723.0},
     )
@@ -217,7 +249,6 @@ def test_page_needs_nothing_from_outside(page: Page) -> None:
 
 
 def test_all_text_of_the_dataset_is_escaped(page: Page) -> None:
-    assert "script" not in page.tags
     assert "Balls & <script>alert(1)</script>" in page.text
     assert page.tags.count("b") == 5  # the tiles, none from the class called head <b>
     assert "the median is <2, 1, 1> mm" in page.text
@@ -244,7 +275,7 @@ def test_cases_come_worst_first(page: Page) -> None:
     assert places == sorted(places)
 
 
-def test_page_tells_decisions_findings_and_times(page: Page) -> None:
+def test_page_tells_decisions_issues_and_times(page: Page) -> None:
     text = page.text
 
     assert "cascade: low resolution no patches see 60% of a case" in text
@@ -252,7 +283,9 @@ def test_page_tells_decisions_findings_and_times(page: Page) -> None:
     assert "Would change: a coarser median" in text
     assert text.index("labels/case_9.nii.gz") < text.index("a <note>")  # errors before notes
     assert "train 1 h 02 min" in text
-    assert "together 1 h 02 min" in text
+    assert "total 1 h 02 min" in text
+    assert "dataset.no_image" in text
+    assert "Left out of the dataset: case_9." in text
     assert "processor 2 cores <fast>" in text
 
 
@@ -269,7 +302,7 @@ def test_without_cross_validation_no_score_is_shown(content: ReportContent) -> N
         dice_after_postprocessing=None,
     )
 
-    text = Page(render_report(dataclasses.replace(content, summary=None, selection=selection, histories={}))).text
+    text = Page(render_report(dataclasses.replace(content, summary=None, selection=selection, trainings=()))).text
 
     assert "cross-validated mean Dice none nothing was cross-validated: no score is known" in text
     assert "model 3d_fullres 1 fold each" in text
@@ -283,30 +316,63 @@ def test_scores_without_cross_validation_are_refused(content: ReportContent, sel
         dataclasses.replace(content, selection=unvalidated)
 
 
+def test_page_names_what_was_asked_for_and_what_was_edited(content: ReportContent, page: Page) -> None:
+    assert "--budget 2h --layout a <layout>" in page.text
+    assert "3d_fullres.patch_shape 64, 160, 160 128, 128, 128" in page.text
+    plain = Page(render_report(dataclasses.replace(content, settings={}, edits=())))
+    assert not {"settings", "edits"} & set(plain.values("id"))
+
+
 def test_unfinished_run_has_a_page_too() -> None:
-    page = Page(
-        render_report(
-            ReportContent(
-                dataset_name="early",
-                num_cases=1,
-                channels=("CT",),
-                class_names=("liver",),
-                histories={},
-                environment={},
-                durations_s={},
-            )
-        )
-    )
+    early = DATASET.model_copy(update={"issues": (), "left_out": ()})
+
+    page = Page(render_report(ReportContent(dataset=early)))
 
     assert page.open == []
+    assert page.values("id") == ["issues"]
     assert "training or selection is not finished" in page.text
-    assert "Nothing was found amiss." in page.text
+    assert "No issues found." in page.text
+
+
+def test_scores_that_flatter_carry_their_caution(content: ReportContent) -> None:
+    known = Issue(code="scores.known_to_pretrained", severity="warning", where="", message="4 of 5 cases were known")
+
+    text = Page(render_report(dataclasses.replace(content, caveats=[known]))).text
+
+    assert "Caution: 4 of 5 cases were known scores.known_to_pretrained" in text
+    assert "model that had not seen it" not in text
 
 
 def test_same_content_gives_the_same_page(content: ReportContent) -> None:
-    small = dataclasses.replace(content, histories={("2d", 0): history(0)})
+    small = dataclasses.replace(content, trainings=content.trainings[:1])
 
     assert render_report(small) == render_report(small)
+
+
+def test_content_is_read_from_the_run_folder(tmp_path: Path, selection: Selection) -> None:
+    """A phantom whose predictions are its references: its three pictures are drawn."""
+    make_phantom_dataset(tmp_path / "data", num_training=3, num_test=0)
+    dataset, folder = discover_dataset(tmp_path / "data"), RunFolder(tmp_path / "run")
+    references = [(case.case_id, Path(case.label_files[0])) for case in dataset.training]
+    save_document(folder.dataset, dataset)
+    rest: dict[str, Mapping[str, str]] = {"settings": {"--seed": "1"}, "commands": {}, "environment": {}}
+    early = read_report(folder, durations_s={}, **rest)
+    for _, path in references:
+        folder.cross_validation.mkdir(exist_ok=True)
+        shutil.copy(path, folder.cross_validation)
+    write_summary(folder.cross_validation / "summary.json", score_cases(dataset, references))
+    unscored = read_report(folder, durations_s={}, **rest)
+    save_document(folder.selection, selection)
+
+    content = read_report(folder, durations_s={}, **rest)
+
+    assert (early.dataset, early.decisions, early.selection, early.pictures) == (dataset, [], None, [])
+    assert unscored.summary is None  # nothing says that it was cross-validated
+    assert content.summary is not None
+    assert content.summary.mean_dice == 1.0
+    assert [ranked.rank for ranked, _ in content.pictures] == ["best", "median", "worst"]
+    assert all(coloured(png) for _, png in content.pictures)
+    assert Page(render_report(content)).open == []
 
 
 def test_cases_are_ranked(summary: Summary) -> None:
@@ -394,9 +460,9 @@ def test_curves_take_histories_with_gaps(records: list[dict[str, object]]) -> No
 
 
 def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
-    quiet = dataclasses.replace(content, remarks={})
+    quiet = dataclasses.replace(content, trainings=content.trainings[:1])
 
-    assert "fold 1: tail <t> is not found on any validation patch after 250 steps" in Page(render_report(content)).text
+    assert "fold 1: tail <t>: is not found on any validation patch after 250 steps" in Page(render_report(content)).text
     assert "is not found" not in Page(render_report(quiet)).text
 
 
