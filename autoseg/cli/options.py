@@ -14,6 +14,16 @@ import typer
 from autoseg.settings import Option, Settings, StageName, flag_of, options
 
 ORDER: tuple[StageName, ...] = ("check", "fingerprint", "plan", "preprocess", "schedule", "train")
+PANELS: dict[StageName, str] = {
+    "check": "The dataset",
+    "fingerprint": "The plan",
+    "plan": "The plan",
+    "preprocess": "The plan",
+    "schedule": "Training",
+    "train": "Training",
+}
+"""Headings of the help page."""
+MACHINE = "This machine (changes no results but last digits)"
 OWN_TYPES: dict[str, Any] = {
     "preset": str | None,
     "budget": str | None,
@@ -24,6 +34,8 @@ OWN_TYPES: dict[str, Any] = {
     "track": list[str] | None,
 }
 """Fields that a command line gives as text, or several times."""
+METAVARS = {"budget": "TIME", "target_spacing": "Z,Y,X", "set": "NAME=VALUE", "exclude": "CASE", "preset": "NAME"}
+"""What to give, where the type alone does not tell."""
 
 _TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
@@ -68,7 +80,12 @@ def _parameter(name: str, option: Option) -> Parameter:
     kind = OWN_TYPES.get(name) or _plain(Settings.model_fields[name].annotation)
     flag = flag_of(name)
     names = (flag, f"--no-{flag[2:]}") if kind is bool else (flag,)
-    annotation = Annotated[Optional[kind], typer.Option(*_slashed(names), help=option.help, show_default=False)]  # type: ignore[valid-type]  # noqa: UP045
+    panel = PANELS[option.stage] if option.decides else MACHINE
+    metavar = None if kind is bool else METAVARS.get(name)
+    annotation = Annotated[
+        Optional[kind],
+        typer.Option(*_slashed(names), help=option.help, show_default=False, rich_help_panel=panel, metavar=metavar),
+    ]  # type: ignore[valid-type]  # noqa: UP045
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
 
 
