@@ -7,7 +7,7 @@ from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Optional, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 
@@ -80,12 +80,14 @@ def _parameter(name: str, option: Option) -> Parameter:
     kind = OWN_TYPES.get(name) or _plain(Settings.model_fields[name].annotation)
     flag = flag_of(name)
     names = (flag, f"--no-{flag[2:]}") if kind is bool else (flag,)
-    panel = PANELS[option.stage] if option.decides else MACHINE
-    metavar = None if kind is bool else METAVARS.get(name)
-    annotation = Annotated[
-        Optional[kind],
-        typer.Option(*_slashed(names), help=option.help, show_default=False, rich_help_panel=panel, metavar=metavar),
-    ]  # type: ignore[valid-type]  # noqa: UP045
+    declared = typer.Option(
+        *_slashed(names),
+        help=option.help,
+        show_default=False,
+        rich_help_panel=PANELS[option.stage] if option.decides else MACHINE,
+        metavar=None if kind is bool else METAVARS.get(name),
+    )
+    annotation: Any = Annotated[Union[kind, None], declared]  # noqa: UP007  # known only when it runs
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
 
 
