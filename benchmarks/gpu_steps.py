@@ -34,7 +34,7 @@ from autoseg.training.task import configuration_recipe
 from planners import (
     Configuration,
     Plan,
-    estimate_memory,
+    estimate_configuration_memory,
     read_nnunet_dataset,
     read_nnunet_plans,
     trial_training,
@@ -176,7 +176,7 @@ def measure(
 
 def estimated_gb(plan: Plan, configuration: Configuration, device: torch.device) -> float:
     kind = "cuda" if device.type == "cuda" else "cpu"
-    return estimate_memory(plan, configuration.name, dtype="bfloat16", device=kind).training_bytes / 1e9
+    return estimate_configuration_memory(configuration, dtype="bfloat16", device=kind).training_bytes / 1e9
 
 
 def main() -> None:

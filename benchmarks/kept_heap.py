@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from memory import HERE, Job, find_jobs, wait_for_memory
 
-from planners import estimate_memory
+from planners import estimate_configuration_memory
 
 SIZES_GB = (1.5, 5.0)
 STEPS, SETTLED = 6, 3
@@ -41,7 +41,7 @@ def choose(jobs: Sequence[Job], sizes_gb: Sequence[float]) -> list[Job]:
 
 def held_bytes(job: Job) -> int:
     """What the product says this training takes where nothing freed is given back."""
-    return estimate_memory(job.plan, job.configuration.name, dtype=job.dtype, keeps_freed=True).training_bytes
+    return estimate_configuration_memory(job.configuration, dtype=job.dtype, keeps_freed=True).training_bytes
 
 
 def compare(job: Job, rounds: int) -> dict[str, Any]:

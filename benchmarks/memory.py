@@ -1,4 +1,4 @@
-"""How much memory training steps really take, beside what `estimate_memory` says of them.
+"""How much memory training steps really take, beside what `estimate_configuration_memory` says of them.
 
 Usage: ``python benchmarks/memory.py PLANS [--limit-gb 12] [--device cuda] [--only WORD …] [--table-only]``. PLANS holds
 one folder for each dataset, with the reference's ``fingerprint.json``, ``dataset.json``, ``options.json`` and
@@ -27,7 +27,7 @@ from typing import Any
 from planners import (
     Configuration,
     Plan,
-    estimate_memory,
+    estimate_configuration_memory,
     plan_dataset,
     read_nnunet_dataset,
     read_nnunet_plans,
@@ -57,7 +57,7 @@ class Job:
     @property
     def estimate_bytes(self) -> int:
         """What the product says this training takes."""
-        return estimate_memory(self.plan, self.configuration.name, dtype=self.dtype, device=self.device).training_bytes
+        return estimate_configuration_memory(self.configuration, dtype=self.dtype, device=self.device).training_bytes
 
     @property
     def key(self) -> str:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from planners import Fingerprint, explain, plan_dataset, read_nnunet_dataset
-from planners.presets import PRESETS
+from planners.topology import preset_names
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden" / "plans"
 IMPORT_LIMIT_MS = 500
@@ -34,7 +34,9 @@ def import_ms(modules: str) -> float:
 
 def plan_ms(fingerprint: Fingerprint) -> dict[str, float]:
     """Median milliseconds of planning with each preset, and of the explanation of the last one."""
-    times = {preset: _median_ms(lambda preset=preset: plan_dataset(fingerprint, preset=preset)) for preset in PRESETS}
+    times = {
+        preset: _median_ms(lambda preset=preset: plan_dataset(fingerprint, preset=preset)) for preset in preset_names()
+    }
     plan = plan_dataset(fingerprint)
     return {**times, "explain": _median_ms(lambda: explain(plan))}
 
@@ -53,7 +55,7 @@ def main(folder: Path) -> int:
     planner, alone = import_ms("planners"), import_ms("numpy, pydantic")
     print(f"import: planners {planner:.0f} ms (limit {IMPORT_LIMIT_MS}), numpy and pydantic alone {alone:.0f} ms")
     print("milliseconds, median of", REPEATS)
-    print("dataset   " + "".join(f"{name:>11}" for name in (*PRESETS, "explain")))
+    print("dataset   " + "".join(f"{name:>11}" for name in (*preset_names(), "explain")))
     slowest = 0.0
     for each in sorted(path for path in folder.iterdir() if (path / "fingerprint.json").exists()):
         dataset = read_nnunet_dataset((each / "fingerprint.json").read_bytes(), (each / "dataset.json").read_bytes())

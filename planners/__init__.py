@@ -22,10 +22,8 @@ from planners.interop.nnunet_model import NnunetModel, read_nnunet_model
 from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
 from planners.memory import (
     MemoryEstimate,
-    estimate_case_memory,
     estimate_configuration_memory,
     estimate_disk,
-    estimate_memory,
     estimate_volume_memory,
 )
 from planners.plan import (
@@ -34,7 +32,6 @@ from planners.plan import (
     Loss,
     Network,
     Plan,
-    Preset,
     Resampling,
     configuration_spacing,
 )
@@ -92,7 +89,6 @@ __all__ = [
     "Plan",
     "PlanningError",
     "Precision",
-    "Preset",
     "Registry",
     "Resampling",
     "Schedule",
@@ -108,10 +104,8 @@ __all__ = [
     "edited_plan",
     "edited_schedule",
     "essence",
-    "estimate_case_memory",
     "estimate_configuration_memory",
     "estimate_disk",
-    "estimate_memory",
     "estimate_volume_memory",
     "explain",
     "extend_schedule",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,7 @@ from planners.decision import Decision, DecisionRecord
 from planners.document import Issue
 from planners.fingerprint import ClassSize, Labels
 from planners.geometry import Axis, Permutation
-from planners.plan import ChannelNormalization, Configuration, Family, Loss, Network
-from planners.presets import PresetRules
+from planners.plan import ChannelNormalization, Configuration, Loss, Network
 from planners.problems import PlanningError
 from planners.rules.batch import decide_batch_size
 from planners.rules.cascade import decide_inputs
@@ -30,8 +30,8 @@ from planners.rules.patch import (
     fit_reference_patch,
     fit_trainable_patch,
 )
-from planners.rules.topology import describe_pyramid
-from planners.topologies import MOST_STAGES, describe_network, estimate_feature_maps
+from planners.rules.topology import Pyramid, describe_pyramid
+from planners.topology import PresetRules, Topology
 from planners.wording import voxels
 
 LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
@@ -63,7 +63,7 @@ class Role:
     """What sets one configuration apart from the others of its plan."""
 
     name: str
-    family: Family
+    topology: Topology
     data: str
     is_full_resolution: bool = False
     has_low_resolution: bool = False
@@ -102,14 +102,12 @@ class _Choices:
     mirroring: Decision[tuple[Axis, ...]]
 
 
-def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | NoFit:
+def fit_by_letter(setting: Setting, topology: Topology, grid: Grid) -> PatchFit | NoFit:
     """The patch by the letter of the method, or why there is none."""
     fit = fit_reference_patch(
-        grid,
-        _budget(setting, grid),
-        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.label_entries),
+        grid, _budget(setting, grid), _estimate(setting, topology), rule=topology.reference_pyramid
     )
-    most = MOST_STAGES[family]
+    most = topology.most_stages
     if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
         return NoFit(
             reason=f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages", yields_to_memory=False
@@ -117,13 +115,15 @@ def fit_by_letter(setting: Setting, family: Family, grid: Grid) -> PatchFit | No
     return fit
 
 
-def fit_trainable(setting: Setting, family: Family, grid: Grid) -> PatchFit:
+def fit_trainable(setting: Setting, topology: Topology, grid: Grid) -> PatchFit:
     """The patch among trainable networks."""
     return fit_trainable_patch(
-        grid,
-        _budget(setting, grid),
-        lambda pyramid: estimate_feature_maps(family, pyramid, label_entries=setting.label_entries),
+        grid, _budget(setting, grid), _estimate(setting, topology), rule=topology.trainable_pyramid
     )
+
+
+def _estimate(setting: Setting, topology: Topology) -> Callable[[Pyramid], int]:
+    return lambda pyramid: topology.feature_maps(pyramid, setting.label_entries)
 
 
 def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
@@ -137,9 +137,9 @@ def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
     return None
 
 
-def fit_grid(setting: Setting, name: str, family: Family, grid: Grid) -> Fitted:
+def fit_grid(setting: Setting, name: str, topology: Topology, grid: Grid) -> Fitted:
     """The patch for a grid: by the letter; where that cannot be trained and need not be followed, a trainable one."""
-    letter = fit_by_letter(setting, family, grid)
+    letter = fit_by_letter(setting, topology, grid)
     if setting.strict_reference:
         if isinstance(letter, NoFit):
             raise refusal(setting.dataset_name, name, letter)
@@ -147,7 +147,7 @@ def fit_grid(setting: Setting, name: str, family: Family, grid: Grid) -> Fitted:
     flaw = flaw_of(letter)
     if flaw is None and isinstance(letter, PatchFit):
         return Fitted(fit=letter)
-    return Fitted(fit=fit_trainable(setting, family, grid), departure=flaw)
+    return Fitted(fit=fit_trainable(setting, topology, grid), departure=flaw)
 
 
 def refusal(dataset_name: str, name: str, letter: NoFit) -> PlanningError:
@@ -192,15 +192,9 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
     batch_dice = decide_batch_dice(
         dimensions, is_full_resolution=role.is_full_resolution, has_low_resolution=role.has_low_resolution
     )
-    rarity = find_rarity(
-        () if setting.strict_reference else setting.class_sizes,
-        case_voxels=grid.dataset_voxels / setting.num_training_cases,
-        patch_voxels=math.prod(fit.pyramid.patch),
-    )
     num_channels, previous = len(setting.normalization), role.previous_stage
     inputs = decide_inputs(num_channels, previous, len(setting.labels.values)) if previous is not None else None
-    network = describe_network(
-        role.family,
+    network = role.topology.describe(
         fit.pyramid,
         grid.spacing_mm,
         num_inputs=num_channels if inputs is None else inputs.value,
@@ -209,14 +203,12 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
     return _Choices(
         inputs=inputs,
         patch=describe_patch(fit, budget, setting.memory_target_gb, change=_with_more_memory(setting, role, grid, fit)),
-        stages=describe_pyramid(fit.pyramid, grid.spacing_mm, network),
+        stages=describe_pyramid(fit.pyramid, grid.spacing_mm, network, source=role.topology.source),
         batch=batch,
         batch_dice=batch_dice,
-        loss=decide_loss(
-            role.family, has_regions=setting.labels.has_regions, batch_dice=batch_dice.value, rarity=rarity
-        ),
+        loss=_loss(setting, role, batch_dice=batch_dice.value, patch_voxels=math.prod(fit.pyramid.patch), grid=grid),
         deep_supervision=decide_deep_supervision(
-            role.family, fit.pyramid.num_stages, strict_reference=setting.strict_reference
+            role.topology, fit.pyramid.num_stages, strict_reference=setting.strict_reference
         ),
         mirroring=decide_mirror_axes(
             dimensions,
@@ -225,6 +217,17 @@ def _choose(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> _Choices
             sided_pairs=setting.sided_pairs,
         ),
     )
+
+
+def _loss(setting: Setting, role: Role, *, batch_dice: bool, patch_voxels: int, grid: Grid) -> Decision[Loss]:
+    if role.topology.decide_loss is not None:
+        return role.topology.decide_loss(batch_dice)
+    rarity = find_rarity(
+        () if setting.strict_reference else setting.class_sizes,
+        case_voxels=grid.dataset_voxels / setting.num_training_cases,
+        patch_voxels=patch_voxels,
+    )
+    return decide_loss(has_regions=setting.labels.has_regions, batch_dice=batch_dice, rarity=rarity)
 
 
 def _records(name: str, choices: _Choices, fitted: Fitted) -> tuple[DecisionRecord, ...]:
@@ -259,9 +262,7 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
             continue
         budget = memory_budget(setting.preset, target_gb, dimensions=_dimensions(grid))
         larger = fit_reference_patch(
-            grid,
-            budget,
-            lambda pyramid: estimate_feature_maps(role.family, pyramid, label_entries=setting.label_entries),
+            grid, budget, _estimate(setting, role.topology), rule=role.topology.reference_pyramid
         )
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
             patch = voxels(larger.pyramid.patch)

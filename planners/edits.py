@@ -11,14 +11,13 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from planners.document import Document, Issue, essence
 from planners.geometry import nearest_multiples
+from planners.parts import TOPOLOGIES
 from planners.plan import ChannelNormalization, Configuration, Network, NormalizationScheme, Plan
 from planners.problems import PlanningError
 from planners.rules.loss import decide_deep_supervision, decide_loss
-from planners.rules.topology import trainable_pyramid
 from planners.schedule import Schedule, Training
 from planners.scheduling.cost import measurements_of, training_s
 from planners.scheduling.trainings import METHOD_STEPS_PER_EPOCH, short_learning_rate
-from planners.topologies import MOST_STAGES, describe_network
 
 SHARED_FIELDS = ("spacing_mm", "normalization")
 """Of the preprocessed data: set for one configuration they hold for all that read the same data."""
@@ -294,15 +293,15 @@ def _median_shape(before: Configuration, spacing_mm: Sequence[float]) -> tuple[f
 
 def _with_topology(configuration: Configuration, values: Values, issues: list[Issue]) -> Configuration:
     """The network of a family for the patch, and what follows from the family."""
-    family, patch = values["topology"], configuration.patch_shape
-    pyramid = trainable_pyramid(configuration.spacing_mm, patch)
-    where, most = f"{configuration.name}.topology", MOST_STAGES[family]
+    topology, patch = TOPOLOGIES.get(values["topology"]), configuration.patch_shape
+    pyramid = topology.trainable_pyramid(configuration.spacing_mm, patch)
+    where, most = f"{configuration.name}.topology", topology.most_stages
     if pyramid.patch != patch and "strides" not in values:
         smaller = nearest_multiples(patch, pyramid.divisors)[0]
         shapes = [
             shape
             for shape in dict.fromkeys((smaller, pyramid.patch))
-            if trainable_pyramid(configuration.spacing_mm, shape).patch == shape
+            if topology.trainable_pyramid(configuration.spacing_mm, shape).patch == shape
         ]
         issues.append(_indivisible(where, patch, pyramid.divisors, shapes, name=configuration.name))
     if most is not None and pyramid.num_stages > most:
@@ -314,17 +313,22 @@ def _with_topology(configuration: Configuration, values: Values, issues: list[Is
                 fix="set a smaller patch_shape",
             )
         )
-    network = describe_network(
-        family,
+    network = topology.describe(
         pyramid,
         configuration.spacing_mm,
         num_inputs=configuration.network.num_inputs,
         num_outputs=configuration.network.num_outputs,
     )
-    deep = decide_deep_supervision(family, pyramid.num_stages, strict_reference=False).value
-    batch_dice = configuration.loss.batch_dice
-    same = configuration.network.family == family
-    loss = configuration.loss if same else decide_loss(family, has_regions=False, batch_dice=batch_dice).value
+    deep = decide_deep_supervision(topology, pyramid.num_stages, strict_reference=False).value
+    loss = configuration.loss
+    if configuration.network.family != topology.name:
+        batch_dice = loss.batch_dice
+        decided = (
+            topology.decide_loss(batch_dice)
+            if topology.decide_loss is not None
+            else decide_loss(has_regions=False, batch_dice=batch_dice)
+        )
+        loss = decided.value
     # the patch is that of the network until the whole is checked, so that one fault is said once
     return configuration.model_copy(
         update={

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from planners.decision import DecisionRecord
 from planners.edits import Edit, find_edits
 from planners.memory import estimate_configuration_memory
+from planners.parts import TOPOLOGIES
 from planners.plan import Configuration, Plan
 from planners.rules.trainability import why_untrainable
 from planners.wording import counted, gigabytes, listed, millimetres, voxels
@@ -83,7 +84,6 @@ EDITED_BY = {
     "spacing.target": ("spacing_mm",),
 }
 """Fields that a decision sets: an edit of one of them is shown beside the decision."""
-FAMILIES = {"unet": "U-Net", "residual_unet": "residual-encoder U-Net", "vnet": "V-Net"}
 
 
 def explain(plan: Plan, *, own: Plan | None = None) -> str:
@@ -160,7 +160,7 @@ def _headline(plan: Plan) -> str:
 def _summary(configuration: Configuration) -> str:
     network = configuration.network
     return (
-        f"{configuration.name}: {configuration.dimensions}D {FAMILIES[network.family]}, "
+        f"{configuration.name}: {configuration.dimensions}D {TOPOLOGIES.get(network.family).title}, "
         f"{counted(len(network.strides), 'stage')}, patch {voxels(configuration.patch_shape)}, "
         f"batch {configuration.batch_size}, {millimetres(configuration.spacing_mm)}"
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from planners.bounds import (
     LARGEST_KERNEL,
@@ -20,11 +21,10 @@ from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
 from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
+from planners.parts import LOSSES, TOPOLOGIES, require_installed
 from planners.wording import counted
 
-Family = Literal["unet", "residual_unet", "vnet"]
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
-Preset = Literal["default", "resenc", "resenc_m", "resenc_l", "resenc_xl", "vnet"]
 SourceAxes = Literal["anatomical", "acquisition", "ras"]
 T = TypeVar("T")
 Features = Annotated[int, Field(gt=0, le=MOST_FEATURES)]
@@ -61,7 +61,8 @@ class Network(Document):
     Kernel sizes and strides have as many entries as the configuration has dimensions (2 or 3).
     """
 
-    family: Family
+    family: Annotated[str, AfterValidator(partial(require_installed, TOPOLOGIES))]
+    """Name of an installed topology."""
     num_inputs: PositiveInt
     """Image channels, plus one for each foreground label of a previous stage."""
     num_outputs: PositiveInt
@@ -111,6 +112,8 @@ class Network(Document):
 class Loss(Document):
     """Terms of the training loss, weighted equally (method sections 7.3 and 7.4)."""
 
+    name: Annotated[str, AfterValidator(partial(require_installed, LOSSES))] = "compound"
+    """Name of an installed loss; ``compound`` is the method's, of the terms that follow."""
     region: Literal["dice", "squared_dice"] = "dice"
     """``squared_dice``: the V-Net's, with squared terms in the denominator."""
     voxel: Literal["cross_entropy", "focal", "top_k"] | None = "cross_entropy"
@@ -196,7 +199,8 @@ class Plan(Document):
 
     schema_version: Literal[1] = 1
     dataset_name: str
-    preset: Preset
+    preset: str
+    """See `planners.topology.find_preset`."""
     strict_reference: bool
     """Follows the reference to the letter: its axes, and plans that cannot be trained as they are."""
     memory_target_gb: PositiveFloat

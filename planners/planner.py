@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from pydantic import JsonValue
@@ -34,11 +34,11 @@ from planners.geometry import (
     spacing_in_plan_axes,
     transpose,
 )
-from planners.plan import Plan, Preset
-from planners.presets import PRESETS, PresetRules
+from planners.parts import TOPOLOGIES
+from planners.plan import Plan
 from planners.problems import PlanningError
 from planners.rules.axes import decide_axis_order, find_single_slice_axis, put_single_slice_first
-from planners.rules.candidates import decide_vnet_candidate, decide_volumetric
+from planners.rules.candidates import decide_volumetric
 from planners.rules.cascade import LowResolution, search_low_resolution
 from planners.rules.intensity import decide_normalization
 from planners.rules.interpolation import decide_interpolation
@@ -47,6 +47,7 @@ from planners.rules.memory import decide_memory_target
 from planners.rules.patch import Grid, NoFit
 from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
 from planners.rules.spacing import decide_median_shape, decide_target_spacing
+from planners.topology import PresetRules, Topology, find_preset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +62,7 @@ class _Space:
 def plan_dataset(
     fingerprint: Fingerprint,
     *,
-    preset: Preset = "default",
+    preset: str = "default",
     memory_gb: float | None = None,
     device_memory_gb: float | None = None,
     target_spacing_mm: tuple[float, float, float] | None = None,
@@ -77,15 +78,18 @@ def plan_dataset(
     The order of cases and their names play no part. Raises `PlanningError` with every problem where sizes, memory or
     spacing are beyond all sense, and where the letter of the method ends in no plan at all.
     """
+    topology, rules = find_preset(preset)
     _refuse(fingerprint, _issues(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
     axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
     if axes.value == "acquisition":
         fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
     turned = any(case.file_axes is not None for case in fingerprint.cases)
-    memory = decide_memory_target(PRESETS[preset], requested_gb=memory_gb, device_gb=device_memory_gb)
+    memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
     space = _decide_space(fingerprint, target_spacing_mm, strict_reference=strict_reference)
-    setting, records = _decide_setting(fingerprint, PRESETS[preset], memory.value, space, strict_reference)
-    candidates, drafts = _configurations(setting, space, preset, fingerprint.num_training_cases)
+    setting, records = _decide_setting(fingerprint, rules, memory.value, space, strict_reference)
+    candidates, drafts = _configurations(
+        setting, topology, space, with_candidates=preset == "default" and not strict_reference
+    )
     configured = (record for draft in drafts for record in draft.records)
     return Plan(
         dataset_name=fingerprint.dataset_name,
@@ -167,44 +171,51 @@ def _decide_setting(
 
 
 def _configurations(
-    setting: Setting, space: _Space, preset: Preset, num_cases: int
+    setting: Setting, topology: Topology, space: _Space, *, with_candidates: bool
 ) -> tuple[tuple[DecisionRecord, ...], tuple[Draft, ...]]:
     """All configurations in the order of a plan (method sections 3.5, 3.10), and why these."""
     volume = space.volume
-    family = setting.preset.family
     slices = Grid(
         spacing_mm=volume.spacing_mm[1:], median_shape=volume.median_shape[1:], dataset_voxels=volume.dataset_voxels
     )
-    flat = _draft(setting, Role(name="2d", family=family, data="2d"), slices)
+    drafts = []
+    if 2 in topology.dimensions:
+        drafts.append(_draft(setting, Role(name="2d", topology=topology, data="2d"), slices))
     volumetric = decide_volumetric(_plan_shape(volume))
-    if not volumetric.value:
-        return (volumetric.record(False),), (flat,)
-    full = fit_grid(setting, "3d_fullres", family, volume)
-    low = _decide_low_resolution(setting, volume, full, num_cases)
-    drafts = [flat, *_volumetric_drafts(setting, volume, full, low.value)]
+    if not volumetric.value or 3 not in topology.dimensions:
+        if not drafts:
+            raise _wrong_dimensions(setting, topology)
+        return (volumetric.record(False),), tuple(drafts)
+    full = fit_grid(setting, "3d_fullres", topology, volume)
+    low = _decide_low_resolution(setting, topology, volume, full)
+    drafts += _volumetric_drafts(setting, topology, volume, full, low.value)
     records = [volumetric.record(True), low.record(low.value is not None)]
-    if preset == "default" and not setting.strict_reference:
-        vnet = decide_vnet_candidate(_plan_spacing(volume))
-        records.append(vnet.record(vnet.value))
-        if vnet.value:
-            role = Role(
-                name="3d_fullres_vnet",
-                family="vnet",
-                data="3d_fullres",
-                is_full_resolution=True,
-                has_low_resolution=low.value is not None,
-            )
-            drafts.append(_draft(setting, role, volume))
+    for beside in map(TOPOLOGIES.get, TOPOLOGIES.own if with_candidates else ()):
+        if beside.decide_candidate is not None:
+            candidate = beside.decide_candidate(_plan_spacing(volume))
+            records.append(candidate.record(candidate.value))
+            if candidate.value:
+                drafts.append(_draft(setting, _full_resolution(beside, low.value, suffix=f"_{beside.name}"), volume))
     return tuple(records), tuple(drafts)
 
 
+def _wrong_dimensions(setting: Setting, topology: Topology) -> PlanningError:
+    issue = Issue(
+        code="plan.topology_dimensions",
+        where="preset",
+        message=f"a {topology.title} cannot be planned in 2D, and the median case is a single slice",
+        fix="choose another preset",
+    )
+    return PlanningError(f"dataset {setting.dataset_name} cannot be planned", [issue])
+
+
 def _decide_low_resolution(
-    setting: Setting, volume: Grid, full: Fitted, num_cases: int
+    setting: Setting, topology: Topology, volume: Grid, full: Fitted
 ) -> Decision[LowResolution | None]:
     """Low resolution by the letter; where its network could not be trained, among trainable ones."""
-    family, patch = setting.preset.family, full.fit.pyramid.patch
+    patch, num_cases = full.fit.pyramid.patch, setting.num_training_cases
     found = search_low_resolution(
-        volume, patch, num_cases=num_cases, fit=lambda grid: fit_by_letter(setting, family, grid)
+        volume, patch, num_cases=num_cases, fit=lambda grid: fit_by_letter(setting, topology, grid)
     )
     if isinstance(found.value, NoFit) and setting.strict_reference:
         raise refusal(setting.dataset_name, "3d_lowres", found.value)
@@ -215,33 +226,21 @@ def _decide_low_resolution(
             volume,
             patch,
             num_cases=num_cases,
-            fit=lambda grid: fit_trainable(setting, family, grid),
+            fit=lambda grid: fit_trainable(setting, topology, grid),
             least_voxels=1,
         )
     return found  # type: ignore[return-value]  # NoFit is gone: it was raised, or the trainable search has none
 
 
-def _volumetric_drafts(setting: Setting, volume: Grid, full: Fitted, low: LowResolution | None) -> tuple[Draft, ...]:
+def _volumetric_drafts(
+    setting: Setting, topology: Topology, volume: Grid, full: Fitted, low: LowResolution | None
+) -> tuple[Draft, ...]:
     """Full resolution, and with a low resolution its first stage before and the cascade after it."""
-    family = setting.preset.family
-    fullres = Role(
-        name="3d_fullres",
-        family=family,
-        data="3d_fullres",
-        is_full_resolution=True,
-        has_low_resolution=low is not None,
-    )
+    fullres = _full_resolution(topology, low)
     if low is None:
         return (configure(setting, fullres, volume, full),)
-    lowres = Role(name="3d_lowres", family=family, data="3d_lowres", next_stage="3d_cascade_fullres")
-    cascade = Role(
-        name="3d_cascade_fullres",
-        family=family,
-        data="3d_fullres",
-        is_full_resolution=True,
-        has_low_resolution=True,
-        previous_stage="3d_lowres",
-    )
+    lowres = Role(name="3d_lowres", topology=topology, data="3d_lowres", next_stage="3d_cascade_fullres")
+    cascade = replace(fullres, name="3d_cascade_fullres", previous_stage="3d_lowres")
     return (
         configure(setting, lowres, low.grid, Fitted(fit=low.fit)),
         configure(setting, fullres, volume, full),
@@ -249,8 +248,18 @@ def _volumetric_drafts(setting: Setting, volume: Grid, full: Fitted, low: LowRes
     )
 
 
+def _full_resolution(topology: Topology, low: LowResolution | None, *, suffix: str = "") -> Role:
+    return Role(
+        name=f"3d_fullres{suffix}",
+        topology=topology,
+        data="3d_fullres",
+        is_full_resolution=True,
+        has_low_resolution=low is not None,
+    )
+
+
 def _draft(setting: Setting, role: Role, grid: Grid) -> Draft:
-    return configure(setting, role, grid, fit_grid(setting, role.name, role.family, grid))
+    return configure(setting, role, grid, fit_grid(setting, role.name, role.topology, grid))
 
 
 def _issues(

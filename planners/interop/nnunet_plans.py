@@ -21,13 +21,13 @@ from planners.interop.plans_file import (
     ResamplingArguments,
     read_configurations,
 )
-from planners.plan import ChannelNormalization, Configuration, Family, Network, Plan, Preset, Resampling
-from planners.presets import PRESETS
+from planners.plan import ChannelNormalization, Configuration, Network, Plan, Resampling
 from planners.problems import PlanningError
 from planners.rules.loss import decide_loss
+from planners.topology import find_preset
 from planners.wording import counted
 
-PLANNERS: dict[Preset, tuple[str, str]] = {
+PLANNERS: dict[str, tuple[str, str]] = {
     "default": ("ExperimentPlanner", "nnUNetPlans"),
     "resenc": ("ResEncUNetPlanner", "nnUNetResEncUNetPlans"),
     "resenc_m": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
@@ -96,7 +96,7 @@ def _reader(plan: Plan, file_ending: str) -> str:
     return READERS.get(file_ending, "SimpleITKIO")
 
 
-def _written(configuration: Configuration, plans_name: str, preset: Preset) -> dict[str, JsonValue]:
+def _written(configuration: Configuration, plans_name: str, preset: str) -> dict[str, JsonValue]:
     if configuration.previous_stage is not None:
         return {"inherits_from": configuration.data, "previous_stage": configuration.previous_stage}
     shared = preset != "default" and configuration.name != "3d_lowres"
@@ -237,7 +237,7 @@ def _counts(part: ConfigurationFile) -> tuple[tuple[int, ...] | None, str]:
 
 def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) -> Plan:
     residual = any(part.architecture.family == "residual_unet" for part in parts.values())
-    fallback: Preset = "resenc" if residual else "default"
+    fallback = "resenc" if residual else "default"
     preset = next((key for key, (planner, _) in PLANNERS.items() if planner == file.experiment_planner_used), fallback)
     # a model's plan has only the configurations that predict; elsewhere a stage that is missing is a fault, and told
     stages = (
@@ -247,7 +247,7 @@ def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) ->
         dataset_name=file.dataset_name,
         preset=preset,
         strict_reference=True,
-        memory_target_gb=PRESETS[preset].reference_gb,
+        memory_target_gb=find_preset(preset)[1].reference_gb,
         channels=known.channels,
         labels=known.labels,
         transpose_forward=file.transpose_forward,
@@ -281,7 +281,7 @@ def _read_configuration(
         resample_labels=_read_resampling(part.resampling_fn_seg_kwargs),
         resample_logits=_read_resampling(part.resampling_fn_probabilities_kwargs),
         network=_read_network(part, family, known),
-        loss=decide_loss(family, has_regions=labels.has_regions, batch_dice=part.batch_dice).value,
+        loss=decide_loss(has_regions=labels.has_regions, batch_dice=part.batch_dice).value,
         deep_supervision=True,
         mirror_axes=(0, 1) if len(part.patch_size) == 2 else (0, 1, 2),
         previous_stage=part.previous_stage,
@@ -289,7 +289,7 @@ def _read_configuration(
     )
 
 
-def _read_network(part: ConfigurationFile, family: Family, known: Known) -> Network:
+def _read_network(part: ConfigurationFile, family: str, known: Known) -> Network:
     arguments = part.architecture.arch_kwargs
     counts, _ = _counts(part)
     return Network(

@@ -14,7 +14,6 @@ from planners.geometry import Permutation
 from planners.plan import (
     BatchSize,
     Blocks,
-    Family,
     Features,
     Kernel,
     MedianShape,
@@ -23,11 +22,11 @@ from planners.plan import (
     Stride,
 )
 
-NETWORKS: dict[Family, str] = {
+NETWORKS: dict[str, str] = {
     "unet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "residual_unet": "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",
 }
-FAMILIES: dict[str, Family] = {
+FAMILIES: dict[str, str] = {
     **{name: family for family, name in NETWORKS.items()},
     "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet": "residual_unet",
 }
@@ -101,7 +100,7 @@ class _Architecture(_Part):
     arch_kwargs: _ArchitectureArguments
 
     @property
-    def family(self) -> Family:
+    def family(self) -> str:
         return FAMILIES[self.network_class_name]
 
 

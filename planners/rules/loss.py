@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from planners.decision import Decision
 from planners.fingerprint import ClassSize
-from planners.plan import Family, Loss
+from planners.plan import Loss
 from planners.rules.trainability import SMALLEST_SUPERVISED
+from planners.topology import Topology
 
 RARE_SHARE = 1e-5
 """Of a patch that shows a class: 21 voxels of 128 x 128 x 128, a ball of 3.4 voxels across (decision record 0116)."""
@@ -43,21 +44,13 @@ def find_rarity(sizes: Sequence[ClassSize], *, case_voxels: float, patch_voxels:
     return min(found, key=lambda each: each.voxels, default=None)
 
 
-def decide_loss(family: Family, *, has_regions: bool, batch_dice: bool, rarity: Rarity | None = None) -> Decision[Loss]:
-    """Dice and cross entropy; the V-Net's own Dice alone (method sections 7.3, 7.4; Milletari et al. 2016).
+def decide_loss(*, has_regions: bool, batch_dice: bool, rarity: Rarity | None = None) -> Decision[Loss]:
+    """Dice and cross entropy (method sections 7.3, 7.4), for families without a loss of their own.
 
     Departure ``loss.rare_class``: of a class that fills next to nothing of a patch, a mean over all voxels tells nothing;
     it goes over the worst tenth of them (decision record 0116).
     """
     sums = "over the whole batch" if batch_dice else "for each patch"
-    if family == "vnet":
-        return Decision(
-            rule="loss.terms",
-            value=Loss(region="squared_dice", voxel=None, batch_dice=batch_dice),
-            reason=f"Dice with squared terms in the denominator, summed {sums}, balances small and large structures by "
-            "itself",
-            source="Milletari et al. 2016, section 3",
-        )
     voxel = "binary cross entropy of each region" if has_regions else "cross entropy"
     if rarity is not None and rarity.share < RARE_SHARE:
         return Decision(
@@ -95,15 +88,18 @@ def decide_batch_dice(dimensions: int, *, is_full_resolution: bool, has_low_reso
     return Decision(rule="loss.batch_dice", value=value, reason=reason, source="method 3.10")
 
 
-def decide_deep_supervision(family: Family, num_stages: int, *, strict_reference: bool) -> Decision[bool]:
+def decide_deep_supervision(topology: Topology, num_stages: int, *, strict_reference: bool) -> Decision[bool]:
     """Whether lower resolutions are trained too (method section 7.5).
 
     Departure ``supervision.single_head``: two stages have one head, whose weight the reference sets to 0; it is
     trained without deep supervision instead (decision record 0011).
     """
-    if family == "vnet":
+    if not topology.has_deep_supervision:
         return Decision(
-            rule="supervision.deep", value=False, reason="a V-Net has one head", source="Milletari et al. 2016"
+            rule="supervision.deep",
+            value=False,
+            reason=f"a {topology.title} has one head",
+            source=topology.source or "method 7.5",
         )
     if num_stages < SMALLEST_SUPERVISED and not strict_reference:
         return Decision(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from planners.decision import Decision
-from planners.presets import PresetRules
+from planners.topology import PresetRules
 
 REFERENCE_BATCH = {3: 2, 2: 12}
 """Batch size that the feature-map references stand for, by dimensions (method section 3.1)."""

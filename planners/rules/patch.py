@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from planners.decision import Decision
 from planners.rules.memory import MemoryBudget
-from planners.rules.topology import Pyramid, reference_pyramid, trainable_pyramid
+from planners.rules.topology import Pyramid, PyramidRule, reference_pyramid, trainable_pyramid
 from planners.wording import amount, counted, voxels
 
 START_VOXELS = {3: 256**3, 2: 2048**2}
@@ -16,7 +16,6 @@ START_VOXELS = {3: 256**3, 2: 2048**2}
 
 Estimate = Callable[[Pyramid], int]
 """Feature-map values of one image (method section 3.8)."""
-PyramidRule = Callable[[Sequence[float], Sequence[float]], Pyramid]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +63,9 @@ def start_patch(grid: Grid) -> tuple[float, ...]:
     return tuple(min(round(one * factor), median) for one, median in zip(inverse, grid.median_shape, strict=True))
 
 
-def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) -> PatchFit | NoFit:
+def fit_reference_patch(
+    grid: Grid, budget: MemoryBudget, estimate: Estimate, *, rule: PyramidRule = reference_pyramid
+) -> PatchFit | NoFit:
     """Shrink the start patch until it fits (method section 3.9), to the letter.
 
     `NoFit` where the letter leads to a patch without voxels or round in circles.
@@ -74,12 +75,12 @@ def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
         return NoFit(
             reason=f"the start patch of {voxels(start)} voxels has an axis without any", yields_to_memory=False
         )
-    pyramid = reference_pyramid(grid.spacing_mm, start)
+    pyramid = rule(grid.spacing_mm, start)
     size = start_size = estimate(pyramid)
     seen = {pyramid.patch}
     while budget.is_exceeded_by(size):
         axis = _axes_by_relative_size(pyramid.patch, grid.median_shape)[0]
-        smaller = _shrink(pyramid, axis, grid.spacing_mm, reference_pyramid)
+        smaller = _shrink(pyramid, axis, grid.spacing_mm, rule)
         if smaller is None or smaller.patch in seen:
             return NoFit(
                 reason=f"a patch of {voxels(pyramid.patch)} voxels needs {amount(size)} feature-map values, more than "
@@ -91,18 +92,20 @@ def fit_reference_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
     return PatchFit(pyramid=pyramid, start=start, start_estimate=start_size, estimate=size, num_steps=len(seen) - 1)
 
 
-def fit_trainable_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) -> PatchFit:
+def fit_trainable_patch(
+    grid: Grid, budget: MemoryBudget, estimate: Estimate, *, rule: PyramidRule = trainable_pyramid
+) -> PatchFit:
     """The same search among trainable networks only: departure ``patch.trainable`` (decision record 0011).
 
     Every patch has at least one voxel an axis and two stages. Where the axis that should shrink cannot, the next
     one does; where none can, the patch with the smallest estimate is taken although it exceeds the budget.
     """
     start = tuple(max(size, 1) for size in start_patch(grid))
-    pyramid = trainable_pyramid(grid.spacing_mm, start)
+    pyramid = rule(grid.spacing_mm, start)
     tried = {pyramid.patch: (estimate(pyramid), pyramid)}
     start_size, _ = tried[pyramid.patch]
     while budget.is_exceeded_by(tried[pyramid.patch][0]):
-        smaller = _next_untried(pyramid, grid, tried.keys())
+        smaller = _next_untried(pyramid, grid, tried.keys(), rule)
         if smaller is None:
             break
         pyramid = smaller
@@ -118,9 +121,11 @@ def fit_trainable_patch(grid: Grid, budget: MemoryBudget, estimate: Estimate) ->
     )
 
 
-def _next_untried(pyramid: Pyramid, grid: Grid, tried: Collection[tuple[int, ...]]) -> Pyramid | None:
+def _next_untried(
+    pyramid: Pyramid, grid: Grid, tried: Collection[tuple[int, ...]], rule: PyramidRule
+) -> Pyramid | None:
     for axis in _axes_by_relative_size(pyramid.patch, grid.median_shape):
-        smaller = _shrink(pyramid, axis, grid.spacing_mm, trainable_pyramid)
+        smaller = _shrink(pyramid, axis, grid.spacing_mm, rule)
         if smaller is not None and smaller.patch not in tried:
             return smaller
     return None

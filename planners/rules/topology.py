@@ -18,6 +18,8 @@ LONE_EDGE = 3 * SMALLEST_EDGE
 SIMILAR_SPACING = 2
 """Axes whose spacings differ by less than this factor are halved together."""
 
+PyramidRule = Callable[[Sequence[float], Sequence[float]], "Pyramid"]
+"""The stages for a spacing and a patch."""
 AxesToHalve = Callable[[Sequence[float], Sequence[float]], list[int]]
 
 
@@ -137,8 +139,10 @@ def _axes_to_halve_apart(spacing_mm: Sequence[float], size: Sequence[float]) -> 
     return []
 
 
-def describe_pyramid(pyramid: Pyramid, spacing_mm: Sequence[float], network: Network) -> Decision[Network]:
-    """The network with its reason, for the plan's page."""
+def describe_pyramid(
+    pyramid: Pyramid, spacing_mm: Sequence[float], network: Network, *, source: str | None = None
+) -> Decision[Network]:
+    """The network with its reason, for the plan's page; ``source`` of its family, if it is not the method's."""
     halvings = [divisor.bit_length() - 1 for divisor in pyramid.divisors]
     edges = [size // divisor for size, divisor in zip(pyramid.patch, pyramid.divisors, strict=True)]
     return Decision(
@@ -147,6 +151,6 @@ def describe_pyramid(pyramid: Pyramid, spacing_mm: Sequence[float], network: Net
         reason=f"at {millimetres(spacing_mm)} the axes are halved {listed([str(n) for n in halvings])} times, the finer "
         f"ones first until spacings are similar and each as long as it has {2 * SMALLEST_EDGE} voxels, which gives "
         f"{counted(pyramid.num_stages, 'stage')} down to {voxels(edges)} voxels with {network.features[-1]} features",
-        source="method 3.7" if network.family != "vnet" else "method 3.7 and Milletari et al. 2016",
+        source="method 3.7" if source is None else f"method 3.7 and {source}",
         change="larger patches give more stages",
     )

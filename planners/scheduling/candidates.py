@@ -9,6 +9,8 @@ from planners.scheduling.trainings import budgeted_training
 
 WIDTHS = (32, 16, 8)
 """Base features that are worth measuring, widest first; the plan's own width is the first."""
+_FIRST = ("3d_fullres", "2d")
+"""Names in order of preference."""
 SHORT_BATCH = {2: 4, 3: 2}
 """Batch size by dimensions in budgeted runs: in the same time more steps beat larger batches (docs/decisions/0041)."""
 
@@ -28,19 +30,19 @@ def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
     them. Of single slices only 2D. A plan with none of these (of a pretrained cascade) gives its first stages.
     """
-    order = {"3d_fullres": 0, "2d": 1, "3d_fullres_vnet": 2}
     left_out = _left_out(plan)
-    alone = [c for c in plan.configurations if c.previous_stage is None and c.name not in left_out]
-    known = [c for c in alone if c.name in order]
-    return tuple(sorted(known, key=lambda c: order[c.name]) or alone)
+    alone = {c.name: c for c in plan.configurations if c.previous_stage is None and c.name not in left_out}
+    names = [*_FIRST, *(name for name in alone if name.startswith("3d_fullres_"))]
+    return tuple(alone[name] for name in names if name in alone) or tuple(alone.values())
 
 
 def method_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """Configurations that the method's schedule trains: those of `preferred_configurations`, and the cascade after its stages.
 
-    The V-Net beside the U-Nets is a candidate of budgeted runs only.
+    Other topologies beside the preset's own are candidates of budgeted runs only.
     """
-    beside = [c for c in preferred_configurations(plan) if c.network.family != "vnet" or plan.preset == "vnet"]
+    preferred = preferred_configurations(plan)
+    beside = [c for c in preferred if c.name in _FIRST] or preferred
     last_stages = [c for c in plan.configurations if c.previous_stage is not None and c.next_stage is None]
     staged = [] if _left_out(plan) else [stage for last in last_stages for stage in plan.chain(last.name)]
     return tuple(dict.fromkeys([*beside, *staged]))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from planners.geometry import stage_shapes
+from planners.layers import Layer, Stage, conv_block, residual_block
 from planners.plan import Network
 from planners.rules.topology import Pyramid
-from planners.topologies.unet import features
+from planners.topologies.unet import decoder_layers, features
+from planners.topology import PresetRules, Topology
 
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages; the last number holds for all further ones (method section 3.1)."""
@@ -21,11 +25,8 @@ def blocks(num_stages: int) -> tuple[int, ...]:
     return (BLOCKS + BLOCKS[-1:] * max(0, num_stages - len(BLOCKS)))[:num_stages]
 
 
-def estimate_feature_maps(pyramid: Pyramid, *, label_entries: int) -> int:
-    """Feature-map values of one image: stem, blocks with their changed skip paths, decoder and the finest head.
-
-    ``label_entries`` counts background, classes or regions and the ignore label. One stage has no head.
-    """
+def feature_maps(pyramid: Pyramid, label_entries: int) -> int:
+    """Stem, blocks with their changed skip paths, decoder and the finest head."""
     stages = pyramid.num_stages
     sizes = [math.prod(shape) for shape in stage_shapes(pyramid.patch, pyramid.strides)]
     widths = features(stages, dimensions=len(pyramid.patch))
@@ -41,8 +42,8 @@ def estimate_feature_maps(pyramid: Pyramid, *, label_entries: int) -> int:
     return maps[0] + convolutions + sum(skips) + decoder + (label_entries * sizes[0] if stages > 1 else 0)
 
 
-def describe(pyramid: Pyramid, *, num_inputs: int, num_outputs: int) -> Network:
-    """The network on a pyramid."""
+def describe(pyramid: Pyramid, spacing_mm: Sequence[float], *, num_inputs: int, num_outputs: int) -> Network:
+    """The network on a pyramid, whatever its spacing."""
     stages = pyramid.num_stages
     return Network(
         family="residual_unet",
@@ -54,3 +55,46 @@ def describe(pyramid: Pyramid, *, num_inputs: int, num_outputs: int) -> Network:
         blocks=blocks(stages),
         decoder_blocks=(DECODER_CONVOLUTIONS,) * (stages - 1),
     )
+
+
+def layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
+    """Stem, encoder and decoder."""
+    width = network.features[0]
+    yield conv_block("stem", network.num_inputs, width, stages[0], stages[0].voxels)
+    for index, (stage, wanted, count) in enumerate(zip(stages, network.features, network.blocks, strict=True)):
+        for block in range(count):
+            yield from residual_block(
+                f"encoder {index} block {block}",
+                width,
+                wanted,
+                stage,
+                stages[index - 1].voxels if block == 0 and index else stage.voxels,
+                pools=block == 0 and stage.step > 1,
+                is_skip=block == count - 1 and index < len(stages) - 1,
+            )
+            width = wanted
+    yield from decoder_layers(network, stages)
+
+
+_M = PresetRules(
+    feature_maps_3d=680_000_000,
+    feature_maps_2d=135_000_000,
+    reference_gb=8.0,
+    batch_share=1.0,
+    patch_yields_to_batch=True,
+)
+TOPOLOGY = Topology(
+    name="residual_unet",
+    title="residual-encoder U-Net",
+    module="autoseg.networks.unet:UNet",
+    describe=describe,
+    layers=layers,
+    feature_maps=feature_maps,
+    most_stages=MOST_STAGES,
+    presets={
+        "resenc": replace(_M, batch_share=0.05),
+        "resenc_m": _M,
+        "resenc_l": replace(_M, feature_maps_3d=2_100_000_000, feature_maps_2d=380_000_000, reference_gb=24.0),
+        "resenc_xl": replace(_M, feature_maps_3d=3_600_000_000, feature_maps_2d=560_000_000, reference_gb=40.0),
+    },
+)

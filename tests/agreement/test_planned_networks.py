@@ -25,9 +25,9 @@ from planners import (
     read_nnunet_dataset,
 )
 from planners.memory import count_parameters
-from planners.presets import PRESETS
+from planners.parts import TOPOLOGIES
 from planners.rules.topology import Pyramid
-from planners.topologies import estimate_feature_maps
+from planners.topology import preset_names
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "plans"
 STATISTICS = IntensityStatistics(
@@ -41,7 +41,7 @@ def golden_configurations() -> Iterator[Any]:
         dataset = read_nnunet_dataset(
             (folder / "fingerprint.json").read_bytes(), (folder / "dataset.json").read_bytes()
         )
-        for preset in sorted(PRESETS.keys() - {"resenc"}):  # its networks are those of resenc_m
+        for preset in sorted({*preset_names()} - {"resenc"}):  # its networks are those of resenc_m
             for configuration in plan_dataset(dataset.fingerprint, preset=preset).configurations:
                 yield pytest.param(configuration, id=f"{folder.name}-{preset}-{configuration.name}")
 
@@ -89,7 +89,7 @@ def test_feature_map_estimates_are_those_of_the_module(configuration: Configurat
         kernels=network.kernels,
         divisors=configuration.patch_shape,
     )
-    assert values == estimate_feature_maps(network.family, pyramid, label_entries=0)
+    assert values == TOPOLOGIES.get(network.family).feature_maps(pyramid, 0)
     assert logits.shape == (1, network.num_outputs, *configuration.patch_shape)
     assert sum(parameter.numel() for parameter in module.parameters()) == count_parameters(network)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from planners import ClassSize, Fingerprint, estimate_memory, explain, plan_dataset, plan_finetuning
+from planners import ClassSize, Fingerprint, estimate_configuration_memory, explain, plan_dataset, plan_finetuning
 from planners.explain import DEPARTURES, TITLES, WIDTH
 
 MakeFingerprint = Callable[..., Fingerprint]
@@ -59,7 +59,9 @@ def test_the_page_says_how_much_memory_each_configuration_takes(kinds: list[Fing
     plan = plan_dataset(kinds[0])
     page = " ".join(explain(plan).split())
     for configuration in plan.configurations:
-        half, full = (estimate_memory(plan, configuration.name, dtype=dtype) for dtype in ("bfloat16", "float32"))
+        half, full = (
+            estimate_configuration_memory(configuration, dtype=dtype) for dtype in ("bfloat16", "float32")
+        )
         assert (
             f"takes about {half.training_bytes / 1e9:.1f} GB in bfloat16 ({full.training_bytes / 1e9:.1f} GB in float32)"
             in page

@@ -30,9 +30,9 @@ from planners import (
     write_document,
 )
 from planners.bounds import MEMORY_GB, MOST_CASES, MOST_VOXELS
-from planners.presets import PRESETS
+from planners.parts import TOPOLOGIES
 from planners.rules.topology import Pyramid
-from planners.topologies import estimate_feature_maps
+from planners.topology import preset_names
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=2.0, percentile_00_5=0.0, percentile_99_5=2.0
@@ -68,7 +68,7 @@ def fingerprints(
     )
 
 
-presets = st.sampled_from(sorted(PRESETS))
+presets = st.sampled_from(sorted(preset_names()))
 
 
 def estimate_of(configuration: Configuration, label_entries: int) -> int:
@@ -80,7 +80,7 @@ def estimate_of(configuration: Configuration, label_entries: int) -> int:
         kernels=network.kernels,
         divisors=tuple(math.prod(column) for column in zip(*network.strides, strict=True)),
     )
-    return estimate_feature_maps(network.family, pyramid, label_entries=label_entries)
+    return TOPOLOGIES.get(network.family).feature_maps(pyramid, label_entries)
 
 
 def without_prose(plan: Plan) -> Plan:

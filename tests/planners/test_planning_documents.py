@@ -125,7 +125,6 @@ def test_every_fault_of_a_plan_is_told_in_place(fingerprint_of: MakeFingerprint)
     text = broken(
         plan,
         {
-            "preset": "defualt",
             "memory_target_gb": 0,
             "transpose_backward": [1, 2, 0],
             "configurations.0.patch_shape": [96],
@@ -140,7 +139,6 @@ def test_every_fault_of_a_plan_is_told_in_place(fingerprint_of: MakeFingerprint)
     with pytest.raises(DocumentError) as caught:
         read_document(Plan, text, where="plan.json")
     assert set(places(caught.value)) >= {
-        "preset",
         "memory_target_gb",
         "transpose_backward",
         "configurations.0.patch_shape",

@@ -10,14 +10,14 @@ from typing import Any
 
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import require_file_name, write_text
-from planners import NnunetDataset, Plan, Preset, nnunet_plans, plan_dataset, read_nnunet_dataset
+from planners import NnunetDataset, Plan, nnunet_plans, plan_dataset, read_nnunet_dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
     """What a person may ask of a plan."""
 
-    preset: Preset
+    preset: str
     memory_gb: float | None
     target_spacing_mm: tuple[float, float, float] | None
     """Source axes (z, y, x)."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from autoseg.compute.device import fast_precision
-from planners import Fingerprint, Plan, estimate_memory, plan_dataset
+from planners import Fingerprint, Plan, estimate_configuration_memory, plan_dataset
 
 MakeFingerprint = Callable[..., Fingerprint]
 STEP = Path(__file__).resolve().parents[3] / "benchmarks" / "memory_step.py"
@@ -65,6 +65,6 @@ def test_a_third_step_takes_what_is_told(
         pytest.skip(f"this processor has no {dtype}; kernels that stand in for it take other memory")
     fingerprint = fingerprint_of([(36, 50, 35)] * 200, [(1.0, 1.0, 1.0)] * 200)  # sizes of hippocampi
     plan = plan_of(fingerprint, preset, batch_size)
-    told = estimate_memory(plan, configuration, dtype=dtype).training_bytes
+    told = estimate_configuration_memory(plan.configuration(configuration), dtype=dtype).training_bytes
     found = third_step_bytes(plan, configuration, dtype=dtype, threads=threads)
     assert abs(found - told) <= SHARE * told, f"told {told / 1e6:.0f} MB, found {found / 1e6:.0f} MB"

@@ -8,6 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planners.parts import TOPOLOGIES
 from planners.rules.batch import decide_batch_size
 from planners.rules.memory import MemoryBudget
 from planners.rules.patch import (
@@ -19,14 +20,13 @@ from planners.rules.patch import (
     start_patch,
 )
 from planners.rules.topology import Pyramid, reference_pyramid
-from planners.topologies import estimate_feature_maps
 
 CT = Grid(spacing_mm=(2.5, 0.8, 0.8), median_shape=(150, 512, 512), dataset_voxels=100 * 150 * 512 * 512)
 REFERENCE = MemoryBudget(feature_maps=5.6e8, batch=2, fitting_images=2)
 
 
 def plain(pyramid: Pyramid) -> int:
-    return estimate_feature_maps("unet", pyramid, label_entries=3)
+    return TOPOLOGIES.get("unet").feature_maps(pyramid, 3)
 
 
 def test_start_patch_is_cubic_in_millimetres() -> None:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from planners.fingerprint import ClassSize
 from planners.geometry import SourceShape, SourceSpacing, inverse, transpose
+from planners.parts import TOPOLOGIES
 from planners.plan import Loss
-from planners.presets import PRESETS
 from planners.rules.axes import decide_axis_order, put_single_slice_first
 from planners.rules.intensity import decide_normalization
 from planners.rules.interpolation import decide_interpolation
@@ -21,6 +21,7 @@ from planners.rules.loss import (
     find_rarity,
 )
 from planners.rules.memory import decide_memory_target, memory_budget
+from planners.topology import find_preset
 
 
 @pytest.mark.parametrize(
@@ -68,12 +69,12 @@ def test_interpolation_is_the_methods() -> None:
     [(None, None, 24), (None, 80, 24), (None, 16, 16), (40, 16, 40), (10, None, 10)],
 )
 def test_memory_target(requested: float | None, device: float | None, expected: float) -> None:
-    assert decide_memory_target(PRESETS["resenc_l"], requested_gb=requested, device_gb=device).value == expected
+    assert decide_memory_target(find_preset("resenc_l")[1], requested_gb=requested, device_gb=device).value == expected
 
 
 def test_memory_scales_the_reference() -> None:
-    assert memory_budget(PRESETS["resenc_m"], 24.0, dimensions=3).feature_maps == 2.04e9
-    assert memory_budget(PRESETS["default"], 8.0, dimensions=2).feature_maps == 85e6
+    assert memory_budget(find_preset("resenc_m")[1], 24.0, dimensions=3).feature_maps == 2.04e9
+    assert memory_budget(find_preset("default")[1], 8.0, dimensions=2).feature_maps == 85e6
 
 
 def test_batch_dice_follows_the_stage() -> None:
@@ -109,13 +110,15 @@ def test_a_single_slice_is_told_as_it_is(
 
 
 def test_loss_and_supervision_of_the_families() -> None:
-    assert decide_loss("unet", has_regions=False, batch_dice=True).value.voxel == "cross_entropy"
-    assert "binary" in decide_loss("unet", has_regions=True, batch_dice=True).reason
-    assert decide_loss("vnet", has_regions=False, batch_dice=False).value.region == "squared_dice"
-    assert decide_deep_supervision("residual_unet", 3, strict_reference=False).value
-    assert not decide_deep_supervision("unet", 2, strict_reference=False).value
-    assert decide_deep_supervision("unet", 2, strict_reference=True).value
-    assert not decide_deep_supervision("vnet", 6, strict_reference=True).value
+    assert decide_loss(has_regions=False, batch_dice=True).value.voxel == "cross_entropy"
+    assert "binary" in decide_loss(has_regions=True, batch_dice=True).reason
+    own = TOPOLOGIES.get("vnet").decide_loss
+    assert own is not None
+    assert (own(False).value.region, own(False).value.voxel) == ("squared_dice", None)
+    assert decide_deep_supervision(TOPOLOGIES.get("residual_unet"), 3, strict_reference=False).value
+    assert not decide_deep_supervision(TOPOLOGIES.get("unet"), 2, strict_reference=False).value
+    assert decide_deep_supervision(TOPOLOGIES.get("unet"), 2, strict_reference=True).value
+    assert not decide_deep_supervision(TOPOLOGIES.get("vnet"), 6, strict_reference=True).value
 
 
 def class_size(name: str, share: float, *, components: float = 1.0, num_cases: int = 9) -> ClassSize:
@@ -139,10 +142,9 @@ def test_the_smallest_class_is_measured_in_the_patch_that_shows_it() -> None:
 def test_only_a_very_rare_class_changes_the_loss(share: float, pieces: float, patch: int, ratio: float) -> None:
     """A class with more than a hundred thousandth of a case has at least as much of any patch that shows it."""
     rarity = find_rarity([class_size("x", share, components=pieces)], case_voxels=patch * ratio, patch_voxels=patch)
-    decided = decide_loss("unet", has_regions=False, batch_dice=True, rarity=rarity)
+    decided = decide_loss(has_regions=False, batch_dice=True, rarity=rarity)
     if share > 1.001 * RARE_SHARE:
-        assert decided == decide_loss("unet", has_regions=False, batch_dice=True)
+        assert decided == decide_loss(has_regions=False, batch_dice=True)
     if share * ratio < 0.999 * RARE_SHARE:
         assert decided.value == Loss(voxel="top_k", batch_dice=True)
         assert decided.rule == "loss.rare_class"
-    assert decide_loss("vnet", has_regions=False, batch_dice=True, rarity=rarity).value.voxel is None

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from planners import (
+    CaseSize,
+    DocumentError,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    Plan,
+    PlanningError,
+    edited_plan,
+    explain,
+    plan_dataset,
+    read_document,
+    write_document,
+)
+from planners.parts import TOPOLOGIES
 from planners.rules.topology import Pyramid, reference_pyramid
-from planners.topologies import describe_network, estimate_feature_maps
 from planners.topologies.residual_unet import blocks
 from planners.topologies.unet import features
 from planners.topologies.vnet import convolutions, kernels
@@ -24,14 +42,14 @@ SLICE = reference_pyramid((1, 1), (512, 512))
     ],
 )
 def test_reference_points_of_the_method(family: str, pyramid: Pyramid, expected: int) -> None:
-    assert estimate_feature_maps(family, pyramid, label_entries=3) == expected  # type: ignore[arg-type]
+    assert TOPOLOGIES.get(family).feature_maps(pyramid, 3) == expected  # type: ignore[arg-type]
 
 
 def test_one_stage_has_no_head() -> None:
     single = reference_pyramid((1, 1, 1), (7, 7, 7))
-    assert estimate_feature_maps("unet", single, label_entries=9) == 2 * 32 * 343
-    assert estimate_feature_maps("residual_unet", single, label_entries=9) == 3 * 32 * 343
-    assert estimate_feature_maps("vnet", single, label_entries=9) == 16 * 343
+    assert TOPOLOGIES.get("unet").feature_maps(single, 9) == 2 * 32 * 343
+    assert TOPOLOGIES.get("residual_unet").feature_maps(single, 9) == 3 * 32 * 343
+    assert TOPOLOGIES.get("vnet").feature_maps(single, 9) == 16 * 343
 
 
 def test_vnet_estimate_by_hand() -> None:
@@ -40,13 +58,13 @@ def test_vnet_estimate_by_hand() -> None:
     # encoder: 1, 2, 3 convolutions and 2 halvings; decoder: 1 and 2 convolutions of twice the width and 2 doublings
     encoder = 16 * 256 + (2 + 1) * 32 * 64 + (3 + 1) * 64 * 16
     decoder = (1 + 2 * 1) * 16 * 256 + (1 + 2 * 2) * 32 * 64
-    assert estimate_feature_maps("vnet", pyramid, label_entries=3) == encoder + decoder + 3 * 256
+    assert TOPOLOGIES.get("vnet").feature_maps(pyramid, 3) == encoder + decoder + 3 * 256
 
 
 def test_features_double_up_to_the_cap() -> None:
     assert features(6, dimensions=3) == (32, 64, 128, 256, 320, 320)
     assert features(6, dimensions=2) == (32, 64, 128, 256, 512, 512)
-    assert describe_network("vnet", CUBE, (1, 1, 1), num_inputs=1, num_outputs=2).features == (
+    assert TOPOLOGIES.get("vnet").describe(CUBE, (1, 1, 1), num_inputs=1, num_outputs=2).features == (
         16,
         32,
         64,
@@ -60,7 +78,7 @@ def test_blocks_grow_with_depth() -> None:
     assert blocks(6) == (1, 3, 4, 6, 6, 6)
     assert blocks(2) == (1, 3)
     assert convolutions(5) == (1, 2, 3, 3, 3)
-    vnet = describe_network("vnet", CUBE, (1, 1, 1), num_inputs=1, num_outputs=2)
+    vnet = TOPOLOGIES.get("vnet").describe(CUBE, (1, 1, 1), num_inputs=1, num_outputs=2)
     assert (vnet.blocks, vnet.decoder_blocks) == ((1, 2, 3, 3, 3, 3), (1, 2, 3, 3, 3))
 
 
@@ -75,3 +93,66 @@ def test_vnet_kernel_bounds_are_ten_and_six_voxels() -> None:
     for size, expected in ((10, 5), (9, 3), (6, 3), (5, 1)):
         single = Pyramid(patch=(size, size), strides=((1, 1),), kernels=((3, 3),), divisors=(1, 1))
         assert kernels(single, (1.0, 1.0)) == ((expected, expected),)
+
+
+OTHER = """
+from dataclasses import replace
+from planners.topologies.unet import TOPOLOGY as UNET
+
+def describe(pyramid, spacing_mm, **interface):
+    network = UNET.describe(pyramid, spacing_mm, **interface)
+    return network.model_copy(update={"family": "wide", "features": tuple(2 * width for width in network.features)})
+
+TOPOLOGY = replace(UNET, name="wide", title="wide U-Net", describe=describe, presets={"wide": UNET.presets["default"]})
+"""
+
+
+@pytest.fixture
+def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of somebody else that brings a topology."""
+    (tmp_path / "wide_networks.py").write_text(OTHER)
+    (tmp_path / "wide_networks-1.0.dist-info").mkdir()
+    (tmp_path / "wide_networks-1.0.dist-info" / "METADATA").write_text("Name: wide-networks\nVersion: 1.0\n")
+    entry = "[autoseg.topologies]\nwide = wide_networks:TOPOLOGY\n"
+    (tmp_path / "wide_networks-1.0.dist-info" / "entry_points.txt").write_text(entry)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wide_networks", raising=False)
+
+
+def small_fingerprint() -> Fingerprint:
+    statistics = IntensityStatistics(
+        mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=2.0, percentile_00_5=0.0, percentile_99_5=2.0
+    )
+    return Fingerprint(
+        dataset_name="small",
+        cases=(CaseSize(case_id="a", shape=(40, 50, 60), spacing_mm=(1.0, 1.0, 1.0)),),
+        num_training_cases=1,
+        channels=("CT",),
+        labels=Labels(classes=(LabelClass(name="one", values=(1,)),)),
+        intensities=(statistics,),
+        median_relative_size_after_cropping=1.0,
+    )
+
+
+@pytest.mark.usefixtures("_installed")
+def test_an_installed_package_brings_a_topology_with_its_preset() -> None:
+    usual, wide = (plan_dataset(small_fingerprint(), preset=preset) for preset in ("default", "wide"))
+    assert {c.network.family for c in wide.configurations} == {"wide"}
+    assert read_document(Plan, write_document(wide), where="memory") == wide
+    assert "3d_fullres: 3D wide U-Net" in explain(wide)
+    edited = edited_plan(usual, {"3d_fullres.topology": "wide"})
+    assert edited.configuration("3d_fullres").network == wide.configuration("3d_fullres").network
+
+
+def test_names_that_are_not_installed_are_refused_with_the_known_ones() -> None:
+    plan = plan_dataset(small_fingerprint())
+    for name in ("family", "name"):
+        text = write_document(plan).replace(f'"{name}": "unet"', f'"{name}": "wide"')
+        text = text.replace(f'"{name}": "compound"', f'"{name}": "wide"')
+        with pytest.raises(DocumentError, match=r"'wide' is installed; there are (residual_unet, unet, vnet|compound)"):
+            read_document(Plan, text, where="plan.json")
+    with pytest.raises(PlanningError) as raised:
+        plan_dataset(small_fingerprint(), preset="wide")
+    (issue,) = raised.value.issues
+    assert issue.code == "plan.unknown_preset"
+    assert "resenc_m" in issue.fix
