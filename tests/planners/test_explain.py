@@ -59,9 +59,7 @@ def test_the_page_says_how_much_memory_each_configuration_takes(kinds: list[Fing
     plan = plan_dataset(kinds[0])
     page = " ".join(explain(plan).split())
     for configuration in plan.configurations:
-        half, full = (
-            estimate_configuration_memory(configuration, dtype=dtype) for dtype in ("bfloat16", "float32")
-        )
+        half, full = (estimate_configuration_memory(configuration, dtype=dtype) for dtype in ("bfloat16", "float32"))
         assert (
             f"takes about {half.training_bytes / 1e9:.1f} GB in bfloat16 ({full.training_bytes / 1e9:.1f} GB in float32)"
             in page
