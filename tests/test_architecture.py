@@ -39,9 +39,13 @@ MAY_IMPORT = {
 DOORS = {
     "joblib": {"autoseg/compute/executor.py"},
     "batchgenerators": {"autoseg/training/turning.py"},
-    "SimpleITK": {"autoseg/imaging/readers/"},
-    "pydicom": {"autoseg/imaging/readers/"},
-    "nibabel": {"autoseg/imaging/readers/"},
+    "SimpleITK": {"autoseg/imaging/readers/itk.py", "autoseg/imaging/readers/worker.py"},
+    "pydicom": {"autoseg/imaging/readers/dicom"},
+    "nibabel": {"autoseg/imaging/readers/nifti.py"},
+    "nrrd": {"autoseg/imaging/readers/nrrd.py"},
+    "tifffile": {"autoseg/imaging/readers/pictures.py", "autoseg/imaging/readers/worker.py"},
+    "imagecodecs": {"autoseg/imaging/readers/pictures.py"},
+    "PIL": {"autoseg/imaging/readers/pictures.py"},
     "typer": {"autoseg/cli/"},
     "blosc2": {"autoseg/preprocessing/store.py"},
 }

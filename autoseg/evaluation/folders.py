@@ -22,7 +22,7 @@ from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import LabelMap
 from autoseg.imaging.readers import (
-    IMAGE_ENDINGS,
+    image_endings,
     PART_MARK,
     image_ending,
     image_stem,
@@ -154,7 +154,7 @@ def _label_files(folder: Path, issues: list[Issue]) -> dict[str, Path]:
             )
         files.setdefault(name, path)
     if not files:
-        fix = f"give a folder with files that end in {', '.join(IMAGE_ENDINGS)}"
+        fix = f"give a folder with files that end in {', '.join(image_endings())}"
         issues.append(Issue(code="evaluation.no_label_maps", where=str(folder), message="holds no label maps", fix=fix))
     return files
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, stored_name
-from autoseg.imaging.readers import PICTURE_ENDINGS, image_ending
+from autoseg.imaging.readers import is_picture
 from autoseg.issues import Issue
 from autoseg.storage.atomic import load_document, write_text
 from planners import Document
@@ -268,8 +268,8 @@ def _hardly_found(summary: Summary) -> list[Issue]:
 
 
 def _without_spacing(summary: Summary) -> list[Issue]:
-    endings = {image_ending(case.reference_file) for case in summary.metric_per_case}
-    if not endings or not endings <= set(PICTURE_ENDINGS):
+    cases = summary.metric_per_case
+    if not cases or not all(is_picture(case.reference_file) for case in cases):
         return []
     words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"
     return [Issue(code="scores.no_spacing", severity="note", where="", message=words)]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.data.discovery.unlabelled import NamedImage, find_loose_images, labels_beside_images
-from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom_series, read_header
+from autoseg.imaging.readers import image_endings, is_dicom_series, read_header
 from autoseg.inference.predicted import predictions_among
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from autoseg.run_folder import run_of
@@ -46,7 +46,7 @@ def find_input_cases(
     items = _to_predict(source, find_loose_images(source), reporter or SilentReporter())
     if not items:
         raise AutosegError(
-            f"{source} holds no image; looked for files that end in {', '.join(sorted(IMAGE_ENDINGS))} and for folders "
+            f"{source} holds no image; looked for files that end in {', '.join(sorted(image_endings()))} and for folders "
             "with a DICOM series"
         )
     grouped: dict[str, dict[int, Path]] = defaultdict(dict)

@@ -11,7 +11,7 @@ from pathlib import Path
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
-from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom, is_dicom_series, is_segmentation, require_text
+from autoseg.imaging.readers import image_endings, is_dicom, is_dicom_series, is_segmentation, require_text
 from autoseg.issues import UNNAMED, AutosegError, Issue
 from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import FIELD
@@ -179,7 +179,7 @@ def rival_matches(matches: Iterable[Match], best: Match) -> tuple[Match, ...]:
 
 
 def _found(files: Sequence[str], patterns: Sequence[str], layout: Layout) -> tuple[FoundFile, ...]:
-    return match_files(files, patterns, fields=layout.fields, endings=IMAGE_ENDINGS)
+    return match_files(files, patterns, fields=layout.fields, endings=image_endings())
 
 
 def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Match, best_match, candidate_layouts, match_layouts
 from autoseg.imaging.readers import (
-    IMAGE_ENDINGS,
     PART_MARK,
     image_ending,
     image_stem,
@@ -166,7 +165,7 @@ def _files(folder: Path, prefix: str) -> list[NamedImage]:
     return [
         (prefix + image_stem(entry), entry)
         for entry in _visible(folder)
-        if entry.is_file() and image_ending(entry) in IMAGE_ENDINGS
+        if entry.is_file() and image_ending(entry)
     ]
 
 

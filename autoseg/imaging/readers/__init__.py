@@ -7,27 +7,20 @@ one is wanted alone, ``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read
 numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
 """
 
+from autoseg.imaging.image import Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import PART_MARK, is_dicom, split_part
-from autoseg.imaging.readers.dicom_segments import referenced_series
-from autoseg.imaging.readers.endings import IMAGE_ENDINGS, PICTURE_ENDINGS, image_ending, image_stem
-from autoseg.imaging.readers.files import file_states, files_of
-from autoseg.imaging.readers.header import ImageHeader
-from autoseg.imaging.readers.names import printable, require_text
-from autoseg.imaging.readers.reading import read_header, read_image, read_label_map
-from autoseg.imaging.readers.segmentation import Segment, Segmentation, SegmentNames
+from autoseg.imaging.readers.dicom_seg import referenced_series
+from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
+from autoseg.imaging.readers.header import ImageHeader, printable, require_text
+from autoseg.imaging.readers.reading import file_states, files_of, read_header, read_image, read_label_map
+from autoseg.imaging.readers.registry import FORMATS, Format, image_ending, image_endings, image_stem, is_picture
 from autoseg.imaging.readers.segments import is_segmentation, list_segments, read_segments
-from autoseg.imaging.readers.series import SeriesName, is_dicom_series, list_series
-from autoseg.imaging.readers.writing import (
-    prediction_ending,
-    writable_ending,
-    write_image,
-    write_label_map,
-)
+from autoseg.imaging.readers.writing import prediction_ending, writable_ending, write_image, write_label_map
 
 __all__ = [
-    "IMAGE_ENDINGS",
+    "FORMATS",
     "PART_MARK",
-    "PICTURE_ENDINGS",
+    "Format",
     "ImageHeader",
     "Segment",
     "SegmentNames",
@@ -36,9 +29,11 @@ __all__ = [
     "file_states",
     "files_of",
     "image_ending",
+    "image_endings",
     "image_stem",
     "is_dicom",
     "is_dicom_series",
+    "is_picture",
     "is_segmentation",
     "list_segments",
     "list_series",

@@ -1,8 +1,10 @@
-"""What the header of an image file says, and how a header that makes no sense is refused."""
+"""What the header of an image file says, and the errors for files that cannot be read."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,10 +14,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from autoseg.imaging.image import Geometry, Vector
-from autoseg.imaging.readers.names import printable
 from autoseg.issues import AutosegError, Issue
 from planners import describe_problems
 
+STRAY_BYTE = re.compile("[\udc80-\udcff]")
+"""What Python writes for a byte of a name that is no UTF-8."""
 FLAT_SPACING_FACTOR = 999.0
 """A 2D image is this many times as thick as its larger pixel side, so that planning finds its slice axis coarsest
 (method section 1.5)."""
@@ -133,3 +136,42 @@ def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np
         fix="correct the header of the file",
     )
     return left @ right, (note,)
+
+
+# --- names of files ---
+
+
+def require_text(paths: Iterable[Path | str]) -> None:
+    """Raise `AutosegError` with each of ``paths``, or the folder on the way to it, whose name is not valid UTF-8."""
+    found = dict.fromkeys(_misnamed(Path(path)) for path in paths if not is_text(str(path)))
+    if found:
+        raise AutosegError(
+            *[
+                Issue(
+                    code="reader.name_not_text",
+                    where=printable(path),
+                    message="its name is not valid UTF-8",
+                    fix="rename it",
+                )
+                for path in found
+            ]
+        )
+
+
+def printable(text: Path | str) -> str:
+    r"""A path, or a text with paths in it, that can be printed and stored: bytes that are no UTF-8 are written as ``\xfc``."""
+    escaped = STRAY_BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
+    return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _misnamed(path: Path) -> Path:
+    """The outermost folder on the way whose name is no text, or the file itself: renaming that mends all below it."""
+    return next(folder for folder in (*reversed(path.parents), path) if not is_text(str(folder)))

@@ -1,13 +1,14 @@
-"""Reading through SimpleITK: headers and voxels of one file, x first turned round to z first."""
+"""Reading and writing through SimpleITK, x first turned round to z first; the formats JPEG and GIPL, which only ITK reads well."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,37 @@ import numpy as np
 import SimpleITK
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.endings import DETACHED, LOSSY, PICTURE_ENDINGS, image_ending
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
-from autoseg.imaging.readers.memory import require_memory
-from autoseg.imaging.readers.photographs import has_alpha, transparency_note
-from autoseg.issues import AutosegError
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.payload import check_promise, encoding_of, read_bytes, require_memory
+from autoseg.imaging.readers.registry import Format, image_ending
 
 MAX_DIMENSIONS = 4
-MOST_PACKED = 5000
-"""No format here packs its voxels into less than this fraction of their bytes, not even constant images."""
-CORRUPT_JPEG, HARMLESS_JPEG = "Corrupt JPEG data", "extraneous bytes"
 MOST_BYTES_EACH = 8
+CORRUPT_JPEG, HARMLESS_JPEG = "Corrupt JPEG data", "extraneous bytes"
+JPEG_BEGIN, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+TAIL = 2**16
+"""Bytes in which the end of a JPEG file must be: cameras add something behind it."""
+MOST_JPEG_PACKED = 5000
+"""No JPEG file packs its pixels into less than this fraction of their bytes, not even constant images."""
 SMALL_BYTES = 10**8
 """Images below this size are read whatever their header says; they do no harm."""
+GIPL_HEADER_BYTES = 256
+GIPL_TYPES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
+"""Size of a voxel by the GIPL header's number of its type."""
 _ONE_AT_A_TIME = threading.RLock()
 
 
 @contextmanager
-def captured_noise(into: list[str], streams: Sequence[int] = (2,)) -> Iterator[None]:
+def _captured_output(into: list[str]) -> Iterator[None]:
     """Keep what image libraries write to the standard streams; they know causes that their exceptions lack.
 
-    Their C code writes to the file descriptor, so that is what is turned aside, for the time of one call.
+    Their C code writes to the file descriptors, so those are redirected for the time of one call.
     """
     with _ONE_AT_A_TIME, tempfile.TemporaryFile() as file:
         saved: dict[int, int] = {}
         try:
-            for stream in streams:
+            for stream in (1, 2):  # the JPEG decoder complains on the standard output
                 with suppress(OSError):  # no such stream, as in services without a terminal: nothing to keep
                     saved[stream] = os.dup(stream)
                     os.dup2(file.fileno(), stream)
@@ -55,21 +61,17 @@ def captured_noise(into: list[str], streams: Sequence[int] = (2,)) -> Iterator[N
 
 
 @contextmanager
-def itk_call(path: Path, refusal: Callable[[Path, str], Exception] = damaged) -> Iterator[None]:
-    """Turn what ITK raises about ``path`` into ``refusal(path, cause)``, the cause in words that a person can read.
-
-    What ITK only says of damaged JPEG data, and fills with grey, is an error too.
-    """
-    noise: list[str] = []
-    is_jpeg = image_ending(path) in LOSSY  # its decoder complains on the standard output
+def _itk_call(refusal: Callable[[str], Exception]) -> Iterator[None]:
+    """Turn what ITK raises into ``refusal(cause)``; what it only prints of damaged JPEG data is an error, too."""
+    output: list[str] = []
     try:
-        with captured_noise(noise, (1, 2) if is_jpeg else (2,)):
+        with _captured_output(output):
             yield
     except RuntimeError as error:
-        raise refusal(path, _cause(f"{error}\n{''.join(noise)}")) from None
-    lost = [line for line in "".join(noise).splitlines() if CORRUPT_JPEG in line and HARMLESS_JPEG not in line]
-    if is_jpeg and lost:
-        raise refusal(path, lost[0])
+        raise refusal(_cause(f"{error}\n{''.join(output)}")) from None
+    lost = [line for line in "".join(output).splitlines() if CORRUPT_JPEG in line and HARMLESS_JPEG not in line]
+    if lost:
+        raise refusal(lost[0])
 
 
 def _cause(text: str) -> str:
@@ -77,71 +79,47 @@ def _cause(text: str) -> str:
     text = re.sub(r"\(0x[0-9a-f]+\)", "", text)
     lines = [re.sub(r"^(sitk::ERROR|ITK ERROR|\*\* ERROR)[: ]*", "", line.strip()) for line in text.splitlines()]
     telling = [line for line in lines if line and not line.startswith("Exception thrown") and ".cxx" not in line]
-    return "; ".join(dict.fromkeys(telling))[:400] or "no cause was given"
+    return "; ".join(dict.fromkeys(telling))[:400] or "ITK gave no reason"
 
 
-def itk_reader(path: Path) -> Any:
-    """A SimpleITK reader that has read the header of ``path``."""
-    reader = SimpleITK.ImageFileReader()
-    with itk_call(path):
-        reader.SetFileName(str(path))
-        reader.ReadImageInformation()
-    return reader
+# --- reading ---
 
 
-def itk_header(path: Path, reader: Any) -> ImageHeader:
-    """The header that ``reader`` has read."""
+def itk_header(path: Path, *, is_picture: bool = False) -> ImageHeader:
+    """The header of ``path`` as ITK reads it; of pictures without their resolution tags."""
+    reader = _reader(path)
     size, dimensions = reader.GetSize(), reader.GetDimension()
-    if dimensions > MAX_DIMENSIONS or dimensions < 2:
-        raise AutosegError(f"{path} has {dimensions} axes (sizes {size}); store it with two to four")
+    if not 2 <= dimensions <= MAX_DIMENSIONS:
+        raise unsupported(path, f"it has {dimensions} axes (sizes {size})", "store it with two to four axes")
     axes = min(dimensions, 3)
-    is_photograph = image_ending(path) in PICTURE_ENDINGS
     direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:axes, :axes]
     geometry, notes = make_geometry(
         path,
         shape=tuple(size[:axes]),
-        spacing_mm=(1.0,) * axes if is_photograph else tuple(reader.GetSpacing()[:axes]),
-        origin_mm=(0.0,) * axes if is_photograph else tuple(reader.GetOrigin()[:axes]),
-        direction=np.eye(axes) if is_photograph else direction,
-        has_orientation=not is_photograph,
+        spacing_mm=(1.0,) * axes if is_picture else tuple(reader.GetSpacing()[:axes]),
+        origin_mm=(0.0,) * axes if is_picture else tuple(reader.GetOrigin()[:axes]),
+        direction=np.eye(axes) if is_picture else direction,
+        has_orientation=not is_picture,
     )
     pixel_type = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
-    extra = size[3] if dimensions == 4 else 1
-    components = reader.GetNumberOfComponents()
-    is_transparent = is_photograph and has_alpha(path, components)
     return ImageHeader(
         geometry=geometry,
-        num_channels=(components - is_transparent) * extra,
+        num_channels=reader.GetNumberOfComponents() * math.prod(size[3:]),
         pixel_type=pixel_type,
         is_integer="integer" in pixel_type,
-        notes=(*notes, *([transparency_note(path)] if is_transparent else [])),
+        notes=notes,
     )
 
 
-def itk_voxels(path: Path, reader: Any) -> NDArray[Any]:
+def itk_voxels(path: Path) -> NDArray[Any]:
     """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
-    _check_promise(path, reader)
-    with itk_call(path):
+    reader = _reader(path)
+    require_memory(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * MOST_BYTES_EACH)
+    with _itk_call(lambda cause: damaged(path, cause, "corrupt")):
         image = reader.Execute()
-    return channels_first(image)
-
-
-def _check_promise(path: Path, reader: Any) -> None:
-    """Refuse a header that promises more than the file can hold, before memory is taken for it."""
-    promised = math.prod(reader.GetSize()) * reader.GetNumberOfComponents()
-    held = path.stat().st_size
-    if image_ending(path) not in DETACHED and promised > max(SMALL_BYTES, MOST_PACKED * held):
-        raise damaged(
-            path, f"its header promises {promised} voxels (sizes {reader.GetSize()}), but it has {held} bytes"
-        )
-    require_memory(path, promised * MOST_BYTES_EACH)
-
-
-def channels_first(image: Any) -> NDArray[Any]:
-    """Voxels of a SimpleITK image as (C, Z, Y, X), a copy."""
     array = SimpleITK.GetArrayFromImage(image)
     if "complex" in image.GetPixelIDTypeAsString():
-        raise AutosegError("the image has complex numbers; store their magnitude instead")
+        raise unsupported(path, "its voxels are complex numbers", "store their magnitude instead")
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     elif image.GetDimension() < MAX_DIMENSIONS:
@@ -149,5 +127,78 @@ def channels_first(image: Any) -> NDArray[Any]:
     if image.GetDimension() == 2:
         array = array[:, None]
     if array.ndim != 4:
-        raise AutosegError(f"the image has components and a fourth axis ({array.shape}); store only one of the two")
+        raise unsupported(path, f"it has components and a fourth axis ({array.shape})", "store only one of the two")
     return array
+
+
+def _reader(path: Path) -> Any:
+    """A SimpleITK reader that has read the header of ``path``."""
+    reader = SimpleITK.ImageFileReader()
+    with _itk_call(lambda cause: damaged(path, cause)):
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    return reader
+
+
+# --- writing ---
+
+
+def itk_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write ``array`` (Z, Y, X) in the format that the ending names, compressed where that can be; 2D where the geometry is.
+
+    Raises `OSError` with ITK's reason.
+    """
+    dimensions = geometry.dimensions
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[0] if dimensions == 2 else array))
+    image.SetSpacing(geometry.spacing_mm[::-1][:dimensions])
+    image.SetOrigin(geometry.origin_mm[:dimensions])
+    image.SetDirection([value for row in geometry.direction[:dimensions] for value in row[:dimensions]])
+    with _itk_call(OSError):
+        SimpleITK.WriteImage(image, str(path), useCompression=image_ending(path) != ".nii")
+
+
+# --- JPEG: ITK passes on what its decoder says of damaged data; Pillow and imagecodecs fill it with grey and say nothing ---
+
+
+def _jpeg_header(path: Path) -> ImageHeader:
+    with open(path, "rb") as file:
+        held = file.seek(0, 2)
+        file.seek(max(2, held - TAIL))
+        if JPEG_END not in file.read():
+            raise damaged(path, "its end is missing", "truncated")
+    header = itk_header(path, is_picture=True)
+    promised = math.prod(header.geometry.shape) * header.num_channels
+    if promised > max(SMALL_BYTES, MOST_JPEG_PACKED * held):
+        raise damaged(path, f"the header promises {promised} values, but the file has {held} bytes", "truncated")
+    return header
+
+
+JPEG = Format(
+    endings=(".jpg", ".jpeg"),
+    read_header=_jpeg_header,
+    read_voxels=itk_voxels,
+    magic=(JPEG_BEGIN,),
+    is_picture=True,
+    is_flat=True,
+)
+
+
+# --- GIPL ---
+
+
+def _gipl_header(path: Path) -> ImageHeader:
+    """Raises `AutosegError` where voxels are missing or the check sum of a packed file is wrong, which ITK does not check."""
+    head = read_bytes(path, GIPL_HEADER_BYTES)
+    if len(head) < GIPL_HEADER_BYTES:
+        raise damaged(path, f"it has {len(head)} bytes, fewer than a header", "truncated")
+    *sizes, kind = struct.unpack(">4HH", head[:10])
+    if kind not in GIPL_TYPES or min(sizes[:2]) < 1:
+        raise damaged(path, f"the header gives the sizes {tuple(sizes)} and the type {kind}")
+    expected = GIPL_HEADER_BYTES + math.prod(max(1, size) for size in sizes) * GIPL_TYPES[kind]
+    check_promise(path, expected, path.stat().st_size, encoding_of(path))
+    if len(read_bytes(path, expected, whole=True)) < expected:
+        raise damaged(path, f"the header promises {expected} bytes, but the file has fewer", "truncated")
+    return itk_header(path)
+
+
+GIPL = Format(endings=(".gipl", ".gipl.gz"), read_header=_gipl_header, read_voxels=itk_voxels, write=itk_write)

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.itk import itk_write
 from autoseg.imaging.readers.payload import read_payload, voxel_file
+from autoseg.imaging.readers.registry import Format
 
 LONGEST_HEADER = 2**16
 TYPES = {
@@ -44,17 +46,17 @@ class _MetaImage:
     encoding: str
 
 
-def metaimage_header(path: Path) -> ImageHeader:
+def _header(path: Path) -> ImageHeader:
     """The header of a MetaImage file. Raises `AutosegError` for what makes no sense or is not read here."""
     return _parse(path).header
 
 
-def metaimage_voxel_file(path: Path) -> Path:
-    """The file with the voxels: ``path`` itself, or the one that its header names."""
+def _voxel_file(path: Path) -> Path:
+    """The file with the voxels: ``path`` itself, or the one that the header names."""
     return _parse(path).data
 
 
-def metaimage_voxels(path: Path) -> NDArray[Any]:
+def _voxels(path: Path) -> NDArray[Any]:
     """All voxels of a MetaImage file, (C, Z, Y, X); where compressed, the check sum is compared."""
     found = _parse(path)
     flat = read_payload(found.data, found.start, math.prod(found.sizes), found.kind, found.encoding)
@@ -67,7 +69,7 @@ def _parse(path: Path) -> _MetaImage:
     try:
         return _understand(path, fields, start)
     except (ValueError, OverflowError, KeyError) as error:
-        raise damaged(path, f"its header makes no sense ({str(error)[:200]})") from None
+        raise damaged(path, f"the header makes no sense ({str(error)[:200]})") from None
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
@@ -78,19 +80,19 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
     place = 0
     while place < len(content) and LAST_KEY not in fields:
         end = content.find(b"\n", place)
-        line = content[place : end if end >= 0 else len(content)].decode("latin-1")
+        line = content[place : end if end >= 0 else len(content)].decode("utf-8", "surrogateescape")
         key, _, value = line.partition("=")
         fields[key.strip().lower()] = value.strip()
         place = end + 1 if end >= 0 else len(content)
     if LAST_KEY not in fields:
-        raise damaged(path, "its header does not end with ElementDataFile", "unknown_format")
+        raise damaged(path, "the header does not end with ElementDataFile", "unknown_format")
     return fields, place
 
 
 def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage:
     sizes = tuple(int(word) for word in fields["dimsize"].split())
     if len(sizes) != int(fields["ndims"]) or not 2 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise damaged(path, f"its header gives {fields['ndims']} axes with the sizes {sizes}")
+        raise damaged(path, f"the header gives {fields['ndims']} axes with the sizes {sizes}")
     components = int(fields.get("elementnumberofchannels", "1"))
     if components < 1 or (components > 1 and len(sizes) > 3):
         raise unsupported(path, f"it has {components} components and the sizes {sizes}", "store only one of the two")
@@ -134,7 +136,7 @@ def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> 
         text = next((fields[name] for name in names if name in fields), None)
         values = default if text is None else np.array([float(word) for word in text.split()])
         if values.size != default.size:
-            raise damaged(path, f"its header gives {values.size} numbers for {names[0]}, not {default.size}")
+            raise damaged(path, f"the header gives {values.size} numbers for {names[0]}, not {default.size}")
         return values
 
     count = len(sizes)
@@ -150,3 +152,8 @@ def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> 
         direction=rows.T[:axes, :axes],  # a row of the file is the direction of one index axis
         has_orientation=True,
     )
+
+
+METAIMAGE = Format(
+    endings=(".mha", ".mhd"), read_header=_header, read_voxels=_voxels, write=itk_write, voxel_file=_voxel_file
+)

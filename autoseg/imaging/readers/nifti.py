@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +17,32 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
-from autoseg.imaging.readers.payload import GZIP_MAGIC, check_promise, read_bytes
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.itk import itk_header, itk_write
+from autoseg.imaging.readers.payload import GZIP_MAGIC, check_promise, encoding_of, read_bytes
+from autoseg.imaging.readers.registry import Format
 from autoseg.issues import AutosegError
 
 LONGEST_HEADER = 540
 
 
-def nifti_header(path: Path) -> ImageHeader:
-    """The header of a NIfTI file as nibabel reads it; a slightly skewed grid is straightened."""
+def _header(path: Path) -> ImageHeader:
+    """Geometry as ITK understands it; where ITK refuses the grid, as nibabel does, straightened."""
+    own = _own_header(path)
+    with suppress(AutosegError):
+        found = itk_header(path)
+        return replace(own, geometry=found.geometry, notes=found.notes)
+    return own
+
+
+def _own_header(path: Path) -> ImageHeader:
     header = _parse(path, read_bytes(path, LONGEST_HEADER))
     affine = np.diag([-1.0, -1.0, 1.0]) @ _affine(path, header)[:3]  # NIfTI looks to Right and Anterior, we do not
     shape = (*header.get_data_shape(), 1, 1)[:3]
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise damaged(path, f"its header gives the voxel size {spacing.tolist()} mm (x, y, z)")
+        raise damaged(path, f"the header gives the voxel size {spacing.tolist()} mm (x, y, z)")
     geometry, notes = make_geometry(
         path,
         shape=tuple(int(size) for size in shape),
@@ -39,19 +52,17 @@ def nifti_header(path: Path) -> ImageHeader:
         has_orientation=True,
     )
     kind = _voxel_type(path, header)
-    slope, intercept = header.get_slope_inter()
-    is_scaled = slope not in (None, 1.0) or intercept not in (None, 0.0)
     return ImageHeader(
         geometry=geometry,
         num_channels=math.prod(header.get_data_shape()[3:]) * _num_components(header),
         pixel_type=str(kind),
-        is_integer=kind.kind in "iu" and not is_scaled,
+        is_integer=kind.kind in "iu" and _scaling(path, header) == (1.0, 0.0),
         notes=notes,
     )
 
 
-def nifti_voxels(path: Path) -> NDArray[Any]:
-    """All voxels of a NIfTI file, (C, Z, Y, X), scaled as its header says.
+def _voxels(path: Path) -> NDArray[Any]:
+    """All voxels of a NIfTI file, (C, Z, Y, X), scaled as the header says.
 
     Raises `AutosegError` if bytes are missing, the check sum of the compression is wrong, or the type is not a number.
     """
@@ -60,14 +71,17 @@ def nifti_voxels(path: Path) -> NDArray[Any]:
     shape = header.get_data_shape()
     start = int(header.get_data_offset())
     expected = start + math.prod(shape) * components * kind.itemsize
-    with open(path, "rb") as file:
-        encoding = "gzip" if file.read(2) == GZIP_MAGIC else "raw"
-    check_promise(path, expected, path.stat().st_size, encoding)
+    check_promise(path, expected, path.stat().st_size, encoding_of(path))
     raw = read_bytes(path, expected, whole=True)
     if len(raw) < expected:
-        raise damaged(path, f"its header promises {expected} bytes for {shape} voxels, but it holds {len(raw)}")
+        raise damaged(
+            path, f"the header promises {expected} bytes for {shape} voxels, but the file has {len(raw)}", "truncated"
+        )
     flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
-    return _scaled(header, _to_channels_first(flat, shape, components))
+    voxels = _to_channels_first(flat, shape, components)
+    slope, intercept = _scaling(path, header)
+    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
+    return native if (slope, intercept) == (1.0, 0.0) else native * np.float64(slope) + np.float64(intercept)
 
 
 def check_written(path: Path) -> None:
@@ -97,12 +111,13 @@ def _to_channels_first(flat: NDArray[Any], shape: tuple[int, ...], components: i
     return np.moveaxis(array, -1, 1).reshape(-1, z, y, x)
 
 
-def _scaled(header: Any, voxels: NDArray[Any]) -> NDArray[Any]:
-    slope, intercept = header.get_slope_inter()
-    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    if slope in (None, 1.0) and intercept in (None, 0.0):
-        return native
-    return native * np.float64(1.0 if slope is None else slope) + np.float64(intercept or 0.0)
+def _scaling(path: Path, header: Any) -> tuple[float, float]:
+    """Slope and intercept; 1 and 0 where the header has none."""
+    try:
+        slope, intercept = header.get_slope_inter()
+    except HeaderDataError as error:
+        raise damaged(path, f"the header gives no scaling ({error})") from None
+    return 1.0 if slope is None else float(slope), float(intercept or 0.0)
 
 
 def _parse(path: Path, raw: bytes | bytearray) -> Any:
@@ -113,23 +128,23 @@ def _parse(path: Path, raw: bytes | bytearray) -> Any:
         if header["sizeof_hdr"] == kind.sizeof_hdr:
             _check_header(path, header)
             return header
-    raise damaged(path, "it has no NIfTI header" if raw else "it is empty")
+    raise damaged(path, "it has no NIfTI header", "unknown_format")
 
 
 def _check_header(path: Path, header: Any) -> None:
     shape = header.get_data_shape()
     if not 2 <= len(shape) <= 7 or min(shape) < 1:
-        raise damaged(path, f"its header gives the sizes {shape}")
+        raise damaged(path, f"the header gives the sizes {shape}")
     offset = float(header.get_data_offset())
     if not 0 <= offset < 2**31:
-        raise damaged(path, f"its header places the voxels at byte {offset}")
+        raise damaged(path, f"the header places the voxels at byte {offset}")
 
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64]:
     try:
         affine: NDArray[np.float64] = header.get_best_affine()
-    except HeaderDataError as error:
-        raise damaged(path, f"its header gives no orientation ({error})") from None
+    except (HeaderDataError, ValueError) as error:
+        raise damaged(path, f"the header gives no orientation ({error})") from None
     return affine
 
 
@@ -138,14 +153,20 @@ def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
     try:
         kind = header.get_data_dtype()
     except Exception as error:  # nibabel raises its own kinds for codes it does not know
-        raise damaged(path, f"its header names an unknown voxel type ({error})") from None
+        raise damaged(path, f"the header names an unknown voxel type ({error})") from None
     kind = np.dtype("u1") if kind.names else kind
     if kind.kind not in "iuf":
-        raise AutosegError(
-            f"{path} has voxels of type {kind}, which are not real numbers; store their magnitude instead"
-        )
+        raise unsupported(path, f"its voxels are of type {kind}, not real numbers", "store their magnitude instead")
     return kind
 
 
 def _num_components(header: Any) -> int:
     return len(header.get_data_dtype().names or (None,))
+
+
+def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    itk_write(path, array, geometry)
+    check_written(path)
+
+
+NIFTI = Format(endings=(".nii.gz", ".nii"), read_header=_header, read_voxels=_voxels, write=_write)

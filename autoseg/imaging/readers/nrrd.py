@@ -1,20 +1,28 @@
-"""NRRD files, with their voxels inside or beside them, read here: ITK's reader can be crashed by a broken header."""
+"""NRRD files, with their voxels inside or beside them, and the segments that 3D Slicer names in their headers (``.seg.nrrd``).
+
+pynrrd reads the header, for ITK's reader can be crashed by a broken one; the voxels are read here, for pynrrd decompresses without
+a limit.
+"""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
+from autoseg.imaging.image import Geometry, Segment, Segmentation, SegmentNames
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.itk import itk_write
 from autoseg.imaging.readers.payload import read_payload, voxel_file
-from autoseg.issues import AutosegError
+from autoseg.imaging.readers.registry import Format, format_of
 
 MAGIC = b"NRRD"
 LONGEST_HEADER = 2**20
@@ -39,7 +47,8 @@ FLIPS = {
     "las": (1.0, -1.0, 1.0),
 }
 """Signs that bring a named space to Left, Posterior, Superior; other spaces are taken as such."""
-VECTOR = re.compile(r"none|\([^()]*\)")
+SEGMENT_KEY = re.compile(r"Segment(\d{1,5})_(ID|Name|Layer|LabelValue)")
+MOST_SEGMENT_VALUES = 2**16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,168 +62,123 @@ class _Nrrd:
     data: Path
     start: int
     encoding: str
+    fields: Mapping[str, Any]
 
 
 def nrrd_header(path: Path) -> ImageHeader:
-    """The header of an NRRD file. Raises `AutosegError` for what makes no sense or is not read here."""
+    """The header of an NRRD file. Raises `AutosegError` for what makes no sense or is not supported."""
     return _parse(path).header
 
 
 def nrrd_voxels(path: Path) -> NDArray[Any]:
     """All voxels of an NRRD file, (C, Z, Y, X), every byte there and, where compressed, its check sum compared."""
-    found = _parse(path)
+    return _voxels(_parse(path))
+
+
+def _voxels(found: _Nrrd) -> NDArray[Any]:
     flat = read_payload(found.data, found.start, math.prod(found.sizes), found.kind, found.encoding)
     array = flat.reshape(found.sizes[::-1])
     last = len(found.sizes) - 1
     others = [last - axis for axis in range(last + 1) if axis not in found.spatial]
     array = array.transpose(*others, *(last - axis for axis in reversed(found.spatial)))
-    shape = found.header.geometry.shape
-    return array.reshape(-1, *shape)
+    return array.reshape(-1, *found.header.geometry.shape)
 
 
 def _parse(path: Path) -> _Nrrd:
+    format_of(path)
     fields, start = _read_fields(path)
     try:
         return _understand(path, fields, start)
-    except (ValueError, OverflowError, KeyError, IndexError) as error:
-        raise damaged(path, f"its header makes no sense ({str(error)[:200]})") from None
+    except (ValueError, OverflowError, IndexError, TypeError) as error:
+        raise damaged(path, f"the header makes no sense ({str(error)[:200]})") from None
+    except KeyError as error:
+        raise damaged(path, f"the header has no field {error}") from None
 
 
-def nrrd_voxel_file(path: Path) -> Path:
-    """The file with the voxels: ``path`` itself, or the one that its header names."""
-    return _parse(path).data
-
-
-def nrrd_pairs(path: Path) -> dict[str, str]:
-    """Keys and values of the header (``key:=value``), which are no fields of the format; none of a file that is no NRRD."""
-    with open(path, "rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            return {}
-    content, end, _ = _head(path)
-    lines = content[:end].decode("utf-8", "replace").splitlines()[1:]
-    return {
-        key: value for key, mark, value in (line.partition(":=") for line in lines) if mark and not key.startswith("#")
-    }
-
-
-def _read_fields(path: Path) -> tuple[dict[str, str], int]:
-    """Fields of the header, names in lower case, and where the voxels begin in the same file."""
-    content, end, start = _head(path)
-    fields = {}
-    for text in content[:end].splitlines()[1:]:  # of bytes: letters of UTF-8 would break lines, too
-        line = text.decode("latin-1")
-        name, colon, value = line.partition(": ") if ": " in line else line.partition(":")
-        if colon and ":=" not in line and not line.startswith("#"):
-            fields[name.strip().lower()] = value.strip()
-    return fields, start
-
-
-def _head(path: Path) -> tuple[bytes, int, int]:
-    """The first bytes of a file, where its header ends in them, and where its voxels begin."""
+def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
+    """Fields and keys of the header as pynrrd understands them, and where the voxels begin in the same file."""
     with open(path, "rb") as file:
         content = file.read(LONGEST_HEADER)
-    if not content.startswith(MAGIC):
-        raise damaged(path, "it does not begin as an NRRD file")
     end = re.search(rb"\r?\n\r?\n", content)
-    return (content, end.start(), end.end()) if end else (content, len(content), len(content))
+    lines = io.BytesIO(content[: end.start()] if end else content)  # bytes: letters of UTF-8 would break lines, too
+    try:
+        fields = nrrd.read_header([line.decode("utf-8", "surrogateescape") for line in lines])
+    except Exception as error:  # pynrrd lets through whatever broken fields cause
+        raise damaged(path, f"the header makes no sense ({str(error)[:200] or type(error).__name__})") from None
+    return dict(fields), end.end() if end else len(content)
 
 
-def _understand(path: Path, fields: Mapping[str, str], start: int) -> _Nrrd:
-    sizes = tuple(int(word) for word in fields["sizes"].split())
-    if len(sizes) != int(fields["dimension"]) or not 2 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise damaged(path, f"its header gives {fields['dimension']} axes with the sizes {sizes}")
-    spatial, vectors = _axes(path, fields, len(sizes))
-    header = _geometry(path, fields, tuple(sizes[axis] for axis in spatial), vectors)
-    kind = _kind(path, fields)
-    name = fields.get("data file", fields.get("datafile"))
-    if name is not None and (name.startswith("LIST") or "%" in name):
-        raise AutosegError(f"{path} keeps its voxels in several files ({name[:60]}); store them in one")
-    if name is not None:
-        start = 0
-    encoding = fields["encoding"].lower()
-    if encoding not in ENCODINGS:
-        raise AutosegError(f"{path} has voxels encoded as {encoding!r}; store them as raw, gzip or bzip2")
-    data = path if name is None else voxel_file(path, name)
-    start = _skip(path, data, fields, start, ENCODINGS[encoding])
-    return _Nrrd(
-        ImageHeader(
-            geometry=header.geometry,
-            num_channels=math.prod(size for axis, size in enumerate(sizes) if axis not in spatial),
-            pixel_type=kind.name,
-            is_integer=kind.kind in "iu",
-            notes=header.notes,
-        ),
-        kind,
-        sizes,
-        spatial,
-        data,
-        start,
-        ENCODINGS[encoding],
+def _understand(path: Path, fields: Mapping[str, Any], start: int) -> _Nrrd:
+    sizes = tuple(int(size) for size in fields["sizes"])
+    if len(sizes) != fields["dimension"] or not 2 <= len(sizes) <= 4 or min(sizes) < 1:
+        raise damaged(path, f"the header gives {fields['dimension']} axes with the sizes {sizes}")
+    encoding = ENCODINGS.get(fields["encoding"].lower())
+    if encoding is None:
+        raise unsupported(path, f"its voxels are encoded as {fields['encoding']!r}", "store them as raw, gzip or bzip2")
+    kind, spatial = _kind(path, fields), _spatial_axes(path, fields, len(sizes))
+    header = replace(
+        _header(path, fields, sizes, spatial),
+        num_channels=math.prod(size for axis, size in enumerate(sizes) if axis not in spatial),
+        pixel_type=kind.name,
+        is_integer=kind.kind in "iu",
     )
+    data, start = _data_start(path, fields, start, encoding)
+    return _Nrrd(header, kind, sizes, spatial, data, start, encoding, fields)
 
 
-def _kind(path: Path, fields: Mapping[str, str]) -> np.dtype[Any]:
+def _kind(path: Path, fields: Mapping[str, Any]) -> np.dtype[Any]:
     name = fields["type"].lower()
     code = next((code for code, names in TYPES.items() if name in names), None)
     if code is None:
-        raise AutosegError(f"{path} has voxels of type {name[:40]!r}; store whole or floating numbers")
+        raise unsupported(path, f"its voxels are of type {name[:40]!r}", "store whole or floating numbers")
     endian = fields.get("endian", "little" if code[1] == "1" else "").lower()
     if endian not in ("little", "big"):
-        raise damaged(path, f"its header gives the byte order {endian[:40]!r}")
+        raise damaged(path, f"the header gives the byte order {endian[:40]!r}")
     return np.dtype(code).newbyteorder("<" if endian == "little" else ">")
 
 
-def _axes(
-    path: Path, fields: Mapping[str, str], num_axes: int
-) -> tuple[tuple[int, ...], list[NDArray[np.float64]] | None]:
-    """Which axes are those of space, and their steps in mm where the header places them in the world."""
-    kinds = fields.get("kinds", "").lower().split() or ["domain"] * num_axes
+def _spatial_axes(path: Path, fields: Mapping[str, Any], num_axes: int) -> tuple[int, ...]:
+    kinds = [kind.lower() for kind in fields.get("kinds", ())] or ["domain"] * num_axes
     directions = fields.get("space directions")
-    vectors: list[NDArray[np.float64] | None] | None = None
-    if directions is not None:
-        words = VECTOR.findall(directions)
-        vectors = [None if word == "none" else _numbers(word[1:-1].replace(",", " ")) for word in words]
-        if len(vectors) != num_axes:
-            raise damaged(path, f"it has {num_axes} axes, but {len(vectors)} space directions")
-    if len(kinds) != num_axes:
-        raise damaged(path, f"it has {num_axes} axes, but {len(kinds)} kinds")
-    spatial = [a for a in range(num_axes) if kinds[a] in SPATIAL_KINDS and (vectors is None or vectors[a] is not None)]
+    if len(kinds) != num_axes or (directions is not None and len(directions) != num_axes):
+        counted = (
+            f"{len(kinds)} kinds" if directions is None else f"{len(kinds)} kinds and {len(directions)} directions"
+        )
+        raise damaged(path, f"it has {num_axes} axes, but {counted}")
+    spatial = [
+        axis
+        for axis in range(num_axes)
+        if kinds[axis] in SPATIAL_KINDS and (directions is None or not np.isnan(directions[axis]).all())
+    ]
     spatial = spatial[:3]  # a fourth axis of space is time or channels
     if len(spatial) < 2 or num_axes - len(spatial) > 1:
-        raise AutosegError(
-            f"{path} has {len(spatial)} axes of space among {num_axes}; store two or three, and one for channels"
+        raise unsupported(
+            path,
+            f"{len(spatial)} of its {num_axes} axes are axes of space",
+            "store two or three, and at most one axis of channels",
         )
-    if vectors is None:
-        return tuple(spatial), None
-    return tuple(spatial), [vector for axis in spatial if (vector := vectors[axis]) is not None]
+    return tuple(spatial)
 
 
-def _numbers(text: str) -> NDArray[np.float64]:
-    return np.array([float(word) for word in text.split()])
-
-
-def _geometry(
-    path: Path, fields: Mapping[str, str], shape: tuple[int, ...], vectors: list[NDArray[np.float64]] | None
-) -> ImageHeader:
+def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spatial: tuple[int, ...]) -> ImageHeader:
     """A header with the geometry alone."""
-    axes = len(shape)
-    if vectors is None:
-        words = fields.get("spacings", "").split()
-        spacings = [value if math.isfinite(value) else 1.0 for value in map(float, words)]
-        spacing, direction, origin = tuple(spacings[-axes:]) if words else (1.0,) * axes, np.eye(axes), np.zeros(axes)
+    axes, shape = len(spatial), tuple(sizes[axis] for axis in spatial)
+    if "space directions" not in fields:
+        spacings = fields.get("spacings", np.ones(len(sizes)))
+        if len(spacings) != len(sizes):
+            raise damaged(path, f"it has {len(sizes)} axes, but {len(spacings)} spacings")
+        spacing = tuple(float(spacings[axis]) if math.isfinite(spacings[axis]) else 1.0 for axis in spatial)
+        direction, origin = np.eye(axes), np.zeros(axes)
     else:
-        signs = np.array(FLIPS.get(fields.get("space", "").lower().removesuffix("-time"), (1.0, 1.0, 1.0)))
-        dimensions = min(3, len(vectors[0]))
-        matrix = np.stack([vector[:dimensions] * signs[:dimensions] for vector in vectors], axis=1)
-        place = (
-            _numbers(fields["space origin"].strip("()").replace(",", " "))[:dimensions]
-            if "space origin" in fields
-            else None
-        )
-        origin = np.zeros(dimensions) if place is None else place * signs[:dimensions]
+        vectors = np.array([fields["space directions"][axis] for axis in spatial], np.float64)
+        dimensions = min(3, vectors.shape[1])
+        signs = np.array(FLIPS.get(fields.get("space", "").lower().removesuffix("-time"), (1.0, 1.0, 1.0)))[:dimensions]
+        matrix = (vectors[:, :dimensions] * signs).T
+        place = fields.get("space origin")
+        origin = np.zeros(dimensions) if place is None else np.asarray(place)[:dimensions] * signs
         lengths = np.linalg.norm(matrix, axis=0)
         if not np.isfinite(lengths).all() or (lengths == 0).any():
-            raise damaged(path, f"its header gives the voxel size {lengths.tolist()} mm (x, y, z)")
+            raise damaged(path, f"the header gives the voxel size {lengths.tolist()} mm (x, y, z)")
         spacing, direction = tuple(float(value) for value in lengths), matrix / lengths
         if axes == 2 and dimensions == 3:  # one slice in the world
             shape, spacing = (*shape, 1), (*spacing, float(min(lengths)))
@@ -230,21 +194,124 @@ def _geometry(
     return ImageHeader(geometry=geometry, num_channels=1, pixel_type="", is_integer=True, notes=notes)
 
 
-def _skip(path: Path, data: Path, fields: Mapping[str, str], start: int, encoding: str) -> int:
-    """Where voxels begin after the lines and bytes that the header tells to skip; -1: they end with the file."""
-    lines = int(fields.get("line skip", fields.get("lineskip", "0")))
-    skipped = int(fields.get("byte skip", fields.get("byteskip", "0")))
+def _data_start(path: Path, fields: Mapping[str, Any], start: int, encoding: str) -> tuple[Path, int]:
+    """File and byte at which the voxels begin; -1: they end with the file."""
+    name = fields.get("data file", fields.get("datafile"))
+    if name is not None and (name.startswith("LIST") or "%" in name):
+        raise unsupported(path, f"its voxels lie in several files ({name[:60]})", "store them in one file")
+    data, start = (path, start) if name is None else (voxel_file(path, name), 0)
+    lines = fields.get("line skip", fields.get("lineskip", 0))
+    skipped = fields.get("byte skip", fields.get("byteskip", 0))
     if (lines or skipped) and encoding != "raw":
-        raise AutosegError(f"{path} skips {lines} lines and {skipped} bytes of compressed voxels; store it without")
+        raise unsupported(
+            path, f"it skips {lines} lines and {skipped} bytes of compressed voxels", "store it without skipping"
+        )
     if skipped < 0:
-        return -1
+        return data, -1
     if lines:
-        if not data.is_file():
-            raise damaged(data, "it is missing, but a header names it as the file of its voxels")
         with open(data, "rb") as file:
             file.seek(start)
             for _ in range(min(lines, LONGEST_HEADER)):
                 if not file.readline():
                     break
             start = file.tell()
-    return start + skipped
+    return data, start + skipped
+
+
+NRRD = Format(
+    endings=(".nrrd", ".seg.nrrd", ".nhdr"),
+    read_header=nrrd_header,
+    read_voxels=nrrd_voxels,
+    write=itk_write,
+    magic=(MAGIC,),
+    voxel_file=lambda path: _parse(path).data,
+)
+
+
+# --- segments, as 3D Slicer writes them: a label map, or several in layers, with names in the header ---
+#
+# Each segment has keys Segment0_Name, Segment0_Layer, Segment0_LabelValue ...; older files have neither layers nor values, but one
+# mask for each segment in its order.
+
+
+def has_segments(file: Path) -> bool:
+    """Whether the header of ``file`` names segments; not that of a file that is no NRRD."""
+    with open(file, "rb") as stream:
+        if stream.read(len(MAGIC)) != MAGIC:
+            return False
+    return bool(_entries(_read_fields(file)[0]))
+
+
+def nrrd_segment_names(file: Path) -> SegmentNames:
+    """Names of the segments of an NRRD file by their numbers.
+
+    Numbers are the values in the file where no two segments share one, else places in the order of the file, from 1 on.
+    Raises `AutosegError` when the header makes no sense or names no segments.
+    """
+    entries = _named(file, _parse(file))
+    are_values = all(each.number == each.value and each.layer == 0 for each in entries)
+    return SegmentNames(by_number={each.number: each.name for each in entries}, may_overlap=not are_values)
+
+
+def nrrd_segments(file: Path) -> Segmentation:
+    """All segments of an NRRD file, numbered as by `nrrd_segment_names`, those without a voxel among them.
+
+    Raises `AutosegError` when the file is damaged or names no segments.
+    """
+    found = _parse(file)
+    entries, layers, geometry = _named(file, found), _voxels(found), found.header.geometry
+    return Segmentation(
+        segments=tuple(
+            _segment(each.number, each.name, layers[each.layer] == each.value, geometry)
+            for each in sorted(entries, key=lambda each: each.number)
+        ),
+        geometry=geometry,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    number: int
+    name: str
+    layer: int
+    value: int
+
+
+def _named(file: Path, found: _Nrrd) -> list[_Named]:
+    entries = _entries(found.fields)
+    if not entries:
+        raise damaged(file, "the header names no segments")
+    places = [_place(file, order, entry, found.header.num_channels) for order, entry in enumerate(entries.values())]
+    values = [value for _, value in places]
+    numbers = values if len(set(values)) == len(values) else range(1, len(values) + 1)
+    return [
+        _Named(number, (entry.get("Name") or entry.get("ID") or f"segment_{number}").strip(), *place)
+        for number, entry, place in zip(numbers, entries.values(), places, strict=True)
+    ]
+
+
+def _entries(fields: Mapping[str, Any]) -> dict[int, dict[str, str]]:
+    """What the header says of each segment, in its order."""
+    found: dict[int, dict[str, str]] = {}
+    for key, value in fields.items():
+        match = SEGMENT_KEY.fullmatch(key)
+        if match:
+            found.setdefault(int(match[1]), {})[match[2]] = value
+    return dict(sorted(found.items()))
+
+
+def _place(file: Path, order: int, entry: Mapping[str, str], num_layers: int) -> tuple[int, int]:
+    """Layer and value of a segment."""
+    layer, value = entry.get("Layer", str(order if "LabelValue" not in entry else 0)), entry.get("LabelValue", "1")
+    if not layer.isdecimal() or int(layer) >= num_layers:
+        raise damaged(file, f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
+    if not value.isdecimal() or not 0 < int(value) < MOST_SEGMENT_VALUES:
+        raise damaged(file, f"the header gives a segment the value {value[:20]!r}, expected a whole number from 1 on")
+    return int(layer), int(value)
+
+
+def _segment(number: int, name: str, mask: NDArray[np.bool_], geometry: Geometry) -> Segment:
+    slices = np.flatnonzero(mask.any(axis=(1, 2)))
+    _, rows, columns = mask.shape
+    frames = np.packbits(mask[slices].reshape(len(slices), rows * columns), axis=1)
+    return Segment(number=number, name=name, slices=tuple(int(z) for z in slices), frames=frames, geometry=geometry)

@@ -13,9 +13,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import damaged, reader_error, unreadable
-from autoseg.imaging.readers.memory import require_memory
+from autoseg.compute.free_memory import free_memory_bytes
+from autoseg.imaging.readers.header import damaged, is_text, reader_error, unreadable
 
+LESS_MEMORY = "close other programs, use fewer workers, or leave the case out"
+SMALL_BYTES = 10**8
+"""Images below this size are read without looking."""
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_WINDOW, ZLIB_WINDOW = 31, 15
 """Tell zlib to expect the gzip or its own format, whose check sum it then compares."""
@@ -27,16 +30,35 @@ MOST_BEYOND = 2**26
 
 
 def voxel_file(path: Path, name: str) -> Path:
-    """The file of voxels that the header ``path`` calls ``name`` in bytes taken as Latin-1: UTF-8 where they are that.
+    """The file of voxels that the header ``path`` calls ``name``, UTF-8 with stray bytes escaped: these make it Latin-1.
 
     Raises `AutosegError` for what no file can be called.
     """
     if "\0" in name:
-        raise damaged(path, f"its header names {name[:60]!r} as the file of its voxels")
-    try:
-        return path.parent / name.encode("latin-1").decode("utf-8")
-    except UnicodeDecodeError:
-        return path.parent / name
+        raise damaged(path, f"the header names {name[:60]!r} as the file of its voxels")
+    if not is_text(name):
+        name = name.encode("utf-8", "surrogateescape").decode("latin-1")
+    return path.parent / name
+
+
+def require_memory(path: Path, num_bytes: int) -> None:
+    """Raise `AutosegError` when ``num_bytes`` for the voxels of ``path`` are more than there is."""
+    if num_bytes <= SMALL_BYTES:
+        return
+    free = free_memory_bytes()
+    if num_bytes > free:
+        raise reader_error(
+            "reader.too_large",
+            path,
+            f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free",
+            LESS_MEMORY,
+        )
+
+
+def encoding_of(path: Path) -> str:
+    """``gzip`` or ``raw``, by the first bytes of a file."""
+    with open(path, "rb") as file:
+        return "gzip" if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC else "raw"
 
 
 def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:

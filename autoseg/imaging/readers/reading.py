@@ -1,10 +1,10 @@
-"""Reading image files: their header, their voxels as an image, their voxels as a label map."""
+"""Reading image files: their header, their voxels as an image, their voxels as a label map; and which files that touches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry, Image, LabelMap
-from autoseg.imaging.readers.dicom import is_dicom
-from autoseg.imaging.readers.endings import METAIMAGE, NIFTI, NRRD, PICTURE_ENDINGS, image_ending
-from autoseg.imaging.readers.gipl import check_gipl
-from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, unreadable
-from autoseg.imaging.readers.itk import itk_header, itk_reader, itk_voxels
-from autoseg.imaging.readers.memory import LESS_MEMORY
-from autoseg.imaging.readers.metaimage import metaimage_header, metaimage_voxels
-from autoseg.imaging.readers.names import require_text
-from autoseg.imaging.readers.nifti import nifti_header, nifti_voxels
-from autoseg.imaging.readers.nrrd import nrrd_header, nrrd_voxels
-from autoseg.imaging.readers.photographs import (
-    check_photograph,
-    grey_alpha_header,
-    grey_alpha_voxels,
-    is_tiled_tiff,
-    read_png_head,
-    tiled_header,
-    tiled_voxels,
-)
+from autoseg.imaging.readers.dicom import begins_as_dicom, dicom_candidates, is_dicom, read_tags, split_part
+from autoseg.imaging.readers.dicom_series import is_dicom_series, read_series, series_image
+from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, require_text, unreadable
+from autoseg.imaging.readers.payload import LESS_MEMORY
+from autoseg.imaging.readers.registry import FORMATS, Format, format_of, formats_by_ending, image_ending, is_picture
 from autoseg.imaging.readers.segments import is_segmentation, segments_header, segments_label_map
-from autoseg.imaging.readers.series import (
-    is_dicom_series,
-    read_series,
-    read_single,
-    series_image,
-)
 from autoseg.issues import AutosegError
 
 WHOLE = 1e-4
 """Float label files may miss whole numbers by this much: what scaling by a slope in single precision leaves."""
 SAME_PLACE = 1.0
 """Channels whose corners lie within this many voxels of each other are on one grid; headers round differently."""
+KNOWN_SLICES = 2**17
+"""Slices whose series is remembered: some 50 MB."""
 
 
 def read_header(path: Path | str) -> ImageHeader:
@@ -55,7 +37,7 @@ def read_header(path: Path | str) -> ImageHeader:
     with _reading(path):
         if _is_series(path):
             return read_series(path).header
-        return segments_header(path) if is_segmentation(path) else _format(path).header(path)
+        return segments_header(path) if is_segmentation(path) else _format(path).read_header(path)
 
 
 def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
@@ -90,8 +72,8 @@ def read_label_map(path: Path | str) -> LabelMap:
     with _reading(path):
         if is_segmentation(path):
             return segments_label_map(path)
-    header, array = _read(path)
-    if len(array) in (3, 4) and image_ending(path) in PICTURE_ENDINGS and (array[1:3] == array[0]).all():
+    header, array = _read(path, as_labels=True)
+    if len(array) in (3, 4) and is_picture(path) and (array[1:3] == array[0]).all():
         array = array[:1]
     if len(array) != 1:
         raise reader_error(
@@ -106,15 +88,6 @@ def read_label_map(path: Path | str) -> LabelMap:
     return LabelMap(array=np.ascontiguousarray(values), geometry=header.geometry)
 
 
-def _check_there(path: Path) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise unreadable(path, error) from None
-    if size == 0:
-        raise damaged(path, "the file is empty", "truncated")
-
-
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Name ``path`` where the system refuses to read it, or has no memory for it, and where its name is no text."""
@@ -122,20 +95,20 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise unreadable(path, error) from None
+        raise unreadable(error.filename or path, error) from None
     except MemoryError:
         raise reader_error("reader.too_large", path, "it needs more memory than is free", LESS_MEMORY) from None
 
 
-def _read(path: Path) -> tuple[ImageHeader, NDArray[Any]]:
+def _read(path: Path, *, as_labels: bool = False) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
     with _reading(path):
         if _is_series(path):
             header, voxels = series_image(read_series(path), path)
         else:
-            way = _format(path)
-            header = way.header(path)
-            voxels = way.voxels(path)
+            found = _format(path)
+            header = found.read_header(path)
+            voxels = (found.read_labels or found.read_voxels if as_labels else found.read_voxels)(path)
         return header, _fitting(path, header, voxels[: header.num_channels])
 
 
@@ -143,58 +116,15 @@ def _is_series(path: Path) -> bool:
     return path.is_dir() or is_dicom_series(path)
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
-    """The two ways to read files of one format."""
-
-    header: Callable[[Path], ImageHeader]
-    voxels: Callable[[Path], NDArray[Any]]
-
-
-def _format(path: Path) -> _Format:
+def _format(path: Path) -> Format:
     """How the file ``path`` is read: DICOM is told by content, all others by their ending."""
-    _check_there(path)
-    if is_dicom(path):
-        return _Format(lambda p: read_single(p).header, lambda p: series_image(read_single(p), p)[1])
-    ending = image_ending(path)
-    if ending in NIFTI:
-        return _Format(_nifti_header, nifti_voxels)
-    if ending in NRRD:
-        return _Format(nrrd_header, nrrd_voxels)
-    if ending in METAIMAGE:
-        return _Format(metaimage_header, metaimage_voxels)
-    if ending == ".png" and read_png_head(path).is_grey_with_alpha:
-        return _Format(grey_alpha_header, grey_alpha_voxels)
-    if is_tiled_tiff(path):
-        return _Format(tiled_header, tiled_voxels)
-    return _Format(_itk_header, _itk_voxels)
-
-
-def _itk_header(path: Path) -> ImageHeader:
-    if image_ending(path) in (".gipl", ".gipl.gz"):
-        check_gipl(path)
-    check_photograph(path)
-    return itk_header(path, itk_reader(path))
-
-
-def _itk_voxels(path: Path) -> NDArray[Any]:
-    return itk_voxels(path, itk_reader(path))
-
-
-def _nifti_header(path: Path) -> ImageHeader:
-    """Geometry as ITK understands it; where ITK refuses the grid, as nibabel does, straightened."""
-    own = nifti_header(path)
     try:
-        header = itk_header(path, itk_reader(path))
-    except AutosegError:
-        return own
-    return ImageHeader(
-        geometry=header.geometry,
-        num_channels=own.num_channels,
-        pixel_type=own.pixel_type,
-        is_integer=own.is_integer,
-        notes=header.notes,
-    )
+        size = path.stat().st_size
+    except OSError as error:
+        raise unreadable(path, error) from None
+    if size == 0:
+        raise damaged(path, "the file is empty", "truncated")
+    return FORMATS.get("dicom") if is_dicom(path) else format_of(path)
 
 
 def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[Any]:
@@ -236,9 +166,8 @@ def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
 
 def _corners(geometry: Geometry) -> NDArray[np.float64]:
     """World positions (8, 3) of the corner voxels."""
-    last = np.array(geometry.shape[::-1]) - 1
-    corners = np.array(list(np.ndindex(2, 2, 2))) * last * np.array(geometry.spacing_mm[::-1])
-    world: NDArray[np.float64] = np.array(geometry.origin_mm) + corners @ np.array(geometry.direction).T
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.shape) - 1)
+    world: NDArray[np.float64] = corners @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
     return world
 
 
@@ -259,3 +188,79 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
     limit = float(np.abs(rounded).max(initial=0))
     whole: NDArray[np.integer[Any]] = rounded.astype(np.int32 if limit < 2**31 else np.int64)
     return whole
+
+
+# --- files ---
+
+
+def files_of(path: Path | str) -> tuple[Path, ...]:
+    """The file itself, and the one with its voxels if its header names another; of a series those that reading it looks at, sorted.
+
+    ``FOLDER#UID`` has the files of that series alone. What else lies in a folder of slices counts for nothing; of a folder
+    without any, all files are named. A segment of a file stands for the whole. Files that are missing or damaged are named
+    all the same: reading them says what is wrong. Raises `AutosegError` where a folder cannot be listed.
+    """
+    here, part = split_part(Path(path))
+    if here.is_dir():
+        return _slice_files(here, part)
+    try:
+        voxels = _voxel_file(here)
+    except (AutosegError, OSError):
+        return (here,)
+    return (here,) if voxels == here else (here, voxels)
+
+
+def _slice_files(folder: Path, uid: str | None) -> tuple[Path, ...]:
+    slices = tuple(file for file in dicom_candidates(folder) if _counts(file))
+    if not slices:
+        return tuple(sorted(file for file in folder.iterdir() if file.is_file()))
+    if uid is None:
+        return slices
+    return tuple(file for file in slices if _is_of_series(file, uid)) or slices
+
+
+def _counts(file: Path) -> bool:
+    """Whether a candidate is DICOM or makes reading its folder fail: that holds for all that is named .dcm, which is not opened."""
+    try:
+        return bool(image_ending(file)) or begins_as_dicom(file)
+    except OSError:
+        return True
+
+
+def _is_of_series(file: Path, uid: str) -> bool:
+    """Whether a slice is of the series ``uid``; one that does not say is of all, for a broken one makes reading any of them fail."""
+    try:
+        return _series_uid(*_state(file)) in (uid, "")
+    except AutosegError:
+        return True
+
+
+@lru_cache(KNOWN_SLICES)
+def _series_uid(file: str, _size: int, _mtime_ns: int) -> str:
+    """SeriesInstanceUID of a slice of this size and time: folders of many series are asked for one after the other."""
+    return str(read_tags(Path(file), ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
+
+
+def file_states(paths: Sequence[Path | str]) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and modification time in ns of each of the `files_of` all ``paths``; -1 for what is missing or cannot be listed."""
+    return tuple(_state(file) for path in paths for file in _listed(path))
+
+
+def _listed(path: Path | str) -> tuple[Path, ...]:
+    try:
+        return files_of(path)
+    except AutosegError:
+        return (Path(path),)
+
+
+def _state(file: Path) -> tuple[str, int, int]:
+    try:
+        status = file.stat()
+    except OSError:
+        return str(file), -1, -1
+    return str(file), status.st_size, status.st_mtime_ns
+
+
+def _voxel_file(path: Path) -> Path:
+    found = formats_by_ending().get(image_ending(path))
+    return path if found is None or found.voxel_file is None else found.voxel_file(path)

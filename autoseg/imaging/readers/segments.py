@@ -8,20 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.imaging.image import LabelMap
+from autoseg.imaging.image import LabelMap, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import PART_MARK, split_part
-from autoseg.imaging.readers.dicom_segments import (
+from autoseg.imaging.readers.dicom_seg import (
     dicom_grid,
     dicom_segment_names,
     dicom_segments,
     is_dicom_segmentation,
 )
-from autoseg.imaging.readers.endings import NRRD, image_ending
 from autoseg.imaging.readers.header import ImageHeader, reader_error
-from autoseg.imaging.readers.memory import require_memory
-from autoseg.imaging.readers.nrrd import nrrd_header, nrrd_voxels
-from autoseg.imaging.readers.nrrd_segments import has_segments, nrrd_segment_names, nrrd_segments
-from autoseg.imaging.readers.segmentation import Segmentation, SegmentNames
+from autoseg.imaging.readers.nrrd import (
+    NRRD,
+    has_segments,
+    nrrd_header,
+    nrrd_segment_names,
+    nrrd_segments,
+    nrrd_voxels,
+)
+from autoseg.imaging.readers.payload import require_memory
+from autoseg.imaging.readers.registry import image_ending
 from autoseg.issues import AutosegError
 
 
@@ -82,7 +87,7 @@ def segments_label_map(path: Path) -> LabelMap:
 
 
 def _is_nrrd(file: Path) -> bool:
-    return image_ending(file) in NRRD
+    return image_ending(file) in NRRD.endings
 
 
 def _overlapping(file: Path, found: Segmentation) -> AutosegError:

@@ -7,29 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers.endings import FLAT, IMAGE_ENDINGS, LOSSY, NIFTI, PICTURE_ENDINGS, image_ending
-from autoseg.imaging.readers.header import reader_error
-from autoseg.imaging.readers.itk import itk_call
-from autoseg.imaging.readers.names import require_text
-from autoseg.imaging.readers.nifti import check_written
+from autoseg.imaging.readers.header import reader_error, require_text
+from autoseg.imaging.readers.registry import formats_by_ending, image_ending, is_picture
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import sync_folder, temporary_folder, write_error
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
-WRITABLE = tuple(ending for ending in IMAGE_ENDINGS if ending not in (*LOSSY, ".dcm", ".seg.nrrd"))
+NEAREST = {".jpg": ".png", ".jpeg": ".png", ".seg.nrrd": ".nrrd"}
+"""For label maps: JPEG changes values, and files of segments name them."""
 
 
 def writable_ending(label_ending: str) -> str:
     """The ending itself, or the nearest one that label maps can be written with (PNG for JPEG, NIfTI for DICOM)."""
-    if label_ending in LOSSY:
-        return ".png"
-    if label_ending == ".seg.nrrd":
-        return ".nrrd"
-    return label_ending if label_ending in WRITABLE else ".nii.gz"
+    ending = NEAREST.get(label_ending, label_ending)
+    return ending if ending in _writable() else ".nii.gz"
+
+
+def _writable() -> list[str]:
+    return [
+        ending for ending, found in formats_by_ending().items() if found.write is not None and ending not in NEAREST
+    ]
+
+
+def _is_flat(path: Path | str) -> bool:
+    ending = image_ending(path)
+    return bool(ending) and formats_by_ending()[ending].is_flat
 
 
 def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) -> str:
@@ -37,12 +42,11 @@ def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) 
 
     Otherwise, for a PNG, TIFF or BMP image its own, for a JPEG image PNG, for all others (DICOM among them) NIfTI.
     """
-    own, ending = image_ending(image), writable_ending(label_ending)
-    is_photograph = own in PICTURE_ENDINGS or not geometry.has_orientation
-    holds_slices = ending not in FLAT or geometry.shape[0] == 1
-    if (ending in PICTURE_ENDINGS) == is_photograph and holds_slices:
+    ending = writable_ending(label_ending)
+    holds_slices = geometry.shape[0] == 1 or not _is_flat(f"a{ending}")
+    if is_picture(f"a{ending}") == (is_picture(image) or not geometry.has_orientation) and holds_slices:
         return ending
-    return writable_ending(own) if own in PICTURE_ENDINGS else ".nii.gz"
+    return writable_ending(image_ending(image)) if is_picture(image) else ".nii.gz"
 
 
 def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
@@ -53,14 +57,14 @@ def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -
     """
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
-    if image_ending(path) in FLAT and kind not in (np.uint8, np.uint16):
+    if _is_flat(path) and kind not in (np.uint8, np.uint16):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
     _write(Path(path), array.astype(kind, copy=False), geometry)
 
 
 def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
     """Write intensities ``array`` (Z, Y, X) as float32 with the geometry of their source; else like `write_label_map`."""
-    if image_ending(path) in FLAT:
+    if _is_flat(path):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold fractions")
     _write(Path(path), array.astype(np.float32, copy=False), geometry)
 
@@ -72,38 +76,28 @@ def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> Au
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     require_text([path])  # ITK would end the process
     ending = image_ending(path)
-    if ending not in WRITABLE:
-        raise _cannot_hold(path, "files of this ending cannot be written", f"use one of {', '.join(WRITABLE)}")
+    write = formats_by_ending()[ending].write if ending in _writable() else None
+    if write is None:
+        raise _cannot_hold(path, "files of this ending cannot be written", f"use one of {', '.join(_writable())}")
     if array.shape != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
-    is_flat = geometry.dimensions == 2 or ending in FLAT
-    if is_flat and array.shape[0] != 1:
+    if _is_flat(path):
+        geometry = geometry.model_copy(update={"dimensions": 2})
+    if geometry.dimensions == 2 and array.shape[0] != 1:
         raise _cannot_hold(path, f"{ending} files hold one slice, but there are {array.shape[0]}")
-    image = _itk_image(array, geometry, 2 if is_flat else 3)
     # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
     try:
         with temporary_folder(path) as temporary:
-            with itk_call(path, lambda _, cause: OSError(cause)):
-                SimpleITK.WriteImage(image, str(temporary / path.name), useCompression=ending != ".nii")
-            _move(temporary, path, is_nifti=ending in NIFTI)
+            write(temporary / path.name, array, geometry)
+            _move(temporary, path)
     except OSError as error:
         raise write_error(path, error) from error
 
 
-def _move(temporary: Path, path: Path, *, is_nifti: bool) -> None:
+def _move(temporary: Path, path: Path) -> None:
     """Flush what was written and give it its place, the file that others look for last."""
-    if is_nifti:
-        check_written(temporary / path.name)
     for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(file, path.parent / file.name)
     sync_folder(path.parent)
-
-
-def _itk_image(array: NDArray[Any], geometry: Geometry, dimensions: int) -> Any:
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[0] if dimensions == 2 else array))
-    image.SetSpacing(geometry.spacing_mm[::-1][:dimensions])
-    image.SetOrigin(geometry.origin_mm[:dimensions])
-    image.SetDirection([value for row in geometry.direction[:dimensions] for value in row[:dimensions]])
-    return image

@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import UID, SegmentationStorage
 
-from autoseg.imaging.image import Geometry
+from autoseg.imaging.image import Geometry, Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import is_dicom, number, read_tags, split_part, tags_of, vector
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry
-from autoseg.imaging.readers.memory import require_memory
-from autoseg.imaging.readers.segmentation import Segment, Segmentation, SegmentNames
-from autoseg.issues import AutosegError
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unsupported
+from autoseg.imaging.readers.payload import require_memory
+from autoseg.issues import AutosegError, Issue
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 """Label Map Segmentation Storage, younger than some releases of pydicom."""
@@ -55,8 +54,13 @@ def dicom_segments(file: Path) -> Segmentation:
             )
         )
     is_fractional = tags.get("SegmentationType") == "FRACTIONAL"
-    notes = ("its fractional segments are taken from half of the largest fraction on",) if is_fractional else ()
-    return Segmentation(segments=tuple(segments), geometry=geometry, notes=notes)
+    note = Issue(
+        code="reader.fractional_segments",
+        severity="note",
+        where=str(file),
+        message="its fractional segments are taken from half of the largest fraction on",
+    )
+    return Segmentation(segments=tuple(segments), geometry=geometry, notes=(note,) if is_fractional else ())
 
 
 def dicom_segment_names(file: Path) -> SegmentNames:
@@ -110,9 +114,8 @@ def _names(file: Path, tags: Any) -> dict[int, str]:
 def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
     """The grid that holds all frames, and the slice in which each lies."""
     if _kind(tags) is None:
-        raise AutosegError(
-            f"{file} is no DICOM SEG file but {getattr(tags.get('SOPClassUID'), 'name', 'of no kind')}; give one"
-        )
+        kind = getattr(tags.get("SOPClassUID"), "name", "unknown")
+        raise reader_error("reader.no_segments", file, f"it is of kind {kind}", "give a DICOM SEG file")
     frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
     if not frames or len(frames) != int(number(tags, "NumberOfFrames", 1)):
         raise damaged(file, f"it describes {len(frames)} of {tags.get('NumberOfFrames')} frames")
@@ -230,7 +233,9 @@ def _pixels(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     raw = np.frombuffer(tags.get("PixelData") or b"", np.uint8)
     if len(raw) < math.ceil(count * bits / 8):
         raise damaged(
-            file, f"its header promises {math.ceil(count * bits / 8)} bytes of voxels, but it holds {len(raw)}"
+            file,
+            f"the header promises {math.ceil(count * bits / 8)} bytes of voxels, but the file has {len(raw)}",
+            "truncated",
         )
     if bits == 1:
         return raw
@@ -243,10 +248,10 @@ def _decompressed(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     try:
         values = tags.pixel_array
     except Exception as error:  # each decoder has errors of its own
-        raise AutosegError(
-            f"{file} is compressed ({tags.file_meta.TransferSyntaxUID.name}) and could not be decompressed "
-            f"({str(error)[:200]}); store it uncompressed"
+        packing = tags.file_meta.TransferSyntaxUID.name
+        raise unsupported(
+            file, f"it is packed as {packing} and could not be unpacked ({str(error)[:200]})", "store it unpacked"
         ) from None
     if values.size != count:
-        raise damaged(file, f"its header promises {count} voxels, but {values.size} were read")
+        raise damaged(file, f"the header promises {count} voxels, but {values.size} were read", "corrupt")
     return np.packbits(values.ravel(), bitorder="little") if bits == 1 else values.ravel()

@@ -19,13 +19,13 @@ from autoseg.imaging.readers.dicom import (
     is_dicom,
     number,
     read_tags,
+    rescaling,
+    slice_voxels,
     split_part,
     vector,
 )
-from autoseg.imaging.readers.endings import image_ending
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unreadable
-from autoseg.imaging.readers.names import require_text
-from autoseg.imaging.readers.slices import slice_voxels
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, require_text, unreadable
+from autoseg.imaging.readers.registry import Format, image_ending
 
 UNEVEN_STEP = 0.05
 """Slices are evenly spaced when no step differs from the median step by more than this share of it."""
@@ -36,6 +36,8 @@ SLICE_STORAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImag
 """Files of these kinds are slices with a place in space, or cut."""
 BEFORE_META = 144
 """Bytes up to the end of the element that says how long the information on the file itself is."""
+MOSAIC = "MOSAIC"
+"""In ImageType: Siemens scanners put all slices of a volume into one picture."""
 POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
 NEEDED_TAGS = [
     "SeriesInstanceUID",
@@ -53,6 +55,8 @@ NEEDED_TAGS = [
     "RescaleSlope",
     "RescaleIntercept",
     "BitsAllocated",
+    "NumberOfFrames",
+    "ImageType",
 ]
 
 
@@ -128,6 +132,8 @@ def read_series(path: Path) -> Series:
 
 def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     first = slices[0]
+    for item in slices:
+        _check_one_slice(item.file, item.tags)
     _check_alike(path, slices)
     across, down = first.plane
     normal = np.cross(across, down)
@@ -142,7 +148,7 @@ def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
         direction=np.stack([across, down, normal], axis=1),
         has_orientation=True,
     )
-    is_integer = all(value.is_integer() for item in slices for value in _rescaling(item.tags))
+    is_integer = all(value.is_integer() for item in slices for value in rescaling(item.tags))
     header = ImageHeader(
         geometry=geometry,
         num_channels=int(number(first.tags, "SamplesPerPixel", 1)),
@@ -164,14 +170,10 @@ def read_single(file: Path) -> Series:
 
     Raises `AutosegError` for files with several frames.
     """
-    tags = read_tags(file, [*NEEDED_TAGS, "NumberOfFrames"])
-    if number(tags, "NumberOfFrames", 1.0) > 1:
-        raise reader_error(
-            "dicom.multiframe",
-            file,
-            f"it has {number(tags, 'NumberOfFrames', 1.0):g} frames in one file",
-            "convert it to single slices or to NIfTI",
-        )
+    tags = read_tags(file, NEEDED_TAGS)
+    _check_one_slice(file, tags)
+    if tags.get("Rows") in (None, "", 0):
+        raise reader_error("dicom.no_pixels", file, f"it is of kind {_kind(tags)}, without pixels", "give an image")
     item = _slice(file, tags)
     if item is not None:
         return _stack(file, [item])
@@ -183,15 +185,28 @@ def read_single(file: Path) -> Series:
         direction=np.eye(2),
         has_orientation=False,
     )
-    is_integer = all(value.is_integer() for value in _rescaling(tags))
+    is_integer = all(value.is_integer() for value in rescaling(tags))
     channels = int(number(tags, "SamplesPerPixel", 1.0))
     return Series(
         (file,), ImageHeader(geometry=geometry, num_channels=channels, pixel_type="pixels", is_integer=is_integer)
     )
 
 
-def _rescaling(tags: Any) -> tuple[float, float]:
-    return number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
+def _kind(tags: Any) -> str:
+    return str(getattr(tags.file_meta.get("MediaStorageSOPClassUID"), "name", "") or "unknown")
+
+
+def _check_one_slice(file: Path, tags: Any) -> None:
+    frames = number(tags, "NumberOfFrames", 1.0)
+    if frames > 1:
+        raise reader_error(
+            "dicom.multiframe", file, f"it has {frames:g} frames in one file", "convert it to single slices or to NIfTI"
+        )
+    kinds = tags.get("ImageType") or ()
+    if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
+        raise reader_error(
+            "dicom.mosaic", file, "its slices lie side by side in one picture (mosaic)", "convert it to NIfTI"
+        )
 
 
 def _group(folder: Path) -> dict[str, list[_Slice]]:
@@ -315,3 +330,10 @@ def _check_tilt(path: Path, steps: NDArray[np.float64], normal: NDArray[np.float
             f"each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees",
             "resample the series to a rectangular grid",
         )
+
+
+DICOM = Format(
+    endings=(".dcm",),
+    read_header=lambda path: read_single(path).header,
+    read_voxels=lambda path: series_image(read_single(path), path)[1],
+)

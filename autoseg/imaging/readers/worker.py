@@ -1,30 +1,28 @@
-"""The worker of `guarded`: decodes DICOM slices with ITK under limits of memory and time, and writes them as a numpy file.
+"""The worker of `guarded`: decodes image files under limits of memory and time, and writes their pixels as a numpy file.
 
-Run as a script, so that it loads nothing but what it needs: ``itk_worker.py MAX_BYTES MAX_SECONDS OUT`` with the names of the files,
-separated by NUL, on the standard input. What went wrong is the last line of the standard output.
+Run as a script, so that it loads nothing but what it needs: ``worker.py MAX_BYTES MAX_SECONDS DECODER OUT`` with the names of the
+files, separated by NUL, on the standard input. What went wrong is the last line of the standard output.
 """
 
 from __future__ import annotations
 
+import resource
 import sys
 
 import numpy as np
-import SimpleITK
 
 
 def limit(num_bytes: int, seconds: int) -> None:
-    """Let this process take no more address space and processor time, where the system can."""
-    try:
-        import resource
-    except ImportError:  # Windows: the limit of the waiting process alone must do
-        return
+    """Let this process take no more address space and processor time."""
     resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def decode(files: list[str], out: str) -> None:
-    """Write the voxels of ``files`` in that order as float32 (C, Z, Y, X) to ``out``."""
+def decode_slices(files: list[str], out: str) -> None:
+    """Write the pixels of DICOM ``files`` in that order as float32 (C, Z, Y, X) to ``out``."""
+    import SimpleITK
+
     reader = SimpleITK.ImageFileReader()
     planes = []
     for file in files:
@@ -37,15 +35,23 @@ def decode(files: list[str], out: str) -> None:
     np.save(out, np.stack(planes, axis=1))
 
 
+def decode_tiff(files: list[str], out: str) -> None:
+    """Write the pixels of the one TIFF file with the axes of its first series to ``out``."""
+    import tifffile
+
+    with tifffile.TiffFile(files[0], _multifile=False) as file:
+        np.save(out, file.series[0].asarray(maxworkers=1))
+
+
 def main() -> int:
     """Exit status: 0 done, 1 failed."""
     limit(int(sys.argv[1]), int(sys.argv[2]))
     try:
-        decode(sys.stdin.read().split("\0"), sys.argv[3])
+        {"slices": decode_slices, "tiff": decode_tiff}[sys.argv[3]](sys.stdin.read().split("\0"), sys.argv[4])
     except MemoryError:
         sys.stdout.write("it takes more memory than its header promises\n")
         return 1
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # each decoder has errors of its own
         lines = [line for line in str(error).splitlines() if line.strip() and ".cxx" not in line]
         sys.stdout.write(f"\n{lines[-1] if lines else type(error).__name__}\n")
         return 1

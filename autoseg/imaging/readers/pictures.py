@@ -1,0 +1,314 @@
+"""TIFF, PNG and BMP files: read by tifffile, Pillow and imagecodecs, after what they promise was compared with what they hold."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import PIL.Image
+import tifffile
+from numpy.typing import NDArray
+
+from autoseg.imaging.readers.guarded import decode
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unsupported
+from autoseg.imaging.readers.itk import itk_write
+from autoseg.imaging.readers.payload import require_memory
+from autoseg.imaging.readers.registry import Format
+from autoseg.issues import AutosegError, Issue
+
+MOST_PACKED = 1040
+"""Bytes that one byte of a deflated file can stand for; run lengths and LZW pack less."""
+SMALL_BYTES = 10**8
+"""Pictures below this size are read whatever they promise; they do no harm."""
+MOST_PAGES = 65_536
+DEPTH_AXES = "ZIQTR"
+"""Letters of tifffile for pages that follow one another: depth, a series of images, unknown, time, and record."""
+CHANNEL_AXES = "CS"
+"""Channels in planes or pages, and samples of a pixel."""
+ALPHA = (1, 2)
+"""Values of ExtraSamples that mean transparency."""
+SIMPLE_COMPRESSIONS = {1, 5, 8, 32773, 32946}
+"""None, LZW, deflate (twice) and PackBits: unpacked here, by loops that end with their input; all others by a worker."""
+WIDE = "16B"
+"""Ends the raw mode of PNG files with 16 bits for each colour, of which Pillow keeps 8."""
+
+
+def _picture_header(
+    path: Path, shape: tuple[int, int, int], *, dimensions: int, samples: int, kind: np.dtype[Any], has_alpha: bool
+) -> ImageHeader:
+    """Header of a picture of ``shape`` (z, y, x) whose last sample is transparency if ``has_alpha``."""
+    geometry, _ = make_geometry(
+        path,
+        shape=shape[::-1][:dimensions],
+        spacing_mm=(1.0,) * dimensions,
+        origin_mm=(0.0,) * dimensions,
+        direction=np.eye(dimensions),
+        has_orientation=False,
+    )
+    note = Issue(
+        code="reader.transparency_ignored",
+        severity="note",
+        where=str(path),
+        message="its transparency is left out: it says how to show the image, not what was measured",
+        fix="save the image without transparency",
+    )
+    return ImageHeader(
+        geometry=geometry,
+        num_channels=samples - has_alpha,
+        pixel_type=kind.name,
+        is_integer=kind.kind in "iu",
+        notes=(note,) if has_alpha else (),
+    )
+
+
+def _check_promise(path: Path, num_bytes: int) -> None:
+    """Refuse decompression bombs."""
+    held = path.stat().st_size
+    if num_bytes > max(SMALL_BYTES, MOST_PACKED * held):
+        raise damaged(path, f"the header promises {num_bytes} bytes of pixels, but the file has {held}", "truncated")
+    require_memory(path, num_bytes)
+
+
+# --- TIFF ---
+
+
+class _Records(logging.Handler):
+    """What tifffile logs instead of raising."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@contextmanager
+def _opened_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+    """The file with all its faults as errors: those raised, of many kinds, and those only logged."""
+    records = _Records()
+    logger = logging.getLogger("tifffile")
+    propagates, logger.propagate = logger.propagate, False
+    logger.addHandler(records)
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            yield file
+        if records.messages:
+            raise damaged(path, records.messages[0][:300])
+    except (AutosegError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise damaged(path, f"tifffile: {str(error)[:300] or type(error).__name__}", "corrupt") from None
+    finally:
+        logger.removeHandler(records)
+        logger.propagate = propagates
+
+
+def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
+    """The one image of a file, its pages all there; thumbnails and lower resolutions beside it count for nothing."""
+    if len(file.pages) > MOST_PAGES:
+        raise damaged(path, f"it has more than {MOST_PAGES} pages")
+    first = file.pages.first
+    num_bytes = first.nbytes * len(file.pages)
+    _check_promise(path, num_bytes)
+    images = [series for series in file.series if not series.keyframe.is_reduced and not series.keyframe.is_subifd]
+    if not images:
+        raise damaged(path, "it has no image")
+    if len(images) > 1:
+        shown = " and ".join(f"{series.shape} {series.dtype}" for series in images[:2])
+        raise unsupported(path, f"its pages differ in size or type ({shown})", "store each in a file of its own")
+    for page in images[0].pages:
+        if page is None:
+            raise damaged(path, "a page of its image is missing", "truncated")
+        _check_page(path, page, file.filehandle.size)
+    return images[0]
+
+
+def _check_page(path: Path, page: Any, size: int) -> None:
+    """Raise `AutosegError` where pixels of a page are missing, for which tifffile would put zeros."""
+    places, lengths = page.dataoffsets, page.databytecounts
+    promised = math.prod(page.keyframe.chunked)
+    if len(places) != len(lengths) or len(places) < promised or min(*lengths, *places, 1) < 1:
+        raise damaged(
+            path, f"a page has {len(places)} parts of {len(lengths)} lengths, expected {promised}", "truncated"
+        )
+    if max(place + length for place, length in zip(places, lengths, strict=True)) > size:
+        raise damaged(path, "pixels of a page lie behind the end of the file", "truncated")
+    keyframe = page.keyframe
+    if keyframe.compression == 1 and not keyframe.is_tiled:
+        bits = math.prod(keyframe.shape) * keyframe.bitspersample
+        if sum(lengths) * 8 < bits:
+            raise damaged(path, f"a page of {bits // 8} bytes has {sum(lengths)}", "truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """How the axes of a series become (C, Z, Y, X)."""
+
+    order: tuple[int, ...]
+    """Axes of the series: those of length 1 that mean nothing, channels, depth if there is any, y, x."""
+    num_samples: int
+    shape: tuple[int, int, int]
+    dimensions: int
+    has_alpha: bool
+    """The last sample of a pixel is its transparency."""
+
+
+def _tiff_axes(path: Path, series: tifffile.TiffPageSeries) -> _Axes:
+    sizes = dict(enumerate(series.shape))
+    letters = {axis: series.axes[axis] for axis, size in sizes.items() if size > 1 or series.axes[axis] in "YX"}
+    rest = [axis for axis in sizes if axis not in letters]
+    channels = [axis for axis, letter in letters.items() if letter in CHANNEL_AXES]
+    depth = [axis for axis, letter in letters.items() if letter in DEPTH_AXES]
+    plane = sorted((axis for axis, letter in letters.items() if letter in "YX"), key=lambda axis: letters[axis] == "X")
+    if len(plane) != 2 or len(depth) > 1 or len(plane) + len(channels) + len(depth) != len(letters):
+        shown = ", ".join(f"{letter} {size}" for letter, size in zip(series.axes, series.shape, strict=True))
+        raise unsupported(path, f"its axes are {shown}", "store one volume or picture in each file")
+    extra = series.keyframe.extrasamples
+    return _Axes(
+        order=(*rest, *channels, *depth, *plane),
+        num_samples=math.prod(sizes[axis] for axis in channels),
+        shape=(math.prod(sizes[axis] for axis in depth), sizes[plane[0]], sizes[plane[1]]),
+        dimensions=2 + len(depth),
+        has_alpha=bool(extra) and int(extra[-1]) in ALPHA and [letters[axis] for axis in channels] == ["S"],
+    )
+
+
+def _tiff_kind(path: Path, series: tifffile.TiffPageSeries) -> np.dtype[Any]:
+    kind = np.dtype(np.uint8) if series.dtype == bool else series.dtype
+    if kind is None or kind.kind not in "iuf":
+        raise unsupported(path, f"its pixels are of type {kind}", "store whole or floating numbers")
+    return kind
+
+
+def _tiff_header(path: Path) -> ImageHeader:
+    with _opened_tiff(path) as file:
+        series = _tiff_series(path, file)
+        axes = _tiff_axes(path, series)
+        return _picture_header(
+            path,
+            axes.shape,
+            dimensions=axes.dimensions,
+            samples=axes.num_samples,
+            kind=_tiff_kind(path, series),
+            has_alpha=axes.has_alpha,
+        )
+
+
+def _tiff_voxels(path: Path) -> NDArray[Any]:
+    with _opened_tiff(path) as file:
+        series = _tiff_series(path, file)
+        axes = _tiff_axes(path, series)
+        require_memory(path, 2 * series.nbytes)
+        is_simple = series.keyframe.compression in SIMPLE_COMPRESSIONS
+        array = series.asarray(maxworkers=1) if is_simple else decode(path, [path], series.shape, "tiff")
+        return array.transpose(axes.order).reshape(-1, *axes.shape).astype(_tiff_kind(path, series), copy=False)
+
+
+TIFF = Format(
+    endings=(".tif", ".tiff"),
+    read_header=_tiff_header,
+    read_voxels=_tiff_voxels,
+    write=itk_write,
+    magic=(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    is_picture=True,
+)
+
+
+# --- PNG and BMP ---
+
+
+@contextmanager
+def _opened_picture(path: Path, name: str) -> Iterator[PIL.Image.Image]:
+    """The picture opened by Pillow's reader ``name``; whatever is wrong with it is an `AutosegError`."""
+    try:
+        with PIL.Image.open(path, formats=(name,)) as picture:
+            _check_promise(path, picture.width * picture.height * 8)
+            yield picture
+    except (AutosegError, MemoryError):
+        raise
+    except PIL.Image.DecompressionBombError as error:
+        raise reader_error("reader.too_large", path, str(error), "cut the picture into tiles") from None
+    except Exception as error:  # whatever its decoders raise for broken bytes
+        cause = str(error)[:300] or type(error).__name__
+        raise damaged(path, f"Pillow: {cause}", "truncated" if "truncated" in cause else "corrupt") from None
+
+
+def _bands(picture: PIL.Image.Image) -> tuple[int, bool]:
+    """Samples of a pixel as `_pixels` gives them, and whether the last is transparency."""
+    if picture.mode == "P":
+        has_alpha = "transparency" in picture.info
+        return 3 + has_alpha, has_alpha
+    has_alpha = picture.mode in ("LA", "PA", "RGBA")
+    return len(picture.getbands()), has_alpha
+
+
+def _flat_header(name: str) -> Callable[[Path], ImageHeader]:
+    def read(path: Path) -> ImageHeader:
+        with _opened_picture(path, name) as picture:
+            samples, has_alpha = _bands(picture)
+            wide = picture.mode.startswith("I") or _is_wide(picture)
+            return _picture_header(
+                path,
+                (1, picture.height, picture.width),
+                dimensions=2,
+                samples=samples,
+                kind=np.dtype(np.uint16 if wide else np.uint8),
+                has_alpha=has_alpha,
+            )
+
+    return read
+
+
+def _is_wide(picture: PIL.Image.Image) -> bool:
+    tiles: Any = getattr(picture, "tile", ())
+    return bool(tiles) and str(tiles[0][3]).endswith(WIDE)
+
+
+def _flat_voxels(name: str, *, as_labels: bool = False) -> Callable[[Path], NDArray[Any]]:
+    def read(path: Path) -> NDArray[Any]:
+        with _opened_picture(path, name) as picture:
+            if name == "PNG":
+                picture.verify()  # the check sums, which reading alone does not look at; it leaves nothing to read
+        with _opened_picture(path, name) as picture:
+            pixels = _pixels(path, picture, as_labels=as_labels)
+            return np.moveaxis(pixels.reshape(picture.height, picture.width, -1), -1, 0)[:, None]
+
+    return read
+
+
+def _pixels(path: Path, picture: PIL.Image.Image, *, as_labels: bool) -> NDArray[Any]:
+    """(Y, X) or (Y, X, samples). A palette stands for its colours in images, for its indices in label maps, unless it is grey."""
+    if _is_wide(picture) and picture.mode != "I;16":
+        return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+    if picture.mode == "P":
+        colours = np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
+        is_grey = (colours[..., 1:3] == colours[..., :1]).all()
+        return np.asarray(picture) if as_labels and not is_grey else colours
+    if picture.mode == "1":
+        picture = picture.convert("L")
+    return np.asarray(picture)
+
+
+def _flat_format(name: str, ending: str, magic: bytes) -> Format:
+    return Format(
+        endings=(ending,),
+        read_header=_flat_header(name),
+        read_voxels=_flat_voxels(name),
+        read_labels=_flat_voxels(name, as_labels=True),
+        write=itk_write,
+        magic=(magic,),
+        is_picture=True,
+        is_flat=True,
+    )
+
+
+PNG = _flat_format("PNG", ".png", b"\x89PNG\r\n\x1a\n")
+BMP = _flat_format("BMP", ".bmp", b"BM")
