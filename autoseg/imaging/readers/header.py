@@ -66,7 +66,7 @@ def unreadable(path: Path | str, error: OSError) -> AutosegError:
 
 def reader_error(code: str, path: Path | str, message: str, fix: str) -> AutosegError:
     """An error of one issue that names ``path``."""
-    return AutosegError(Issue(code=code, where=printable(path), message=message, fix=fix))
+    return AutosegError(Issue(code=code, where=printable(path), message=" ".join(message.split()), fix=fix))
 
 
 def make_geometry(

@@ -56,8 +56,9 @@ def test_values_are_numbers_where_no_two_segments_share_one(tmp_path: Path) -> N
     assert np.array_equal(read_label_map(path).array, array)
     assert np.array_equal(read_label_map(f"{path}#8").array, array == 8)
     assert [int(segment.mask.sum()) for segment in read_segments(path).segments] == [0, 15, 15]
-    with pytest.raises(AutosegError, match=r"a\.seg\.nrrd has no segment 4; it has a\.seg\.nrrd#2 \(empty: none\)"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(f"{path}#4")
+    assert caught.value.codes == ("reader.no_such_segment",)
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,9 @@ def test_layers_may_overlap(tmp_path: Path, places: bool) -> None:
     assert (dict(found.by_number), found.may_overlap) == ({1: "a", 2: "b"}, True)
     assert np.array_equal(read_label_map(f"{path}#1").array, first)
     assert np.array_equal(read_label_map(f"{path}#2").array, second)
-    with pytest.raises(AutosegError, match=r"1 \(a\) and 2 \(b\) share 10 voxels"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(path)
+    assert caught.value.codes == ("reader.overlapping_segments",)
 
 
 def test_files_without_segments_are_label_maps(tmp_path: Path) -> None:
@@ -91,8 +93,9 @@ def test_files_without_segments_are_label_maps(tmp_path: Path) -> None:
 )
 def test_places_that_make_no_sense_are_refused(tmp_path: Path, entry: dict[str, object]) -> None:
     path = write_slicer(tmp_path / "a.seg.nrrd", [np.resize([0, 1], SHAPE)], [{"Name": "a", **entry}])
-    with pytest.raises(AutosegError, match=r"a\.seg\.nrrd could not be read \(its header"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(path)
+    assert caught.value.codes == ("reader.bad_header",)
 
 
 def test_real_segments_in_layers_agree_with_dicom_seg(real_data: Path, tmp_path: Path) -> None:

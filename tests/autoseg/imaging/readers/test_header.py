@@ -55,13 +55,15 @@ def test_a_file_whose_name_is_no_text_is_refused_and_ends_nothing(misnamed: Path
     write_label_map(path, VALUES, GRID)
     path = path.rename(path.with_name(f"{MISNAMED}{ending}"))
     done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, check=True)
-    line = rf"{path.parent}/M\xfcller{ending}: the bytes of its name are no text; rename it"
-    assert [text.strip(" -") for text in done.stdout.splitlines()][1::2] == [line] * 3
+    line = rf"{path.parent}/M\xfcller{ending}: its name is not valid UTF-8; rename it"
+    assert [text.strip(" -") for text in done.stdout.splitlines()] == [line] * 3
     shutil.copy(path, misnamed / f"a{ending}")
-    with pytest.raises(AutosegError, match=r"- \S+/M\\xfcller: the bytes"):
+    with pytest.raises(AutosegError) as caught:
         read_header(misnamed / f"a{ending}")
-    with pytest.raises(AutosegError, match=r"M\\xfcller: the bytes"):
+    assert caught.value.codes == ("reader.name_not_text",)
+    with pytest.raises(AutosegError) as caught:
         write_label_map(misnamed / f"b{ending}", VALUES, GRID)
+    assert caught.value.codes == ("reader.name_not_text",)
 
 
 def test_slices_whose_names_are_no_text_are_named_all(misnamed: Path, real_data: Path) -> None:
@@ -90,8 +92,9 @@ def test_names_in_any_script_are_read_and_written(tmp_path: Path, name: str, end
 
 def test_a_faulty_folder_is_named_once_for_all_that_it_holds() -> None:
     paths = [f"/data/{MISNAMED}/a", f"/data/{MISNAMED}/b/{MISNAMED}", f"/data/c/{MISNAMED}", "/data/ü"]
-    with pytest.raises(AutosegError, match="found 2 names") as caught:
+    with pytest.raises(AutosegError) as caught:
         require_text(paths)
+    assert caught.value.codes == ("reader.name_not_text",) * 2
     assert [problem.where for problem in caught.value.issues] == [r"/data/M\xfcller", r"/data/c/M\xfcller"]
     require_text([])
 

@@ -130,8 +130,9 @@ def test_a_segmentation_is_placed_in_an_image_stored_in_another_orientation(tmp_
 def test_a_segmentation_of_another_image_is_refused(tmp_path: Path) -> None:
     label_map = read_label_map(write_segments(tmp_path / "seg.dcm", masks()))
     for changes in ({"origin_mm": (3.3, 4.0, -10.0)}, {"shape": (3, 5, 7)}, {"spacing_mm": (2.0, 0.5, 0.75)}):
-        with pytest.raises(AutosegError, match="no part of its image"):
+        with pytest.raises(AutosegError) as caught:
             align_label_map(label_map, IMAGE.model_copy(update=changes))
+        assert caught.value.codes == ("labels.outside_image",)
 
 
 def test_overlapping_segments_are_masks_but_no_label_map(tmp_path: Path) -> None:
@@ -144,8 +145,9 @@ def test_overlapping_segments_are_masks_but_no_label_map(tmp_path: Path) -> None
     for segment in found.segments:
         begin = round((first + 10) / 2.5)
         assert np.array_equal(segment.mask, segments[segment.number][begin : begin + found.geometry.shape[0]])
-    with pytest.raises(AutosegError, match=r"1 \(class 1\) and 2 \(class 2\) share 2 voxels.*seg\.dcm#5 \(class 5\)"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(path)
+    assert caught.value.codes == ("reader.overlapping_segments",)
     assert np.array_equal(align_label_map(read_label_map(f"{path}#2"), IMAGE), segments[2])
 
 
@@ -157,19 +159,23 @@ def test_run_length_compressed_segments_are_read(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_segmentation_is_said(tmp_path: Path) -> None:
     path = write_segments(tmp_path / "seg.dcm", masks())
-    with pytest.raises(AutosegError, match=r"seg\.dcm has no segment 7; it has seg\.dcm#1 \(class 1\)"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(f"{path}#7")
-    with pytest.raises(AutosegError, match=r"seg\.dcm has 4 frames"):
+    assert caught.value.codes == ("reader.no_such_segment",)
+    with pytest.raises(AutosegError) as caught:
         read_image([path])
+    assert caught.value.codes == ("dicom.multiframe",)
     tags = pydicom.dcmread(path)
     tags.PixelData = tags.PixelData[:8]
     tags.save_as(tmp_path / "short.dcm")
-    with pytest.raises(AutosegError, match=r"short\.dcm could not be read \(its header promises 18 bytes"):
+    with pytest.raises(AutosegError) as caught:
         read_label_map(tmp_path / "short.dcm")
+    assert caught.value.codes == ("reader.truncated",)
     del tags.PerFrameFunctionalGroupsSequence[2].PlanePositionSequence
     tags.save_as(tmp_path / "lost.dcm")
-    with pytest.raises(AutosegError, match=r"lost\.dcm could not be read \(a frame has no ImagePositionPatient"):
+    with pytest.raises(AutosegError) as caught:
         read_header(tmp_path / "lost.dcm")
+    assert caught.value.codes == ("reader.bad_header",)
 
 
 def test_real_segments_agree_with_their_nrrd_label_maps(real_data: Path) -> None:

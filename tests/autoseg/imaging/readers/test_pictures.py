@@ -1,0 +1,240 @@
+"""PNG, TIFF, JPEG and BMP: transparency, pages, and files that end too early."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import SimpleITK
+import skimage.io
+import tifffile
+
+from autoseg.imaging.readers import read_header, read_image, read_label_map
+from autoseg.issues import AutosegError
+
+COLOURS = np.random.default_rng(0).integers(0, 255, (12, 10, 4)).astype(np.uint8)
+
+
+def write(path: Path, array: np.ndarray, *, vector: bool = False) -> Path:
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array, isVector=vector), str(path))
+    return path
+
+
+@pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.uint16, 3)])
+def test_transparency_is_left_out_and_said(tmp_path: Path, kind: type, channels: int) -> None:
+    path = write(tmp_path / "a.png", COLOURS.astype(kind), vector=True)
+    header, volume = read_header(path), read_image([path])
+    assert header.num_channels == channels
+    assert [note.code for note in header.notes] == ["reader.transparency_ignored"]
+    assert volume.notes == header.notes
+    assert np.array_equal(volume.array[:, 0], np.moveaxis(COLOURS[..., :3], -1, 0))
+
+
+def test_grey_with_transparency_is_grey(tmp_path: Path) -> None:
+    skimage.io.imsave(tmp_path / "a.png", COLOURS[..., :2], check_contrast=False)
+    assert read_header(tmp_path / "a.png").num_channels == 1
+    assert np.array_equal(read_image([tmp_path / "a.png"]).array[0, 0], COLOURS[..., 0])
+    assert np.array_equal(read_label_map(tmp_path / "a.png").array[0], COLOURS[..., 0])
+
+
+def test_a_fourth_sample_of_a_tiff_is_a_channel_unless_it_is_transparency(tmp_path: Path) -> None:
+    for extra, channels in (("unassalpha", 3), ("unspecified", 4)):
+        tifffile.imwrite(tmp_path / "a.tif", COLOURS, photometric="rgb", extrasamples=[extra])
+        assert read_header(tmp_path / "a.tif").num_channels == channels
+        assert len(read_image([tmp_path / "a.tif"]).array) == channels
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"compression": "zlib"}, {"bigtiff": True}, {"byteorder": ">"}, {"tile": (16, 16)}]
+)
+def test_pages_are_slices(tmp_path: Path, options: dict[str, object]) -> None:
+    stack = np.random.default_rng(0).integers(0, 60000, (5, 32, 48)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", **options)
+    assert np.array_equal(read_image([tmp_path / "a.tif"]).array[0], stack)
+
+
+def test_pages_of_different_size_are_refused(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(np.zeros((8, 8), np.uint8))
+        file.write(np.zeros((8, 9), np.uint8))
+    with pytest.raises(AutosegError) as caught:
+        read_image([tmp_path / "a.tif"])
+    assert caught.value.codes == ("reader.unsupported",)
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".bmp", ".tif", ".png"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_file_that_ends_early_is_refused(tmp_path: Path, ending: str, share: float) -> None:
+    path = write(tmp_path / f"a{ending}", np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(AutosegError) as caught:
+        read_image([path])
+    assert caught.value.codes[0] in ("reader.truncated", "reader.corrupt")
+    assert caught.value.issues[0].where == str(path)
+
+
+def test_damaged_jpeg_data_is_refused_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.jpg", np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8))
+    content = path.read_bytes()
+    middle = len(content) // 2
+    path.write_bytes(content[:middle] + content[-2:])  # the end mark is there, half of the data is not
+    with pytest.raises(AutosegError) as caught:
+        read_image([path])
+    assert caught.value.codes == ("reader.corrupt",)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["8gray", "16gray", "8rgb", "16rgb", "8rgba", "16rgba"])
+def test_real_microscopy_in_all_depths_and_colours(real_data: Path, name: str) -> None:
+    folder = real_data / "bids_ivadomed" / "data_test_png_tif"
+    for kind in ("png", "tif"):
+        path = folder / f"sub-{kind}" / "micr" / f"sub-{kind}_sample-{name}_SEM.{kind}"
+        expected = skimage.io.imread(path)
+        expected = expected[0] if expected.ndim == 4 else expected  # a thumbnail follows the image
+        expected = expected[..., None] if expected.ndim == 2 else expected[..., :3]
+        if kind == "png" and name.startswith("16rgb"):
+            expected = (
+                expected.astype(int) * 257
+            )  # the reference reader keeps 8 bits of these greys, whose halves are equal
+        got = read_image([path])
+        assert np.array_equal(np.moveaxis(got.array[:, 0], 0, -1), expected)
+        assert read_header(path).num_channels == expected.shape[-1]
+
+
+def test_real_grey_with_transparency(real_data: Path) -> None:
+    folder = real_data / "bids_ivadomed" / "data_test_png_tif" / "sub-png" / "micr"
+    path = folder / "sub-png_sample-8grayalhpa_SEM.png"
+    got = read_image([path])
+    assert got.array.shape == (1, 1, 266, 278)
+    assert np.array_equal(got.array[0, 0], skimage.io.imread(path)[..., 0])
+
+
+PAGES = np.arange(5 * 32 * 48, dtype=np.uint16).reshape(5, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "truth"),
+    [
+        (np.moveaxis(PAGES, 0, -1), {"photometric": "minisblack", "planarconfig": "contig"}, PAGES),
+        (np.moveaxis(PAGES[:2], 0, -1), {"photometric": "minisblack", "planarconfig": "contig"}, PAGES[:2]),
+        (PAGES, {"photometric": "minisblack", "planarconfig": "separate"}, PAGES),
+        (PAGES, {"photometric": "minisblack", "planarconfig": "separate", "tile": (16, 16)}, PAGES),
+        (PAGES[:3] % 256, {"photometric": "rgb", "planarconfig": "separate"}, PAGES[:3] % 256),
+        ((PAGES[0] / 100).astype(np.float16), {}, (PAGES[:1] / 100).astype(np.float16)),
+        ((PAGES[0] % 256).astype("u1"), {"extratags": [(274, "H", 1, 3, True)]}, PAGES[:1] % 256),
+        (PAGES[0], {"compression": "zstd"}, PAGES[:1]),
+        (PAGES[0], {"compression": "lzw", "predictor": True}, PAGES[:1]),
+    ],
+    ids=["5 samples", "2 samples", "planes", "planes in tiles", "rgb planes", "float16", "turned", "zstd", "lzw"],
+)
+def test_samples_and_planes_of_a_tiff_are_channels(
+    tmp_path: Path, array: np.ndarray, options: dict[str, object], truth: np.ndarray
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.ascontiguousarray(array), **options)
+    image = read_image(tmp_path / "a.tif")
+    assert np.array_equal(image.array[:, 0], truth)
+    assert image.geometry.dimensions == 2
+
+
+STACK = np.arange(5 * 2 * 32 * 48, dtype=np.uint16).reshape(5, 2, 32, 48)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "axes", "truth"),
+    [
+        ("imagej.tif", STACK[0], "CYX", STACK[0][:, None]),
+        ("imagej.tif", STACK, "ZCYX", STACK.swapaxes(0, 1)),
+        ("imagej.tif", STACK[:, 0], "TYX", STACK[None, :, 0]),
+        ("ome.ome.tif", STACK[0], "CYX", STACK[0][:, None]),
+        ("ome.ome.tif", STACK.swapaxes(0, 1), "CZYX", STACK.swapaxes(0, 1)),
+    ],
+)
+def test_imagej_and_ome_files_say_what_their_pages_are(
+    tmp_path: Path, name: str, array: np.ndarray, axes: str, truth: np.ndarray
+) -> None:
+    how = {"imagej": True} if name.startswith("imagej") else {}
+    tifffile.imwrite(tmp_path / name, np.ascontiguousarray(array), metadata={"axes": axes}, **how)
+    image = read_image(tmp_path / name)
+    assert np.array_equal(image.array, truth)
+    assert read_header(tmp_path / name).num_channels == len(truth)
+
+
+def test_a_film_of_volumes_is_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", STACK, metadata={"axes": "TZYX"}, imagej=True)
+    with pytest.raises(AutosegError) as caught:
+        read_header(tmp_path / "a.tif")
+    assert caught.value.codes == ("reader.unsupported",)
+
+
+def bmp(
+    path: Path, *, header: int, bits: int, compression: int, content: bytes, width: int = 16, height: int = 16
+) -> Path:
+    colours = bytes(value for k in range(256) for value in (k, k, k, 0)) if bits == 8 else b""
+    start = 14 + header + len(colours)
+    head = struct.pack("<2sIHHI", b"BM", start + len(content), 0, 0, start)
+    rest = struct.pack("<IiiHHIIiiII", header, width, height, 1, bits, compression, len(content), 0, 0, 0, 0)
+    path.write_bytes(head + rest + bytes(header - 40) + colours + content)
+    return path
+
+
+def test_bmp_files_of_all_kinds_are_read_and_none_ends_the_process(tmp_path: Path) -> None:
+    new = bmp(tmp_path / "v5.bmp", header=124, bits=24, compression=0, content=bytes(range(256)) * 3)
+    assert read_image(new).array.shape == (3, 1, 16, 16)
+    PIL.Image.fromarray(np.eye(16, dtype=bool)).save(tmp_path / "one_bit.bmp")
+    assert np.array_equal(read_label_map(tmp_path / "one_bit.bmp").array[0], np.eye(16) * 255)
+    runs = bytes([127, 7, 0, 0]) * 64 + b"\0\1"
+    sound = bmp(tmp_path / "runs.bmp", header=40, bits=8, compression=1, content=runs, width=127, height=64)
+    assert set(np.unique(read_image(sound).array)) == {7}
+    runs = bytes([255, 7]) * 400 + b"\0\1"  # 255 pixels in rows of 127: ITK would write past the end of its memory
+    with pytest.raises(AutosegError) as caught:
+        read_image(bmp(tmp_path / "long.bmp", header=40, bits=8, compression=1, content=runs, width=127, height=64))
+    assert caught.value.codes == ("reader.corrupt",)
+
+
+def test_a_palette_is_colours_in_an_image_and_labels_in_a_label_map(tmp_path: Path) -> None:
+    labels = np.resize(np.uint8([0, 1, 2]), (16, 16))
+    picture = PIL.Image.fromarray(labels, mode="P")
+    picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0])
+    picture.save(tmp_path / "voc.png")
+    assert np.array_equal(read_label_map(tmp_path / "voc.png").array[0], labels)
+    image = read_image(tmp_path / "voc.png").array
+    assert np.array_equal(image[:, 0], np.stack([(labels == 1) * 128, (labels == 2) * 128, labels * 0]))
+    picture.putpalette([0, 0, 0, 100, 100, 100, 200, 200, 200])
+    picture.save(tmp_path / "grey.png")
+    assert np.array_equal(read_label_map(tmp_path / "grey.png").array[0], labels * 100)
+
+
+def test_decompression_bombs_are_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    content = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint8), compression="zlib")
+    raw = bytearray((tmp_path / "a.tif").read_bytes())
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = file.pages.first.tags[name]
+            size = {3: 2, 4: 4}[int(tag.dtype)]
+            raw[tag.valueoffset : tag.valueoffset + size] = (60_000).to_bytes(size, "little")
+    (tmp_path / "a.tif").write_bytes(raw)
+    for name in ("a.png", "a.tif"):
+        with pytest.raises(AutosegError) as caught:
+            read_image(tmp_path / name)
+        assert caught.value.codes[0] in ("reader.too_large", "reader.truncated")
+
+
+def test_a_damaged_png_is_found_by_its_check_sums(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (90, 80)).astype(np.uint8))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(AutosegError) as caught:
+        read_image(path)
+    assert caught.value.codes == ("reader.corrupt",)
