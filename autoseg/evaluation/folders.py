@@ -22,9 +22,9 @@ from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import LabelMap
 from autoseg.imaging.readers import (
-    image_endings,
     PART_MARK,
     image_ending,
+    image_endings,
     image_stem,
     is_segmentation,
     list_segments,

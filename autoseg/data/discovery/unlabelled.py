@@ -163,9 +163,7 @@ def _visible(folder: Path) -> list[Path]:
 
 def _files(folder: Path, prefix: str) -> list[NamedImage]:
     return [
-        (prefix + image_stem(entry), entry)
-        for entry in _visible(folder)
-        if entry.is_file() and image_ending(entry)
+        (prefix + image_stem(entry), entry) for entry in _visible(folder) if entry.is_file() and image_ending(entry)
     ]
 
 
