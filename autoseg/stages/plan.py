@@ -93,10 +93,8 @@ def device_memory_gb(run: Run) -> float | None:
 
 
 def _say_edits(run: Run, edits: tuple[Edit, ...]) -> None:
-    changes = ", ".join(f"{edit.path} {edit.own} -> {edit.value}" for edit in edits)
-    run.say(
-        f"plan.json was edited: {changes or 'other fields than those of the rules'}; keeping it (--replan plans anew)"
-    )
+    changes = "; ".join(map(str, edits))
+    run.say(f"plan.json was edited: {changes or 'nothing that decides'}; keeping it (--replan goes back to the rules)")
 
 
 def _describe(run: Run, plan: Plan) -> None:
