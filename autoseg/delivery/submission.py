@@ -82,10 +82,22 @@ def pack_submission(
     out = out or Path(form.default_out)
     if not dataset.test:
         raise AutosegError(
-            _issue("no_test_images", dataset.root, "has no test images", "give a run of a dataset that has")
+            Issue(
+                code="submission.no_test_images",
+                where=dataset.root,
+                message="has no test images",
+                fix="give a run of a dataset that has",
+            )
         )
     if not predictions.is_dir():
-        raise AutosegError(_issue("no_predictions", predictions, "is no folder", "predict the test images first"))
+        raise AutosegError(
+            Issue(
+                code="submission.no_predictions",
+                where=str(predictions),
+                message="is no folder",
+                fix="predict the test images first",
+            )
+        )
     _check_out(out, form)
     files, issues = (_pair_masks if dataset.classes_with_masks else _pair)(predictions, dataset)
     issues += [issue for file in files for issue in _check(file, dataset)]
@@ -101,11 +113,9 @@ def _format(kind: str) -> SubmissionFormat:
         return SUBMISSION_FORMATS.get(kind)
     except UnknownPartError as error:
         fix = f"choose one of {', '.join(SUBMISSION_FORMATS.names())}"
-        raise AutosegError(_issue("unknown_format", "--as", f"{kind} is no submission format", fix)) from error
-
-
-def _issue(what: str, where: Path | str, message: str, fix: str) -> Issue:
-    return Issue(code=f"submission.{what}", where=str(where), message=message, fix=fix)
+        raise AutosegError(
+            Issue(code="submission.unknown_format", where="--as", message=f"{kind} is no submission format", fix=fix)
+        ) from error
 
 
 def _check_out(out: Path, form: SubmissionFormat) -> None:
@@ -114,14 +124,25 @@ def _check_out(out: Path, form: SubmissionFormat) -> None:
         return
     if not out.name:
         fix = "name another folder with --out, which will be created"
-        raise AutosegError(_issue("out_is_working_folder", out, "is the current folder", fix))
+        raise AutosegError(
+            Issue(code="submission.out_is_working_folder", where=str(out), message="is the current folder", fix=fix)
+        )
     if out.is_dir() != form.is_folder:
         found, wanted = ("a folder", "a file") if out.is_dir() else ("a file", "a folder")
         fix = f"choose another name with --out, e.g. {out / form.default_out if out.is_dir() else form.default_out}"
-        raise AutosegError(_issue("out_of_other_kind", out, f"is {found}, but {wanted} is to be written", fix))
+        raise AutosegError(
+            Issue(
+                code="submission.out_of_other_kind",
+                where=str(out),
+                message=f"is {found}, but {wanted} is to be written",
+                fix=fix,
+            )
+        )
     if any(out.iterdir()) if out.is_dir() else out.stat().st_size:
         fix = "choose another name with --out, or delete it"
-        raise AutosegError(_issue("out_exists", out, "exists and is not empty", fix))
+        raise AutosegError(
+            Issue(code="submission.out_exists", where=str(out), message="exists and is not empty", fix=fix)
+        )
 
 
 # --- pairing ---
@@ -144,10 +165,24 @@ def _pair(predictions: Path, dataset: DatasetDescription) -> Paired:
             paired.append(SubmittedFile(case=case, file=files[0], name=name))
         elif files:
             message = f"test case {case.case_id} has {len(files)} predictions: {', '.join(file.name for file in files)}"
-            issues.append(_issue("duplicate_prediction", predictions, message, "keep one of them"))
+            issues.append(
+                Issue(
+                    code="submission.duplicate_prediction",
+                    where=str(predictions),
+                    message=message,
+                    fix="keep one of them",
+                )
+            )
         else:
             message = f"test case {case.case_id} has no prediction"
-            issues.append(_issue("missing_prediction", predictions, message, "predict it first"))
+            issues.append(
+                Issue(
+                    code="submission.missing_prediction",
+                    where=str(predictions),
+                    message=message,
+                    fix="predict it first",
+                )
+            )
     return paired, issues + [_stray(file, dataset) for files in found.values() for file in files]
 
 
@@ -159,7 +194,14 @@ def _pair_masks(predictions: Path, dataset: DatasetDescription) -> Paired:
         folder = folders.pop(case.case_id, None)
         if folder is None:
             message = f"test case {case.case_id} has no folder of masks"
-            issues.append(_issue("missing_prediction", predictions, message, "predict it first"))
+            issues.append(
+                Issue(
+                    code="submission.missing_prediction",
+                    where=str(predictions),
+                    message=message,
+                    fix="predict it first",
+                )
+            )
             continue
         masks, found = _masks_of_case(folder, case, dataset)
         paired += masks
@@ -175,10 +217,12 @@ def _masks_of_case(folder: Path, case: Case, dataset: DatasetDescription) -> Pai
         found.get(image_stem(file), strays).append(file)
     fix = "predict the case again into an empty folder"
     issues = [
-        _issue("missing_mask", folder, f"has no mask of {stem}", fix) for stem, files in found.items() if not files
+        Issue(code="submission.missing_mask", where=str(folder), message=f"has no mask of {stem}", fix=fix)
+        for stem, files in found.items()
+        if not files
     ]
     issues += [
-        _issue("duplicate_mask", folder, f"has {len(files)} masks of {stem}", fix)
+        Issue(code="submission.duplicate_mask", where=str(folder), message=f"has {len(files)} masks of {stem}", fix=fix)
         for stem, files in found.items()
         if len(files) > 1
     ]
@@ -197,7 +241,12 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _stray(path: Path, dataset: DatasetDescription) -> Issue:
-    return _issue("stray_file", path, f"is no prediction of a test case of {dataset.name}", "move it elsewhere")
+    return Issue(
+        code="submission.stray_file",
+        where=str(path),
+        message=f"is no prediction of a test case of {dataset.name}",
+        fix="move it elsewhere",
+    )
 
 
 def _submitted_stem(case: Case) -> str:
@@ -214,12 +263,21 @@ def _check(submitted: SubmittedFile, dataset: DatasetDescription) -> list[Issue]
     """Why a prediction cannot be submitted; a reader's own issues where a file cannot be read."""
     file = submitted.file
     if image_ending(file) in TWO_FILES:
-        return [_issue("two_files", file, "keeps its voxels in a second file", "save it as .mha, .nrrd or .nii.gz")]
+        return [
+            Issue(
+                code="submission.two_files",
+                where=str(file),
+                message="keeps its voxels in a second file",
+                fix="save it as .mha, .nrrd or .nii.gz",
+            )
+        ]
     try:
         header, image = read_header(file), read_header(submitted.case.image_paths[0])
         if not header.is_integer:
             message = f"stores {header.pixel_type}, not integers"
-            return [_issue("not_integers", file, message, "predict the case again")]
+            return [
+                Issue(code="submission.not_integers", where=str(file), message=message, fix="predict the case again")
+            ]
         values = np.unique(read_label_map(file).array)
     except AutosegError as error:
         return list(error.issues)
@@ -229,11 +287,25 @@ def _check(submitted: SubmittedFile, dataset: DatasetDescription) -> list[Issue]
     if unknown:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
         message = f"has the values {shown}, but the dataset's are {', '.join(map(str, allowed))}"
-        issues.append(_issue("unknown_values", file, message, "predict the case again with a model of this dataset"))
+        issues.append(
+            Issue(
+                code="submission.unknown_values",
+                where=str(file),
+                message=message,
+                fix="predict the case again with a model of this dataset",
+            )
+        )
     differences = grid_differences(header.geometry, image.geometry, SUBMISSION_GRID)
     if differences:
         message = f"lies on another grid than {submitted.case.images[0]}: {', '.join(differences)}"
-        issues.append(_issue("grid_mismatch", file, message, "predict the case again from that image"))
+        issues.append(
+            Issue(
+                code="submission.grid_mismatch",
+                where=str(file),
+                message=message,
+                fix="predict the case again from that image",
+            )
+        )
     return issues
 
 

@@ -21,6 +21,7 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.figures import (
+    _view,
     _waits,
     best_slice,
     case_scores,
@@ -436,6 +437,33 @@ def test_overlay_takes_any_image(image: np.ndarray) -> None:
     labels = np.ones((1, 6, 5), dtype=np.uint8)
 
     assert picture(overlay(image, labels, labels, names={1: "$all_"})).shape[-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("extent", "shown"),
+    [
+        (10, slice(68, 132)),  # never less than 64 pixels
+        (60, slice(40, 160)),  # half the extent around it
+        (150, slice(0, 200)),  # all there is
+    ],
+)
+def test_structures_are_shown_with_a_margin(extent: int, shown: slice) -> None:
+    mask = np.zeros((200, 200), dtype=bool)
+    inside = slice(100 - extent // 2, 100 + extent // 2)
+    mask[inside, inside] = True
+
+    assert _view(mask) == (shown, shown)
+
+
+@pytest.mark.parametrize(("number", "entries"), [(10, 11), (11, 12), (12, 12)])
+def test_legends_stop_at_twelve_entries(number: int, entries: int) -> None:
+    names = [f"class {i}" for i in range(number)]
+    records = [{"step": step, "pseudo_dice": dict.fromkeys(names, 0.5)} for step in (1, 2)]
+
+    svg = fold_curves(records).decode()
+
+    shown = sum(f"<!-- {name} -->" in svg for name in names)
+    assert shown + ("<!-- moving average -->" in svg) == entries
 
 
 def test_overlay_keeps_the_proportions_of_voxels() -> None:

@@ -42,6 +42,11 @@ def test_highest_mean_wins() -> None:
     assert "3d_fullres 0.8000, 2d 0.7500" in got.reason
 
 
+@pytest.mark.parametrize(("gain", "chosen"), [(0.0, "2d"), (1e-9, PAIR)])
+def test_the_smallest_gain_decides(gain: float, chosen: str) -> None:
+    assert select_candidate({"2d": one_class(0.8), PAIR: one_class(0.8 + gain)}).name == chosen
+
+
 @pytest.mark.parametrize("order", [("2d", "3d_fullres", PAIR), (PAIR, "2d", "3d_fullres")])
 def test_of_equals_the_earlier_single_wins(order: tuple[str, ...]) -> None:
     got = select_candidate({name: one_class(0.8) for name in order})
