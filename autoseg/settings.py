@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
 from autoseg.issues import AutosegError, Issue
-from planners import Document
+from planners import Document, Preset
 
 StageName = Literal["check", "fingerprint", "plan", "preprocess", "schedule", "train"]
 DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
@@ -110,7 +110,7 @@ class Settings(Document):
     strict_reference: Annotated[
         bool, Option(help="Follow the reference planner to the letter, file axes included.", stage="fingerprint")
     ] = False
-    preset: Annotated[str, Option(help="Kind of networks to plan (default: default).", stage="plan")] = "default"
+    preset: Annotated[Preset, Option(help="Kind of networks to plan (default: default).", stage="plan")] = "default"
     memory_gb: Annotated[
         Positive | None, Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan")
     ] = None

@@ -26,6 +26,7 @@ from planners.memory import (
     estimate_disk,
     estimate_volume_memory,
 )
+from planners.parts import LOSSES, TOPOLOGIES
 from planners.plan import (
     ChannelNormalization,
     Configuration,
@@ -61,10 +62,13 @@ from planners.scheduling.compiling import compiling_may_pay
 from planners.scheduling.extension import extend_schedule
 from planners.scheduling.outlook import describe_outlook, warn_of_starvation
 from planners.scheduling.trainings import budgeted_training, method_training
+from planners.topology import Preset, Topology
 
 __all__ = [
     "DEFAULT_CPU_BUDGET_S",
+    "LOSSES",
     "PROSE",
+    "TOPOLOGIES",
     "CaseSize",
     "ChannelNormalization",
     "ClassSize",
@@ -89,10 +93,12 @@ __all__ = [
     "Plan",
     "PlanningError",
     "Precision",
+    "Preset",
     "Registry",
     "Resampling",
     "Schedule",
     "Severity",
+    "Topology",
     "Training",
     "UnknownPartError",
     "budgeted_training",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import chain
+from typing import Annotated, Protocol
+
+from pydantic import AfterValidator
 
 from planners.decision import Decision
 from planners.document import Issue
@@ -82,14 +85,16 @@ def preset_names() -> tuple[str, ...]:
     return tuple(preset for name in TOPOLOGIES.names() for preset in TOPOLOGIES.get(name).presets)
 
 
+def _others() -> Iterator[str]:
+    yield from (name for name in TOPOLOGIES.names() if name not in TOPOLOGIES.own)
+
+
 def find_preset(preset: str) -> tuple[Topology, PresetRules]:
     """The topology that a preset plans, and its constants. Raises `PlanningError` for a name that is not installed."""
-    for name in TOPOLOGIES.own:
-        if preset in TOPOLOGIES.get(name).presets:
-            return TOPOLOGIES.get(name), TOPOLOGIES.get(name).presets[preset]
-    for name in TOPOLOGIES.names():
-        if preset in TOPOLOGIES.get(name).presets:
-            return TOPOLOGIES.get(name), TOPOLOGIES.get(name).presets[preset]
+    for name in chain(TOPOLOGIES.own, _others()):
+        topology = TOPOLOGIES.get(name)
+        if preset in topology.presets:
+            return topology, topology.presets[preset]
     issue = Issue(
         code="plan.unknown_preset",
         where="preset",
@@ -97,3 +102,16 @@ def find_preset(preset: str) -> tuple[Topology, PresetRules]:
         fix=f"choose one of {', '.join(preset_names())}",
     )
     raise PlanningError("the dataset cannot be planned", [issue])
+
+
+def _require_preset(preset: str) -> str:
+    try:
+        find_preset(preset)
+    except PlanningError as error:
+        (issue,) = error.issues
+        raise ValueError(f"{issue.message}; {issue.fix}") from None
+    return preset
+
+
+Preset = Annotated[str, AfterValidator(_require_preset)]
+"""Name of a preset that is installed."""
