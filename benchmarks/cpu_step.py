@@ -31,11 +31,11 @@ from autoseg.networks.build import build_network
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
-from autoseg.training.batches import BatchSource, finish
+from autoseg.training.fold_spec import configuration_recipe
 from autoseg.training.loop import Parts, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss, supervise_deeply
-from autoseg.training.task import configuration_recipe
-from autoseg.training.trial import kept_heap_for
+from autoseg.training.preflight import kept_heap_for
+from autoseg.training.sampling import BatchSource, finish
 from planners import Configuration, Plan, Training, trial_training, with_width
 
 RESULTS = Path(__file__).resolve().parent / "results" / "cpu_step.json"

@@ -22,9 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from autoseg.networks.blocks import same_padding
-from autoseg.networks.convolutions import CONVOLUTION, TRANSPOSED
-from autoseg.networks.layout import arrange, channels_last
+from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, arrange, channels_last, same_padding
 
 CHANNELS = (16, 32, 64, 96, 128, 192, 256, 320, 512)
 SIDES = (4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 128)

@@ -22,14 +22,14 @@ from autoseg.pipeline.finetuning import Start, fit_weights
 from autoseg.data.splits import Splits
 from autoseg.inference.model import Member, load_network, open_model
 from autoseg.inference.predictor import member_logits
-from autoseg.networks.transfer import Transfer
+from autoseg.networks.weights import Transfer
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
-from autoseg.tracking.progress import SilentReporter
+from autoseg.tracking.progress import FoldProgress, SilentReporter
 from autoseg.training.fold import train_fold
-from autoseg.training.online_validation import class_counts
-from autoseg.training.task import FoldTask
+from autoseg.training.fold_spec import FoldSpec
+from autoseg.training.validation import class_counts
 from planners import LabelClass, Labels, plan_finetuning
 
 MERGED = Labels(classes=(LabelClass(name="all classes together", values=(1,)),))
@@ -55,10 +55,10 @@ def merged_case(folder: Path, case_id: str) -> MergedCase:
     )
 
 
-def train_and_score(task: FoldTask) -> float:
+def train_and_score(task: FoldSpec) -> float:
     """Mean Dice of the validation cases after training."""
     with SilentReporter().track("", 1) as tracker:
-        train_fold(task, tracker)
+        train_fold(task, (FoldProgress(tracker, print),))
     network = load_network(task.folder / "final.safetensors", task.configuration, task.training, device=task.device)
     member = Member(configuration=task.configuration, training=task.training, networks=(network,))
     scores = []
@@ -101,7 +101,7 @@ def main() -> None:
         start = Start(files=files, plan=plan, configuration=configuration, training=training, fold=0, seed=seed)
         starts: dict[str, Transfer | None] = {"pretrained": fit_weights(start), "scratch": None}
         for title, weights in starts.items():
-            task = FoldTask(
+            task = FoldSpec(
                 plan=plan, configuration=configuration, training=training, fold=0, seed=seed,
                 training_cases=cases[: arguments.train], validation_cases=cases[arguments.train :],
                 folder=arguments.work / f"{title}_{seed}_{arguments.steps}", key=title, device=torch.device("cpu"), start=weights,

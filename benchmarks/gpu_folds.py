@@ -26,10 +26,10 @@ from autoseg.networks.weights import read_weights
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
-from autoseg.tracking.progress import LogReporter, RunClock
+from autoseg.tracking.progress import FoldProgress, LogReporter, RunClock
 from autoseg.training.fold import train_fold
-from autoseg.training.online_validation import class_counts
-from autoseg.training.task import FoldTask, make_network
+from autoseg.training.fold_spec import FoldSpec, make_network
+from autoseg.training.validation import class_counts
 from planners import Configuration, Plan, Training, trial_training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_folds.json"
@@ -60,7 +60,7 @@ def run_fold(
     device = torch.device(arguments.device)
     folder = arguments.work / f"fold_{fold}"
     folder.mkdir(parents=True, exist_ok=True)
-    task = FoldTask(
+    task = FoldSpec(
         plan=plan,
         configuration=configuration,
         training=training,
@@ -77,7 +77,7 @@ def run_fold(
     started = time.perf_counter()
     if not (folder / "final.safetensors").exists():
         with LogReporter(RunClock()).track(f"fold {fold}", training.num_steps) as tracker:
-            train_fold(task, tracker, say=print)
+            train_fold(task, (FoldProgress(tracker, print),))
     trained = time.perf_counter()
     network = make_network(configuration, training, seed=None)
     network.load_state_dict(read_weights(folder / "final.safetensors"))

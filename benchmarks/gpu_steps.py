@@ -27,10 +27,10 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.networks.build import build_network
-from autoseg.training.batches import BatchSource, load_batches
+from autoseg.training.fold_spec import configuration_recipe
 from autoseg.training.loop import make_parts, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.task import configuration_recipe
+from autoseg.training.sampling import BatchSource, load_batches
 from planners import (
     Configuration,
     Plan,

@@ -47,7 +47,7 @@ def measure(job: dict[str, object], zero: int) -> dict[str, object]:
     from autoseg.networks.build import build_network
     from autoseg.training.loop import make_parts, train_step
     from autoseg.training.losses import make_loss
-    from autoseg.training.trial import kept_heap_for
+    from autoseg.training.preflight import kept_heap_for
     from planners import Configuration, Labels, trial_training
 
     configuration = Configuration.model_validate_json(str(job["configuration"]))

@@ -35,10 +35,10 @@ from autoseg.inference.model import Member, load_network
 from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
-from autoseg.tracking.progress import SilentReporter
+from autoseg.tracking.progress import FoldProgress, SilentReporter
 from autoseg.training.fold import train_fold
-from autoseg.training.task import FoldTask
-from autoseg.training.trial import kept_heap_for
+from autoseg.training.fold_spec import FoldSpec
+from autoseg.training.preflight import kept_heap_for
 from planners import Configuration, Measurement, Plan, Training, budgeted_training, trial_training
 
 
@@ -140,7 +140,7 @@ def schedule(fold: Fold, trial: Trial, *, steps: int | None, seconds: float) -> 
 def train(fold: Fold, training: Training, folder: Path) -> str:
     """Train into ``folder``; returns the key of the weights."""
     options = fold.options
-    task = FoldTask(
+    task = FoldSpec(
         plan=fold.plan,
         configuration=fold.configuration,
         training=training,
@@ -154,7 +154,7 @@ def train(fold: Fold, training: Training, folder: Path) -> str:
     )
     keeping = kept_heap_for(fold.configuration, training, options.device)
     with SilentReporter().track("pilot", training.num_steps) as tracker, keeping:
-        train_fold(task, tracker)
+        train_fold(task, (FoldProgress(tracker, print),))
     return task.key
 
 

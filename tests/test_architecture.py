@@ -38,7 +38,7 @@ MAY_IMPORT = {
 """Rooms that each room of autoseg may use besides itself; stages, front door and command line use all of them."""
 DOORS = {
     "joblib": {"autoseg/compute/executor.py"},
-    "batchgenerators": {"autoseg/training/turning.py"},
+    "batchgenerators": {"autoseg/training/augmentation.py"},
     "SimpleITK": {"autoseg/imaging/readers/itk.py", "autoseg/imaging/readers/worker.py"},
     "pydicom": {"autoseg/imaging/readers/dicom"},
     "nibabel": {"autoseg/imaging/readers/nifti.py"},

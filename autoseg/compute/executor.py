@@ -12,7 +12,7 @@ import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from threadpoolctl import threadpool_limits
 
-from autoseg.compute.free_memory import free_memory_bytes
+from autoseg.compute.memory import free_memory_bytes
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Tracker
 from autoseg.wording import count_noun

@@ -1,19 +1,27 @@
-"""Too little memory: how it is recognised, and how to make room."""
+"""Main memory: how much is free for this process, and what to do when it runs out."""
 
 from __future__ import annotations
 
-import torch
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autoseg.compute.heap import give_back
+if TYPE_CHECKING:
+    import torch
 
+KIB = 1024
 PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
 """In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA's has a type of its own."""
 ONEDNN = ("could not create a primitive", "could not create a memory object")
-"""The whole of oneDNN's messages when it finds no room for its code or its buffers (seen in a process of limited size)."""
+"""Whole messages of oneDNN when it cannot allocate its code or its buffers (seen in a process of limited size)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough, and nothing else."""
+    """Whether an error says that memory did not suffice, and nothing else."""
+    import torch  # here, so that what only asks for free memory starts without it
+
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     text = str(error).lower()
@@ -21,18 +29,80 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give back what the device's allocator keeps for later; in pieces of the old sizes it would be of no use."""
+    """Release what the device's allocator keeps for later: blocks of the old sizes are of no use."""
+    import torch
+
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
     else:
-        give_back()
+        trim_heap()
 
 
 def micro_batch_sizes(batch_size: int) -> tuple[int, ...]:
-    """Sizes of pieces to try, largest first: the whole batch, then halves of it, rounded up, down to one sample."""
+    """Sizes of micro-batches to try, largest first: the whole batch, then halves of it, rounded up, down to one sample."""
     sizes = [batch_size]
     while sizes[-1] > 1:
         sizes.append(-(-sizes[-1] // 2))
     return tuple(sizes)
+
+
+def free_memory_bytes(root: Path = Path("/")) -> int:
+    """Bytes that can be used now without swapping: the smallest of what the system and all control groups leave.
+
+    The page cache counts as free. ``root`` holds ``proc`` and ``sys``. Systems without ``/proc`` are
+    taken to have half of their memory free.
+    """
+    available = _available(root / "proc" / "meminfo")
+    if available is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return max(0, min([available, *(left for folder in _groups(root) if (left := _left(folder)) is not None)]))
+
+
+def _available(meminfo: Path) -> int | None:
+    for line in _lines(meminfo):
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    return None
+
+
+def _groups(root: Path) -> Iterator[Path]:
+    """Folders of the control groups of this process and of all above them, version 2 and version 1."""
+    for line in _lines(root / "proc" / "self" / "cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / "sys" / "fs" / "cgroup" / controllers
+            here = top / path.lstrip("/")
+            yield from (folder for folder in (here, *here.parents) if folder.is_relative_to(top))
+
+
+def _left(group: Path) -> int | None:
+    """What a group may still take; none if it has no limit."""
+    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit_name, usage_name in names:
+        limit, usage = (next(iter(_lines(group / name)), "") for name in (limit_name, usage_name))
+        if limit.isdigit() and usage.isdigit():
+            kept = dict(line.split(maxsplit=1) for line in _lines(group / "memory.stat"))
+            return int(limit) - int(usage) + int(kept.get("inactive_file", 0))
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
+
+
+def trim_heap() -> None:
+    """Return what the process holds of freed memory to the system."""
+    call_glibc("malloc_trim", 0)
+
+
+def call_glibc(function: str, *values: int) -> bool:
+    """Whether one of glibc's functions succeeds; false without glibc."""
+    try:
+        return bool(getattr(ctypes.CDLL(None), function)(*values))
+    except (OSError, AttributeError, TypeError):  # another C library, or another system
+        return False

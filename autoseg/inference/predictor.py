@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.compute.device import choose_device
-from autoseg.compute.heap import kept_heap
 from autoseg.compute.memory import is_out_of_memory, micro_batch_sizes, release_memory
+from autoseg.compute.workarounds import kept_heap
 from autoseg.data.labels import to_file_values
 from autoseg.evaluation.postprocessing import apply_postprocessing
 from autoseg.evaluation.selection import labels_from_probabilities, mean_probabilities

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import nn
 
-from autoseg.issues import AutosegError
-from autoseg.networks.blocks import initialise
-from autoseg.networks.layout import arrange
+from autoseg.issues import AutosegError, Issue
+from autoseg.networks.blocks import arrange, initialise
 from autoseg.networks.unet import UNet
 from autoseg.networks.vnet import VNet
 from planners import Network
@@ -22,10 +21,9 @@ def build_network(network: Network, *, deep_supervision: bool = False, seed: int
     the meta device). Raises `AutosegError` for a topology that cannot be trained: a single stage has no decoder.
     """
     if len(network.features) < 2:
-        raise AutosegError(
-            f"the plan's {network.family} has a single stage (features {list(network.features)}), so it has no decoder "
-            "and cannot be trained; plan without --strict-reference, or with a larger patch"
-        )
+        message = f"the {network.family} has a single stage (features {list(network.features)}), so no decoder"
+        fix = "plan without --strict-reference, or with a larger patch"
+        raise AutosegError(Issue(code="network.single_stage", where="plan", message=message, fix=fix))
     module = VNet(network) if network.family == "vnet" else UNet(network, deep_supervision=deep_supervision)
     if seed is not None:
         initialise(module, generator=torch.Generator().manual_seed(seed))

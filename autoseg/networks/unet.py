@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.blocks import ConvBlock, conv_blocks, residual_blocks
-from autoseg.networks.convolutions import CONVOLUTION, TRANSPOSED
-from autoseg.networks.layout import channels_first, channels_last
+from autoseg.networks.blocks import (
+    CONVOLUTION,
+    TRANSPOSED,
+    ConvBlock,
+    channels_first,
+    channels_last,
+    conv_blocks,
+    residual_blocks,
+)
 from planners import Network
 
 

@@ -8,9 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from autoseg.networks.blocks import InstanceNorm, same_padding
-from autoseg.networks.convolutions import CONVOLUTION, TRANSPOSED
-from autoseg.networks.layout import channels_first, channels_last
+from autoseg.networks.blocks import CONVOLUTION, TRANSPOSED, InstanceNorm, channels_first, channels_last, same_padding
 from planners import Network
 
 

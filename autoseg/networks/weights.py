@@ -1,21 +1,25 @@
-"""Weights on disk as safetensors: plain numbers, never code."""
+"""Weights: on disk as safetensors, which are plain numbers and never code, and transferred to other inputs and outputs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write
+from planners import Network
 
+BACKGROUND = "background"
 UNREADABLE = (SafetensorError, OSError, RuntimeError)
-"""What reading a file of weights raises; torch's own where another process puts a new file in its place meanwhile, since
-safetensors opens it first and torch then opens it again."""
+"""What reading a file of weights raises; torch's own if another process replaces the file meanwhile, since safetensors opens it
+first and torch then opens it again."""
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, key: str) -> None:
@@ -35,9 +39,7 @@ def unpack_weights(content: bytes, *, where: str) -> dict[str, Tensor]:
     try:
         return load(content)
     except SafetensorError as error:
-        raise AutosegError(
-            f"{where} holds no readable weights ({error}); fetch the file again, or make it anew"
-        ) from error
+        raise unreadable(where, error, fix="copy the file again, or recreate it") from error
 
 
 def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
@@ -46,14 +48,18 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
     Raises `AutosegError` where it is missing, damaged, or trained from something else than ``key`` stands for.
     """
     try:
-        content = path.read_bytes()  # once: another process may put other weights there at any moment
+        content = path.read_bytes()  # once: another process may replace it at any moment
         weights = load(content)
     except FileNotFoundError as error:
-        raise AutosegError(f"{path} is missing; the fold was not trained to its end: run it again") from error
+        fix = "train the fold to its end"
+        raise AutosegError(Issue(code="weights.missing", where=str(path), message="does not exist", fix=fix)) from error
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise unreadable(str(path), error) from error
     if key not in (None, _key_within(content)):
-        raise AutosegError(f"{path} was trained anew with other options by another process meanwhile; repeat the call")
+        message = "another process has trained it with other options meanwhile"
+        raise AutosegError(
+            Issue(code="weights.replaced", where=str(path), message=message, fix="run the same command again")
+        )
     return weights
 
 
@@ -69,12 +75,12 @@ def read_key(path: Path) -> str:
         with safe_open(path, framework="pt") as file:
             return str((file.metadata() or {}).get("key", ""))
     except UNREADABLE as error:
-        raise unreadable(path, error) from error
+        raise unreadable(str(path), error) from error
 
 
-def unreadable(path: Path, error: Exception) -> AutosegError:
-    """What to say of damaged weights."""
-    return AutosegError(f"{path} holds no readable weights ({error}); train the fold again, or restore it")
+def unreadable(where: str, error: Exception, *, fix: str = "train the fold again, or restore the file") -> AutosegError:
+    """The error for damaged weights."""
+    return AutosegError(Issue(code="weights.damaged", where=where, message=f"no readable weights ({error})", fix=fix))
 
 
 def load_weights(path: Path, network: nn.Module, *, key: str | None = None) -> None:
@@ -91,8 +97,124 @@ def fill_network(network: nn.Module, weights: Mapping[str, Tensor], *, where: st
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if expected != found:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise AutosegError(
-            f"{where} was made for another network: {len(wrong)} tensors differ, the first is {wrong[0]!r} "
-            f"(plan {expected.get(wrong[0])}, file {found.get(wrong[0])}); use the plan it was trained with"
+        message = (
+            f"made for another network: {len(wrong)} tensors differ, the first is {wrong[0]!r} "
+            f"(plan {expected.get(wrong[0])}, file {found.get(wrong[0])})"
         )
+        fix = "use the plan it was trained with"
+        raise AutosegError(Issue(code="weights.other_network", where=where, message=message, fix=fix))
     network.load_state_dict(weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """What goes into a network and comes out of it, by names that differ from each other (`input_names`, `output_names`)."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    """Begins with `BACKGROUND` where classes exclude each other; else they are regions, each with a sigmoid."""
+
+    @property
+    def has_regions(self) -> bool:
+        return BACKGROUND not in self.outputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """Weights that fit, and what was done to make them fit."""
+
+    weights: dict[str, Tensor]
+    notes: tuple[str, ...]
+    """Sentences for a person."""
+
+
+def input_convolution(network: Network) -> str:
+    """Name of the only weights whose shape depends on the number of inputs."""
+    if network.family == "residual_unet":
+        return "stem.conv.weight"
+    return "encoder.0.convolutions.0.weight" if network.family == "vnet" else "encoder.0.0.conv.weight"
+
+
+def is_head(name: str) -> bool:
+    """Whether a tensor belongs to an output layer, whose shape depends on the number of outputs."""
+    return name.split(".")[0] in ("head", "heads")
+
+
+def transfer_weights(
+    weights: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    *,
+    network: Network,
+    before: Interface,
+    after: Interface,
+    where: str,
+) -> Transfer:
+    """``weights`` of a network with interface ``before`` for one with ``after``, whose random start is ``fresh``.
+
+    An input of a known name gets its own filters, another one the mean of all filters. An output of a known name gets its own
+    layer, another one stays fresh, as all do between regions and classes. All
+    else must have equal shapes: `AutosegError` names every tensor (of ``where``) that does not.
+    """
+    first = input_convolution(network)
+    issues = _misfits(weights, fresh, first=first, where=where)
+    if issues:
+        raise AutosegError(*issues, headline=f"the weights of {where} do not fit this plan")
+    result = {name: weights[name].clone() for name in fresh}
+    result[first] = torch.stack([_filters(weights[first], name, before.inputs) for name in after.inputs], dim=1)
+    for name in filter(is_head, fresh):
+        result[name] = fresh[name].clone()
+        for output in _known_outputs(before, after):
+            result[name][after.outputs.index(output)] = weights[name][before.outputs.index(output)]
+    return Transfer(weights=result, notes=describe_transfer(before, after))
+
+
+def describe_transfer(before: Interface, after: Interface) -> tuple[str, ...]:
+    """What `transfer_weights` does with inputs and with outputs, a sentence each."""
+    return _describe_inputs(before, after), _describe_outputs(before, after)
+
+
+def _known_outputs(before: Interface, after: Interface) -> list[str]:
+    """Outputs that keep their layers."""
+    return [] if before.has_regions != after.has_regions else [name for name in after.outputs if name in before.outputs]
+
+
+def _filters(weight: Tensor, name: str, inputs: Sequence[str]) -> Tensor:
+    return weight[:, list(inputs).index(name)] if name in inputs else weight.mean(dim=1)
+
+
+def _misfits(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, first: str, where: str) -> list[Issue]:
+    fix = "use the plan that comes with --pretrained, or another model"
+    issues = []
+    for name in [*fresh, *(name for name in weights if name not in fresh)]:
+        sizes = [tuple(each[name].shape) if name in each else None for each in (weights, fresh)]
+        if name == first:
+            sizes = [size and (size[0], *size[2:]) for size in sizes]
+        elif is_head(name):
+            sizes = [size and size[1:] for size in sizes]
+        if sizes[0] != sizes[1]:
+            message = f"{name} is {sizes[0]}, but the plan needs {sizes[1]}"
+            issues.append(Issue(code="pretrained.tensor_differs", where=where, message=message, fix=fix))
+    return issues
+
+
+def _describe_inputs(before: Interface, after: Interface) -> str:
+    known, new = _parted(after.inputs, before.inputs)
+    if not new:
+        return f"inputs: {', '.join(known)} keep their filters"
+    kept = f"{', '.join(known)} keep their filters, " if known else ""
+    return f"inputs: {kept}{', '.join(new)} start with the mean of those of {', '.join(before.inputs)}"
+
+
+def _describe_outputs(before: Interface, after: Interface) -> str:
+    known = _known_outputs(before, after)
+    new = [name for name in after.outputs if name not in known]
+    if before.has_regions != after.has_regions:
+        kinds = ("regions", "classes that exclude each other")
+        there, here = kinds if before.has_regions else kinds[::-1]
+        return f"outputs: all start fresh, since they were {there} and are now {here}"
+    parts = [f"{', '.join(known)} keep their layers"] * bool(known) + [f"{', '.join(new)} start fresh"] * bool(new)
+    return f"outputs: {', '.join(parts)}"
+
+
+def _parted(names: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
+    return [name for name in names if name in known], [name for name in names if name not in known]

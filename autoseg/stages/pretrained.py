@@ -12,7 +12,7 @@ from planners import Configuration, Plan, Training, input_names, output_names, p
 
 if TYPE_CHECKING:
     from autoseg.inference.model_files import ModelFiles
-    from autoseg.networks.transfer import Interface, Transfer
+    from autoseg.networks.weights import Interface, Transfer
 
 # Rooms that load torch are imported where they are used: stages before training do without it.
 
@@ -73,8 +73,8 @@ def fit_weights(start: Start) -> Transfer:
 
     Folds take the pretrained folds in turn, so that the networks of an ensemble begin at different places.
     """
-    from autoseg.networks.transfer import transfer_weights
-    from autoseg.training.task import make_network
+    from autoseg.networks.weights import transfer_weights
+    from autoseg.training.fold_spec import make_network
 
     about = start.files.description
     name = start.configuration.name
@@ -92,6 +92,6 @@ def fit_weights(start: Start) -> Transfer:
 
 def interface(plan: Plan, configuration: Configuration) -> Interface:
     """Names of a configuration's inputs and outputs."""
-    from autoseg.networks.transfer import Interface
+    from autoseg.networks.weights import Interface
 
     return Interface(inputs=input_names(plan.channels, plan.labels, configuration), outputs=output_names(plan.labels))

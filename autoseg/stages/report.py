@@ -7,10 +7,8 @@ from collections.abc import Generator, Mapping
 from dataclasses import asdict
 from functools import partial
 from math import ceil
-from pathlib import Path
 
 from autoseg.delivery.report import FoldLog, read_report, write_report
-from autoseg.issues import Issue
 from autoseg.settings import given_settings, words_of
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.record import RunRecord, write_record
@@ -18,9 +16,7 @@ from autoseg.stages.run import Run
 from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
-from autoseg.storage.atomic import load_document
-from autoseg.training.history import read_history
-from autoseg.training.learning import Learning
+from autoseg.tracking.history import read_history, read_issues
 from planners import Schedule
 
 STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
@@ -62,23 +58,10 @@ def _read_trainings(run: Run) -> list[FoldLog]:
             records, damage = read_history(folder / "history.jsonl")
             history = [asdict(record) for record in records]
             if damage:
-                run.say(damage)
-            issues = _read_issues(folder / "learning.json")
+                run.say(str(damage))
+            issues = read_issues(folder)
             logs.append(FoldLog(configuration=training.configuration, fold=fold, history=history, issues=issues))
     return logs
-
-
-def _read_issues(path: Path) -> list[Issue]:
-    """How weights were fitted, what went wrong in a training, and what was done."""
-    if not path.exists():
-        return []
-    learning = load_document(Learning, path)
-    fitted = [Issue(code="weights.fitted", severity="note", where="", message=each) for each in learning.adaptations]
-    wrong = [
-        Issue(code=f"training.{each.kind}", severity="warning", where="", message=each.found, fix=each.measure)
-        for each in learning.remarks
-    ]
-    return [*fitted, *wrong]
 
 
 def commands(run: Run) -> dict[str, str]:

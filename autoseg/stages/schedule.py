@@ -398,7 +398,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
 
 def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> list[str]:
     """What a person should know of a training that begins from another model."""
-    from autoseg.networks.transfer import describe_transfer
+    from autoseg.networks.weights import describe_transfer
 
     pretrained = open_pretrained(run)
     if pretrained is None:

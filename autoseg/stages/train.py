@@ -11,8 +11,7 @@ from autoseg.compute.interruption import stop_requests
 from autoseg.inference.model_files import final_weights
 from autoseg.inference.validation import WEIGHTS_KEY
 from autoseg.issues import AutosegError
-from autoseg.networks.transfer import Transfer
-from autoseg.networks.weights import read_key
+from autoseg.networks.weights import Transfer, read_key
 from autoseg.preprocessing.cascade import CascadeCase
 from autoseg.preprocessing.preprocess import shared_inputs, stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
@@ -24,10 +23,10 @@ from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, read_prepared, require_fold
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
-from autoseg.tracking.progress import Tracker
+from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
-from autoseg.training.task import FoldTask
-from autoseg.training.trial import kept_heap_for
+from autoseg.training.fold_spec import FoldSpec
+from autoseg.training.preflight import kept_heap_for
 from planners import Configuration, Schedule, Training
 
 Job = tuple[Training, int]
@@ -163,7 +162,7 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
     preprocessed = run.folder.preprocessed(configuration.data)
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
-    task = FoldTask(
+    spec = FoldSpec(
         plan=plan,
         configuration=configuration,
         training=training,
@@ -181,7 +180,7 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
         require_cases=partial(require_cases, preprocessed, expected),
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        train_fold(task, tracker, say=run.say, should_stop=should_stop)
+        train_fold(spec, (FoldProgress(tracker, run.say),), should_stop=should_stop)
 
 
 def forget_validation(folder: RunFolder, name: str, fold: int) -> None:

@@ -19,19 +19,19 @@ from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.export import labels_from_logits
 from autoseg.inference.sliding_window import count_windows
 from autoseg.inference.validation import prediction_path
+from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.preprocessing.cascade import CascadeCase
 from autoseg.preprocessing.prepare import prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import temporary_folder
-from autoseg.training.accumulation import is_mean_over_samples
-from autoseg.training.batches import BatchSource, finish
-from autoseg.training.compiling import first_line
+from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.task import configuration_recipe, make_network, previous_values
-from autoseg.training.trial import kept_heap_for, plausible_sizes, refuse_for_memory
+from autoseg.training.micro_batches import is_mean_over_samples
+from autoseg.training.preflight import first_line, kept_heap_for, memory_issue, plausible_sizes
+from autoseg.training.sampling import BatchSource, finish
 from planners import (
     DEFAULT_CPU_BUDGET_S,
     Configuration,
@@ -144,7 +144,7 @@ def measure_steps(
             if 2 * GROWTH * step_s > bench.longest_s:
                 break
     if not measurements:
-        raise refuse_for_memory(bench.plan, configuration, training, run.device)
+        raise AutosegError(memory_issue(bench.plan, configuration, training, run.device))
     return tuple(measurements)
 
 
@@ -224,7 +224,7 @@ def measure_precision(bench: Bench) -> Precision:
         training = trial_training(configuration, base_features=narrow, batch_size=2, precision=precision)
         step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s)
         if step_s is None:
-            raise refuse_for_memory(bench.plan, configuration, training, bench.run.device)
+            raise AutosegError(memory_issue(bench.plan, configuration, training, bench.run.device))
         seconds[precision] = step_s
         if precision == short and 2 * GROWTH * seconds[short] > bench.longest_s:
             bench.run.say(f"Precision: {short}, which this processor computes in hardware")

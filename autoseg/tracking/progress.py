@@ -1,17 +1,21 @@
-"""How stages tell a person what they do: lines, and bars with the time left."""
+"""Progress: lines of text, and bars with the time left."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from autoseg.issues import Issue
+from autoseg.tracking.callbacks import Callback, FoldStart, StepRecord
+from autoseg.tracking.history import EpochRecord
 
 logger = logging.getLogger(__name__)
 
@@ -191,3 +195,24 @@ class TerminalReporter:
         )
         with Progress(*columns, console=self.console, transient=True) as bar:
             yield _BarTracker(bar, bar.add_task(title, total=total, note=""))
+
+
+@dataclass(slots=True)
+class FoldProgress(Callback):
+    """Shows a training's steps on a tracker, and says its issues."""
+
+    tracker: Tracker
+    say: Callable[[str], None]
+    score: str = field(default="", init=False)
+
+    def on_fold_start(self, fold: FoldStart) -> None:
+        self.tracker.found(fold.steps_done)
+
+    def on_step(self, step: StepRecord) -> None:
+        self.tracker.advance(note=f"loss {step.loss:.2f}{self.score}")
+
+    def on_epoch(self, epoch: EpochRecord) -> None:
+        self.score = "" if epoch.mean_dice is None else f", validation Dice about {epoch.mean_dice:.2f}"
+
+    def on_issue(self, issue: Issue) -> None:
+        self.say(str(issue))

@@ -1,23 +1,146 @@
-"""Applies drawn augmentation parameters to a sample, on the device that holds it (method section 6.2).
+"""Augmentation: parameters drawn first, so that a sample can be replayed, then applied on any device (method section 6).
 
-Images are float32 tensors (C, axes...), label maps int16 tensors (M, axes...), with 2 or 3 axes.
+Images are float32 tensors (C, axes...), label maps int16 tensors (M, axes...), with 2 or 3 axes. M is 1, or 2 where the label map
+of a cascade's first stage is transformed with the first. Probabilities and ranges are those of method section 6.2; angles are
+radians.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from batchgenerators.augmentations.utils import (
+    create_matrix_rotation_2d,
+    create_matrix_rotation_x_3d,
+    create_matrix_rotation_y_3d,
+    create_matrix_rotation_z_3d,
+)
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from autoseg.training.augmentation_parameters import Parameters, PerChannel, Recipe
-from autoseg.training.patches import OUTSIDE_LABEL
-from autoseg.training.turning import turn
-
+OUTSIDE_LABEL = -1
+"""Label of voxels outside the image, and outside its non-zero region."""
+LABELS_AT_ONCE = 4
+"""Indicators that are sampled together: faster than one by one, while those of a hundred classes would take gigabytes."""
 EPSILON = 1e-7
+ANISOTROPIC_PATCH = 3.0
+"""A 3D patch whose longest axis is more than this times its first is rotated in plane only (method section 6.1)."""
+ELONGATED_PATCH = 1.5
+"""A 2D patch whose longer edge is more than this times the shorter is hardly rotated."""
+PerChannel = tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What may be done to the samples of one configuration."""
+
+    patch: tuple[int, ...]
+    """Shape of the final patch, 2 or 3 axes."""
+    num_channels: int
+    rotation: float
+    """Largest angle about each axis."""
+    dummy_2d: bool
+    """Rotation, scaling and low resolution leave the first axis alone."""
+    mirror_axes: tuple[int, ...]
+    masked_channels: tuple[int, ...]
+    """Channels normalised inside the non-zero mask: set to 0 outside it at the end."""
+    augment: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """One sample's changes; None and empty tuples mean not at all."""
+
+    angles: tuple[float, ...] | None = None
+    """About array axes 0, 1, 2; a single one in plane."""
+    scale: float | None = None
+    """Above 1 shrinks objects."""
+    noise_sigma: float | None = None
+    noise_seed: int = 0
+    blur_sigmas: tuple[tuple[float, ...] | None, ...] = ()
+    brightness: PerChannel = ()
+    contrast: PerChannel = ()
+    low_resolution: PerChannel = ()
+    inverted_gamma: PerChannel = ()
+    gamma: PerChannel = ()
+    mirror: tuple[int, ...] = ()
+
+
+def make_recipe(
+    patch: Sequence[int],
+    *,
+    num_channels: int,
+    mirror_axes: Sequence[int],
+    masked_channels: Sequence[int],
+    augment: bool,
+) -> Recipe:
+    """Rotation range and dummy-2D by the shape of the patch (method section 6.1)."""
+    dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPIC_PATCH
+    elongated_2d = len(patch) == 2 and max(patch) / min(patch) > ELONGATED_PATCH
+    in_plane = dummy_2d or len(patch) == 2
+    degrees = 15 if elongated_2d else 180 if in_plane else 30
+    return Recipe(
+        patch=tuple(patch),
+        num_channels=num_channels,
+        rotation=math.radians(degrees),
+        dummy_2d=dummy_2d,
+        mirror_axes=tuple(mirror_axes),
+        masked_channels=tuple(masked_channels),
+        augment=augment,
+    )
+
+
+def draw_parameters(rng: np.random.Generator, recipe: Recipe) -> Parameters:
+    """One sample's changes. The order of draws is part of what makes runs repeatable."""
+    if not recipe.augment:
+        return Parameters(mirror=_draw_mirror(rng, recipe))
+    in_plane = recipe.dummy_2d or len(recipe.patch) == 2
+    rotate, scale, noise = (_chance(rng, p) for p in (0.2, 0.2, 0.1))
+    axes = len(recipe.patch)
+    return Parameters(
+        angles=tuple(float(a) for a in rng.uniform(-recipe.rotation, recipe.rotation, 1 if in_plane else 3))
+        if rotate
+        else None,
+        scale=float(rng.uniform(0.7, 1.4)) if scale else None,
+        noise_sigma=float(rng.uniform(0, 0.1)) if noise else None,
+        noise_seed=int(rng.integers(2**32)),
+        blur_sigmas=_draw_blur(rng, recipe.num_channels, axes) if _chance(rng, 0.2) else (),
+        brightness=_each(rng, recipe, lambda: two_sided(rng, 0.75, 1.25)) if _chance(rng, 0.15) else (),
+        contrast=_each(rng, recipe, lambda: two_sided(rng, 0.75, 1.25)) if _chance(rng, 0.15) else (),
+        low_resolution=_each(rng, recipe, lambda: float(rng.uniform(0.5, 1)), share=0.5) if _chance(rng, 0.25) else (),
+        inverted_gamma=_each(rng, recipe, lambda: two_sided(rng, 0.7, 1.5)) if _chance(rng, 0.1) else (),
+        gamma=_each(rng, recipe, lambda: two_sided(rng, 0.7, 1.5)) if _chance(rng, 0.3) else (),
+        mirror=_draw_mirror(rng, recipe),
+    )
+
+
+def two_sided(rng: np.random.Generator, low: float, high: float) -> float:
+    """Below 1 or above 1 with equal chance, uniform on either side."""
+    return float(rng.uniform(low, 1) if _chance(rng, 0.5) else rng.uniform(1, high))
+
+
+def _chance(rng: np.random.Generator, probability: float) -> bool:
+    return bool(rng.random() < probability)
+
+
+def _each(rng: np.random.Generator, recipe: Recipe, draw: Callable[[], float], *, share: float = 1.0) -> PerChannel:
+    """A draw for every channel, or for each with probability ``share``."""
+    return tuple(draw() if share >= 1 or _chance(rng, share) else None for _ in range(recipe.num_channels))
+
+
+def _draw_blur(rng: np.random.Generator, channels: int, axes: int) -> tuple[tuple[float, ...] | None, ...]:
+    return tuple(
+        tuple(float(s) for s in rng.uniform(0.5, 1.0, axes)) if _chance(rng, 0.5) else None for _ in range(channels)
+    )
+
+
+def _draw_mirror(rng: np.random.Generator, recipe: Recipe) -> tuple[int, ...]:
+    return tuple(axis for axis in recipe.mirror_axes if _chance(rng, 0.5))
 
 
 def augment(
@@ -29,7 +152,7 @@ def augment(
     tensors of the patch's shape, the label -1 (outside) turned into background. ``noise`` (C, patch...) is what
     `draw_noise` gives, drawn apart from the device so that every device adds the same. The inputs stay as they are.
     """
-    image, labels = turn(parameters, recipe, image, labels)
+    image, labels = rotate_and_scale(parameters, recipe, image, labels)
     image = image.clone()
     if parameters.noise_sigma is not None and noise is not None:
         image += parameters.noise_sigma * noise
@@ -116,3 +239,86 @@ def change_gamma(image: Tensor, gammas: PerChannel, *, inverted: bool) -> None:
 def _changed(image: Tensor, values: PerChannel) -> Iterator[tuple[Tensor, float]]:
     """The channels for which a value was drawn, as views, with it."""
     return ((image[channel], value) for channel, value in enumerate(values) if value is not None)
+
+
+def rotate_and_scale(parameters: Parameters, recipe: Recipe, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate and scale about the centre, or just cut the centre out if neither was drawn.
+
+    ``image`` (C, crop...) and ``labels`` (M, crop...) become (C, patch...) and (M, patch...). Voxels from outside the crop
+    are 0 in images and -1 in label maps.
+    """
+    if parameters.angles is None and parameters.scale is None:
+        where = (slice(None), *centre(labels.shape[1:], recipe.patch))
+        return image[where], labels[where]
+    if not recipe.dummy_2d:
+        grid = sampling_grid(parameters, recipe.patch, labels.shape[1:], image.device)
+        return _sample_image(image, grid), torch.stack([_sample_labels(each, grid) for each in labels])
+    grid = sampling_grid(parameters, recipe.patch[1:], labels.shape[2:], image.device)
+    planes = _sample_image(image.flatten(0, 1), grid).reshape(*image.shape[:2], *recipe.patch[1:])
+    maps = [torch.stack([_sample_labels(plane, grid) for plane in each]) for each in labels]
+    return planes, torch.stack(maps)
+
+
+def centre(shape: Sequence[int], patch: Sequence[int]) -> tuple[slice, ...]:
+    """The central box of the patch's size."""
+    starts = [n // 2 - p // 2 for n, p in zip(shape, patch, strict=True)]
+    return tuple(slice(s, s + p) for s, p in zip(starts, patch, strict=True))
+
+
+def rotation_matrix(angles: tuple[float, ...] | None, axes: int) -> NDArray[np.float64]:
+    """``Rz Ry Rx`` of angles about array axes 0 (x), 1 (y), 2 (z); a plane rotation in 2D; identity for None."""
+    if angles is None:
+        return np.eye(axes)
+    if axes == 2:
+        plane: NDArray[np.float64] = create_matrix_rotation_2d(angles[-1])
+        return plane
+    x, y, z = angles
+    matrix: NDArray[np.float64] = (
+        create_matrix_rotation_z_3d(z) @ create_matrix_rotation_y_3d(y) @ create_matrix_rotation_x_3d(x)
+    )
+    return matrix
+
+
+def sampling_grid(
+    parameters: Parameters, patch: Sequence[int], crop: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """Where each patch voxel is read from, as `torch.nn.functional.grid_sample` wants it: (1, patch..., axes).
+
+    Voxel i of the patch (size p) is read at ``R S (i - (p - 1) / 2) + (n - 1) / 2`` of the crop (size n). In torch's
+    coordinates, which run from -1 to 1 between the outer borders of the outermost voxels, that is the matrix
+    ``diag(1 / n) R S diag(p)`` without a shift; the last axis comes first.
+    """
+    matrix = rotation_matrix(parameters.angles, len(patch)) * (parameters.scale or 1.0)
+    matrix = matrix * np.array(patch) / np.array(crop)[:, None]
+    theta = np.concatenate([matrix[::-1, ::-1], np.zeros((len(patch), 1))], axis=1)
+    affine = torch.tensor(theta[None], dtype=torch.float32).to(device)
+    grid: Tensor = functional.affine_grid(affine, [1, 1, *patch], align_corners=False)
+    return grid
+
+
+def _sample_image(image: Tensor, grid: Tensor) -> Tensor:
+    """Linearly, zero outside."""
+    return functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+
+
+def _sample_labels(labels: Tensor, grid: Tensor) -> Tensor:
+    """Each label's indicator linearly, the largest wins; what lies outside counts as -1. ``labels`` (crop...).
+
+    What the labels inside leave of 1 is the score of -1. Equal scores go to the smaller label.
+    """
+    shape = grid.shape[1:-1]
+    counts = torch.bincount(labels.flatten().long() - OUTSIDE_LABEL)
+    present = [value + OUTSIDE_LABEL for value in counts.nonzero().flatten().tolist()]
+    values = torch.tensor(
+        [value for value in present if value != OUTSIDE_LABEL], dtype=labels.dtype, device=labels.device
+    )
+    best, total = (torch.zeros(shape, device=labels.device) for _ in range(2))
+    result = torch.full(shape, OUTSIDE_LABEL, dtype=labels.dtype, device=labels.device)
+    for few in torch.split(values, LABELS_AT_ONCE):
+        indicators = labels == few.view(-1, *(1,) * labels.ndim)
+        for value, score in zip(few, _sample_image(indicators.float(), grid), strict=True):
+            total += score
+            result = torch.where(score > best, value, result)
+            best = torch.maximum(best, score)
+    result[1 - total > best] = OUTSIDE_LABEL
+    return result

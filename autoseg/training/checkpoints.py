@@ -1,11 +1,13 @@
-"""Saving and loading the state of a training; loading never runs code from the file."""
+"""Checkpoints: the state of a training to disk, and back. Loading never runs code from the file."""
 
 from __future__ import annotations
 
 import io
 import os
+import time
 import zipfile
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,22 @@ import torch
 from torch import Tensor
 
 from autoseg.compute.memory import is_out_of_memory
-from autoseg.issues import AutosegError
-from autoseg.storage.atomic import atomic_write
+from autoseg.issues import AutosegError, Issue
+from autoseg.storage.atomic import atomic_write, write_text
+from autoseg.tracking.callbacks import Callback, FoldEnd, StepRecord
+from autoseg.tracking.history import HISTORY_FILE, EpochRecord, history_text, save_issues
+from autoseg.training.fold_run import FoldRun, FoldState
+from autoseg.training.loop import Parts
+from autoseg.training.sampling import Batch
 
-PREVIOUS = "previous.pt"
-"""Name of the checkpoint before the last one."""
-DAMAGE = (RuntimeError, TypeError, KeyError, EOFError, ValueError, zipfile.BadZipFile, OSError)
+CHECKPOINT_FILE, PREVIOUS_FILE = "checkpoint.pt", "previous.pt"
+DAMAGE = (RuntimeError, TypeError, KeyError, AttributeError, EOFError, ValueError, zipfile.BadZipFile, OSError)
 """What torch raises for files that are damaged or are no checkpoints."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All that a training needs to go on; the batches follow from the step."""
+    """All that is needed to resume a training; the batches follow from the step."""
 
     key: str
     """Hash of what the training was made from; a checkpoint with another key is of another training."""
@@ -33,28 +39,48 @@ class Checkpoint:
     network: dict[str, Tensor]
     optimiser: dict[str, Any]
     scaler: dict[str, Any]
-    best: dict[str, Tensor]
-    """Weights with the best moving average of the pseudo-Dice; empty before the first."""
-    best_score: float
-    moving_average: float | None
-    epoch_losses: list[float]
-    """Losses of the epoch that is not finished yet."""
-    good: dict[str, Tensor]
-    """Weights that a restart goes back to."""
-    learning: dict[str, Any]
-    """The fold's `Learning` in plain values."""
-    epoch_waits: list[float] = field(default_factory=list)
-    """Seconds that each step of that epoch waited for its batch; older checkpoints do not know them."""
-    epoch_durations: list[float] = field(default_factory=list)
-    """Seconds that each of them took in all."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """Epochs until then, each an `EpochRecord` in plain values: files that people read may be another training's by now."""
+    state: dict[str, Any]
+    """The `FoldState` in plain values."""
+
+
+def save(run: FoldRun, step: int) -> None:
+    """Write the training's state after ``step`` steps, unless its stored cases were replaced meanwhile."""
+    run.spec.require_cases()
+    state: dict[str, Any] = {each.name: getattr(run.state, each.name) for each in fields(FoldState)}
+    state["issues"] = [issue.model_dump() for issue in run.state.issues]
+    state["history"] = [asdict(epoch) for epoch in run.state.history]
+    checkpoint = Checkpoint(
+        key=run.spec.key,
+        step=step,
+        network=run.parts.network.state_dict(),
+        optimiser=run.parts.optimiser.state_dict(),
+        scaler=run.parts.scaler.state_dict(),
+        state=state,
+    )
+    write_text(run.spec.folder / HISTORY_FILE, history_text(run.state.history))
+    save_issues(run.spec.folder, run.state.issues, key=run.spec.key)
+    save_checkpoint(run.spec.folder / CHECKPOINT_FILE, checkpoint)
+
+
+def read_state(checkpoint: Checkpoint) -> FoldState:
+    """The state that a checkpoint holds."""
+    values = dict(checkpoint.state)
+    values["issues"] = [Issue(**issue) for issue in values["issues"]]
+    values["history"] = [EpochRecord(**epoch) for epoch in values["history"]]
+    return FoldState(**values)
+
+
+def restore(parts: Parts, checkpoint: Checkpoint) -> None:
+    """Give network, optimiser and scaler what the checkpoint holds of them."""
+    parts.network.load_state_dict(checkpoint.network)
+    parts.optimiser.load_state_dict(checkpoint.optimiser)
+    parts.scaler.load_state_dict(checkpoint.scaler)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically; the one before stays as ``previous.pt`` beside it."""
     if path.exists():
-        os.replace(path, path.with_name(PREVIOUS))
+        os.replace(path, path.with_name(PREVIOUS_FILE))
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
     buffer = io.BytesIO()
     torch.save(content, buffer)
@@ -62,41 +88,86 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         file.write(buffer.getbuffer())
 
 
-def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[str, ...]]:
-    """The newest readable checkpoint of the training with ``key``, and a line for each that cannot be used.
+def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[Issue, ...]]:
+    """The newest readable checkpoint of the training with ``key``, and an issue for each that cannot be used.
 
-    ``path`` is that of the last one; the one before is tried where it is missing, damaged or another training's.
+    ``path`` is that of the last one; the one before is tried if it is missing, damaged or another training's.
     """
-    damage = []
-    for candidate in (path, path.with_name(PREVIOUS)):
+    issues: list[Issue] = []
+    found = None
+    for candidate in (path, path.with_name(PREVIOUS_FILE)):
         try:
-            checkpoint = load_checkpoint(candidate, key=key)
+            found = load_checkpoint(candidate, key=key)
         except AutosegError as error:
-            damage.append(str(error).replace("; delete it to train this fold again", ""))
+            issues += error.issues
             continue
-        if checkpoint is not None:
-            return checkpoint, tuple(damage)
+        if found is not None:
+            break
         if candidate == path and path.exists():
-            damage.append(f"{path} is of another training (its plan, data, folds, schedule or seed differ)")
-    return None, tuple(damage)
+            message = "belongs to another training (its plan, data, folds, schedule or seed differ)"
+            issues.append(Issue(code="checkpoint.other_training", where=str(path), message=message))
+    fallback = f"the checkpoint of step {found.step} is used" if found else "the fold starts anew"
+    changes = {"severity": "warning", "fix": ""}
+    return found, tuple(i.model_copy(update={**changes, "message": f"{i.message}; {fallback}"}) for i in issues)
 
 
 def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
-    """The checkpoint of the training with ``key``; None where there is none, or it is another training's.
+    """The checkpoint of the training with ``key``; None if there is none, or it is another training's.
 
-    Raises `AutosegError` for a file that is damaged or is no checkpoint; where memory is not enough, torch's own error.
+    Raises `AutosegError` for a file that is damaged or is no checkpoint; if memory does not suffice, torch's own error.
     Nothing in it is executed.
     """
     if not path.exists():
         return None
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        checkpoint = Checkpoint(**content)
+        return Checkpoint(**content) if content["key"] == key else None
     except Exception as error:  # torch raises pickle's own error for anything that is not plain data
         if is_out_of_memory(error):
-            raise  # nothing is wrong with the file, and what was trained must not be begun anew
-        cause = "holds more than weights and numbers and was not opened"
+            raise  # nothing is wrong with the file, and the training must not start anew
+        code, message = "checkpoint.not_plain", "contains more than weights and numbers and was not opened"
         if isinstance(error, DAMAGE):
-            cause = f"is damaged or is no checkpoint ({type(error).__name__})"
-        raise AutosegError(f"{path} {cause}; delete it to train this fold again") from error
-    return checkpoint if checkpoint.key == key else None
+            code, message = "checkpoint.damaged", f"damaged, or not a checkpoint ({type(error).__name__})"
+        fix = "delete it to train this fold again"
+        raise AutosegError(Issue(code=code, where=str(path), message=message, fix=fix)) from error
+
+
+@dataclass(slots=True)
+class Checkpoints(Callback):
+    """Saves the training every so often, at its end and when it is interrupted, and leaves its record for people."""
+
+    run: FoldRun
+    should_stop: Callable[[], bool]
+    last_saved: float = field(default_factory=time.monotonic)
+
+    def on_step(self, step: StepRecord) -> None:
+        """Raises `KeyboardInterrupt` after saving if the training should stop."""
+        spec, done = self.run.spec, step.step + 1
+        stopping = self.should_stop()
+        due = time.monotonic() - self.last_saved > spec.checkpoint_interval_s
+        if stopping or due or done == spec.training.num_steps:
+            save(self.run, done)
+            self.last_saved = time.monotonic()
+        if stopping:
+            raise KeyboardInterrupt
+
+    def on_fold_end(self, end: FoldEnd) -> None:
+        """Epochs after the last checkpoint do not bind it; they are for people, and an error may ask for them."""
+        if isinstance(end.error, AutosegError):
+            write_text(self.run.spec.folder / HISTORY_FILE, history_text(self.run.state.history))
+            save_issues(self.run.spec.folder, self.run.state.issues, key=self.run.spec.key)
+
+
+def saved_at_failure(batches: Iterator[Batch], steps: Sequence[int], run: FoldRun) -> Iterator[Batch]:
+    """The batches of ``steps``; if one cannot be made, the steps before it are saved first.
+
+    No step is half done there, as it may be where other errors come from.
+    """
+    for step in steps:
+        try:
+            batch = next(batches)
+        except Exception:
+            if step > 0:
+                save(run, step)
+            raise
+        yield batch

@@ -1,4 +1,4 @@
-"""The training loop: batches in, records out; whoever wants to know listens."""
+"""The training loop: batches in, step records out. It knows no files, no screens and no callbacks but one function."""
 
 from __future__ import annotations
 
@@ -6,49 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from autoseg.compute.memory import is_out_of_memory, release_memory
-from autoseg.training.accumulation import accumulate
-from autoseg.training.batches import Batch
+from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.losses import LossFunction, supervise_deeply
+from autoseg.training.micro_batches import accumulate
+from autoseg.training.sampling import Batch
 from planners import Training, learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepRecord:
-    """What happened in one step."""
-
-    step: int
-    """0-based."""
-    loss: float
-    learning_rate: float
-    wait_s: float
-    """Seconds spent waiting for the batch."""
-    duration_s: float
-    """Of the whole step, waiting included."""
-    skipped: bool = False
-    """Loss or gradient was no finite number; weights stayed as they were."""
-
-
-@dataclass(slots=True, kw_only=True)
-class Control:
+class Control(Protocol):
     """What may change from step to step."""
 
-    micro_batch_size: int
-    """Samples that are computed at once; the gradient is that of the whole batch."""
-    rate_factor: float = 1.0
-    """Of the schedule's learning rate."""
-    new_batches: bool = False
-    """Set by a listener: the batches to come were drawn by rules that no longer hold, so `train` ends after this step."""
+    new_batches: bool
+    """The batches to come were drawn by rules that no longer hold, so `train` ends after this step."""
 
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples computed at once; the gradient is that of the whole batch."""
 
-Listener = Callable[[StepRecord], None]
+    @property
+    def rate_factor(self) -> float:
+        """Of the schedule's learning rate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +42,7 @@ class Parts:
 
     network: nn.Module
     step_network: Callable[..., Tensor | list[Tensor]]
-    """What training steps call: the network, or its compiled form, which shares its weights."""
+    """What training steps call: the network or its compiled form, which shares its weights."""
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loss: LossFunction
@@ -72,7 +57,7 @@ class StepOutcome(NamedTuple):
 
     loss: float
     applied: bool
-    """False: loss or gradient was no finite number, so weights stayed as they were."""
+    """False: loss or gradient was not finite, so the weights were not updated."""
 
 
 def make_parts(
@@ -98,7 +83,7 @@ def make_parts(
 def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Nesterov SGD or AdamW on all parameters, with the schedule's decay (method section 7.1).
 
-    Without momentum there is nothing for Nesterov to look ahead along: plain SGD.
+    Without momentum: plain SGD.
     """
     if training.optimiser == "adamw":
         return torch.optim.AdamW(
@@ -119,13 +104,13 @@ def train(
     steps: Sequence[int],
     *,
     control: Control,
-    listeners: Sequence[Listener],
-    relieve: Callable[[int], None],
+    on_step: Callable[[StepRecord], None],
+    on_memory_error: Callable[[int], None],
 ) -> int:
-    """Do ``steps`` with one batch each, and tell every listener after each of them; returns the steps done in all.
+    """Do ``steps`` with one batch each, and call ``on_step`` after each of them; returns the steps done in all.
 
-    Ends early where a listener asks for new batches. A step that runs out of memory is done again after ``relieve``,
-    which is told its number and takes smaller pieces or raises.
+    Ends early where new batches are wanted. A step that runs out of memory is done again after ``on_memory_error``, which is
+    given its number and sets smaller micro-batches or raises.
     """
     parts.network.train()
     source = iter(batches)
@@ -138,17 +123,17 @@ def train(
         while outcome is None:
             outcome = _try_step(parts, images, labels, rate, control.micro_batch_size)
             if outcome is None:
-                relieve(step)
-        record = StepRecord(
-            step=step,
-            loss=outcome.loss,
-            learning_rate=rate,
-            wait_s=waited,
-            duration_s=time.perf_counter() - started,
-            skipped=not outcome.applied,
+                on_memory_error(step)
+        on_step(
+            StepRecord(
+                step=step,
+                loss=outcome.loss,
+                learning_rate=rate,
+                wait_s=waited,
+                duration_s=time.perf_counter() - started,
+                skipped=not outcome.applied,
+            )
         )
-        for listen in listeners:
-            listen(record)
         if control.new_batches:
             control.new_batches = False
             return step + 1
@@ -156,7 +141,7 @@ def train(
 
 
 def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> StepOutcome | None:
-    """A step; None where memory was not enough, with all given back that the attempt took."""
+    """A step; None where memory did not suffice, with all memory of the attempt released."""
     try:
         return train_step(parts, images, labels, rate, micro_batch_size=size)
     except (RuntimeError, MemoryError) as error:
@@ -169,7 +154,7 @@ def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: i
 
 
 def _forget_unscaling(parts: Parts) -> None:
-    """Let the scaler begin a step anew that ended between `unscale_` and `update`; its scale stays."""
+    """Reset a scaler whose step ended between `unscale_` and `update`; its scale stays."""
     if parts.scaler.is_enabled():
         parts.scaler.scale(torch.zeros((), device=parts.device))  # before the first one it cannot be updated
         parts.scaler.update(parts.scaler.get_scale())
@@ -181,9 +166,9 @@ def train_step(
     """Forward, backward, clipped update at learning rate ``rate``.
 
     ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values. ``micro_batch_size``
-    samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is no finite
-    number, nothing is updated; in float16 an overflow of the gradient is the scaler's business and no cause for alarm, as
-    long as its scale has not shrunk to less than no scale at all.
+    samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is not finite,
+    nothing is updated; in float16 the scaler handles an overflow of the gradient, which counts as a normal step as long as
+    its scale has not shrunk below 1.
     """
     for group in parts.optimiser.param_groups:
         group["lr"] = rate
@@ -204,8 +189,8 @@ def train_step(
 def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) -> Tensor:
     """Replace the gradients by those of one batch, ``size`` samples at a time; returns the loss, detached."""
 
-    def forward(piece: Tensor) -> list[Tensor]:
-        logits = run_network(parts.step_network, piece, parts.training.precision)
+    def forward(part: Tensor) -> list[Tensor]:
+        logits = run_network(parts.step_network, part, parts.training.precision)
         return [logits] if isinstance(logits, Tensor) else logits
 
     def criterion(logits: Sequence[Tensor], target: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def test_one_given_fold_is_trained_and_others_are_not_made_up(dataset, tmp_path)
     assert json.loads((tmp_path / "run" / "schedule.json").read_text())["num_folds"] == 1
     (models,) = (tmp_path / "run" / "models").iterdir()
     assert [folder.name for folder in models.iterdir()] == ["fold_0"]
-    assert json.loads((models / "fold_0" / "learning.json").read_text())["remarks"] == []
+    assert json.loads((models / "fold_0" / "issues.json").read_text())["issues"] == []
     again = autoseg(
         "train",
         dataset,

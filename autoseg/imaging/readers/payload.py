@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.compute.free_memory import free_memory_bytes
+from autoseg.compute.memory import free_memory_bytes
 from autoseg.imaging.readers.header import damaged, is_text, reader_error, unreadable
 
 LESS_MEMORY = "close other programs, use fewer workers, or leave the case out"

@@ -11,12 +11,12 @@ from autoseg.issues import AutosegError
 
 @pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu!", ""])
 def test_names_that_mean_nothing_are_refused(name: str) -> None:
-    with pytest.raises(AutosegError, match=r"is not there; this machine has: .*cpu"):
+    with pytest.raises(AutosegError, match=r"does not exist; this machine has .*cpu"):
         choose_device(name)
 
 
 def test_a_card_that_is_not_there_is_refused() -> None:
-    with pytest.raises(AutosegError, match="is not there; this machine has"):
+    with pytest.raises(AutosegError, match="does not exist; this machine has"):
         choose_device("cuda:97")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.compute.free_memory import free_memory_bytes
+from autoseg.compute.memory import free_memory_bytes
 
 GIB = 2**30
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from autoseg.compute.heap import WATCH_INTERVAL_S
+from autoseg.compute.workarounds import WATCH_INTERVAL_S
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's heap")
 BLOCK = 64 * 2**20

@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from autoseg.networks.convolutions import (
+from autoseg.networks.blocks import (
     FEW_SLICES,
     LARGE_SLICE,
     Convolution3d,
     Transposed3d,
+    arrange,
+    channels_last,
     may_wait_for_ever,
     weight_gradient,
 )
-from autoseg.networks.layout import arrange, channels_last
 
 KERNELS = st.sampled_from([(3, 3, 3), (1, 3, 3), (5, 5, 5), (1, 1, 1), (3, 1, 3), (2, 2, 2), (1, 2, 2)])
 STRIDES = st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1)])
@@ -84,7 +85,7 @@ def test_only_few_large_slices_in_short_formats_take_the_other_way(dtype, slices
 
 STEPS = """
 import torch
-from autoseg.networks.convolutions import Convolution3d, Transposed3d
+from autoseg.networks.blocks import Convolution3d, Transposed3d
 torch.set_num_threads(2)
 for module, shape in (
     (Convolution3d(256, 256, (1, 3, 3), padding=(0, 1, 1)), (2, 256, 5, 32, 28)),

@@ -8,7 +8,7 @@ from torch import nn
 
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
-from autoseg.networks.transfer import Interface, input_convolution, is_head, transfer_weights
+from autoseg.networks.weights import Interface, input_convolution, is_head, transfer_weights
 from planners import Network
 
 BEFORE = Interface(inputs=("CT", "PET"), outputs=("background", "head", "tail"))

@@ -22,8 +22,8 @@ from autoseg.inference.model import open_model
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.history import read_issues
 from autoseg.tracking.progress import SilentReporter
-from autoseg.training.learning import Learning
 from planners import Schedule
 
 
@@ -95,8 +95,7 @@ def test_a_run_goes_on_from_another(pretrained, target, tmp_path) -> None:
     assert "Training goes on from a model of " in said
     assert "outputs: background, bean keep their layers, torus start fresh" in said
     fold = mine.run.fold(name, 0)
-    learning = load_document(Learning, fold / "learning.json")
-    assert any("torus start fresh" in note for note in learning.adaptations)
+    assert any("torus start fresh" in issue.message for issue in read_issues(fold))
     assert prepared.schedule.trainings[0].base_features == about.training(name).base_features
 
     fresh = options(target, tmp_path / "fresh", schedule=schedule)

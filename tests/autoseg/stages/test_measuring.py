@@ -16,7 +16,7 @@ from autoseg.pipeline import case_costs
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import TEMPORARY
 from autoseg.tracking.progress import SilentReporter
-from autoseg.training import trial
+from autoseg.training import preflight
 from planners import Measurement, preferred_configurations, trial_training
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypat
     measured = (Measurement(
         configuration="3d_fullres", base_features=8, batch_size=2, precision="float32", step_s=0.1, case_s=0.1
     ),)  # fmt: skip
-    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1000)
     assert try_compiling(bench, measured, training, 5) == measured
 
 

@@ -18,8 +18,8 @@ from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import measuring
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter
-from autoseg.training import trial
-from autoseg.training.trial import needed_bytes
+from autoseg.training import preflight
+from autoseg.training.preflight import needed_bytes
 from planners import preferred_configurations, trial_training
 
 
@@ -84,7 +84,7 @@ def test_a_full_disk_is_foretold(planned, monkeypatch) -> None:
 
 def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(planned, monkeypatch) -> None:
     options, dataset, plan = planned
-    monkeypatch.setattr(trial, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
     monkeypatch.setattr(measuring, "measure_precision", lambda bench: "float32")
     monkeypatch.setattr(measuring, "measure_export", lambda *given: 0.0)
     monkeypatch.setattr(measuring, "measure_preparation", lambda *given: 0.0)

@@ -10,9 +10,17 @@ import torch
 from batchgenerators.augmentations.utils import create_zero_centered_coordinate_mesh, interpolate_img
 from scipy import ndimage
 
-from autoseg.training.augmentation import augment, draw_noise, gaussian_kernel
-from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters, make_recipe
-from autoseg.training.turning import rotation_matrix, sampling_grid
+from autoseg.training.augmentation import (
+    Parameters,
+    Recipe,
+    augment,
+    draw_noise,
+    draw_parameters,
+    gaussian_kernel,
+    make_recipe,
+    rotation_matrix,
+    sampling_grid,
+)
 
 DRAWS = 4000
 PATCH = (12, 14, 10)

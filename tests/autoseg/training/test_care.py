@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
+from autoseg.training.care import Care, FoldState, after_epoch, seeking
+from autoseg.training.health import describe_lost
+from autoseg.training.learning import Learning
 from torch import nn
 
 from autoseg.issues import AutosegError
-from autoseg.training.augmentation_parameters import make_recipe
-from autoseg.training.batches import BatchSource
-from autoseg.training.care import Care, FoldState, after_epoch, seeking
-from autoseg.training.health import describe_lost
-from autoseg.training.history import EpochRecord
-from autoseg.training.learning import Learning
+from autoseg.tracking.history import EpochRecord
+from autoseg.training.augmentation import make_recipe
 from autoseg.training.loop import Control, Parts, StepRecord, make_parts, train, train_step
+from autoseg.training.sampling import BatchSource
 from planners import Training
 
 TRAINING = Training(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from autoseg.training.health import (
     collapsed,
     find_overfitting,
@@ -19,8 +16,11 @@ from autoseg.training.health import (
     never_shown,
     patience,
 )
-from autoseg.training.history import EpochRecord, history_text, read_history
 from autoseg.training.learning import Learning
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autoseg.tracking.history import EpochRecord, history_text, read_history
 
 STEPS = 50
 """An epoch's."""

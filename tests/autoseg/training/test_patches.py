@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.training.patches import ANNOTATED, crop_size, cut, draw_patch, is_forced
-from autoseg.training.randomness import generator
+from autoseg.training.sampling import ANNOTATED, crop_size, cut, draw_patch, generator, is_forced
 
 SIZES = st.tuples(*[st.integers(1, 40)] * 3)
 

@@ -17,9 +17,7 @@ from skimage import measure, morphology
 
 from autoseg.imaging.readers import read_label_map
 from autoseg.training import previous_stage
-from autoseg.training.augmentation import augment
-from autoseg.training.augmentation_parameters import Parameters, Recipe, draw_parameters, make_recipe
-from autoseg.training.batches import BatchSource, load_batches
+from autoseg.training.augmentation import Parameters, Recipe, augment, draw_parameters, make_recipe
 from autoseg.training.previous_stage import (
     OPERATIONS,
     Disturbance,
@@ -30,6 +28,7 @@ from autoseg.training.previous_stage import (
     label_on_gpu,
     previous_classes,
 )
+from autoseg.training.sampling import BatchSource, load_batches
 
 DRAWS = 6000
 CHANNELS = 3

@@ -18,25 +18,25 @@ import blosc2
 import numpy as np
 import pytest
 import torch
+from autoseg.training.learning import Learning
 from safetensors.torch import load_file
 from torch._inductor import config as inductor_config
 from torch.utils.data import get_worker_info
 
-from autoseg.compute.heap import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.store import open_array
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import SilentReporter
 from autoseg.training import fold, health, loop, trial
 from autoseg.training import task as tasks
-from autoseg.training.batches import finish, load_batches
 from autoseg.training.checkpoints import load_checkpoint, load_latest
 from autoseg.training.fold import train_fold
-from autoseg.training.learning import Learning
+from autoseg.training.fold_spec import FoldSpec, batch_source, make_fold_parts, make_network
 from autoseg.training.loop import compute_gradient, make_parts, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.online_validation import class_counts
-from autoseg.training.task import FoldTask, batch_source, make_fold_parts, make_network
+from autoseg.training.sampling import finish, load_batches
+from autoseg.training.validation import class_counts
 from planners import (
     CaseSize,
     Fingerprint,
@@ -91,7 +91,7 @@ def make_plan() -> Plan:
     )
 
 
-def make_task(folder: Path, *, steps: int = 6, training: Training | None = None, name: str = "3d_fullres") -> FoldTask:
+def make_task(folder: Path, *, steps: int = 6, training: Training | None = None, name: str = "3d_fullres") -> FoldSpec:
     plan = make_plan()
     configuration = plan.configuration(name)
     if training is None:
@@ -99,7 +99,7 @@ def make_task(folder: Path, *, steps: int = 6, training: Training | None = None,
         training = training.model_copy(
             update={"num_steps": steps, "steps_per_epoch": 3, "validation_batches": 1, "warmup_steps": 1}
         )
-    return FoldTask(
+    return FoldSpec(
         plan=plan,
         configuration=configuration,
         training=training,
@@ -113,7 +113,7 @@ def make_task(folder: Path, *, steps: int = 6, training: Training | None = None,
     )
 
 
-def run(task: FoldTask) -> None:
+def run(task: FoldSpec) -> None:
     with SilentReporter().track("training", 1) as tracker:
         train_fold(task, tracker)
 
@@ -194,7 +194,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path) -> None:
     assert history_of(undisturbed) == history_of(stopped)
 
 
-def history_of(task: FoldTask) -> list[dict[str, object]]:
+def history_of(task: FoldSpec) -> list[dict[str, object]]:
     """Lines of a fold's history without what the clock measured."""
     lines = [json.loads(line) for line in (task.folder / "history.jsonl").read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in ("seconds", "wait_share")} for line in lines]
@@ -480,15 +480,15 @@ def broken_case(seed: int) -> MadeCase:
     return case
 
 
-def training_with(task: FoldTask, **changes: object) -> FoldTask:
+def training_with(task: FoldSpec, **changes: object) -> FoldSpec:
     return replace(task, training=task.training.model_copy(update=changes))
 
 
-def learning_of(task: FoldTask) -> Learning:
+def learning_of(task: FoldSpec) -> Learning:
     return load_document(Learning, task.folder / "learning.json")
 
 
-def one_broken_of(count: int, folder: Path, *, steps: int, **changes: object) -> tuple[FoldTask, list[int]]:
+def one_broken_of(count: int, folder: Path, *, steps: int, **changes: object) -> tuple[FoldSpec, list[int]]:
     """A task with one broken case among ``count``, and the steps whose batches hold it."""
     cases = [broken_case(0), *(make_case(i) for i in range(1, count))]
     task = training_with(replace(make_task(folder, steps=steps), training_cases=cases), **changes)
@@ -513,7 +513,7 @@ def test_single_bad_steps_are_skipped_said_once_and_recorded(tmp_path) -> None:
 
 
 def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bits(tmp_path) -> None:
-    def task(name: str) -> FoldTask:
+    def task(name: str) -> FoldSpec:
         return one_broken_of(12, tmp_path / name, steps=24, steps_per_epoch=24)[0]
 
     undisturbed, stopped = task("a"), replace(task("b"), checkpoint_interval_s=0.0)
@@ -544,7 +544,7 @@ def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_pat
     monkeypatch.setattr(health, "LEAST_STEPS", 6)
     monkeypatch.setattr(health, "FOUND_DICE", 0.5)
 
-    def task(name: str) -> FoldTask:
+    def task(name: str) -> FoldSpec:
         return training_with(make_task(tmp_path / name, steps=16), steps_per_epoch=2, peak_learning_rate=1e-7)
 
     undisturbed, stopped = task("a"), replace(task("b"), checkpoint_interval_s=0.0)

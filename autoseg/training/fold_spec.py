@@ -1,4 +1,4 @@
-"""What to train, and what it is put together from."""
+"""What to train: the spec of one fold, and the network, loss and batches that follow from it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from autoseg.networks.build import build_network
-from autoseg.networks.transfer import Transfer
-from autoseg.training.accumulation import is_mean_over_samples
-from autoseg.training.augmentation_parameters import Recipe, make_recipe
-from autoseg.training.batches import BatchSource
-from autoseg.training.care import minding_scarce, seeking
+from autoseg.networks.weights import Transfer
+from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, make_parts
 from autoseg.training.losses import make_loss
-from autoseg.training.patches import PatchSource
+from autoseg.training.micro_batches import is_mean_over_samples
+from autoseg.training.sampling import BatchSource, PatchSource, with_scarce, with_sought
 from planners import Configuration, Labels, Plan, Training, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
@@ -25,7 +23,7 @@ CHECKPOINT_INTERVAL_S = 45.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoldTask:
+class FoldSpec:
     """What to train, from what, where to."""
 
     plan: Plan
@@ -40,16 +38,25 @@ class FoldTask:
     """Hash of everything the result depends on."""
     device: torch.device
     num_workers: int = 0
-    """Processes that make batches."""
+    """Processes that read patches."""
     most_workers: int = 0
-    """So many where the device has to wait for batches."""
+    """Processes that may read patches where the device has to wait for batches."""
     case_ids: Sequence[str] = ()
     """Names of the training cases, for messages."""
     start: Transfer | None = None
-    """Weights to begin from; none: drawn from the seed."""
+    """Pretrained weights; none: drawn from the seed."""
     require_cases: Callable[[], None] = lambda: None
-    """Raises `AutosegError` where the cases are no longer those that the task is about; asked before anything is saved."""
+    """Raises `AutosegError` if the stored cases were replaced; called before anything is saved."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+
+    @property
+    def where(self) -> str:
+        """Name of the training in messages, e.g. ``3d_fullres, fold 2``."""
+        return f"{self.configuration.name}, fold {self.fold}"
+
+    @property
+    def num_epochs(self) -> int:
+        return -(-self.training.num_steps // self.training.steps_per_epoch)
 
 
 def make_network(configuration: Configuration, training: Training, *, seed: int | None) -> nn.Module:
@@ -64,7 +71,7 @@ def previous_values(configuration: Configuration, labels: Labels) -> tuple[int, 
 
 
 def configuration_recipe(configuration: Configuration, training: Training) -> Recipe:
-    """What may be done to samples of a configuration under a schedule."""
+    """How samples of a configuration may be augmented under a schedule."""
     return make_recipe(
         configuration.patch_shape,
         num_channels=len(configuration.normalization),
@@ -74,30 +81,30 @@ def configuration_recipe(configuration: Configuration, training: Training) -> Re
     )
 
 
-def batch_source(task: FoldTask, *, purpose: str, sought: Sequence[str] = ()) -> BatchSource:
-    """The task's batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``.
+def batch_source(spec: FoldSpec, *, purpose: str, sought: Sequence[str] = ()) -> BatchSource:
+    """The batches for ``training`` or ``validation``; in training more of them around classes that are ``sought``.
 
-    For training every case is looked at once, for the classes that few show.
+    For training every case is opened once, to find the scarce classes.
     """
     source = BatchSource(
-        cases=task.training_cases if purpose == "training" else task.validation_cases,
-        recipe=configuration_recipe(task.configuration, task.training),
-        batch_size=task.training.batch_size,
-        foreground_share=task.training.foreground_share,
-        seed=task.seed,
-        configuration=task.configuration.name,
-        previous_values=previous_values(task.configuration, task.plan.labels),
-        fold=task.fold,
+        cases=spec.training_cases if purpose == "training" else spec.validation_cases,
+        recipe=configuration_recipe(spec.configuration, spec.training),
+        batch_size=spec.training.batch_size,
+        foreground_share=spec.training.foreground_share,
+        seed=spec.seed,
+        configuration=spec.configuration.name,
+        previous_values=previous_values(spec.configuration, spec.plan.labels),
+        fold=spec.fold,
         purpose=purpose,
     )
-    return seeking(minding_scarce(source), sought) if purpose == "training" else source
+    return with_sought(with_scarce(source), sought) if purpose == "training" else source
 
 
-def make_fold_parts(task: FoldTask) -> Parts:
-    """The task's network as it begins, with loss and optimiser."""
-    network = make_network(task.configuration, task.training, seed=task.seed + task.fold)
-    if task.start is not None:
-        network.load_state_dict(task.start.weights)
-    loss, labels = task.configuration.loss, task.plan.labels
+def make_fold_parts(spec: FoldSpec) -> Parts:
+    """The network as training starts, with loss and optimiser."""
+    network = make_network(spec.configuration, spec.training, seed=spec.seed + spec.fold)
+    if spec.start is not None:
+        network.load_state_dict(spec.start.weights)
+    loss, labels = spec.configuration.loss, spec.plan.labels
     separable = is_mean_over_samples(loss, labels)
-    return make_parts(network, make_loss(loss, labels), task.training, task.device, separable=separable)
+    return make_parts(network, make_loss(loss, labels), spec.training, spec.device, separable=separable)

@@ -1,4 +1,4 @@
-"""The gradient of a batch that does not fit into memory at once, taken piece by piece."""
+"""Micro-batches: the gradient of a batch that does not fit into memory at once (decision 0101)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Forward = Callable[[Tensor], list[Tensor]]
 Criterion = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Logits at every head and a label map -> scalar."""
 Backward = Callable[[Tensor], None]
-"""Lets gradients of a scalar gather where they belong."""
+"""Accumulates gradients of a scalar."""
 
 
 def is_mean_over_samples(loss: Loss, labels: Labels) -> bool:
-    """Whether the loss of a batch is the mean of its samples' losses, so that pieces can be taken one after the other.
+    """Whether the loss of a batch is the mean of its samples' losses, so that micro-batches can be taken one after the other.
 
     It is not where Dice sums run over the batch, where the mean goes over valid voxels only, whose number differs from
     sample to sample, and where it goes over the worst voxels of the batch.
@@ -38,25 +38,25 @@ def accumulate(
 ) -> Tensor:
     """Add the gradient of the whole batch's loss to the parameters, ``size`` samples at a time; returns the loss, detached.
 
-    ``separable``: the loss is a mean over samples. Then each piece is weighted by its share. Else every piece is computed
-    twice: first for its logits, of which the loss of the whole batch and its gradient are taken, then to carry that
-    gradient on to the parameters. That costs one forward pass more, and is exact for every loss.
+    ``separable``: the loss is a mean over samples. Then each micro-batch is weighted by its share. Otherwise each is computed
+    twice: first for its logits, from which the loss of the whole batch and its gradient are computed, then to propagate that
+    gradient to the parameters. That costs one forward pass more, and is exact for every loss.
     """
-    pieces = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+    parts = list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
     if separable:
         total = torch.zeros((), device=images.device)
-        for image, label in pieces:
+        for image, label in parts:
             loss = criterion(forward(image), label) * (len(image) / len(images))
             backward(loss)
             total += loss.detach()
         return total
     with torch.no_grad():
-        computed = [forward(image) for image, _ in pieces]
+        computed = [forward(image) for image, _ in parts]
     heads = [torch.cat(head).requires_grad_() for head in zip(*computed, strict=True)]
     loss = criterion(heads, labels)
     backward(loss)
     gradients = [None if head.grad is None else torch.split(head.grad, size) for head in heads]
-    for i, (image, _) in enumerate(pieces):
+    for i, (image, _) in enumerate(parts):
         logits = forward(image)
         used = [(logit, gradient[i]) for logit, gradient in zip(logits, gradients, strict=True) if gradient is not None]
         torch.autograd.backward([logit for logit, _ in used], [gradient for _, gradient in used])
