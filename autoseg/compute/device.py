@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from planners import Precision
 
 
 def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` takes a CUDA GPU, then Apple's, then the CPU.
 
-    Raises `AutosegError` for a device that is not there, and says which are.
+    Raises `AutosegError` for a device that does not exist, and says which do.
     """
     present = ["cpu"]
     if torch.backends.mps.is_available():
@@ -25,10 +25,15 @@ def choose_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in present:
-        raise AutosegError(f"device {name!r} is not there; this machine has: {', '.join(present)}")
+        raise _absent(name, f"this machine has {', '.join(present)}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise AutosegError(f"device {name!r} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise _absent(name, f"this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+def _absent(name: str, present: str) -> AutosegError:
+    message = f"device {name!r} does not exist; {present}"
+    return AutosegError(Issue(code="device.unknown", where="--device", message=message))
 
 
 def fast_precision(device: torch.device) -> Precision:

@@ -1,4 +1,7 @@
-"""The one door to joblib: the same function on many items, in order, in parallel."""
+"""Executors: the same function on many items, in order, on several workers. The one door to joblib.
+
+An executor is found by name among those installed; ``local`` starts processes on this machine.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import logging
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import joblib
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -16,40 +19,74 @@ from autoseg.compute.memory import free_memory_bytes
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Tracker
 from autoseg.wording import count_noun
+from planners import Registry
 
 logger = logging.getLogger(__name__)
 WORKER_BYTES = 350_000_000
 """Of a worker process with its libraries loaded."""
 USABLE_SHARE = 0.8
-"""Of the free memory; the rest is for what others start meanwhile."""
+"""Of the free memory; the rest is for what other programs start meanwhile."""
 START_S = 2.0
-"""Processor time that a worker process takes to load its libraries."""
+"""Processor time that a worker takes to load its libraries."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What an item's function raised, in a form that travels between processes."""
+class Outcome(Generic[Result]):
+    """What a function returned for an item, or what it raised, in a form that travels between processes."""
 
-    item: str
-    error: Exception
-    trace: str
+    value: Result | None = None
+    issues: tuple[Issue, ...] = ()
+    """None where the function returned."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Outcome(Generic[Result]):
-    value: Result | None
-    failure: Failure | None
+class Job(Generic[Item, Result]):
+    """A function that never raises: it returns an `Outcome` for an item, whatever happens."""
+
+    function: Callable[[Item], Result]
+    name: Callable[[Item], str]
+    """Words for an item in issues, e.g. ``case la_003``."""
+
+    def __call__(self, item: Item) -> Outcome[Result]:
+        try:
+            return Outcome(self.function(item))
+        except AutosegError as error:
+            named = (i if i.where else i.model_copy(update={"where": self.name(item)}) for i in error.issues)
+            return Outcome(issues=tuple(named))
+        except Exception as error:  # every cause is reported with its item, after all items were tried
+            message = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+            return Outcome(issues=(Issue(code="job.failed", where=self.name(item), message=message),))
+
+
+class Executor(Protocol):
+    """Runs a job on items on workers."""
+
+    def __call__(
+        self,
+        job: Job[Any, Any],
+        items: Sequence[Any],
+        *,
+        num_workers: int,
+        say: Callable[[str], None],
+        done: Callable[[], None],
+    ) -> Sequence[Outcome[Any]]:
+        """Outcomes in the order of ``items``. ``done`` is called after each item; a worker that dies is an issue of its item."""
+
+
+EXECUTORS: Registry[Executor] = Registry(
+    group="autoseg.executors", noun="executor", own={"local": "autoseg.compute.executor:run_locally"}
+)
 
 
 def available_cores() -> int:
-    """Cores this process may use, which affinity and control groups can make fewer than the machine has."""
+    """Cores this process may use; affinity and control groups can make them fewer than the machine has."""
     return int(joblib.cpu_count())
 
 
 def workers_that_fit(num_workers: int, need_bytes: int, *, free_bytes: int) -> int:
-    """As many of ``num_workers`` as find room in memory together, each with an item of ``need_bytes``; one at least."""
+    """As many of ``num_workers`` as fit into memory together, each with an item of ``need_bytes``; one at least."""
     return max(1, min(num_workers, int(free_bytes * USABLE_SHARE) // (need_bytes + WORKER_BYTES)))
 
 
@@ -65,126 +102,124 @@ def run_jobs(
     name: Callable[[Item], str],
     num_workers: int = 1,
     need_bytes: int = 0,
+    executor: str = "local",
     say: Callable[[str], None] = logger.info,
     tracker: Tracker | None = None,
 ) -> list[Result]:
-    """``[function(item) for item in items]``, on ``num_workers`` processes (1: in this one).
+    """``[function(item) for item in items]``, on ``num_workers`` processes of an executor (1: in this process).
 
-    The order of ``items`` is kept. ``name`` gives the words for an item in errors, e.g. ``case la_003``. Where the largest
-    item takes ``need_bytes`` of memory, fewer processes are used if so many do not fit into what is free; ``say`` is told.
-    All items are tried; what they raised is then reported together as one `AutosegError` that names each item
-    with its cause. When a worker is killed (usually for memory), what may have killed it is tried again, each item alone;
-    one that is killed then as well is an error like others. So ``function`` may be called again for an item.
+    ``name`` gives the words for an item in issues, e.g. ``case la_003``. If the largest item needs ``need_bytes`` of memory,
+    fewer processes are used where so many do not fit into what is free; ``say`` is told. All items are tried; what they
+    raised is then one `AutosegError` that names each item with its cause. When a worker is killed (usually for memory), what may
+    have killed it is tried again, each item alone, so ``function`` may be called again for an item.
     """
-    fitting = num_workers
-    if num_workers > 1 and len(items) > 1 and need_bytes:
-        fitting = workers_that_fit(min(num_workers, len(items)), need_bytes, free_bytes=free_memory_bytes())
-        if fitting < min(num_workers, len(items)):
-            say(
-                f"{fitting} instead of {num_workers} processes: one item may take {need_bytes / 1e9:.1f} GB, and "
-                f"{free_memory_bytes() / 1e9:.1f} GB of memory are free"
-            )
+
+    def done() -> None:
+        if tracker is not None:
+            tracker.advance()
+
+    job: Job[Item, Result] = Job(function, name)
     if num_workers <= 1 or len(items) <= 1:
-        # One thread for linear algebra, here as in worker processes: sums in another order give other last digits, and
-        # which items a worker gets depends on what an earlier, interrupted call has finished.
-        with threadpool_limits(limits=1):
-            outcomes = [_attempt(function, item, name(item), tracker) for item in items]
+        outcomes: Sequence[Outcome[Result]] = _run_here(job, items, done)
     else:
-        outcomes = _Pool(function, name, say, tracker).run(items, fitting)
-    failures = [outcome.failure for outcome in outcomes if outcome.failure is not None]
-    if failures:
-        raise failure_error(failures)
+        fitting = _fitting_workers(num_workers, len(items), need_bytes, say)
+        outcomes = EXECUTORS.get(executor)(job, items, num_workers=fitting, say=say, done=done)
+    issues = [issue for outcome in outcomes for issue in outcome.issues]
+    if issues:
+        raise AutosegError(*issues, headline=f"{count_noun(len(issues), 'issue')} found" if len(issues) > 1 else None)
     return [outcome.value for outcome in outcomes]  # type: ignore[misc]
 
 
-def _attempt(
-    function: Callable[[Item], Result], item: Item, title: str, tracker: Tracker | None = None
-) -> _Outcome[Result]:
-    try:
-        outcome = _Outcome(function(item), None)
-    except Exception as error:  # every cause is reported with its item, after all items were tried
-        outcome = _Outcome(None, Failure(title, error, traceback.format_exc()))
-    if tracker is not None:
-        tracker.advance()
-    return outcome
-
-
-@dataclass(frozen=True, slots=True)
-class _Pool(Generic[Item, Result]):
-    """How items are done in worker processes."""
-
-    function: Callable[[Item], Result]
-    name: Callable[[Item], str]
-    say: Callable[[str], None]
-    tracker: Tracker | None
-
-    def run(self, items: Sequence[Item], num_workers: int) -> list[_Outcome[Result]]:
-        """Outcomes in the order of ``items``; those of items that kill their worker say so."""
-        if num_workers == 1:  # not in this process, which a lack of memory must not end
-            return [self.run_alone(item) for item in items]
-        done: dict[int, _Outcome[Result]] = {}
-        waiting = list(range(len(items)))
-        while waiting:
-            broken = self._run_together(items, waiting, num_workers, done)
-            waiting = [i for i in waiting if i not in done]
-            if broken:  # items are handed out in order, so the first unfinished ones were at work
-                for i in waiting[:num_workers]:
-                    self.say(f"A worker process was killed, perhaps by {self.name(items[i])}: trying that again, alone")
-                    done[i] = self.run_alone(items[i])
-                waiting = waiting[num_workers:]
-        return [done[i] for i in range(len(items))]
-
-    def _run_together(
-        self, items: Sequence[Item], waiting: Sequence[int], num_workers: int, done: dict[int, _Outcome[Result]]
-    ) -> bool:
-        """Do items, filling ``done`` by index; whether a worker was killed."""
-        parallel = joblib.Parallel(
-            n_jobs=num_workers, return_as="generator_unordered", inner_max_num_threads=1, backend="loky", batch_size=1
+def _fitting_workers(num_workers: int, num_items: int, need_bytes: int, say: Callable[[str], None]) -> int:
+    if not need_bytes:
+        return num_workers
+    wanted, free = min(num_workers, num_items), free_memory_bytes()
+    fitting = workers_that_fit(wanted, need_bytes, free_bytes=free)
+    if fitting < wanted:
+        say(
+            f"{fitting} instead of {num_workers} workers: one item may need {need_bytes / 1e9:.1f} GB, and "
+            f"{free / 1e9:.1f} GB of memory are free"
         )
-        tasks = (joblib.delayed(_numbered)(i, self.function, items[i], self.name(items[i])) for i in waiting)
-        try:
-            for i, outcome in parallel(tasks):
-                done[i] = outcome
-                self._advance()
-        except TerminatedWorkerError:
-            return True
-        return False
-
-    def run_alone(self, item: Item) -> _Outcome[Result]:
-        """One item in a worker process while no other works."""
-        title = self.name(item)
-        parallel = joblib.Parallel(
-            n_jobs=2, inner_max_num_threads=1, backend="loky", batch_size=1
-        )  # one would be this process
-        try:
-            outcome: _Outcome[Result] = parallel([joblib.delayed(_attempt)(self.function, item, title)])[0]
-        except TerminatedWorkerError:
-            error = AutosegError(
-                "its worker process was killed by the system although it worked alone, most often for lack of memory; "
-                "close other programs, leave it out, or use a machine with more memory"
-            )
-            outcome = _Outcome(None, Failure(title, error, ""))
-        self._advance()
-        return outcome
-
-    def _advance(self) -> None:
-        if self.tracker is not None:
-            self.tracker.advance()
+    return fitting
 
 
-def _numbered(i: int, function: Callable[[Item], Result], item: Item, title: str) -> tuple[int, _Outcome[Result]]:
-    return i, _attempt(function, item, title)
+def _run_here(job: Job[Item, Result], items: Sequence[Item], done: Callable[[], None]) -> list[Outcome[Result]]:
+    """In this process, with one thread for linear algebra, as in worker processes.
+
+    Sums in another order give other last digits, and which items a worker gets depends on what an earlier, interrupted call
+    has finished.
+    """
+    outcomes = []
+    with threadpool_limits(limits=1):
+        for item in items:
+            outcomes.append(job(item))
+            done()
+    return outcomes
 
 
-def failure_error(failures: Sequence[Failure]) -> AutosegError:
-    """One error for all that went wrong; what was not meant for the user comes with its type and where it was raised."""
-    issues = [issue for failure in failures for issue in _issues(failure)]
-    return AutosegError(*issues, headline=f"{count_noun(len(issues), 'problem')} found")
+def run_locally(
+    job: Job[Item, Result],
+    items: Sequence[Item],
+    *,
+    num_workers: int,
+    say: Callable[[str], None],
+    done: Callable[[], None],
+) -> list[Outcome[Result]]:
+    """In processes on this machine; items that kill their worker are tried again alone (decision 0082)."""
+    if num_workers == 1:  # not in this process, which must survive a lack of memory
+        outcomes = []
+        for item in items:
+            outcomes.append(_run_alone(job, item))
+            done()
+        return outcomes
+    finished: dict[int, Outcome[Result]] = {}
+    waiting = list(range(len(items)))
+    while waiting:
+        broken = _run_together(job, items, waiting, num_workers, finished, done)
+        waiting = [i for i in waiting if i not in finished]
+        if broken:  # items are handed out in order, so the first unfinished ones were at work
+            for i in waiting[:num_workers]:
+                say(f"A worker was killed, perhaps by {job.name(items[i])}: trying that again, alone")
+                finished[i] = _run_alone(job, items[i])
+                done()
+            waiting = waiting[num_workers:]
+    return [finished[i] for i in range(len(items))]
 
 
-def _issues(failure: Failure) -> Sequence[Issue]:
-    error = failure.error
-    if isinstance(error, AutosegError):
-        return [i if i.where else i.model_copy(update={"where": failure.item}) for i in error.issues]
-    message = f"{type(error).__name__}: {error}\n{failure.trace}"
-    return [Issue(code="job.failed", where=failure.item, message=message)]
+def _run_together(
+    job: Job[Item, Result],
+    items: Sequence[Item],
+    waiting: Sequence[int],
+    num_workers: int,
+    finished: dict[int, Outcome[Result]],
+    done: Callable[[], None],
+) -> bool:
+    """Do the ``waiting`` items, filling ``finished`` by index; whether a worker was killed."""
+    parallel = joblib.Parallel(
+        n_jobs=num_workers, return_as="generator_unordered", inner_max_num_threads=1, backend="loky", batch_size=1
+    )
+    try:
+        for i, outcome in parallel(joblib.delayed(_numbered)(i, job, items[i]) for i in waiting):
+            finished[i] = outcome
+            done()
+    except TerminatedWorkerError:
+        return True
+    return False
+
+
+def _numbered(i: int, job: Job[Item, Result], item: Item) -> tuple[int, Outcome[Result]]:
+    return i, job(item)
+
+
+def _run_alone(job: Job[Item, Result], item: Item) -> Outcome[Result]:
+    """One item in a worker while no other works."""
+    parallel = joblib.Parallel(
+        n_jobs=2, inner_max_num_threads=1, backend="loky", batch_size=1
+    )  # 1 would be this process
+    try:
+        outcome: Outcome[Result] = parallel([joblib.delayed(job)(item)])[0]
+    except TerminatedWorkerError:
+        message = "its worker was killed by the system although it ran alone, most often for lack of memory"
+        fix = "close other programs, leave it out, or use a machine with more memory"
+        outcome = Outcome(issues=(Issue(code="job.worker_killed", where=job.name(item), message=message, fix=fix),))
+    return outcome

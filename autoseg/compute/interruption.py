@@ -1,4 +1,4 @@
-"""Ending early without losing work: the first signal asks, the second insists."""
+"""Interruption without losing work: the first signal asks for an end after the step, the second ends at once."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         requested.set()
         if os.getpid() == process:  # Ctrl-C reaches forked workers, too, which have this handler
-            # Not left to the next step, which may be long in coming. Python calls handlers between its own instructions, and
+            # Said here: the next step may be far away. Python calls handlers between its own instructions, and
             # the locks of logging and of rich may be taken again by the thread that holds them.
-            say("Stopping after this training step; Ctrl-C again stops at once")
+            say("Interrupted: ending after this training step. Press Ctrl-C again to end at once.")
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:

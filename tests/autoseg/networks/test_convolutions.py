@@ -1,4 +1,4 @@
-"""Convolutions whose gradients end: the same gradients as torch's own, also where those would wait for ever."""
+"""Convolutions whose gradients end: the same gradients as torch's own, also where those would hang."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from autoseg.networks.blocks import (
-    FEW_SLICES,
-    LARGE_SLICE,
-    Convolution3d,
-    Transposed3d,
-    arrange,
-    channels_last,
-    may_wait_for_ever,
-    weight_gradient,
-)
+from autoseg.compute.workarounds import FEW_SLICES, LARGE_SLICE, may_hang, weight_gradient
+from autoseg.networks.blocks import Convolution3d, Transposed3d, arrange, channels_last
 
 KERNELS = st.sampled_from([(3, 3, 3), (1, 3, 3), (5, 5, 5), (1, 1, 1), (3, 1, 3), (2, 2, 2), (1, 2, 2)])
 STRIDES = st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1)])
@@ -78,9 +70,9 @@ def test_a_few_large_slices_take_the_other_way_and_agree_with_float32(up: bool) 
 def test_only_few_large_slices_in_short_formats_take_the_other_way(dtype, slices, side, single, other_way) -> None:
     x = torch.empty((1, 32, slices, side, side), dtype=dtype)
     assert (32 * side * side > LARGE_SLICE) == (side == 64)
-    assert may_wait_for_ever(x, 32, x.shape[2:], single=single) == other_way
+    assert may_hang(x, 32, x.shape[2:], single=single) == other_way
     with torch.no_grad():
-        assert not may_wait_for_ever(x, 32, x.shape[2:], single=single)
+        assert not may_hang(x, 32, x.shape[2:], single=single)
 
 
 STEPS = """
@@ -102,5 +94,5 @@ for module, shape in (
 """Each of them never ended on a processor with matrix tiles, with oneDNN's own gradient and two threads."""
 
 
-def test_gradients_that_waited_for_ever_end() -> None:
+def test_gradients_that_hung_end() -> None:
     subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=120)

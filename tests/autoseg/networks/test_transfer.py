@@ -88,7 +88,7 @@ def test_new_channels_get_the_mean_and_new_classes_stay_fresh(family: str, dimen
 def test_regions_do_not_take_layers_of_classes() -> None:
     """A sigmoid and a softmax read logits differently, whatever the names."""
     old, new, notes = transferred(topology("unet", 2), Interface(inputs=("CT", "PET"), outputs=("head", "tail")))
-    assert "all start fresh, for there they were classes that exclude each other, and here they are regions" in notes[1]
+    assert "all start fresh, since they were classes that exclude each other and are now regions" in notes[1]
     assert not torch.equal(new.state_dict()["heads.0.weight"], old.state_dict()["heads.0.weight"][1:])
 
 
@@ -98,7 +98,7 @@ def test_weights_of_another_topology_are_refused_tensor_by_tensor() -> None:
     with pytest.raises(AutosegError) as raised:
         transfer_weights(old, new, network=wide, before=BEFORE, after=BEFORE, where="model.zip")
     assert "encoder.0.0.conv.weight is (4, 3, 3), but the plan needs (8, 3, 3)" in str(raised.value)
-    assert len(raised.value.problems) > 5
+    assert len(raised.value.issues) > 5
     del old["encoder.1.0.conv.bias"]
     with pytest.raises(AutosegError, match=r"encoder\.1\.0\.conv\.bias is None"):
         transfer_weights(

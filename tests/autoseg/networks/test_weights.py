@@ -14,9 +14,7 @@ def test_only_weights_of_the_key_are_read(tmp_path) -> None:
     path, weight = tmp_path / "final.safetensors", torch.arange(5.0)
     save_weights(path, {"weight": weight}, key="mine")
     assert torch.equal(read_weights(path, key="mine")["weight"], weight)
-    with pytest.raises(
-        AutosegError, match=r"final\.safetensors was trained anew with other options by another process"
-    ):
+    with pytest.raises(AutosegError, match="another process has trained it with other options"):
         read_weights(path, key="yours")
     path.write_bytes(safetensors.torch.save({"weight": weight}))
     assert read_key(path) == ""
@@ -33,5 +31,5 @@ def test_a_key_of_weights_that_another_process_takes_away_meanwhile_is_told(tmp_
         return open_again(*args, **kwargs)
 
     monkeypatch.setattr(torch.UntypedStorage, "from_file", take_away_then_open)
-    with pytest.raises(AutosegError, match=r"final\.safetensors holds no readable weights"):
+    with pytest.raises(AutosegError, match=r"final\.safetensors: no readable weights"):
         read_key(path)

@@ -19,21 +19,21 @@ NOISE = BLOCK // 4
 PROGRAM = """
 import contextlib, json, time
 import torch
-from autoseg.compute import heap
+from autoseg.compute import workarounds
 
 def after_a_block():
     block = torch.ones({block}, dtype=torch.uint8)
     del block
     time.sleep({pause})
-    return heap._resident_bytes() - before
+    return workarounds._resident_bytes() - before
 
 torch.ones(1000)
-before = heap._resident_bytes()
+before = workarounds._resident_bytes()
 within = []
-with contextlib.suppress(KeyError), heap.kept_heap(torch.device("{device}"), lambda: {held}):
+with contextlib.suppress(KeyError), workarounds.kept_heap(torch.device("{device}"), lambda: {held}):
     within += [after_a_block() for _ in range({number})]
     raise KeyError
-print(json.dumps([within, heap._resident_bytes() - before]))
+print(json.dumps([within, workarounds._resident_bytes() - before]))
 """
 
 
@@ -53,7 +53,7 @@ def test_freed_blocks_stay_within_bounds_and_go_back_at_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "held"), [("cpu", "float('inf')"), ("cpu", "0.9 * heap.free_memory_bytes()"), ("cuda", "0")]
+    ("device", "held"), [("cpu", "float('inf')"), ("cpu", "0.9 * workarounds.free_memory_bytes()"), ("cuda", "0")]
 )
 def test_nothing_is_kept_where_others_need_it_or_it_would_not_help(device: str, held: str) -> None:
     within, at_the_end = resident_bytes(device, held)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from made_folds import MadeCase, make_case, make_plan, make_spec
 
-from autoseg.training.sampling import ANNOTATED, crop_size, cut, draw_patch, generator, is_forced
+from autoseg.training.fold_spec import batch_source
+from autoseg.training.sampling import ANNOTATED, crop_size, cut, draw_patch, finish, generator, is_forced, load_batches
 
 SIZES = st.tuples(*[st.integers(1, 40)] * 3)
 
@@ -93,3 +97,58 @@ def test_draws_follow_from_what_they_are_for() -> None:
     np.testing.assert_array_equal(first, generator(**base).random(4))
     for change in ({"seed": 2}, {"configuration": "3d"}, {"fold": 1}, {"step": 4}, {"sample": 1}, {"purpose": "noise"}):
         assert not np.array_equal(first, generator(**{**base, **change}).random(4))
+
+
+@pytest.mark.parametrize("name", ["3d_fullres", "2d"])
+def test_batches_are_the_same_whatever_the_number_of_workers(tmp_path, name: str) -> None:
+    source = batch_source(make_spec(tmp_path, name=name), purpose="training")
+    one, two = ([b for b in load_batches(source, range(3), num_workers=n, device=torch.device("cpu"))] for n in (0, 2))
+    for (image, labels), (image_2, labels_2) in zip(one, two, strict=True):
+        assert torch.equal(image, image_2)
+        assert torch.equal(labels, labels_2)
+    assert not torch.equal(one[0][0], one[1][0])
+    assert one[0][0].shape[2:] == make_plan().configuration(name).patch_shape
+
+
+def test_forced_samples_hold_foreground(tmp_path) -> None:
+    source = batch_source(make_spec(tmp_path), purpose="validation")
+    assert all(finish(source[step], source.recipe, torch.device("cpu"))[1][1].any() for step in range(20))
+
+
+def test_more_patches_hold_a_class_that_is_sought_and_the_others_stay_as_they_were(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    spec = replace(spec, training_cases=[spec.training_cases[0], *map(without_box, spec.training_cases[1:])])
+    plain, seeking = (batch_source(spec, purpose="training", sought=sought) for sought in ((), ("box",)))
+    assert dict(seeking.sought) == {"box": [0]}
+    draws = [(seeking.choose(step, i), plain.choose(step, i)) for step in range(300) for i in range(2)]
+    changed = [found for found, before in draws if found[2] is not None]
+    assert all(number == 0 for _, number, _ in changed)
+    assert abs(len(changed) / len(draws) - 1 / 3) < 0.08  # four standard deviations of 600 draws
+    assert all(found[1] == before[1] for found, before in draws if found[2] is None)
+    crop = next(seeking.sample(step, 0) for step in range(300) if seeking.choose(step, 0)[2] is not None)
+    assert (crop.labels == 2).any()
+
+
+def test_a_class_of_few_cases_is_drawn_as_often_as_the_others(tmp_path) -> None:
+    """Of ten cases one shows the box: half of the forced samples are centred on it, the rest is as it was."""
+    spec = replace(make_spec(tmp_path), training_cases=[make_case(i) for i in range(10)])
+    plain = batch_source(spec, purpose="training")
+    assert not plain.scarce
+    one, few = ([without_box(case) if i >= n else case for i, case in enumerate(spec.training_cases)] for n in (1, 2))
+    assert not batch_source(replace(spec, training_cases=few), purpose="training").scarce  # a fifth
+    assert not batch_source(replace(spec, training_cases=one), purpose="validation").scarce
+    source = batch_source(replace(spec, training_cases=one), purpose="training")
+    assert (dict(source.scarce), source.num_classes) == ({"box": [0]}, 2)
+    draws = [(source.choose(step, i), plain.choose(step, i), i) for step in range(400) for i in range(2)]
+    changed = [(found, i) for found, _, i in draws if found[2] is not None]
+    assert all((found[1:], i) == ((0, "box"), 1) for found, i in changed)  # the second sample of each batch is forced
+    assert abs(len(changed) / 400 - 1 / 2) < 0.1  # four standard deviations
+    assert all(found[1] == before[1] for found, before, _ in draws if found[2] is None)
+    step = next(step for step in range(400) if source.choose(step, 1)[2] is not None)
+    assert (source.sample(step, 1).labels == 2).any()
+    again = batch_source(replace(spec, training_cases=one), purpose="training")
+    assert torch.equal(again.sample(step, 1).image, source.sample(step, 1).image)
+
+
+def without_box(case: MadeCase) -> MadeCase:
+    return replace(case, locations={**case.locations, "box": np.zeros((0, 3), np.int32)})

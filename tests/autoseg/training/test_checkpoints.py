@@ -1,0 +1,80 @@
+"""Checkpoints: damaged, foreign and malicious ones."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from made_folds import (
+    StopAt,
+    Told,
+    make_spec,
+    run,
+    same_weights,
+)
+
+from autoseg.issues import AutosegError
+from autoseg.training.checkpoints import load_checkpoint, load_latest
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path) -> None:
+    spec = replace(make_spec(tmp_path / "b"), checkpoint_interval_s=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(spec, StopAt(5))
+    last = tmp_path / "b" / "checkpoint.pt"
+    last.write_bytes(last.read_bytes()[:500])
+    told = Told([])
+    run(spec, told)
+    (issue,) = told.issues
+    assert (issue.code, issue.where) == ("checkpoint.damaged", str(last))
+    assert "the checkpoint of step 4 is used" in issue.message
+    undisturbed = make_spec(tmp_path / "a")
+    run(undisturbed)
+    assert same_weights(undisturbed, spec)
+
+
+def test_a_checkpoint_of_another_training_is_not_used_and_that_is_said(tmp_path) -> None:
+    run(make_spec(tmp_path))
+    assert load_checkpoint(tmp_path / "checkpoint.pt", key="other") is None
+    told = Told([])
+    run(replace(make_spec(tmp_path), key="other"), told)
+    (issue,) = told.issues
+    assert issue.code == "checkpoint.other_training"
+    assert issue.message.endswith("the fold starts anew")
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path) -> None:
+    marker = tmp_path / "executed"
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(marker),)
+
+    (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Evil()))
+    torch.save({"key": "key", "step": Evil()}, tmp_path / "zipped.pt")
+    for name in ("checkpoint.pt", "zipped.pt"):
+        with pytest.raises(AutosegError) as raised:
+            load_checkpoint(tmp_path / name, key="key")
+        assert raised.value.codes == ("checkpoint.not_plain",)
+    assert not marker.exists()
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path) -> None:
+    run(make_spec(tmp_path))
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(AutosegError, match=r"checkpoint\.pt.*delete it") as raised:
+        load_checkpoint(path, key="key")
+    assert raised.value.codes == ("checkpoint.damaged",)
+
+
+@pytest.mark.parametrize("take", [lambda: torch.empty(10**15, dtype=torch.uint8), lambda: bytearray(2**62)])
+def test_a_checkpoint_is_not_called_damaged_where_memory_is_too_little(tmp_path, monkeypatch, take) -> None:
+    """The errors are the allocators' own: no test fills memory."""
+    (tmp_path / "checkpoint.pt").touch()
+    monkeypatch.setattr(torch, "load", lambda *given, **named: take())
+    with pytest.raises((RuntimeError, MemoryError)):
+        load_latest(tmp_path / "checkpoint.pt", key="key")

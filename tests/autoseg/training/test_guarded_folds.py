@@ -1,0 +1,172 @@
+"""Trainings that go wrong: guards at work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_folds import (
+    StopAt,
+    Told,
+    after_steps,
+    broken_case,
+    codes_of,
+    decisions_of,
+    history_of,
+    make_spec,
+    one_broken_of,
+    run,
+    same_weights,
+    state_of,
+    steps_saved,
+    training_with,
+)
+from safetensors.torch import load_file
+
+from autoseg.issues import AutosegError
+from autoseg.training import fold_spec, guards, validation
+from autoseg.training.fold import train_fold
+from autoseg.training.fold_spec import FoldSpec
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_a_remedy(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    for case in spec.training_cases:
+        case.image[:] = np.nan
+    with pytest.raises(AutosegError, match="loss became nan at step 1") as raised:
+        run(spec)
+    assert raised.value.codes == ("training.loss_not_finite",)
+
+
+@pytest.mark.parametrize(("steps", "steps_per_epoch"), [(12, 1), (12, 2), (2, 2), (1, 1)])
+def test_a_training_without_one_good_step_never_ends_well(tmp_path, steps: int, steps_per_epoch: int) -> None:
+    """Epochs of short schedules are shorter than a row of skips, and the shortest trainings are, too."""
+    spec = replace(
+        make_spec(tmp_path, steps=steps),
+        training_cases=[broken_case(0)],
+        case_ids=["shape_0"],
+        checkpoint_interval_s=0.0,
+    )
+    spec = training_with(spec, steps_per_epoch=steps_per_epoch)
+    for _ in range(2):  # a second call goes on from the checkpoint, and ends no better
+        with pytest.raises(AutosegError, match=r"at step 1\b.*look for extreme intensities"):
+            run(spec)
+    assert not (tmp_path / "final.safetensors").exists()
+
+
+def test_a_failed_training_leaves_its_record_and_goes_on_from_its_checkpoint(tmp_path) -> None:
+    undisturbed, spec = (make_spec(tmp_path / name, steps=12) for name in ("a", "b"))
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(spec, should_stop=after_steps(4))
+    with pytest.raises(AutosegError, match=r"at step 5, and in 6 steps up to step 10.*issues\.json and history\.jsonl"):
+        run(replace(spec, training_cases=[broken_case(i) for i in range(4)]))
+    assert [line["skipped"] for line in history_of(spec)] == [0, 2, 3]
+    assert codes_of(spec) == ["training.loss_not_finite", "training.restarted"]
+    assert steps_saved(spec) == 4
+    run(spec)
+    run(undisturbed)
+    assert history_of(spec) == history_of(undisturbed)
+    assert decisions_of(spec) == decisions_of(undisturbed)
+    assert same_weights(spec, undisturbed)
+
+
+def test_single_bad_steps_are_skipped_said_once_and_recorded(tmp_path) -> None:
+    spec, bad = one_broken_of(40, tmp_path, steps=30, steps_per_epoch=10)
+    assert 1 <= len(bad) <= 3
+    told = Told([])
+    run(spec, told)
+    (issue,) = told.issues
+    assert (issue.code, issue.where) == ("training.loss_not_finite", "3d_fullres, fold 0")
+    assert issue.message == f"the loss became nan at step {bad[0] + 1}; such steps are skipped"
+    assert state_of(spec).skipped_steps == bad
+    assert state_of(spec).restarts == 0
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "final.safetensors").values())
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert sum(line["skipped"] for line in lines) == len(bad)
+
+
+def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bits(tmp_path) -> None:
+    def spec(name: str) -> FoldSpec:
+        return one_broken_of(12, tmp_path / name, steps=24, steps_per_epoch=24)[0]
+
+    undisturbed, stopped = spec("a"), replace(spec("b"), checkpoint_interval_s=0.0)
+    run(undisturbed)
+    state = state_of(undisturbed)
+    assert state.restarts >= 1
+    assert state.rate_factor == 0.5**state.restarts
+    assert codes_of(undisturbed) == ["training.loss_not_finite", *["training.restarted"] * state.restarts]
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, StopAt(state.restarted_at + 1))
+    run(stopped)
+    assert decisions_of(stopped) == decisions_of(undisturbed)
+    assert same_weights(stopped, undisturbed)
+
+
+def test_a_training_that_nothing_mends_names_the_case(tmp_path) -> None:
+    spec, bad = one_broken_of(3, tmp_path, steps=60, steps_per_epoch=60)
+    assert len(bad) > 20
+    with pytest.raises(
+        AutosegError, match=r"the loss became nan at step \d+, and in \d+ steps .*; case shape_0 was in each"
+    ):
+        run(replace(spec, case_ids=[f"shape_{i}" for i in range(3)]))
+
+
+def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_path, monkeypatch) -> None:
+    """A network that hardly moves, and limits that call chance hits lost: both classes are."""
+    monkeypatch.setattr(guards, "LEAST_STEPS", 6)
+    monkeypatch.setattr(guards, "FOUND_DICE", 0.5)
+
+    def spec(name: str) -> FoldSpec:
+        return training_with(make_spec(tmp_path / name, steps=16), steps_per_epoch=2, peak_learning_rate=1e-7)
+
+    undisturbed, stopped = spec("a"), replace(spec("b"), checkpoint_interval_s=0.0)
+    run(undisturbed)
+    sought = state_of(undisturbed).sought
+    assert list(sought) == ["ball", "box"]
+    assert codes_of(undisturbed).count("training.class_not_learned") == 2
+    (first,) = set(sought.values())
+    with pytest.raises(KeyboardInterrupt):
+        run(stopped, StopAt(first + 3))
+    run(stopped)
+    assert decisions_of(stopped) == decisions_of(undisturbed)
+    assert same_weights(stopped, undisturbed)
+
+
+def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_path, monkeypatch) -> None:
+    """The error is the allocator's own: whole batches ask it for a petabyte from step 3 on."""
+    make_loss, calls = fold_spec.make_loss, []
+
+    def hungry(*given: object):
+        loss = make_loss(*given)
+
+        def compute(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            calls.append(len(target))
+            if len(target) > 1 and len(calls) > 4:
+                torch.empty(10**15, dtype=torch.uint8)
+            return loss(logits, target)
+
+        return compute
+
+    monkeypatch.setattr(fold_spec, "make_loss", hungry)
+    spec = training_with(make_spec(tmp_path / "a"), validation_batches=0)
+    run(spec)
+    assert codes_of(spec) == ["training.micro_batches"]
+    assert state_of(spec).micro_batch_size == 1
+    monkeypatch.setattr(fold_spec, "make_loss", make_loss)
+    whole = training_with(make_spec(tmp_path / "b"), validation_batches=0)
+    run(whole)
+    losses = [
+        [json.loads(line)["loss"] for line in (tmp_path / n / "history.jsonl").read_text().splitlines()] for n in "ab"
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # the same training, but float32 sums in another order
+
+
+def test_memory_that_runs_out_beside_a_step_is_an_error_to_read(tmp_path, monkeypatch) -> None:
+    """Again the allocator's own error, here while validation patches are scored."""
+    monkeypatch.setattr(validation, "validate_epoch", lambda *given: torch.empty(10**15, dtype=torch.uint8))
+    with pytest.raises(AutosegError, match="memory ran out while patches were prepared or validated") as raised:
+        run(make_spec(tmp_path))
+    assert raised.value.codes == ("memory.too_small",)

@@ -1,0 +1,127 @@
+"""The training loop: single steps, memory, optimisers, and what validation counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import torch
+from made_folds import (
+    LABELS,
+    make_plan,
+    make_spec,
+    run,
+    training_with,
+)
+from torch import nn
+
+from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.training.fold_spec import batch_source, make_fold_parts, make_network
+from autoseg.training.loop import Parts, compute_gradient, make_parts, train, train_step
+from autoseg.training.losses import make_loss
+from autoseg.training.sampling import finish
+from autoseg.training.validation import class_counts
+from planners import trial_training
+
+
+def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
+    spec = training_with(make_spec(tmp_path, steps=1), optimiser="sgd", momentum=0.0, gradient_clip=1e9)
+    parts = make_fold_parts(spec)
+    batch = finish(
+        batch_source(spec, purpose="training")[0], batch_source(spec, purpose="training").recipe, spec.device
+    )
+    before = [parameter.detach().clone() for parameter in parts.network.parameters()]
+    train_step(parts, *batch, 0.01)
+    decay = spec.training.weight_decay
+    for old, parameter in zip(before, parts.network.parameters(), strict=True):
+        step = (
+            0.0 if parameter.grad is None else parameter.grad + decay * old
+        )  # heads below the full resolution have none
+        assert torch.allclose(parameter, old - 0.01 * step, atol=1e-7)
+    run(spec)
+
+
+def test_memory_that_is_kept_changes_no_bit() -> None:
+    plan = make_plan()
+    configuration = plan.configuration("3d_fullres")
+    training = trial_training(configuration, base_features=4, batch_size=1, precision="float32")
+    image = torch.rand((1, 1, 128, 128, 128), generator=torch.Generator().manual_seed(0))
+    assert 4 * image.numel() * 4 >= MMAP_THRESHOLD_BYTES  # so that the first maps would be given back
+    weights = []
+    for held in (0.0, float("inf")):
+        network = make_network(configuration, training, seed=1)
+        parts = make_parts(network, make_loss(configuration.loss, plan.labels), training, torch.device("cpu"))
+        with kept_heap(parts.device, lambda held=held: held):
+            for _ in range(2):
+                train_step(parts, image, (image[:, 0] > 0.5).long(), 1e-3)
+        weights.append(torch.cat([tensor.flatten() for tensor in network.state_dict().values()]))
+    assert torch.equal(*weights)
+
+
+def test_pieces_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
+    """Steps of bfloat16 are 2**-8: sums of a few hundred values in another order may differ by a percent."""
+    spec = training_with(make_spec(tmp_path), precision="bfloat16", batch_size=4)
+    crops = batch_source(spec, purpose="training")[0]
+    images, labels = finish(crops, batch_source(spec, purpose="training").recipe, spec.device)
+    directions = []
+    for size, separable in ((4, True), (1, True), (1, False)):
+        parts = replace(make_fold_parts(spec), separable=separable)
+        parts.network.train()
+        compute_gradient(parts, images, labels, size)
+        gradient = torch.cat([p.grad.flatten() for p in parts.network.parameters() if p.grad is not None])
+        directions.append(gradient / gradient.norm())
+    for direction in directions[1:]:
+        assert float(direction @ directions[0]) > 0.99
+
+
+def test_class_counts_are_those_of_a_hand_count() -> None:
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 1, 0] = 5.0  # the first row is predicted as class 1, the rest as background
+    target = torch.tensor([[[1, 2], [1, 0]]])
+    hits, predicted, present = class_counts(logits, target, LABELS).tolist()
+    assert hits == [1, 0]
+    assert predicted == [2, 0]
+    assert present == [2, 1]
+
+
+def half_parts() -> Parts:
+    """A small network in float16."""
+    changes = {"precision": "float16", "optimiser": "sgd", "momentum": 0.9}
+    training = trial_training(make_plan().configuration("2d"), base_features=4, batch_size=1, precision="float32")
+    training = training.model_copy(update=changes)
+    torch.manual_seed(0)
+    return make_parts(
+        nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), training, torch.device("cpu")
+    )
+
+
+def test_gradients_that_stay_infinite_at_any_scale_are_not_applied() -> None:
+    parts = half_parts()
+    parts.network.weight.register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[union-attr,operator]
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    applied = [train_step(parts, *batch, 0.01).applied for _ in range(25)]
+    assert applied == [True] * 17 + [False] * 8  # the scale begins at 2 ** 16 and is halved each time
+
+
+def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_done_again() -> None:
+    parts, untroubled = half_parts(), half_parts()
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    hungry = iter([True])
+
+    def run_out(*_: object) -> None:
+        if next(hungry, False):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def do_steps(parts: Parts, steps: range) -> list[int]:
+        relieved: list[int] = []
+        control = SimpleNamespace(micro_batch_size=1, rate_factor=1.0, new_batches=False)
+        train(
+            parts, [batch] * len(steps), steps, control=control, on_step=lambda _: None, on_memory_error=relieved.append
+        )
+        return relieved
+
+    parts.optimiser.register_step_pre_hook(run_out)  # type: ignore[arg-type]
+    assert len(do_steps(parts, range(6))) == 1
+    assert do_steps(untroubled, range(6)) == []
+    pairs = zip(parts.network.parameters(), untroubled.network.parameters(), strict=True)
+    assert all(torch.equal(mine, theirs) for mine, theirs in pairs)

@@ -1,0 +1,165 @@
+"""Before the first step: plan and cases that do not fit, memory, compilers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from made_folds import (
+    after_steps,
+    codes_of,
+    issues_of,
+    make_spec,
+    run,
+    state_of,
+    training_with,
+)
+from safetensors.torch import load_file
+from torch._inductor import config as inductor_config
+
+from autoseg.issues import AutosegError
+from autoseg.training import loop, preflight
+from autoseg.training.fold import train_fold
+
+
+def test_plan_and_cases_that_do_not_fit_are_refused_before_the_first_step(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    two_channels = replace(spec.training_cases[1], image=np.zeros((2, 20, 24, 20), np.float32))
+    renamed = replace(spec.training_cases[0], locations={"sphere": spec.training_cases[0].locations["ball"]})
+    network = spec.configuration.network.model_copy(update={"num_outputs": 7})
+    wrong = replace(
+        training_with(spec, configuration="2d"),
+        training_cases=[renamed, two_channels],
+        configuration=spec.configuration.model_copy(update={"network": network}),
+        case_ids=["a", "b"],
+    )
+    with pytest.raises(AutosegError) as raised:
+        run(wrong)
+    assert set(raised.value.codes) == {
+        "training.outputs_differ",
+        "training.schedule_differs",
+        "training.classes_differ",
+        "training.channels_differ",
+    }
+    assert {issue.case for issue in raised.value.issues} == {None, "a", "b"}
+    with pytest.raises(AutosegError) as raised:
+        run(replace(spec, training_cases=[]))
+    assert raised.value.codes == ("training.no_cases",)
+    assert not list(tmp_path.iterdir())
+
+
+def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1_000_000)
+    with pytest.raises(AutosegError) as raised:
+        run(make_spec(tmp_path))
+    assert raised.value.codes == ("memory.too_small",)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_not_to_fit(
+    tmp_path, monkeypatch
+) -> None:
+    """As a schedule from a file may ask for."""
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10**10)
+    monkeypatch.setattr(preflight, "survives_step", lambda *given: False)
+    spec = training_with(make_spec(tmp_path), batch_size=10**7)
+    with pytest.raises(
+        AutosegError, match=r"\d{4,}\.\d GB of memory for a batch of 10000000 samples; 10\.0 GB.*--schedule"
+    ):
+        run(spec)
+    with pytest.raises(AutosegError, match=r"for a single sample; 10\.0 GB are free.*--memory-gb") as raised:
+        run(training_with(make_spec(tmp_path), batch_size=2))
+    assert raised.value.codes == ("memory.too_small",)
+
+
+def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_path, monkeypatch) -> None:
+    spec = training_with(make_spec(tmp_path, steps=2), batch_size=6)
+    third = preflight.needed_bytes(spec.configuration, spec.training, 2)
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: third)
+    run(spec)
+    assert state_of(spec).micro_batch_size == 2
+
+
+@pytest.mark.parametrize("spared", [0, 5])
+def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(
+    tmp_path, monkeypatch, spared: int
+) -> None:
+    """Pieces of more than 16 samples ask torch for more memory than any machine has: from the trial on, or only later."""
+    compute, calls = loop.run_network, []
+
+    def greedy(network, images, precision):
+        calls.append(len(images))
+        if len(images) > 16 and len(calls) > spared:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        return compute(network, images, precision)
+
+    monkeypatch.setattr(loop, "run_network", greedy)
+    run(training_with(make_spec(tmp_path, steps=4), batch_size=64, validation_batches=0))
+    spec = make_spec(tmp_path)
+    assert state_of(spec).micro_batch_size == 16
+    assert set(codes_of(spec)) == {"training.micro_batches"}
+    assert (tmp_path / "final.safetensors").exists()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of its own doing
+def test_a_compiler_that_fails_is_said_once_and_steps_run_without_it(tmp_path, monkeypatch) -> None:
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    spec = make_spec(tmp_path / "compiled", steps=3)
+    with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
+        run(replace(spec, training=spec.training.model_copy(update={"compiled": True})))
+    run(make_spec(tmp_path / "plain", steps=3))
+    (issue,) = issues_of(spec)
+    assert issue.code == "training.not_compiled"
+    assert "compiler" in issue.message.lower().split("(")[1]
+    weights = [load_file(tmp_path / name / "final.safetensors") for name in ("compiled", "plain")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_steps_are_tried_in_pieces_that_memory_allows(tmp_path, monkeypatch) -> None:
+    """Neither before the first step, where memory is too little, nor later, where only the checkpoint knows of it."""
+    compute, pieces, free = loop.run_network, [], preflight.free_memory_bytes()
+
+    def measured(network, images, precision):
+        pieces.append(len(images))
+        return compute(network, images, precision)
+
+    monkeypatch.setattr(loop, "run_network", measured)
+    for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+    spec = training_with(make_spec(tmp_path / "fold", steps=2), compiled=True, batch_size=6, validation_batches=0)
+    third = preflight.needed_bytes(spec.configuration, spec.training, 2)
+    with inductor_config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))}):
+        monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 1000)
+        with pytest.raises(AutosegError, match="for a single sample"):
+            run(spec)
+        assert not pieces
+        monkeypatch.setattr(preflight, "free_memory_bytes", lambda: third)
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(spec, should_stop=after_steps(1))
+        assert set(pieces) == {2}
+        pieces.clear()
+        monkeypatch.setattr(preflight, "free_memory_bytes", lambda: free)
+        run(spec)
+        assert set(pieces) == {2}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    spec = make_spec(tmp_path / "compiled", steps=3)
+    run(replace(spec, training=spec.training.model_copy(update={"compiled": True})))
+    run(make_spec(tmp_path / "plain", steps=3))
+    assert not issues_of(spec)
+    losses = [
+        json.loads((tmp_path / name / "history.jsonl").read_text().splitlines()[-1])["loss"]
+        for name in ("compiled", "plain")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # sums in another order, three steps long
