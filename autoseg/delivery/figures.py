@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,6 +24,9 @@ History = Sequence[Mapping[str, object]]
 """Records of one training, as ``history.jsonl`` keeps them: step, loss, validation_loss, pseudo_dice by class, moving_average,
 learning_rate, seconds, wait_share."""
 
+NUMBERS = ("loss", "validation_loss", "moving_average", "learning_rate", "seconds", "wait_share")
+PSEUDO_DICE = "pseudo_dice."
+"""Before the name of a class in the table of epochs."""
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#7f3c8d")
 """Told apart by colour-blind readers too (Okabe and Ito), dark enough for thin lines on white."""
 OUTLINE_COLOURS = ("#35b6ff", "#ff8a1f", "#3be08c", "#ff7ac0", "#ffe14d", "#b79bff", "#ff6b5e", "#7ff0e6")
@@ -56,9 +60,9 @@ def configuration_curves(histories: Mapping[int, History]) -> bytes:
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
         loss, dice = figure.subplots(1, 2)
         for number, (fold, history) in enumerate(sorted(histories.items())):
-            colour = COLOURS[number % len(COLOURS)]
-            loss.plot(*_series(history, "loss"), color=colour, linewidth=1.1, label=f"fold {fold}")
-            dice.plot(*_series(history, "moving_average"), color=colour, linewidth=1.4, label=f"fold {fold}")
+            colour, epochs = COLOURS[number % len(COLOURS)], _epochs(history)
+            _plot(loss, epochs["loss"], color=colour, linewidth=1.1, label=f"fold {fold}")
+            _plot(dice, epochs["moving_average"], color=colour, linewidth=1.4, label=f"fold {fold}")
         _label(loss, "training loss")
         _label(dice, "pseudo-Dice, moving average")
         _limit_to_shares(dice)
@@ -70,20 +74,21 @@ def fold_curves(history: History) -> bytes:
     """SVG of one training over steps: losses, pseudo-Dice of each class with the moving average, learning rate, and seconds of
     each epoch with those that went into waiting for patches.
     """
+    epochs = _epochs(history)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         (loss, dice), (rate, time) = figure.subplots(2, 2)
-        loss.plot(*_series(history, "loss"), color=COLOURS[0], linewidth=1.1, label="training")
-        loss.plot(
-            *_series(history, "validation_loss"), color=COLOURS[1], linewidth=1.1, label="validation, finest head"
+        _plot(loss, epochs["loss"], color=COLOURS[0], linewidth=1.1, label="training")
+        _plot(loss, epochs["validation_loss"], color=COLOURS[1], linewidth=1.1, label="validation, finest head")
+        for number, column in enumerate(epochs.columns[len(NUMBERS) :]):
+            colour, name = COLOURS[number % len(COLOURS)], _plain(column.removeprefix(PSEUDO_DICE))
+            _plot(dice, epochs[column], color=colour, linewidth=0.9, label=name)
+        _plot(dice, epochs["moving_average"], color="#20262c", linewidth=1.5, label="moving average")
+        _plot(rate, epochs["learning_rate"], color=COLOURS[2], linewidth=1.1)
+        _plot(time, epochs["seconds"], color=COLOURS[0], linewidth=1.1, label="all")
+        _plot(
+            time, epochs["seconds"] * epochs["wait_share"], color=COLOURS[1], linewidth=1.1, label="waiting for patches"
         )
-        for number, name in enumerate(_class_names(history)):
-            steps, values = _class_series(history, name)
-            dice.plot(steps, values, color=COLOURS[number % len(COLOURS)], linewidth=0.9, label=_plain(name))
-        dice.plot(*_series(history, "moving_average"), color="#20262c", linewidth=1.5, label="moving average")
-        rate.plot(*_series(history, "learning_rate"), color=COLOURS[2], linewidth=1.1)
-        time.plot(*_series(history, "seconds"), color=COLOURS[0], linewidth=1.1, label="all")
-        time.plot(*_waits(history), color=COLOURS[1], linewidth=1.1, label="waiting for patches")
         time.set_ylim(bottom=0)
         titles = ((loss, "loss"), (dice, "pseudo-Dice"), (rate, "learning rate"), (time, "seconds an epoch"))
         for axes, title in titles:
@@ -211,43 +216,18 @@ def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, len(handles), columns)), fontsize=8)
 
 
-def _series(history: History, key: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the records that have a number under ``key``."""
-    return _numbers([(record.get("step"), record.get(key)) for record in history])
+def _epochs(history: History) -> pd.DataFrame:
+    """Numbers of each epoch by step: the columns `NUMBERS`, and one for each class; NaN where a record has none."""
+    found = pd.json_normalize([dict(record) for record in history])
+    classes = [name for name in found.columns if name.startswith(PSEUDO_DICE)]
+    table: pd.DataFrame = found.reindex(columns=["step", *NUMBERS, *classes]).apply(pd.to_numeric, errors="coerce")
+    return table.dropna(subset=["step"]).set_index("step")
 
 
-def _waits(history: History) -> tuple[list[float], list[float]]:
-    """Steps, and seconds that went into waiting for patches."""
-    pairs = [(r.get("step"), r.get("seconds"), r.get("wait_share")) for r in history]
-    known = [(s, t * w) for s, t, w in pairs if isinstance(t, int | float) and isinstance(w, int | float)]
-    return _numbers(known)
-
-
-def _class_series(history: History, name: str) -> tuple[list[float], list[float]]:
-    pairs = []
-    for record in history:
-        scores = record.get("pseudo_dice")
-        pairs.append((record.get("step"), scores.get(name) if isinstance(scores, Mapping) else None))
-    return _numbers(pairs)
-
-
-def _numbers(pairs: Sequence[tuple[object, object]]) -> tuple[list[float], list[float]]:
-    known = [
-        (float(step), float(value))
-        for step, value in pairs
-        if isinstance(step, int | float) and isinstance(value, int | float)
-    ]
-    return [step for step, _ in known], [value for _, value in known]
-
-
-def _class_names(history: History) -> list[str]:
-    """Classes in the order in which the records name them."""
-    found: dict[str, None] = {}
-    for record in history:
-        scores = record.get("pseudo_dice")
-        if isinstance(scores, Mapping):
-            found |= dict.fromkeys(scores)
-    return list(found)
+def _plot(axes: Axes, values: pd.Series[Any], **style: Any) -> None:
+    """A line over steps; a single epoch is a dot."""
+    known = values.dropna()
+    axes.plot(known.index, known, marker="." if len(known) == 1 else "", **style)
 
 
 def _plain(name: str) -> str:

@@ -21,8 +21,8 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.figures import (
+    _epochs,
     _view,
-    _waits,
     best_slice,
     case_scores,
     configuration_curves,
@@ -494,10 +494,18 @@ def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
     assert "is not found" not in Page(render_report(quiet)).text
 
 
-def test_waiting_is_drawn_in_seconds() -> None:
-    assert _waits(
-        [{"step": 5, "seconds": 10.0, "wait_share": 0.25}, {"step": 10, "seconds": 4.0}, {"odd": "record"}]
-    ) == ([5.0], [2.5])
+def test_gaps_in_a_history_are_gaps_in_the_curves() -> None:
+    epochs = _epochs(
+        [
+            {"step": 5, "seconds": 10.0, "wait_share": 0.25, "pseudo_dice": {"a.b": None}},
+            {"step": 10, "seconds": 4.0, "pseudo_dice": {"a.b": 0.5}},
+            {"odd": "record"},
+        ]
+    )
+
+    assert list(epochs.index) == [5, 10]
+    assert (epochs["seconds"] * epochs["wait_share"]).dropna().to_dict() == {5: 2.5}
+    assert epochs["pseudo_dice.a.b"].dropna().to_dict() == {10: 0.5}
 
 
 def test_figures_leave_settings_as_they_were(summary: Summary) -> None:
