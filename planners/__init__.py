@@ -6,6 +6,7 @@ from planners.document import (
     Document,
     DocumentError,
     Issue,
+    PlanningError,
     Severity,
     describe_problems,
     essence,
@@ -18,8 +19,7 @@ from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
-from planners.interop.nnunet_model import NnunetModel, read_nnunet_model
-from planners.interop.nnunet_plans import nnunet_plans, read_nnunet_plans
+from planners.interop.nnunet_plans import NnunetModel, nnunet_plans, read_nnunet_model, read_nnunet_plans
 from planners.memory import (
     MemoryEstimate,
     estimate_configuration_memory,
@@ -37,10 +37,19 @@ from planners.plan import (
     configuration_spacing,
 )
 from planners.planner import plan_dataset
-from planners.problems import PlanningError
 from planners.registry import Registry, UnknownPartError
-from planners.rules.trainability import why_untrainable
-from planners.schedule import (
+from planners.rules.topology import why_untrainable
+from planners.schedule.candidates import (
+    budgeted_training,
+    candidate_widths,
+    method_configurations,
+    method_training,
+    preferred_configurations,
+    short_batch_size,
+    trial_training,
+)
+from planners.schedule.cost import compiling_may_pay
+from planners.schedule.documents import (
     Conditions,
     Measurement,
     Precision,
@@ -49,19 +58,8 @@ from planners.schedule import (
     learning_rate,
     with_width,
 )
-from planners.scheduling import plan_schedule
-from planners.scheduling.budget import DEFAULT_CPU_BUDGET_S, wants_more_candidates
-from planners.scheduling.candidates import (
-    candidate_widths,
-    method_configurations,
-    preferred_configurations,
-    short_batch_size,
-    trial_training,
-)
-from planners.scheduling.compiling import compiling_may_pay
-from planners.scheduling.extension import extend_schedule
-from planners.scheduling.outlook import describe_outlook, warn_of_starvation
-from planners.scheduling.trainings import budgeted_training, method_training
+from planners.schedule.outlook import describe_outlook, warn_of_starvation
+from planners.schedule.planning import DEFAULT_CPU_BUDGET_S, extend_schedule, plan_schedule, wants_more_candidates
 from planners.topology import Preset, Topology
 
 __all__ = [

@@ -10,14 +10,12 @@ from typing import Any
 from pydantic import JsonValue
 
 from planners.decision import Decision, DecisionRecord
-from planners.document import Issue
+from planners.document import Issue, PlanningError
 from planners.fingerprint import ClassSize, Labels
 from planners.geometry import Axis, Permutation
 from planners.plan import ChannelNormalization, Configuration, Loss, Network
-from planners.problems import PlanningError
 from planners.rules.batch import decide_batch_size
 from planners.rules.cascade import decide_inputs
-from planners.rules.interpolation import Interpolation
 from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss, find_rarity
 from planners.rules.memory import MemoryBudget, memory_budget
 from planners.rules.mirroring import decide_mirror_axes
@@ -30,6 +28,7 @@ from planners.rules.patch import (
     fit_reference_patch,
     fit_trainable_patch,
 )
+from planners.rules.spacing import Interpolation
 from planners.rules.topology import Pyramid, describe_pyramid
 from planners.topology import PresetRules, Topology
 from planners.wording import voxels

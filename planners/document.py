@@ -1,8 +1,8 @@
-"""The common ground of all documents: frozen values that are read whole or refused with every problem listed."""
+"""Documents: frozen values that are read whole, or refused with every issue in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -109,3 +109,16 @@ def describe_problems(error: ValidationError) -> tuple[str, ...]:
 
 def _lies_inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:
     return len(place) > len(outer) and place[: len(outer)] == outer
+
+
+class PlanningError(ValueError):
+    """A dataset or an edit that cannot be planned; ``issues`` holds all that is wrong."""
+
+    def __init__(self, headline: str, issues: Sequence[Issue]) -> None:
+        self.headline = headline
+        self.issues = tuple(issues)
+        super().__init__(f"{headline}:\n" + "\n".join(f"  - {issue}" for issue in issues))
+
+    def __reduce__(self) -> tuple[type[PlanningError], tuple[str, tuple[Issue, ...]]]:
+        """Errors travel between processes; the default would lose the second argument."""
+        return PlanningError, (self.headline, self.issues)

@@ -9,15 +9,14 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from planners.document import Document, Issue, essence
+from planners.document import Document, Issue, PlanningError, essence
 from planners.geometry import nearest_multiples
 from planners.parts import TOPOLOGIES
 from planners.plan import ChannelNormalization, Configuration, Network, NormalizationScheme, Plan
-from planners.problems import PlanningError
 from planners.rules.loss import decide_deep_supervision, decide_loss
-from planners.schedule import Schedule, Training
-from planners.scheduling.cost import measurements_of, training_s
-from planners.scheduling.trainings import METHOD_STEPS_PER_EPOCH, short_learning_rate
+from planners.schedule.candidates import METHOD_STEPS_PER_EPOCH, short_learning_rate
+from planners.schedule.cost import measurements_of, training_s
+from planners.schedule.documents import Schedule, Training
 
 SHARED_FIELDS = ("spacing_mm", "normalization")
 """Of the preprocessed data: set for one configuration they hold for all that read the same data."""

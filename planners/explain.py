@@ -10,7 +10,7 @@ from planners.edits import Edit, find_edits
 from planners.memory import estimate_configuration_memory
 from planners.parts import TOPOLOGIES
 from planners.plan import Configuration, Plan
-from planners.rules.trainability import why_untrainable
+from planners.rules.topology import why_untrainable
 from planners.wording import counted, gigabytes, listed, millimetres, voxels
 
 WIDTH = 100

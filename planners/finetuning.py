@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import count
 
-from planners.bounds import MOST_VOXELS
 from planners.decision import DecisionRecord
-from planners.document import Issue
-from planners.fingerprint import Labels
+from planners.document import Issue, PlanningError
+from planners.fingerprint import MOST_VOXELS, Labels
 from planners.geometry import Axis, transpose
 from planners.plan import ChannelNormalization, Configuration, Loss, Plan
-from planners.problems import PlanningError
 from planners.rules.cascade import decide_inputs
 from planners.rules.pretrained import (
     decide_pretrained_axes,
@@ -23,8 +21,8 @@ from planners.rules.pretrained import (
     decide_pretrained_patch,
     decide_pretrained_spacing,
 )
-from planners.schedule import with_width
-from planners.scheduling.candidates import shows_slices
+from planners.schedule.candidates import shows_slices
+from planners.schedule.documents import with_width
 from planners.wording import millimetres
 
 

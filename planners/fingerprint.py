@@ -7,8 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from planners.bounds import MOST_VOXELS
 from planners.document import Document
+
+SPACING_MM = (1e-6, 1e6)
+"""From a nanometre to a kilometre."""
+MOST_VOXELS = 1_000_000
+"""Along one axis."""
+MOST_CASES = 1_000_000_000
+MOST_LABELS = 1_000_000
+"""Entries of the label table."""
+MEMORY_GB = (1e-3, 1e6)
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]

@@ -8,21 +8,22 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from planners.bounds import (
-    LARGEST_KERNEL,
-    LARGEST_STRIDE,
-    MOST_BLOCKS,
-    MOST_FEATURES,
-    MOST_PATCH_VOXELS,
-    MOST_PATCHES,
-    MOST_VOXELS,
-)
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
-from planners.fingerprint import IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
+from planners.fingerprint import MOST_VOXELS, IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
 from planners.parts import LOSSES, TOPOLOGIES, require_installed
 from planners.wording import counted
+
+MOST_PATCH_VOXELS = 2 * MOST_VOXELS
+"""Along one axis; a patch may be longer than the longest case, since it is rounded up until the strides divide it."""
+MOST_PATCHES = 10**12
+"""In one batch; the smallest patch in the largest memory stays below."""
+MOST_FEATURES = 100_000
+MOST_BLOCKS = 100
+"""In one stage."""
+LARGEST_KERNEL = 31
+LARGEST_STRIDE = 16
 
 NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
 SourceAxes = Literal["anatomical", "acquisition", "ras"]

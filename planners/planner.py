@@ -22,7 +22,7 @@ from planners.configuring import (
     refusal,
 )
 from planners.decision import Decision, DecisionRecord
-from planners.document import Issue
+from planners.document import Issue, PlanningError
 from planners.fingerprint import CaseSize, Fingerprint
 from planners.geometry import (
     Permutation,
@@ -36,17 +36,14 @@ from planners.geometry import (
 )
 from planners.parts import TOPOLOGIES
 from planners.plan import Plan
-from planners.problems import PlanningError
-from planners.rules.axes import decide_axis_order, find_single_slice_axis, put_single_slice_first
-from planners.rules.candidates import decide_volumetric
+from planners.rules.axes import decide_axis_order, decide_volumetric, find_single_slice_axis, put_single_slice_first
 from planners.rules.cascade import LowResolution, search_low_resolution
 from planners.rules.intensity import decide_normalization
-from planners.rules.interpolation import decide_interpolation
 from planners.rules.limits import find_issues, find_size_issues
 from planners.rules.memory import decide_memory_target
 from planners.rules.patch import Grid, NoFit
 from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
-from planners.rules.spacing import decide_median_shape, decide_target_spacing
+from planners.rules.spacing import decide_interpolation, decide_median_shape, decide_target_spacing
 from planners.topology import PresetRules, Topology, find_preset
 
 

@@ -10,12 +10,11 @@ from typing import Annotated, Protocol
 from pydantic import AfterValidator
 
 from planners.decision import Decision
-from planners.document import Issue
+from planners.document import Issue, PlanningError
 from planners.geometry import PlanSpacing
 from planners.layers import Layer, Stage
 from planners.parts import TOPOLOGIES
 from planners.plan import Loss, Network
-from planners.problems import PlanningError
 from planners.rules.topology import Pyramid, PyramidRule, reference_pyramid, trainable_pyramid
 
 

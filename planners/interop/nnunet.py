@@ -16,9 +16,10 @@ from pydantic import (
     field_validator,
 )
 
-from planners.bounds import MOST_CASES, SPACING_MM
 from planners.document import Document, DocumentError, describe_problems
 from planners.fingerprint import (
+    MOST_CASES,
+    SPACING_MM,
     CaseSize,
     Fingerprint,
     IntensityStatistics,

@@ -1,28 +1,39 @@
-"""The reference's plans files, written and read (method section 3.14)."""
+"""nnU-Net's plans files, written and read, and models that hold one (method section 3.14)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import JsonValue, ValidationError
+from pydantic import AliasChoices, Field, JsonValue, ValidationError
 
-from planners.document import DocumentError, Issue, describe_problems
+from planners.document import DocumentError, Issue, PlanningError, describe_problems
 from planners.fingerprint import IntensityStatistics, Labels
-from planners.geometry import inverse
-from planners.interop.nnunet import NnunetDataset
+from planners.geometry import Axis, inverse
+from planners.interop.nnunet import (
+    READERS,
+    DatasetFile,
+    NnunetDataset,
+    StatisticsFile,
+    internal_labels,
+    label_problems,
+    read_part,
+    read_statistics,
+)
 from planners.interop.plans_file import (
     NETWORKS,
     RESAMPLING,
     SCHEMES,
     ConfigurationFile,
+    InheritanceError,
     PlansFile,
     ResamplingArguments,
+    inherited,
     read_configurations,
 )
 from planners.plan import ChannelNormalization, Configuration, Network, Plan, Resampling
-from planners.problems import PlanningError
 from planners.rules.loss import decide_loss
 from planners.topology import find_preset
 from planners.wording import counted
@@ -35,7 +46,7 @@ PLANNERS: dict[str, tuple[str, str]] = {
     "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
 """Class and plans name of each preset that the reference knows (method section 3.1)."""
-READERS = {
+READER_OF_ENDING = {
     ".png": "NaturalImage2DIO",
     ".bmp": "NaturalImage2DIO",
     ".tiff": "Tiff3DIO",
@@ -93,7 +104,7 @@ def _reader(plan: Plan, file_ending: str) -> str:
         thickness_mm, *pixel_mm = plan.original_median_spacing_mm
         is_flat = math.isclose(thickness_mm, FLAT_SPACING_FACTOR * max(pixel_mm))
         return "NaturalImage2DIO" if is_flat else "Tiff3DIO"
-    return READERS.get(file_ending, "SimpleITKIO")
+    return READER_OF_ENDING.get(file_ending, "SimpleITKIO")
 
 
 def _written(configuration: Configuration, plans_name: str, preset: str) -> dict[str, JsonValue]:
@@ -306,3 +317,126 @@ def _read_network(part: ConfigurationFile, family: str, known: Known) -> Network
 
 def _read_resampling(arguments: ResamplingArguments) -> Resampling:
     return Resampling(order=arguments.order, order_z=arguments.order_z, separate_z=arguments.force_separate_z)
+
+
+SPACING_BESIDE = "Tiff3DIO"
+"""Takes spacings from a JSON file beside each image, which is not read here: images would be resampled wrongly."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NnunetModel:
+    """A model of the reference, its weights left aside."""
+
+    plan: Plan
+    """Only the configurations that predict: the model's, and the stages before it."""
+    file_values: tuple[int, ...]
+    """Value in label files of each internal value."""
+    file_ending: str
+
+
+class _ModelPlansFile(PlansFile):
+    image_reader_writer: str
+    statistics: dict[str, StatisticsFile] = Field(
+        validation_alias=AliasChoices(
+            "foreground_intensity_properties_per_channel",
+            "foreground_intensity_properties_by_modality",  # of earlier versions
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What plans files leave to other documents."""
+
+    channels: tuple[str, ...]
+    labels: Labels
+    intensities: tuple[IntensityStatistics, ...]
+
+
+def read_nnunet_model(
+    plans: str | bytes,
+    dataset: str | bytes,
+    *,
+    configuration: str,
+    mirror_axes: Sequence[Axis] | None = None,
+    plans_where: str = "plans.json",
+    dataset_where: str = "dataset.json",
+) -> NnunetModel:
+    """The model of ``configuration`` that ``plans.json`` and ``dataset.json`` (their texts) describe.
+
+    ``mirror_axes`` are the axes of the patch that prediction mirrors; none: those of the method. Configurations that
+    prediction does not need may hold anything. Raises `DocumentError` with all problems of both files, each with its place.
+    """
+    file, problems = read_part(_ModelPlansFile, plans, plans_where)
+    description, dataset_problems = read_part(DatasetFile, dataset, dataset_where)
+    problems += dataset_problems
+    if description is not None:
+        problems += [f"{dataset_where}: {line}" for line in label_problems(description)]
+    if file is not None:
+        problems += [f"{plans_where}: {line}" for line in _plans_problems(file, description, configuration)]
+    if problems or file is None or description is None:
+        raise DocumentError(f"{plans_where} with {dataset_where}", tuple(problems))
+    labels, file_values = internal_labels(description.labels, description.regions_class_order)
+    known = _Known(
+        channels=description.channels,
+        labels=labels,
+        intensities=tuple(read_statistics(file.statistics[str(index)]) for index in range(len(description.channels))),
+    )
+    plan = make_plan(file, _needed(file, configuration), known, where=plans_where)
+    dimensions = plan.configuration(configuration).dimensions
+    if any(axis >= dimensions for axis in mirror_axes or ()):
+        raise DocumentError(
+            plans_where, (f"configurations.{configuration}: has {dimensions} axes, but {mirror_axes} are mirrored",)
+        )
+    source_axes = READERS[file.image_reader_writer]
+    if source_axes is not None:
+        plan = plan.model_copy(update={"source_axes": source_axes, "strict_reference": False})
+    return NnunetModel(
+        plan=_mirrored(plan, configuration, mirror_axes), file_values=file_values, file_ending=description.file_ending
+    )
+
+
+def _plans_problems(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[str]:
+    problems = []
+    if configuration not in file.configurations:
+        problems.append(
+            f"configurations: lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
+        )
+    if file.image_reader_writer == SPACING_BESIDE:
+        problems.append(
+            f"image_reader_writer: {SPACING_BESIDE} takes voxel sizes from a JSON file beside each image, which autoseg does "
+            "not read, so it would resample images wrongly"
+        )
+    elif file.image_reader_writer not in READERS:
+        problems.append(
+            f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}"
+        )
+    channels = [] if dataset is None else [str(index) for index in range(len(dataset.channels))]
+    if dataset is not None and not set(channels) <= set(file.statistics):
+        problems.append(
+            f"foreground_intensity_properties_per_channel: has channels {sorted(file.statistics)}, "
+            f"but the dataset {channels}"
+        )
+    return problems
+
+
+def _needed(file: PlansFile, configuration: str) -> tuple[str, ...]:
+    """The configuration, the stage before it, and the one whose data it reads; where inheritance is wrong, itself alone."""
+    try:
+        previous = inherited(file.configurations, configuration).get("previous_stage")
+    except InheritanceError:
+        previous = None
+    if not isinstance(previous, str) or previous not in file.configurations:
+        return (configuration,)
+    data = file.configurations[configuration].get("inherits_from", configuration)
+    return tuple(dict.fromkeys((previous, data, configuration)))
+
+
+def _mirrored(plan: Plan, name: str, axes: Sequence[Axis] | None) -> Plan:
+    if axes is None:
+        return plan
+    changed = tuple(
+        each if each.name != name else each.model_copy(update={"mirror_axes": tuple(axes)})
+        for each in plan.configurations
+    )
+    return plan.model_copy(update={"configurations": changed})

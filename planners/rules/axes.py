@@ -1,9 +1,9 @@
-"""In which order the axes of the images are taken, so that slices are cut across the coarsest axis."""
+"""In which order the axes of the images are taken, and whether there are slices enough for 3D."""
 
 from __future__ import annotations
 
 from planners.decision import Decision
-from planners.geometry import Permutation, SourceShape, SourceSpacing
+from planners.geometry import Permutation, PlanShape, SourceShape, SourceSpacing
 from planners.wording import millimetres, voxels
 
 _COARSEST_FIRST: tuple[Permutation, ...] = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
@@ -47,4 +47,21 @@ def put_single_slice_first(axis: int, shape: SourceShape, spacing_mm: SourceSpac
         + "; 2D networks then see the whole slice",
         source="method 3.5 and decision record 0010",
         change="volumes with several slices would be planned in 3D",
+    )
+
+
+def decide_volumetric(shape: PlanShape) -> Decision[bool]:
+    """Whether 3D configurations are planned: not for a single slice along the first plan axis (method section 3.5)."""
+    if shape[0] == 1:
+        reason = (
+            f"the median case of {voxels(shape)} voxels is a single slice along its first axis, so only 2D is planned"
+        )
+    else:
+        reason = f"the median case has {shape[0]:g} slices, so 3D is planned beside 2D; cross-validation decides between them"
+    return Decision(
+        rule="candidates.volumetric",
+        value=shape[0] != 1,
+        reason=reason,
+        source="method 3.5",
+        change="single slices would be planned in 2D only" if shape[0] != 1 else "volumes would be planned in 3D too",
     )

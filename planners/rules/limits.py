@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from planners.bounds import MEMORY_GB, MOST_CASES, MOST_LABELS, MOST_VOXELS, SPACING_MM
 from planners.document import Issue
-from planners.fingerprint import Fingerprint
+from planners.fingerprint import MEMORY_GB, MOST_CASES, MOST_LABELS, MOST_VOXELS, SPACING_MM, Fingerprint
 from planners.geometry import SourceShape, SourceSpacing
 from planners.wording import millimetres
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from planners.decision import Decision
 from planners.fingerprint import ClassSize
 from planners.plan import Loss
-from planners.rules.trainability import SMALLEST_SUPERVISED
+from planners.rules.topology import SMALLEST_SUPERVISED
 from planners.topology import Topology
 
 RARE_SHARE = 1e-5

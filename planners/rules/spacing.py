@@ -1,15 +1,17 @@
-"""To which voxel size the dataset is resampled, and how large its median case then is."""
+"""To which voxel size the dataset is resampled and how, and how large its median case then is."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from planners.decision import Decision
 from planners.fingerprint import CaseSize
 from planners.geometry import SourceShape, SourceSpacing
+from planners.plan import Resampling
 from planners.wording import counted, millimetres, voxels
 
 ANISOTROPY = 3
@@ -127,3 +129,28 @@ def _single_slices(chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpac
 def _triple(values: np.ndarray) -> SourceSpacing:
     z, y, x = (float(value) for value in values)
     return SourceSpacing((z, y, x))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interpolation:
+    """One choice for each kind of array."""
+
+    image: Resampling
+    labels: Resampling
+    logits: Resampling
+
+
+def decide_interpolation() -> Decision[Interpolation]:
+    """Spline orders (method section 3.12); whether the coarse axis goes alone is seen in each case (4.4)."""
+    return Decision(
+        rule="interpolation.orders",
+        value=Interpolation(
+            image=Resampling(order=3, order_z=0),
+            labels=Resampling(order=1, order_z=0),
+            logits=Resampling(order=1, order_z=0),
+        ),
+        reason="images by cubic splines, label maps and logits linearly; where slices are more than 3 times thicker "
+        "than in-plane voxels each slice is resampled by itself and the nearest slice is taken across, "
+        "because nothing true can be interpolated between distant slices",
+        source="method 3.12 and 4.4",
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from planners.document import Document
 from planners.fingerprint import Fingerprint
 from planners.plan import Plan
-from planners.schedule import Schedule
+from planners.schedule.documents import Schedule
 
 DOCUMENTS: dict[str, type[Document]] = {"fingerprint": Fingerprint, "plan": Plan, "schedule": Schedule}
 """By the name of the file in a run folder, without its ending."""

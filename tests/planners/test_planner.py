@@ -29,7 +29,7 @@ from planners import (
     why_untrainable,
     write_document,
 )
-from planners.bounds import MEMORY_GB, MOST_CASES, MOST_VOXELS
+from planners.fingerprint import MEMORY_GB, MOST_CASES, MOST_VOXELS
 from planners.parts import TOPOLOGIES
 from planners.rules.topology import Pyramid
 from planners.topology import preset_names

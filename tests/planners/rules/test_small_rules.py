@@ -12,7 +12,6 @@ from planners.parts import TOPOLOGIES
 from planners.plan import Loss
 from planners.rules.axes import decide_axis_order, put_single_slice_first
 from planners.rules.intensity import decide_normalization
-from planners.rules.interpolation import decide_interpolation
 from planners.rules.loss import (
     RARE_SHARE,
     decide_batch_dice,
@@ -21,6 +20,7 @@ from planners.rules.loss import (
     find_rarity,
 )
 from planners.rules.memory import decide_memory_target, memory_budget
+from planners.rules.spacing import decide_interpolation
 from planners.topology import find_preset
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planners.plan import Plan
-from planners.schedule import Conditions, Schedule
-from planners.scheduling.budget import (
+from planners.schedule.candidates import preferred_configurations
+from planners.schedule.cost import measurements_of, seconds_for_steps, with_mirroring
+from planners.schedule.documents import Conditions, Schedule
+from planners.schedule.planning import (
     DEFAULT_CPU_BUDGET_S,
     FEWEST_STEPS,
     RESERVE_S,
     RESERVE_SHARE,
     budgeted_schedule,
+    follows_method,
     mirrored_configurations,
     saturates,
 )
-from planners.scheduling.candidates import preferred_configurations
-from planners.scheduling.cost import measurements_of, seconds_for_steps, with_mirroring
 
 FACTORS = (2, 4, 6, 12, 24, 48)
 """Times the budget, at which the rule is asked again."""
@@ -31,7 +32,7 @@ def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
     set a budget and none is assumed.
     """
     conditions = schedule.conditions
-    if conditions.budget_s is None and conditions.device == "cuda":
+    if follows_method(conditions):
         return None
     if not any(measurements_of(conditions, configuration.name) for configuration in preferred_configurations(plan)):
         return None  # a schedule made by hand, of configurations that the rule leaves out

@@ -1,0 +1,1 @@
+"""The schedule: what is trained for how long on which machine."""
