@@ -19,6 +19,7 @@ import re
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
@@ -29,9 +30,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pydicom
 import SimpleITK
-import skimage.io
+import tifffile
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
@@ -45,7 +47,7 @@ from autoseg.imaging.readers import (
     read_label_map,
     read_segments,
 )
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 
 MOST_SECONDS = 20
 """Of processor time. A read of these small files takes milliseconds; a worker that decodes has a limit of its own."""
@@ -54,7 +56,7 @@ BATCH = 100
 """Reads by one child: more hide which of them took the memory, fewer cost time for forks."""
 PROGRESS = 1000
 SHAPE = (5, 24, 20)
-SLOW = ("dicom-jpeg2000",)
+SLOW = ("dicom-jpeg2000", "tif-zstd", "tif-jpeg")
 """Seeds whose decoding starts a process each time."""
 
 
@@ -95,7 +97,7 @@ def make_seeds(folder: Path, real_data: Path | None) -> dict[str, Path]:
         itk(f"{ending}-colours", f"a.{ending}", colours, compress=True, vector=True)
     itk("png-16", "a.png", flat.astype(np.uint16) * 200, compress=True)
     itk("tif-pages", "a.tif", volume.astype(np.uint16), compress=True)
-    skimage.io.imsave(place("png-alpha", "a.png"), np.stack([flat, flat], -1), check_contrast=False)
+    pictures(place, flat, colours)
     for name, syntax in (("dicom", ExplicitVRLittleEndian), ("dicom-rle", RLELossless)):
         series = place(name, "s").parent
         made[name] = series
@@ -105,6 +107,30 @@ def make_seeds(folder: Path, real_data: Path | None) -> dict[str, Path]:
     if real_data is not None:
         add_real(real_data, place)
     return made
+
+
+def pictures(place: Callable[[str, str], Path], flat: NDArray, colours: NDArray) -> None:
+    """What tifffile, Pillow and imagecodecs read in different ways."""
+    pages = np.stack([flat] * 5).astype(np.uint16)
+    tifffile.imwrite(place("tif-lzw", "a.tif"), pages, compression="lzw", predictor=True)
+    tifffile.imwrite(place("tif-zstd", "a.tif"), flat, compression="zstd")
+    tifffile.imwrite(place("tif-jpeg", "a.tif"), colours, compression="jpeg", photometric="rgb")
+    tifffile.imwrite(
+        place("tif-tiles", "a.tif"), pages, planarconfig="separate", photometric="minisblack", tile=(16, 16)
+    )
+    tifffile.imwrite(place("tif-imagej", "a.tif"), pages, imagej=True, metadata={"axes": "CYX"})
+    tifffile.imwrite(place("tif-ome", "a.ome.tif"), pages, metadata={"axes": "CYX"})
+    tifffile.imwrite(place("tif-big", "a.tif"), pages, bigtiff=True, compression="zlib", byteorder=">")
+    PIL.Image.fromarray(np.stack([flat, flat], -1), mode="LA").save(place("png-alpha", "a.png"))
+    palette = PIL.Image.fromarray(flat % 4, mode="P")
+    palette.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 9, 9, 9])
+    palette.save(place("png-palette", "a.png"))
+    palette.save(place("bmp-palette", "a.bmp"))
+    PIL.Image.fromarray(flat > 99).save(place("bmp-1bit", "a.bmp"))
+    runs = bytes([20, 7, 0, 0]) * 24 + b"\0\1"
+    head = struct.pack("<IiiHHIIiiII", 40, 20, 24, 1, 8, 1, len(runs), 0, 0, 0, 0)
+    start = struct.pack("<2sIHHI", b"BM", 54 + 1024 + len(runs), 0, 0, 54 + 1024)
+    place("bmp-runs", "a.bmp").write_bytes(start + head + bytes(range(256)) * 4 + runs)
 
 
 def add_real(real_data: Path, place: Callable[[str, str], Path]) -> None:
@@ -307,7 +333,7 @@ def read_all(path: Path) -> list[NDArray]:
 def read_masks(path: Path) -> NDArray:
     """All segments of a file of segments as masks; `AutosegError` for other files."""
     if not is_segmentation(path):
-        raise AutosegError(f"{path} holds no segments; give a file of segments")
+        raise AutosegError(Issue(code="reader.no_segments", where=str(path), message="it holds no segments"))
     return np.array([segment.mask for segment in read_segments(path).segments])
 
 
@@ -322,9 +348,10 @@ def judge(path: Path, broken: Broken, sound: Sequence[NDArray]) -> Result:
     try:
         found = read_all(path)
     except AutosegError as error:
-        text = str(error)
-        outcome = "refused" if "\n" not in text and path.name.split(".")[0] in text else "a message without its file"
-        return Result(outcome, text[:300], processor_seconds() - begin)
+        (issue,) = error.issues
+        is_sound = Path(issue.where).is_relative_to(path.parent) and "\n" not in str(error)
+        outcome = "refused" if is_sound else "a message without its file"
+        return Result(outcome, f"{issue.code} {error}"[:300], processor_seconds() - begin)
     except Exception as error:
         return Result(f"raised {type(error).__name__}", traceback.format_exc()[-1500:], processor_seconds() - begin)
     same = any(np.array_equal(a, b, equal_nan=True) for a in found for b in sound)

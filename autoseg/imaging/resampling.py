@@ -1,34 +1,35 @@
-"""Bringing arrays to another number of voxels: splines as one small linear operator for each axis.
+"""Resampling of images, logits and label maps to another shape, by one operator per axis (method section 4.4).
 
-Spline interpolation, its prefilter included, is linear and separable, so resizing is one matrix product per axis
-(method section 4.4). The operators are banded: cost grows with the number of voxels, however long an axis is.
-Logits and label maps go slab by slab, one class at a time; no array with all classes at full size is ever made.
+Logits and label maps are processed slab by slab, one class at a time; no array with all classes at full size is ever made.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, spline_filter1d
+from scipy.ndimage import find_objects
 
+from autoseg.imaging.axis_operators import (
+    AxisOperator,
+    Floats,
+    apply_all,
+    apply_along,
+    axis_operator,
+    identity_operator,
+    restrict_inputs,
+    restrict_outputs,
+)
 from autoseg.issues import AutosegError, Issue
 from planners import Resampling
 
 Shape = tuple[int, int, int]
-Floats = NDArray[np.float32]
 
 MAX_ISOTROPIC_RATIO = 3.0
 """Largest spacing over smallest above which the coarse axis goes on its own (method section 4.3)."""
-PREFILTER_REACH = 16
-"""Neighbours that the cubic prefilter is followed to each side: what is left out is 0.268**16, below 1e-9."""
-NEGLIGIBLE_WEIGHT = 1e-9
-BLOCK_INPUTS = 48
-"""Input voxels that one block of an operator advances: long enough for fast products, short enough to stay banded."""
 SLAB_VOXELS = 2**20
 """Voxels of one class of one slab: 4 MB of scores, which stay in the caches while classes are compared."""
 SLABS = 32
@@ -38,32 +39,6 @@ MAX_CODES = 2**12
 """Label values that span less are used as they are; others are numbered first."""
 TIE_TOLERANCE = 1e-6
 """Scores of label indicators closer than this are a tie: the rounding of float32 products must not decide."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Output voxels [start, stop) as ``matrix`` (stop - start, last - first) times input voxels [first, last)."""
-
-    start: int
-    stop: int
-    first: int
-    last: int
-    matrix: Floats
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """How one axis is resampled: copied (no ``nearest``), by the nearest voxel (no ``blocks``), or by matrix blocks."""
-
-    old: int
-    new: int
-    nearest: NDArray[np.intp] | None = None
-    """Input voxel whose centre is nearest to each output voxel; halves go up."""
-    blocks: tuple[_Block, ...] = ()
-
-    @property
-    def is_copied(self) -> bool:
-        return self.nearest is None
 
 
 def decide_separate_axis(
@@ -104,7 +79,7 @@ def resample_image(image: NDArray[Any], shape: Shape, *, resampling: Resampling,
     """
     if tuple(image.shape[1:]) == tuple(shape):
         return image.astype(np.float32, copy=False)
-    axes = _axes(image.shape[1:], shape, resampling, separate_axis)
+    axes = _operators(image.shape[1:], shape, resampling, separate_axis)
     result = np.empty((len(image), *shape), np.float32)
     for channel, source in zip(result, image, strict=True):
         _resample_channel(source.astype(np.float32, copy=False), axes, resampling.order, separate_axis, channel)
@@ -122,18 +97,16 @@ def resample_labels(
     """
     if tuple(labels.shape) == tuple(shape):
         return labels
-    axes = _axes(labels.shape, shape, resampling, separate_axis)
+    axes = _operators(labels.shape, shape, resampling, separate_axis)
     if separate_axis is None:
         return _vote(labels, axes, resampling.order)
-    in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
     # whole slices are picked or voted on: along the shrinking axis first means fewer slices to vote in
     across = axes[separate_axis]
     if resampling.order_z == 0 and across.nearest is not None and across.new < across.old:
         labels = np.take(labels, across.nearest, axis=separate_axis)
-        in_plane = tuple(_copied(labels.shape[i]) if i == separate_axis else axis for i, axis in enumerate(axes))
-        return _vote(labels, in_plane, resampling.order)
-    labels = _vote(labels, in_plane, resampling.order)
-    only_across = tuple(across if i == separate_axis else _copied(labels.shape[i]) for i in range(3))
+        return _vote(labels, _in_plane(axes, separate_axis, size=across.new), resampling.order)
+    labels = _vote(labels, _in_plane(axes, separate_axis, size=across.old), resampling.order)
+    only_across = tuple(across if i == separate_axis else identity_operator(labels.shape[i]) for i in range(3))
     return _vote(labels, only_across, resampling.order_z)
 
 
@@ -246,149 +219,23 @@ def _unsigned_type(largest: int) -> type[np.uint8] | type[np.uint16]:
     return np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16
 
 
-# --- operators ---
+# --- images and logits ---
 
 
-def _axes(
+def _operators(
     old: tuple[int, ...], new: tuple[int, ...], resampling: Resampling, separate_axis: int | None
-) -> tuple[_Axis, ...]:
+) -> tuple[AxisOperator, ...]:
     orders = [resampling.order_z if axis == separate_axis else resampling.order for axis in range(3)]
-    return tuple(_axis(n, m, order) for n, m, order in zip(old, new, orders, strict=True))
+    return tuple(axis_operator(n, m, order) for n, m, order in zip(old, new, orders, strict=True))
 
 
-def _copied(size: int) -> _Axis:
-    return _Axis(size, size)
-
-
-def _axis(old: int, new: int, order: int) -> _Axis:
-    """The operator from ``old`` to ``new`` voxels: half-pixel centres, edges replicated, float64 until it is built."""
-    if old == new:
-        return _copied(old)
-    positions = (np.arange(new, dtype=np.float64) + 0.5) * (old / new) - 0.5
-    nearest = np.clip(np.floor(positions + 0.5).astype(np.intp), 0, old - 1)
-    if order == 0:
-        return _Axis(old, new, nearest)
-    step = max(1, round(BLOCK_INPUTS * new / old))
-    starts = range(0, new, step)
-    return _Axis(old, new, nearest, tuple(_block(positions, i, min(i + step, new), old, order) for i in starts))
-
-
-def _block(positions: NDArray[np.float64], start: int, stop: int, old: int, order: int) -> _Block:
-    """Output voxels [start, stop) of an operator: basis functions at the positions, behind the prefilter."""
-    here = positions[start:stop]
-    reach = 1 if order == 1 else PREFILTER_REACH + 2
-    lowest, highest = math.floor(here[0]) - reach, math.ceil(here[-1]) + reach
-    matrix = _basis(here[:, None] - np.arange(lowest, highest + 1), order)
-    if order == 3:
-        identity = np.eye(highest - lowest + 1)
-        matrix = matrix @ spline_filter1d(identity, order=3, axis=0, mode="mirror")
-    return _fold_edges(matrix, lowest, start, stop, old)
-
-
-def _basis(distance: NDArray[np.float64], order: int) -> NDArray[np.float64]:
-    """B-spline of order 1 or 3 at a distance in voxels."""
-    distance = np.abs(distance)
-    if order == 1:
-        return np.maximum(1 - distance, 0.0)
-    inner = 2 / 3 - distance**2 + distance**3 / 2
-    outer = np.maximum(2 - distance, 0.0) ** 3 / 6
-    return np.where(distance < 1, inner, outer)
-
-
-def _fold_edges(matrix: NDArray[np.float64], lowest: int, start: int, stop: int, old: int) -> _Block:
-    """Give the weights of voxels beyond the edge to the edge voxel, which stands for them all."""
-    columns = np.clip(np.arange(lowest, lowest + matrix.shape[1]), 0, old - 1)
-    first, last = int(columns[0]), int(columns[-1]) + 1
-    folded = np.zeros((stop - start, last - first))
-    np.add.at(folded.T, columns - first, matrix.T)
-    folded[np.abs(folded) < NEGLIGIBLE_WEIGHT] = 0
-    folded /= folded.sum(axis=1, keepdims=True)  # constants stay constant to the last bit of the band's cut
-    return _Block(start, stop, first, last, folded.astype(np.float32))
-
-
-def _rows(axis: _Axis, start: int, stop: int) -> tuple[int, int, _Axis]:
-    """The input range that outputs [start, stop) need, and the operator between the two."""
-    if axis.nearest is None:
-        return start, stop, _copied(stop - start)
-    nearest = axis.nearest[start:stop]
-    if not axis.blocks:
-        first, last = int(nearest[0]), int(nearest[-1]) + 1
-        return first, last, _Axis(last - first, stop - start, nearest - first)
-    blocks = [_cut_rows(block, start, stop) for block in axis.blocks if block.stop > start and block.start < stop]
-    first, last = min(block.first for block in blocks), max(block.last for block in blocks)
-    moved = tuple(_Block(b.start - start, b.stop - start, b.first - first, b.last - first, b.matrix) for b in blocks)
-    return first, last, _Axis(last - first, stop - start, nearest - first, moved)
-
-
-def _cut_rows(block: _Block, start: int, stop: int) -> _Block:
-    """The part of a block that gives outputs [start, stop), with the inputs that these need."""
-    upper, lower = max(block.start, start), min(block.stop, stop)
-    matrix = block.matrix[upper - block.start : lower - block.start]
-    needed = np.flatnonzero(matrix.any(axis=0))
-    left, right = int(needed[0]), int(needed[-1]) + 1
-    return _Block(upper, lower, block.first + left, block.first + right, matrix[:, left:right])
-
-
-def _columns(axis: _Axis, first: int, last: int) -> tuple[int, int, _Axis]:
-    """The output range that inputs [first, last) reach, and the operator between the two."""
-    if axis.nearest is None:
-        return first, last, _copied(last - first)
-    if not axis.blocks:
-        start, stop = (int(i) for i in np.searchsorted(axis.nearest, (first, last)))
-        return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first)
-    cut = [block for block in (_cut_columns(b, first, last) for b in axis.blocks) if block is not None]
-    if not cut:  # shrinking steps over some voxels
-        return 0, 0, _Axis(last - first, 0, axis.nearest[:0])
-    start, stop = cut[0].start, cut[-1].stop
-    blocks = tuple(_Block(b.start - start, b.stop - start, b.first, b.last, b.matrix) for b in cut)
-    return start, stop, _Axis(last - first, stop - start, axis.nearest[start:stop] - first, blocks)
-
-
-def _cut_columns(block: _Block, first: int, last: int) -> _Block | None:
-    left, right = max(block.first, first), min(block.last, last)
-    if left >= right:
-        return None
-    matrix = block.matrix[:, left - block.first : right - block.first]
-    reached = np.flatnonzero(matrix.any(axis=1))
-    if not len(reached):
-        return None
-    upper, lower = int(reached[0]), int(reached[-1]) + 1
-    return _Block(block.start + upper, block.start + lower, left - first, right - first, matrix[upper:lower])
-
-
-# --- applying them ---
-
-
-def _apply(array: Floats, axis: int, operator: _Axis) -> Floats:
-    """``operator`` along one axis of a 3D array."""
-    if operator.nearest is None:
-        return array
-    if not operator.blocks:
-        return np.take(array, operator.nearest, axis=axis)
-    shape = (*array.shape[:axis], operator.new, *array.shape[axis + 1 :])
-    outer, inner = math.prod(array.shape[:axis]), math.prod(array.shape[axis + 1 :])
-    result = np.empty(shape, np.float32)
-    source = np.ascontiguousarray(array).reshape(outer, operator.old, inner)
-    target = result.reshape(outer, operator.new, inner)
-    for block in operator.blocks:
-        if inner == 1:
-            np.matmul(
-                source[:, block.first : block.last, 0], block.matrix.T, out=target[:, block.start : block.stop, 0]
-            )
-        else:
-            np.matmul(block.matrix, source[:, block.first : block.last], out=target[:, block.start : block.stop])
-    return result
-
-
-def _apply_all(array: Floats, axes: tuple[_Axis, ...]) -> Floats:
-    """All operators, those that shrink first, so that fewer voxels meet the others."""
-    for axis in sorted(range(3), key=lambda i: axes[i].new / axes[i].old):
-        array = _apply(array, axis, axes[axis])
-    return array
+def _in_plane(axes: tuple[AxisOperator, ...], separate_axis: int, *, size: int) -> tuple[AxisOperator, ...]:
+    """The operators with the separate axis, of ``size`` voxels, left as it is."""
+    return (*axes[:separate_axis], identity_operator(size), *axes[separate_axis + 1 :])
 
 
 def _resample_channel(
-    source: Floats, axes: tuple[_Axis, ...], order: int, separate_axis: int | None, target: Floats
+    source: Floats, axes: tuple[AxisOperator, ...], order: int, separate_axis: int | None, target: Floats
 ) -> None:
     """One channel into ``target``; slices (separate) or the whole are clipped to their own range."""
     over = None if separate_axis is None else tuple(i for i in range(3) if i != separate_axis)
@@ -400,14 +247,14 @@ def _resample_channel(
     else:
         offset = np.float32(0)
     if separate_axis is None:
-        result = _apply_all(source, axes)
+        result = apply_all(source, axes)
         np.clip(result, low, high, out=target) if order > 1 else np.copyto(target, result)
     else:
-        in_plane = tuple(_copied(a.old) if i == separate_axis else a for i, a in enumerate(axes))
-        result = _apply_all(source, in_plane)
+        in_plane = _in_plane(axes, separate_axis, size=axes[separate_axis].old)
+        result = apply_all(source, in_plane)
         if order > 1:
             result = np.clip(result, low, high, out=None if result is source else result)
-        np.copyto(target, _apply(result, separate_axis, axes[separate_axis]))
+        np.copyto(target, apply_along(result, separate_axis, axes[separate_axis]))
     if offset:
         target += offset
 
@@ -427,11 +274,11 @@ def _logit_slabs(
     logits: NDArray[Any], shape: Shape, resampling: Resampling, separate_axis: int | None
 ) -> Iterator[tuple[slice, Iterator[Floats]]]:
     """For each slab its rows and, class by class, the resampled logits (rows, shape[1], shape[2]), fresh arrays."""
-    axes = _axes(logits.shape[1:], shape, resampling, separate_axis)
+    axes = _operators(logits.shape[1:], shape, resampling, separate_axis)
     # linear weights stay within the range of values; cubic ones leave it and would need the range of each channel
     ranges = _value_ranges(logits, separate_axis) if resampling.order > 1 else None
     for rows in _slab_rows(shape):
-        first, last, operator = _rows(axes[0], rows.start, rows.stop)
+        first, last, operator = restrict_outputs(axes[0], rows.start, rows.stop)
         yield (
             rows,
             _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last)),
@@ -445,7 +292,7 @@ def _value_ranges(logits: NDArray[Any], separate_axis: int | None) -> tuple[NDAr
 
 def _class_slabs(
     logits: NDArray[Any],
-    axes: tuple[_Axis, ...],
+    axes: tuple[AxisOperator, ...],
     separate_axis: int | None,
     ranges: tuple[NDArray[Any], NDArray[Any]] | None,
     rows: slice,
@@ -453,21 +300,21 @@ def _class_slabs(
     for k in range(len(logits)):
         source = logits[k].astype(np.float32)
         if ranges is None:
-            yield _apply_all(source, axes)
+            yield apply_all(source, axes)
             continue
         low, high = (limit[k] if limit.shape[1] == 1 else limit[k, rows] for limit in ranges)
         if separate_axis is None:
-            yield np.clip(_apply_all(source, axes), low, high)
+            yield np.clip(apply_all(source, axes), low, high)
             continue
-        in_plane = tuple(_copied(a.old) if i == separate_axis else a for i, a in enumerate(axes))
-        clipped = np.clip(_apply_all(source, in_plane), low, high)
-        yield _apply(clipped, separate_axis, axes[separate_axis])
+        in_plane = _in_plane(axes, separate_axis, size=axes[separate_axis].old)
+        clipped = np.clip(apply_all(source, in_plane), low, high)
+        yield apply_along(clipped, separate_axis, axes[separate_axis])
 
 
 # --- label maps ---
 
 
-def _vote(labels: NDArray[Any], axes: tuple[_Axis, ...], order: int) -> NDArray[Any]:
+def _vote(labels: NDArray[Any], axes: tuple[AxisOperator, ...], order: int) -> NDArray[Any]:
     """The label with the largest resampled indicator, slab by slab."""
     if order == 0 or all(axis.is_copied for axis in axes):
         return _nearest(labels, axes)
@@ -478,14 +325,14 @@ def _vote(labels: NDArray[Any], axes: tuple[_Axis, ...], order: int) -> NDArray[
     along = int(math.prod(result.shape[1:]) > _slab_voxels(result.shape) and result.shape[1] > result.shape[0])
     before = (slice(None),) * along
     for rows in _slab_rows(result.shape, along):
-        first, last, operator = _rows(axes[along], rows.start, rows.stop)
+        first, last, operator = restrict_outputs(axes[along], rows.start, rows.stop)
         slab = codes[(*before, slice(first, last))].astype(np.int32, order="C") - lowest
         winner = _vote_in_slab(slab, (*axes[:along], operator, *axes[along + 1 :]), order)
         result[(*before, rows)] = values[winner]
     return result
 
 
-def _nearest(labels: NDArray[Any], axes: tuple[_Axis, ...]) -> NDArray[Any]:
+def _nearest(labels: NDArray[Any], axes: tuple[AxisOperator, ...]) -> NDArray[Any]:
     for i, axis in enumerate(axes):
         if axis.nearest is not None:
             labels = np.take(labels, axis.nearest, axis=i)
@@ -501,7 +348,7 @@ def _compact(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return codes.reshape(labels.shape), values
 
 
-def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[_Axis, ...], order: int) -> NDArray[np.int32]:
+def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[AxisOperator, ...], order: int) -> NDArray[np.int32]:
     """Winning codes of one slab. Each class is resampled only where its bounding box reaches.
 
     Linear indicators add up to one, so the most frequent class gets what the others leave.
@@ -518,12 +365,12 @@ def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[_Axis, ...], order: int)
     for code in present:
         if code == rest:
             continue
-        reached = [_columns(axis, side.start, side.stop) for axis, side in zip(axes, boxes[code], strict=True)]
+        reached = [restrict_inputs(axis, side.start, side.stop) for axis, side in zip(axes, boxes[code], strict=True)]
         region = tuple(slice(start, stop) for start, stop, _ in reached)
         if not winner[region].size:
             continue
         indicator = (codes[boxes[code]] == code).astype(np.float32)
-        scores = np.clip(_apply_all(indicator, tuple(axis for _, _, axis in reached)), 0, 1)
+        scores = np.clip(apply_all(indicator, tuple(axis for _, _, axis in reached)), 0, 1)
         total[region] += scores
         scores += (nearest[region] == code) * np.float32(2 * TIE_TOLERANCE)
         better = scores > best[region] + TIE_TOLERANCE

@@ -222,9 +222,9 @@ def test_slabs_across_the_second_axis_give_the_same(monkeypatch: pytest.MonkeyPa
 
 
 def test_cost_of_an_operator_grows_linearly_with_its_axis() -> None:
-    from autoseg.imaging.resampling import _axis
+    from autoseg.imaging.axis_operators import axis_operator
 
     def weights(n: int) -> int:
-        return sum(block.matrix.size for block in _axis(n, 2 * n, 3).blocks)
+        return sum(block.matrix.size for block in axis_operator(n, 2 * n, 3).blocks)
 
     assert weights(4000) < 11 * weights(400)
