@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from autoseg.api import select as select
     from autoseg.api import submit as submit
     from autoseg.api import train as train
+    from autoseg.imaging.image import Image as Image
+    from autoseg.imaging.readers import read_image as read_image
     from autoseg.inference.predictor import Predictor as Predictor
     from autoseg.issues import AutosegError as AutosegError
     from autoseg.issues import Issue as Issue
@@ -30,10 +32,12 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "AutosegError": "autoseg.issues",
+    "Image": "autoseg.imaging.image",
     "Issue": "autoseg.issues",
     "Predictor": "autoseg.inference.predictor",
     "Run": "autoseg.stages.run",
     "Settings": "autoseg.settings",
+    "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(
         ("check", "evaluate", "fingerprint", "plan", "predict", "preprocess", "run", "select", "submit", "train"),
         "autoseg.api",
