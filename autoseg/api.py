@@ -118,6 +118,7 @@ def check(
             Path(dataset),
             layout=layout,
             spec=None if spec is None else Path(spec),
+            exclude=exclude,
             num_workers=num_workers,
             reporter=reporter,
         )
@@ -139,13 +140,13 @@ def _check_unlabelled(
     """The report on the images of a folder in which nothing is labelled; None where ``error`` says something else."""
     from autoseg.data.checks import check_images
     from autoseg.data.checks.report import images_report
-    from autoseg.data.discovery.unlabelled import NothingLabelledError, find_loose_images
+    from autoseg.data.discovery.unlabelled import UNLABELLED, find_loose_images
 
-    images = find_loose_images(dataset) if isinstance(error, NothingLabelledError) else []
-    if not images or not isinstance(error, NothingLabelledError):
+    images = find_loose_images(dataset) if error.codes == (UNLABELLED,) else []
+    if not images:
         return None
     found = check_images(images, num_workers=num_workers, reporter=reporter)
-    return images_report(dataset, images, found, elsewhere=error.elsewhere)
+    return images_report(dataset, images, found, fix=error.issues[0].fix)
 
 
 def predict(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from autoseg.imaging.readers import split_part
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.wording import NUM_SHOWN, count_noun, shorten
 from planners import PROSE, Document, Labels
 
@@ -34,11 +34,11 @@ class Case(Document):
     masks: tuple[MaskFile, ...] = ()
     """One mask for each class that this case shows, in the order of classes; a class without one is absent."""
     annotated: tuple[str, ...] | None = None
-    """Classes that somebody looked for in this case; none: all. Of the others nothing is known, not even absence."""
+    """Classes that were annotated in this case; none: all. The others may be present without being labelled."""
     group: str | None = None
     """Cases of one group (patient) stay together in splits."""
     content: str | None = None
-    """Hash of the content of all its files; none where nobody has read them."""
+    """Hash of the content of all its files; none before they were read."""
 
     @property
     def is_labelled(self) -> bool:
@@ -53,7 +53,7 @@ class Case(Document):
 
     @property
     def parts(self) -> list[tuple[str, str | None]]:
-        """What of files that hold several things is meant by which channel or class; none: all of it."""
+        """For each channel and class, the part of its file that is used, such as a segment; none: all of it."""
         named = [*(("image", image) for image in self.images), *((mask.label, mask.file) for mask in self.masks)]
         return [(name, split_part(Path(path))[1]) for name, path in named]
 
@@ -73,7 +73,7 @@ class LabelCoding(Document):
     later_wins: bool = False
     """Where masks overlap, the later class wins; else every combination that occurs has a value of its own."""
     threshold: int | None = None
-    """Label files hold greys: from this value on a voxel belongs to the structure."""
+    """Label files hold grey values: from this one on a voxel belongs to the structure."""
     mask_value: int = 1
     """Value inside the user's mask files: predictions are written the same way."""
 
@@ -85,11 +85,11 @@ class DatasetDescription(Document):
     name: str
     root: str
     layout: str
-    """Name of the layout that was recognised, or of the spec file."""
+    """Name of the layout, or of the spec file."""
     layout_title: str = ""
-    """The same in words."""
+    """Its title."""
     known: str | None = None
-    """Title of the public dataset that it is recognised as."""
+    """Title of the public dataset that it is; none: no known one."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: Labels
     file_values: tuple[int, ...]
@@ -106,19 +106,19 @@ class DatasetDescription(Document):
     test: tuple[Case, ...] = ()
     """Unlabelled cases, sorted by id."""
     unpaired_images: tuple[str, ...] = ()
-    """Training image files without labels, as absolute paths: no case, but the check looks at their voxels."""
+    """Training images without labels, as absolute paths: not cases, but checked with them."""
     unpaired_labels: tuple[str, ...] = ()
-    """Label files without an image, as absolute paths: no case, but the check compares them with the others."""
+    """Label files without an image, as absolute paths: not cases, but compared with their labels."""
     issues: Annotated[tuple[Issue, ...], PROSE] = ()
-    """What the check noticed."""
+    """What discovery and check found."""
     left_out: tuple[str, ...] = ()
-    """Ids of cases and names of files that were left out because of an error (``--skip-bad``), sorted."""
+    """Ids of cases and names of files that are not used, because of an error (``--skip-bad``) or by name (``--exclude``), sorted."""
     content: str | None = None
-    """Hash of the content of all cases; none where nobody has read them."""
+    """Hash of the content of all cases; none before they were read."""
 
     @property
     def coding(self) -> LabelCoding:
-        """All that reading the labels of a case takes."""
+        """How to read and write the labels of its cases."""
         return LabelCoding(
             labels=self.labels,
             file_values=self.file_values,
@@ -146,44 +146,36 @@ def describe_dataset(dataset: DatasetDescription) -> str:
     return f"{cases}{of}{test}, {channels}, {labels}{ignore}: {dataset.layout_title or dataset.layout}"
 
 
-def leave_out_bad(dataset: DatasetDescription, findings: Sequence[Issue]) -> DatasetDescription:
-    """The dataset without the cases that have an error, which are named in ``left_out``; ``findings`` are kept with it.
+def leave_out_bad(dataset: DatasetDescription, issues: Sequence[Issue]) -> DatasetDescription:
+    """The dataset without the training and test cases that have an error; ``issues`` are kept with it.
 
-    Unlabelled cases are left out alike. Files that belong to no case (an image without a label map) are named too. Errors
-    of the dataset as a whole stay: see `errors_that_remain`. Raises `AutosegError` where no labelled case would be left.
+    ``left_out`` names them, and files that belong to no case (an image without a label map) as well. Errors of the
+    dataset as a whole remain: `errors_of_dataset`. Raises `AutosegError` where no labelled case is left.
     """
-    bad = {finding.case for finding in findings if finding.severity == "error" and finding.case is not None}
+    bad = {issue.case for issue in issues if issue.severity == "error" and issue.case is not None}
     training = tuple(case for case in dataset.training if case.case_id not in bad)
     if not training:
+        found = f"all {count_noun(len(dataset.training), 'labelled case')} have errors"
         raise AutosegError(
-            f"{dataset.root}: every one of the {len(dataset.training)} labelled cases has an error, so none would be left; "
-            "mend what autoseg check reports"
+            Issue(code="case.none_left", where=dataset.root, message=found, fix="fix what autoseg check reports")
         )
+    note = Issue(
+        code="case.left_out",
+        severity="note",
+        where=dataset.root,
+        message=f"{count_noun(len(bad), 'case')} left out because of errors (--skip-bad): {', '.join(sorted(bad))}",
+        fix="fix them and run without --skip-bad to use them",
+    )
     return dataset.model_copy(
         update={
             "training": training,
             "test": tuple(case for case in dataset.test if case.case_id not in bad),
-            "left_out": tuple(sorted(bad)),
-            "issues": (*findings, *_note(dataset, sorted(bad))),
+            "left_out": tuple(sorted({*dataset.left_out, *bad})),
+            "issues": (*issues, note) if bad else tuple(issues),
         }
     )
 
 
-def errors_that_remain(findings: Sequence[Issue]) -> list[Issue]:
-    """Errors of the dataset as a whole, which leaving cases out does not mend."""
-    return [finding for finding in findings if finding.severity == "error" and finding.case is None]
-
-
-def _note(dataset: DatasetDescription, bad: Sequence[str]) -> list[Issue]:
-    if not bad:
-        return []
-    return [
-        Issue(
-            code=UNNAMED,
-            severity="note",
-            case=None,
-            where=dataset.root,
-            message=f"left out because of errors (--skip-bad), {len(bad)} of them: {', '.join(bad)}",
-            fix="mend these cases, and run without --skip-bad to use them",
-        )
-    ]
+def errors_of_dataset(issues: Sequence[Issue]) -> list[Issue]:
+    """Errors of the dataset as a whole, which leaving cases out does not fix."""
+    return [issue for issue in issues if issue.severity == "error" and issue.case is None]

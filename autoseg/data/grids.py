@@ -1,4 +1,4 @@
-"""Compares the grids of two image files and says in words how they differ."""
+"""Compares the grids of two images and describes their differences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autoseg.imaging.readers import ImageHeader
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridTolerances:
-    """How far two grids may be apart and still count as the same."""
+    """How much two grids may differ and still count as the same."""
 
     spacing: float
     """Relative, on each axis."""
@@ -30,27 +30,27 @@ or direction is a quarter of a voxel at the end of 256, a tenth of a voxel in or
 
 
 def fits_grid(label: ImageHeader, image: Geometry) -> bool:
-    """Whether a label map lies on the grid of an image, stored in whichever orientation, or on a part of it where it may."""
+    """Whether a label map lies on the grid of an image in any orientation, or on a part of it where its format allows that."""
     if label.may_be_part:
-        return part_indices(turned_grid(label.geometry), turned_grid(image)) is not None
-    return not turned_differences(label.geometry, image)
+        return part_indices(canonical_grid(label.geometry), canonical_grid(image)) is not None
+    return not oriented_differences(label.geometry, image)
 
 
-def turned_differences(found: Geometry, expected: Geometry) -> tuple[str, ...]:
-    """`grid_differences` with the tolerances `SAME_GRID`, once both grids are turned to canonical axes."""
-    return grid_differences(turned_grid(found), turned_grid(expected), SAME_GRID)
+def oriented_differences(found: Geometry, expected: Geometry) -> tuple[str, ...]:
+    """`grid_differences` with the tolerances `SAME_GRID`, with both grids in canonical axes."""
+    return grid_differences(canonical_grid(found), canonical_grid(expected), SAME_GRID)
 
 
-def turned_grid(geometry: Geometry) -> Geometry:
-    """The grid of an array turned to canonical axes."""
+def canonical_grid(geometry: Geometry) -> Geometry:
+    """The grid in canonical axes."""
     return canonical_geometry(geometry, canonical_orientation(geometry))
 
 
 def grid_differences(found: Geometry, expected: Geometry, tolerances: GridTolerances) -> tuple[str, ...]:
-    """Each difference as ``what it is instead of what was expected``; empty where the grids are the same.
+    """Each difference as ``size A voxels instead of B``; empty if the grids are the same.
 
     Sizes are always compared; spacing, origin and direction only where both files store them. Sizes and spacings are
-    said in the order z, y, x, origins in x, y, z as files store them.
+    given in the order z, y, x, origins in x, y, z as files store them.
     """
     differences = []
     if found.shape != expected.shape:
@@ -76,7 +76,7 @@ def _product(shape: Sequence[int]) -> str:
 
 
 def _numbers(values: Sequence[float]) -> str:
-    """Numbers with as many digits as it takes to see a small difference."""
+    """Numbers with enough digits to show a small difference."""
     return "(" + ", ".join(f"{value:.7g}" for value in values) + ")"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import Segmentation, read_label_map, read_segments, split_part
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun, shorten
 
+WHITE = 255
+"""Inside of the masks that image editors save."""
 TABLE_SIZE = 2**16
 """Largest span of file values that is mapped through a table; wider ones are searched."""
 
@@ -22,7 +25,7 @@ TABLE_SIZE = 2**16
 def to_internal(array: NDArray[np.integer[Any]], file_values: Sequence[int]) -> NDArray[np.int16]:
     """Internal values (int16, same shape) of an array with file values; ``file_values[i]`` stands for i.
 
-    Raises `AutosegError` that lists the values which are not among ``file_values``, with their number of voxels.
+    Raises `AutosegError` (``labels.undeclared_value``) for values that are not among ``file_values``.
     """
     if array.size == 0:
         return array.astype(np.int16)
@@ -39,17 +42,24 @@ def to_internal(array: NDArray[np.integer[Any]], file_values: Sequence[int]) -> 
         place = np.searchsorted(ascending, array).clip(max=len(ascending) - 1)
         result = np.where(ascending[place] == array, order[place], -1).astype(np.int16)
     if int(result.min()) < 0:
-        _refuse_unknown(array[result < 0], file_values)
+        _refuse_undeclared(array[result < 0], file_values)
     return result
 
 
-def _refuse_unknown(unknown: NDArray[np.integer[Any]], file_values: Sequence[int]) -> None:
-    values, counts = np.unique(unknown, return_counts=True)
-    shown = ", ".join(f"{value} ({count} voxels)" for value, count in zip(values[:10], counts[:10], strict=True))
-    more = f" and {len(values) - 10} more" if len(values) > 10 else ""
-    raise AutosegError(
-        f"label values {shown}{more} are not declared; declared are {', '.join(map(str, file_values))}: "
-        "correct the label map, or declare the values in the dataset's labels"
+def _refuse_undeclared(values: NDArray[np.integer[Any]], file_values: Sequence[int]) -> None:
+    undeclared = dict(zip(*(found.tolist() for found in np.unique(values, return_counts=True)), strict=True))
+    raise AutosegError(undeclared_values(undeclared, file_values))
+
+
+def undeclared_values(counts: Mapping[int, int], file_values: Sequence[int], **fields: Any) -> Issue:
+    """The issue about values that are not declared, with their numbers of voxels; ``fields`` are others of the issue."""
+    shown = shorten([f"{value} ({count_noun(count, 'voxel')})" for value, count in counts.items()])
+    declared = ", ".join(map(str, file_values))
+    return Issue(
+        code="labels.undeclared_value",
+        message=f"undeclared label values: {shown}; declared are {declared}",
+        fix="correct the label map, or declare the values in the dataset's labels",
+        **{"where": "labels", **fields},
     )
 
 
@@ -62,7 +72,14 @@ def to_file_values(array: NDArray[np.integer[Any]], file_values: Sequence[int]) 
             table: NDArray[np.integer[Any]] = np.asarray(file_values, kind)
             values: NDArray[np.integer[Any]] = table[array]
             return values
-    raise AutosegError(f"label values from {low} to {high} fit into no integer type; use smaller values")
+    raise AutosegError(
+        Issue(
+            code="labels.value_range",
+            where="labels",
+            message=f"values from {low} to {high} do not fit any integer type",
+            fix="use smaller values",
+        )
+    )
 
 
 Combination = frozenset[str]
@@ -74,7 +91,7 @@ def read_case_labels(
 ) -> LabelMap:
     """Labels (Z, Y, X) of a case, int16, with internal values.
 
-    Turned to the grid ``onto``, the geometry of the image; with none, in the axes of the label file. Where the case is
+    Reoriented to the grid ``onto``, the geometry of the image; without it, in the axes of the label file. Where the case is
     annotated for some classes only and the dataset has an ignore label, background becomes ignored: it may hold any of
     the other classes. ``missing_as_ignore=False`` leaves it, as scoring the annotated classes needs it.
 
@@ -85,7 +102,7 @@ def read_case_labels(
     try:
         array = found.array.astype(np.int16) if coding.classes else to_internal(found.array, coding.file_values)
     except AutosegError as error:
-        raise AutosegError(f"{case.label}: {error}") from error
+        raise AutosegError(*(issue.model_copy(update={"where": case.label}) for issue in error.issues)) from error
     ignore = coding.labels.ignore
     if missing_as_ignore and ignore is not None and is_partly_annotated(case, coding):
         array[array == 0] = ignore
@@ -95,7 +112,7 @@ def read_case_labels(
 def read_file_labels(case: Case, coding: LabelCoding, *, onto: Geometry | None = None) -> LabelMap:
     """Labels (Z, Y, X) of a case with the values of the file; of masks, with internal values.
 
-    Greys of a dataset with a threshold have become its one foreground value. Nothing is said of undeclared values.
+    Grey values of a dataset with a threshold become its foreground value. Undeclared values are returned as they are.
     """
     if case.masks:
         return _combined(case, coding, onto)
@@ -110,7 +127,7 @@ def read_file_labels(case: Case, coding: LabelCoding, *, onto: Geometry | None =
 
 
 def is_partly_annotated(case: Case, coding: LabelCoding) -> bool:
-    """Whether nothing is known of some class in this case."""
+    """Whether some class was not annotated in this case."""
     return case.annotated is not None and not {label.name for label in coding.labels.classes} <= set(case.annotated)
 
 
@@ -135,10 +152,10 @@ def read_mask(
     onto: Geometry | None = None,
     opened: dict[Path, Segmentation] | None = None,
 ) -> tuple[NDArray[np.bool_], Geometry]:
-    """Where a class is: bool (Z, Y, X), turned to ``onto`` if given, and the geometry that it then has.
+    """Where a class is: bool (Z, Y, X), reoriented to ``onto`` if given, and its geometry.
 
-    Files of segments that are in ``opened`` are not read again, others are added to it. Raises `AutosegError` where there are
-    several values besides 0 and no threshold says which of them are inside.
+    ``opened`` caches files of segments. Raises `AutosegError` where the file has several values besides 0 and there is no
+    threshold.
     """
     label_map = _aligned(Path(mask.file), _read_segment(Path(mask.file), {} if opened is None else opened), onto)
     array = label_map.array
@@ -153,16 +170,20 @@ def read_mask(
     return inside, label_map.geometry
 
 
-def _several_values(file: str, values: NDArray[Any]) -> str:
-    shown = ", ".join(str(value) for value in values[:8]) + (" ..." if len(values) > 8 else "")
-    if int(values.max()) == 255:
-        return (
-            f"{file} has greys between 0 and 255 ({shown}), but a mask has one value inside; save it as a mask, or give "
-            "a spec file with threshold = 128 (--spec)"
+def _several_values(file: str, values: NDArray[Any]) -> Issue:
+    shown = shorten([str(value) for value in values])
+    if int(values.max()) == WHITE:
+        return Issue(
+            code="labels.grey_values",
+            where=file,
+            message=f"grey values between 0 and {WHITE} ({shown}) in the mask of a class",
+            fix="save a binary mask, or set threshold = 128 in a spec file (--spec)",
         )
-    return (
-        f"{file} has the values {shown} besides 0, but a mask of one class has one; give one file for each class, or a "
-        "spec file that takes this file as a label map (--spec)"
+    return Issue(
+        code="labels.mask_values",
+        where=file,
+        message=f"values {shown} besides 0, but the mask of a class has only one",
+        fix="give one file for each class, or a spec file that takes this file as a label map (--spec)",
     )
 
 
@@ -171,10 +192,13 @@ def _combined(case: Case, coding: LabelCoding, onto: Geometry | None) -> LabelMa
     known = combination_values(coding)
     unknown = [names for names in combinations if names not in known]
     if unknown:
-        shown = " and ".join(sorted(unknown[0]))
         raise AutosegError(
-            f"{case.masks[0].file}: {shown} overlap, which they did in no case when the dataset was looked "
-            "through; run autoseg check again"
+            Issue(
+                code="labels.new_overlap",
+                where=case.masks[0].file,
+                message=f"{' and '.join(sorted(unknown[0]))} overlap, but did not in any case when the dataset was found",
+                fix="run autoseg check again",
+            )
         )
     table = np.array([known[names] for names in combinations], np.int16)
     return LabelMap(array=table[state], geometry=geometry)
@@ -194,8 +218,12 @@ def _overlaid(
             state, grid = np.zeros(inside.shape, np.int32), onto or geometry
         if inside.shape != state.shape:
             raise AutosegError(
-                f"{mask.file} has {inside.shape} voxels (z, y, x), but the masks before it {state.shape}; "
-                "resample the masks of a case to one grid"
+                Issue(
+                    code="labels.mask_grid",
+                    where=mask.file,
+                    message=f"{inside.shape} voxels (z, y, x), but the masks before it have {state.shape}",
+                    fix="resample the masks of a case to one grid",
+                )
             )
         before = state[inside]
         table = np.zeros(len(combinations), np.int32)
@@ -222,7 +250,7 @@ def _read(path: Path, onto: Geometry | None) -> LabelMap:
 
 
 def _read_segment(path: Path, opened: dict[Path, Segmentation]) -> LabelMap:
-    """A mask from its file, or as one segment of a file that is read once for all its segments."""
+    """A mask from its file, or one segment of a file that is read once for all its segments."""
     file, part = split_part(path)
     if part is None:
         return read_label_map(path)
@@ -231,7 +259,7 @@ def _read_segment(path: Path, opened: dict[Path, Segmentation]) -> LabelMap:
     for segment in opened[file].segments:
         if str(segment.number) == part:
             return LabelMap(array=segment.mask.astype(np.uint8), geometry=segment.geometry, may_be_part=True)
-    return read_label_map(path)  # which says what there is
+    return read_label_map(path)  # raises with the segments that exist
 
 
 def _aligned(path: Path, label_map: LabelMap, onto: Geometry | None) -> LabelMap:
@@ -240,4 +268,4 @@ def _aligned(path: Path, label_map: LabelMap, onto: Geometry | None) -> LabelMap
     try:
         return LabelMap(array=align_label_map(label_map, onto), geometry=onto)
     except AutosegError as error:
-        raise AutosegError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise AutosegError(*(issue.model_copy(update={"where": str(path)}) for issue in error.issues)) from error

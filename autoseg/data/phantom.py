@@ -1,4 +1,4 @@
-"""A small made-up dataset on which the whole product can be tried within minutes."""
+"""A small synthetic dataset on which everything can be tried within minutes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scipy import ndimage
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, canonical_geometry, to_canonical
 from autoseg.imaging.readers import write_image, write_label_map
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import write_error
 
 Array = NDArray[np.float64]
@@ -33,8 +33,8 @@ class _Shapes:
 
     bean_mm: Array
     ring_mm: Array
-    bean_turn: Array
-    ring_turn: Array
+    bean_rotation: Array
+    ring_rotation: Array
     size: float
 
 
@@ -43,15 +43,22 @@ def make_phantom_dataset(folder: Path, *, num_training: int = 12, num_test: int 
 
     Each volume is 40 to 56 voxels a side at about 1 mm and shows a bent ellipsoid (``bean``, 1) and a torus (``ring``, 2)
     of the same brightness in a brighter-than-air body, blurred, under a bias field, with noise. Files are stored with
-    axes permuted and flipped from case to case, with the direction that says so: turned to one orientation, the bean
-    lies on the same side in all. ``imagesTs`` holds ``num_test`` images; their true labels are in ``labelsTs``.
-    The same ``seed`` gives the same volumes, whatever the numbers of cases. Appears whole or not at all. Raises
-    `AutosegError` for a folder that holds something or cannot be written, `ValueError` for less than one training case.
+    axes permuted and flipped from case to case, with the corresponding direction: in canonical orientation the bean is on
+    the same side in all. ``imagesTs`` holds ``num_test`` images; their true labels are in ``labelsTs``.
+    The same ``seed`` gives the same volumes, whatever the numbers of cases. The folder is written atomically. Raises
+    `AutosegError` for a folder that is not empty or cannot be written, `ValueError` for less than one training case.
     """
     if num_training < 1 or num_test < 0:
         raise ValueError(f"need a training case or more, found {num_training} training and {num_test} test cases")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AutosegError(f"{folder} exists and is not empty; choose another folder, or empty it")
+        raise AutosegError(
+            Issue(
+                code="output.not_empty",
+                where=str(folder),
+                message="is not empty",
+                fix="choose another folder, or empty it",
+            )
+        )
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         _write_all(part, num_training, num_test, seed)
@@ -76,7 +83,7 @@ def _write_all(folder: Path, num_training: int, num_test: int, seed: int) -> Non
     training, test = names[:num_training], names[num_training:]
     description = {
         "name": "Phantom",
-        "description": "Generated volumes with a bean and a ring; for trying things out",
+        "description": "Synthetic volumes with a bean and a ring, for trying things out",
         "licence": "CC0",
         "tensorImageSize": "3D",
         "modality": {"0": "MRI"},
@@ -92,7 +99,7 @@ def _write_all(folder: Path, num_training: int, num_test: int, seed: int) -> Non
 def make_phantom_case(*, seed: int, number: int) -> tuple[NDArray[np.float32], NDArray[np.uint8], Geometry]:
     """Image (1, Z, Y, X), labels (Z, Y, X) with values 0, 1, 2, and their geometry, as they are stored.
 
-    Made in axes that run to the head, the back and the left of the world, then turned to the orientation of the file.
+    Made in axes that run to the head, the back and the left, then reoriented to the axes of the file.
     """
     random = np.random.default_rng((seed, number))
     points, geometry = _draw_grid(random)
@@ -100,11 +107,11 @@ def make_phantom_case(*, seed: int, number: int) -> tuple[NDArray[np.float32], N
     image = _draw_image(points, labels, random)
     first, second, third = (int(axis) for axis in random.permutation(3))
     a, b, c = (bool(flip) for flip in random.integers(0, 2, 3))
-    turn = Orientation((first, second, third), (a, b, c))
+    orientation = Orientation((first, second, third), (a, b, c))
     return (
-        np.ascontiguousarray(to_canonical(image[None], turn)),
-        np.ascontiguousarray(to_canonical(labels, turn)),
-        canonical_geometry(geometry, turn),
+        np.ascontiguousarray(to_canonical(image[None], orientation)),
+        np.ascontiguousarray(to_canonical(labels, orientation)),
+        canonical_geometry(geometry, orientation),
     )
 
 
@@ -123,29 +130,29 @@ def _draw_shapes(random: np.random.Generator) -> _Shapes:
     return _Shapes(
         bean_mm=np.array([0.0, 0.0, -9.0]) + random.uniform(-2, 2, 3),
         ring_mm=np.array([0.0, 0.0, 9.0]) + random.uniform(-2, 2, 3),
-        bean_turn=_rotation(random.uniform(-25, 25, 3)),
-        ring_turn=_rotation(random.uniform(-25, 25, 3)),
+        bean_rotation=_rotation(random.uniform(-25, 25, 3)),
+        ring_rotation=_rotation(random.uniform(-25, 25, 3)),
         size=float(random.uniform(0.95, 1.15)),
     )
 
 
 def _rotation(degrees: Array) -> Array:
-    """Rotation matrix of turns about the three axes, one after the other."""
+    """Matrix of rotations about the three axes, one after the other."""
     matrix = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
-        turn = np.eye(3)
+        rotation = np.eye(3)
         one, other = [index for index in range(3) if index != axis]
-        turn[one, one] = turn[other, other] = np.cos(angle)
-        turn[one, other], turn[other, one] = -np.sin(angle), np.sin(angle)
-        matrix = turn @ matrix
+        rotation[one, one] = rotation[other, other] = np.cos(angle)
+        rotation[one, other], rotation[other, one] = -np.sin(angle), np.sin(angle)
+        matrix = rotation @ matrix
     return matrix
 
 
 def _draw_labels(points: Array, shapes: _Shapes) -> NDArray[np.uint8]:
-    z, y, x = np.einsum("ij,jklm->iklm", shapes.bean_turn, _from(points, shapes.bean_mm)) / shapes.size
+    z, y, x = np.einsum("ij,jklm->iklm", shapes.bean_rotation, _from(points, shapes.bean_mm)) / shapes.size
     bent = x - 0.03 * z**2 + 2.0
     bean = (z / 11) ** 2 + (y / 5.5) ** 2 + (bent / 4.5) ** 2 < 1
-    z, y, x = np.einsum("ij,jklm->iklm", shapes.ring_turn, _from(points, shapes.ring_mm)) / shapes.size
+    z, y, x = np.einsum("ij,jklm->iklm", shapes.ring_rotation, _from(points, shapes.ring_mm)) / shapes.size
     ring = (np.hypot(z, y) - 8.0) ** 2 + x**2 < 3.2**2
     return np.where(ring, 2, np.where(bean, 1, 0)).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Notices structures that come in a left and a right form: by their names, or because they mirror each other."""
+"""Finds structures with a left and a right form: by their names, or because they mirror each other."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from autoseg.storage.cache import KEPT
 from planners import LabelClass
 
 Pair = tuple[str, str]
-"""Names of two classes, as (left, right) where their names say which is which."""
+"""Names of two classes, (left, right) if their names tell."""
 
 LEFT = frozenset({"left", "l", "lt", "lh", "sinister", "sin", "links", "gauche"})
 RIGHT = frozenset({"right", "r", "rt", "rh", "dexter", "dex", "rechts", "droit", "droite"})
@@ -28,13 +28,13 @@ LEFT_TO_RIGHT: Literal[2] = 2
 MIN_CASES = 3
 """In fewer cases a mirrored place can be chance."""
 MAX_SLANT = 0.5
-"""Distance along the other axes, as a part of that from left to right: patients lie askew, organs differ in height."""
+"""Distance along the other axes, as a share of that from left to right: patients lie tilted, organs differ in height."""
 MAX_VOLUME_RATIO = 1.5
 """Of the two forms; liver and spleen, which also lie on two sides, differ by more."""
 MAX_OFF_CENTRE = 0.25
-"""How far the middle between the two may be from the middle of the whole foreground, as a part of their distance."""
+"""Distance of the middle between the two from the centre of the foreground, as a share of the distance between them."""
 MAX_COUNTED = 2**21
-"""Voxels of a label map that are looked at; of larger ones every n-th along each axis."""
+"""Voxels of a label map that are used; of larger ones every n-th along each axis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +112,7 @@ def mirrored_pairs(names: Sequence[str], cases: Sequence[Places], *, axis: int =
 
 
 def find_pairs(classes: Sequence[LabelClass], cases: Sequence[Places]) -> tuple[Pair, ...]:
-    """Paired structures by their names and, of classes that no name pairs, by their places."""
+    """Paired structures by their names and, for other classes, by their places."""
     names = [label.name for label in classes]
     named = paired_names(names)
     taken = {name for pair in named for name in pair}
@@ -126,7 +126,7 @@ def _along(axis: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 def _split_side(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """Which side a name says, and its other words; none where it says no side or both."""
+    """The side in a name, if it has exactly one, and its other words."""
     words = [word.lower() for word in WORDS.findall(name)]
     found = [
         (place, "left" if word in LEFT else "right")

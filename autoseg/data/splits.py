@@ -6,14 +6,14 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun, shorten, suggest
 from planners import Document
 
 SHUFFLE_SEED = 12345
@@ -25,13 +25,13 @@ class Split(Document):
 
     train: Annotated[tuple[str, ...], Field(min_length=1)]
     val: tuple[str, ...]
-    """Empty where there is nothing to validate on."""
+    """Empty if there is nothing to validate on."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         both = sorted(set(self.train) & set(self.val))
         if both:
-            raise ValueError(f"cases {both} train and validate in one fold; its score would be worth nothing")
+            raise ValueError(f"cases {both} in both training and validation: the score would be meaningless")
         return self
 
 
@@ -108,31 +108,25 @@ def _pick(ids: Sequence[str], indices: np.ndarray) -> tuple[str, ...]:
 
 
 SIDES = ("train", "val")
-NUM_SHOWN = 5
-"""Cases that one line names."""
 
 
 def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> Splits:
-    """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as the reference's ``splits_final.json`` is, or
-    a run's own ``splits.json``.
+    """Folds from a JSON file: a list of ``{"train": [ids], "val": [ids]}``, as in nnU-Net's ``splits_final.json``, or the
+    ``splits.json`` of a run.
 
-    Every case must be one of ``case_ids``, stand on one side of a fold, and validate in one fold at most; cases that were
-    ``left_out`` of the dataset are passed over, unless a side is empty without them. A fold may leave cases out. A single
-    fold may validate on nothing; of several each must validate. Raises `AutosegError` with all that is wrong.
+    Every case must be one of ``case_ids``, be on one side of a fold, and validate in one fold at most. Cases that were
+    ``left_out`` of the dataset are skipped, unless a side is empty without them. A fold need not use all cases. Only a
+    single fold may have no validation cases. Raises `AutosegError` with all that is wrong.
     """
     listed = _read_folds(path)
-    passed_over = set(left_out) - set(case_ids)
-    folds = [{side: [i for i in fold.get(side, []) if i not in passed_over] for side in SIDES} for fold in listed]
+    skipped = set(left_out) - set(case_ids)
+    folds = [{side: [i for i in fold.get(side, []) if i not in skipped] for side in SIDES} for fold in listed]
     _refuse(
         path,
         [
             *_emptied_sides(path, listed, folds),
             *_unknown_cases(path, folds, case_ids),
-            *(
-                problem
-                for k, fold in enumerate(listed)
-                for problem in _fold_problems(f"{path}, fold {k}", fold, len(folds))
-            ),
+            *(issue for k, fold in enumerate(listed) for issue in _fold_issues(f"{path}, fold {k}", fold, len(folds))),
             *_validated_twice(path, folds),
         ],
     )
@@ -140,112 +134,109 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
 
 
 def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> dict[str, str]:
-    """Group of each case from a CSV file whose header names ``case`` and ``group`` (other columns are not looked at).
+    """Group of each case, from a CSV file with columns ``case`` and ``group`` (other columns are ignored).
 
-    Cases that are not listed stand alone, those that were ``left_out`` of the dataset are passed over. Raises `AutosegError`
-    with all lines that cannot be read, or all that name an unknown case, no group, or a second group for a case, and
-    `AutosegError` for a file without such a header or any line below it.
+    Cases that are not listed are groups of their own; those that were ``left_out`` of the dataset are skipped. Raises
+    `AutosegError` with all lines that are invalid: unreadable, with an unknown case, without a group, or with a second
+    group for a case.
     """
     groups: dict[str, str] = {}
-    problems = []
+    issues = []
     for number, case_id, group in _read_rows(path):
         where = f"{path}, line {number}"
         if case_id not in case_ids and case_id in left_out:
             continue
         if case_id not in case_ids:
-            found = f"{case_id!r} is no case of the dataset"
-            problems.append(Issue(code=UNNAMED, where=where, message=found, fix=_suggest(case_id, case_ids)))
+            issues.append(_unknown_case(where, case_id, case_ids))
         elif not group:
-            problems.append(
-                Issue(
-                    code=UNNAMED,
-                    where=where,
-                    message=f"case {case_id} has no group",
-                    fix="name one, or remove the line",
-                )
-            )
+            message, fix = f"case {case_id} has no group", "add one, or remove the line"
+            issues.append(Issue(code="groups.no_group", where=where, message=message, fix=fix))
         elif groups.setdefault(case_id, group) != group:
-            found = f"case {case_id} is put into group {group!r}, but was put into {groups[case_id]!r} before"
-            problems.append(Issue(code=UNNAMED, where=where, message=found, fix="keep one of the two lines"))
-    if problems:
-        raise AutosegError(*problems, headline=(f"the groups of {path} cannot be used"))
+            message = f"case {case_id} is in group {group!r}, but in {groups[case_id]!r} before"
+            issues.append(Issue(code="groups.contradiction", where=where, message=message, fix="keep one of the lines"))
+    _refuse(path, issues)
     return groups
 
 
 def cases_of_splits(path: Path) -> set[str]:
-    """Every case that a file of splits names. Raises `AutosegError` for a file that holds something else."""
+    """Every case that a file of splits names. Raises `AutosegError` for a file that is not one."""
     return {case_id for fold in _read_folds(path) for side in SIDES for case_id in fold.get(side, [])}
 
 
 def cases_of_groups(path: Path) -> set[str]:
-    """Every case that a file of groups names. Raises `AutosegError` for a file that holds something else."""
+    """Every case that a file of groups names. Raises `AutosegError` for a file that is not one."""
     return {case_id for _, case_id, _ in _read_rows(path)}
 
 
-def describe_gaps(splits: Splits, case_ids: Sequence[str]) -> list[str]:
-    """Sentences for a person about cases that own splits do not use: never validated, or left out of a fold."""
-    lines = []
+def find_gaps(splits: Splits, case_ids: Sequence[str]) -> list[Issue]:
+    """Warnings about cases that are never validated, or not used in a fold."""
+    issues = []
     validated = {case_id for split in splits.folds for case_id in split.val}
     missing = sorted(set(case_ids) - validated)
     if missing and splits.cross_validated:
-        lines.append(f"no fold validates {_name(missing)}, so they have no score")
+        message = f"no fold validates {shorten(missing)}, so they have no score"
+        issues.append(Issue(code="splits.never_validated", severity="warning", where="splits", message=message))
     for k, split in enumerate(splits.folds):
         unused = sorted(set(case_ids) - {*split.train, *split.val})
         if unused:
-            used = len(case_ids) - len(unused)
-            lines.append(f"fold {k} uses {used} of {len(case_ids)} cases; left out: {_name(unused)}")
-    return lines
+            message = f"uses {len(case_ids) - len(unused)} of {len(case_ids)} cases, without {shorten(unused)}"
+            issues.append(Issue(code="splits.unused_cases", severity="warning", where=f"fold {k}", message=message))
+    return issues
 
 
-def describe_leaks(splits: Splits, groups: Mapping[str, str | None]) -> list[str]:
-    """A sentence for each fold that has cases of one group (patient) on both sides."""
-    lines = []
+def find_leaks(splits: Splits, groups: Mapping[str, str | None]) -> list[Issue]:
+    """A warning about each fold that has cases of one group (patient) on both sides."""
+    issues = []
     for k, split in enumerate(splits.folds):
         sides = [{groups.get(case_id) for case_id in side} - {None} for side in (split.train, split.val)]
         both = sorted(str(group) for group in sides[0] & sides[1])
         if both:
-            lines.append(f"fold {k} trains and validates on cases of {_name(both)}, so its score may flatter")
-    return lines
+            message = f"trains and validates on cases of {shorten(both)}, so its score may be too high"
+            issues.append(Issue(code="scores.leaking_groups", severity="warning", where=f"fold {k}", message=message))
+    return issues
 
 
 def _read_folds(path: Path) -> list[dict[str, list[str]]]:
+    wanted = 'write a list of {"train": [case ids], "val": [case ids]}, one entry per fold'
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
-        reason = error.strerror or error
-        raise AutosegError(f"{path} could not be read ({reason}); give an existing file with --splits") from error
-    except (ValueError, RecursionError) as error:  # the second one of nested brackets without end
-        raise AutosegError(f"{path} is no JSON ({error}); mend it there") from error
+        message = f"could not be read ({error.strerror or error})"
+        raise _invalid("splits.unreadable", path, message, "give an existing file with --splits") from error
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
+        raise _invalid("splits.unreadable", path, f"not valid JSON ({error})", wanted) from error
     folds = content.get("folds") if isinstance(content, dict) else content
     if not isinstance(folds, list) or not folds:
-        wanted = '{"train": [case ids], "val": [case ids]}'
-        raise AutosegError(f"{path} holds no folds; write a list of {wanted}, one entry a fold")
-    _refuse(path, [problem for k, fold in enumerate(folds) for problem in _shape_problems(f"{path}, fold {k}", fold)])
+        raise _invalid("splits.no_folds", path, "contains no folds", wanted)
+    _refuse(path, [issue for k, fold in enumerate(folds) for issue in _shape_issues(f"{path}, fold {k}", fold)])
     return folds
 
 
-def _refuse(path: Path, problems: Sequence[Issue]) -> None:
-    if problems:
-        raise AutosegError(*problems, headline=(f"the splits of {path} cannot be used"))
+def _invalid(code: str, path: Path, message: str, fix: str) -> AutosegError:
+    return AutosegError(Issue(code=code, where=str(path), message=message, fix=fix))
 
 
-def _shape_problems(where: str, fold: object) -> list[Issue]:
-    """Whether a fold is made of lists of names at all."""
-    mend = 'write {"train": [case ids], "val": [case ids]}'
+def _refuse(path: Path, issues: Sequence[Issue]) -> None:
+    if issues:
+        raise AutosegError(*issues, headline=f"{path} cannot be used:")
+
+
+def _shape_issues(where: str, fold: object) -> list[Issue]:
+    """Whether a fold consists of lists of names at all."""
+    fix = 'write {"train": [case ids], "val": [case ids]}'
     if not isinstance(fold, dict):
-        return [Issue(code=UNNAMED, where=where, message=f"is {fold!r:.60}", fix=mend)]
-    problems = [
-        Issue(code=UNNAMED, where=where, message=f"has an entry {name!r}", fix=mend)
+        return [Issue(code="splits.invalid_fold", where=where, message=f"found {fold!r:.60}", fix=fix)]
+    issues = [
+        Issue(code="splits.invalid_fold", where=where, message=f"unknown entry {name!r}", fix=fix)
         for name in fold
         if name not in SIDES
     ]
     for side in SIDES:
         ids = fold.get(side, [])
         if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
-            problems.append(
-                Issue(code=UNNAMED, where=f"{where}, {side}", message=f"is {ids!r:.60}, no list of names", fix=mend)
-            )
-    return problems
+            message = f"found {ids!r:.60}, not a list of names"
+            issues.append(Issue(code="splits.invalid_fold", where=f"{where}, {side}", message=message, fix=fix))
+    return issues
 
 
 def _emptied_sides(
@@ -254,10 +245,10 @@ def _emptied_sides(
     """Sides of which every case was left out of the dataset."""
     return [
         Issue(
-            code=UNNAMED,
-            where=f"{path}, {side} of fold {k}",
-            message=f"no case is left, for {_name(sorted(whole[side]))} had errors (--skip-bad)",
-            fix="mend one of them, list others, or remove the fold",
+            code="splits.all_left_out",
+            where=f"{path}, fold {k}, {side}",
+            message=f"no case is left: {shorten(sorted(whole[side]))} left out of the dataset",
+            fix="keep one of them, list others, or remove the fold",
         )
         for k, (whole, fold) in enumerate(zip(listed, folds, strict=True))
         for side in SIDES
@@ -271,42 +262,35 @@ def _unknown_cases(path: Path, folds: Sequence[dict[str, list[str]]], case_ids: 
         for side in SIDES:
             for case_id in dict.fromkeys(fold.get(side, [])):
                 if case_id not in case_ids:
-                    places.setdefault(case_id, []).append(f"{side} of fold {k}")
-    return [
-        Issue(
-            code=UNNAMED,
-            where=f"{path}, {_name(where)}",
-            message=f"{case_id!r} is no case of the dataset",
-            fix=_suggest(case_id, case_ids),
-        )
-        for case_id, where in places.items()
-    ]
+                    places.setdefault(case_id, []).append(f"fold {k}, {side}")
+    return [_unknown_case(f"{path}, {' and '.join(where)}", case_id, case_ids) for case_id, where in places.items()]
 
 
-def _fold_problems(where: str, fold: dict[str, list[str]], num_folds: int) -> list[Issue]:
-    """What is wrong with one fold, whatever the others hold."""
-    problems = []
+def _unknown_case(where: str, case_id: str, case_ids: Sequence[str]) -> Issue:
+    message = f"case {case_id!r} does not exist"
+    return Issue(code="case.unknown", where=where, message=message, fix=suggest(case_id, case_ids))
+
+
+def _fold_issues(where: str, fold: dict[str, list[str]], num_folds: int) -> list[Issue]:
+    """What is wrong with one fold, regardless of the others."""
+    issues = []
     train, val = fold.get("train", []), fold.get("val", [])
     if not train:
-        problems.append(
-            Issue(code=UNNAMED, where=where, message="no case trains", fix="list cases under train, or remove the fold")
-        )
+        fix = "list cases under train, or remove the fold"
+        issues.append(Issue(code="splits.empty_side", where=where, message="no training cases", fix=fix))
     if not val and num_folds > 1:
-        problems.append(
-            Issue(
-                code=UNNAMED, where=where, message="no case validates", fix="list cases under val, or remove the fold"
-            )
-        )
+        fix = "list cases under val, or remove the fold"
+        issues.append(Issue(code="splits.empty_side", where=where, message="no validation cases", fix=fix))
     for side, ids in zip(SIDES, (train, val), strict=True):
         repeated = sorted(case_id for case_id, count in Counter(ids).items() if count > 1)
         if repeated:
-            found = f"{_name(repeated)} stands there twice"
-            problems.append(Issue(code=UNNAMED, where=f"{where}, {side}", message=found, fix="name it once"))
+            message, fix = f"{shorten(repeated)} listed more than once", "list it once"
+            issues.append(Issue(code="splits.repeated_case", where=f"{where}, {side}", message=message, fix=fix))
     both = sorted({*train} & {*val})
     if both:
-        found = f"{_name(both)} trains and validates; the score would be worth nothing"
-        problems.append(Issue(code=UNNAMED, where=where, message=found, fix="keep it on one side"))
-    return problems
+        message = f"{shorten(both)} in both training and validation, so the score would be meaningless"
+        issues.append(Issue(code="splits.overlap", where=where, message=message, fix="keep it on one side"))
+    return issues
 
 
 def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[Issue]:
@@ -316,10 +300,10 @@ def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[
             folds_of.setdefault(case_id, []).append(k)
     return [
         Issue(
-            code=UNNAMED,
+            code="splits.validated_twice",
             where=str(path),
             message=f"case {case_id} validates in folds {', '.join(map(str, where))}",
-            fix="let it validate in one of them, or it counts more than others",
+            fix="validate it in one of them, or it counts more than others",
         )
         for case_id, where in folds_of.items()
         if len(where) > 1
@@ -327,53 +311,40 @@ def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, case and group of each line that is not blank; separated by commas, semicolons or tabs, whichever the header has.
+    """Line number, case and group of each line that is not blank; separated by commas, semicolons or tabs, as the header is.
 
-    Each line is read by itself, so that a quote that is not closed takes nothing of the next ones.
+    Each line is parsed by itself, so that a quote that is not closed does not swallow the next ones.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise AutosegError(f"{path} could not be read ({error}); give a CSV file in UTF-8 with --groups") from error
+        fix = "give a CSV file in UTF-8 with --groups"
+        raise _invalid("groups.unreadable", path, f"could not be read ({error})", fix) from error
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     header = numbered[0][1] if numbered else ""
-    separator = max(",;\t", key=header.count)
-    rows, problems = [], []
+    rows = _parse_lines(path, numbered, max(",;\t", key=header.count))
+    columns = [name.lower() for name in rows[0][1]] if rows else []
+    for name in ("case", "group"):
+        if columns.count(name) != 1:
+            message = f"{count_noun(columns.count(name), 'column')} {name} in the first line {header!r:.200}"
+            raise _invalid(
+                "groups.columns", path, message, "name the columns case and group once each in the first line"
+            )
+    named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
+    if not named:
+        raise _invalid("groups.empty", path, "lists no case", "write one line for each case, or omit --groups")
+    return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
+
+
+def _parse_lines(path: Path, numbered: Sequence[tuple[int, str]], separator: str) -> list[tuple[int, list[str]]]:
+    rows, issues = [], []
     for number, line in numbered:
         try:
             (entries,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
         except csv.Error as error:
-            mend = "correct it there: a quote must be closed in the line that it is opened in"
-            problems.append(
-                Issue(
-                    code=UNNAMED, where=f"{path}, line {number}", message=f"is no line of a table ({error})", fix=mend
-                )
-            )
+            message, fix = f"not a line of a table ({error})", "correct it; a quote must be closed on its line"
+            issues.append(Issue(code="groups.invalid_line", where=f"{path}, line {number}", message=message, fix=fix))
         else:
             rows.append((number, [entry.strip() for entry in entries]))
-    if problems:
-        raise AutosegError(*problems, headline=(f"the groups of {path} cannot be used"))
-    columns = [name.lower() for name in rows[0][1]] if rows else []
-    if not {"case", "group"} <= {*columns}:
-        raise AutosegError(f"{path} begins with {header!r:.200}; its first line must name the columns case and group")
-    repeated = [name for name in ("case", "group") if columns.count(name) > 1]
-    if repeated:
-        raise AutosegError(f"{path} has several columns {' and '.join(repeated)}; leave one of each")
-    named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
-    if not named:
-        raise AutosegError(
-            f"{path} has no line below its first one, so no case has a group; write one line a case, or leave --groups out"
-        )
-    return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
-
-
-def _suggest(case_id: str, case_ids: Sequence[str]) -> str:
-    bare = [known for known in case_ids if case_id.startswith(f"{known}.")]
-    close = bare or get_close_matches(case_id, case_ids, n=1)
-    return f"did you mean {close[0]}?" if close else f"the dataset has {_name(sorted(case_ids))}"
-
-
-def _name(names: Sequence[str]) -> str:
-    """``a, b and c``; of many only the first."""
-    *first, last = names if len(names) <= NUM_SHOWN else [*names[:NUM_SHOWN], f"{len(names) - NUM_SHOWN} more"]
-    return f"{', '.join(first)} and {last}" if first else last
+    _refuse(path, issues)
+    return rows

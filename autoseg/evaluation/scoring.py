@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
-from autoseg.data.grids import turned_differences
+from autoseg.data.grids import oriented_differences
 from autoseg.data.labels import read_file_labels
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.table import CaseResult, Summary, summarize
@@ -94,7 +94,7 @@ def grid_issues(
     fix = f"resample it to the grid of {reference_file}, or predict the case again from the image of that reference"
     return tuple(
         Issue(code="evaluation.grid_mismatch", where=str(prediction_file), message=f"has {each}", fix=fix)
-        for each in turned_differences(prediction, reference)
+        for each in oriented_differences(prediction, reference)
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.checks import check_dataset, require_clean
-from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_that_remain, leave_out_bad
+from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
 from autoseg.stages.run import Run, require_redo
@@ -50,7 +50,8 @@ def find_dataset(run: Run) -> DatasetDescription:
         wishes.dataset,
         layout=wishes.layout,
         spec=wishes.spec,
-        looks=run.folder.cache("labels.json"),
+        exclude=wishes.exclude,
+        cache=run.folder.cache("labels"),
         num_workers=run.num_workers,
         reporter=run.reporter,
     )
@@ -60,7 +61,7 @@ def find_dataset(run: Run) -> DatasetDescription:
 def _check(run: Run, found: DatasetDescription) -> None:
     issues = check_dataset(found, num_workers=run.num_workers, reporter=run.reporter, keep_in=run.folder.cache("check"))
     if run.settings.skip_bad:
-        require_clean(errors_that_remain(issues))
+        require_clean(errors_of_dataset(issues))
         checked = leave_out_bad(found, issues)
     else:
         require_clean(issues)

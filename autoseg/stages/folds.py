@@ -7,8 +7,8 @@ from autoseg.data.splits import (
     Splits,
     cases_of_groups,
     cases_of_splits,
-    describe_gaps,
-    describe_leaks,
+    find_gaps,
+    find_leaks,
     leave_one_group_out,
     make_splits,
     read_groups,
@@ -92,9 +92,9 @@ def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:
         if skipped:
             run.say(f"Note: {path}: skipped cases that were left out of the dataset: {', '.join(skipped)}")
     if settings.splits is not None:
-        leaks = describe_leaks(splits, groups_of(settings, dataset))
-        for line in (*describe_gaps(splits, case_ids), *leaks):
-            run.say(f"Warning: {settings.splits}: {line}")
+        leaks = find_leaks(splits, groups_of(settings, dataset))
+        for issue in (*find_gaps(splits, case_ids), *leaks):
+            run.say(f"Warning: {settings.splits}: {issue}")
     elif settings.folds is not None and len(splits.folds) < settings.folds:
         run.say(f"{len(splits.folds)} folds instead of {settings.folds}: there are no more cases or groups")
 

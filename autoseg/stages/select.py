@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.labels import to_file_values, to_internal
-from autoseg.data.splits import describe_leaks
+from autoseg.data.splits import find_leaks
 from autoseg.evaluation.postprocessing import (
     KeepLargestComponent,
     PostprocessingCase,
@@ -75,11 +75,8 @@ def select(run: Run) -> Generator[Work, None, None]:
 def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:
     """What takes away from the scores: networks that knew cases they are scored on, or other cases of the same patients."""
     overlap = None if prepared.pretrained is None else find_overlap(prepared.pretrained, prepared.dataset)
-    leaks = describe_leaks(prepared.splits, groups_of(run.settings, prepared.dataset))
-    return (
-        *([] if overlap is None else [overlap]),
-        *(Issue(code="scores.leaking_groups", severity="warning", where="splits.json", message=leak) for leak in leaks),
-    )
+    leaks = find_leaks(prepared.splits, groups_of(run.settings, prepared.dataset))
+    return (*([] if overlap is None else [overlap]), *leaks)
 
 
 def selection_fits(run: Run, prepared: Prepared) -> bool:

@@ -79,7 +79,7 @@ class Cached(Generic[Item, Result]):
 
     def __call__(self, item: Item) -> Result:
         """The kept result, or a new one, which is then kept if worth it; where there is no room for it, it is only returned."""
-        path = self.folder / f"{self._key(item)}.json"
+        path = self._path(item)
         with suppress(OSError, ValueError):
             kept: tuple[Result] = _adapter(self.kind).validate_json(path.read_bytes())
             return kept[0]
@@ -95,6 +95,13 @@ class Cached(Generic[Item, Result]):
             finally:
                 temporary.unlink(missing_ok=True)
         return result
+
+    def has(self, item: Item) -> bool:
+        """Whether a result of ``item`` is kept."""
+        return self._path(item).is_file()
+
+    def _path(self, item: Item) -> Path:
+        return self.folder / f"{self._key(item)}.json"
 
     def _key(self, item: Item) -> str:
         inner: Any = self.function

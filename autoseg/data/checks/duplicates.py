@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from autoseg.data.checks.voxels import CaseMeasures
 from autoseg.data.dataset import Case
-from autoseg.issues import UNNAMED, Issue
+from autoseg.issues import Issue, Severity
+from autoseg.wording import NUM_SHOWN, shorten
 
 MIN_LABEL_VOXELS = 20
 """Label maps with less foreground may be equal by chance."""
@@ -20,32 +21,25 @@ NEARLY_SAME = 0.999
 
 
 def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
-    """Findings on cases with the same voxels.
+    """Issues about cases with the same voxels.
 
-    The same image with different labels is an error: one of them is wrong. The same image and label map twice is a
-    warning, as is a label map that two different images share, and two images that differ by little more than scale.
-    A training image among the test images is a warning too. Cases of one group may be alike without a word about
-    folds.
+    The same image with different labels is an error: one of them is wrong. Warnings: the same image and label map twice, a
+    label map of two different images, two images that differ by little more than scale, a training image among the test
+    images. Duplicates in one group cannot be in both training and validation, and are warnings all the same.
     """
     same_image = _alike(cases, lambda case: case.channel_digests)
-    findings = [_same_image(first, second) for first, second in same_image]
+    issues = [_same_image(first, second) for first, second in same_image]
     reported = {frozenset((a.case_id, b.case_id)) for a, b in same_image}
     for first, second in _alike(cases, _label_key):
         if frozenset((first.case_id, second.case_id)) not in reported:
-            findings.append(_same_label(first, second))
+            issues.append(_same_label(first, second))
             reported.add(frozenset((first.case_id, second.case_id)))
     for first, second in _nearly_same_images(cases):
         if frozenset((first.case_id, second.case_id)) not in reported:
-            findings.append(
-                _finding(
-                    "warning",
-                    second,
-                    second.image_path,
-                    f"nearly the same image as that of case {first.case_id}{_across(first, second)}",
-                    "keep one of the two, or keep them together in the folds by naming their patient",
-                )
-            )
-    return [*findings, *_repeated_channels(cases)]
+            message = f"nearly the same image as case {first.case_id}{_across(first, second)}"
+            fix = "keep one of the two, or keep them in one fold by naming their patient"
+            issues.append(_issue("case.near_duplicate", second, message, fix))
+    return [*issues, *_repeated_channels(cases)]
 
 
 def _label_key(case: CaseMeasures) -> bytes | None:
@@ -70,44 +64,28 @@ def _alike(
 
 def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
     if first.is_training != second.is_training:
-        return _finding(
-            "warning",
-            second,
-            second.image_path,
-            f"the test image is the training image of case {first.case_id}",
-            "remove one of the two: a score on it would say nothing of new images",
-        )
+        message = f"the test image is the training image of case {first.case_id}"
+        fix = "remove one of the two: a score on a training image does not tell about new ones"
+        return _issue("case.test_in_training", second, message, fix)
     if first.is_training and first.label_digest != second.label_digest:
-        return _finding(
-            "error",
-            second,
-            second.image_path,
-            f"the same image as that of case {first.case_id}, but with another label map",
-            "find out which label map is right, and remove the other case",
-        )
-    return _finding(
-        "warning",
-        second,
-        second.image_path,
-        f"the same image as that of case {first.case_id}{_across(first, second)}",
-        "remove one of the two; in two folds it would flatter the cross-validation",
-    )
+        message = f"the same image as case {first.case_id}, but with another label map"
+        fix = "find out which label map is correct, and remove the other case"
+        return _issue("case.contradictory_labels", second, message, fix, severity="error")
+    message = f"the same image as case {first.case_id}{_across(first, second)}"
+    fix = "remove one of the two: in different folds it inflates the cross-validation score"
+    return _issue("case.duplicate", second, message, fix)
 
 
 def _same_label(first: CaseMeasures, second: CaseMeasures) -> Issue:
-    return _finding(
-        "warning",
-        second,
-        second.label_path or "",
-        f"the same label map as that of case {first.case_id}, whose image is another{_across(first, second)}",
-        "find out to which image it belongs, and give the other its own",
-    )
+    message = f"the same label map as case {first.case_id}, but another image{_across(first, second)}"
+    fix = "find out which image it belongs to, and give the other its own label map"
+    return _issue("labels.duplicate", second, message, fix, where=second.label_path or "")
 
 
 def _across(first: CaseMeasures, second: CaseMeasures) -> str:
     if first.group is None or second.group is None or first.group == second.group:
         return ""
-    return f", which counts as another patient ({first.group}, here {second.group})"
+    return f", which is of another patient ({first.group} and {second.group})"
 
 
 def _nearly_same_images(cases: Sequence[CaseMeasures]) -> list[tuple[CaseMeasures, CaseMeasures]]:
@@ -134,8 +112,8 @@ def _unit(image: NDArray[np.float16]) -> NDArray[np.float32]:
 
 
 def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
-    """Two channels of a case that hold the same image, where most cases have two different ones."""
-    findings = []
+    """Two channels of a case that hold the same image, if most cases have two different ones."""
+    issues = []
     num_channels = len(cases[0].channel_digests) if cases else 0
     for a, b in combinations(range(num_channels), 2):
         same = [
@@ -144,23 +122,19 @@ def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
             if len(case.channel_digests) > b and case.channel_digests[a] == case.channel_digests[b]
         ]
         if 2 * len(same) < len(cases):
-            findings += [
-                _finding(
-                    "error",
-                    case,
-                    case.image_path,
-                    f"channels {a} and {b} hold the same image",
-                    "give each channel its own file, or remove the case",
-                )
-                for case in same
-            ]
-    return findings
+            message, fix = (
+                f"channels {a} and {b} are the same image",
+                "give each channel its own file, or remove the case",
+            )
+            issues += [_issue("image.repeated_channel", case, message, fix, severity="error") for case in same]
+    return issues
 
 
-def _finding(severity: str, case: CaseMeasures, where: str, found: str, mend: str) -> Issue:
-    return Issue.model_validate(
-        {"code": UNNAMED, "severity": severity, "case": case.case_id, "where": where, "message": found, "fix": mend}
-    )
+def _issue(
+    code: str, case: CaseMeasures, message: str, fix: str, *, severity: Severity = "warning", where: str | None = None
+) -> Issue:
+    path = case.image_path if where is None else where
+    return Issue(code=code, severity=severity, case=case.case_id, where=path, message=message, fix=fix)
 
 
 REPEATED = re.compile(
@@ -168,18 +142,17 @@ REPEATED = re.compile(
     r"(?:s|t|tp|v|ses|session|scan|study|time|timepoint|visit|frame|phase|fu|followup|rep|repeat|run)[-_]?\d+"
     r"|left|right|od|os|pre|post|baseline|followup)"
 )
-"""A name that ends in a repeat of the patient: ``ms01_s2``, ``P7-visit3``, ``0012_left``."""
-NUM_SHOWN = 3
+"""A name that ends in the number of a scan: ``ms01_s2``, ``P7-visit3``, ``0012_left``."""
 
 
 def patient_of(case_id: str) -> str | None:
-    """The part of a case's name that would be the patient, where the rest numbers scans of one; else None."""
+    """The part of a case id that would be the patient if the rest numbers scans of one; else None."""
     match = REPEATED.fullmatch(case_id)
     return match["patient"] if match else None
 
 
-def leaking_patients(cases: Iterable[Case], where: str) -> list[Issue]:
-    """One warning with the patients that, by their names, have several cases, which are not grouped."""
+def ungrouped_patients(cases: Iterable[Case], where: str) -> list[Issue]:
+    """One warning about the patients that, by their names, have several cases which are not grouped."""
     named: dict[str, list[Case]] = {}
     for case in cases:
         patient = patient_of(case.case_id)
@@ -192,15 +165,13 @@ def leaking_patients(cases: Iterable[Case], where: str) -> list[Issue]:
     }
     if not apart:
         return []
-    shown = "; ".join(" and ".join(cases[:NUM_SHOWN]) for cases in list(apart.values())[:NUM_SHOWN])
-    more = f" and {len(apart) - NUM_SHOWN} more patients" if len(apart) > NUM_SHOWN else ""
+    shown = shorten([" and ".join(ids[:NUM_SHOWN]) for ids in apart.values()])
     return [
         Issue(
-            code=UNNAMED,
+            code="case.ungrouped_patient",
             severity="warning",
-            case=None,
             where=where,
-            message=f"by their names these cases are of one patient, but they may come into different folds: {shown}{more}",
-            fix="describe the folder with a spec file whose pattern has {patient} (--spec), or take the scores with care",
+            message=f"by their names, cases of one patient that may be in both training and validation: {shown}",
+            fix="name the patients: --groups, or a spec file whose pattern has {patient} (--spec)",
         )
     ]

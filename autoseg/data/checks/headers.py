@@ -8,141 +8,117 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.data.dataset import Case
-from autoseg.data.grids import SAME_GRID, grid_differences, turned_differences
+from autoseg.data.grids import SAME_GRID, grid_differences, oriented_differences
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import ImageHeader, read_header
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue, Severity
+from autoseg.wording import count_noun
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckItem:
-    """The files of one, by path; ``case`` only where they are those of a whole case."""
+    """Files that are checked together: those of a case, or an image or a label map without the other."""
 
     case_id: str
     images: tuple[str, ...]
     labels: tuple[str, ...]
     """Files of label map or masks."""
     case: Case | None = None
+    """The case, if the files are those of a whole one."""
     is_training: bool = False
+
+    def issue(self, code: str, where: str, message: str, fix: str, *, severity: Severity = "error") -> Issue:
+        """An issue about the file or folder ``where`` of this item."""
+        return Issue(code=code, severity=severity, case=self.case_id, where=where, message=message, fix=fix)
+
+    def unreadable(self, path: str, error: AutosegError) -> tuple[Issue, ...]:
+        """The issues of a reader about the file ``path``."""
+        return tuple(
+            issue.model_copy(update={"case": self.case_id, "where": issue.where or path}) for issue in error.issues
+        )
 
 
 def item_name(item: CheckItem) -> str:
-    """What errors and progress call it."""
+    """Its name in errors and progress."""
     return f"case {item.case_id}"
-
-
-def item_finding(item: CheckItem, severity: str, where: str, found: str, mend: str) -> Issue:
-    """A finding on the file or folder ``where`` of the item; ``severity`` is error, warning or note."""
-    return Issue.model_validate(
-        {"code": UNNAMED, "severity": severity, "case": item.case_id, "where": where, "message": found, "fix": mend}
-    )
-
-
-def unreadable(item: CheckItem, path: str, error: AutosegError) -> Issue:
-    """What a reader said of the file ``path``, as an error, in its own words: after the last semicolon it says what to do, perhaps behind a cause and a colon."""
-    text = str(error).removeprefix(path).removeprefix(":").strip()
-    found, _, rest = text.rpartition("; ")
-    cause, _, mend = rest.rpartition(": ")
-    if not found:
-        found, cause, mend = text, "", "replace the file, or remove the case"
-    return item_finding(item, "error", path, f"{found}; {cause}" if cause else found, mend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeaderReport:
-    """What was found, and what is worth reading further."""
+    """Issues, and the files whose voxels can be checked."""
 
     issues: tuple[Issue, ...]
     readable: CheckItem
-    """The item without the files whose voxels need not be read any more."""
+    """The item without the files whose voxels are not worth reading."""
     label: Geometry | None
     num_voxels: int
     """Of all channels of the image."""
 
 
 def check_headers(item: CheckItem, *, channels: Sequence[str]) -> HeaderReport:
-    """Read the headers of all files; a case must have as many channels as ``channels``, and one grid for all of them."""
-    findings: list[Issue] = []
-    images = [_header(item, path, findings) for path in item.images]
+    """Read the headers of all files. A case must have as many channels as ``channels``, all of them on one grid."""
+    issues: list[Issue] = []
+    images = [_header(item, path, issues) for path in item.images]
     read = [header for header in images if header is not None]
-    images_whole = len(read) == len(images) > 0
-    if images_whole:
-        faults = [*(_channel_faults(item, read, channels) if item.case else ()), *_channel_grid_faults(item, read)]
-        findings += faults
-        images_whole = not faults
-    labels = [(path, _header(item, path, findings)) for path in item.labels]
+    images_usable = len(read) == len(images) > 0
+    if images_usable:
+        faults = [*(_channel_count(item, read, channels) if item.case else ()), *_channel_grids(item, read)]
+        issues += faults
+        images_usable = not faults
+    labels = [(path, _header(item, path, issues)) for path in item.labels]
     found = [(path, header) for path, header in labels if header is not None]
-    faults = [fault for path, header in found for fault in _label_faults(item, path, header, read[0] if read else None)]
-    findings += faults
-    labels_whole = len(found) == len(item.labels) > 0
+    faults = [fault for path, header in found for fault in _label_grid(item, path, header, read[0] if read else None)]
+    issues += faults
+    labels_usable = len(found) == len(item.labels) > 0
     return HeaderReport(
-        issues=tuple(findings),
+        issues=tuple(issues),
         readable=replace(
             item,
-            images=item.images if images_whole else (),
-            labels=item.labels if labels_whole else (),
-            # A label map on another grid is no part of its case, but is compared with the other label maps.
-            case=item.case if images_whole and labels_whole and not faults else None,
+            images=item.images if images_usable else (),
+            labels=item.labels if labels_usable else (),
+            # A label map on another grid does not belong to its case, but is compared with the other label maps.
+            case=item.case if images_usable and labels_usable and not faults else None,
         ),
         label=found[0][1].geometry if found else None,
         num_voxels=sum(math.prod(header.geometry.shape) * header.num_channels for header in read),
     )
 
 
-def _header(item: CheckItem, path: str, findings: list[Issue]) -> ImageHeader | None:
+def _header(item: CheckItem, path: str, issues: list[Issue]) -> ImageHeader | None:
     try:
         header = read_header(Path(path))
     except AutosegError as error:
-        findings.append(unreadable(item, path, error))
+        issues += item.unreadable(path, error)
         return None
-    findings += [note.model_copy(update={"case": item.case_id}) for note in header.notes]
+    issues += [note.model_copy(update={"case": item.case_id}) for note in header.notes]
     return header
 
 
-def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Issue]:
+def _channel_count(item: CheckItem, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Issue]:
     found = sum(header.num_channels for header in headers)
     if found == len(channels):
         return []
-    return [
-        item_finding(
-            item,
-            "error",
-            item.images[0],
-            f"{found} channels, but the dataset has {len(channels)} ({', '.join(channels)})",
-            "add what is missing, correct the channels in the dataset's description, or remove the case",
-        )
-    ]
+    message = f"{count_noun(found, 'channel')}, but the dataset has {len(channels)} ({', '.join(channels)})"
+    fix = "add the missing files, correct the channels in the dataset's description, or remove the case"
+    return [item.issue("image.channel_count", item.images[0], message, fix)]
 
 
-def _channel_grid_faults(item: CheckItem, headers: Sequence[ImageHeader]) -> list[Issue]:
-    findings = []
+def _channel_grids(item: CheckItem, headers: Sequence[ImageHeader]) -> list[Issue]:
+    issues = []
     for path, header in zip(item.images[1:], headers[1:], strict=True):
         differences = grid_differences(header.geometry, headers[0].geometry, SAME_GRID)
         if differences:
-            findings.append(
-                item_finding(
-                    item,
-                    "error",
-                    path,
-                    f"another grid than the channel {Path(item.images[0]).name}: {'; '.join(differences)}",
-                    "resample the channels to one grid, or remove the case",
-                )
-            )
-    return findings
+            message = f"not on the grid of channel {Path(item.images[0]).name}: {'; '.join(differences)}"
+            fix = "resample the channels to one grid, or remove the case"
+            issues.append(item.issue("image.channel_grid", path, message, fix))
+    return issues
 
 
-def _label_faults(item: CheckItem, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Issue]:
+def _label_grid(item: CheckItem, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Issue]:
     if image is None or label.may_be_part:
         return []
-    differences = turned_differences(label.geometry, image.geometry)
+    differences = oriented_differences(label.geometry, image.geometry)
     if not differences:
         return []
-    return [
-        item_finding(
-            item,
-            "error",
-            where,
-            f"the label map lies on another grid than its image: {'; '.join(differences)}",
-            "resample the label map to the image, or remove the case",
-        )
-    ]
+    message = f"the label map is not on the grid of its image: {'; '.join(differences)}"
+    return [item.issue("labels.grid", where, message, "resample the label map to the image, or remove the case")]

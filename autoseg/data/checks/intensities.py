@@ -1,4 +1,4 @@
-"""Finds images whose intensities are unlike the others': another scale, no Hounsfield units, channels in another order."""
+"""Finds images with intensities unlike the others: another scale, not Hounsfield units, exchanged channels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.checks.plausibility import all_but
 from autoseg.data.checks.voxels import CaseMeasures
-from autoseg.issues import UNNAMED, Issue
+from autoseg.issues import Issue
 
 MIN_OTHERS = 3
 MAX_SCALE_RATIO = 20.0
@@ -22,23 +22,23 @@ HOUNSFIELD_AIR = -200.0
 MAX_PERMUTED = 4
 """Channels of which all orders are tried; of more, only those with two exchanged."""
 MIN_GAIN = 5.0
-"""By how much the distance must shrink ..."""
+"""By how much another order of channels must reduce the distance ..."""
 MAX_SHARE = 0.72
-"""... and to what share of it, for another order of channels to be believed. Real pairs of exchanged MR channels gain 7.8 and
+"""... and to what share of it, to be reported. Real pairs of exchanged MR channels gain 7.8 and
 more and keep at most 0.70; cases in order gain at most 0.8, beside an exchanged one 3.7 (docs/decisions/0071)."""
 FLOOR = 0.03
 """Signatures differ by this much between any two cases."""
 CAP = 8.0
-"""One strange number must not decide alone."""
+"""One outlying number must not decide alone."""
 
 
 def unusual_intensities(cases: Sequence[CaseMeasures], channels: Sequence[str]) -> list[Issue]:
     """Warnings on images whose scale or order of channels is unlike that of all other cases."""
     usable = [case for case in cases if len(case.channel_digests) == len(channels)]
     return [
-        finding
+        issue
         for index, name in enumerate(channels)
-        for finding in (
+        for issue in (
             *_odd_scales(usable, index, name),
             *(_not_hounsfield(usable, index) if name.upper() == "CT" else ()),
         )
@@ -49,20 +49,21 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
     """Images whose spread of intensities is far from that of every other one."""
     widths = [float(case.quantiles[channel, -1] - case.quantiles[channel, 0]) for case in cases]
     spread = [(case, math.log(width)) for case, width in zip(cases, widths, strict=True) if width > 0]
-    findings = []
+    issues = []
     for index, (case, own) in enumerate(spread):
         others = np.array([other for _, other in all_but(spread, index)])
         if len(others) < MIN_OTHERS or np.abs(others - own).min() <= math.log(MAX_SCALE_RATIO):
             continue
-        findings.append(
-            _finding(
+        issues.append(
+            _warning(
+                "image.scale",
                 case,
                 f"channel {channel} ({name}) spans {math.exp(own):.3g} between its 1st and 99th percentile, the {len(others)} others "
                 f"{math.exp(others.min()):.3g} to {math.exp(others.max()):.3g}",
-                "make sure that its intensities are in the unit of the others",
+                "make sure that its intensities have the unit of the others",
             )
         )
-    return findings
+    return issues
 
 
 def _not_hounsfield(cases: Sequence[CaseMeasures], channel: int) -> list[Issue]:
@@ -71,11 +72,12 @@ def _not_hounsfield(cases: Sequence[CaseMeasures], channel: int) -> list[Issue]:
     if len(with_air) <= len(cases) / 2:
         return []
     return [
-        _finding(
+        _warning(
+            "image.not_hounsfield",
             case,
-            f"no value of this CT is below {case.minima[channel]:g}, though {len(with_air)} of {len(cases)} have air "
-            f"below {HOUNSFIELD_AIR:g}: these are no Hounsfield units",
-            "apply the rescale slope and intercept of its source (often intercept -1024)",
+            f"no value of this CT is below {case.minima[channel]:g}, but {len(with_air)} of {len(cases)} images have air "
+            f"below {HOUNSFIELD_AIR:g}: not Hounsfield units",
+            "apply the rescale slope and intercept (often -1024) of its source",
         )
         for case in cases
         if case.minima[channel] >= 0
@@ -87,23 +89,23 @@ def _swapped_channels(cases: Sequence[CaseMeasures], channels: Sequence[str]) ->
     if len(channels) < 2 or len(cases) < 2:
         return []
     signatures = [_signature(case) for case in cases]
-    findings = []
+    issues = []
     for index, case in enumerate(cases):
         order = _better_order(signatures[index], all_but(signatures, index))
         if order is None:
             continue
         if len(cases) == 2:
-            found = f"the channels of cases {cases[0].case_id} and {cases[1].case_id} are in different orders, it seems"
+            found = f"the channels of cases {cases[0].case_id} and {cases[1].case_id} seem to be in different orders"
         else:
             found = f"the channels seem to be in another order than in the {len(cases) - 1} others: " + ", ".join(
                 f"{channels[found]} looks like {channels[place]}" for place, found in enumerate(order) if place != found
             )
-        findings.append(_finding(case, found, "put the channels into the order of the dataset, or remove the case"))
-    return findings
+        issues.append(_warning("image.channel_order", case, found, "reorder the channels, or remove the case"))
+    return issues
 
 
 def _better_order(own: _Signature, others: Sequence[_Signature]) -> tuple[int, ...] | None:
-    """Order of the own channels that resembles the others far better than the present one; None where there is none."""
+    """The order of the own channels that resembles the others much better than the present one, if any."""
     each, pairs = np.stack([o.each for o in others]), np.stack([o.pairs for o in others])
     usual = _Signature(np.median(each, axis=0), np.median(pairs, axis=0))
     count = len(own.each)
@@ -125,7 +127,7 @@ def _better_order(own: _Signature, others: Sequence[_Signature]) -> tuple[int, .
 
 @dataclass(frozen=True, slots=True)
 class _Signature:
-    """What tells channels of a case apart, whatever their scale: one row a channel, and their likeness to each other."""
+    """What distinguishes the channels of a case, whatever their scale: one row per channel, and their correlations."""
 
     each: NDArray[np.float64]
     pairs: NDArray[np.float64]
@@ -160,5 +162,5 @@ def _orders(count: int) -> list[tuple[int, ...]]:
     return orders
 
 
-def _finding(case: CaseMeasures, found: str, mend: str) -> Issue:
-    return Issue(code=UNNAMED, severity="warning", case=case.case_id, where=case.image_path, message=found, fix=mend)
+def _warning(code: str, case: CaseMeasures, message: str, fix: str) -> Issue:
+    return Issue(code=code, severity="warning", case=case.case_id, where=case.image_path, message=message, fix=fix)

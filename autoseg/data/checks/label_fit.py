@@ -1,4 +1,4 @@
-"""Label maps that do not fit their image, judged by the model of `label_fit` against how well the others fit theirs."""
+"""Label maps that do not fit their image, judged by the model of `label_model` against how well the others fit theirs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autoseg.data.checks.label_model import (
 )
 from autoseg.data.checks.plausibility import MANY, all_but, oddness
 from autoseg.data.checks.voxels import CaseMeasures
-from autoseg.issues import UNNAMED, Issue
+from autoseg.issues import Issue
 from autoseg.tracking.progress import Reporter
 
 MIN_OTHERS = 3
@@ -32,25 +32,25 @@ MIN_DROP = 0.1
 MIN_GAIN = 0.06
 """By so much another arrangement must fit better than the present one, and than it does in any other case."""
 RELIABLE = 0.4
-"""Below this median correlation of the others the model does not know where labels are, as for lesions, and says nothing."""
-LOST, MENDED = 0.5, 0.8
+"""Below this median correlation of the others, as for lesions, the model cannot predict labels, and no case is judged."""
+LOST, RESTORED = 0.5, 0.8
 """A label map with less than the first share of the usual agreement, which another arrangement brings above the second,
-is misplaced for certain."""
+is certainly misplaced."""
 TAIL = 10
 """Percentile below which a case among many counts as badly fitting: some kinds of images are harder for the model."""
 MOST_COMPARED = 300
 """Label maps of one size that are tried on each other's images."""
-AXES = ("head to foot (z)", "front to back (y)", "left to right (x)")
+AXES = ("z (head to foot)", "y (front to back)", "x (left to right)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Misfit:
-    """What is wrong with how a label map fits its image."""
+    """How a label map fails to fit its image."""
 
     case_id: str
-    found: str
+    message: str
     is_certain: bool
-    """Whether another arrangement shows what happened to it."""
+    """Whether another arrangement explains what happened to it."""
     is_strange: bool
     """Whether it fits much worse than any other."""
 
@@ -68,8 +68,8 @@ def find_misfits(
 ) -> list[Misfit]:
     """Label maps that agree unusually badly with what the other cases predict, or better in another arrangement.
 
-    ``num_classes``: internal values 1 ... that are classes. Images with differing numbers of channels are left out, and
-    nothing is said among fewer than `MIN_OTHERS` others.
+    ``num_classes``: internal values 1 ... that are classes. Empty for fewer than `MIN_OTHERS` others, and if images
+    differ in their number of channels.
     """
     labelled = [case for case in cases if case.evidence is not None]
     if len(labelled) <= MIN_OTHERS or len({len(case.channel_digests) for case in labelled}) > 1:
@@ -107,17 +107,17 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
     is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < _lowest_usual(usual)
     if not signs and not is_strange:
         return None
-    how = f"agrees with what the {len(others)} others predict for its image by {own:.2f}, where they reach {middle:.2f}"
+    agreement = f"it agrees by {own:.2f} with what the {len(others)} others predict, which reach {middle:.2f}"
     return Misfit(
         case_id=judged.case.case_id,
-        found="; ".join([how, *signs]),
-        is_certain=own < LOST * middle and max(signs.values(), default=0.0) > MENDED * middle,
+        message="; ".join([agreement, *signs]),
+        is_certain=own < LOST * middle and max(signs.values(), default=0.0) > RESTORED * middle,
         is_strange=is_strange,
     )
 
 
 def _lowest_usual(usual: Sequence[float]) -> float:
-    """As far below the lowest tenth of the others as that is below their median."""
+    """The lowest usual agreement: as far below the lowest tenth of the others as that is below their median."""
     if len(usual) < MANY:
         return float("inf")
     return 2 * float(np.percentile(usual, TAIL)) - float(np.median(usual))
@@ -131,7 +131,7 @@ def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
     usual = float(gains[:, axis].max())
     if own[axis] < MIN_GAIN or own[axis] < usual + MIN_GAIN:
         return {}
-    return {f"flipped {AXES[axis]} it would agree by {fit.flips[axis]:.2f}": fit.flips[axis]}
+    return {f"flipped along {AXES[axis]} it would agree by {fit.flips[axis]:.2f}": fit.flips[axis]}
 
 
 def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]:
@@ -146,7 +146,11 @@ def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]
 
 def _swap_signs(own: float, swaps: Sequence[tuple[float, str]], index: int) -> dict[str, float]:
     gain, name = swaps[index]
-    return {f"it fits the image of case {name} better, and that case's label map fits here": own + gain} if name else {}
+    return (
+        {f"it fits the image of case {name} better, and the label map of that case fits here": own + gain}
+        if name
+        else {}
+    )
 
 
 def _better_labels(known: Sequence[_Judged], num_classes: int, compared: NDArray[np.bool_]) -> list[tuple[float, str]]:
@@ -178,13 +182,13 @@ def _better_labels(known: Sequence[_Judged], num_classes: int, compared: NDArray
     return gains
 
 
-def as_finding(misfit: Misfit, where: str, *, more: Sequence[str] = ()) -> Issue:
-    """The finding on a misfit. ``more``: other signs that the label map is wrong, which make an error of it."""
+def misfit_issue(misfit: Misfit, where: str, *, more: Sequence[str] = ()) -> Issue:
+    """The issue about a misfit. ``more``: other signs that the label map is wrong, which make it an error."""
     return Issue(
-        code=UNNAMED,
+        code="labels.misfit",
         severity="error" if misfit.is_certain or (misfit.is_strange and more) else "warning",
         case=misfit.case_id,
         where=where,
-        message="; ".join([f"the label map does not fit its image: it {misfit.found}", *more]),
-        fix="look at it over its image; give the right label map, or remove the case",
+        message="; ".join([f"the label map does not fit its image: {misfit.message}", *more]),
+        fix="view it on its image; replace the label map, or remove the case",
     )

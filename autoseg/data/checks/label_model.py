@@ -1,9 +1,9 @@
-"""Finds label maps that do not fit their image: a small model of the other cases says where the labels should be.
+"""A small model of where labels are, fitted to all other cases of a dataset at low resolution.
 
-The model is a linear regression from intensities, their smoothed forms and the place in the image to the mask of each
-class, mixed with the mean mask of the others. It costs milliseconds a case, and leaving one case out is a subtraction.
-Its agreement with a right label map is far from that of a network, but alike for all cases of a dataset; a label map
-that was moved, flipped, cut or taken from another image stands out.
+It is a linear regression from intensities, their smoothed forms and the position in the image to the mask of each class,
+mixed with the mean mask of the others. It costs milliseconds a case, and leaving one case out is a subtraction. It agrees
+with a correct label map much less than a network would, but equally well for all cases of a dataset, so that a label map
+that was moved, flipped, cropped or taken from another image stands out.
 """
 
 from __future__ import annotations
@@ -37,17 +37,15 @@ class Thumbnail:
     """Of the blocks, (z, y, x)."""
 
 
-def make_thumbnail(volume: Image, labels: NDArray[np.integer[Any]] | None, file_values: Sequence[int]) -> Thumbnail:
+def make_thumbnail(image: Image, labels: NDArray[np.integer[Any]] | None, file_values: Sequence[int]) -> Thumbnail:
     """Thumbnail of an image (finite voxels) and of its label map ``labels`` (Z, Y, X), in the axes of the image.
 
     Values that are not among ``file_values`` count as background. Borders that fill no block are left out.
     """
-    orientation = canonical_orientation(volume.geometry)
-    geometry = canonical_geometry(volume.geometry, orientation)
+    orientation = canonical_orientation(image.geometry)
+    geometry = canonical_geometry(image.geometry, orientation)
     blocks = block_shape(geometry)
-    small = np.stack(
-        [standardise(_block_means(channel, blocks)) for channel in to_canonical(volume.array, orientation)]
-    )
+    small = np.stack([standardise(_block_means(channel, blocks)) for channel in to_canonical(image.array, orientation)])
     middle = None
     if labels is not None:
         turned = to_canonical(labels, orientation)
@@ -97,7 +95,7 @@ MAX_CLASSES = 4
 ATLAS_SHAPE = (16, 16, 16)
 ATLAS_WEIGHT = 0.3
 """Share of the mean mask in the prediction. With 0 the left-right flip of a hippocampus is missed, with 0.5 a wrong mask
-of the brain stands out less among cases of different fields of view."""
+of the brain stands out less among cases with different fields of view."""
 RIDGE = 1e-4
 USUAL_SHARE = 0.8
 """Classes that fewer cases have are not compared."""
@@ -107,7 +105,7 @@ FARTHEST_SHIFT = 0.3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What one case tells the model of the others: sums over its voxels, and its masks on the common grid."""
+    """What one case contributes to the model: sums over its voxels, and its masks on the common grid."""
 
     moments: Array
     """(F, F)"""
@@ -119,7 +117,7 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """How well a label map agrees with what the others predict; correlations, at most 1."""
+    """How well a label map agrees with what the other cases predict; correlations, at most 1."""
 
     own: float
     """Mean over the compared classes that the case has, and their union."""
@@ -128,7 +126,7 @@ class Fit:
     shift: tuple[int, int, int]
     """Blocks (z, y, x) by which moving the union fits best."""
     shifted: float
-    """Agreement of the union when moved so, less that where it is."""
+    """Gain in agreement of the union by this shift."""
 
 
 def masks(labels: NDArray[np.int16], num_classes: int) -> Array:
@@ -152,7 +150,7 @@ def gather(thumbnail: Thumbnail, num_classes: int) -> Evidence:
 
 
 def add_up(parts: Sequence[Evidence]) -> Evidence:
-    """The sum of all evidence; what a case gave can be taken away again."""
+    """The sum of all evidence; `without` subtracts that of one case."""
     return Evidence(
         moments=sum((part.moments for part in parts), start=np.zeros_like(parts[0].moments)),
         products=sum((part.products for part in parts), start=np.zeros_like(parts[0].products)),
@@ -247,7 +245,7 @@ def _features(thumbnail: Thumbnail) -> Array:
 
 
 def _smoothed(mask: Array) -> Array:
-    """Without what the common grid cannot show."""
+    """Without details that the common grid cannot show."""
     widths = [size / target / 2 for size, target in zip(mask.shape, ATLAS_SHAPE, strict=True)]
     smooth: Array = ndimage.gaussian_filter(mask, widths)
     return smooth
@@ -271,7 +269,7 @@ def _correlation(a: Array, b: Array) -> float:
 
 
 def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]:
-    """Blocks by which the mask must move to agree best with the score, and how much better it then agrees."""
+    """The shift in blocks by which the mask agrees best with the score, and the gain in agreement."""
     padded = [fft.next_fast_len(2 * size) for size in mask.shape]
     spectrum = fft.rfftn(score - score.mean(), padded) * np.conj(fft.rfftn(mask, padded))
     overlap = fft.irfftn(spectrum, padded)
@@ -284,7 +282,7 @@ def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]
 
 
 def _moved(mask: Array, shift: tuple[int, int, int]) -> Array:
-    """The mask moved by whole blocks; what leaves the image is lost."""
+    """The mask moved by whole blocks; voxels that leave the image are lost."""
     moved = np.zeros_like(mask)
     into = tuple(slice(max(s, 0), min(size + s, size)) for s, size in zip(shift, mask.shape, strict=True))
     out_of = tuple(slice(max(-s, 0), min(size - s, size)) for s, size in zip(shift, mask.shape, strict=True))

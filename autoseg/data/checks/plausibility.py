@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.imaging.image import Geometry
-from autoseg.issues import UNNAMED, Issue
+from autoseg.issues import Issue
 from planners import LabelClass
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def all_but(values: Sequence[T], index: int) -> list[T]:
 
 
 MIN_OTHERS = 5
-"""With fewer other cases nothing is called unusual, but for units that were mixed up."""
+"""With fewer other cases nothing is unusual, except for units of length."""
 MIN_OTHERS_WITH_CLASS = 10
 USUAL_SHARE = 0.95
 """A class that so many of the others have is expected in every case."""
@@ -57,15 +57,15 @@ MAX_SIZE_RATIO = 10.0
 MAX_VOLUME_RATIO = 1.4
 """Scanners, fields of view and organs of one collection do differ by less, unless their spread says otherwise."""
 MIN_UNIT_RATIO = 8.0
-"""Spacings that are off by this on every axis were given in another unit: cm, m or micrometres."""
+"""Spacings that differ by this on every axis are in another unit: cm, m or micrometres."""
 MIN_OTHERS_WITH_UNIT = 2
 MIN_VOLUME_RATIO = 10.0
 """Downwards more is usual: lesions are specks, and organs are cut off by the edge of the image."""
 NUM_SIGNS_OF_ERROR = 3
-"""So many signs at once mean another kind of data, not an unusual case."""
+"""So many signs at once mean another kind of data, not just an unusual case."""
 RARE = 2
 MIN_STRAY_VALUES = 5
-"""A label map with so many values that no other has, in a dataset that declares none, is no label map."""
+"""A label map with so many values that no other has, in a dataset that declares none, is not a label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +75,15 @@ class LabelFacts:
     case_id: str
     path: str
     paired: bool
-    """Whether it has an image; one without is compared with the others, never they with it."""
+    """Whether it has an image; others are not compared with one that has none."""
     geometry: Geometry
     counts: Mapping[int, int]
 
 
-def implausible_labels(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
-    """Label maps whose spacing, size, volumes or classes are unlike those of the others.
-
-    A warning; with `NUM_SIGNS_OF_ERROR` signs an error. Nothing is said with fewer than `MIN_OTHERS` others.
-    """
-    return [
-        signs_finding(fact, signs, num_others=_num_others(fact, facts))
-        for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True)
-        if signs
-    ]
-
-
-def signs_finding(fact: LabelFacts, signs: Sequence[str], *, num_others: int) -> Issue:
-    """The finding on a label map with signs of being another's."""
+def unusual_issue(fact: LabelFacts, signs: Sequence[str], *, num_others: int) -> Issue:
+    """The issue about a label map with ``signs`` that it is unlike the others."""
     return Issue(
-        code=UNNAMED,
+        code="labels.unlike_others",
         severity="error" if len(signs) >= NUM_SIGNS_OF_ERROR else "warning",
         case=fact.case_id,
         where=fact.path,
@@ -105,7 +93,7 @@ def signs_finding(fact: LabelFacts, signs: Sequence[str], *, num_others: int) ->
 
 
 def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[list[str]]:
-    """For each label map what is unlike the others, in words: spacing, size, volumes, missing classes.
+    """For each label map how it is unlike the others, in words: spacing, size, volumes, missing classes.
 
     Quantities are compared by their logarithm with those of all label maps that have an image: unusual is what is off
     by more than a fixed ratio and, by `oddness`, more than they differ among each other.
@@ -131,7 +119,7 @@ def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> l
 
 def wrong_units(facts: Sequence[LabelFacts]) -> list[Issue]:
     """Cases whose spacings are all too large or too small by the same large factor: another unit of length."""
-    findings = []
+    issues = []
     for index, fact in enumerate(facts):
         others = [other for other in all_but(facts, index) if other.paired]
         if len(others) < MIN_OTHERS_WITH_UNIT or not fact.geometry.has_orientation:
@@ -141,19 +129,19 @@ def wrong_units(facts: Sequence[LabelFacts]) -> list[Issue]:
         off = math.log(MIN_UNIT_RATIO)
         alike = np.ptp(logs, axis=0).max() < off  # the others agree on one unit
         if alike and (np.all(factors > off) or np.all(factors < -off)):
-            findings.append(
+            usual = _triple(np.exp(np.median(logs, axis=0)))
+            ratio = f"{math.exp(abs(float(np.median(factors)))):.3g} times too {'large' if factors[0] > 0 else 'small'}"
+            issues.append(
                 Issue(
-                    code=UNNAMED,
-                    severity="error",
+                    code="case.spacing_unit",
                     case=fact.case_id,
                     where=fact.path,
-                    message=f"spacing {_triple(fact.geometry.spacing_mm)} mm against a median of {_triple(np.exp(np.median(logs, axis=0)))} "
-                    f"mm: {math.exp(abs(float(np.median(factors)))):.3g} times too {'large' if factors[0] > 0 else 'small'}, as if "
-                    "given in another unit of length",
+                    message=f"spacing {_triple(fact.geometry.spacing_mm)} mm against a median of {usual} mm: {ratio}, "
+                    "probably in another unit of length",
                     fix="correct the spacing in the headers of image and label map to mm, or remove the case",
                 )
             )
-    return findings
+    return issues
 
 
 def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
@@ -166,59 +154,45 @@ def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
         for value in fact.counts:
             holders[value] = holders.get(value, 0) + 1
     named = {f"label_{value}" for value in dataset.file_values} >= {label.name for label in dataset.labels.classes}
-    findings = []
+    issues = []
     for fact in facts if named and len(facts) > 1 else ():
         own = [value for value in fact.counts if holders[value] == 1]
         if len(own) >= MIN_STRAY_VALUES and len(own) > len(fact.counts) / 2:
-            findings.append(
+            issues.append(
                 Issue(
-                    code=UNNAMED,
-                    severity="error",
+                    code="labels.grey_values",
                     case=fact.case_id,
                     where=fact.path,
-                    message=f"{len(own)} values between {min(own)} and {max(own)} that no other label map has: it holds greys, not labels",
-                    fix="give the label map itself, not an image or an interpolated mask, or remove the case",
+                    message=f"{len(own)} values from {min(own)} to {max(own)} that no other label map has: grey values, not "
+                    "labels",
+                    fix="give the label map, not an image or an interpolated mask, or remove the case",
                 )
             )
-    return findings
+    return issues
 
 
 def rare_classes(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[Issue]:
     """Classes that no case has (warning), or only one or two of three or more (note)."""
     labelled = [fact for fact in facts if fact.paired]
-    findings = []
+    issues = []
     for label in dataset.labels.classes if labelled else ():
-        values = [dataset.file_values[value] for value in label.values]
+        values = [str(dataset.file_values[value]) for value in label.values]
         cases = [fact.case_id for fact in labelled if _has(fact, label, dataset)]
-        shown = f"class {label.name} ({'value' if len(values) == 1 else 'values'} {', '.join(map(str, values))})"
+        shown = f"class {label.name} ({'value' if len(values) == 1 else 'values'} {', '.join(values)})"
         if not cases:
-            findings.append(
-                Issue(
-                    code=UNNAMED,
-                    severity="warning",
-                    case=None,
-                    where=dataset.root,
-                    message=f"no label map has {shown}",
-                    fix="correct its value in the dataset's description, or remove the class from it",
-                )
+            message = f"no label map has {shown}"
+            fix = "correct its value in the dataset's description, or remove the class from it"
+            issues.append(
+                Issue(code="labels.absent_class", severity="warning", where=dataset.root, message=message, fix=fix)
             )
         elif len(cases) <= RARE < len(labelled):
-            findings.append(
-                Issue(
-                    code=UNNAMED,
-                    severity="note",
-                    case=None,
-                    where=dataset.root,
-                    message=f"only {len(cases)} of {len(labelled)} label maps {'has' if len(cases) == 1 else 'have'} {shown}: "
-                    f"{', '.join(cases)}",
-                    fix="add cases with this class; it cannot be learned and validated well on so few",
-                )
+            has = "has" if len(cases) == 1 else "have"
+            message = f"only {len(cases)} of {len(labelled)} label maps {has} {shown}: {', '.join(cases)}"
+            fix = "add cases with this class: so few are not enough to train and validate it"
+            issues.append(
+                Issue(code="labels.rare_class", severity="note", where=dataset.root, message=message, fix=fix)
             )
-    return findings
-
-
-def _num_others(fact: LabelFacts, facts: Sequence[LabelFacts]) -> int:
-    return sum(other.paired for other in facts) - fact.paired
+    return issues
 
 
 def _grid_signs(fact: LabelFacts, others: Sequence[LabelFacts]) -> list[str]:
@@ -250,7 +224,7 @@ def _volume_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset
 
 
 def _class_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:
-    if len(others) < MIN_OTHERS_WITH_CLASS or own[0] == 0:  # empty ones are reported as such
+    if len(others) < MIN_OTHERS_WITH_CLASS or own[0] == 0:  # reported as empty
         return []
     having = (others[:, 1:] > 0).sum(axis=0)
     return [

@@ -1,4 +1,4 @@
-"""What the check of a dataset says, as a document that programs can read."""
+"""The result of a check as a document that programs can read."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from autoseg.data.dataset import DatasetDescription, describe_dataset
-from autoseg.data.discovery.unlabelled import NamedImage
+from autoseg.data.discovery.unlabelled import UNLABELLED, NamedImage
 from autoseg.imaging.readers import printable
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun
 from planners import Document
 
 
@@ -19,12 +20,12 @@ class CheckReport(Document):
     schema_version: Literal[1] = 1
     root: str
     summary: str | None = None
-    """What was found, in one sentence; none where no dataset was recognised."""
+    """The dataset in one sentence; none if no dataset was recognised."""
     layout: str | None = None
     channels: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
-    """Ids of labelled cases that can be used, those with warnings among them."""
+    """Ids of labelled cases that can be used, with or without warnings."""
     test: tuple[str, ...] = ()
     """Ids of unlabelled cases."""
     left_out: tuple[str, ...] = ()
@@ -35,9 +36,9 @@ class CheckReport(Document):
     """Errors first, then warnings and notes."""
 
 
-def make_report(dataset: DatasetDescription, findings: Sequence[Issue]) -> CheckReport:
-    """The report on a dataset and its findings; after `leave_out_bad`, on the cases that are left."""
-    found = CheckReport(
+def make_report(dataset: DatasetDescription, issues: Sequence[Issue]) -> CheckReport:
+    """The report on a dataset and its issues; after `leave_out_bad`, on the cases that are left."""
+    report = CheckReport(
         root=dataset.root,
         summary=describe_dataset(dataset),
         layout=dataset.layout,
@@ -47,39 +48,37 @@ def make_report(dataset: DatasetDescription, findings: Sequence[Issue]) -> Check
         test=tuple(case.case_id for case in dataset.test),
         left_out=dataset.left_out,
     )
-    return _with(found, findings)
+    return _with(report, issues)
 
 
-def images_report(
-    root: Path, images: Sequence[NamedImage], findings: Sequence[Issue], *, elsewhere: str
-) -> CheckReport:
-    """The report on images without labels; ``elsewhere`` says where a labelled dataset lies instead, if one does."""
+def images_report(root: Path, images: Sequence[NamedImage], issues: Sequence[Issue], *, fix: str) -> CheckReport:
+    """The report on images without labels; ``fix`` says how to get a labelled dataset."""
     unlabelled = Issue(
-        code=UNNAMED,
+        code=UNLABELLED,
         severity="warning",
-        case=None,
         where=str(root),
-        message="nothing is labelled: these images can be predicted, not trained on",
-        fix=elsewhere
-        or "to train, add label maps; if there are some, say in a spec file where they lie (--spec); autoseg plan lists "
-        "where it looked",
+        message="no labels: these images can be predicted, but not used for training",
+        fix=fix,
     )
-    number = "1 image" if len(images) == 1 else f"{len(images)} images"
-    found = CheckReport(root=str(root), summary=f"{number} without labels", test=tuple(name for name, _ in images))
-    return _with(
-        found,
-        [*(f for f in findings if f.severity == "error"), unlabelled, *(f for f in findings if f.severity != "error")],
+    report = CheckReport(
+        root=str(root),
+        summary=f"{count_noun(len(images), 'image')} without labels",
+        test=tuple(name for name, _ in images),
     )
+    errors = [issue for issue in issues if issue.severity == "error"]
+    return _with(report, [*errors, unlabelled, *(issue for issue in issues if issue.severity != "error")])
 
 
 def failed_report(root: Path, error: AutosegError) -> CheckReport:
-    """The report on a folder in which no dataset was recognised, with the reason as its only finding."""
-    found, _, mend = printable(str(error)).rpartition("; ")
-    finding = Issue(code=UNNAMED, severity="error", case=None, where=printable(root), message=found or mend, fix=mend)
-    return _with(CheckReport(root=printable(root)), [finding])
+    """The report on a folder in which no dataset was recognised, with the issues of the error."""
+    issues = [
+        issue.model_copy(update={name: printable(getattr(issue, name)) for name in ("where", "message", "fix")})
+        for issue in error.issues
+    ]
+    return _with(CheckReport(root=printable(root)), issues)
 
 
-def _with(report: CheckReport, findings: Sequence[Issue]) -> CheckReport:
-    severities = [finding.severity for finding in findings]
+def _with(report: CheckReport, issues: Sequence[Issue]) -> CheckReport:
+    severities = [issue.severity for issue in issues]
     counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
-    return report.model_copy(update={**counts, "issues": tuple(findings)})
+    return report.model_copy(update={**counts, "issues": tuple(issues)})

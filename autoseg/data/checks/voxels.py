@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.data.checks.headers import CheckItem, item_finding, unreadable
+from autoseg.data.checks.headers import CheckItem
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import LabelCoding
-from autoseg.data.labels import read_file_labels
+from autoseg.data.labels import read_file_labels, undeclared_values
 from autoseg.imaging.image import Image, LabelMap
 from autoseg.imaging.orientation import canonical_orientation, to_canonical
 from autoseg.imaging.readers import file_states, read_image, read_label_map
@@ -27,7 +27,7 @@ QUANTILES = (1, 5, 25, 50, 75, 95, 99)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseMeasures:
-    """One case: its voxels in a few numbers, and small."""
+    """One case in a few numbers and at low resolution."""
 
     case_id: str
     image_path: str
@@ -35,7 +35,7 @@ class CaseMeasures:
     is_training: bool
     group: str | None
     channel_digests: tuple[bytes, ...]
-    """Hash of the voxels of each channel in canonical axes: equal for equal images, however they are stored."""
+    """Hash of the voxels of each channel in canonical axes: equal for equal images in any orientation."""
     label_digest: bytes | None
     """The same of the label map; None where it is empty or missing."""
     num_foreground: int
@@ -50,44 +50,33 @@ class CaseMeasures:
     """For the model of `label_fit`; None where nothing is labelled."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CaseFiles:
-    """Where the voxels came from."""
-
-    case_id: str
-    image_path: str
-    label_path: str | None
-    is_training: bool
-    group: str | None
-
-
 def measure_case(
-    files: CaseFiles,
-    volume: Image,
+    item: CheckItem,
+    image: Image,
     array: NDArray[np.integer[Any]] | None,
     *,
     file_values: Sequence[int],
     labels: Labels,
 ) -> CaseMeasures:
     """Measures of an image with finite voxels and its label map ``array`` (Z, Y, X), in the axes of the image."""
-    thumbnail = make_thumbnail(volume, array, file_values)
-    orientation = canonical_orientation(volume.geometry)
+    thumbnail = make_thumbnail(image, array, file_values)
+    orientation = canonical_orientation(image.geometry)
     foreground = 0 if array is None else int(np.count_nonzero(array != file_values[0]))
     has_classes = thumbnail.labels is not None and bool(thumbnail.labels.any())
     return CaseMeasures(
-        case_id=files.case_id,
-        image_path=files.image_path,
-        label_path=files.label_path,
-        is_training=files.is_training,
-        group=files.group,
-        channel_digests=tuple(_digest(channel) for channel in to_canonical(volume.array, orientation)),
+        case_id=item.case_id,
+        image_path=item.images[0],
+        label_path=item.labels[0] if item.labels else None,
+        is_training=item.is_training,
+        group=item.case.group if item.case else None,
+        channel_digests=tuple(_digest(channel) for channel in to_canonical(image.array, orientation)),
         label_digest=_digest(to_canonical(array, orientation).astype(np.int64))
         if array is not None and foreground
         else None,
         num_foreground=foreground,
-        quantiles=np.stack([_quantiles(channel) for channel in volume.array]),
-        minima=volume.array.min(axis=(1, 2, 3)).astype(np.float64),
-        zero_share=(volume.array == 0).mean(axis=(1, 2, 3)),
+        quantiles=np.stack([_quantiles(channel) for channel in image.array]),
+        minima=image.array.min(axis=(1, 2, 3)).astype(np.float64),
+        zero_share=(image.array == 0).mean(axis=(1, 2, 3)),
         thumbnail=thumbnail,
         evidence=gather(thumbnail, len(labels.values)) if has_classes else None,
     )
@@ -107,151 +96,109 @@ def _quantiles(channel: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.percentile(picked, QUANTILES).astype(np.float64)
 
 
-NUM_SHOWN_VALUES = 10
 MANY_VALUES = 20
-"""So many undeclared values are those of an image or of an interpolated mask."""
-EMPTY = "the label map is empty: background only"
+"""So many undeclared values are grey values of an image or an interpolated mask."""
+EMPTY = "labels.empty"
+"""Code of the issue about an empty label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VoxelReport:
-    """What was found, and what comparisons with other cases need."""
+    """Issues, and what comparisons with other cases need."""
 
     issues: tuple[Issue, ...]
     is_read: bool
-    """Whether all files could be read; what prevented it may have been a lack of memory, or a drive that was away."""
+    """Whether all files could be read; a failure may be temporary (memory, network drive)."""
     counts: Mapping[int, int] | None
     """Voxels of each file value in the labels; None: they could not be read."""
     measures: CaseMeasures | None = None
-    """None: the image could not be read, has one value only, or NaN or infinite voxels."""
+    """None: the image could not be read, is constant, or has NaN or infinite voxels."""
 
 
 def item_state(item: CheckItem) -> object:
-    """What a kept report depends on: the item, and the states of its files."""
+    """What a cached report depends on: the item, and the states of its files."""
     return item, file_states([*item.images, *item.labels])
 
 
 def is_read_whole(report: VoxelReport) -> bool:
-    """Whether the report may be kept: a failure to read may pass."""
+    """Whether the report may be cached: failures to read may be temporary."""
     return report.is_read
 
 
 def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
-    """Read all voxels of image and labels; measures where image, or image and labels, are fit for comparisons."""
-    findings: list[Issue] = []
+    """Read all voxels of image and labels; measures where image, or image and labels, can be compared with others."""
+    issues: list[Issue] = []
     failures: list[Issue] = []
-    volume = _read_image(item, findings, failures) if item.images else None
+    image = _read_image(item, issues, failures) if item.images else None
     counts, aligned = None, None
     if item.labels:
         try:
-            label_map = _read_labels(item, coding, volume)
+            label_map = _read_labels(item, coding, image)
         except AutosegError as error:
-            failures.append(unreadable(item, item.labels[0], error))
+            failures += item.unreadable(item.labels[0], error)
         else:
-            counts = _count_values(label_map.array)
-            findings += _value_faults(item, counts, coding.file_values)
+            values, numbers = np.unique(label_map.array, return_counts=True)
+            counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+            issues += _label_issues(item, counts, coding.file_values)
             aligned = label_map.array if item.case is not None else None
     measures = None
-    shows_something = volume is not None and all(np.ptp(channel) > 0 for channel in volume.array)
-    if volume is not None and shows_something and (item.case is not None or not item.labels):
-        measures = measure_case(
-            CaseFiles(
-                case_id=item.case_id,
-                image_path=item.images[0],
-                label_path=item.labels[0] if item.labels else None,
-                is_training=item.is_training,
-                group=item.case.group if item.case else None,
-            ),
-            volume,
-            aligned,
-            file_values=coding.file_values,
-            labels=coding.labels,
-        )
-    return VoxelReport(issues=(*failures, *findings), is_read=not failures, counts=counts, measures=measures)
+    varies = image is not None and all(np.ptp(channel) > 0 for channel in image.array)
+    if image is not None and varies and (item.case is not None or not item.labels):
+        measures = measure_case(item, image, aligned, file_values=coding.file_values, labels=coding.labels)
+    return VoxelReport(issues=(*failures, *issues), is_read=not failures, counts=counts, measures=measures)
 
 
-def _read_labels(item: CheckItem, coding: LabelCoding, volume: Image | None) -> LabelMap:
-    """In the axes of the image where both are fit for use, else as the file has it."""
+def _read_labels(item: CheckItem, coding: LabelCoding, image: Image | None) -> LabelMap:
+    """In the axes of the image if both are usable, else as stored in the file."""
     if item.case is not None:
-        return read_file_labels(item.case, coding, onto=None if volume is None else volume.geometry)
+        return read_file_labels(item.case, coding, onto=None if image is None else image.geometry)
     return read_label_map(Path(item.labels[0]))
 
 
-def _read_image(item: CheckItem, findings: list[Issue], failures: list[Issue]) -> Image | None:
-    """The image with finite voxels; None where there is none, with the reason among ``findings`` or ``failures`` to read."""
+def _read_image(item: CheckItem, issues: list[Issue], failures: list[Issue]) -> Image | None:
+    """The image if all its voxels are finite; else None, with the reason in ``issues`` or ``failures``."""
     where = item.images[0]
     try:
-        volume = read_image([Path(path) for path in item.images])
+        image = read_image([Path(path) for path in item.images])
     except AutosegError as error:
-        failures.append(unreadable(item, where, error))
+        failures += item.unreadable(where, error)
         return None
-    for channel, voxels in enumerate(volume.array):
-        path = item.images[channel] if len(item.images) == len(volume.array) else where
-        findings += _intensity_faults(item, path, channel, voxels)
-    return volume if np.isfinite(volume.array).all() else None
+    for channel, voxels in enumerate(image.array):
+        path = item.images[channel] if len(item.images) == len(image.array) else where
+        issues += _intensity_issues(item, path, channel, voxels)
+    return image if np.isfinite(image.array).all() else None
 
 
-def _intensity_faults(item: CheckItem, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Issue]:
+def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Issue]:
     low, high = float(voxels.min()), float(voxels.max())
     if np.isfinite(low) and np.isfinite(high):
         if low < high:
             return []
-        return [
-            item_finding(
-                item,
-                "warning",
-                path,
-                f"all voxels of channel {channel} are {low:g}",
-                "look at the image; remove the case if it is empty",
-            )
-        ]
+        message, fix = (
+            f"all voxels of channel {channel} are {low:g}",
+            "look at the image; remove the case if it is empty",
+        )
+        return [item.issue("image.constant", path, message, fix, severity="warning")]
     bad = ~np.isfinite(voxels)
     first = tuple(int(index) for index in np.argwhere(bad)[0])
     num_nan = int(np.isnan(voxels).sum())
     counts = {"NaN": num_nan, "infinite": int(bad.sum()) - num_nan}
-    kinds = [f"{count} {kind}" for kind, count in counts.items() if count]
-    return [
-        item_finding(
-            item,
-            "error",
-            path,
-            f"{' and '.join(kinds)} voxels in channel {channel}, the first at (z, y, x) = {first}",
-            "give these voxels a value, such as that of the air around, or remove the case",
-        )
-    ]
+    kinds = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    message = f"{kinds} voxels in channel {channel}, the first at (z, y, x) = {first}"
+    fix = "replace these values, for example by that of air, or remove the case"
+    return [item.issue("image.nan" if num_nan else "image.infinite", path, message, fix)]
 
 
-def _count_values(array: NDArray[np.integer]) -> dict[int, int]:
-    values, counts = np.unique(array, return_counts=True)
-    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-
-
-def _value_faults(item: CheckItem, counts: Mapping[int, int], file_values: Sequence[int]) -> list[Issue]:
+def _label_issues(item: CheckItem, counts: Mapping[int, int], file_values: Sequence[int]) -> list[Issue]:
     where = item.labels[0]
-    unknown = {value: count for value, count in counts.items() if value not in file_values}
-    if unknown:
-        shown = ", ".join(f"{value} ({count} voxels)" for value, count in list(unknown.items())[:NUM_SHOWN_VALUES])
-        more = f" and {len(unknown) - NUM_SHOWN_VALUES} more" if len(unknown) > NUM_SHOWN_VALUES else ""
-        greys = (
-            ""
-            if len(unknown) < MANY_VALUES
-            else f": with {len(counts)} values from {min(counts)} to {max(counts)} it holds greys"
-        )
-        return [
-            item_finding(
-                item,
-                "error",
-                where,
-                f"label values that are not declared: {shown}{more}; declared are {_list(file_values)}{greys}",
-                "give the label map itself, not an image or an interpolated mask"
-                if greys
-                else "correct the label map, or declare the values in the dataset's description",
-            )
-        ]
+    undeclared = {value: count for value, count in counts.items() if value not in file_values}
+    if len(undeclared) >= MANY_VALUES:
+        message = f"{len(counts)} values from {min(counts)} to {max(counts)}: grey values, not labels"
+        fix = "give the label map, not an image or an interpolated mask"
+        return [item.issue("labels.grey_values", where, message, fix)]
+    if undeclared:
+        return [undeclared_values(undeclared, file_values, where=where, case=item.case_id)]
     if set(counts) <= {file_values[0]}:
-        return [item_finding(item, "warning", where, EMPTY, "make sure that this case really shows no structure")]
+        fix = "make sure that nothing is to be labelled in this case"
+        return [item.issue(EMPTY, where, "the label map is empty", fix, severity="warning")]
     return []
-
-
-def _list(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))

@@ -13,7 +13,7 @@ from autoseg.data.discovery.declarations import Declaration
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Match
 from autoseg.imaging.readers import image_ending, image_stem, list_series, read_header, split_part
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
 from datasets_spec.layout import CLASS
@@ -27,7 +27,7 @@ def make_case(
     labels: Sequence[FoundFile],
     channels: Sequence[str],
 ) -> Case:
-    """A case of the first file for each channel; others are reported by `unpaired_files`."""
+    """A case with the first file of each channel; `file_issues` reports the others."""
     by_channel = {channel_of(file): file.path for file in reversed(images)}
     masks = {file.fields[CLASS]: file.path for file in reversed(labels) if file.fields.get(CLASS)}
     chosen = [by_channel[text] for text in channels if text in by_channel] or [images[0].path]
@@ -51,7 +51,7 @@ def _group(layout: Layout, case_id: str, image: FoundFile) -> str | None:
 def find_test_cases(
     root: Path, match: Match, declaration: Declaration, channels: Sequence[str]
 ) -> tuple[tuple[Case, ...], list[Issue]]:
-    """Unlabelled cases in the folder, then those that only ``dataset.json`` lists."""
+    """Unlabelled cases: those in the folder, and those that only ``dataset.json`` lists."""
     cases = {
         case_id: make_case(root, match.layout, case_id, files, (), channels) for case_id, files in match.test.items()
     }
@@ -66,11 +66,11 @@ def find_test_cases(
             cases.setdefault(case_id, Case(case_id=case_id, images=(str(path),)))
         else:
             missing.append(listed)
-    return tuple(cases[case_id] for case_id in sorted(cases)), missing_images(root, match, missing, "test")
+    return tuple(cases[case_id] for case_id in sorted(cases)), _missing_images(root, match, missing, "test")
 
 
 MODALITIES = frozenset(
-    {
+    [
         "ct",
         "cbct",
         "pet",
@@ -89,13 +89,13 @@ MODALITIES = frozenset(
         "adc",
         "sem",
         "tem",
-    }
+    ]
 )
-"""Last words of file names that say what was recorded; a channel that is called CT is normalised as CT."""
+"""Last words of file names that name a modality; a channel named CT is normalised as CT."""
 
 
 def channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
-    """Texts of ``{channel}`` in channel order, and the files whose text is no channel, by that text."""
+    """Texts of ``{channel}`` in channel order, and the files of other texts, by their text."""
     counts = Counter(text for case_id in match.paired for text in {channel_of(file) for file in match.images[case_id]})
     declared = match.layout.channels
     if declared is not None and set(declared) & set(counts):
@@ -118,9 +118,9 @@ def channel_of(file: FoundFile) -> str:
 
 
 def channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...]:
-    """The texts where they are names; the modality of DICOM series, or that in which all files end (``_ct``, ``_T1w``).
+    """The texts if they are names; else the modality of the DICOM series or in all file names (``_ct``, ``_T1w``).
 
-    Else ``channel_0``, ``channel_1`` ... for the channels of the first case whose files can be read.
+    Else ``channel_0``, ``channel_1`` ..., as many as the first readable case has.
     """
     if all(re.search("[A-Za-z]", text) for text in texts):
         return tuple(texts)
@@ -138,7 +138,7 @@ def channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...
 
 
 def _modality(case: Case) -> str:
-    """Of the image of a case, by its DICOM headers or by the last word of its name; empty where neither tells."""
+    """Modality of a case with one image, from its DICOM headers or the last word of its name; empty if unknown."""
     if len(case.images) > 1:
         return ""
     folder, uid = split_part(case.image_paths[0])
@@ -151,164 +151,121 @@ def _modality(case: Case) -> str:
         return ""
 
 
-def findings_about_files(
-    root: Path, match: Match, rivals: Sequence[Match], declaration: Declaration, dropped: Mapping[str, Sequence[str]]
-) -> list[Issue]:
-    """All but those about groups and test images; ``dropped`` are files by the kind that makes them no channel."""
+def layout_issues(root: Path, match: Match, rivals: Sequence[Match], declaration: Declaration) -> list[Issue]:
+    """Issues about the folder as a whole: other layouts, groups and lists that name what does not exist."""
     return [
-        *other_layouts(root, match, rivals),
-        *files_of_no_channel(root, dropped),
-        *missing_training_images(root, match, declaration),
-        *list_problems(match),
-        *unpaired_files(root, match),
+        *_unknown_in_groups(match),
+        *_other_layouts(root, match, rivals),
+        *_missing_training_images(root, match, declaration),
+        *match.issues,
     ]
 
 
-def files_of_no_channel(root: Path, dropped: Mapping[str, Sequence[str]]) -> list[Issue]:
-    """Kinds of files that most cases lack."""
+def file_issues(root: Path, match: Match, dropped: Mapping[str, Sequence[str]]) -> list[Issue]:
+    """Issues about files that belong to no case or to several; ``dropped``: files that are no channel, by their kind."""
+    return [*_ignored_files(root, dropped), *_unpaired_files(root, match)]
+
+
+def _unknown_in_groups(match: Match) -> list[Issue]:
+    unknown = [case_id for listed in match.layout.groups.values() for case_id in listed if case_id not in match.paired]
+    if not unknown:
+        return []
     return [
         Issue(
-            code=UNNAMED,
+            code="spec.unknown_case",
+            severity="warning",
+            where=f"groups of {match.layout.name}",
+            message=f"{count_noun(len(unknown), 'case')} not found in the folder: {shorten(unknown)}",
+            fix="correct the names, or cases of one patient may be in both training and validation",
+        )
+    ]
+
+
+def _ignored_files(root: Path, dropped: Mapping[str, Sequence[str]]) -> list[Issue]:
+    return [
+        Issue(
+            code="layout.ignored_files",
             severity="note",
-            case=None,
             where=str(root / files[0]),
-            message=f"{count_noun(len(files), 'file')} of the kind {text!r} that most cases lack: taken for no channel",
-            fix="remove them, or say in a spec file which files are channels (--spec)",
+            message=f"{count_noun(len(files), 'file')} {text!r} not used as a channel: most cases have none",
+            fix="remove them, or list the channels in a spec file (--spec)",
         )
         for text, files in sorted(dropped.items())
     ]
 
 
-def unknown_in_groups(match: Match, cases: Sequence[Case]) -> list[Issue]:
-    """Cases of a layout's groups that are not there."""
-    ids = {case.case_id for case in cases}
-    unknown = [case_id for listed in match.layout.groups.values() for case_id in listed if case_id not in ids]
-    return (
-        []
-        if not unknown
-        else [
-            Issue(
-                code=UNNAMED,
-                severity="warning",
-                case=None,
-                where=f"groups of {match.layout.name}",
-                message=f"{count_noun(len(unknown), 'case')} that the folder does not have: {shorten(unknown)}",
-                fix="correct the names, or cases of one patient may train and validate in one fold",
-            )
-        ]
-    )
-
-
-def other_layouts(root: Path, match: Match, rivals: Sequence[Match]) -> list[Issue]:
-    """What else the folder may be."""
+def _other_layouts(root: Path, match: Match, rivals: Sequence[Match]) -> list[Issue]:
     if match.layout.known is not None:
         return []
     return [
         Issue(
-            code=UNNAMED,
+            code="layout.ambiguous",
             severity="note",
-            case=None,
             where=str(root),
-            message=f"taken as {match.layout.title} ({count_noun(len(match.paired), 'case')}), but it may also be {rival.layout.title} "
-            f"({count_noun(len(rival.paired), 'case')})",
-            fix=f"give --layout {rival.layout.name} if that is what it is, or a spec file (--spec)",
+            message=f"read as {match.layout.title} ({count_noun(len(match.paired), 'case')}), but "
+            f"{rival.layout.title} fits as well ({count_noun(len(rival.paired), 'case')})",
+            fix=f"use --layout {rival.layout.name} or a spec file (--spec) if that is meant",
         )
         for rival in rivals
     ]
 
 
-def missing_training_images(root: Path, match: Match, declaration: Declaration) -> list[Issue]:
-    """Training images that are listed, but of which neither image nor label is in the folder."""
+def _missing_training_images(root: Path, match: Match, declaration: Declaration) -> list[Issue]:
+    """Training images that are listed, but have neither image nor label in the folder."""
     if match.layout.listing is not None:
         return []
     present = match.images.keys() | match.labels.keys()
-    missing = [
-        file
-        for file in declaration.training_files
-        if image_stem(file) not in present
-        and not any((root / file).samefile(root / each) for each in _same_name(match, file))
-    ]
-    return missing_images(root, match, missing, "training")
+    missing = [file for file in declaration.training_files if image_stem(file) not in present]
+    if missing:
+        used = {os.path.realpath(root / each.path) for files in match.images.values() for each in files}
+        missing = [file for file in missing if os.path.realpath(root / file) not in used]
+    return _missing_images(root, match, missing, "training")
 
 
-def _same_name(match: Match, file: str) -> list[str]:
-    name = Path(file).name
-    return [each.path for files in match.images.values() for each in files if Path(each.path).name == name]
-
-
-def missing_images(root: Path, match: Match, missing: Sequence[str], kind: str) -> list[Issue]:
-    """Images that ``dataset.json`` lists and the folder lacks; ``kind``: training or test."""
+def _missing_images(root: Path, match: Match, missing: Sequence[str], kind: str) -> list[Issue]:
+    """Images that ``dataset.json`` lists but the folder lacks; ``kind``: training or test."""
     if not missing or match.layout.description is None:
         return []
     return [
         Issue(
-            code=UNNAMED,
+            code="description.missing_image",
             severity="warning" if kind == "training" else "note",
-            case=None,
             where=str(root / match.layout.description.file),
-            message=f"lists {count_noun(len(missing), f'{kind} image')} that the folder does not have: {shorten(missing)}",
-            fix="fetch the files, or remove them from the list; the run goes on without them",
+            message=f"{count_noun(len(missing), f'listed {kind} image')} not found: {shorten(missing)}",
+            fix="add the files, or remove them from the list",
         )
     ]
 
 
-def list_problems(match: Match) -> list[Issue]:
-    """What is wrong with a list of cases."""
-    return [
-        Issue(code=UNNAMED, severity="error", case=None, where=problem.where, message=problem.message, fix=problem.fix)
-        for problem in match.problems
-    ]
-
-
-def unpaired_files(root: Path, match: Match) -> list[Issue]:
-    """Images without a label map, label maps without an image, and files that compete for one place."""
-    findings = []
+def _unpaired_files(root: Path, match: Match) -> list[Issue]:
+    """Images without a label map, label maps without an image, and several files for one channel or class."""
+    issues = []
     for case_id in sorted(match.images.keys() | match.labels.keys()):
         images, labels = match.images.get(case_id, []), match.labels.get(case_id, [])
         if not labels:
-            findings.append(
-                _error(
-                    root,
-                    case_id,
-                    images[0],
-                    "the image has no label map",
-                    "add a label map of the same name, or remove the image",
-                )
-            )
+            message, fix = "the image has no label map", "add a label map of the same name, or remove the image"
+            issues.append(_error("case.unpaired_image", root, case_id, images[0], message, fix))
         elif not images:
-            findings.append(
-                _error(
-                    root,
-                    case_id,
-                    labels[0],
-                    "the label map has no image",
-                    "add an image of the same name, or remove the label map",
-                )
-            )
-        findings += _rivals(root, case_id, images, "channel") + _rivals(root, case_id, labels, CLASS)
-    return findings + [
-        f for case_id, files in sorted(match.test.items()) for f in _rivals(root, case_id, files, "channel")
-    ]
+            message, fix = "the label map has no image", "add an image of the same name, or remove the label map"
+            issues.append(_error("case.unpaired_label", root, case_id, labels[0], message, fix))
+        issues += _duplicates(root, case_id, images, "channel") + _duplicates(root, case_id, labels, CLASS)
+    for case_id, files in sorted(match.test.items()):
+        issues += _duplicates(root, case_id, files, "channel")
+    return issues
 
 
-def _rivals(root: Path, case_id: str, files: Sequence[FoundFile], field: str) -> list[Issue]:
+def _duplicates(root: Path, case_id: str, files: Sequence[FoundFile], field: str) -> list[Issue]:
     """Files beyond the first for the same channel or class of a case."""
     first: dict[str, FoundFile] = {}
-    findings = []
+    issues = []
     for file in files:
         kept = first.setdefault(file.fields.get(field) or "", file)
         if kept is not file:
-            findings.append(
-                _error(
-                    root,
-                    case_id,
-                    file,
-                    f"{kept.path} is there for the same case",
-                    "keep one of the two, or say in a spec file which one is meant (--spec)",
-                )
-            )
-    return findings
+            message = f"{kept.path} is for the same case and {field}"
+            fix = "keep one of the two, or choose one in a spec file (--spec)"
+            issues.append(_error("case.duplicate_file", root, case_id, file, message, fix))
+    return issues
 
 
-def _error(root: Path, case_id: str, file: FoundFile, found: str, mend: str) -> Issue:
-    return Issue(code=UNNAMED, severity="error", case=case_id, where=str(root / file.path), message=found, fix=mend)
+def _error(code: str, root: Path, case_id: str, file: FoundFile, message: str, fix: str) -> Issue:
+    return Issue(code=code, case=case_id, where=str(root / file.path), message=message, fix=fix)

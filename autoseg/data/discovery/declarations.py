@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.imaging.readers import image_stem
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun
 from datasets_spec import Layout
 from planners import LabelClass, Labels
 
@@ -29,7 +30,7 @@ class LabelValues:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declaration:
-    """What was declared; None or empty: nothing was."""
+    """Names and values that were declared; None or empty: none were."""
 
     name: str | None = None
     channels: tuple[str, ...] | None = None
@@ -38,7 +39,7 @@ class Declaration:
     """Images listed for training, relative to the dataset's folder."""
     test_files: tuple[str, ...] = ()
     annotated_classes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Classes that were annotated, by case id; of a case that is not here all were."""
+    """Classes that were annotated, by case id; all of them in other cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +53,19 @@ def read_decathlon(path: Path) -> Declaration:
 
     Channels are ``channel_names`` or ``modality``: an object of index -> name, taken in the order of its indices, or a
     list. Labels are ``{"0": "background", ...}`` or ``{"background": 0, ...}``; there a list of values is a region, and
-    an entry named ``ignore`` marks voxels that nobody annotated. ``annotated_classes`` (case id -> names) says that in some
-    cases only some classes were looked for. Other keys are passed over. Raises `AutosegError` for a
-    file that is no JSON, with line and column, and `AutosegError` with every faulty entry and its place.
+    an entry named ``ignore`` marks voxels that were not annotated. ``annotated_classes`` (case id -> names) says that in
+    some cases only some classes were annotated. Other keys are ignored. Raises `AutosegError` with all faulty entries, or
+    with line and column for a file that is not JSON.
     """
     content = _read_json(path)
-    problems: list[Issue] = []
-    channels = _channels(content, path, problems)
-    label_values = _label_values(content, path, problems)
-    training = _listed(content, "training", path, problems)
-    test = _listed(content, "test", path, problems)
-    annotated = _annotated(content, path, problems)
-    if problems:
-        raise AutosegError(*problems, headline=(f"{path} has {len(problems)} faults"))
+    issues: list[Issue] = []
+    channels = _channels(content, path, issues)
+    label_values = _label_values(content, path, issues)
+    training = _listed(content, "training", path, issues)
+    test = _listed(content, "test", path, issues)
+    annotated = _annotated(content, path, issues)
+    if issues:
+        raise AutosegError(*issues, headline=f"{path} has {count_noun(len(issues), 'fault')}:")
     name = content.get("name")
     return Declaration(
         name=name if isinstance(name, str) and name.strip() else None,
@@ -79,7 +80,7 @@ def read_decathlon(path: Path) -> Declaration:
 def declared_by_layout(layout: Layout) -> Declaration:
     """What a spec file or the description of a public dataset says of channels and labels.
 
-    Regions without an order are written one after the other, each as a value that no later one has. Raises `AutosegError` where the
+    Regions without an order are written in turn, each with a value that no later one has. Raises `AutosegError` where
     entries contradict each other.
     """
     channels = layout.channels
@@ -87,16 +88,16 @@ def declared_by_layout(layout: Layout) -> Declaration:
     if layout.labels is None or layout.has_class_masks:
         return Declaration(channels=names)
     entries = [_Entry(k, v if isinstance(v, tuple) else (v,)) for k, v in layout.labels.items()]
-    problems: list[Issue] = []
+    issues: list[Issue] = []
     order = layout.region_order if layout.region_order is not None else _own_values(entries)
-    values = _arrange(entries, list(order), Path(f"{layout.name}.toml"), problems)
-    if problems:
-        raise AutosegError(*problems, headline=(f"the labels of {layout.name} cannot be used"))
+    values = _arrange(entries, list(order), Path(f"{layout.name}.toml"), issues)
+    if issues:
+        raise AutosegError(*issues, headline=f"the labels of {layout.name} cannot be used:")
     return Declaration(channels=names, label_values=values)
 
 
 def _own_values(entries: Sequence[_Entry]) -> tuple[int, ...]:
-    """For each region a value that no later one has, where there is one."""
+    """For each region a value that no later one has, if there is one."""
     regions = [entry.values for entry in entries if entry.name.lower() not in (BACKGROUND, IGNORE)]
     order = []
     for number, values in enumerate(regions):
@@ -123,43 +124,43 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
-        raise AutosegError(f"{path} could not be read ({error.strerror or error}); make it readable") from error
+        raise _unusable(path, f"could not be read ({error.strerror or error})", "make it readable") from error
     except UnicodeDecodeError as error:
-        raise AutosegError(f"{path} is no UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise _unusable(path, f"not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
     except json.JSONDecodeError as error:
-        raise AutosegError(
-            f"{path} is no valid JSON: line {error.lineno}, column {error.colno}: {error.msg}; correct it there, or "
-            "move the file away: labels are then named by their values"
-        ) from error
+        found = f"not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}"
+        raise _unusable(path, found, "correct it, or remove the file: labels are then named by their values") from error
     except RecursionError as error:
-        raise AutosegError(
-            f"{path} is nested too deeply to be read; correct it there, or move the file away"
-        ) from error
+        raise _unusable(path, "nested too deeply", "correct it, or remove the file") from error
     if not isinstance(content, dict):
-        raise AutosegError(f"{path} holds {_shown(content)}; it must hold one JSON object with modality and labels")
+        raise _unusable(path, f"holds {_shown(content)}", "write one JSON object with modality and labels")
     return content
 
 
-def _channels(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> tuple[str, ...] | None:
+def _unusable(path: Path, message: str, fix: str) -> AutosegError:
+    return AutosegError(Issue(code="description.unreadable", where=str(path), message=message, fix=fix))
+
+
+def _channels(content: Mapping[str, Any], path: Path, issues: list[Issue]) -> tuple[str, ...] | None:
     key = "channel_names" if "channel_names" in content else "modality"
     declared = content.get(key)
     if declared is None:
         return None
     named = dict(enumerate(declared)) if isinstance(declared, list) else declared
     if not isinstance(named, dict) or not named or not all(isinstance(name, str) for name in named.values()):
-        problems.append(_fault(path, key, declared, 'write {"0": "MRI"}, with one entry a channel'))
+        issues.append(_fault(path, key, declared, 'write {"0": "MRI"}, with one entry a channel'))
         return None
     if all(_is_whole(index) for index in named):
         return tuple(named[index] for index in sorted(named, key=int))
     return tuple(named.values())
 
 
-def _listed(content: Mapping[str, Any], key: str, path: Path, problems: list[Issue]) -> tuple[str, ...]:
+def _listed(content: Mapping[str, Any], key: str, path: Path, issues: list[Issue]) -> tuple[str, ...]:
     entries = content.get(key)
     if entries is None:
         return ()
     if not isinstance(entries, list):
-        problems.append(_fault(path, key, entries, "write a list of files, or leave it out"))
+        issues.append(_fault(path, key, entries, "write a list of files, or leave it out"))
         return ()
     files = []
     for number, entry in enumerate(entries):
@@ -167,38 +168,36 @@ def _listed(content: Mapping[str, Any], key: str, path: Path, problems: list[Iss
         if isinstance(file, str):
             files.append(file)
         else:
-            problems.append(_fault(path, f"{key}[{number}]", entry, 'write "imagesTs/name.nii.gz" or {"image": ...}'))
+            issues.append(_fault(path, f"{key}[{number}]", entry, 'write "imagesTs/name.nii.gz" or {"image": ...}'))
     return tuple(files)
 
 
-def _annotated(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> dict[str, tuple[str, ...]]:
+def _annotated(content: Mapping[str, Any], path: Path, issues: list[Issue]) -> dict[str, tuple[str, ...]]:
     declared = content.get("annotated_classes")
     if declared is None:
         return {}
     if not isinstance(declared, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in declared.values()
     ):
-        problems.append(_fault(path, "annotated_classes", declared, 'write {"case": ["name of a class", ...]}'))
+        issues.append(_fault(path, "annotated_classes", declared, 'write {"case": ["name of a class", ...]}'))
         return {}
     return {case: tuple(names) for case, names in declared.items()}
 
 
-def _label_values(content: Mapping[str, Any], path: Path, problems: list[Issue]) -> LabelValues | None:
+def _label_values(content: Mapping[str, Any], path: Path, issues: list[Issue]) -> LabelValues | None:
     declared = content.get("labels")
     if declared is None:
         return None
     if not isinstance(declared, dict) or not declared:
-        problems.append(_fault(path, "labels", declared, 'write {"0": "background", "1": "name of the structure"}'))
+        issues.append(_fault(path, "labels", declared, 'write {"0": "background", "1": "name of the structure"}'))
         return None
     entries = [_entry(key, value) for key, value in declared.items()]
     faulty = [key for key, entry in zip(declared, entries, strict=True) if entry is None]
     for key in faulty:
-        problems.append(_fault(path, f"labels.{key}", declared[key], 'write "1": "name" or "name": 1'))
+        issues.append(_fault(path, f"labels.{key}", declared[key], 'write "1": "name" or "name": 1'))
     if faulty:
         return None
-    return _arrange(
-        [entry for entry in entries if entry is not None], content.get("regions_class_order"), path, problems
-    )
+    return _arrange([entry for entry in entries if entry is not None], content.get("regions_class_order"), path, issues)
 
 
 def _entry(key: str, value: object) -> _Entry | None:
@@ -211,7 +210,7 @@ def _entry(key: str, value: object) -> _Entry | None:
     return None
 
 
-def _arrange(entries: Sequence[_Entry], order: Any, path: Path, problems: list[Issue]) -> LabelValues | None:
+def _arrange(entries: Sequence[_Entry], order: Any, path: Path, issues: list[Issue]) -> LabelValues | None:
     """Internal values 1, 2, 3 ... for the foreground in ascending order of file values, and the ignore value above."""
     background = next((e.values[0] for e in entries if e.name.lower() == BACKGROUND and len(e.values) == 1), 0)
     ignore = next((e.values[0] for e in entries if e.name.lower() == IGNORE and len(e.values) == 1), None)
@@ -221,12 +220,13 @@ def _arrange(entries: Sequence[_Entry], order: Any, path: Path, problems: list[I
     found = _clashes(entries, classes, background, ignore, has_regions)
     if has_regions and not (_is_order(order, foreground) and len(order) == len(classes)):
         found.append(
-            f"regions_class_order is {_shown(order)}; it must give one of the values {foreground} for each of "
-            f"the {len(classes)} regions, in the order in which they are written"
+            f"regions_class_order is {_shown(order)}, not one of the values {foreground} for each of the "
+            f"{len(classes)} regions, in the order in which they are written"
         )
     if found:
-        problems += [
-            Issue(code=UNNAMED, where=f"{path}, labels", message=text, fix="correct the file") for text in found
+        issues += [
+            Issue(code="description.labels", where=f"{path}, labels", message=text, fix="correct the file")
+            for text in found
         ]
         return None
     internal = {value: number for number, value in enumerate(foreground, 1)}
@@ -247,9 +247,7 @@ def _clashes(
     found = []
     names = [entry.name for entry in entries]
     found += [
-        f"the name {name!r} is given {names.count(name)} times"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
+        f"name {name!r} occurs {names.count(name)} times" for name in dict.fromkeys(names) if names.count(name) > 1
     ]
     single = [entry.values for entry in classes]
     if not has_regions:
@@ -260,7 +258,7 @@ def _clashes(
     if ignore == background:
         found.append(f"background and ignore both have the value {background}")
     if not classes:
-        found.append("only background is declared, there is nothing to segment")
+        found.append("declares nothing but background")
     return found
 
 
@@ -276,8 +274,8 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _fault(path: Path, place: str, found: object, mend: str) -> Issue:
-    return Issue(code=UNNAMED, where=f"{path}, {place}", message=f"found {_shown(found)}", fix=mend)
+def _fault(path: Path, place: str, found: object, fix: str) -> Issue:
+    return Issue(code="description.entry", where=f"{path}, {place}", message=f"found {_shown(found)}", fix=fix)
 
 
 def _shown(value: object) -> str:
@@ -286,26 +284,28 @@ def _shown(value: object) -> str:
 
 
 def read_declaration(root: Path, layout: Layout) -> tuple[Declaration, list[Issue]]:
-    """What ``dataset.json`` says, and what is missing in it."""
+    """What the folder's own description (``dataset.json``) declares, and warnings about what it lacks."""
     description = layout.description
     if description is None:
         return Declaration(), []
     path = root / description.file
     if not path.is_file():
-        unnamed = f"there is no {description.file}: channels are numbered, classes named by their values"
+        found = f"{description.file} does not exist: channels are numbered, classes named by their values"
         missing = description.required and (layout.labels is None or layout.channels is None)
-        return Declaration(), [_unnamed(path, unnamed)] if missing else []
+        return Declaration(), [_unnamed("description.missing", path, found)] if missing else []
     declaration = read_decathlon(path)
-    findings = []
+    issues = []
     if declaration.channels is None and layout.channels is None:
-        findings.append(_unnamed(path, "neither modality nor channel_names is given: channels are numbered"))
+        found = "declares neither modality nor channel_names: channels are numbered"
+        issues.append(_unnamed("description.channels_missing", path, found))
     if declaration.label_values is None and layout.labels is None:
-        findings.append(_unnamed(path, "labels is not given: classes are named by their values"))
-    return declaration, findings
+        found = "declares no labels: classes are named by their values"
+        issues.append(_unnamed("description.labels_missing", path, found))
+    return declaration, issues
 
 
 def with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
-    """What a spec file says goes before what the folder says, and that before what is known of the dataset."""
+    """Names from a spec file take precedence over those of the folder, and those over what is known of the dataset."""
     own = declared_by_layout(layout)
     first, second = (declaration, own) if layout.known is not None else (own, declaration)
     return replace(
@@ -313,14 +313,13 @@ def with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
     )
 
 
-def _unnamed(path: Path, found: str) -> Issue:
+def _unnamed(code: str, path: Path, message: str) -> Issue:
     return Issue(
-        code=UNNAMED,
+        code=code,
         severity="warning",
-        case=None,
         where=str(path),
-        message=found,
-        fix='write {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name"}} there; a channel named CT is '
+        message=message,
+        fix='write {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name"}}; a channel named CT is '
         "normalised as CT",
     )
 
@@ -330,41 +329,42 @@ SUFFIX = "dseg"
 
 
 def find_label_names(root: Path, label_files: Iterable[Path]) -> tuple[dict[int, str], list[Issue]]:
-    """Names by value from the tables of all ``label_files`` that have one, and what is wrong with these tables.
+    """Names of label values from the BIDS tables (``dseg.tsv``) of ``label_files``, and issues with these tables.
 
-    As everywhere in BIDS, a table belongs to the label maps whose names have all words of its own, in its folder and below;
-    of several the nearest one counts, then that with the most words. Tables that cannot be used are a warning, two names
-    for one value an error: the label maps mean different things.
+    As everywhere in BIDS, a table applies to the label maps in its folder and below whose names contain all its words; the
+    nearest one counts, then the one with the most words. A table that cannot be used is a warning, two names for one value
+    are an error.
     """
     names: dict[int, str] = {}
     origin: dict[int, Path] = {}
-    findings = []
+    issues: list[Issue] = []
     tables = {_table_of(root, file) for file in label_files}
     for path in sorted(table for table in tables if table is not None):
         try:
             named = _read_table(path)
         except (OSError, ValueError, csv.Error) as error:
-            findings.append(
-                _finding(
-                    "warning",
-                    path,
-                    f"names no labels ({error}): they are named by their values",
-                    "write a column index and a column name, parted by tabulators",
+            issues.append(
+                Issue(
+                    code="description.label_table",
+                    severity="warning",
+                    where=str(path),
+                    message=f"not a table of label names ({error}): labels are named by their values",
+                    fix="write columns index and name, separated by tabs",
                 )
             )
             continue
         for value, name in named.items():
             if names.setdefault(value, name) != name:
-                findings.append(
-                    _finding(
-                        "error",
-                        path,
-                        f"value {value} is {name}, but {names[value]} in {origin[value]}",
-                        "correct the tables, or give the label maps the same values for the same structures",
+                issues.append(
+                    Issue(
+                        code="description.label_names_differ",
+                        where=str(path),
+                        message=f"value {value} is {name}, but {names[value]} in {origin[value]}",
+                        fix="correct the tables, or use the same value for the same structure in all label maps",
                     )
                 )
             origin.setdefault(value, path)
-    return names, findings
+    return names, issues
 
 
 def _table_of(root: Path, file: Path) -> Path | None:
@@ -390,7 +390,7 @@ def _read_table(path: Path) -> Mapping[int, str]:
         rows = csv.DictReader(file, delimiter="\t")
         missing = [column for column in ("index", "name") if column not in (rows.fieldnames or ())]
         if missing:
-            raise ValueError(f"there is no column {' and no column '.join(missing)}")
+            raise ValueError(f"no column {' and no column '.join(missing)}")
         entries = [(_whole(row["index"], rows.line_num), (row["name"] or "").strip()) for row in rows]
     return {value: name for value, name in entries if value != 0 and name not in ("", "n/a")}
 
@@ -399,10 +399,4 @@ def _whole(text: str | None, line: int) -> int:
     try:
         return int(text or "")
     except ValueError:
-        raise ValueError(f"line {line} has the index {text!r}, which is no whole number") from None
-
-
-def _finding(severity: str, path: Path, found: str, mend: str) -> Issue:
-    return Issue.model_validate(
-        {"code": UNNAMED, "severity": severity, "case": None, "where": str(path), "message": found, "fix": mend}
-    )
+        raise ValueError(f"line {line} has the index {text!r}, not a whole number") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.cases import (
     channel_names,
     channel_texts,
+    file_issues,
     find_test_cases,
-    findings_about_files,
+    layout_issues,
     make_case,
-    unknown_in_groups,
 )
 from autoseg.data.discovery.classes import (
     FoundLabels,
-    Looking,
+    LabelReading,
     as_label_map,
     find_labels,
     only_class,
@@ -27,20 +27,23 @@ from autoseg.data.discovery.classes import (
 )
 from autoseg.data.discovery.declarations import Declaration, find_label_names, read_declaration, with_defaults
 from autoseg.data.discovery.layouts import (
+    Files,
     Match,
     best_match,
     candidate_layouts,
     choose_known,
-    expectations,
+    compare_with_known,
     match_layouts,
     read_layout,
     rival_matches,
+    without_cases,
 )
 from autoseg.data.discovery.series import choose_series
 from autoseg.data.discovery.unlabelled import explain_nothing
 from autoseg.imaging.readers import image_ending, require_text, writable_ending
-from autoseg.issues import Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.wording import count_noun, suggest
 from datasets_spec import Layout
 
 
@@ -50,32 +53,89 @@ def discover_dataset(
     layouts: Sequence[Layout] | None = None,
     layout: str | None = None,
     spec: Path | None = None,
-    looks: Path | None = None,
+    exclude: Sequence[str] = (),
+    cache: Path | None = None,
     num_workers: int = 1,
     reporter: Reporter | None = None,
 ) -> DatasetDescription:
-    """The dataset that lies in ``folder``, whichever of ``layouts`` it has.
+    """The dataset in ``folder``, in any of ``layouts``.
 
-    ``folder`` may be a list of cases, too (CSV, TSV or JSON). Layouts are by default all that are known; ``layout``
-    chooses one of them by name, and ``spec`` is a file that describes another one. Of several that fit, the one with the
-    most cases is taken, and a note names the others.
+    ``folder`` may also be a list of cases (CSV, TSV or JSON). The default is all known layouts; ``layout`` selects one by
+    name, and ``spec`` is a file that describes another one. Of several that fit, the one with the most cases is taken; a
+    note names the others.
 
-    What lies in the folder decides which cases there are. What channels and classes are called, say in this order: the
-    layout itself (a spec file), the folder's ``dataset.json``, what is known of the public dataset that it turns out to
-    be, the names of files. Classes without a name are called after the values found in the label maps, which are then
-    read by ``num_workers`` processes; so are masks of classes, to see which overlap. What was found so is kept in the file
-    ``looks``, and files of unchanged size and time are not read again. Images without a label map, label
-    maps without an image and files that compete for one place become ``findings``; those files belong to no case. Paths
-    of the description are absolute.
+    The files in the folder determine the cases; training and test cases in ``exclude`` are left out. Names of channels and
+    classes come from, in this order: the layout itself (a spec file), the folder's ``dataset.json``, the known public
+    dataset that it is, the names of files. Unnamed classes are named by the values in the label maps, which
+    ``num_workers`` processes then read; so are masks of classes, to find those that overlap. The folder ``cache`` keeps
+    what they found, and unchanged files are not read again. Images without labels, labels without an image and several
+    files for one channel become ``issues``; they belong to no case. All paths are absolute.
 
-    Raises `NothingLabelledError` where nothing in the folder is named like labels, and `AutosegError` where there is no such
-    folder, nothing in it, no layout that fits, names of files that are no text, or a ``dataset.json`` that
-    is wrong; what was looked for and what was found are said.
+    Raises `AutosegError` where the folder does not exist, is empty or cannot be read, where no layout fits
+    (``dataset.unrecognised``) or nothing is labelled (``dataset.unlabelled``), for an unknown case in ``exclude``, and for
+    a spec file or ``dataset.json`` that is invalid.
     """
     if spec is not None:
         layouts = (read_layout(spec),)
     root, candidates = candidate_layouts(folder, layouts, layout)
     matches = match_layouts(root, candidates)
+    whole = _recognise(root, matches)
+    match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)
+    declared, declaration_issues = read_declaration(root, match.layout)
+    declaration = with_defaults(declared, match.layout)
+    channels, dropped = channel_texts(match)
+    reading = LabelReading(cache=cache, num_workers=num_workers, reporter=reporter or SilentReporter())
+    training, found = _training_cases(root, match, declaration, channels, reading=reading)
+    test, test_issues = find_test_cases(root, match, declaration, channels)
+    known = {*whole.images, *whole.labels, *whole.test, *(case.case_id for case in test)}
+    test = tuple(case for case in test if case.case_id not in exclude)
+    issues = (
+        *declaration_issues,
+        *series_issues,
+        *found.issues,
+        *layout_issues(root, whole, rival_matches(matches, whole), declaration),
+        *file_issues(root, match, dropped),
+        *test_issues,
+        *_excluded(root, exclude, known),
+    )
+    description = _describe(root, match, declaration, channels, training, test, found)
+    issues += tuple(compare_with_known(description, match.layout))
+    return description.model_copy(update={"issues": issues, "left_out": tuple(sorted(set(exclude)))})
+
+
+def _describe(
+    root: Path,
+    match: Match,
+    declaration: Declaration,
+    channels: Sequence[str],
+    training: tuple[Case, ...],
+    test: tuple[Case, ...],
+    found: FoundLabels,
+) -> DatasetDescription:
+    layout = match.layout
+    return DatasetDescription(
+        name=declaration.name or root.name,
+        root=str(root),
+        layout=layout.name,
+        layout_title=layout.title,
+        known=layout.title if layout.known is not None else None,
+        channels=declaration.channels or channel_names(training, channels),
+        labels=found.values.labels,
+        file_values=found.values.file_values,
+        classes_with_masks=found.classes,
+        later_mask_wins=layout.overlap == "later",
+        threshold=layout.threshold,
+        mask_value=found.mask_value,
+        file_ending=_common_ending(training),
+        training=training,
+        test=test,
+        unpaired_images=_paths(root, match.images, without=match.labels) if match.labels else (),
+        unpaired_labels=_paths(root, match.labels, without=match.images),
+    )
+
+
+def _recognise(root: Path, matches: Sequence[Match]) -> Match:
+    """The best match. Raises `AutosegError` where none has a labelled case, or where names of files are not text."""
     match = best_match([each for each in matches if each.layout.known is None] or matches)
     match = choose_known(root, match, matches)
     require_text(
@@ -86,56 +146,34 @@ def discover_dataset(
     )
     if not match.paired:
         raise explain_nothing(root, matches)
-    match, series_findings = choose_series(root, match, num_workers=num_workers)
-    declaration, findings = read_declaration(root, match.layout)
-    declaration = with_defaults(declaration, match.layout)
-    channels, dropped = channel_texts(match)
-    looking = Looking(kept=looks, num_workers=num_workers, reporter=reporter or SilentReporter())
-    training, found = _training_cases(root, match, declaration, channels, looking=looking)
-    test, test_findings = find_test_cases(root, match, declaration, channels)
-    names = declaration.channels or channel_names(training, channels)
-    unlabelled = sorted(
-        file.path for case_id in match.images.keys() - match.labels.keys() for file in match.images[case_id]
-    )
-    orphans = sorted(
-        file.path for case_id in match.labels.keys() - match.images.keys() for file in match.labels[case_id]
-    )
-    description = DatasetDescription(
-        name=declaration.name or root.name,
-        root=str(root),
-        layout=match.layout.name,
-        layout_title=match.layout.title,
-        known=match.layout.title if match.layout.known is not None else None,
-        channels=names,
-        labels=found.values.labels,
-        file_values=found.values.file_values,
-        classes_with_masks=found.classes,
-        later_mask_wins=match.layout.overlap == "later",
-        threshold=match.layout.threshold,
-        mask_value=found.mask_value,
-        file_ending=_common_ending(training),
-        training=training,
-        test=test,
-        unpaired_images=tuple(str(root / path) for path in unlabelled) if match.labels else (),
-        unpaired_labels=tuple(str(root / path) for path in orphans),
-        issues=(
-            *findings,
-            *series_findings,
-            *found.issues,
-            *unknown_in_groups(match, training),
-            *findings_about_files(root, match, rival_matches(matches, match), declaration, dropped),
-            *test_findings,
-        ),
-    )
-    return description.model_copy(update={"issues": (*description.issues, *expectations(description, match.layout))})
+    return match
+
+
+def _excluded(root: Path, exclude: Sequence[str], known: Collection[str]) -> list[Issue]:
+    """A note about cases that were left out by name. Raises `AutosegError` for names of no case."""
+    unknown = [
+        Issue(code="case.unknown", where="--exclude", message=f"case {name} does not exist", fix=suggest(name, known))
+        for name in dict.fromkeys(exclude)
+        if name not in known
+    ]
+    if unknown:
+        raise AutosegError(*unknown)
+    names = sorted(set(exclude))
+    message = f"{count_noun(len(names), 'case')} left out by name (--exclude): {', '.join(names)}"
+    return [Issue(code="case.excluded", severity="note", where=str(root), message=message)] if names else []
+
+
+def _paths(root: Path, files: Files, *, without: Files) -> tuple[str, ...]:
+    """Files of the cases that have none in ``without``."""
+    return tuple(sorted(str(root / file.path) for case_id in files.keys() - without.keys() for file in files[case_id]))
 
 
 def _training_cases(
-    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, looking: Looking
+    root: Path, match: Match, declaration: Declaration, channels: Sequence[str], *, reading: LabelReading
 ) -> tuple[tuple[Case, ...], FoundLabels]:
-    """The labelled cases, each with the classes that it was annotated for, and what is to be told apart in them.
+    """The labelled cases, with the classes that each was annotated for, and the classes of the dataset.
 
-    Segments of DICOM SEG files are masks; where there is but one class, its masks are label maps.
+    Segments of DICOM SEG files are masks; if there is only one class, its masks are label maps.
     """
     cases = tuple(
         make_case(root, match.layout, case_id, match.images[case_id], match.labels[case_id], channels).model_copy(
@@ -147,14 +185,14 @@ def _training_cases(
     name = only_class(cases)
     if name is not None:
         cases = tuple(as_label_map(case) for case in cases)
-    findings: list[Issue] = []
+    issues: list[Issue] = []
     if declaration.label_values is None:
-        in_tables, findings = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
+        in_tables, issues = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
         names |= in_tables
-    found = find_labels(cases, match.layout, declaration, name=name, names=names, looking=looking)
+    found = find_labels(cases, match.layout, declaration, name=name, names=names, reading=reading)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
-    return cases, replace(found, issues=(*findings, *found.issues))
+    return cases, replace(found, issues=(*issues, *found.issues))
 
 
 def _common_ending(cases: Sequence[Case]) -> str:

@@ -9,12 +9,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoseg.imaging.readers import image_stem, split_part
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import shorten
 from datasets_spec import CaseList
 from datasets_spec.layout import ENDING, FIELD
 
@@ -30,11 +31,11 @@ class FoundFile:
 def list_files(
     folder: Path, patterns: Iterable[str], *, fields: Mapping[str, str], skip: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Files in ``folder`` and in those folders below it that ``patterns`` lead into, as paths relative to it, sorted.
+    """Files in ``folder`` and in the folders that ``patterns`` lead into, as sorted paths relative to it.
 
-    Folders that a pattern ending in ``/`` names are listed too, with that ``/``. Other folders are not opened, so that a wrong folder with a million files is seen to be wrong at once. A file or
-    folder whose name matches one of the shell patterns ``skip`` is passed over. Raises `OSError` where a folder cannot
-    be listed.
+    Folders that a pattern ending in ``/`` names are listed too, with that ``/``. Other folders are not opened: pointing at a
+    folder of a million other files costs nothing. Names that match a shell pattern of ``skip`` are skipped. Raises
+    `OSError` where a folder cannot be listed.
     """
     parts = [pattern.split("/") for pattern in patterns]
     parents = {"/".join(names[:depth]) for names in parts for depth in range(1, len(names))}
@@ -86,7 +87,7 @@ def compile_pattern(pattern: str, *, fields: Mapping[str, str], endings: Sequenc
         elif text in seen:
             parts.append(f"(?P={text})")
         else:
-            # The shortest text is taken, so that of `a.nii.gz` the ending is `.nii.gz` and the case `a`.
+            # Non-greedy: of `a.nii.gz` the ending is `.nii.gz` and the case `a`.
             parts.append(
                 f"(?P<{text}>(?i:{any_ending}))" if text == ENDING else f"(?P<{text}>{fields.get(text, '[^/]+?')})"
             )
@@ -106,12 +107,12 @@ SECTIONS = {"training": False, "train": False, "validation": False, "val": False
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedCases:
-    """Files of a list; paths relative to its folder, or absolute outside it; ``case``, ``channel``, ``class`` and ``patient`` as fields."""
+    """Files of a list: paths relative to its folder, absolute ones outside it; fields ``case``, ``channel``, ``class``, ``patient``."""
 
-    images: tuple[FoundFile, ...]
-    labels: tuple[FoundFile, ...]
-    test: tuple[FoundFile, ...]
-    problems: tuple[Issue, ...]
+    images: list[FoundFile] = field(default_factory=list)
+    labels: list[FoundFile] = field(default_factory=list)
+    test: list[FoundFile] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class _Row:
 
 
 def find_list(root: Path, listing: CaseList) -> Path | None:
-    """The first file of ``root`` that ``listing`` names and that is a list of cases; none where there is none."""
+    """The first file of ``root`` that ``listing`` names and that is a list of cases, if any."""
     for pattern in listing.files:
         for path in sorted(root.glob(pattern)):
             if path.is_file() and not path.name.startswith(".") and _rows(path, listing.form, strict=False):
@@ -133,55 +134,56 @@ def find_list(root: Path, listing: CaseList) -> Path | None:
 def read_case_list(path: Path, form: str) -> ListedCases:
     """The cases that ``path`` lists; files are named relative to its folder, or absolutely.
 
-    Columns (entries) are ``image`` or ``image_NAME`` (one a channel, in their order; or a list), ``label`` or ``mask``,
-    or ``label_NAME`` (one mask a class), and perhaps ``case``, ``patient`` and ``split``, where ``test`` marks cases to
-    predict. A case without a name has that of its image. Rows without a label are cases to predict. Entries that are
-    faulty and files that are missing become ``problems``. Raises `AutosegError` for a file that cannot be read.
+    Columns (entries) are ``image`` or ``image_NAME`` (one for each channel, in their order; or a list), ``label`` or
+    ``mask``, or ``label_NAME`` (one mask for each class), and optionally ``case``, ``patient`` and ``split``, where
+    ``test`` marks cases to predict. The default id of a case is the name of its image. Rows without a label are cases to
+    predict. Faulty rows and missing files become ``issues``. Raises `AutosegError` for a file that cannot be read.
     """
-    images: list[FoundFile] = []
-    labels: list[FoundFile] = []
-    test: list[FoundFile] = []
-    problems: list[Issue] = []
+    cases = ListedCases()
     seen: dict[str, str] = {}
     for row in _rows(path, form, strict=True):
         row_images, row_labels, fields = _files_of(row.entries)
-        if not row_images:
-            problems.append(Issue(code=UNNAMED, where=row.where, message="names no image", fix="give its image"))
-            continue
-        case_id = fields.get("case") or image_stem(row_images[0][1])
-        if case_id in seen:
-            problems.append(
-                Issue(
-                    code=UNNAMED,
-                    where=row.where,
-                    message=f"case {case_id} is listed already ({seen[case_id]})",
-                    fix="list every case once, or give each a name of its own in a column case",
-                )
-            )
-            continue
-        seen[case_id] = row.where
+        case_id = fields.get("case") or (image_stem(row_images[0][1]) if row_images else "")
         common = {"case": case_id} | ({"patient": fields["patient"]} if fields.get("patient") else {})
         several = len(row_images) > 1
-        found = [_found(path, file, common | ({"channel": key} if several else {})) for key, file in row_images]
+        images = [_found(path, file, common | ({"channel": key} if several else {})) for key, file in row_images]
         masks = [_found(path, file, common | ({"class": key} if key else {})) for key, file in row_labels]
-        gone = [file.path for file in (*found, *masks) if not split_part(path.parent / file.path)[0].exists()]
-        if gone:
-            shown = ", ".join(gone[:3]) + (" ..." if len(gone) > 3 else "")
-            problems.append(
-                Issue(
-                    code=UNNAMED,
-                    where=row.where,
-                    message=f"case {case_id}: there is no {shown}",
-                    fix="correct the path, which is relative to the list's folder, or take the case out",
-                )
-            )
+        issue = _row_issue(path, row, case_id, [*images, *masks], seen) if images else _no_image(row)
+        if issue is not None:
+            cases.issues.append(issue)
             continue
+        seen[case_id] = row.where
         if row.is_test or not masks:
-            test += found
+            cases.test.extend(images)
         else:
-            images += found
-            labels += masks
-    return ListedCases(images=tuple(images), labels=tuple(labels), test=tuple(test), problems=tuple(problems))
+            cases.images.extend(images)
+            cases.labels.extend(masks)
+    return cases
+
+
+def _no_image(row: _Row) -> Issue:
+    return Issue(code="list.no_image", where=row.where, message="names no image", fix="name its image")
+
+
+def _row_issue(
+    path: Path, row: _Row, case_id: str, files: Sequence[FoundFile], seen: Mapping[str, str]
+) -> Issue | None:
+    if case_id in seen:
+        return Issue(
+            code="list.repeated_case",
+            where=row.where,
+            message=f"case {case_id} is already listed ({seen[case_id]})",
+            fix="list every case once, or give each its own name in a column case",
+        )
+    missing = [file.path for file in files if not split_part(path.parent / file.path)[0].exists()]
+    if not missing:
+        return None
+    return Issue(
+        code="list.missing_file",
+        where=row.where,
+        message=f"case {case_id}: {shorten(missing)} does not exist",
+        fix="correct the path, which is relative to the folder of the list, or remove the case",
+    )
 
 
 def _found(path: Path, file: str, fields: Mapping[str, str]) -> FoundFile:
@@ -220,13 +222,20 @@ def _named(name: str | None, value: Any) -> list[tuple[str, str]]:
 
 
 def _rows(path: Path, form: str, *, strict: bool) -> list[_Row]:
-    """Rows of a list; of other files none, or with ``strict`` an error where they cannot be read."""
+    """Rows of a list. A file that is not one has none; with ``strict``, one that cannot be read is an error."""
     try:
         text = path.read_text("utf-8-sig")
         rows = _table_rows(path, text) if form == "table" else _json_rows(path, json.loads(text), form)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         if strict:
-            raise AutosegError(f"{path} could not be read as a list of cases ({error}); correct it there") from error
+            raise AutosegError(
+                Issue(
+                    code="list.unreadable",
+                    where=str(path),
+                    message=f"could not be read as a list of cases ({error})",
+                    fix="correct the file",
+                )
+            ) from error
         return []
     return rows
 

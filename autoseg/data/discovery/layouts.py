@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
 from autoseg.imaging.readers import image_endings, is_dicom, is_dicom_series, is_segmentation, require_text
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun
 from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
 from datasets_spec.layout import FIELD
 from planners import DocumentError
@@ -24,7 +25,7 @@ LISTS = (".csv", ".tsv", ".json")
 def candidate_layouts(
     folder: Path, layouts: Sequence[Layout] | None, name: str | None
 ) -> tuple[Path, Sequence[Layout]]:
-    """The folder to look into and the layouts to look for."""
+    """The folder to search and the layouts to search for."""
     known = load_layouts() if layouts is None else layouts
     if folder.is_file() and folder.suffix.lower() in LISTS:
         lists = [each for each in known if each.listing is not None]
@@ -42,7 +43,12 @@ def candidate_layouts(
     if not chosen:
         names = ", ".join(each.name for each in known)
         raise AutosegError(
-            f"there is no layout {name!r}; choose one of {names}, or describe the folder in a spec file (--spec)"
+            Issue(
+                code="layout.unknown",
+                where="--layout",
+                message=f"layout {name!r} does not exist (available: {names})",
+                fix="choose one of these, or describe the folder in a spec file (--spec)",
+            )
         )
     return root, chosen
 
@@ -52,27 +58,36 @@ def read_layout(path: Path) -> Layout:
     try:
         return read_spec(path)
     except (DocumentError, OSError) as error:
+        found = error.problems if isinstance(error, DocumentError) else (error.strerror or str(error),)
+        fix = "see docs/guides/spec-files.md for how to write a spec file"
         raise AutosegError(
-            f"{path} is no spec file that can be used: {error}; docs/guides/spec-files.md shows how to write one"
+            *(Issue(code="spec.invalid", where=str(path), message=message, fix=fix) for message in found)
         ) from error
 
 
 def _existing_folder(folder: Path) -> Path:
     if not folder.exists():
-        raise AutosegError(f"{folder} does not exist; give the folder that holds the dataset")
+        raise AutosegError(_no_dataset("dataset.missing", folder, "does not exist"))
     if not folder.is_dir():
-        raise AutosegError(
-            f"{folder} is a file, not a folder; give the folder that holds the dataset, or a list of cases as "
-            "CSV or JSON"
-        )
+        raise AutosegError(_no_dataset("dataset.not_a_folder", folder, "is a file, not a folder or a list of cases"))
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
-        raise AutosegError(f"{folder} could not be listed ({error.strerror or error}); make it readable") from error
+        raise AutosegError(_unlisted(folder, error)) from error
     if empty:
-        raise AutosegError(f"{folder} is empty; give the folder that holds the dataset")
+        raise AutosegError(_no_dataset("dataset.empty_folder", folder, "is empty"))
     require_text([folder.resolve()])
     return folder.resolve()
+
+
+def _no_dataset(code: str, folder: Path, message: str) -> Issue:
+    fix = "give the folder of the dataset, or a list of cases as CSV or JSON"
+    return Issue(code=code, where=str(folder), message=message, fix=fix)
+
+
+def _unlisted(folder: Path, error: OSError) -> Issue:
+    message = f"could not be listed ({error.strerror or error})"
+    return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="make it readable")
 
 
 Files = dict[str, list[FoundFile]]
@@ -86,9 +101,7 @@ class Match:
     images: Files
     labels: Files
     test: Files
-    list_file: Path | None = None
-    """The list that was read."""
-    problems: tuple[Issue, ...] = field(default=())
+    issues: tuple[Issue, ...] = ()
     """Faulty entries of the list."""
 
     @property
@@ -131,7 +144,7 @@ def match_layout(root: Path, layout: Layout) -> Match:
     try:
         files = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
     except OSError as error:
-        raise AutosegError(f"{error.filename} could not be listed ({error.strerror}); make it readable") from error
+        raise AutosegError(_unlisted(Path(error.filename), error)) from error
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test
     labels = _found(files, training.labels, layout)
     taken = {file.path for file in labels}
@@ -167,6 +180,21 @@ def _has_channels(match: Match) -> bool:
 def best_match(matches: Sequence[Match]) -> Match:
     """The match with the most cases; of several the one that its layout prefers, then the first."""
     return max(matches, key=lambda match: (len(match.paired), match.layout.preference))
+
+
+def without_cases(root: Path, match: Match, case_ids: Collection[str]) -> Match:
+    """``match`` without these cases. Raises `AutosegError` where no labelled case is left."""
+    images, labels, test = (
+        {case_id: found for case_id, found in files.items() if case_id not in case_ids}
+        for files in (match.images, match.labels, match.test)
+    )
+    left = replace(match, images=images, labels=labels, test=test)
+    if not left.paired:
+        message = f"all {count_noun(len(match.paired), 'labelled case')} are left out by name"
+        raise AutosegError(
+            Issue(code="case.none_left", where=str(root), message=message, fix="name fewer cases with --exclude")
+        )
+    return left
 
 
 def rival_matches(matches: Iterable[Match], best: Match) -> tuple[Match, ...]:
@@ -229,16 +257,15 @@ def _match_list(root: Path, layout: Layout) -> Match:
         images=_by_case(listed.images, layout),
         labels=_by_case(listed.labels, layout),
         test=_by_case(listed.test, layout),
-        list_file=path,
-        problems=listed.problems,
+        issues=tuple(listed.issues),
     )
 
 
 def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
-    """The one of ``matches`` that is a public dataset and finds as much as ``match``, the best of all layouts; else that.
+    """The public dataset among ``matches`` that finds as many cases as ``match``, the best of all layouts; else ``match``.
 
-    All its case ids must be as those of the dataset, and what the folder's own description declares must not differ.
-    Where several fit, the one that finds most cases is taken, then the one whose case ids are described most narrowly.
+    All case ids must match those of the dataset, and the folder's own description must not contradict it. Of several the
+    one with the most cases is taken, then the one with the most specific case ids.
     """
     fitting = [each for each in matches if each.layout.known is not None and _is_known(root, each, match)]
     if not fitting:
@@ -250,11 +277,11 @@ def _is_known(root: Path, found: Match, best: Match) -> bool:
     known = found.layout.known
     if known is None or not found.paired or len(found.paired) < len(best.paired):
         return False
-    return all(re.fullmatch(known.case, case_id) for case_id in found.paired) and _says_nothing_else(root, found)
+    return all(re.fullmatch(known.case, case_id) for case_id in found.paired) and _agrees_with_description(root, found)
 
 
-def _says_nothing_else(root: Path, match: Match) -> bool:
-    """Whether the folder's own description, if it has one, has the channels and labels of the known dataset."""
+def _agrees_with_description(root: Path, match: Match) -> bool:
+    """Whether the folder's own description, if any, has the channels and labels of the public dataset."""
     description = match.layout.description
     if description is None or not (root / description.file).is_file():
         return True
@@ -270,12 +297,12 @@ def _foreground(file_values: Sequence[int]) -> set[int]:
     return set(file_values[1:])
 
 
-def expectations(dataset: DatasetDescription, layout: Layout) -> list[Issue]:
-    """Notes on what differs from what is known: fewer cases are a part of the dataset, more are a warning."""
+def compare_with_known(dataset: DatasetDescription, layout: Layout) -> list[Issue]:
+    """Numbers of cases that differ from those of the public dataset: fewer are a note, more are a warning."""
     known = layout.known
     if known is None:
         return []
-    findings = []
+    issues = []
     for kind, found, expected in (
         ("labelled", len(dataset.training), known.training),
         ("test", len(dataset.test), known.test),
@@ -283,16 +310,13 @@ def expectations(dataset: DatasetDescription, layout: Layout) -> list[Issue]:
         if expected is None or found == expected or (kind == "test" and found == 0):
             continue
         more = found > expected
-        findings.append(
+        issues.append(
             Issue(
-                code=UNNAMED,
+                code="known.more_cases" if more else "known.fewer_cases",
                 severity="warning" if more else "note",
-                case=None,
                 where=dataset.root,
-                message=f"{layout.title} has {expected} {kind} cases, here are {found}",
-                fix="make sure that no cases of other datasets or copies lie here"
-                if more
-                else "nothing needs to be done if a part of it is meant, else fetch the rest",
+                message=f"found {found} {kind} cases, but {layout.title} has {expected}",
+                fix="remove copies and cases of other datasets" if more else "ignore this if you use a part of it",
             )
         )
-    return findings
+    return issues

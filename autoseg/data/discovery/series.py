@@ -1,10 +1,10 @@
-"""Chooses one DICOM series for each case that has several, and says which and why."""
+"""Chooses one DICOM series for each image whose folders hold several, and says which and why."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,9 @@ from autoseg.imaging.readers import (
     read_header,
     referenced_series,
 )
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import shorten
 
-NUM_SHOWN = 4
 SLICE_S = 0.002
 """Processor time to read the header of a slice."""
 
@@ -39,8 +39,18 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class _Choice:
+    """What was chosen for one or more cases."""
+
+    description: str
+    is_certain: bool
+    """The labels, not the commonness of the series, decided."""
+    others: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class _Several:
-    """All that may be meant by one image of one case."""
+    """The folders of one image of one case."""
 
     case_id: str
     channel: str
@@ -49,12 +59,12 @@ class _Several:
 
 
 def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match, list[Issue]]:
-    """``match`` with one series for each image whose folders hold several, and findings that say which were taken.
+    """``match`` with one series for each image whose folders hold several, and issues that say which were chosen.
 
-    What the layout's ``series`` names is taken. Without it, of the series that a case's DICOM SEG refers to, or on whose grid
-    its label map lies, or else of all: the one with the description that most cases have, then the one with most slices, then
-    the first. Where nothing but these last rules decided, the finding is a warning. A case that has not exactly one series of
-    the name that was given is an error.
+    The layout's ``series`` decides. Without it, of the series that the case's DICOM SEG refers to, or on whose grid its
+    label map lies, or else of all: the one with the most common description, then the one with most slices, then the
+    first. A choice by these last rules is a warning (``series.guessed``), else a note (``series.chosen``). A case that
+    does not have exactly one series of the given name is an error (``series.not_found``, ``series.several``).
     """
     asked = [*_several(match.images, match.labels), *_several(match.test, {})]
     slices = sum(1 for each in asked for folder in each.folders for _ in files_of(root / folder.path))
@@ -64,34 +74,39 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
         name=lambda each: f"case {each.case_id}",
         num_workers=workers_worth_starting(num_workers, SLICE_S * slices),
     )
-    usual = Counter(
-        text
-        for each in found
-        for text in {candidate.name.description for candidate in each if candidate.fits or len(each) == 1}
-    ) or Counter(text for each in found for text in {candidate.name.description for candidate in each})
+    usual = _common_descriptions(found)
     chosen: dict[tuple[str, str], FoundFile] = {}
-    findings: list[Issue] = []
-    told: dict[tuple[str, str, str], list[tuple[_Several, Sequence[_Candidate]]]] = {}
+    issues: list[Issue] = []
+    choices: dict[_Choice, list[_Several]] = {}
+    wanted = match.layout.series
     for several, candidates in zip(asked, found, strict=True):
-        if not candidates or (len(candidates) == 1 and match.layout.series is None):
+        if not candidates or (len(candidates) == 1 and wanted is None):
             continue
-        wanted = [each for each in candidates if match.layout.series is None or _is_named(each, match.layout.series)]
-        if match.layout.series is not None and len(wanted) != 1:
-            findings.append(_not_one(root, several, candidates, len(wanted), match.layout.series))
-        pool = [each for each in wanted or candidates if each.fits] or wanted or candidates
+        named = [each for each in candidates if wanted is None or _is_named(each, wanted)]
+        if wanted is not None and len(named) != 1:
+            issues.append(_not_one(root, several, candidates, len(named), wanted))
+        pool = [each for each in named or candidates if each.fits] or named or candidates
         best = min(pool, key=lambda each: (-usual[each.name.description], -each.name.num_slices, each.name.uid))
         chosen[several.case_id, several.channel] = best.file
-        if match.layout.series is None:
-            reason = "on which its labels lie" if len(pool) == 1 else "which more cases have, or which has more slices"
-            told.setdefault((best.name.description, reason, _others(best, candidates)), []).append(
-                (several, candidates)
-            )
-    findings += [_taken(root, match, key, cases) for key, cases in told.items()]
-    return replace(match, images=_with_chosen(match.images, chosen), test=_with_chosen(match.test, chosen)), findings
+        if wanted is None:
+            choice = _Choice(best.name.description, len(pool) == 1, _others(best, candidates))
+            choices.setdefault(choice, []).append(several)
+    issues += [_chosen(root, match, choice, cases) for choice, cases in choices.items()]
+    return replace(match, images=_with_chosen(match.images, chosen), test=_with_chosen(match.test, chosen)), issues
+
+
+def _common_descriptions(found: Iterable[Sequence[_Candidate]]) -> Counter[str]:
+    """How many images have each description, counted over series that fit, or over all if none does."""
+    fitting: Counter[str] = Counter()
+    every: Counter[str] = Counter()
+    for candidates in found:
+        fitting.update({each.name.description for each in candidates if each.fits or len(candidates) == 1})
+        every.update({each.name.description for each in candidates})
+    return fitting or every
 
 
 def _several(files: Files, labels: Files) -> list[_Several]:
-    """Images that are folders; where another file competes for the same place, discovery says so."""
+    """The files of each image; those that are no folder are dropped by `_candidates`."""
     asked = []
     for case_id, images in sorted(files.items()):
         by_channel: dict[str, list[FoundFile]] = {}
@@ -103,7 +118,7 @@ def _several(files: Files, labels: Files) -> list[_Several]:
 
 
 def _candidates(root: Path, several: _Several) -> tuple[_Candidate, ...]:
-    """The series of all folders; none where a file competes with them, or a folder cannot be understood."""
+    """The series of all folders; none where one is a file or cannot be read, which the check reports."""
     paths = [root / folder.path for folder in several.folders]
     if not all(path.is_dir() for path in paths):
         return ()
@@ -113,7 +128,7 @@ def _candidates(root: Path, several: _Several) -> tuple[_Candidate, ...]:
         ]
         uids = {uid for label in several.labels for uid in referenced_series(root / label)} if len(named) > 1 else set()
         label = read_header(root / several.labels[0]) if several.labels and len(named) > 1 else None
-    except AutosegError:  # the check says what is wrong
+    except AutosegError:
         return ()
     referred = [name.uid in uids for _, name in named]
     fits = referred if any(referred) else [label is not None and _fits(label, name) for _, name in named]
@@ -153,42 +168,36 @@ def _with_chosen(files: Files, chosen: dict[tuple[str, str], FoundFile]) -> File
     return result
 
 
-# --- what people should know ---
+def _others(best: _Candidate, candidates: Sequence[_Candidate]) -> tuple[str, ...]:
+    return tuple(sorted({each.name.description for each in candidates if each is not best}))
 
 
-def _said(candidate: _Candidate) -> str:
-    number = f"number {candidate.name.number}, " if candidate.name.number else ""
-    return f"{candidate.name.description!r} ({number}{candidate.name.num_slices} slices)"
-
-
-def _others(best: _Candidate, candidates: Sequence[_Candidate]) -> str:
-    others = sorted({each.name.description for each in candidates if each is not best})
-    return ", ".join(map(repr, others[:NUM_SHOWN])) + (" ..." if len(others) > NUM_SHOWN else "")
-
-
-def _taken(
-    root: Path, match: Match, key: tuple[str, str, str], cases: Sequence[tuple[_Several, Sequence[_Candidate]]]
-) -> Issue:
-    description, reason, others = key
-    several = cases[0][0]
+def _chosen(root: Path, match: Match, choice: _Choice, cases: Sequence[_Several]) -> Issue:
     number = "1 case has" if len(cases) == 1 else f"{len(cases)} cases have"
+    reason = "its labels belong to it" if choice.is_certain else "most cases have it, or it has the most slices"
     return Issue(
-        code=UNNAMED,
-        severity="note" if reason.startswith("on which") else "warning",
-        case=several.case_id if len(cases) == 1 else None,
-        where=str(root / several.folders[0].path),
-        message=f"{number} several DICOM series: taken is {description!r}, {reason}; the others are {others}",
-        fix=f'to take another, write extends = "{match.layout.name}" and series = "its description or number" into a spec file (--spec)',
+        code="series.chosen" if choice.is_certain else "series.guessed",
+        severity="note" if choice.is_certain else "warning",
+        case=cases[0].case_id if len(cases) == 1 else None,
+        where=str(root / cases[0].folders[0].path),
+        message=f"{number} several DICOM series: chose {choice.description!r} ({reason}) over "
+        f"{shorten([repr(other) for other in choice.others])}",
+        fix=f'to choose another, write extends = "{match.layout.name}" and series = "description or number" in a spec file '
+        "(--spec)",
     )
 
 
 def _not_one(root: Path, several: _Several, candidates: Sequence[_Candidate], number: int, wanted: str) -> Issue:
-    shown = ", ".join(_said(each) for each in candidates[:NUM_SHOWN]) + (" ..." if len(candidates) > NUM_SHOWN else "")
+    shown = shorten([_title(each) for each in candidates])
     return Issue(
-        code=UNNAMED,
-        severity="error",
+        code="series.several" if number else "series.not_found",
         case=several.case_id,
         where=str(root / several.folders[0].path),
-        message=f"{number or 'none'} of its series is what series = {wanted!r} names: {shown}",
-        fix="correct the spec file, or leave the case out",
+        message=f"{number or 'none'} of its series match series = {wanted!r}: {shown}",
+        fix="correct the spec file, or leave the case out (--exclude)",
     )
+
+
+def _title(candidate: _Candidate) -> str:
+    number = f"number {candidate.name.number}, " if candidate.name.number else ""
+    return f"{candidate.name.description!r} ({number}{candidate.name.num_slices} slices)"

@@ -17,34 +17,46 @@ from autoseg.imaging.readers import (
     list_series,
     require_text,
 )
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
 
 LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
+UNLABELLED = "dataset.unlabelled"
+"""Code of the issue that a folder holds images but no labels."""
 MOST_AROUND = 50
-"""Folders below, or entries of the folder above, that are looked at for a dataset that was meant."""
-
-
-class NothingLabelledError(AutosegError):
-    """A folder without anything that looks like labels; images in it can be checked and predicted."""
-
-    def __init__(self, message: str, elsewhere: str = "") -> None:
-        super().__init__(message)
-        self.elsewhere = elsewhere
-        """Where a labelled dataset lies instead, in words; empty where none is near."""
+"""Folders below, or entries of the folder above, that are searched for the dataset that was meant."""
 
 
 def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
-    """The error that says what was looked for and what is there; a `NothingLabelledError` where nothing is named like labels."""
-    elsewhere = _suggestion(root, [each.layout for each in matches if each.layout.known is None])
-    message = _nothing_found(root, matches, elsewhere)
-    return NothingLabelledError(message, elsewhere) if _is_unlabelled(root, matches) else AutosegError(message)
+    """The error about a folder without a labelled case: what was looked for, and what is there.
 
-
-def _is_unlabelled(root: Path, matches: Sequence[Match]) -> bool:
-    """Whether no file is named like labels. Beside folders of slices labels may have any name, and so does any image."""
+    ``dataset.unlabelled``: nothing is named like labels, so that the images can be checked and predicted.
+    ``dataset.unrecognised``: there are labels that fit no layout. Faults of a list of cases are given instead.
+    """
+    faults = [issue for match in matches for issue in match.issues]
+    if faults:
+        return AutosegError(*faults, headline=f"{root} lists no usable case:")
     generic = [match for match in matches if match.layout.known is None]
+    looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
+    unlabelled = _is_unlabelled(root, generic)
+    fix = _suggestion(root, [match.layout for match in generic]) or (
+        "add label maps, or say in a spec file where they are (--spec)"
+        if unlabelled
+        else "use one of these layouts, describe yours in a spec file (--spec), or give another folder"
+    )
+    return AutosegError(
+        Issue(
+            code=UNLABELLED if unlabelled else "dataset.unrecognised",
+            where=str(root),
+            message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}",
+            fix=fix,
+        )
+    )
+
+
+def _is_unlabelled(root: Path, generic: Sequence[Match]) -> bool:
+    """Whether no file is named like labels. Beside folders of slices labels may have any name, and so may images."""
     labels = [
         file.path
         for match in generic
@@ -52,23 +64,11 @@ def _is_unlabelled(root: Path, matches: Sequence[Match]) -> bool:
         for file in files
         if not _takes_any_name(match.layout) or LABEL_WORD.search(file.path)
     ]
-    return is_dicom_series(root) or not (labels or any(match.problems for match in generic))
+    return is_dicom_series(root) or not labels
 
 
 def _takes_any_name(layout: Layout) -> bool:
     return layout.training is not None and all(pattern.endswith("/") for pattern in layout.training.images)
-
-
-def _nothing_found(root: Path, matches: Sequence[Match], elsewhere: str) -> str:
-    problems = [problem for match in matches for problem in match.problems]
-    if problems:
-        return str(AutosegError(*problems, headline=(f"{root} lists no case that can be used")))
-    generic = [match for match in matches if match.layout.known is None]
-    looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
-    return (
-        f"{root} holds no dataset: looked for{looked_for}\nfound {_summary(root)}; "
-        f"{elsewhere or 'arrange the files in one of these ways, describe them in a spec file (--spec), or give another folder'}"
-    )
 
 
 def _num_seen(match: Match) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def _num_seen(match: Match) -> tuple[int, int]:
 
 def _expectation(match: Match) -> str:
     images = f"{count_noun(len(match.images), 'image')} and {count_noun(len(match.labels), 'label map')}"
-    seen = f" (here {images}, none of the same case)" if match.images or match.labels else ""
+    seen = f" (found {images}, none of the same case)" if match.images or match.labels else ""
     return f"{match.layout.title}: {match.layout.expects}{seen}"
 
 
@@ -90,21 +90,21 @@ def _summary(root: Path) -> str:
 
 def _num_entries(folder: Path) -> str:
     try:
-        return count_noun(sum(1 for _ in folder.iterdir()), "entry").replace("entrys", "entries")
+        return count_noun(sum(1 for _ in folder.iterdir()), "file")
     except OSError:
         return "not readable"
 
 
 def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
-    """Where a dataset lies one folder below or above, say so."""
+    """The fix if a dataset lies one folder below or above; else empty."""
     below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for folder in (*below[:MOST_AROUND], *([root.parent] if _is_small(root.parent) else [])):
         try:
             matches = match_layouts(folder, layouts)
         except (OSError, AutosegError):
             continue
-        if any(_goes_through(match, root) if folder == root.parent else match.paired for match in matches):
-            return f"{folder} holds one: give that folder"
+        if any(_is_part_of(match, root) if folder == root.parent else match.paired for match in matches):
+            return f"give {folder} instead, which holds a dataset"
     return ""
 
 
@@ -115,7 +115,7 @@ def _is_small(folder: Path) -> bool:
         return False
 
 
-def _goes_through(match: Match, folder: Path) -> bool:
+def _is_part_of(match: Match, folder: Path) -> bool:
     """Whether all images, or all labels, of several cases lie in ``folder``."""
 
     def all_inside(files: Mapping[str, Sequence[FoundFile]]) -> bool:
@@ -132,11 +132,11 @@ NamedImage = tuple[str, Path]
 
 
 def find_loose_images(source: Path) -> list[NamedImage]:
-    """The image that ``source`` is, or those in the folder, by path; names that begin with a dot or ``_`` are passed over.
+    """The image ``source``, or all images in that folder, sorted by path; names that begin with a dot or ``_`` are skipped.
 
-    Several series in one folder are several images, named by folder and SeriesInstanceUID. Images further down are named by
-    the folders that lead to them; files further down only count where nothing lies higher up, for beside images they are
-    mostly something else. Raises `AutosegError` that names all whose names are no text.
+    Several series in one folder are several images, named by folder and SeriesInstanceUID. Images in deeper folders are
+    named by these folders; files there only count if there is no image higher up. Raises `AutosegError` with all names
+    that are not text.
     """
     found = _find(source)
     require_text([path for _, path in found])
@@ -183,7 +183,7 @@ def _nested_series(folder: Path, name: str, depth: int) -> list[NamedImage]:
 
 
 def _series(folder: Path, name: str) -> list[NamedImage]:
-    """The series of a folder; a folder that cannot be understood is one image, of which reading will say what is wrong."""
+    """The series of a folder; a folder that cannot be read is one image, and reading it raises the error."""
     try:
         series = list_series(folder)
     except AutosegError:
@@ -194,9 +194,9 @@ def _series(folder: Path, name: str) -> list[NamedImage]:
 
 
 def labels_beside_images(folder: Path) -> frozenset[Path]:
-    """Label files of the cases that the best fitting layout finds, symbolic links resolved; no file is read.
+    """Label files of the cases that the best layout finds, symbolic links resolved; no file is read.
 
-    Nothing where no image has a label, and where the folder cannot be listed: whoever reads its images says so.
+    Empty if no image has a label, or if the folder cannot be listed, which reading its images reports.
     """
     try:
         root, layouts = candidate_layouts(folder, None, None)
