@@ -30,6 +30,7 @@ class CheckReport(Document):
     """Ids of unlabelled cases."""
     left_out: tuple[str, ...] = ()
     num_errors: int = 0
+    """Not counting those of cases that were left out."""
     num_warnings: int = 0
     num_notes: int = 0
     issues: tuple[Issue, ...] = ()
@@ -79,6 +80,6 @@ def failed_report(root: Path, error: AutosegError) -> CheckReport:
 
 
 def _with(report: CheckReport, issues: Sequence[Issue]) -> CheckReport:
-    severities = [issue.severity for issue in issues]
+    severities = [issue.severity for issue in issues if issue.severity != "error" or issue.case not in report.left_out]
     counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
     return report.model_copy(update={**counts, "issues": tuple(issues)})

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autoseg.data.splits import Split, Splits, make_splits
+from autoseg.data.splits import (
+    Split,
+    Splits,
+    find_gaps,
+    find_leaks,
+    leave_one_group_out,
+    make_splits,
+    read_groups,
+    read_splits,
+)
+from autoseg.issues import AutosegError
 
 ids = st.lists(st.text("abc123_", min_size=1, max_size=6), min_size=1, max_size=40, unique=True)
 
@@ -87,10 +100,188 @@ def test_nonsense_is_refused(case_ids, num_folds):
 
 
 def test_a_fold_never_validates_on_what_it_trains_on():
-    with pytest.raises(ValidationError, match="worth nothing"):
+    with pytest.raises(ValidationError, match="meaningless"):
         Split(train=("a", "b"), val=("b",))
 
 
 def test_splits_survive_being_written():
     splits = make_splits(["a", "b", "c"])
     assert Splits.model_validate_json(splits.model_dump_json()) == splits
+
+
+# --- files ---
+
+CASES = [f"la_{number:03d}" for number in range(8)]
+
+
+def codes(call) -> list[str]:
+    """Codes of the error that ``call`` raises."""
+    with pytest.raises(AutosegError) as raised:
+        call()
+    return list(raised.value.codes)
+
+
+def written(folder: Path, content: object, name: str = "splits_final.json") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_the_references_file_and_our_own_are_read(tmp_path) -> None:
+    made = make_splits(CASES, num_folds=3)
+    folds = [{"train": list(split.train)[::-1], "val": list(split.val)} for split in made.folds]
+    assert read_splits(written(tmp_path, folds), CASES) == made
+    assert read_splits(written(tmp_path, made.model_dump_json(), "splits.json"), CASES) == made
+
+
+def test_one_fold_may_train_on_everything(tmp_path) -> None:
+    splits = read_splits(written(tmp_path, [{"train": CASES}]), CASES)
+    assert splits.folds == (Split(train=tuple(CASES), val=()),)
+    assert not splits.cross_validated
+
+
+def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
+    folds = [
+        {"train": ["la_001", "la_001", "la_002"], "val": ["la_002", "la_003"]},
+        {"train": [], "val": ["la_003"]},
+        {"train": ["la_0004.nii.gz", "la_005.nii.gz"], "val": []},
+    ]
+    with pytest.raises(AutosegError) as raised:
+        read_splits(written(tmp_path, folds), CASES)
+    found = {(issue.code, issue.where.partition(", ")[2]) for issue in raised.value.issues}
+    assert found == {
+        ("splits.repeated_case", "fold 0, train"),
+        ("splits.overlap", "fold 0"),
+        ("splits.empty_side", "fold 1"),
+        ("splits.empty_side", "fold 2"),
+        ("splits.validated_twice", ""),
+        ("case.unknown", "fold 2, train"),
+    }
+    fixes = [issue.fix for issue in raised.value.issues if issue.code == "case.unknown"]
+    assert ["la_004" in fixes[0], "la_005" in fixes[1]] == [True, True]
+
+
+def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> None:
+    splits = make_splits(CASES, num_folds=3)
+    folds = [{"train": list(split.train), "val": list(split.val)} for split in splits.folds]
+    kept = [case for case in CASES if case not in splits.folds[1].val]
+    path = written(tmp_path, folds[::2])
+    assert [
+        case for split in read_splits(path, kept, splits.folds[1].val).folds for case in split.train if case not in kept
+    ] == []
+    whole = written(tmp_path, folds, "whole.json")
+    assert codes(lambda: read_splits(whole, kept, splits.folds[1].val)) == ["splits.all_left_out"]
+    assert set(codes(lambda: read_splits(whole, CASES[1:], ["another"]))) == {"case.unknown"}
+    one = written(tmp_path, [{"train": CASES[1:], "val": CASES[:1]}], "one.json")
+    assert codes(lambda: read_splits(one, CASES[1:], CASES[:1])) == ["splits.all_left_out"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("{", ["splits.unreadable"]),
+        ("[" * 100_000, ["splits.unreadable"]),
+        ([], ["splits.no_folds"]),
+        ({"train": ["a"]}, ["splits.no_folds"]),
+        ("7", ["splits.no_folds"]),
+        (["la_001"], ["splits.invalid_fold"]),
+        ([{"train": "la_001", "val": [3], "test": []}], ["splits.invalid_fold"] * 3),
+    ],
+)
+def test_files_that_are_something_else_are_refused(tmp_path, content, expected) -> None:
+    assert codes(lambda: read_splits(written(tmp_path, content), CASES)) == expected
+    assert codes(lambda: read_splits(tmp_path / "absent.json", CASES)) == ["splits.unreadable"]
+
+
+def test_gaps_and_leaks_are_said(tmp_path) -> None:
+    splits = Splits(
+        folds=(
+            Split(train=("la_000", "la_001", "la_002"), val=("la_003",)),
+            Split(train=("la_003", "la_004"), val=("la_000",)),
+        )
+    )
+    gaps = find_gaps(splits, CASES[:5])
+    assert [(issue.code, issue.where) for issue in gaps] == [
+        ("splits.never_validated", "splits"),
+        ("splits.unused_cases", "fold 0"),
+        ("splits.unused_cases", "fold 1"),
+    ]
+    assert "uses 3 of 5 cases, without la_001, la_002" in gaps[2].message
+    groups = {"la_000": "anna", "la_001": "berta", "la_003": "anna", "la_004": None}
+    assert [(issue.code, issue.where) for issue in find_leaks(splits, groups)] == [
+        ("scores.leaking_groups", "fold 0"),
+        ("scores.leaking_groups", "fold 1"),
+    ]
+    whole = make_splits(CASES)
+    assert not find_gaps(whole, CASES)
+    assert not find_leaks(whole, {})
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_groups_are_read_whatever_separates_the_columns(tmp_path, separator: str) -> None:
+    rows = [("case", "site", "group"), ("la_000", "x", "anna"), ("la_003", "x", " anna "), ("la_000", "y", "anna")]
+    path = written(tmp_path, "\ufeff" + "\n".join(separator.join(row) for row in rows), "groups.csv")
+    assert read_groups(path, CASES) == {"la_000": "anna", "la_003": "anna"}
+    assert read_groups(path, CASES[1:], CASES[:1]) == {"la_003": "anna"}
+
+
+def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:
+    path = written(tmp_path, "case,group\nla_000,anna\nla_9,berta\nla_001,\nla_000,berta\nla_002\n", "groups.csv")
+    with pytest.raises(AutosegError) as raised:
+        read_groups(path, CASES)
+    assert [(issue.code, issue.where.rsplit(" ", 1)[1]) for issue in raised.value.issues] == [
+        ("case.unknown", "3"),
+        ("groups.no_group", "4"),
+        ("groups.contradiction", "5"),
+        ("groups.no_group", "6"),
+    ]
+
+
+def test_a_quote_that_is_not_closed_takes_no_other_lines(tmp_path: Path) -> None:
+    lines = ["case,group", 'la_000,"A', "la_001,A", 'la_002,"B" x', 'la_003,"C, D"', f"la_004,{'E' * 200_000}"]
+    path = written(tmp_path, "\n".join(lines), "groups.csv")
+    with pytest.raises(AutosegError) as raised:
+        read_groups(path, CASES)
+    assert [problem.where for problem in raised.value.issues] == [f"{path}, line {number}" for number in (2, 4, 6)]
+    assert set(raised.value.codes) == {"groups.invalid_line"}
+    two = written(tmp_path, 'case,group\nla_000,"A\nla_001,"\n', "two.csv")  # two that are not closed make one that is
+    assert set(codes(lambda: read_groups(two, CASES))) == {"groups.invalid_line"}
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "groups.columns"),
+        ("id,patient\n", "groups.columns"),
+        ("case,group\n\n,\n", "groups.empty"),
+        ("case,group,Group\nla_000,A,B\n", "groups.columns"),
+        ("case,group,case,group\nla_000,A,la_001,B\n", "groups.columns"),
+    ],
+)
+def test_tables_without_groups_or_with_more_than_one_of_a_case_are_refused(
+    tmp_path: Path, text: str, code: str
+) -> None:
+    assert codes(lambda: read_groups(written(tmp_path, text, "groups.csv"), CASES)) == [code]
+
+
+def test_capitals_and_blank_lines_do_not_matter(tmp_path: Path) -> None:
+    path = written(tmp_path, '\n" Case"; GROUP\n\nla_000;A\n   \n;\nla_001; "A"\nla_9;A\n', "groups.csv")
+    assert read_groups(path, [*CASES, "la_9"]) == dict.fromkeys(["la_000", "la_001", "la_9"], "A")
+    with pytest.raises(AutosegError) as raised:
+        read_groups(path, CASES)
+    assert [(i.code, i.where) for i in raised.value.issues] == [("case.unknown", f"{path}, line 8")]
+
+
+@given(st.dictionaries(st.sampled_from(CASES), st.sampled_from(["p", "q", "r"])))
+def test_each_group_is_left_out_once_and_whole(groups) -> None:
+    splits = leave_one_group_out(CASES, groups)
+    assert sorted(case for split in splits.folds for case in split.val) == CASES
+    for split in splits.folds:
+        assert sorted(split.train + split.val) == CASES
+        assert len({groups.get(case) or ("alone", case) for case in split.val}) == 1
+    assert not find_leaks(splits, groups)
+
+
+def test_a_single_group_cannot_be_left_out() -> None:
+    with pytest.raises(ValueError, match="two groups or more"):
+        leave_one_group_out(CASES, dict.fromkeys(CASES, "p"))

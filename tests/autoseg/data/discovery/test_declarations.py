@@ -94,8 +94,8 @@ def test_nothing_declared_is_nothing_known(declare):
         ({"labels": {"a": True}}, "labels.a: found true"),
         ({"labels": {"a": []}}, "labels.a: found []"),
         ({"labels": ["a", "b"]}, "labels: found"),
-        ({"labels": {"0": "background"}}, "only background"),
-        ({"labels": {"1": "a", "2": "a"}}, "'a' is given 2 times"),
+        ({"labels": {"0": "background"}}, "nothing but background"),
+        ({"labels": {"1": "a", "2": "a"}}, "'a' occurs 2 times"),
         ({"labels": {"a": 1, "b": 1}}, "value 1 has 2 names"),
         ({"labels": {"a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "background value 0"),
         ({"labels": {"a": [1, 2], "b": 2}}, "regions_class_order is null"),
@@ -133,7 +133,7 @@ def test_syntax_error_has_line_and_column(tmp_path):
     [
         (b"\xff\xfe{}", "UTF-8"),
         (b"[1]", "one JSON object"),
-        (b"", "no valid JSON"),
+        (b"", "not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
     ],
 )

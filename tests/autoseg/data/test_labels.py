@@ -1,4 +1,4 @@
-"""Labels of a case come through one door, whatever files they lie in, and go back to files of the same kind."""
+"""Labels of a case are the same from whichever files they are read, and go back to files of the same kind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoseg.data import labels as case_labels
@@ -18,7 +18,7 @@ from autoseg.data.checks import check_dataset
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.discovery.classes import labels_of_combinations
-from autoseg.data.labels import combination_values, read_case_labels, read_file_labels
+from autoseg.data.labels import combination_values, read_case_labels, read_file_labels, to_file_values, to_internal
 from autoseg.evaluation.selection import labels_from_probabilities
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
@@ -203,8 +203,9 @@ def test_greys_between_0_and_255_are_refused_with_the_way_out(tmp_path, greys):
     grid = GRID.model_copy(update={"shape": array.shape})
     write(tmp_path / "imagesTr" / "1.nii.gz", np.arange(4000).reshape(array.shape), grid)
     write(tmp_path / "labelsTr" / "1.nii.gz", array, grid)
-    with pytest.raises(AutosegError, match="greys between 0 and 255") as caught:
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
+    assert caught.value.codes == ("labels.grey_values",)
     assert "threshold = 128" in str(caught.value)
     spec = tmp_path / "cut.toml"
     spec.write_text('extends = "msd"\nthreshold = 128\n')
@@ -223,11 +224,12 @@ def test_mask_with_several_values_and_a_cut_one_are_found_together(tmp_path):
     make_masks(tmp_path)
     write(tmp_path / "q" / "masks" / "a.nii.gz", np.resize([0, 1, 2], GRID.shape))
     (tmp_path / "p" / "masks" / "a.nii.gz").write_bytes(b"cut")
-    findings = check_dataset(discover_dataset(tmp_path), num_workers=1, reporter=SilentReporter())
-    said = {finding.case: f"{finding.where} {finding.message}" for finding in findings if finding.severity == "error"}
-    assert said.keys() == {"p", "q"}
-    assert "p/masks/a.nii.gz could not be read" in said["p"]
-    assert "q/masks/a.nii.gz has the values 1, 2 besides 0" in said["q"]
+    issues = check_dataset(discover_dataset(tmp_path), num_workers=1, reporter=SilentReporter())
+    errors = {issue.case: issue for issue in issues if issue.severity == "error"}
+    assert errors.keys() == {"p", "q"}
+    assert errors["p"].where.endswith("p/masks/a.nii.gz")
+    assert errors["q"].where.endswith("q/masks/a.nii.gz")
+    assert errors["q"].code == "labels.mask_values"
 
 
 # --- partial annotation ---
@@ -249,13 +251,14 @@ def test_background_of_a_partly_annotated_case_is_unknown(tmp_path):
         read_case_labels(found.training[1], found.coding, missing_as_ignore=False).array, part
     )
     np.testing.assert_array_equal(read_file_labels(found.training[1], found.coding).array, part)
-    assert [finding.severity for finding in found.issues] == ["note"]
+    assert [(issue.severity, issue.code) for issue in found.issues] == [("note", "labels.partly_annotated")]
 
 
 def test_unknown_class_among_the_annotated_ones_is_told(tmp_path):
     description = PARTIAL | {"annotated_classes": {"0": ["livr"]}}
-    with pytest.raises(AutosegError, match="annotated_classes names livr, but the classes are liver, spleen"):
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(make_pairs(tmp_path, [np.resize([0, 1], GRID.shape)], description=description))
+    assert caught.value.codes == ("description.annotated_classes",)
 
 
 def test_real_partial_annotation(real_data):
@@ -368,3 +371,37 @@ def test_segments_of_slicer_are_told_by_name_where_their_values_differ(tmp_path)
         for case in found.training
     ]
     assert volumes == [[12, 24], [24, 12]]
+
+
+# --- values ---
+
+file_values = st.lists(st.integers(-(2**40), 2**40) | st.integers(0, 300), min_size=1, max_size=8, unique=True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(values=file_values, seed=st.integers(0, 99))
+def test_values_go_in_and_come_out(values: list[int], seed: int) -> None:
+    internal = np.random.default_rng(seed).integers(0, len(values), (2, 3, 4))
+    outside = to_file_values(internal, values)
+    assert np.array_equal(outside, np.array(values)[internal])
+    back = to_internal(outside, values)
+    assert back.dtype == np.int16
+    assert np.array_equal(back, internal)
+
+
+def test_the_smallest_type_is_chosen() -> None:
+    array = np.zeros((1, 1, 1), np.int16)
+    kinds = [to_file_values(array, values).dtype for values in ((0, 255), (0, 300), (-5, 0), (0, 70_000), (0, 2**40))]
+    assert kinds == [np.uint8, np.uint16, np.int16, np.int32, np.int64]
+
+
+@pytest.mark.parametrize("wide", [7, 10**9])
+def test_unknown_values_are_named_with_their_counts(wide: int) -> None:
+    array = np.array([0, 1, 5, wide, wide])
+    with pytest.raises(AutosegError, match=rf"5 \(1 voxel\), {wide} \(2 voxels\); declared are 0, 1") as caught:
+        to_internal(array, (0, 1))
+    assert caught.value.codes == ("labels.undeclared_value",)
+
+
+def test_an_empty_array_stays_empty() -> None:
+    assert to_internal(np.zeros((0, 2), np.uint8), (0, 1)).shape == (0, 2)

@@ -1,8 +1,9 @@
-"""Label files are looked up once: only what is new or changed is read again."""
+"""Classes are found in label files, which are read once: only new and changed ones are read again."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -44,40 +45,40 @@ def masks(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def test_values_are_looked_up_once(label_maps: Path, tmp_path: Path) -> None:
-    looks = tmp_path / "run" / "looks.json"
-    before = discover_dataset(label_maps, looks=looks)
+def test_values_are_read_once(label_maps: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "run" / "cache"
+    before = discover_dataset(label_maps, cache=cache)
     assert before.file_values == (0, 3, 7)
     for name in "ab":
         spoil(label_maps / "labels" / f"{name}.nii")
-    assert discover_dataset(label_maps, looks=looks) == before
+    assert discover_dataset(label_maps, cache=cache) == before
     write(label_maps / "labels" / "b.nii", [0, 3, 9])
-    assert discover_dataset(label_maps, looks=looks).file_values == (0, 3, 7, 9)
+    assert discover_dataset(label_maps, cache=cache).file_values == (0, 3, 7, 9)
     write(label_maps / "images" / "c.nii", [0, 1])
     write(label_maps / "labels" / "c.nii", [0, 5])
-    assert discover_dataset(label_maps, looks=looks).file_values == (0, 3, 5, 7, 9)
+    assert discover_dataset(label_maps, cache=cache).file_values == (0, 3, 5, 7, 9)
 
 
-def test_overlaps_are_looked_up_once_for_each_way_to_look(masks: Path, tmp_path: Path) -> None:
-    looks = tmp_path / "run" / "looks.json"
-    before = discover_dataset(masks, looks=looks)
+def test_overlaps_are_read_once_for_each_way_to_read(masks: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "run" / "cache"
+    before = discover_dataset(masks, cache=cache)
     assert before.labels.has_regions
     spoil(masks / "b" / "masks" / "tumour.nii")
-    assert discover_dataset(masks, looks=looks) == before
+    assert discover_dataset(masks, cache=cache) == before
     (tmp_path / "spec.toml").write_text('extends = "case_masks"\n[labels]\ntumour = 1\n')
     write(masks / "b" / "masks" / "tumour.nii", [0, 0, 1])
-    assert not discover_dataset(masks, looks=looks, spec=tmp_path / "spec.toml").labels.has_regions
+    assert not discover_dataset(masks, cache=cache, spec=tmp_path / "spec.toml").labels.has_regions
 
 
-def test_a_file_that_cannot_be_read_is_looked_up_again(masks: Path, tmp_path: Path) -> None:
-    looks = tmp_path / "run" / "looks.json"
+def test_a_file_that_cannot_be_read_is_read_again(masks: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "run" / "cache"
     for name in "ab":
         write(masks / name / "masks" / "tumour.nii", [0, 0, 0])
     spoil(masks / "a" / "masks" / "tumour.nii")
-    assert not discover_dataset(masks, looks=looks).labels.has_regions
+    assert not discover_dataset(masks, cache=cache).labels.has_regions
     state = (masks / "a" / "masks" / "tumour.nii").stat()
     write(masks / "a" / "masks" / "tumour.nii", [0, 1, 0])
     os.utime(masks / "a" / "masks" / "tumour.nii", ns=(state.st_atime_ns, state.st_mtime_ns))
-    assert discover_dataset(masks, looks=looks).labels.has_regions
-    looks.write_text("{}}")
-    assert discover_dataset(masks, looks=looks).labels.has_regions
+    assert discover_dataset(masks, cache=cache).labels.has_regions
+    shutil.rmtree(cache)
+    assert discover_dataset(masks, cache=cache).labels.has_regions

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.checks.plausibility import LabelFacts, implausible_labels, rare_classes
+from autoseg.data.checks.plausibility import LabelFacts, rare_classes, unusual_issue, unusual_signs
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.imaging.image import Geometry
 from planners import LabelClass, Labels
@@ -32,6 +32,15 @@ def fact(name, *, shape=(20, 30, 40), spacing_mm=(2.0, 1.0, 1.0), head=500, tail
         geometry=Geometry(shape=shape, spacing_mm=spacing_mm),
         counts={0: 1000, 3: head, 8: tail},
     )
+
+
+def implausible_labels(facts, dataset):
+    """Issues of all label maps that have a sign."""
+    return [
+        unusual_issue(fact, signs, num_others=len(facts) - 1)
+        for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True)
+        if signs
+    ]
 
 
 def usual(number):
@@ -64,9 +73,9 @@ def test_spread_within_the_ratios_is_never_unusual(seed, number):
     ],
 )
 def test_each_sign_alone_is_a_warning(change, words):
-    (finding,) = implausible_labels([*usual(12), fact("odd", **change)], DATASET)
-    assert (finding.severity, finding.case) == ("warning", "odd")
-    assert words in finding.message
+    (issue,) = implausible_labels([*usual(12), fact("odd", **change)], DATASET)
+    assert (issue.severity, issue.case) == ("warning", "odd")
+    assert words in issue.message
 
 
 def test_wide_spread_of_the_others_is_respected():
@@ -83,8 +92,8 @@ def test_nothing_is_called_unusual_among_few(number, expected):
 
 def test_label_map_without_image_is_judged_but_does_not_judge():
     orphans = [fact(f"orphan{index}", spacing_mm=(9.0, 1.0, 1.0), paired=False) for index in range(30)]
-    findings = implausible_labels([*usual(6), *orphans], DATASET)
-    assert {finding.case for finding in findings} == {orphan.case_id for orphan in orphans}
+    issues = implausible_labels([*usual(6), *orphans], DATASET)
+    assert {issue.case for issue in issues} == {orphan.case_id for orphan in orphans}
 
 
 def test_empty_label_map_is_not_blamed_for_missing_classes():
@@ -102,8 +111,8 @@ def test_order_of_cases_does_not_matter(order):
     [([0, 0, 0, 0], "warning"), ([1, 0, 0, 0], "note"), ([1, 1, 0], "note"), ([1, 1, 1, 0], None), ([1, 1], None)],
 )
 def test_rare_classes_are_told_by_the_cases_that_have_them(tails, severity):
-    findings = rare_classes([fact(f"c{index}", tail=tail) for index, tail in enumerate(tails)], DATASET)
-    assert [finding.severity for finding in findings] == ([] if severity is None else [severity])
+    issues = rare_classes([fact(f"c{index}", tail=tail) for index, tail in enumerate(tails)], DATASET)
+    assert [issue.severity for issue in issues] == ([] if severity is None else [severity])
 
 
 def test_without_readable_label_maps_nothing_is_said():

@@ -84,18 +84,18 @@ def test_image_without_label_and_label_without_image_are_errors(dataset):
     (dataset / "labelsTr" / "a.nii.gz").rename(dataset / "labelsTr" / "c.nii.gz")
     found = discover_dataset(dataset)
     assert [case.case_id for case in found.training] == ["b"]
-    assert [(f.severity, f.case, f.message) for f in found.issues] == [
-        ("error", "a", "the image has no label map"),
-        ("error", "c", "the label map has no image"),
+    assert [(i.severity, i.case, i.code) for i in found.issues] == [
+        ("error", "a", "case.unpaired_image"),
+        ("error", "c", "case.unpaired_label"),
     ]
     assert found.unpaired_labels == (str(dataset.resolve() / "labelsTr" / "c.nii.gz"),)
 
 
 def test_two_files_for_one_image_are_an_error(dataset):
     shutil.copyfile(dataset / "imagesTr" / "a.nii.gz", dataset / "imagesTr" / "a.nii")
-    (finding,) = discover_dataset(dataset).issues
-    assert finding.severity == "error"
-    assert "imagesTr/a.nii is there for the same case" in finding.message
+    (issue,) = discover_dataset(dataset).issues
+    assert (issue.severity, issue.code) == ("error", "case.duplicate_file")
+    assert "imagesTr/a.nii " in issue.message
 
 
 def test_image_and_label_may_have_different_endings(dataset):
@@ -111,12 +111,22 @@ def test_listed_test_images_elsewhere_are_found_and_missing_ones_noted(dataset):
     redescribe(dataset, test=["./imagesTs/t.nii.gz", {"image": "./more/u.nii.gz"}, "./imagesTs/gone.nii.gz"])
     found = discover_dataset(dataset)
     assert [case.case_id for case in found.test] == ["t", "u"]
-    assert [(f.severity, "gone.nii.gz" in f.message) for f in found.issues] == [("note", True)]
+    assert [(i.severity, i.code) for i in found.issues] == [("note", "description.missing_image")]
 
 
 def test_listed_training_images_that_are_gone_are_a_warning(dataset):
     redescribe(dataset, training=[{"image": f"./imagesTr/{name}.nii.gz"} for name in "abc"])
-    assert [(f.severity, f.message.count("nii.gz")) for f in discover_dataset(dataset).issues] == [("warning", 1)]
+    (issue,) = discover_dataset(dataset).issues
+    assert (issue.severity, issue.code) == ("warning", "description.missing_image")
+    assert issue.message.count("nii.gz") == 1
+
+
+def test_listed_training_images_may_be_given_by_another_path(dataset):
+    for name in "ab":
+        (dataset / "imagesTr" / f"{name}.nii.gz").rename(dataset / "imagesTr" / f"{name}_0000.nii.gz")
+    redescribe(dataset, training=[{"image": f"./images/{name}_0000.nii.gz"} for name in "ab"])
+    found = discover_dataset(dataset, layout="nnunet")
+    assert [(i.severity, i.code) for i in found.issues] == [("warning", "description.missing_image")]
 
 
 def test_without_description_labels_are_named_by_their_values(dataset):
@@ -135,7 +145,7 @@ def test_description_without_labels_is_completed_from_the_files(dataset):
     found = discover_dataset(dataset)
     assert found.channels == ("CT",)
     assert [label.name for label in found.labels.classes] == ["label_1", "label_2"]
-    assert ["labels is not given" in f.message for f in found.issues] == [True]
+    assert [i.code for i in found.issues] == ["description.labels_missing"]
 
 
 def test_channels_of_a_4d_file_are_counted(dataset, real_data):
@@ -147,8 +157,9 @@ def test_channels_of_a_4d_file_are_counted(dataset, real_data):
 
 def test_without_description_and_foreground_there_is_nothing_to_segment(tmp_path):
     add_case(tmp_path, "a.nii.gz", values=(0,))
-    with pytest.raises(AutosegError, match="nothing to segment"):
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
+    assert caught.value.codes == ("labels.all_empty",)
 
 
 def test_another_layout_pairs_channels_and_groups_patients(tmp_path):
@@ -182,16 +193,17 @@ def test_another_layout_pairs_channels_and_groups_patients(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "code"),
     [
-        (lambda folder: folder / "nowhere", "does not exist"),
-        (lambda folder: folder, "is empty"),
-        (lambda folder: (folder / "file").write_text("x") and folder / "file", "is a file, not a folder"),
+        (lambda folder: folder / "nowhere", "dataset.missing"),
+        (lambda folder: folder, "dataset.empty_folder"),
+        (lambda folder: (folder / "file").write_text("x") and folder / "file", "dataset.not_a_folder"),
     ],
 )
-def test_what_is_no_folder_of_anything_is_refused(tmp_path, make, said):
-    with pytest.raises(AutosegError, match=said):
+def test_what_is_no_folder_of_anything_is_refused(tmp_path, make, code):
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(make(tmp_path))
+    assert caught.value.codes == (code,)
 
 
 def test_folder_of_other_things_tells_what_was_looked_for_and_found(tmp_path):
@@ -199,7 +211,8 @@ def test_folder_of_other_things_tells_what_was_looked_for_and_found(tmp_path):
     (tmp_path / "letters").mkdir()
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
-    for words in ("holds no dataset", "Decathlon layout", "imagesTr", "holiday.png", "letters/ (0 entries)"):
+    assert caught.value.codes == ("dataset.unlabelled",)
+    for words in ("Decathlon layout", "imagesTr", "holiday.png", "letters/ (0 files)"):
         assert words in str(caught.value)
 
 
@@ -211,11 +224,45 @@ def test_unpaired_folders_tell_how_many_files_there_are(dataset):
 
 @pytest.mark.parametrize("near", [lambda folder: folder.parent, lambda folder: folder / "imagesTr"])
 def test_dataset_one_folder_away_is_pointed_at(dataset, near):
-    with pytest.raises(AutosegError, match=f"{dataset.name} holds one: give that folder"):
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(near(dataset))
+    assert str(dataset) in caught.value.issues[0].fix
 
 
 def test_faulty_description_is_refused_with_its_place(dataset):
     (dataset / "dataset.json").write_text('{"labels": {"1": 2.5}}')
-    with pytest.raises(AutosegError, match=r"dataset\.json, labels\.1"):
+    with pytest.raises(AutosegError) as caught:
         discover_dataset(dataset)
+    assert caught.value.codes == ("description.entry",)
+    assert caught.value.issues[0].where.endswith("dataset.json, labels.1")
+
+
+@pytest.mark.parametrize(
+    ("excluded", "left"), [(["a"], (["b"], ["t"])), (["t"], (["a", "b"], [])), (["t", "b"], (["a"], []))]
+)
+def test_excluded_cases_are_left_out_with_a_note(dataset, excluded, left):
+    found = discover_dataset(dataset, exclude=excluded)
+    assert ([case.case_id for case in found.training], [case.case_id for case in found.test]) == left
+    assert found.left_out == tuple(sorted(excluded))
+    assert [(i.severity, i.code) for i in found.issues] == [("note", "case.excluded")]
+
+
+def test_faults_of_excluded_cases_do_not_matter(dataset):
+    (dataset / "dataset.json").unlink()
+    add_case(dataset, "c.nii.gz", values=(0, 7))
+    (dataset / "labelsTr" / "a.nii.gz").unlink()
+    found = discover_dataset(dataset, exclude=["a", "c"])
+    assert found.file_values == (0, 1, 2)
+    assert "error" not in {issue.severity for issue in found.issues}
+    assert found.unpaired_images == ()
+
+
+def test_unknown_excluded_cases_are_told_with_the_nearest(dataset):
+    add_case(dataset, "liver_10.nii.gz")
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(dataset, exclude=["liver_1", "zzz"])
+    assert caught.value.codes == ("case.unknown", "case.unknown")
+    assert ["liver_10" in issue.fix for issue in caught.value.issues] == [True, True]
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(dataset, exclude=["a", "b", "liver_10"])
+    assert caught.value.codes == ("case.none_left",)
