@@ -1,32 +1,106 @@
-"""A trained model in one file: a plain zip of JSON and safetensors, checked when it is opened, never unpacked."""
+"""A trained model: described in one document, and packed into one file.
+
+A bundle is a plain zip of JSON and safetensors that is checked when it is opened, and never unpacked.
+"""
 
 from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from autoseg.inference.description import ModelDescription
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.data.dataset import DatasetDescription
+from autoseg.evaluation.selection import Selection
+from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
 from autoseg.storage.atomic import atomic_write
-from planners import Document, DocumentError, read_document, write_document
+from planners import Document, DocumentError, Plan, Training, read_document, write_document
 
 MANIFEST = "manifest.json"
 DESCRIPTION = "model.json"
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest date a zip file can hold: the same model gives the same bytes."""
 LARGEST_DOCUMENT = 64_000_000
-"""Bytes of JSON; what is read before anything is known of a file must have a limit."""
+"""Bytes of JSON; reading an untrusted file needs a limit."""
 ENCRYPTED = 0x1
+AGAIN = "download the file again, or bundle the run again"
+WRITERS = "give a file that autoseg bundle or autoseg import-nnunet wrote"
 D = TypeVar("D", bound=Document)
+WindowSums = Literal["float32", "float16"]
+
+
+class ModelDescription(Document):
+    """``model.json`` of a bundle; of a run folder, its documents put together."""
+
+    schema_version: Literal[1] = 1
+    origin: str
+    """Where it was trained, in words."""
+    dataset: DatasetDescription
+    """Bundles leave out its cases: their paths are private."""
+    plan: Plan
+    selection: Selection
+    trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
+    """One for each of ``stages``, perhaps more."""
+    window_sums: WindowSums = "float32"
+    """Precision in which windows and folds are summed: imported models need that of nnU-Net."""
+
+    @field_validator("selection")
+    @classmethod
+    def _check_selection(cls, selection: Selection, info: ValidationInfo) -> Selection:
+        plan = info.data.get("plan")
+        known = [] if plan is None else [configuration.name for configuration in plan.configurations]
+        unknown = [name for name in selection.members if name not in known]
+        if plan is not None and unknown:
+            raise ValueError(f"selects {', '.join(unknown)}, but the plan has {', '.join(known)}")
+        return selection
+
+    @field_validator("trainings")
+    @classmethod
+    def _check_trainings(cls, trainings: tuple[Training, ...], info: ValidationInfo) -> tuple[Training, ...]:
+        plan, selection = info.data.get("plan"), info.data.get("selection")
+        if plan is not None and selection is not None:
+            trained = {training.configuration for training in trainings}
+            missing = [name for name in stages_of(plan, selection.members) if name not in trained]
+            if missing:
+                raise ValueError(f"no training of {', '.join(missing)}")
+        return trainings
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Configurations whose networks prediction needs, first stages first."""
+        return stages_of(self.plan, self.selection.members)
+
+    def training(self, configuration: str) -> Training:
+        """How a configuration was trained; raises `KeyError` for one that was not."""
+        return {training.configuration: training for training in self.trainings}[configuration]
+
+
+def stages_of(plan: Plan, members: tuple[str, ...]) -> tuple[str, ...]:
+    """``members`` and the stages before them, first stages first, each once."""
+    return tuple(dict.fromkeys(stage.name for name in members for stage in plan.chain(name)))
+
+
+def without_cases(dataset: DatasetDescription) -> DatasetDescription:
+    """The dataset without anything private: no case, file, folder or issue."""
+    return dataset.model_copy(
+        update={
+            "root": "",
+            "training": (),
+            "test": (),
+            "unpaired_images": (),
+            "unpaired_labels": (),
+            "findings": (),
+            "left_out": (),
+            "content": None,
+        }
+    )
 
 
 class Entry(Document):
@@ -38,13 +112,13 @@ class Entry(Document):
 
 
 class Manifest(Document):
-    """``manifest.json``: what else is in a bundle."""
+    """``manifest.json``: the other files of a bundle."""
 
     format: Literal["autoseg bundle"] = "autoseg bundle"
     schema_version: Literal[1] = 1
     autoseg_version: str
     key: str
-    """Of the model: changes when weights or the way they are used change."""
+    """Of the model: changes when the weights or their use change."""
     files: tuple[Entry, ...]
 
 
@@ -58,26 +132,26 @@ class BundleFiles:
     entries: tuple[Entry, ...]
 
     def where(self, configuration: str, fold: int) -> str:
-        return f"{self.path}: {weights_name(configuration, fold)}"
+        return _part(self.path, weights_name(configuration, fold))
 
     def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
         name = weights_name(configuration, fold)
         entry = next(entry for entry in self.entries if entry.name == name)
-        return unpack_weights(_content(self.path, entry), where=f"{self.path}: {name}")
+        return unpack_weights(_content(self.path, entry), where=_part(self.path, name))
 
 
 def weights_name(configuration: str, fold: int) -> str:
-    """Where a bundle keeps the weights of one network."""
+    """Name of the weights of one network in a bundle."""
     return f"models/{configuration}/fold_{fold}.safetensors"
 
 
 def write_bundle(
     path: Path, description: ModelDescription, weights: Callable[[str, int], bytes], *, key: str, version: str
 ) -> None:
-    """Write a bundle atomically; ``weights`` gives the safetensors content of a configuration's fold, one at a time.
+    """Write a bundle atomically; ``weights`` returns the safetensors content of a configuration's fold.
 
-    ``key`` names the model, ``version`` the autoseg that writes. The same model gives the same bytes. Raises
-    `AutosegError` where ``path`` exists, or cannot be written.
+    ``key`` is that of the model, ``version`` that of autoseg. The same model gives the same bytes. Raises
+    `AutosegError` if ``path`` exists or cannot be written.
     """
     check_free(path)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
@@ -90,46 +164,43 @@ def write_bundle(
 
 
 def check_free(path: Path) -> None:
-    """Raise `AutosegError` where something is at ``path``: bundles replace nothing."""
+    """Raise `AutosegError` if ``path`` exists: bundles replace nothing."""
     if path.exists() or path.is_symlink():
-        raise AutosegError(f"{path} exists; choose another name for the bundle, or remove it first")
+        fix = "choose another name for the bundle, or remove it first"
+        raise AutosegError(Issue(code="bundle.exists", where=str(path), message="exists already", fix=fix))
 
 
 def open_bundle(path: Path) -> BundleFiles:
-    """The model of a bundle file. Everything but the weights is read and checked; these are, when they are asked for.
+    """The model of a bundle file. Everything but the weights is read and checked; these are checked on access.
 
-    Raises `AutosegError` for a file that is no bundle, and `AutosegError` with all its faults for one that is not
-    whole or holds what no bundle holds: compressed or encrypted parts, names that lead out of it, names twice.
+    Raises `AutosegError` for a file that is not a bundle, and with all faults for one that is incomplete or has what
+    bundles do not have: compressed or encrypted parts, names that lead out of it, duplicate names.
     """
+    parts = _parts(path)
+    _require_none(path, [*_name_faults(parts), *_form_faults(parts, path)])
+    manifest = _document(Manifest, path, MANIFEST, _read(path, MANIFEST, LARGEST_DOCUMENT))
+    _require_none(path, _manifest_faults(manifest, parts))
+    described = next(entry for entry in manifest.files if entry.name == DESCRIPTION)
+    if described.size > LARGEST_DOCUMENT:
+        _require_none(path, [f"{DESCRIPTION} has {described.size} bytes, more than {LARGEST_DOCUMENT}"])
+    description = _document(ModelDescription, path, DESCRIPTION, _content(path, described))
+    needed = {weights_name(name, fold) for name in description.stages for fold in description.selection.folds}
+    found = {entry.name for entry in manifest.files} - {DESCRIPTION}
+    _require_none(path, _difference(needed, found, "the model's description"))
+    return BundleFiles(path=path, description=description, key=manifest.key, entries=manifest.files)
+
+
+def _parts(path: Path) -> list[zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise AutosegError(
-            f"{path} is no bundle ({error}); give a file that autoseg bundle or import-nnunet wrote"
-        ) from error
-    problems = _name_problems(parts) + _form_problems(parts, path)
+        issue = Issue(code="bundle.not_a_bundle", where=str(path), message=f"not a bundle ({error})", fix=WRITERS)
+        raise AutosegError(issue) from error
     if MANIFEST not in {part.filename for part in parts}:
-        raise AutosegError(
-            f"{path} is no bundle: it has no {MANIFEST}; give a file that autoseg bundle or import-nnunet wrote"
-        )
-    if problems:
-        raise _faulty(path, problems)
-    manifest = _document(Manifest, path, MANIFEST, _read(path, MANIFEST, LARGEST_DOCUMENT))
-    problems = _manifest_problems(manifest, parts)
-    if problems:
-        raise _faulty(path, problems)
-    described = next(entry for entry in manifest.files if entry.name == DESCRIPTION)
-    if described.size > LARGEST_DOCUMENT:
-        raise _faulty(
-            path, [f"{DESCRIPTION} has {described.size} bytes, more than the {LARGEST_DOCUMENT} a description may have"]
-        )
-    description = _document(ModelDescription, path, DESCRIPTION, _content(path, described))
-    needed = {weights_name(name, fold) for name in description.stages for fold in description.selection.folds}
-    problems = _difference(needed, {entry.name for entry in manifest.files} - {DESCRIPTION}, "the model's description")
-    if problems:
-        raise _faulty(path, problems)
-    return BundleFiles(path=path, description=description, key=manifest.key, entries=manifest.files)
+        message = f"not a bundle: no {MANIFEST}"
+        raise AutosegError(Issue(code="bundle.not_a_bundle", where=str(path), message=message, fix=WRITERS))
+    return parts
 
 
 def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> Entry:
@@ -139,21 +210,21 @@ def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> Entry:
     return Entry(name=name, size=len(content), sha256=sha256(content).hexdigest())
 
 
-def _name_problems(parts: list[zipfile.ZipInfo]) -> list[str]:
+def _name_faults(parts: list[zipfile.ZipInfo]) -> list[str]:
     names = Counter(part.filename for part in parts)
-    twice = [f"{name} is in it {count} times" for name, count in names.items() if count > 1]
-    return twice + [f"{name!r} is no name of a part" for name in names if not _stays_inside(name)]
+    duplicates = [f"{name} is in it {count} times" for name, count in names.items() if count > 1]
+    return duplicates + [f"{name!r} is not a valid name" for name in names if not _stays_inside(name)]
 
 
 def _stays_inside(name: str) -> bool:
-    """Whether a name would lie below the folder that it is unpacked to, on any system."""
+    """Whether a name stays below the folder that it would be unpacked to, on any system."""
     path = PurePosixPath(name)
     plain = not any(character in name for character in "\\:\0")
     return plain and bool(path.parts) and not path.is_absolute() and ".." not in path.parts and str(path) == name
 
 
-def _form_problems(parts: list[zipfile.ZipInfo], path: Path) -> list[str]:
-    """Parts of a bundle are stored as they are, so together they are no larger than the file."""
+def _form_faults(parts: list[zipfile.ZipInfo], path: Path) -> list[str]:
+    """Parts of a bundle are stored uncompressed, so together they are no larger than the file."""
     odd = [
         f"{part.filename} is {'encrypted' if part.flag_bits & ENCRYPTED else 'compressed'}"
         for part in parts
@@ -162,58 +233,64 @@ def _form_problems(parts: list[zipfile.ZipInfo], path: Path) -> list[str]:
         or part.file_size != part.compress_size
     ]
     size, largest = sum(part.file_size for part in parts), path.stat().st_size
-    return odd + ([f"its parts say that they have {size} bytes, but the file has {largest}"] if size > largest else [])
+    return odd + ([f"its parts claim {size} bytes, but the file has {largest}"] if size > largest else [])
 
 
-def _manifest_problems(manifest: Manifest, parts: list[zipfile.ZipInfo]) -> list[str]:
-    there = {part.filename: part.file_size for part in parts if part.filename != MANIFEST}
+def _manifest_faults(manifest: Manifest, parts: list[zipfile.ZipInfo]) -> list[str]:
+    found = {part.filename: part.file_size for part in parts if part.filename != MANIFEST}
     listed = {entry.name: entry.size for entry in manifest.files}
-    problems = _difference(set(listed) | {DESCRIPTION}, set(there), "the manifest")
+    faults = _difference(set(listed) | {DESCRIPTION}, set(found), "the manifest")
     if len(listed) < len(manifest.files):
-        problems.append("the manifest names a part twice")
-    return problems + [
-        f"{name} has {there[name]} bytes instead of {size}"
+        faults.append("the manifest lists a part twice")
+    return faults + [
+        f"{name} has {found[name]} bytes instead of {size}"
         for name, size in listed.items()
-        if there.get(name, size) != size
+        if found.get(name, size) != size
     ]
 
 
-def _difference(needed: set[str], there: set[str], source: str) -> list[str]:
-    missing = [f"{name} is missing" for name in sorted(needed - there)]
-    return missing + [f"{name} is in it, but {source} does not name it" for name in sorted(there - needed)]
+def _difference(needed: set[str], found: set[str], source: str) -> list[str]:
+    missing = [f"{name} is missing" for name in sorted(needed - found)]
+    return missing + [f"{name} is in it, but {source} does not list it" for name in sorted(found - needed)]
 
 
 def _content(path: Path, entry: Entry) -> bytes:
-    """A part whose size and hash are those of the manifest."""
+    """A part with the size and hash that the manifest lists."""
     content = _read(path, entry.name, entry.size)
     if sha256(content).hexdigest() != entry.sha256:
-        raise _faulty(path, [f"{entry.name} is not what the manifest says: its SHA-256 differs"])
+        _require_none(path, [f"{entry.name} has another SHA-256 than the manifest lists"])
     return content
 
 
-def _read(path: Path, name: str, most: int) -> bytes:
+def _read(path: Path, name: str, limit: int) -> bytes:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(name) as part:
-            content = part.read(most + 1)
+            content = part.read(limit + 1)
     except (zipfile.BadZipFile, OSError, KeyError, ValueError, EOFError, NotImplementedError) as error:
-        raise _faulty(path, [f"{name} could not be read ({error})"]) from error
-    if len(content) > most:
-        raise _faulty(path, [f"{name} has more than {most} bytes"])
+        issue = Issue(code="bundle.damaged", where=_part(path, name), message=f"could not be read ({error})", fix=AGAIN)
+        raise AutosegError(issue) from error
+    if len(content) > limit:
+        _require_none(path, [f"{name} has more than {limit} bytes"])
     return content
 
 
 def _document(model: type[D], path: Path, name: str, text: bytes) -> D:
     try:
-        return read_document(model, text, where=f"{path}: {name}")
+        return read_document(model, text, where=_part(path, name))
     except DocumentError as error:
-        raise AutosegError(f"{error}\nfetch the bundle again, or use the autoseg that wrote it") from error
+        fix = "download the bundle again, or use the autoseg that wrote it"
+        issues = [
+            Issue(code="bundle.damaged", where=_part(path, name), message=fault, fix=fix) for fault in error.problems
+        ]
+        raise AutosegError(*issues) from error
 
 
-def _faulty(path: Path, problems: list[str]) -> AutosegError:
-    return AutosegError(
-        *[
-            Issue(code=UNNAMED, where=str(path), message=problem, fix="fetch the file again, or bundle the run anew")
-            for problem in problems
-        ],
-        headline=(f"{path} is not a whole bundle"),
-    )
+def _part(path: Path, name: str) -> str:
+    return f"{path}: {name}"
+
+
+def _require_none(path: Path, faults: Sequence[str]) -> None:
+    """Raise `AutosegError` with all ``faults`` of a bundle, if there are any."""
+    if faults:
+        issues = [Issue(code="bundle.damaged", where=str(path), message=fault, fix=AGAIN) for fault in faults]
+        raise AutosegError(*issues)

@@ -1,23 +1,164 @@
-"""A trained model in memory: its plan, its networks, and how they are put together."""
+"""Trained models: their files in a run folder or a bundle, and their networks in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
-from torch import nn
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
+from autoseg.evaluation.postprocessing import KeepLargestComponent
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import open_bundle
-from autoseg.inference.description import WindowSums
-from autoseg.inference.model_files import ModelFiles, open_run
-from autoseg.issues import AutosegError
+from autoseg.inference.bundle import ModelDescription, WindowSums, open_bundle
+from autoseg.issues import AutosegError, Issue
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import fill_network, load_weights
-from planners import Configuration, Plan, Training, with_width
+from autoseg.networks.weights import fill_network, load_weights, read_key, read_weights
+from autoseg.run_folder import RunFolder
+from autoseg.storage.atomic import load_document
+from autoseg.storage.cache import key_of
+from planners import Configuration, Plan, Schedule, Training, describe_problems, with_width
+
+
+class ModelFiles(Protocol):
+    """A model on disk, read without running code."""
+
+    @property
+    def description(self) -> ModelDescription:
+        """Everything but the weights."""
+
+    @property
+    def key(self) -> str:
+        """Changes when the weights or their use change."""
+
+    def where(self, configuration: str, fold: int) -> str:
+        """Names one network's weights in messages."""
+
+    def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
+        """One network's weights by autoseg's names; raises `AutosegError` if they are missing or damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFiles:
+    """The model of a finished run folder."""
+
+    run: RunFolder
+    description: ModelDescription
+    keys: Mapping[str, Sequence[str]]
+    """What the weights were trained from, by configuration, in the order of the folds."""
+
+    @property
+    def key(self) -> str:
+        """Changes when the weights or their use change."""
+        selection = self.description.selection
+        keys = {name: list(keys) for name, keys in self.keys.items()}
+        return key_of(selection.members, selection.folds, selection.postprocessing, keys)
+
+    def where(self, configuration: str, fold: int) -> str:
+        return str(final_weights(self.run, configuration, fold))
+
+    def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
+        key = self.keys[configuration][self.description.selection.folds.index(fold)]
+        return read_weights(final_weights(self.run, configuration, fold), key=key)
+
+
+def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
+    """The weights at the end of a fold's training."""
+    return run.fold(configuration, fold) / "final.safetensors"
+
+
+def open_model(path: Path) -> ModelFiles:
+    """The files of a model, a run folder or a bundle file. Weights are not read yet."""
+    if path.is_dir():
+        return open_run(path)
+    if path.is_file():
+        return open_bundle(path)
+    fix = "give a run folder (--out of autoseg run) or a bundle file"
+    raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
+
+
+def open_run(path: Path) -> RunFiles:
+    """The model of a finished run folder.
+
+    Raises `AutosegError` for a folder that is not a run, for an unfinished run, and where plan, schedule or weights are no
+    longer those that the selection was made from.
+    """
+    run = RunFolder(path)
+    _require_finished(run)
+    description = _describe(run)
+    keys = _weight_keys(run, description)
+    expected = description.selection.made_from
+    if expected not in (None, selection_key(description.plan, description.trainings, description.dataset, keys)):
+        message = (
+            "made from another plan, schedule or other weights than the run has now, for example because autoseg plan or "
+            "autoseg train was called with other options"
+        )
+        raise _unfinished(run.selection, message, run, code="model.outdated")
+    return RunFiles(run=run, description=description, keys=keys)
+
+
+def _require_finished(run: RunFolder) -> None:
+    needed = (run.dataset, run.plan, run.schedule, run.selection)
+    missing = [file.name for file in needed if not file.is_file()]
+    if missing and ((run.root / "plans.json").is_file() or any(run.root.glob("fold_*/*.pth"))):
+        fix = f"convert it: autoseg import-nnunet {run.root} OUT"
+        raise AutosegError(Issue(code="model.nnunet", where=str(run.root), message="a model of nnU-Net", fix=fix))
+    made = [file.name for file in needed if file != run.dataset]  # datasets have a dataset.json of their own
+    if not run.is_begun and set(made) <= set(missing):
+        message = f"not a run folder: it has none of {', '.join(made)}"
+        fix = "give the --out of autoseg run"
+        raise AutosegError(Issue(code="model.not_a_run", where=str(run.root), message=message, fix=fix))
+    if missing:
+        raise _unfinished(run.root, f"the run is not finished: no {', '.join(missing)}", run)
+
+
+def _unfinished(where: Path, message: str, run: RunFolder, *, code: str = "model.unfinished") -> AutosegError:
+    fix = f"resume it: autoseg run --out {run.root}"
+    return AutosegError(Issue(code=code, where=str(where), message=message, fix=fix))
+
+
+def _describe(run: RunFolder) -> ModelDescription:
+    try:
+        return ModelDescription(
+            origin="autoseg",
+            dataset=load_document(DatasetDescription, run.dataset),
+            plan=load_document(Plan, run.plan),
+            selection=load_document(Selection, run.selection),
+            trainings=load_document(Schedule, run.schedule).trainings,
+        )
+    except ValidationError as error:
+        message = f"its documents do not belong together: {'; '.join(describe_problems(error))}"
+        raise _unfinished(run.root, message, run, code="model.outdated") from error
+
+
+def _weight_keys(run: RunFolder, description: ModelDescription) -> dict[str, list[str]]:
+    """What the weights of each network were trained from, by configuration, in the order of the folds."""
+    keys: dict[str, list[str]] = {name: [] for name in description.stages}
+    issues: list[Issue] = []
+    for name in description.stages:
+        for fold in description.selection.folds:
+            try:
+                keys[name].append(read_key(final_weights(run, name, fold)))
+            except AutosegError as error:
+                issues += error.issues
+    if issues:
+        raise AutosegError(*issues)
+    return keys
+
+
+def selection_key(
+    plan: Plan, trainings: Sequence[Training], dataset: DatasetDescription, keys: Mapping[str, Sequence[str]]
+) -> str:
+    """Key of what a selection is made from: the documents about the networks in ``keys``, and what those were trained
+    from, fold by fold.
+    """
+    used = [training for training in trainings if training.configuration in keys]
+    return key_of(plan, used, dataset.coding, {name: list(of_folds) for name, of_folds in keys.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,52 +169,44 @@ class Member:
     training: Training
     networks: tuple[nn.Module, ...]
     previous: Member | None = None
-    """The first stage of a cascade, whose label map is a part of the input."""
+    """The first stage of a cascade, whose label map is part of the input."""
     window_sums: WindowSums = "float32"
 
     @property
     def mirror_axes(self) -> tuple[int, ...]:
-        """Axes that prediction mirrors: those that training mirrored."""
+        """Axes of the patch that prediction mirrors: those that training mirrored."""
         return self.configuration.mirror_axes if self.training.mirroring else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """What prediction needs of a run or bundle."""
+    """A trained model in memory."""
 
     dataset: DatasetDescription
     plan: Plan
-    selection: Selection
     members: tuple[Member, ...]
+    """One configuration, or two whose probabilities are averaged."""
+    postprocessing: tuple[KeepLargestComponent, ...] = ()
     device: torch.device
     key: str
-    """Changes when weights or the way they are used change."""
+    """Changes when the weights or their use change."""
 
 
 def load_model(path: Path, *, device: torch.device) -> Model:
     """The model of a finished run folder or of a bundle. Loading runs no code from the files.
 
-    Raises `AutosegError` for what is neither, for a run that has not come to its end, and for damaged files.
+    Raises `AutosegError` for anything else, for an unfinished run, and for damaged files.
     """
     files = open_model(path)
     about = files.description
     return Model(
         dataset=about.dataset,
         plan=about.plan,
-        selection=about.selection,
         members=tuple(load_member(files, name, device=device) for name in about.selection.members),
+        postprocessing=about.selection.postprocessing,
         device=device,
         key=files.key,
     )
-
-
-def open_model(path: Path) -> ModelFiles:
-    """The files of a model: a folder is taken for a run, a file for a bundle. Weights are not read yet."""
-    if path.is_dir():
-        return open_run(path)
-    if path.is_file():
-        return open_bundle(path)
-    raise AutosegError(f"{path} does not exist; give the folder that autoseg run wrote (its --out), or a bundle file")
 
 
 def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member:
@@ -96,7 +229,7 @@ def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member
 def open_member_network(files: ModelFiles, name: str, fold: int) -> nn.Module:
     """The network of one fold, on the CPU. Raises `AutosegError` for weights that are damaged or of another network."""
     about = files.description
-    network = _bare_network(about.plan.configuration(name), about.training(name))
+    network = _new_network(about.plan.configuration(name), about.training(name))
     fill_network(network, files.weights(name, fold), where=files.where(name, fold))
     return network
 
@@ -105,10 +238,10 @@ def load_network(
     weights: Path, configuration: Configuration, training: Training, *, device: torch.device, key: str | None = None
 ) -> nn.Module:
     """One network with trained weights, in evaluation mode; ``key``: what they must have been trained from."""
-    network = _bare_network(configuration, training)
+    network = _new_network(configuration, training)
     load_weights(weights, network, key=key)
     return network.to(device).eval()
 
 
-def _bare_network(configuration: Configuration, training: Training) -> nn.Module:
+def _new_network(configuration: Configuration, training: Training) -> nn.Module:
     return build_network(with_width(configuration.network, training.base_features), seed=None)

@@ -1,4 +1,4 @@
-"""A model that is kept loaded: arrays or files in, label maps out."""
+"""A loaded model: arrays, files or stored cases in, label maps out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -25,122 +25,215 @@ from autoseg.imaging.readers import read_image
 from autoseg.inference.export import labels_for_next_stage, labels_from_logits, probabilities_from_logits
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
-from autoseg.issues import AutosegError
-from autoseg.preprocessing.cascade import with_classes
+from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.cascade import open_previous, with_classes
 from autoseg.preprocessing.prepare import prepare_image
-from planners import estimate_configuration_memory, estimate_volume_memory, with_width
+from autoseg.preprocessing.store import open_case, require_cases
+from planners import Configuration, Labels, Plan, estimate_configuration_memory, estimate_volume_memory, with_width
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
+LabelMap = NDArray[np.integer]
 GB = 1e9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prediction:
-    """What a model says of one image, in the axes of the image."""
+class NetworkInput:
+    """An image, preprocessed for one configuration."""
 
-    labels: NDArray[np.integer]
+    image: Floats
+    """(C, a0, a1, a2), without the classes of a first stage."""
+    placement: Placement
+    previous: LabelMap | None = None
+    """(a0, a1, a2): label map of a cascade's first stage, if it was predicted before."""
+
+
+class ImageSource(Protocol):
+    """One image, which can be preprocessed for any configuration of a model."""
+
+    def prepare(self, configuration: Configuration) -> NetworkInput:
+        """The image as ``configuration`` needs it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpreparedImage:
+    """An image in memory, preprocessed on demand."""
+
+    image: Image
+    plan: Plan
+
+    def prepare(self, configuration: Configuration) -> NetworkInput:
+        """The image as ``configuration`` needs it. Raises `AutosegError` for an image that does not fit the plan."""
+        prepared = prepare_image(self.image, self.plan, configuration)
+        return NetworkInput(image=prepared.image, placement=prepared.placement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredImage:
+    """A case that was preprocessed before. Holds paths only."""
+
+    folder: Path
+    """Of the preprocessed cases of one configuration."""
+    case_id: str
+    made_from: str = ""
+    """Key that the stored case must have; empty: any."""
+    previous: Path | None = None
+    """Of a cascade: folder of the first stage's label maps."""
+
+    def prepare(self, configuration: Configuration) -> NetworkInput:
+        """The stored arrays, which must be those of ``configuration``.
+
+        Raises `AutosegError` where they are missing or damaged, or another process has replaced them.
+        """
+        case = open_case(self.folder, self.case_id)
+        image = np.asarray(case.image[:], dtype=np.float32)
+        previous = None if self.previous is None else open_previous(self.previous, case)[:]
+        if self.made_from:
+            require_cases(self.folder, {self.case_id: self.made_from})
+        return NetworkInput(image=image, placement=case.placement, previous=previous)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a model predicts for one image, in the axes of the image."""
+
+    labels: LabelMap
     """(Z, Y, X), with the label values of the dataset's own files."""
     probabilities: Floats | None
-    """(K, Z, Y, X), if asked for; channels are background and classes, or regions."""
+    """(K, Z, Y, X), 0 to 1, if asked for; channels are background and classes, or regions."""
     geometry: Geometry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictor:
-    """A loaded model."""
+    """A loaded model that predicts one image after another."""
 
     model: Model
     mirroring: bool = True
-    """Average over mirror images where training mirrored; without, prediction is up to eight times faster."""
+    """Average over mirror images if training mirrored; without, prediction is up to eight times faster."""
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", mirroring: bool = True) -> Self:
-        """The model of a run folder or bundle on ``device`` (``auto``, ``cpu``, ``cuda`` ...)."""
+        """The model of a run folder or bundle on ``device`` (``auto``, ``cpu``, ``cuda``, ``cuda:1`` ...).
+
+        Raises `AutosegError` for anything else, for an unfinished run, and for damaged files.
+        """
         return cls(model=load_model(Path(path), device=choose_device(device)), mirroring=mirroring)
 
-    def predict(self, image: NDArray[np.floating], *, spacing_mm: Sequence[float]) -> NDArray[np.integer]:
+    def predict(self, image: NDArray[np.floating], *, spacing_mm: Sequence[float]) -> LabelMap:
         """Label map (Z, Y, X), with the dataset's own label values, of an image (C, Z, Y, X) or (Z, Y, X).
 
-        ``spacing_mm`` is (z, y, x). The axes must run as in canonical orientation: z up, y to the back, x to the
-        left of the patient.
+        ``spacing_mm`` is (z, y, x). The axes must be those of canonical orientation: z up, y to the back, x to the
+        left of the patient. Raises `AutosegError` for other shapes, other channels, and voxels that are not finite.
         """
         channels = image[None] if image.ndim == 3 else image
         if channels.ndim != 4 or len(spacing_mm) != 3:
-            raise AutosegError(
-                f"found an image of shape {image.shape} with spacing {tuple(spacing_mm)}; give (C, Z, Y, X) or (Z, Y, X) "
-                "and three spacings (z, y, x) in mm"
-            )
+            message = f"an image of shape {image.shape} with spacing {tuple(spacing_mm)}"
+            fix = "give (C, Z, Y, X) or (Z, Y, X) and three spacings (z, y, x) in mm"
+            raise AutosegError(Issue(code="image.shape", where="", message=message, fix=fix))
         z, y, x = channels.shape[1:]
         geometry = Geometry(
             shape=(z, y, x), spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
         )
-        return self.predict_volume(Image(array=channels.astype(np.float32), geometry=geometry)).labels
+        return self.predict_image(Image(array=channels.astype(np.float32), geometry=geometry)).labels
 
     def predict_files(self, paths: Sequence[Path], *, probabilities: bool = False) -> Prediction:
-        """Prediction for the image in ``paths``: one file for each channel, or one with all channels."""
-        return self.predict_volume(read_image(paths), probabilities=probabilities)
+        """Prediction for the image in ``paths``: one file per channel, or one with all channels."""
+        return self.predict_image(read_image(paths), probabilities=probabilities)
 
-    def predict_volume(self, volume: Image, *, probabilities: bool = False) -> Prediction:
-        """Prediction for an image in memory; its geometry decides how it is turned."""
-        model, expected = self.model, self.model.plan.channels
-        if len(volume.array) != len(expected):
-            raise AutosegError(
-                f"the image has {len(volume.array)} channels, but the model was trained on {len(expected)}: "
-                f"{', '.join(expected)}; give one file for each, in this order"
+    def predict_image(self, image: Image, *, probabilities: bool = False) -> Prediction:
+        """Prediction for an image in memory; its geometry decides how it is oriented."""
+        expected = self.model.plan.channels
+        if len(image.array) != len(expected):
+            message = (
+                f"{len(image.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
             )
+            fix = "give one file per channel, in this order"
+            raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
+        return self.predict_source(UnpreparedImage(image=image, plan=self.model.plan), probabilities=probabilities)
+
+    def predict_source(self, source: ImageSource, *, probabilities: bool = False) -> Prediction:
+        """Prediction for an image that is preprocessed already, or on demand.
+
+        The label map of a single configuration is decided slab by slab; probabilities, if asked for or averaged over
+        two configurations, are held at full size.
+        """
+        model, labels_of_plan = self.model, self.model.plan.labels
+        outputs = (
+            run_member(member, source, labels_of_plan, device=model.device, mirroring=self.mirroring)
+            for member in model.members
+        )
         scores: Floats | None = None
-        if probabilities or len(model.members) > 1:
-            scores = mean_probabilities(self._member_probabilities(member, volume) for member in model.members)
-            labels: NDArray[np.integer] = labels_from_probabilities(scores, model.plan.labels)
+        if len(model.members) == 1:
+            output = next(outputs)
+            labels = output.label_map(labels_of_plan)
+            scores = output.probabilities(labels_of_plan) if probabilities else None
         else:
-            member = model.members[0]
-            logits, placement = self._logits(member, volume)
-            labels = labels_from_logits(logits, placement, member.configuration, model.plan.labels)
-        labels = apply_postprocessing(labels, model.selection.postprocessing, model.plan.labels)
+            scores = mean_probabilities(output.probabilities(labels_of_plan) for output in outputs)
+            labels = labels_from_probabilities(scores, labels_of_plan)
+        labels = apply_postprocessing(labels, model.postprocessing, labels_of_plan)
         return Prediction(
             labels=to_file_values(labels, model.dataset.file_values),
             probabilities=scores if probabilities else None,
-            geometry=volume.geometry,
+            geometry=output.placement.source,
         )
 
-    def _member_probabilities(self, member: Member, volume: Image) -> Floats:
-        logits, placement = self._logits(member, volume)
-        return probabilities_from_logits(logits, placement, member.configuration, self.model.plan.labels)
 
-    def _logits(self, member: Member, volume: Image) -> tuple[Floats, Placement]:
-        plan = self.model.plan
-        prepared = prepare_image(volume, plan, member.configuration)
-        image, placement = prepared.image, prepared.placement
-        if member.previous is not None:
-            image = with_classes(image, self._previous_labels(member.previous, volume, placement), plan.labels.values)
-        axes = member.mirror_axes if self.mirroring else ()
-        return member_logits(member, image, mirror_axes=axes, device=self.model.device), placement
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberOutput:
+    """What the networks of one configuration compute for an image, on the preprocessed grid."""
 
-    def _previous_labels(self, previous: Member, volume: Image, following: Placement) -> NDArray[np.integer]:
-        """What the first stage says, on the grid of the second."""
-        logits, placement = self._logits(previous, volume)
-        return labels_for_next_stage(logits, placement, following, previous.configuration, self.model.plan.labels)
+    logits: Floats
+    """(K, a0, a1, a2), mean over networks, windows and mirror images."""
+    placement: Placement
+    configuration: Configuration
+
+    def label_map(self, labels: Labels) -> LabelMap:
+        """(Z, Y, X), internal values, in the axes of the source image."""
+        return labels_from_logits(self.logits, self.placement, self.configuration, labels)
+
+    def probabilities(self, labels: Labels) -> Floats:
+        """(K, Z, Y, X), in the axes of the source image."""
+        return probabilities_from_logits(self.logits, self.placement, self.configuration, labels)
+
+    def next_stage(self, following: Placement, labels: Labels) -> LabelMap:
+        """(a0, a1, a2), internal values, on the grid of a cascade's next stage."""
+        return labels_for_next_stage(self.logits, self.placement, following, self.configuration, labels)
+
+
+def run_member(
+    member: Member, source: ImageSource, labels: Labels, *, device: torch.device, mirroring: bool = True
+) -> MemberOutput:
+    """The output of one configuration's networks for an image; the first stage of a cascade runs before, if needed."""
+    prepared = source.prepare(member.configuration)
+    image, previous = prepared.image, prepared.previous
+    if previous is None and member.previous is not None:
+        first = run_member(member.previous, source, labels, device=device, mirroring=mirroring)
+        previous = first.next_stage(prepared.placement, labels)
+    if previous is not None:
+        image = with_classes(image, previous, labels.values)
+    logits = member_logits(member, image, mirror_axes=member.mirror_axes if mirroring else (), device=device)
+    return MemberOutput(logits=logits, placement=prepared.placement, configuration=member.configuration)
 
 
 def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device) -> Floats:
     """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2).
 
-    Where memory is not enough, fewer windows go through the network at once, and at last sums are gathered in main
-    memory; raises `AutosegError` where that is not enough either.
+    If memory runs out, fewer windows go through the network at once, and finally sums are kept in main memory. Raises
+    `AutosegError` if that does not fit either.
     """
-    with kept_heap(device, lambda: held_bytes(member, image)):
-        for size, gathered_on in _frugal_ways(member.training.batch_size, device):
+    with kept_heap(device, lambda: _held_bytes(member, image)):
+        for size, gathered_on in _attempts(member.training.batch_size, device):
             logits = _try_logits(member, image, mirror_axes, device, size=size, gathered_on=gathered_on)
             if logits is not None:
                 return logits
-    raise _refuse_for_memory(member, image, device)
+    raise _out_of_memory(member, image, device)
 
 
-def _frugal_ways(batch_size: int, device: torch.device) -> list[tuple[int, torch.device]]:
-    """Windows at once and where their sums are gathered, each way with less memory than the one before."""
-    ways = [(size, device) for size in micro_batch_sizes(batch_size)]
-    return ways if device.type == "cpu" else [*ways, (1, torch.device("cpu"))]
+def _attempts(batch_size: int, device: torch.device) -> list[tuple[int, torch.device]]:
+    """Windows per batch and the device of their sums; each attempt needs less memory than the one before."""
+    attempts = [(size, device) for size in micro_batch_sizes(batch_size)]
+    return attempts if device.type == "cpu" else [*attempts, (1, torch.device("cpu"))]
 
 
 def _try_logits(
@@ -152,7 +245,7 @@ def _try_logits(
     size: int,
     gathered_on: torch.device,
 ) -> Floats | None:
-    """`member_logits` in one way; None where memory was not enough, with all given back that the attempt took."""
+    """`member_logits` in one attempt; None if memory was not enough, after freeing what the attempt took."""
     predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
     try:
         logits = predict(
@@ -171,33 +264,31 @@ def _try_logits(
         if not is_out_of_memory(error):
             raise
         logger.debug("%d windows at once with sums on %s do not fit: %s", size, gathered_on, error)
-    release_memory(device)  # not before: the error holds on to what the attempt had taken
+    release_memory(device)  # only now: the error refers to what the attempt had taken
     return None
 
 
-def _refuse_for_memory(member: Member, image: Floats, device: torch.device) -> AutosegError:
-    """The error where memory is not enough for one window at a time."""
+def _out_of_memory(member: Member, image: Floats, device: torch.device) -> AutosegError:
+    """The error when not even one window fits."""
     shape = " x ".join(map(str, image.shape[1:]))
     windows, sums = (needed / GB for needed in _needed_bytes(member, image, batch_size=1))
-    main = (
-        f" on {device} and {sums:.1f} GB of main memory"
-        if device.type != "cpu"
-        else f" and {sums:.1f} GB for their sums"
+    on_cpu = device.type == "cpu"
+    where = f" and {sums:.1f} GB for their sums" if on_cpu else f" on {device} and {sums:.1f} GB of main memory"
+    message = (
+        f"out of memory for an image of {shape} voxels (as preprocessed) even with one window at a time, which takes about "
+        f"{windows:.1f} GB{where}"
     )
-    elsewhere = "" if device.type == "cpu" else ", or predict with --device cpu"
-    return AutosegError(
-        f"{member.configuration.name}: memory is not enough to predict an image of {shape} voxels (as preprocessed), not even "
-        f"one window at a time, which takes about {windows:.1f} GB{main}; close what else uses it{elsewhere}"
-    )
+    fix = "close other programs" if on_cpu else "close other programs, or predict with --device cpu"
+    return AutosegError(Issue(code="predict.out_of_memory", where=member.configuration.name, message=message, fix=fix))
 
 
-def held_bytes(member: Member, image: Floats) -> int:
-    """Main memory for the windows and the logits of an image, where nothing that is freed is given back."""
+def _held_bytes(member: Member, image: Floats) -> int:
+    """Main memory for the windows and the logits of an image if no freed memory is returned to the system."""
     return sum(_needed_bytes(member, image, batch_size=member.training.batch_size, keeps_freed=True))
 
 
 def _needed_bytes(member: Member, image: Floats, *, batch_size: int, keeps_freed: bool = False) -> tuple[int, int]:
-    """Memory for so many windows at once, and for the logits of an image."""
+    """Memory for ``batch_size`` windows at once, and for the logits of an image."""
     training, configuration = member.training, member.configuration
     windows = estimate_configuration_memory(
         configuration,

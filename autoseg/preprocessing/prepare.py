@@ -155,7 +155,7 @@ def _check_input(volume: Image, plan: Plan, labels: NDArray[Any] | None) -> None
     if labels is not None and labels.shape != volume.array.shape[1:]:
         raise AutosegError(
             Issue(
-                code="labels.shape",
+                code="labels.shape_differs",
                 where="",
                 message=f"the label map has {labels.shape} voxels (z, y, x), but its image has {volume.array.shape[1:]}",
                 fix="resample the label map to the grid of the image",

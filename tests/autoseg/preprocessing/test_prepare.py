@@ -224,7 +224,7 @@ def test_wrong_channels_and_shapes_are_refused() -> None:
         prepare_image(two, plan(), configuration((1.0, 1.0, 1.0)))
     with pytest.raises(AutosegError) as shape:
         prepare_image(volume(framed()), plan(), configuration((1.0, 1.0, 1.0)), labels=np.zeros((8, 10, 11), int))
-    assert channels.value.codes + shape.value.codes == ("image.channels", "labels.shape")
+    assert channels.value.codes + shape.value.codes == ("image.channels", "labels.shape_differs")
 
 
 # --- class locations ---

@@ -1,0 +1,371 @@
+"""Folders of predicted label maps: what they were made from, what is up to date, and what a user has changed in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.evaluation.mask_folders import mask_stem
+from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
+from autoseg.imaging.readers import files_of, read_image, writable_ending, write_label_map
+from autoseg.inference.predictor import Prediction
+from autoseg.issues import AutosegError, Issue
+from autoseg.storage.atomic import atomic_write, sync_folder, temporary_folder, write_error
+from autoseg.storage.cache import FileContent, key_of
+from autoseg.storage.journal import Entry, Journal, file_names, file_state, named_contents
+from planners import Document, Labels
+
+JOURNAL = "predictions.jsonl"
+NEW_FOLDER = "give another output folder, or move the file away"
+Result = TypeVar("Result")
+PROBABILITIES = (".npz", ".npy")
+Scores = Literal["full", "half"]
+"""How probabilities are kept: ``CASE.npz`` in single precision, or ``CASE.probabilities.npy`` in half precision."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job(Generic[Result]):
+    """One case to predict."""
+
+    case_id: str
+    predict: Callable[[], Result]
+    made_from: str = ""
+    """Key of what it is made from besides the model and the content of ``inputs``."""
+    inputs: tuple[Path, ...] = ()
+    """Files that are read."""
+    ending: str | None = None
+    """Of the label map; none: that of the dataset's label files."""
+
+
+class PredictionsHeader(Document):
+    """First line of ``predictions.jsonl``: what made the label maps of a folder, and what their values mean."""
+
+    format: Literal["autoseg predictions"] = "autoseg predictions"
+    schema_version: Literal[1] = 1
+    made_from: str
+    """Key of the model and of how it was used."""
+    labels: Labels
+    """Classes of the internal label values."""
+    file_values: tuple[int, ...]
+    """Value in the label maps of each internal label value."""
+    threshold: int | None = None
+    """The dataset's masks hold grey values: from this one on a voxel belongs to the structure."""
+
+    @property
+    def classes(self) -> tuple[EvaluatedClass, ...]:
+        """Classes with their values in the label maps."""
+        return evaluated_classes(self.labels, self.file_values)
+
+    @property
+    def ignore_value(self) -> int | None:
+        """Value of the ignore label in the label maps."""
+        return None if self.labels.ignore is None else self.file_values[self.labels.ignore]
+
+
+def read_predictions_header(folder: Path) -> PredictionsHeader | None:
+    """How the predictions in ``folder`` were made; none for a folder that autoseg did not predict into."""
+    return Journal(folder / JOURNAL, PredictionsHeader).header()
+
+
+def prediction_path(folder: Path, case_id: str, dataset: DatasetDescription) -> Path:
+    """Label map of a case of the dataset in one of a run's own folders."""
+    return folder / f"{case_id}{writable_ending(dataset.file_ending)}"
+
+
+def probabilities_path(folder: Path, case_id: str) -> Path:
+    """Half-precision probabilities of a case, kept for ensembles."""
+    return folder / f"{case_id}.probabilities.npy"
+
+
+def load_probabilities(folder: Path, case_id: str) -> NDArray[np.float16]:
+    """Probabilities (K, Z, Y, X) of a validated case."""
+    array: NDArray[np.float16] = np.load(probabilities_path(folder, case_id), allow_pickle=False)
+    return array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """The files of one prediction."""
+
+    label_map: Path
+    """Or its path if classes had no masks of their own."""
+    masks: Mapping[Path, tuple[int, ...]]
+    """Image files with the label values inside each; no values: the label map itself."""
+    scores: Path | None
+
+    @property
+    def all(self) -> tuple[Path, ...]:
+        return (*self.masks, *([self.scores] if self.scores else ()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """What is in the folder for a job, compared with the journal."""
+
+    entries: Sequence[Entry]
+    inputs: tuple[FileContent, ...]
+    made_from: str
+    incomplete: bool
+    """A file is missing, truncated or outdated."""
+    corrected: tuple[Path, ...]
+    """Readable images that were not predicted: the user's corrections."""
+
+    @property
+    def same_inputs(self) -> bool:
+        return bool(self.entries) and self.entries[-1].made_from == self.made_from
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionFolder:
+    """Writes predictions into a folder, each once, and never over anything that is not known to be a prediction.
+
+    Files are made in a hidden folder; a line of the journal lists their content; then they get their names. So a killed
+    call leaves either no line, or a line whose files are missing or outdated, and the next call makes them. Corrected
+    label maps are kept, changed images are predicted again, truncated files are made again. Several processes may predict
+    into one folder. In a folder that ``is_own``, which only autoseg writes to, whatever does not fit is made again.
+    """
+
+    folder: Path
+    header: PredictionsHeader
+    dataset: DatasetDescription
+    say: Callable[[str], None]
+    scores: Scores | None = None
+    with_masks: bool = False
+    """Write a folder ``CASE`` with a mask per class if the dataset has such files."""
+    is_own: bool = False
+    journal: Journal[PredictionsHeader]
+
+    def begin(self, jobs: Sequence[Job[Prediction]]) -> None:
+        """Begin, or continue what the journal lists. In an own folder, predictions of other cases or of another model go.
+
+        Raises `AutosegError` for predictions of another model, and with every file under the name of a prediction that is
+        none.
+        """
+        if self.is_own:
+            if self.journal.header() != self.header:
+                self._clear()
+            self._remove_others({job.case_id for job in jobs})
+        else:
+            self._refuse_foreign_files(jobs)
+        self._require_same_model()
+
+    def complete(self, job: Job[Prediction]) -> None:
+        """Predict and write what is not up to date. Raises `AutosegError` instead of overwriting the user's files."""
+        self._require_same_model()  # each time: another process may have begun with another model
+        files, found = self._files_of(job), self._look(job)
+        if found.same_inputs and not found.incomplete and not (found.corrected and self.is_own):
+            for path in found.corrected:
+                self.say(f"Kept {path}: it was changed after it was predicted")
+            return
+        if not self.is_own:
+            self._refuse_overwriting(job, files, found)
+        try:
+            with temporary_folder(self.folder / job.case_id) as staged:
+                self._write(job.predict(), files, staged)
+                made = [staged / path.relative_to(self.folder) for path in files.all]
+                parts = [part for path in made for part in files_of(path)]
+                if not self.is_own:  # the user may have put files here meanwhile
+                    places = [self.folder / part.relative_to(staged) for part in parts]
+                    self._refuse_overwriting(job, files, self._look(job), places=places)
+                self.journal.add(
+                    Entry(
+                        item=job.case_id,
+                        made_from=found.made_from,
+                        origin=origin_of(job.inputs),
+                        inputs=found.inputs,
+                        files=named_contents(parts),
+                    )
+                )
+                self._move(job, files, staged, made)
+        except OSError as error:
+            raise write_error(files.label_map, error) from error
+
+    def shown(self, job: Job[Prediction]) -> Path:
+        """The path to show: the label map, or the folder of masks."""
+        files = self._files_of(job)
+        return files.label_map if files.label_map in files.masks else self.folder / job.case_id
+
+    def _require_same_model(self) -> None:
+        if self.journal.begin(self.header).made_from != self.header.made_from:
+            message = "predictions of another model, or of this one with other mirroring"
+            fix = "give another output folder, or empty this one"
+            raise AutosegError(Issue(code="predict.other_model", where=str(self.folder), message=message, fix=fix))
+
+    def _files_of(self, job: Job[Prediction]) -> _Files:
+        ending = job.ending or writable_ending(self.dataset.file_ending)
+        path, folder = self.folder / f"{job.case_id}{ending}", self.folder / job.case_id
+        masks: dict[Path, tuple[int, ...]] = {path: ()}
+        if self.with_masks and self.dataset.classes_with_masks:
+            masks = {folder / f"{mask_stem(label.name)}{ending}": label.values for label in self.dataset.labels.classes}
+        scores = {"full": self.folder / f"{job.case_id}.npz", "half": probabilities_path(self.folder, job.case_id)}
+        return _Files(label_map=path, masks=masks, scores=scores[self.scores] if self.scores else None)
+
+    def _look(self, job: Job[Prediction]) -> _Found:
+        entries = self.journal.of(job.case_id)
+        inputs = [part for path in job.inputs for part in files_of(path)]
+        contents = named_contents(inputs, entries[-1].inputs if entries else ())
+        incomplete, corrected = False, []
+        for path in self._files_of(job).all:
+            state = file_state(files_of(path), entries)
+            if state == "unknown" and _is_readable(path):
+                corrected.append(path)
+            elif state != "current":
+                incomplete = True
+        return _Found(
+            entries=entries,
+            inputs=contents,
+            made_from=key_of(job.made_from, [content.sha256 for content in contents]),
+            incomplete=incomplete,
+            corrected=tuple(corrected),
+        )
+
+    def _refuse_overwriting(
+        self, job: Job[Prediction], files: _Files, found: _Found, *, places: Sequence[Path] = ()
+    ) -> None:
+        """Raise `AutosegError` where files of the user would be overwritten; say what is predicted again.
+
+        ``places``: where new files are about to be put, once they are made.
+        """
+        issues = [
+            Issue(code="predict.corrected", where=str(path), message="changed after it was predicted", fix=NEW_FOLDER)
+            for path in found.corrected
+        ]
+        names = file_names(found.entries)
+        issues += [_foreign(path, job.inputs) for path in places if path.exists() and path.name not in names]
+        exists = any(path.exists() for path in files.all)
+        if found.entries and not found.same_inputs and exists and not places:
+            if found.entries[-1].origin != origin_of(job.inputs):
+                message = "predicted from another image of that name, in another folder"
+                issues = [
+                    Issue(code="predict.other_image", where=str(self.shown(job)), message=message, fix=NEW_FOLDER)
+                ]
+            elif not issues:
+                self.say(f"Predicting {self.shown(job)} again: its image has changed")
+        if issues:
+            raise AutosegError(*issues)
+
+    def _refuse_foreign_files(self, jobs: Sequence[Job[Prediction]]) -> None:
+        images = [image for job in jobs for image in job.inputs]
+        issues = [
+            _foreign(path, images)
+            for job in jobs
+            for path in self._files_of(job).all
+            if path.exists() and path.name not in file_names(self.journal.of(job.case_id))
+        ]
+        if issues:
+            raise AutosegError(*issues, headline=f"{self.folder} has files that would be overwritten")
+
+    def _write(self, prediction: Prediction, files: _Files, staged: Path) -> None:
+        """Write all files of a prediction into the folder ``staged``, under their final names."""
+        if files.scores is not None and prediction.probabilities is not None:
+            with atomic_write(staged / files.scores.name) as file:
+                if self.scores == "full":
+                    np.savez_compressed(file, probabilities=prediction.probabilities)
+                else:
+                    np.save(file, prediction.probabilities.astype(np.float16), allow_pickle=False)
+        for target, values in files.masks.items():
+            inside = np.isin(prediction.labels, values)
+            array = np.where(inside, self.dataset.mask_value, 0) if values else prediction.labels
+            path = staged / target.relative_to(self.folder)
+            path.parent.mkdir(exist_ok=True)
+            write_label_map(path, array, prediction.geometry)
+
+    def _move(self, job: Job[Prediction], files: _Files, staged: Path, made: Sequence[Path]) -> None:
+        """Give files their names, voxels before the header that names them; older probabilities are removed."""
+        for name in file_names(self.journal.of(job.case_id)):
+            if name.endswith(PROBABILITIES) and (files.scores is None or name != files.scores.name):
+                (self.folder / name).unlink(missing_ok=True)
+        for path in made:
+            place = self.folder / path.relative_to(staged)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            for part in reversed(files_of(path)):
+                os.replace(part, self.folder / part.relative_to(staged))
+            sync_folder(place.parent)
+
+    def _clear(self) -> None:
+        """Empty the folder, the journal last: until then it tells what the others are."""
+        if self.folder.is_dir():
+            for path in sorted(self.folder.iterdir(), key=lambda path: path.name == JOURNAL):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _remove_others(self, case_ids: Collection[str]) -> None:
+        """Remove predictions of cases that are not among ``case_ids``."""
+        for item, entries in self.journal.entries().items():
+            if item not in case_ids:
+                shutil.rmtree(self.folder / item, ignore_errors=True)
+                for name in file_names(entries):
+                    (self.folder / name).unlink(missing_ok=True)
+
+
+def prediction_folder(
+    folder: Path,
+    dataset: DatasetDescription,
+    *,
+    made_from: str,
+    say: Callable[[str], None],
+    scores: Scores | None = None,
+    with_masks: bool = False,
+    is_own: bool = False,
+) -> PredictionFolder:
+    """A folder of predictions for ``dataset``; ``made_from``: key of the model and of how it is used."""
+    header = PredictionsHeader(
+        made_from=made_from,
+        labels=dataset.labels,
+        file_values=dataset.file_values,
+        threshold=dataset.threshold,
+    )
+    return PredictionFolder(
+        folder=folder,
+        header=header,
+        dataset=dataset,
+        say=say,
+        scores=scores,
+        with_masks=with_masks,
+        is_own=is_own,
+        journal=Journal(folder / JOURNAL, PredictionsHeader),
+    )
+
+
+def origin_of(inputs: Sequence[Path]) -> str:
+    """Hash of where the inputs lie."""
+    places = "\n".join(str(path.absolute()) for path in inputs)
+    return sha256(places.encode("utf-8", errors="surrogateescape")).hexdigest()
+
+
+def _foreign(path: Path, images: Sequence[Path]) -> Issue:
+    is_input = any(image.exists() and os.path.samefile(image, path) for image in images)
+    message = "an input image, which would be overwritten" if is_input else "not a prediction of autoseg"
+    return Issue(code="predict.foreign_file", where=str(path), message=message, fix=NEW_FOLDER)
+
+
+def _is_readable(path: Path) -> bool:
+    """Whether it is a whole image; nobody corrects probabilities."""
+    if path.name.endswith(PROBABILITIES):
+        return False
+    try:
+        read_image([path])
+    except AutosegError:
+        return False
+    return True
+
+
+def predictions_among(paths: Sequence[Path]) -> frozenset[Path]:
+    """Those of ``paths`` that were predicted into their folder, or into the one above it as masks of a case."""
+    folders = {folder for path in paths for folder in (path.parent, path.parent.parent)}
+    entries = {folder: Journal(folder / JOURNAL, PredictionsHeader).entries() for folder in folders}
+    names = {folder: frozenset(n for e in cases.values() for n in file_names(e)) for folder, cases in entries.items()}
+    return frozenset(
+        path
+        for path in paths
+        if path.name in names[path.parent]
+        or path.name in file_names(entries[path.parent.parent].get(path.parent.name, []))
+    )
