@@ -167,8 +167,8 @@ def predict(
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
-    from autoseg.inference.folder import predict_cases
-    from autoseg.inference.input_cases import find_input_cases
+    from autoseg.inference.cases import find_input_cases
+    from autoseg.inference.predict import predict_cases
     from autoseg.inference.predictor import Predictor
 
     reporter = reporter or SilentReporter()
@@ -194,17 +194,16 @@ def evaluate(
     from autoseg.compute.executor import available_cores
     from autoseg.evaluation.folders import evaluate_folder
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
-    from autoseg.inference.prediction_record import read_record, recorded_classes
+    from autoseg.inference.predictions import read_predictions_header
 
     predictions, references = Path(predictions), Path(references)
-    record = read_record(predictions)
-    classes, ignore = recorded_classes(predictions) or ((), None)
+    header = read_predictions_header(predictions)
     return evaluate_folder(
         predictions,
         references,
-        classes=classes,
-        ignore=ignore,
-        threshold=None if record is None else record.threshold,
+        classes=() if header is None else header.classes,
+        ignore=None if header is None else header.ignore_value,
+        threshold=None if header is None else header.threshold,
         tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
         num_workers=workers or available_cores(),
         reporter=reporter or SilentReporter(),

@@ -19,7 +19,7 @@ from pathlib import Path
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
 from autoseg.evaluation.scoring import score_cases
-from autoseg.inference.validation import prediction_path
+from autoseg.inference.predictions import prediction_path
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule, Training

@@ -31,8 +31,10 @@ from autoseg.compute.device import set_threads
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Split
 from autoseg.evaluation.scoring import score_cases
-from autoseg.inference.model import Member, load_network
-from autoseg.inference.validation import ValidationTask, prediction_path, validate_fold
+from autoseg.inference.model import Member, Model, load_network
+from autoseg.inference.predict import predict_stored
+from autoseg.inference.predictions import prediction_path
+from autoseg.inference.predictor import StoredImage
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import FoldProgress, SilentReporter
@@ -161,20 +163,18 @@ def train(fold: Fold, training: Training, folder: Path) -> str:
 def score(fold: Fold, training: Training, folder: Path, key: str) -> list[float]:
     """Dice of every class over the fold's validation cases."""
     network = load_network(folder / "final.safetensors", fold.configuration, training, device=fold.options.device)
-    task = ValidationTask(
+    model = Model(
         dataset=fold.dataset,
-        labels=fold.plan.labels,
-        member=Member(configuration=fold.configuration, training=training, networks=(network,)),
-        preprocessed=fold.preprocessed,
-        case_ids=fold.split.val,
-        folder=folder / "validation",
-        key=key,
-        keep_probabilities=False,
+        plan=fold.plan,
+        members=(Member(configuration=fold.configuration, training=training, networks=(network,)),),
         device=fold.options.device,
+        key=key,
     )
-    with SilentReporter().track("validation", len(fold.split.val)) as tracker:
-        validate_fold(task, tracker)
-    paths = [(case_id, prediction_path(task.folder, case_id, fold.dataset)) for case_id in fold.split.val]
+    images = [StoredImage(folder=fold.preprocessed, case_id=case_id) for case_id in fold.split.val]
+    out, reporter = folder / "validation", SilentReporter()
+    with reporter.track("validation", len(images)) as tracker:
+        predict_stored(model, images, out, keep_probabilities=False, tracker=tracker, say=reporter.say)
+    paths = [(case_id, prediction_path(out, case_id, fold.dataset)) for case_id in fold.split.val]
     return [mean.dice or 0.0 for mean in score_cases(fold.dataset, paths).mean.values()]
 
 

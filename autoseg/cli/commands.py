@@ -361,7 +361,7 @@ def bundle(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
 ) -> None:
     """Pack the model of a run into one file that `autoseg predict` takes on any machine; it tells nothing of the cases."""
-    from autoseg.inference.bundling import bundle_run
+    from autoseg.inference.model import bundle_run
 
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
 

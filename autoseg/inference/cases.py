@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoseg.data.loose_images import NamedImage, find_loose_images
-from autoseg.data.named_labels import labels_beside_images
-from autoseg.imaging.readers import IMAGE_ENDINGS, is_dicom_series, read_header
+from autoseg.data.discovery.unlabelled import NamedImage, find_loose_images, labels_beside_images
+from autoseg.imaging.readers import image_endings, is_dicom_series, read_header
 from autoseg.inference.predictions import predictions_among
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import run_of
@@ -49,7 +48,7 @@ def find_input_cases(
         raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
     items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
     if not items:
-        endings = ", ".join(sorted(IMAGE_ENDINGS))
+        endings = ", ".join(sorted(image_endings()))
         fix = f"give files that end in {endings}, or folders with a DICOM series"
         raise AutosegError(Issue(code="predict.no_images", where=str(source), message="no images found", fix=fix))
     grouped, issues = _group(items, num_channels=len(channels))

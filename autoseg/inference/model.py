@@ -11,11 +11,19 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import autoseg
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.postprocessing import KeepLargestComponent
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import ModelDescription, WindowSums, open_bundle
+from autoseg.inference.bundle import (
+    ModelDescription,
+    WindowSums,
+    check_free,
+    open_bundle,
+    without_cases,
+    write_bundle,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import fill_network, load_weights, read_key, read_weights
@@ -245,3 +253,22 @@ def load_network(
 
 def _new_network(configuration: Configuration, training: Training) -> nn.Module:
     return build_network(with_width(configuration.network, training.base_features), seed=None)
+
+
+def bundle_run(folder: Path, out: Path) -> Path:
+    """Write the model of the finished run in ``folder`` as the bundle ``out``, and return ``out``.
+
+    It has the weights of the chosen configurations and their first stages, the plan, how they were trained, the selection
+    with its postprocessing, channels and labels; nothing of the cases. Raises `AutosegError` for an unfinished run, for
+    weights that do not fit the plan, and if ``out`` exists.
+    """
+    check_free(out)
+    files = open_run(folder)
+    description = files.description.model_copy(update={"dataset": without_cases(files.description.dataset)})
+
+    def weights(name: str, fold: int) -> bytes:
+        open_member_network(files, name, fold)  # raises for weights of another network
+        return final_weights(files.run, name, fold).read_bytes()
+
+    write_bundle(out, description, weights, key=files.key, version=autoseg.__version__)
+    return out

@@ -22,18 +22,17 @@ from autoseg.storage.atomic import remove_orphans
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, Tracker
 
-Result = TypeVar("Result", contravariant=True)
-Anything = TypeVar("Anything")
+Result = TypeVar("Result")
 
 
 class Sink(Protocol[Result]):
     """Where predictions go."""
 
-    def complete(self, job: Job[Result]) -> None:  # type: ignore[misc]  # jobs only give results
+    def complete(self, job: Job[Result]) -> None:
         """Predict and store the case unless it was made from the same already."""
 
 
-def complete_jobs(jobs: Sequence[Job[Anything]], sink: Sink[Anything], tracker: Tracker) -> dict[str, AutosegError]:
+def complete_jobs(jobs: Sequence[Job[Result]], sink: Sink[Result], tracker: Tracker) -> dict[str, AutosegError]:
     """Complete all ``jobs``, one in memory at a time. A failing case does not stop the others: errors by case id."""
     errors = {}
     for job in jobs:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.evaluation.mask_folders import mask_stem
+from autoseg.evaluation.folders import mask_stem
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.readers import files_of, read_image, writable_ending, write_label_map
 from autoseg.inference.predictor import Prediction

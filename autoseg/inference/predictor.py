@@ -51,6 +51,10 @@ class NetworkInput:
 class ImageSource(Protocol):
     """One image, which can be preprocessed for any configuration of a model."""
 
+    @property
+    def geometry(self) -> Geometry:
+        """Of the image before preprocessing."""
+
     def prepare(self, configuration: Configuration) -> NetworkInput:
         """The image as ``configuration`` needs it."""
 
@@ -61,6 +65,11 @@ class UnpreparedImage:
 
     image: Image
     plan: Plan
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the image."""
+        return self.image.geometry
 
     def prepare(self, configuration: Configuration) -> NetworkInput:
         """The image as ``configuration`` needs it. Raises `AutosegError` for an image that does not fit the plan."""
@@ -79,6 +88,11 @@ class StoredImage:
     """Key that the stored case must have; empty: any."""
     previous: Path | None = None
     """Of a cascade: folder of the first stage's label maps."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """Of the image before preprocessing."""
+        return open_case(self.folder, self.case_id).placement.source
 
     def prepare(self, configuration: Configuration) -> NetworkInput:
         """The stored arrays, which must be those of ``configuration``.
@@ -175,7 +189,7 @@ class Predictor:
         return Prediction(
             labels=to_file_values(labels, model.dataset.file_values),
             probabilities=scores if probabilities else None,
-            geometry=output.placement.source,
+            geometry=source.geometry,
         )
 
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
-
 from autoseg.data.splits import Splits
-from autoseg.inference.export import labels_for_next_stage
-from autoseg.inference.model import Member, load_network
-from autoseg.inference.model_files import final_weights
-from autoseg.inference.predictor import member_logits
-from autoseg.preprocessing.cascade import has_previous, store_previous
-from autoseg.preprocessing.store import StoredCase, open_case
+from autoseg.imaging.placement import Placement
+from autoseg.inference.model import Member, final_weights, load_network
+from autoseg.inference.predict import NextStageFolder, complete_jobs, raise_together
+from autoseg.inference.predictions import Job
+from autoseg.inference.predictor import LabelMap, StoredImage, run_member
+from autoseg.preprocessing.store import open_case
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import folds_without, require_unseen
 from autoseg.storage.cache import key_of
@@ -39,16 +37,6 @@ class Handover:
     splits: Splits
 
 
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A case whose label map is missing, in both stages, and the folds that did not train on it."""
-
-    folds: tuple[int, ...]
-    case: StoredCase
-    following: StoredCase
-    made_from: str
-
-
 def hand_over(run: Run, handover: Handover) -> Path:
     """The folder with a label map of every case of the splits, on the grid of the following stage.
 
@@ -60,44 +48,49 @@ def hand_over(run: Run, handover: Handover) -> Path:
     require_unseen(handover.splits, following)
     what = f"prediction of {first} for {following}"
     with hold_lock(run.folder.lock(f"hand-over-{first}"), what=what, wait=True, say=run.say):
-        pending = _find_pending(run, handover, folder)
-        if pending:
-            _predict(run, handover, pending, folder)
+        sink = NextStageFolder(folder=folder, patch_shape=handover.following.patch_shape)
+        jobs = [job for job in _jobs(run, handover) if not sink.is_complete(job)]
+        if jobs:
+            with run.reporter.track(f"Predicting with {first} for {following}", len(jobs)) as tracker:
+                errors = complete_jobs(jobs, sink, tracker)
+            raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
     return folder
 
 
-def _find_pending(run: Run, handover: Handover, folder: Path) -> list[_Pending]:
-    """What is missing, cases of the same folds together."""
-    own = handover.plan.configuration(handover.training.configuration)
-    pending = []
+def _jobs(run: Run, handover: Handover) -> list[Job[LabelMap]]:
+    """One for each case, those of the same networks together: one set of networks is loaded at a time."""
+    first, following = handover.plan.configuration(handover.training.configuration), handover.following
+    load = lru_cache(maxsize=1)(partial(_load_member, run, handover, first))
+    jobs = []
     for case_id in sorted({each for split in handover.splits.folds for each in (*split.train, *split.val)}):
         folds = folds_without(handover.splits, case_id)
-        case = open_case(run.folder.preprocessed(own.data), case_id)
-        following = open_case(run.folder.preprocessed(handover.following.data), case_id)
+        own = open_case(run.folder.preprocessed(first.data), case_id).record
+        other = open_case(run.folder.preprocessed(following.data), case_id).record
+        image = StoredImage(folder=run.folder.preprocessed(first.data), case_id=case_id, made_from=own.made_from)
         keys = [handover.keys[fold] for fold in folds]
-        made_from = key_of(VERSION, keys, case.record.made_from, following.record.made_from)
-        if not has_previous(folder, case_id, made_from):
-            pending.append(_Pending(folds, case, following, made_from))
-    return sorted(pending, key=lambda each: (each.folds, each.case.case_id))
+        made_from = key_of(VERSION, keys, own.made_from, other.made_from)
+        predict = partial(_predict, run, handover, image, other.placement, load=partial(load, folds))
+        jobs.append((folds, Job(case_id=case_id, predict=predict, made_from=made_from)))
+    return [job for _, job in sorted(jobs, key=lambda entry: entry[0])]
 
 
-def _predict(run: Run, handover: Handover, pending: Sequence[_Pending], folder: Path) -> None:
-    name = handover.training.configuration
-    configuration = handover.plan.configuration(name)
-    with run.reporter.track(f"Predicting with {name} for {handover.following.name}", len(pending)) as tracker:
-        for folds, cases in groupby(pending, key=lambda each: each.folds):
-            weights = {final_weights(run.folder, name, fold): handover.keys[fold] for fold in folds}
-            networks = tuple(
-                load_network(path, configuration, handover.training, device=run.device, key=key)
-                for path, key in weights.items()
-            )
-            member = Member(configuration=configuration, training=handover.training, networks=networks)
-            for each in cases:
-                image = np.asarray(each.case.image[:], dtype=np.float32)
-                logits = member_logits(member, image, mirror_axes=member.mirror_axes, device=run.device)
-                labels = labels_for_next_stage(
-                    logits, each.case.placement, each.following.placement, configuration, handover.plan.labels
-                )
-                patch = handover.following.patch_shape
-                store_previous(folder, each.case.case_id, labels, made_from=each.made_from, patch_shape=patch)
-                tracker.advance(note=each.case.case_id)
+def _load_member(run: Run, handover: Handover, configuration: Configuration, folds: tuple[int, ...]) -> Member:
+    networks = tuple(
+        load_network(
+            final_weights(run.folder, configuration.name, fold),
+            configuration,
+            handover.training,
+            device=run.device,
+            key=handover.keys[fold],
+        )
+        for fold in folds
+    )
+    return Member(configuration=configuration, training=handover.training, networks=networks)
+
+
+def _predict(
+    run: Run, handover: Handover, image: StoredImage, following: Placement, *, load: Callable[[], Member]
+) -> LabelMap:
+    """The label map of the first stage on the grid of the following one."""
+    output = run_member(load(), image, handover.plan.labels, device=run.device)
+    return output.next_stage(following, handover.plan.labels)

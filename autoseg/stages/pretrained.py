@@ -11,7 +11,7 @@ from autoseg.stages.run import Run
 from planners import Configuration, Plan, Training, input_names, output_names, plan_finetuning
 
 if TYPE_CHECKING:
-    from autoseg.inference.model_files import ModelFiles
+    from autoseg.inference.model import ModelFiles
     from autoseg.networks.weights import Interface, Transfer
 
 # Rooms that load torch are imported where they are used: stages before training do without it.

@@ -37,7 +37,7 @@ from planners import (
 )
 
 if TYPE_CHECKING:
-    from autoseg.inference.model_files import ModelFiles
+    from autoseg.inference.model import ModelFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

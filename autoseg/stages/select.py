@@ -29,10 +29,18 @@ from autoseg.evaluation.selection import (
 )
 from autoseg.evaluation.table import Summary, read_summary, write_summary
 from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import read_header, read_label_map, writable_ending, write_label_map
-from autoseg.inference.description import stages_of
-from autoseg.inference.model_files import model_digest
-from autoseg.inference.validation import load_probabilities, prediction_path, probabilities_path
+from autoseg.imaging.readers import read_header, read_label_map
+from autoseg.inference.bundle import stages_of
+from autoseg.inference.model import selection_key
+from autoseg.inference.predict import complete_jobs, raise_together
+from autoseg.inference.predictions import (
+    Job,
+    load_probabilities,
+    prediction_folder,
+    prediction_path,
+    probabilities_path,
+)
+from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.stages.folds import groups_of
 from autoseg.stages.pretrained import find_overlap
@@ -92,7 +100,7 @@ def made_from(run: Run, prepared: Prepared, members: tuple[str, ...]) -> str:
     """Hash of all that a selection of ``members`` is made from."""
     stages = stages_of(prepared.plan, members)
     keys = {name: stage_keys(run, prepared, name) for name in stages}
-    return model_digest(prepared.plan, prepared.schedule.trainings, prepared.dataset, keys)
+    return selection_key(prepared.plan, prepared.schedule.trainings, prepared.dataset, keys)
 
 
 def choose(run: Run, prepared: Prepared) -> None:
@@ -156,14 +164,20 @@ def postprocessing_cases(run: Run, prepared: Prepared, members: tuple[str, ...])
     ]
 
 
-def files_read(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
-    """What `load_prediction` and `load_reference` read."""
+def predicted_files(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
+    """What `load_prediction` reads."""
     fold = fold_of(prepared, case_id)
     predicted = [member_prediction(run, prepared, name, case_id) for name in members]
     probabilities = [
         probabilities_path(run.folder.validation(name, fold), case_id) for name in members if len(members) > 1
     ]
-    return (*predicted, *probabilities, *map(Path, labelled_case(prepared.dataset, case_id).label_files))
+    return (*predicted, *probabilities)
+
+
+def files_read(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
+    """What `load_prediction` and `load_reference` read."""
+    references = map(Path, labelled_case(prepared.dataset, case_id).label_files)
+    return (*predicted_files(run, prepared, members, case_id), *references)
 
 
 def write_and_score(
@@ -174,23 +188,35 @@ def write_and_score(
     folder: Path,
 ) -> Summary:
     """Predictions of a candidate with postprocessing for all validated cases, in ``folder``, and their summary."""
-    dataset = prepared.dataset
-    cases = validated_cases(prepared)
-    paths = []
-    with run.reporter.track(f"Scoring {candidate_name(members)}", 2 * len(cases)) as tracker:
-        for case_id in cases:
-            labels = load_prediction(run, prepared, members, case_id)
-            labels = apply_postprocessing(labels, steps, prepared.plan.labels)
-            path = prediction_path(folder, case_id, dataset)
-            geometry = read_header(member_prediction(run, prepared, members[0], case_id)).geometry
-            write_label_map(path, to_file_values(labels, dataset.file_values), geometry)
-            paths.append((case_id, path))
-            tracker.advance()
-        for path in set(folder.glob(f"*{writable_ending(dataset.file_ending)}")) - {path for _, path in paths}:
-            path.unlink(missing_ok=True)  # of a case that the dataset had once
+    dataset, case_ids = prepared.dataset, validated_cases(prepared)
+    sink = prediction_folder(folder, dataset, made_from=key_of(members, steps), say=run.say, is_own=True)
+    jobs = [
+        Job(
+            case_id=case_id,
+            predict=partial(ensemble_prediction, run, prepared, members, steps, case_id),
+            inputs=predicted_files(run, prepared, members, case_id),
+        )
+        for case_id in case_ids
+    ]
+    sink.begin(jobs)
+    with run.reporter.track(f"Scoring {candidate_name(members)}", 2 * len(jobs)) as tracker:
+        errors = complete_jobs(jobs, sink, tracker)
+        raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
+        paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
         summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=run.folder.cache("select"))
     write_summary(folder / "summary.json", summary)
     return summary
+
+
+def ensemble_prediction(
+    run: Run, prepared: Prepared, members: tuple[str, ...], steps: Sequence[KeepLargestComponent], case_id: str
+) -> Prediction:
+    """The label map of a validated case after postprocessing."""
+    labels = load_prediction(run, prepared, members, case_id)
+    labels = apply_postprocessing(labels, steps, prepared.plan.labels)
+    geometry = read_header(member_prediction(run, prepared, members[0], case_id)).geometry
+    file_labels = to_file_values(labels, prepared.dataset.file_values)
+    return Prediction(labels=file_labels, probabilities=None, geometry=geometry)
 
 
 def load_prediction(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> Labelled:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autoseg.compute.executor import available_cores
 from autoseg.compute.interruption import stop_requests
-from autoseg.inference.model_files import final_weights
-from autoseg.inference.validation import WEIGHTS_KEY
+from autoseg.inference.model import final_weights
+from autoseg.inference.predictions import JOURNAL
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import Transfer, read_key
 from autoseg.preprocessing.cascade import CascadeCase
@@ -186,7 +186,7 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
 def forget_validation(folder: RunFolder, name: str, fold: int) -> None:
     """Let a fold be validated again, whatever its weights are called."""
     folder.stage(f"validate-{name}-fold_{fold}").unlink(missing_ok=True)
-    (folder.validation(name, fold) / WEIGHTS_KEY).unlink(missing_ok=True)
+    (folder.validation(name, fold) / JOURNAL).unlink(missing_ok=True)
 
 
 def previous_labels(run: Run, prepared: Prepared, configuration: Configuration) -> Path | None:

@@ -17,8 +17,8 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.evaluation.scoring import reference_labels, score_cases
 from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.export import labels_from_logits
+from autoseg.inference.predictions import prediction_path
 from autoseg.inference.sliding_window import count_windows
-from autoseg.inference.validation import prediction_path
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.preprocessing.cascade import CascadeCase

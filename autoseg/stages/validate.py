@@ -7,9 +7,10 @@ from functools import partial
 
 from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.table import write_summary
-from autoseg.inference.model import Member, load_network
-from autoseg.inference.model_files import final_weights
-from autoseg.inference.validation import ValidationTask, prediction_path, probabilities_path, validate_fold
+from autoseg.inference.model import Member, Model, final_weights, load_network
+from autoseg.inference.predict import predict_stored
+from autoseg.inference.predictions import prediction_path, probabilities_path
+from autoseg.inference.predictor import StoredImage
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import Job, all_keys, asked_jobs, expected_cases, expected_s, previous_labels
@@ -56,21 +57,20 @@ def validate_one(run: Run, prepared: Prepared, job: Job, *, key: str, keeps: boo
     )
     weights = final_weights(run.folder, name, fold)
     network = load_network(weights, configuration, training, device=run.device, key=key)
-    task = ValidationTask(
+    model = Model(
         dataset=dataset,
-        labels=plan.labels,
-        member=Member(configuration=configuration, training=training, networks=(network,)),
-        preprocessed=run.folder.preprocessed(configuration.data),
-        case_ids=case_ids,
-        folder=folder,
-        key=key_of(key, keeps),
-        keep_probabilities=keeps,
+        plan=plan,
+        members=(Member(configuration=configuration, training=training, networks=(network,)),),
         device=run.device,
-        previous=previous_labels(run, prepared, configuration),
-        made_from=expected_cases(prepared, configuration, case_ids),
+        key=key,
     )
-    with run.reporter.track(f"Validating {name}, fold {fold}", len(case_ids)) as tracker:
-        validate_fold(task, tracker)
+    stored, previous = run.folder.preprocessed(configuration.data), previous_labels(run, prepared, configuration)
+    images = [
+        StoredImage(folder=stored, case_id=case_id, made_from=made_from, previous=previous)
+        for case_id, made_from in expected_cases(prepared, configuration, case_ids).items()
+    ]
+    with run.reporter.track(f"Validating {name}, fold {fold}", len(images)) as tracker:
+        predict_stored(model, images, folder, keep_probabilities=keeps, tracker=tracker, say=run.say)
     paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
     cache = run.folder.cache(f"validate-{name}-fold_{fold}")
     summary = score_cases(dataset, paths, num_workers=run.num_workers, keep_in=cache)

@@ -24,8 +24,7 @@ from typer.testing import CliRunner
 from autoseg.cli import app
 from autoseg.cli.console import show_scores
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.inference.model import load_model
-from autoseg.inference.model_files import open_run
+from autoseg.inference.model import load_model, open_run
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
@@ -137,7 +136,7 @@ def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(optio
         train_one(options, prepared, training, 0, tracker)
     assert not list(fold.glob("*.pt")), "the checkpoint would be taken for one of the right cases"
     options.run.stage("validate-2d-fold_1").unlink()
-    (options.run.validation("2d", 1) / "weights.key").unlink()
+    (options.run.validation("2d", 1) / "predictions.jsonl").unlink()
     with pytest.raises(AutosegError, match="preprocessed anew by another process"):
         validate_one(options, prepared, training, 1, prepared.splits.folds[1])
     run_all(options)
@@ -421,7 +420,7 @@ def test_predictions_without_a_record_are_not_taken_for_the_models(options: Opti
     whole = prediction.read_bytes()
     other = next(options.run.cross_validation.glob("*.nii.gz"))
     shutil.copy(other, prediction)
-    (options.run.predictions / "predictions.json").unlink()
+    (options.run.predictions / "predictions.jsonl").unlink()
     predict_stage(options)
     assert prediction.read_bytes() == whole
     prediction.write_bytes(b"")

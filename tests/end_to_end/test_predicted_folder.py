@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.run import run_all
 
+import autoseg
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.imaging.readers import read_image, write_label_map
-from autoseg.inference.folder import predict_cases
-from autoseg.inference.input_cases import find_input_cases
+from autoseg.inference.cases import find_input_cases
+from autoseg.inference.predict import predict_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
-from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter, Tracker
 
 
@@ -56,11 +54,7 @@ def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("model")
     make_phantom_dataset(folder / "Task99_Phantom", num_training=4, num_test=2, seed=3)
-    options = Options(
-        dataset=folder / "Task99_Phantom", run=RunFolder(folder / "run"), device_name="cpu", num_threads=1, num_workers=1,
-        budget_s=5.0, reporter=SilentReporter(),
-    )  # fmt: skip
-    run_all(options)
+    autoseg.run(folder / "Task99_Phantom", folder / "run", device="cpu", threads=1, workers=1, budget="5s")
     return Predictor.load(folder / "run", device="cpu")
 
 
@@ -75,8 +69,9 @@ def job(predictor: Predictor, tmp_path: Path) -> Job:
 
 def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_predicted(job: Job, tmp_path: Path) -> None:
     elsewhere = replace(job, out=tmp_path / "M\udcfcller")
-    with pytest.raises(AutosegError, match=r"M\\xfcller: the bytes of its name are no text"):
+    with pytest.raises(AutosegError) as caught:
         elsewhere.predict()
+    assert caught.value.codes == ("reader.name_not_text",)
     assert not elsewhere.out.exists()
 
 
@@ -109,11 +104,12 @@ def test_corrected_label_maps_are_kept(job: Job) -> None:
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
     corrected = label_map.read_bytes()
     job.predict()
-    assert any("changed since it was predicted; it is kept" in line for line in job.reporter.said)
+    assert f"Kept {label_map}: it was changed after it was predicted" in job.reporter.said
     shutil.copy(job.image(1), job.image(0))
     for probabilities in (False, True):
-        with pytest.raises(AutosegError, match="changed since it was predicted, and would be overwritten"):
+        with pytest.raises(AutosegError) as caught:
             job.predict(probabilities=probabilities)
+        assert [(issue.code, issue.where) for issue in caught.value.issues] == [("predict.corrected", str(label_map))]
     assert label_map.read_bytes() == corrected
 
 
@@ -124,7 +120,7 @@ def test_files_of_others_are_refused_all_at_once_and_nothing_is_written(job: Job
         shutil.copy(label_map, theirs)
     with pytest.raises(AutosegError) as caught:
         replace(job, out=theirs).predict()
-    assert str(caught.value).count("would be overwritten") == 2
+    assert caught.value.codes == ("predict.foreign_file", "predict.foreign_file")
     assert len(list(theirs.iterdir())) == 2
 
 
@@ -133,7 +129,7 @@ def test_a_call_that_was_killed_is_completed(job: Job) -> None:
     first = label_map.read_bytes()
     shutil.copy(job.image(1), job.image(0))
     job.predict()
-    assert any("is predicted again: its image has changed" in line for line in job.reporter.said)
+    assert f"Predicting {label_map} again: its image has changed" in job.reporter.said
     second = label_map.read_bytes()
     label_map.write_bytes(first)  # as if killed when it was noted, but had not got its name
     left = job.out / f".{label_map.name}.0123abcd.part"
@@ -145,11 +141,11 @@ def test_a_call_that_was_killed_is_completed(job: Job) -> None:
 
 
 def test_lines_that_a_full_disk_has_cut_are_passed_over(job: Job) -> None:
-    record = job.out / "predicted.jsonl"
+    record = job.out / "predictions.jsonl"
     lines = [line for line in record.read_text().split("\n") if line]
-    assert len(lines) == 2
+    assert len(lines) == 3  # what made them, and one for each
     before = job.times()
-    record.write_text(f"{lines[0][:50]}\n" + "\n".join(lines) + f"\n{lines[1][:50]}")
+    record.write_text(f"{lines[1][:50]}\n" + "\n".join(lines) + f"\n{lines[2][:50]}")
     job.predict()
     assert job.times() == before
 
@@ -159,8 +155,9 @@ def test_corrections_after_a_call_that_failed_are_kept(job: Job) -> None:
     image, label_map = job.image(0), min(job.out.glob("*.nii.gz"))
     whole = image.read_bytes()
     image.write_bytes(whole[:-20])
-    with pytest.raises(AutosegError, match="1 of 2 images could not be predicted"):
+    with pytest.raises(AutosegError) as caught:
         job.predict(probabilities=True)
+    assert {issue.case for issue in caught.value.issues} == {image.name.split("_0000")[0].split(".")[0]}
     image.write_bytes(whole)
     volume = read_image([label_map])
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
@@ -173,15 +170,16 @@ def test_what_somebody_drew_where_a_prediction_failed_is_kept(job: Job) -> None:
     shutil.rmtree(job.out)
     whole = job.image(0).read_bytes()
     job.image(0).write_bytes(whole[:-20])
-    with pytest.raises(AutosegError, match="1 of 2"):
+    with pytest.raises(AutosegError):
         job.predict()
     (done,) = job.out.glob("*.nii.gz")
     job.image(0).write_bytes(whole)
     drawn = job.out / job.image(0).name.replace("_0000", "")
     assert drawn != done
     shutil.copy(done, drawn)
-    with pytest.raises(AutosegError, match="would be overwritten"):
+    with pytest.raises(AutosegError) as caught:
         job.predict()
+    assert caught.value.codes == ("predict.foreign_file",)
     assert drawn.read_bytes() == done.read_bytes()
 
 
@@ -190,8 +188,9 @@ def test_an_image_of_the_same_name_in_another_folder_is_another_image(job: Job, 
     moved = replace(job, images=Path(shutil.copytree(job.images, tmp_path / "moved")))
     assert len(moved.predict()) == 2  # the same images, wherever they lie
     shutil.copy(moved.image(1), moved.image(0))
-    with pytest.raises(AutosegError, match="another image of that name, in another folder"):
+    with pytest.raises(AutosegError) as caught:
         moved.predict()
+    assert caught.value.codes == ("predict.other_image",)
     assert job.times() == before
 
 
@@ -238,8 +237,9 @@ def test_predictions_among_the_images_are_no_images(job: Job, tmp_path: Path) ->
 
 def test_a_file_cannot_be_the_output_folder(job: Job, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(AutosegError, match="is a file; give a folder"):
+    with pytest.raises(AutosegError) as caught:
         replace(job, out=tmp_path / "file").predict()
+    assert caught.value.codes == ("predict.not_a_folder",)
 
 
 def test_probabilities_belong_to_the_image_that_was_predicted(job: Job) -> None:
@@ -253,3 +253,17 @@ def test_probabilities_belong_to_the_image_that_was_predicted(job: Job) -> None:
     job.predict(probabilities=True)
     with np.load(scores[0]) as first, np.load(scores[1]) as second:
         np.testing.assert_array_equal(first["probabilities"], second["probabilities"])
+
+
+def test_predictions_of_another_model_are_refused_and_in_an_own_folder_replaced(job: Job) -> None:
+    unmirrored = replace(job, predictor=replace(job.predictor, mirroring=False))
+    with pytest.raises(AutosegError) as caught:
+        unmirrored.predict()
+    assert caught.value.codes == ("predict.other_model",)
+    before = job.times()
+    cases = find_input_cases(job.images, job.predictor.model.plan.channels)[:1]
+    (path,) = predict_cases(
+        unmirrored.predictor, cases, job.out, probabilities=False, reporter=SilentReporter(), is_own=True
+    )
+    assert list(job.times()) == [path.name]  # that of the other case is gone
+    assert job.times()[path.name] != before[path.name]

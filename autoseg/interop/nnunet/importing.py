@@ -12,8 +12,7 @@ from typing import Literal
 import autoseg
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import check_free, write_bundle
-from autoseg.inference.description import ModelDescription
+from autoseg.inference.bundle import ModelDescription, check_free, write_bundle
 from autoseg.interop.nnunet.checkpoint import ReferenceCheckpoint, read_reference_checkpoint
 from autoseg.interop.nnunet.names import translate_weights
 from autoseg.issues import UNNAMED, AutosegError, Issue

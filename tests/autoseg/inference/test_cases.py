@@ -9,7 +9,7 @@ import pytest
 
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, write_image
-from autoseg.inference.input_cases import find_input_cases
+from autoseg.inference.cases import find_input_cases
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter
@@ -49,32 +49,36 @@ def test_every_missing_channel_is_named(tmp_path) -> None:
         write(tmp_path / name)
     with pytest.raises(AutosegError) as caught:
         find_input_cases(tmp_path, ["T1", "T2"])
-    text = str(caught.value)
-    assert "x_0000 (T1)" in text
-    assert "y_0001 (T2)" in text
-    assert "z.nii.gz" in text
-    assert "holds 1 channels" in text
+    assert [(issue.case, issue.code) for issue in caught.value.issues] == [
+        ("x", "predict.missing_channel"),
+        ("y", "predict.missing_channel"),
+        ("z", "image.channels"),
+    ]
+    assert "x_0000 (T1)" in caught.value.issues[0].message
 
 
 def test_surplus_channels_are_named(tmp_path) -> None:
     for number in range(3):
         write(tmp_path / f"x_{number:04d}.nii.gz")
-    with pytest.raises(AutosegError, match=r"x_0002\.nii\.gz"):
+    with pytest.raises(AutosegError, match=r"x_0002\.nii\.gz") as caught:
         find_input_cases(tmp_path, ["T1", "T2"])
+    assert caught.value.codes == ("predict.extra_channel",)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path) -> None:
     write(tmp_path / "a.nii.gz")
     write(tmp_path / "a.nrrd")
-    with pytest.raises(AutosegError, match="same name"):
+    with pytest.raises(AutosegError) as caught:
         find_input_cases(tmp_path, ["MRI"])
+    assert caught.value.codes == ("predict.same_name",)
 
 
 def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
     for name in ("x.nii.gz", "x_0000.nii.gz"):
         write(tmp_path / name)
-    with pytest.raises(AutosegError, match=r"x\.nii\.gz: has the name of case x, as has x_0000\.nii\.gz"):
+    with pytest.raises(AutosegError) as caught:
         find_input_cases(tmp_path, ["MRI"])
+    assert caught.value.codes == ("predict.same_name",)
 
 
 @pytest.mark.parametrize("names", [("M\udcfcller.nii.gz", "p\udce9.mha"), ("M\udcfcller/a.nii.gz", "p\udce9/q/b.mha")])
@@ -99,10 +103,10 @@ def test_names_in_any_script_are_taken(tmp_path) -> None:
 
 
 def test_nothing_to_predict_is_said(tmp_path) -> None:
-    with pytest.raises(AutosegError, match="holds no image"):
-        find_input_cases(tmp_path, ["MRI"])
-    with pytest.raises(AutosegError, match="does not exist"):
-        find_input_cases(tmp_path / "absent", ["MRI"])
+    for source, code in ((tmp_path, "predict.no_images"), (tmp_path / "absent", "predict.no_input")):
+        with pytest.raises(AutosegError) as caught:
+            find_input_cases(source, ["MRI"])
+        assert caught.value.codes == (code,)
 
 
 def test_a_dicom_series_folder_is_one_case(real_data) -> None:
@@ -162,8 +166,8 @@ def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> N
     image = next((real_data / "ms_lesion_4ch" / "imagesTr").glob("*.nii.gz"))
     with pytest.raises(AutosegError) as caught:
         find_input_cases(image, ["FLAIR"])
-    (problem,) = str(caught.value).splitlines()[1:]
-    assert problem.endswith("holds 4 channels, but the model needs 1: FLAIR; give a single volume of it")
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.fix) == ("image.channels", "give a single volume of it")
 
 
 def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tmp_path) -> None:
@@ -204,8 +208,8 @@ def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, na
     reporter = Listening()
     assert [case.case_id for case in find_input_cases(tmp_path, channels, reporter=reporter)] == expected
     (said,) = reporter.said
-    assert said.startswith("Taken for no image: ")
-    assert ("1 label map," in said) == (len(names) - len(expected) * len(channels) == 1)
+    assert said.startswith("Skipped ")
+    assert ("1 label map:" in said) == (len(names) - len(expected) * len(channels) == 1)
 
 
 @pytest.mark.parametrize(
@@ -247,5 +251,5 @@ def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) ->
         assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], (
             "scans are nothing that a run makes"
         )
-        assert reporter.said == ["Taken for no image: 2 files of 1 run, run"]
+        assert reporter.said == ["Skipped 2 files of 1 run folder: run"]
     assert [case.case_id for case in find_input_cases(run.predictions, ["MRI"])] == ["c"], "that was asked for"
