@@ -21,7 +21,7 @@ from planners.schedule.documents import Schedule, Training
 SHARED_FIELDS = ("spacing_mm", "normalization")
 """Of the preprocessed data: set for one configuration they hold for all that read the same data."""
 NETWORK_FIELDS = ("features", "blocks", "decoder_blocks", "kernels", "strides")
-LOSS_FIELDS = ("region", "voxel", "batch_dice")
+LOSS_FIELDS = ("name", "region", "voxel", "batch_dice")
 PLAN_FIELDS = (
     *("patch_shape", "spacing_mm", "batch_size", "normalization", "mirror_axes", "deep_supervision", "topology"),
     *NETWORK_FIELDS,

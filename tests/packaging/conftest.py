@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("planners", "datasets_spec", "autoseg")
 
 
-def build_wheel(source: Path, out: Path) -> Path:
-    """The wheel of the project in ``source``."""
+def make_wheel(source: Path, out: Path) -> Path:
+    """Build the wheel of the project in ``source``."""
     call = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", out, source]
     subprocess.run(call, check=True, capture_output=True)
     (wheel,) = out.glob("*.whl")
@@ -61,6 +62,12 @@ class Environment:
 
 
 @pytest.fixture(scope="session")
+def build_wheel() -> Callable[[Path, Path], Path]:
+    """Builds the wheel of a project, given its folder and one for the wheel."""
+    return make_wheel
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
     """The wheel of the repository, built from a copy of its sources."""
     folder = tmp_path_factory.mktemp("wheel")
@@ -69,7 +76,7 @@ def wheel(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copyfile(ROOT / name, source / name)
-    return build_wheel(source, folder / "dist")
+    return make_wheel(source, folder / "dist")
 
 
 @pytest.fixture(scope="session")
