@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import matplotlib
@@ -19,10 +20,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from autoseg.evaluation.table import Summary, scores_by_case
-
-History = Sequence[Mapping[str, object]]
-"""Records of one training, as ``history.jsonl`` keeps them: step, loss, validation_loss, pseudo_dice by class, moving_average,
-learning_rate, seconds, wait_share."""
+from autoseg.tracking.history import EpochRecord
 
 NUMBERS = ("loss", "validation_loss", "moving_average", "learning_rate", "seconds", "wait_share")
 PSEUDO_DICE = "pseudo_dice."
@@ -54,7 +52,7 @@ MIN_VIEW = 64
 """Pixels shown along each side at least, where the image has them."""
 
 
-def configuration_curves(histories: Mapping[int, History]) -> bytes:
+def configuration_curves(histories: Mapping[int, Sequence[EpochRecord]]) -> bytes:
     """SVG of all folds of one configuration: loss, and moving average of the pseudo-Dice, over steps."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 2.6), layout="constrained")
@@ -70,7 +68,7 @@ def configuration_curves(histories: Mapping[int, History]) -> bytes:
         return _bytes(figure, "svg")
 
 
-def fold_curves(history: History) -> bytes:
+def fold_curves(history: Sequence[EpochRecord]) -> bytes:
     """SVG of one training over steps: losses, pseudo-Dice of each class with the moving average, learning rate, and seconds of
     each epoch with those that went into waiting for patches.
     """
@@ -216,12 +214,11 @@ def _overlay_legend(figure: Figure, drawn: set[int], names: Mapping[int, str], *
     figure.legend(handles=handles, loc="outside lower center", ncols=max(1, min(4, len(handles), columns)), fontsize=8)
 
 
-def _epochs(history: History) -> pd.DataFrame:
+def _epochs(history: Sequence[EpochRecord]) -> pd.DataFrame:
     """Numbers of each epoch by step: the columns `NUMBERS`, and one for each class; NaN where a record has none."""
-    found = pd.json_normalize([dict(record) for record in history])
+    found = pd.json_normalize([asdict(record) for record in history])
     classes = [name for name in found.columns if name.startswith(PSEUDO_DICE)]
-    table: pd.DataFrame = found.reindex(columns=["step", *NUMBERS, *classes]).apply(pd.to_numeric, errors="coerce")
-    return table.dropna(subset=["step"]).set_index("step")
+    return found.reindex(columns=["step", *NUMBERS, *classes]).astype(float).set_index("step")
 
 
 def _plot(axes: Axes, values: pd.Series[Any], **style: Any) -> None:

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from pydantic import JsonValue
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.delivery.figures import History, case_scores, configuration_curves, fold_curves, overlay
+from autoseg.delivery.figures import case_scores, configuration_curves, fold_curves, overlay
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary, case_ranks, class_statistics, score_notes, scores_by_case
@@ -26,6 +26,7 @@ from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
+from autoseg.tracking.history import HISTORY_FILE, EpochRecord, read_history, read_issues
 from autoseg.tracking.progress import format_duration
 from autoseg.wording import count_noun
 from planners import DecisionRecord, Document, Edit, Plan, Schedule
@@ -52,7 +53,7 @@ class FoldLog:
 
     configuration: str
     fold: int
-    history: History
+    history: Sequence[EpochRecord]
     issues: Sequence[Issue] = ()
     """What went wrong, and what was done about it."""
 
@@ -94,7 +95,6 @@ class ReportContent:
 def read_report(
     folder: RunFolder,
     *,
-    trainings: Sequence[FoldLog] = (),
     caveats: Sequence[Issue] = (),
     settings: Mapping[str, str],
     edits: Sequence[Edit] = (),
@@ -108,18 +108,18 @@ def read_report(
     one that cannot be read.
     """
     dataset = load_document(DatasetDescription, folder.dataset)
-    documents = _load(Plan, folder.plan), _load(Schedule, folder.schedule)
+    plan, schedule = _load(Plan, folder.plan), _load(Schedule, folder.schedule)
     selection = _load(Selection, folder.selection)
     scored = selection is not None and selection.cross_validated
     summary = _load(Summary, folder.cross_validation / "summary.json") if scored else None
     ranked = () if summary is None else rank_cases(summary)
     return ReportContent(
         dataset=dataset,
-        decisions=[decision for document in documents if document is not None for decision in document.decisions],
+        decisions=[each for document in (plan, schedule) if document is not None for each in document.decisions],
         selection=selection,
         summary=summary,
         caveats=caveats,
-        trainings=trainings,
+        trainings=[] if schedule is None else read_trainings(folder, schedule),
         pictures=[
             (each, draw_case(dataset, summary, each.case_id, folder.cross_validation)) for each in ranked if summary
         ],
@@ -133,6 +133,17 @@ def read_report(
 
 def _load(kind: type[D], path: Path) -> D | None:
     return load_document(kind, path) if path.exists() else None
+
+
+def read_trainings(folder: RunFolder, schedule: Schedule) -> list[FoldLog]:
+    """History and issues of every scheduled training; damage of a history is one more issue."""
+    logs = []
+    for name in (training.configuration for training in schedule.trainings):
+        for fold in range(schedule.num_folds):
+            history, damage = read_history(folder.fold(name, fold) / HISTORY_FILE)
+            issues = (*read_issues(folder.fold(name, fold)), *([] if damage is None else [damage]))
+            logs.append(FoldLog(configuration=name, fold=fold, history=history, issues=issues))
+    return logs
 
 
 def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
@@ -263,17 +274,12 @@ def _trainings(logs: Sequence[FoldLog]) -> list[dict[str, object]]:
     ]
 
 
-def _last_words(history: History) -> str:
+def _last_words(history: Sequence[EpochRecord]) -> str:
     """Where a training ended, in a line."""
     if not history:
         return "no epoch is finished"
     last = history[-1]
-    parts = [f"{last.get('step', '?')} steps"]
-    for key, words in (("loss", "training loss"), ("moving_average", "pseudo-Dice, moving average,")):
-        value = last.get(key)
-        if isinstance(value, int | float):
-            parts.append(f"{words} {value:.3f}")
-    return ", ".join(parts)
+    return f"{last.step} steps, training loss {_number(last.loss)}, pseudo-Dice, moving average, {_number(last.moving_average)}"
 
 
 def _by_configuration(decisions: Sequence[DecisionRecord]) -> dict[str, list[DecisionRecord]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator, Mapping
-from dataclasses import asdict
 from functools import partial
 from math import ceil
 
-from autoseg.delivery.report import FoldLog, read_report, write_report
+from autoseg.delivery.report import read_report, write_report
 from autoseg.settings import given_settings, words_of
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.record import RunRecord, write_record
@@ -16,7 +15,6 @@ from autoseg.stages.run import Run
 from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
-from autoseg.tracking.history import read_history, read_issues
 from planners import Schedule
 
 STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
@@ -38,7 +36,6 @@ def _write(run: Run) -> None:
     record = write_record(run, "running")
     content = read_report(
         run.folder,
-        trainings=_read_trainings(run),
         caveats=score_issues(run, read_prepared(run)),
         settings=given_settings(run.settings),
         edits=plan_edits(run),
@@ -47,21 +44,6 @@ def _write(run: Run) -> None:
         durations_s=durations(record.stages_s, run.schedule),
     )
     write_report(run.folder.report, content)
-
-
-def _read_trainings(run: Run) -> list[FoldLog]:
-    """The records of every training, and what went wrong in it."""
-    logs = []
-    for training in run.schedule.trainings:
-        for fold in range(run.schedule.num_folds):
-            folder = run.folder.fold(training.configuration, fold)
-            records, damage = read_history(folder / "history.jsonl")
-            history = [asdict(record) for record in records]
-            if damage:
-                run.say(str(damage))
-            issues = read_issues(folder)
-            logs.append(FoldLog(configuration=training.configuration, fold=fold, history=history, issues=issues))
-    return logs
 
 
 def commands(run: Run) -> dict[str, str]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib
@@ -35,6 +36,7 @@ from autoseg.delivery.report import (
     ReportContent,
     rank_cases,
     read_report,
+    read_trainings,
     render_report,
     write_report,
 )
@@ -46,6 +48,7 @@ from autoseg.evaluation.table import CaseResult, Summary, summarize, write_summa
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import save_document
+from autoseg.tracking.history import EpochRecord, history_text, save_issues
 from planners import DecisionRecord, Edit, LabelClass, Labels
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -140,24 +143,23 @@ def summary() -> Summary:
     return summarize([*cases, case("case_missed", np.zeros((12, 40, 50), dtype=np.uint8))], CLASSES)
 
 
-def history(fold: int) -> list[dict[str, object]]:
-    return [
-        {
-            "epoch": i,
-            "step": 50 * (i + 1),
-            "loss": -0.8 + math.exp(-i / 4) + 0.02 * math.sin(9 * i + fold),
-            "pseudo_dice": {
-                "head <b>": 0.9 - 0.9 * math.exp(-i / 3),
-                "tail": None if i < 3 else 0.8 - math.exp(-i / 3),
-            },
-            "moving_average": 0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold,
-            "learning_rate": 0.01 * (1 - i / 20) ** 0.9,
-            "seconds": 10.0,
-            "wait_share": 0.01,
-            "validation_loss": -0.7 + math.exp(-i / 5),
-        }
-        for i in range(20)
-    ]
+def epoch(number: int, **fields: object) -> EpochRecord:
+    values: dict[str, object] = {
+        "epoch": number,
+        "step": 50 * (number + 1),
+        "loss": -0.8 + math.exp(-number / 4),
+        "pseudo_dice": {"head <b>": 0.9 - 0.9 * math.exp(-number / 3), "tail": None if number < 3 else 0.5},
+        "moving_average": 0.85 - 0.8 * math.exp(-number / 5),
+        "learning_rate": 0.01 * (1 - number / 20) ** 0.9,
+        "seconds": 10.0,
+        "wait_share": 0.01,
+        "validation_loss": -0.7 + math.exp(-number / 5),
+    }
+    return EpochRecord(**(values | fields))  # type: ignore[arg-type]
+
+
+def history(fold: int) -> list[EpochRecord]:
+    return [epoch(i, moving_average=0.85 - 0.8 * math.exp(-i / 5) - 0.01 * fold) for i in range(20)]
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +352,24 @@ def test_same_content_gives_the_same_page(content: ReportContent) -> None:
     assert render_report(small) == render_report(small)
 
 
+def test_trainings_are_read_with_what_went_wrong(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    schedule = SimpleNamespace(trainings=(SimpleNamespace(configuration="2d"),), num_folds=3)
+    for fold in (0, 1):
+        folder.fold("2d", fold).mkdir(parents=True)
+        (folder.fold("2d", fold) / "history.jsonl").write_text(history_text(history(fold)))
+    save_issues(folder.fold("2d", 0), [LOST], key="0")
+    with open(folder.fold("2d", 1) / "history.jsonl", "a") as file:
+        file.write("{")
+
+    first, damaged, missing = read_trainings(folder, schedule)  # type: ignore[arg-type]
+
+    assert (first.history, first.issues) == (history(0), (LOST,))
+    assert damaged.history == history(1)
+    assert [issue.code for issue in damaged.issues] == ["history.damaged"]
+    assert (missing.configuration, missing.fold, missing.history, missing.issues) == ("2d", 2, [], ())
+
+
 def test_content_is_read_from_the_run_folder(tmp_path: Path, selection: Selection) -> None:
     """A phantom whose predictions are its references: its three pictures are drawn."""
     make_phantom_dataset(tmp_path / "data", num_training=3, num_test=0)
@@ -458,7 +478,7 @@ def test_structures_are_shown_with_a_margin(extent: int, shown: slice) -> None:
 @pytest.mark.parametrize(("number", "entries"), [(10, 11), (11, 12), (12, 12)])
 def test_legends_stop_at_twelve_entries(number: int, entries: int) -> None:
     names = [f"class {i}" for i in range(number)]
-    records = [{"step": step, "pseudo_dice": dict.fromkeys(names, 0.5)} for step in (1, 2)]
+    records = [epoch(i, pseudo_dice=dict.fromkeys(names, 0.5)) for i in (0, 1)]
 
     svg = fold_curves(records).decode()
 
@@ -479,10 +499,8 @@ def test_overlay_keeps_the_proportions_of_voxels() -> None:
     assert height / width == pytest.approx(3, rel=0.15)  # the picture's upper, white rows are cut off
 
 
-@pytest.mark.parametrize(
-    "records", [[], [{"step": 1, "loss": None, "pseudo_dice": {}, "moving_average": None}], [{"odd": "record"}]]
-)
-def test_curves_take_histories_with_gaps(records: list[dict[str, object]]) -> None:
+@pytest.mark.parametrize("records", [[], [epoch(0, loss=None, pseudo_dice={}, moving_average=None)]])
+def test_curves_take_histories_with_gaps(records: list[EpochRecord]) -> None:
     for svg in (fold_curves(records), configuration_curves({0: records, 3: records})):
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
@@ -497,15 +515,14 @@ def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
 def test_gaps_in_a_history_are_gaps_in_the_curves() -> None:
     epochs = _epochs(
         [
-            {"step": 5, "seconds": 10.0, "wait_share": 0.25, "pseudo_dice": {"a.b": None}},
-            {"step": 10, "seconds": 4.0, "pseudo_dice": {"a.b": 0.5}},
-            {"odd": "record"},
+            epoch(0, loss=None, wait_share=0.25, pseudo_dice={"a.b": None}),
+            epoch(1, loss=0.5, seconds=4.0, wait_share=0.5, pseudo_dice={"a.b": 0.75}),
         ]
     )
 
-    assert list(epochs.index) == [5, 10]
-    assert (epochs["seconds"] * epochs["wait_share"]).dropna().to_dict() == {5: 2.5}
-    assert epochs["pseudo_dice.a.b"].dropna().to_dict() == {10: 0.5}
+    assert epochs["loss"].dropna().to_dict() == {100: 0.5}
+    assert (epochs["seconds"] * epochs["wait_share"]).to_dict() == {50: 2.5, 100: 2.0}
+    assert epochs["pseudo_dice.a.b"].dropna().to_dict() == {100: 0.75}
 
 
 def test_figures_leave_settings_as_they_were(summary: Summary) -> None:
