@@ -1,1 +1,1 @@
-"""Images as arrays with their place in the world: reading, turning, cropping, scaling, resampling."""
+"""Images as arrays with their place in the world: reading, orientation, cropping, normalisation, resampling."""

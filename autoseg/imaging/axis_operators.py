@@ -16,7 +16,7 @@ from scipy.ndimage import spline_filter1d
 Floats = NDArray[np.float32]
 
 PREFILTER_REACH = 16
-"""Neighbours that the cubic prefilter is followed to each side: what is left out is 0.268**16, below 1e-9."""
+"""Neighbours on each side that the cubic prefilter reaches: weights beyond are below 0.268**16, or 1e-9."""
 NEGLIGIBLE_WEIGHT = 1e-9
 BLOCK_INPUTS = 48
 """Input voxels that one block of an operator advances: long enough for fast products, short enough to stay banded."""

@@ -32,7 +32,7 @@ class Geometry(Document):
     direction: tuple[Vector, Vector, Vector] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
     dimensions: Literal[2, 3] = 3
     has_orientation: bool = True
-    """False for formats that store none (PNG, JPEG, TIFF): such images are never turned."""
+    """False for formats that store none (PNG, JPEG, TIFF): such images keep their axes."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -28,13 +28,13 @@ Indices = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """Axis i (z, y, x) of the turned array is source axis ``permutation[i]``, reversed where ``flips[i]``."""
+    """Axis i (z, y, x) of the canonical array is source axis ``permutation[i]``, reversed where ``flips[i]``."""
 
     permutation: Triple
     flips: Flips
 
 
-UNTURNED = Orientation((0, 1, 2), (False, False, False))
+IDENTITY = Orientation((0, 1, 2), (False, False, False))
 
 
 def knows_directions(geometry: Geometry) -> bool:
@@ -43,17 +43,17 @@ def knows_directions(geometry: Geometry) -> bool:
 
 
 def canonical_orientation(geometry: Geometry) -> Orientation:
-    """The turn that brings the direction matrix closest to the identity.
+    """The orientation that brings the direction matrix closest to the identity.
 
     Of all permutations of axes, with the flips that make each axis point the canonical way, the one with the largest
     trace (smallest Frobenius distance to the identity). Where two are equally close (45 degrees), the first in
-    lexical order. 2D images and images of formats that store no orientation stay as they are.
+    lexical order. 2D images and formats that store no orientation keep their axes.
     """
     if not knows_directions(geometry):
-        return UNTURNED
+        return IDENTITY
     # rows: world axes, columns: index axes, both in (z, y, x) order like arrays
     direction = np.array(geometry.direction)[::-1, ::-1]
-    best, closest = UNTURNED.permutation, -1.0
+    best, closest = IDENTITY.permutation, -1.0
     for order in permutations((0, 1, 2)):
         closeness = float(sum(abs(direction[i, axis]) for i, axis in enumerate(order)))
         if closeness > closest + 1e-6:  # rounding must not decide between equals
@@ -63,7 +63,7 @@ def canonical_orientation(geometry: Geometry) -> Orientation:
 
 
 def acquisition_orientation(geometry: Geometry) -> Orientation:
-    """The axes of the file in their own order, each flipped to run the canonical way of the direction it is closest to."""
+    """Source axes in their own order, each flipped to run along the canonical direction that it is closest to."""
     canonical = canonical_orientation(geometry)
     z, y, x = (canonical.flips[canonical.permutation.index(axis)] for axis in range(3))
     return Orientation((0, 1, 2), (z, y, x))
@@ -79,15 +79,15 @@ def ras_orientation(geometry: Geometry) -> Orientation:
 
 
 def to_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
-    """``array`` (..., Z, Y, X) of a file turned to canonical axes; a view where possible."""
+    """``array`` (..., Z, Y, X) in source axes, brought to canonical axes; a view where possible."""
     lead = array.ndim - 3
-    turned = array.transpose(*range(lead), *(lead + axis for axis in orientation.permutation))
-    flipped: NDArray[Scalar] = turned[_steps(orientation)]
+    permuted = array.transpose(*range(lead), *(lead + axis for axis in orientation.permutation))
+    flipped: NDArray[Scalar] = permuted[_steps(orientation)]
     return flipped
 
 
 def from_canonical(array: NDArray[Scalar], orientation: Orientation) -> NDArray[Scalar]:
-    """The inverse of `to_canonical`: ``array`` (..., z, y, x) in canonical axes turned to those of its file."""
+    """The inverse of `to_canonical`: ``array`` (..., z, y, x) in canonical axes, brought back to source axes."""
     lead = array.ndim - 3
     backward = np.argsort(orientation.permutation)
     flipped: NDArray[Scalar] = array[_steps(orientation)]
@@ -99,7 +99,7 @@ def _steps(orientation: Orientation) -> tuple[Any, ...]:
 
 
 def canonical_geometry(geometry: Geometry, orientation: Orientation) -> Geometry:
-    """Geometry of the turned array: every voxel keeps its place in the world."""
+    """Geometry of the canonical array: every voxel keeps its place in the world."""
     direction = np.array(geometry.direction)
     origin = np.array(geometry.origin_mm)
     columns: list[Any] = [None, None, None]
@@ -125,7 +125,7 @@ def _vector(values: NDArray[np.float64]) -> Vector:
 
 
 def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integer[Any]]:
-    """The label map's array (Z, Y, X) in the axes of an image that stores the same grid in another orientation.
+    """The label map's array (Z, Y, X) in the source axes of an image that stores the same grid in another orientation.
 
     One that may be a part of the image's grid is placed in it, background around. Raises `AutosegError` when the shapes
     differ even so, or when it is no part.

@@ -16,9 +16,9 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 class Placement(Document):
-    """The way from source to preprocessed array, in the order it was gone.
+    """The steps from source to preprocessed array, in order.
 
-    1. canonical orientation: axis i of the turned array is source axis ``permutation[i]``, then flipped where ``flips[i]``;
+    1. canonical orientation: axis i of the canonical array is source axis ``permutation[i]``, then flipped where ``flips[i]``;
     2. plan axes: axis i is canonical axis ``transpose_forward[i]``;
     3. crop: the half-open ``box`` of plan-axis indices, one (start, end) per axis;
     4. resample to ``resampled_shape`` at ``resampled_spacing_mm``.
@@ -44,19 +44,19 @@ class Placement(Document):
 
     @property
     def orientation(self) -> Orientation:
-        """The turn from the axes of the file to canonical axes."""
+        """From source axes to canonical axes."""
         return Orientation(self.permutation, self.flips)
 
 
 def to_plan_axes(array: NDArray[Scalar], placement: Placement) -> NDArray[Scalar]:
-    """``array`` (..., Z, Y, X) in the axes of its file, turned to plan axes; a view, not cropped."""
+    """``array`` (..., Z, Y, X) in source axes, brought to plan axes; a view, not cropped."""
     lead = array.ndim - 3
     canonical = to_canonical(array, placement.orientation)
     return canonical.transpose(*range(lead), *(lead + axis for axis in placement.transpose_forward))
 
 
 def to_source_axes(array: NDArray[Scalar], placement: Placement) -> NDArray[Scalar]:
-    """The inverse of `to_plan_axes`: ``array`` (..., a0, a1, a2), not cropped, turned to the axes of its file."""
+    """The inverse of `to_plan_axes`: ``array`` (..., a0, a1, a2), not cropped, brought to source axes."""
     lead = array.ndim - 3
     backward = np.argsort(placement.transpose_forward)
     canonical = array.transpose(*range(lead), *(lead + int(axis) for axis in backward))

@@ -29,11 +29,11 @@ from planners import Resampling
 Shape = tuple[int, int, int]
 
 MAX_ISOTROPIC_RATIO = 3.0
-"""Largest spacing over smallest above which the coarse axis goes on its own (method section 4.3)."""
+"""Largest spacing over smallest above which the coarse axis is resampled separately (method section 4.3)."""
 SLAB_VOXELS = 2**20
 """Voxels of one class of one slab: 4 MB of scores, which stay in the caches while classes are compared."""
 SLABS = 32
-"""At least so many of a large label map: what is kept of a slab, about 50 bytes a voxel, then stays below the map itself."""
+"""Least number of slabs of a large label map: the about 50 bytes per voxel of a slab then stay below the map itself."""
 LEAST_SLAB_VOXELS = 2**14
 MAX_CODES = 2**12
 """Label values that span less are used as they are; others are numbered first."""

@@ -20,7 +20,7 @@ from autoseg.data.labels import read_case_labels
 from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
 from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.image import Image
-from autoseg.imaging.orientation import UNTURNED, canonical_orientation, knows_directions, to_canonical
+from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_directions, to_canonical
 from autoseg.imaging.readers import file_states, read_image
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.preprocess import largest_need, locate
@@ -191,7 +191,7 @@ def _summarise_arrays(
     inside = foreground if has_foreground else crop(mask, box)
     if not inside.any():
         inside = np.ones(inside.shape, bool)
-    orientation = canonical_orientation(image.geometry) if canonical else UNTURNED
+    orientation = canonical_orientation(image.geometry) if canonical else IDENTITY
     z, y, x = orientation.permutation
     spacing_mm = image.geometry.spacing_mm
     return _CaseSummary(

@@ -15,7 +15,7 @@ from autoseg.imaging.cropping import Box, bounding_box, crop, nonzero_mask
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.normalisation import normalise
 from autoseg.imaging.orientation import (
-    UNTURNED,
+    IDENTITY,
     Orientation,
     acquisition_orientation,
     canonical_geometry,
@@ -58,7 +58,7 @@ class CroppedCase:
 def source_orientation(geometry: Geometry, plan: Plan) -> Orientation:
     """How the axes of a file become the source axes of ``plan``; undone on export by the case's `Placement`."""
     if plan.strict_reference:
-        return UNTURNED
+        return IDENTITY
     orientations = {"anatomical": canonical_orientation, "acquisition": acquisition_orientation, "ras": ras_orientation}
     return orientations[plan.source_axes](geometry)
 

@@ -1,7 +1,7 @@
 """DICOM files: recognised by content, their tags read so that broken ones are named, and the pixels of slices.
 
-Plain pixels are taken from their bytes, run-length ones decoded by pydicom, all others by ITK in a guarded worker: decoders of
-JPEG and JPEG 2000 have been seen to search for minutes in broken files.
+Plain pixels are taken from their bytes, run-length ones decoded by pydicom, all others by ITK in a guarded worker: its
+decoders of JPEG and JPEG 2000 can search for minutes in broken files.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _leads_nowhere(file: Path) -> bool:
 def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> Any:
     """The data set of ``file`` (all of ``tags``, by default everything), with its pixels if asked for.
 
-    Raises `AutosegError` for whatever is wrong with the file.
+    Raises `AutosegError` for any fault of the file.
     """
     try:
         with warnings.catch_warnings():  # values against the letter of the standard are common and do no harm
@@ -119,12 +119,12 @@ def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = F
     except AutosegError:
         raise
     except Exception as error:
-        raise damaged(file, _cause(error)) from None
+        raise damaged(file, message=_cause(error)) from None
 
 
 @contextmanager
 def tags_of(file: Path) -> Iterator[None]:
-    """Name ``file`` where looking at its tags fails: pydicom lets through whatever broken bytes cause."""
+    """Name ``file`` where parsing its tags fails: pydicom lets through whatever broken bytes cause."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -132,7 +132,7 @@ def tags_of(file: Path) -> Iterator[None]:
     except AutosegError:
         raise
     except Exception as error:
-        raise damaged(file, _cause(error)) from None
+        raise damaged(file, message=_cause(error)) from None
 
 
 def _cause(error: Exception) -> str:
@@ -152,7 +152,7 @@ def _check_inflated(file: Path) -> None:
         while chunk and not inflater.eof:
             size += len(inflater.decompress(chunk, CHUNK))
             if size > MOST_INFLATED:
-                raise damaged(file, f"it inflates to more than {MOST_INFLATED} bytes", "corrupt")
+                raise damaged(file, code="reader.corrupt", message=f"it inflates to more than {MOST_INFLATED} bytes")
             chunk = inflater.unconsumed_tail or stream.read(CHUNK)
 
 
@@ -169,7 +169,9 @@ def vector(tags: Any, name: str, size: int) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         values = np.array([])
     if values.shape != (size,) or not np.isfinite(values).all():
-        raise damaged(Path(getattr(tags, "filename", "")), f"{name} is {str(found)[:100]!r}, not {size} finite numbers")
+        raise damaged(
+            Path(getattr(tags, "filename", "")), message=f"{name} is {str(found)[:100]!r}, not {size} finite numbers"
+        )
     return values
 
 
@@ -179,7 +181,7 @@ def vector(tags: Any, name: str, size: int) -> NDArray[np.float64]:
 def slice_voxels(
     path: Path, files: Sequence[Path], shape: tuple[int, int, int], num_channels: int
 ) -> NDArray[np.float32]:
-    """Voxels of ``files``, one slice each, in the order given, rescaled each its own way: float32 (C, Z, Y, X).
+    """Voxels of ``files``, one slice each, in the order given, each rescaled by its own slope and intercept: float32 (C, Z, Y, X).
 
     ``path`` names the series in errors. Raises `AutosegError` when pixels are missing or cannot be decoded.
     """
@@ -226,7 +228,7 @@ def _write_pixels_only(file: Path, tags: Any, copy: Path, place: int) -> _Packed
     pixels = tags.get("PixelData") or b""
     syntax = tags.file_meta.get("TransferSyntaxUID")
     if not pixels:
-        raise damaged(file, "it has no pixels", "truncated")
+        raise damaged(file, code="reader.truncated", message="it has no pixels")
     if syntax.is_encapsulated:  # all parts are of the one frame; a new shell for them has no faults
         tags.PixelData = encapsulate([next(generate_frames(pixels, number_of_frames=1))])
         tags["PixelData"].is_undefined_length = True
@@ -260,7 +262,9 @@ def _plane(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[np.float64]
 def _decoded(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     pixels: NDArray[Any] = tags.pixel_array
     if pixels.shape != shape:
-        raise damaged(file, f"the header says {shape} voxels (y, x), but {pixels.shape} were read", "corrupt")
+        raise damaged(
+            file, code="reader.corrupt", message=f"the header says {shape} voxels (y, x), but {pixels.shape} were read"
+        )
     return pixels
 
 
@@ -270,13 +274,17 @@ def _plain(file: Path, tags: Any, shape: tuple[int, ...], syntax: Any) -> NDArra
     stored = int(number(tags, "BitsStored", bits))
     high = int(number(tags, "HighBit", stored - 1))
     if bits not in WORDS or not 0 < stored <= bits or not stored - 1 <= high < bits:
-        raise damaged(file, f"it stores {stored} of {bits} bits up to bit {high}")
+        raise damaged(file, message=f"it stores {stored} of {bits} bits up to bit {high}")
     is_little = syntax is None or syntax == DeflatedExplicitVRLittleEndian or syntax.is_little_endian
     sign = "i" if number(tags, "PixelRepresentation", 0.0) else "u"
     kind = np.dtype(f"{'<' if is_little else '>'}{sign}{WORDS[bits]}")
     raw, expected = tags.get("PixelData") or b"", math.prod(shape) * kind.itemsize
     if len(raw) < expected:
-        raise damaged(file, f"the header promises {expected} bytes of pixels, but the file has {len(raw)}", "truncated")
+        raise damaged(
+            file,
+            code="reader.truncated",
+            message=f"the header promises {expected} bytes of pixels, but the file has {len(raw)}",
+        )
     pixels = np.frombuffer(raw, kind, math.prod(shape)).reshape(shape).astype(kind.newbyteorder("="))
     if stored < bits:
         pixels = (pixels << (bits - 1 - high)) >> (bits - stored)

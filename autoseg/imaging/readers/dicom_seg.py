@@ -42,12 +42,12 @@ def dicom_segments(file: Path) -> Segmentation:
         numbers, frames = _frames(file, tags, slices)
         names = _names(file, tags)
     segments = []
-    for wish in sorted(names):
-        own = np.flatnonzero(numbers[:, 0] == wish)
+    for segment_number in sorted(names):
+        own = np.flatnonzero(numbers[:, 0] == segment_number)
         segments.append(
             Segment(
-                number=wish,
-                name=names[wish],
+                number=segment_number,
+                name=names[segment_number],
                 slices=tuple(int(z) for z in numbers[own, 1]),
                 frames=frames[own],
                 geometry=geometry,
@@ -104,7 +104,7 @@ def _names(file: Path, tags: Any) -> dict[int, str]:
         if index > 0 or (index == 0 and _kind(tags) != LABEL_MAP_STORAGE):
             names[index] = str(item.get("SegmentLabel") or f"segment_{index}").strip()
     if not names or not 0 < min(names) <= max(names) < 2**16:
-        raise damaged(file, f"its segments have the numbers {sorted(names)}, expected some from 1 on")
+        raise damaged(file, message=f"its segments have the numbers {sorted(names)}, expected some from 1 on")
     return names
 
 
@@ -115,10 +115,12 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
     """The grid that holds all frames, and the slice in which each lies."""
     if _kind(tags) is None:
         kind = getattr(tags.get("SOPClassUID"), "name", "unknown")
-        raise reader_error("reader.no_segments", file, f"it is of kind {kind}", "give a DICOM SEG file")
+        raise reader_error(
+            file, code="reader.no_segments", message=f"it is of kind {kind}", fix="give a DICOM SEG file"
+        )
     frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
     if not frames or len(frames) != int(number(tags, "NumberOfFrames", 1)):
-        raise damaged(file, f"it describes {len(frames)} of {tags.get('NumberOfFrames')} frames")
+        raise damaged(file, message=f"it describes {len(frames)} of {tags.get('NumberOfFrames')} frames")
     shared = (tags.get("SharedFunctionalGroupsSequence") or [{}])[0]
 
     def values(frame: Any, group: str, name: str, size: int) -> NDArray[np.float64]:
@@ -126,12 +128,12 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
             items = owner.get(group)
             if items and items[0].get(name) not in (None, ""):
                 return _located(file, items[0], name, size)
-        raise damaged(file, f"a frame has no {name}")
+        raise damaged(file, message=f"a frame has no {name}")
 
     planes = np.array([values(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6) for frame in frames])
     spacings = np.array([values(frame, "PixelMeasuresSequence", "PixelSpacing", 2) for frame in frames])
     if not np.allclose(planes, planes[0], atol=1e-4) or not np.allclose(spacings, spacings[0], rtol=1e-4):
-        raise damaged(file, "its frames differ in orientation or pixel spacing")
+        raise damaged(file, message="its frames differ in orientation or pixel spacing")
     positions = np.array([values(frame, "PlanePositionSequence", "ImagePositionPatient", 3) for frame in frames])
     across, down = planes[0].reshape(2, 3)
     normal = np.cross(across, down)
@@ -152,7 +154,7 @@ def _located(file: Path, item: Any, name: str, size: int) -> NDArray[np.float64]
     try:
         return vector(item, name, size)
     except AutosegError:
-        raise damaged(file, f"{name} is {str(item.get(name))[:100]!r}, not {size} finite numbers") from None
+        raise damaged(file, message=f"{name} is {str(item.get(name))[:100]!r}, not {size} finite numbers") from None
 
 
 def _slices(file: Path, along: NDArray[np.float64], frame: Any, shared: Any) -> tuple[NDArray[np.int64], float]:
@@ -170,7 +172,8 @@ def _slices(file: Path, along: NDArray[np.float64], frame: Any, shared: Any) -> 
         if index.max() < MOST_SLICES and np.abs(index - np.rint(index)).max() <= OFF_GRID:
             return np.rint(index).astype(np.int64), step
     raise damaged(
-        file, f"its frames are not evenly spaced along their normal ({np.round(gaps[:5], STEP_DIGITS).tolist()} mm ...)"
+        file,
+        message=f"its frames are not evenly spaced along their normal ({np.round(gaps[:5], STEP_DIGITS).tolist()} mm ...)",
     )
 
 
@@ -221,21 +224,21 @@ def _owner(file: Path, frame: Any, tags: Any) -> int:
         items = owner.get("SegmentIdentificationSequence")
         if items:
             return int(_located(file, items[0], "ReferencedSegmentNumber", 1)[0])
-    raise damaged(file, "a frame does not say to which segment it belongs")
+    raise damaged(file, message="a frame does not say to which segment it belongs")
 
 
 def _pixels(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     """All numbers of all frames in a row; for ``bits`` 1 the bytes that hold them."""
     if bits not in (1, 8, 16):
-        raise damaged(file, f"it has {bits} bits for a voxel, where a segmentation has 1, 8 or 16")
+        raise damaged(file, message=f"it has {bits} bits for a voxel, where a segmentation has 1, 8 or 16")
     if tags.file_meta.TransferSyntaxUID.is_encapsulated:
         return _decompressed(file, tags, count, bits)
     raw = np.frombuffer(tags.get("PixelData") or b"", np.uint8)
     if len(raw) < math.ceil(count * bits / 8):
         raise damaged(
             file,
-            f"the header promises {math.ceil(count * bits / 8)} bytes of voxels, but the file has {len(raw)}",
-            "truncated",
+            code="reader.truncated",
+            message=f"the header promises {math.ceil(count * bits / 8)} bytes of voxels, but the file has {len(raw)}",
         )
     if bits == 1:
         return raw
@@ -250,8 +253,12 @@ def _decompressed(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     except Exception as error:  # each decoder has errors of its own
         packing = tags.file_meta.TransferSyntaxUID.name
         raise unsupported(
-            file, f"it is packed as {packing} and could not be unpacked ({str(error)[:200]})", "store it unpacked"
+            file,
+            message=f"it is packed as {packing} and could not be unpacked ({str(error)[:200]})",
+            fix="store it unpacked",
         ) from None
     if values.size != count:
-        raise damaged(file, f"the header promises {count} voxels, but {values.size} were read", "corrupt")
+        raise damaged(
+            file, code="reader.corrupt", message=f"the header promises {count} voxels, but {values.size} were read"
+        )
     return np.packbits(values.ravel(), bitorder="little") if bits == 1 else values.ravel()

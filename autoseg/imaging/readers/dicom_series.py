@@ -94,7 +94,7 @@ class _Slice:
 def is_dicom_series(path: Path | str) -> bool:
     """Whether ``path`` is a folder that directly holds DICOM files, or names a series in one (``FOLDER#UID``).
 
-    Files are told by content; their names may have any ending or none.
+    Files are recognised by content; their names may have any ending or none.
     """
     folder, _ = split_part(Path(path))
     return folder.is_dir() and any(is_dicom(file) for file in dicom_candidates(folder))
@@ -173,7 +173,9 @@ def read_single(file: Path) -> Series:
     tags = read_tags(file, NEEDED_TAGS)
     _check_one_slice(file, tags)
     if tags.get("Rows") in (None, "", 0):
-        raise reader_error("dicom.no_pixels", file, f"it is of kind {_kind(tags)}, without pixels", "give an image")
+        raise reader_error(
+            file, code="dicom.no_pixels", message=f"it is of kind {_kind(tags)}, without pixels", fix="give an image"
+        )
     item = _slice(file, tags)
     if item is not None:
         return _stack(file, [item])
@@ -200,12 +202,18 @@ def _check_one_slice(file: Path, tags: Any) -> None:
     frames = number(tags, "NumberOfFrames", 1.0)
     if frames > 1:
         raise reader_error(
-            "dicom.multiframe", file, f"it has {frames:g} frames in one file", "convert it to single slices or to NIfTI"
+            file,
+            code="dicom.multiframe",
+            message=f"it has {frames:g} frames in one file",
+            fix="convert it to single slices or to NIfTI",
         )
     kinds = tags.get("ImageType") or ()
     if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
         raise reader_error(
-            "dicom.mosaic", file, "its slices lie side by side in one picture (mosaic)", "convert it to NIfTI"
+            file,
+            code="dicom.mosaic",
+            message="its slices lie side by side in one picture (mosaic)",
+            fix="convert it to NIfTI",
         )
 
 
@@ -228,7 +236,7 @@ def _is_slice(file: Path) -> bool:
     except OSError as error:
         raise unreadable(file, error) from None
     if not found and image_ending(file):
-        raise damaged(file, "it does not begin as a DICOM file", "unknown_format")
+        raise damaged(file, code="reader.unknown_format", message="it does not begin as a DICOM file")
     return found
 
 
@@ -237,9 +245,9 @@ def _slice(file: Path, tags: Any) -> _Slice | None:
     missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
     meta = tags.file_meta.get("FileMetaInformationGroupLength", 0)
     if missing and (not isinstance(meta, int) or BEFORE_META + meta >= file.stat().st_size):
-        raise damaged(file, "it ends before it says what it is", "truncated")
+        raise damaged(file, code="reader.truncated", message="it ends before its data")
     if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
-        raise damaged(file, f"it is a slice without {', '.join(missing)}")
+        raise damaged(file, message=f"it is a slice without {', '.join(missing)}")
     if missing:
         return None
     return _Slice(file, tags, vector(tags, POSITION, 3), vector(tags, ORIENTATION, 6).reshape(2, 3))
@@ -250,10 +258,10 @@ def _only_series(path: Path) -> list[_Slice]:
     groups = _group(folder)
     if not groups:
         raise reader_error(
-            "dicom.no_slices",
             folder,
-            f"it has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position",
-            "give the folder of an image series, or convert it to NIfTI",
+            code="dicom.no_slices",
+            message=f"it has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position",
+            fix="give the folder of an image series, or convert it to NIfTI",
         )
     if uid is not None and uid in groups:
         return groups[uid]
@@ -262,13 +270,12 @@ def _only_series(path: Path) -> list[_Slice]:
             f"{len(slices)} slices of {slices[0].tags.get('SeriesDescription') or 'no description'!r}, {folder}{PART_MARK}{name}"
             for name, slices in sorted(groups.items())
         )
-        code, fault = (
-            ("dicom.no_such_series", f"it has no series {uid}, but {len(groups)} other")
-            if uid
-            else ("dicom.several_series", f"it has {len(groups)} series")
-        )
+        fault = f"no series {uid}, but {len(groups)} other" if uid else f"{len(groups)} series"
         raise reader_error(
-            code, folder, f"{fault} ({names})", "give one of these names, or put each series into a folder of its own"
+            folder,
+            code="dicom.no_such_series" if uid else "dicom.several_series",
+            message=f"it has {fault} ({names})",
+            fix="give one of these names, or put each series into a folder of its own",
         )
     return next(iter(groups.values()))
 
@@ -284,10 +291,10 @@ def _check_alike(path: Path, slices: Sequence[_Slice]) -> None:
             )
             if not np.allclose(ours, theirs, atol=SAME_PLACE):
                 raise reader_error(
-                    "dicom.slices_differ",
                     path,
-                    f"{name} is {ours.tolist()} in {first.file.name} but {theirs.tolist()} in {item.file.name}",
-                    "remove the slices that do not belong to the volume",
+                    code="dicom.slices_differ",
+                    message=f"{name} is {ours.tolist()} in {first.file.name} but {theirs.tolist()} in {item.file.name}",
+                    fix="remove the slices that do not belong to the volume",
                 )
 
 
@@ -301,20 +308,20 @@ def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64
     usual = float(np.median(along))
     if usual <= 0 or (along < UNEVEN_STEP * usual).any():
         raise reader_error(
-            "dicom.slices_coincide",
             path,
-            "several slices lie at one position: it holds more than one volume (time points, echoes)",
-            "put each volume into a folder of its own",
+            code="dicom.slices_coincide",
+            message="several slices lie at one position: it holds more than one volume (time points, echoes)",
+            fix="put each volume into a folder of its own",
         )
     odd = np.flatnonzero(np.abs(along - usual) > UNEVEN_STEP * usual)
     if len(odd):
         file, after = slices[int(odd[0])].file.name, slices[int(odd[0]) + 1].file.name
         raise reader_error(
-            "dicom.uneven_slices",
             path,
-            f"slices are {usual:g} mm apart but {float(along[odd[0]]):g} mm between {file} and {after} "
+            code="dicom.uneven_slices",
+            message=f"slices are {usual:g} mm apart but {float(along[odd[0]]):g} mm between {file} and {after} "
             f"({len(odd)} such {'gap' if len(odd) == 1 else 'gaps'} in {len(slices)} slices)",
-            "add the missing slices, or leave the case out",
+            fix="add the missing slices, or leave the case out",
         )
     _check_tilt(path, steps, normal, usual)
     return float(along.mean())
@@ -325,10 +332,10 @@ def _check_tilt(path: Path, steps: NDArray[np.float64], normal: NDArray[np.float
     if sideways > TILTED_STEP * usual:
         degrees = math.degrees(math.atan2(sideways, usual))
         raise reader_error(
-            "dicom.gantry_tilt",
             path,
-            f"each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees",
-            "resample the series to a rectangular grid",
+            code="dicom.gantry_tilt",
+            message=f"each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees",
+            fix="resample the series to a rectangular grid",
         )
 
 

@@ -18,7 +18,7 @@ from autoseg.imaging.readers.header import damaged, reader_error
 BASE_BYTES = 3 * 10**9
 """Address space of a worker before it reads anything: interpreter, libraries, stacks of their threads."""
 COPIES = 6
-"""Decoders hold the voxels a few times over: packed, unpacked, rescaled, turned."""
+"""Decoders hold the voxels a few times over: packed, unpacked, rescaled, transposed."""
 BASE_SECONDS = 30
 """Of processor time, which does not depend on how busy the machine is; loading ITK takes one of them."""
 BYTES_PER_SECOND = 10**6
@@ -46,9 +46,11 @@ def decode(
         try:
             pixels: NDArray[Any] = np.load(out, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise damaged(path, f"its decoder gave nothing: {error}", "corrupt") from None
+            raise damaged(path, code="reader.corrupt", message=f"its decoder gave nothing: {error}") from None
     if pixels.shape != shape:
-        raise damaged(path, f"the header says {shape} voxels, but {pixels.shape} were read", "corrupt")
+        raise damaged(
+            path, code="reader.corrupt", message=f"the header says {shape} voxels, but {pixels.shape} were read"
+        )
     return pixels
 
 
@@ -59,14 +61,21 @@ def _run(path: Path, command: Sequence[str], files: Sequence[Path], *, seconds: 
             command, input=listed.encode(), capture_output=True, timeout=seconds * MOST_WAITING, check=False
         )
     except subprocess.TimeoutExpired:
-        raise damaged(path, f"its decoder did not end within {seconds * MOST_WAITING} s", "corrupt") from None
+        raise damaged(
+            path, code="reader.corrupt", message=f"its decoder did not end within {seconds * MOST_WAITING} s"
+        ) from None
     except OSError as error:
         raise reader_error(
-            "reader.no_worker", path, f"no process could be started to decode it ({error})", "close other programs"
+            path,
+            code="reader.no_worker",
+            message=f"no process could be started to decode it ({error})",
+            fix="close other programs",
         ) from None
     if done.returncode < 0:
         cause = f"its decoder was ended by signal {-done.returncode}; it may take {limits}"
-        raise damaged(path, cause, "corrupt")
+        raise damaged(path, code="reader.corrupt", message=cause)
     if done.returncode:
         lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]
-        raise damaged(path, lines[-1][:300] if lines else "its decoder failed without a message", "corrupt")
+        raise damaged(
+            path, code="reader.corrupt", message=lines[-1][:300] if lines else "its decoder failed without a message"
+        )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,14 @@ from autoseg.issues import AutosegError, Issue
 from planners import describe_problems
 
 STRAY_BYTE = re.compile("[\udc80-\udcff]")
-"""What Python writes for a byte of a name that is no UTF-8."""
+"""What Python writes for a byte of a name that is not UTF-8."""
 FLAT_SPACING_FACTOR = 999.0
 """A 2D image is this many times as thick as its larger pixel side, so that planning finds its slice axis coarsest
 (method section 1.5)."""
 UNNOTICED_SKEW = 1e-4
 """Directions this far from orthonormal are rounding of single precision and stay as they are."""
 REPAIRABLE_SKEW = 0.05
-"""Cosine between two axes, about 3 degrees, up to which a skewed grid is read as a straight one."""
+"""Cosine between two axes, about 3 degrees, up to which a skewed grid is straightened."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,28 +43,29 @@ class ImageHeader:
     """A label map whose grid may be a part of its image's, background around it, as DICOM SEG stores it."""
 
 
-Fault = Literal["truncated", "bad_header", "corrupt", "unknown_format"]
+def damaged(path: Path | str, *, code: str = "reader.bad_header", message: str) -> AutosegError:
+    """The error for a file that ends early, contradicts itself, or is not what its ending says."""
+    return reader_error(
+        path, code=code, message=message, fix="copy the file again from its source, or leave the case out"
+    )
 
 
-def damaged(path: Path | str, message: str, fault: Fault = "bad_header") -> AutosegError:
-    """The error for a file that ends early, contradicts itself, or is not what its ending says: ``reader.<fault>``."""
-    return reader_error(f"reader.{fault}", path, message, "copy the file again from its source, or leave the case out")
-
-
-def unsupported(path: Path | str, message: str, fix: str) -> AutosegError:
+def unsupported(path: Path | str, *, code: str = "reader.unsupported", message: str, fix: str) -> AutosegError:
     """The error for a sound file that uses what no reader here understands."""
-    return reader_error("reader.unsupported", path, message, fix)
+    return reader_error(path, code=code, message=message, fix=fix)
 
 
 def unreadable(path: Path | str, error: OSError) -> AutosegError:
     """The error for a file or folder that the operating system refuses to give."""
-    code = "reader.missing" if isinstance(error, FileNotFoundError) else "reader.unreadable"
     return reader_error(
-        code, path, f"could not be read ({error.strerror or error})", "check the path and its permissions"
+        path,
+        code="reader.missing" if isinstance(error, FileNotFoundError) else "reader.unreadable",
+        message=f"could not be read ({error.strerror or error})",
+        fix="check the path and its permissions",
     )
 
 
-def reader_error(code: str, path: Path | str, message: str, fix: str) -> AutosegError:
+def reader_error(path: Path | str, *, code: str, message: str, fix: str) -> AutosegError:
     """An error of one issue that names ``path``."""
     return AutosegError(Issue(code=code, where=printable(path), message=" ".join(message.split()), fix=fix))
 
@@ -102,7 +103,7 @@ def make_geometry(
             has_orientation=has_orientation,
         )
     except ValidationError as error:
-        raise damaged(path, f"the header makes no sense: {'; '.join(describe_problems(error))}") from error
+        raise damaged(path, message=f"the header makes no sense: {'; '.join(describe_problems(error))}") from error
     return geometry, notes
 
 
@@ -114,17 +115,17 @@ def _vector(values: Any) -> Vector:
 def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Issue, ...]]:
     """The direction itself, or the orthonormal one that is nearest to it (polar decomposition)."""
     if not np.isfinite(direction).all():
-        raise damaged(path, f"the direction is not finite: {direction.tolist()}")
+        raise damaged(path, message=f"the direction is not finite: {direction.tolist()}")
     skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
     if skew <= UNNOTICED_SKEW:
         return direction, ()
     if skew > REPAIRABLE_SKEW:
         raise reader_error(
-            "reader.skewed_grid",
             path,
-            f"the axes of the grid are not perpendicular (product of two unit axes {skew:.3g}, "
+            code="reader.skewed_grid",
+            message=f"the axes of the grid are not perpendicular (product of two unit axes {skew:.3g}, "
             f"direction {np.round(direction, 4).tolist()})",
-            "resample the image to a rectangular grid",
+            fix="resample the image to a rectangular grid",
         )
     left, _, right = np.linalg.svd(direction)
     degrees = math.degrees(math.asin(min(1.0, skew)))
@@ -159,7 +160,7 @@ def require_text(paths: Iterable[Path | str]) -> None:
 
 
 def printable(text: Path | str) -> str:
-    r"""A path, or a text with paths in it, that can be printed and stored: bytes that are no UTF-8 are written as ``\xfc``."""
+    r"""A path, or a text with paths in it, that can be printed and stored: bytes that are not UTF-8 are written as ``\xfc``."""
     escaped = STRAY_BYTE.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", str(text))
     return escaped.encode("utf-8", "backslashreplace").decode("utf-8")
 
@@ -173,5 +174,5 @@ def is_text(name: str) -> bool:
 
 
 def _misnamed(path: Path) -> Path:
-    """The outermost folder on the way whose name is no text, or the file itself: renaming that mends all below it."""
+    """The outermost folder on the way whose name is not valid UTF-8, or the file itself: renaming it is enough for all below it."""
     return next(folder for folder in (*reversed(path.parents), path) if not is_text(str(folder)))

@@ -1,4 +1,4 @@
-"""Reading and writing through SimpleITK, x first turned round to z first; the formats JPEG and GIPL, which only ITK reads well."""
+"""Reading and writing through SimpleITK, between its x-first and our z-first order; and the formats JPEG and GIPL."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def itk_header(path: Path, *, is_picture: bool = False) -> ImageHeader:
     reader = _reader(path)
     size, dimensions = reader.GetSize(), reader.GetDimension()
     if not 2 <= dimensions <= MAX_DIMENSIONS:
-        raise unsupported(path, f"it has {dimensions} axes (sizes {size})", "store it with two to four axes")
+        raise unsupported(
+            path, message=f"it has {dimensions} axes (sizes {size})", fix="store it with two to four axes"
+        )
     axes = min(dimensions, 3)
     direction = np.array(reader.GetDirection()).reshape(dimensions, dimensions)[:axes, :axes]
     geometry, notes = make_geometry(
@@ -115,11 +117,11 @@ def itk_voxels(path: Path) -> NDArray[Any]:
     """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
     reader = _reader(path)
     require_memory(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * MOST_BYTES_EACH)
-    with _itk_call(lambda cause: damaged(path, cause, "corrupt")):
+    with _itk_call(lambda cause: damaged(path, code="reader.corrupt", message=cause)):
         image = reader.Execute()
     array = SimpleITK.GetArrayFromImage(image)
     if "complex" in image.GetPixelIDTypeAsString():
-        raise unsupported(path, "its voxels are complex numbers", "store their magnitude instead")
+        raise unsupported(path, message="its voxels are complex numbers", fix="store their magnitude instead")
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
     elif image.GetDimension() < MAX_DIMENSIONS:
@@ -127,14 +129,16 @@ def itk_voxels(path: Path) -> NDArray[Any]:
     if image.GetDimension() == 2:
         array = array[:, None]
     if array.ndim != 4:
-        raise unsupported(path, f"it has components and a fourth axis ({array.shape})", "store only one of the two")
+        raise unsupported(
+            path, message=f"it has components and a fourth axis ({array.shape})", fix="store only one of the two"
+        )
     return array
 
 
 def _reader(path: Path) -> Any:
     """A SimpleITK reader that has read the header of ``path``."""
     reader = SimpleITK.ImageFileReader()
-    with _itk_call(lambda cause: damaged(path, cause)):
+    with _itk_call(lambda cause: damaged(path, message=cause)):
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
     return reader
@@ -157,7 +161,7 @@ def itk_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         SimpleITK.WriteImage(image, str(path), useCompression=image_ending(path) != ".nii")
 
 
-# --- JPEG: ITK passes on what its decoder says of damaged data; Pillow and imagecodecs fill it with grey and say nothing ---
+# --- JPEG: ITK prints what its decoder finds damaged; Pillow and imagecodecs fill it with grey and report nothing ---
 
 
 def _jpeg_header(path: Path) -> ImageHeader:
@@ -165,11 +169,15 @@ def _jpeg_header(path: Path) -> ImageHeader:
         held = file.seek(0, 2)
         file.seek(max(2, held - TAIL))
         if JPEG_END not in file.read():
-            raise damaged(path, "its end is missing", "truncated")
+            raise damaged(path, code="reader.truncated", message="its end is missing")
     header = itk_header(path, is_picture=True)
     promised = math.prod(header.geometry.shape) * header.num_channels
     if promised > max(SMALL_BYTES, MOST_JPEG_PACKED * held):
-        raise damaged(path, f"the header promises {promised} values, but the file has {held} bytes", "truncated")
+        raise damaged(
+            path,
+            code="reader.truncated",
+            message=f"the header promises {promised} values, but the file has {held} bytes",
+        )
     return header
 
 
@@ -190,14 +198,16 @@ def _gipl_header(path: Path) -> ImageHeader:
     """Raises `AutosegError` where voxels are missing or the check sum of a packed file is wrong, which ITK does not check."""
     head = read_bytes(path, GIPL_HEADER_BYTES)
     if len(head) < GIPL_HEADER_BYTES:
-        raise damaged(path, f"it has {len(head)} bytes, fewer than a header", "truncated")
+        raise damaged(path, code="reader.truncated", message=f"it has {len(head)} bytes, fewer than a header")
     *sizes, kind = struct.unpack(">4HH", head[:10])
     if kind not in GIPL_TYPES or min(sizes[:2]) < 1:
-        raise damaged(path, f"the header gives the sizes {tuple(sizes)} and the type {kind}")
+        raise damaged(path, message=f"the header gives the sizes {tuple(sizes)} and the type {kind}")
     expected = GIPL_HEADER_BYTES + math.prod(max(1, size) for size in sizes) * GIPL_TYPES[kind]
     check_promise(path, expected, path.stat().st_size, encoding_of(path))
     if len(read_bytes(path, expected, whole=True)) < expected:
-        raise damaged(path, f"the header promises {expected} bytes, but the file has fewer", "truncated")
+        raise damaged(
+            path, code="reader.truncated", message=f"the header promises {expected} bytes, but the file has fewer"
+        )
     return itk_header(path)
 
 

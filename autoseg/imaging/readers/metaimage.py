@@ -31,7 +31,7 @@ TYPES = {
     "MET_FLOAT": "f4",
     "MET_DOUBLE": "f8",
 }
-"""A long has four bytes in this format, whatever it has in the machine."""
+"""A long always has four bytes in this format."""
 LAST_KEY = "elementdatafile"
 
 
@@ -69,7 +69,7 @@ def _parse(path: Path) -> _MetaImage:
     try:
         return _understand(path, fields, start)
     except (ValueError, OverflowError, KeyError) as error:
-        raise damaged(path, f"the header makes no sense ({str(error)[:200]})") from None
+        raise damaged(path, message=f"the header makes no sense ({str(error)[:200]})") from None
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
@@ -85,22 +85,24 @@ def _read_fields(path: Path) -> tuple[dict[str, str], int]:
         fields[key.strip().lower()] = value.strip()
         place = end + 1 if end >= 0 else len(content)
     if LAST_KEY not in fields:
-        raise damaged(path, "the header does not end with ElementDataFile", "unknown_format")
+        raise damaged(path, code="reader.unknown_format", message="the header does not end with ElementDataFile")
     return fields, place
 
 
 def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage:
     sizes = tuple(int(word) for word in fields["dimsize"].split())
     if len(sizes) != int(fields["ndims"]) or not 2 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise damaged(path, f"the header gives {fields['ndims']} axes with the sizes {sizes}")
+        raise damaged(path, message=f"the header gives {fields['ndims']} axes with the sizes {sizes}")
     components = int(fields.get("elementnumberofchannels", "1"))
     if components < 1 or (components > 1 and len(sizes) > 3):
-        raise unsupported(path, f"it has {components} components and the sizes {sizes}", "store only one of the two")
+        raise unsupported(
+            path, message=f"it has {components} components and the sizes {sizes}", fix="store only one of the two"
+        )
     if _is_true(fields, "binarydata", default=True) is False:
-        raise unsupported(path, "its voxels are written as text", "store them as binary data")
+        raise unsupported(path, message="its voxels are written as text", fix="store them as binary data")
     name = fields["elementtype"].upper().removesuffix("_ARRAY")
     if name not in TYPES:
-        raise unsupported(path, f"its voxels are of type {name[:40]!r}", f"store one of {', '.join(TYPES)}")
+        raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix=f"store one of {', '.join(TYPES)}")
     is_big = _is_true(fields, "binarydatabyteordermsb", "elementbyteordermsb", default=False)
     kind = np.dtype(TYPES[name]).newbyteorder(">" if is_big else "<")
     data, start = _place(path, fields, start)
@@ -127,7 +129,7 @@ def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int
     if name.upper() == "LOCAL":
         return path, start
     if name.startswith("LIST") or "%" in name:
-        raise unsupported(path, f"its voxels lie in several files ({name[:60]})", "store them in one file")
+        raise unsupported(path, message=f"its voxels lie in several files ({name[:60]})", fix="store them in one file")
     return voxel_file(path, name), skipped
 
 
@@ -136,7 +138,7 @@ def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> 
         text = next((fields[name] for name in names if name in fields), None)
         values = default if text is None else np.array([float(word) for word in text.split()])
         if values.size != default.size:
-            raise damaged(path, f"the header gives {values.size} numbers for {names[0]}, not {default.size}")
+            raise damaged(path, message=f"the header gives {values.size} numbers for {names[0]}, not {default.size}")
         return values
 
     count = len(sizes)

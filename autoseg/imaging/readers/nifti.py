@@ -42,7 +42,7 @@ def _own_header(path: Path) -> ImageHeader:
     shape = (*header.get_data_shape(), 1, 1)[:3]
     spacing = np.linalg.norm(affine[:, :3], axis=0)
     if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise damaged(path, f"the header gives the voxel size {spacing.tolist()} mm (x, y, z)")
+        raise damaged(path, message=f"the header gives the voxel size {spacing.tolist()} mm (x, y, z)")
     geometry, notes = make_geometry(
         path,
         shape=tuple(int(size) for size in shape),
@@ -75,7 +75,9 @@ def _voxels(path: Path) -> NDArray[Any]:
     raw = read_bytes(path, expected, whole=True)
     if len(raw) < expected:
         raise damaged(
-            path, f"the header promises {expected} bytes for {shape} voxels, but the file has {len(raw)}", "truncated"
+            path,
+            code="reader.truncated",
+            message=f"the header promises {expected} bytes for {shape} voxels, but the file has {len(raw)}",
         )
     flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
     voxels = _to_channels_first(flat, shape, components)
@@ -116,7 +118,7 @@ def _scaling(path: Path, header: Any) -> tuple[float, float]:
     try:
         slope, intercept = header.get_slope_inter()
     except HeaderDataError as error:
-        raise damaged(path, f"the header gives no scaling ({error})") from None
+        raise damaged(path, message=f"the header gives no scaling ({error})") from None
     return 1.0 if slope is None else float(slope), float(intercept or 0.0)
 
 
@@ -128,23 +130,23 @@ def _parse(path: Path, raw: bytes | bytearray) -> Any:
         if header["sizeof_hdr"] == kind.sizeof_hdr:
             _check_header(path, header)
             return header
-    raise damaged(path, "it has no NIfTI header", "unknown_format")
+    raise damaged(path, code="reader.unknown_format", message="it has no NIfTI header")
 
 
 def _check_header(path: Path, header: Any) -> None:
     shape = header.get_data_shape()
     if not 2 <= len(shape) <= 7 or min(shape) < 1:
-        raise damaged(path, f"the header gives the sizes {shape}")
+        raise damaged(path, message=f"the header gives the sizes {shape}")
     offset = float(header.get_data_offset())
     if not 0 <= offset < 2**31:
-        raise damaged(path, f"the header places the voxels at byte {offset}")
+        raise damaged(path, message=f"the header places the voxels at byte {offset}")
 
 
 def _affine(path: Path, header: Any) -> NDArray[np.float64]:
     try:
         affine: NDArray[np.float64] = header.get_best_affine()
     except (HeaderDataError, ValueError) as error:
-        raise damaged(path, f"the header gives no orientation ({error})") from None
+        raise damaged(path, message=f"the header gives no orientation ({error})") from None
     return affine
 
 
@@ -153,10 +155,12 @@ def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
     try:
         kind = header.get_data_dtype()
     except Exception as error:  # nibabel raises its own kinds for codes it does not know
-        raise damaged(path, f"the header names an unknown voxel type ({error})") from None
+        raise damaged(path, message=f"the header names an unknown voxel type ({error})") from None
     kind = np.dtype("u1") if kind.names else kind
     if kind.kind not in "iuf":
-        raise unsupported(path, f"its voxels are of type {kind}, not real numbers", "store their magnitude instead")
+        raise unsupported(
+            path, message=f"its voxels are of type {kind}, not real numbers", fix="store their magnitude instead"
+        )
     return kind
 
 

@@ -90,9 +90,9 @@ def _parse(path: Path) -> _Nrrd:
     try:
         return _understand(path, fields, start)
     except (ValueError, OverflowError, IndexError, TypeError) as error:
-        raise damaged(path, f"the header makes no sense ({str(error)[:200]})") from None
+        raise damaged(path, message=f"the header makes no sense ({str(error)[:200]})") from None
     except KeyError as error:
-        raise damaged(path, f"the header has no field {error}") from None
+        raise damaged(path, message=f"the header has no field {error}") from None
 
 
 def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
@@ -104,17 +104,19 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
     try:
         fields = nrrd.read_header([line.decode("utf-8", "surrogateescape") for line in lines])
     except Exception as error:  # pynrrd lets through whatever broken fields cause
-        raise damaged(path, f"the header makes no sense ({str(error)[:200] or type(error).__name__})") from None
+        raise damaged(path, message=f"the header makes no sense ({str(error)[:200] or type(error).__name__})") from None
     return dict(fields), end.end() if end else len(content)
 
 
 def _understand(path: Path, fields: Mapping[str, Any], start: int) -> _Nrrd:
     sizes = tuple(int(size) for size in fields["sizes"])
     if len(sizes) != fields["dimension"] or not 2 <= len(sizes) <= 4 or min(sizes) < 1:
-        raise damaged(path, f"the header gives {fields['dimension']} axes with the sizes {sizes}")
+        raise damaged(path, message=f"the header gives {fields['dimension']} axes with the sizes {sizes}")
     encoding = ENCODINGS.get(fields["encoding"].lower())
     if encoding is None:
-        raise unsupported(path, f"its voxels are encoded as {fields['encoding']!r}", "store them as raw, gzip or bzip2")
+        raise unsupported(
+            path, message=f"its voxels are encoded as {fields['encoding']!r}", fix="store them as raw, gzip or bzip2"
+        )
     kind, spatial = _kind(path, fields), _spatial_axes(path, fields, len(sizes))
     header = replace(
         _header(path, fields, sizes, spatial),
@@ -130,10 +132,10 @@ def _kind(path: Path, fields: Mapping[str, Any]) -> np.dtype[Any]:
     name = fields["type"].lower()
     code = next((code for code, names in TYPES.items() if name in names), None)
     if code is None:
-        raise unsupported(path, f"its voxels are of type {name[:40]!r}", "store whole or floating numbers")
+        raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix="store whole or floating numbers")
     endian = fields.get("endian", "little" if code[1] == "1" else "").lower()
     if endian not in ("little", "big"):
-        raise damaged(path, f"the header gives the byte order {endian[:40]!r}")
+        raise damaged(path, message=f"the header gives the byte order {endian[:40]!r}")
     return np.dtype(code).newbyteorder("<" if endian == "little" else ">")
 
 
@@ -144,7 +146,7 @@ def _spatial_axes(path: Path, fields: Mapping[str, Any], num_axes: int) -> tuple
         counted = (
             f"{len(kinds)} kinds" if directions is None else f"{len(kinds)} kinds and {len(directions)} directions"
         )
-        raise damaged(path, f"it has {num_axes} axes, but {counted}")
+        raise damaged(path, message=f"it has {num_axes} axes, but {counted}")
     spatial = [
         axis
         for axis in range(num_axes)
@@ -154,8 +156,8 @@ def _spatial_axes(path: Path, fields: Mapping[str, Any], num_axes: int) -> tuple
     if len(spatial) < 2 or num_axes - len(spatial) > 1:
         raise unsupported(
             path,
-            f"{len(spatial)} of its {num_axes} axes are axes of space",
-            "store two or three, and at most one axis of channels",
+            message=f"{len(spatial)} of its {num_axes} axes are axes of space",
+            fix="store two or three, and at most one axis of channels",
         )
     return tuple(spatial)
 
@@ -166,7 +168,7 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
     if "space directions" not in fields:
         spacings = fields.get("spacings", np.ones(len(sizes)))
         if len(spacings) != len(sizes):
-            raise damaged(path, f"it has {len(sizes)} axes, but {len(spacings)} spacings")
+            raise damaged(path, message=f"it has {len(sizes)} axes, but {len(spacings)} spacings")
         spacing = tuple(float(spacings[axis]) if math.isfinite(spacings[axis]) else 1.0 for axis in spatial)
         direction, origin = np.eye(axes), np.zeros(axes)
     else:
@@ -178,7 +180,7 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
         origin = np.zeros(dimensions) if place is None else np.asarray(place)[:dimensions] * signs
         lengths = np.linalg.norm(matrix, axis=0)
         if not np.isfinite(lengths).all() or (lengths == 0).any():
-            raise damaged(path, f"the header gives the voxel size {lengths.tolist()} mm (x, y, z)")
+            raise damaged(path, message=f"the header gives the voxel size {lengths.tolist()} mm (x, y, z)")
         spacing, direction = tuple(float(value) for value in lengths), matrix / lengths
         if axes == 2 and dimensions == 3:  # one slice in the world
             shape, spacing = (*shape, 1), (*spacing, float(min(lengths)))
@@ -198,13 +200,15 @@ def _data_start(path: Path, fields: Mapping[str, Any], start: int, encoding: str
     """File and byte at which the voxels begin; -1: they end with the file."""
     name = fields.get("data file", fields.get("datafile"))
     if name is not None and (name.startswith("LIST") or "%" in name):
-        raise unsupported(path, f"its voxels lie in several files ({name[:60]})", "store them in one file")
+        raise unsupported(path, message=f"its voxels lie in several files ({name[:60]})", fix="store them in one file")
     data, start = (path, start) if name is None else (voxel_file(path, name), 0)
     lines = fields.get("line skip", fields.get("lineskip", 0))
     skipped = fields.get("byte skip", fields.get("byteskip", 0))
     if (lines or skipped) and encoding != "raw":
         raise unsupported(
-            path, f"it skips {lines} lines and {skipped} bytes of compressed voxels", "store it without skipping"
+            path,
+            message=f"it skips {lines} lines and {skipped} bytes of compressed voxels",
+            fix="store it without skipping",
         )
     if skipped < 0:
         return data, -1
@@ -280,7 +284,7 @@ class _Named:
 def _named(file: Path, found: _Nrrd) -> list[_Named]:
     entries = _entries(found.fields)
     if not entries:
-        raise damaged(file, "the header names no segments")
+        raise damaged(file, message="the header names no segments")
     places = [_place(file, order, entry, found.header.num_channels) for order, entry in enumerate(entries.values())]
     values = [value for _, value in places]
     numbers = values if len(set(values)) == len(values) else range(1, len(values) + 1)
@@ -304,9 +308,11 @@ def _place(file: Path, order: int, entry: Mapping[str, str], num_layers: int) ->
     """Layer and value of a segment."""
     layer, value = entry.get("Layer", str(order if "LabelValue" not in entry else 0)), entry.get("LabelValue", "1")
     if not layer.isdecimal() or int(layer) >= num_layers:
-        raise damaged(file, f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
+        raise damaged(file, message=f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
     if not value.isdecimal() or not 0 < int(value) < MOST_SEGMENT_VALUES:
-        raise damaged(file, f"the header gives a segment the value {value[:20]!r}, expected a whole number from 1 on")
+        raise damaged(
+            file, message=f"the header gives a segment the value {value[:20]!r}, expected a whole number from 1 on"
+        )
     return int(layer), int(value)
 
 

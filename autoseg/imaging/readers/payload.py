@@ -6,7 +6,8 @@ import bz2
 import math
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,7 +27,7 @@ CHUNK = 2**20
 MOST_PACKED = {"raw": 1, "gzip": 1040, "zlib": 1040}
 """Bytes that one byte can stand for: deflate writes at most 258 bytes for 2 bits."""
 MOST_BEYOND = 2**26
-"""Bytes behind the last voxel that are still gone through for the check sum."""
+"""Bytes behind the last voxel that are still read for the check sum."""
 
 
 def voxel_file(path: Path, name: str) -> Path:
@@ -35,7 +36,7 @@ def voxel_file(path: Path, name: str) -> Path:
     Raises `AutosegError` for what no file can be called.
     """
     if "\0" in name:
-        raise damaged(path, f"the header names {name[:60]!r} as the file of its voxels")
+        raise damaged(path, message=f"the header names {name[:60]!r} as the file of its voxels")
     if not is_text(name):
         name = name.encode("utf-8", "surrogateescape").decode("latin-1")
     return path.parent / name
@@ -48,10 +49,10 @@ def require_memory(path: Path, num_bytes: int) -> None:
     free = free_memory_bytes()
     if num_bytes > free:
         raise reader_error(
-            "reader.too_large",
             path,
-            f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free",
-            LESS_MEMORY,
+            code="reader.too_large",
+            message=f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free",
+            fix=LESS_MEMORY,
         )
 
 
@@ -61,18 +62,24 @@ def encoding_of(path: Path) -> str:
         return "gzip" if file.read(len(GZIP_MAGIC)) == GZIP_MAGIC else "raw"
 
 
-def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
-    """The first ``number`` bytes of a file, decompressed if it is gzip; with ``whole`` its check sum is compared too."""
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            is_compressed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
-            size = file.seek(0, os.SEEK_END)  # never ask for more than there is: a header may promise anything
-            file.seek(0)
-            return _unpack(file, number, "gzip", whole=whole) if is_compressed else file.read(min(number, size))
+        yield
     except OSError as error:
         raise unreadable(path, error) from None
     except (zlib.error, EOFError) as error:
-        raise damaged(path, f"its compressed data are broken: {error}", "corrupt") from None
+        raise damaged(path, code="reader.corrupt", message=f"its compressed data are broken: {error}") from None
+
+
+def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
+    """The first ``number`` bytes of a file, decompressed if it is gzip; with ``whole`` its check sum is compared too."""
+    with _faults_of(path), open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)  # never ask for more than there is: a header may promise anything
+        file.seek(0)
+        if encoding_of(path) == "gzip":
+            return _unpack(file, number, "gzip", whole=whole)
+        return file.read(min(number, size))
 
 
 def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encoding: str) -> NDArray[Any]:
@@ -85,39 +92,42 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
     expected = count * kind.itemsize
     if not path.is_file():  # a pipe or a device would never end
         raise reader_error(
-            "reader.missing",
             path,
-            "the file is missing, but a header names it as the file of its voxels",
-            "restore it beside its header",
+            code="reader.missing",
+            message="the file is missing, but a header names it as the file of its voxels",
+            fix="restore it beside its header",
         )
-    try:
-        with open(path, "rb") as file:
-            held = file.seek(0, os.SEEK_END)
-            start = held - expected if start < 0 else start
-            check_promise(path, expected, max(0, held - start) if start >= 0 else 0, encoding)
-            file.seek(start)
-            raw = file.read(expected) if encoding == "raw" else _unpack(file, expected, encoding, whole=True)
-    except OSError as error:
-        raise unreadable(path, error) from None
-    except (zlib.error, EOFError) as error:
-        raise damaged(path, f"its compressed data are broken: {error}", "corrupt") from None
+    with _faults_of(path), open(path, "rb") as file:
+        held = file.seek(0, os.SEEK_END)
+        start = held - expected if start < 0 else start
+        check_promise(path, expected, max(0, held - start) if start >= 0 else 0, encoding)
+        file.seek(start)
+        raw = file.read(expected) if encoding == "raw" else _unpack(file, expected, encoding, whole=True)
     if len(raw) < expected:
-        raise damaged(path, f"the header promises {expected} bytes of voxels, but the file has {len(raw)}", "truncated")
+        raise damaged(
+            path,
+            code="reader.truncated",
+            message=f"the header promises {expected} bytes of voxels, but the file has {len(raw)}",
+        )
     voxels = np.frombuffer(raw, kind, count)
     return voxels.astype(kind.newbyteorder("="), copy=False)
 
 
 def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
-    """Raise `AutosegError` when ``held`` bytes cannot be ``expected`` ones, or when these are more than memory holds."""
+    """Raise `AutosegError` when ``held`` bytes cannot be ``expected`` ones, or when these are more than the free memory."""
     if expected > held * MOST_PACKED.get(encoding, math.inf):
-        raise damaged(path, f"the header promises {expected} bytes of voxels, but the file has {held}", "truncated")
+        raise damaged(
+            path,
+            code="reader.truncated",
+            message=f"the header promises {expected} bytes of voxels, but the file has {held}",
+        )
     require_memory(path, expected)
 
 
 def _unpack(file: BinaryIO, number: int, encoding: str, *, whole: bool) -> bytearray:
     """The first ``number`` bytes of a compressed stream, which may have several members.
 
-    What follows is gone through for the check sum only, and not for ever: a hostile file fills neither memory nor time.
+    What follows is read for the check sum only, up to a limit: a hostile file fills neither memory nor time.
     """
     result, beyond, stream = bytearray(), 0, None
     while len(result) < number or whole:

@@ -1,4 +1,4 @@
-"""TIFF, PNG and BMP files: read by tifffile, Pillow and imagecodecs, after what they promise was compared with what they hold."""
+"""TIFF, PNG and BMP files: read by tifffile, Pillow and imagecodecs, after their headers were compared with their size."""
 
 from __future__ import annotations
 
@@ -72,7 +72,11 @@ def _check_promise(path: Path, num_bytes: int) -> None:
     """Refuse decompression bombs."""
     held = path.stat().st_size
     if num_bytes > max(SMALL_BYTES, MOST_PACKED * held):
-        raise damaged(path, f"the header promises {num_bytes} bytes of pixels, but the file has {held}", "truncated")
+        raise damaged(
+            path,
+            code="reader.truncated",
+            message=f"the header promises {num_bytes} bytes of pixels, but the file has {held}",
+        )
     require_memory(path, num_bytes)
 
 
@@ -101,11 +105,13 @@ def _opened_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
         with tifffile.TiffFile(path, _multifile=False) as file:
             yield file
         if records.messages:
-            raise damaged(path, records.messages[0][:300])
+            raise damaged(path, message=records.messages[0][:300])
     except (AutosegError, OSError, MemoryError):
         raise
     except Exception as error:
-        raise damaged(path, f"tifffile: {str(error)[:300] or type(error).__name__}", "corrupt") from None
+        raise damaged(
+            path, code="reader.corrupt", message=f"tifffile: {str(error)[:300] or type(error).__name__}"
+        ) from None
     finally:
         logger.removeHandler(records)
         logger.propagate = propagates
@@ -114,19 +120,21 @@ def _opened_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
     """The one image of a file, its pages all there; thumbnails and lower resolutions beside it count for nothing."""
     if len(file.pages) > MOST_PAGES:
-        raise damaged(path, f"it has more than {MOST_PAGES} pages")
+        raise damaged(path, message=f"it has more than {MOST_PAGES} pages")
     first = file.pages.first
     num_bytes = first.nbytes * len(file.pages)
     _check_promise(path, num_bytes)
     images = [series for series in file.series if not series.keyframe.is_reduced and not series.keyframe.is_subifd]
     if not images:
-        raise damaged(path, "it has no image")
+        raise damaged(path, message="it has no image")
     if len(images) > 1:
         shown = " and ".join(f"{series.shape} {series.dtype}" for series in images[:2])
-        raise unsupported(path, f"its pages differ in size or type ({shown})", "store each in a file of its own")
+        raise unsupported(
+            path, message=f"its pages differ in size or type ({shown})", fix="store each in a file of its own"
+        )
     for page in images[0].pages:
         if page is None:
-            raise damaged(path, "a page of its image is missing", "truncated")
+            raise damaged(path, code="reader.truncated", message="a page of its image is missing")
         _check_page(path, page, file.filehandle.size)
     return images[0]
 
@@ -137,15 +145,17 @@ def _check_page(path: Path, page: Any, size: int) -> None:
     promised = math.prod(page.keyframe.chunked)
     if len(places) != len(lengths) or len(places) < promised or min(*lengths, *places, 1) < 1:
         raise damaged(
-            path, f"a page has {len(places)} parts of {len(lengths)} lengths, expected {promised}", "truncated"
+            path,
+            code="reader.truncated",
+            message=f"a page has {len(places)} parts of {len(lengths)} lengths, expected {promised}",
         )
     if max(place + length for place, length in zip(places, lengths, strict=True)) > size:
-        raise damaged(path, "pixels of a page lie behind the end of the file", "truncated")
+        raise damaged(path, code="reader.truncated", message="pixels of a page lie behind the end of the file")
     keyframe = page.keyframe
     if keyframe.compression == 1 and not keyframe.is_tiled:
         bits = math.prod(keyframe.shape) * keyframe.bitspersample
         if sum(lengths) * 8 < bits:
-            raise damaged(path, f"a page of {bits // 8} bytes has {sum(lengths)}", "truncated")
+            raise damaged(path, code="reader.truncated", message=f"a page of {bits // 8} bytes has {sum(lengths)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +180,7 @@ def _tiff_axes(path: Path, series: tifffile.TiffPageSeries) -> _Axes:
     plane = sorted((axis for axis, letter in letters.items() if letter in "YX"), key=lambda axis: letters[axis] == "X")
     if len(plane) != 2 or len(depth) > 1 or len(plane) + len(channels) + len(depth) != len(letters):
         shown = ", ".join(f"{letter} {size}" for letter, size in zip(series.axes, series.shape, strict=True))
-        raise unsupported(path, f"its axes are {shown}", "store one volume or picture in each file")
+        raise unsupported(path, message=f"its axes are {shown}", fix="store one volume or picture in each file")
     extra = series.keyframe.extrasamples
     return _Axes(
         order=(*rest, *channels, *depth, *plane),
@@ -184,7 +194,7 @@ def _tiff_axes(path: Path, series: tifffile.TiffPageSeries) -> _Axes:
 def _tiff_kind(path: Path, series: tifffile.TiffPageSeries) -> np.dtype[Any]:
     kind = np.dtype(np.uint8) if series.dtype == bool else series.dtype
     if kind is None or kind.kind not in "iuf":
-        raise unsupported(path, f"its pixels are of type {kind}", "store whole or floating numbers")
+        raise unsupported(path, message=f"its pixels are of type {kind}", fix="store whole or floating numbers")
     return kind
 
 
@@ -227,7 +237,7 @@ TIFF = Format(
 
 @contextmanager
 def _opened_picture(path: Path, name: str) -> Iterator[PIL.Image.Image]:
-    """The picture opened by Pillow's reader ``name``; whatever is wrong with it is an `AutosegError`."""
+    """The picture opened by Pillow's reader ``name``; any fault of it is an `AutosegError`."""
     try:
         with PIL.Image.open(path, formats=(name,)) as picture:
             _check_promise(path, picture.width * picture.height * 8)
@@ -235,10 +245,14 @@ def _opened_picture(path: Path, name: str) -> Iterator[PIL.Image.Image]:
     except (AutosegError, MemoryError):
         raise
     except PIL.Image.DecompressionBombError as error:
-        raise reader_error("reader.too_large", path, str(error), "cut the picture into tiles") from None
+        raise reader_error(
+            path, code="reader.too_large", message=str(error), fix="cut the picture into tiles"
+        ) from None
     except Exception as error:  # whatever its decoders raise for broken bytes
         cause = str(error)[:300] or type(error).__name__
-        raise damaged(path, f"Pillow: {cause}", "truncated" if "truncated" in cause else "corrupt") from None
+        raise damaged(
+            path, code="reader.truncated" if "truncated" in cause else "reader.corrupt", message=f"Pillow: {cause}"
+        ) from None
 
 
 def _bands(picture: PIL.Image.Image) -> tuple[int, bool]:

@@ -48,7 +48,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     if not paths:
-        raise reader_error("reader.no_input", "", "no image file was given", "give at least one")
+        raise reader_error("", code="reader.no_input", message="no image file was given", fix="give at least one")
     parts = [_read(Path(path)) for path in paths]
     first = parts[0][0].geometry
     for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
@@ -77,10 +77,10 @@ def read_label_map(path: Path | str) -> LabelMap:
         array = array[:1]
     if len(array) != 1:
         raise reader_error(
-            "reader.several_channels",
             path,
-            f"it has {len(array)} channels, but a label map has one",
-            "store one label number for each voxel",
+            code="reader.several_channels",
+            message=f"it has {len(array)} channels, but a label map has one",
+            fix="store one label number for each voxel",
         )
     values = array[0]
     if values.dtype.kind not in "iu":
@@ -90,7 +90,7 @@ def read_label_map(path: Path | str) -> LabelMap:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Name ``path`` where the system refuses to read it, or has no memory for it, and where its name is no text."""
+    """Name ``path`` where the system cannot read it or has no memory for it, and where its name is not UTF-8."""
     require_text([path])  # ITK would end the process
     try:
         with np.errstate(
@@ -100,7 +100,9 @@ def _reading(path: Path) -> Iterator[None]:
     except OSError as error:
         raise unreadable(error.filename or path, error) from None
     except MemoryError:
-        raise reader_error("reader.too_large", path, "it needs more memory than is free", LESS_MEMORY) from None
+        raise reader_error(
+            path, code="reader.too_large", message="it needs more memory than is free", fix=LESS_MEMORY
+        ) from None
 
 
 def _read(path: Path, *, as_labels: bool = False) -> tuple[ImageHeader, NDArray[Any]]:
@@ -120,13 +122,13 @@ def _is_series(path: Path) -> bool:
 
 
 def _format(path: Path) -> Format:
-    """How the file ``path`` is read: DICOM is told by content, all others by their ending."""
+    """How the file ``path`` is read: DICOM is recognised by content, all others by their ending."""
     try:
         size = path.stat().st_size
     except OSError as error:
         raise unreadable(path, error) from None
     if size == 0:
-        raise damaged(path, "the file is empty", "truncated")
+        raise damaged(path, code="reader.truncated", message="the file is empty")
     return FORMATS.get("dicom") if is_dicom(path) else format_of(path)
 
 
@@ -134,8 +136,8 @@ def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[An
     if array.shape[1:] != header.geometry.shape:
         raise damaged(
             path,
-            f"the header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
-            "corrupt",
+            code="reader.corrupt",
+            message=f"the header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
         )
     return array
 
@@ -156,10 +158,10 @@ def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geome
         for g in (other, first)
     ]
     raise reader_error(
-        "reader.channel_grids_differ",
         path,
-        f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
-        "resample the channels to one grid",
+        code="reader.channel_grids_differ",
+        message=f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
+        fix="resample the channels to one grid",
     )
 
 
@@ -183,10 +185,10 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
         shown = ", ".join(f"{value:g}" for value in np.unique(values[odd])[:5])
         where = tuple(int(i) for i in np.argwhere(odd)[0])
         raise reader_error(
-            "reader.fractional_labels",
             path,
-            f"{int(odd.sum())} of its values are not whole numbers, such as {shown}, first at {where} (z, y, x)",
-            "give a label map with one whole number for each voxel, not probabilities or an image",
+            code="reader.fractional_labels",
+            message=f"{int(odd.sum())} of its values are not whole numbers, such as {shown}, first at {where} (z, y, x)",
+            fix="give a label map with one whole number for each voxel, not probabilities or an image",
         )
     limit = float(np.abs(rounded).max(initial=0))
     whole: NDArray[np.integer[Any]] = rounded.astype(np.int32 if limit < 2**31 else np.int64)

@@ -100,11 +100,13 @@ def format_of(path: Path) -> Format:
     ending = image_ending(path)
     if not ending:
         known = ", ".join(formats_by_ending())
-        raise unsupported(path, "its ending is not that of an image format", f"give a file that ends in one of {known}")
+        raise unsupported(
+            path, message="its ending is not that of an image format", fix=f"give a file that ends in one of {known}"
+        )
     found = formats_by_ending()[ending]
     if found.magic:
         with open(path, "rb") as file:
             begin = file.read(max(map(len, found.magic)))
         if not begin.startswith(found.magic):
-            raise damaged(path, f"it does not begin as a {ending} file", "unknown_format")
+            raise damaged(path, code="reader.unknown_format", message=f"it does not begin as a {ending} file")
     return found

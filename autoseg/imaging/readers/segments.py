@@ -49,7 +49,10 @@ def read_segments(path: Path | str) -> Segmentation:
     wanted = tuple(segment for segment in found.segments if str(segment.number) == part)
     if not wanted:
         raise reader_error(
-            "reader.no_such_segment", file, f"it has no segment {part}", f"use one of {_listed(file, found)}"
+            file,
+            code="reader.no_such_segment",
+            message=f"it has no segment {part}",
+            fix=f"use one of {_listed(file, found)}",
         )
     return replace(found, segments=wanted)
 
@@ -94,11 +97,11 @@ def _overlapping(file: Path, found: Segmentation) -> AutosegError:
     names = {segment.number: segment.name for segment in found.segments}
     pairs = [f"{a} ({names[a]}) and {b} ({names[b]}) share {n} voxels" for (a, b), n in found.overlaps().items()]
     return reader_error(
-        "reader.overlapping_segments",
         file,
-        f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
+        code="reader.overlapping_segments",
+        message=f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
         "cannot hold",
-        f"read each as a mask of its own: {_listed(file, found)}",
+        fix=f"read each as a mask of its own: {_listed(file, found)}",
     )
 
 

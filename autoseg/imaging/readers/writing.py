@@ -70,7 +70,7 @@ def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> No
 
 
 def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> AutosegError:
-    return reader_error("reader.not_written", path, message, fix)
+    return reader_error(path, code="reader.not_written", message=message, fix=fix)
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import (
-    UNTURNED,
+    IDENTITY,
     align_label_map,
     canonical_geometry,
     canonical_orientation,
@@ -104,13 +104,13 @@ def test_leading_axes_are_left_alone() -> None:
 def test_at_45_degrees_rounding_does_not_decide() -> None:
     for wobble in (-1e-9, 0, 1e-9):
         turn = Rotation.from_euler("z", 45 + wobble, degrees=True).as_matrix()
-        assert canonical_orientation(geometry(turn)) == UNTURNED
+        assert canonical_orientation(geometry(turn)) == IDENTITY
 
 
 @pytest.mark.parametrize("changes", [{"has_orientation": False}, {"dimensions": 2, "shape": (1, 4, 5)}])
 def test_images_without_orientation_and_flat_ones_stay(changes: dict[str, object]) -> None:
-    assert canonical_orientation(geometry(-np.eye(3), **changes)) == UNTURNED
-    assert ras_orientation(geometry(-np.eye(3), **changes)) == UNTURNED
+    assert canonical_orientation(geometry(-np.eye(3), **changes)) == IDENTITY
+    assert ras_orientation(geometry(-np.eye(3), **changes)) == IDENTITY
 
 
 def test_labels_stored_in_another_orientation_are_brought_to_their_image() -> None:
