@@ -396,7 +396,7 @@ def import_nnunet(
     ] = "final",
 ) -> None:
     """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
-    from autoseg.interop.nnunet.importing import import_nnunet as import_model
+    from autoseg.interop.nnunet.model import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
     typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -1,1 +1,1 @@
-"""nnU-Net v2: its checkpoints, names and plans."""
+"""nnU-Net v2: its checkpoints, models and plans."""

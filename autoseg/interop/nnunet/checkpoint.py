@@ -1,9 +1,13 @@
-"""Checkpoints of the reference, read without running code (method section 7.7)."""
+"""Checkpoints of nnU-Net: read without running code (method section 7.7), and translated to our networks (section 5.5).
+
+nnU-Net registers some tensors several times: the parts of a convolution block also in a list, ``all_modules``, and the
+encoder also inside the decoder. Shapes and orders of axes are the same on both sides; only names differ.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,23 +17,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
+from autoseg.networks.build import build_network
+from planners import Network
 
 NUMBER_KINDS = re.compile(r"[iuf][1248]|b1")
 """What numpy calls numbers; its other types may hold objects."""
 FORBIDDEN = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
-"""How torch names what a file asked for."""
+"""Torch's words for the code that a file asks for."""
 REASON = re.compile(r"(?:WeightsUnpickler error: )([^\n]+)")
-"""Where torch says what is wrong; the rest of its message advises to run what is in the file."""
+"""Torch's words for what is wrong; the rest of its message recommends running the file's code."""
 SETS_OF_AXES = [kept for count in range(4) for kept in combinations((0, 1, 2), count)]
+
+FAMILIES = ("unet", "residual_unet")
+PARTS = {"conv": 0, "norm": 1}
+"""Index of a convolution block's parts in its list."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""Prefixes of parallel training and compilation."""
+CONVOLUTION = ("weight", "bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReferenceCheckpoint:
-    """What prediction needs of a checkpoint."""
+    """The parts of a checkpoint that prediction needs."""
 
     weights: Mapping[str, Tensor]
-    """By the reference's names; mapped from the file, read where they are touched."""
+    """By nnU-Net's names; memory-mapped."""
     configuration: str
     trainer: str
     epochs: int
@@ -39,7 +52,7 @@ class ReferenceCheckpoint:
 
 
 class _NumberKind:
-    """Stands in for numpy's description of a number, so that reading a file calls nothing of numpy that the file chose."""
+    """Replaces numpy's description of a number, so that reading a file calls no numpy function that the file chose."""
 
     def __init__(self, code: object, *_: object) -> None:
         if not (isinstance(code, str) and NUMBER_KINDS.fullmatch(code)):
@@ -52,7 +65,7 @@ class _NumberKind:
 
 
 def _number(kind: _NumberKind, content: bytes) -> float:
-    """Stands in for numpy's way to make a number."""
+    """Replaces numpy's constructor of numbers."""
     return float(np.frombuffer(content, kind.code)[0])
 
 
@@ -61,19 +74,20 @@ STAND_INS: list[Any] = [
     (_number, "numpy._core.multiarray.scalar"),
     (_number, "numpy.core.multiarray.scalar"),
 ]
-"""Histories hold numpy's numbers: what a checkpoint may ask for besides what torch knows to be safe."""
+"""Histories contain numpy numbers: what a checkpoint may ask for besides what torch considers safe."""
 
 
 def read_reference_checkpoint(path: Path) -> ReferenceCheckpoint:
-    """The checkpoint in ``path``. Nothing in the file is run.
+    """The checkpoint in ``path``. No code in the file is run.
 
-    Raises `AutosegError` for a file that is damaged, asks for code, or is no checkpoint of the reference.
+    Raises `AutosegError` for a file that is damaged, asks for code, or is not a checkpoint of nnU-Net.
     """
     content = _load(path)
     faults = _faults(content)
     if faults:
+        fix = "give the folder of a model that nnU-Net v2 trained"
         raise AutosegError(
-            f"{path} is no checkpoint of nnU-Net v2: {'; '.join(faults)}; give the folder of a trained model"
+            *[Issue(code="checkpoint.not_nnunet", where=str(path), message=fault, fix=fix) for fault in faults]
         )
     axes = content.get("inference_allowed_mirroring_axes")
     return ReferenceCheckpoint(
@@ -92,12 +106,12 @@ def _load(path: Path) -> Any:
     except Exception as error:  # a damaged pickle may fail in any way
         asked, reason = FORBIDDEN.search(str(error)), REASON.search(str(error))
         if asked is not None:
-            raise AutosegError(
-                f"{path} asks for {asked[1]}, which no checkpoint of nnU-Net needs; reading it would run code: it was "
-                "not read. Do not use this file"
-            ) from error
+            message = f"asks for {asked[1]}, which no checkpoint of nnU-Net needs: reading it would run code"
+            fix = "do not use this file"
+            raise AutosegError(Issue(code="checkpoint.runs_code", where=str(path), message=message, fix=fix)) from error
         shown = reason[1] if reason is not None else (str(error).splitlines() or [repr(error)])[0]
-        raise AutosegError(f"{path} could not be read ({shown}); fetch it again") from error
+        message, fix = f"could not be read ({shown})", "copy or download it again"
+        raise AutosegError(Issue(code="checkpoint.damaged", where=str(path), message=message, fix=fix)) from error
 
 
 def _faults(content: Any) -> list[str]:
@@ -106,22 +120,22 @@ def _faults(content: Any) -> list[str]:
     weights, arguments = content.get("network_weights"), content.get("init_args")
     faults = []
     if not _is_state(weights):
-        faults.append("network_weights are no tensors by name")
+        faults.append("network_weights is not a dict of tensors")
     elif odd := [
         name for name, tensor in weights.items() if not _is_plain(tensor)
     ]:  # before anything is computed of them
-        faults.append(f"{len(odd)} tensors are not stored as plain real numbers, the first is {odd[0]}")
+        faults.append(f"{len(odd)} tensors are not plain real numbers, the first is {odd[0]}")
     elif broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
         faults.append(f"{len(broken)} tensors hold NaN or infinity, the first is {broken[0]}")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
-        faults.append("init_args name no configuration")
+        faults.append("init_args has no configuration")
     if not isinstance(content.get("trainer_name"), str):
         faults.append("trainer_name is missing")
     if not _is_count(content.get("current_epoch")):
         faults.append(f"current_epoch is {content.get('current_epoch', 'missing')!r}")
     axes = content.get("inference_allowed_mirroring_axes")
     if axes is not None and not _are_axes(axes):
-        faults.append(f"inference_allowed_mirroring_axes are {axes!r}")
+        faults.append(f"inference_allowed_mirroring_axes is {axes!r}")
     return faults
 
 
@@ -134,7 +148,7 @@ def _is_state(weights: Any) -> TypeGuard[dict[str, Tensor]]:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds a real number for each of its places, and its file the bytes of them all."""
+    """Whether a tensor stores a real number for each element, and its file has the bytes of all of them."""
     return (
         tensor.layout == torch.strided
         and not tensor.is_quantized
@@ -151,3 +165,109 @@ def _is_count(value: Any) -> TypeGuard[float]:
 def _are_axes(axes: Any) -> bool:
     """Whether these are axes of a patch, each once and in order."""
     return isinstance(axes, tuple | list) and any(list(axes) == list(kept) for kept in SETS_OF_AXES)
+
+
+def reference_names(network: Network) -> dict[str, tuple[str, ...]]:
+    """For each of our parameters its names in a state dict of nnU-Net, the canonical one first.
+
+    Raises `ValueError` for a topology that nnU-Net does not have (V-Net).
+    """
+    if network.family not in FAMILIES:
+        raise ValueError(f"nnU-Net has no {network.family}")
+    return dict((*_encoder(network), *_decoder(network)))
+
+
+def translate_weights(weights: Mapping[str, Tensor], network: Network) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict of nnU-Net by our names, and what does not fit ``network``: one line for each kind of fault.
+
+    Prefixes of parallel training and compilation are removed. Every canonical tensor must exist with its shape, aliases
+    must have the same numbers if they exist, and nothing may be left over. If there are faults, the weights are
+    incomplete.
+    """
+    found = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    names = reference_names(network)
+    shapes = _shapes(network)
+    known = {name for aliases in names.values() for name in aliases}
+    missing = [first for first, *_ in names.values() if first not in found]
+    odd = [
+        f"{first} {tuple(found[first].shape)} instead of {shapes[ours]}"
+        for ours, (first, *_) in names.items()
+        if first in found and tuple(found[first].shape) != shapes[ours]
+    ]
+    different = [
+        f"{alias} and {first}"
+        for first, *aliases in names.values()
+        for alias in aliases
+        if first in found and alias in found and not torch.equal(found[alias], found[first])
+    ]
+    faults = {
+        "missing tensors": missing,
+        "unknown tensors": [name for name in found if name not in known],
+        "tensors of another shape": odd,
+        "pairs of names of one tensor with different numbers": different,
+    }
+    problems = [f"{what}: {len(them)}, the first is {them[0]}" for what, them in faults.items() if them]
+    return {ours: found[first] for ours, (first, *_) in names.items() if first in found}, problems
+
+
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        module = build_network(network, seed=None)
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def _unwrapped(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        for wrapper in WRAPPERS:
+            name = name.removeprefix(wrapper)
+    return name
+
+
+Names = tuple[str, tuple[str, ...]]
+
+
+def _encoder(network: Network) -> Iterator[Names]:
+    for ours, theirs in _encoder_alone(network):
+        yield ours, (*theirs, *(f"decoder.{name}" for name in theirs))
+
+
+def _encoder_alone(network: Network) -> Iterator[Names]:
+    residual = network.family == "residual_unet"
+    if residual:
+        yield from _block("stem", "encoder.stem.convs.0")
+    inputs = network.features[0] if residual else network.num_inputs
+    for i, (features, count) in enumerate(zip(network.features, network.blocks, strict=True)):
+        for j in range(count):
+            ours = f"encoder.{i}.{j}"
+            if not residual:
+                yield from _block(ours, f"encoder.stages.{i}.0.convs.{j}")
+                continue
+            theirs = f"encoder.stages.{i}.blocks.{j}"
+            for part in ("conv1", "conv2"):
+                yield from _block(f"{ours}.{part}", f"{theirs}.{part}")
+            if j == 0 and inputs != features:
+                place = 1 if max(network.strides[i]) > 1 else 0  # a pooling comes before
+                yield from _projection(f"{ours}.project", f"{theirs}.skip.{place}")
+        inputs = features
+
+
+def _decoder(network: Network) -> Iterator[Names]:
+    """nnU-Net counts the decoder from the lowest resolution, we from the highest."""
+    for i, count in enumerate(network.decoder_blocks):
+        j = len(network.decoder_blocks) - 1 - i
+        for ours, theirs in ((f"upsample.{i}", f"decoder.transpconvs.{j}"), (f"heads.{i}", f"decoder.seg_layers.{j}")):
+            yield from ((f"{ours}.{end}", (f"{theirs}.{end}",)) for end in CONVOLUTION)
+        for k in range(count):
+            yield from _block(f"decoder.{i}.{k}", f"decoder.stages.{j}.convs.{k}")
+
+
+def _block(ours: str, theirs: str) -> Iterator[Names]:
+    for part, number in PARTS.items():
+        for end in CONVOLUTION:
+            yield f"{ours}.{part}.{end}", (f"{theirs}.{part}.{end}", f"{theirs}.all_modules.{number}.{end}")
+
+
+def _projection(ours: str, theirs: str) -> Iterator[Names]:
+    """The skip path's 1x1 convolution, which has no bias; here a sequence of convolution and norm."""
+    for part, end in (("conv", "weight"), ("norm", "weight"), ("norm", "bias")):
+        yield f"{ours}.{PARTS[part]}.{end}", (f"{theirs}.{part}.{end}", f"{theirs}.all_modules.{PARTS[part]}.{end}")

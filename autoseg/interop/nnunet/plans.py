@@ -1,4 +1,4 @@
-"""Plans for datasets that only nnU-Net's own files describe, and plans in its format."""
+"""Plans made from nnU-Net's own files, and plans written in its format."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import require_file_name, write_text
 from planners import NnunetDataset, Plan, nnunet_plans, plan_dataset, read_nnunet_dataset
+
+OTHER_FILE = "give another file with --nnunet-plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
-    """What a person may ask of a plan."""
+    """Options of a plan."""
 
     preset: str
     memory_gb: float | None
@@ -25,7 +27,7 @@ class PlanSettings:
 
 
 def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -> tuple[Plan, NnunetDataset]:
-    """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and what these files say.
+    """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and the content of these files.
 
     Raises `AutosegError` for files that cannot be read, and `DocumentError` or `PlanningError` with all problems.
     """
@@ -43,22 +45,21 @@ def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -
 
 
 def require_place_for_plans(path: Path, inputs: Collection[Path]) -> None:
-    """Raise `AutosegError` where plans at ``path`` would replace a folder, one of the ``inputs``, or a file that is no plans file."""
+    """Raise `AutosegError` if plans at ``path`` would replace a folder, one of the ``inputs``, or anything but a plans file."""
     require_file_name(path)
     if path.resolve() in {each.resolve() for each in inputs}:
-        raise AutosegError(
-            f"{path} is read by this very call, so nothing is written there; give another file with --nnunet-plans"
-        )
-    _configurations_there(path)
+        message = "an input of this command, which would be overwritten"
+        raise AutosegError(Issue(code="plans.is_input", where=str(path), message=message, fix=OTHER_FILE))
+    _existing_configurations(path)
 
 
 def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str | None = None) -> tuple[str, ...]:
     """Write a plan in nnU-Net's format (method section 3.14), atomically. ``reader``: its class, if the dataset names one.
 
-    Configurations of a plans file that is there already and that this plan has not, such as a person's own, are kept as the
-    reference keeps them; returns their names. Raises `AutosegError` where something else is there.
+    Configurations of an existing plans file that this plan does not have, such as the user's own, are kept as nnU-Net does;
+    returns their names. Raises `AutosegError` for an existing file that is not a plans file.
     """
-    before, written = _configurations_there(path), nnunet_plans(plan, file_ending=file_ending, reader=reader)
+    before, written = _existing_configurations(path), nnunet_plans(plan, file_ending=file_ending, reader=reader)
     planned = written["configurations"]
     assert isinstance(planned, dict)
     kept = {name: configuration for name, configuration in before.items() if name not in planned}
@@ -66,16 +67,14 @@ def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str 
     return tuple(kept)
 
 
-def _configurations_there(path: Path) -> dict[str, Any]:
-    """The configurations of the plans file at ``path``; none where nothing was written yet."""
+def _existing_configurations(path: Path) -> dict[str, Any]:
+    """The configurations of the plans file at ``path``; none if it does not exist."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
         return {}
     except OSError as error:
-        raise AutosegError(
-            f"{path} could not be read ({error.strerror or error}); give another file with --nnunet-plans"
-        ) from error
+        raise _unreadable(path, error, fix=OTHER_FILE) from error
     if not text.strip():
         return {}
     try:
@@ -84,9 +83,8 @@ def _configurations_there(path: Path) -> dict[str, Any]:
         content = None
     configurations = content.get("configurations") if isinstance(content, dict) else None
     if not isinstance(configurations, dict):
-        raise AutosegError(
-            f"{path} is there and no plans file of nnU-Net, so it is not replaced; give another file with --nnunet-plans"
-        )
+        message = "exists and is not a plans file of nnU-Net"
+        raise AutosegError(Issue(code="plans.foreign_file", where=str(path), message=message, fix=OTHER_FILE))
     return configurations
 
 
@@ -94,6 +92,9 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise AutosegError(
-            f"{path} could not be read ({error.strerror or error}); give a file that nnU-Net wrote"
-        ) from error
+        raise _unreadable(path, error, fix="give a file that nnU-Net wrote") from error
+
+
+def _unreadable(path: Path, error: OSError, *, fix: str) -> AutosegError:
+    message = f"could not be read ({error.strerror or error})"
+    return AutosegError(Issue(code="file.unreadable", where=str(path), message=message, fix=fix))

@@ -107,17 +107,18 @@ class Shell:
 
 def test_code_is_not_run_but_named(tmp_path: Path) -> None:
     target = tmp_path / "ran"
-    with pytest.raises(AutosegError, match="would run code"):
-        read_reference_checkpoint(saved(tmp_path / "c.pth", extra=Evil(target)))
+    for extra, name in ((Evil(target), "getattr"), (Shell(), "system")):
+        with pytest.raises(AutosegError, match=name) as caught:
+            read_reference_checkpoint(saved(tmp_path / "c.pth", extra=extra))
+        assert caught.value.codes == ("checkpoint.runs_code",)
     assert not target.exists()
-    with pytest.raises(AutosegError, match=r"asks for \w+\.system, which"):
-        read_reference_checkpoint(saved(tmp_path / "d.pth", extra=Shell()))
 
 
 def test_objects_dressed_as_numbers_are_refused(tmp_path: Path) -> None:
     kind = np.dtype(object)
-    with pytest.raises(AutosegError, match="could not be read"):
+    with pytest.raises(AutosegError) as caught:
         read_reference_checkpoint(saved(tmp_path / "c.pth", extra=kind))
+    assert caught.value.codes == ("checkpoint.damaged",)
 
 
 def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [None, {}, {"a": 1.0}, {1: torch.ones(1)}, [torch.ones(1)]])
 def test_weights_that_are_not_weights_are_refused(tmp_path: Path, weights: Any) -> None:
-    with pytest.raises(AutosegError, match="no tensors by name"):
+    with pytest.raises(AutosegError, match="not a dict of tensors"):
         read_reference_checkpoint(saved(tmp_path / "c.pth", network_weights=weights))
 
 
@@ -155,7 +156,7 @@ def test_weights_that_are_not_weights_are_refused(tmp_path: Path, weights: Any) 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, of kinds that go out of use
 def test_tensors_that_are_no_plain_numbers_are_refused(tmp_path: Path, make: Callable[[], torch.Tensor]) -> None:
     weights = {"a": torch.ones(2), "b": make()}
-    with pytest.raises(AutosegError, match="1 tensors are not stored as plain real numbers, the first is b"):
+    with pytest.raises(AutosegError, match="1 tensors are not plain real numbers, the first is b"):
         read_reference_checkpoint(saved(tmp_path / "c.pth", network_weights=weights))
 
 
@@ -174,11 +175,11 @@ def test_other_numbers_of_epochs_are_told(tmp_path: Path, epoch: Any) -> None:
 @pytest.mark.parametrize("text", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
 def test_other_files_are_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "c.pth").write_bytes(text)
-    with pytest.raises(AutosegError, match="could not be read"):
-        read_reference_checkpoint(tmp_path / "c.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(AutosegError, match="holds a list"):
-        read_reference_checkpoint(tmp_path / "list.pth")
+    for name, code in (("c.pth", "checkpoint.damaged"), ("list.pth", "checkpoint.not_nnunet")):
+        with pytest.raises(AutosegError) as caught:
+            read_reference_checkpoint(tmp_path / name)
+        assert caught.value.codes == (code,)
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())

@@ -22,7 +22,7 @@ from autoseg.cli import app
 from autoseg.evaluation.metrics import dice_coefficient
 from autoseg.inference.model import open_model
 from autoseg.inference.predictor import Predictor
-from autoseg.interop.nnunet.importing import import_nnunet
+from autoseg.interop.nnunet.model import import_nnunet
 from autoseg.issues import AutosegError
 from planners import Configuration, Network, read_nnunet_dataset, read_nnunet_plans
 
@@ -321,16 +321,16 @@ def test_a_network_on_all_cases_beside_folds_is_told_and_stands_in_where_they_ar
     bundle = import_nnunet(trained.folder, tmp_path / "folds.zip", say=said.append)
     assert open_model(bundle).description.selection.folds == FOLDS
     assert "3d_fullres, folds 0, 1, " in said[0]
-    assert "fold_all, one network of all cases, is not used" in said[1]
+    assert "fold_all, one network of all cases, in favour of" in said[1]
     (trained.folder / "fold_0" / "checkpoint_final.pth").unlink()
     said.clear()
     bundle = import_nnunet(trained.folder, tmp_path / "all.zip", say=said.append)
-    assert "fold_all is used, one network of all cases" in said[1]
+    assert "fold_all, one network of all cases: not all" in said[1]
     network, files = trained.networks[1], open_model(bundle)
     head = files.weights("3d_fullres", 0)["heads.0.weight"]
     assert torch.equal(head, network.state_dict()["decoder.seg_layers.0.weight"])
     assert refused(trained, tmp_path / "0.zip", folds=[0]) == [
-        "fold_0: fold 0 has no checkpoint_final.pth; its training has not come to its end"
+        "fold_0: fold 0 has no checkpoint_final.pth: its training was not finished"
     ]
 
 
@@ -351,14 +351,14 @@ def test_all_problems_are_told_before_anything_is_written(tmp_path: Path, refere
     (trained.folder / "fold_2" / "checkpoint_final.pth").write_bytes(b"damaged")
     save_checkpoint(trained.folder / "fold_3" / "checkpoint_final.pth", trained.networks[0], plans, configuration="2d")
     found = refused(trained, tmp_path / "model.zip")
-    for word in ("fold 0 has no checkpoint_final.pth", "tensors of another shape", "fold_2", "was trained as 2d"):
+    for word in ("fold 0 has no checkpoint_final.pth", "tensors of another shape", "could not be read", "trained as 2d"):
         assert any(word in problem for problem in found), (word, found)
-    assert any("fold 7 is missing" in problem for problem in refused(trained, tmp_path / "model.zip", folds=[1, 7]))
+    assert any("fold 7 does not exist" in problem for problem in refused(trained, tmp_path / "model.zip", folds=[1, 7]))
 
 
 def test_folders_that_are_no_model_are_refused(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
-    with pytest.raises(AutosegError, match=r"plans\.json.*give one of the folders in it: model"):
+    with pytest.raises(AutosegError, match=r"plans\.json.*give one of its subfolders: model"):
         import_nnunet(tmp_path, tmp_path / "model.zip", say=lambda _: None)
     (trained.folder / "dataset.json").unlink()
     (trained.folder / "plans.json").write_text("{")
@@ -421,7 +421,7 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
 ) -> None:
     trained, low, plans = train_cascade(tmp_path, reference_layout)
     assert any(
-        "3d_lowres" in problem or "fold 0 is missing" in problem for problem in refused(trained, tmp_path / "model.zip")
+        "3d_lowres" in problem or "fold 0 does not exist" in problem for problem in refused(trained, tmp_path / "model.zip")
     )
     for fold in FOLDS:
         first = low / f"fold_{fold}" / "checkpoint_final.pth"
@@ -439,8 +439,8 @@ def test_a_first_stage_that_is_not_beside_its_cascade_is_told(tmp_path: Path, re
     for fold in FOLDS:
         save_checkpoint(low / f"fold_{fold}" / "checkpoint_final.pth", trained.networks[fold], plans)
     assert refused(trained, tmp_path / "model.zip") == [
-        "T__P__3d_lowres: it holds 3d_fullres, not 3d_lowres, the first stage of 3d_cascade_fullres"
+        "T__P__3d_lowres: trained as 3d_fullres, not as 3d_lowres, the first stage of 3d_cascade_fullres"
     ]
     renamed = replace(trained, folder=trained.folder.rename(tmp_path / "mine"))
     (problem,) = refused(renamed, tmp_path / "model.zip")
-    assert "mine: it holds 3d_cascade_fullres, but its name does not say so" in problem
+    assert "mine: trained as 3d_cascade_fullres, which its name does not contain" in problem
