@@ -351,7 +351,12 @@ def test_all_problems_are_told_before_anything_is_written(tmp_path: Path, refere
     (trained.folder / "fold_2" / "checkpoint_final.pth").write_bytes(b"damaged")
     save_checkpoint(trained.folder / "fold_3" / "checkpoint_final.pth", trained.networks[0], plans, configuration="2d")
     found = refused(trained, tmp_path / "model.zip")
-    for word in ("fold 0 has no checkpoint_final.pth", "tensors of another shape", "could not be read", "trained as 2d"):
+    for word in (
+        "fold 0 has no checkpoint_final.pth",
+        "tensors of another shape",
+        "could not be read",
+        "trained as 2d",
+    ):
         assert any(word in problem for problem in found), (word, found)
     assert any("fold 7 does not exist" in problem for problem in refused(trained, tmp_path / "model.zip", folds=[1, 7]))
 
@@ -421,7 +426,8 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
 ) -> None:
     trained, low, plans = train_cascade(tmp_path, reference_layout)
     assert any(
-        "3d_lowres" in problem or "fold 0 does not exist" in problem for problem in refused(trained, tmp_path / "model.zip")
+        "3d_lowres" in problem or "fold 0 does not exist" in problem
+        for problem in refused(trained, tmp_path / "model.zip")
     )
     for fold in FOLDS:
         first = low / f"fold_{fold}" / "checkpoint_final.pth"
