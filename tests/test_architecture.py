@@ -38,6 +38,8 @@ MAY_IMPORT = {
 """Rooms that each room of autoseg may use besides itself; stages, front door and command line use all of them."""
 DOORS = {
     "joblib": {"autoseg/compute/executor.py"},
+    "mlflow": {"autoseg/tracking/mlflow.py"},
+    "tensorboard": {"autoseg/tracking/tensorboard.py"},
     "batchgenerators": {"autoseg/training/augmentation.py"},
     "SimpleITK": {"autoseg/imaging/readers/itk.py", "autoseg/imaging/readers/worker.py"},
     "pydicom": {"autoseg/imaging/readers/dicom"},

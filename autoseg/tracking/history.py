@@ -47,6 +47,21 @@ class EpochRecord:
         known = [dice for dice in self.pseudo_dice.values() if dice is not None]
         return sum(known) / len(known) if known else None
 
+    def values(self) -> dict[str, float]:
+        """All numbers that are known, by name: ``loss``, ``mean_dice``, ``dice/liver`` …"""
+        numbers = {
+            "loss": self.loss,
+            "validation_loss": self.validation_loss,
+            "mean_dice": self.mean_dice,
+            "moving_average": self.moving_average,
+            "learning_rate": self.learning_rate,
+            "seconds": self.seconds,
+            "wait_share": self.wait_share,
+            "skipped": self.skipped,
+            **{f"dice/{name}": dice for name, dice in self.pseudo_dice.items()},
+        }
+        return {name: float(number) for name, number in numbers.items() if number is not None}
+
 
 class FoldIssues(Document):
     """``issues.json`` of a fold."""

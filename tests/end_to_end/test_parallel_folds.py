@@ -120,5 +120,5 @@ def test_a_training_that_is_asked_to_stop_says_so_and_how_to_go_on(prepared, tmp
     assert process.returncode == 130
     assert "Traceback" not in errors
     for text in (errors, (run / "log.txt").read_text()):
-        assert text.count("Stopping after this training step; Ctrl-C again stops at once") == 1
+        assert text.count("Interrupted: ending after this training step. Press Ctrl-C again to end at once.") == 1
         assert text.count("stopped; the same command goes on where this one was") == 1
