@@ -26,7 +26,7 @@ from planners.memory import (
     estimate_disk,
     estimate_volume_memory,
 )
-from planners.parts import LOSSES, TOPOLOGIES
+from planners.parts import AUGMENTATIONS, LOSSES, TOPOLOGIES
 from planners.plan import (
     ChannelNormalization,
     Configuration,
@@ -63,6 +63,7 @@ from planners.schedule.planning import DEFAULT_CPU_BUDGET_S, extend_schedule, pl
 from planners.topology import Preset, Topology
 
 __all__ = [
+    "AUGMENTATIONS",
     "DEFAULT_CPU_BUDGET_S",
     "LOSSES",
     "PROSE",

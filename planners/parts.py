@@ -21,9 +21,12 @@ TOPOLOGIES: Registry[Topology] = Registry(
 )
 """Network families: each file in ``planners/topologies`` is one; packages add theirs as entry points."""
 LOSSES: Registry[Any] = Registry(
-    group="autoseg.losses", noun="loss", own={"compound": "autoseg.training.losses:make_loss"}
+    group="autoseg.losses", noun="loss", own={"compound": "autoseg.training.losses:compound_loss"}
 )
 """Functions ``(Loss, Labels) -> (logits, label map) -> scalar`` that training calls; planning looks at the names only."""
+
+AUGMENTATIONS: Registry[Any] = Registry(group="autoseg.augmentations", noun="augmentation", own={})
+"""What a schedule may add to the method's augmentation; see `autoseg.training.augmentation.Augmentation`."""
 
 
 def require_installed(registry: Registry[Any], name: str) -> str:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from importlib import import_module
 
 import torch
 from torch import nn
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.blocks import arrange, initialise
-from autoseg.networks.unet import UNet
-from autoseg.networks.vnet import VNet
-from planners import Network
+from planners import TOPOLOGIES, Network
 
 
 def build_network(network: Network, *, deep_supervision: bool = False, seed: int | None = 0) -> nn.Module:
@@ -24,10 +24,17 @@ def build_network(network: Network, *, deep_supervision: bool = False, seed: int
         message = f"the {network.family} has a single stage (features {list(network.features)}), so no decoder"
         fix = "plan without --strict-reference, or with a larger patch"
         raise AutosegError(Issue(code="network.single_stage", where="plan", message=message, fix=fix))
-    module = VNet(network) if network.family == "vnet" else UNet(network, deep_supervision=deep_supervision)
+    module = find_module(network.family)(network, deep_supervision=deep_supervision)
     if seed is not None:
         initialise(module, generator=torch.Generator().manual_seed(seed))
     return arrange(module, len(network.kernels[0]))
+
+
+def find_module(family: str) -> Callable[..., nn.Module]:
+    """What makes the torch module of an installed topology, which names it as ``module:callable``."""
+    module, _, name = TOPOLOGIES.get(family).module.partition(":")
+    make: Callable[..., nn.Module] = getattr(import_module(module), name)
+    return make
 
 
 def head_scales(network: Network) -> list[tuple[int, ...]]:

@@ -58,10 +58,10 @@ class VNet(nn.Module):
     """Stages of growing depth joined by strided convolutions down and transposed convolutions up; one head.
 
     Input (N, num_inputs, spatial...), each spatial size divisible by the product of strides along it.
-    Returns logits (N, num_outputs, spatial...).
+    Returns logits (N, num_outputs, spatial...), with ``deep_supervision`` too.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, *, deep_supervision: bool = False) -> None:
         super().__init__()
         features, kernels, strides = network.features, network.kernels, network.strides
         axes = len(kernels[0])

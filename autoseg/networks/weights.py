@@ -13,6 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from autoseg.issues import AutosegError, Issue
+from autoseg.networks.build import build_network
 from autoseg.storage.atomic import atomic_write
 from planners import Network
 
@@ -128,16 +129,12 @@ class Transfer:
     """Sentences for a person."""
 
 
-def input_convolution(network: Network) -> str:
-    """Name of the only weights whose shape depends on the number of inputs."""
-    if network.family == "residual_unet":
-        return "stem.conv.weight"
-    return "encoder.0.convolutions.0.weight" if network.family == "vnet" else "encoder.0.0.conv.weight"
-
-
-def is_head(name: str) -> bool:
-    """Whether a tensor belongs to an output layer, whose shape depends on the number of outputs."""
-    return name.split(".")[0] in ("head", "heads")
+def tensors_that_follow(network: Network, field: str) -> tuple[str, ...]:
+    """Names of the tensors whose shape depends on the number of inputs (``num_inputs``) or outputs (``num_outputs``)."""
+    more = network.model_copy(update={field: getattr(network, field) + 1})
+    with torch.device("meta"):
+        before, after = (build_network(each, deep_supervision=True, seed=None).state_dict() for each in (network, more))
+    return tuple(name for name, tensor in before.items() if tensor.shape != after[name].shape)
 
 
 def transfer_weights(
@@ -155,13 +152,14 @@ def transfer_weights(
     layer, another one stays fresh, as all do between regions and classes. All
     else must have equal shapes: `AutosegError` names every tensor (of ``where``) that does not.
     """
-    first = input_convolution(network)
-    issues = _misfits(weights, fresh, first=first, where=where)
+    (first,) = tensors_that_follow(network, "num_inputs")
+    heads = tensors_that_follow(network, "num_outputs")
+    issues = _misfits(weights, fresh, first=first, heads=heads, where=where)
     if issues:
         raise AutosegError(*issues, headline=f"the weights of {where} do not fit this plan")
     result = {name: weights[name].clone() for name in fresh}
     result[first] = torch.stack([_filters(weights[first], name, before.inputs) for name in after.inputs], dim=1)
-    for name in filter(is_head, fresh):
+    for name in heads:
         result[name] = fresh[name].clone()
         for output in _known_outputs(before, after):
             result[name][after.outputs.index(output)] = weights[name][before.outputs.index(output)]
@@ -182,14 +180,16 @@ def _filters(weight: Tensor, name: str, inputs: Sequence[str]) -> Tensor:
     return weight[:, list(inputs).index(name)] if name in inputs else weight.mean(dim=1)
 
 
-def _misfits(weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, first: str, where: str) -> list[Issue]:
+def _misfits(
+    weights: Mapping[str, Tensor], fresh: Mapping[str, Tensor], *, first: str, heads: Sequence[str], where: str
+) -> list[Issue]:
     fix = "use the plan that comes with --pretrained, or another model"
     issues = []
     for name in [*fresh, *(name for name in weights if name not in fresh)]:
         sizes = [tuple(each[name].shape) if name in each else None for each in (weights, fresh)]
         if name == first:
             sizes = [size and (size[0], *size[2:]) for size in sizes]
-        elif is_head(name):
+        elif name in heads:
             sizes = [size and size[1:] for size in sizes]
         if sizes[0] != sizes[1]:
             message = f"{name} is {sizes[0]}, but the plan needs {sizes[1]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from batchgenerators.augmentations.utils import (
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
+
+from planners import AUGMENTATIONS
 
 OUTSIDE_LABEL = -1
 """Label of voxels outside the image, and outside its non-zero region."""
@@ -50,6 +53,8 @@ class Recipe:
     masked_channels: tuple[int, ...]
     """Channels normalised inside the non-zero mask: set to 0 outside it at the end."""
     augment: bool = True
+    further: tuple[Augmentation, ...] = ()
+    """Applied after the method's transforms, before mirroring."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +74,21 @@ class Parameters:
     inverted_gamma: PerChannel = ()
     gamma: PerChannel = ()
     mirror: tuple[int, ...] = ()
+    further: tuple[Any, ...] = ()
+    """What each of the recipe's further augmentations drew."""
+
+
+class Augmentation(Protocol):
+    """A transform that an installed package adds (entry points ``autoseg.augmentations``) and a schedule names."""
+
+    def draw(self, rng: np.random.Generator, recipe: Recipe) -> Any:
+        """Parameters of one sample, picklable; None: it stays as it is."""
+
+    def apply(self, drawn: Any, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The changed patch, (C, patch...) and (M, patch...), on the device of the given one, which it may change in place.
+
+        Labels are -1 outside the image.
+        """
 
 
 def make_recipe(
@@ -77,9 +97,12 @@ def make_recipe(
     num_channels: int,
     mirror_axes: Sequence[int],
     masked_channels: Sequence[int],
-    augment: bool,
+    augment: bool | Sequence[str],
 ) -> Recipe:
-    """Rotation range and dummy-2D by the shape of the patch (method section 6.1)."""
+    """Rotation range and dummy-2D by the shape of the patch (method section 6.1).
+
+    ``augment``: not at all, by the method's transforms, or by these and the installed augmentations of the given names.
+    """
     dummy_2d = len(patch) == 3 and max(patch) / patch[0] > ANISOTROPIC_PATCH
     elongated_2d = len(patch) == 2 and max(patch) / min(patch) > ELONGATED_PATCH
     in_plane = dummy_2d or len(patch) == 2
@@ -91,7 +114,8 @@ def make_recipe(
         dummy_2d=dummy_2d,
         mirror_axes=tuple(mirror_axes),
         masked_channels=tuple(masked_channels),
-        augment=augment,
+        augment=augment is not False,
+        further=() if isinstance(augment, bool) else tuple(AUGMENTATIONS.get(name) for name in augment),
     )
 
 
@@ -116,6 +140,7 @@ def draw_parameters(rng: np.random.Generator, recipe: Recipe) -> Parameters:
         inverted_gamma=_each(rng, recipe, lambda: two_sided(rng, 0.7, 1.5)) if _chance(rng, 0.1) else (),
         gamma=_each(rng, recipe, lambda: two_sided(rng, 0.7, 1.5)) if _chance(rng, 0.3) else (),
         mirror=_draw_mirror(rng, recipe),
+        further=tuple(each.draw(rng, recipe) for each in recipe.further),
     )
 
 
@@ -161,6 +186,9 @@ def augment(
     lower_resolution(image, parameters, keep_first_axis=recipe.dummy_2d)
     change_gamma(image, parameters.inverted_gamma, inverted=True)
     change_gamma(image, parameters.gamma, inverted=False)
+    for augmentation, drawn in zip(recipe.further, parameters.further or [None] * len(recipe.further), strict=True):
+        if drawn is not None:
+            image, labels = augmentation.apply(drawn, image, labels)
     if parameters.mirror:
         axes = [axis + 1 for axis in parameters.mirror]
         image, labels = image.flip(axes), labels.flip(axes)

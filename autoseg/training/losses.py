@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from planners import Labels, Loss
+from planners import LOSSES, Labels, Loss
 
 SMOOTH = 1e-5
 """Keeps the Dice of an absent class that is not predicted at 1 (method section 7.3)."""
@@ -40,18 +40,25 @@ def soft_dice(
 
 
 def make_loss(loss: Loss, labels: Labels) -> LossFunction:
-    """The loss of one resolution: logits (N, K, ...), label map (N, ...) int64 -> scalar.
+    """The installed loss that the plan names, computed in float32: logits (N, K, ...), label map (N, ...) int64 -> scalar.
 
-    Region term and voxel term have equal weight. Label maps hold internal values; the ignore value counts nowhere.
-    A batch without a single valid voxel gives 0 for the voxel term.
+    Label maps hold internal values; the ignore value counts nowhere.
     """
-    compute = _region_loss(loss, labels) if labels.has_regions else _label_loss(loss, labels)
+    compute: LossFunction = LOSSES.get(loss.name)(loss, labels)
 
     def in_float32(logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             return compute(logits.float(), target)
 
     return in_float32
+
+
+def compound_loss(loss: Loss, labels: Labels) -> LossFunction:
+    """The method's: region term and voxel term with equal weight.
+
+    A batch without a single valid voxel gives 0 for the voxel term.
+    """
+    return _region_loss(loss, labels) if labels.has_regions else _label_loss(loss, labels)
 
 
 def _label_loss(loss: Loss, labels: Labels) -> LossFunction:

@@ -21,9 +21,9 @@ def is_mean_over_samples(loss: Loss, labels: Labels) -> bool:
     """Whether the loss of a batch is the mean of its samples' losses, so that micro-batches can be taken one after the other.
 
     It is not where Dice sums run over the batch, where the mean goes over valid voxels only, whose number differs from
-    sample to sample, and where it goes over the worst voxels of the batch.
+    sample to sample, and where it goes over the worst voxels of the batch. Of other losses than the method's nothing is known.
     """
-    return not loss.batch_dice and labels.ignore is None and loss.voxel != "top_k"
+    return loss.name == "compound" and not loss.batch_dice and labels.ignore is None and loss.voxel != "top_k"
 
 
 def accumulate(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
 from planners.fingerprint import PositiveFloat, PositiveInt
+from planners.parts import AUGMENTATIONS, require_installed
 from planners.plan import Network
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -77,7 +79,8 @@ class Training(Document):
     deep_supervision: bool
     mirroring: bool
     """Mirror in training, and then in prediction too."""
-    augmentation: bool
+    augmentation: bool | tuple[Annotated[str, AfterValidator(partial(require_installed, AUGMENTATIONS))], ...]
+    """Whether samples are augmented by the method's transforms; names of installed augmentations: by those too, after them."""
     foreground_share: Fraction
     compiled: bool = False
     """Training steps run through `torch.compile`."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import Interface, input_convolution, is_head, transfer_weights
+from autoseg.networks.weights import Interface, tensors_that_follow, transfer_weights
 from planners import Network
 
 BEFORE = Interface(inputs=("CT", "PET"), outputs=("background", "head", "tail"))
@@ -45,7 +45,11 @@ FAMILIES = [(family, dimensions) for family in ("unet", "residual_unet", "vnet")
 def test_only_named_tensors_depend_on_inputs_and_outputs(family: str, dimensions: int) -> None:
     one, other = (build_network(topology(family, dimensions, inputs=n, outputs=n + 2)).state_dict() for n in (1, 3))
     differing = {name for name in one if one[name].shape != other[name].shape}
-    assert differing == {input_convolution(topology(family, dimensions)), *filter(is_head, one)}
+    network = topology(family, dimensions)
+    inputs, heads = (tensors_that_follow(network, field) for field in ("num_inputs", "num_outputs"))
+    assert differing == {*inputs, *heads}
+    assert len(inputs) == 1
+    assert {name.split(".")[0] for name in heads} == {"head" if family == "vnet" else "heads"}
 
 
 @pytest.mark.parametrize(("family", "dimensions"), FAMILIES)
@@ -70,13 +74,13 @@ def test_exchanged_channels_and_classes_give_exchanged_logits(family: str, dimen
 def test_new_channels_get_the_mean_and_new_classes_stay_fresh(family: str, dimensions: int) -> None:
     network = topology(family, dimensions)
     old, new, notes = transferred(network, Interface(inputs=("T1", "CT", "T2"), outputs=("background", "cyst", "tail")))
-    first = input_convolution(network)
+    (first,) = tensors_that_follow(network, "num_inputs")
     before, after = old.state_dict(), new.state_dict()
     assert torch.equal(after[first][:, 1], before[first][:, 0])
     for new_channel in (0, 2):
         torch.testing.assert_close(after[first][:, new_channel], before[first].mean(1))
     fresh = build_network(network.model_copy(update={"num_inputs": 3}), seed=5).state_dict()
-    for name in filter(is_head, after):
+    for name in tensors_that_follow(network, "num_outputs"):
         assert torch.equal(after[name][[0, 2]], before[name][[0, 2]])
         assert torch.equal(after[name][1], fresh[name][1])
     assert notes == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from autoseg.training.augmentation import (
     rotation_matrix,
     sampling_grid,
 )
+from autoseg.training.losses import make_loss
+from autoseg.training.micro_batches import is_mean_over_samples
+from planners import LabelClass, Labels, Loss
 
 DRAWS = 4000
 PATCH = (12, 14, 10)
@@ -310,3 +314,53 @@ def test_masked_channels_are_zero_outside_the_mask() -> None:
     got, _ = change(Parameters(brightness=(1.1, 1.1)), recipe(masked=(1,)), image, labels)
     assert (got[1, :3] == 0).all()
     assert (got[0, :3] != 0).any()
+
+
+PLUGIN = """
+import torch
+
+class Erase:
+    def draw(self, rng, recipe):
+        return float(rng.uniform(5, 6)) if rng.random() < 0.5 else None
+
+    def apply(self, drawn, image, labels):
+        return image.fill_(drawn), labels
+
+ERASE = Erase()
+
+def flipped(loss, labels):
+    return lambda logits, target: -logits.mean()
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch) -> None:
+    """An installed package that adds an augmentation and a loss."""
+    (tmp_path / "erasing.py").write_text(PLUGIN)
+    (tmp_path / "erasing-1.0.dist-info").mkdir()
+    (tmp_path / "erasing-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: erasing\nVersion: 1.0\n")
+    entries = "[autoseg.augmentations]\nerase = erasing:ERASE\n[autoseg.losses]\nflipped = erasing:flipped\n"
+    (tmp_path / "erasing-1.0.dist-info" / "entry_points.txt").write_text(entries)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+def test_an_installed_augmentation_follows_the_methods_and_changes_no_other_draw(plugin) -> None:
+    chosen = [
+        make_recipe(PATCH, num_channels=2, mirror_axes=(), masked_channels=(), augment=augment)
+        for augment in (True, ["erase"])
+    ]
+    plain, further = ([draw_parameters(np.random.default_rng(i), each) for i in range(50)] for each in chosen)
+    assert [replace(each, further=()) for each in further] == plain
+    erased = [each for each in further if each.further[0] is not None]
+    assert 10 < len(erased) < 40
+    image, labels = sample()
+    got, _ = change(replace(erased[0], mirror=()), chosen[1], image, labels)
+    assert (got == np.float32(erased[0].further[0])).all()
+
+
+def test_an_installed_loss_is_found_by_its_name(plugin) -> None:
+    loss = Loss(name="flipped", batch_dice=False)
+    labels = Labels(classes=(LabelClass(name="a", values=(1,)),))
+    logits = torch.ones(1, 2, 3, 3)
+    assert make_loss(loss, labels)(logits, torch.zeros(1, 3, 3, dtype=torch.int64)) == -1
+    assert not is_mean_over_samples(loss, labels)
