@@ -24,7 +24,7 @@ DEFAULT_TOLERANCE_MM = 1.0
 
 PERCENTILE = 95.0
 BOX_MARGIN = 1
-"""Voxels around a class that are looked at: an ignored neighbour decides whether a voxel is at the surface."""
+"""Voxels around a class that are compared, too: an ignored neighbour decides whether a voxel is at the surface."""
 ROUNDING = 1e-6
 """Relative slack of the tolerance, so that three steps of 0.1 mm lie within 0.3 mm."""
 

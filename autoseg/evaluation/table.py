@@ -259,7 +259,7 @@ def _hardly_found(summary: Summary) -> list[Issue]:
             code="scores.hardly_found",
             severity="warning",
             where=name,
-            message=f"is hardly found (Dice {mean:.3f}): its label maps are not usable as they are",
+            message=f"hardly found (mean Dice {mean:.3f}), so its label maps are not usable",
             fix="train for longer, or add cases with this class",
         )
         for name, mean in means
