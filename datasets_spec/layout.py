@@ -1,6 +1,6 @@
-"""One layout as a frozen value: where the files of cases lie, what they show, and how the layout is recognised.
+"""One layout as a frozen value: where the files of cases are, what they contain, and how the layout is recognised.
 
-Out of scope: looking into folders. A layout says what to look for; `autoseg.data.discovery` looks.
+Out of scope: searching folders, which `autoseg.data.discovery` does.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ FIELD = re.compile(r"\{(\w*)\}")
 ENDING = "ending"
 """The field that stands for the ending of any image format that can be read."""
 CLASS = "class"
-"""The field that stands for the class of a mask, where every class has a file of its own."""
+"""The field that stands for the class of a mask, if each class has its own file."""
 MEANINGS = ("case", "channel", "patient", CLASS)
-"""Fields that are understood: the case id, the channel, who must stay together in splits, the class of a mask."""
+"""Fields with a meaning: the case id, the channel, the group that stays together in splits, the class of a mask."""
 
 Patterns = tuple[str, ...]
 Values = int | Annotated[tuple[int, ...], Field(min_length=1)]
 
 
 class CaseFiles(Document):
-    """Where the files of cases lie: patterns of paths relative to the dataset's folder, with ``/`` between parts.
+    """Where the files of cases are: patterns of paths relative to the dataset's folder, with ``/`` between parts.
 
-    A pattern is literal text with fields in braces. ``{case}`` is the case id; ``{channel}`` tells the files of one case
-    apart; cases with the same ``{patient}`` stay together; ``{class}`` is the class of a mask; ``{ending}`` is the ending
+    A pattern is literal text with fields in braces. ``{case}`` is the case id; ``{channel}`` distinguishes the files
+    of one case; cases with the same ``{patient}`` stay together; ``{class}`` is the class of a mask; ``{ending}`` is the ending
     of any readable image. Other fields only match. A field never crosses a ``/``; the same field twice must match the
-    same text. A pattern that ends in ``/`` is a folder with one DICOM series. A file that a label pattern takes is no
-    image.
+    same text. A pattern that ends in ``/`` is a folder with one DICOM series. A file that matches
+    a label pattern is not an image.
     """
 
     images: Annotated[Patterns, Field(min_length=1)]
@@ -44,9 +44,9 @@ class DescriptionFile(Document):
     file: str
     """Path relative to the dataset's folder."""
     form: Literal["decathlon"] = "decathlon"
-    """``decathlon``: JSON with ``modality`` or ``channel_names``, ``labels``, and perhaps ``test``."""
+    """``decathlon``: JSON with ``modality`` or ``channel_names``, ``labels``, and optionally ``test``."""
     required: bool = True
-    """Whether people should be told that it is missing."""
+    """Whether it is an issue if it is missing."""
 
 
 class CaseList(Document):
@@ -56,7 +56,7 @@ class CaseList(Document):
     """Shell patterns of its name; the first that exists is read."""
     form: Literal["table", "json", "nnunet"]
     """``table``: CSV or TSV with a header line. ``json``: a list of objects, or objects with lists ``training`` and
-    ``test``. ``nnunet``: the field ``dataset`` of the reference's ``dataset.json``."""
+    ``test``. ``nnunet``: the field ``dataset`` of nnU-Net's ``dataset.json``."""
 
 
 class Known(Document):
@@ -71,13 +71,13 @@ class Known(Document):
     source: str
     """Who published it, and where to get it or read about it."""
     unverified: tuple[str, ...] = ()
-    """Facts of this file that were not read in a source: check them before relying on them."""
+    """Facts of this file that were not verified in a source: check them before relying on them."""
 
 
 class Layout(Document):
-    """One way to lay out a dataset, recognised by what is in the folder; or one dataset, where it says more.
+    """One way to lay out a dataset, recognised by the files in the folder; or one dataset, with its channels and labels.
 
-    A folder has this layout where at least one image of ``training``, or of the list, has a label map of the same case.
+    A folder has this layout if at least one image of ``training``, or of the list, has a label map of the same case.
     """
 
     schema_version: Literal[1] = 1
@@ -85,42 +85,41 @@ class Layout(Document):
     title: str
     """Words for the user, e.g. ``Decathlon layout``."""
     expects: str
-    """What is looked for, in words that end the sentence "looked for ..."."""
+    """What the folder must contain, in words that follow "looked for"."""
     preference: int = 0
-    """Of layouts that find equally many cases the one with the highest preference is taken."""
+    """Of layouts that find the same number of cases, the one with the highest preference is taken."""
     skip: tuple[str, ...] = (".*",)
-    """File and folder names that are passed over, as shell patterns."""
+    """Names of files and folders that are skipped, as shell patterns."""
     fields: dict[str, str] = Field(default_factory=dict)
-    """Regular expression of a field, where any text without ``/`` is too wide, e.g. ``channel = "[0-9]{4}"``."""
+    """Regular expression of a field, e.g. ``channel = "[0-9]{4}"``; the default is any text without ``/``."""
     case_id: str = "{case}"
-    """How the case id is made from fields, e.g. ``{patient}_frame{frame}``; without fields all files are one case."""
+    """The case id, made from fields, e.g. ``{patient}_frame{frame}``; without fields all files are one case."""
     training: CaseFiles | None = None
     test: CaseFiles | None = None
     listing: CaseList | None = None
-    """A list in place of ``training`` and ``test``."""
+    """A list instead of ``training`` and ``test``."""
     series: str | None = None
-    """Which DICOM series is meant where a case has several: its number, SeriesInstanceUID or folder, or a shell pattern of its
-    description, in any case of letters."""
+    """Which DICOM series to use if a case has several: its number, SeriesInstanceUID or folder, or a shell pattern of its
+    description, ignoring case."""
     without_label: Literal["error", "test"] = "error"
-    """What an image without a label map is: a fault, or a case to predict."""
+    """What an image without a label map is: an error, or a case to predict."""
     description: DescriptionFile | None = None
 
     channels: tuple[str, ...] | dict[str, str] | None = None
-    """Names of the channels, in order. Where ``{channel}`` finds texts, these are the names, or the keys of a table from
-    text to name."""
+    """Names of the channels, in order. With ``{channel}``, its texts in order, or a table from text to name."""
     labels: dict[str, Values] | None = None
     """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given; ``ignore`` marks
-    voxels that nobody annotated. With ``{class}``: name of the class -> any number, which gives the order."""
+    voxels that were not annotated. With ``{class}``: name of the class -> any number, which gives the order."""
     region_order: tuple[int, ...] | None = None
-    """The value that each region writes, in the order in which they are written (later ones win)."""
+    """The value of each region, in the order in which they are written (later ones win)."""
     threshold: int | None = None
-    """Label files hold greys: from this value on a voxel belongs to the structure."""
+    """Label files hold grey values: from this one on a voxel belongs to the structure."""
     overlap: Literal["regions", "later"] = "regions"
-    """Where masks of classes overlap: both are learnt as regions, or the later class wins."""
+    """Where masks of classes overlap: both are trained as regions, or the later class wins."""
     groups: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     """Cases that must stay together in splits, by patient."""
     patient: str | None = None
-    """Regular expression: what it finds in a case id is the patient."""
+    """Regular expression whose match in a case id is the patient."""
     known: Known | None = None
 
     @model_validator(mode="after")
@@ -156,6 +155,6 @@ def _check_expression(place: str, expression: str) -> None:
     try:
         groups = re.compile(expression).groups
     except re.error as error:
-        raise ValueError(f"{place}: {expression!r} is no regular expression ({error})") from error
+        raise ValueError(f"{place}: {expression!r} is not a regular expression ({error})") from error
     if groups:
         raise ValueError(f"{place}: {expression!r} must not have groups of its own; write (?:...)")

@@ -1,4 +1,4 @@
-"""Reads layouts from TOML: those that come with the package, those of public datasets, and people's own."""
+"""Reads layouts from TOML: those of the package, those of public datasets, and spec files of users."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ from datasets_spec.layout import Layout
 from planners import DocumentError, read_document
 
 EXTENDS = "extends"
-"""Key of a layout file: the name of a layout whose entries it takes over, its own ones written over them."""
+"""Key of a layout file: the name of a layout whose entries are its defaults."""
 
 
 def read_layout(text: str, *, where: str) -> Layout:
     """The layout that ``text`` (TOML) holds; ``where`` names its source in messages.
 
-    ``extends = "name"`` takes over the entries of a layout that comes with the package; tables such as ``fields`` are
-    merged entry by entry, ``training``, ``test``, ``labels`` and lists are replaced. Raises `DocumentError` with every
-    problem and its place.
+    ``extends = "name"`` inherits the entries of a layout of the package; ``fields`` are merged entry by entry, everything
+    else is replaced. Raises `DocumentError` with all problems and their places.
     """
     content = _with_base(_parse(text, where), where)
     return read_document(Layout, json.dumps(content, default=str), where=where)
 
 
 def read_spec(path: Path) -> Layout:
-    """The layout in a person's own file.
+    """The layout in a spec file, where ``name``, ``title`` and ``expects`` are optional.
 
-    ``name``, ``title`` and ``expects`` may be left out there. Raises `DocumentError` with every problem, and `OSError`
-    where the file cannot be read.
+    Raises `DocumentError` with all problems, and `OSError` if the file cannot be read.
     """
     where = str(path)
     try:
         content = _parse(path.read_text("utf-8-sig"), where)
     except UnicodeDecodeError as error:
-        raise DocumentError(where, (f"no UTF-8 text (byte {error.start})",)) from error
-    own = {"name": path.stem, "title": f"as {path.name} says", "expects": f"files as {path.name} names them"}
+        raise DocumentError(where, (f"not UTF-8 text (byte {error.start})",)) from error
+    own = {"name": path.stem, "title": f"spec file {path.name}", "expects": f"files as described in {path.name}"}
     merged = _with_base(content, where)
     return read_document(
         Layout, json.dumps(merged | {k: content.get(k, v) for k, v in own.items()}, default=str), where=where
@@ -45,12 +43,12 @@ def read_spec(path: Path) -> Layout:
 
 
 def load_layouts() -> tuple[Layout, ...]:
-    """The layouts that come with the package, sorted by name."""
+    """The layouts of the package, sorted by name."""
     return _load("layouts")
 
 
 def load_known() -> tuple[Layout, ...]:
-    """The public datasets that are known, sorted by name; ``known`` is set in each."""
+    """The known public datasets, sorted by name; each has ``known``."""
     return _load("known")
 
 
@@ -74,7 +72,7 @@ def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:
     file = resources.files(__package__) / "layouts" / f"{base_name}.toml"
     if not isinstance(base_name, str) or not base_name.isidentifier() or not file.is_file():
         names = ", ".join(layout.name for layout in load_layouts())
-        raise DocumentError(where, (f"{EXTENDS}: there is no layout {base_name!r}; there are {names}",))
+        raise DocumentError(where, (f"{EXTENDS}: layout {base_name!r} does not exist (available: {names})",))
     base = _parse(file.read_text("utf-8"), file.name)
     merged = base | content
     if "fields" in base and "fields" in content:

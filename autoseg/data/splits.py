@@ -202,17 +202,17 @@ def _read_folds(path: Path) -> list[dict[str, list[str]]]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         message = f"could not be read ({error.strerror or error})"
-        raise _invalid("splits.unreadable", path, message, "give an existing file with --splits") from error
+        raise _invalid(path, message, "give an existing file with --splits", code="splits.unreadable") from error
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
-        raise _invalid("splits.unreadable", path, f"not valid JSON ({error})", wanted) from error
+        raise _invalid(path, f"not valid JSON ({error})", wanted, code="splits.unreadable") from error
     folds = content.get("folds") if isinstance(content, dict) else content
     if not isinstance(folds, list) or not folds:
-        raise _invalid("splits.no_folds", path, "contains no folds", wanted)
+        raise _invalid(path, "contains no folds", wanted, code="splits.no_folds")
     _refuse(path, [issue for k, fold in enumerate(folds) for issue in _shape_issues(f"{path}, fold {k}", fold)])
     return folds
 
 
-def _invalid(code: str, path: Path, message: str, fix: str) -> AutosegError:
+def _invalid(path: Path, message: str, fix: str, *, code: str) -> AutosegError:
     return AutosegError(Issue(code=code, where=str(path), message=message, fix=fix))
 
 
@@ -319,7 +319,7 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = "give a CSV file in UTF-8 with --groups"
-        raise _invalid("groups.unreadable", path, f"could not be read ({error})", fix) from error
+        raise _invalid(path, f"could not be read ({error})", fix, code="groups.unreadable") from error
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     header = numbered[0][1] if numbered else ""
     rows = _parse_lines(path, numbered, max(",;\t", key=header.count))
@@ -328,11 +328,11 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
         if columns.count(name) != 1:
             message = f"{count_noun(columns.count(name), 'column')} {name} in the first line {header!r:.200}"
             raise _invalid(
-                "groups.columns", path, message, "name the columns case and group once each in the first line"
+                path, message, "name the columns case and group once each in the first line", code="groups.columns"
             )
     named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
     if not named:
-        raise _invalid("groups.empty", path, "lists no case", "write one line for each case, or omit --groups")
+        raise _invalid(path, "lists no case", "write one line for each case, or omit --groups", code="groups.empty")
     return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
 
 

@@ -46,7 +46,7 @@ def test_layout_without_test_images_or_description_is_complete():
         (('title = "Suffix layout"', ""), "title"),
         (('expects = "', 'expect = "'), "expect"),
         (("{case}_seg", "seg"), "no field {case}"),
-        (("[0-9]{4}", "[0-9"), "no regular expression"),
+        (("[0-9]{4}", "[0-9"), "not a regular expression"),
         (("[0-9]{4}", "([0-9])"), "groups of its own"),
         (('labels = ["{case}_seg{ending}"]', ""), "labels"),
         (("schema_version = 1", "schema_version = 2"), "schema_version"),

@@ -1,4 +1,4 @@
-"""Every labelled folder of the real data is found by pointing at it, or with a spec file where nobody could guess."""
+"""Every labelled folder of the real data is recognised, or found with a spec file where it is ambiguous."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 SENTENCES = {
     "Task04_Hippocampus": "60 labelled cases, 1 channel (MRI), labels Anterior and Posterior: "
     "Medical Segmentation Decathlon, Task04 Hippocampus",
-    "ms_flair_thick": "6 labelled cases of 3 patients, 1 channel (FLAIR), label brain: as ms_flair_thick.toml says",
+    "ms_flair_thick": "6 labelled cases of 3 patients, 1 channel (FLAIR), label brain: spec file ms_flair_thick.toml",
     "ms_multichannel_thick": "4 labelled cases of 3 patients, 3 channels (FLAIR, T1W, T2W), regions whole_brain and "
-    "lesion_change, an ignore label: as ms_multichannel_thick.toml says",
+    "lesion_change, an ignore label: spec file ms_multichannel_thick.toml",
     "ms_lesion_4ch": "2 labelled cases, 4 channels (FLAIR, T1, T1POST, T2), label lesion: Decathlon layout",
     "ct_torso_partial": "4 labelled cases, 1 channel (CT), labels spleen, kidney_right, kidney_left, liver and aorta, "
     "an ignore label: Decathlon layout",
@@ -25,18 +25,18 @@ SENTENCES = {
     "nuclei_grey2d": "40 labelled cases, 1 channel (fluorescence), label nucleus: nnU-Net raw layout",
     "nuclei_rgb2d": "28 labelled cases, 3 channels (R, G, B), label nucleus: nnU-Net raw layout",
     "bids_ivadomed/mri": "3 labelled cases of 1 patient, 6 test cases, 1 channel (channel_0), label seg-manual: "
-    "as bids_mri.toml says",
+    "spec file bids_mri.toml",
     "bids_ivadomed/microscopy_png": "5 labelled cases of 2 patients, 1 channel (SEM), labels seg-axon-manual and "
-    "seg-myelin-manual: as microscopy_png.toml says",
+    "seg-myelin-manual: spec file microscopy_png.toml",
     "bids_ivadomed/ct_scan": "1 labelled case, 1 channel (CT), label seg-manual: BIDS with derivatives",
-    "spinalcord_sct": "6 labelled cases, 1 channel (channel_0), label cord: as spinalcord_sct.toml says",
+    "spinalcord_sct": "6 labelled cases, 1 channel (channel_0), label cord: spec file spinalcord_sct.toml",
     "nrrd_pyradiomics": "4 labelled cases, 1 channel (channel_0), labels label_1, label_7, label_8 and label_9: "
     "images and labels in one folder",
     "dicom_seg_ct3slice": "1 labelled case, 1 channel (CT), regions DARK_BLUE, GREEN, LIGHT_BLUE, ORANGE and PURPLE: "
-    "as dicom_seg_ct3slice.toml says",
+    "spec file dicom_seg_ct3slice.toml",
     "dicom_series": "1 labelled case, 3 test cases, 1 channel (CT), 31 labels (label_1, label_5, label_6, label_7, label_8, "
-    "label_20 and 25 more): one folder for each case with a DICOM series and a label map",
-    "dirty_ms/wrong_brain_mask": "1 labelled case, 1 channel (flair), label brain: as wrong_brain_mask.toml says",
+    "label_20 and 25 more): one folder per case with a DICOM series and a label map",
+    "dirty_ms/wrong_brain_mask": "1 labelled case, 1 channel (flair), label brain: spec file wrong_brain_mask.toml",
     "dirty_ms/channels_on_different_grids": "1 labelled case, 2 channels (channel_0, channel_1), label label_1: "
     "numbered channels and labels in one folder",
 }

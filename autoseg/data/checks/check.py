@@ -19,7 +19,7 @@ from autoseg.data.checks.plausibility import (
     unusual_signs,
     wrong_units,
 )
-from autoseg.data.checks.voxels import EMPTY, VoxelReport, check_voxels, is_read_whole, item_state
+from autoseg.data.checks.voxels import VoxelReport, check_voxels, is_read_whole, item_state
 from autoseg.data.dataset import DatasetDescription, LabelCoding
 from autoseg.data.discovery.unlabelled import NamedImage
 from autoseg.data.grids import canonical_grid
@@ -184,18 +184,18 @@ def _label_issues(facts: Sequence[LabelFacts], misfits: Sequence[Misfit], datase
 
 def _summarise_empty(issues: Sequence[Issue], dataset: DatasetDescription) -> list[Issue]:
     """The issues, with one note in place of those about empty label maps if these are common: then they are intended."""
-    empty = [issue for issue in issues if issue.code == EMPTY]
+    empty = [issue for issue in issues if issue.code == "labels.empty"]
     if len(empty) <= max(MANY_EMPTY, COMMON_EMPTY * len(dataset.training)):
         return list(issues)
     cases = shorten([issue.case or "" for issue in empty])
     note = Issue(
-        code=EMPTY,
+        code="labels.empty",
         severity="note",
         where=dataset.root,
         message=f"{len(empty)} of {count_noun(len(dataset.training), 'label map')} are empty: {cases}",
         fix="make sure that nothing is to be labelled in these cases",
     )
-    return [*(issue for issue in issues if issue.code != EMPTY), note]
+    return [*(issue for issue in issues if issue.code != "labels.empty"), note]
 
 
 def _label_facts(

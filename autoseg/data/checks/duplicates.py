@@ -38,7 +38,7 @@ def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
         if frozenset((first.case_id, second.case_id)) not in reported:
             message = f"nearly the same image as case {first.case_id}{_across(first, second)}"
             fix = "keep one of the two, or keep them in one fold by naming their patient"
-            issues.append(_issue("case.near_duplicate", second, message, fix))
+            issues.append(_issue(second, message, fix, code="case.near_duplicate"))
     return [*issues, *_repeated_channels(cases)]
 
 
@@ -66,20 +66,20 @@ def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
     if first.is_training != second.is_training:
         message = f"the test image is the training image of case {first.case_id}"
         fix = "remove one of the two: a score on a training image does not tell about new ones"
-        return _issue("case.test_in_training", second, message, fix)
+        return _issue(second, message, fix, code="case.test_in_training")
     if first.is_training and first.label_digest != second.label_digest:
         message = f"the same image as case {first.case_id}, but with another label map"
         fix = "find out which label map is correct, and remove the other case"
-        return _issue("case.contradictory_labels", second, message, fix, severity="error")
+        return _issue(second, message, fix, severity="error", code="case.contradictory_labels")
     message = f"the same image as case {first.case_id}{_across(first, second)}"
     fix = "remove one of the two: in different folds it inflates the cross-validation score"
-    return _issue("case.duplicate", second, message, fix)
+    return _issue(second, message, fix, code="case.duplicate")
 
 
 def _same_label(first: CaseMeasures, second: CaseMeasures) -> Issue:
     message = f"the same label map as case {first.case_id}, but another image{_across(first, second)}"
     fix = "find out which image it belongs to, and give the other its own label map"
-    return _issue("labels.duplicate", second, message, fix, where=second.label_path or "")
+    return _issue(second, message, fix, where=second.label_path or "", code="labels.duplicate")
 
 
 def _across(first: CaseMeasures, second: CaseMeasures) -> str:
@@ -126,12 +126,12 @@ def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
                 f"channels {a} and {b} are the same image",
                 "give each channel its own file, or remove the case",
             )
-            issues += [_issue("image.repeated_channel", case, message, fix, severity="error") for case in same]
+            issues += [_issue(case, message, fix, severity="error", code="image.repeated_channel") for case in same]
     return issues
 
 
 def _issue(
-    code: str, case: CaseMeasures, message: str, fix: str, *, severity: Severity = "warning", where: str | None = None
+    case: CaseMeasures, message: str, fix: str, *, code: str, severity: Severity = "warning", where: str | None = None
 ) -> Issue:
     path = case.image_path if where is None else where
     return Issue(code=code, severity=severity, case=case.case_id, where=path, message=message, fix=fix)

@@ -27,7 +27,7 @@ class CheckItem:
     """The case, if the files are those of a whole one."""
     is_training: bool = False
 
-    def issue(self, code: str, where: str, message: str, fix: str, *, severity: Severity = "error") -> Issue:
+    def issue(self, where: str, message: str, fix: str, *, code: str, severity: Severity = "error") -> Issue:
         """An issue about the file or folder ``where`` of this item."""
         return Issue(code=code, severity=severity, case=self.case_id, where=where, message=message, fix=fix)
 
@@ -100,7 +100,7 @@ def _channel_count(item: CheckItem, headers: Sequence[ImageHeader], channels: Se
         return []
     message = f"{count_noun(found, 'channel')}, but the dataset has {len(channels)} ({', '.join(channels)})"
     fix = "add the missing files, correct the channels in the dataset's description, or remove the case"
-    return [item.issue("image.channel_count", item.images[0], message, fix)]
+    return [item.issue(item.images[0], message, fix, code="image.channel_count")]
 
 
 def _channel_grids(item: CheckItem, headers: Sequence[ImageHeader]) -> list[Issue]:
@@ -110,7 +110,7 @@ def _channel_grids(item: CheckItem, headers: Sequence[ImageHeader]) -> list[Issu
         if differences:
             message = f"not on the grid of channel {Path(item.images[0]).name}: {'; '.join(differences)}"
             fix = "resample the channels to one grid, or remove the case"
-            issues.append(item.issue("image.channel_grid", path, message, fix))
+            issues.append(item.issue(path, message, fix, code="image.channel_grid"))
     return issues
 
 
@@ -121,4 +121,4 @@ def _label_grid(item: CheckItem, where: str, label: ImageHeader, image: ImageHea
     if not differences:
         return []
     message = f"the label map is not on the grid of its image: {'; '.join(differences)}"
-    return [item.issue("labels.grid", where, message, "resample the label map to the image, or remove the case")]
+    return [item.issue(where, message, "resample the label map to the image, or remove the case", code="labels.grid")]

@@ -56,11 +56,11 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
             continue
         issues.append(
             _warning(
-                "image.scale",
                 case,
                 f"channel {channel} ({name}) spans {math.exp(own):.3g} between its 1st and 99th percentile, the {len(others)} others "
                 f"{math.exp(others.min()):.3g} to {math.exp(others.max()):.3g}",
                 "make sure that its intensities have the unit of the others",
+                code="image.scale",
             )
         )
     return issues
@@ -73,11 +73,11 @@ def _not_hounsfield(cases: Sequence[CaseMeasures], channel: int) -> list[Issue]:
         return []
     return [
         _warning(
-            "image.not_hounsfield",
             case,
             f"no value of this CT is below {case.minima[channel]:g}, but {len(with_air)} of {len(cases)} images have air "
             f"below {HOUNSFIELD_AIR:g}: not Hounsfield units",
             "apply the rescale slope and intercept (often -1024) of its source",
+            code="image.not_hounsfield",
         )
         for case in cases
         if case.minima[channel] >= 0
@@ -100,7 +100,7 @@ def _swapped_channels(cases: Sequence[CaseMeasures], channels: Sequence[str]) ->
             found = f"the channels seem to be in another order than in the {len(cases) - 1} others: " + ", ".join(
                 f"{channels[found]} looks like {channels[place]}" for place, found in enumerate(order) if place != found
             )
-        issues.append(_warning("image.channel_order", case, found, "reorder the channels, or remove the case"))
+        issues.append(_warning(case, found, "reorder the channels, or remove the case", code="image.channel_order"))
     return issues
 
 
@@ -162,5 +162,5 @@ def _orders(count: int) -> list[tuple[int, ...]]:
     return orders
 
 
-def _warning(code: str, case: CaseMeasures, message: str, fix: str) -> Issue:
+def _warning(case: CaseMeasures, message: str, fix: str, *, code: str) -> Issue:
     return Issue(code=code, severity="warning", case=case.case_id, where=case.image_path, message=message, fix=fix)

@@ -98,8 +98,6 @@ def _quantiles(channel: NDArray[np.float32]) -> NDArray[np.float64]:
 
 MANY_VALUES = 20
 """So many undeclared values are grey values of an image or an interpolated mask."""
-EMPTY = "labels.empty"
-"""Code of the issue about an empty label map."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +176,7 @@ def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[
             f"all voxels of channel {channel} are {low:g}",
             "look at the image; remove the case if it is empty",
         )
-        return [item.issue("image.constant", path, message, fix, severity="warning")]
+        return [item.issue(path, message, fix, severity="warning", code="image.constant")]
     bad = ~np.isfinite(voxels)
     first = tuple(int(index) for index in np.argwhere(bad)[0])
     num_nan = int(np.isnan(voxels).sum())
@@ -186,7 +184,7 @@ def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[
     kinds = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     message = f"{kinds} voxels in channel {channel}, the first at (z, y, x) = {first}"
     fix = "replace these values, for example by that of air, or remove the case"
-    return [item.issue("image.nan" if num_nan else "image.infinite", path, message, fix)]
+    return [item.issue(path, message, fix, code="image.nan" if num_nan else "image.infinite")]
 
 
 def _label_issues(item: CheckItem, counts: Mapping[int, int], file_values: Sequence[int]) -> list[Issue]:
@@ -195,10 +193,10 @@ def _label_issues(item: CheckItem, counts: Mapping[int, int], file_values: Seque
     if len(undeclared) >= MANY_VALUES:
         message = f"{len(counts)} values from {min(counts)} to {max(counts)}: grey values, not labels"
         fix = "give the label map, not an image or an interpolated mask"
-        return [item.issue("labels.grey_values", where, message, fix)]
+        return [item.issue(where, message, fix, code="labels.grey_values")]
     if undeclared:
         return [undeclared_values(undeclared, file_values, where=where, case=item.case_id)]
     if set(counts) <= {file_values[0]}:
         fix = "make sure that nothing is to be labelled in this case"
-        return [item.issue(EMPTY, where, "the label map is empty", fix, severity="warning")]
+        return [item.issue(where, "the label map is empty", fix, severity="warning", code="labels.empty")]
     return []

@@ -244,10 +244,10 @@ def _unpaired_files(root: Path, match: Match) -> list[Issue]:
         images, labels = match.images.get(case_id, []), match.labels.get(case_id, [])
         if not labels:
             message, fix = "the image has no label map", "add a label map of the same name, or remove the image"
-            issues.append(_error("case.unpaired_image", root, case_id, images[0], message, fix))
+            issues.append(_error(root, case_id, images[0], message, fix, code="case.unpaired_image"))
         elif not images:
             message, fix = "the label map has no image", "add an image of the same name, or remove the label map"
-            issues.append(_error("case.unpaired_label", root, case_id, labels[0], message, fix))
+            issues.append(_error(root, case_id, labels[0], message, fix, code="case.unpaired_label"))
         issues += _duplicates(root, case_id, images, "channel") + _duplicates(root, case_id, labels, CLASS)
     for case_id, files in sorted(match.test.items()):
         issues += _duplicates(root, case_id, files, "channel")
@@ -263,9 +263,9 @@ def _duplicates(root: Path, case_id: str, files: Sequence[FoundFile], field: str
         if kept is not file:
             message = f"{kept.path} is for the same case and {field}"
             fix = "keep one of the two, or choose one in a spec file (--spec)"
-            issues.append(_error("case.duplicate_file", root, case_id, file, message, fix))
+            issues.append(_error(root, case_id, file, message, fix, code="case.duplicate_file"))
     return issues
 
 
-def _error(code: str, root: Path, case_id: str, file: FoundFile, message: str, fix: str) -> Issue:
+def _error(root: Path, case_id: str, file: FoundFile, message: str, fix: str, *, code: str) -> Issue:
     return Issue(code=code, case=case_id, where=str(root / file.path), message=message, fix=fix)

@@ -292,15 +292,15 @@ def read_declaration(root: Path, layout: Layout) -> tuple[Declaration, list[Issu
     if not path.is_file():
         found = f"{description.file} does not exist: channels are numbered, classes named by their values"
         missing = description.required and (layout.labels is None or layout.channels is None)
-        return Declaration(), [_unnamed("description.missing", path, found)] if missing else []
+        return Declaration(), [_unnamed(path, found, code="description.missing")] if missing else []
     declaration = read_decathlon(path)
     issues = []
     if declaration.channels is None and layout.channels is None:
         found = "declares neither modality nor channel_names: channels are numbered"
-        issues.append(_unnamed("description.channels_missing", path, found))
+        issues.append(_unnamed(path, found, code="description.channels_missing"))
     if declaration.label_values is None and layout.labels is None:
         found = "declares no labels: classes are named by their values"
-        issues.append(_unnamed("description.labels_missing", path, found))
+        issues.append(_unnamed(path, found, code="description.labels_missing"))
     return declaration, issues
 
 
@@ -313,7 +313,7 @@ def with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
     )
 
 
-def _unnamed(code: str, path: Path, message: str) -> Issue:
+def _unnamed(path: Path, message: str, *, code: str) -> Issue:
     return Issue(
         code=code,
         severity="warning",

@@ -84,11 +84,12 @@ def discover_dataset(
     declared, declaration_issues = read_declaration(root, match.layout)
     declaration = with_defaults(declared, match.layout)
     channels, dropped = channel_texts(match)
-    reading = LabelReading(cache=cache, num_workers=num_workers, reporter=reporter or SilentReporter())
-    training, found = _training_cases(root, match, declaration, channels, reading=reading)
     test, test_issues = find_test_cases(root, match, declaration, channels)
     known = {*whole.images, *whole.labels, *whole.test, *(case.case_id for case in test)}
+    test_issues += _excluded(root, exclude, known)
     test = tuple(case for case in test if case.case_id not in exclude)
+    reading = LabelReading(cache=cache, num_workers=num_workers, reporter=reporter or SilentReporter())
+    training, found = _training_cases(root, match, declaration, channels, reading=reading)
     issues = (
         *declaration_issues,
         *series_issues,
@@ -96,7 +97,6 @@ def discover_dataset(
         *layout_issues(root, whole, rival_matches(matches, whole), declaration),
         *file_issues(root, match, dropped),
         *test_issues,
-        *_excluded(root, exclude, known),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
     issues += tuple(compare_with_known(description, match.layout))

@@ -67,20 +67,22 @@ def read_layout(path: Path) -> Layout:
 
 def _existing_folder(folder: Path) -> Path:
     if not folder.exists():
-        raise AutosegError(_no_dataset("dataset.missing", folder, "does not exist"))
+        raise AutosegError(_no_dataset(folder, "does not exist", code="dataset.missing"))
     if not folder.is_dir():
-        raise AutosegError(_no_dataset("dataset.not_a_folder", folder, "is a file, not a folder or a list of cases"))
+        raise AutosegError(
+            _no_dataset(folder, "is a file, not a folder or a list of cases", code="dataset.not_a_folder")
+        )
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
         raise AutosegError(_unlisted(folder, error)) from error
     if empty:
-        raise AutosegError(_no_dataset("dataset.empty_folder", folder, "is empty"))
+        raise AutosegError(_no_dataset(folder, "is empty", code="dataset.empty_folder"))
     require_text([folder.resolve()])
     return folder.resolve()
 
 
-def _no_dataset(code: str, folder: Path, message: str) -> Issue:
+def _no_dataset(folder: Path, message: str, *, code: str) -> Issue:
     fix = "give the folder of the dataset, or a list of cases as CSV or JSON"
     return Issue(code=code, where=str(folder), message=message, fix=fix)
 

@@ -47,7 +47,7 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
     )
     return AutosegError(
         Issue(
-            code=UNLABELLED if unlabelled else "dataset.unrecognised",
+            code="dataset.unlabelled" if unlabelled else "dataset.unrecognised",
             where=str(root),
             message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}",
             fix=fix,

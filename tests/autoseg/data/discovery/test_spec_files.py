@@ -70,10 +70,10 @@ def test_guide_has_an_example_for_each_section():
     ("text", "said"),
     [
         ("[training]\nimages = 3\nlabels = ['{case}']", "training.images"),
-        ("extends = 'nothing'", "there is no layout 'nothing'; there are bids"),
+        ("extends = 'nothing'", "layout 'nothing' does not exist (available: bids"),
         ("[training]\nimages = ['a{ending}']\nlabels = ['b{ending}']", "has no field {case}"),
         ("case_id = 'x'", "either training or listing"),
-        ("[training]\nimages = ['{case}']\nlabels = ['{case}']\n[fields]\ncase = '['", "no regular expression"),
+        ("[training]\nimages = ['{case}']\nlabels = ['{case}']\n[fields]\ncase = '['", "not a regular expression"),
         ("a = = 1", "line 1"),
         (f"a = {'[' * 100_000}", "recursion"),
     ],
