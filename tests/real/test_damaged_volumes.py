@@ -85,7 +85,7 @@ DAMAGES: tuple[tuple[str, str, Callable[[Path], None], str], ...] = (
     ("elsewhere", "labels", edit(shift=(4, 0, 0)), "labels.grid"),
     ("turned by 11 degrees", "labels", edit(turn=tilt), "labels.grid"),
     ("other voxel size", "labels", edit(turn=np.diag([1.2, 1, 1])), "labels.grid"),
-    ("fractions", "labels", edit(lambda array: array * np.float32(0.7)), "labels."),
+    ("fractions", "labels", edit(lambda array: array * np.float32(0.7)), "reader.fractional_labels"),
     (
         "a value that is no class",
         "labels",
@@ -218,19 +218,19 @@ SERIES = "dicom_series/mr_prostatex_t2_tra"
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "code"),
     [
-        (lambda files: files[7].unlink(), "3 mm apart but 6 mm between"),
+        (lambda files: files[7].unlink(), "dicom.uneven_slices"),
         (
             lambda files: shutil.copyfile(files[3], files[3].with_name("again.dcm")),
-            "several slices lie at one position",
+            "dicom.slices_coincide",
         ),
-        (lambda files: files[5].write_bytes(files[5].read_bytes()[:3000]), "could not be read"),
-        (lambda files: change(files, shear), "gantry tilt of 14.0 degrees"),
-        (lambda files: change(files[4:5], lambda tags, k: setattr(tags, "Rows", 100)), "Rows is"),
+        (lambda files: files[5].write_bytes(files[5].read_bytes()[:3000]), "reader."),
+        (lambda files: change(files, shear), "dicom.gantry_tilt"),
+        (lambda files: change(files[4:5], lambda tags, k: setattr(tags, "Rows", 100)), "dicom.slices_differ"),
     ],
 )
-def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, words):
+def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, code):
     series = tmp_path / "p1" / "scan"
     series.mkdir(parents=True)
     for file in sorted((real_data / SERIES).iterdir()):
@@ -239,7 +239,8 @@ def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, words)
     write_label_map(tmp_path / "p1" / "seg.nii.gz", np.resize([0, 0, 1], geometry.shape), geometry)
     assert alarms(tmp_path) == {}
     damage(sorted(series.iterdir()))
-    assert any(words in text for _, text in alarms(tmp_path)["p1"])
+    found = alarms(tmp_path)["p1"]
+    assert any(found_code.startswith(code) for found_code, _ in found), found
 
 
 def change(files: list[Path], edit_tags: Callable[[pydicom.Dataset, int], None]) -> None:

@@ -273,6 +273,14 @@ def test_spacing_in_metres_is_an_error(folder):
     assert ("error", "case.spacing_unit", "c05") in seen(check(folder))
 
 
+@pytest.mark.parametrize(("number", "code"), [(19, "labels.undeclared_value"), (20, "labels.grey_values")])
+def test_many_undeclared_values_are_grey_values(folder, number, code):
+    array = labels(5)
+    array.reshape(-1)[:number] = np.arange(50, 50 + number)
+    write_label_map(folder / "labelsTr" / "c05.nii.gz", array, GRID)
+    assert ("error", code, "c05") in seen(check(folder))
+
+
 def test_greys_in_place_of_labels_are_called_so(folder):
     write_label_map(folder / "labelsTr" / "c05.nii.gz", np.arange(480, dtype=np.uint8).reshape(GRID.shape) % 200, GRID)
     assert ("error", "labels.grey_values", "c05") in seen(check(folder))

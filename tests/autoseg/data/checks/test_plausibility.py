@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.checks.plausibility import LabelFacts, rare_classes, unusual_issue, unusual_signs
+from autoseg.data.checks.plausibility import (
+    LabelFacts,
+    oddness,
+    rare_classes,
+    stray_values,
+    unusual_issue,
+    unusual_signs,
+    wrong_units,
+)
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.imaging.image import Geometry
 from planners import LabelClass, Labels
@@ -117,3 +125,64 @@ def test_rare_classes_are_told_by_the_cases_that_have_them(tails, severity):
 
 def test_without_readable_label_maps_nothing_is_said():
     assert rare_classes([], DATASET) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "is_unusual"),
+    [
+        ({"spacing_mm": (5.9, 1.0, 1.0), "head": 170, "tail": 102}, False),  # a ratio of 3
+        ({"spacing_mm": (6.1, 1.0, 1.0), "head": 164, "tail": 98}, True),
+        ({"shape": (20, 30, 390)}, False),  # of 10
+        ({"shape": (20, 30, 410)}, True),
+        ({"head": 690}, False),  # volumes: of 1.4 upwards, of 10 downwards
+        ({"head": 710}, True),
+        ({"head": 51}, False),
+        ({"head": 49}, True),
+    ],
+)
+def test_ratios_to_equal_others_decide(change, is_unusual):
+    signs = unusual_signs([*usual(12), fact("odd", **change)], DATASET)[-1]
+    assert bool(signs) == is_unusual
+
+
+@pytest.mark.parametrize(("others", "having", "expected"), [(9, 9, 0), (10, 10, 1), (20, 19, 1), (20, 18, 0)])
+def test_a_class_that_nearly_all_of_enough_others_have_is_expected(others, having, expected):
+    facts = [fact(f"c{index}", tail=300 if index < having else 0) for index in range(others)]
+    signs = unusual_signs([*facts, fact("odd", tail=0)], DATASET)[-1]
+    assert sum("no voxel of tail" in sign for sign in signs) == expected
+
+
+@pytest.mark.parametrize(("number", "severity"), [(2, "warning"), (3, "error")])
+def test_three_signs_are_an_error(number, severity):
+    assert unusual_issue(fact("odd"), ["sign"] * number, num_others=5).severity == severity
+
+
+@pytest.mark.parametrize(
+    ("others", "factor", "expected"), [(2, 7.9, []), (2, 8.1, ["odd"]), (2, 1 / 8.1, ["odd"]), (1, 1000, [])]
+)
+def test_spacings_in_another_unit_are_an_error(others, factor, expected):
+    spacing = tuple(factor * mm for mm in (2.0, 1.0, 1.0))
+    issues = wrong_units([*usual(others), fact("odd", spacing_mm=spacing)])
+    assert [(issue.code, issue.case) for issue in issues] == [("case.spacing_unit", case) for case in expected]
+
+
+@pytest.mark.parametrize(("number", "expected"), [(4, []), (5, ["odd"])])
+def test_many_values_that_no_other_label_map_has_are_grey_values(number, expected):
+    dataset = DATASET.model_copy(
+        update={
+            "labels": Labels(classes=tuple(LabelClass(name=f"label_{v}", values=(i,)) for i, v in ((1, 3), (2, 8))))
+        }
+    )
+    odd = fact("odd")
+    odd.counts.clear()
+    odd.counts.update({0: 10, **{value: 1 for value in range(100, 100 + number)}})
+    issues = stray_values([*usual(3), odd], dataset)
+    assert [(issue.code, issue.case) for issue in issues] == [("labels.grey_values", case) for case in expected]
+    assert stray_values([*usual(3), odd], DATASET) == []  # declared classes
+
+
+def test_few_others_are_judged_by_their_range_and_many_by_their_spread():
+    nine, ten = list(range(9)), list(range(10))
+    assert oddness(8 + 8.5, nine, floor=0.1) < 1 < oddness(8 + 8.6, nine, floor=0.1)  # 0.4 + 6 / 9 of the range 8
+    assert oddness(4.5 + 22.2, ten, floor=0.1) < 1 < oddness(4.5 + 22.3, ten, floor=0.1)  # 6 x 1.4826 x 2.5
+    assert oddness(1.9, [1.0] * 3, floor=1.0) < 1 < oddness(2.1, [1.0] * 3, floor=1.0)

@@ -1,0 +1,57 @@
+"""Images with intensities unlike the others are found, usual ones are not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from autoseg.data.checks.intensities import unusual_intensities
+
+SHAPE = (8, 8, 8)
+
+
+def noise(seed, scale=1.0):
+    return scale * np.random.default_rng(seed).normal(10, 1, (1, *SHAPE))
+
+
+@pytest.mark.parametrize(("factor", "number", "expected"), [(15, 4, []), (30, 4, ["odd"]), (30, 3, [])])
+def test_another_scale_is_reported_among_enough_others(measure, factor, number, expected):
+    """More than 20 times the scale of the nearest of three others or more."""
+    cases = [measure(f"c{seed}", noise(seed)) for seed in range(number - 1)]
+    issues = unusual_intensities([*cases, measure("odd", noise(99, factor))], ("MRI",))
+    assert [(issue.code, issue.case) for issue in issues] == [("image.scale", case) for case in expected]
+
+
+@pytest.mark.parametrize(
+    ("channel", "air", "low", "expected"),
+    [
+        ("CT", -1000, 0, ["odd"]),
+        ("ct", -201, 0, ["odd"]),
+        ("CT", -199, 0, []),
+        ("CT", -1000, -1, []),
+        ("MRI", -1000, 0, []),
+    ],
+)
+def test_a_ct_without_air_among_others_is_not_in_hounsfield_units(measure, channel, air, low, expected):
+    def image(seed, minimum):
+        array = np.random.default_rng(seed).uniform(0, 1000, (1, *SHAPE))
+        array[0, 0] = minimum
+        return array
+
+    cases = [measure(f"c{seed}", image(seed, air)) for seed in range(3)]
+    issues = unusual_intensities([*cases, measure("odd", image(9, low))], (channel,))
+    assert [(issue.code, issue.case) for issue in issues] == [("image.not_hounsfield", case) for case in expected]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_exchanged_channels_are_found(measure, order):
+    z = np.linspace(0, 1, 8)[:, None, None] + np.zeros(SHAPE)
+
+    def channels(seed):
+        random = np.random.default_rng(seed)
+        return np.stack([z**4, 1 - z, np.abs(z - 0.5)]) * 100 + random.normal(0, 1, (3, *SHAPE)) + 10
+
+    cases = [measure(f"c{seed}", channels(seed)) for seed in range(5)]
+    issues = unusual_intensities([*cases, measure("odd", channels(9)[list(order)])], ("T1", "T2", "PD"))
+    expected = [] if order == (0, 1, 2) else [("image.channel_order", "odd")]
+    assert [(issue.code, issue.case) for issue in issues] == expected
