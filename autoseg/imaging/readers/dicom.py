@@ -24,7 +24,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from autoseg.imaging.readers.guarded import decode
-from autoseg.imaging.readers.header import damaged, unreadable
+from autoseg.imaging.readers.header import damaged, printable, unreadable
 from autoseg.imaging.readers.payload import require_memory
 from autoseg.imaging.readers.registry import image_ending
 from autoseg.issues import AutosegError
@@ -104,33 +104,27 @@ def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = F
 
     Raises `AutosegError` for any fault of the file.
     """
-    try:
-        with warnings.catch_warnings():  # values against the letter of the standard are common and do no harm
-            warnings.simplefilter("ignore")
-            _check_inflated(file)
-            found = pydicom.dcmread(
-                file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
-            )
-            with tags_of(file):  # values are parsed when first asked for; here a broken one is named with its file
-                list(found.file_meta)
-                for name in tags or ():
-                    found.get(name)
-            return found
-    except AutosegError:
-        raise
-    except Exception as error:
-        raise damaged(file, message=_cause(error)) from None
+    with tags_of(file):
+        _check_inflated(file)
+        found = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags))
+        list(found.file_meta)  # values are parsed when first asked for; here a broken one is named with its file
+        for name in tags or ():
+            found.get(name)
+        return found
 
 
 @contextmanager
 def tags_of(file: Path) -> Iterator[None]:
     """Name ``file`` where parsing its tags fails: pydicom lets through whatever broken bytes cause."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings():  # values against the letter of the standard are common and do no harm
             warnings.simplefilter("ignore")
             yield
-    except AutosegError:
-        raise
+    except AutosegError as error:  # items of a sequence do not know their file
+        where = printable(file)
+        raise AutosegError(*[i.model_copy(update={"where": i.where or where}) for i in error.issues]) from None
+    except OSError as error:
+        raise unreadable(file, error) from None
     except Exception as error:
         raise damaged(file, message=_cause(error)) from None
 
@@ -170,7 +164,7 @@ def vector(tags: Any, name: str, size: int) -> NDArray[np.float64]:
         values = np.array([])
     if values.shape != (size,) or not np.isfinite(values).all():
         raise damaged(
-            Path(getattr(tags, "filename", "")), message=f"{name} is {str(found)[:100]!r}, not {size} finite numbers"
+            getattr(tags, "filename", ""), message=f"{name} is {str(found)[:100]!r}, not {size} finite numbers"
         )
     return values
 

@@ -14,7 +14,7 @@ from autoseg.imaging.image import Geometry, Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import is_dicom, number, read_tags, split_part, tags_of, vector
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unsupported
 from autoseg.imaging.readers.payload import require_memory
-from autoseg.issues import AutosegError, Issue
+from autoseg.issues import Issue
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
 """Label Map Segmentation Storage, younger than some releases of pydicom."""
@@ -127,7 +127,7 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
         for owner in (frame, shared):
             items = owner.get(group)
             if items and items[0].get(name) not in (None, ""):
-                return _located(file, items[0], name, size)
+                return vector(items[0], name, size)
         raise damaged(file, message=f"a frame has no {name}")
 
     planes = np.array([values(frame, "PlaneOrientationSequence", "ImageOrientationPatient", 6) for frame in frames])
@@ -148,13 +148,6 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
         has_orientation=True,
     )
     return geometry, slices
-
-
-def _located(file: Path, item: Any, name: str, size: int) -> NDArray[np.float64]:
-    try:
-        return vector(item, name, size)
-    except AutosegError:
-        raise damaged(file, message=f"{name} is {str(item.get(name))[:100]!r}, not {size} finite numbers") from None
 
 
 def _slices(file: Path, along: NDArray[np.float64], frame: Any, shared: Any) -> tuple[NDArray[np.int64], float]:
@@ -223,7 +216,7 @@ def _owner(file: Path, frame: Any, tags: Any) -> int:
     for owner in (frame, (tags.get("SharedFunctionalGroupsSequence") or [{}])[0]):
         items = owner.get("SegmentIdentificationSequence")
         if items:
-            return int(_located(file, items[0], "ReferencedSegmentNumber", 1)[0])
+            return int(vector(items[0], "ReferencedSegmentNumber", 1)[0])
     raise damaged(file, message="a frame does not say to which segment it belongs")
 
 

@@ -209,7 +209,8 @@ def files_of(path: Path | str) -> tuple[Path, ...]:
     if here.is_dir():
         return _slice_files(here, part)
     try:
-        voxels = _voxel_file(here)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            voxels = _voxel_file(here)
     except (AutosegError, OSError):
         return (here,)
     return (here,) if voxels == here else (here, voxels)

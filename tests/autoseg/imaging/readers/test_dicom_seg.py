@@ -178,6 +178,16 @@ def test_what_is_wrong_with_a_segmentation_is_said(tmp_path: Path) -> None:
     assert caught.value.codes == ("reader.bad_header",)
 
 
+def test_a_broken_number_of_a_segment_is_named_with_its_file(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks())
+    tags = pydicom.dcmread(path)
+    tags.SegmentSequence[0].SegmentNumber = [2, 98]
+    tags.save_as(path)
+    with pytest.raises(AutosegError) as caught:
+        read_segments(path)
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [("reader.bad_header", str(path))]
+
+
 def test_real_segments_agree_with_their_nrrd_label_maps(real_data: Path) -> None:
     folder = real_data / "dicom_seg_ct3slice"
     image = read_header(folder / "ct-3slice").geometry
