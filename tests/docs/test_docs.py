@@ -74,7 +74,6 @@ def test_linked_files_exist(page: Path) -> None:
     assert [link for link in local if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.xfail(strict=False, reason="autoseg.read_image is not there yet")
 def test_python_examples_pass_mypy(tmp_path: Path) -> None:
     files = []
     for page in PAGES:
@@ -99,7 +98,6 @@ def test_notebook_is_kept_without_outputs() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in cells)
 
 
-@pytest.mark.xfail(strict=False, reason="autoseg.read_image is not there yet")
 def test_notebook_runs(tmp_path: Path) -> None:
     notebook = read_notebook()
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}).execute()
