@@ -103,7 +103,11 @@ def _group(items: Sequence[NamedImage], *, num_channels: int) -> tuple[dict[str,
         case_id, channel = _name(stem, num_channels=num_channels)
         if channel in grouped[case_id]:
             message = f"same name as {grouped[case_id][channel].name}"
-            issues.append(_issue("predict.same_name", item, message, fix="rename one of them", case=case_id))
+            issues.append(
+                Issue(
+                    code="predict.same_name", where=str(item), message=message, fix="rename one of them", case=case_id
+                )
+            )
         grouped[case_id][channel] = item
     return grouped, issues
 
@@ -125,16 +129,30 @@ def _check_channels(source: Path, case_id: str, files: dict[int, Path], channels
     if UNNUMBERED in files:
         others = ", ".join(files[number].name for number in sorted(numbers))
         message = f"same case as {others}"
-        return [_issue("predict.same_name", files[UNNUMBERED], message, fix="remove one of them", case=case_id)]
+        return [
+            Issue(
+                code="predict.same_name",
+                where=str(files[UNNUMBERED]),
+                message=message,
+                fix="remove one of them",
+                case=case_id,
+            )
+        ]
     missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
     extra = [files[number].name for number in sorted(numbers - set(range(len(channels))))]
     issues = []
     if missing:
         message = f"missing {', '.join(missing)}"
-        issues.append(_issue("predict.missing_channel", source, message, fix="add these files", case=case_id))
+        issues.append(
+            Issue(
+                code="predict.missing_channel", where=str(source), message=message, fix="add these files", case=case_id
+            )
+        )
     if extra:
         message = f"{', '.join(extra)}, but the model has {count_noun(len(channels), 'channel')}"
-        issues.append(_issue("predict.extra_channel", source, message, fix="remove them", case=case_id))
+        issues.append(
+            Issue(code="predict.extra_channel", where=str(source), message=message, fix="remove them", case=case_id)
+        )
     return issues
 
 
@@ -152,8 +170,4 @@ def _check_single_file(case_id: str, files: dict[int, Path], channels: Sequence[
     message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
     several = f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
     fix = several if len(channels) > 1 else "give a single volume of it"
-    return [_issue("image.channels", path, message, fix=fix, case=case_id)]
-
-
-def _issue(code: str, where: Path, message: str, *, fix: str, case: str) -> Issue:
-    return Issue(code=code, where=str(where), message=message, fix=fix, case=case)
+    return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]

@@ -22,7 +22,7 @@ def labels_from_logits(
 ) -> NDArray[np.integer]:
     """Label map (Z, Y, X) with internal values from logits (K, a0, a1, a2) (method section 8.2).
 
-    Never holds all classes at full size: a slab at a time is resampled and decided.
+    One slab at a time is resampled and decided, so all classes are never held at full size.
     """
     axis = _separate_axis(placement, configuration)
     return restore_labels(_decide(logits, placement.shape_after_cropping, axis, configuration, labels), placement)
@@ -33,12 +33,12 @@ def labels_for_next_stage(
 ) -> NDArray[np.integer]:
     """Label map (a0, a1, a2) with internal values on the grid of a cascade's next stage (method section 8.4).
 
-    ``logits`` (K, a0, a1, a2) are those of ``configuration``, on the grid of ``placement``; ``following`` is where the same
-    case lies in the next stage, so both fill the same box of the image. Training and prediction both go this way. Raises
-    `ValueError` when the boxes differ.
+    ``logits`` (K, a0, a1, a2) are those of ``configuration``, on the grid of ``placement``; ``following`` is the placement of
+    the same case in the next stage, so both fill the same box of the image. Training and prediction share this function.
+    Raises `ValueError` if the boxes differ.
     """
     if placement.box != following.box or placement.transpose_forward != following.transpose_forward:
-        raise ValueError("the two stages look at different parts of the image")
+        raise ValueError("the two stages see different parts of the image")
     own_mm = placement.resampled_spacing_mm
     axis = decide_separate_axis(own_mm, own_mm, configuration.resample_logits.separate_z)
     return _decide(logits, following.resampled_shape, axis, configuration, labels)
@@ -59,7 +59,7 @@ def _decide(
 def probabilities_from_logits(
     logits: Floats, placement: Placement, configuration: Configuration, labels: Labels
 ) -> Floats:
-    """Probabilities float32 (K, Z, Y, X): background outside the crop. As large as that says."""
+    """Probabilities float32 (K, Z, Y, X), all at full size; background outside the crop."""
     probabilities = resample_probabilities(
         logits,
         placement.shape_after_cropping,

@@ -293,9 +293,11 @@ class PredictionFolder:
 
     def _clear(self) -> None:
         """Empty the folder, the journal last: until then it tells what the others are."""
-        if self.folder.is_dir():
-            for path in sorted(self.folder.iterdir(), key=lambda path: path.name == JOURNAL):
+        try:
+            for path in sorted(self.folder.glob("*"), key=lambda path: path.name == JOURNAL):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError as error:
+            raise write_error(self.folder, error) from error
 
     def _remove_others(self, case_ids: Collection[str]) -> None:
         """Remove predictions of cases that are not among ``case_ids``."""
@@ -348,7 +350,7 @@ def _foreign(path: Path, images: Sequence[Path]) -> Issue:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether it is a whole image; nobody corrects probabilities."""
+    """Whether it is a complete image; probabilities are not corrected by hand."""
     if path.name.endswith(PROBABILITIES):
         return False
     try:

@@ -22,7 +22,7 @@ STEP = 0.5
 def window_starts(size: int, patch: int, *, step: float = STEP) -> list[int]:
     """First voxels of the windows along an axis of ``size`` >= ``patch`` voxels.
 
-    Evenly spread, at most ``patch * step`` apart, the last one ending at the border.
+    Evenly spaced, at most ``patch * step`` apart; the last window ends at the border.
     """
     count = math.ceil((size - patch) / (patch * step)) + 1
     if count == 1:
@@ -33,7 +33,7 @@ def window_starts(size: int, patch: int, *, step: float = STEP) -> list[int]:
 def importance_map(patch: Sequence[int]) -> Tensor:
     """float32 (patch...): weight of a window's voxels, a Gaussian with sigma an eighth of the patch, maximum 1.
 
-    Corners where the Gaussian is cut off get the smallest weight, so that no voxel is left without any.
+    Corners where the Gaussian is truncated get the smallest positive weight, so that every voxel has one.
     """
     axes = []
     for size in patch:
@@ -47,14 +47,14 @@ def importance_map(patch: Sequence[int]) -> Tensor:
 
 
 def half_importance_map(patch: Sequence[int]) -> Tensor:
-    """float16 (patch...): the same with maximum 10, as the reference rounds it (method section 8.1)."""
+    """float16 (patch...): the same with maximum 10, rounded as in nnU-Net (method section 8.1)."""
     weights = (10 * importance_map(patch)).half()
     weights[weights == 0] = weights[weights > 0].min()
     return weights
 
 
 def count_windows(shape: Sequence[int], patch: Sequence[int]) -> int:
-    """Network passes that a volume of ``shape`` (a0, a1, a2) takes, mirroring left aside."""
+    """Number of windows of a volume of ``shape`` (a0, a1, a2)."""
     slices = shape[0] if len(patch) == 2 else 1
     spatial = shape[-len(patch) :]
     return slices * math.prod(len(window_starts(max(n, p), p)) for n, p in zip(spatial, patch, strict=True))
@@ -75,9 +75,9 @@ def predict_logits(
     """Mean logits of ``networks``, of type ``sums`` (K, a0, a1, a2), on the CPU.
 
     ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
-    ``mirror_axes`` are axes of the patch; every combination of them is averaged. ``batch_size`` windows go through
-    the network at once. The networks must be on ``device`` and in evaluation mode; sums are gathered there, or on another
-    device whose memory holds them.
+    ``mirror_axes`` are axes of the patch; all their combinations are averaged. ``batch_size`` windows go through the
+    network at once. The networks must be on ``device`` and in evaluation mode; sums are accumulated there, or on
+    ``gathered_on``.
     """
     gathering = device if gathered_on is None else gathered_on
     flat = len(patch) == 2
@@ -109,10 +109,10 @@ def predict_logits(
 
 
 def predict_logits_in_half(image: Tensor, networks: Sequence[nn.Module], **given: Any) -> Tensor:
-    """`predict_logits`, but windows and networks are summed in half precision, as the reference does; float32.
+    """`predict_logits` with windows and networks summed in half precision, as in nnU-Net; returns float32.
 
-    Its rounding decides where two classes are almost equal: of equals the first one wins, so a network that is not sure
-    would give the lower class less often otherwise. Where half precision overflows, float32 is taken.
+    The rounding matters if two classes are almost equal: of equal ones the first wins, so otherwise an uncertain network
+    would predict the lower class less often. If half precision overflows, float32 is used.
     """
     total = torch.zeros((), dtype=torch.float16)
     for network in networks:
@@ -155,9 +155,9 @@ def _mean_logits(
     total: Tensor | float = 0.0
     for network in networks:
         for axes in flips:
-            turned = windows.flip(axes) if axes else windows
+            flipped = windows.flip(axes) if axes else windows
             with torch.autocast(windows.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                logits = network(turned).float()
+                logits = network(flipped).float()
             total = total + (logits.flip(axes) if axes else logits)
     mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]
     return mean

@@ -306,18 +306,18 @@ def describe_unusual_classes(fingerprint: Fingerprint) -> tuple[Issue, ...]:
 def _unusual(size: ClassSize, num_cases: int) -> list[Issue]:
     if size.num_cases == 0:
         message = f"in none of the {num_cases} training cases"
-        return [_note("class.absent", size, message, fix="expect no predictions of it")]
+        return [_note(size, code="class.absent", message=message, fix="expect no predictions of it")]
     among = "the only case" if size.num_cases == 1 else f"the median of the {size.num_cases} cases"
     where = "the median case" if size.num_cases == num_cases else f"{among} with it"
     fix, notes = "expect scores that vary from case to case", []
     if size.median_share < TINY_SHARE:
         share = f"{100 * size.median_share:.2g} % of the volume ({size.median_volume_ml:.3g} ml)"
-        notes.append(_note("class.tiny", size, f"{share} in {where}", fix=fix))
+        notes.append(_note(size, code="class.tiny", message=f"{share} in {where}", fix=fix))
     if size.median_components > MANY_COMPONENTS:
         message = f"{size.median_components:g} separate components in {where}"
-        notes.append(_note("class.fragmented", size, message, fix=fix))
+        notes.append(_note(size, code="class.fragmented", message=message, fix=fix))
     return notes
 
 
-def _note(code: str, size: ClassSize, message: str, *, fix: str) -> Issue:
+def _note(size: ClassSize, *, code: str, message: str, fix: str) -> Issue:
     return Issue(code=code, severity="note", where=size.name, message=message, fix=fix)

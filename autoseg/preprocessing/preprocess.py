@@ -129,8 +129,8 @@ def locate(error: AutosegError, case: Case, *, where: str) -> AutosegError:
 def stored_key(case: Case, dataset: DatasetDescription, plan: Plan, configuration: Configuration) -> str:
     """Key of everything that decides the voxels of a stored case: plan, label values and the content of its files.
 
-    It is the same wherever the files lie. Where the content was not read (``case.content``), name, size and time of the
-    files stand for it.
+    It does not depend on the paths. If the content was not read (``case.content``), path, size and time of the files are
+    used instead.
     """
     content = case.content or file_states([*case.images, *case.label_files])
     configured = configuration.model_dump(

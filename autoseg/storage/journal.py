@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, ValidationError
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import write_error
@@ -23,17 +23,30 @@ Header = TypeVar("Header", bound=Document)
 FileState = Literal["current", "missing", "outdated", "unknown"]
 
 
+def _require_name(name: str) -> str:
+    """Names in a journal are followed when files are removed, so they must not lead out of its folder."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} is not the name of a file")
+    return name
+
+
+def _require_names(files: tuple[FileContent, ...]) -> tuple[FileContent, ...]:
+    for file in files:
+        _require_name(file.path)
+    return files
+
+
 class Entry(Document):
     """One line: what was made for an item, and from what."""
 
-    item: str
+    item: Annotated[str, AfterValidator(_require_name)]
     made_from: str
     """`autoseg.storage.cache.key_of` of everything it was made from, the content of ``inputs`` included."""
     origin: str = ""
     """Hash of the folder and names of the inputs: tells a changed input from another one of the same name."""
     inputs: tuple[FileContent, ...] = ()
     """Files that were read, by name, as they were then: unchanged ones need not be hashed again."""
-    files: tuple[FileContent, ...]
+    files: Annotated[tuple[FileContent, ...], AfterValidator(_require_names)]
     """Files that were written, by name: folders may be moved."""
 
 

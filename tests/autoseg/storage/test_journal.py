@@ -99,3 +99,13 @@ def test_a_journal_that_cannot_be_written_is_an_issue(tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as caught:
         one.begin(Header(made_from="key"))
     assert str(one.path) in caught.value.issues[0].where + caught.value.issues[0].message
+
+
+@pytest.mark.parametrize("name", ["..", "../mine", "a/b", "a\\b", ""])
+def test_lines_whose_names_lead_out_of_the_folder_are_skipped(tmp_path: Path, name: str) -> None:
+    one = journal(tmp_path)
+    entry = add(one, tmp_path / "a.txt", "1")
+    with open(one.path, "a") as file:
+        for change in ({"item": name}, {"files": (entry.files[0].model_copy(update={"path": name}),)}):
+            file.write(f"{entry.model_copy(update=change).model_dump_json()}\n")
+    assert one.entries() == {"a": [entry]}
