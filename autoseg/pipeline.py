@@ -16,7 +16,7 @@ from autoseg.stages.predict import predict
 from autoseg.stages.preprocess import preprocess
 from autoseg.stages.record import what_differs, write_record
 from autoseg.stages.report import report
-from autoseg.stages.run import Run, StageRecord
+from autoseg.stages.run import Run, StageRecord, keep_settings
 from autoseg.stages.schedule import schedule
 from autoseg.stages.select import select
 from autoseg.stages.train import train
@@ -66,10 +66,13 @@ STAGES = (
 def run_stages(run: Run, last: str) -> Run:
     """Bring every stage up to and including ``last`` up to date; what is up to date is skipped."""
     for stage in STAGES:
+        if stage.name == "train":
+            keep_settings(run)
         with closing(stage.function(run)) as works:
             for work in works:
                 do_work(run, work)
         if stage.name == last:
+            keep_settings(run)
             return run
     raise KeyError(last)
 

@@ -12,7 +12,7 @@ from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, err
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
 from autoseg.stages.run import Run, require_redo
-from autoseg.stages.work import Work
+from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import Cached, key_of, read_content
 from autoseg.wording import count_noun
@@ -38,6 +38,7 @@ def check(run: Run) -> Generator[Work, None, None]:
             "choice to leave bad cases out (--skip-bad)": key_of(run.settings.skip_bad),
         },
         outputs=[run.folder.dataset],
+        is_whole=reads_as(DatasetDescription),
         do=partial(_check, run, found),
         keeps_record=True,
     )
@@ -66,8 +67,8 @@ def _check(run: Run, found: DatasetDescription) -> None:
     else:
         require_clean(issues)
         checked = found.model_copy(update={"issues": tuple(issues)})
-    before = _trained_before(run)
-    if before is not None and before != trained_on(checked):
+    measured = read_record(run.folder, "fingerprint")
+    if measured is not None and measured.inputs["dataset"] != trained_on(checked):
         require_redo(run, ["the dataset changed since its networks were trained"], code="run.dataset_changed")
     save_document(run.folder.dataset, checked)
     noted = [issue for issue in checked.issues if issue.severity != "error"]
@@ -79,11 +80,6 @@ def _check(run: Run, found: DatasetDescription) -> None:
     )
     for issue in warnings:
         run.say(f"  {issue}")
-
-
-def _trained_before(run: Run) -> str | None:
-    """What the dataset's networks were trained on, by `trained_on`; None where ``dataset.json`` does not tell."""
-    return trained_on(run.dataset) if run.folder.dataset.is_file() and run.folder.is_begun else None
 
 
 def trained_on(dataset: DatasetDescription) -> str:

@@ -9,9 +9,10 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.stages.check import trained_on
 from autoseg.stages.run import Run
-from autoseg.stages.work import Work
+from autoseg.stages.work import Work, reads_as
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
+from planners import Fingerprint
 
 
 def fingerprint(run: Run) -> Generator[Work, None, None]:
@@ -22,6 +23,7 @@ def fingerprint(run: Run) -> Generator[Work, None, None]:
         what="the fingerprint",
         inputs=lambda: {"dataset": trained_on(dataset), "orientation (--strict-reference)": key_of(not strict)},
         outputs=[run.folder.fingerprint],
+        is_whole=reads_as(Fingerprint),
         do=partial(_measure, run, dataset),
     )
 

@@ -29,13 +29,6 @@ def folds_given(settings: Settings) -> bool:
     return settings.splits is not None or settings.folds is not None or settings.leave_one_group_out
 
 
-def refuse_bad_files(settings: Settings) -> None:
-    """Refuse files of folds and groups that cannot be read, before images are; see `refuse_bad_folds`."""
-    for path, named in ((settings.splits, cases_of_splits), (settings.groups, cases_of_groups)):
-        if path is not None:
-            named(path)
-
-
 def refuse_bad_folds(settings: Settings, dataset: DatasetDescription) -> None:
     """Refuse folds that cannot be used before hours go into preprocessing."""
     if folds_given(settings) or settings.groups is not None:

@@ -6,10 +6,11 @@ from collections.abc import Generator
 from functools import partial
 
 from autoseg.preprocessing.fingerprint import describe_unusual_classes
+from autoseg.preprocessing.preprocess import shared_inputs
 from autoseg.settings import changes_of
 from autoseg.stages.pretrained import fit_plan, open_pretrained
-from autoseg.stages.run import Run, require_redo
-from autoseg.stages.work import Work, changed_inputs, is_edited
+from autoseg.stages.run import Run, require_redo, trained_folds
+from autoseg.stages.work import Work, changed_inputs, is_edited, read_record
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
 from planners import Configuration, Edit, Plan, edited_plan, find_edits, plan_dataset
@@ -33,13 +34,13 @@ def plan(run: Run) -> Generator[Work, None, None]:
             outputs=[run.folder.plan],
             edited={run.folder.plan: Plan},
             do=partial(_save, run, own),
+            keeps_record=True,
         )
     _describe(run, run.plan)
 
 
 def _save(run: Run, own: Plan) -> None:
-    if run.folder.plan.is_file() and run.replan:
-        require_redo(run, ["the plan would go back to that of the rules"], code="run.replan")
+    refuse_other_plan(run, own)
     save_document(run.folder.plan, own)
 
 
@@ -58,6 +59,25 @@ def planned(run: Run, *, changed: bool = True) -> Plan:
     )
     plan = own if pretrained is None else fit_plan(pretrained, own)
     return edited_plan(plan, changes_of(wishes, "plan")) if changed else plan
+
+
+def trained_by(plan: Plan, name: str) -> str:
+    """Key of all of a plan that the weights of a configuration depend on."""
+    return key_of(plan.configuration(name), shared_inputs(plan))
+
+
+def refuse_other_plan(run: Run, plan: Plan) -> None:
+    """Raise `AutosegError` where networks were trained by another plan, unless they may be trained again."""
+    planned = {configuration.name for configuration in plan.configurations}
+    records = {
+        (name, fold): read_record(run.folder, f"train-{name}-fold_{fold}") for name, fold in trained_folds(run.folder)
+    }
+    others = [
+        (name, fold)
+        for (name, fold), record in records.items()
+        if record is not None and (name not in planned or record.inputs.get("plan") != trained_by(plan, name))
+    ]
+    require_redo(run, ["the plan changed"], code="run.plan_changed", folds=others)
 
 
 def plan_edits(run: Run) -> tuple[Edit, ...]:

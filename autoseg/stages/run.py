@@ -15,7 +15,7 @@ from pydantic import Field
 
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.splits import Splits
+from autoseg.data.splits import Splits, cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, run_of
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from autoseg.evaluation.table import Summary
 
 logger = logging.getLogger("autoseg")
+GIVE_ANOTHER = "give another file with --schedule, or none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,9 +156,10 @@ class StageRecord(Document):
 def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
     """The dataset, where ``target`` is one, and the run folder that a call means.
 
-    A folder with ``settings.json`` is a run; anything else is a dataset, whose run is in ``out`` (default ``run``).
+    A folder with ``settings.json``, or in which a run has begun, is a run; anything else is a dataset, whose run is in
+    ``out`` (default ``run``).
     """
-    if target is not None and RunFolder(target).settings.is_file():
+    if target is not None and (RunFolder(target).settings.is_file() or RunFolder(target).is_begun):
         if out is not None and out.resolve() != target.resolve():
             issue = Issue(
                 code="run.two_folders",
@@ -171,11 +173,11 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
 
 
 def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], **context: Any) -> Run:
-    """The run that a call means, with its settings brought up to date and written.
+    """The run that a call means, with its settings brought up to date.
 
     ``wishes`` are what was given now; everything else is as the run began. Options that would make trained networks
     worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
-    Raises `AutosegError` before anything is written.
+    The first settings are written at once, others by `keep_settings`. Raises `AutosegError` before anything is written.
     """
     dataset, root = find_run(target, out)
     stored = _stored(RunFolder(root))
@@ -204,12 +206,28 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
     if stored is not None:
         _refuse_differences(run, differences(stored, settings))
     refuse_contradictions(settings, folder)
+    refuse_bad_files(settings)
     if needs_device:
         run = _with_device(run)
     start_log(folder)
-    if settings != stored:
+    if stored is None and not settings.set:
         save_document(folder.settings, settings)
     return run
+
+
+def keep_settings(run: Run) -> None:
+    """Write ``settings.json``, once plan and schedule have taken what was given: refused, it must not trouble later calls."""
+    if _stored(run.folder) != run.settings:
+        save_document(run.folder.settings, run.settings)
+
+
+def refuse_bad_files(settings: Settings) -> None:
+    """Refuse files of folds, groups and schedules that cannot be read, before images are."""
+    for path, named in ((settings.splits, cases_of_splits), (settings.groups, cases_of_groups)):
+        if path is not None:
+            named(path)
+    if settings.schedule is not None:
+        load_document(Schedule, settings.schedule, mend=GIVE_ANOTHER)
 
 
 def _stored(folder: RunFolder) -> Settings | None:
@@ -232,13 +250,30 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
 
 
-def require_redo(run: Run, changes: Sequence[str], *, code: str) -> None:
-    """Raise `AutosegError` where trained folds would be trained again because of ``changes``, unless that is asked for."""
-    trained = sorted(run.folder.models.glob("*/fold_*/final.safetensors"))
+def trained_folds(folder: RunFolder) -> list[tuple[str, int]]:
+    """Configuration and fold of every scheduled training that was begun; of all that are there, where the schedule is lost."""
+    try:
+        schedule = load_document(Schedule, folder.schedule)
+    except AutosegError:
+        schedule = None
+    files = [path for name in ("final.safetensors", "checkpoint.pt") for path in folder.models.glob(f"*/fold_*/{name}")]
+    places = {(path.parent.parent.name, path.parent.name.removeprefix("fold_")) for path in files}
+    found = sorted((name, int(fold)) for name, fold in places if fold.isdecimal())
+    names = [name for name, _ in found] if schedule is None else [each.configuration for each in schedule.trainings]
+    return [(name, fold) for name, fold in found if name in names and (schedule is None or fold < schedule.num_folds)]
+
+
+def require_redo(
+    run: Run, changes: Sequence[str], *, code: str, folds: Sequence[tuple[str, int]] | None = None
+) -> None:
+    """Raise `AutosegError` where ``folds`` would be trained again because of ``changes``, unless that is asked for.
+
+    Without ``folds`` it is all that were trained, or begun.
+    """
+    trained = trained_folds(run.folder) if folds is None else folds
     if run.redo or not trained:
         return
-    names = [f"train-{path.parent.parent.name}-{path.parent.name}" for path in trained]
-    records = [run.folder.stage(name) for name in names]
+    records = [run.folder.stage(f"train-{name}-fold_{fold}") for name, fold in trained]
     seconds = sum(load_document(StageRecord, path).seconds for path in records if path.is_file())
     cost = f"{count_noun(len(trained), 'trained fold')} would be trained again, {format_duration(seconds)} on the machine of the first time"
     raise AutosegError(
@@ -246,7 +281,7 @@ def require_redo(run: Run, changes: Sequence[str], *, code: str) -> None:
             code=code,
             where=str(run.folder.root),
             message=f"{' and '.join(changes)}: {cost}",
-            fix="add --redo to do so, give another run folder with --out, or leave the change out to keep what was trained",
+            fix="add --redo to do so, give another run folder with --out, or undo the change to keep what was trained",
         )
     )
 

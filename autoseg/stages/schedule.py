@@ -12,11 +12,12 @@ from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import changes_of
 from autoseg.stages.check import trained_on
-from autoseg.stages.folds import find_splits, fold_inputs, folds_given, refuse_bad_files, refuse_bad_folds, save_splits
+from autoseg.stages.folds import find_splits, fold_inputs, folds_given, refuse_bad_folds, save_splits
+from autoseg.stages.plan import refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
-from autoseg.stages.run import Run, require_redo
-from autoseg.stages.work import Work, changed_inputs, is_edited, read_record
+from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_redo, trained_folds
+from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -59,9 +60,6 @@ def read_prepared(run: Run) -> Prepared:
     )
 
 
-GIVE_ANOTHER = "give another file with --schedule, or none"
-
-
 def schedule(run: Run) -> Generator[Work, None, None]:
     """Time a few steps, decide by rule, and apply what a person set (``--set schedule.…``).
 
@@ -70,7 +68,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     """
     dataset, plan, given = run.dataset, run.plan, read_given(run)
     followed = read_schedule(run)
-    if followed is not None and given is None and is_edited(run, "schedule", run.folder.schedule, Schedule):
+    if followed is not None and is_edited(run, "schedule", run.folder.schedule, Schedule):
         _follow_edited(run, dataset, plan, followed)
     else:
         yield Work(
@@ -84,6 +82,8 @@ def schedule(run: Run) -> Generator[Work, None, None]:
             keeps_record=True,
         )
     current = run.schedule
+    if given is not None and run.settings.budget is not None:
+        run.say(f"Warning: --budget changes nothing here: the schedule of {run.settings.schedule} is followed")
     if run.configuration is not None and run.configuration not in names_of(current):
         before = current.trainings
         current = add_training(run, dataset, plan, run.configuration)
@@ -101,11 +101,13 @@ def schedule(run: Run) -> Generator[Work, None, None]:
 def preflight(run: Run, plan: Plan) -> None:
     """Refuse, before anything is preprocessed, what no schedule could follow: folds, files, configurations."""
     dataset, settings = run.dataset, run.settings
-    refuse_bad_files(settings)
     require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
     given, followed = read_given(run), read_schedule(run)
+    refuse_other_plan(run, plan)
     refuse_bad_folds(settings, dataset)
-    if given is not None:
+    if followed is not None and is_edited(run, "schedule", run.folder.schedule, Schedule):
+        fitting_splits(run, dataset, plan, followed, where=str(run.folder.schedule))
+    elif given is not None:
         fitting_splits(run, dataset, plan, given, where=str(settings.schedule))
     if run.fold is not None:
         known = given or followed
@@ -119,17 +121,25 @@ def names_of(schedule: Schedule) -> list[str]:
 
 
 def read_given(run: Run) -> Schedule | None:
-    """The schedule of the file that was given; None where none was. Raises `AutosegError` where it cannot be read."""
+    """The schedule of the file that was given, with what a person set; None where none was given.
+
+    Raises `AutosegError` where it cannot be read.
+    """
     path = run.settings.schedule
-    return None if path is None else load_document(Schedule, path, mend=GIVE_ANOTHER)
+    return None if path is None else with_changes(run, load_document(Schedule, path, mend=GIVE_ANOTHER))
+
+
+def with_changes(run: Run, schedule: Schedule) -> Schedule:
+    """A schedule with what a person set: ``--set schedule.…``, ``--no-mirroring``."""
+    settings = run.settings
+    changes = {**({} if settings.mirroring else {"mirroring": "false"}), **changes_of(settings, "schedule")}
+    return edited_schedule(schedule, changes) if changes else schedule
 
 
 def read_schedule(run: Run) -> Schedule | None:
-    """The run's ``schedule.json``; None where there is none, or none that can be read."""
-    try:
-        return run.schedule
-    except AutosegError:
-        return None
+    """The run's ``schedule.json``; None where there is none. Raises `AutosegError` where it cannot be read."""
+    path = run.folder.schedule
+    return load_document(Schedule, path, mend=CORRECT) if path.is_file() else None
 
 
 def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
@@ -137,7 +147,7 @@ def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
     try:
         schedule, splits = run.schedule, run.splits
     except AutosegError:
-        return None
+        return None  # of a schedule that cannot be read `read_schedule` tells
     return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
 
 
@@ -169,19 +179,14 @@ def _plan_key(plan: Plan, schedule: Schedule | None) -> str:
 
 
 def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> None:
-    made = read_schedule(run)
-    record = read_record(run.folder, "schedule")
-    if (
-        given is None
-        and made is not None
-        and record is not None
-        and record.inputs == _inputs(run, dataset, plan, given)
-    ):
-        save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))  # only its folds were lost
-        return
+    made, record = read_schedule(run), read_record(run.folder, "schedule")
     changed = changed_inputs(run.folder, "schedule", _inputs(run, dataset, plan, given))
-    reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
-    require_redo(run, reasons, code="run.schedule_changed")
+    if made is not None and not changed and _is_own(run, made, record):  # only its folds or its record were lost
+        save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))
+        return
+    if changed or made is not None or given is None:  # a file that was given is just copied again
+        reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
+        require_redo(run, reasons, code="run.schedule_changed")
     if given is not None:
         splits, schedule = fitting_splits(run, dataset, plan, given, where=str(run.settings.schedule)), given
     else:
@@ -190,12 +195,18 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         if schedule.num_folds < len(splits.folds):
             splits = find_splits(run.settings, dataset, schedule.num_folds)
     # Until here the run has its former schedule: interrupted while it is measured, nothing is lost.
+    run.folder.schedule.unlink(missing_ok=True)
     run.folder.stage("schedule").unlink(missing_ok=True)
     save_splits(run, dataset, splits)
     save_document(run.folder.schedule, schedule)
-    if given is not None and run.settings.budget is not None:
-        run.say(f"Warning: --budget changes nothing here: the schedule of {run.settings.schedule} is followed")
     announce(run, plan, schedule)
+
+
+def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
+    """Whether ``schedule.json`` is what this stage wrote; without a record it counts as that once networks were trained by it."""
+    if record is None:
+        return bool(trained_folds(run.folder)) and not (run.redo or run.replan)
+    return record.documents.get(run.folder.schedule.name) == key_of(made)
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
@@ -232,8 +243,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
             bench, [configuration], budgeted=budgeted, num_folds=made.num_folds, precision=made.trainings[0].precision
         )
         made = extend_schedule(plan, made, configuration.name, measured, elapsed_s=0.0)
-    changes = {**({} if settings.mirroring else {"mirroring": "false"}), **changes_of(settings, "schedule")}
-    return edited_schedule(made, changes)
+    return with_changes(run, made)
 
 
 def always_trained_on(splits: Splits) -> tuple[str, ...]:

@@ -13,11 +13,12 @@ from autoseg.inference.predictions import JOURNAL
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import Transfer, read_key
 from autoseg.preprocessing.cascade import CascadeCase
-from autoseg.preprocessing.preprocess import shared_inputs, stored_key
+from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
 from autoseg.stages.cascade import Handover, hand_over
 from autoseg.stages.check import trained_on
+from autoseg.stages.plan import trained_by
 from autoseg.stages.pretrained import Start, fit_weights
 from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, read_prepared, require_fold
@@ -39,6 +40,7 @@ def train(run: Run) -> Generator[Work, None, None]:
     prepared = read_prepared(run)
     asked = asked_jobs(run, prepared.schedule)
     jobs = with_stages_before(prepared, asked)
+    refuse_trained_otherwise(run, prepared, jobs)
     keys = all_keys(run, prepared)
     steps = sum(training.num_steps for training, _ in jobs)
     with run.reporter.track(f"Training {steps} steps", steps) as tracker:
@@ -102,7 +104,7 @@ def fold_inputs(run: Run, prepared: Prepared, training: Training, fold: int) -> 
     return {
         **({} if before is None else {"previous stage": key_of(stage_keys(run, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
-        "plan": key_of(plan.configuration(training.configuration), shared_inputs(plan)),
+        "plan": trained_by(plan, training.configuration),
         "schedule": key_of(training, prepared.schedule.conditions.num_threads),
         "split": key_of(prepared.splits.folds[fold]),
         "seed": key_of(run.settings.seed),
@@ -151,10 +153,7 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
     name = training.configuration
     record = f"train-{name}-fold_{fold}"
     final = final_weights(run.folder, name, fold)
-    if final.is_file():
-        changed = changed_inputs(run.folder, record, fold_inputs(run, prepared, training, fold))
-        if changed:
-            require_redo(run, [f"the {each} changed" for each in changed], code="run.trained_from_other")
+    refuse_trained_otherwise(run, prepared, [job])
     run.folder.stage(record).unlink(missing_ok=True)
     final.unlink(missing_ok=True)  # at no moment may other weights pass for those that are trained now
     forget_validation(run.folder, name, fold)  # on a GPU the same training gives other bits
@@ -183,6 +182,20 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
         trackers = make_callbacks(run.settings.track, run.folder.root)
         train_fold(spec, (FoldProgress(tracker, run.say), *trackers), should_stop=should_stop)
+
+
+def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[Job]) -> None:
+    """Raise `AutosegError` where folds were trained from something else than now, unless they may be trained again."""
+    changed = {
+        (training.configuration, fold): changed_inputs(
+            run.folder, f"train-{training.configuration}-fold_{fold}", fold_inputs(run, prepared, training, fold)
+        )
+        for training, fold in jobs
+        if final_weights(run.folder, training.configuration, fold).is_file()
+    }
+    reasons = dict.fromkeys(f"the {each} changed" for names in changed.values() for each in names)
+    folds = [job for job, names in changed.items() if names]
+    require_redo(run, list(reasons), code="run.trained_from_other", folds=folds)
 
 
 def forget_validation(folder: RunFolder, name: str, fold: int) -> None:

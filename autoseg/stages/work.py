@@ -17,6 +17,9 @@ Inputs = Mapping[str, str]
 """Hash of each thing that a unit is made from, by the words a person knows it by."""
 
 
+CORRECT = "correct it, or delete it to have it made again"
+
+
 def is_there(path: Path) -> bool:
     """Whether a file or folder exists."""
     return path.exists()
@@ -25,6 +28,19 @@ def is_there(path: Path) -> bool:
 def is_filled(path: Path) -> bool:
     """Whether a file exists and is not empty."""
     return path.is_file() and path.stat().st_size > 0
+
+
+def reads_as(kind: type[Document]) -> Callable[[Path], bool]:
+    """Whether a file holds a whole document of this type."""
+
+    def reads(path: Path) -> bool:
+        try:
+            load_document(kind, path)
+        except AutosegError:
+            return False
+        return True
+
+    return reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +91,7 @@ def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Docume
     record = read_record(run.folder, name)
     if run.replan or not path.is_file() or (record is None and own is None):
         return False
-    found = key_of(load_document(kind, path, mend="correct it, or delete it to have it made again"))
+    found = key_of(load_document(kind, path, mend=CORRECT))
     return found not in (
         None if record is None else record.documents.get(path.name),
         None if own is None else key_of(own),
