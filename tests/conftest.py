@@ -1,11 +1,18 @@
-"""What all tests share: where the real data lies, and how many tests were skipped without it."""
+"""What all tests share: a finished run, where the real data lies, and how many tests were skipped without it."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from builders import CPU, Job, make_phantom, write_short_schedule
 from hypothesis import settings
+
+from autoseg import api
+from autoseg.storage.locks import hold_lock
 
 # Machines differ and are shared: a slow example is no fault, and the same examples everywhere make a failure repeatable.
 settings.register_profile("autoseg", deadline=None, derandomize=True)
@@ -26,6 +33,28 @@ def real_data(request: pytest.FixtureRequest) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder.name}; give its folder with --real-data")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A finished run, made once for all processes of a test session; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished"
+    torch.set_num_threads(1)
+    with hold_lock(folder.with_suffix(".lock"), what="the finished run", wait=True):
+        if not (folder / "done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            dataset = make_phantom(folder, test=2, seed=3)
+            api.run(dataset, folder / "run", schedule=write_short_schedule(dataset, folder), **CPU)
+            (folder / "done").touch()
+    return Job(dataset=folder / "Task99_Phantom", schedule=folder / "schedule.json", root=folder / "run")
+
+
+@pytest.fixture
+def job(finished: Job, tmp_path: Path) -> Job:
+    """The finished run in a folder of its own, which may be changed."""
+    shutil.copytree(finished.root, tmp_path / "run")
+    return Job(dataset=finished.dataset, schedule=finished.schedule, root=tmp_path / "run")
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
