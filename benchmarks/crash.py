@@ -33,9 +33,9 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.run_folder import RunFolder
-from autoseg.storage.atomic import load_document, save_document
-from planners import Schedule
+from autoseg.pipeline import run_stages
+from autoseg.stages.run import begin_run
+from autoseg.storage.atomic import save_document
 
 COMPARED = (
     "*.safetensors",
@@ -71,14 +71,13 @@ def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[st
 
 def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
     """A short schedule for the dataset, so that every run does the same steps."""
-    probe = work / "probe"
-    subprocess.run(command(dataset, probe, "--budget", "10s"), check=True, capture_output=True)
-    schedule = load_document(Schedule, RunFolder(probe).schedule)
+    probe = begin_run(dataset, work / "probe", {"budget": "10s", "device": "cpu", "threads": 1}, needs_device=True)
+    schedule = run_stages(probe, "schedule").schedule
     short = {"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2, "compiled": compiled}
     trainings = tuple(t.model_copy(update=short) for t in schedule.trainings)
     path = work / "schedule.json"
     save_document(path, schedule.model_copy(update={"trainings": trainings}))
-    shutil.rmtree(probe)
+    shutil.rmtree(probe.folder.root)
     return path
 
 

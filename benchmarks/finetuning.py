@@ -17,7 +17,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from autoseg.pipeline.finetuning import Start, fit_weights
 
 from autoseg.data.splits import Splits
 from autoseg.inference.model import Member, load_network, open_model
@@ -25,6 +24,7 @@ from autoseg.inference.predictor import member_logits
 from autoseg.networks.weights import Transfer
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
+from autoseg.stages.pretrained import Start, fit_weights
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import FoldProgress, SilentReporter
 from autoseg.training.fold import train_fold

@@ -21,12 +21,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from autoseg.pipeline.bench import make_bench
-from autoseg.pipeline.measuring import settled_mean, time_steps
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.splitting import splits_stage
-from autoseg.pipeline.stages import preprocess_stage
-
+import autoseg
 from autoseg.compute.device import set_threads
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Split
@@ -36,7 +31,9 @@ from autoseg.inference.predict import predict_stored
 from autoseg.inference.predictions import prediction_path
 from autoseg.inference.predictor import StoredImage
 from autoseg.preprocessing.store import open_case
-from autoseg.run_folder import RunFolder
+from autoseg.stages.folds import find_splits
+from autoseg.stages.run import Run
+from autoseg.stages.trials import make_bench, settled_mean, time_steps
 from autoseg.tracking.progress import FoldProgress, SilentReporter
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
@@ -63,12 +60,12 @@ def parse(arguments: list[str]) -> tuple[argparse.Namespace, list[Trial]]:
     parser.add_argument("--preset", default="default")
     parser.add_argument("--configuration", default="3d_fullres")
     parser.add_argument("--try", dest="trials", nargs="+", action="append", required=True)
-    options = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     trials = []
-    for title, *settings in options.trials:
+    for title, *settings in parsed.trials:
         pairs = dict(entry.split("=", 1) for entry in settings)
         trials.append(Trial(title, {key: _value(value) for key, value in pairs.items()}))
-    return options, trials
+    return parsed, trials
 
 
 def _value(text: str) -> object:
@@ -82,7 +79,7 @@ def _value(text: str) -> object:
 class Fold:
     """What all trials train and are scored on."""
 
-    options: Options
+    run: Run
     dataset: DatasetDescription
     plan: Plan
     configuration: Configuration
@@ -91,28 +88,27 @@ class Fold:
 
     @property
     def preprocessed(self) -> Path:
-        return self.options.run.preprocessed(self.configuration.data)
+        return self.run.folder.preprocessed(self.configuration.data)
 
 
 def prepare(arguments: argparse.Namespace) -> Fold:
     """Everything before training, done once."""
-    options = Options(
-        dataset=arguments.dataset,
-        run=RunFolder(arguments.work),
-        device_name="cpu",
-        num_threads=arguments.threads,
-        num_workers=arguments.threads,
-        reporter=SilentReporter(),
+    run = autoseg.preprocess(
+        arguments.dataset,
+        arguments.work,
+        device="cpu",
+        threads=arguments.threads,
+        workers=arguments.threads,
         seed=arguments.seed,
         preset=arguments.preset,
+        configurations=arguments.configuration,
     )
-    dataset, plan = preprocess_stage(options, choose=lambda _, planned: planned.chain(arguments.configuration))
     return Fold(
-        options=options,
-        dataset=dataset,
-        plan=plan,
-        configuration=plan.configuration(arguments.configuration),
-        split=splits_stage(options, dataset, arguments.folds).folds[arguments.fold],
+        run=run,
+        dataset=run.dataset,
+        plan=run.plan,
+        configuration=run.plan.configuration(arguments.configuration),
+        split=find_splits(run.settings, run.dataset, arguments.folds).folds[arguments.fold],
         number=arguments.fold,
     )
 
@@ -124,8 +120,8 @@ def schedule(fold: Fold, trial: Trial, *, steps: int | None, seconds: float) -> 
     width: Any = settings.pop("base_features", 16)
     batch: Any = settings.pop("batch_size", 2 if configuration.dimensions == 3 else 12)
     timed = trial_training(configuration, base_features=width, batch_size=batch, precision=precision)
-    bench = make_bench(fold.options, fold.dataset, fold.plan)
-    with kept_heap_for(configuration, timed, fold.options.device):
+    bench = make_bench(fold.run, fold.dataset, fold.plan)
+    with kept_heap_for(configuration, timed, fold.run.device):
         step_s = settled_mean(time_steps(bench, configuration, timed, longest_s=10))
     measured = Measurement(
         configuration=configuration.name,
@@ -141,20 +137,19 @@ def schedule(fold: Fold, trial: Trial, *, steps: int | None, seconds: float) -> 
 
 def train(fold: Fold, training: Training, folder: Path) -> str:
     """Train into ``folder``; returns the key of the weights."""
-    options = fold.options
     task = FoldSpec(
         plan=fold.plan,
         configuration=fold.configuration,
         training=training,
         fold=fold.number,
-        seed=options.seed,
+        seed=fold.run.settings.seed,
         training_cases=[open_case(fold.preprocessed, case_id) for case_id in fold.split.train],
         validation_cases=[open_case(fold.preprocessed, case_id) for case_id in fold.split.val],
         folder=folder,
         key=f"{time.time()}",
-        device=options.device,
+        device=fold.run.device,
     )
-    keeping = kept_heap_for(fold.configuration, training, options.device)
+    keeping = kept_heap_for(fold.configuration, training, fold.run.device)
     with SilentReporter().track("pilot", training.num_steps) as tracker, keeping:
         train_fold(task, (FoldProgress(tracker, print),))
     return task.key
@@ -162,12 +157,12 @@ def train(fold: Fold, training: Training, folder: Path) -> str:
 
 def score(fold: Fold, training: Training, folder: Path, key: str) -> list[float]:
     """Dice of every class over the fold's validation cases."""
-    network = load_network(folder / "final.safetensors", fold.configuration, training, device=fold.options.device)
+    network = load_network(folder / "final.safetensors", fold.configuration, training, device=fold.run.device)
     model = Model(
         dataset=fold.dataset,
         plan=fold.plan,
         members=(Member(configuration=fold.configuration, training=training, networks=(network,)),),
-        device=fold.options.device,
+        device=fold.run.device,
         key=key,
     )
     images = [StoredImage(folder=fold.preprocessed, case_id=case_id) for case_id in fold.split.val]

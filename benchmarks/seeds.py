@@ -17,11 +17,11 @@ import sys
 from datetime import date
 from pathlib import Path
 
-from autoseg.pipeline.record import RunRecord
 from crash import contents, differences
 
 from autoseg.evaluation.table import Summary, read_summary
 from autoseg.run_folder import RunFolder
+from autoseg.stages.record import RunRecord
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 

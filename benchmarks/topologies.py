@@ -16,10 +16,9 @@ import time
 from datetime import date
 from pathlib import Path
 
-from autoseg.pipeline.record import RunRecord
-
 from autoseg.evaluation.table import read_summary
 from autoseg.run_folder import RunFolder
+from autoseg.stages.record import RunRecord
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 

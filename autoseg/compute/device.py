@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun
 from planners import Precision
 
 
@@ -58,7 +59,7 @@ def describe_device(device: torch.device, *, num_threads: int) -> str:
     """``CPU, 2 threads`` or the GPU's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()}, {num_threads} threads"
+    return f"{device.type.upper()}, {count_noun(num_threads, 'thread')}"
 
 
 def set_threads(num_threads: int) -> None:

@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from autoseg.inference.bundling import bundle_run
 from builders import Impatient, Job, contents, said
 from typer.testing import CliRunner
 
 from autoseg.cli import app
 from autoseg.cli.console import show_scores
-from autoseg.inference.model import final_weights, load_model, open_run
+from autoseg.inference.model import bundle_run, final_weights, load_model, open_run
 from autoseg.issues import AutosegError
 from autoseg.pipeline import do_work
 from autoseg.settings import Settings
@@ -354,7 +353,7 @@ def test_lost_and_cut_files_are_made_again(job: Job) -> None:
         path.write_bytes(path.read_bytes()[:-20])
     run = job.call("report")
     assert {path: path.read_bytes() for path in before} == before
-    assert "history.jsonl is damaged from line 2 on" in said(run)
+    assert "history.jsonl: damaged from line 2 on" in said(run)
     assert json.loads(job.folder.record.read_text())["state"] == "finished"
 
 
@@ -423,13 +422,13 @@ def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(job: 
     job.call("preprocess", target_spacing=FINER, redo=True)  # before, or while this process trains
     with pytest.raises(AutosegError) as caught:
         train()
-    assert caught.value.codes == ("store.replaced",)
+    assert set(caught.value.codes) == {"store.replaced"}
     assert not list(fold.glob("*.pt")), "the checkpoint would be taken for one of the right cases"
     job.folder.stage("validate-2d-fold_1").unlink()
     (job.folder.validation("2d", 1) / "predictions.jsonl").unlink()
     with pytest.raises(AutosegError) as caught:
         validate()
-    assert caught.value.codes == ("store.replaced",)
+    assert set(caught.value.codes) == {"store.replaced"}
     job.call(target_spacing=None, redo=True)
     assert (fold / "final.safetensors").read_bytes() == final
 
@@ -437,8 +436,9 @@ def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(job: 
 def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(job: Job) -> None:
     validate = work_of(job.call(), 0, validate=True)
     job.call("train", seed=1, fold=0, redo=True)
-    with pytest.raises(AutosegError, match="trained anew with other options by another process"):
+    with pytest.raises(AutosegError) as caught:
         validate()
+    assert caught.value.codes == ("weights.replaced",)
 
 
 def test_a_plan_that_was_made_anew_does_not_use_old_weights(job: Job) -> None:
@@ -488,6 +488,6 @@ def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(
     done = job.call("report", splits=tmp_path / "splits.json", groups=tmp_path / "groups.csv", redo=True)
     show_scores(done)
     for text in (capsys.readouterr().out, done.report.read_text()):
-        assert "fold 1 trains and validates on cases of anna" in text
+        assert "trains and validates on cases of anna" in text
         assert "a fold that left it out" in text
     assert unseen not in done.report.read_text()

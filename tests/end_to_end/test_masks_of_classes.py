@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import SimpleITK
+from builders import CPU_WORDS
+from typer.testing import CliRunner
+
+from autoseg.cli import app
 
 SHAPE = (12, 20, 24)
 
@@ -36,35 +38,18 @@ def make_dataset(root: Path, labelled: int = 4) -> None:
             write(root / f"p{number}" / "masks" / "egg.nii.gz", (egg * 255).astype(np.uint8))
 
 
-def call(*arguments: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", "from autoseg.cli import main; main()", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+def call(*arguments: object) -> str:
+    done = CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
 
 
 def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> None:
     make_dataset(tmp_path / "data")
     (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
     run = tmp_path / "run"
-    call(
-        "run",
-        tmp_path / "data",
-        "--spec",
-        tmp_path / "spec.toml",
-        "--out",
-        run,
-        "--budget",
-        "5s",
-        "--device",
-        "cpu",
-        "--threads",
-        1,
-    )
+    spec, budget = ("--spec", tmp_path / "spec.toml"), ("--budget", "5s")
+    call("run", tmp_path / "data", *spec, "--out", run, *budget, "--configurations", "3d_fullres", *CPU_WORDS)
     plan = json.loads((run / "plan.json").read_text())
     assert [label["name"] for label in plan["labels"]["classes"]] == ["ball", "egg"]
     assert plan["labels"]["region_order"] == [1, 2]
@@ -84,7 +69,7 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
     make_dataset(tmp_path / "truth", labelled=5)
     (tmp_path / "wanted").mkdir()
     (tmp_path / "truth" / "p4").rename(tmp_path / "wanted" / "p4")
-    scores = call("evaluate", run / "predictions", tmp_path / "wanted").stdout
+    scores = call("evaluate", run / "predictions", tmp_path / "wanted")
     assert [line.split()[0] for line in scores.splitlines()[1:3]] == ["ball", "egg"]
     call("submit", run, "--out", tmp_path / "submission.zip")
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:

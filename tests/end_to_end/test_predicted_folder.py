@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from builders import Job as FinishedJob
+from builders import Listening
 
-import autoseg
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.cases import find_input_cases
@@ -21,14 +21,6 @@ from autoseg.inference.predict import predict_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter, Tracker
-
-
-class Listening(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
 
 
 @dataclass(frozen=True)
@@ -50,12 +42,8 @@ class Job:
 
 
 @pytest.fixture(scope="module")
-def predictor(tmp_path_factory: pytest.TempPathFactory) -> Predictor:
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("model")
-    make_phantom_dataset(folder / "Task99_Phantom", num_training=4, num_test=2, seed=3)
-    autoseg.run(folder / "Task99_Phantom", folder / "run", device="cpu", threads=1, workers=1, budget="5s")
-    return Predictor.load(folder / "run", device="cpu")
+def predictor(finished: FinishedJob) -> Predictor:
+    return Predictor.load(finished.root, device="cpu")
 
 
 @pytest.fixture
@@ -104,7 +92,7 @@ def test_corrected_label_maps_are_kept(job: Job) -> None:
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
     corrected = label_map.read_bytes()
     job.predict()
-    assert f"Kept {label_map}: it was changed after it was predicted" in job.reporter.said
+    assert f"Kept {label_map}: it was changed after it was predicted" in job.reporter.lines
     shutil.copy(job.image(1), job.image(0))
     for probabilities in (False, True):
         with pytest.raises(AutosegError) as caught:
@@ -129,7 +117,7 @@ def test_a_call_that_was_killed_is_completed(job: Job) -> None:
     first = label_map.read_bytes()
     shutil.copy(job.image(1), job.image(0))
     job.predict()
-    assert f"Predicting {label_map} again: its image has changed" in job.reporter.said
+    assert f"Predicting {label_map} again: its image has changed" in job.reporter.lines
     second = label_map.read_bytes()
     label_map.write_bytes(first)  # as if killed when it was noted, but had not got its name
     left = job.out / f".{label_map.name}.0123abcd.part"

@@ -9,30 +9,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from autoseg.pipeline.measured_schedule import rule_configurations
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.run import run_all
-from autoseg.pipeline.scheduling import Prepared, schedule_stage
-from autoseg.pipeline.stages import all_configurations, plan_stage
-from autoseg.pipeline.training import fold_inputs, previous_labels, train_stage, with_stages_before
+from builders import CPU, CPU_WORDS, Job, begin, said
 
+from autoseg import api
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import read_label_map
-from autoseg.inference.export import labels_for_next_stage
-from autoseg.inference.model import Member, load_network
-from autoseg.inference.predictor import Predictor, member_logits
+from autoseg.inference.model import Member, final_weights, load_network
+from autoseg.inference.predictor import Predictor, StoredImage, run_member
 from autoseg.issues import AutosegError
+from autoseg.pipeline import run_stages
 from autoseg.preprocessing.cascade import open_previous
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
+from autoseg.stages.run import Run
+from autoseg.stages.schedule import Prepared, read_prepared
+from autoseg.stages.train import fold_inputs, previous_labels, with_stages_before
 from autoseg.storage.atomic import load_document, save_document
-from autoseg.tracking.progress import SilentReporter
 from planners import Conditions, Measurement, Plan, Schedule, budgeted_training
 
 LOW, CASCADE = "3d_lowres", "3d_cascade_fullres"
@@ -42,33 +40,8 @@ STEPS = 16
 COMPARED = ("*.safetensors", "*.nii.gz", "*.b2nd", "selection.json", "summary.json")
 
 
-@dataclass(frozen=True)
-class Job:
-    """A finished run and what it came from."""
-
-    dataset: Path
-    schedule: Path
-    options: Options
-
-    @property
-    def run(self) -> RunFolder:
-        return self.options.run
-
-    def prepared(self) -> Prepared:
-        return schedule_stage(self.options)
-
-
-def make_options(dataset: Path, out: Path, schedule: Path | None = None) -> Options:
-    return Options(
-        dataset=dataset,
-        run=RunFolder(out),
-        device_name="cpu",
-        num_threads=1,
-        num_workers=1,
-        reporter=SilentReporter(),
-        schedule=schedule,
-        memory_gb=MEMORY_GB,
-    )
+def prepared_of(job: Job) -> Prepared:
+    return read_prepared(Run.open(job.root))
 
 
 def make_schedule(plan: Plan, names: tuple[str, ...]) -> Schedule:
@@ -114,14 +87,12 @@ def job(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[J
         (dataset / part).mkdir(parents=True)
         for name in chosen:
             shutil.copy(source / part.replace("Ts", "Tr") / name, dataset / part / name)
-    _, plan = plan_stage(make_options(dataset, folder / "run"))
-    schedule = folder / "schedule.json"
-    save_document(schedule, make_schedule(plan, (LOW, CASCADE)))
-    options = make_options(dataset, folder / "run", schedule)
+    job = Job(dataset=dataset, schedule=folder / "schedule.json", root=folder / "run")
+    plan = api.plan(dataset, job.root, memory_gb=MEMORY_GB, **CPU).plan
+    save_document(job.schedule, make_schedule(plan, (LOW, CASCADE)))
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    run_all(options)
-    yield Job(dataset, schedule, options)
+    job.call("report", schedule=job.schedule)
+    yield job
     torch.set_num_threads(before)
 
 
@@ -132,28 +103,31 @@ def contents(run: Path) -> dict[str, bytes]:
 
 
 def test_every_candidate_is_cross_validated(job: Job) -> None:
-    selection = load_document(Selection, job.run.selection)
+    selection = load_document(Selection, job.folder.selection)
     assert {candidate.name for candidate in selection.candidates} == {LOW, CASCADE, f"{LOW} + {CASCADE}"}
     assert all(candidate.num_cases == 4 for candidate in selection.candidates)
-    assert len(list(job.run.predictions.glob("*.nii.gz"))) == 1
+    assert len(list(job.folder.predictions.glob("*.nii.gz"))) == 1
 
 
 def test_each_case_is_handed_over_by_the_networks_that_never_saw_it(job: Job) -> None:
-    prepared = job.prepared()
+    prepared = prepared_of(job)
     low, cascade = (prepared.plan.configuration(name) for name in (LOW, CASCADE))
     training, cpu = prepared.schedule.training(LOW), torch.device("cpu")
-    folder = job.run.next_stage(LOW, CASCADE)
+    folder = job.folder.next_stage(LOW, CASCADE)
     assert len(list(folder.glob("*.b2nd"))) == 4
     for fold, split in enumerate(prepared.splits.folds):
         for case_id in split.val:
-            case, following = (open_case(job.run.preprocessed(name), case_id) for name in (LOW, "3d_fullres"))
+            case, following = (open_case(job.folder.preprocessed(name), case_id) for name in (LOW, "3d_fullres"))
             maps = []
             for each in range(2):
-                network = load_network(job.run.fold(LOW, each) / "final.safetensors", low, training, device=cpu)
+                network = load_network(final_weights(job.folder, LOW, each), low, training, device=cpu)
                 member = Member(configuration=low, training=training, networks=(network,))
-                logits = member_logits(member, case.image[:], mirror_axes=(), device=cpu)
+                image = StoredImage(
+                    folder=job.folder.preprocessed(LOW), case_id=case_id, made_from=case.record.made_from
+                )
                 labels = prepared.plan.labels
-                maps.append(labels_for_next_stage(logits, case.placement, following.placement, low, labels))
+                output = run_member(member, image, labels, device=cpu)
+                maps.append(output.next_stage(following.record.placement, labels))
             stored = open_previous(folder, following)[:]
             np.testing.assert_array_equal(stored, maps[fold])
             assert (maps[0] != maps[1]).any()  # so it would be noticed
@@ -163,85 +137,60 @@ def test_each_case_is_handed_over_by_the_networks_that_never_saw_it(job: Job) ->
 def test_prediction_goes_the_way_of_validation(job: Job, tmp_path: Path) -> None:
     """With the networks of one fold alone, a case that it validates gets the very label map of its validation."""
     run = RunFolder(tmp_path / "run")
-    shutil.copytree(job.run.root, run.root, ignore=shutil.ignore_patterns("preprocessed"))
+    shutil.copytree(job.root, run.root, ignore=shutil.ignore_patterns("preprocessed"))
     selection = load_document(Selection, run.selection)
     alone = {"members": (CASCADE,), "folds": (0,), "postprocessing": (), "made_from": None}
     save_document(run.selection, selection.model_copy(update=alone))
-    prepared = job.prepared()
+    prepared = prepared_of(job)
     predictor = Predictor.load(run.root, device="cpu")
     for case_id in prepared.splits.folds[0].val:
         case = next(case for case in prepared.dataset.training if case.case_id == case_id)
         got = predictor.predict_files(case.image_paths)
-        validated = read_label_map(job.run.validation(CASCADE, 0) / f"{case_id}.nii.gz")
+        validated = read_label_map(job.folder.validation(CASCADE, 0) / f"{case_id}.nii.gz")
         np.testing.assert_array_equal(got.labels, validated.array)
 
 
 def test_a_second_call_does_nothing_again(job: Job) -> None:
-    written = {path: path.stat().st_mtime_ns for path in job.run.models.rglob("*") if path.is_file()}
-    train_stage(job.options)
-    assert {path: path.stat().st_mtime_ns for path in job.run.models.rglob("*") if path.is_file()} == written
+    written = {path: path.stat().st_mtime_ns for path in job.folder.models.rglob("*") if path.is_file()}
+    job.call("validate")
+    assert {path: path.stat().st_mtime_ns for path in job.folder.models.rglob("*") if path.is_file()} == written
 
 
 def test_only_what_is_missing_or_stale_is_handed_over_again(job: Job) -> None:
-    prepared, folder = job.prepared(), job.run.next_stage(LOW, CASCADE)
+    prepared, folder = prepared_of(job), job.folder.next_stage(LOW, CASCADE)
     lost, damaged, *others = sorted(folder.glob("*.b2nd"))
     before = {path: path.read_bytes() for path in (lost, damaged)}
     times = {path: path.stat().st_mtime_ns for path in others}
     lost.unlink()
     damaged.write_bytes(before[lost] + b"x")
-    previous_labels(job.options, prepared, prepared.plan.configuration(CASCADE))
+    previous_labels(Run.open(job.root), prepared, prepared.plan.configuration(CASCADE))
     assert {path: path.read_bytes() for path in before} == before
     assert {path: path.stat().st_mtime_ns for path in others} == times
 
 
 def test_all_folds_of_the_first_stage_come_before_one_of_the_second(job: Job) -> None:
-    prepared = job.prepared()
+    prepared = prepared_of(job)
     low, cascade = (prepared.schedule.training(name) for name in (LOW, CASCADE))
     assert with_stages_before(prepared, [(cascade, 1)]) == [(low, 0), (low, 1), (cascade, 1)]
     assert with_stages_before(prepared, [(low, 1)]) == [(low, 1)]
 
 
-def test_a_gpu_without_a_budget_trains_the_cascade_and_its_data_are_prepared_for_any_machine(job: Job) -> None:
-    dataset, plan = job.prepared().dataset, job.prepared().plan
-    gpu = replace(job.options, device_name="cuda:0")
-    assert [c.name for c in rule_configurations(gpu, plan)] == ["3d_fullres", "2d", LOW, CASCADE]
-    for other in (job.options, replace(gpu, budget_s=3600.0)):
-        assert not {LOW, CASCADE} & {c.name for c in rule_configurations(other, plan)}
-    assert {c.data for c in all_configurations(dataset, plan)} == {"3d_fullres", "2d", LOW}
-
-
 def test_another_first_stage_makes_the_second_one_stale(job: Job) -> None:
-    prepared = job.prepared()
+    prepared = prepared_of(job)
     trainings = tuple(
         t.model_copy(update={"num_steps": 17}) if t.configuration == LOW else t for t in prepared.schedule.trainings
     )
     other = replace(prepared, schedule=prepared.schedule.model_copy(update={"trainings": trainings}))
-    inputs = [fold_inputs(job.options, each, each.schedule.training(CASCADE), 0) for each in (prepared, other)]
+    inputs = [fold_inputs(Run.open(job.root), each, each.schedule.training(CASCADE), 0) for each in (prepared, other)]
     assert {name for name in inputs[0] if inputs[0][name] != inputs[1][name]} == {"previous stage"}
 
 
 def test_killed_between_the_stages_it_ends_with_the_same_bytes(job: Job, tmp_path: Path) -> None:
     """Killed (-9) when the first label map is handed over, by a process of its own; the same command then goes on."""
     run = tmp_path / "run"
-    call = [
-        sys.executable,
-        "-c",
-        "from autoseg.cli import main; main()",
-        "run",
-        str(job.dataset),
-        "--out",
-        str(run),
-        "--schedule",
-        str(job.schedule),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--workers",
-        "1",
-        "--memory-gb",
-        str(MEMORY_GB),
-    ]
+    wishes = ("--schedule", str(job.schedule), "--memory-gb", str(MEMORY_GB))
+    call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(job.dataset), "--out", str(run)]
+    call += [*wishes, *CPU_WORDS]
     process = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     handed, deadline = RunFolder(run).next_stage(LOW, CASCADE), time.monotonic() + 180
     while not list(handed.glob("*.b2nd")):
@@ -251,73 +200,53 @@ def test_killed_between_the_stages_it_ends_with_the_same_bytes(job: Job, tmp_pat
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (RunFolder(run).fold(CASCADE, 0) / "final.safetensors").exists()
-    run_all(make_options(job.dataset, run, job.schedule))
-    assert contents(run) == contents(job.run.root)
+    replace(job, root=run).call()
+    assert contents(run) == contents(job.root)
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("context", "code"),
     [
-        ({"configuration": "3d_fullres"}, "does not train 3d_fullres; it trains 3d_lowres, 3d_cascade_fullres"),
-        ({"configuration": "4d"}, "the plan has no configuration '4d'; it has 2d, 3d_lowres"),
-        ({"fold": 7}, "there is no fold 7"),
+        ({"configuration": "3d_fullres"}, "schedule.not_trained"),
+        ({"configuration": "4d"}, "plan.no_configuration"),
+        ({"fold": 7}, "folds.no_such_fold"),
     ],
 )
-def test_what_cannot_be_trained_is_said(job: Job, change: dict[str, object], message: str) -> None:
-    with pytest.raises(AutosegError, match=message):
-        train_stage(job.options, **change)
+def test_what_cannot_be_trained_is_refused(job: Job, context: dict[str, object], code: str) -> None:
+    with pytest.raises(AutosegError) as caught:
+        job.call("train", **context)
+    assert caught.value.codes == (code,)
 
 
 def test_a_schedule_without_the_first_stage_is_refused(job: Job, tmp_path: Path) -> None:
     schedule = load_document(Schedule, job.schedule)
     save_document(tmp_path / "half.json", schedule.model_copy(update={"trainings": schedule.trainings[1:]}))
-    with pytest.raises(
-        AutosegError, match="trains 3d_cascade_fullres without 3d_lowres, from whose predictions it starts"
-    ):
-        schedule_stage(make_options(job.dataset, tmp_path / "run", tmp_path / "half.json"))
+    wishes = {"memory_gb": MEMORY_GB, "schedule": tmp_path / "half.json"}
+    with pytest.raises(AutosegError) as caught:
+        run_stages(begin(job.dataset, tmp_path / "run", wishes), "schedule")
+    assert caught.value.codes == ("schedule.missing_stage",)
 
 
 def test_folds_that_leave_no_case_out_are_refused(job: Job, tmp_path: Path) -> None:
-    folds = [split.model_dump(mode="json") for split in job.prepared().splits.folds]
+    folds = [split.model_dump(mode="json") for split in prepared_of(job).splits.folds]
     kept = folds[0]["val"][0]
     folds[0]["val"].remove(kept)
     folds[0]["train"].append(kept)
     (tmp_path / "splits.json").write_text(json.dumps(folds))
-    options = replace(make_options(job.dataset, tmp_path / "run", job.schedule), splits=tmp_path / "splits.json")
-    with pytest.raises(AutosegError, match=f"every fold trains on {kept}; give folds that validate each case once"):
-        schedule_stage(options)
+    wishes = {"memory_gb": MEMORY_GB, "schedule": job.schedule, "splits": tmp_path / "splits.json"}
+    with pytest.raises(AutosegError) as caught:
+        run_stages(begin(job.dataset, tmp_path / "run", wishes), "schedule")
+    assert caught.value.codes == ("folds.cascade_needs_unseen",)
+    assert kept in caught.value.issues[0].message
 
 
 @pytest.mark.slow
 def test_a_cascade_that_is_asked_for_is_added_to_the_schedule(job: Job, tmp_path: Path) -> None:
-    """By the command: the rule alone chooses full resolution; the budget is spent again on both stages of the cascade."""
+    """The rule alone chooses full resolution; the budget is spent again on both stages of the cascade."""
     run = tmp_path / "run"
-    call = [
-        sys.executable,
-        "-c",
-        "from autoseg.cli import main; main()",
-        "train",
-        str(job.dataset),
-        "--out",
-        str(run),
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--workers",
-        "1",
-        "--memory-gb",
-        str(MEMORY_GB),
-        "--budget",
-        "10s",
-        "--fold",
-        "0",
-        "--configuration",
-        CASCADE,
-    ]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert f"Adding {LOW} and {CASCADE} to the schedule" in done.stderr
+    wishes = {"memory_gb": MEMORY_GB, "budget": "10s"}
+    done = run_stages(begin(job.dataset, run, wishes, fold=0, configuration=CASCADE), "validate")
+    assert f"Adding {LOW} and {CASCADE} to the schedule" in said(done)
     schedule = load_document(Schedule, RunFolder(run).schedule)
     assert [training.configuration for training in schedule.trainings] == ["3d_fullres", LOW, CASCADE]
     trained = {

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from autoseg.pipeline.bench import Bench, make_bench
-from autoseg.pipeline.case_costs import measure_export, stored_shapes
-from autoseg.pipeline.measuring import measure_steps, refine, settled_mean, time_steps, try_compiling
-from autoseg.pipeline.options import Options
-from autoseg.pipeline.stages import preprocess_stage
+from builders import Job
 
-from autoseg.data.phantom import make_phantom_dataset
-from autoseg.pipeline import case_costs
-from autoseg.run_folder import RunFolder
+from autoseg.issues import AutosegError
+from autoseg.stages import trials
+from autoseg.stages.run import Run
+from autoseg.stages.trials import (
+    Bench,
+    make_bench,
+    measure_export,
+    measure_steps,
+    refine,
+    settled_mean,
+    stored_shapes,
+    time_steps,
+    try_compiling,
+)
 from autoseg.storage.atomic import TEMPORARY
-from autoseg.tracking.progress import SilentReporter
 from autoseg.training import preflight
-from planners import Measurement, preferred_configurations, trial_training
+from autoseg.training.preflight import needed_bytes
+from planners import Measurement, Training, preferred_configurations, trial_training
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory) -> Bench:
-    folder = tmp_path_factory.mktemp("measuring")
-    make_phantom_dataset(folder / "Task99_Phantom", num_training=3, num_test=1, seed=2)
-    options = Options(
-        dataset=folder / "Task99_Phantom",
-        run=RunFolder(folder / "run"),
-        device_name="cpu",
-        num_threads=1,
-        num_workers=1,
-        reporter=SilentReporter(),
-        budget_s=120.0,
-    )
-    dataset, plan = preprocess_stage(options)
-    return make_bench(options, dataset, plan)
+def bench(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    root = shutil.copytree(finished.root, tmp_path_factory.mktemp("trials") / "run")
+    run = Run.open(root)
+    run = replace(run, settings=run.settings.model_copy(update={"budget": 120.0}), num_threads=1, num_workers=1)
+    return make_bench(run, run.dataset, run.plan)
 
 
 def test_all_that_a_run_pays_for_is_measured(bench) -> None:
@@ -67,16 +67,14 @@ def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypat
 
 
 def test_what_is_written_to_be_timed_is_removed_by_the_next_run_if_this_one_is_killed(bench, monkeypatch) -> None:
-    before = set(bench.options.run.root.iterdir())
+    before = set(bench.run.folder.root.iterdir())
     while_scoring: list[Path] = []
-    monkeypatch.setattr(
-        case_costs, "score_cases", lambda *given: while_scoring.extend(bench.options.run.root.iterdir())
-    )
+    monkeypatch.setattr(trials, "score_cases", lambda *given: while_scoring.extend(bench.run.folder.root.iterdir()))
     measure_export(bench, bench.plan.configuration("3d_fullres"))
     made = [path.name for path in while_scoring if path not in before]
     assert made
     assert all(TEMPORARY.fullmatch(name) for name in made)  # what a run that begins removes
-    assert set(bench.options.run.root.iterdir()) == before
+    assert set(bench.run.folder.root.iterdir()) == before
 
 
 def test_the_first_steps_do_not_count() -> None:
@@ -85,10 +83,28 @@ def test_the_first_steps_do_not_count() -> None:
 
 def test_trials_last_as_the_budget_allows(bench) -> None:
     assert bench.longest_s == 2.0  # two minutes have no time for more
-    assert len(stored_shapes(bench, bench.plan.configuration("3d_fullres"))) == 3
+    assert len(stored_shapes(bench, bench.plan.configuration("3d_fullres"))) == 4
 
 
-def bench_training(bench: Bench, width: int):
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
+    monkeypatch.setattr(trials, "measure_precision", lambda bench: "float32")
+    with pytest.raises(AutosegError) as caught:
+        measure_steps(bench, preferred_configurations(bench.plan), budgeted=True, num_folds=2)
+    (issue,) = caught.value.issues
+    assert "GB" in issue.message
+    assert "--memory-gb" in issue.fix
+
+
+def test_wider_networks_take_more(bench: Bench) -> None:
+    configuration = bench.plan.configuration("3d_fullres")
+    needs = [needed_bytes(configuration, bench_training(bench, width), 2) for width in (8, 16, 32)]
+    assert needs == sorted(set(needs))
+
+
+def bench_training(bench: Bench, width: int) -> Training:
     return trial_training(
         bench.plan.configuration("3d_fullres"), base_features=width, batch_size=2, precision="float32"
     )

@@ -1,0 +1,154 @@
+"""How a call finds or begins its run, and what it refuses to write over."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import Job, begin, contents, make_phantom, said
+from typer.testing import CliRunner
+
+from autoseg.cli import app
+from autoseg.inference.model import load_model
+from autoseg.issues import AutosegError
+from autoseg.pipeline import run_stages
+from autoseg.settings import Settings
+from autoseg.stages.run import find_run, require_free
+from autoseg.storage.atomic import load_document
+from planners import PlanningError
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("data"), training=2)
+
+
+def test_a_folder_with_settings_is_a_run_and_any_other_a_dataset(tmp_path: Path, data: Path) -> None:
+    run = begin(data, tmp_path / "run")
+    assert find_run(data, None) == (data, Path("run"))
+    assert find_run(run.folder.root, None) == (None, run.folder.root)
+    assert find_run(run.folder.root, run.folder.root) == (None, run.folder.root)
+    with pytest.raises(AutosegError) as caught:
+        find_run(run.folder.root, tmp_path / "other")
+    assert caught.value.codes == ("run.two_folders",)
+    run_stages(run, "check")
+    run.folder.settings.unlink()
+    with pytest.raises(AutosegError) as caught:
+        begin(run.folder.root)
+    assert caught.value.codes == ("run.no_dataset",)
+    assert begin(data, run.folder.root).settings.dataset == data
+
+
+def test_what_was_given_before_needs_not_be_given_again(tmp_path: Path, data: Path) -> None:
+    begin(data, tmp_path / "run", {"budget": "1h", "seed": 3})
+    later = begin(tmp_path / "run", None, {"folds": 2})
+    assert (later.settings.budget, later.settings.seed, later.settings.folds) == (3600, 3, 2)
+    assert said(later) == "Changed since the last call: --folds was not given and is 2"
+    assert load_document(Settings, later.folder.settings).folds is None  # it is kept once it was followed
+    run_stages(later, "plan")
+    assert load_document(Settings, later.folder.settings) == later.settings
+
+
+def test_a_change_that_is_refused_troubles_no_call_after_it(tmp_path: Path, data: Path) -> None:
+    for number, path in ((0, "plan.4d.batch_size"), (1, "plan.2d.batch_size")):
+        run = begin(data, tmp_path / "run", {"set": f"{path}=3"})
+        if number:
+            run_stages(run, "plan")
+            assert run.plan.configuration("2d").batch_size == 3
+        else:
+            with pytest.raises(PlanningError):
+                run_stages(run, "plan")
+
+
+def test_contradictions_are_refused_together_before_a_run_folder_is_made(tmp_path: Path, data: Path) -> None:
+    wishes = {"splits": tmp_path / "s.json", "folds": 3, "leave_one_group_out": True}
+    for given, where in (
+        (wishes, ["--folds", "--leave-one-group-out"]),
+        ({**wishes, "splits": None}, ["--folds"]),
+        ({"pretrained": tmp_path, "preset": "vnet", "memory_gb": 4}, ["--preset", "--memory-gb"]),
+    ):
+        with pytest.raises(AutosegError) as caught:
+            begin(data, tmp_path / "run", given)
+        assert [(issue.code, issue.where) for issue in caught.value.issues] == [
+            ("settings.contradiction", each) for each in where
+        ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("wish", ["schedule", "splits", "groups"])
+@pytest.mark.parametrize("content", [None, "[7]"])
+def test_files_that_cannot_be_read_are_refused_before_images_are(
+    tmp_path: Path, data: Path, wish: str, content: str | None
+) -> None:
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(AutosegError, match="given"):
+        begin(data, tmp_path / "run", {wish: path})
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_dataset_itself_is_no_run_folder(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "link").symlink_to(data)
+    with pytest.raises(AutosegError) as caught:
+        begin(data, tmp_path / "link")
+    assert caught.value.codes == ("run.folder_not_free",)
+
+
+def test_documents_of_others_are_not_written_over(tmp_path: Path, data: Path) -> None:
+    described = Path(shutil.copytree(data, tmp_path / "other"))  # with the dataset.json of another program
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "splits.json").write_text("[]")
+    before = contents(tmp_path)
+    for folder, place in ((described, described / "dataset.json"), (tmp_path / "mine", tmp_path / "mine")):
+        with pytest.raises(AutosegError) as caught:
+            begin(data, folder)
+        assert [(issue.code, issue.where) for issue in caught.value.issues] == [("run.folder_not_free", str(place))]
+    assert contents(tmp_path) == before
+
+
+def test_a_run_goes_on_in_its_own_folder_even_if_its_description_is_damaged(tmp_path: Path, data: Path) -> None:
+    run = run_stages(begin(data, tmp_path / "run"), "check")
+    run.folder.settings.unlink()
+    run.folder.dataset.write_bytes(run.folder.dataset.read_bytes()[:100])
+    require_free(run.folder, data)
+
+
+def test_a_model_of_nnunet_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "fold_0").mkdir()
+    (tmp_path / "plans.json").write_text("{}")
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0}}))
+    with pytest.raises(AutosegError, match="autoseg import-nnunet"):
+        load_model(tmp_path, device=torch.device("cpu"))
+
+
+def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(job: Job) -> None:
+    labels, evaluate = job.dataset / "labelsTr", CliRunner().invoke
+    folders = (job.folder.cross_validation, job.folder.validation("2d", 0))
+    before = {folder: (folder / "summary.json").read_bytes() for folder in folders}
+    for folder in folders:
+        link = job.root.parent / folder.name
+        link.symlink_to(folder)
+        for given in ([folder], [link], [labels, "--out", folder / "summary.json"]):
+            words = ["evaluate", str(given[0]), str(labels), *map(str, given[1:])]
+            error = evaluate(app, words).exception
+            assert isinstance(error, AutosegError)
+            assert error.codes == ("scores.of_a_run",)
+    assert {folder: (folder / "summary.json").read_bytes() for folder in folders} == before
+    for given in (
+        [job.folder.cross_validation, labels, "--out", job.root / "other.json"],
+        [job.folder.predictions, job.dataset / "labelsTs"],
+    ):
+        done = evaluate(app, ["evaluate", *map(str, given), "--workers", "1"])
+        assert done.exit_code == 0, done.output
+    assert (job.root / "other.json").is_file()
+    assert (job.folder.predictions / "summary.json").is_file()
+
+
+def test_scores_are_refused_a_folder_as_their_place_before_anything_is_scored(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "absent"), str(tmp_path / "absent"), "--out", "."])
+    assert isinstance(done.exception, AutosegError)
+    assert done.exception.issues[0].where == "." or str(done.exception).startswith(". ")

@@ -1,0 +1,120 @@
+"""A unit of work is done again only if what it was made from has changed, or what it leaves is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from builders import Listening, said
+
+from autoseg.pipeline import STAGES, do_work
+from autoseg.run_folder import RunFolder
+from autoseg.settings import Settings
+from autoseg.stages.run import Run
+from autoseg.stages.work import Work, is_edited
+from autoseg.storage.atomic import save_document
+from autoseg.storage.cache import key_of
+from planners import DecisionRecord, LabelClass, Labels
+
+
+def record(reason: str = "because", value: int = 1) -> DecisionRecord:
+    return DecisionRecord(rule="r", configuration=None, value=value, reason=reason, source="s")
+
+
+def test_rewording_a_reason_changes_no_key() -> None:
+    assert key_of(record()) == key_of(record(reason="for another reason"))
+    assert key_of(record()) != key_of(record(value=2))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(folder=RunFolder(tmp_path), settings=Settings(dataset=tmp_path), reporter=Listening())
+
+
+def do(run: Run, budget: str, **inputs: str) -> bool:
+    """Whether the work had to be done."""
+    output = run.folder.root / "output"
+    work = Work(
+        name="stage",
+        what="the stage",
+        inputs=lambda: {"dataset": "same", "budget": budget, **inputs},
+        outputs=[output],
+        do=lambda: output.write_text(budget) and None,
+    )
+    return do_work(run, work)
+
+
+def test_work_is_done_once_for_the_same_inputs(run: Run) -> None:
+    assert [do(run, each) for each in "aabb"] == [True, False, True, False]
+    assert [do(run, "b", folds="2"), do(run, "b"), do(run, "b")] == [True, True, False]  # what is left out changed, too
+
+
+def test_what_changed_is_said(run: Run) -> None:
+    do(run, "a")
+    do(run, "b")
+    (run.folder.root / "output").unlink()
+    assert do(run, "b")
+    assert said(run).splitlines() == [
+        "Doing the stage again: the budget changed",
+        "Doing the stage again: output is gone",
+    ]
+
+
+def test_a_damaged_record_means_that_the_work_is_done_again(run: Run) -> None:
+    do(run, "a")
+    run.folder.stage("stage").write_text("{")
+    assert do(run, "a")
+
+
+@pytest.mark.parametrize("keeps_record", [False, True])
+def test_work_that_failed_is_not_done(run: Run, keeps_record: bool) -> None:
+    do(run, "a")
+    before = run.folder.stage("stage").read_bytes()
+    failing = Work(
+        name="stage", what="it", inputs=dict, outputs=[], do=lambda: [][0], keeps_record=keeps_record
+    )  # fmt: skip
+    with pytest.raises(IndexError):
+        do_work(run, failing)
+    assert run.folder.stage("stage").is_file() == keeps_record  # kept for an input that comes back
+    assert not keeps_record or run.folder.stage("stage").read_bytes() == before
+    assert do(run, "a") is not keeps_record
+
+
+def test_a_document_that_a_person_changed_is_theirs_until_it_is_dropped(run: Run) -> None:
+    path, own, other = (
+        run.folder.root / "labels.json",
+        *(Labels(classes=(LabelClass(name=name, values=(1,)),)) for name in "ab"),
+    )
+
+    def edited(run: Run, own: Labels | None = None) -> bool:
+        return is_edited(run, "labels", path, Labels, own)
+
+    assert not edited(run, own)
+    save_document(path, other)
+    assert edited(run, own)  # put there to be followed
+    assert not edited(run)
+    work = Work(
+        name="labels",
+        what="labels",
+        inputs=dict,
+        outputs=[path],
+        do=lambda: save_document(path, own),
+        edited={path: Labels},
+    )
+    do_work(run, work)
+    assert not edited(run)
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    assert not edited(run)  # other spaces, same values
+    save_document(path, other)
+    assert edited(run)
+    assert not edited(Run(folder=run.folder, settings=run.settings, replan=True))
+    assert do_work(run, work)
+    assert not edited(run)
+
+
+def test_each_stage_reads_what_earlier_ones_wrote() -> None:
+    written = {"the dataset's files", "all documents"}
+    for stage in STAGES:
+        for name in stage.inputs:
+            assert any(name.startswith(each) or each.startswith(name) for each in written), (stage.name, name)
+        written |= set(stage.outputs)
