@@ -74,7 +74,7 @@ def _check(run: Run, found: DatasetDescription) -> None:
     noted = [issue for issue in checked.issues if issue.severity != "error"]
     warnings = [issue for issue in noted if issue.severity == "warning"]
     left_out = checked.left_out
-    errors = f"{len(left_out)} left out for errors ({', '.join(left_out)})" if left_out else "no errors"
+    errors = f"{len(left_out)} left out ({', '.join(left_out)})" if left_out else "no errors"
     run.say(
         f"Check: {errors}, {count_noun(len(warnings), 'warning')}, {count_noun(len(noted) - len(warnings), 'note')}"
     )

@@ -183,6 +183,15 @@ def test_a_dataset_that_changed_is_refused_and_nothing_is_overwritten(job: Job, 
     assert validated == {f"phantom_00{number}.nii.gz" for number in (1, 2, 3)}
 
 
+def test_a_case_that_is_left_out_is_another_dataset(job: Job) -> None:
+    with pytest.raises(AutosegError) as caught:
+        job.call(exclude="phantom_004")
+    assert caught.value.codes == ("run.option_differs",)
+    run = job.call("fingerprint", exclude="phantom_004", redo=True)
+    assert [case.case_id for case in run.dataset.training] == ["phantom_001", "phantom_002", "phantom_003"]
+    assert len(run.fingerprint.cases) == 3
+
+
 def test_other_test_images_and_another_place_train_nothing_again(job: Job, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(job.dataset, tmp_path / "moved"))
     weights, (first, second) = job.weights(), sorted(job.folder.predictions.glob("*.nii.gz"))
