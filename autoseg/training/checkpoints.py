@@ -125,11 +125,14 @@ def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
     except Exception as error:  # torch raises pickle's own error for anything that is not plain data
         if is_out_of_memory(error):
             raise  # nothing is wrong with the file, and the training must not start anew
-        code, message = "checkpoint.not_plain", "contains more than weights and numbers and was not opened"
-        if isinstance(error, DAMAGE):
-            code, message = "checkpoint.damaged", f"damaged, or not a checkpoint ({type(error).__name__})"
-        fix = "delete it to train this fold again"
-        raise AutosegError(Issue(code=code, where=str(path), message=message, fix=fix)) from error
+        damaged, fix = isinstance(error, DAMAGE), "delete it to train this fold again"
+        message = "contains more than weights and numbers and was not opened"
+        if damaged:
+            message = f"damaged, or not a checkpoint ({type(error).__name__})"
+        issue = Issue(
+            code="checkpoint.damaged" if damaged else "checkpoint.not_plain", where=str(path), message=message, fix=fix
+        )
+        raise AutosegError(issue) from error
 
 
 @dataclass(slots=True)

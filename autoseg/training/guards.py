@@ -49,7 +49,6 @@ STARVED_SHARE, STARVED_SHARE_CPU = 0.2, 0.5
 OVERFIT_RISE, OVERFIT_FALL = 0.1, 0.05
 """The validation loss rises by this from its best while the training loss falls by that: both beyond the noise of epochs."""
 
-NOT_FINITE, COLLAPSED, NOT_FOUND = "training.loss_not_finite", "training.collapsed", "training.class_not_found"
 Verdict = Literal["skip", "restart", "fail"]
 
 
@@ -181,16 +180,20 @@ class FiniteGuard(Callback):
             steps_per_epoch=steps_per_epoch,
         )
         if verdict == "fail":
-            raise AutosegError(failure_issue(self.run, NOT_FINITE, what))
+            raise AutosegError(failure_issue(self.run, what, code="training.loss_not_finite"))
         message = f"{what} at step {step.step + 1}; such steps are skipped"
-        add_issue(self.run, Issue(code=NOT_FINITE, severity="warning", where=self.run.spec.where, message=message))
+        issue = Issue(code="training.loss_not_finite", severity="warning", where=self.run.spec.where, message=message)
+        add_issue(self.run, issue)
         if verdict == "restart":
-            restart(self.run, NOT_FINITE, f"{what} repeatedly, last at step {step.step + 1}", step.step + 1)
+            found = f"{what} repeatedly, last at step {step.step + 1}"
+            restart(self.run, found, step.step + 1, code="training.loss_not_finite")
 
     def on_epoch(self, epoch: EpochRecord) -> None:
         """Raises `AutosegError` if all steps of a training were skipped: only those shorter than a row of skips end so."""
         if epoch.step == len(self.run.state.skipped_steps) == self.run.spec.training.num_steps:
-            raise AutosegError(failure_issue(self.run, NOT_FINITE, "loss or gradient was never finite"))
+            raise AutosegError(
+                failure_issue(self.run, "loss or gradient was never finite", code="training.loss_not_finite")
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +206,7 @@ class CollapseGuard(Callback):
         """Raises `AutosegError` after the third time."""
         found = find_collapse(self.run.state.history)
         if found is not None:
-            restart(self.run, COLLAPSED, found, epoch.step)
+            restart(self.run, found, epoch.step, code="training.collapsed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +217,7 @@ class ClassGuard(Callback):
 
     def on_epoch(self, epoch: EpochRecord) -> None:
         run, state = self.run, self.run.state
-        told = {issue.where for issue in state.issues if issue.code == NOT_FOUND}
+        told = {issue.where for issue in state.issues if issue.code == "training.class_not_found"}
         names = [n for n in unlearned_classes(state.history, run.spec.num_epochs) if self._where(n) not in told]
         showing = cases_showing(run.spec.training_cases) if names else {}
         for name in names:
@@ -228,18 +231,21 @@ class ClassGuard(Callback):
             else:
                 found += "; no training case of this fold contains it, so it cannot be learned"
                 fix = "add cases, or use other folds (--splits)"
-            self._tell(NOT_FOUND, name, found, fix)
+            self._tell(name, code="training.class_not_found", message=found, fix=fix)
         if epoch.step == run.spec.training.num_steps:
             for name in never_found(state.history):
                 fix = "do not rely on its predictions; a longer --budget or more cases with it may help"
-                self._tell("training.class_not_learned", name, "not found in any validation patch", fix)
+                self._tell(
+                    name, code="training.class_not_learned", message="not found in any validation patch", fix=fix
+                )
             for name in never_seen(state.history):
-                self._tell("training.class_not_validated", name, "no validation patch of this fold contains it")
+                message = "no validation patch of this fold contains it"
+                self._tell(name, code="training.class_not_validated", message=message)
 
     def _where(self, name: str) -> str:
         return f"{self.run.spec.where}, class {name}"
 
-    def _tell(self, code: str, name: str, message: str, fix: str = "") -> None:
+    def _tell(self, name: str, *, code: str, message: str, fix: str = "") -> None:
         issue = Issue(code=code, severity="warning", where=self._where(name), message=message, fix=fix)
         add_issue(self.run, issue)
 
@@ -282,14 +288,14 @@ class OverfittingGuard(Callback):
             )
 
 
-def restart(run: FoldRun, code: str, found: str, steps_done: int) -> None:
+def restart(run: FoldRun, found: str, steps_done: int, *, code: str) -> None:
     """Restore the last good weights at half the rate with a fresh optimiser; steps go on.
 
     Raises `AutosegError` after the third time.
     """
     state = run.state
     if state.restarts >= MOST_RESTARTS:
-        raise AutosegError(failure_issue(run, code, found))
+        raise AutosegError(failure_issue(run, found, code=code))
     run.parts.network.load_state_dict(state.good)
     run.parts.optimiser.state.clear()
     state.restarts, state.restarted_at = state.restarts + 1, steps_done
@@ -299,7 +305,7 @@ def restart(run: FoldRun, code: str, found: str, steps_done: int) -> None:
     add_issue(run, issue, repeat=True)
 
 
-def failure_issue(run: FoldRun, code: str, found: str) -> Issue:
+def failure_issue(run: FoldRun, found: str, *, code: str) -> Issue:
     """What ends a training, with the cases that all bad batches have in common."""
     bad, message = run.state.skipped_steps, found
     if bad:

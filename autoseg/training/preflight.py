@@ -113,7 +113,7 @@ def _plan_issues(labels: Labels, configuration: Configuration, training: Trainin
     ):
         if found != needed:
             message = f"the network has {found} {what}, but channels and labels of the plan need {needed}"
-            yield Issue(code=f"training.{what}_differ", where=where, message=message, fix="plan the dataset again")
+            yield Issue(code="training.network_differs", where=where, message=message, fix="plan the dataset again")
     if training.configuration != configuration.name:
         message, fix = f"the schedule is for {training.configuration}", "use the schedule that was made for this plan"
         yield Issue(code="training.schedule_differs", where=where, message=message, fix=fix)

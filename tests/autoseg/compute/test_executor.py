@@ -106,12 +106,13 @@ def test_an_item_that_kills_its_worker_once_is_tried_again_alone(tmp_path: Path)
 def test_workers_are_as_many_as_fit_into_memory() -> None:
     gb = 10**9
     assert workers_that_fit(8, 2 * gb, free_bytes=100 * gb) == 8
-    assert workers_that_fit(8, 2 * gb, free_bytes=10 * gb) == 3  # 8 GB for 2.35 GB each
+    assert workers_that_fit(8, 2 * gb, free_bytes=int(11.76 * gb)) == 4  # four fifths for 2.35 GB each
+    assert workers_that_fit(8, 2 * gb, free_bytes=int(11.74 * gb)) == 3
     assert workers_that_fit(8, 2 * gb, free_bytes=gb) == 1
 
 
 def test_little_work_starts_no_processes() -> None:
-    assert [workers_worth_starting(8, seconds) for seconds in (0.0, 1.0, 60.0)] == [1, 1, 8]
+    assert [workers_worth_starting(8, seconds) for seconds in (0.0, 4.0, 4.1, 60.0)] == [1, 1, 8, 8]
 
 
 def test_where_two_do_not_fit_one_process_works_outside_of_this_one() -> None:

@@ -103,7 +103,8 @@ def test_mirroring_takes_each_allowed_axis_half_of_the_time() -> None:
         ((16, 64, 64), 180, True),
         ((22, 64, 64), 30, False),
         ((64, 64), 180, False),
-        ((64, 32), 15, False),
+        ((64, 42), 15, False),
+        ((64, 43), 180, False),
     ],
 )
 def test_rotation_follows_the_patchs_shape(patch, degrees, dummy) -> None:

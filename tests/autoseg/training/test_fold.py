@@ -40,6 +40,8 @@ def test_a_small_network_learns_two_shapes(tmp_path) -> None:
     run(replace(spec, training=training))
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert history[-1]["loss"] < history[0]["loss"] - 0.5
+    means = [sum(line["pseudo_dice"].values()) / 2 for line in history]
+    assert history[1]["moving_average"] == pytest.approx(0.9 * means[0] + 0.1 * means[1])
     assert min(history[-1]["pseudo_dice"].values()) > 0.6
 
 

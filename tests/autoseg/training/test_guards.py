@@ -132,6 +132,32 @@ def test_a_lost_foreground_is_a_collapse_only_where_there_was_one() -> None:
     assert not is_good([epoch(0, loss=None)])
 
 
+@pytest.mark.parametrize(
+    ("best", "dice", "rise", "is_collapse"),
+    [
+        (0.21, 0.0, 0.21, True),
+        (0.19, 0.0, 0.21, False),  # it had hardly begun to learn
+        (0.5, 0.049, 0.21, True),
+        (0.5, 0.051, 0.21, False),  # a tenth of the best is left
+        (0.5, 0.0, 0.19, False),  # the loss hardly rose
+    ],
+)
+def test_the_limits_of_a_collapse(best: float, dice: float, rise: float, is_collapse: bool) -> None:
+    before, last = epoch(0, loss=0.5, pseudo_dice={"ball": best}), epoch(1, loss=0.5 + rise, pseudo_dice={"ball": dice})
+    assert (find_collapse([before, last]) is not None) is is_collapse
+
+
+@pytest.mark.parametrize(
+    ("dice", "steps", "num_epochs", "unlearned"),
+    [(0.009, 50, 15, True), (0.011, 50, 15, False), (0.0, 49, 15, False), (0.0, 50, 16, False)],
+)
+def test_the_limits_of_what_is_not_learned(dice: float, steps: int, num_epochs: int, unlearned: bool) -> None:
+    """A hundredth of Dice, 150 steps, a fifth of the training."""
+    history = [epoch(i, step=steps * (i + 1), pseudo_dice={"box": dice}) for i in range(3)]
+    assert (unlearned_classes(history, num_epochs) == ("box",)) is unlearned
+    assert (never_found(history) == ["box"]) is (dice < 0.01 and steps == 50)
+
+
 def test_a_class_is_lost_after_patience_and_not_before() -> None:
     def history(until: int, **dice: float | None) -> list[EpochRecord]:
         return [epoch(i, pseudo_dice={"ball": 0.5, "box": 0.3, **dice}) for i in range(until)]
@@ -173,26 +199,17 @@ def test_a_starved_device_is_noticed(on_cpu: bool, enough: float, too_little: fl
     assert starved_share(slow[:2], on_cpu=on_cpu) is None  # workers start in the first epoch
 
 
-def test_overfitting_is_noticed() -> None:
-    def later(i: int, rise: float, fall: float) -> EpochRecord:
-        best = epoch(6)
-        return epoch(
-            i,
-            loss=(best.loss or 0) - fall * (i - 6),
-            validation_loss=(best.validation_loss or 0) + rise * (i - 6),
-            moving_average=(best.moving_average or 0) - 0.01,
-        )
-
-    def found(rise: float, fall: float) -> str | None:
-        return find_overfitting([*HEALTHY[:7], *(later(i, rise, fall) for i in range(7, 12))], 12)
-
-    message = found(0.08, 0.1) or ""
-    assert "since step 400" in message or "since step 350" in message
-    # smoothed over two epochs, the rise from the best is 4 slopes and a bit, and so is the fall
-    assert found(0.03, 0.1) is not None
-    assert found(0.02, 0.1) is None
-    assert found(0.08, 0.015) is not None
-    assert found(0.08, 0.005) is None
+@pytest.mark.parametrize(
+    ("rise", "fall", "is_overfitting"),
+    [(0.102, 0.052, True), (0.098, 0.052, False), (0.102, 0.048, False)],
+)
+def test_the_limits_of_overfitting(rise: float, fall: float, is_overfitting: bool) -> None:
+    """A validation loss that rises by a tenth from its best while the training loss falls by half as much, on means of two epochs."""
+    better = [epoch(i, loss=0.5, validation_loss=0.5, moving_average=0.8) for i in range(4)]
+    worse = [epoch(i, loss=0.5 - fall, validation_loss=0.5 + rise, moving_average=0.7) for i in range(4, 8)]
+    found = find_overfitting([*better, *worse], 12)
+    assert (found is not None) is is_overfitting
+    assert found is None or "since step 100" in found
 
 
 def test_a_rising_validation_loss_alone_is_no_fault_while_scores_rise() -> None:

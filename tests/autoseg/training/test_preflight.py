@@ -40,7 +40,7 @@ def test_plan_and_cases_that_do_not_fit_are_refused_before_the_first_step(tmp_pa
     with pytest.raises(AutosegError) as raised:
         run(wrong)
     assert set(raised.value.codes) == {
-        "training.outputs_differ",
+        "training.network_differs",
         "training.schedule_differs",
         "training.classes_differ",
         "training.channels_differ",
