@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While the block runs, the first Ctrl-C or SIGTERM is only noted; the yielded function says whether there was one.
+    """While the block runs, the first Ctrl-C or SIGTERM is only recorded; the yielded function says whether there was one.
 
-    ``say`` is told of it at once. A second one raises `KeyboardInterrupt` at once, and so does the end of a block that did
-    not heed the first. Outside the main thread, where Python delivers no signals, nothing changes and the answer is always no.
+    ``say`` is called at once. A second one raises `KeyboardInterrupt` at once, and so does the end of a block that did
+    not heed the first. Outside the main thread, where Python delivers no signals, nothing changes and the answer is always false.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -37,13 +37,13 @@ SHORT_FORMATS = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def kept_heap(device: torch.device, held_bytes: Callable[[], float]) -> Iterator[None]:
-    """Within, freed memory stays with the process, if ``held_bytes``, what it may then hold more, are there to be held.
+    """Within, freed memory stays with the process, if the ``held_bytes`` that it may then hold more are free.
 
-    By default glibc gives every block of 32 MiB and more back to the system when it is freed. Each step of a large network
-    then asks anew for every one of its maps, which the system hands out page by page, filled with zeros: a quarter to a
-    half of a step's time (decision 0112). Results do not depend on it. Where gaps between blocks let the process grow
-    much beyond ``held_bytes``, and at the end, all that is free goes back. Elsewhere than on a CPU, and without glibc, nothing
-    changes. Not to be nested: the inner one ends the outer one.
+    By default glibc returns every block of 32 MiB and more to the system when it is freed. Each step of a large network
+    then allocates all its maps again, which the system fills with zeros page by page: a quarter to a half of a step's time
+    (decision 0112). Results do not depend on it. If gaps between blocks let the process grow much beyond ``held_bytes``, and
+    at the end, all freed memory is returned. On other devices than a CPU, and without glibc, nothing changes. Not to be
+    nested: the inner one ends the outer one.
     """
     held = held_bytes() if device.type == "cpu" else 0.0
     resident = _resident_bytes()
@@ -66,14 +66,14 @@ def kept_heap(device: torch.device, held_bytes: Callable[[], float]) -> Iterator
 
 
 def _trim_beyond(limit_bytes: float, ended: threading.Event) -> None:
-    """glibc looks for room for an aligned block as if it were larger, so that one may not fit into the gap of its like."""
+    """Gaps grow because glibc looks for an aligned block as if it were larger, so that one may not fit where its like was."""
     while not ended.wait(WATCH_INTERVAL_S):
         if (_resident_bytes() or 0) > limit_bytes:
             trim_heap()
 
 
 def _resident_bytes() -> int | None:
-    """Main memory that this process takes; none where the system does not tell."""
+    """Main memory of this process; none if the system does not tell."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

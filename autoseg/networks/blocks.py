@@ -144,7 +144,7 @@ def memory_format(axes: int) -> torch.memory_format:
 
 
 def arrange(network: nn.Module, axes: int) -> nn.Module:
-    """The network with its weights in the layout that its convolutions want; shapes and values stay."""
+    """The network with its weights in the layout of its convolutions; shapes and values stay."""
     return network.to(memory_format=memory_format(axes))  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
 
 
@@ -165,7 +165,7 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     On a CPU torch's group norm with one channel a group is fast for contiguous input and slow for channels last (ten
     times, in 3D), and its instance norm copies to float32 rows and back; there, samples go through batch norm one by one.
-    A compiler makes of group norm what fits, and could not look into the other.
+    A compiler optimises group norm itself, and cannot see into the other.
     """
     if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
         result: Tensor = _NormBySample.apply(x, weight, bias)  # type: ignore[no-untyped-call]
@@ -176,7 +176,7 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def average_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
     """Mean over blocks of ``stride``, which divides the spatial sizes; channels last, and the type stays.
 
-    torch's pooling over three axes knows neither this layout nor bfloat16 on CPUs; over two axes it knows both.
+    torch's pooling over three axes supports neither this layout nor bfloat16 on CPUs; over two axes it supports both.
     """
     if len(stride) == 2:
         return functional.avg_pool2d(x, tuple(stride))

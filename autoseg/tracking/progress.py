@@ -24,14 +24,14 @@ class Tracker(Protocol):
     """One stage's progress."""
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
-        """Say that ``amount`` more units are done; ``note`` is a short state such as ``loss 0.31``."""
+        """``amount`` more units are done; ``note`` is a short state such as ``loss 0.31``."""
 
     def found(self, amount: float) -> None:
-        """Say that ``amount`` more units were done by an earlier call; they tell nothing of the pace of this one."""
+        """``amount`` more units were done by an earlier call; they do not count for the speed of this one."""
 
 
 class Reporter(Protocol):
-    """Where stages speak to. Stages know no terminal; they are handed one of these."""
+    """What stages report to. They know no terminal; they are given one of these."""
 
     def say(self, text: str) -> None:
         """One line for the user: what was decided, and why."""
@@ -48,7 +48,7 @@ AbstractTracking = AbstractContextManager[Tracker]
 
 
 def format_duration(seconds: float) -> str:
-    """A duration as people say it: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    """A duration in words: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"
@@ -111,7 +111,7 @@ class _LogTracker:
 
 
 class SilentReporter:
-    """Says nothing; for library use and tests."""
+    """Shows nothing; for library use and tests."""
 
     def say(self, text: str) -> None:
         logger.debug(text)

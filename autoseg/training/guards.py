@@ -22,7 +22,7 @@ from autoseg.training.checkpoints import save
 from autoseg.training.fold_run import FoldRun, FoldState, add_issue
 from autoseg.training.fold_spec import batch_source
 from autoseg.training.preflight import memory_issue, micro_batch_issue
-from autoseg.training.sampling import BatchSource, cases_showing, worker_died
+from autoseg.training.sampling import BatchSource, cases_by_class, worker_died
 
 SKIPS_IN_ROW = 3
 """One bad patch may happen to meet an overflow; three batches in a row do not."""
@@ -219,10 +219,10 @@ class ClassGuard(Callback):
         run, state = self.run, self.run.state
         told = {issue.where for issue in state.issues if issue.code == "training.class_not_found"}
         names = [n for n in unlearned_classes(state.history, run.spec.num_epochs) if self._where(n) not in told]
-        showing = cases_showing(run.spec.training_cases) if names else {}
+        containing = cases_by_class(run.spec.training_cases) if names else {}
         for name in names:
             found = f"not found in any validation patch after {epoch.step} steps"
-            count = len(showing.get(name, ()))
+            count = len(containing.get(name, ()))
             if count:
                 found += f"; more patches are drawn around it from now on, from {count} training case{'s' if count > 1 else ''}"
                 state.sought[name] = epoch.step
@@ -341,8 +341,8 @@ def _cases_of_all(run: FoldRun, steps: Sequence[int]) -> list[int]:
 
 def source_by_step(source: BatchSource, state: FoldState) -> Callable[[int], BatchSource]:
     """What the batch of a step was drawn from: more patches around classes from the step on at which that began."""
-    showing = cases_showing(source.cases)  # once: it opens every case
-    return lambda step: replace(source, sought={n: showing[n] for n, since in state.sought.items() if since <= step})
+    containing = cases_by_class(source.cases)  # once: it opens every case
+    return lambda step: replace(source, sought={n: containing[n] for n, since in state.sought.items() if since <= step})
 
 
 def shrink_micro_batch(run: FoldRun, step: int) -> None:

@@ -50,7 +50,7 @@ class PatchSource(Protocol):
 
 
 class CascadeSource(PatchSource, Protocol):
-    """A case of which a first stage has made a label map."""
+    """A case with the label map that a first stage predicted."""
 
     @property
     def previous(self) -> Sliceable:
@@ -166,8 +166,8 @@ def crop_size(patch: Sequence[int], *, rotation: float, dummy_2d: bool) -> tuple
 def generator(seed: int, configuration: str, fold: int, step: int, sample: int, purpose: str) -> np.random.Generator:
     """The generator of one sample of one step.
 
-    The same arguments give the same numbers in any process, on any machine, in any order of asking.
-    ``purpose`` tells apart draws that must not depend on each other, e.g. ``patch`` and ``augmentation``.
+    The same arguments give the same numbers in any process, on any machine, in any order.
+    ``purpose`` separates draws that must not depend on each other, e.g. ``patch`` and ``augmentation``.
     """
     key = (seed, zlib.crc32(configuration.encode()), fold, step, sample, zlib.crc32(purpose.encode()))
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
@@ -180,7 +180,7 @@ class Crop:
     image: Tensor
     """float32 (C, crop...)."""
     labels: Tensor
-    """int16 (1, crop...); of a cascade (2, crop...), the second as the first stage found it."""
+    """int16 (1, crop...); of a cascade (2, crop...), the second as the first stage predicted it."""
     parameters: Parameters
     noise: Tensor | None
     """(C, patch...), what `draw_noise` gives."""
@@ -190,14 +190,14 @@ class Crop:
     """What is done to them."""
 
     def pin_memory(self) -> Crop:
-        """The same in memory that a GPU copies from without waiting; a DataLoader asks for it by this name."""
+        """A copy in pinned memory; a DataLoader calls it by this name."""
         noise = None if self.noise is None else self.noise.pin_memory()
         return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory(), noise=noise)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSource(Dataset[list[Crop]]):
-    """The crops of batch number ``step`` of one fold; the same for the same arguments, whoever asks and when."""
+    """The crops of batch number ``step`` of one fold; they depend on nothing but these fields and the step."""
 
     cases: Sequence[PatchSource]
     recipe: Recipe
@@ -209,11 +209,11 @@ class BatchSource(Dataset[list[Crop]]):
     purpose: str
     """``training`` or ``validation``; keeps their draws apart. Validation patches are never augmented."""
     sought: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Classes to draw more patches around, each with the numbers of the cases that show it; others are drawn as without."""
+    """Classes to draw more patches around, each with the numbers of the cases that contain it; other draws stay the same."""
     scarce: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    """Classes that few cases show, each with the numbers of these; forced samples draw their class before their case."""
+    """Classes in few cases, each with the numbers of these; forced samples draw their class before their case."""
     num_classes: int = 0
-    """Classes that any case shows, scarce ones among them."""
+    """Classes in any case, scarce ones included."""
     previous_values: tuple[int, ...] = ()
     """Of a cascade: foreground values of the first stage's label maps, which ``cases`` then have (`CascadeSource`)."""
 
@@ -221,25 +221,25 @@ class BatchSource(Dataset[list[Crop]]):
         return [self.sample(step, i) for i in range(self.batch_size)]
 
     def choose(self, step: int, index: int) -> tuple[np.random.Generator, int, str | None]:
-        """The generator of a sample's place, the number of its case, and the class that it must show, if one was drawn."""
+        """The generator of a sample's place, the number of its case, and the class that it must contain, if one was drawn."""
         rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
         number = int(rng.integers(len(self.cases)))
         if self.sought:
             seeking = generator(self.seed, self.configuration, self.fold, step, index, "sought")
             if seeking.random() < SOUGHT_SHARE:
-                return rng, *_draw_showing(seeking, self.sought, int(seeking.integers(len(self.sought))))
+                return rng, *_draw_containing(seeking, self.sought, int(seeking.integers(len(self.sought))))
         if self.scarce and is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share):
             drawing = generator(self.seed, self.configuration, self.fold, step, index, "scarce")
             place = int(drawing.integers(self.num_classes))
             if place < len(self.scarce):
-                return rng, *_draw_showing(drawing, self.scarce, place)
+                return rng, *_draw_containing(drawing, self.scarce, place)
         return rng, number, None
 
     def sample(self, step: int, index: int) -> Crop:
-        """One crop: larger than the patch where it will be turned or scaled."""
+        """One crop: larger than the patch if it will be rotated or scaled."""
         rng, number, shown = self.choose(step, index)
         case = self.cases[number]
-        label_map, locations = case.labels, case.locations  # opened once: each asking opens a file
+        label_map, locations = case.labels, case.locations  # once: each access opens a file
         changes = Parameters()
         if self.purpose == "training":
             draws = generator(self.seed, self.configuration, self.fold, step, index, "augmentation")
@@ -273,21 +273,21 @@ class BatchSource(Dataset[list[Crop]]):
         )
 
     def _disturbance(self, step: int, index: int) -> Disturbance:
-        """Of what the first stage found; none in validation, and none where nothing is augmented."""
+        """Of the first stage's prediction; none in validation, and none without augmentation."""
         if not self.previous_values or self.purpose != "training" or not self.recipe.augment:
             return Disturbance()
         draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
         return draw_disturbance(draws, len(self.previous_values))
 
 
-def _draw_showing(rng: np.random.Generator, classes: Mapping[str, Sequence[int]], place: int) -> tuple[int, str]:
-    """A case that shows the class at a place of the sorted ones, and that class."""
+def _draw_containing(rng: np.random.Generator, classes: Mapping[str, Sequence[int]], place: int) -> tuple[int, str]:
+    """A case that contains the class at a place of the sorted ones, and that class."""
     name = sorted(classes)[place]
     return classes[name][int(rng.integers(len(classes[name])))], name
 
 
-def cases_showing(cases: Sequence[PatchSource]) -> dict[str, list[int]]:
-    """Numbers of the cases that show each class that any of them shows."""
+def cases_by_class(cases: Sequence[PatchSource]) -> dict[str, list[int]]:
+    """Numbers of the cases that contain each class."""
     showing: dict[str, list[int]] = {}
     for number, case in enumerate(cases):
         for name, voxels in case.locations.items():
@@ -297,16 +297,16 @@ def cases_showing(cases: Sequence[PatchSource]) -> dict[str, list[int]]:
 
 
 def with_sought(source: BatchSource, names: Sequence[str]) -> BatchSource:
-    """The source with more patches around the classes of these names, where cases show them."""
+    """The source with more patches around the classes of these names, if cases contain them."""
     if not names:
         return source
-    showing = cases_showing(source.cases)
+    showing = cases_by_class(source.cases)
     return replace(source, sought={name: showing[name] for name in names if name in showing})
 
 
 def with_scarce(source: BatchSource) -> BatchSource:
     """The source that draws scarce classes as often as others; if there are none, the same (decision 0117)."""
-    showing = cases_showing(source.cases)
+    showing = cases_by_class(source.cases)
     few = SCARCE_SHARE * len(source.cases)
     scarce = {name: numbers for name, numbers in showing.items() if len(numbers) < few}
     return replace(source, scarce=scarce, num_classes=len(showing)) if scarce else source
@@ -328,9 +328,9 @@ def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Messenger(Dataset[list[Crop] | Exception]):
-    """A source for processes that read: errors with a message come back as values.
+    """A source for workers: errors with a message come back as values.
 
-    Raised there, they would arrive as a traceback in a message, and `AutosegError` is what a person reads.
+    Raised there, they would arrive as a traceback in a message instead of an `AutosegError`.
     """
 
     source: BatchSource
@@ -343,9 +343,9 @@ class _Messenger(Dataset[list[Crop] | Exception]):
 
 
 def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` processes read (0: this one).
+    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` workers read (0: this process).
 
-    What a case's arrays raise is raised here, whoever read them; see `worker_died` for a process that was killed.
+    What a case's arrays raise is raised here, in any worker; see `worker_died` for a worker that was killed.
     """
     loader: DataLoader[list[Crop] | Exception] = DataLoader(
         _Messenger(source=source),
@@ -365,5 +365,5 @@ def _or_raise(crops: list[Crop] | Exception) -> list[Crop]:
 
 
 def worker_died(error: BaseException) -> bool:
-    """Whether an error says that a process that reads was ended from outside; torch raises it wherever training then is."""
+    """Whether an error is torch's for a worker that was killed; it is raised wherever training then is."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
