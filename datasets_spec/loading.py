@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets_spec.layout import Layout
-from planners import DocumentError, read_document
+from planners import DocumentError, Issue, read_document
 
 EXTENDS = "extends"
 """Key of a layout file: the name of a layout whose entries are its defaults."""
@@ -34,7 +34,7 @@ def read_spec(path: Path) -> Layout:
     try:
         content = _parse(path.read_text("utf-8-sig"), where)
     except UnicodeDecodeError as error:
-        raise DocumentError(where, (f"not UTF-8 text (byte {error.start})",)) from error
+        raise DocumentError(where, [_fault("", f"not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from error
     own = {"name": path.stem, "title": f"spec file {path.name}", "expects": f"files as described in {path.name}"}
     merged = _with_base(content, where)
     return read_document(
@@ -58,11 +58,15 @@ def _load(folder: str) -> tuple[Layout, ...]:
     return tuple(sorted(layouts, key=lambda layout: layout.name))
 
 
+def _fault(where: str, message: str, fix: str) -> Issue:
+    return Issue(code="layout.invalid", where=where, message=message, fix=fix)
+
+
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise DocumentError(where, (str(error),)) from error
+        raise DocumentError(where, [_fault("", str(error), "write it as TOML")]) from error
 
 
 def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:
@@ -72,7 +76,7 @@ def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:
     file = resources.files(__package__) / "layouts" / f"{base_name}.toml"
     if not isinstance(base_name, str) or not base_name.isidentifier() or not file.is_file():
         names = ", ".join(layout.name for layout in load_layouts())
-        raise DocumentError(where, (f"{EXTENDS}: layout {base_name!r} does not exist (available: {names})",))
+        raise DocumentError(where, [_fault(EXTENDS, f"layout {base_name!r} does not exist", f"choose one of {names}")])
     base = _parse(file.read_text("utf-8"), file.name)
     merged = base | content
     if "fields" in base and "fields" in content:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -50,12 +50,24 @@ class Issue(Document):
 
 
 class DocumentError(ValueError):
-    """A document that cannot be read; ``problems`` holds one line for each fault, with its place."""
+    """A document that cannot be read; ``where`` names it, ``issues`` everything wrong with it by place in the document."""
 
-    def __init__(self, where: str, problems: tuple[str, ...]) -> None:
+    def __init__(self, where: str, issues: Sequence[Issue]) -> None:
         self.where = where
-        self.problems = problems
-        super().__init__(f"{where} cannot be read:\n" + "\n".join(f"  - {line}" for line in problems))
+        self.issues = tuple(issues)
+        super().__init__(f"{where} cannot be read:\n" + "\n".join(f"  - {issue}" for issue in issues))
+
+    def __reduce__(self) -> tuple[type[DocumentError], tuple[str, tuple[Issue, ...]]]:
+        """Errors travel between processes; the default would lose the second argument."""
+        return DocumentError, (self.where, self.issues)
+
+
+class InvalidError(ValueError):
+    """What a validator raises where it knows what can be done about the fault."""
+
+    def __init__(self, message: str, *, fix: str) -> None:
+        self.message, self.fix = message, fix
+        super().__init__(f"{message}; {fix}")
 
 
 D = TypeVar("D", bound=Document)
@@ -65,12 +77,12 @@ def read_document(model: type[D], text: str | bytes, *, where: str) -> D:
     """The document of type ``model`` that ``text`` (JSON) holds.
 
     ``where`` names the text's source in messages, e.g. a path. Raises `DocumentError` with all
-    problems, each as ``path.in.document: what is wrong (found ...)``.
+    issues, each with its place in the document.
     """
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise DocumentError(where, describe_problems(error)) from error
+        raise DocumentError(where, issues_of(error)) from error
 
 
 def write_document(document: Document) -> str:
@@ -90,21 +102,42 @@ def essence(value: object) -> Any:
     return value
 
 
-def describe_problems(error: ValidationError) -> tuple[str, ...]:
-    """One line for each problem of a failed validation: place, what is wrong, what was found."""
-    problems = error.errors(include_url=False)
-    places = [problem["loc"] for problem in problems]
-    lines = []
-    for problem in problems:
-        # entries with faults of their own do not count, so their list may seem too short: that is no news
-        if problem["type"] == "too_short" and any(_lies_inside(place, problem["loc"]) for place in places):
+def dotted(place: Sequence[int | str]) -> str:
+    """A place in a document as ``path.in.document``."""
+    return ".".join(map(str, place)) or "(whole document)"
+
+
+def issues_of(error: ValidationError, *, named: Callable[[Sequence[int | str]], str] = dotted) -> tuple[Issue, ...]:
+    """One issue for each fault of a failed validation: place in the document, what is wrong, what was found.
+
+    ``named`` writes places.
+    """
+    faults = error.errors(include_url=False)
+    places = [fault["loc"] for fault in faults]
+    issues = []
+    for fault in faults:
+        # entries with faults of their own do not count, so their list may seem too short: that is not worth saying
+        if fault["type"] == "too_short" and any(_lies_inside(place, fault["loc"]) for place in places):
             continue
-        place = ".".join(str(part) for part in problem["loc"]) or "(whole document)"
-        found = repr(problem["input"])
+        found = repr(fault["input"])
         found = found if len(found) <= 80 else found[:77] + "..."
-        shown = "" if problem["type"] == "missing" else f" (found {found})"
-        lines.append(f"{place}: {problem['msg']}{shown}")
-    return tuple(lines)
+        cause = fault.get("ctx", {}).get("error")
+        message = str(cause) if isinstance(cause, ValueError) else fault["msg"]
+        message, fix = (cause.message, cause.fix) if isinstance(cause, InvalidError) else (message, "")
+        issues.append(
+            Issue(
+                code="document.invalid",
+                where=named(fault["loc"]),
+                message=message if fault["type"] == "missing" else f"{message} (found {found})",
+                fix=fix,
+            )
+        )
+    return tuple(issues)
+
+
+def within(place: str, issues: Iterable[Issue]) -> list[Issue]:
+    """The same issues with ``place`` before theirs, e.g. the name of one of two files."""
+    return [issue.model_copy(update={"where": f"{place}: {issue.where}"}) for issue in issues]
 
 
 def _lies_inside(place: tuple[int | str, ...], outer: tuple[int | str, ...]) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
-from planners.document import Document, Issue, PlanningError, essence
+from planners.document import Document, Issue, PlanningError, essence, issues_of
 from planners.geometry import nearest_multiples
 from planners.parts import TOPOLOGIES
 from planners.plan import ChannelNormalization, Configuration, Network, NormalizationScheme, Plan
@@ -185,7 +185,7 @@ def _unknown(path: str, names: Sequence[str], fields: Sequence[str]) -> Issue:
 
 
 def _bad_value(path: str, text: str, error: ValidationError, current: JsonValue) -> Issue:
-    messages = dict.fromkeys(_message(each["msg"]) for each in error.errors())
+    messages = dict.fromkeys(str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors())
     return Issue(
         code="plan.edit_value",
         where=path,
@@ -386,20 +386,14 @@ def _training_s(training: Training, schedule: Schedule) -> float:
 
 
 def _validated(
-    model: type[D], document: dict[str, Any], issues: list[Issue], place: Callable[[tuple[int | str, ...]], str]
+    model: type[D], document: dict[str, Any], issues: list[Issue], place: Callable[[Sequence[int | str]], str]
 ) -> D | None:
     try:
         return model.model_validate({name: _plain(value) for name, value in document.items()})
     except ValidationError as error:
-        issues += [
-            Issue(
-                code="plan.edit_inconsistent",
-                where=place(each["loc"]),
-                message=_message(each["msg"]),
-                fix="set fields that fit each other",
-            )
-            for each in error.errors()
-        ]
+        for each in issues_of(error, named=place):
+            fix = each.fix or "set fields that fit each other"
+            issues.append(each.model_copy(update={"code": "plan.edit_inconsistent", "fix": fix}))
         return None
 
 
@@ -409,11 +403,7 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-def _message(text: str) -> str:
-    return text.removeprefix("Value error, ")
-
-
-def _readable_place(loc: tuple[int | str, ...], names: Sequence[str]) -> str:
+def _readable_place(loc: Sequence[int | str], names: Sequence[str]) -> str:
     """``configurations.1.network.features`` as ``3d_fullres.features``."""
     parts = [str(part) for part in loc]
     if len(loc) > 1 and loc[0] in ("configurations", "trainings") and isinstance(loc[1], int):

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from planners.decision import DecisionRecord
-from planners.document import PROSE, Document
+from planners.document import PROSE, Document, InvalidError
 from planners.fingerprint import MOST_VOXELS, IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
 from planners.parts import LOSSES, TOPOLOGIES, require_installed
@@ -169,9 +169,9 @@ class Configuration(Document):
         patch = info.data.get("patch_shape", divisors)
         if any(size % divisor for size, divisor in zip(patch, divisors, strict=False)):
             shapes = dict.fromkeys(nearest_multiples(patch, divisors))
-            raise ValueError(
-                f"the patch {list(patch)} is not divisible by the total strides {list(divisors)}; "
-                f"the nearest that are: {' and '.join(str(list(shape)) for shape in shapes)}"
+            raise InvalidError(
+                f"the patch {list(patch)} is not divisible by the total strides {list(divisors)}",
+                fix=f"set patch_shape to {' or '.join(str(list(shape)) for shape in shapes)}",
             )
         return network
 

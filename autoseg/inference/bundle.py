@@ -280,7 +280,7 @@ def _document(model: type[D], path: Path, name: str, text: bytes) -> D:
     except DocumentError as error:
         fix = "download the bundle again, or use the autoseg that wrote it"
         issues = [
-            Issue(code="bundle.damaged", where=_part(path, name), message=fault, fix=fix) for fault in error.problems
+            Issue(code="bundle.damaged", where=_part(path, name), message=str(issue), fix=fix) for issue in error.issues
         ]
         raise AutosegError(*issues) from error
 

@@ -30,7 +30,7 @@ from autoseg.networks.weights import fill_network, load_weights, read_key, read_
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
 from autoseg.storage.cache import key_of
-from planners import Configuration, Plan, Schedule, Training, describe_problems, with_width
+from planners import Configuration, Plan, Schedule, Training, issues_of, with_width
 
 
 class ModelFiles(Protocol):
@@ -140,7 +140,7 @@ def _describe(run: RunFolder) -> ModelDescription:
             trainings=load_document(Schedule, run.schedule).trainings,
         )
     except ValidationError as error:
-        message = f"its documents do not belong together: {'; '.join(describe_problems(error))}"
+        message = f"its documents do not belong together: {'; '.join(map(str, issues_of(error)))}"
         raise _unfinished(run.root, message, run, code="model.outdated") from error
 
 

@@ -16,7 +16,7 @@ from pydantic import (
     field_validator,
 )
 
-from planners.document import Document, DocumentError, describe_problems
+from planners.document import Document, DocumentError, Issue, issues_of, within
 from planners.fingerprint import (
     MOST_CASES,
     SPACING_MM,
@@ -71,17 +71,17 @@ def read_nnunet_dataset(
     class, regions lose value 0, and a missing ``regions_class_order`` is filled with the value that is each region's
     own; planning counts the entries of ``labels`` as they are. Other fields of the dataset file are not read.
 
-    Raises `DocumentError` with all problems of both files, each with its place.
+    Raises `DocumentError` with all issues of both files, each with its place.
     """
-    sizes, size_problems = read_part(_FingerprintFile, fingerprint, fingerprint_where)
-    description, problems = read_part(DatasetFile, dataset, dataset_where)
-    problems = size_problems + problems
+    sizes, size_issues = read_part(_FingerprintFile, fingerprint, fingerprint_where)
+    description, issues = read_part(DatasetFile, dataset, dataset_where)
+    issues = size_issues + issues
     if description is not None:
-        problems += [f"{dataset_where}: {line}" for line in label_problems(description)]
+        issues += within(dataset_where, label_issues(description))
     if sizes is not None and description is not None:
-        problems += [f"{fingerprint_where}: {line}" for line in _channel_problems(sizes, description)]
-    if problems or sizes is None or description is None:
-        raise DocumentError(f"{fingerprint_where} with {dataset_where}", tuple(problems))
+        issues += within(fingerprint_where, _channel_issues(sizes, description))
+    if issues or sizes is None or description is None:
+        raise DocumentError(f"{fingerprint_where} with {dataset_where}", issues)
     labels, file_values = internal_labels(description.labels, description.regions_class_order)
     return NnunetDataset(
         fingerprint=_fingerprint(sizes, description, labels),
@@ -189,57 +189,62 @@ class DatasetFile(BaseModel):
 M = TypeVar("M", bound=BaseModel)
 
 
-def read_part(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list[str]]:
-    """The file's content, or none and its problems."""
+def read_part(model: type[M], text: str | bytes, where: str) -> tuple[M | None, list[Issue]]:
+    """The file's content, or none and its issues."""
     try:
         return model.model_validate_json(text), []
     except ValidationError as error:
-        return None, [f"{where}: {line}" for line in describe_problems(error)]
+        return None, within(where, issues_of(error))
 
 
-def label_problems(dataset: DatasetFile) -> list[str]:
+def fault(where: str, message: str, *, fix: str) -> Issue:
+    """Something in a file of nnU-Net that cannot be taken."""
+    return Issue(code="nnunet.invalid", where=where, message=message, fix=fix)
+
+
+def label_issues(dataset: DatasetFile) -> list[Issue]:
     """What is wrong with channels, labels and regions of a dataset file, one line each."""
-    problems = []
+    issues = []
     if not dataset.channels:
-        problems.append("channel_names: missing; name the channels, e.g. {'0': 'CT'}")
+        issues.append(fault("channel_names", "missing", fix="name the channels, e.g. {'0': 'CT'}"))
     labels = dataset.labels
     if BACKGROUND not in labels or _flat(labels[BACKGROUND]) != (0,):
-        problems.append(f"labels.{BACKGROUND}: must be 0 (found {labels.get(BACKGROUND)!r}); declare the background")
+        found = f"must be 0 (found {labels.get(BACKGROUND)!r})"
+        issues.append(fault(f"labels.{BACKGROUND}", found, fix="declare the background"))
     values = sorted({value for name, entry in labels.items() if name != IGNORE for value in _flat(entry)})
     if not any(values):
-        problems.append("labels: no entry has a value above 0, so there is nothing to segment; declare a structure")
+        found = "no entry has a value above 0, so there is nothing to segment"
+        issues.append(fault("labels", found, fix="declare a structure"))
     if IGNORE in labels and labels[IGNORE] != max(values, default=0) + 1:
-        problems.append(
-            f"labels.{IGNORE}: must be {max(values, default=0) + 1}, one above the highest (found {labels[IGNORE]!r})"
-        )
-    return problems + _region_problems(dataset, values)
+        found = f"must be {max(values, default=0) + 1}, one above the highest (found {labels[IGNORE]!r})"
+        issues.append(fault(f"labels.{IGNORE}", found, fix="give the ignore label that value"))
+    return issues + _region_issues(dataset, values)
 
 
-def _region_problems(dataset: DatasetFile, values: Sequence[int]) -> list[str]:
+def _region_issues(dataset: DatasetFile, values: Sequence[int]) -> list[Issue]:
     order = dataset.regions_class_order
     if order is None or not _has_regions(dataset.labels):
         return []
     regions = [name for name, entry in dataset.labels.items() if name != IGNORE and any(_flat(entry))]
-    problems = []
+    issues = []
     if len(order) != len(regions):
-        problems.append(
-            f"regions_class_order: {counted(len(order), 'value')} for {counted(len(regions), 'region')} ({', '.join(regions)})"
-        )
+        found = f"{counted(len(order), 'value')} for {counted(len(regions), 'region')} ({', '.join(regions)})"
+        issues.append(fault("regions_class_order", found, fix="give one value for each region"))
     unknown = [value for value in order if value not in values or value == 0]
     if unknown:
-        problems.append(f"regions_class_order: {unknown} are not label values above 0; the labels have {list(values)}")
-    return problems
+        found = f"{unknown} are not label values above 0"
+        issues.append(fault("regions_class_order", found, fix=f"choose from {list(values)}"))
+    return issues
 
 
-def _channel_problems(sizes: _FingerprintFile, dataset: DatasetFile) -> list[str]:
+def _channel_issues(sizes: _FingerprintFile, dataset: DatasetFile) -> list[Issue]:
     found = sizes.foreground_intensity_properties_per_channel
     expected = {str(index) for index in range(len(dataset.channels))}
     if set(found) == expected or not expected:
         return []
-    return [
-        f"foreground_intensity_properties_per_channel: has channels {sorted(found)} but the dataset has "
-        f"{sorted(expected)}; take the fingerprint of this dataset again"
-    ]
+    message = f"has channels {sorted(found)} but the dataset has {sorted(expected)}"
+    fix = "take the fingerprint of this dataset again"
+    return [fault("foreground_intensity_properties_per_channel", message, fix=fix)]
 
 
 def _fingerprint(sizes: _FingerprintFile, dataset: DatasetFile, labels: Labels) -> Fingerprint:

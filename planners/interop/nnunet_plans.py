@@ -9,7 +9,7 @@ from typing import Protocol
 
 from pydantic import AliasChoices, Field, JsonValue, ValidationError
 
-from planners.document import DocumentError, Issue, PlanningError, describe_problems
+from planners.document import DocumentError, Issue, PlanningError, issues_of, within
 from planners.fingerprint import IntensityStatistics, Labels
 from planners.geometry import Axis, inverse
 from planners.interop.nnunet import (
@@ -17,8 +17,9 @@ from planners.interop.nnunet import (
     DatasetFile,
     NnunetDataset,
     StatisticsFile,
+    fault,
     internal_labels,
-    label_problems,
+    label_issues,
     read_part,
     read_statistics,
 )
@@ -198,44 +199,47 @@ def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str =
 
     Channels, labels and intensities come from the dataset. The file does not say which memory it was planned for: the
     preset's own is taken, by the planner's class, and for an unknown class by the network's. Mirroring, loss and deep
-    supervision are the reference's fixed ones. Raises `DocumentError` with all problems, each with its place.
+    supervision are the reference's fixed ones. Raises `DocumentError` with all issues, each with its place.
     """
     try:
         file = PlansFile.model_validate_json(text)
     except ValidationError as error:
-        raise DocumentError(where, describe_problems(error)) from error
+        raise DocumentError(where, issues_of(error)) from error
     return make_plan(file, tuple(file.configurations), dataset.fingerprint, where=where)
 
 
 def make_plan(file: PlansFile, names: Collection[str], known: Known, *, where: str) -> Plan:
-    """The plan with the configurations ``names`` of a plans file. Raises `DocumentError` with all problems."""
-    parts, problems = read_configurations(file.configurations, names)
+    """The plan with the configurations ``names`` of a plans file. Raises `DocumentError` with all issues."""
+    parts, issues = read_configurations(file.configurations, names)
     for name, part in parts.items():
-        problems += [f"configurations.{name}: {line}" for line in _part_problems(part, known)]
-    if problems:
-        raise DocumentError(where, tuple(problems))
+        issues += within(f"configurations.{name}", _part_issues(part, known))
+    if issues:
+        raise DocumentError(where, issues)
     try:
         return _plan(file, parts, known)
     except ValidationError as error:
-        raise DocumentError(where, describe_problems(error)) from error
+        raise DocumentError(where, issues_of(error)) from error
 
 
-def _part_problems(part: ConfigurationFile, known: Known) -> list[str]:
+def _part_issues(part: ConfigurationFile, known: Known) -> list[Issue]:
     channels = len(known.channels)
     arguments = part.architecture.arch_kwargs
-    problems = [
-        f"{field}: {len(getattr(part, field))} entries for {counted(channels, 'channel')} of the dataset"
+    issues = [
+        fault(
+            field,
+            f"{len(getattr(part, field))} entries for {counted(channels, 'channel')} of the dataset",
+            fix="give one for each channel",
+        )
         for field in ("normalization_schemes", "use_mask_for_norm")
         if len(getattr(part, field)) != channels
     ]
     counts, field = _counts(part)
     if counts is None:
-        problems.append(f"architecture.arch_kwargs.{field}: missing")
+        issues.append(fault(f"architecture.arch_kwargs.{field}", "missing", fix="add it"))
     if len(arguments.n_conv_per_stage_decoder) != len(arguments.features_per_stage) - 1:
-        problems.append(
-            "architecture.arch_kwargs.n_conv_per_stage_decoder: must have one entry less than there are stages"
-        )
-    return problems
+        place = "architecture.arch_kwargs.n_conv_per_stage_decoder"
+        issues.append(fault(place, "has not one entry less than there are stages", fix="give that many"))
+    return issues
 
 
 def _counts(part: ConfigurationFile) -> tuple[tuple[int, ...] | None, str]:
@@ -365,17 +369,17 @@ def read_nnunet_model(
     """The model of ``configuration`` that ``plans.json`` and ``dataset.json`` (their texts) describe.
 
     ``mirror_axes`` are the axes of the patch that prediction mirrors; none: those of the method. Configurations that
-    prediction does not need may hold anything. Raises `DocumentError` with all problems of both files, each with its place.
+    prediction does not need may hold anything. Raises `DocumentError` with all issues of both files, each with its place.
     """
-    file, problems = read_part(_ModelPlansFile, plans, plans_where)
-    description, dataset_problems = read_part(DatasetFile, dataset, dataset_where)
-    problems += dataset_problems
+    file, issues = read_part(_ModelPlansFile, plans, plans_where)
+    description, dataset_issues = read_part(DatasetFile, dataset, dataset_where)
+    issues += dataset_issues
     if description is not None:
-        problems += [f"{dataset_where}: {line}" for line in label_problems(description)]
+        issues += within(dataset_where, label_issues(description))
     if file is not None:
-        problems += [f"{plans_where}: {line}" for line in _plans_problems(file, description, configuration)]
-    if problems or file is None or description is None:
-        raise DocumentError(f"{plans_where} with {dataset_where}", tuple(problems))
+        issues += within(plans_where, _plans_issues(file, description, configuration))
+    if issues or file is None or description is None:
+        raise DocumentError(f"{plans_where} with {dataset_where}", issues)
     labels, file_values = internal_labels(description.labels, description.regions_class_order)
     known = _Known(
         channels=description.channels,
@@ -386,7 +390,14 @@ def read_nnunet_model(
     dimensions = plan.configuration(configuration).dimensions
     if any(axis >= dimensions for axis in mirror_axes or ()):
         raise DocumentError(
-            plans_where, (f"configurations.{configuration}: has {dimensions} axes, but {mirror_axes} are mirrored",)
+            plans_where,
+            [
+                fault(
+                    f"configurations.{configuration}",
+                    f"has {dimensions} axes, but {mirror_axes} are mirrored",
+                    fix="mirror axes that it has",
+                )
+            ],
         )
     source_axes = READERS[file.image_reader_writer]
     if source_axes is not None:
@@ -396,28 +407,23 @@ def read_nnunet_model(
     )
 
 
-def _plans_problems(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[str]:
-    problems = []
+def _plans_issues(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[Issue]:
+    issues = []
     if configuration not in file.configurations:
-        problems.append(
-            f"configurations: lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
-        )
+        message = f"lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
+        issues.append(fault("configurations", message, fix="use the plans file of this model"))
     if file.image_reader_writer == SPACING_BESIDE:
-        problems.append(
-            f"image_reader_writer: {SPACING_BESIDE} takes voxel sizes from a JSON file beside each image, which autoseg does "
-            "not read, so it would resample images wrongly"
-        )
+        message = f"{SPACING_BESIDE} takes voxel sizes from a JSON file beside each image, which autoseg does not read"
+        issues.append(fault("image_reader_writer", message, fix="use nnU-Net for this model"))
     elif file.image_reader_writer not in READERS:
-        problems.append(
-            f"image_reader_writer: {file.image_reader_writer!r} is not known; known are {', '.join(READERS)}"
-        )
+        message = f"{file.image_reader_writer!r} is not known"
+        issues.append(fault("image_reader_writer", message, fix=f"use nnU-Net; known are {', '.join(READERS)}"))
     channels = [] if dataset is None else [str(index) for index in range(len(dataset.channels))]
     if dataset is not None and not set(channels) <= set(file.statistics):
-        problems.append(
-            f"foreground_intensity_properties_per_channel: has channels {sorted(file.statistics)}, "
-            f"but the dataset {channels}"
-        )
-    return problems
+        message = f"has channels {sorted(file.statistics)}, but the dataset {channels}"
+        fix = "use the plans file and the dataset file of one model"
+        issues.append(fault("foreground_intensity_properties_per_channel", message, fix=fix))
+    return issues
 
 
 def _needed(file: PlansFile, configuration: str) -> tuple[str, ...]:

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from planners.document import describe_problems
+from planners.document import Issue, issues_of
 from planners.fingerprint import PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Permutation
+from planners.interop.nnunet import fault
 from planners.plan import (
     BatchSize,
     Blocks,
@@ -157,18 +158,19 @@ class PlansFile(_Part):
 
 def read_configurations(
     configurations: dict[str, dict[str, Any]], names: Collection[str]
-) -> tuple[dict[str, ConfigurationFile], list[str]]:
+) -> tuple[dict[str, ConfigurationFile], list[Issue]]:
     """The configurations of these names with what they inherit, and what is wrong with the others, each with its place."""
-    parts, problems = {}, []
+    parts: dict[str, ConfigurationFile] = {}
+    issues: list[Issue] = []
     for name in names:
         place = f"configurations.{name}"
         try:
             parts[name] = ConfigurationFile.model_validate_json(json.dumps(inherited(configurations, name)))
         except ValidationError as error:
-            problems += [f"{place}.{line}" for line in describe_problems(error)]
+            issues += [each.model_copy(update={"where": f"{place}.{each.where}"}) for each in issues_of(error)]
         except InheritanceError as error:
-            problems.append(f"{place}.inherits_from: {error}")
-    return parts, problems
+            issues.append(fault(f"{place}.inherits_from", str(error), fix="name another configuration of the file"))
+    return parts, issues
 
 
 class InheritanceError(ValueError):

@@ -258,7 +258,7 @@ def test_a_plan_edited_by_hand_is_refused_with_all_that_does_not_fit(own: Plan) 
     )
     with pytest.raises(DocumentError) as raised:
         read_document(Plan, write_document(broken), where="plan.json")
-    assert len(raised.value.problems) == len(own.configurations) - 1
+    assert len(raised.value.issues) == len(own.configurations) - 1
     mixed = own.model_copy(
         update={
             "configurations": tuple(

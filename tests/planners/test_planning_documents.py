@@ -28,7 +28,7 @@ MakeFingerprint = Callable[..., Fingerprint]
 
 
 def places(error: DocumentError) -> list[str]:
-    return [problem.split(": ")[0] for problem in error.problems]
+    return [issue.where for issue in error.issues]
 
 
 def broken(document: Any, changes: dict[str, Any]) -> str:
@@ -256,7 +256,7 @@ def test_numbers_beyond_all_sense_are_told_in_the_references_files_with_all_else
         read_nnunet_dataset(
             fingerprint, dataset, fingerprint_where="my/fingerprint.json", dataset_where="my/dataset.json"
         )
-    assert sorted(": ".join(line.split(": ")[:2]) for line in caught.value.problems) == [
+    assert sorted(": ".join(line.split(": ")[:2]) for line in map(str, caught.value.issues)) == [
         "my/dataset.json: file_ending",
         "my/dataset.json: numTraining",
         "my/fingerprint.json: shapes_after_crop.1.0",
@@ -270,8 +270,8 @@ def test_each_faulty_label_of_the_reference_is_told_in_one_line() -> None:
     with pytest.raises(DocumentError) as caught:
         read_nnunet_dataset(*nnunet_files(dataset__labels={"background": 0, **wrong}))
     told = "must be a whole number from 0 on, or a list of such"
-    assert list(caught.value.problems) == [
-        f"dataset.json: labels.{name}: Value error, {told} (found {value!r})" for name, value in wrong.items()
+    assert [str(issue) for issue in caught.value.issues] == [
+        f"dataset.json: labels.{name}: {told} (found {value!r})" for name, value in wrong.items()
     ]
 
 

@@ -58,7 +58,7 @@ def read_layout(path: Path) -> Layout:
     try:
         return read_spec(path)
     except (DocumentError, OSError) as error:
-        found = error.problems if isinstance(error, DocumentError) else (error.strerror or str(error),)
+        found = tuple(map(str, error.issues)) if isinstance(error, DocumentError) else (error.strerror or str(error),)
         fix = "see docs/guides/spec-files.md for how to write a spec file"
         raise AutosegError(
             *(Issue(code="spec.invalid", where=str(path), message=message, fix=fix) for message in found)

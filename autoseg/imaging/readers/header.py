@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from autoseg.imaging.image import Geometry, Vector
 from autoseg.issues import AutosegError, Issue
-from planners import describe_problems
+from planners import issues_of
 
 STRAY_BYTE = re.compile("[\udc80-\udcff]")
 """What Python writes for a byte of a name that is not UTF-8."""
@@ -103,7 +103,7 @@ def make_geometry(
             has_orientation=has_orientation,
         )
     except ValidationError as error:
-        raise damaged(path, message=f"the header makes no sense: {'; '.join(describe_problems(error))}") from error
+        raise damaged(path, message=f"the header makes no sense: {'; '.join(map(str, issues_of(error)))}") from error
     return geometry, notes
 
 

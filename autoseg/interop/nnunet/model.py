@@ -128,7 +128,7 @@ def _open_stage(
     except DocumentError as error:
         fix = "use nnU-Net for this model, or correct the file"
         return None, issues + [
-            Issue(code="import.unsupported", where=str(folder), message=line, fix=fix) for line in error.problems
+            Issue(code="import.unsupported", where=str(folder), message=str(found), fix=fix) for found in error.issues
         ]
     stage = _Stage(
         folder=folder,

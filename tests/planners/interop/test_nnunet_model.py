@@ -43,7 +43,7 @@ def read(
 def problems(*arguments: Any, **given: Any) -> list[str]:
     with pytest.raises(DocumentError) as caught:
         read(*arguments, **given)
-    return list(caught.value.problems)
+    return [str(issue) for issue in caught.value.issues]
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}-{file.stem}")
@@ -95,7 +95,9 @@ def test_axes_of_the_checkpoint_are_mirrored(axes: tuple[int, ...]) -> None:
 
 
 def test_axes_that_a_patch_lacks_are_refused() -> None:
-    assert problems("2d", mirror_axes=(0, 2)) == ["configurations.2d: has 2 axes, but (0, 2) are mirrored"]
+    assert problems("2d", mirror_axes=(0, 2)) == [
+        "configurations.2d: has 2 axes, but (0, 2) are mirrored; mirror axes that it has"
+    ]
 
 
 @pytest.mark.parametrize(
