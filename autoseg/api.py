@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.issues import AutosegError
 from autoseg.stages.run import Run, begin_run
 from autoseg.storage.atomic import load_document
+from autoseg.tracking.callbacks import Callback
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
@@ -25,18 +26,20 @@ def run(
     redo: bool = False,
     replan: bool = False,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
     **wishes: Any,
 ) -> Run:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report.
 
     ``dataset`` is a folder of labelled volumes, or a run folder, which is resumed; ``out`` is the run folder (default
     ``run``). ``wishes`` are fields of `Settings`: ``budget="2h"``, ``device="cpu"``; those that are not given are as the run
-    began. With ``redo`` trained networks may be replaced, with ``replan`` edits of ``plan.json`` and ``schedule.json`` are
+    began. ``callbacks`` are told of stages, steps, epochs and folds. With ``redo`` trained networks may be replaced, with ``replan`` edits of ``plan.json`` and ``schedule.json`` are
     dropped. Raises `AutosegError` with all issues.
     """
     from autoseg.pipeline import run_all
 
-    return run_all(begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter, needs_device=True))
+    given = {"redo": redo, "replan": replan, "callbacks": tuple(callbacks)}
+    return run_all(begin(dataset, out, wishes, reporter=reporter, needs_device=True, **given))
 
 
 def fingerprint(
@@ -81,10 +84,17 @@ def train(
     redo: bool = False,
     replan: bool = False,
     reporter: Reporter | None = None,
+    callbacks: Sequence[Callback] = (),
     **wishes: Any,
 ) -> Run:
     """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`."""
-    asked = {"configuration": configuration, "fold": fold, "redo": redo, "replan": replan}
+    asked = {
+        "configuration": configuration,
+        "fold": fold,
+        "redo": redo,
+        "replan": replan,
+        "callbacks": tuple(callbacks),
+    }
     return _until("validate", begin(dataset, out, wishes, reporter=reporter, needs_device=True, **asked))
 
 

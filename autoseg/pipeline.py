@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import Literal
 
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
@@ -25,6 +26,7 @@ from autoseg.stages.work import Stage, Work, changed_inputs, read_record
 from autoseg.storage.atomic import load_document, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
+from autoseg.tracking.callbacks import StageEvent
 
 STAGES = (
     Stage(name="check", inputs=("the dataset's files",), outputs=("dataset.json",), function=check),
@@ -116,7 +118,8 @@ def do_work(run: Run, work: Work) -> bool:
     done its lock is held; its record is written at the end, and the per-case results that it kept until then are removed.
     """
     if not work.is_recorded:
-        work.do()
+        with _announced(run, work):
+            work.do()
         return True
     folder = run.folder
     with hold_lock(folder.lock(work.name), what=work.what, wait=work.wait, say=run.say):
@@ -129,7 +132,8 @@ def do_work(run: Run, work: Work) -> bool:
         if not work.keeps_record:
             folder.stage(work.name).unlink(missing_ok=True)
         started = time.monotonic()
-        work.do()
+        with _announced(run, work):
+            work.do()
         record = StageRecord(
             inputs=dict(work.inputs()),
             seconds=time.monotonic() - started,
@@ -138,6 +142,24 @@ def do_work(run: Run, work: Work) -> bool:
         save_document(folder.stage(work.name), record)
         shutil.rmtree(folder.cache(work.name), ignore_errors=True)
     return True
+
+
+@contextmanager
+def _announced(run: Run, work: Work) -> Iterator[None]:
+    """Tell the run's callbacks that a unit begins, and how it ends."""
+    started = time.monotonic()
+    state: Literal["finished", "failed"] = "failed"
+    _tell(run, StageEvent(name=work.name, state="started"))
+    try:
+        yield
+        state = "finished"
+    finally:
+        _tell(run, StageEvent(name=work.name, state=state, seconds=time.monotonic() - started))
+
+
+def _tell(run: Run, event: StageEvent) -> None:
+    for callback in run.callbacks:
+        callback.on_stage(event)
 
 
 def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:

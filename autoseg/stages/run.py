@@ -21,6 +21,7 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, run_of
 from autoseg.settings import Difference, Settings, differences, make_settings, updated
 from autoseg.storage.atomic import load_document, save_document, write_error
+from autoseg.tracking.callbacks import Callback, make_callbacks
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
 from planners import Document, Fingerprint, Plan, Schedule
@@ -47,6 +48,8 @@ class Run:
     num_workers: int = field(default_factory=available_cores)
     """Processes for reading and preprocessing."""
     reporter: Reporter = field(default_factory=SilentReporter)
+    callbacks: tuple[Callback, ...] = ()
+    """Told of stages, steps, epochs and folds: trackers, and what a caller gives."""
     redo: bool = False
     """What was trained may be trained again where its inputs changed."""
     replan: bool = False
@@ -209,6 +212,7 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
     refuse_bad_files(settings)
     if needs_device:
         run = _with_device(run)
+        run = replace(run, callbacks=(*run.callbacks, *make_callbacks(settings.track, root)))
     start_log(folder)
     if stored is None and not settings.set:
         save_document(folder.settings, settings)

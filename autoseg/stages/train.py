@@ -24,7 +24,6 @@ from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, read_prepared, require_fold
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
-from autoseg.tracking.callbacks import make_callbacks
 from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
@@ -180,8 +179,7 @@ def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker
         require_cases=partial(require_cases, preprocessed, expected),
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        trackers = make_callbacks(run.settings.track, run.folder.root)
-        train_fold(spec, (FoldProgress(tracker, run.say), *trackers), should_stop=should_stop)
+        train_fold(spec, (FoldProgress(tracker, run.say), *run.callbacks), should_stop=should_stop)
 
 
 def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[Job]) -> None:

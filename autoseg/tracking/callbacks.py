@@ -16,7 +16,7 @@ from planners import Registry, UnknownPartError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StageRecord:
+class StageEvent:
     """A stage of a run begins, or ends."""
 
     name: str
@@ -67,7 +67,7 @@ class FoldEnd:
 class Callback(Protocol):
     """What a callback may implement; each method does nothing by default."""
 
-    def on_stage(self, stage: StageRecord) -> None:
+    def on_stage(self, stage: StageEvent) -> None:
         """A stage of the run began or ended."""
         return None
 
@@ -98,7 +98,7 @@ class Callbacks(Callback):
 
     members: list[Callback]
 
-    def on_stage(self, stage: StageRecord) -> None:
+    def on_stage(self, stage: StageEvent) -> None:
         for member in self.members:
             member.on_stage(stage)
 
