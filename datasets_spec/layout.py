@@ -17,8 +17,6 @@ ENDING = "ending"
 """The field that stands for the ending of any image format that can be read."""
 CLASS = "class"
 """The field that stands for the class of a mask, if each class has its own file."""
-MEANINGS = ("case", "channel", "patient", CLASS)
-"""Fields with a meaning: the case id, the channel, the group that stays together in splits, the class of a mask."""
 
 Patterns = tuple[str, ...]
 Values = int | Annotated[tuple[int, ...], Field(min_length=1)]

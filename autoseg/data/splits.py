@@ -191,8 +191,8 @@ def find_leaks(splits: Splits, groups: Mapping[str, str | None]) -> list[Issue]:
         sides = [{groups.get(case_id) for case_id in side} - {None} for side in (split.train, split.val)]
         both = sorted(str(group) for group in sides[0] & sides[1])
         if both:
-            message = f"trains and validates on cases of {shorten(both)}, so its score may be too high"
-            issues.append(Issue(code="scores.leaking_groups", severity="warning", where=f"fold {k}", message=message))
+            message = f"fold {k} trains and validates on cases of {shorten(both)}, so its score may be too high"
+            issues.append(Issue(code="scores.leaking_groups", severity="warning", where="splits", message=message))
     return issues
 
 

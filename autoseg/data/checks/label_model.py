@@ -48,9 +48,9 @@ def make_thumbnail(image: Image, labels: NDArray[np.integer[Any]] | None, file_v
     small = np.stack([standardise(_block_means(channel, blocks)) for channel in to_canonical(image.array, orientation)])
     middle = None
     if labels is not None:
-        turned = to_canonical(labels, orientation)
-        ends = [size // step * step for size, step in zip(turned.shape, blocks, strict=True)]
-        picked = turned[tuple(slice(step // 2, end, step) for step, end in zip(blocks, ends, strict=True))]
+        reoriented = to_canonical(labels, orientation)
+        ends = [size // step * step for size, step in zip(reoriented.shape, blocks, strict=True)]
+        picked = reoriented[tuple(slice(step // 2, end, step) for step, end in zip(blocks, ends, strict=True))]
         middle = np.zeros(picked.shape, np.int16)
         for internal, value in enumerate(file_values[1:], 1):
             middle[picked == value] = internal

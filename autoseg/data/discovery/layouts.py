@@ -118,11 +118,11 @@ class Match:
 
 
 def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
-    """What each layout finds; those that look for the same files look once."""
+    """What each layout finds; layouts with the same patterns are matched once."""
     found: dict[str, Match] = {}
     matches = []
     for layout in layouts:
-        looked_for = repr(
+        searched = repr(
             [
                 layout.skip,
                 layout.fields,
@@ -133,9 +133,9 @@ def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
                 layout.without_label,
             ]
         )
-        if looked_for not in found:
-            found[looked_for] = match_layout(root, layout)
-        matches.append(replace(found[looked_for], layout=layout))
+        if searched not in found:
+            found[searched] = match_layout(root, layout)
+        matches.append(replace(found[searched], layout=layout))
     return matches
 
 

@@ -396,7 +396,7 @@ def test_references_with_greys_need_the_threshold_of_the_dataset(predictions: Pa
     grey = masks(0)["egg"]
     grey[1, 0, :3] = (120, 130, 140)
     write_label_map(references / "p0" / "egg.nii.gz", grey, MASK_GRID)
-    with pytest.raises(AutosegError, match="greys between 0 and 255"):
+    with pytest.raises(AutosegError, match="grey values between 0 and 255"):
         evaluate_folder(predictions, references)
     scored = evaluate_folder(predictions, references, threshold=128).metric_per_case[0].metrics["2"]
     assert scored.n_ref == int((grey >= 128).sum())

@@ -185,7 +185,7 @@ def test_channel_count_is_compared_with_the_declared(folder):
     assert [issue.code for issue in check(folder)] == ["image.channel_count"] * (len(NAMES) + 1)
 
 
-def test_class_that_nobody_has_is_a_warning_and_a_rare_one_a_note(folder):
+def test_class_that_no_case_has_is_a_warning_and_a_rare_one_a_note(folder):
     description = {"modality": {"0": "MRI"}, "labels": {"1": "head", "2": "tail", "3": "wing", "4": "horn"}}
     (folder / "dataset.json").write_text(json.dumps(description))
     array = labels(2)

@@ -120,7 +120,7 @@ FOLDERS = {
 
 
 @pytest.mark.parametrize("spec", sorted(SPECS.glob("*.toml")), ids=lambda path: path.stem)
-def test_real_folder_that_nobody_could_guess(spec, real_data):
+def test_ambiguous_real_folder_is_found_with_its_spec_file(spec, real_data):
     assert len(spec.read_text().splitlines()) <= 10
     folder, number, labels, patients = FOLDERS[spec.stem]
     found = discover_dataset(real_data / folder, spec=spec)
