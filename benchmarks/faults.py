@@ -231,14 +231,9 @@ def try_fault(
         cases = discover_dataset(copy).training
         own, other = (cases[int(index)] for index in rng.choice(len(cases), 2, replace=False))
         fault(Trial(own, other, rng))
-        new = [f for f in alarms(discover_dataset(copy)) if (f.case, kind(f)) not in known]
+        new = [f for f in alarms(discover_dataset(copy)) if (f.case, f.code) not in known]
     named = [f for f in new if own.case_id in (f.case or "") or own.case_id in f.message]
     return named, len({f.case for f in new if f not in named})
-
-
-def kind(finding: Issue) -> str:
-    """What a finding says, without its numbers."""
-    return finding.message.split(":")[0][:40]
 
 
 def main() -> None:
@@ -257,7 +252,7 @@ def main() -> None:
             dataset = discover_dataset(clean)
             before = alarms(dataset)
             sys.stdout.write(f"| {name} | none ({len(dataset.training)} cases) | | {len(before)} |\n")
-            known = {(f.case, kind(f)) for f in before}
+            known = {(f.case, f.code) for f in before}
             for title in arguments.faults:
                 if title == "channels swapped" and len(dataset.training[0].images) < 2:
                     continue
