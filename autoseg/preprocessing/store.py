@@ -182,11 +182,6 @@ def open_case(folder: Path, case_id: str) -> StoredCase:
     return StoredCase(folder, case_id, load_document(CaseRecord, folder / f"{case_id}{RECORD_ENDING}"))
 
 
-def stored_case_ids(folder: Path) -> tuple[str, ...]:
-    """Ids of the complete cases in ``folder``, sorted; none if it does not exist."""
-    return tuple(sorted(path.name[: -len(RECORD_ENDING)] for path in folder.glob(f"*{RECORD_ENDING}")))
-
-
 def is_stored(folder: Path, case_id: str, made_from: str) -> bool:
     """Whether the case is complete, no file of it is truncated, and it was made from the same."""
     try:

@@ -28,7 +28,6 @@ from autoseg.preprocessing.store import (
     open_case,
     pack_array,
     remove_case,
-    stored_case_ids,
     write_case,
 )
 
@@ -51,6 +50,10 @@ def prepared(shape: tuple[int, int, int] = SHAPE, *, with_labels: bool = True) -
     )
     labels = rng.integers(-1, 3, shape).astype(np.int16) if with_labels else None
     return Prepared(image=rng.normal(size=(2, *shape)).astype(np.float32), labels=labels, placement=placement)
+
+
+def stored_case_ids(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name.removesuffix(".case.json") for path in folder.glob("*.case.json")))
 
 
 LOCATIONS = {"liver": np.array([[1, 2, 3]], np.int32), "odd / name": np.zeros((0, 3), np.int32)}
