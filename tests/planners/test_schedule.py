@@ -28,6 +28,7 @@ from planners import (
     write_document,
 )
 from planners.schedule.outlook import spoken
+from planners.schedule.planning import decide_folds, decide_width
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
@@ -402,3 +403,37 @@ def test_only_long_runs_are_worth_finding_out() -> None:
     assert compiling_may_pay(measured, 100_000, 1)
     assert compiling_may_pay(measured, 1000, 5)
     assert not compiling_may_pay(measured, 100, 5)
+
+
+def measured_conditions(budget_s: float, *, folds: int = 1, widths: tuple[int, ...] = (32, 16, 8)) -> Conditions:
+    """Steps of one second at every width, nothing to predict."""
+    measurements = tuple(
+        Measurement(
+            configuration="3d_fullres", base_features=width, batch_size=2, precision="float32", step_s=1.0, case_s=1.0
+        )
+        for width in widths
+    )
+    changes = {"measurements": measurements, "cross_validated": False, "elapsed_s": 0.0, "num_folds": folds}
+    return conditions(budget_s=budget_s).model_copy(update=changes)
+
+
+@pytest.mark.parametrize(("share_s", "width"), [(1016, 32), (1015, 16), (166, 16), (165, 8)])
+def test_widths_change_at_a_thousand_and_at_150_steps(share_s: float, width: int) -> None:
+    decided = decide_width(PLAN.configuration("3d_fullres"), measured_conditions(1.0), share_s, 1)
+    assert decided.value.base_features == width
+
+
+@pytest.mark.parametrize(("share_s", "folds"), [(498, 3), (497, 2)])
+def test_a_fold_is_left_out_below_150_steps(share_s: float, folds: int) -> None:
+    assert decide_folds([PLAN.configuration("3d_fullres")], measured_conditions(1.0, folds=3), share_s).value == folds
+
+
+def test_six_seconds_and_three_hundredths_of_the_budget_are_kept_back() -> None:
+    (training,) = plan_schedule(PLAN, measured_conditions(1000.0, folds=2, widths=(16,))).trainings
+    assert training.num_steps == (1000 - 6 - 30) // 2 - 16
+
+
+@pytest.mark.parametrize(("budget_s", "wanted"), [(16_000, True), (15_999, False)])
+def test_another_configuration_is_measured_from_8000_steps_each(budget_s: float, wanted: bool) -> None:
+    measured = measured_conditions(budget_s, widths=(16,)).measurements
+    assert wants_more_candidates(measured, budget_s=budget_s, num_folds=1) is wanted
