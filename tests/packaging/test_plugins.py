@@ -25,7 +25,6 @@ def with_plugin(environment, build_wheel, tmp_path_factory):
     return environment
 
 
-@pytest.mark.xfail(strict=False, reason="training does not ask the registries yet")
 def test_a_run_uses_the_parts_of_an_installed_package(with_plugin, tmp_path: Path) -> None:
     dataset, run = tmp_path / "Task01_Phantom", tmp_path / "run"
     make_phantom_dataset(dataset, num_training=4, num_test=1, seed=0)
