@@ -22,7 +22,7 @@ from autoseg.stages.schedule import schedule
 from autoseg.stages.select import select
 from autoseg.stages.train import train
 from autoseg.stages.validate import validate
-from autoseg.stages.work import Stage, Work, changed_inputs, read_record
+from autoseg.stages.work import Stage, Work, changed_inputs, read_record, written_document
 from autoseg.storage.atomic import load_document, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -137,7 +137,9 @@ def do_work(run: Run, work: Work) -> bool:
         record = StageRecord(
             inputs=dict(work.inputs()),
             seconds=time.monotonic() - started,
-            documents={path.name: key_of(load_document(kind, path)) for path, kind in work.edited.items()},
+            documents={
+                path.name: load_document(kind, path).model_dump(mode="json") for path, kind in work.edited.items()
+            },
         )
         save_document(folder.stage(work.name), record)
         shutil.rmtree(folder.cache(work.name), ignore_errors=True)
@@ -171,6 +173,7 @@ def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:
     missing = [path for path in work.outputs if not (path.exists() and work.is_whole(path))]
     changed += [f"{path.name} {'is not whole' if path.exists() else 'is gone'}" for path in missing]
     for path, kind in work.edited.items():
-        if path not in missing and key_of(load_document(kind, path)) != record.documents.get(path.name):
+        written = written_document(folder, work.name, path, kind)
+        if path not in missing and (written is None or key_of(load_document(kind, path)) != key_of(written)):
             changed.append(f"{path.name} was edited")
     return tuple(changed)

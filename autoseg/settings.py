@@ -232,7 +232,7 @@ def differences(before: Settings, now: Settings) -> tuple[Difference, ...]:
     """Fields with an `Option` that differ, in order."""
     pairs = ((name, option, getattr(before, name), getattr(now, name)) for name, option in options())
     return tuple(
-        Difference(name=name, option=option, before=describe_value(old), now=describe_value(new))
+        Difference(name=name, option=option, before=describe_value(old, name), now=describe_value(new, name))
         for name, option, old, new in pairs
         if old != new
     )
@@ -250,8 +250,18 @@ def changes_of(settings: Settings, document: Literal["plan", "schedule"]) -> dic
     return {path: text for (where, path), text in own.items() if where == document}
 
 
-def describe_value(value: object) -> str:
+def as_duration(seconds: float) -> str:
+    """Seconds as a person gives them: ``1h30m``, ``20m``, ``90s``; `parse_duration` reads it again."""
+    hours, rest = divmod(seconds, 3600)
+    minutes, rest = divmod(rest, 60)
+    parts = (f"{hours:g}h" if hours else "", f"{minutes:g}m" if minutes else "", f"{rest:g}s" if rest else "")
+    return "".join(parts)
+
+
+def describe_value(value: object, name: str) -> str:
     """A field's value as a person would give it."""
+    if name == "budget" and isinstance(value, float):
+        return as_duration(value)
     if value is None or value == () or value == {}:
         return "not given"
     if isinstance(value, bool):
@@ -273,10 +283,8 @@ def words_of(settings: Settings) -> tuple[str, ...]:
             words.append(flag_of(name) if value else f"--no-{name.replace('_', '-')}")
         elif isinstance(value, Mapping):
             words += [word for key, text in value.items() for word in (flag_of(name), f"{key}={text}")]
-        elif name == "budget":
-            words += [flag_of(name), f"{value:g}s"]
         else:
-            words += [flag_of(name), describe_value(value)]
+            words += [flag_of(name), describe_value(value, name)]
     return tuple(words)
 
 

@@ -12,7 +12,7 @@ from autoseg.settings import given_settings, words_of
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.record import RunRecord, write_record
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import read_prepared
+from autoseg.stages.schedule import read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
 from planners import Schedule
@@ -38,7 +38,7 @@ def _write(run: Run) -> None:
         run.folder,
         caveats=score_issues(run, read_prepared(run)),
         settings=given_settings(run.settings),
-        edits=plan_edits(run),
+        edits=(*plan_edits(run), *schedule_edits(run)),
         commands=commands(run),
         environment=environment(record),
         durations_s=durations(record.stages_s, run.schedule),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
@@ -152,8 +152,8 @@ class StageRecord(Document):
     inputs: dict[str, str]
     seconds: float
     """What the unit took."""
-    documents: dict[str, str] = Field(default_factory=dict)
-    """Key of each document that a person may edit, as the unit wrote it, by file name."""
+    documents: dict[str, JsonValue] = Field(default_factory=dict)
+    """Each document that a person may edit, as the unit wrote it, by file name."""
 
 
 def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:

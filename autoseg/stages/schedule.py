@@ -17,7 +17,7 @@ from autoseg.stages.plan import refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
 from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_redo, trained_folds
-from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record
+from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, written_document
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -26,6 +26,7 @@ from autoseg.wording import count_noun
 from planners import (
     DEFAULT_CPU_BUDGET_S,
     Conditions,
+    Edit,
     Measurement,
     Plan,
     Schedule,
@@ -33,6 +34,7 @@ from planners import (
     describe_outlook,
     edited_schedule,
     extend_schedule,
+    find_edits,
     plan_schedule,
     warn_of_starvation,
 )
@@ -206,7 +208,8 @@ def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
     """Whether ``schedule.json`` is what this stage wrote; without a record it counts as that once networks were trained by it."""
     if record is None:
         return bool(trained_folds(run.folder)) and not (run.redo or run.replan)
-    return record.documents.get(run.folder.schedule.name) == key_of(made)
+    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
+    return written is not None and key_of(written) == key_of(made)
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
@@ -357,7 +360,14 @@ def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Sc
     both = _read_both(run)
     if both is None or both[1] != splits:
         save_splits(run, dataset, splits)
-    run.say("schedule.json was edited; keeping it (--replan measures anew)")
+    changes = "; ".join(map(str, schedule_edits(run)))
+    run.say(f"schedule.json was edited: {changes}; keeping it (--replan measures again)")
+
+
+def schedule_edits(run: Run) -> tuple[Edit, ...]:
+    """What a person changed in ``schedule.json``, beside the values that were written there."""
+    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
+    return () if written is None else find_edits(written, run.schedule)
 
 
 def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -> Schedule:
@@ -399,7 +409,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         save_document(run.folder.schedule, schedule)
         if record is not None:  # what the product adds is no edit of a person
             inputs = {**record.inputs, **({"plan": _plan_key(plan, schedule)} if "plan" in record.inputs else {})}
-            documents = {**record.documents, run.folder.schedule.name: key_of(schedule)}
+            documents = {**record.documents, run.folder.schedule.name: schedule.model_dump(mode="json")}
             save_document(
                 run.folder.stage("schedule"), record.model_copy(update={"inputs": inputs, "documents": documents})
             )

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
 
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
@@ -12,6 +16,8 @@ from autoseg.stages.run import Run, StageRecord
 from autoseg.storage.atomic import load_document
 from autoseg.storage.cache import key_of
 from planners import Document
+
+D = TypeVar("D", bound=Document)
 
 Inputs = Mapping[str, str]
 """Hash of each thing that a unit is made from, by the words a person knows it by."""
@@ -88,14 +94,21 @@ def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Docume
     Without a record of the unit, a document counts as a person's, put there to be followed, only if ``own`` is known. Raises
     `AutosegError` with all problems of a document that cannot be read. With ``run.replan`` nothing counts as edited.
     """
-    record = read_record(run.folder, name)
-    if run.replan or not path.is_file() or (record is None and own is None):
+    written = written_document(run.folder, name, path, kind)
+    if run.replan or not path.is_file() or (read_record(run.folder, name) is None and own is None):
         return False
-    found = key_of(load_document(kind, path, mend=CORRECT))
-    return found not in (
-        None if record is None else record.documents.get(path.name),
-        None if own is None else key_of(own),
-    )
+    known = {key_of(each) for each in (written, own) if each is not None}
+    return key_of(load_document(kind, path, mend=CORRECT)) not in known
+
+
+def written_document(folder: RunFolder, name: str, path: Path, kind: type[D]) -> D | None:
+    """The document at ``path`` as the unit ``name`` wrote it, whatever became of it since; None where nothing tells."""
+    record = read_record(folder, name)
+    content = None if record is None else record.documents.get(path.name)
+    try:
+        return None if content is None else kind.model_validate_json(json.dumps(content))
+    except ValidationError:
+        return None
 
 
 StageFunction = Callable[[Run], Generator[Work, None, None]]
