@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from builders import Listening
 
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, write_image
 from autoseg.inference.cases import find_input_cases
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
-from autoseg.tracking.progress import SilentReporter
 
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
@@ -179,14 +179,6 @@ def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tm
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a"]
 
 
-class Listening(SilentReporter):
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.said.append(text)
-
-
 @pytest.mark.parametrize(
     ("names", "channels", "expected"),
     [
@@ -207,7 +199,7 @@ def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, na
         write(tmp_path / name)
     reporter = Listening()
     assert [case.case_id for case in find_input_cases(tmp_path, channels, reporter=reporter)] == expected
-    (said,) = reporter.said
+    (said,) = reporter.lines
     assert said.startswith("Skipped ")
     assert ("1 label map:" in said) == (len(names) - len(expected) * len(channels) == 1)
 
@@ -221,7 +213,7 @@ def test_names_without_a_partner_are_images(tmp_path, names) -> None:
         write(tmp_path / name)
     reporter = Listening()
     assert len(find_input_cases(tmp_path, ["MRI"], reporter=reporter)) == 2
-    assert reporter.said == []
+    assert reporter.lines == []
 
 
 def test_a_folder_for_training_gives_its_images(real_data) -> None:
@@ -229,7 +221,7 @@ def test_a_folder_for_training_gives_its_images(real_data) -> None:
     cases = find_input_cases(real_data / "ms_flair_thick", ["FLAIR"], reporter=reporter)
     assert {case.images[0].parent.name for case in cases} <= {"imagesTr", "imagesTs"}
     assert len(cases) >= 6
-    assert "6 label maps" in reporter.said[0]
+    assert "6 label maps" in reporter.lines[0]
 
 
 def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) -> None:
@@ -251,5 +243,5 @@ def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) ->
         assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], (
             "scans are nothing that a run makes"
         )
-        assert reporter.said == ["Skipped 2 files of 1 run folder: run"]
+        assert reporter.lines == ["Skipped 2 files of 1 run folder: run"]
     assert [case.case_id for case in find_input_cases(run.predictions, ["MRI"])] == ["c"], "that was asked for"

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from builders import Listening
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -101,14 +102,6 @@ def test_cases_without_foreground_give_sizes_but_no_intensities(tmp_path):
     assert (len(found.cases), found.intensities[0].mean, found.intensities[0].std) == (2, 7.0, 0.0)
 
 
-class Listening(SilentReporter):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
-
-
 def test_without_any_foreground_the_non_zero_voxels_count_and_it_is_said(tmp_path):
     image = np.zeros((4, 4, 4))
     image[1:3, 1:3, 1:3] = np.arange(1, 9).reshape(2, 2, 2)
@@ -117,7 +110,7 @@ def test_without_any_foreground_the_non_zero_voxels_count_and_it_is_said(tmp_pat
     reporter = Listening()
     (found,) = take_fingerprint(dataset, num_workers=1, reporter=reporter).intensities
     assert (found.minimum, found.maximum, found.mean) == (2.0, 8.0, 5.0)
-    assert ["No label map has any foreground" in text for text in reporter.said] == [True]
+    assert ["No label map has any foreground" in text for text in reporter.lines] == [True]
 
 
 def test_image_of_zeros_is_not_cropped(tmp_path):
