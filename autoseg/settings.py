@@ -47,9 +47,10 @@ def parse_spacing(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return tuple(float(part) for part in value.split(","))
+        z, y, x = map(float, value.split(","))
     except ValueError:
         raise ValueError(f"{value!r} is not three numbers; write them like 2.5,0.8,0.8") from None
+    return z, y, x
 
 
 def parse_names(value: object) -> object:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import CPU, Job, make_phantom, write_short_schedule
+from builders import CPU, Job, crop_images, make_phantom, write_short_schedule
 from hypothesis import settings
 
 from autoseg import api
@@ -45,6 +45,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
         if not (folder / "done").exists():
             shutil.rmtree(folder, ignore_errors=True)
             dataset = make_phantom(folder, test=2, seed=3)
+            crop_images(dataset, 32)
             api.run(dataset, folder / "run", schedule=write_short_schedule(dataset, folder), **CPU)
             (folder / "done").touch()
     return Job(dataset=folder / "Task99_Phantom", schedule=folder / "schedule.json", root=folder / "run")

@@ -41,7 +41,6 @@ from planners import (
     Training,
     candidate_widths,
     compiling_may_pay,
-    preferred_configurations,
     short_batch_size,
     trial_training,
     wants_more_candidates,
@@ -109,7 +108,7 @@ def measure_steps(
     batch size are measured. ``precision`` is measured too where it is not given. Raises `AutosegError` where nothing fits into memory.
     """
     run = bench.run
-    precision = precision or measure_precision(bench)
+    precision = precision or measure_precision(bench, candidates[0])
     measurements: list[Measurement] = []
     for configuration in candidates:
         if (
@@ -208,8 +207,8 @@ def replaced(
     return tuple(m.model_copy(update=update) if m is old else m for m in measurements)
 
 
-def measure_precision(bench: Bench) -> Precision:
-    """The faster of float32 and the device's short precision, by trial steps of the first configuration on a CPU.
+def measure_precision(bench: Bench, configuration: Configuration) -> Precision:
+    """The faster of float32 and the device's short precision, by trial steps of a configuration on a CPU.
 
     A GPU with units for it is always faster in short precision, and so is a CPU where steps are slow: large networks would
     cost minutes to try twice.
@@ -217,7 +216,6 @@ def measure_precision(bench: Bench) -> Precision:
     short = fast_precision(bench.run.device)
     if short == FLOAT32 or bench.run.device.type != "cpu":
         return short
-    configuration = preferred_configurations(bench.plan)[0]
     narrow = min(candidate_widths(configuration))
     seconds: dict[Precision, float] = {}
     for precision in (short, FLOAT32):

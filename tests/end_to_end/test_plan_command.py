@@ -75,7 +75,7 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
         (["--nnunet-fingerprint", GOLDEN / "fingerprint.json"], 2, "give DATASET"),
         (["--nnunet-fingerprint", "absent.json", "--nnunet-dataset", "absent.json"], 1, "absent.json"),
         (["x", "--target-spacing", "1,2"], 2, "three numbers"),
-        (["x", "--target-spacing", "1,0,2"], 2, "positive"),
+        (["x", "--target-spacing", "1,0,2"], 2, "greater than 0"),
         (["x", "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
     ],
 )
@@ -137,9 +137,11 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
     (files / "figure.png").write_bytes(b"\x89PNG")
     before = contents(files)
     for name in ("dataset.json", "fingerprint.json", "link.json"):
-        assert f"{name} is read by this very call" in refusal(plan(*options(files), "--nnunet-plans", files / name))
+        assert f"{name}: an input of this command" in refusal(plan(*options(files), "--nnunet-plans", files / name))
     for name in ("notes.json", "figure.png"):
-        assert f"{name} is there and no plans file" in refusal(plan(*options(files), "--nnunet-plans", files / name))
+        assert f"{name}: exists and is not a plans file" in refusal(
+            plan(*options(files), "--nnunet-plans", files / name)
+        )
     for place in (".", files):
         assert f"{place} is a folder, but a file is to be written" in refusal(
             plan(*options(files), "--nnunet-plans", place)
@@ -157,7 +159,7 @@ def test_what_is_in_the_way_of_plans_is_told_before_images_are_read(tmp_path: Pa
         "--nnunet-plans",
         tmp_path / "notes.txt",
     )
-    assert "notes.txt is there and no plans file" in refusal(plan(*call))
+    assert "notes.txt: exists and is not a plans file" in refusal(plan(*call))
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +176,7 @@ def test_configurations_of_a_persons_own_survive_in_a_plans_file(files: Path, tm
     configurations = {"mine": own, **planned["configurations"], "2d": changed}
     out.write_text(json.dumps(planned | {"configurations": configurations, "plans_name": "old"}))
     done = plan(*options(files), "--nnunet-plans", out)
-    assert "with its former mine" in done.stdout
+    assert "kept mine" in done.stdout
     assert json.loads(out.read_text()) == planned | {"configurations": planned["configurations"] | {"mine": own}}
 
 
@@ -187,9 +189,9 @@ def test_a_plan_is_put_neither_into_a_dataset_nor_into_a_run(files: Path, tmp_pa
     before = contents(tmp_path)
     for folder, found in (
         (files, "is the dataset itself"),
-        (run, "is the folder of a run"),
-        (described, "dataset.json was not written by a run"),
-        (notes, "plan.json is there and no plan of autoseg"),
+        (run, "is a run folder with a plan of its own"),
+        (described, "was not written by a run"),
+        (notes, "exists and is not a plan of autoseg"),
     ):
         assert found in refusal(plan(*options(files), "--out", folder))
     assert contents(tmp_path) == before

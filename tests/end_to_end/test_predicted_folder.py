@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import Job as FinishedJob
-from builders import Listening
+from builders import Listening, crop_images
 
-from autoseg.data.phantom import make_phantom_dataset
 from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.cases import find_input_cases
 from autoseg.inference.predict import predict_cases
@@ -47,10 +46,11 @@ def predictor(finished: FinishedJob) -> Predictor:
 
 
 @pytest.fixture
-def job(predictor: Predictor, tmp_path: Path) -> Job:
-    """Two images, both predicted."""
-    make_phantom_dataset(tmp_path / "Task99_Phantom", num_training=1, num_test=2, seed=4)
-    job = Job(predictor, tmp_path / "Task99_Phantom" / "imagesTs", tmp_path / "out")
+def job(finished: FinishedJob, predictor: Predictor, tmp_path: Path) -> Job:
+    """Two small images, both predicted."""
+    images = Path(shutil.copytree(finished.dataset / "imagesTs", tmp_path / "Task99_Phantom" / "imagesTs"))
+    crop_images(images.parent, 16)
+    job = Job(predictor, images, tmp_path / "out")
     job.predict()
     return job
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import SimpleITK
+
 from autoseg import api
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import run_all, run_stages
@@ -52,6 +54,14 @@ def make_phantom(folder: Path, *, training: int = 4, test: int = 0, seed: int = 
     dataset = folder / "Task99_Phantom"
     make_phantom_dataset(dataset, num_training=training, num_test=test, seed=seed)
     return dataset
+
+
+def crop_images(dataset: Path, size: int) -> None:
+    """Leave the middle of every volume, so many voxels a side: 2D networks predict slice by slice."""
+    for path in sorted(dataset.glob("*/[!.]*.nii.gz")):
+        image = SimpleITK.ReadImage(path)
+        starts = [(whole - size) // 2 for whole in image.GetSize()]
+        SimpleITK.WriteImage(SimpleITK.RegionOfInterest(image, [size] * 3, starts), path)
 
 
 def short_schedule(plan: Plan, *, num_folds: int = 2, steps: int = 2, cases: int = 4) -> Schedule:

@@ -90,7 +90,7 @@ def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
-    monkeypatch.setattr(trials, "measure_precision", lambda bench: "float32")
+    monkeypatch.setattr(trials, "measure_precision", lambda *given: "float32")
     with pytest.raises(AutosegError) as caught:
         measure_steps(bench, preferred_configurations(bench.plan), budgeted=True, num_folds=2)
     (issue,) = caught.value.issues
