@@ -13,7 +13,7 @@ from autoseg.tracking.callbacks import Callback
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
-    from autoseg.data.checks.report import CheckReport
+    from autoseg.data.checks.check import CheckReport
     from autoseg.evaluation.table import Summary
 
 Place = Path | str
@@ -118,7 +118,7 @@ def check(
     """What is in a folder and what is wrong with it; writes nothing. The result has ``.issues``."""
     from autoseg.compute.executor import available_cores
     from autoseg.data.checks import check_dataset
-    from autoseg.data.checks.report import make_report
+    from autoseg.data.checks.check import make_report
     from autoseg.data.dataset import leave_out_bad
     from autoseg.data.discovery import discover_dataset
 
@@ -149,7 +149,7 @@ def _check_unlabelled(
 ) -> CheckReport | None:
     """The report on the images of a folder in which nothing is labelled; None where ``error`` says something else."""
     from autoseg.data.checks import check_images
-    from autoseg.data.checks.report import images_report
+    from autoseg.data.checks.check import images_report
     from autoseg.data.discovery.unlabelled import UNLABELLED, find_loose_images
 
     images = find_loose_images(dataset) if error.codes == (UNLABELLED,) else []

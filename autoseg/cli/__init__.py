@@ -8,7 +8,7 @@ import typer
 
 from autoseg.cli.commands import COMMANDS
 from autoseg.cli.console import readable_errors
-from autoseg.compute.interruption import treat_termination_as_interrupt
+from autoseg.compute.executor import treat_termination_as_interrupt
 
 app = typer.Typer(
     name="autoseg",

@@ -153,7 +153,7 @@ def plan(
     wishes: Wishes,
 ) -> None:
     """Say what would be done with a dataset, and why. Trains nothing."""
-    from autoseg.interop.nnunet.plans import require_place_for_plans, write_nnunet_plans
+    from autoseg.interop.nnunet.model import require_place_for_plans, write_nnunet_plans
 
     if nnunet_plans is not None:
         inputs = (nnunet_fingerprint, nnunet_dataset, wishes.get("spec"), wishes.get("pretrained"))
@@ -191,7 +191,7 @@ def _plan_from_nnunet(
     fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
 ) -> tuple[Any, str, str | None]:
     """The plan of a dataset that only nnU-Net's own files describe, its file ending and its reader."""
-    from autoseg.interop.nnunet.plans import PlanSettings, plan_from_nnunet
+    from autoseg.interop.nnunet.model import PlanSettings, plan_from_nnunet
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of, make_settings
     from autoseg.stages.run import require_free_for_plan
@@ -236,7 +236,7 @@ def check(
     workers: WorkersOption = None,
 ) -> None:
     """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
-    from autoseg.data.checks.report import failed_report
+    from autoseg.data.checks.check import failed_report
 
     try:
         found = api.check(

@@ -19,7 +19,7 @@ from autoseg.wording import count_noun
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
-    from autoseg.data.checks.report import CheckReport
+    from autoseg.data.checks.check import CheckReport
     from autoseg.stages.run import Run
 
 logger = logging.getLogger("autoseg")

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from autoseg.evaluation.table import Summary, scores_by_case
-from autoseg.tracking.history import EpochRecord
+from autoseg.tracking.callbacks import EpochRecord
 
 NUMBERS = ("loss", "validation_loss", "moving_average", "learning_rate", "seconds", "wait_share")
 PSEUDO_DICE = "pseudo_dice."

@@ -26,7 +26,7 @@ from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
-from autoseg.tracking.history import HISTORY_FILE, EpochRecord, read_history, read_issues
+from autoseg.tracking.callbacks import HISTORY_FILE, EpochRecord, read_history, read_issues
 from autoseg.tracking.progress import format_duration
 from autoseg.wording import count_noun
 from planners import DecisionRecord, Document, Edit, Plan, Schedule

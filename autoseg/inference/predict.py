@@ -17,7 +17,7 @@ from autoseg.inference.model import Model
 from autoseg.inference.predictions import Job, prediction_folder
 from autoseg.inference.predictor import Prediction, Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.cascade import has_previous, store_previous
+from autoseg.preprocessing.prepare import has_previous, store_previous
 from autoseg.storage.atomic import remove_orphans
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, Tracker

@@ -26,8 +26,7 @@ from autoseg.inference.export import labels_for_next_stage, labels_from_logits, 
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.cascade import open_previous, with_classes
-from autoseg.preprocessing.prepare import prepare_image
+from autoseg.preprocessing.prepare import open_previous, prepare_image, with_classes
 from autoseg.preprocessing.store import open_case, require_cases
 from planners import Configuration, Labels, Plan, estimate_configuration_memory, estimate_volume_memory, with_width
 

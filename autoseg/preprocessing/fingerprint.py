@@ -18,9 +18,9 @@ from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.labels import read_case_labels
 from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
-from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
 from autoseg.imaging.image import Image
 from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_directions, to_canonical
+from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
 from autoseg.imaging.readers import file_states, read_image
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.preprocess import largest_need, locate

@@ -6,13 +6,12 @@ from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from autoseg.compute.executor import available_cores
-from autoseg.compute.interruption import stop_requests
+from autoseg.compute.executor import available_cores, stop_requests
 from autoseg.inference.model import final_weights
 from autoseg.inference.predictions import JOURNAL
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import Transfer, read_key
-from autoseg.preprocessing.cascade import CascadeCase
+from autoseg.preprocessing.prepare import CascadeCase
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder

@@ -21,15 +21,13 @@ from autoseg.inference.predictions import prediction_path
 from autoseg.inference.sliding_window import count_windows
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
-from autoseg.preprocessing.cascade import CascadeCase
-from autoseg.preprocessing.prepare import prepare_image
+from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
-from autoseg.training.loop import make_parts, run_network, train_step
+from autoseg.training.loop import is_mean_over_samples, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.micro_batches import is_mean_over_samples
 from autoseg.training.preflight import first_line, kept_heap_for, memory_issue, plausible_sizes
 from autoseg.training.sampling import BatchSource, finish
 from planners import (

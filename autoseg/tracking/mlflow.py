@@ -15,8 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from autoseg.issues import Issue
 from autoseg.storage.locks import hold_lock
-from autoseg.tracking.callbacks import Callback, FoldEnd, FoldStart
-from autoseg.tracking.history import EpochRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart
 
 DATABASE = "mlflow.db"
 KEY_TAG = "autoseg.key"

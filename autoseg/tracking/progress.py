@@ -14,8 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from autoseg.issues import Issue
-from autoseg.tracking.callbacks import Callback, FoldStart, StepRecord
-from autoseg.tracking.history import EpochRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldStart, StepRecord
 
 logger = logging.getLogger(__name__)
 

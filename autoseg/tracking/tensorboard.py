@@ -10,8 +10,7 @@ import tensorboard  # noqa: F401  # torch's writer would name a missing package 
 from torch.utils.tensorboard import SummaryWriter
 
 from autoseg.issues import Issue
-from autoseg.tracking.callbacks import Callback, FoldEnd, FoldStart, StepRecord
-from autoseg.tracking.history import EpochRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord
 
 FOLDER = "tensorboard"
 

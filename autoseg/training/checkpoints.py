@@ -17,9 +17,16 @@ from torch import Tensor
 from autoseg.compute.memory import is_out_of_memory
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, write_text
-from autoseg.tracking.callbacks import Callback, FoldEnd, StepRecord
-from autoseg.tracking.history import HISTORY_FILE, EpochRecord, history_text, save_issues
-from autoseg.training.fold_run import FoldRun, FoldState
+from autoseg.tracking.callbacks import (
+    HISTORY_FILE,
+    Callback,
+    EpochRecord,
+    FoldEnd,
+    StepRecord,
+    history_text,
+    save_issues,
+)
+from autoseg.training.fold_spec import FoldRun, FoldState
 from autoseg.training.loop import Parts
 from autoseg.training.sampling import Batch
 

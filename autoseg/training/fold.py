@@ -15,8 +15,15 @@ from autoseg.training.checkpoints import (
     restore,
     saved_at_failure,
 )
-from autoseg.training.fold_run import FoldRun, FoldState, add_issue, copy_weights
-from autoseg.training.fold_spec import FoldSpec, batch_source, make_fold_parts
+from autoseg.training.fold_spec import (
+    FoldRun,
+    FoldSpec,
+    FoldState,
+    add_issue,
+    batch_source,
+    copy_weights,
+    make_fold_parts,
+)
 from autoseg.training.guards import (
     ClassGuard,
     CollapseGuard,

@@ -16,11 +16,9 @@ from typing import Literal
 
 from autoseg.compute.memory import is_out_of_memory
 from autoseg.issues import AutosegError, Issue
-from autoseg.tracking.callbacks import Callback, StepRecord
-from autoseg.tracking.history import HISTORY_FILE, ISSUES_FILE, EpochRecord
+from autoseg.tracking.callbacks import HISTORY_FILE, ISSUES_FILE, Callback, EpochRecord, StepRecord
 from autoseg.training.checkpoints import save
-from autoseg.training.fold_run import FoldRun, FoldState, add_issue
-from autoseg.training.fold_spec import batch_source
+from autoseg.training.fold_spec import FoldRun, FoldState, add_issue, batch_source
 from autoseg.training.preflight import memory_issue, micro_batch_issue
 from autoseg.training.sampling import BatchSource, cases_by_class, worker_died
 

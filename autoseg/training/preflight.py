@@ -14,8 +14,7 @@ from autoseg.compute.memory import free_memory_bytes, is_out_of_memory, micro_ba
 from autoseg.compute.workarounds import kept_heap
 from autoseg.issues import AutosegError, Issue
 from autoseg.training.fold_spec import FoldSpec, make_fold_parts
-from autoseg.training.loop import Parts, train_step
-from autoseg.training.micro_batches import is_mean_over_samples
+from autoseg.training.loop import Parts, is_mean_over_samples, train_step
 from autoseg.training.sampling import ANNOTATED, PatchSource
 from planners import Configuration, Labels, Plan, Training, estimate_configuration_memory, with_width
 

@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from autoseg.tracking.callbacks import Callback, StepRecord
-from autoseg.tracking.history import EpochRecord
-from autoseg.training.fold_run import FoldRun, copy_weights
-from autoseg.training.fold_spec import batch_source
+from autoseg.tracking.callbacks import Callback, EpochRecord, StepRecord
+from autoseg.training.fold_spec import FoldRun, batch_source, copy_weights
 from autoseg.training.guards import is_good
 from autoseg.training.loop import Parts, run_network
 from autoseg.training.losses import region_table

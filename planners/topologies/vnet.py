@@ -166,7 +166,7 @@ def decide_loss(batch_dice: bool) -> Decision[Loss]:
 TOPOLOGY = Topology(
     name="vnet",
     title="V-Net",
-    module="autoseg.networks.vnet:VNet",
+    module="autoseg.networks.architectures:VNet",
     describe=describe,
     layers=layers,
     feature_maps=feature_maps,

@@ -24,7 +24,7 @@ from autoseg.inference.model import Member, final_weights, load_network
 from autoseg.inference.predictor import Predictor, StoredImage, run_member
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
-from autoseg.preprocessing.cascade import open_previous
+from autoseg.preprocessing.prepare import open_previous
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.stages.run import Run

@@ -12,12 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from autoseg.issues import Issue
-from autoseg.tracking.callbacks import Callback, StepRecord
-from autoseg.tracking.history import ISSUES_FILE, read_issues
+from autoseg.tracking.callbacks import ISSUES_FILE, Callback, StepRecord, read_issues
 from autoseg.training.checkpoints import CHECKPOINT_FILE, load_checkpoint, read_state
 from autoseg.training.fold import train_fold
-from autoseg.training.fold_run import FoldState
-from autoseg.training.fold_spec import FoldSpec, batch_source
+from autoseg.training.fold_spec import FoldSpec, FoldState, batch_source
 from planners import (
     CaseSize,
     Fingerprint,

@@ -1,34 +1,43 @@
-"""Checks a dataset before any long work: every fault of every file, with how to fix it."""
+"""Checks a dataset before any long work: every fault of every file, with how to fix it, as a document too."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
+from autoseg.data.checks.case import (
+    CheckItem,
+    HeaderReport,
+    VoxelReport,
+    check_headers,
+    check_voxels,
+    is_read_whole,
+    item_name,
+    item_state,
+)
 from autoseg.data.checks.duplicates import find_duplicates, ungrouped_patients
-from autoseg.data.checks.headers import CheckItem, HeaderReport, check_headers, item_name
-from autoseg.data.checks.intensities import unusual_intensities
 from autoseg.data.checks.label_fit import Misfit, find_misfits, misfit_issue
 from autoseg.data.checks.plausibility import (
     LabelFacts,
     rare_classes,
     stray_values,
+    unusual_intensities,
     unusual_issue,
     unusual_signs,
     wrong_units,
 )
-from autoseg.data.checks.voxels import VoxelReport, check_voxels, is_read_whole, item_state
-from autoseg.data.dataset import DatasetDescription, LabelCoding
-from autoseg.data.discovery.unlabelled import NamedImage
+from autoseg.data.dataset import DatasetDescription, LabelCoding, describe_dataset
+from autoseg.data.discovery.unlabelled import UNLABELLED, NamedImage
 from autoseg.data.grids import canonical_grid
-from autoseg.imaging.readers import image_stem
+from autoseg.imaging.readers import image_stem, printable
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached
 from autoseg.tracking.progress import Reporter
 from autoseg.wording import count_noun, shorten
-from planners import LabelClass, Labels
+from planners import Document, LabelClass, Labels
 
 MANY_EMPTY, COMMON_EMPTY = 3, 0.05
 """More empty label maps than this number and this share of all cases are no accident."""
@@ -218,3 +227,74 @@ def _label_facts(
             )
         )
     return facts
+
+
+class CheckReport(Document):
+    """What ``autoseg check --json`` prints."""
+
+    schema_version: Literal[1] = 1
+    root: str
+    summary: str | None = None
+    """The dataset in one sentence; none if no dataset was recognised."""
+    layout: str | None = None
+    channels: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    training: tuple[str, ...] = ()
+    """Ids of labelled cases that can be used, with or without warnings."""
+    test: tuple[str, ...] = ()
+    """Ids of unlabelled cases."""
+    left_out: tuple[str, ...] = ()
+    num_errors: int = 0
+    """Not counting those of cases that were left out."""
+    num_warnings: int = 0
+    num_notes: int = 0
+    issues: tuple[Issue, ...] = ()
+    """Errors first, then warnings and notes."""
+
+
+def make_report(dataset: DatasetDescription, issues: Sequence[Issue]) -> CheckReport:
+    """The report on a dataset and its issues; after `leave_out_bad`, on the cases that are left."""
+    report = CheckReport(
+        root=dataset.root,
+        summary=describe_dataset(dataset),
+        layout=dataset.layout,
+        channels=dataset.channels,
+        classes=tuple(label.name for label in dataset.labels.classes),
+        training=tuple(case.case_id for case in dataset.training),
+        test=tuple(case.case_id for case in dataset.test),
+        left_out=dataset.left_out,
+    )
+    return _with(report, issues)
+
+
+def images_report(root: Path, images: Sequence[NamedImage], issues: Sequence[Issue], *, fix: str) -> CheckReport:
+    """The report on images without labels; ``fix`` says how to get a labelled dataset."""
+    unlabelled = Issue(
+        code=UNLABELLED,
+        severity="warning",
+        where=str(root),
+        message="no labels: these images can be predicted, but not used for training",
+        fix=fix,
+    )
+    report = CheckReport(
+        root=str(root),
+        summary=f"{count_noun(len(images), 'image')} without labels",
+        test=tuple(name for name, _ in images),
+    )
+    errors = [issue for issue in issues if issue.severity == "error"]
+    return _with(report, [*errors, unlabelled, *(issue for issue in issues if issue.severity != "error")])
+
+
+def failed_report(root: Path, error: AutosegError) -> CheckReport:
+    """The report on a folder in which no dataset was recognised, with the issues of the error."""
+    issues = [
+        issue.model_copy(update={name: printable(getattr(issue, name)) for name in ("where", "message", "fix")})
+        for issue in error.issues
+    ]
+    return _with(CheckReport(root=printable(root)), issues)
+
+
+def _with(report: CheckReport, issues: Sequence[Issue]) -> CheckReport:
+    severities = [issue.severity for issue in issues if issue.severity != "error" or issue.case not in report.left_out]
+    counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
+    return report.model_copy(update={**counts, "issues": tuple(issues)})

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.data.checks.voxels import CaseMeasures
+from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.dataset import Case
 from autoseg.issues import Issue, Severity
 from autoseg.wording import NUM_SHOWN, shorten

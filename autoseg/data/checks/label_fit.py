@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.compute.executor import run_jobs
+from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.checks.label_model import (
     Evidence,
     Fit,
@@ -22,7 +23,6 @@ from autoseg.data.checks.label_model import (
     without,
 )
 from autoseg.data.checks.plausibility import MANY, all_but, oddness
-from autoseg.data.checks.voxels import CaseMeasures
 from autoseg.issues import Issue
 from autoseg.tracking.progress import Reporter
 

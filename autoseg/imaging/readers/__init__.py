@@ -12,9 +12,17 @@ from autoseg.imaging.readers.dicom import PART_MARK, is_dicom, split_part
 from autoseg.imaging.readers.dicom_seg import referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
-from autoseg.imaging.readers.reading import file_states, files_of, read_header, read_image, read_label_map
+from autoseg.imaging.readers.reading import (
+    file_states,
+    files_of,
+    is_segmentation,
+    list_segments,
+    read_header,
+    read_image,
+    read_label_map,
+    read_segments,
+)
 from autoseg.imaging.readers.registry import FORMATS, Format, image_ending, image_endings, image_stem, is_picture
-from autoseg.imaging.readers.segments import is_segmentation, list_segments, read_segments
 from autoseg.imaging.readers.writing import prediction_ending, writable_ending, write_image, write_label_map
 
 __all__ = [

@@ -1,9 +1,11 @@
-"""Reading image files: their header, their voxels as an image, their voxels as a label map; and which files that touches."""
+"""Reading image files: header, voxels as an image, a label map or segments; and which files that touches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.image import Geometry, Image, LabelMap
-from autoseg.imaging.readers.dicom import begins_as_dicom, dicom_candidates, is_dicom, read_tags, split_part
+from autoseg.imaging.image import Geometry, Image, LabelMap, Segmentation, SegmentNames
+from autoseg.imaging.readers.dicom import PART_MARK, begins_as_dicom, dicom_candidates, is_dicom, read_tags, split_part
+from autoseg.imaging.readers.dicom_seg import (
+    dicom_grid,
+    dicom_segment_names,
+    dicom_segments,
+    is_dicom_segmentation,
+)
 from autoseg.imaging.readers.dicom_series import is_dicom_series, read_series, series_image
 from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, require_text, unreadable
-from autoseg.imaging.readers.payload import LESS_MEMORY
+from autoseg.imaging.readers.nrrd import (
+    NRRD,
+    has_segments,
+    nrrd_header,
+    nrrd_segment_names,
+    nrrd_segments,
+    nrrd_voxels,
+)
+from autoseg.imaging.readers.payload import LESS_MEMORY, require_memory
 from autoseg.imaging.readers.registry import FORMATS, Format, format_of, formats_by_ending, image_ending, is_picture
-from autoseg.imaging.readers.segments import is_segmentation, segments_header, segments_label_map
 from autoseg.issues import AutosegError
 
 WHOLE = 1e-4
@@ -270,3 +285,82 @@ def _state(file: Path) -> tuple[str, int, int]:
 def _voxel_file(path: Path) -> Path:
     found = formats_by_ending().get(image_ending(path))
     return path if found is None or found.voxel_file is None else found.voxel_file(path)
+
+
+def is_segmentation(path: Path | str) -> bool:
+    """Whether ``path`` is a DICOM SEG file or an NRRD file with segments, or names a segment of one (``FILE#NUMBER``)."""
+    file, _ = split_part(Path(path))
+    return file.is_file() and (has_segments(file) if _is_nrrd(file) else is_dicom_segmentation(file))
+
+
+def read_segments(path: Path | str) -> Segmentation:
+    """All segments of a DICOM SEG or NRRD file, or the one that ``FILE#NUMBER`` names.
+
+    Fractional segments count from half of the largest fraction on. Raises `AutosegError` when the file is damaged, holds
+    no segments, or has no such segment.
+    """
+    file, part = split_part(Path(path))
+    found = nrrd_segments(file) if _is_nrrd(file) else dicom_segments(file)
+    if part is None:
+        return found
+    wanted = tuple(segment for segment in found.segments if str(segment.number) == part)
+    if not wanted:
+        raise reader_error(
+            file,
+            code="reader.no_such_segment",
+            message=f"it has no segment {part}",
+            fix=f"use one of {_listed_segments(file, found)}",
+        )
+    return replace(found, segments=wanted)
+
+
+def list_segments(file: Path | str) -> SegmentNames:
+    """Names and numbers of the segments of a DICOM SEG or NRRD file; its voxels are not read."""
+    file = Path(file)
+    return nrrd_segment_names(file) if _is_nrrd(file) else dicom_segment_names(file)
+
+
+def segments_header(path: Path) -> ImageHeader:
+    """The header of a file of segments as that of one label map."""
+    file, _ = split_part(path)
+    header = nrrd_header(file) if _is_nrrd(file) else dicom_grid(file)
+    return replace(header, num_channels=1, is_integer=True, may_be_part=True)
+
+
+def segments_label_map(path: Path) -> LabelMap:
+    """Segment numbers (Z, Y, X) of a file of segments; of ``FILE#NUMBER`` a mask of 0 and 1.
+
+    Raises `AutosegError` when segments overlap: one number a voxel cannot say that.
+    """
+    file, part = split_part(path)
+    if part is None and _is_nrrd(file) and not list_segments(file).may_overlap:  # values without a name are kept, too
+        return LabelMap(array=nrrd_voxels(file)[0], geometry=nrrd_header(file).geometry, may_be_part=True)
+    found = read_segments(path)
+    require_memory(path, math.prod(found.geometry.shape) * 2)
+    array = np.zeros(found.geometry.shape, np.uint16)
+    for segment in found.segments:
+        for index, frame in segment.planes():
+            if array[index][frame].any():
+                raise _overlapping(file, found)
+            array[index][frame] = 1 if part is not None else segment.number
+    return LabelMap(array=array, geometry=found.geometry, may_be_part=True)
+
+
+def _is_nrrd(file: Path) -> bool:
+    return image_ending(file) in NRRD.endings
+
+
+def _overlapping(file: Path, found: Segmentation) -> AutosegError:
+    names = {segment.number: segment.name for segment in found.segments}
+    pairs = [f"{a} ({names[a]}) and {b} ({names[b]}) share {n} voxels" for (a, b), n in found.overlaps().items()]
+    return reader_error(
+        file,
+        code="reader.overlapping_segments",
+        message=f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
+        "cannot hold",
+        fix=f"read each as a mask of its own: {_listed_segments(file, found)}",
+    )
+
+
+def _listed_segments(file: Path, found: Segmentation) -> str:
+    return ", ".join(f"{file.name}{PART_MARK}{segment.number} ({segment.name})" for segment in found.segments[:10])

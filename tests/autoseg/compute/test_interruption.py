@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from autoseg.compute.interruption import SIGNALS, stop_requests
+from autoseg.compute.executor import SIGNALS, stop_requests
 
 
 @pytest.mark.parametrize("number", SIGNALS)

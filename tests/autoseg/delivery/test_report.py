@@ -48,7 +48,7 @@ from autoseg.evaluation.table import CaseResult, Summary, summarize, write_summa
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import save_document
-from autoseg.tracking.history import EpochRecord, history_text, save_issues
+from autoseg.tracking.callbacks import EpochRecord, history_text, save_issues
 from planners import DecisionRecord, Edit, LabelClass, Labels
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_fill_holes
 
-from autoseg.imaging.cropping import bounding_box, crop, nonzero_mask
+from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
 
 
 @settings(deadline=None, max_examples=80)

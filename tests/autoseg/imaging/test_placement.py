@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoseg.imaging.cropping import crop
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.placement import (
     Placement,
+    crop,
     restore_labels,
     restore_probabilities,
     to_plan_axes,

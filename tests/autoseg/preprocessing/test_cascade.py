@@ -10,8 +10,14 @@ import pytest
 
 from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import AutosegError
-from autoseg.preprocessing.cascade import CascadeCase, has_previous, open_previous, store_previous, with_classes
-from autoseg.preprocessing.prepare import prepare_image
+from autoseg.preprocessing.prepare import (
+    CascadeCase,
+    has_previous,
+    open_previous,
+    prepare_image,
+    store_previous,
+    with_classes,
+)
 from autoseg.preprocessing.store import open_case, write_case
 from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
 

@@ -13,7 +13,7 @@ from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import load_document, save_document
-from autoseg.tracking.history import read_history, read_issues
+from autoseg.tracking.callbacks import read_history, read_issues
 from planners import Schedule
 
 NAME = "2d"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autoseg.data.checks import case as case_checks
 from autoseg.data.checks import check_dataset
-from autoseg.data.checks import voxels as voxel_checks
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
@@ -143,7 +143,7 @@ def test_check_fingerprint_and_scores_go_on_after_a_kill(
     assert check_dataset(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "check") == findings
     assert take_fingerprint(dataset, num_workers=2, reporter=quiet, keep_in=tmp_path / "print") == fingerprint
     assert score_cases(dataset, paths, keep_in=tmp_path / "scores") == scores
-    for room in (voxel_checks, fingerprinting):  # from here on no voxel of an image can be read
+    for room in (case_checks, fingerprinting):  # from here on no voxel of an image can be read
         monkeypatch.setattr(room, "read_image", killed)
     monkeypatch.setattr("autoseg.evaluation.scoring.read_label_map", killed)
     assert check_dataset(dataset, num_workers=1, reporter=quiet, keep_in=tmp_path / "check") == findings

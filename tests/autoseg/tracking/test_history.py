@@ -7,7 +7,7 @@ import math
 import pytest
 
 from autoseg.issues import Issue
-from autoseg.tracking.history import EpochRecord, history_text, read_history, read_issues, save_issues
+from autoseg.tracking.callbacks import EpochRecord, history_text, read_history, read_issues, save_issues
 
 
 def epoch(number: int, **changes: object) -> EpochRecord:

@@ -10,8 +10,16 @@ from pathlib import Path
 import pytest
 
 from autoseg.issues import AutosegError, Issue
-from autoseg.tracking.callbacks import CALLBACKS, Callback, Callbacks, FoldEnd, FoldStart, StepRecord, make_callbacks
-from autoseg.tracking.history import EpochRecord
+from autoseg.tracking.callbacks import (
+    CALLBACKS,
+    Callback,
+    Callbacks,
+    EpochRecord,
+    FoldEnd,
+    FoldStart,
+    StepRecord,
+    make_callbacks,
+)
 
 ISSUE = Issue(code="training.overfitting", severity="warning", where="2d, fold 1", message="overfitting: 0.3")
 

@@ -22,8 +22,8 @@ from autoseg.training.augmentation import (
     rotation_matrix,
     sampling_grid,
 )
+from autoseg.training.loop import is_mean_over_samples
 from autoseg.training.losses import make_loss
-from autoseg.training.micro_batches import is_mean_over_samples
 from planners import LabelClass, Labels, Loss
 
 DRAWS = 4000

@@ -14,10 +14,8 @@ from made_folds import Told, make_case, make_spec, training_with
 from torch import nn
 
 from autoseg.issues import AutosegError
-from autoseg.tracking.callbacks import Callback
-from autoseg.tracking.history import EpochRecord
-from autoseg.training.fold_run import FoldRun, FoldState
-from autoseg.training.fold_spec import batch_source
+from autoseg.tracking.callbacks import Callback, EpochRecord
+from autoseg.training.fold_spec import FoldRun, FoldState, batch_source
 from autoseg.training.guards import (
     ClassGuard,
     CollapseGuard,

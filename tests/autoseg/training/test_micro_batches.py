@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from autoseg.compute.memory import micro_batch_sizes
 from autoseg.networks.build import build_network
+from autoseg.training.loop import accumulate, is_mean_over_samples
 from autoseg.training.losses import make_loss, supervise_deeply
-from autoseg.training.micro_batches import accumulate, is_mean_over_samples
 from planners import LabelClass, Labels, Loss, Network
 
 CLASSES = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))

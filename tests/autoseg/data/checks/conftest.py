@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoseg.data.checks.headers import CheckItem
-from autoseg.data.checks.voxels import measure_case
+from autoseg.data.checks.case import CheckItem, measure_case
 from autoseg.imaging.image import Geometry, Image
 from planners import LabelClass, Labels
 

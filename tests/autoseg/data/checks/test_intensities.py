@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoseg.data.checks.intensities import unusual_intensities
+from autoseg.data.checks.plausibility import unusual_intensities
 
 SHAPE = (8, 8, 8)
 
