@@ -27,8 +27,8 @@ class Option:
     """The first stage that reads it: commands that stop before that stage do not offer it."""
     decides: bool = True
     """Another value gives other results, so what was made from the first value would be made again."""
-    flag: str = ""
-    """On the command line; default: the field's name."""
+    metavar: str = "TEXT"
+    """What to give, on the help page."""
 
 
 def parse_duration(value: object) -> object:
@@ -96,32 +96,45 @@ class Settings(Document):
     schema_version: Literal[1] = 1
     dataset: Annotated[Path, AfterValidator(whole_path)]
     """Folder of labelled volumes."""
-    layout: Annotated[str | None, Option(help="Name of the layout to take where several fit.", stage="check")] = None
+    layout: Annotated[
+        str | None, Option(help="Name of the layout to take where several fit.", stage="check", metavar="NAME")
+    ] = None
     spec: Annotated[
-        OptionalPath, Option(help="TOML file that describes where the dataset's files are.", stage="check")
+        OptionalPath,
+        Option(help="TOML file that describes where the dataset's files are.", stage="check", metavar="FILE"),
     ] = None
     skip_bad: Annotated[
         bool, Option(help="Leave out cases with errors instead of stopping; the report names them.", stage="check")
     ] = False
-    exclude: Annotated[Names, Option(help="Leave out this case; may be given several times.", stage="check")] = ()
+    exclude: Annotated[
+        Names, Option(help="Leave out this case; may be given several times.", stage="check", metavar="CASE")
+    ] = ()
     workers: Annotated[
         Annotated[int, Field(ge=1)] | None,
-        Option(help="Processes for reading and preprocessing (default: one a core).", stage="check", decides=False),
+        Option(
+            help="Processes for reading and preprocessing (default: one a core).",
+            stage="check",
+            metavar="INTEGER",
+            decides=False,
+        ),
     ] = None
     strict_reference: Annotated[
         bool, Option(help="Follow the reference planner to the letter, file axes included.", stage="fingerprint")
     ] = False
-    preset: Annotated[Preset, Option(help="Kind of networks to plan (default: default).", stage="plan")] = "default"
+    preset: Annotated[
+        Preset, Option(help="Kind of networks to plan (default: default).", stage="plan", metavar="NAME")
+    ] = "default"
     memory_gb: Annotated[
-        Positive | None, Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan")
+        Positive | None,
+        Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan", metavar="GB"),
     ] = None
     target_spacing: Annotated[
         tuple[Positive, Positive, Positive] | None,
         BeforeValidator(parse_spacing),
-        Option(help="Spacing of full resolution, Z,Y,X in mm (default: planned).", stage="plan"),
+        Option(help="Spacing of full resolution, Z,Y,X in mm (default: planned).", stage="plan", metavar="Z,Y,X"),
     ] = None
     pretrained: Annotated[
-        OptionalPath, Option(help="Run folder or bundle to train on from, with its plan.", stage="plan")
+        OptionalPath, Option(help="Run folder or bundle to train on from, with its plan.", stage="plan", metavar="RUN")
     ] = None
     set: Annotated[
         dict[str, str],
@@ -130,11 +143,17 @@ class Settings(Document):
             help="Change a value of the plan or the schedule, e.g. plan.3d_fullres.patch_shape=64,160,160 or "
             "schedule.epochs=250; may be given several times.",
             stage="plan",
+            metavar="NAME=VALUE",
         ),
     ] = Field(default_factory=dict)
     work: Annotated[
         OptionalPath,
-        Option(help="Folder for preprocessed data (default: in the run folder).", stage="preprocess", decides=False),
+        Option(
+            help="Folder for preprocessed data (default: in the run folder).",
+            stage="preprocess",
+            metavar="FOLDER",
+            decides=False,
+        ),
     ] = None
     budget: Annotated[
         Positive | None,
@@ -142,16 +161,20 @@ class Settings(Document):
         Option(
             help="Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, the method's 1000 epochs on a GPU).",
             stage="schedule",
+            metavar="TIME",
         ),
     ] = None
     """Seconds."""
     schedule: Annotated[
-        OptionalPath, Option(help="Follow this schedule.json instead of measuring the machine.", stage="schedule")
+        OptionalPath,
+        Option(help="Follow this schedule.json instead of measuring the machine.", stage="schedule", metavar="FILE"),
     ] = None
     configurations: Annotated[
         Names,
         Option(
-            help="Train these configurations of the plan (default: as the schedule's rule chooses).", stage="schedule"
+            help="Train these configurations of the plan (default: as the schedule's rule chooses).",
+            stage="schedule",
+            metavar="NAME",
         ),
     ] = ()
     mirroring: Annotated[
@@ -159,33 +182,44 @@ class Settings(Document):
     ] = True
     splits: Annotated[
         OptionalPath,
-        Option(help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", stage="schedule"),
+        Option(
+            help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", stage="schedule", metavar="FILE"
+        ),
     ] = None
     folds: Annotated[
         Annotated[int, Field(ge=2)] | None,
-        Option(help="Number of folds (default: five, fewer where time is short).", stage="schedule"),
+        Option(help="Number of folds (default: five, fewer where time is short).", stage="schedule", metavar="INTEGER"),
     ] = None
     groups: Annotated[
         OptionalPath,
-        Option(help="CSV file with columns case and group: cases of a group stay together.", stage="schedule"),
+        Option(
+            help="CSV file with columns case and group: cases of a group stay together.",
+            stage="schedule",
+            metavar="FILE",
+        ),
     ] = None
     leave_one_group_out: Annotated[bool, Option(help="One fold for each group.", stage="schedule")] = False
     seed: Annotated[
-        int, Field(ge=0), Option(help="Seed of everything that is drawn (default: 0).", stage="schedule")
+        int,
+        Field(ge=0),
+        Option(help="Seed of everything that is drawn (default: 0).", stage="schedule", metavar="INTEGER"),
     ] = 0
     device: Annotated[
-        str, Option(help="auto, cpu, cuda, cuda:1 or mps (default: auto).", stage="schedule", decides=False)
+        str,
+        Option(help="auto, cpu, cuda, cuda:1 or mps (default: auto).", stage="schedule", metavar="NAME", decides=False),
     ] = "auto"
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
             help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).",
             stage="schedule",
+            metavar="INTEGER",
             decides=False,
         ),
     ] = None
     track: Annotated[
-        Names, Option(help="Also write metrics for tensorboard or mlflow.", stage="train", decides=False)
+        Names,
+        Option(help="Also write metrics for tensorboard or mlflow.", stage="train", metavar="NAME", decides=False),
     ] = ()
 
 
@@ -209,11 +243,21 @@ def make_settings(wishes: Mapping[str, Any]) -> Settings:
 
 
 def updated(settings: Settings, wishes: Mapping[str, Any]) -> Settings:
-    """``settings`` with some fields given anew; changes of plan and schedule (``set``) are added to those made before."""
+    """``settings`` with some fields given again; changes of plan and schedule (``set``) are added to earlier ones.
+
+    ``none`` takes an earlier value back: the field gets its default.
+    """
+    taken_back = [name for name, value in wishes.items() if _words(value) == ["none"]]
+    defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in taken_back}
+    wishes = {name: value for name, value in wishes.items() if name not in defaults}
     values = {name: getattr(settings, name) for name in Settings.model_fields}
     if "set" in wishes:
         wishes = {**wishes, "set": {**settings.set, **make_settings({"dataset": ".", "set": wishes["set"]}).set}}
-    return make_settings({**values, **wishes})
+    return make_settings({**values, **defaults, **wishes})
+
+
+def _words(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union
 
 import typer
 
@@ -24,19 +23,6 @@ PANELS: dict[StageName, str] = {
 }
 """Headings of the help page."""
 MACHINE = "This machine (changes no results but last digits)"
-OWN_TYPES: dict[str, Any] = {
-    "preset": str | None,
-    "budget": str | None,
-    "target_spacing": str | None,
-    "exclude": list[str] | None,
-    "set": list[str] | None,
-    "configurations": list[str] | None,
-    "track": list[str] | None,
-}
-"""Fields that a command line gives as text, or several times."""
-METAVARS = {"budget": "TIME", "target_spacing": "Z,Y,X", "set": "NAME=VALUE", "exclude": "CASE", "preset": "NAME"}
-"""What to give, where the type alone does not tell."""
-
 _TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )
@@ -77,31 +63,16 @@ def takes_settings(until: StageName) -> Callable[[Callable[..., None]], Callable
 
 
 def _parameter(name: str, option: Option) -> Parameter:
-    kind = OWN_TYPES.get(name) or _plain(Settings.model_fields[name].annotation)
-    flag = flag_of(name)
-    names = (flag, f"--no-{flag[2:]}") if kind is bool else (flag,)
+    """Switches have an opposite; all else is text that `Settings` reads, so that all faults are reported together."""
+    default = Settings.model_fields[name].get_default(call_default_factory=True)
+    is_switch, flag = isinstance(default, bool), flag_of(name)
+    kind: Any = bool if is_switch else list[str] if isinstance(default, tuple | dict) else str
     declared = typer.Option(
-        *_slashed(names),
+        f"{flag}/--no-{flag[2:]}" if is_switch else flag,
         help=option.help,
         show_default=False,
         rich_help_panel=PANELS[option.stage] if option.decides else MACHINE,
-        metavar=None if kind is bool else METAVARS.get(name),
+        metavar=None if is_switch else option.metavar,
     )
     annotation: Any = Annotated[Union[kind, None], declared]  # noqa: UP007  # known only when it runs
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
-
-
-def _slashed(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Typer writes a switch and its opposite as one name."""
-    return names if len(names) == 1 else (f"{names[0]}/{names[1]}",)
-
-
-def _plain(annotation: Any) -> Any:
-    """A field's type without its constraints and its None."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _plain(get_args(annotation)[0])
-    if origin in (Union, UnionType):
-        (kind,) = [each for each in get_args(annotation) if each is not type(None)]
-        return _plain(kind)
-    return annotation

@@ -84,6 +84,15 @@ def test_what_is_given_later_replaces_and_changes_are_added() -> None:
     assert updated(before, {}) == before
 
 
+@pytest.mark.parametrize("name", [name for name, _ in options()])
+def test_none_takes_an_option_back(name: str) -> None:
+    default = make_settings({"dataset": "data"})
+    before = make_settings({**FULL, "layout": "msd", "seed": 3, "schedule": "s.json"})
+    after = updated(before, {name: "none"})
+    assert getattr(after, name) == getattr(default, name)
+    assert {each.name for each in differences(before, after)} <= {name}
+
+
 def test_the_words_of_settings_give_them_again() -> None:
     settings = make_settings(FULL)
     words = list(words_of(settings))
