@@ -150,7 +150,7 @@ def _check_unlabelled(
     """The report on the images of a folder in which nothing is labelled; None where ``error`` says something else."""
     from autoseg.data.checks import check_images
     from autoseg.data.checks.check import images_report
-    from autoseg.data.discovery.unlabelled import UNLABELLED, find_loose_images
+    from autoseg.data.discovery.discover import UNLABELLED, find_loose_images
 
     images = find_loose_images(dataset) if error.codes == (UNLABELLED,) else []
     if not images:
@@ -177,8 +177,7 @@ def predict(
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
-    from autoseg.inference.cases import find_input_cases
-    from autoseg.inference.predict import predict_cases
+    from autoseg.inference.predict import find_input_cases, predict_cases
     from autoseg.inference.predictor import Predictor
 
     reporter = reporter or SilentReporter()

@@ -27,9 +27,8 @@ from autoseg.run_folder import RunFolder
 from autoseg.stages.pretrained import Start, fit_weights
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import FoldProgress, SilentReporter
-from autoseg.training.fold import train_fold
+from autoseg.training.fold import class_counts, train_fold
 from autoseg.training.fold_spec import FoldSpec
-from autoseg.training.validation import class_counts
 from planners import LabelClass, Labels, plan_finetuning
 
 MERGED = Labels(classes=(LabelClass(name="all classes together", values=(1,)),))

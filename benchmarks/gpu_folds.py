@@ -27,9 +27,8 @@ from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import FoldProgress, LogReporter, RunClock
-from autoseg.training.fold import train_fold
+from autoseg.training.fold import class_counts, train_fold
 from autoseg.training.fold_spec import FoldSpec, make_network
-from autoseg.training.validation import class_counts
 from planners import Configuration, Plan, Training, trial_training
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_folds.json"

@@ -1,7 +1,9 @@
-"""Predicts cases one after another: a user's images, the validation cases of a fold, the first stage of a cascade."""
+"""Predicts the cases of a user's file or folder, the validation cases of a fold, the first stage of a cascade."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,18 +13,175 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers import prediction_ending, read_header, require_text
-from autoseg.inference.cases import InputCase
+from autoseg.data.discovery.discover import NamedImage, find_loose_images, labels_beside_images
+from autoseg.imaging.readers import image_endings, is_dicom_series, prediction_ending, read_header, require_text
 from autoseg.inference.model import Model
-from autoseg.inference.predictions import Job, prediction_folder
+from autoseg.inference.predictions import Job, prediction_folder, predictions_among
 from autoseg.inference.predictor import Prediction, Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.prepare import has_previous, store_previous
+from autoseg.run_folder import run_of
 from autoseg.storage.atomic import remove_orphans
 from autoseg.storage.cache import key_of
-from autoseg.tracking.progress import Reporter, Tracker
+from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
+from autoseg.wording import count_noun, shorten
 
+CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+"""``CASE_0000``: one file per channel, numbered as in nnU-Net's folders."""
+UNNUMBERED = -1
+"""Channel of a file without a number."""
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputCase:
+    """One image to predict."""
+
+    case_id: str
+    images: tuple[Path, ...]
+    """One file or DICOM series with all channels, or one per channel in order."""
+
+
+def find_input_cases(
+    source: Path, channels: Sequence[str], *, reporter: Reporter | None = None
+) -> tuple[InputCase, ...]:
+    """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
+
+    With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
+    ``channels``; a file with all channels is a case of its own. Several series in one folder are several images, named by
+    folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images in subfolders are named by the folders that
+    lead to them (`find_loose_images`). Skipped, and told to ``reporter``: files named as labels of images beside them,
+    predictions of an earlier call, and files of a run whose folder is inside. Raises `AutosegError` with every image that
+    lacks channels.
+    """
+    if not source.exists() and not is_dicom_series(source):
+        fix = "give an image file, a folder of images or a DICOM series folder"
+        raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
+    items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
+    if not items:
+        endings = ", ".join(sorted(image_endings()))
+        fix = f"give files that end in {endings}, or folders with a DICOM series"
+        raise AutosegError(Issue(code="predict.no_images", where=str(source), message="no images found", fix=fix))
+    grouped, issues = _group(items, num_channels=len(channels))
+    for case_id, files in sorted(grouped.items()):
+        issues += _check_channels(source, case_id, files, channels)
+    if issues:
+        raise AutosegError(*issues, headline=f"Cannot predict {source}")
+    return tuple(
+        InputCase(case_id=case_id, images=tuple(files[number] for number in sorted(files)))
+        for case_id, files in sorted(grouped.items())
+    )
+
+
+def _without_labels(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
+    """The images of a folder that may have label maps, predictions and runs beside them."""
+    if not source.is_dir():
+        return items
+    runs = runs_among(source, [path for _, path in items])
+    if runs:
+        names = [root.resolve().name for root in sorted(set(runs.values()))]
+        reporter.say(
+            f"Skipped {count_noun(len(runs), 'file')} of {count_noun(len(names), 'run folder')}: {shorten(names)}"
+        )
+    items = [(stem, path) for stem, path in items if path not in runs]
+    labels, predictions = labels_beside_images(source), predictions_among([path for _, path in items])
+    skipped = {
+        "label map": [path for _, path in items if path.resolve() in labels and path not in predictions],
+        "prediction": sorted(predictions),
+    }
+    for noun, paths in skipped.items():
+        if paths:
+            reporter.say(f"Skipped {count_noun(len(paths), noun)}: {shorten([path.name for path in paths])}")
+    without = {path for paths in skipped.values() for path in paths}
+    return [(stem, path) for stem, path in items if path not in without]
+
+
+def runs_among(source: Path, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Those of ``paths`` made by a run whose folder is ``source`` or below it, each with the folder of its run.
+
+    The files in a folder of a run that is itself given as ``source`` are meant to be predicted.
+    """
+    by_folder = {folder: run_of(folder) for folder in {path.parent for path in paths}}
+    found = {path: run.root for path in paths if (run := by_folder[path.parent]) is not None}
+    return {path: root for path, root in found.items() if root.is_relative_to(source)}
+
+
+def _group(items: Sequence[NamedImage], *, num_channels: int) -> tuple[dict[str, dict[int, Path]], list[Issue]]:
+    """Files by case and channel, and an issue for every second file of the same name."""
+    grouped: dict[str, dict[int, Path]] = defaultdict(dict)
+    issues = []
+    for stem, item in items:
+        case_id, channel = _name(stem, num_channels=num_channels)
+        if channel in grouped[case_id]:
+            message = f"same name as {grouped[case_id][channel].name}"
+            issues.append(
+                Issue(
+                    code="predict.same_name", where=str(item), message=message, fix="rename one of them", case=case_id
+                )
+            )
+        grouped[case_id][channel] = item
+    return grouped, issues
+
+
+def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
+    """Case id and channel number."""
+    match = CHANNEL_SUFFIX.fullmatch(stem)
+    if match is None or (num_channels == 1 and match["channel"] != "0000"):
+        return stem, UNNUMBERED
+    return match["case"], int(match["channel"])
+
+
+def _check_channels(source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue]:
+    if set(files) in ({UNNUMBERED}, {0}):  # one file, perhaps numbered as the first: it may hold all channels
+        issues = _check_single_file(case_id, files, channels)
+        if issues is not None:
+            return issues
+    numbers = set(files) - {UNNUMBERED}
+    if UNNUMBERED in files:
+        others = ", ".join(files[number].name for number in sorted(numbers))
+        message = f"same case as {others}"
+        return [
+            Issue(
+                code="predict.same_name",
+                where=str(files[UNNUMBERED]),
+                message=message,
+                fix="remove one of them",
+                case=case_id,
+            )
+        ]
+    missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
+    extra = [files[number].name for number in sorted(numbers - set(range(len(channels))))]
+    issues = []
+    if missing:
+        message = f"missing {', '.join(missing)}"
+        issues.append(
+            Issue(
+                code="predict.missing_channel", where=str(source), message=message, fix="add these files", case=case_id
+            )
+        )
+    if extra:
+        message = f"{', '.join(extra)}, but the model has {count_noun(len(channels), 'channel')}"
+        issues.append(
+            Issue(code="predict.extra_channel", where=str(source), message=message, fix="remove them", case=case_id)
+        )
+    return issues
+
+
+def _check_single_file(case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue] | None:
+    """Issues of a case of one file; none: the file is one channel of several, and the others are missing."""
+    (path,) = files.values()
+    try:
+        found = read_header(path).num_channels
+    except AutosegError as error:
+        return [issue.model_copy(update={"where": issue.where or str(path), "case": case_id}) for issue in error.issues]
+    if found == len(channels):
+        return []
+    if UNNUMBERED not in files and found == 1:
+        return None
+    message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
+    several = f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
+    fix = several if len(channels) > 1 else "give a single volume of it"
+    return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
 
 
 class Sink(Protocol[Result]):

@@ -1,16 +1,29 @@
-"""From a plan's topology to an initialised torch module."""
+"""The torch modules of the topologies, U-Net (method sections 5.2 and 5.3) and V-Net, and how a plan becomes one of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autoseg.issues import AutosegError, Issue
-from autoseg.networks.blocks import arrange, initialise
+from autoseg.networks.blocks import (
+    CONVOLUTION,
+    TRANSPOSED,
+    ConvBlock,
+    InstanceNorm,
+    arrange,
+    channels_first,
+    channels_last,
+    conv_blocks,
+    initialise,
+    residual_blocks,
+    same_padding,
+)
 from planners import TOPOLOGIES, Network
 
 
@@ -45,3 +58,134 @@ def head_scales(network: Network) -> list[tuple[int, ...]]:
         scale = tuple(math.prod(pair) for pair in zip(scale, stride, strict=True))
         scales.append(scale)
     return scales
+
+
+class UNet(nn.Module):
+    """Encoder, decoder with skips, and one head for every decoder stage.
+
+    Input (N, num_inputs, spatial...), each spatial size divisible by the product of strides along it. Returns the
+    logits (N, num_outputs, spatial...); while training with deep supervision a list of them, highest resolution
+    first. Stages run from the highest resolution (0) to the bottleneck.
+    """
+
+    def __init__(self, network: Network, *, deep_supervision: bool) -> None:
+        super().__init__()
+        features, kernels, strides = network.features, network.kernels, network.strides
+        residual = network.family == "residual_unet"
+        ones = (1,) * len(kernels[0])
+        self.deep_supervision = deep_supervision
+        self.stem = ConvBlock(network.num_inputs, features[0], kernels[0], ones) if residual else nn.Identity()
+        inputs = features[0] if residual else network.num_inputs
+        stack = residual_blocks if residual else conv_blocks
+        self.encoder = nn.ModuleList()
+        for width, kernel, stride, count in zip(features, kernels, strides, network.blocks, strict=True):
+            self.encoder.append(stack(inputs, width, kernel, stride, count))
+            inputs = width
+        self.upsample = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        self.heads = nn.ModuleList()
+        for i, count in enumerate(network.decoder_blocks):
+            stride = tuple(strides[i + 1])
+            self.upsample.append(TRANSPOSED[len(stride)](features[i + 1], features[i], stride, stride))
+            self.decoder.append(conv_blocks(2 * features[i], features[i], kernels[i], ones, count))
+            self.heads.append(CONVOLUTION[len(ones)](features[i], network.num_outputs, ones))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        x = self.stem(channels_last(x))
+        skips = []
+        for stage in self.encoder:
+            x = stage(x)
+            skips.append(x)
+        skips.pop()  # the bottleneck goes up itself
+        everywhere = self.deep_supervision and self.training
+        logits: list[Tensor] = []
+        for i in reversed(range(len(self.decoder))):
+            x = self.decoder[i](torch.cat((self.upsample[i](x), skips.pop()), dim=1))
+            if i == 0 or everywhere:
+                logits.insert(0, channels_first(self.heads[i](x)))
+        return logits if everywhere else logits[0]
+
+
+class NormedPReLU(nn.Module):
+    """Instance norm and PReLU with one slope a channel. The norm is ours: batches are small."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = InstanceNorm(channels)
+        self.activation = nn.PReLU(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.activation(self.norm(x))
+        return y
+
+
+class VNetStage(nn.Module):
+    """``count`` convolutions whose last output is added to the stage's input.
+
+    Where the input has fewer channels than the output (the image), they are repeated in turn to the width, as the
+    paper does with its single channel.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], count: int) -> None:
+        super().__init__()
+        convolution = CONVOLUTION[len(kernel)]
+        padding = same_padding(kernel)
+        widths = [inputs, *([outputs] * count)]
+        self.convolutions = nn.ModuleList(
+            convolution(a, b, tuple(kernel), padding=padding) for a, b in pairwise(widths)
+        )
+        self.activations = nn.ModuleList(NormedPReLU(outputs) for _ in range(count))
+        self.repeated = [i % inputs for i in range(outputs)] if inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = x if self.repeated is None else x[:, self.repeated]
+        last = len(self.convolutions) - 1
+        for i, (convolve, activate) in enumerate(zip(self.convolutions, self.activations, strict=True)):
+            x = convolve(x)
+            if i == last:
+                x = x + skip.to(x.dtype)  # the image is float32 whatever the convolutions compute in
+            x = activate(x)
+        return x
+
+
+class VNet(nn.Module):
+    """Stages of growing depth joined by strided convolutions down and transposed convolutions up; one head.
+
+    Input (N, num_inputs, spatial...), each spatial size divisible by the product of strides along it.
+    Returns logits (N, num_outputs, spatial...), with ``deep_supervision`` too.
+    """
+
+    def __init__(self, network: Network, *, deep_supervision: bool = False) -> None:
+        super().__init__()
+        features, kernels, strides = network.features, network.kernels, network.strides
+        axes = len(kernels[0])
+        self.down = nn.ModuleList()
+        self.down_activations = nn.ModuleList()
+        self.encoder = nn.ModuleList([VNetStage(network.num_inputs, features[0], kernels[0], network.blocks[0])])
+        for i in range(1, len(features)):
+            stride = tuple(strides[i])
+            self.down.append(CONVOLUTION[axes](features[i - 1], features[i], stride, stride))
+            self.down_activations.append(NormedPReLU(features[i]))
+            self.encoder.append(VNetStage(features[i], features[i], kernels[i], network.blocks[i]))
+        self.up = nn.ModuleList()
+        self.up_activations = nn.ModuleList()
+        self.decoder = nn.ModuleList()
+        for i, count in enumerate(network.decoder_blocks):
+            stride = tuple(strides[i + 1])
+            below = features[i + 1] if i == len(features) - 2 else 2 * features[i + 1]
+            self.up.append(TRANSPOSED[axes](below, features[i], stride, stride))
+            self.up_activations.append(NormedPReLU(features[i]))
+            self.decoder.append(VNetStage(2 * features[i], 2 * features[i], kernels[i], count))
+        self.head = CONVOLUTION[axes](2 * features[0], network.num_outputs, (1,) * axes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.encoder[0](channels_last(x))
+        skips = [x]
+        for down, activate, stage in zip(self.down, self.down_activations, self.encoder[1:], strict=True):
+            x = stage(activate(down(x)))
+            skips.append(x)
+        skips.pop()  # the bottleneck goes up itself
+        for i in reversed(range(len(self.decoder))):
+            up = self.up_activations[i](self.up[i](x))
+            x = self.decoder[i](torch.cat((up, skips.pop()), dim=1))
+        return channels_first(self.head(x))

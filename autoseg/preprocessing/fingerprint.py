@@ -16,8 +16,7 @@ from scipy.ndimage import find_objects, generate_binary_structure, label
 
 from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
-from autoseg.data.labels import read_case_labels
-from autoseg.data.sides import LEFT_TO_RIGHT, Places, find_pairs, find_places
+from autoseg.data.labels import LEFT_TO_RIGHT, Places, find_pairs, find_places, read_case_labels
 from autoseg.imaging.image import Image
 from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_directions, to_canonical
 from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
@@ -91,7 +90,7 @@ def take_fingerprint(
     percentile is the smallest value with at least that share of the weight at or below it. If no case has foreground,
     statistics are those inside the non-zero masks, and ``reporter`` says so.
 
-    Structures in a left and a right form are recognised in canonical axes only (`autoseg.data.sides`).
+    Structures in a left and a right form are recognised in canonical axes only (`autoseg.data.labels`).
 
     Each of ``num_workers`` processes reads one case at a time; what is kept of a case does not grow with its voxels, and
     is cached in the folder ``keep_in`` so that an interrupted call resumes. Raises `AutosegError` with every case that

@@ -7,9 +7,8 @@ from collections.abc import Generator
 from functools import partial
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.inference.cases import InputCase
 from autoseg.inference.model import load_model
-from autoseg.inference.predict import predict_cases
+from autoseg.inference.predict import InputCase, predict_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.stages.run import Run, StageRecord
 from autoseg.stages.work import Work, read_record

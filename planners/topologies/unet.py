@@ -77,7 +77,7 @@ def decoder_layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]
 TOPOLOGY = Topology(
     name="unet",
     title="U-Net",
-    module="autoseg.networks.architectures:UNet",
+    module="autoseg.networks.build:UNet",
     describe=describe,
     layers=layers,
     feature_maps=feature_maps,

@@ -166,7 +166,7 @@ def decide_loss(batch_dice: bool) -> Decision[Loss]:
 TOPOLOGY = Topology(
     name="vnet",
     title="V-Net",
-    module="autoseg.networks.architectures:VNet",
+    module="autoseg.networks.build:VNet",
     describe=describe,
     layers=layers,
     feature_maps=feature_maps,

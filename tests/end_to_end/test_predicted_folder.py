@@ -15,8 +15,7 @@ from builders import Job as FinishedJob
 from builders import Listening, crop_images
 
 from autoseg.imaging.readers import read_image, write_label_map
-from autoseg.inference.cases import find_input_cases
-from autoseg.inference.predict import predict_cases
+from autoseg.inference.predict import find_input_cases, predict_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter, Tracker

@@ -30,7 +30,7 @@ from autoseg.data.checks.plausibility import (
     wrong_units,
 )
 from autoseg.data.dataset import DatasetDescription, LabelCoding, describe_dataset
-from autoseg.data.discovery.unlabelled import UNLABELLED, NamedImage
+from autoseg.data.discovery.discover import UNLABELLED, NamedImage
 from autoseg.data.grids import canonical_grid
 from autoseg.imaging.readers import image_stem, printable
 from autoseg.issues import AutosegError, Issue

@@ -22,8 +22,18 @@ from autoseg.imaging.readers.reading import (
     read_label_map,
     read_segments,
 )
-from autoseg.imaging.readers.registry import FORMATS, Format, image_ending, image_endings, image_stem, is_picture
-from autoseg.imaging.readers.writing import prediction_ending, writable_ending, write_image, write_label_map
+from autoseg.imaging.readers.registry import (
+    FORMATS,
+    Format,
+    image_ending,
+    image_endings,
+    image_stem,
+    is_picture,
+    prediction_ending,
+    writable_ending,
+    write_image,
+    write_label_map,
+)
 
 __all__ = [
     "FORMATS",

@@ -1,22 +1,26 @@
-"""Image formats: how files of each are recognised, read and written. Installed packages can add formats.
-
-An own format is one module with a `Format` and one line in `FORMATS`; other packages name theirs in an entry point of the group
-``autoseg.readers``.
-"""
+"""The formats by the endings of their files, and writing images and label maps so that they lie where their source lies."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers.header import ImageHeader, damaged, unsupported
+from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, require_text, unsupported
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import sync_folder, temporary_folder, write_error
 from planners import Registry
+
+LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
+NEAREST = {".jpg": ".png", ".jpeg": ".png", ".seg.nrrd": ".nrrd"}
+"""For label maps: JPEG changes values, and files of segments name them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,3 +114,86 @@ def format_of(path: Path) -> Format:
         if not begin.startswith(found.magic):
             raise damaged(path, code="reader.unknown_format", message=f"it does not begin as a {ending} file")
     return found
+
+
+def writable_ending(label_ending: str) -> str:
+    """The ending itself, or the nearest one that label maps can be written with (PNG for JPEG, NIfTI for DICOM)."""
+    ending = NEAREST.get(label_ending, label_ending)
+    return ending if ending in _writable() else ".nii.gz"
+
+
+def _writable() -> list[str]:
+    return [
+        ending for ending, found in formats_by_ending().items() if found.write is not None and ending not in NEAREST
+    ]
+
+
+def _is_flat(path: Path | str) -> bool:
+    ending = image_ending(path)
+    return bool(ending) and formats_by_ending()[ending].is_flat
+
+
+def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) -> str:
+    """The ending for a label map of ``image``: that of the dataset's label files where it can hold the image's grid.
+
+    Otherwise, for a PNG, TIFF or BMP image its own, for a JPEG image PNG, for all others (DICOM among them) NIfTI.
+    """
+    ending = writable_ending(label_ending)
+    holds_slices = geometry.shape[0] == 1 or not _is_flat(f"a{ending}")
+    if is_picture(f"a{ending}") == (is_picture(image) or not geometry.has_orientation) and holds_slices:
+        return ending
+    return writable_ending(image_ending(image)) if is_picture(image) else ".nii.gz"
+
+
+def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write integers ``array`` (Z, Y, X) with the geometry of its source, in the format that the ending says.
+
+    The smallest integer type that holds all values is used; what was 2D is written 2D. The file appears whole or not at
+    all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
+    """
+    low, high = int(array.min()), int(array.max())
+    kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
+    if _is_flat(path) and kind not in (np.uint8, np.uint16):
+        raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
+    _write(Path(path), array.astype(kind, copy=False), geometry)
+
+
+def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
+    """Write intensities ``array`` (Z, Y, X) as float32 with the geometry of their source; else like `write_label_map`."""
+    if _is_flat(path):
+        raise _cannot_hold(path, f"{image_ending(path)} files cannot hold fractions")
+    _write(Path(path), array.astype(np.float32, copy=False), geometry)
+
+
+def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> AutosegError:
+    return reader_error(path, code="reader.not_written", message=message, fix=fix)
+
+
+def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    require_text([path])  # ITK would end the process
+    ending = image_ending(path)
+    write = formats_by_ending()[ending].write if ending in _writable() else None
+    if write is None:
+        raise _cannot_hold(path, "files of this ending cannot be written", f"use one of {', '.join(_writable())}")
+    if array.shape != geometry.shape:
+        raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
+    if _is_flat(path):
+        geometry = geometry.model_copy(update={"dimensions": 2})
+    if geometry.dimensions == 2 and array.shape[0] != 1:
+        raise _cannot_hold(path, f"{ending} files hold one slice, but there are {array.shape[0]}")
+    # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
+    try:
+        with temporary_folder(path) as temporary:
+            write(temporary / path.name, array, geometry)
+            _move(temporary, path)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Flush what was written and give it its place, the file that others look for last."""
+    for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(file, path.parent / file.name)
+    sync_folder(path.parent)

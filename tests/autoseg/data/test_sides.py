@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.sides import find_pairs, find_places, mirrored_pairs, paired_names
+from autoseg.data.labels import find_pairs, find_places, mirrored_pairs, paired_names
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.tracking.progress import SilentReporter
 from planners import LabelClass, explain, plan_dataset

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoseg.imaging.normalisation import normalise
 from autoseg.issues import AutosegError
+from autoseg.preprocessing.prepare import normalise
 from planners import ChannelNormalization, IntensityStatistics
 
 STATISTICS = IntensityStatistics(

@@ -10,7 +10,7 @@ from builders import Listening
 
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, write_image
-from autoseg.inference.cases import find_input_cases
+from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 

@@ -27,7 +27,7 @@ from made_folds import (
 from safetensors.torch import load_file
 
 from autoseg.issues import AutosegError
-from autoseg.training import fold_spec, guards, validation
+from autoseg.training import fold, fold_spec, guards
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 
@@ -166,7 +166,7 @@ def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_pat
 
 def test_memory_that_runs_out_beside_a_step_is_an_error_to_read(tmp_path, monkeypatch) -> None:
     """Again the allocator's own error, here while validation patches are scored."""
-    monkeypatch.setattr(validation, "validate_epoch", lambda *given: torch.empty(10**15, dtype=torch.uint8))
+    monkeypatch.setattr(fold, "validate_epoch", lambda *given: torch.empty(10**15, dtype=torch.uint8))
     with pytest.raises(AutosegError, match="memory ran out while patches were prepared or validated") as raised:
         run(make_spec(tmp_path))
     assert raised.value.codes == ("memory.too_small",)

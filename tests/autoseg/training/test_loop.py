@@ -16,11 +16,11 @@ from made_folds import (
 from torch import nn
 
 from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.training.fold import class_counts
 from autoseg.training.fold_spec import batch_source, make_fold_parts, make_network
 from autoseg.training.loop import Parts, compute_gradient, make_parts, train, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.sampling import finish
-from autoseg.training.validation import class_counts
 from planners import trial_training
 
 
