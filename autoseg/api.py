@@ -1,4 +1,4 @@
-"""Every command as a function, with the same defaults; the command line is one more caller."""
+"""Every command as a function, with the same defaults; the command line calls them, too."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def run(
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report.
 
     ``dataset`` is a folder of labelled volumes, or a run folder, which is resumed; ``out`` is the run folder (default
-    ``run``). ``wishes`` are fields of `Settings`: ``budget="2h"``, ``device="cpu"``; those that are not given are as the run
-    began. ``callbacks`` are told of stages, steps, epochs and folds. With ``redo`` trained networks may be replaced, with ``replan`` edits of ``plan.json`` and ``schedule.json`` are
-    dropped. Raises `AutosegError` with all issues.
+    ``run``). ``wishes`` are fields of `Settings`: ``budget="2h"``, ``device="cpu"``; others keep the
+    values stored in the run. ``callbacks`` are called at stages, steps, epochs and folds. With ``redo`` trained networks
+    may be replaced; with ``replan`` edits of ``plan.json`` and ``schedule.json`` are discarded. Raises `AutosegError` with all issues.
     """
     from autoseg.pipeline import run_all
 
@@ -147,7 +147,7 @@ def check(
 def _check_unlabelled(
     dataset: Path, error: AutosegError, *, num_workers: int, reporter: Reporter
 ) -> CheckReport | None:
-    """The report on the images of a folder in which nothing is labelled; None where ``error`` says something else."""
+    """The report on the images of an unlabelled folder; None if ``error`` is about something else."""
     from autoseg.data.checks import check_images
     from autoseg.data.checks.check import images_report
     from autoseg.data.discovery.discover import UNLABELLED, find_loose_images
@@ -220,7 +220,7 @@ def evaluate(
 
 
 def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) -> Path:
-    """Pack the predictions of a run's test images as a challenge wants them; returns the file or folder that was written.
+    """Pack a run's test predictions in the format of a challenge; returns the file or folder that was written.
 
     ``kind`` is a known format (`autoseg.delivery.submission`). Raises `AutosegError` with all missing or unfit predictions.
     """
@@ -229,7 +229,7 @@ def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) ->
     from autoseg.run_folder import RunFolder
 
     folder = RunFolder(Path(run_folder))
-    dataset = load_document(DatasetDescription, folder.dataset, mend="give a run folder, the --out of autoseg run")
+    dataset = load_document(DatasetDescription, folder.dataset, fix="pass a run folder, the --out of autoseg run")
     return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else Path(out))
 
 
@@ -241,7 +241,7 @@ def begin(
     reporter: Reporter | None = None,
     **context: Any,
 ) -> Run:
-    """The run that a call means, begun or found; see `begin_run`."""
+    """The run that a call is about, new or existing; see `begin_run`."""
     target = None if dataset is None else Path(dataset)
     folder = None if out is None else Path(out)
     return begin_run(target, folder, wishes, reporter=reporter or SilentReporter(), **context)

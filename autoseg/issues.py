@@ -1,4 +1,4 @@
-"""What can be wrong, said in one form everywhere: from the reader of a file to the report, in errors and as JSON."""
+"""Errors, warnings and notes in one form everywhere: readers, reports, exceptions and JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class AutosegError(Exception):
         return tuple(issue.code for issue in self.issues)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Errors travel between processes; the default would pass the message for an issue."""
+        """Errors travel between processes; the default would pass the message as an issue."""
         return _restore, (type(self), self.issues, self.headline)
 
 

@@ -1,4 +1,4 @@
-"""The way from a folder of labelled volumes to a report: the stages in order, and the one rule for what is done again."""
+"""The way from a folder of labelled volumes to a report: the stages in order, and the one rule for what is redone."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ STAGES = (
 
 
 def run_stages(run: Run, last: str) -> Run:
-    """Bring every stage up to and including ``last`` up to date; what is up to date is skipped."""
+    """Run every stage up to and including ``last``; stages that are up to date are skipped."""
     for stage in STAGES:
         if stage.name == "train":
             keep_settings(run)
@@ -87,9 +87,7 @@ def run_all(run: Run) -> Run:
             remove_orphans(folder)
         difference = what_differs(run)
         if difference is not None:
-            run.say(
-                f"Since the last call {difference}: results of what is still to be done may differ in the last digits"
-            )
+            run.say(f"Since the last call, {difference}: the remaining results may differ in the last digits")
         with _recorded(run):
             return run_stages(run, "report")
 
@@ -114,7 +112,7 @@ def _recorded(run: Run) -> Iterator[None]:
 def do_work(run: Run, work: Work) -> bool:
     """Do one unit unless it is up to date; returns whether it was done.
 
-    A unit is up to date when it was finished from the same inputs, by key, and its outputs are there and whole. While it is
+    A unit is up to date when it was finished from the same inputs, by key, and its outputs are complete. While it is
     done its lock is held; its record is written at the end, and the per-case results that it kept until then are removed.
     """
     if not work.is_recorded:
@@ -128,7 +126,7 @@ def do_work(run: Run, work: Work) -> bool:
             shutil.rmtree(folder.cache(work.name), ignore_errors=True)  # of a call that was killed at its very end
             return False
         if read_record(folder, work.name) is not None:
-            run.say(f"Doing {work.what} again: {', '.join(reasons)}")
+            run.say(f"Redoing {work.what}: {', '.join(reasons)}")
         if not work.keeps_record:
             folder.stage(work.name).unlink(missing_ok=True)
         started = time.monotonic()
@@ -148,7 +146,7 @@ def do_work(run: Run, work: Work) -> bool:
 
 @contextmanager
 def _announced(run: Run, work: Work) -> Iterator[None]:
-    """Tell the run's callbacks that a unit begins, and how it ends."""
+    """Call the run's callbacks when a unit starts and ends."""
     started = time.monotonic()
     state: Literal["finished", "failed"] = "failed"
     _tell(run, StageEvent(name=work.name, state="started"))
@@ -165,13 +163,13 @@ def _tell(run: Run, event: StageEvent) -> None:
 
 
 def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:
-    """Why a unit must be done (again); nothing where it is up to date."""
+    """Why a unit must be done or redone; empty if it is up to date."""
     record = read_record(folder, work.name)
     if record is None:
-        return ("it was not done yet",)
+        return ("not done yet",)
     changed = [f"the {name} changed" for name in changed_inputs(folder, work.name, work.inputs())]
     missing = [path for path in work.outputs if not (path.exists() and work.is_whole(path))]
-    changed += [f"{path.name} {'is not whole' if path.exists() else 'is gone'}" for path in missing]
+    changed += [f"{path.name} {'is incomplete' if path.exists() else 'is missing'}" for path in missing]
     for path, kind in work.edited.items():
         written = written_document(folder, work.name, path, kind)
         if path not in missing and (written is None or key_of(load_document(kind, path)) != key_of(written)):

@@ -1,4 +1,4 @@
-"""The run folder: where each file of a run lies."""
+"""The run folder: where each file of a run is."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class RunFolder:
         return self.root / "selection.json"
 
     def stage(self, name: str) -> Path:
-        """What a finished stage was made from; decides whether it is done again."""
+        """What a finished stage was made from; decides whether it is redone."""
         return self.root / "stages" / f"{name}.json"
 
     def cache(self, name: str) -> Path:
-        """Results of single cases: of files for as long as the run is there, of a stage while it is at work."""
+        """Results of single cases: of files as long as the run exists, of a stage while it is running."""
         return self.root / "cache" / name
 
     def lock(self, name: str) -> Path:
@@ -81,7 +81,7 @@ class RunFolder:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """All folders that a run makes; what else lies beside them is somebody's."""
+        """All folders that a run creates; anything else belongs to someone else."""
         inside = (
             self.root / "stages",
             self.root / "locks",
@@ -95,7 +95,7 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run has been at work in this folder."""
+        """Whether a run was started in this folder."""
         return (self.root / "stages").is_dir() and (self.root / "locks").is_dir()
 
     @property
@@ -117,7 +117,7 @@ class RunFolder:
 
 
 def run_of(path: Path) -> RunFolder | None:
-    """The run in one of whose own folders ``path`` lies; what lies elsewhere in a run folder is somebody's."""
+    """The run that ``path`` belongs to, inside one of its own folders; anything else in a run folder belongs to someone else."""
     above = (RunFolder(folder) for folder in path.parents)
     return next(
         (run for run in above if run.is_begun and any(path.is_relative_to(folder) for folder in run.folders)), None

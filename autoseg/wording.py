@@ -1,4 +1,4 @@
-"""Words for numbers of things and for long lists in messages."""
+"""Counts and long lists in messages."""
 
 from __future__ import annotations
 

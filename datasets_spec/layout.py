@@ -145,7 +145,7 @@ class Layout(Document):
 
     @property
     def has_class_masks(self) -> bool:
-        """Whether each class has a mask file of its own."""
+        """Whether each class has its own mask file."""
         return self.training is not None and any(CLASS in FIELD.findall(pattern) for pattern in self.training.labels)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees and what the log file keeps: progress, results, errors."""
+"""What the terminal and the log file show: progress, results, errors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("autoseg")
 INTERRUPTED = 130
-"""Exit code of what Ctrl-C ended, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 
 def make_reporter(budget_s: float | None = None) -> Reporter:
@@ -55,7 +55,7 @@ def show_result(run: Run) -> None:
 
 
 def show_scores(run: Run) -> None:
-    """The scores of the cross-validation, and what takes away from them."""
+    """The scores of the cross-validation, and their caveats."""
     from autoseg.evaluation.table import format_table
     from autoseg.stages.schedule import read_prepared
     from autoseg.stages.select import score_issues

@@ -1,1 +1,1 @@
-"""Running work: independent jobs on cores, and locks between processes."""
+"""Running jobs on this machine: executor, device, memory."""

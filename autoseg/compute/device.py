@@ -1,4 +1,4 @@
-"""Which processor computes, and in which precision it is worth computing."""
+"""Which processor computes, and in which precision."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _absent(name: str, present: str) -> AutosegError:
 
 
 def fast_precision(device: torch.device) -> Precision:
-    """The precision that a device computes fastest in: bfloat16 where it has units for it, else float16 on GPUs.
+    """The fastest precision of a device: bfloat16 where it has units for it, else float16 on GPUs.
 
     CPUs without bfloat16 instructions stay with float32: they would only emulate it.
     """
@@ -50,7 +50,7 @@ def fast_precision(device: torch.device) -> Precision:
 
 
 def usable_precision(precision: Precision, device: torch.device) -> Precision:
-    """The precision that a model was trained in, or float32 where ``device`` would only emulate it: models travel."""
+    """The precision that a model was trained in, or float32 where ``device`` would only emulate it."""
     halved_on_gpu = device.type == "cuda" and precision == "float16"
     return precision if halved_on_gpu or precision == fast_precision(device) else "float32"
 
@@ -63,5 +63,5 @@ def describe_device(device: torch.device, *, num_threads: int) -> str:
 
 
 def set_threads(num_threads: int) -> None:
-    """Let torch compute with so many threads; results on a CPU depend on their number."""
+    """Set torch's number of threads; results on a CPU depend on it."""
     torch.set_num_threads(num_threads)

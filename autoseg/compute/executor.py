@@ -53,7 +53,7 @@ class Job(Generic[Item, Result]):
 
     function: Callable[[Item], Result]
     name: Callable[[Item], str]
-    """Words for an item in issues, e.g. ``case la_003``."""
+    """How issues name an item, e.g. ``case la_003``."""
 
     def __call__(self, item: Item) -> Outcome[Result]:
         try:
@@ -115,7 +115,7 @@ def run_jobs(
     """``[function(item) for item in items]``, on ``num_workers`` processes of an executor (1: in this process).
 
     ``name`` gives the words for an item in issues, e.g. ``case la_003``. If the largest item needs ``need_bytes`` of memory,
-    fewer processes are used where so many do not fit into what is free; ``say`` is told. All items are tried; what they
+    fewer processes are used if that many do not fit into free memory; ``say`` gets a message. All items are tried; what they
     raised is then one `AutosegError` that names each item with its cause. When a worker is killed (usually for memory), what may
     have killed it is tried again, each item alone, so ``function`` may be called again for an item.
     """
@@ -144,7 +144,7 @@ def _fitting_workers(num_workers: int, num_items: int, need_bytes: int, say: Cal
     if fitting < wanted:
         say(
             f"{fitting} instead of {num_workers} workers: one item may need {need_bytes / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB of memory are free"
+            f"{free / 1e9:.1f} GB is free"
         )
     return fitting
 
@@ -171,7 +171,7 @@ def run_locally(
     say: Callable[[str], None],
     done: Callable[[], None],
 ) -> list[Outcome[Result]]:
-    """In processes on this machine; items that kill their worker are tried again alone (decision 0082)."""
+    """In processes on this machine; items that kill their worker are retried alone (decision 0082)."""
     if num_workers == 1:  # not in this process, which must survive a lack of memory
         outcomes = []
         for item in items:
@@ -185,7 +185,7 @@ def run_locally(
         waiting = [i for i in waiting if i not in finished]
         if broken:  # items are handed out in order, so the first unfinished ones were at work
             for i in waiting[:num_workers]:
-                say(f"A worker was killed, perhaps by {job.name(items[i])}: trying that again, alone")
+                say(f"A worker was killed, perhaps by {job.name(items[i])}: retrying it alone")
                 finished[i] = _run_alone(job, items[i])
                 done()
             waiting = waiting[num_workers:]
@@ -218,14 +218,14 @@ def _numbered(i: int, job: Job[Item, Result], item: Item) -> tuple[int, Outcome[
 
 
 def _run_alone(job: Job[Item, Result], item: Item) -> Outcome[Result]:
-    """One item in a worker while no other works."""
+    """One item in a worker while no other runs."""
     parallel = joblib.Parallel(
         n_jobs=2, inner_max_num_threads=1, backend="loky", batch_size=1
     )  # 1 would be this process
     try:
         outcome: Outcome[Result] = parallel([joblib.delayed(job)(item)])[0]
     except TerminatedWorkerError:
-        message = "its worker was killed by the system although it ran alone, most often for lack of memory"
+        message = "its worker was killed by the system although it ran alone, most likely because memory ran out"
         fix = "close other programs, leave it out, or use a machine with more memory"
         outcome = Outcome(issues=(Issue(code="job.worker_killed", where=job.name(item), message=message, fix=fix),))
     return outcome

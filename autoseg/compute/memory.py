@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 KIB = 1024
 PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
-"""In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA's has a type of its own."""
+"""In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA has its own type."""
 ONEDNN = ("could not create a primitive", "could not create a memory object")
 """Whole messages of oneDNN when it cannot allocate its code or its buffers (seen in a process of limited size)."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice, and nothing else."""
+    """Whether an error says that memory ran out, and nothing else."""
     import torch  # here, so that what only asks for free memory starts without it
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

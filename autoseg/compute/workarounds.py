@@ -1,4 +1,4 @@
-"""Workarounds for what libraries do badly: glibc's heap, and 3D gradients of oneDNN on processors with AMX."""
+"""Workarounds for problems of libraries: glibc's heap, and 3D gradients of oneDNN on processors with AMX."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _set(settings: Sequence[tuple[int, int]]) -> bool:
 def convolve_3d(
     x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:
-    """`conv3d` whose gradients end on every processor. (N, C, Z, Y, X) -> (N, O, Z', Y', X'), channels last."""
+    """`conv3d` whose gradients do not hang on any processor. (N, C, Z, Y, X) -> (N, O, Z', Y', X'), channels last."""
     x, weight, bias = _in_compute_format(x, weight, bias)
     kernel, steps, pads = weight.shape[2:], tuple(stride), tuple(padding)
     shape = tuple(

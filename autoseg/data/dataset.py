@@ -30,7 +30,7 @@ class Case(Document):
     images: Annotated[tuple[str, ...], Field(min_length=1)]
     """One file a channel, in channel order; a single file may hold all channels (4D, RGB). A folder: a DICOM series."""
     label: str | None = None
-    """The label map; none where there is none, or where classes have ``masks`` of their own."""
+    """The label map; none where there is none, or where classes have separate ``masks``."""
     masks: tuple[MaskFile, ...] = ()
     """One mask for each class that this case shows, in the order of classes; a class without one is absent."""
     annotated: tuple[str, ...] | None = None
@@ -69,9 +69,9 @@ class LabelCoding(Document):
     file_values: tuple[int, ...]
     """Value in the user's files of each internal label value; index 0 is the background."""
     classes: tuple[str, ...] = ()
-    """Classes that have mask files of their own, in order; none where cases have label maps."""
+    """Classes that have their own mask files, in order; none where cases have label maps."""
     later_wins: bool = False
-    """Where masks overlap, the later class wins; else every combination that occurs has a value of its own."""
+    """Where masks overlap, the later class wins; else every combination that occurs has its own value."""
     threshold: int | None = None
     """Label files hold grey values: from this one on a voxel belongs to the structure."""
     mask_value: int = 1
@@ -89,7 +89,7 @@ class DatasetDescription(Document):
     layout_title: str = ""
     """Its title."""
     known: str | None = None
-    """Title of the public dataset that it is; none: no known one."""
+    """Title, if it is a known public dataset."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
     labels: Labels
     file_values: tuple[int, ...]
@@ -110,7 +110,7 @@ class DatasetDescription(Document):
     unpaired_labels: tuple[str, ...] = ()
     """Label files without an image, as absolute paths: not cases, but compared with their labels."""
     issues: Annotated[tuple[Issue, ...], PROSE] = ()
-    """What discovery and check found."""
+    """Issues that discovery and check found."""
     left_out: tuple[str, ...] = ()
     """Ids of cases and names of files that are not used, because of an error (``--skip-bad``) or by name (``--exclude``), sorted."""
     content: str | None = None
@@ -157,7 +157,12 @@ def leave_out_bad(dataset: DatasetDescription, issues: Sequence[Issue]) -> Datas
     if not training:
         found = f"all {count_noun(len(dataset.training), 'labelled case')} have errors"
         raise AutosegError(
-            Issue(code="case.none_left", where=dataset.root, message=found, fix="fix what autoseg check reports")
+            Issue(
+                code="case.none_left",
+                where=dataset.root,
+                message=found,
+                fix="fix the errors that autoseg check reports",
+            )
         )
     note = Issue(
         code="case.left_out",

@@ -49,7 +49,7 @@ def make_phantom_dataset(folder: Path, *, num_training: int = 12, num_test: int 
     `AutosegError` for a folder that is not empty or cannot be written, `ValueError` for less than one training case.
     """
     if num_training < 1 or num_test < 0:
-        raise ValueError(f"need a training case or more, found {num_training} training and {num_test} test cases")
+        raise ValueError(f"needs at least one training case, found {num_training} training and {num_test} test cases")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise AutosegError(
             Issue(

@@ -64,9 +64,7 @@ def make_splits(
 
     ids = sorted(case_ids)
     if not ids or len(set(ids)) != len(ids) or num_folds < 2:
-        raise ValueError(
-            f"need ids that differ from each other and two folds or more, found {ids} and {num_folds} folds"
-        )
+        raise ValueError(f"needs distinct ids and at least two folds, found {ids} and {num_folds} folds")
     of_case = _group_numbers(ids, groups or {})
     num_groups = len(set(of_case))
     if num_groups == 1:
@@ -82,7 +80,7 @@ def make_splits(
 def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None]) -> Splits:
     """One fold for each group, in the order of their names; the group validates, all others train.
 
-    A case without a group is one of its own. Raises `ValueError` for fewer than two groups, or ids that occur twice.
+    A case without a group is its own group. Raises `ValueError` for fewer than two groups, or ids that occur twice.
     """
     ids = sorted(case_ids)
     members: dict[tuple[str, str], list[str]] = {}
@@ -91,7 +89,7 @@ def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None
         members.setdefault(("case", case_id) if group is None else ("group", group), []).append(case_id)
     if len(members) < 2 or len(set(ids)) != len(ids):
         found = f"{ids} in {len(members)} groups"
-        raise ValueError(f"need ids that differ from each other and two groups or more, found {found}")
+        raise ValueError(f"needs distinct ids and at least two groups, found {found}")
     parts = [members[key] for key in sorted(members, key=lambda key: (key[1], key[0]))]
     return Splits(folds=tuple(Split(train=tuple(sorted(set(ids) - set(part))), val=tuple(part)) for part in parts))
 
@@ -136,7 +134,7 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
 def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> dict[str, str]:
     """Group of each case, from a CSV file with columns ``case`` and ``group`` (other columns are ignored).
 
-    Cases that are not listed are groups of their own; those that were ``left_out`` of the dataset are skipped. Raises
+    Cases that are not listed are their own groups; those that were ``left_out`` of the dataset are skipped. Raises
     `AutosegError` with all lines that are invalid: unreadable, with an unknown case, without a group, or with a second
     group for a case.
     """
@@ -202,7 +200,7 @@ def _read_folds(path: Path) -> list[dict[str, list[str]]]:
         content = json.loads(path.read_bytes())
     except OSError as error:
         message = f"could not be read ({error.strerror or error})"
-        raise _invalid(path, message, "give an existing file with --splits", code="splits.unreadable") from error
+        raise _invalid(path, message, "pass an existing file with --splits", code="splits.unreadable") from error
     except (ValueError, RecursionError) as error:  # RecursionError: brackets nested without end
         raise _invalid(path, f"not valid JSON ({error})", wanted, code="splits.unreadable") from error
     folds = content.get("folds") if isinstance(content, dict) else content
@@ -247,7 +245,7 @@ def _emptied_sides(
         Issue(
             code="splits.all_left_out",
             where=f"{path}, fold {k}, {side}",
-            message=f"no case is left: {shorten(sorted(whole[side]))} left out of the dataset",
+            message=f"no cases left: {shorten(sorted(whole[side]))} left out of the dataset",
             fix="keep one of them, list others, or remove the fold",
         )
         for k, (whole, fold) in enumerate(zip(listed, folds, strict=True))
@@ -303,7 +301,7 @@ def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[
             code="splits.validated_twice",
             where=str(path),
             message=f"case {case_id} validates in folds {', '.join(map(str, where))}",
-            fix="validate it in one of them, or it counts more than others",
+            fix="validate it in only one of them, or it counts more than others",
         )
         for case_id, where in folds_of.items()
         if len(where) > 1
@@ -318,7 +316,7 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        fix = "give a CSV file in UTF-8 with --groups"
+        fix = "pass a CSV file in UTF-8 with --groups"
         raise _invalid(path, f"could not be read ({error})", fix, code="groups.unreadable") from error
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     header = numbered[0][1] if numbered else ""
@@ -332,7 +330,7 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
             )
     named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
     if not named:
-        raise _invalid(path, "lists no case", "write one line for each case, or omit --groups", code="groups.empty")
+        raise _invalid(path, "lists no cases", "write one line for each case, or omit --groups", code="groups.empty")
     return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
 
 

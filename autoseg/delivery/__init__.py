@@ -1,1 +1,1 @@
-"""What a person takes away from a run: the report, its figures, packed submissions."""
+"""What a run delivers: the report, its figures, packed submissions."""

@@ -49,7 +49,7 @@ class RankedCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoldLog:
-    """What one training left for people to read."""
+    """What the report shows of one training."""
 
     configuration: str
     fold: int
@@ -69,16 +69,16 @@ class ReportContent:
     summary: Summary | None = None
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
     caveats: Sequence[Issue] = ()
-    """What takes away from these scores; none: every case was unseen by the networks that predicted it."""
+    """Caveats of these scores; none: every case was predicted by networks that did not see it."""
     trainings: Sequence[FoldLog] = ()
     pictures: Sequence[tuple[RankedCase, bytes]] = ()
     """PNG of each case that `rank_cases` names."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Every setting that differs from its default, as text."""
     edits: Sequence[Edit] = ()
-    """What a person changed in the plan and the schedule."""
+    """What the user changed in the plan and the schedule."""
     commands: Mapping[str, str] = field(default_factory=dict)
-    """What a reader may type next, by purpose."""
+    """Commands for what comes next, by purpose."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and hardware, in the order shown."""
     durations_s: Mapping[str, float] = field(default_factory=dict)
@@ -227,10 +227,10 @@ def _headline(content: ReportContent) -> dict[str, str]:
     selection, summary = content.selection, content.summary
     if summary is not None:
         dice = _number(summary.mean_dice)
-        unseen = "a fold that left it out, but see Scores" if content.caveats else "a model that had not seen it"
+        unseen = "a fold that left it out, but see Scores" if content.caveats else "a network that did not see it"
         under = f"over {count_noun(len(summary.metric_per_case), 'case')}, each predicted by {unseen}"
     elif selection is not None:
-        dice, under = "none", "nothing was cross-validated: no score is known"
+        dice, under = "none", "nothing was cross-validated"
     else:
         dice, under = "not yet", "training or selection is not finished"
     return {
@@ -242,7 +242,7 @@ def _headline(content: ReportContent) -> dict[str, str]:
 
 
 def _scores(summary: Summary) -> dict[str, object]:
-    """Rows of the tables of classes and of cases, the worst case first, and what to know beside them."""
+    """Rows of the tables of classes and of cases, the worst case first, and notes on them."""
     dice, distance = (scores_by_case(summary, metric).to_dict("index") for metric in ("Dice", "hausdorff95_mm"))
     statistics = class_statistics(summary).to_dict("index")
     return {
@@ -294,7 +294,7 @@ def _by_configuration(decisions: Sequence[DecisionRecord]) -> dict[str, list[Dec
 
 
 def _value(value: JsonValue) -> str:
-    """A value of a plan as people write it: ``yes``, ``3, 3, 1``, ``none``."""
+    """A value of a plan as users write it: ``yes``, ``3, 3, 1``, ``none``."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None:

@@ -1,6 +1,6 @@
-"""Packs the predictions of the test images the way a challenge wants them.
+"""Packs the test predictions in the format of a challenge.
 
-A format is a `SubmissionFormat`. Those of the product are in `SUBMISSION_FORMATS`; an installed package adds one with an
+A format is a `SubmissionFormat`. Built-in ones are in `SUBMISSION_FORMATS`; an installed package adds one with an
 entry point of the group ``autoseg.submissions``.
 """
 
@@ -86,7 +86,7 @@ def pack_submission(
                 code="submission.no_test_images",
                 where=dataset.root,
                 message="has no test images",
-                fix="give a run of a dataset that has",
+                fix="use a run whose dataset has test images",
             )
         )
     if not predictions.is_dir():
@@ -94,7 +94,7 @@ def pack_submission(
             Issue(
                 code="submission.no_predictions",
                 where=str(predictions),
-                message="is no folder",
+                message="is not a folder",
                 fix="predict the test images first",
             )
         )
@@ -114,7 +114,7 @@ def _format(kind: str) -> SubmissionFormat:
     except UnknownPartError as error:
         fix = f"choose one of {', '.join(SUBMISSION_FORMATS.names())}"
         raise AutosegError(
-            Issue(code="submission.unknown_format", where="--as", message=f"{kind} is no submission format", fix=fix)
+            Issue(code="submission.unknown_format", where="--as", message=f"{kind} is not a submission format", fix=fix)
         ) from error
 
 
@@ -123,7 +123,7 @@ def _check_out(out: Path, form: SubmissionFormat) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not out.name:
-        fix = "name another folder with --out, which will be created"
+        fix = "name a new folder with --out"
         raise AutosegError(
             Issue(code="submission.out_is_working_folder", where=str(out), message="is the current folder", fix=fix)
         )
@@ -134,7 +134,7 @@ def _check_out(out: Path, form: SubmissionFormat) -> None:
             Issue(
                 code="submission.out_of_other_kind",
                 where=str(out),
-                message=f"is {found}, but {wanted} is to be written",
+                message=f"is {found}, but the submission is {wanted}",
                 fix=fix,
             )
         )
@@ -244,7 +244,7 @@ def _stray(path: Path, dataset: DatasetDescription) -> Issue:
     return Issue(
         code="submission.stray_file",
         where=str(path),
-        message=f"is no prediction of a test case of {dataset.name}",
+        message=f"is not a prediction of a test case of {dataset.name}",
         fix="move it elsewhere",
     )
 
@@ -297,7 +297,7 @@ def _check(submitted: SubmittedFile, dataset: DatasetDescription) -> list[Issue]
         )
     differences = grid_differences(header.geometry, image.geometry, SUBMISSION_GRID)
     if differences:
-        message = f"lies on another grid than {submitted.case.images[0]}: {', '.join(differences)}"
+        message = f"is not on the grid of {submitted.case.images[0]}: {', '.join(differences)}"
         issues.append(
             Issue(
                 code="submission.grid_mismatch",

@@ -1,1 +1,1 @@
-"""How good a segmentation is, and what follows from it: metrics, tables, postprocessing, ensembles, selection."""
+"""How good a segmentation is: metrics, tables, postprocessing, ensembles, selection."""

@@ -1,6 +1,6 @@
 """Scores a folder of predictions against a folder of references: label maps of the same names, or masks of single classes.
 
-Masks lie in a folder for each case, with one file for each class. Their references may lie in the same way, in the dataset's
+Masks are in a folder for each case, with one file for each class. Their references may be stored in the same way, in the dataset's
 own folders (``CASE/segmentations/CLASS``), in a folder for each class (``CLASS/CASE``), or in one file of segments a case
 (DICOM SEG, ``.seg.nrrd``). A class without a reference file is absent there.
 """
@@ -63,7 +63,7 @@ def evaluate_folder(
     ``classes`` every value but 0 and ``ignore`` that occurs in any reference is a class, named by its value.
 
     Where the predictions are masks of classes, ``predictions/CASE/CLASS`` is scored against its mask in ``references``; of
-    a single class also ``predictions/CASE``. Each class is scored as a mask of its own, wherever they overlap, and is
+    a single class also ``predictions/CASE``. Each class is scored as a separate mask, wherever they overlap, and is
     numbered from 1 on in the summary; without ``classes``, all that are predicted. From ``threshold`` on a voxel of a
     reference belongs to the structure; with none, everything but 0.
 
@@ -129,7 +129,7 @@ def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore:
 
 
 def _pair_files(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]]:
-    """The pairs that both folders have in common, sorted by name, and what stands in the way of a comparison."""
+    """The pairs that both folders have in common, sorted by name, and the issues that prevent a comparison."""
     issues: list[Issue] = []
     predicted, expected = _label_files(run.predictions, issues), _label_files(run.references, issues)
     if not issues:
@@ -148,24 +148,26 @@ def _label_files(folder: Path, issues: list[Issue]) -> dict[str, Path]:
     for path in _images(folder):
         name = image_stem(path)
         if name in files:
-            message = f"is a second file of the name {name}, beside {files[name].name}"
+            message = f"same name as {files[name].name}"
             issues.append(
                 Issue(code="evaluation.duplicate_name", where=str(path), message=message, fix="keep one of them")
             )
         files.setdefault(name, path)
     if not files:
-        fix = f"give a folder with files that end in {', '.join(image_endings())}"
-        issues.append(Issue(code="evaluation.no_label_maps", where=str(folder), message="holds no label maps", fix=fix))
+        fix = f"pass a folder with files that end in {', '.join(image_endings())}"
+        issues.append(
+            Issue(code="evaluation.no_label_maps", where=str(folder), message="contains no label maps", fix=fix)
+        )
     return files
 
 
 def _no_folder(folder: Path) -> Issue:
     message = "is a file, not a folder" if folder.exists() else "does not exist"
-    return Issue(code="evaluation.no_folder", where=str(folder), message=message, fix="give a folder of label maps")
+    return Issue(code="evaluation.no_folder", where=str(folder), message=message, fix="pass a folder of label maps")
 
 
 def _check_pair(pair: EvaluatedPair) -> _Checked:
-    """Both files read once: what is wrong with them, and which values they hold."""
+    """Both files read once: what is wrong with them, and which values they contain."""
     issues: list[Issue] = []
     maps: list[LabelMap] = []
     for path in (pair.prediction, pair.reference):
@@ -198,12 +200,14 @@ def _read_and_score(
 
 def _classes_of_values(values: frozenset[int], references: Path) -> tuple[EvaluatedClass, ...]:
     if not values:
-        message = "holds nothing but background"
+        message = "contains only background"
         fix = "check that these are the references, or evaluate a folder that autoseg predict wrote"
         raise AutosegError(Issue(code="evaluation.no_foreground", where=str(references), message=message, fix=fix))
     if min(values) < 0 or len(values) > MAX_FOUND_CLASSES:
-        message = f"holds {len(values)} different values from {min(values)} to {max(values)}, as images do"
-        fix = "give label maps, where each class is a whole number above 0"
+        message = (
+            f"contains {len(values)} different values from {min(values)} to {max(values)}: an image, not a label map"
+        )
+        fix = "use label maps, in which each class is a positive whole number"
         raise AutosegError(Issue(code="evaluation.not_labels", where=str(references), message=message, fix=fix))
     return tuple(EvaluatedClass(name=str(value), values=(value,)) for value in sorted(values))
 
@@ -216,7 +220,7 @@ def _say_unknown_values(
     predicted = {value: sum(value in each.prediction_values for each in checked) for value in sorted(unknown)}
     if predicted:
         listed = ", ".join(f"{value} (in {number} of {len(checked)})" for value, number in predicted.items())
-        reporter.say(f"Predictions hold values that are no class and are scored as background: {listed}")
+        reporter.say(f"Predictions contain values that are not classes and are scored as background: {listed}")
 
 
 # --- masks of classes ---
@@ -260,7 +264,7 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
 
 
 def holds_masks(folder: Path) -> bool:
-    """Whether there are masks in folders of their own (of cases, or of classes) and no image beside these folders."""
+    """Whether there are masks in separate folders (of cases, or of classes) and no image beside these folders."""
     if not folder.is_dir() or any(_images(folder)):
         return False
     return any(any(_images(place)) for below in _folders(folder) for place in (below, *_folders(below)))
@@ -283,7 +287,7 @@ def _predicted_masks(folder: Path, names: Sequence[str]) -> dict[str, Masks]:
 
 
 def _reference_masks(folder: Path, *, cases: Collection[str], stems: Collection[str]) -> dict[str, tuple[Path, Masks]]:
-    """Where the masks of each case lie, and the masks; raises `AutosegError` where there are none."""
+    """Where the masks of each case are, and the masks; raises `AutosegError` where there are none."""
     if not folder.is_dir():
         raise AutosegError(_no_folder(folder))
     found: dict[str, tuple[Path, Masks]] = {
@@ -300,8 +304,10 @@ def _reference_masks(folder: Path, *, cases: Collection[str], stems: Collection[
             found[below.name] = below, {}
     found |= {case_id: (folder, masks) for case_id, masks in by_class.items() if case_id not in found}
     if not any(masks for _, masks in found.values()):
-        message = f"holds no masks of {', '.join(sorted(stems)[:6])}, which the predictions have"
-        fix = "give folders CASE with a file for each class, folders CLASS with a file for each case, or files of segments"
+        message = f"contains no masks of {', '.join(sorted(stems)[:6])}, which the predictions have"
+        fix = (
+            "use folders CASE with a file for each class, folders CLASS with a file for each case, or files of segments"
+        )
         raise AutosegError(Issue(code="evaluation.no_masks", where=str(folder), message=message, fix=fix))
     return found
 
@@ -326,7 +332,7 @@ def _segments(file: Path) -> Masks:
 def _mask_issues(
     run: _Run, cases: Sequence[_MaskCase], names: Sequence[str], predicted: Collection[str], expected: Collection[str]
 ) -> list[Issue]:
-    """Unpaired cases, missing masks, and headers that cannot be read or lie on other grids."""
+    """Unpaired cases, missing masks, and headers that cannot be read or have other grids."""
     issues = [run.no_prediction(f"{run.references}, case {case}") for case in sorted(set(expected) - set(predicted))]
     issues += [run.no_reference(str(run.predictions / case)) for case in sorted(set(predicted) - set(expected))]
     issues += [
@@ -334,7 +340,7 @@ def _mask_issues(
             code="evaluation.missing_mask",
             where=str(case.predicted_in),
             message=f"has no mask of {name}",
-            fix="add it; where nothing was found, an empty one",
+            fix="add it, or an empty mask if the case lacks the class",
         )
         for case in cases
         for name in names

@@ -64,7 +64,7 @@ def evaluated_classes(labels: Labels, file_values: Sequence[int] | None = None) 
 
 
 class ClassMetrics(Document):
-    """Scores of one class in one case. What cannot be defined is none, see `compare`."""
+    """Scores of one class in one case. None if undefined, see `compare`."""
 
     model_config = ConfigDict(alias_generator=stored_name, populate_by_name=True)
 
@@ -154,7 +154,7 @@ def _check_input(prediction: IntArray, reference: IntArray, classes: Sequence[Ev
         )
     for what in ([each.name for each in classes], [each.key for each in classes]):
         if len(set(what)) != len(what):
-            raise ValueError(f"classes must differ from each other in name and values, found {what}")
+            raise ValueError(f"classes must have distinct names and values, found {what}")
 
 
 def _boxes(array: IntArray, classes: Sequence[EvaluatedClass]) -> list[Box | None]:

@@ -42,7 +42,7 @@ class PostprocessingTrial(Document):
     step: KeepLargestComponent
     accepted: bool
     dice_before: float | None
-    """Mean Dice that decides: over the foreground for the step on all classes, else the class's own. None: undefined."""
+    """The mean Dice that decides: over the foreground for the step on all classes, else the class's own. None: undefined."""
     dice_after: float | None
     reason: str
 
@@ -111,7 +111,7 @@ def _values_of(step: KeepLargestComponent, labels: Labels) -> list[int]:
                 code="postprocessing.unknown_class",
                 where="postprocessing",
                 message=f"names {', '.join(missing)}, but the classes are {', '.join(known)}",
-                fix="use the postprocessing that was decided for this dataset",
+                fix="use the postprocessing that was chosen for this dataset",
             )
         )
     return sorted({value for name in step.classes for value in known[name]})

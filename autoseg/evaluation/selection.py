@@ -24,7 +24,7 @@ Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
 
 JOINT = " + "
 FALLBACK = ("3d_fullres", "3d_lowres", "2d")
-"""What is taken where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
+"""Used where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
 
 THRESHOLD = 0.5
 """A voxel belongs to a region whose probability is above this (method section 8.2)."""
@@ -117,7 +117,7 @@ def select_candidate(scores: Scores) -> Choice:
     is undefined in all cases of a candidate takes no part in its mean. Raises `ValueError` without candidates.
     """
     if not scores:
-        raise ValueError("there is no candidate to select from")
+        raise ValueError("there are no candidates to select from")
     names = sorted(scores, key=lambda name: len(candidate_members(name)))
     validated = [set(scores[name]) for name in names if scores[name]]
     shared = sorted(set.intersection(*validated)) if validated else []
@@ -164,7 +164,7 @@ def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: boo
         candidates=candidates,
         cross_validated=False,
         mean_dice=None,
-        reason=f"{chosen.name} is taken without comparison: {why}, so nothing was cross-validated",
+        reason=f"{chosen.name} is used without comparison: {why}, so nothing was cross-validated",
     )
 
 

@@ -1,4 +1,4 @@
-"""Scores of many cases as one long table, and what is made of it: ``summary.json``, means, ranks, the text for a terminal.
+"""Scores of many cases as one long table, and what is derived from it: ``summary.json``, means, ranks, the text for a terminal.
 
 The long table has one row for each case, class and metric. pandas is imported where a table is made, so that commands which
 score nothing start without it.
@@ -217,7 +217,7 @@ def read_summary(path: Path) -> Summary:
 
 
 def format_table(summary: Summary) -> str:
-    """The summary as text for a terminal: a line for each class, one for the mean over classes, and what to know beside it."""
+    """The summary as text for a terminal: a line for each class, one for the mean over classes, and notes."""
     import pandas as pd
 
     dice, distance, surface = (
@@ -248,7 +248,7 @@ def _text(value: object, digits: int) -> str:
 
 
 def score_notes(summary: Summary) -> tuple[Issue, ...]:
-    """What a reader of the scores must know beside them, the weightiest first."""
+    """Notes on the scores, the most important first."""
     return (*_hardly_found(summary), *_without_spacing(summary), *_undefined(summary))
 
 
@@ -259,7 +259,7 @@ def _hardly_found(summary: Summary) -> list[Issue]:
             code="scores.hardly_found",
             severity="warning",
             where=name,
-            message=f"hardly found (mean Dice {mean:.3f}), so its label maps are not usable",
+            message=f"hardly ever found (mean Dice {mean:.3f}), so its predictions are not usable",
             fix="train for longer, or add cases with this class",
         )
         for name, mean in means
@@ -283,9 +283,9 @@ def _undefined(summary: Summary) -> list[Issue]:
         parts = [
             f"{number} {what}"
             for number, what in (
-                (counts.both_empty, "without it in prediction and reference (in no mean)"),
-                (counts.missed, "missed entirely (Dice 0, no distance)"),
-                (counts.invented, "invented (Dice 0, no distance)"),
+                (counts.both_empty, "without it in prediction and reference (not in the means)"),
+                (counts.missed, "missed (Dice 0, no distance)"),
+                (counts.invented, "false positives (Dice 0, no distance)"),
             )
             if number
         ]

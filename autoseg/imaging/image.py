@@ -1,4 +1,4 @@
-"""Images, label maps and segmentations: arrays of voxels and where they lie in the world."""
+"""Images, label maps and segmentations: arrays of voxels and their place in the world."""
 
 from __future__ import annotations
 

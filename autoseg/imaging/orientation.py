@@ -159,7 +159,7 @@ def _place_part(
                 code="labels.outside_image",
                 where="",
                 message=f"the label map with {label_map.array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm "
-                f"(x, y, z) does not lie on the grid of its image with {geometry.shape} from {geometry.origin_mm} mm",
+                f"(x, y, z) is not on the grid of its image with {geometry.shape} from {geometry.origin_mm} mm",
                 fix="resample it to the grid of the image",
             )
         )

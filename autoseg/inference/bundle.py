@@ -31,7 +31,7 @@ LARGEST_DOCUMENT = 64_000_000
 """Bytes of JSON; reading an untrusted file needs a limit."""
 ENCRYPTED = 0x1
 AGAIN = "download the file again, or bundle the run again"
-WRITERS = "give a file that autoseg bundle or autoseg import-nnunet wrote"
+WRITERS = "pass a file that autoseg bundle or autoseg import-nnunet wrote"
 D = TypeVar("D", bound=Document)
 WindowSums = Literal["float32", "float16"]
 
@@ -41,7 +41,7 @@ class ModelDescription(Document):
 
     schema_version: Literal[1] = 1
     origin: str
-    """Where it was trained, in words."""
+    """Where it was trained, as text."""
     dataset: DatasetDescription
     """Bundles leave out its cases: their paths are private."""
     plan: Plan
@@ -212,7 +212,7 @@ def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> Entry:
 
 def _name_faults(parts: list[zipfile.ZipInfo]) -> list[str]:
     names = Counter(part.filename for part in parts)
-    duplicates = [f"{name} is in it {count} times" for name, count in names.items() if count > 1]
+    duplicates = [f"{name} occurs {count} times" for name, count in names.items() if count > 1]
     return duplicates + [f"{name!r} is not a valid name" for name in names if not _stays_inside(name)]
 
 
@@ -233,7 +233,7 @@ def _form_faults(parts: list[zipfile.ZipInfo], path: Path) -> list[str]:
         or part.file_size != part.compress_size
     ]
     size, largest = sum(part.file_size for part in parts), path.stat().st_size
-    return odd + ([f"its parts claim {size} bytes, but the file has {largest}"] if size > largest else [])
+    return odd + ([f"its parts have {size} bytes, but the file has {largest}"] if size > largest else [])
 
 
 def _manifest_faults(manifest: Manifest, parts: list[zipfile.ZipInfo]) -> list[str]:
@@ -251,7 +251,7 @@ def _manifest_faults(manifest: Manifest, parts: list[zipfile.ZipInfo]) -> list[s
 
 def _difference(needed: set[str], found: set[str], source: str) -> list[str]:
     missing = [f"{name} is missing" for name in sorted(needed - found)]
-    return missing + [f"{name} is in it, but {source} does not list it" for name in sorted(found - needed)]
+    return missing + [f"{name} is not listed in {source}" for name in sorted(found - needed)]
 
 
 def _content(path: Path, entry: Entry) -> bytes:

@@ -86,7 +86,7 @@ def open_model(path: Path) -> ModelFiles:
         return open_run(path)
     if path.is_file():
         return open_bundle(path)
-    fix = "give a run folder (--out of autoseg run) or a bundle file"
+    fix = "pass a run folder (--out of autoseg run) or a bundle file"
     raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
 
 
@@ -103,8 +103,8 @@ def open_run(path: Path) -> RunFiles:
     expected = description.selection.made_from
     if expected not in (None, selection_key(description.plan, description.trainings, description.dataset, keys)):
         message = (
-            "made from another plan, schedule or other weights than the run has now, for example because autoseg plan or "
-            "autoseg train was called with other options"
+            "made from a different plan, schedule or weights than the run has now, for example because autoseg plan or "
+            "autoseg train was called with different options"
         )
         raise _unfinished(run.selection, message, run, code="model.outdated")
     return RunFiles(run=run, description=description, keys=keys)
@@ -115,11 +115,11 @@ def _require_finished(run: RunFolder) -> None:
     missing = [file.name for file in needed if not file.is_file()]
     if missing and ((run.root / "plans.json").is_file() or any(run.root.glob("fold_*/*.pth"))):
         fix = f"convert it: autoseg import-nnunet {run.root} OUT"
-        raise AutosegError(Issue(code="model.nnunet", where=str(run.root), message="a model of nnU-Net", fix=fix))
-    made = [file.name for file in needed if file != run.dataset]  # datasets have a dataset.json of their own
+        raise AutosegError(Issue(code="model.nnunet", where=str(run.root), message="an nnU-Net model", fix=fix))
+    made = [file.name for file in needed if file != run.dataset]  # datasets have their own dataset.json
     if not run.is_begun and set(made) <= set(missing):
         message = f"not a run folder: it has none of {', '.join(made)}"
-        fix = "give the --out of autoseg run"
+        fix = "pass a folder that autoseg run wrote (--out)"
         raise AutosegError(Issue(code="model.not_a_run", where=str(run.root), message=message, fix=fix))
     if missing:
         raise _unfinished(run.root, f"the run is not finished: no {', '.join(missing)}", run)
@@ -140,7 +140,7 @@ def _describe(run: RunFolder) -> ModelDescription:
             trainings=load_document(Schedule, run.schedule).trainings,
         )
     except ValidationError as error:
-        message = f"its documents do not belong together: {'; '.join(map(str, issues_of(error)))}"
+        message = f"its documents are inconsistent: {'; '.join(map(str, issues_of(error)))}"
         raise _unfinished(run.root, message, run, code="model.outdated") from error
 
 

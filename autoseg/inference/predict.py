@@ -236,7 +236,7 @@ def predict_cases(
     """
     require_text([folder])
     if folder.exists() and not folder.is_dir():
-        fix = "give a folder for the label maps"
+        fix = "pass a folder for the label maps"
         raise AutosegError(Issue(code="predict.not_a_folder", where=str(folder), message="a file", fix=fix))
     sink = prediction_folder(
         folder,

@@ -25,7 +25,7 @@ from autoseg.storage.journal import Entry, Journal, file_names, file_state, name
 from planners import Document, Labels
 
 JOURNAL = "predictions.jsonl"
-NEW_FOLDER = "give another output folder, or move the file away"
+NEW_FOLDER = "choose another output folder, or move the file"
 Result = TypeVar("Result")
 PROBABILITIES = (".npz", ".npy")
 Scores = Literal["full", "half"]
@@ -97,7 +97,7 @@ class _Files:
     """The files of one prediction."""
 
     label_map: Path
-    """Or its path if classes had no masks of their own."""
+    """Or its path if classes had no separate masks."""
     masks: Mapping[Path, tuple[int, ...]]
     """Image files with the label values inside each; no values: the label map itself."""
     scores: Path | None
@@ -164,7 +164,7 @@ class PredictionFolder:
         files, found = self._files_of(job), self._look(job)
         if found.same_inputs and not found.incomplete and not (found.corrected and self.is_own):
             for path in found.corrected:
-                self.say(f"Kept {path}: it was changed after it was predicted")
+                self.say(f"Kept {path}: it was changed after prediction")
             return
         if not self.is_own:
             self._refuse_overwriting(job, files, found)
@@ -196,8 +196,8 @@ class PredictionFolder:
 
     def _require_same_model(self) -> None:
         if self.journal.begin(self.header).made_from != self.header.made_from:
-            message = "predictions of another model, or of this one with other mirroring"
-            fix = "give another output folder, or empty this one"
+            message = "contains predictions of another model, or with another mirroring setting"
+            fix = "choose another output folder, or empty this one"
             raise AutosegError(Issue(code="predict.other_model", where=str(self.folder), message=message, fix=fix))
 
     def _files_of(self, job: Job[Prediction]) -> _Files:
@@ -236,7 +236,7 @@ class PredictionFolder:
         ``places``: where new files are about to be put, once they are made.
         """
         issues = [
-            Issue(code="predict.corrected", where=str(path), message="changed after it was predicted", fix=NEW_FOLDER)
+            Issue(code="predict.corrected", where=str(path), message="changed after prediction", fix=NEW_FOLDER)
             for path in found.corrected
         ]
         names = file_names(found.entries)
@@ -292,7 +292,7 @@ class PredictionFolder:
             sync_folder(place.parent)
 
     def _clear(self) -> None:
-        """Empty the folder, the journal last: until then it tells what the others are."""
+        """Empty the folder, the journal last: until then it lists the others."""
         try:
             for path in sorted(self.folder.glob("*"), key=lambda path: path.name == JOURNAL):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -338,14 +338,14 @@ def prediction_folder(
 
 
 def origin_of(inputs: Sequence[Path]) -> str:
-    """Hash of where the inputs lie."""
+    """Hash of the paths of the inputs."""
     places = "\n".join(str(path.absolute()) for path in inputs)
     return sha256(places.encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
 def _foreign(path: Path, images: Sequence[Path]) -> Issue:
     is_input = any(image.exists() and os.path.samefile(image, path) for image in images)
-    message = "an input image, which would be overwritten" if is_input else "not a prediction of autoseg"
+    message = "an input image, which would be overwritten" if is_input else "not an autoseg prediction"
     return Issue(code="predict.foreign_file", where=str(path), message=message, fix=NEW_FOLDER)
 
 

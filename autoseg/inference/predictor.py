@@ -206,7 +206,7 @@ class Predictor:
         channels = image[None] if image.ndim == 3 else image
         if channels.ndim != 4 or len(spacing_mm) != 3:
             message = f"an image of shape {image.shape} with spacing {tuple(spacing_mm)}"
-            fix = "give (C, Z, Y, X) or (Z, Y, X) and three spacings (z, y, x) in mm"
+            fix = "pass (C, Z, Y, X) or (Z, Y, X) and three spacings (z, y, x) in mm"
             raise AutosegError(Issue(code="image.shape", where="", message=message, fix=fix))
         z, y, x = channels.shape[1:]
         geometry = Geometry(
@@ -225,7 +225,7 @@ class Predictor:
             message = (
                 f"{len(image.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
             )
-            fix = "give one file per channel, in this order"
+            fix = "use one file per channel, in this order"
             raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
         return self.predict_source(UnpreparedImage(image=image, plan=self.model.plan), probabilities=probabilities)
 

@@ -102,7 +102,7 @@ def predict_logits(
             for where, part in zip(group, logits.to(gathering), strict=True):
                 total[(slice(None), *where)] += part
         if total is None:
-            raise ValueError(f"an image of shape {tuple(image.shape)} holds no window")
+            raise ValueError(f"an image of shape {tuple(image.shape)} contains no window")
         total /= weight_sum
     inner = [slice(before, before + n) for before, n in zip(padding[::-1][1::2], spatial, strict=True)]
     return total[(slice(None),) * (total.ndim - len(patch)) + tuple(inner)].cpu()

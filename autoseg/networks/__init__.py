@@ -1,1 +1,1 @@
-"""Networks: from a plan's topology to a torch module. Knows neither images nor files."""
+"""Networks: from a plan's topology to a torch module. Independent of images and files."""

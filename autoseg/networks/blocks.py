@@ -1,4 +1,4 @@
-"""What all networks are made of (method sections 5.1, 5.3), in channels-last memory.
+"""Building blocks of all networks (method sections 5.1, 5.3), in channels-last memory.
 
 Matrix units take that layout as it is, and torch's own conversions are slow in 3D (decision 0111). Tensors keep their shape; only
 the order of their numbers in memory changes. Shapes: N batch, C channels, then the spatial axes of the patch, (Z, Y, X) or (Y, X).
@@ -27,14 +27,14 @@ def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:
 
 
 class Convolution3d(nn.Conv3d):
-    """`nn.Conv3d` without dilation, groups or padding modes, whose gradients end on every processor."""
+    """`nn.Conv3d` without dilation, groups or padding modes, whose gradients do not hang on any processor."""
 
     def forward(self, x: Tensor) -> Tensor:
         return convolve_3d(x, self.weight, self.bias, self.stride, [int(size) for size in self.padding])
 
 
 class Transposed3d(nn.ConvTranspose3d):
-    """`nn.ConvTranspose3d` without padding, whose gradients end on every processor."""
+    """`nn.ConvTranspose3d` without padding, whose gradients do not hang on any processor."""
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         return convolve_transposed_3d(x, self.weight, self.bias, self.stride)

@@ -52,12 +52,12 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
         content = path.read_bytes()  # once: another process may replace it at any moment
         weights = load(content)
     except FileNotFoundError as error:
-        fix = "train the fold to its end"
+        fix = "finish training the fold"
         raise AutosegError(Issue(code="weights.missing", where=str(path), message="does not exist", fix=fix)) from error
     except UNREADABLE as error:
         raise unreadable(str(path), error) from error
     if key not in (None, _key_within(content)):
-        message = "another process has trained it with other options meanwhile"
+        message = "another process has trained it with other options in the meantime"
         raise AutosegError(
             Issue(code="weights.replaced", where=str(path), message=message, fix="run the same command again")
         )
@@ -126,7 +126,7 @@ class Transfer:
 
     weights: dict[str, Tensor]
     notes: tuple[str, ...]
-    """Sentences for a person."""
+    """Sentences for the user."""
 
 
 def tensors_that_follow(network: Network, field: str) -> tuple[str, ...]:
@@ -209,10 +209,12 @@ def _describe_outputs(before: Interface, after: Interface) -> str:
     known = _known_outputs(before, after)
     new = [name for name in after.outputs if name not in known]
     if before.has_regions != after.has_regions:
-        kinds = ("regions", "classes that exclude each other")
+        kinds = ("regions", "mutually exclusive classes")
         there, here = kinds if before.has_regions else kinds[::-1]
-        return f"outputs: all start fresh, since they were {there} and are now {here}"
-    parts = [f"{', '.join(known)} keep their layers"] * bool(known) + [f"{', '.join(new)} start fresh"] * bool(new)
+        return f"outputs: all start from scratch, since they were {there} and are now {here}"
+    parts = [f"{', '.join(known)} keep their layers"] * bool(known) + [f"{', '.join(new)} start from scratch"] * bool(
+        new
+    )
     return f"outputs: {', '.join(parts)}"
 
 

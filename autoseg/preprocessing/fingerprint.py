@@ -67,7 +67,7 @@ class _CaseSummary:
     classes: tuple[ClassMeasure, ...]
     places: Places
     channels: tuple[Intensities, ...]
-    """Inside the foreground; where there is none, inside the non-zero mask."""
+    """Inside the foreground; without foreground, inside the non-zero mask."""
 
 
 def take_fingerprint(
@@ -100,7 +100,7 @@ def take_fingerprint(
     cases = sorted(dataset.training, key=lambda case: case.case_id)
     if not cases:
         issue = Issue(
-            code="dataset.no_labelled_case", where=dataset.root, message="no labelled case", fix="add one or more"
+            code="dataset.no_labelled_case", where=dataset.root, message="no labelled case", fix="add at least one"
         )
         raise AutosegError(issue)
     summaries = _summarise_cases(cases, dataset, canonical, num_workers, reporter, keep_in)
@@ -218,7 +218,7 @@ def summarise_intensities(voxels: NDArray[np.float32], *, num_values: int) -> In
     """
     if not np.isfinite(voxels).all():
         message = f"{int((~np.isfinite(voxels)).sum())} voxels inside the foreground are NaN or infinite"
-        raise AutosegError(Issue(code="image.not_finite", where="", message=message, fix="repair or remove the case"))
+        raise AutosegError(Issue(code="image.not_finite", where="", message=message, fix="correct or remove the case"))
     ordered = np.sort(voxels)
     if len(ordered) > num_values:
         ordered = ordered[((np.arange(num_values) + 0.5) * (len(ordered) / num_values)).astype(np.int64)]

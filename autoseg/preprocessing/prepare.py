@@ -171,7 +171,7 @@ def crop_case(volume: Image, plan: Plan, labels: NDArray[np.integer[Any]] | None
 
 
 def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Placement:
-    """Where the arrays of ``configuration`` lie in the source image."""
+    """Where the arrays of ``configuration`` are in the source image."""
     source_mm = canonical_geometry(cropped.geometry, cropped.orientation).spacing_mm
     spacing_mm = transpose(source_mm, plan.transpose_forward)
     target_mm = configuration_spacing(configuration, spacing_mm)
@@ -227,7 +227,7 @@ def _check_input(volume: Image, plan: Plan, labels: NDArray[Any] | None) -> None
                 where="",
                 message=f"the image has {len(volume.array)} channels, but the plan was made for {len(plan.channels)}: "
                 f"{', '.join(plan.channels)}",
-                fix="give one file per channel, in this order",
+                fix="use one file per channel, in this order",
             )
         )
     if labels is not None and labels.shape != volume.array.shape[1:]:
@@ -261,7 +261,7 @@ def _check_finite(volume: Image) -> None:
 
 
 def class_locations(labels: NDArray[np.integer[Any]], plan_labels: Labels) -> dict[str, NDArray[np.int32]]:
-    """Where classes lie, for sampling patches: int32 (N, 3) voxel positions by class name (method section 4.5).
+    """Where classes are, for sampling patches: int32 (N, 3) voxel positions by class name (method section 4.5).
 
     Of a class with M voxels ``max(min(10000, M), 1 % of M)`` are drawn without replacement, the same for the same
     labels; absent classes get (0, 3). A region is the union of its labels. With an ignore label, `ANNOTATED` holds

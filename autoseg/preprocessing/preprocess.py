@@ -121,7 +121,7 @@ def _store(case: Case, prepared: Prepared, plan: Plan, target: Target, key: str)
 
 
 def locate(error: AutosegError, case: Case, *, where: str) -> AutosegError:
-    """The same issues with the case, and with ``where`` if they name no place of their own."""
+    """The same issues with the case, and with ``where`` if they name no place."""
     issues = [issue.model_copy(update={"case": case.case_id, "where": issue.where or where}) for issue in error.issues]
     return AutosegError(*issues, headline=error.headline)
 

@@ -54,7 +54,7 @@ class Prepared:
 
 
 class CaseRecord(Document):
-    """``CASE.case.json``: what a stored case was made from, and how it lies in its source."""
+    """``CASE.case.json``: what a stored case was made from, and where it is in its source."""
 
     storage_version: Literal[1] = 1
     case_id: str
@@ -127,7 +127,7 @@ class StoredCase:
 
     @property
     def placement(self) -> Placement:
-        """How the arrays lie in the source image."""
+        """Where the arrays are in the source image."""
         return self.record.placement
 
     @property

@@ -1,1 +1,1 @@
-"""The steps from a folder of labelled volumes to a report, one file each."""
+"""The stages from a folder of labelled volumes to a report, one file each."""

@@ -1,4 +1,4 @@
-"""Cascade: hands what the first stage says of every training case to the second (method section 8.4)."""
+"""Cascade: passes the first stage's prediction of every training case to the second stage (method section 8.4)."""
 
 from __future__ import annotations
 

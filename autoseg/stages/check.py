@@ -35,7 +35,7 @@ def check(run: Run) -> Generator[Work, None, None]:
         what="the check",
         inputs=lambda: {
             "dataset": key_of(found),
-            "choice to leave bad cases out (--skip-bad)": key_of(run.settings.skip_bad),
+            "handling of bad cases (--skip-bad)": key_of(run.settings.skip_bad),
         },
         outputs=[run.folder.dataset],
         is_whole=reads_as(DatasetDescription),
@@ -45,7 +45,7 @@ def check(run: Run) -> Generator[Work, None, None]:
 
 
 def find_dataset(run: Run) -> DatasetDescription:
-    """The dataset as it is now, with what is in its files."""
+    """The dataset as it is now, with hashes of its files."""
     wishes = run.settings
     dataset = discover_dataset(
         wishes.dataset,

@@ -1,4 +1,4 @@
-"""The folds of a run: made by the method's rule, or as a person wants them."""
+"""The folds of a run: made by the method's rule, or as the user wants them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ FOLDS = 5
 
 
 def folds_given(settings: Settings) -> bool:
-    """Whether a person asked for certain folds, of which no schedule may take any away."""
+    """Whether the user asked for certain folds, which no schedule may reduce."""
     return settings.splits is not None or settings.folds is not None or settings.leave_one_group_out
 
 
 def refuse_bad_folds(settings: Settings, dataset: DatasetDescription) -> None:
-    """Refuse folds that cannot be used before hours go into preprocessing."""
+    """Refuse folds that cannot be used before hours are spent on preprocessing."""
     if folds_given(settings) or settings.groups is not None:
         find_splits(settings, dataset)
 
@@ -62,21 +62,21 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
                 code="folds.one_group",
                 where="--leave-one-group-out",
                 message=f"all {len(case_ids)} cases are of one group",
-                fix="leave the option out, or give groups of at least two patients or sites",
+                fix="omit the option, or use groups of at least two patients or sites",
             )
         )
     return leave_one_group_out(case_ids, groups)
 
 
 def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str | None]:
-    """Group of each case: as the file says, else as the dataset tells."""
+    """Group of each case: as the file says, else as in the dataset."""
     if settings.groups is None:
         return {case.case_id: case.group for case in dataset.training}
     return dict(read_groups(settings.groups, [case.case_id for case in dataset.training], dataset.left_out))
 
 
 def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:
-    """Write ``splits.json`` and say what a person should know of folds of their own."""
+    """Write ``splits.json`` and say what users should know about their own folds."""
     settings = run.settings
     save_document(run.folder.splits, splits)
     case_ids = [case.case_id for case in dataset.training]

@@ -1,4 +1,4 @@
-"""Plan: what to do with the dataset, by rules; a plan that a person edited is kept."""
+"""Plan: what to do with the dataset, by rules; a plan that the user edited is kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from planners import Configuration, Edit, Plan, edited_plan, find_edits, plan_da
 
 
 def plan(run: Run) -> Generator[Work, None, None]:
-    """Apply the planner's rules to the fingerprint, then what a person set (``--set plan.…``).
+    """Apply the planner's rules to the fingerprint, then what the user set (``--set plan.…``).
 
     A ``plan.json`` that was edited since, or put there for the run, is kept until ``--replan``. A GPU smaller than the
     preset's memory caps the plan that a run begins with; continued on another device, the run keeps its memory target
@@ -45,7 +45,7 @@ def _save(run: Run, own: Plan) -> None:
 
 
 def planned(run: Run, *, changed: bool = True) -> Plan:
-    """The plan by the rules and the person's settings, whatever ``plan.json`` says; ``changed``: by ``--set``, too."""
+    """The plan by the rules and the user's settings, whatever ``plan.json`` says; ``changed``: by ``--set``, too."""
     wishes = run.settings
     goes_on = run.folder.plan.is_file() and not run.replan and not changed_inputs(run.folder, "plan", _inputs(run))
     pretrained = open_pretrained(run)
@@ -81,7 +81,7 @@ def refuse_other_plan(run: Run, plan: Plan) -> None:
 
 
 def plan_edits(run: Run) -> tuple[Edit, ...]:
-    """What a person changed in ``plan.json`` or by ``--set``, beside the rules' own values."""
+    """What the user changed in ``plan.json`` or by ``--set``, next to the values of the rules."""
     return find_edits(planned(run, changed=False), run.plan)
 
 
@@ -114,7 +114,9 @@ def device_memory_gb(run: Run) -> float | None:
 
 def _say_edits(run: Run, edits: tuple[Edit, ...]) -> None:
     changes = "; ".join(map(str, edits))
-    run.say(f"plan.json was edited: {changes or 'nothing that decides'}; keeping it (--replan goes back to the rules)")
+    run.say(
+        f"plan.json was edited: {changes or 'nothing that affects results'}; keeping it (--replan discards the edits)"
+    )
 
 
 def _describe(run: Run, plan: Plan) -> None:

@@ -39,7 +39,7 @@ def preprocess(run: Run) -> Generator[Work, None, None]:
 
 
 def candidates(run: Run, plan: Plan) -> Sequence[Configuration]:
-    """Configurations that the schedule's rule chooses from, or those that a person asked for."""
+    """Configurations that the schedule's rule chooses from, or those that the user asked for."""
     by_rule = method_configurations(plan) if run.follows_method else preferred_configurations(plan)
     asked = run.settings.configurations
     if not asked:
@@ -74,7 +74,7 @@ def preprocess_configurations(run: Run, plan: Plan, chosen: Sequence[Configurati
 
 
 def require_trainable(run: Run, configurations: Sequence[Configuration]) -> None:
-    """Refuse plans whose networks cannot be trained before hours go into their data."""
+    """Refuse plans whose networks cannot be trained before hours are spent on their data."""
     issues = [
         Issue(code="plan.untrainable", where=str(run.folder.plan), message=fault, fix="or choose another --preset")
         for configuration in configurations
@@ -97,8 +97,8 @@ def warn_of_disk(run: Run, plan: Plan, names: Sequence[str]) -> None:
             code="disk.too_small",
             severity="warning",
             where=str(parent),
-            message=f"preprocessed data may take {needed / GB:.1f} GB, but only {free / GB:.1f} GB are free",
-            fix="free some space, or put them on another disk with --work",
+            message=f"preprocessed data may take {needed / GB:.1f} GB, but only {free / GB:.1f} GB is free",
+            fix="free some space, or use another disk with --work",
         )
         run.tell(issue)
 

@@ -1,4 +1,4 @@
-"""Training on from a finished model: its plan fitted to the dataset, its weights fitted to that plan."""
+"""Fine-tuning a finished model: its plan fitted to the dataset, its weights fitted to that plan."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def open_pretrained(run: Run) -> ModelFiles | None:
-    """The model to train on from; None where none was named. Raises `AutosegError` for what is not a finished model."""
+    """The pretrained model; None if none was given. Raises `AutosegError` for what is not a finished model."""
     if run.settings.pretrained is None:
         return None
     from autoseg.inference.model import open_model
@@ -43,21 +43,21 @@ def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None
             f"{len(shared)} of {len(dataset.training)} cases were among those that the pretrained model was trained on"
         )
     elif not before.training and before.name == dataset.name:
-        message = f"the pretrained model was trained on {before.name} as well"
+        message = f"the pretrained model was also trained on {before.name}"
     else:
         return None
     return Issue(
         code="scores.pretrained_saw_cases",
         severity="warning",
         where="--pretrained",
-        message=f"{message}, so the cross-validation flatters",
-        fix="score the model on cases that neither training used",
+        message=f"{message}, so the cross-validation scores are too high",
+        fix="evaluate the model on cases that neither training used",
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What a fold needs to begin from a pretrained model."""
+    """What a fold needs to start from a pretrained model."""
 
     files: ModelFiles
     plan: Plan
@@ -71,7 +71,7 @@ class Start:
 def fit_weights(start: Start) -> Transfer:
     """The weights of one pretrained network for a fold of the same configuration.
 
-    Folds take the pretrained folds in turn, so that the networks of an ensemble begin at different places.
+    Folds take the pretrained folds in turn, so that the networks of an ensemble start from different weights.
     """
     from autoseg.networks.weights import transfer_weights
     from autoseg.training.fold_spec import make_network

@@ -52,7 +52,7 @@ def write_record(
     state: Literal["running", "finished", "failed", "interrupted"],
     error: str | None = None,
 ) -> RunRecord:
-    """Write ``run.json`` as things stand."""
+    """Write ``run.json`` with the present state."""
     started = datetime.now(UTC) - timedelta(seconds=run.elapsed_s)
     stages = sorted((run.folder.root / "stages").glob("*.json"))
     record = RunRecord(
@@ -112,5 +112,5 @@ def _left_out(run: Run) -> tuple[str, ...]:
 
 
 def processor_name() -> str:
-    """What the processor can do, as torch sees it."""
+    """The processor's capabilities as torch reports them."""
     return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -1,4 +1,4 @@
-"""Report: one page from what the run left in its folder."""
+"""Report: one page from the files of a run folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _write(run: Run) -> None:
 
 
 def commands(run: Run) -> dict[str, str]:
-    """What a reader may want to do next, as a shell takes it."""
+    """Shell commands for what comes next."""
     root, settings = run.folder.root, run.settings
     hours = max(2, ceil(2 * (settings.budget or 0) / 3600))
     longer = settings.model_copy(update={"budget": 3600.0 * hours, "schedule": None})
@@ -56,7 +56,7 @@ def commands(run: Run) -> dict[str, str]:
         "Segment new images": ("predict", root, "FOLDER_OF_IMAGES", "predictions"),
         "Score predictions": ("evaluate", "predictions", "FOLDER_OF_REFERENCES"),
         "Resume this run": ("run", root),
-        "Train for longer, beside this run": beside,
+        "Train for longer in a new run": beside,
     }
     if run.dataset.test:
         useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")
@@ -77,7 +77,7 @@ def environment(record: RunRecord) -> dict[str, str]:
 
 
 def durations(stages_s: Mapping[str, float], schedule: Schedule) -> dict[str, float]:
-    """Seconds by kind of stage: those of all folds together, without trainings of former schedules."""
+    """Seconds by kind of stage: those of all folds together, without trainings of earlier schedules."""
     folds = {f"{each.configuration}-fold_{fold}" for each in schedule.trainings for fold in range(schedule.num_folds)}
     total: dict[str, float] = {}
     for stage, seconds in stages_s.items():

@@ -1,4 +1,4 @@
-"""One run: its settings, its folder, the machine it is on; and how a call finds or begins it."""
+"""One run: its settings, folder and machine; and how a call finds or starts it."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from autoseg.evaluation.table import Summary
 
 logger = logging.getLogger("autoseg")
-GIVE_ANOTHER = "give another file with --schedule, or none"
+GIVE_ANOTHER = "pass another file with --schedule, or omit the option"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run folder with its settings; documents are read when they are asked for, so they are what is on the disk now."""
+    """A run folder with its settings; documents are read from disk whenever they are used."""
 
     folder: RunFolder
     settings: Settings
@@ -49,23 +49,23 @@ class Run:
     """Processes for reading and preprocessing."""
     reporter: Reporter = field(default_factory=SilentReporter)
     callbacks: tuple[Callback, ...] = ()
-    """Told of stages, steps, epochs and folds: trackers, and what a caller gives."""
+    """Called at stages, steps, epochs and folds: trackers, and those that the caller passes."""
     redo: bool = False
-    """What was trained may be trained again where its inputs changed."""
+    """Whether trainings whose inputs changed are redone."""
     replan: bool = False
-    """Edits of the plan and the schedule are dropped."""
+    """Whether edits of the plan and the schedule are discarded."""
     configuration: str | None = None
-    """This call trains only that configuration, and what it builds on."""
+    """If set, this call trains only that configuration and what it builds on."""
     fold: int | None = None
-    """This call trains only that fold."""
+    """If set, this call trains only that fold."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began."""
 
     @classmethod
     def open(cls, path: Path | str) -> Run:
-        """The run in the folder ``path``, to look at. Raises `AutosegError` for a folder without ``settings.json``."""
+        """The run in the folder ``path``, for reading. Raises `AutosegError` for a folder without ``settings.json``."""
         root = Path(path)
-        settings = load_document(Settings, root / "settings.json", mend="give the run folder, the --out of autoseg run")
+        settings = load_document(Settings, root / "settings.json", fix="pass the run folder, the --out of autoseg run")
         return cls(folder=RunFolder(root, settings.work), settings=settings)
 
     @property
@@ -122,7 +122,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """What trains and predicts; loads torch, which stages before training do without."""
+        """What trains and predicts; loads torch, which stages before training do not need."""
         import torch
 
         return torch.device(self.device_name)
@@ -153,13 +153,13 @@ class StageRecord(Document):
     seconds: float
     """What the unit took."""
     documents: dict[str, JsonValue] = Field(default_factory=dict)
-    """Each document that a person may edit, as the unit wrote it, by file name."""
+    """Each editable document as the unit wrote it, by file name."""
 
 
 def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
-    """The dataset, where ``target`` is one, and the run folder that a call means.
+    """The dataset, if ``target`` is one, and the run folder of a call.
 
-    A folder with ``settings.json``, or in which a run has begun, is a run; anything else is a dataset, whose run is in
+    A folder with ``settings.json``, or in which a run was started, is a run; anything else is a dataset, whose run is in
     ``out`` (default ``run``).
     """
     if target is not None and (RunFolder(target).settings.is_file() or RunFolder(target).is_begun):
@@ -168,7 +168,7 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
                 code="run.two_folders",
                 where=str(target),
                 message=f"is a run folder, but --out names another one, {out}",
-                fix="give one of the two",
+                fix="pass only one of them",
             )
             raise AutosegError(issue)
         return None, target
@@ -176,9 +176,9 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
 
 
 def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], **context: Any) -> Run:
-    """The run that a call means, with its settings brought up to date.
+    """The run of a call, with its settings updated.
 
-    ``wishes`` are what was given now; everything else is as the run began. Options that would make trained networks
+    ``wishes`` are what was given now; everything else stays as in the run. Options that would make trained networks
     worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
     The first settings are written at once, others by `keep_settings`. Raises `AutosegError` before anything is written.
     """
@@ -190,7 +190,7 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
                 code="run.no_dataset",
                 where="DATASET",
                 message="is missing",
-                fix="give a folder of labelled volumes, or a run folder",
+                fix="pass a folder of labelled volumes, or a run folder",
             )
         )
     given = {**wishes, **({} if dataset is None else {"dataset": dataset})}
@@ -231,12 +231,12 @@ def refuse_bad_files(settings: Settings) -> None:
         if path is not None:
             named(path)
     if settings.schedule is not None:
-        load_document(Schedule, settings.schedule, mend=GIVE_ANOTHER)
+        load_document(Schedule, settings.schedule, fix=GIVE_ANOTHER)
 
 
 def _stored(folder: RunFolder) -> Settings | None:
-    fix = "restore the file, or give another run folder with --out"
-    return load_document(Settings, folder.settings, mend=fix) if folder.settings.is_file() else None
+    fix = "restore the file, or choose another run folder with --out"
+    return load_document(Settings, folder.settings, fix=fix) if folder.settings.is_file() else None
 
 
 def _with_device(run: Run) -> Run:
@@ -279,13 +279,13 @@ def require_redo(
         return
     records = [run.folder.stage(f"train-{name}-fold_{fold}") for name, fold in trained]
     seconds = sum(load_document(StageRecord, path).seconds for path in records if path.is_file())
-    cost = f"{count_noun(len(trained), 'trained fold')} would be trained again, {format_duration(seconds)} on the machine of the first time"
+    cost = f"{count_noun(len(trained), 'trained fold')} would be trained again, which took {format_duration(seconds)} before"
     raise AutosegError(
         Issue(
             code=code,
             where=str(run.folder.root),
             message=f"{' and '.join(changes)}: {cost}",
-            fix="add --redo to do so, give another run folder with --out, or undo the change to keep what was trained",
+            fix="train again with --redo, choose another run folder with --out, or undo the change",
         )
     )
 
@@ -300,7 +300,7 @@ def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
                     code="settings.pretrained_is_run",
                     where=f"--pretrained {settings.pretrained}",
                     message="is the run folder itself, whose model would be overwritten",
-                    fix="give another folder with --out, or leave --pretrained out to resume the run",
+                    fix="choose another folder with --out, or omit --pretrained to resume the run",
                 )
             )
         because = f"the plan of --pretrained {settings.pretrained} fixes networks, patch and spacing"
@@ -321,7 +321,7 @@ def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
 
 
 def _contradiction(option: str, because: str) -> Issue:
-    return Issue(code="settings.contradiction", where=option, message=because, fix="leave one of the two out")
+    return Issue(code="settings.contradiction", where=option, message=because, fix="omit one of them")
 
 
 def require_free(folder: RunFolder, dataset: Path) -> None:
@@ -330,7 +330,7 @@ def require_free(folder: RunFolder, dataset: Path) -> None:
     A plan may have been put into it for the run to follow.
     """
     if folder.root.resolve() == dataset.resolve():
-        raise _not_free(folder.root, "is the dataset itself, to which nothing is written")
+        raise _not_free(folder.root, "is the dataset folder, which autoseg never changes")
     if folder.is_begun or folder.settings.is_file():
         return
     others = [
@@ -348,11 +348,11 @@ def require_free(folder: RunFolder, dataset: Path) -> None:
 def require_free_for_plan(folder: RunFolder, dataset: Path) -> None:
     """Raise `AutosegError` where a plan that is made of the files in ``dataset`` may not be put.
 
-    That is in a dataset, in a run, which has a plan of its own, and over a ``plan.json`` that is not a plan.
+    That is in a dataset, in a run, which has its own plan, and over a ``plan.json`` that is not a plan.
     """
     require_free(folder, dataset)
     if folder.is_begun or folder.dataset.exists():
-        raise _not_free(folder.root, "is a run folder with a plan of its own")
+        raise _not_free(folder.root, "is a run folder with its own plan")
     if not folder.plan.exists():
         return
     try:
@@ -370,21 +370,21 @@ def _not_free(path: Path, message: str) -> AutosegError:
 def require_no_own_scores(path: Path) -> None:
     """Raise `AutosegError` where ``path`` is a ``summary.json`` that a run made of its cross-validation or of one of its folds.
 
-    The run goes by these scores: others in their place would be taken for its own.
+    The run relies on these scores: others in their place would be taken for its own.
     """
     whole = path.resolve()
     run = run_of(whole)
     if run is None or whole.name != "summary.json":
         return
     if whole.parent == run.cross_validation or run.models in whole.parents:
-        message = f"holds the scores that the run in {run.root} goes by"
+        message = f"contains the scores of the run in {run.root}"
         raise AutosegError(
             Issue(code="scores.of_a_run", where=str(path), message=message, fix="choose another file with --out")
         )
 
 
 def start_log(folder: RunFolder) -> None:
-    """Keep every line in the run's ``log.txt``. Raises `AutosegError` where the folder cannot be written."""
+    """Write every line to the run's ``log.txt``. Raises `AutosegError` where the folder is not writable."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(folder.log)

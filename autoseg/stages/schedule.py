@@ -1,4 +1,4 @@
-"""Schedule: what is trained for how long, by trial steps on this machine, from a file, or as a person edited it."""
+"""Schedule: what is trained for how long, by trial steps on this machine, from a file, or as the user edited it."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """All that training starts from, read once."""
+    """Everything that training starts from, read once."""
 
     dataset: DatasetDescription
     plan: Plan
     schedule: Schedule
     splits: Splits
     pretrained: ModelFiles | None = None
-    """The model that every fold begins from."""
+    """The model that every fold starts from."""
 
 
 def read_prepared(run: Run) -> Prepared:
-    """What the stages before training left. Raises `AutosegError` where something of it is missing."""
+    """The results of the stages before training. Raises `AutosegError` if any is missing."""
     return Prepared(
         dataset=run.dataset, plan=run.plan, schedule=run.schedule, splits=run.splits, pretrained=open_pretrained(run)
     )
 
 
 def schedule(run: Run) -> Generator[Work, None, None]:
-    """Time a few steps, decide by rule, and apply what a person set (``--set schedule.…``).
+    """Time a few steps, decide by rule, and apply what the user set (``--set schedule.…``).
 
     A schedule file is followed instead where one is given. A ``schedule.json`` that was edited since is kept until
     ``--replan``. Once it is there, the schedule holds on other devices and with other numbers of threads, too.
@@ -85,7 +85,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
         )
     current = run.schedule
     if given is not None and run.settings.budget is not None:
-        run.say(f"Warning: --budget changes nothing here: the schedule of {run.settings.schedule} is followed")
+        run.say(f"Warning: --budget has no effect: the run follows the schedule {run.settings.schedule}")
     if run.configuration is not None and run.configuration not in names_of(current):
         before = current.trainings
         current = add_training(run, dataset, plan, run.configuration)
@@ -101,7 +101,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
 
 
 def preflight(run: Run, plan: Plan) -> None:
-    """Refuse, before anything is preprocessed, what no schedule could follow: folds, files, configurations."""
+    """Refuse folds, files and configurations that no schedule could follow, before anything is preprocessed."""
     dataset, settings = run.dataset, run.settings
     require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
     given, followed = read_given(run), read_schedule(run)
@@ -123,16 +123,16 @@ def names_of(schedule: Schedule) -> list[str]:
 
 
 def read_given(run: Run) -> Schedule | None:
-    """The schedule of the file that was given, with what a person set; None where none was given.
+    """The schedule of the file that was given, with what the user set; None where none was given.
 
     Raises `AutosegError` where it cannot be read.
     """
     path = run.settings.schedule
-    return None if path is None else with_changes(run, load_document(Schedule, path, mend=GIVE_ANOTHER))
+    return None if path is None else with_changes(run, load_document(Schedule, path, fix=GIVE_ANOTHER))
 
 
 def with_changes(run: Run, schedule: Schedule) -> Schedule:
-    """A schedule with what a person set: ``--set schedule.…``, ``--no-mirroring``."""
+    """A schedule with what the user set: ``--set schedule.…``, ``--no-mirroring``."""
     settings = run.settings
     changes = {**({} if settings.mirroring else {"mirroring": "false"}), **changes_of(settings, "schedule")}
     return edited_schedule(schedule, changes) if changes else schedule
@@ -141,7 +141,7 @@ def with_changes(run: Run, schedule: Schedule) -> Schedule:
 def read_schedule(run: Run) -> Schedule | None:
     """The run's ``schedule.json``; None where there is none. Raises `AutosegError` where it cannot be read."""
     path = run.folder.schedule
-    return load_document(Schedule, path, mend=CORRECT) if path.is_file() else None
+    return load_document(Schedule, path, fix=CORRECT) if path.is_file() else None
 
 
 def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
@@ -149,7 +149,7 @@ def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
     try:
         schedule, splits = run.schedule, run.splits
     except AutosegError:
-        return None  # of a schedule that cannot be read `read_schedule` tells
+        return None  # `read_schedule` reports a schedule that cannot be read
     return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
 
 
@@ -213,7 +213,7 @@ def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
-    """Time a few steps, apply the pure rule, then the person's changes."""
+    """Time a few steps, apply the pure rule, then the user's changes."""
     from autoseg.stages.trials import make_bench, measure_steps, refine, try_compiling
 
     settings, budgeted = run.settings, not run.follows_method
@@ -250,7 +250,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
 
 
 def always_trained_on(splits: Splits) -> tuple[str, ...]:
-    """Cases that every fold trains on, sorted: of them a first stage could only say what it was told."""
+    """Cases that every fold trains on, sorted: a first stage has no unseen predictions of them."""
     case_ids = sorted({case_id for split in splits.folds for case_id in (*split.train, *split.val)})
     return tuple(case_id for case_id in case_ids if not folds_without(splits, case_id))
 
@@ -270,7 +270,7 @@ def require_unseen(splits: Splits, name: str) -> None:
                 where=name,
                 message="starts from predictions of its first stage for cases that it did not train on, but every fold trains "
                 f"on {', '.join(seen)}",
-                fix="give folds that validate each case once (--folds), or train another configuration",
+                fix="use folds that validate each case once (--folds), or train another configuration",
             )
         )
 
@@ -303,7 +303,7 @@ def fitting_splits(run: Run, dataset: DatasetDescription, plan: Plan, schedule: 
                 code="schedule.other_folds",
                 where=where,
                 message=f"trains {count_noun(schedule.num_folds, 'fold')}, but {_describe_folds(run, dataset, splits)}",
-                fix=f"take a schedule of {count_noun(len(splits.folds), 'fold')}, or give other folds",
+                fix=f"use a schedule with {count_noun(len(splits.folds), 'fold')}, or other folds",
             )
         )
     for training in schedule.trainings:
@@ -320,7 +320,7 @@ def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> 
             code="schedule.unplanned",
             where=where,
             message=f"trains {name}, which the plan lacks; it has {', '.join(planned)}",
-            fix="take a schedule of the same preset, or none",
+            fix="use a schedule of the same preset, or none",
         )
         for name in scheduled
         if name not in planned
@@ -337,7 +337,7 @@ def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> 
             own = plan.configuration(training.configuration).network.features[0]
             if training.base_features != own:
                 message = f"trains {training.configuration} with {training.base_features} features, not {own} as the pretrained model"
-                fix = "take a schedule that was made with --pretrained, or none"
+                fix = "use a schedule that was made with --pretrained, or none"
                 issues.append(Issue(code="schedule.other_width", where=where, message=message, fix=fix))
     if issues:
         raise AutosegError(*issues)
@@ -361,17 +361,17 @@ def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Sc
     if both is None or both[1] != splits:
         save_splits(run, dataset, splits)
     changes = "; ".join(map(str, schedule_edits(run)))
-    run.say(f"schedule.json was edited: {changes}; keeping it (--replan measures again)")
+    run.say(f"schedule.json was edited: {changes}; keeping it (--replan discards the edits and measures again)")
 
 
 def schedule_edits(run: Run) -> tuple[Edit, ...]:
-    """What a person changed in ``schedule.json``, beside the values that were written there."""
+    """What the user changed in ``schedule.json``, next to the values that were written."""
     written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
     return () if written is None else find_edits(written, run.schedule)
 
 
 def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -> Schedule:
-    """The run's schedule with the configuration ``name`` in it; what it lacks of it is preprocessed, timed and written down.
+    """The run's schedule with the configuration ``name`` in it; missing data are preprocessed and the training is timed and added.
 
     Raises `AutosegError` for a configuration that a given schedule does not train, or that cannot be trained on these folds.
     """
@@ -384,7 +384,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
             return schedule
         if run.settings.schedule is not None:
             message = f"does not train {name}; it trains {', '.join(scheduled)}"
-            fix = "choose one of these, or give another schedule"
+            fix = "choose one of these, or use another schedule"
             raise AutosegError(
                 Issue(code="schedule.not_trained", where=str(run.settings.schedule), message=message, fix=fix)
             )
@@ -407,7 +407,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         schedule = extend_schedule(plan, schedule, name, measurements, elapsed_s=run.elapsed_s)
         record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
-        if record is not None:  # what the product adds is no edit of a person
+        if record is not None:  # what autoseg adds is not an edit by the user
             inputs = {**record.inputs, **({"plan": _plan_key(plan, schedule)} if "plan" in record.inputs else {})}
             documents = {**record.documents, run.folder.schedule.name: schedule.model_dump(mode="json")}
             save_document(
@@ -417,14 +417,14 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
 
 
 def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> list[str]:
-    """What a person should know of a training that begins from another model."""
+    """What the user should know about a training that starts from another model."""
     from autoseg.networks.weights import describe_transfer
 
     pretrained = open_pretrained(run)
     if pretrained is None:
         return []
     about = pretrained.description
-    lines = [f"Training on from a model of {about.dataset.name}, with its plan: {', '.join(about.stages)}"]
+    lines = [f"Fine-tuning a model of {about.dataset.name} with its plan: {', '.join(about.stages)}"]
     for training in schedule.trainings:
         before, after = (interface(each, each.configuration(training.configuration)) for each in (about.plan, plan))
         lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
@@ -461,7 +461,7 @@ def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Trainin
 
 
 def _say_differences(run: Run, schedule: Schedule) -> None:
-    """Say where results need not be those that the machine of the schedule would give."""
+    """Say if results may differ from those on the machine that made the schedule."""
     made_for = schedule.conditions.num_threads
     if made_for != run.num_threads:
         run.say(

@@ -76,12 +76,12 @@ def select(run: Run) -> Generator[Work, None, None]:
     selection = run.selection
     run.say(f"Selected {selection.name}: {selection.reason}")
     for step in selection.postprocessing:
-        of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} taken together"
+        of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} together"
         run.say(f"Postprocessing: keep the largest component of {of}")
 
 
 def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:
-    """What takes away from the scores: networks that knew cases they are scored on, or other cases of the same patients."""
+    """Caveats of the scores: networks that were trained on cases they are scored on, or on other cases of the same patients."""
     overlap = None if prepared.pretrained is None else find_overlap(prepared.pretrained, prepared.dataset)
     leaks = find_leaks(prepared.splits, groups_of(run.settings, prepared.dataset))
     return (*([] if overlap is None else [overlap]), *leaks)
@@ -240,7 +240,7 @@ def load_reference(prepared: Prepared, case_id: str) -> Labelled:
 
 
 def member_prediction(run: Run, prepared: Prepared, name: str, case_id: str) -> Path:
-    """Where a configuration's validation of a case lies."""
+    """Path of a configuration's validation of a case."""
     return prediction_path(run.folder.validation(name, fold_of(prepared, case_id)), case_id, prepared.dataset)
 
 

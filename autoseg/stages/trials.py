@@ -46,10 +46,10 @@ from planners import (
 )
 
 TRIAL_SHARE = 0.01
-"""Of the time to plan, for each trial: trials must not eat the time that they plan."""
+"""Share of the planned time for each trial: trials must not use up the time that they plan."""
 SHORTEST_TRIAL_S = 2.0
 LONGEST_TRIAL_S = 10.0
-"""Where steps are slow a few must do."""
+"""Enough where steps are slow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ WARM_UP_STEPS = 4
 """The first steps also prepare convolution kernels and fill caches; on CPUs they take up to twice as long."""
 TIMED_STEPS = 8
 TRIAL_CASES = 3
-"""Opening a case for the first time takes tens of milliseconds, which a training pays once and a trial would pay in every
+"""Opening a case for the first time takes tens of milliseconds, which costs a training once and would cost a trial in every
 step; few cases are open after the warm-up."""
 REFINED_S = 30.0
 """The training that was chosen is timed again, longer: all that follows depends on it."""
@@ -89,7 +89,7 @@ COMPILED_STEPS = 40
 COMPILING_STEPS = 2
 """The first steps, in which the forward and the backward pass are compiled."""
 GROWTH = 3.0
-"""A network twice as wide takes up to this much longer; so its trial is foreseen before it is begun."""
+"""A network twice as wide takes up to this much longer; so that a trial is only started if it fits."""
 
 
 def measure_steps(
@@ -160,7 +160,7 @@ def refine(bench: Bench, measurements: Sequence[Measurement], training: Training
 def try_compiling(
     bench: Bench, measurements: Sequence[Measurement], training: Training, num_folds: int
 ) -> tuple[Measurement, ...]:
-    """``measurements`` with the compiled step of ``training``, where that may pay and the compiler works."""
+    """``measurements`` with the compiled step of ``training``, where that may be faster and the compiler works."""
     mine = measured_for(measurements, training)
     if not compiling_may_pay(mine, training.num_steps, num_folds):
         return tuple(measurements)
@@ -303,7 +303,7 @@ def time_steps(
 def settled_mean(durations: Sequence[float]) -> float:
     """Mean without the first ones; of two the second stands for all.
 
-    The mean is what a training pays: a median would pass over the steps with much augmentation.
+    The mean is what a training takes: a median would pass over the steps with much augmentation.
     """
     return fmean(durations[min(WARM_UP_STEPS, (len(durations) + 1) // 2) :])
 

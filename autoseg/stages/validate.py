@@ -39,7 +39,7 @@ def validation_work(run: Run, prepared: Prepared, job: Job, key: str) -> Work:
     return Work(
         name=f"validate-{name}-fold_{fold}",
         what=f"validation of {name}, fold {fold}",
-        inputs=lambda: {"model": key, "need of probabilities": key_of(keeps)},
+        inputs=lambda: {"model": key, "need for probabilities": key_of(keeps)},
         outputs=[folder / "summary.json", *predictions, *probabilities],
         is_whole=is_filled,
         do=partial(validate_one, run, prepared, job, key=key, keeps=keeps),

@@ -1,4 +1,4 @@
-"""What a stage asks to be done: units of work that say what they are made from and what they leave."""
+"""Units of work of the stages, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from planners import Document
 D = TypeVar("D", bound=Document)
 
 Inputs = Mapping[str, str]
-"""Hash of each thing that a unit is made from, by the words a person knows it by."""
+"""Hash of each input of a unit, by its name in messages."""
 
 
-CORRECT = "correct it, or delete it to have it made again"
+CORRECT = "correct it, or delete it to redo it"
 
 
 def is_there(path: Path) -> bool:
@@ -66,11 +66,11 @@ class Work:
     wait: bool = True
     """Whether to wait where another process does the same; else that is an error."""
     is_recorded: bool = True
-    """Whether a record decides what is to be done; else `do` finds out for itself, and takes its own locks."""
+    """Whether a record decides what to do; else `do` finds out itself, and takes its own locks."""
     keeps_record: bool = False
     """The record of an earlier result stays until `do` removes it: interrupted before that, nothing is lost."""
     edited: Mapping[Path, type[Document]] = field(default_factory=dict)
-    """Outputs that a person may edit, with their types; the record keeps what the unit wrote."""
+    """Outputs that users may edit, with their types; the record keeps what the unit wrote."""
 
 
 def read_record(folder: RunFolder, name: str) -> StageRecord | None:
@@ -89,20 +89,20 @@ def changed_inputs(folder: RunFolder, name: str, inputs: Inputs) -> tuple[str, .
 
 
 def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Document | None = None) -> bool:
-    """Whether the document at ``path`` is a person's: neither what the unit ``name`` wrote, nor ``own``, what it would write.
+    """Whether the document at ``path`` is the user's: neither what the unit ``name`` wrote, nor ``own``, what it would write.
 
-    Without a record of the unit, a document counts as a person's, put there to be followed, only if ``own`` is known. Raises
+    Without a record of the unit, a document counts as the user's only if ``own`` is known. Raises
     `AutosegError` with all problems of a document that cannot be read. With ``run.replan`` nothing counts as edited.
     """
     written = written_document(run.folder, name, path, kind)
     if run.replan or not path.is_file() or (read_record(run.folder, name) is None and own is None):
         return False
     known = {key_of(each) for each in (written, own) if each is not None}
-    return key_of(load_document(kind, path, mend=CORRECT)) not in known
+    return key_of(load_document(kind, path, fix=CORRECT)) not in known
 
 
 def written_document(folder: RunFolder, name: str, path: Path, kind: type[D]) -> D | None:
-    """The document at ``path`` as the unit ``name`` wrote it, whatever became of it since; None where nothing tells."""
+    """The document at ``path`` as the unit ``name`` wrote it, whatever happened to it since; None if unknown."""
     record = read_record(folder, name)
     content = None if record is None else record.documents.get(path.name)
     try:
@@ -112,7 +112,7 @@ def written_document(folder: RunFolder, name: str, path: Path, kind: type[D]) ->
 
 
 StageFunction = Callable[[Run], Generator[Work, None, None]]
-"""Yields what is to be done, unit by unit; goes on when the unit is up to date."""
+"""Yields units of work, and resumes when the unit is up to date."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

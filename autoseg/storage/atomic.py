@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written under a temporary name, locked meanwhile, renamed at the end."""
+"""Atomic files and folders: written under a temporary name, locked meanwhile, renamed at the end."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 
 
 def temporary_path(path: Path) -> Path:
-    """A new name beside ``path`` for what will take its place."""
+    """A temporary name in the folder of ``path`` for the file that will replace it."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
 
 
@@ -62,7 +62,7 @@ def temporary_folder(path: Path) -> Iterator[Path]:
 def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:
     """Remove what killed processes left half-written in ``folder``, and in the folders ``below``; returns it.
 
-    What anybody still writes stays, and so does what is not named as we name it.
+    Files that are still being written stay, and so do files with other names.
     """
     found = [path for path in _temporaries(folder, below=below) if fcntl is not None and _is_orphan(path)]
     for path in found:
@@ -75,7 +75,7 @@ def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:
 
 
 def _temporaries(folder: Path, *, below: bool) -> Iterator[Path]:
-    """What is named as we name it; what lies in such a folder goes with it.
+    """Files and folders with our temporary names; such a folder counts as one.
 
     Folders may vanish on the way: others are at work in them.
     """
@@ -101,16 +101,14 @@ def _is_orphan(path: Path) -> bool:
 
 
 def require_file_name(path: Path) -> None:
-    """Raise `AutosegError` where ``path`` is a folder, in whose place no file can be put."""
+    """Raise `AutosegError` if ``path`` is a folder, which a file cannot replace."""
     if not path.name or os.path.isdir(path):
-        raise AutosegError(
-            f"{path} is a folder, but a file is to be written; give the name of a file, in this folder or another"
-        )
+        raise AutosegError(f"{path} is a folder, not a file; pass a file name")
 
 
 @contextmanager
 def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
-    """A binary file that appears at ``path`` whole or not at all.
+    """A binary file that appears at ``path`` atomically.
 
     Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
     Raises `AutosegError` where ``path`` is a folder, and one that names the folder when the disk is full or the folder is read-only.
@@ -172,10 +170,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_error(path: Path, error: OSError) -> AutosegError:
-    """The error a person needs when ``path`` could not be written; it names no option, for commands call that place differently."""
+    """The error for a ``path`` that could not be written; it names no option because commands name that place differently."""
     return AutosegError(
-        f"{path} could not be written ({error.strerror or error}); free some space there, allow writing to its folder, or give "
-        "the command another place to write to"
+        f"{path} could not be written ({error.strerror or error}); free some space there, allow writing to its folder, or "
+        "choose another place to write to"
     )
 
 
@@ -190,19 +188,17 @@ def save_document(path: Path, document: Document) -> None:
     write_text(path, write_document(document))
 
 
-def load_document(model: type[D], path: Path, *, mend: str | None = None) -> D:
+def load_document(model: type[D], path: Path, *, fix: str | None = None) -> D:
     """Read a document; a missing or faulty file is an `AutosegError` with all its problems.
 
-    ``mend`` says what to do about a file that a person gave; none: what to do about one that a stage writes.
+    ``fix`` is for a file that the user gave; without it, the error says how to fix one that a stage writes.
     """
     try:
         text = path.read_bytes()
     except OSError as error:
-        again = "it is written by an earlier stage: give the folder of a run, or run that stage first"
-        raise AutosegError(f"{path} could not be read ({error.strerror or error}); {mend or again}") from error
+        again = "it is written by an earlier stage: pass the folder of a run, or run that stage first"
+        raise AutosegError(f"{path} could not be read ({error.strerror or error}); {fix or again}") from error
     try:
         return read_document(model, text, where=str(path))
     except DocumentError as error:
-        raise AutosegError(
-            f"{error}\n{mend or 'restore the file, or delete it so that its stage is done again'}"
-        ) from error
+        raise AutosegError(f"{error}\n{fix or 'restore the file, or delete it to redo its stage'}") from error

@@ -63,7 +63,7 @@ def _read_array(text: Any) -> NDArray[Any] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cached(Generic[Item, Result]):
-    """A function of one case that does not do again what it has done, in this process or an earlier one.
+    """A function of one case whose results are cached on disk, across processes.
 
     A result counts while its function, the settings bound to it by `partial`, the version and ``state`` are the same.
     """
@@ -72,13 +72,13 @@ class Cached(Generic[Item, Result]):
     kind: Any
     """What the function returns: a document, or a dataclass of plain values, documents and arrays that are `KEPT`."""
     state: Callable[[Item], object]
-    """All that the result depends on, with a text that tells it: the item, and the state of the files that are read."""
+    """All that the result depends on, as text: the item, and the state of the files that are read."""
     folder: Path
     worth_keeping: Callable[[Result], bool] = _always
-    """Whether a result depends on nothing but ``state``: what tells of a failure may be over when the same is asked again."""
+    """Whether a result depends on nothing but ``state``: a failure may be over at the next call."""
 
     def __call__(self, item: Item) -> Result:
-        """The kept result, or a new one, which is then kept if worth it; where there is no room for it, it is only returned."""
+        """The kept result, or a new one, which is then kept if that saves time; without space on disk it is only returned."""
         path = self._path(item)
         with suppress(OSError, ValueError):
             kept: tuple[Result] = _adapter(self.kind).validate_json(path.read_bytes())
@@ -121,7 +121,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def key_of(*values: object) -> str:
-    """Hash of documents and plain values, without what is prose in them: what is made from the same has the same key."""
+    """Hash of documents and plain values, without the prose in them: equal inputs have equal keys."""
     text = json.dumps([essence(value) for value in values], sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 

@@ -43,7 +43,7 @@ class Entry(Document):
     made_from: str
     """`autoseg.storage.cache.key_of` of everything it was made from, the content of ``inputs`` included."""
     origin: str = ""
-    """Hash of the folder and names of the inputs: tells a changed input from another one of the same name."""
+    """Hash of the folder and names of the inputs: distinguishes a changed input from another one of the same name."""
     inputs: tuple[FileContent, ...] = ()
     """Files that were read, by name, as they were then: unchanged ones need not be hashed again."""
     files: Annotated[tuple[FileContent, ...], AfterValidator(_require_names)]
@@ -111,7 +111,7 @@ class Journal(Generic[Header]):
         except OSError as error:
             message = f"could not be read ({error.strerror or error})"
             raise AutosegError(
-                Issue(code="file.unreadable", where=str(self.path), message=message, fix="make it readable")
+                Issue(code="file.unreadable", where=str(self.path), message=message, fix="check its permissions")
             ) from error
         whole = new[: new.rfind(b"\n") + 1]
         self._bytes_read += len(whole)

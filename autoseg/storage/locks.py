@@ -24,7 +24,7 @@ except ImportError:  # Windows has no flock; a byte of the file is locked instea
 
 logger = logging.getLogger(__name__)
 WAIT_S = 0.2
-"""Between two looks at a lock that somebody else has."""
+"""Between two checks of a lock that another process holds."""
 OUTLIVED_S = 10.0
 """So long a lock may outlive its owner, in processes that it started: those of torch look for their parent every 5 s."""
 HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
@@ -107,6 +107,6 @@ def _owner_is_dead(handle: int) -> bool:
         return False
     try:
         os.kill(noted[0], 0)
-    except OSError as error:  # a living process of somebody else is one, too
+    except OSError as error:  # a living process of another user also counts
         return error.errno == errno.ESRCH
     return False

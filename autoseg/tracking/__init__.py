@@ -1,1 +1,1 @@
-"""What a run tells while it works: progress and history."""
+"""What a run reports while it works: progress and history."""

@@ -1,4 +1,4 @@
-"""Callbacks: who wants to know what a run does implements some of these methods and is handed to it.
+"""Callbacks: objects with some of these methods, called while a run works.
 
 Nothing that trains knows them. They are composed, never subclassed, and called in the order in which they are given.
 """

@@ -19,7 +19,7 @@ from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart
 
 DATABASE = "mlflow.db"
 KEY_TAG = "autoseg.key"
-"""Hash of what a training was made from: the same one is resumed, another one becomes another run."""
+"""Hash of what a training was made from: the same hash resumes the MLflow run, another one starts a new run."""
 FORBIDDEN = re.compile(r"[^\w\-. /]")
 """In names of metrics."""
 

@@ -47,7 +47,7 @@ AbstractTracking = AbstractContextManager[Tracker]
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in words: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
+    """A duration as text: ``8 s``, ``3 min 20 s``, ``1 h 05 min``."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole} s"

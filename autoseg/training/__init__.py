@@ -1,1 +1,1 @@
-"""Training: patches, augmentation, losses, the loop, one fold. Knows no image formats."""
+"""Training: patches, augmentation, losses, the loop, one fold. Independent of image formats."""

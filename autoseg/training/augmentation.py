@@ -174,7 +174,7 @@ def augment(
     """The augmented patch of a crop.
 
     ``image`` (C, crop...) and ``labels`` (M, crop...) are at least as large as the patch on every axis; returned are
-    tensors of the patch's shape, the label -1 (outside) turned into background. ``noise`` (C, patch...) is what
+    tensors of the patch's shape, the label -1 (outside) set to background. ``noise`` (C, patch...) is what
     `draw_noise` gives, drawn apart from the device so that every device adds the same. The inputs stay as they are.
     """
     image, labels = rotate_and_scale(parameters, recipe, image, labels)

@@ -111,9 +111,9 @@ def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[Issue
         if found is not None:
             break
         if candidate == path and path.exists():
-            message = "belongs to another training (its plan, data, folds, schedule or seed differ)"
+            message = "belongs to another training (plan, data, folds, schedule or seed differ)"
             issues.append(Issue(code="checkpoint.other_training", where=str(path), message=message))
-    fallback = f"the checkpoint of step {found.step} is used" if found else "the fold starts anew"
+    fallback = f"the checkpoint of step {found.step} is used" if found else "the fold starts from the beginning"
     changes = {"severity": "warning", "fix": ""}
     return found, tuple(i.model_copy(update={**changes, "message": f"{i.message}; {fallback}"}) for i in issues)
 
@@ -121,7 +121,7 @@ def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[Issue
 def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
     """The checkpoint of the training with ``key``; None if there is none, or it is another training's.
 
-    Raises `AutosegError` for a file that is damaged or is no checkpoint; if memory does not suffice, torch's own error.
+    Raises `AutosegError` for a file that is damaged or is no checkpoint; if memory runs out, torch's own error.
     Nothing in it is executed.
     """
     if not path.exists():
@@ -131,7 +131,7 @@ def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
         return Checkpoint(**content) if content["key"] == key else None
     except Exception as error:  # torch raises pickle's own error for anything that is not plain data
         if is_out_of_memory(error):
-            raise  # nothing is wrong with the file, and the training must not start anew
+            raise  # nothing is wrong with the file, and the training must not start over
         damaged, fix = isinstance(error, DAMAGE), "delete it to train this fold again"
         message = "contains more than weights and numbers and was not opened"
         if damaged:

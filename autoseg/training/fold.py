@@ -168,7 +168,7 @@ def train_fold(
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
     ``issues.json`` and ``checkpoint.pt``. If ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt`
-    raised. Raises `AutosegError` before the first step if plan, schedule and cases do not fit or memory does not suffice for a
+    raised. Raises `AutosegError` before the first step if plan, schedule and cases do not fit or there is too little memory for a
     single sample, and later if the loss stays not finite; ``history.jsonl`` and ``issues.json`` then record the training up to
     there, and a later call resumes from the last checkpoint.
     """
@@ -199,7 +199,7 @@ def train_fold(
 
 
 def _take_steps(run: FoldRun) -> None:
-    """All steps that are left; batches are drawn anew whenever a callback wants that."""
+    """All steps that are left; batches are drawn again whenever a callback wants that."""
     num_steps, source = run.spec.training.num_steps, batch_source(run.spec, purpose="training")
 
     def on_step(record: StepRecord) -> None:

@@ -25,7 +25,7 @@ from autoseg.training.sampling import BatchSource, cases_by_class, worker_died
 SKIPS_IN_ROW = 3
 """One bad patch may happen to meet an overflow; three batches in a row do not."""
 SKIPPED_SHARE = 0.1
-"""Of the steps of an epoch; what is skipped more often is no accident."""
+"""Of the steps of an epoch; what is skipped more often is not an accident."""
 MOST_RESTARTS = 3
 """The rate is then an eighth; if that diverges the data is to blame."""
 FOUND_DICE = 0.01
@@ -75,7 +75,7 @@ def judge_skip(
 
 
 def find_collapse(history: Sequence[EpochRecord]) -> str | None:
-    """What the last epoch lost of what the ones before it had learned, in words; None: nothing."""
+    """What the last epoch lost of what the ones before it had learned, as text; None: nothing."""
     if len(history) < 2 or history[-1].mean_dice is None or history[-1].loss is None:
         return None
     *before, last = history
@@ -128,7 +128,7 @@ def _known_dice(history: Sequence[EpochRecord], name: str) -> list[float]:
     return [dice for record in history if (dice := record.pseudo_dice.get(name)) is not None]
 
 
-def starved_share(history: Sequence[EpochRecord], *, on_cpu: bool) -> float | None:
+def waiting_share(history: Sequence[EpochRecord], *, on_cpu: bool) -> float | None:
     """Share of time that the last two epochs waited for batches, if it is too much; the very first, which starts workers, is left out."""
     recent = history[1:][-2:]
     limit = STARVED_SHARE_CPU if on_cpu else STARVED_SHARE
@@ -209,7 +209,7 @@ class CollapseGuard(Callback):
 
 @dataclass(frozen=True, slots=True)
 class ClassGuard(Callback):
-    """Draws more patches around classes that are not learned, and tells at the end which were not."""
+    """Draws more patches around classes that are not learned, and reports at the end which were not."""
 
     run: FoldRun
 
@@ -250,14 +250,14 @@ class ClassGuard(Callback):
 
 @dataclass(frozen=True, slots=True)
 class DataGuard(Callback):
-    """Starts more workers when the device waits for batches, or tells what helps."""
+    """Starts more workers when the device waits for batches, or reports what helps."""
 
     run: FoldRun
 
     def on_epoch(self, epoch: EpochRecord) -> None:
         run = self.run
         on_cpu = run.spec.device.type == "cpu"
-        share = starved_share(run.state.history, on_cpu=on_cpu)
+        share = waiting_share(run.state.history, on_cpu=on_cpu)
         if share is None:
             return
         more = 0 if on_cpu else max(0, run.spec.most_workers - run.num_workers)
@@ -279,7 +279,7 @@ class OverfittingGuard(Callback):
     def on_epoch(self, epoch: EpochRecord) -> None:
         found = find_overfitting(self.run.state.history, self.run.spec.num_epochs)
         if found is not None:
-            fix = "add cases, or use a shorter --budget; the final weights are used all the same, best.safetensors keeps the best"
+            fix = "add cases, or use a shorter --budget; the final weights are still used, and best.safetensors keeps the best"
             where = self.run.spec.where
             add_issue(
                 self.run, Issue(code="training.overfitting", severity="warning", where=where, message=found, fix=fix)
@@ -324,7 +324,7 @@ def failure_issue(run: FoldRun, found: str, *, code: str) -> Issue:
         code=code,
         where=run.spec.where,
         message=message,
-        fix="look for extreme intensities with autoseg check and correct or remove these cases; if the data is fine, report this "
+        fix="look for extreme intensities with autoseg check, and correct or remove these cases; if the data is fine, report this "
         f"with the fold's {ISSUES_FILE} and {HISTORY_FILE}",
     )
 

@@ -192,7 +192,7 @@ def train(
 
 
 def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> StepOutcome | None:
-    """A step; None where memory did not suffice, with all memory of the attempt released."""
+    """A step; None where memory ran out, with all memory of the attempt released."""
     try:
         return train_step(parts, images, labels, rate, micro_batch_size=size)
     except (RuntimeError, MemoryError) as error:

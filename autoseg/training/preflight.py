@@ -59,11 +59,11 @@ def micro_batch_issue(spec: FoldSpec, size: int) -> Issue:
     price = (
         ""
         if is_mean_over_samples(spec.configuration.loss, spec.plan.labels)
-        else ", each twice, since the loss is that of the whole batch"
+        else ", each computed twice because the loss is that of the whole batch"
     )
     message = (
-        f"memory does not suffice for a batch of {spec.training.batch_size} samples at once; micro-batches of {size} are computed"
-        f"{price}. The gradient stays that of the whole batch, and steps take longer"
+        f"a batch of {spec.training.batch_size} samples does not fit into memory; it is split into micro-batches of {size}"
+        f"{price}. The gradient is that of the whole batch; steps take longer"
     )
     return Issue(code="training.micro_batches", severity="note", where=spec.where, message=message)
 
@@ -121,7 +121,7 @@ def _plan_issues(labels: Labels, configuration: Configuration, training: Trainin
 def find_micro_batch(spec: FoldSpec, *, most: int | None = None) -> int | None:
     """The largest micro-batch with which a training step fits into memory; None if not even one sample does.
 
-    Steps are tried with parts of their own, which are thrown away. ``most``: no larger ones.
+    Steps are tried with separate parts, which are discarded. ``most``: no larger ones.
     """
     sizes = plausible_sizes(spec.configuration, spec.training, spec.device, most=most)
     return next((size for size in sizes if survives_step(spec, size)), None)
@@ -130,7 +130,7 @@ def find_micro_batch(spec: FoldSpec, *, most: int | None = None) -> int | None:
 def plausible_sizes(
     configuration: Configuration, training: Training, device: torch.device, *, most: int | None = None
 ) -> tuple[int, ...]:
-    """Sizes of micro-batches that are worth trying, largest first; ``most``: no larger ones.
+    """Sizes of micro-batches to try, largest first; ``most``: no larger ones.
 
     On a CPU those that by the estimate fit into free memory: there a process that allocates too much is killed without an error.
     """
@@ -161,7 +161,7 @@ def batch_bytes(configuration: Configuration, training: Training) -> int:
 def kept_heap_for(
     configuration: Configuration, training: Training, device: torch.device
 ) -> AbstractContextManager[None]:
-    """`kept_heap`, if memory suffices for a training with whole batches."""
+    """`kept_heap`, if there is enough memory for a training with whole batches."""
     size = training.batch_size
     return kept_heap(device, lambda: needed_bytes(configuration, training, size, keeps_freed=True))
 
@@ -222,7 +222,7 @@ def memory_issue(plan: Plan, configuration: Configuration, training: Training, d
         what, fix = f"a batch of {training.batch_size} samples", "train with smaller batches (--schedule)"
     free = f"it does not fit on {device}"
     if device.type == "cpu":
-        free = f"{free_memory_bytes() / GB:.1f} GB are free"
+        free = f"{free_memory_bytes() / GB:.1f} GB is free"
     message = (
         f"training with {training.base_features} features needs about {needed / GB:.1f} GB of memory for {what}; {free}"
     )

@@ -29,7 +29,7 @@ REMOVABLE_SHARE = 0.15
 EXACT_FLOATS = 2**24
 """Whole numbers below this are exact in float32."""
 FAR = 10_000
-"""A squared distance beyond all that are looked for, which 16-bit integers still hold."""
+"""A squared distance above all that are searched for, which fits into 16 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +178,7 @@ def label_on_gpu(mask: Tensor) -> Tensor:
     """The same by neighbourhood maxima, which a GPU is fast at, with other numbers in the same order; for less than
     `EXACT_FLOATS` voxels.
 
-    Every voxel begins with a number of its own, the first voxel with the highest. It takes the highest of its neighbours,
+    Every voxel starts with its own number, the first voxel with the highest. It takes the highest of its neighbours,
     then the one that the voxel of that number has by now; so numbers travel in leaps, and a dozen rounds do.
     """
     pool = functional.max_pool3d if mask.ndim == 3 else functional.max_pool2d

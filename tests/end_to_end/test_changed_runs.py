@@ -483,7 +483,7 @@ def test_weights_of_otherwise_turned_images_are_outdated(finished: Job, changes:
 def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, unseen = Run.open(job.root), "a model that had not seen it"
+    run, unseen = Run.open(job.root), "a network that did not see it"
     prepared = read_prepared(run)
     assert unseen in run.report.read_text()
     assert not score_issues(run, prepared)

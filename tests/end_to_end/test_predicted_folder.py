@@ -91,7 +91,7 @@ def test_corrected_label_maps_are_kept(job: Job) -> None:
     write_label_map(label_map, np.zeros_like(volume.array[0], dtype=np.uint8), volume.geometry)
     corrected = label_map.read_bytes()
     job.predict()
-    assert f"Kept {label_map}: it was changed after it was predicted" in job.reporter.lines
+    assert f"Kept {label_map}: it was changed after prediction" in job.reporter.lines
     shutil.copy(job.image(1), job.image(0))
     for probabilities in (False, True):
         with pytest.raises(AutosegError) as caught:

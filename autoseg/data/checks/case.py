@@ -285,7 +285,7 @@ def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[
             return []
         message, fix = (
             f"all voxels of channel {channel} are {low:g}",
-            "look at the image; remove the case if it is empty",
+            "view the image, and remove the case if it is empty",
         )
         return [item.issue(path, message, fix, severity="warning", code="image.constant")]
     bad = ~np.isfinite(voxels)
@@ -294,7 +294,7 @@ def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[
     counts = {"NaN": num_nan, "infinite": int(bad.sum()) - num_nan}
     kinds = " and ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     message = f"{kinds} voxels in channel {channel}, the first at (z, y, x) = {first}"
-    fix = "replace these values, for example by that of air, or remove the case"
+    fix = "replace these values, for example by the value of air, or remove the case"
     return [item.issue(path, message, fix, code="image.nan" if num_nan else "image.infinite")]
 
 
@@ -303,11 +303,11 @@ def _label_issues(item: CheckItem, counts: Mapping[int, int], file_values: Seque
     undeclared = {value: count for value, count in counts.items() if value not in file_values}
     if len(undeclared) >= MANY_VALUES:
         message = f"{len(counts)} values from {min(counts)} to {max(counts)}: grey values, not labels"
-        fix = "give the label map, not an image or an interpolated mask"
+        fix = "replace it by a label map, not an image or an interpolated mask"
         return [item.issue(where, message, fix, code="labels.grey_values")]
     if undeclared:
         return [undeclared_values(undeclared, file_values, where=where, case=item.case_id)]
     if set(counts) <= {file_values[0]}:
-        fix = "make sure that nothing is to be labelled in this case"
+        fix = "make sure that this case has nothing to label"
         return [item.issue(where, "the label map is empty", fix, severity="warning", code="labels.empty")]
     return []

@@ -40,7 +40,7 @@ from autoseg.wording import count_noun, shorten
 from planners import Document, LabelClass, Labels
 
 MANY_EMPTY, COMMON_EMPTY = 3, 0.05
-"""More empty label maps than this number and this share of all cases are no accident."""
+"""More empty label maps than this number and this share of all cases are not an accident."""
 CASE_S, VOXEL_S = 0.015, 6e-8
 """Processor time of the check for each case and each voxel of an image: 60 cases of the hippocampus take 1.4 s, 28 million
 voxels of MR 1.6 s."""
@@ -202,7 +202,7 @@ def _summarise_empty(issues: Sequence[Issue], dataset: DatasetDescription) -> li
         severity="note",
         where=dataset.root,
         message=f"{len(empty)} of {count_noun(len(dataset.training), 'label map')} are empty: {cases}",
-        fix="make sure that nothing is to be labelled in these cases",
+        fix="make sure that these cases have nothing to label",
     )
     return [*(issue for issue in issues if issue.code != "labels.empty"), note]
 

@@ -25,7 +25,7 @@ def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
 
     The same image with different labels is an error: one of them is wrong. Warnings: the same image and label map twice, a
     label map of two different images, two images that differ by little more than scale, a training image among the test
-    images. Duplicates in one group cannot be in both training and validation, and are warnings all the same.
+    images. Duplicates in one group cannot be in both training and validation, but are still warnings.
     """
     same_image = _alike(cases, lambda case: case.channel_digests)
     issues = [_same_image(first, second) for first, second in same_image]
@@ -37,7 +37,7 @@ def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
     for first, second in _nearly_same_images(cases):
         if frozenset((first.case_id, second.case_id)) not in reported:
             message = f"nearly the same image as case {first.case_id}{_across(first, second)}"
-            fix = "keep one of the two, or keep them in one fold by naming their patient"
+            fix = "remove one of them, or list both under one patient to keep them in one fold"
             issues.append(_issue(second, message, fix, code="case.near_duplicate"))
     return [*issues, *_repeated_channels(cases)]
 
@@ -65,14 +65,14 @@ def _alike(
 def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
     if first.is_training != second.is_training:
         message = f"the test image is the training image of case {first.case_id}"
-        fix = "remove one of the two: a score on a training image does not tell about new ones"
+        fix = "remove one of them: a score on a training image says nothing about new images"
         return _issue(second, message, fix, code="case.test_in_training")
     if first.is_training and first.label_digest != second.label_digest:
         message = f"the same image as case {first.case_id}, but with another label map"
         fix = "find out which label map is correct, and remove the other case"
         return _issue(second, message, fix, severity="error", code="case.contradictory_labels")
     message = f"the same image as case {first.case_id}{_across(first, second)}"
-    fix = "remove one of the two: in different folds it inflates the cross-validation score"
+    fix = "remove one of them: in different folds they inflate the cross-validation score"
     return _issue(second, message, fix, code="case.duplicate")
 
 
@@ -85,7 +85,7 @@ def _same_label(first: CaseMeasures, second: CaseMeasures) -> Issue:
 def _across(first: CaseMeasures, second: CaseMeasures) -> str:
     if first.group is None or second.group is None or first.group == second.group:
         return ""
-    return f", which is of another patient ({first.group} and {second.group})"
+    return f", from another patient ({first.group} and {second.group})"
 
 
 def _nearly_same_images(cases: Sequence[CaseMeasures]) -> list[tuple[CaseMeasures, CaseMeasures]]:
@@ -124,7 +124,7 @@ def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
         if 2 * len(same) < len(cases):
             message, fix = (
                 f"channels {a} and {b} are the same image",
-                "give each channel its own file, or remove the case",
+                "use a different file for each channel, or remove the case",
             )
             issues += [_issue(case, message, fix, severity="error", code="image.repeated_channel") for case in same]
     return issues
@@ -171,7 +171,7 @@ def ungrouped_patients(cases: Iterable[Case], where: str) -> list[Issue]:
             code="case.ungrouped_patient",
             severity="warning",
             where=where,
-            message=f"by their names, cases of one patient that may be in both training and validation: {shown}",
-            fix="name the patients: --groups, or a spec file whose pattern has {patient} (--spec)",
+            message=f"by their names, several cases of one patient, which may be in both training and validation: {shown}",
+            fix="list the patients in a file (--groups), or use a spec file whose pattern has {patient} (--spec)",
         )
     ]

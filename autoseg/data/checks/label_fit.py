@@ -107,7 +107,7 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
     is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < _lowest_usual(usual)
     if not signs and not is_strange:
         return None
-    agreement = f"it agrees by {own:.2f} with what the {len(others)} others predict, which reach {middle:.2f}"
+    agreement = f"its agreement with a prediction from the other cases is {own:.2f}, that of the {len(others)} others {middle:.2f}"
     return Misfit(
         case_id=judged.case.case_id,
         message="; ".join([agreement, *signs]),
@@ -131,7 +131,7 @@ def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
     usual = float(gains[:, axis].max())
     if own[axis] < MIN_GAIN or own[axis] < usual + MIN_GAIN:
         return {}
-    return {f"flipped along {AXES[axis]} it would agree by {fit.flips[axis]:.2f}": fit.flips[axis]}
+    return {f"flipped along {AXES[axis]} the agreement would be {fit.flips[axis]:.2f}": fit.flips[axis]}
 
 
 def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]:
@@ -141,13 +141,13 @@ def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]
         return {}
     z, y, x = (blocks * mm for blocks, mm in zip(judged.fit.shift, judged.case.thumbnail.spacing_mm, strict=True))
     moved = judged.fit.own + judged.fit.shifted
-    return {f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) it would agree by {moved:.2f}": moved}
+    return {f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) the agreement would be {moved:.2f}": moved}
 
 
 def _swap_signs(own: float, swaps: Sequence[tuple[float, str]], index: int) -> dict[str, float]:
     gain, name = swaps[index]
     return (
-        {f"it fits the image of case {name} better, and the label map of that case fits here": own + gain}
+        {f"it fits the image of case {name} better, and the label map of that case fits this image": own + gain}
         if name
         else {}
     )
@@ -190,5 +190,5 @@ def misfit_issue(misfit: Misfit, where: str, *, more: Sequence[str] = ()) -> Iss
         case=misfit.case_id,
         where=where,
         message="; ".join([f"the label map does not fit its image: {misfit.message}", *more]),
-        fix="view it on its image; replace the label map, or remove the case",
+        fix="view it on its image, and replace the label map or remove the case",
     )

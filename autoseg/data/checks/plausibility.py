@@ -111,7 +111,7 @@ def unusual_issue(fact: LabelFacts, signs: Sequence[str], *, num_others: int) ->
 
 
 def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> list[list[str]]:
-    """For each label map how it is unlike the others, in words: spacing, size, volumes, missing classes.
+    """For each label map how it is unlike the others, as text: spacing, size, volumes, missing classes.
 
     Quantities are compared by their logarithm with those of all label maps that have an image: unusual is what is off
     by more than a fixed ratio and, by `oddness`, more than they differ among each other.
@@ -154,8 +154,8 @@ def wrong_units(facts: Sequence[LabelFacts]) -> list[Issue]:
                     code="case.spacing_unit",
                     case=fact.case_id,
                     where=fact.path,
-                    message=f"spacing {_triple(fact.geometry.spacing_mm)} mm against a median of {usual} mm: {ratio}, "
-                    "probably in another unit of length",
+                    message=f"spacing {_triple(fact.geometry.spacing_mm)} mm, median {usual} mm: {ratio}, "
+                    "probably in a different unit of length",
                     fix="correct the spacing in the headers of image and label map to mm, or remove the case",
                 )
             )
@@ -183,7 +183,7 @@ def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
                     where=fact.path,
                     message=f"{len(own)} values from {min(own)} to {max(own)} that no other label map has: grey values, not "
                     "labels",
-                    fix="give the label map, not an image or an interpolated mask, or remove the case",
+                    fix="replace it by a label map, not an image or an interpolated mask, or remove the case",
                 )
             )
     return issues
@@ -206,7 +206,7 @@ def rare_classes(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
         elif len(cases) <= RARE < len(labelled):
             has = "has" if len(cases) == 1 else "have"
             message = f"only {len(cases)} of {len(labelled)} label maps {has} {shown}: {', '.join(cases)}"
-            fix = "add cases with this class: so few are not enough to train and validate it"
+            fix = "add cases with this class, which has too few to train and validate it"
             issues.append(
                 Issue(code="labels.rare_class", severity="note", where=dataset.root, message=message, fix=fix)
             )
@@ -217,10 +217,10 @@ def _grid_signs(fact: LabelFacts, others: Sequence[LabelFacts]) -> list[str]:
     signs = []
     own, spacings = fact.geometry.spacing_mm, np.array([other.geometry.spacing_mm for other in others])
     if any(_is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, spacings.T, strict=True)):
-        signs.append(f"spacing {_triple(own)} mm against a median of {_triple(np.median(spacings, axis=0))}")
+        signs.append(f"spacing {_triple(own)} mm, median {_triple(np.median(spacings, axis=0))}")
     shape, shapes = fact.geometry.shape, np.array([other.geometry.shape for other in others], np.int64)
     if _is_unusual(math.prod(shape), shapes.prod(axis=1), MAX_SIZE_RATIO):
-        signs.append(f"size {_triple(shape)} voxels against a median of {_triple(np.median(shapes, axis=0))}")
+        signs.append(f"size {_triple(shape)} voxels, median {_triple(np.median(shapes, axis=0))}")
     return signs
 
 
@@ -238,7 +238,7 @@ def _volume_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset
             below = -oddness(math.log(volume), known, floor=math.log(MIN_VOLUME_RATIO))
             unusual.append((max(above, below), name, float(volume), math.exp(float(np.median(known)))))
     most = max(unusual, default=(0.0, "", 0.0, 0.0))
-    return [f"{most[1]} of {most[2]:.3g} ml against a median of {most[3]:.3g}"] if most[0] > 1 else []
+    return [f"{most[1]} of {most[2]:.3g} ml, median {most[3]:.3g}"] if most[0] > 1 else []
 
 
 def _class_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset: DatasetDescription) -> list[str]:

@@ -176,7 +176,7 @@ def _unknown_in_groups(match: Match) -> list[Issue]:
             severity="warning",
             where=f"groups of {match.layout.name}",
             message=f"{count_noun(len(unknown), 'case')} not found in the folder: {shorten(unknown)}",
-            fix="correct the names, or cases of one patient may be in both training and validation",
+            fix="correct the names: otherwise cases of one patient may be in both training and validation",
         )
     ]
 
@@ -187,7 +187,7 @@ def _ignored_files(root: Path, dropped: Mapping[str, Sequence[str]]) -> list[Iss
             code="layout.ignored_files",
             severity="note",
             where=str(root / files[0]),
-            message=f"{count_noun(len(files), 'file')} {text!r} not used as a channel: most cases have none",
+            message=f"{count_noun(len(files), 'file')} {text!r} not used as a channel: most cases lack it",
             fix="remove them, or list the channels in a spec file (--spec)",
         )
         for text, files in sorted(dropped.items())
@@ -203,8 +203,8 @@ def _other_layouts(root: Path, match: Match, rivals: Sequence[Match]) -> list[Is
             severity="note",
             where=str(root),
             message=f"read as {match.layout.title} ({count_noun(len(match.paired), 'case')}), but "
-            f"{rival.layout.title} fits as well ({count_noun(len(rival.paired), 'case')})",
-            fix=f"use --layout {rival.layout.name} or a spec file (--spec) if that is meant",
+            f"{rival.layout.title} also matches ({count_noun(len(rival.paired), 'case')})",
+            fix=f"use --layout {rival.layout.name} or a spec file (--spec) if that is what you meant",
         )
         for rival in rivals
     ]
@@ -262,7 +262,7 @@ def _duplicates(root: Path, case_id: str, files: Sequence[FoundFile], field: str
         kept = first.setdefault(file.fields.get(field) or "", file)
         if kept is not file:
             message = f"{kept.path} is for the same case and {field}"
-            fix = "keep one of the two, or choose one in a spec file (--spec)"
+            fix = "keep one of them, or choose one in a spec file (--spec)"
             issues.append(_error(root, case_id, file, message, fix, code="case.duplicate_file"))
     return issues
 

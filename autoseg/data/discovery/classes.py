@@ -117,7 +117,7 @@ class FoundLabels:
 
     values: LabelValues
     classes: tuple[str, ...] = ()
-    """Those with mask files of their own, in order."""
+    """Those with their own mask files, in order."""
     mask_value: int = 1
     issues: tuple[Issue, ...] = ()
 
@@ -180,7 +180,7 @@ def _values_in_files(cases: Sequence[Case], reading: LabelReading) -> tuple[int,
                 code="labels.all_empty",
                 where=str(Path(cases[0].label or "").parent),
                 message="no label map has a value other than 0: there is nothing to segment",
-                fix="give label maps whose structures have values from 1 on",
+                fix="use label maps whose structures have values of 1 or more",
             )
         )
     return tuple(sorted(values))
@@ -232,7 +232,7 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
                 code="labels.mixed_kinds",
                 where=maps[0],
                 message="a label map, but other cases have a mask for each class",
-                fix="give all cases the same kind of labels",
+                fix="use the same kind of labels in all cases",
             )
         )
     present = {mask.label for case in cases for mask in case.masks}
@@ -337,7 +337,7 @@ def _with_unannotated(found: FoundLabels, cases: Sequence[Case]) -> FoundLabels:
         code="labels.partly_annotated",
         severity="note",
         where=shorten(partial_cases),
-        message="annotated for some of the classes only: their background is ignored in training, because it may contain "
-        "the other classes, which are not scored there",
+        message="only some classes are annotated: the background is ignored in training, because it may contain "
+        "the other classes, which are not scored",
     )
     return replace(found, values=LabelValues(labels=labels, file_values=file_values), issues=(*found.issues, note))

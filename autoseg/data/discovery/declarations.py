@@ -65,7 +65,7 @@ def read_decathlon(path: Path) -> Declaration:
     test = _listed(content, "test", path, issues)
     annotated = _annotated(content, path, issues)
     if issues:
-        raise AutosegError(*issues, headline=f"{path} has {count_noun(len(issues), 'fault')}:")
+        raise AutosegError(*issues, headline=f"{path} has {count_noun(len(issues), 'error')}:")
     name = content.get("name")
     return Declaration(
         name=name if isinstance(name, str) and name.strip() else None,
@@ -124,7 +124,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
-        raise _unusable(path, f"could not be read ({error.strerror or error})", "make it readable") from error
+        raise _unusable(path, f"could not be read ({error.strerror or error})", "check its permissions") from error
     except UnicodeDecodeError as error:
         raise _unusable(path, f"not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -243,7 +243,7 @@ def _arrange(entries: Sequence[_Entry], order: Any, path: Path, issues: list[Iss
 def _clashes(
     entries: Sequence[_Entry], classes: Sequence[_Entry], background: int, ignore: int | None, has_regions: bool
 ) -> list[str]:
-    """Contradictions between label entries, in words."""
+    """Contradictions between label entries, as text."""
     found = []
     names = [entry.name for entry in entries]
     found += [
@@ -258,7 +258,7 @@ def _clashes(
     if ignore == background:
         found.append(f"background and ignore both have the value {background}")
     if not classes:
-        found.append("declares nothing but background")
+        found.append("declares only the background")
     return found
 
 

@@ -353,7 +353,7 @@ def _excluded(root: Path, exclude: Sequence[str], known: Collection[str]) -> lis
     if unknown:
         raise AutosegError(*unknown)
     names = sorted(set(exclude))
-    message = f"{count_noun(len(names), 'case')} left out by name (--exclude): {', '.join(names)}"
+    message = f"{count_noun(len(names), 'case')} left out (--exclude): {', '.join(names)}"
     return [Issue(code="case.excluded", severity="note", where=str(root), message=message)] if names else []
 
 

@@ -162,7 +162,7 @@ def read_case_list(path: Path, form: str) -> ListedCases:
 
 
 def _no_image(row: _Row) -> Issue:
-    return Issue(code="list.no_image", where=row.where, message="names no image", fix="name its image")
+    return Issue(code="list.no_image", where=row.where, message="has no image", fix="add its image")
 
 
 def _row_issue(
@@ -173,7 +173,7 @@ def _row_issue(
             code="list.repeated_case",
             where=row.where,
             message=f"case {case_id} is already listed ({seen[case_id]})",
-            fix="list every case once, or give each its own name in a column case",
+            fix="list every case once, or add a column named case with different names",
         )
     missing = [file.path for file in files if not split_part(path.parent / file.path)[0].exists()]
     if not missing:

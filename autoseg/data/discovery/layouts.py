@@ -83,13 +83,13 @@ def _existing_folder(folder: Path) -> Path:
 
 
 def _no_dataset(folder: Path, message: str, *, code: str) -> Issue:
-    fix = "give the folder of the dataset, or a list of cases as CSV or JSON"
+    fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
     return Issue(code=code, where=str(folder), message=message, fix=fix)
 
 
 def _unlisted(folder: Path, error: OSError) -> Issue:
     message = f"could not be listed ({error.strerror or error})"
-    return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="make it readable")
+    return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="check its permissions")
 
 
 Files = dict[str, list[FoundFile]]
@@ -192,10 +192,8 @@ def without_cases(root: Path, match: Match, case_ids: Collection[str]) -> Match:
     )
     left = replace(match, images=images, labels=labels, test=test)
     if not left.paired:
-        message = f"all {count_noun(len(match.paired), 'labelled case')} are left out by name"
-        raise AutosegError(
-            Issue(code="case.none_left", where=str(root), message=message, fix="name fewer cases with --exclude")
-        )
+        message = f"all {count_noun(len(match.paired), 'labelled case')} are left out by --exclude"
+        raise AutosegError(Issue(code="case.none_left", where=str(root), message=message, fix="exclude fewer cases"))
     return left
 
 
@@ -318,7 +316,9 @@ def compare_with_known(dataset: DatasetDescription, layout: Layout) -> list[Issu
                 severity="warning" if more else "note",
                 where=dataset.root,
                 message=f"found {found} {kind} cases, but {layout.title} has {expected}",
-                fix="remove copies and cases of other datasets" if more else "ignore this if you use a part of it",
+                fix="remove copies and cases of other datasets"
+                if more
+                else "ignore this if you use only some of its cases",
             )
         )
     return issues

@@ -35,7 +35,7 @@ class _Candidate:
     """The series in place of its folder."""
     name: SeriesName
     fits: bool
-    """The label map was drawn on it, or lies on its grid."""
+    """The label map was drawn on it, or has its grid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class _Choice:
 
     description: str
     is_certain: bool
-    """The labels, not the commonness of the series, decided."""
+    """The labels decided, not how many cases have the series."""
     others: tuple[str, ...]
 
 
@@ -174,7 +174,7 @@ def _others(best: _Candidate, candidates: Sequence[_Candidate]) -> tuple[str, ..
 
 def _chosen(root: Path, match: Match, choice: _Choice, cases: Sequence[_Several]) -> Issue:
     number = "1 case has" if len(cases) == 1 else f"{len(cases)} cases have"
-    reason = "its labels belong to it" if choice.is_certain else "most cases have it, or it has the most slices"
+    reason = "its labels match it" if choice.is_certain else "most cases have it, or it has the most slices"
     return Issue(
         code="series.chosen" if choice.is_certain else "series.guessed",
         severity="note" if choice.is_certain else "warning",

@@ -1,4 +1,4 @@
-"""The door to image files: everything that knows SimpleITK, nibabel and pydicom lies behind it.
+"""The door to image files: everything that knows SimpleITK, nibabel and pydicom is behind it.
 
 What is read is named by a path. Most often that is a file. A DICOM series is named by its folder; where a folder holds
 several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names. A

@@ -146,7 +146,9 @@ def _check_inflated(file: Path) -> None:
         while chunk and not inflater.eof:
             size += len(inflater.decompress(chunk, CHUNK))
             if size > MOST_INFLATED:
-                raise damaged(file, code="reader.corrupt", message=f"it inflates to more than {MOST_INFLATED} bytes")
+                raise damaged(
+                    file, code="reader.corrupt", message=f"it decompresses to more than {MOST_INFLATED} bytes"
+                )
             chunk = inflater.unconsumed_tail or stream.read(CHUNK)
 
 
@@ -257,7 +259,9 @@ def _decoded(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[Any]:
     pixels: NDArray[Any] = tags.pixel_array
     if pixels.shape != shape:
         raise damaged(
-            file, code="reader.corrupt", message=f"the header says {shape} voxels (y, x), but {pixels.shape} were read"
+            file,
+            code="reader.corrupt",
+            message=f"the header declares {shape} voxels (y, x), but {pixels.shape} were read",
         )
     return pixels
 
@@ -277,7 +281,7 @@ def _plain(file: Path, tags: Any, shape: tuple[int, ...], syntax: Any) -> NDArra
         raise damaged(
             file,
             code="reader.truncated",
-            message=f"the header promises {expected} bytes of pixels, but the file has {len(raw)}",
+            message=f"the header declares {expected} bytes of pixels, but the file has {len(raw)}",
         )
     pixels = np.frombuffer(raw, kind, math.prod(shape)).reshape(shape).astype(kind.newbyteorder("="))
     if stored < bits:

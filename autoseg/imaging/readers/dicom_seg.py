@@ -58,7 +58,7 @@ def dicom_segments(file: Path) -> Segmentation:
         code="reader.fractional_segments",
         severity="note",
         where=str(file),
-        message="its fractional segments are taken from half of the largest fraction on",
+        message="its fractional segments are thresholded at half of the largest fraction",
     )
     return Segmentation(segments=tuple(segments), geometry=geometry, notes=(note,) if is_fractional else ())
 
@@ -104,7 +104,7 @@ def _names(file: Path, tags: Any) -> dict[int, str]:
         if index > 0 or (index == 0 and _kind(tags) != LABEL_MAP_STORAGE):
             names[index] = str(item.get("SegmentLabel") or f"segment_{index}").strip()
     if not names or not 0 < min(names) <= max(names) < 2**16:
-        raise damaged(file, message=f"its segments have the numbers {sorted(names)}, expected some from 1 on")
+        raise damaged(file, message=f"its segments have the numbers {sorted(names)}, expected positive numbers")
     return names
 
 
@@ -116,7 +116,7 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
     if _kind(tags) is None:
         kind = getattr(tags.get("SOPClassUID"), "name", "unknown")
         raise reader_error(
-            file, code="reader.no_segments", message=f"it is of kind {kind}", fix="give a DICOM SEG file"
+            file, code="reader.no_segments", message=f"its SOP class is {kind}", fix="use a DICOM SEG file"
         )
     frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
     if not frames or len(frames) != int(number(tags, "NumberOfFrames", 1)):
@@ -217,13 +217,13 @@ def _owner(file: Path, frame: Any, tags: Any) -> int:
         items = owner.get("SegmentIdentificationSequence")
         if items:
             return int(vector(items[0], "ReferencedSegmentNumber", 1)[0])
-    raise damaged(file, message="a frame does not say to which segment it belongs")
+    raise damaged(file, message="a frame does not name its segment")
 
 
 def _pixels(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     """All numbers of all frames in a row; for ``bits`` 1 the bytes that hold them."""
     if bits not in (1, 8, 16):
-        raise damaged(file, message=f"it has {bits} bits for a voxel, where a segmentation has 1, 8 or 16")
+        raise damaged(file, message=f"it has {bits} bits per voxel, expected 1, 8 or 16")
     if tags.file_meta.TransferSyntaxUID.is_encapsulated:
         return _decompressed(file, tags, count, bits)
     raw = np.frombuffer(tags.get("PixelData") or b"", np.uint8)
@@ -231,7 +231,7 @@ def _pixels(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
         raise damaged(
             file,
             code="reader.truncated",
-            message=f"the header promises {math.ceil(count * bits / 8)} bytes of voxels, but the file has {len(raw)}",
+            message=f"the header declares {math.ceil(count * bits / 8)} bytes of voxels, but the file has {len(raw)}",
         )
     if bits == 1:
         return raw
@@ -243,15 +243,15 @@ def _decompressed(file: Path, tags: Any, count: int, bits: int) -> NDArray[Any]:
     require_memory(file, count * max(1, bits // 8) * 2)
     try:
         values = tags.pixel_array
-    except Exception as error:  # each decoder has errors of its own
+    except Exception as error:  # each decoder has its own errors
         packing = tags.file_meta.TransferSyntaxUID.name
         raise unsupported(
             file,
-            message=f"it is packed as {packing} and could not be unpacked ({str(error)[:200]})",
-            fix="store it unpacked",
+            message=f"its transfer syntax {packing} could not be decoded ({str(error)[:200]})",
+            fix="store it uncompressed",
         ) from None
     if values.size != count:
         raise damaged(
-            file, code="reader.corrupt", message=f"the header promises {count} voxels, but {values.size} were read"
+            file, code="reader.corrupt", message=f"the header declares {count} voxels, but {values.size} were read"
         )
     return np.packbits(values.ravel(), bitorder="little") if bits == 1 else values.ravel()

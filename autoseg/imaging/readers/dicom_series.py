@@ -174,7 +174,7 @@ def read_single(file: Path) -> Series:
     _check_one_slice(file, tags)
     if tags.get("Rows") in (None, "", 0):
         raise reader_error(
-            file, code="dicom.no_pixels", message=f"it is of kind {_kind(tags)}, without pixels", fix="give an image"
+            file, code="dicom.no_pixels", message=f"its SOP class is {_kind(tags)}, without pixels", fix="use an image"
         )
     item = _slice(file, tags)
     if item is not None:
@@ -205,14 +205,14 @@ def _check_one_slice(file: Path, tags: Any) -> None:
             file,
             code="dicom.multiframe",
             message=f"it has {frames:g} frames in one file",
-            fix="convert it to single slices or to NIfTI",
+            fix="convert it to one file per slice or to NIfTI",
         )
     kinds = tags.get("ImageType") or ()
     if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
         raise reader_error(
             file,
             code="dicom.mosaic",
-            message="its slices lie side by side in one picture (mosaic)",
+            message="its slices are tiled in one image (mosaic)",
             fix="convert it to NIfTI",
         )
 
@@ -236,7 +236,7 @@ def _is_slice(file: Path) -> bool:
     except OSError as error:
         raise unreadable(file, error) from None
     if not found and image_ending(file):
-        raise damaged(file, code="reader.unknown_format", message="it does not begin as a DICOM file")
+        raise damaged(file, code="reader.unknown_format", message="it does not start like a DICOM file")
     return found
 
 
@@ -261,7 +261,7 @@ def _only_series(path: Path) -> list[_Slice]:
             folder,
             code="dicom.no_slices",
             message=f"it has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position",
-            fix="give the folder of an image series, or convert it to NIfTI",
+            fix="use the folder of an image series, or convert it to NIfTI",
         )
     if uid is not None and uid in groups:
         return groups[uid]
@@ -275,7 +275,7 @@ def _only_series(path: Path) -> list[_Slice]:
             folder,
             code="dicom.no_such_series" if uid else "dicom.several_series",
             message=f"it has {fault} ({names})",
-            fix="give one of these names, or put each series into a folder of its own",
+            fix="use one of these names, or put each series into its own folder",
         )
     return next(iter(groups.values()))
 
@@ -310,8 +310,8 @@ def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64
         raise reader_error(
             path,
             code="dicom.slices_coincide",
-            message="several slices lie at one position: it holds more than one volume (time points, echoes)",
-            fix="put each volume into a folder of its own",
+            message="several slices have the same position: it contains more than one volume (time points, echoes)",
+            fix="put each volume into its own folder",
         )
     odd = np.flatnonzero(np.abs(along - usual) > UNEVEN_STEP * usual)
     if len(odd):

@@ -38,7 +38,7 @@ def decode(
     seconds = BASE_SECONDS + sum(file.stat().st_size for file in files) // BYTES_PER_SECOND
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "pixels.npy")
-        # -P: nothing that lies in the current folder is taken for a library
+        # -P: nothing in the current folder is imported as a library
         command = [sys.executable, "-P", worker.__file__, str(num_bytes), str(seconds), decoder, str(out)]
         _run(
             path, command, files, seconds=seconds, limits=f"{seconds} s of processor time and {num_bytes / 1e9:.1f} GB"
@@ -46,10 +46,10 @@ def decode(
         try:
             pixels: NDArray[Any] = np.load(out, allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise damaged(path, code="reader.corrupt", message=f"its decoder gave nothing: {error}") from None
+            raise damaged(path, code="reader.corrupt", message=f"its decoder returned nothing: {error}") from None
     if pixels.shape != shape:
         raise damaged(
-            path, code="reader.corrupt", message=f"the header says {shape} voxels, but {pixels.shape} were read"
+            path, code="reader.corrupt", message=f"the header declares {shape} voxels, but {pixels.shape} were read"
         )
     return pixels
 
@@ -62,7 +62,7 @@ def _run(path: Path, command: Sequence[str], files: Sequence[Path], *, seconds: 
         )
     except subprocess.TimeoutExpired:
         raise damaged(
-            path, code="reader.corrupt", message=f"its decoder did not end within {seconds * MOST_WAITING} s"
+            path, code="reader.corrupt", message=f"its decoder did not finish within {seconds * MOST_WAITING} s"
         ) from None
     except OSError as error:
         raise reader_error(
@@ -72,7 +72,7 @@ def _run(path: Path, command: Sequence[str], files: Sequence[Path], *, seconds: 
             fix="close other programs",
         ) from None
     if done.returncode < 0:
-        cause = f"its decoder was ended by signal {-done.returncode}; it may take {limits}"
+        cause = f"its decoder was killed by signal {-done.returncode} (limits: {limits})"
         raise damaged(path, code="reader.corrupt", message=cause)
     if done.returncode:
         lines = [line.strip() for line in done.stdout.decode(errors="replace").splitlines() if line.strip()]

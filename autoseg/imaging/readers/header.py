@@ -103,7 +103,7 @@ def make_geometry(
             has_orientation=has_orientation,
         )
     except ValidationError as error:
-        raise damaged(path, message=f"the header makes no sense: {'; '.join(map(str, issues_of(error)))}") from error
+        raise damaged(path, message=f"the header is invalid: {'; '.join(map(str, issues_of(error)))}") from error
     return geometry, notes
 
 
@@ -133,7 +133,7 @@ def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np
         code="reader.straightened",
         severity="note",
         where=printable(path),
-        message=f"its axes were {degrees:.2f} degrees away from perpendicular and were straightened",
+        message=f"its axes were {degrees:.2f} degrees from perpendicular and were straightened",
         fix="correct the header of the file",
     )
     return left @ right, (note,)

@@ -176,7 +176,7 @@ def _jpeg_header(path: Path) -> ImageHeader:
         raise damaged(
             path,
             code="reader.truncated",
-            message=f"the header promises {promised} values, but the file has {held} bytes",
+            message=f"the header declares {promised} values, but the file has {held} bytes",
         )
     return header
 
@@ -206,7 +206,7 @@ def _gipl_header(path: Path) -> ImageHeader:
     check_promise(path, expected, path.stat().st_size, encoding_of(path))
     if len(read_bytes(path, expected, whole=True)) < expected:
         raise damaged(
-            path, code="reader.truncated", message=f"the header promises {expected} bytes, but the file has fewer"
+            path, code="reader.truncated", message=f"the header declares {expected} bytes, but the file has fewer"
         )
     return itk_header(path)
 

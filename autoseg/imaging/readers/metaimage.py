@@ -69,7 +69,7 @@ def _parse(path: Path) -> _MetaImage:
     try:
         return _understand(path, fields, start)
     except (ValueError, OverflowError, KeyError) as error:
-        raise damaged(path, message=f"the header makes no sense ({str(error)[:200]})") from None
+        raise damaged(path, message=f"the header is invalid ({str(error)[:200]})") from None
 
 
 def _read_fields(path: Path) -> tuple[dict[str, str], int]:
@@ -99,7 +99,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
             path, message=f"it has {components} components and the sizes {sizes}", fix="store only one of the two"
         )
     if _is_true(fields, "binarydata", default=True) is False:
-        raise unsupported(path, message="its voxels are written as text", fix="store them as binary data")
+        raise unsupported(path, message="its voxels are stored as text", fix="store them as binary data")
     name = fields["elementtype"].upper().removesuffix("_ARRAY")
     if name not in TYPES:
         raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix=f"store one of {', '.join(TYPES)}")
@@ -129,7 +129,9 @@ def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int
     if name.upper() == "LOCAL":
         return path, start
     if name.startswith("LIST") or "%" in name:
-        raise unsupported(path, message=f"its voxels lie in several files ({name[:60]})", fix="store them in one file")
+        raise unsupported(
+            path, message=f"its voxels are stored in several files ({name[:60]})", fix="store them in one file"
+        )
     return voxel_file(path, name), skipped
 
 

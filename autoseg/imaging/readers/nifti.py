@@ -77,7 +77,7 @@ def _voxels(path: Path) -> NDArray[Any]:
         raise damaged(
             path,
             code="reader.truncated",
-            message=f"the header promises {expected} bytes for {shape} voxels, but the file has {len(raw)}",
+            message=f"the header declares {expected} bytes for {shape} voxels, but the file has {len(raw)}",
         )
     flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
     voxels = _to_channels_first(flat, shape, components)

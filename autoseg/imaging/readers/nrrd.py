@@ -90,7 +90,7 @@ def _parse(path: Path) -> _Nrrd:
     try:
         return _understand(path, fields, start)
     except (ValueError, OverflowError, IndexError, TypeError) as error:
-        raise damaged(path, message=f"the header makes no sense ({str(error)[:200]})") from None
+        raise damaged(path, message=f"the header is invalid ({str(error)[:200]})") from None
     except KeyError as error:
         raise damaged(path, message=f"the header has no field {error}") from None
 
@@ -104,7 +104,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
     try:
         fields = nrrd.read_header([line.decode("utf-8", "surrogateescape") for line in lines])
     except Exception as error:  # pynrrd lets through whatever broken fields cause
-        raise damaged(path, message=f"the header makes no sense ({str(error)[:200] or type(error).__name__})") from None
+        raise damaged(path, message=f"the header is invalid ({str(error)[:200] or type(error).__name__})") from None
     return dict(fields), end.end() if end else len(content)
 
 
@@ -132,7 +132,9 @@ def _kind(path: Path, fields: Mapping[str, Any]) -> np.dtype[Any]:
     name = fields["type"].lower()
     code = next((code for code, names in TYPES.items() if name in names), None)
     if code is None:
-        raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix="store whole or floating numbers")
+        raise unsupported(
+            path, message=f"its voxels are of type {name[:40]!r}", fix="store integers or floating-point numbers"
+        )
     endian = fields.get("endian", "little" if code[1] == "1" else "").lower()
     if endian not in ("little", "big"):
         raise damaged(path, message=f"the header gives the byte order {endian[:40]!r}")
@@ -156,7 +158,7 @@ def _spatial_axes(path: Path, fields: Mapping[str, Any], num_axes: int) -> tuple
     if len(spatial) < 2 or num_axes - len(spatial) > 1:
         raise unsupported(
             path,
-            message=f"{len(spatial)} of its {num_axes} axes are axes of space",
+            message=f"{len(spatial)} of its {num_axes} axes are spatial",
             fix="store two or three, and at most one axis of channels",
         )
     return tuple(spatial)
@@ -200,7 +202,9 @@ def _data_start(path: Path, fields: Mapping[str, Any], start: int, encoding: str
     """File and byte at which the voxels begin; -1: they end with the file."""
     name = fields.get("data file", fields.get("datafile"))
     if name is not None and (name.startswith("LIST") or "%" in name):
-        raise unsupported(path, message=f"its voxels lie in several files ({name[:60]})", fix="store them in one file")
+        raise unsupported(
+            path, message=f"its voxels are stored in several files ({name[:60]})", fix="store them in one file"
+        )
     data, start = (path, start) if name is None else (voxel_file(path, name), 0)
     lines = fields.get("line skip", fields.get("lineskip", 0))
     skipped = fields.get("byte skip", fields.get("byteskip", 0))
@@ -311,7 +315,7 @@ def _place(file: Path, order: int, entry: Mapping[str, str], num_layers: int) ->
         raise damaged(file, message=f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
     if not value.isdecimal() or not 0 < int(value) < MOST_SEGMENT_VALUES:
         raise damaged(
-            file, message=f"the header gives a segment the value {value[:20]!r}, expected a whole number from 1 on"
+            file, message=f"the header gives a segment the value {value[:20]!r}, expected a positive whole number"
         )
     return int(layer), int(value)
 

@@ -51,7 +51,7 @@ def require_memory(path: Path, num_bytes: int) -> None:
         raise reader_error(
             path,
             code="reader.too_large",
-            message=f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB are free",
+            message=f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB is free",
             fix=LESS_MEMORY,
         )
 
@@ -69,7 +69,7 @@ def _faults_of(path: Path) -> Iterator[None]:
     except OSError as error:
         raise unreadable(path, error) from None
     except (zlib.error, EOFError) as error:
-        raise damaged(path, code="reader.corrupt", message=f"its compressed data are broken: {error}") from None
+        raise damaged(path, code="reader.corrupt", message=f"its compressed data are corrupt: {error}") from None
 
 
 def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
@@ -87,7 +87,7 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
     machine's byte order.
 
     ``encoding`` is ``raw``, ``gzip``, ``zlib`` or ``bzip2``. Raises `AutosegError` when bytes are missing or a check sum is
-    wrong, before memory is taken where the size of the file tells.
+    wrong, before memory is allocated, where the size of the file shows it.
     """
     expected = count * kind.itemsize
     if not path.is_file():  # a pipe or a device would never end
@@ -107,7 +107,7 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
         raise damaged(
             path,
             code="reader.truncated",
-            message=f"the header promises {expected} bytes of voxels, but the file has {len(raw)}",
+            message=f"the header declares {expected} bytes of voxels, but the file has {len(raw)}",
         )
     voxels = np.frombuffer(raw, kind, count)
     return voxels.astype(kind.newbyteorder("="), copy=False)
@@ -119,7 +119,7 @@ def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
         raise damaged(
             path,
             code="reader.truncated",
-            message=f"the header promises {expected} bytes of voxels, but the file has {held}",
+            message=f"the header declares {expected} bytes of voxels, but the file has {held}",
         )
     require_memory(path, expected)
 
@@ -146,7 +146,7 @@ def _unpack(file: BinaryIO, number: int, encoding: str, *, whole: bool) -> bytea
             else:
                 beyond += len(part)
             if beyond > MOST_BEYOND:
-                raise zlib.error(f"it goes on for more than {MOST_BEYOND} bytes behind the last voxel")
+                raise zlib.error(f"it has more than {MOST_BEYOND} bytes after the last voxel")
             chunk = stream.unused_data if stream.eof else _left_over(stream)
             stream = None if stream.eof else stream
     if whole and stream is not None:

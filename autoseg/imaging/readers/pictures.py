@@ -56,7 +56,7 @@ def _picture_header(
         code="reader.transparency_ignored",
         severity="note",
         where=str(path),
-        message="its transparency is left out: it says how to show the image, not what was measured",
+        message="its transparency is ignored: it controls the display and is not measured data",
         fix="save the image without transparency",
     )
     return ImageHeader(
@@ -75,7 +75,7 @@ def _check_promise(path: Path, num_bytes: int) -> None:
         raise damaged(
             path,
             code="reader.truncated",
-            message=f"the header promises {num_bytes} bytes of pixels, but the file has {held}",
+            message=f"the header declares {num_bytes} bytes of pixels, but the file has {held}",
         )
     require_memory(path, num_bytes)
 
@@ -130,7 +130,7 @@ def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries
     if len(images) > 1:
         shown = " and ".join(f"{series.shape} {series.dtype}" for series in images[:2])
         raise unsupported(
-            path, message=f"its pages differ in size or type ({shown})", fix="store each in a file of its own"
+            path, message=f"its pages differ in size or type ({shown})", fix="store each in a separate file"
         )
     for page in images[0].pages:
         if page is None:
@@ -150,7 +150,7 @@ def _check_page(path: Path, page: Any, size: int) -> None:
             message=f"a page has {len(places)} parts of {len(lengths)} lengths, expected {promised}",
         )
     if max(place + length for place, length in zip(places, lengths, strict=True)) > size:
-        raise damaged(path, code="reader.truncated", message="pixels of a page lie behind the end of the file")
+        raise damaged(path, code="reader.truncated", message="pixels of a page are beyond the end of the file")
     keyframe = page.keyframe
     if keyframe.compression == 1 and not keyframe.is_tiled:
         bits = math.prod(keyframe.shape) * keyframe.bitspersample
@@ -194,7 +194,9 @@ def _tiff_axes(path: Path, series: tifffile.TiffPageSeries) -> _Axes:
 def _tiff_kind(path: Path, series: tifffile.TiffPageSeries) -> np.dtype[Any]:
     kind = np.dtype(np.uint8) if series.dtype == bool else series.dtype
     if kind is None or kind.kind not in "iuf":
-        raise unsupported(path, message=f"its pixels are of type {kind}", fix="store whole or floating numbers")
+        raise unsupported(
+            path, message=f"its pixels are of type {kind}", fix="store integers or floating-point numbers"
+        )
     return kind
 
 

@@ -63,7 +63,7 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     """
     paths = [paths] if isinstance(paths, (str, Path)) else paths
     if not paths:
-        raise reader_error("", code="reader.no_input", message="no image file was given", fix="give at least one")
+        raise reader_error("", code="reader.no_input", message="no image file was given", fix="pass at least one")
     parts = [_read(Path(path)) for path in paths]
     first = parts[0][0].geometry
     for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
@@ -95,7 +95,7 @@ def read_label_map(path: Path | str) -> LabelMap:
             path,
             code="reader.several_channels",
             message=f"it has {len(array)} channels, but a label map has one",
-            fix="store one label number for each voxel",
+            fix="store one label number per voxel",
         )
     values = array[0]
     if values.dtype.kind not in "iu":
@@ -116,7 +116,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise unreadable(error.filename or path, error) from None
     except MemoryError:
         raise reader_error(
-            path, code="reader.too_large", message="it needs more memory than is free", fix=LESS_MEMORY
+            path, code="reader.too_large", message="it needs more memory than is available", fix=LESS_MEMORY
         ) from None
 
 
@@ -152,7 +152,7 @@ def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[An
         raise damaged(
             path,
             code="reader.corrupt",
-            message=f"the header says {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
+            message=f"the header declares {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
         )
     return array
 
@@ -203,7 +203,7 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
             path,
             code="reader.fractional_labels",
             message=f"{int(odd.sum())} of its values are not whole numbers, such as {shown}, first at {where} (z, y, x)",
-            fix="give a label map with one whole number for each voxel, not probabilities or an image",
+            fix="use a label map with one whole number per voxel, not probabilities or an image",
         )
     limit = float(np.abs(rounded).max(initial=0))
     whole: NDArray[np.integer[Any]] = rounded.astype(np.int32 if limit < 2**31 else np.int64)
@@ -216,9 +216,9 @@ def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
 def files_of(path: Path | str) -> tuple[Path, ...]:
     """The file itself, and the one with its voxels if its header names another; of a series those that reading it looks at, sorted.
 
-    ``FOLDER#UID`` has the files of that series alone. What else lies in a folder of slices counts for nothing; of a folder
+    ``FOLDER#UID`` has the files of that series alone. Other files in a folder of slices are ignored; of a folder
     without any, all files are named. A segment of a file stands for the whole. Files that are missing or damaged are named
-    all the same: reading them says what is wrong. Raises `AutosegError` where a folder cannot be listed.
+    too: reading them says what is wrong. Raises `AutosegError` where a folder cannot be listed.
     """
     here, part = split_part(Path(path))
     if here.is_dir():

@@ -39,7 +39,7 @@ class Format:
     magic: tuple[bytes, ...] = ()
     """One of these begins every file; none: not checked before reading."""
     voxel_file: Callable[[Path], Path] | None = None
-    """The file with the voxels, where the header may lie in a file of its own."""
+    """The file with the voxels, where the header may lie in a separate file."""
     is_picture: bool = False
     """Stores no place in the world: no orientation, and a spacing of 1 whatever its resolution tags say."""
     is_flat: bool = False
@@ -105,14 +105,14 @@ def format_of(path: Path) -> Format:
     if not ending:
         known = ", ".join(formats_by_ending())
         raise unsupported(
-            path, message="its ending is not that of an image format", fix=f"give a file that ends in one of {known}"
+            path, message="its ending is not that of an image format", fix=f"use a file that ends in one of {known}"
         )
     found = formats_by_ending()[ending]
     if found.magic:
         with open(path, "rb") as file:
             begin = file.read(max(map(len, found.magic)))
         if not begin.startswith(found.magic):
-            raise damaged(path, code="reader.unknown_format", message=f"it does not begin as a {ending} file")
+            raise damaged(path, code="reader.unknown_format", message=f"it is not a {ending} file")
     return found
 
 

@@ -49,9 +49,9 @@ def main() -> int:
     try:
         {"slices": decode_slices, "tiff": decode_tiff}[sys.argv[3]](sys.stdin.read().split("\0"), sys.argv[4])
     except MemoryError:
-        sys.stdout.write("it takes more memory than its header promises\n")
+        sys.stdout.write("it needs more memory than its header declares\n")
         return 1
-    except Exception as error:  # each decoder has errors of its own
+    except Exception as error:  # each decoder has its own errors
         lines = [line for line in str(error).splitlines() if line.strip() and ".cxx" not in line]
         sys.stdout.write(f"\n{lines[-1] if lines else type(error).__name__}\n")
         return 1

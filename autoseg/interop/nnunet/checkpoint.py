@@ -24,9 +24,9 @@ from planners import Network
 NUMBER_KINDS = re.compile(r"[iuf][1248]|b1")
 """What numpy calls numbers; its other types may hold objects."""
 FORBIDDEN = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
-"""Torch's words for the code that a file asks for."""
+"""Torch's message for the code that a file asks for."""
 REASON = re.compile(r"(?:WeightsUnpickler error: )([^\n]+)")
-"""Torch's words for what is wrong; the rest of its message recommends running the file's code."""
+"""Torch's message for what is wrong; the rest of it recommends running the file's code."""
 SETS_OF_AXES = [kept for count in range(4) for kept in combinations((0, 1, 2), count)]
 
 FAMILIES = ("unet", "residual_unet")
@@ -85,7 +85,7 @@ def read_reference_checkpoint(path: Path) -> ReferenceCheckpoint:
     content = _load(path)
     faults = _faults(content)
     if faults:
-        fix = "give the folder of a model that nnU-Net v2 trained"
+        fix = "pass the folder of a trained nnU-Net v2 model"
         raise AutosegError(
             *[Issue(code="checkpoint.not_nnunet", where=str(path), message=fault, fix=fix) for fault in faults]
         )
@@ -106,7 +106,7 @@ def _load(path: Path) -> Any:
     except Exception as error:  # a damaged pickle may fail in any way
         asked, reason = FORBIDDEN.search(str(error)), REASON.search(str(error))
         if asked is not None:
-            message = f"asks for {asked[1]}, which no checkpoint of nnU-Net needs: reading it would run code"
+            message = f"asks for {asked[1]}, which no nnU-Net checkpoint needs: loading it would run code"
             fix = "do not use this file"
             raise AutosegError(Issue(code="checkpoint.runs_code", where=str(path), message=message, fix=fix)) from error
         shown = reason[1] if reason is not None else (str(error).splitlines() or [repr(error)])[0]
@@ -116,7 +116,7 @@ def _load(path: Path) -> Any:
 
 def _faults(content: Any) -> list[str]:
     if not isinstance(content, dict):
-        return [f"it holds a {type(content).__name__}"]
+        return [f"it contains a {type(content).__name__}"]
     weights, arguments = content.get("network_weights"), content.get("init_args")
     faults = []
     if not _is_state(weights):
@@ -126,7 +126,7 @@ def _faults(content: Any) -> list[str]:
     ]:  # before anything is computed of them
         faults.append(f"{len(odd)} tensors are not plain real numbers, the first is {odd[0]}")
     elif broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
-        faults.append(f"{len(broken)} tensors hold NaN or infinity, the first is {broken[0]}")
+        faults.append(f"{len(broken)} tensors contain NaN or infinity, the first is {broken[0]}")
     if not isinstance(arguments, dict) or not isinstance(arguments.get("configuration"), str):
         faults.append("init_args has no configuration")
     if not isinstance(content.get("trainer_name"), str):

@@ -162,7 +162,7 @@ def _open_checkpoints(files: Mapping[int, Path]) -> tuple[dict[int, ReferenceChe
     for fold, checkpoint in opened.items():
         if first is not None and checkpoint.configuration != first.configuration:
             message = f"trained as {checkpoint.configuration}, others as {first.configuration}"
-            fix = "put each configuration into a folder of its own"
+            fix = "put each configuration into its own folder"
             issues.append(Issue(code="import.mixed_folds", where=str(files[fold]), message=message, fix=fix))
     return opened, issues
 
@@ -171,9 +171,9 @@ def _documents(folder: Path) -> tuple[list[bytes], list[Issue]]:
     texts, issues = [], []
     inside = sorted(path.parent.name for path in folder.glob("*/plans.json"))
     fix = (
-        f"give one of its subfolders: {', '.join(inside)}"
+        f"pass one of its subfolders: {', '.join(inside)}"
         if inside
-        else "give the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 wrote, with fold_0 and so on in it"
+        else "pass the folder TRAINER__PLANS__CONFIGURATION that nnU-Net v2 wrote, which contains fold_0 and so on"
     )
     for name in NEEDED:
         try:
@@ -205,7 +205,7 @@ def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> t
         if fold not in found
     ]
     if not wanted:
-        give = "give the folder of a trained model"
+        give = "pass the folder of a trained model"
         issues.append(Issue(code="import.missing_fold", where=str(folder), message="no folds", fix=give))
     files = {fold: found[fold] / name for fold in wanted if fold in found}
     issues += [
@@ -251,11 +251,11 @@ def _tell(folder: Path, stage: _Stage, say: Callable[[str], None]) -> None:
     numbered = any(FOLD.fullmatch(path.name) for path in folder.iterdir())
     if any(path.parent.name == ALL_CASES for path in stage.checkpoints.values()):
         if numbered:
-            say(f"Using {folder / ALL_CASES}, one network of all cases: not all numbered folds are finished")
+            say(f"Using {folder / ALL_CASES}, one network trained on all cases: not all numbered folds are finished")
     elif (folder / ALL_CASES).is_dir():
-        say(f"Ignoring {folder / ALL_CASES}, one network of all cases, in favour of the numbered folds")
+        say(f"Ignoring {folder / ALL_CASES}, one network trained on all cases, in favour of the numbered folds")
     for pickled in sorted(folder.glob("**/postprocessing.pkl")):
-        say(f"Ignoring {pickled}: reading it would run code; predictions come without its postprocessing")
+        say(f"Ignoring {pickled}: loading it would run code; predictions are made without its postprocessing")
 
 
 def _describe(stages: Sequence[_Stage]) -> ModelDescription:

@@ -255,7 +255,9 @@ def test_predicted_values_that_are_no_class_are_said(folders: tuple[Path, Path])
 
     evaluate_folder(*folders, reporter=listener)
 
-    assert listener.lines == ["Predictions hold values that are no class and are scored as background: 5 (in 1 of 2)"]
+    assert listener.lines == [
+        "Predictions contain values that are not classes and are scored as background: 5 (in 1 of 2)"
+    ]
 
 
 def test_flat_images_are_scored_in_pixels(tmp_path: Path) -> None:

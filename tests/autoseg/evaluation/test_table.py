@@ -150,8 +150,8 @@ def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     assert lines[1].split() == ["head", "0.556", "0.509", "0.000", "missed", "0.95", "0.556", "3"]
     assert lines[2].split() == ["tail", "1.000", "-", "1.000", "perfect", "0.00", "1.000", "1"]
     assert lines[3].split()[:4] == ["mean", "of", "classes", "0.778"]
-    assert lines[4] == "head: of 3 cases, 1 missed entirely (Dice 0, no distance)"
-    assert lines[5] == "tail: of 3 cases, 2 without it in prediction and reference (in no mean)"
+    assert lines[4] == "head: of 3 cases, 1 missed (Dice 0, no distance)"
+    assert lines[5] == "tail: of 3 cases, 2 without it in prediction and reference (not in the means)"
     assert lines[0].index("Dice") + len("Dice") == lines[1].index("0.556") + len("0.556")
 
 

@@ -167,7 +167,7 @@ def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> N
     with pytest.raises(AutosegError) as caught:
         find_input_cases(image, ["FLAIR"])
     (issue,) = caught.value.issues
-    assert (issue.code, issue.fix) == ("image.channels", "give a single volume of it")
+    assert (issue.code, issue.fix) == ("image.channels", "use a single volume of it")
 
 
 def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tmp_path) -> None:

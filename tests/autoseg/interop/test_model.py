@@ -321,11 +321,11 @@ def test_a_network_on_all_cases_beside_folds_is_told_and_stands_in_where_they_ar
     bundle = import_nnunet(trained.folder, tmp_path / "folds.zip", say=said.append)
     assert open_model(bundle).description.selection.folds == FOLDS
     assert "3d_fullres, folds 0, 1, " in said[0]
-    assert "fold_all, one network of all cases, in favour of" in said[1]
+    assert "fold_all, one network trained on all cases, in favour of" in said[1]
     (trained.folder / "fold_0" / "checkpoint_final.pth").unlink()
     said.clear()
     bundle = import_nnunet(trained.folder, tmp_path / "all.zip", say=said.append)
-    assert "fold_all, one network of all cases: not all" in said[1]
+    assert "fold_all, one network trained on all cases: not all" in said[1]
     network, files = trained.networks[1], open_model(bundle)
     head = files.weights("3d_fullres", 0)["heads.0.weight"]
     assert torch.equal(head, network.state_dict()["decoder.seg_layers.0.weight"])
@@ -363,7 +363,7 @@ def test_all_problems_are_told_before_anything_is_written(tmp_path: Path, refere
 
 def test_folders_that_are_no_model_are_refused(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
-    with pytest.raises(AutosegError, match=r"plans\.json.*give one of its subfolders: model"):
+    with pytest.raises(AutosegError, match=r"plans\.json.*pass one of its subfolders: model"):
         import_nnunet(tmp_path, tmp_path / "model.zip", say=lambda _: None)
     (trained.folder / "dataset.json").unlink()
     (trained.folder / "plans.json").write_text("{")

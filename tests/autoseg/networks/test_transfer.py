@@ -92,7 +92,7 @@ def test_new_channels_get_the_mean_and_new_classes_stay_fresh(family: str, dimen
 def test_regions_do_not_take_layers_of_classes() -> None:
     """A sigmoid and a softmax read logits differently, whatever the names."""
     old, new, notes = transferred(topology("unet", 2), Interface(inputs=("CT", "PET"), outputs=("head", "tail")))
-    assert "all start fresh, since they were classes that exclude each other and are now regions" in notes[1]
+    assert "all start fresh, since they were mutually exclusive classes and are now regions" in notes[1]
     assert not torch.equal(new.state_dict()["heads.0.weight"], old.state_dict()["heads.0.weight"][1:])
 
 

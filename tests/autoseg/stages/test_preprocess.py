@@ -98,5 +98,5 @@ def test_a_full_disk_is_foretold(finished: Job, tmp_path: Path, monkeypatch: pyt
         shutil, "disk_usage", lambda path: SimpleNamespace(free=1000)
     )  # no disk here is as full as that
     warn_of_disk(run, run.plan, ["3d_fullres"])
-    assert "only 0.0 GB are free" in said(run)
+    assert "only 0.0 GB is free" in said(run)
     assert "--work" in said(run)

@@ -43,7 +43,7 @@ def test_a_checkpoint_of_another_training_is_not_used_and_that_is_said(tmp_path)
     run(replace(make_spec(tmp_path), key="other"), told)
     (issue,) = told.issues
     assert issue.code == "checkpoint.other_training"
-    assert issue.message.endswith("the fold starts anew")
+    assert issue.message.endswith("the fold starts from the beginning")
 
 
 def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path) -> None:

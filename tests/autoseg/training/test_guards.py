@@ -27,8 +27,8 @@ from autoseg.training.guards import (
     never_found,
     never_seen,
     patience,
-    starved_share,
     unlearned_classes,
+    waiting_share,
 )
 from autoseg.training.loop import make_parts, train_step
 
@@ -70,7 +70,7 @@ def test_a_healthy_training_is_left_alone(until: int, noise: list[float], waitin
     assert find_collapse(history) is None
     assert is_good(history)
     assert find_overfitting(history, 12) is None
-    assert starved_share(history, on_cpu=False) is None
+    assert waiting_share(history, on_cpu=False) is None
     if until > 1:
         assert unlearned_classes(history, 12) == ()
         assert never_found(history) == never_seen(history) == []
@@ -192,9 +192,9 @@ def test_few_steps_prove_nothing() -> None:
 @pytest.mark.parametrize(("on_cpu", "enough", "too_little"), [(True, 0.51, 0.49), (False, 0.21, 0.19)])
 def test_a_starved_device_is_noticed(on_cpu: bool, enough: float, too_little: float) -> None:
     slow = [epoch(i, wait_share=enough) for i in range(3)]
-    assert starved_share(slow, on_cpu=on_cpu) == pytest.approx(enough)
-    assert starved_share([*slow[:2], epoch(2, wait_share=too_little)], on_cpu=on_cpu) is None
-    assert starved_share(slow[:2], on_cpu=on_cpu) is None  # workers start in the first epoch
+    assert waiting_share(slow, on_cpu=on_cpu) == pytest.approx(enough)
+    assert waiting_share([*slow[:2], epoch(2, wait_share=too_little)], on_cpu=on_cpu) is None
+    assert waiting_share(slow[:2], on_cpu=on_cpu) is None  # workers start in the first epoch
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_
         AutosegError, match=r"\d{4,}\.\d GB of memory for a batch of 10000000 samples; 10\.0 GB.*--schedule"
     ):
         run(spec)
-    with pytest.raises(AutosegError, match=r"for a single sample; 10\.0 GB are free.*--memory-gb") as raised:
+    with pytest.raises(AutosegError, match=r"for a single sample; 10\.0 GB is free.*--memory-gb") as raised:
         run(training_with(make_spec(tmp_path), batch_size=2))
     assert raised.value.codes == ("memory.too_small",)
 

@@ -204,7 +204,7 @@ def test_label_map_unlike_the_others_is_a_warning_and_of_another_kind_an_error(f
     write_label_map(folder / "labelsTr" / "c02.nii.gz", np.resize(array, big.shape), big)
     issue = only(check(folder))
     assert (issue.severity, issue.code) == ("error", "labels.misfit")
-    for words in ("spacing 9x1x1 mm against a median of 2x1x1", "size 40x64x64", "head of"):
+    for words in ("spacing 9x1x1 mm, median 2x1x1", "size 40x64x64", "head of"):
         assert words in issue.message
 
 

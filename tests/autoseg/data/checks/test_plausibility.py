@@ -74,9 +74,9 @@ def test_spread_within_the_ratios_is_never_unusual(seed, number):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"spacing_mm": (7.0, 1.0, 1.0)}, "spacing 7x1x1 mm against a median of 2x1x1"),
-        ({"shape": (20, 300, 400)}, "size 20x300x400 voxels against a median of 20x30x40"),
-        ({"head": 50_000}, "head of 100 ml against a median of 1"),
+        ({"spacing_mm": (7.0, 1.0, 1.0)}, "spacing 7x1x1 mm, median 2x1x1"),
+        ({"shape": (20, 300, 400)}, "size 20x300x400 voxels, median 20x30x40"),
+        ({"head": 50_000}, "head of 100 ml, median 1"),
         ({"tail": 0}, "no voxel of tail, which 12 of them have"),
     ],
 )
