@@ -1,4 +1,4 @@
-"""What all tests share: a finished run, where the real data lies, and how many tests were skipped without it."""
+"""What all tests share: a finished run, where the real data is, and how many tests were skipped without it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person types is understood, or refused with an example."""
+"""Commands are understood, or refused with an example."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_bad_options_are_refused_together_before_a_run_folder_is_made(
     assert not list(tmp_path.iterdir())
 
 
-def test_options_that_play_no_part_are_refused_at_once() -> None:
+def test_unused_options_are_refused_at_once() -> None:
     useless = ["--skip-bad", "--pretrained", "x", "--layout", "msd", "--spec", "x", "--workers", "1"]
     result = CliRunner().invoke(app, ["plan", *FILES, *useless])
     assert result.exit_code == 2

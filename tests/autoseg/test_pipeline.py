@@ -1,4 +1,4 @@
-"""A unit of work is done again only if what it was made from has changed, or what it leaves is lost."""
+"""A unit of work is redone only if its inputs changed or its outputs are lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_work_is_done_once_for_the_same_inputs(run: Run) -> None:
     assert [do(run, "b", folds="2"), do(run, "b"), do(run, "b")] == [True, True, False]  # what is left out changed, too
 
 
-def test_what_changed_is_said(run: Run) -> None:
+def test_changes_are_reported(run: Run) -> None:
     do(run, "a")
     do(run, "b")
     (run.folder.root / "output").unlink()
@@ -60,7 +60,7 @@ def test_what_changed_is_said(run: Run) -> None:
     ]
 
 
-def test_a_damaged_record_means_that_the_work_is_done_again(run: Run) -> None:
+def test_a_damaged_record_means_that_the_work_is_redone(run: Run) -> None:
     do(run, "a")
     run.folder.stage("stage").write_text("{")
     assert do(run, "a")
@@ -80,7 +80,7 @@ def test_work_that_failed_is_not_done(run: Run, keeps_record: bool) -> None:
     assert do(run, "a") is not keeps_record
 
 
-def test_a_document_that_a_person_changed_is_theirs_until_it_is_dropped(run: Run) -> None:
+def test_a_document_that_the_user_changed_is_kept_until_it_is_discarded(run: Run) -> None:
     path, own, other = (
         run.folder.root / "labels.json",
         *(Labels(classes=(LabelClass(name=name, values=(1,)),)) for name in "ab"),

@@ -29,7 +29,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_place_that_cannot_be_written_is_named_with_a_remedy_for_every_command(tmp_path) -> None:
+def test_a_place_that_cannot_be_written_is_named_with_a_fix_for_every_command(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught,
@@ -48,7 +48,7 @@ def test_no_file_is_put_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: py
     assert [found.name for found in tmp_path.rglob("*")] == ["here", "folder"]
 
 
-def test_a_full_disk_is_said(tmp_path) -> None:
+def test_a_full_disk_is_reported(tmp_path) -> None:
     with pytest.raises(AutosegError, match="No space left"), atomic_write(tmp_path / "x") as file:
         raise OSError(28, "No space left on device")
     assert file.closed
@@ -60,7 +60,7 @@ def test_documents_return_exactly(tmp_path) -> None:
     assert load_document(Labels, tmp_path / "d.json") == LABELS
 
 
-def test_every_fault_of_a_document_is_told_with_its_place(tmp_path) -> None:
+def test_every_fault_of_a_document_is_reported_with_its_place(tmp_path) -> None:
     (tmp_path / "d.json").write_text('{"classes": [{"name": 3, "values": [0]}], "colour": "red"}')
     with pytest.raises(AutosegError) as caught:
         load_document(Labels, tmp_path / "d.json")
@@ -75,7 +75,7 @@ def test_a_missing_document_says_what_writes_it(tmp_path) -> None:
         load_document(Labels, tmp_path / "absent.json")
 
 
-def test_problems_are_listed_one_a_line() -> None:
+def test_issues_are_listed_one_per_line() -> None:
     error = AutosegError(
         *[Issue(code=UNNAMED, where="a", message="b", fix="c"), Issue(code=UNNAMED, where="d", message="e", fix="f")],
         headline=("two faults"),
@@ -87,5 +87,5 @@ def test_problems_are_listed_one_a_line() -> None:
     ("seconds", "text"),
     [(0.4, "0 s"), (59, "59 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (7380, "2 h 03 min"), (-5, "0 s")],
 )
-def test_durations_read_as_people_say_them(seconds: float, text: str) -> None:
+def test_durations_are_readable(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

@@ -1,4 +1,4 @@
-"""Settings take what a person types, are stored exactly, and tell what differs."""
+"""Settings take text from the command line, are stored exactly, and list what differs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_bad_values_are_refused_by_name(name: str, value: object) -> None:
     assert (issue.code, issue.where) == ("settings.bad_value", f"--{name.replace('_', '-')}")
 
 
-def test_unknown_options_are_answered_with_the_known_ones() -> None:
+def test_unknown_options_list_the_known_ones() -> None:
     with pytest.raises(AutosegError) as caught:
         make_settings({"dataset": "x", "epochs": 5})
     assert caught.value.codes == ("settings.unknown",)
@@ -108,12 +108,12 @@ def test_the_words_of_settings_give_them_again() -> None:
     assert make_settings(given) == settings
 
 
-def test_defaults_are_not_told_and_wishes_are() -> None:
+def test_only_options_that_differ_from_defaults_are_listed() -> None:
     assert given_settings(make_settings({"dataset": "x"})) == {}
     assert given_settings(make_settings({"dataset": "x", "seed": 3})) == {"--seed": "3"}
 
 
-def test_paths_stay_right_from_another_folder() -> None:
+def test_paths_stay_valid_from_another_folder() -> None:
     settings = make_settings({"dataset": "x", "spec": "y.toml"})
     assert settings.dataset == Path.cwd() / "x"
     assert settings.spec == Path.cwd() / "y.toml"

@@ -49,7 +49,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 @pytest.mark.parametrize(
     "words", [["run"], ["report"], ["select"], ["train", "--fold", "1"], ["preprocess"], ["plan"], ["fingerprint"]]
 )
-def test_a_second_call_needs_no_option_again(job: Job, words: list[str]) -> None:
+def test_options_need_not_be_repeated(job: Job, words: list[str]) -> None:
     results, weights = job.results(), job.weights()
     done = CliRunner().invoke(app, [words[0], str(job.root), *words[1:]])
     assert done.exit_code == 0, done.output
@@ -94,7 +94,7 @@ def test_with_redo_it_is_done_and_without_it_what_is_left_is_refused(job: Job) -
     assert load_model(job.root / "model.zip", device=torch.device("cpu")).key == key
 
 
-def test_a_training_that_was_only_begun_is_not_lost_for_an_option(job: Job) -> None:
+def test_an_unfinished_training_is_not_lost_for_an_option(job: Job) -> None:
     for fold in (0, 1):
         final_weights(job.folder, "2d", fold).unlink()
     with pytest.raises(AutosegError) as caught:
@@ -102,7 +102,7 @@ def test_a_training_that_was_only_begun_is_not_lost_for_an_option(job: Job) -> N
     assert caught.value.codes == ("run.option_differs",)
 
 
-def test_as_long_as_nothing_is_trained_options_are_taken_and_said(job: Job) -> None:
+def test_options_change_freely_before_training(job: Job) -> None:
     shutil.rmtree(job.folder.models)
     run = job.call("plan", target_spacing=FINER)
     assert "--target-spacing was not given and is 1.6,1.4,1.5" in said(run)
@@ -124,7 +124,7 @@ def test_options_that_decide_nothing_are_taken(job: Job, tmp_path: Path) -> None
     assert json.loads(job.folder.record.read_text())["state"] == "finished"
 
 
-def test_a_budget_beside_a_schedule_changes_nothing_and_that_is_said(job: Job) -> None:
+def test_a_budget_with_a_schedule_has_no_effect_and_a_warning(job: Job) -> None:
     weights = job.weights()
     assert "--budget changes nothing here" in said(job.call("schedule", budget="60s", redo=True))
     assert job.weights() == weights
@@ -141,7 +141,7 @@ def test_a_budget_beside_a_schedule_changes_nothing_and_that_is_said(job: Job) -
         ({"folds": 3}, "schedule.other_folds"),
     ],
 )
-def test_what_cannot_be_followed_is_refused_before_anything_is_overwritten(
+def test_impossible_options_are_refused_before_anything_is_overwritten(
     job: Job, wishes: dict[str, object], code: str
 ) -> None:
     results, weights, stored = job.results(), job.weights(), contents(job.folder.all_preprocessed)
@@ -214,7 +214,7 @@ def smaller_batch(plan: dict) -> None:
     next(each for each in plan["configurations"] if each["name"] == "2d")["batch_size"] -= 1
 
 
-def test_an_edited_plan_is_kept_and_what_depends_on_it_is_done_again_if_asked_for(job: Job) -> None:
+def test_an_edited_plan_is_kept_and_what_depends_on_it_is_redone_if_requested(job: Job) -> None:
     own, results, stored = job.folder.plan.read_bytes(), job.results(), contents(job.folder.all_preprocessed)
     edit(job.folder.plan, smaller_batch)
     results[job.folder.plan] = job.folder.plan.read_bytes()
@@ -253,7 +253,7 @@ def test_changes_of_the_plan_can_be_given_and_are_remembered(job: Job) -> None:
 
 
 @pytest.mark.parametrize(("name", "text"), [("plan", '{"configurations": 7}'), ("plan", "{"), ("schedule", "{}")])
-def test_a_faulty_edit_is_told_and_not_overwritten(job: Job, name: str, text: str) -> None:
+def test_a_faulty_edit_is_reported_and_not_overwritten(job: Job, name: str, text: str) -> None:
     path = job.root / f"{name}.json"
     path.write_text(text)
     with pytest.raises(AutosegError) as caught:
@@ -262,7 +262,7 @@ def test_a_faulty_edit_is_told_and_not_overwritten(job: Job, name: str, text: st
     assert path.read_text() == text
 
 
-def test_an_edited_schedule_is_kept_and_only_trainings_that_changed_are_made_again(job: Job) -> None:
+def test_an_edited_schedule_is_kept_and_only_trainings_that_changed_are_redone(job: Job) -> None:
     own, weights = job.folder.schedule.read_bytes(), job.weights()
     edit(job.folder.schedule, lambda schedule: schedule.update(expected_rest_s=5.0))
     assert "schedule.json was edited" in said(job.call())
@@ -289,7 +289,7 @@ def test_changes_of_the_schedule_hold_for_a_given_one_too_and_are_remembered(job
     assert load_document(Schedule, job.folder.schedule).trainings == (training,)
 
 
-def test_a_configuration_that_is_asked_for_by_name_is_scheduled(job: Job) -> None:
+def test_a_configuration_that_is_requested_by_name_is_scheduled(job: Job) -> None:
     shutil.rmtree(job.folder.models)
     run = job.call("schedule", schedule=None, budget="3s", configurations="2d", set="schedule.epochs=2")
     (training,) = run.schedule.trainings
@@ -326,7 +326,7 @@ def test_a_schedule_that_is_lost_after_training_is_not_measured_again_in_passing
 
 @pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:100])])
 @pytest.mark.parametrize("name", ["splits", "fingerprint", "dataset"])
-def test_lost_and_cut_documents_are_made_again(job: Job, name: str, lose: Callable[[Path], object]) -> None:
+def test_lost_and_cut_documents_are_redone(job: Job, name: str, lose: Callable[[Path], object]) -> None:
     results, weights = job.results(), job.weights()
     lose(job.root / f"{name}.json")
     job.call()
@@ -334,7 +334,7 @@ def test_lost_and_cut_documents_are_made_again(job: Job, name: str, lose: Callab
 
 
 @pytest.mark.parametrize("name", ["plan", "schedule"])
-def test_lost_documents_that_may_be_edited_are_made_again(job: Job, name: str) -> None:
+def test_lost_documents_that_may_be_edited_are_redone(job: Job, name: str) -> None:
     """The schedule is that of a file."""
     results, weights = job.results(), job.weights()
     (job.root / f"{name}.json").unlink()
@@ -342,7 +342,7 @@ def test_lost_documents_that_may_be_edited_are_made_again(job: Job, name: str) -
     assert (job.results(), job.weights()) == (results, weights)
 
 
-def test_cut_weights_are_made_again_from_the_checkpoint(job: Job) -> None:
+def test_cut_weights_are_redone_from_the_checkpoint(job: Job) -> None:
     final = final_weights(job.folder, "2d", 1)
     whole = final.read_bytes()
     final.write_bytes(whole[: len(whole) // 2])
@@ -350,7 +350,7 @@ def test_cut_weights_are_made_again_from_the_checkpoint(job: Job) -> None:
     assert final.read_bytes() == whole
 
 
-def test_lost_and_cut_files_are_made_again(job: Job) -> None:
+def test_lost_and_cut_files_are_redone(job: Job) -> None:
     fold, data = job.folder.fold("2d", 0), job.folder.preprocessed("2d")
     lost = [min((fold / "validation").glob("*.nii.gz")), min(job.folder.cross_validation.glob("*.nii.gz"))]
     cut = [min(data.glob("*.image.b2nd")), max(data.glob("*.locations.npz"))]
@@ -423,7 +423,7 @@ def work_of(run: Run, fold: int, *, validate: bool = False) -> object:
     return lambda: do_work(run, work)
 
 
-def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(job: Job) -> None:
+def test_cases_that_another_process_replaces_are_not_trained_on(job: Job) -> None:
     run, fold = job.call(), job.folder.fold("2d", 0)
     train, validate = work_of(run, 0), work_of(run, 1, validate=True)
     final = (fold / "final.safetensors").read_bytes()
@@ -442,7 +442,7 @@ def test_cases_that_another_process_preprocesses_anew_are_not_learned_from(job: 
     assert (fold / "final.safetensors").read_bytes() == final
 
 
-def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(job: Job) -> None:
+def test_a_fold_that_another_process_retrained_is_not_validated(job: Job) -> None:
     validate = work_of(job.call(), 0, validate=True)
     job.call("train", seed=1, fold=0, redo=True)
     with pytest.raises(AutosegError) as caught:
@@ -450,7 +450,7 @@ def test_a_fold_that_another_process_trained_anew_is_not_validated_in_its_place(
     assert caught.value.codes == ("weights.replaced",)
 
 
-def test_a_plan_that_was_made_anew_does_not_use_old_weights(job: Job) -> None:
+def test_a_new_plan_does_not_use_old_weights(job: Job) -> None:
     weights = job.weights()
     job.call("plan", target_spacing=FINER, redo=True)
     with pytest.raises(AutosegError):
@@ -468,7 +468,7 @@ def test_a_plan_that_was_made_anew_does_not_use_old_weights(job: Job) -> None:
         {"transpose_forward": (1, 0, 2), "transpose_backward": (1, 0, 2)},
     ],
 )
-def test_weights_of_otherwise_turned_images_are_outdated(finished: Job, changes: dict[str, object]) -> None:
+def test_weights_for_other_axes_are_outdated(finished: Job, changes: dict[str, object]) -> None:
     """All that cases are stored by counts, also where it changes no configuration."""
     run = Run.open(finished.root)
     prepared = read_prepared(run)
@@ -480,7 +480,7 @@ def test_weights_of_otherwise_turned_images_are_outdated(finished: Job, changes:
 # --- scores that flatter
 
 
-def test_scores_that_flatter_say_so_on_the_terminal_and_in_the_report(
+def test_scores_that_are_too_high_have_a_caveat_on_the_terminal_and_in_the_report(
     job: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, unseen = Run.open(job.root), "a network that did not see it"

@@ -1,4 +1,4 @@
-"""One fold that a person brings is trained as it stands, with the schedule that this machine is timed for."""
+"""One fold from the user's file is trained unchanged, with the schedule measured on this machine."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_the_same_fold_is_refused_with_its_owner(prepared: Job) -> None:
     assert first.returncode == 0
 
 
-def test_a_training_that_is_asked_to_stop_says_so_and_how_to_resume(prepared: Job, tmp_path: Path) -> None:
+def test_an_interrupted_training_says_how_to_resume(prepared: Job, tmp_path: Path) -> None:
     damaged = prepared.folder.fold("2d", 0) / "checkpoint.pt"
     damaged.parent.mkdir(parents=True)
     damaged.write_text("of which the training tells as soon as it has begun")

@@ -52,7 +52,7 @@ def test_the_references_files_give_the_references_plans(tmp_path) -> None:
     assert got["transpose_forward"] == expected["transpose_forward"]
 
 
-def test_memory_and_spacing_are_heard(tmp_path) -> None:
+def test_memory_and_spacing_are_used(tmp_path) -> None:
     files = ("--nnunet-fingerprint", GOLDEN / "fingerprint.json", "--nnunet-dataset", GOLDEN / "dataset.json")
     out = tmp_path / "plans.json"
     done = plan(
@@ -79,7 +79,7 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
         (["x", "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
     ],
 )
-def test_bad_calls_are_answered(tmp_path, monkeypatch, arguments, code, message) -> None:
+def test_bad_calls_are_refused(tmp_path, monkeypatch, arguments, code, message) -> None:
     monkeypatch.chdir(tmp_path)
     done = plan(*arguments)
     assert done.returncode == code
@@ -87,7 +87,7 @@ def test_bad_calls_are_answered(tmp_path, monkeypatch, arguments, code, message)
     assert not list(tmp_path.iterdir())
 
 
-def test_all_faults_of_a_file_are_told_with_their_places(tmp_path) -> None:
+def test_all_faults_of_a_file_are_reported_with_their_places(tmp_path) -> None:
     content = json.loads((GOLDEN / "fingerprint.json").read_text())
     content["spacings"][0][1] = -1.0
     content["shapes_after_crop"][1] = [1, 2]
@@ -149,7 +149,7 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
     assert contents(files) == before
 
 
-def test_what_is_in_the_way_of_plans_is_told_before_images_are_read(tmp_path: Path) -> None:
+def test_existing_plans_are_reported_before_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     call = (
         tmp_path / "absent",
@@ -163,7 +163,7 @@ def test_what_is_in_the_way_of_plans_is_told_before_images_are_read(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_configurations_of_a_persons_own_survive_in_a_plans_file(files: Path, tmp_path: Path) -> None:
+def test_the_users_configurations_survive_in_a_plans_file(files: Path, tmp_path: Path) -> None:
     out = tmp_path / "plans.json"
     out.touch()
     assert plan(*options(files), "--nnunet-plans", out).returncode == 0

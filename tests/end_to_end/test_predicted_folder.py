@@ -54,7 +54,7 @@ def job(finished: FinishedJob, predictor: Predictor, tmp_path: Path) -> Job:
     return job
 
 
-def test_a_folder_whose_name_is_no_text_is_refused_before_anything_is_predicted(job: Job, tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_not_text_is_refused_before_anything_is_predicted(job: Job, tmp_path: Path) -> None:
     elsewhere = replace(job, out=tmp_path / "M\udcfcller")
     with pytest.raises(AutosegError) as caught:
         elsewhere.predict()
@@ -76,7 +76,7 @@ def test_a_changed_image_is_predicted_again_and_the_other_is_not(job: Job) -> No
     assert (job.out / first).read_bytes() == (job.out / second).read_bytes()
 
 
-def test_lost_and_cut_label_maps_are_made_again(job: Job) -> None:
+def test_lost_and_cut_label_maps_are_redone(job: Job) -> None:
     first, second = sorted(job.out.glob("*.nii.gz"))
     whole = first.read_bytes(), second.read_bytes()
     first.write_bytes(whole[0][:-20])  # its header is whole
@@ -127,7 +127,7 @@ def test_a_call_that_was_killed_is_completed(job: Job) -> None:
     assert not left.exists()
 
 
-def test_lines_that_a_full_disk_has_cut_are_passed_over(job: Job) -> None:
+def test_lines_that_a_full_disk_has_cut_are_skipped(job: Job) -> None:
     record = job.out / "predictions.jsonl"
     lines = [line for line in record.read_text().split("\n") if line]
     assert len(lines) == 3  # what made them, and one for each
@@ -153,7 +153,7 @@ def test_corrections_after_a_call_that_failed_are_kept(job: Job) -> None:
     assert label_map.read_bytes() == corrected
 
 
-def test_what_somebody_drew_where_a_prediction_failed_is_kept(job: Job) -> None:
+def test_a_label_map_drawn_where_a_prediction_failed_is_kept(job: Job) -> None:
     shutil.rmtree(job.out)
     whole = job.image(0).read_bytes()
     job.image(0).write_bytes(whole[:-20])
@@ -242,7 +242,7 @@ def test_probabilities_belong_to_the_image_that_was_predicted(job: Job) -> None:
         np.testing.assert_array_equal(first["probabilities"], second["probabilities"])
 
 
-def test_predictions_of_another_model_are_refused_and_in_an_own_folder_replaced(job: Job) -> None:
+def test_predictions_of_another_model_are_refused_or_replaced_in_a_run(job: Job) -> None:
     unmirrored = replace(job, predictor=replace(job.predictor, mirroring=False))
     with pytest.raises(AutosegError) as caught:
         unmirrored.predict()

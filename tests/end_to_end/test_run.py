@@ -1,4 +1,4 @@
-"""A finished run as a person uses it: what it left, predict, evaluate, bundle, submit, and calls that are wrong."""
+"""A finished run as a user sees it: its files, predict, evaluate, bundle, submit, and calls that are wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def autoseg(*arguments: object) -> str:
     return done.stdout
 
 
-def test_the_run_leaves_what_it_promises(finished: Job) -> None:
+def test_the_run_writes_its_files(finished: Job) -> None:
     documents = ("settings", "dataset", "fingerprint", "plan", "schedule", "splits", "selection", "run")
     others = ("log.txt", "report/index.html", "cross_validation/summary.json", "predictions")
     for name in (*(f"{document}.json" for document in documents), *others):
@@ -47,7 +47,7 @@ def test_every_case_is_validated_once(finished: Job) -> None:
     assert len(summary["metric_per_case"]) == len(images)
 
 
-def test_predictions_lie_on_the_grid_of_their_images(finished: Job) -> None:
+def test_predictions_have_the_grid_of_their_images(finished: Job) -> None:
     """The phantoms are stored in mixed orientations."""
     folders = ((finished.folder.predictions, "imagesTs"), (finished.folder.cross_validation, "imagesTr"))
     pairs = [
@@ -132,7 +132,7 @@ def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path: Path) -
     assert not (tmp_path / "run" / "cross_validation").exists()
 
 
-def test_plan_explains_itself_and_check_says_what_is_there(finished: Job, tmp_path: Path) -> None:
+def test_plan_explains_and_check_describes(finished: Job, tmp_path: Path) -> None:
     explained = autoseg("plan", finished.dataset, "--out", tmp_path / "plan", "--explain", "--workers", 1)
     assert "3d_fullres" in explained
     assert "method" in explained
@@ -152,7 +152,7 @@ def test_plan_explains_itself_and_check_says_what_is_there(finished: Job, tmp_pa
         (["check", "."], 1),
     ],
 )
-def test_bad_calls_are_answered_with_issues(
+def test_bad_calls_are_refused_with_issues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
 ) -> None:
     monkeypatch.chdir(tmp_path)

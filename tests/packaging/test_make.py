@@ -28,21 +28,21 @@ def python_that(folder: Path, pretends: str) -> Path:
     return script
 
 
-def test_missing_python_is_said(tmp_path) -> None:
+def test_missing_python_is_reported(tmp_path) -> None:
     done = make("python-that-is-nowhere", tmp_path)
     assert done.returncode
     assert "python-that-is-nowhere was not found; install Python 3.11, 3.12 or 3.13" in done.stderr
 
 
 @pytest.mark.parametrize("version", [(3, 10), (3, 14)])
-def test_unsupported_version_is_said(tmp_path, version) -> None:
+def test_unsupported_version_is_reported(tmp_path, version) -> None:
     done = make(python_that(tmp_path, f"sys.version_info = {(*version, 0)}"), tmp_path)
     assert done.returncode
     assert f"Python {version[0]}.{version[1]} is not supported" in done.stderr
 
 
 @pytest.mark.parametrize("module", ["venv", "ensurepip"])
-def test_missing_module_is_said(tmp_path, module) -> None:
+def test_missing_module_is_reported(tmp_path, module) -> None:
     done = make(python_that(tmp_path, f"sys.modules['{module}'] = None"), tmp_path)
     assert done.returncode
     assert f"Python has no module {module}; install it" in done.stderr

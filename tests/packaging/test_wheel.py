@@ -22,7 +22,7 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
-def test_the_wheel_holds_every_file_of_the_packages(contents) -> None:
+def test_the_wheel_contains_every_file_of_the_packages(contents) -> None:
     folders = [ROOT / name for name in ("planners", "datasets_spec", "autoseg")]
     files = [
         path for folder in folders for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_file_of_the_packages(contents) -> None:
     )
 
 
-def test_the_wheel_holds_nothing_else(contents) -> None:
+def test_the_wheel_contains_nothing_else(contents) -> None:
     assert {name.split("/")[0] for name in contents if ".dist-info/" not in name} == {
         "planners",
         "datasets_spec",
@@ -43,7 +43,7 @@ def test_the_wheel_holds_nothing_else(contents) -> None:
     }
 
 
-def test_version_and_licence_are_said_alike(contents) -> None:
+def test_version_and_licence_agree(contents) -> None:
     (metadata,) = (message_from_bytes(data) for name, data in contents.items() if name.endswith(".dist-info/METADATA"))
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     changelog = (ROOT / "CHANGELOG.md").read_text()

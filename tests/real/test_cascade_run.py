@@ -134,7 +134,7 @@ def test_each_case_is_handed_over_by_the_networks_that_never_saw_it(job: Job) ->
     assert cascade.network.num_inputs == 3
 
 
-def test_prediction_goes_the_way_of_validation(job: Job, tmp_path: Path) -> None:
+def test_prediction_agrees_with_validation(job: Job, tmp_path: Path) -> None:
     """With the networks of one fold alone, a case that it validates gets the very label map of its validation."""
     run = RunFolder(tmp_path / "run")
     shutil.copytree(job.root, run.root, ignore=shutil.ignore_patterns("preprocessed"))

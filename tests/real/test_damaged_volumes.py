@@ -200,7 +200,7 @@ def test_a_class_of_one_case_is_noted(hippocampus, tmp_path):
 
 
 @pytest.mark.parametrize("quality", [95, 80, 50])
-def test_a_real_mask_stored_as_jpeg_is_said_to_hold_greys(real_data, tmp_path, quality):
+def test_a_real_mask_stored_as_jpeg_is_reported_as_grey(real_data, tmp_path, quality):
     """Compression smears the edge of the mask; a little of it leaves few values, in large areas."""
     source = real_data / "nuclei_grey2d"
     for kind in ("images", "masks"):

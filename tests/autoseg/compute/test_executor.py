@@ -61,7 +61,7 @@ def test_results_come_in_the_order_of_items(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_all_failures_are_told_with_their_items(workers: int) -> None:
+def test_all_failures_are_reported_with_their_items(workers: int) -> None:
     with pytest.raises(AutosegError) as caught:
         run_jobs(picky, range(6), name=lambda x: f"case {x}", num_workers=workers)
     text = str(caught.value)
@@ -126,7 +126,7 @@ def test_at_least_one_core_is_there() -> None:
     assert available_cores() >= 1
 
 
-def test_a_device_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_device_that_does_not_exist_is_refused_with_those_that_are() -> None:
     assert choose_device("cpu") == torch.device("cpu")
     for name in ("toaster", "xpu"):
         with pytest.raises(AutosegError, match=r"this machine has .*cpu"):

@@ -1,4 +1,4 @@
-"""The first signal asks, and is answered; the second insists; none is lost."""
+"""The first signal stops after the step, the second immediately; none is lost."""
 
 from __future__ import annotations
 

@@ -31,12 +31,12 @@ def test_a_grid_is_the_same_as_itself():
         (changed(direction=((-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))), "direction (-1, 0, 0) (0, 1, 0)"),
     ],
 )
-def test_one_difference_is_said_with_both_values(other, words):
+def test_one_difference_is_described_with_both_values(other, words):
     (said,) = grid_differences(other, GRID, LOOSE)
     assert words in said
 
 
-def test_all_differences_are_said():
+def test_all_differences_are_described():
     other = changed(shape=(1, 1, 1), spacing_mm=(1.0, 1.0, 1.0), origin_mm=(0.0, 0.0, 0.0))
     assert len(grid_differences(other, GRID, LOOSE)) == 3
 

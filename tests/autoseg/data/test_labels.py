@@ -116,7 +116,7 @@ def test_masks_without_overlap_are_plain_classes(tmp_path):
     np.testing.assert_array_equal(read_case_labels(found.training[0], found.coding).array, np.where(mask, 1, 2))
 
 
-def test_later_mask_wins_where_the_layout_says_so(tmp_path):
+def test_later_mask_wins_if_the_layout_says_so(tmp_path):
     masks = make_masks(tmp_path)
     spec = tmp_path / "later.toml"
     spec.write_text('extends = "case_masks"\noverlap = "later"\n[labels]\nb = 1\na = 2\n')
@@ -125,7 +125,7 @@ def test_later_mask_wins_where_the_layout_says_so(tmp_path):
     np.testing.assert_array_equal(read_case_labels(found.training[0], found.coding).array, expected)
 
 
-def test_masks_in_other_orientations_are_turned_to_the_image(tmp_path):
+def test_masks_in_other_orientations_are_reoriented_to_the_image(tmp_path):
     make_masks(tmp_path)
     before = discover_dataset(tmp_path)
     expected = read_case_labels(before.training[0], before.coding, onto=GRID).array
@@ -196,7 +196,7 @@ def test_gaps_and_255_are_mapped(tmp_path):
 
 
 @pytest.mark.parametrize("greys", [(128,), (3, 250), tuple(range(1, 255, 5))])
-def test_greys_between_0_and_255_are_refused_with_the_way_out(tmp_path, greys):
+def test_greys_between_0_and_255_are_refused_with_a_fix(tmp_path, greys):
     array = np.full((10, 20, 20), 255)
     array[:5] = 0
     array.reshape(-1)[: len(greys)] = greys
@@ -254,7 +254,7 @@ def test_background_of_a_partly_annotated_case_is_unknown(tmp_path):
     assert [(issue.severity, issue.code) for issue in found.issues] == [("note", "labels.partly_annotated")]
 
 
-def test_unknown_class_among_the_annotated_ones_is_told(tmp_path):
+def test_unknown_annotated_class_is_reported(tmp_path):
     description = PARTIAL | {"annotated_classes": {"0": ["livr"]}}
     with pytest.raises(AutosegError) as caught:
         discover_dataset(make_pairs(tmp_path, [np.resize([0, 1], GRID.shape)], description=description))
@@ -356,7 +356,7 @@ def test_segments_of_slicer_name_the_values_of_label_maps(tmp_path):
     )
 
 
-def test_segments_of_slicer_are_told_by_name_where_their_values_differ(tmp_path):
+def test_slicer_segments_are_matched_by_name_if_their_values_differ(tmp_path):
     """Slicer numbers segments in the order in which they were drawn: in one case the liver is 1, in another it is 2."""
     for name, names in (("p", {"liver": 1, "spleen": 2}), ("q", {"spleen": 1, "liver": 2})):
         write(tmp_path / f"{name}.nrrd", np.ones(GRID.shape))

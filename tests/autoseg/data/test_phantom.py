@@ -1,4 +1,4 @@
-"""The phantom dataset is a real dataset: clean, in mixed orientations, with two shapes that lie alike."""
+"""The phantom dataset is a real dataset: clean, in mixed orientations, with two shapes at similar places."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_sizes_and_spacings_are_small_and_differ(cases):
     assert len({geometry.spacing_mm for *_, geometry in cases}) == len(CASES)
 
 
-def test_turned_to_one_orientation_the_ring_lies_left_of_the_bean_in_the_world(cases):
+def test_ring_is_left_of_the_bean_in_canonical_orientation(cases):
     for _, labels, geometry in cases:
         x_mm = []
         for value in (1, 2):
@@ -107,7 +107,7 @@ def test_brightness_does_not_tell_the_structures_apart(cases):
 
 
 @pytest.mark.parametrize("occupied", [True, False])
-def test_folder_that_holds_something_is_left_alone(tmp_path, occupied):
+def test_folder_that_is_not_empty_is_refused(tmp_path, occupied):
     target = tmp_path / "data"
     if occupied:
         target.mkdir()

@@ -38,7 +38,7 @@ def test_folds_are_those_of_the_reference(case_ids):
     assert [list(split.val) for split in make_splits(case_ids).folds] == reference_folds(case_ids)
 
 
-def test_folds_of_known_names_stay_what_they_are():
+def test_folds_of_known_names_do_not_change():
     folds = make_splits([f"case_{number:02d}" for number in range(10)]).folds
     assert [split.val for split in folds] == [
         ("case_00", "case_07"),
@@ -94,7 +94,7 @@ def test_single_patient_is_not_cross_validated():
 
 
 @pytest.mark.parametrize(("case_ids", "num_folds"), [([], 5), (["a", "a"], 5), (["a", "b"], 1)])
-def test_nonsense_is_refused(case_ids, num_folds):
+def test_invalid_arguments_are_refused(case_ids, num_folds):
     with pytest.raises(ValueError, match="two folds or more"):
         make_splits(case_ids, num_folds=num_folds)
 
@@ -127,7 +127,7 @@ def written(folder: Path, content: object, name: str = "splits_final.json") -> P
     return path
 
 
-def test_the_references_file_and_our_own_are_read(tmp_path) -> None:
+def test_nnunet_and_own_split_files_are_read(tmp_path) -> None:
     made = make_splits(CASES, num_folds=3)
     folds = [{"train": list(split.train)[::-1], "val": list(split.val)} for split in made.folds]
     assert read_splits(written(tmp_path, folds), CASES) == made
@@ -140,7 +140,7 @@ def test_one_fold_may_train_on_everything(tmp_path) -> None:
     assert not splits.cross_validated
 
 
-def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
+def test_all_errors_are_reported_at_once_with_their_places(tmp_path) -> None:
     folds = [
         {"train": ["la_001", "la_001", "la_002"], "val": ["la_002", "la_003"]},
         {"train": [], "val": ["la_003"]},
@@ -161,7 +161,7 @@ def test_all_problems_are_told_at_once_with_their_places(tmp_path) -> None:
     assert ["la_004" in fixes[0], "la_005" in fixes[1]] == [True, True]
 
 
-def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> None:
+def test_cases_that_were_left_out_of_the_dataset_are_skipped(tmp_path) -> None:
     splits = make_splits(CASES, num_folds=3)
     folds = [{"train": list(split.train), "val": list(split.val)} for split in splits.folds]
     kept = [case for case in CASES if case not in splits.folds[1].val]
@@ -188,12 +188,12 @@ def test_cases_that_were_left_out_of_the_dataset_are_passed_over(tmp_path) -> No
         ([{"train": "la_001", "val": [3], "test": []}], ["splits.invalid_fold"] * 3),
     ],
 )
-def test_files_that_are_something_else_are_refused(tmp_path, content, expected) -> None:
+def test_other_files_are_refused(tmp_path, content, expected) -> None:
     assert codes(lambda: read_splits(written(tmp_path, content), CASES)) == expected
     assert codes(lambda: read_splits(tmp_path / "absent.json", CASES)) == ["splits.unreadable"]
 
 
-def test_gaps_and_leaks_are_said(tmp_path) -> None:
+def test_gaps_and_leaks_are_reported(tmp_path) -> None:
     splits = Splits(
         folds=(
             Split(train=("la_000", "la_001", "la_002"), val=("la_003",)),
@@ -225,7 +225,7 @@ def test_groups_are_read_whatever_separates_the_columns(tmp_path, separator: str
     assert read_groups(path, CASES[1:], CASES[:1]) == {"la_003": "anna"}
 
 
-def test_wrong_groups_are_told_line_by_line(tmp_path) -> None:
+def test_wrong_groups_are_reported_line_by_line(tmp_path) -> None:
     path = written(tmp_path, "case,group\nla_000,anna\nla_9,berta\nla_001,\nla_000,berta\nla_002\n", "groups.csv")
     with pytest.raises(AutosegError) as raised:
         read_groups(path, CASES)

@@ -258,7 +258,7 @@ def test_all_text_of_the_dataset_is_escaped(page: Page) -> None:
     assert "autoseg predict RUN IMAGES OUT && echo 'done'" in page.text
 
 
-def test_page_tells_the_scores(page: Page, summary: Summary) -> None:
+def test_page_shows_the_scores(page: Page, summary: Summary) -> None:
     text = page.text
 
     assert f"cross-validated mean Dice {summary.mean_dice:.3f}" in text
@@ -278,7 +278,7 @@ def test_cases_come_worst_first(page: Page) -> None:
     assert places == sorted(places)
 
 
-def test_page_tells_decisions_issues_and_times(page: Page) -> None:
+def test_page_shows_decisions_issues_and_times(page: Page) -> None:
     text = page.text
 
     assert "cascade: low resolution no patches see 60% of a case" in text
@@ -319,7 +319,7 @@ def test_scores_without_cross_validation_are_refused(content: ReportContent, sel
         dataclasses.replace(content, selection=unvalidated)
 
 
-def test_page_names_what_was_asked_for_and_what_was_edited(content: ReportContent, page: Page) -> None:
+def test_page_names_options_and_edits(content: ReportContent, page: Page) -> None:
     assert "--budget 2h --layout a <layout>" in page.text
     assert "3d_fullres.patch_shape 64, 160, 160 128, 128, 128" in page.text
     plain = Page(render_report(dataclasses.replace(content, settings={}, edits=())))
@@ -337,7 +337,7 @@ def test_unfinished_run_has_a_page_too() -> None:
     assert "No issues found." in page.text
 
 
-def test_scores_that_flatter_carry_their_caution(content: ReportContent) -> None:
+def test_scores_that_are_too_high_have_a_caveat(content: ReportContent) -> None:
     known = Issue(code="scores.known_to_pretrained", severity="warning", where="", message="4 of 5 cases were known")
 
     text = Page(render_report(dataclasses.replace(content, caveats=[known]))).text
@@ -505,7 +505,7 @@ def test_curves_take_histories_with_gaps(records: list[EpochRecord]) -> None:
         assert ElementTree.fromstring(svg).tag.endswith("svg")
 
 
-def test_what_went_wrong_in_a_training_is_told(content: ReportContent) -> None:
+def test_training_issues_are_shown(content: ReportContent) -> None:
     quiet = dataclasses.replace(content, trainings=content.trainings[:1])
 
     assert "fold 1: tail <t>: is not found on any validation patch after 250 steps" in Page(render_report(content)).text

@@ -126,7 +126,7 @@ def damage(array, geometry, path):
         (damage, "reader."),
     ],
 )
-def test_spoilt_prediction_is_refused(predictions, dataset, tmp_path, spoil, code):
+def test_invalid_prediction_is_refused(predictions, dataset, tmp_path, spoil, code):
     path = predictions / "phantom_005.nii.gz"
     truth = read_label_map(path)
     spoil(truth.array, truth.geometry, path)
@@ -172,7 +172,7 @@ def test_ignore_value_may_not_be_predicted(predictions, dataset, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["msd", "folder"])
-def test_what_is_there_already_is_not_overwritten(predictions, dataset, tmp_path, kind):
+def test_existing_output_is_not_overwritten(predictions, dataset, tmp_path, kind):
     full, file = tmp_path / "full", tmp_path / "file.zip"
     full.mkdir()
     (full / "mine.txt").write_text("mine")
@@ -194,7 +194,7 @@ def test_empty_file_or_folder_is_filled(predictions, dataset, tmp_path):
     assert zipfile.is_zipfile(tmp_path / "empty.zip")
 
 
-def test_the_folder_that_one_is_in_is_not_made_anew(predictions, dataset, tmp_path, monkeypatch):
+def test_current_folder_is_not_replaced(predictions, dataset, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(AutosegError) as caught:
@@ -248,7 +248,7 @@ def test_an_installed_package_adds_a_format(predictions, dataset, tmp_path, monk
     assert out.read_text() == " ".join(["Task77_Phantom", *(f"{name}.nii.gz" for name in TEST)])
 
 
-def test_test_images_of_one_name_are_told_apart_by_their_cases(tmp_path):
+def test_test_images_with_the_same_name_are_distinguished_by_case(tmp_path):
     for number in (1, 2, 3):
         for name in ("mr", "mr_seg")[: 2 if number == 1 else 1]:
             (tmp_path / "data" / f"p{number}").mkdir(parents=True, exist_ok=True)

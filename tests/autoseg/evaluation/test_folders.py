@@ -118,7 +118,7 @@ def test_ignored_value_is_no_class(folders: tuple[Path, Path]) -> None:
     assert got.metric_per_case[0].metrics["1"].tn == 2 * 3 * 4 - 1 - 2
 
 
-def test_other_files_in_the_folder_are_passed_over(folders: tuple[Path, Path]) -> None:
+def test_other_files_in_the_folder_are_skipped(folders: tuple[Path, Path]) -> None:
     (folders[0] / "summary.json").write_text("{}")
     (folders[0] / "log.txt").write_text("")
     (folders[0] / "._a.nii.gz").write_text("what some systems leave behind")
@@ -170,7 +170,7 @@ def test_all_issues_come_in_one_list(folders: tuple[Path, Path]) -> None:
     assert all(issue.fix for issue in caught.value.issues if issue is not torn)
 
 
-def test_same_grid_in_another_orientation_is_turned(folders: tuple[Path, Path]) -> None:
+def test_same_grid_in_another_orientation_is_reoriented(folders: tuple[Path, Path]) -> None:
     """Rows and columns of the prediction run the other way, from the opposite corner."""
     reference = read_label_map(folders[1] / "b.nii.gz")
     turn = Orientation((0, 2, 1), (False, True, False))
@@ -186,7 +186,7 @@ def test_same_grid_in_another_orientation_is_turned(folders: tuple[Path, Path]) 
     assert evaluate_folder(*folders).dice_by_case() == straight.dice_by_case()
 
 
-def test_turned_prediction_elsewhere_is_refused(folders: tuple[Path, Path]) -> None:
+def test_reoriented_prediction_at_another_place_is_refused(folders: tuple[Path, Path]) -> None:
     turned = GRID.model_copy(update={"direction": ((-1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, 1.0))})
     write(folders[0] / "a.nii.gz", 1, 1, 2, geometry=turned)
 
@@ -249,7 +249,7 @@ def test_images_in_place_of_labels_are_recognised(tmp_path: Path, lowest: int, n
         assert len(evaluate_folder(*folders).classes) == number
 
 
-def test_predicted_values_that_are_no_class_are_said(folders: tuple[Path, Path]) -> None:
+def test_predicted_values_that_are_not_classes_are_reported(folders: tuple[Path, Path]) -> None:
     write(folders[0] / "b.nii.gz", 1, 1, 5)
     listener = Listener()
 
@@ -338,7 +338,7 @@ def predictions(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("pattern", ["{case}/{name}.nrrd", "{case}/segmentations/{name}.nii.gz", "{name}/{case}.mha"])
-def test_each_class_is_scored_as_a_mask_of_its_own(predictions: Path, tmp_path: Path, pattern: str) -> None:
+def test_each_class_is_scored_as_a_separate_mask(predictions: Path, tmp_path: Path, pattern: str) -> None:
     references = write_masks(tmp_path / "references", pattern, shift=0)
     if pattern.startswith("{case}/seg"):  # the images of the dataset lie there, too
         for case in range(3):

@@ -49,7 +49,7 @@ def test_volumes_are_in_millilitres() -> None:
 
 
 @pytest.mark.parametrize(("axis", "distance"), [(0, 6.0), (1, 4.0), (2, 2.0)])
-def test_two_voxels_two_steps_apart_lie_two_spacings_apart(axis: int, distance: float) -> None:
+def test_two_voxels_two_steps_apart_are_two_spacings_apart(axis: int, distance: float) -> None:
     other = tuple(2 if a == axis else 0 for a in range(3))
 
     assert score(volume((0, 0, 0)), volume(other)).hausdorff95_mm == pytest.approx(distance)
@@ -92,7 +92,7 @@ def test_tolerance_is_one_millimetre_unless_it_is_given(distance_mm: float, with
     assert score(volume((0, 0, 0)), volume((0, 0, 1)), spacing_mm=(1.0, 1.0, distance_mm)).surface_dice == within
 
 
-def test_only_the_next_voxel_around_a_class_is_looked_at() -> None:
+def test_only_the_next_voxel_around_a_class_matters() -> None:
     """A neighbour that is ignored makes no surface, although it lies outside the boxes of both masks."""
     reference = np.zeros((1, 1, 9), dtype=np.uint8)
     reference[0, 0, 3:6], reference[0, 0, 6] = 1, 9

@@ -167,7 +167,7 @@ def test_a_class_that_is_hardly_found_is_named(summary: Summary, dice: float | N
 @pytest.mark.parametrize(
     ("references", "is_said"), [(("a.png", "b.PNG"), True), (("a.tif", "b.nii.gz"), False), (("a.nii", "b.mha"), False)]
 )
-def test_pixels_are_not_called_millimetres_without_a_word(references: tuple[str, str], is_said: bool) -> None:
+def test_pixels_are_not_called_millimetres(references: tuple[str, str], is_said: bool) -> None:
     cases = [
         case(name, [1, 2, 0], [1, 2, 2]).model_copy(update={"reference_file": f"/labels/{name}"}) for name in references
     ]

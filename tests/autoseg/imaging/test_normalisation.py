@@ -74,7 +74,7 @@ def test_none_keeps_values_and_the_input_is_never_changed() -> None:
     assert image.ravel().tolist() == [1, 2, 3]
 
 
-def test_each_channel_goes_its_own_way() -> None:
+def test_channels_are_normalised_independently() -> None:
     image = np.stack([cube(0, 255), cube(14, 14)])
     schemes = (ChannelNormalization(scheme="rgb_to_0_1"), ChannelNormalization(scheme="ct"))
     got = normalise(image, schemes, (STATISTICS, STATISTICS), np.ones((1, 1, 2), bool))

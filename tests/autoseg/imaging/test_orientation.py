@@ -1,4 +1,4 @@
-"""Turning to the canonical orientation and back, for every orientation there is."""
+"""Reorienting to the canonical orientation and back, for all orientations."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_a_part_comes_back_to_its_place(
     assert np.array_equal(placed, expected)
 
 
-def test_what_lies_beside_between_or_turned_is_no_part() -> None:
+def test_grids_outside_between_voxels_or_rotated_are_not_parts() -> None:
     whole = Geometry(shape=WHOLE, spacing_mm=(1.0, 1.0, 1.0))
     for changes in (
         {"origin_mm": (0.5, 0.0, 0.0)},

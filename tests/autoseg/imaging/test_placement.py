@@ -55,7 +55,7 @@ def test_labels_return_to_where_they_were_cut_out(placement: Placement) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(placement=placements())
-def test_probabilities_lie_where_labels_lie(placement: Placement) -> None:
+def test_probabilities_and_labels_have_the_same_grid(placement: Placement) -> None:
     shape = placement.shape_after_cropping
     values = np.random.default_rng(0).uniform(0.1, 0.9, (3, *shape)).astype(np.float32)
     inside = restore_labels(np.ones(shape, np.uint8), placement) == 1

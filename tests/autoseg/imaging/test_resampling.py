@@ -193,7 +193,7 @@ def test_many_classes_never_exist_at_full_size(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("old", [(40, 100, 120), (1, 900, 700), (3, 500, 600)])
 @pytest.mark.parametrize("growth", [(1.0, 1.3, 1.3), (2.0, 1.0, 1.0), (1.0, 0.6, 0.6)])
 @pytest.mark.parametrize("separate_axis", [None, 0])
-def test_memory_stays_below_three_times_what_comes_in_and_goes_out(
+def test_memory_stays_below_three_times_input_and_output(
     old: tuple[int, int, int], growth: tuple[float, float, float], separate_axis: int | None
 ) -> None:
     z, y, x = (max(1, round(n * factor)) for n, factor in zip(old, growth, strict=True))

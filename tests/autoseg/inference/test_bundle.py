@@ -1,4 +1,4 @@
-"""A model in one file predicts as its run does; a file that was changed, or made up, is refused in words."""
+"""A model in one file predicts as its run does; a file that was changed, or made up, is refused with a message."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_a_cut_file_is_refused(bundle: Path, tmp_path: Path, share: float) -> No
     assert refused(lambda: load_model(tmp_path / "cut.zip", device=CPU)).codes == ("bundle.not_a_bundle",)
 
 
-def test_other_zips_and_missing_files_are_told_apart(tmp_path: Path) -> None:
+def test_other_zips_and_missing_files_are_distinguished(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
     codes = {name: refused(lambda name=name: open_model(tmp_path / name)).codes for name in ("other.zip", "absent.zip")}
@@ -258,7 +258,7 @@ def test_names_that_lead_out_are_refused(bundle: Path, tmp_path: Path, name: str
     assert any("is not a valid name" in fault for fault in faults(path))
 
 
-def test_all_faults_of_a_bundle_are_told(bundle: Path, tmp_path: Path) -> None:
+def test_all_faults_of_a_bundle_are_reported(bundle: Path, tmp_path: Path) -> None:
     def change(parts: dict[str, bytes]) -> None:
         del parts[weights_name("2d", 0)]
         parts["extra.txt"] = b"more"
@@ -330,7 +330,7 @@ def test_a_model_computes_in_float32_where_a_machine_has_nothing_faster(run: Pat
     assert {member.training.precision for member in load_model(run, device=CPU).members} == {"float32"}
 
 
-def test_a_dataset_is_no_model_and_a_run_that_was_begun_is_not_finished(tmp_path: Path) -> None:
+def test_datasets_and_unfinished_runs_are_not_models(tmp_path: Path) -> None:
     data, begun = tmp_path / "data", tmp_path / "begun"
     make_phantom_dataset(data, num_training=1, num_test=0, seed=0)
     assert refused(lambda: open_model(data)).codes == ("model.not_a_run",)
@@ -344,7 +344,7 @@ def test_a_dataset_is_no_model_and_a_run_that_was_begun_is_not_finished(tmp_path
             (begun / name).touch()
 
 
-def test_nobody_is_told_to_delete_the_description_of_a_dataset(tmp_path: Path) -> None:
+def test_no_message_says_to_delete_the_description_of_a_dataset(tmp_path: Path) -> None:
     make_phantom_dataset(tmp_path / "data", num_training=1, num_test=0, seed=0)
     done = CliRunner().invoke(app, ["submit", str(tmp_path / "data")])
     assert isinstance(done.exception, AutosegError)

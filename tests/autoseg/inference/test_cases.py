@@ -1,4 +1,4 @@
-"""What a person gives to predict becomes cases, or one message about everything that is missing."""
+"""The input of predict becomes cases, or one message about everything that is missing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_file_is_one_case(tmp_path) -> None:
     assert case.images == (path,)
 
 
-def test_a_folder_gives_sorted_cases_and_passes_over_the_rest(tmp_path) -> None:
+def test_a_folder_gives_sorted_cases_and_skips_the_rest(tmp_path) -> None:
     for name in ("b.nii.gz", "a.nrrd", "._c.nii.gz"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("hello")
@@ -82,7 +82,7 @@ def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("names", [("M\udcfcller.nii.gz", "p\udce9.mha"), ("M\udcfcller/a.nii.gz", "p\udce9/q/b.mha")])
-def test_all_names_that_are_no_text_are_told_at_once(tmp_path, names) -> None:
+def test_all_names_that_are_not_text_are_reported_at_once(tmp_path, names) -> None:
     write(tmp_path / "a.nii.gz" if "/" not in names[0] else tmp_path / "c" / "a.nii.gz")
     try:
         for name in names:
@@ -102,7 +102,7 @@ def test_names_in_any_script_are_taken(tmp_path) -> None:
     assert sorted(case.case_id for case in find_input_cases(tmp_path, ["MRI"])) == sorted(["é", "漢", "ü ß"])
 
 
-def test_nothing_to_predict_is_said(tmp_path) -> None:
+def test_nothing_to_predict_is_an_error(tmp_path) -> None:
     for source, code in ((tmp_path, "predict.no_images"), (tmp_path / "absent", "predict.no_input")):
         with pytest.raises(AutosegError) as caught:
             find_input_cases(source, ["MRI"])
@@ -128,7 +128,7 @@ def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:
         find_input_cases(real_data / "dicom_series", ["T2"])
 
 
-def test_series_of_one_folder_and_of_folders_below_are_cases_of_their_own(real_data, tmp_path) -> None:
+def test_series_of_one_folder_and_of_folders_below_are_separate_cases(real_data, tmp_path) -> None:
     both = tmp_path / "both"
     both.mkdir()
     for name in ("mr_prostatex_adc", "mr_prostatex_t2_tra"):
@@ -170,7 +170,7 @@ def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> N
     assert (issue.code, issue.fix) == ("image.channels", "use a single volume of it")
 
 
-def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tmp_path) -> None:
+def test_files_in_subfolders_are_named_by_their_folders(tmp_path) -> None:
     for name in ("sub-1/anat/t1.nii.gz", "sub-2/anat/t1.nii.gz"):
         (tmp_path / name).parent.mkdir(parents=True)
         write(tmp_path / name)
@@ -193,7 +193,7 @@ def test_files_further_down_are_named_by_their_folders_where_none_lies_higher(tm
         (("p1/ct.nii.gz", "p1/masks/liver.nii.gz", "p1/masks/spleen.nii.gz"), ["CT"], ["p1_ct"]),
     ],
 )
-def test_label_maps_beside_their_images_are_left_out_and_it_is_said(tmp_path, names, channels, expected) -> None:
+def test_label_maps_next_to_their_images_are_skipped_with_a_message(tmp_path, names, channels, expected) -> None:
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         write(tmp_path / name)

@@ -198,7 +198,7 @@ def test_where_memory_is_short_fewer_windows_give_the_same_logits(
     assert set(network.sizes) == sizes  # eight windows
 
 
-def test_memory_for_no_window_is_an_error_in_words() -> None:
+def test_memory_for_no_window_is_an_error_with_a_message() -> None:
     with pytest.raises(AutosegError) as caught:
         member_logits(member_of(Narrow(0)), IMAGE, mirror_axes=(), device=CPU)
     assert caught.value.codes == ("predict.out_of_memory",)

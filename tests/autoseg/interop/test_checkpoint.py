@@ -121,7 +121,7 @@ def test_objects_dressed_as_numbers_are_refused(tmp_path: Path) -> None:
     assert caught.value.codes == ("checkpoint.damaged",)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     path = saved(
         tmp_path / "c.pth",
         network_weights={"a": torch.tensor([1.0, float("nan")])},
@@ -167,7 +167,7 @@ def test_numbers_of_epochs_may_be_numpys(tmp_path: Path, epoch: Any) -> None:
 
 
 @pytest.mark.parametrize("epoch", [None, True, -1, 0.5, float("nan"), "5"])
-def test_other_numbers_of_epochs_are_told(tmp_path: Path, epoch: Any) -> None:
+def test_other_numbers_of_epochs_are_reported(tmp_path: Path, epoch: Any) -> None:
     with pytest.raises(AutosegError, match=f"current_epoch is {epoch!r}"):
         read_reference_checkpoint(saved(tmp_path / "c.pth", current_epoch=epoch))
 

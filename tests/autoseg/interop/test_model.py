@@ -268,7 +268,7 @@ def test_label_maps_are_those_of_the_reference(
         assert dice_coefficient(int((a & b).sum()), int(a.sum()), int(b.sum())) > 0.998
 
 
-def test_what_is_imported_is_told(tmp_path: Path, reference_layout: Layout) -> None:
+def test_imported_folds_are_reported(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
     said: list[str] = []
     bundle = import_nnunet(trained.folder, tmp_path / "model.zip", folds=[1], say=said.append)
@@ -280,7 +280,7 @@ def test_what_is_imported_is_told(tmp_path: Path, reference_layout: Layout) -> N
     assert about.dataset.file_values == (0, 1, 2)
 
 
-def test_the_command_imports_the_folds_that_it_is_told(tmp_path: Path, reference_layout: Layout) -> None:
+def test_the_command_imports_the_given_folds(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
     out = tmp_path / "model.zip"
     done = CliRunner().invoke(app, ["import-nnunet", str(trained.folder), str(out), "--fold", "1", "--fold", "0"])
@@ -312,9 +312,7 @@ def test_one_network_on_all_cases_becomes_a_fold(tmp_path: Path, reference_layou
     assert open_model(bundle).description.selection.folds == (0,)
 
 
-def test_a_network_on_all_cases_beside_folds_is_told_and_stands_in_where_they_are_not_finished(
-    tmp_path: Path, reference_layout: Layout
-) -> None:
+def test_fold_all_is_used_only_if_folds_are_unfinished(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
     save_checkpoint(trained.folder / "fold_all" / "checkpoint_final.pth", trained.networks[1], make_plans())
     said: list[str] = []
@@ -341,7 +339,7 @@ def refused(trained: Trained, out: Path, **given: Any) -> list[str]:
     return [f"{Path(problem.where).name}: {problem.message}" for problem in caught.value.issues]
 
 
-def test_all_problems_are_told_before_anything_is_written(tmp_path: Path, reference_layout: Layout) -> None:
+def test_all_errors_are_reported_before_anything_is_written(tmp_path: Path, reference_layout: Layout) -> None:
     trained = train(tmp_path / "model", reference_layout)
     plans = make_plans()
     (trained.folder / "fold_0" / "checkpoint_final.pth").unlink()
@@ -388,7 +386,7 @@ def test_plans_that_cannot_be_followed_are_refused(tmp_path: Path, reference_lay
         ("n_conv_per_stage", [1, 10**9], "n_conv_per_stage.1"),
     ],
 )
-def test_networks_beyond_all_sense_are_refused_before_they_are_built(
+def test_absurd_networks_are_refused_before_they_are_built(
     tmp_path: Path, reference_layout: Layout, field: str, value: Any, place: str
 ) -> None:
     trained = train(tmp_path / "model", reference_layout)
@@ -440,7 +438,7 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
     assert predictor.predict_files([image]).labels.shape == nibabel.load(image).shape[::-1]
 
 
-def test_a_first_stage_that_is_not_beside_its_cascade_is_told(tmp_path: Path, reference_layout: Layout) -> None:
+def test_a_missing_first_stage_is_reported(tmp_path: Path, reference_layout: Layout) -> None:
     trained, low, plans = train_cascade(tmp_path, reference_layout)
     for fold in FOLDS:
         save_checkpoint(low / f"fold_{fold}" / "checkpoint_final.pth", trained.networks[fold], plans)

@@ -138,7 +138,7 @@ def test_canonical_names_alone_are_enough(reference_layout: Layout) -> None:
     assert translate_weights(canonical, topology)[1] == []
 
 
-def test_all_kinds_of_faults_are_told_at_once(reference_layout: Layout) -> None:
+def test_all_kinds_of_faults_are_reported_at_once(reference_layout: Layout) -> None:
     topology = network("unet")
     weights = drawn_weights(reference_layout(topology))
     del weights["decoder.seg_layers.0.bias"]

@@ -94,5 +94,5 @@ for module, shape in (
 """Each of them never ended on a processor with matrix tiles, with oneDNN's own gradient and two threads."""
 
 
-def test_gradients_that_hung_end() -> None:
+def test_gradients_that_hung_finish() -> None:
     subprocess.run([sys.executable, "-c", STEPS], check=True, timeout=120)

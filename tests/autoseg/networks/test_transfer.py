@@ -71,7 +71,7 @@ def test_exchanged_channels_and_classes_give_exchanged_logits(family: str, dimen
 
 
 @pytest.mark.parametrize(("family", "dimensions"), FAMILIES)
-def test_new_channels_get_the_mean_and_new_classes_stay_fresh(family: str, dimensions: int) -> None:
+def test_new_channels_get_the_mean_and_new_classes_start_from_scratch(family: str, dimensions: int) -> None:
     network = topology(family, dimensions)
     old, new, notes = transferred(network, Interface(inputs=("T1", "CT", "T2"), outputs=("background", "cyst", "tail")))
     (first,) = tensors_that_follow(network, "num_inputs")

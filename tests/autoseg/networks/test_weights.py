@@ -1,4 +1,4 @@
-"""Weights on disk: what is said of files that are not what they should be."""
+"""Weights on disk: errors for files that are not what they should be."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_only_weights_of_the_key_are_read(tmp_path) -> None:
         read_weights(path, key="mine")
 
 
-def test_a_key_of_weights_that_another_process_takes_away_meanwhile_is_told(tmp_path, monkeypatch) -> None:
+def test_weights_that_another_process_removes_are_reported(tmp_path, monkeypatch) -> None:
     path, open_again = tmp_path / "final.safetensors", torch.UntypedStorage.from_file
     save_weights(path, {"weight": torch.zeros(3)}, key="k")
 

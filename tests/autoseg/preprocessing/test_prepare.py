@@ -319,7 +319,7 @@ def test_undeclared_values_are_refused_with_their_file(made: DatasetDescription,
     assert not list((tmp_path / "out").glob("*.case.json"))
 
 
-def test_a_label_in_another_orientation_is_turned_to_its_image(made: DatasetDescription, tmp_path: Path) -> None:
+def test_a_label_in_another_orientation_is_reoriented_to_its_image(made: DatasetDescription, tmp_path: Path) -> None:
     settings = configuration((1.0, 1.0, 1.0))
     case = made.training[0]
     preprocess_case(case, made, plan(), [Target(settings, tmp_path / "before")])
@@ -339,7 +339,7 @@ def written(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.case.json")}
 
 
-def test_only_cases_whose_inputs_changed_are_done_again(made: DatasetDescription, tmp_path: Path) -> None:
+def test_only_cases_whose_inputs_changed_are_redone(made: DatasetDescription, tmp_path: Path) -> None:
     out, settings = tmp_path / "out", configuration((1.0, 1.0, 1.0))
 
     def go(settings: Configuration, plan: Plan) -> dict[str, int]:
@@ -382,7 +382,7 @@ def test_all_bad_cases_are_named_and_good_ones_are_kept(made: DatasetDescription
     assert set(written(tmp_path / "out")) == {"b.case.json"}
 
 
-def test_a_key_is_of_the_content_of_files_wherever_they_lie(made: DatasetDescription, tmp_path: Path) -> None:
+def test_a_key_depends_on_the_content_of_files_not_their_path(made: DatasetDescription, tmp_path: Path) -> None:
     settings, case = configuration((1.0, 1.0, 1.0)), made.training[0].model_copy(update={"content": "abc"})
     elsewhere = case.model_copy(update={"images": ("elsewhere.nii.gz",), "label": "elsewhere_label.nii.gz"})
     assert stored_key(case, made, plan(), settings) == stored_key(elsewhere, made, plan(), settings)
@@ -422,7 +422,7 @@ def test_real_cases_are_stored(real_data: Path, tmp_path: Path) -> None:
             assert (stored.labels[:][tuple(stored.locations[name].T)] == value).all()
 
 
-def test_what_lies_beside_slices_does_not_make_a_stored_case_stale(tmp_path: Path, real_data: Path) -> None:
+def test_other_files_next_to_slices_do_not_outdate_a_stored_case(tmp_path: Path, real_data: Path) -> None:
     slices = tmp_path / "scan"
     shutil.copytree(real_data / "dicom_series" / "mr_prostatex_adc", slices)
     case = Case(case_id="a", images=(str(slices),), label=None)
@@ -447,7 +447,7 @@ def test_what_lies_beside_slices_does_not_make_a_stored_case_stale(tmp_path: Pat
     assert now() != before
 
 
-def test_another_segment_for_a_class_makes_a_stored_case_stale(tmp_path: Path, real_data: Path) -> None:
+def test_another_segment_for_a_class_makes_a_stored_case_outdated(tmp_path: Path, real_data: Path) -> None:
     source = real_data / "Task04_Hippocampus"
     image, file = (
         source / "imagesTr" / "hippocampus_003.nii.gz",

@@ -1,4 +1,4 @@
-"""The memory that cases are said to take."""
+"""The estimated memory of cases."""
 
 from __future__ import annotations
 

@@ -164,7 +164,7 @@ except AutosegError as error:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit on file size to be had")
-def test_a_full_disk_leaves_nothing_behind_and_says_so(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind_and_is_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISK_FULL, str(tmp_path / "out"), prepared().placement.model_dump_json()]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 1, run.stderr
@@ -182,7 +182,7 @@ def test_a_broken_array_is_named(tmp_path: Path) -> None:
     assert caught.value.issues[0].where == str(tmp_path / "a.image.b2nd")
 
 
-def test_damage_that_shows_only_where_it_lies_is_named(tmp_path: Path) -> None:
+def test_damage_found_while_reading_is_reported(tmp_path: Path) -> None:
     write_case(tmp_path, "a", prepared(), LOCATIONS, made_from="digest", patch_shape=(8, 8, 8))
     for name in ("image", "labels"):
         path = tmp_path / f"a.{name}.b2nd"

@@ -31,7 +31,7 @@ def test_files_count_by_their_content(tmp_path) -> None:
     assert read(run, dataset).content != before
 
 
-def test_trainings_depend_on_labelled_cases_wherever_they_lie(tmp_path) -> None:
+def test_trainings_depend_on_labelled_cases_not_their_path(tmp_path) -> None:
     here = make_phantom(tmp_path, training=2, test=1)
     here.rename(tmp_path / "here")
     shutil.copytree(tmp_path / "here", tmp_path / "there")
@@ -57,7 +57,7 @@ def test_voxels_beside_their_header_count(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("beside", [".DS_Store", "Thumbs.db", "notes.xml", "adc.nii.gz"])
-def test_what_lies_beside_slices_changes_nothing(tmp_path: Path, real_data: Path, beside: str) -> None:
+def test_other_files_next_to_slices_change_nothing(tmp_path: Path, real_data: Path, beside: str) -> None:
     slices = tmp_path / "data" / "scan"
     shutil.copytree(real_data / "dicom_series" / "mr_prostatex_adc", slices)
     geometry = read_header(slices).geometry

@@ -57,7 +57,7 @@ def test_groups_of_a_file_stay_together_and_can_be_left_out(dataset: DatasetDesc
     assert caught.value.codes == ("folds.one_group",)
 
 
-def test_folds_of_a_file_are_taken_and_their_leaks_told(dataset: DatasetDescription, tmp_path: Path) -> None:
+def test_folds_of_a_file_are_used_and_their_leaks_reported(dataset: DatasetDescription, tmp_path: Path) -> None:
     ids = [case.case_id for case in dataset.training]
     (tmp_path / "splits.json").write_text(json.dumps([{"train": ids[:4], "val": ids[4:]}]))
     (tmp_path / "groups.csv").write_text(f"case,group\n{ids[0]},p\n{ids[5]},p\n")
@@ -94,7 +94,7 @@ def test_bad_folds_are_refused_with_all_faults_before_preprocessing(
     assert not run.folder.all_preprocessed.exists()
 
 
-def test_a_schedule_depends_on_the_folds_only_where_some_were_asked_for(dataset: DatasetDescription) -> None:
+def test_a_schedule_depends_on_the_folds_only_where_some_were_requested(dataset: DatasetDescription) -> None:
     assert fold_inputs(wanted(dataset), dataset) == {}
     three, four = (fold_inputs(wanted(dataset, folds=n), dataset) for n in (3, 4))
     assert three != four

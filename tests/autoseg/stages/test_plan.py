@@ -1,4 +1,4 @@
-"""A run keeps the plan that it began with, on whatever machine it is resumed."""
+"""A run keeps the plan that it started with, on whatever machine it is resumed."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def test_a_run_is_planned_for_the_gpu_that_it_begins_on(planned: Run, monkeypatc
     assert plan_again(begin(planned.folder.root, None, {"memory_gb": None})) == plan
 
 
-def test_a_run_keeps_its_plan_on_a_smaller_gpu_and_says_so(planned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_keeps_its_plan_on_a_smaller_gpu_with_a_note(planned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, small = planned.plan, on_gpu(planned, monkeypatch, num_bytes=5_930_000_000)
     assert plan_again(small) == plan
     assert "the GPU has 6 GB" in said(small)
     assert "--memory-gb 6" in said(small)
 
 
-def test_a_plan_that_was_put_into_the_folder_is_followed_and_its_edits_are_told(planned: Run, tmp_path: Path) -> None:
+def test_a_plan_put_into_the_folder_is_used_and_its_edits_reported(planned: Run, tmp_path: Path) -> None:
     own = planned.plan
     first, *others = own.configurations
     theirs = own.model_copy(update={"configurations": (first.model_copy(update={"batch_size": 3}), *others)})

@@ -89,7 +89,9 @@ def test_data_are_those_of_the_rule_or_of_what_was_asked_for(tmp_path: Path) -> 
     assert names(configurations=("3d_cascade_fullres",)) == ["3d_lowres", "3d_cascade_fullres"]
 
 
-def test_a_full_disk_is_foretold(finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space_is_reported_in_advance(
+    finished: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened = Run.open(finished.root)
     run = replace(opened, folder=RunFolder(finished.root, tmp_path), reporter=Listening())
     warn_of_disk(run, run.plan, ["3d_fullres"])

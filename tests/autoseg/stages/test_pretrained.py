@@ -1,4 +1,4 @@
-"""Training goes on from a finished run or its bundle, and says what is kept and what is new."""
+"""Training starts from a finished run or its bundle, and says what is kept and what is new."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def target(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_run_goes_on_from_another(pretrained: Job, target: Path, tmp_path: Path) -> None:
+def test_a_run_fine_tunes_another(pretrained: Job, target: Path, tmp_path: Path) -> None:
     about = open_model(pretrained.root).description
     mine = run_stages(begin(target, tmp_path / "run", {"pretrained": pretrained.root}), "plan")
     assert [configuration.name for configuration in mine.plan.configurations] == [NAME]
@@ -97,7 +97,7 @@ def test_a_run_is_not_pretrained_by_itself(pretrained: Job, tmp_path: Path) -> N
     assert contents(tmp_path / "run") == before
 
 
-def test_cases_that_the_model_has_seen_are_told(pretrained: Job, tmp_path: Path) -> None:
+def test_cases_that_the_model_has_seen_are_reported(pretrained: Job, tmp_path: Path) -> None:
     wishes = {"pretrained": pretrained.root, "schedule": pretrained.schedule}
     run: Run = run_stages(begin(pretrained.dataset, tmp_path / "run", wishes), "schedule")
     assert "4 of 4 cases were among those" in said(run)

@@ -1,4 +1,4 @@
-"""What a report says beside its documents: commands that a person can type, and what the run took."""
+"""What a report says beside its documents: commands for the terminal, and durations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_command_of_a_report_is_understood(tmp_path: Path) -> None:
     assert {"--seed", "--target-spacing", "--skip-bad"} <= set(longer)
 
 
-def test_what_trainings_of_former_schedules_took_does_not_count() -> None:
+def test_what_trainings_of_earlier_schedules_took_does_not_count() -> None:
     schedule = SimpleNamespace(trainings=(SimpleNamespace(configuration="2d"),), num_folds=2)
     stages_s = {
         "check": 1.0, "train-2d-fold_0": 10.0, "train-2d-fold_1": 20.0, "validate-2d-fold_0": 3.0,

@@ -1,4 +1,4 @@
-"""How a call finds or begins its run, and what it refuses to write over."""
+"""How a call finds or starts its run, and what it refuses to overwrite."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_folder_with_settings_is_a_run_and_any_other_a_dataset(tmp_path: Path,
     assert begin(data, run.folder.root).settings.dataset == data
 
 
-def test_what_was_given_before_needs_not_be_given_again(tmp_path: Path, data: Path) -> None:
+def test_options_need_not_be_repeated(tmp_path: Path, data: Path) -> None:
     begin(data, tmp_path / "run", {"budget": "1h", "seed": 3})
     later = begin(tmp_path / "run", None, {"folds": 2})
     assert (later.settings.budget, later.settings.seed, later.settings.folds) == (3600, 3, 2)
@@ -52,7 +52,7 @@ def test_what_was_given_before_needs_not_be_given_again(tmp_path: Path, data: Pa
     assert load_document(Settings, later.folder.settings) == later.settings
 
 
-def test_a_change_that_is_refused_troubles_no_call_after_it(tmp_path: Path, data: Path) -> None:
+def test_a_refused_change_does_not_affect_later_calls(tmp_path: Path, data: Path) -> None:
     for number, path in ((0, "plan.4d.batch_size"), (1, "plan.2d.batch_size")):
         run = begin(data, tmp_path / "run", {"set": f"{path}=3"})
         if number:
@@ -110,7 +110,7 @@ def test_documents_of_others_are_not_written_over(tmp_path: Path, data: Path) ->
     assert contents(tmp_path) == before
 
 
-def test_a_run_goes_on_in_its_own_folder_even_if_its_description_is_damaged(tmp_path: Path, data: Path) -> None:
+def test_a_run_resumes_even_if_its_description_is_damaged(tmp_path: Path, data: Path) -> None:
     run = run_stages(begin(data, tmp_path / "run"), "check")
     run.folder.settings.unlink()
     run.folder.dataset.write_bytes(run.folder.dataset.read_bytes()[:100])

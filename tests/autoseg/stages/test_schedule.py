@@ -1,4 +1,4 @@
-"""What is refused before hours go into it, and which networks may predict which case."""
+"""What is refused before hours are spent on it, and which networks may predict which case."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def planned(tmp_path: Path) -> Run:
         ({"leave_one_group_out": True}, {}, "folds.no_groups"),
     ],
 )
-def test_what_there_is_not_is_refused_before_anything_is_preprocessed(
+def test_what_does_not_exist_is_refused_before_anything_is_preprocessed(
     planned: Run, wishes: dict[str, object], context: dict[str, object], code: str
 ) -> None:
     with pytest.raises(AutosegError) as caught:
@@ -41,7 +41,7 @@ def test_what_there_is_not_is_refused_before_anything_is_preprocessed(
     assert not planned.folder.all_preprocessed.exists()
 
 
-def test_a_fold_that_does_not_exist_is_answered_with_those_that_do(job: Job) -> None:
+def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(job: Job) -> None:
     with pytest.raises(AutosegError, match=r"fold 2 does not exist \(available: 0 to 1\)"):
         job.call("train", fold=2)
 
@@ -63,7 +63,7 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
     assert not planned.folder.all_preprocessed.exists()
 
 
-def test_one_of_a_thing_is_told_as_one(planned: Run) -> None:
+def test_singular_is_used_for_one(planned: Run) -> None:
     announce(planned, planned.plan, short_schedule(planned.plan, num_folds=1, cases=2))
     assert "Schedule: 1 fold x 2d" in said(planned)
     assert "\n1 fold x 1 configuration, " in said(planned)

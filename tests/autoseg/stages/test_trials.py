@@ -37,7 +37,7 @@ def bench(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return make_bench(run, run.dataset, run.plan)
 
 
-def test_all_that_a_run_pays_for_is_measured(bench) -> None:
+def test_everything_that_takes_time_is_measured(bench) -> None:
     measured = measure_steps(bench, preferred_configurations(bench.plan), budgeted=True, num_folds=3)
     first = [m for m in measured if m.configuration == "3d_fullres"]
     assert [m.base_features for m in first] == sorted(m.base_features for m in first)
@@ -86,7 +86,7 @@ def test_trials_last_as_the_budget_allows(bench) -> None:
     assert len(stored_shapes(bench, bench.plan.configuration("3d_fullres"))) == 4
 
 
-def test_a_network_that_no_memory_holds_is_refused_before_it_is_tried(
+def test_a_network_too_large_for_memory_is_refused_before_it_is_tried(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB

@@ -90,7 +90,7 @@ def orphan_in(folder: Path) -> Path:
     return path
 
 
-def test_folders_that_vanish_on_the_way_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_that_vanish_on_the_way_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Others finish what they write at any moment, and remove the folder that it lay in."""
     orphans = [orphan_in(tmp_path / name) for name in "ab"]
     is_orphan = half_written._is_orphan

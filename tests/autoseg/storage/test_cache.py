@@ -1,4 +1,4 @@
-"""What was found in a case before a kill is not looked for again."""
+"""Results of a case from before a kill are used again."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_results_come_back_as_they_were_and_are_made_once(item: Path, tmp_path: 
     lambda item, kept: kept.write_bytes(kept.read_bytes().replace(b"<f2", b"|O8")),
     lambda item, kept: kept.write_bytes(b"[]"),
 ])  # fmt: skip
-def test_changed_files_and_damaged_results_are_done_again(
+def test_changed_files_and_damaged_results_are_redone(
     item: Path, tmp_path: Path, change: Callable[[Path, Path], None]
 ) -> None:
     remember(tmp_path)(item)
@@ -112,7 +112,7 @@ def test_other_settings_are_another_result_and_a_full_disk_loses_none(item: Path
     assert Cached(function=make, kind=Outer, state=str, folder=tmp_path / "full" / "kept")(item).number == 0.1 + 0.2
 
 
-def test_what_is_not_worth_keeping_is_done_again(item: Path, tmp_path: Path) -> None:
+def test_quick_results_are_not_kept(item: Path, tmp_path: Path) -> None:
     wanted = replace(remember(tmp_path), worth_keeping=lambda made: made.finding.message == "one")
     for text, expected in (("bad", 1), ("bad", 2), ("one", 3), ("one", 3)):  # of one size and time, so of one state
         item.write_text(text)
@@ -132,7 +132,7 @@ def killed(*_: object, **__: object) -> None:
     raise AssertionError("a case was looked at again")
 
 
-def test_check_fingerprint_and_scores_go_on_after_a_kill(
+def test_check_fingerprint_and_scores_resume_after_a_kill(
     dataset: DatasetDescription, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quiet = SilentReporter()

@@ -55,7 +55,7 @@ def test_truncated_lines_are_skipped_and_a_new_one_begins_behind_them(tmp_path: 
     assert one.entries() == {"a": [entry], "b": [later]}
 
 
-def test_a_journal_that_was_removed_and_begun_again_is_read_anew(tmp_path: Path) -> None:
+def test_a_journal_that_was_removed_and_recreated_is_read_again(tmp_path: Path) -> None:
     one = journal(tmp_path)
     one.begin(Header(made_from="first"))
     add(one, tmp_path / "a.txt", "1")
@@ -67,7 +67,7 @@ def test_a_journal_that_was_removed_and_begun_again_is_read_anew(tmp_path: Path)
     assert one.entries() == {}
 
 
-def test_the_state_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
+def test_the_state_of_a_file_depends_on_its_content(tmp_path: Path) -> None:
     one, path = journal(tmp_path), tmp_path / "a.txt"
     assert file_state([path], one.of("a")) == "missing"
     path.write_text("mine")

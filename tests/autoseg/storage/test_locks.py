@@ -62,7 +62,7 @@ def kill_owner(path: Path, *, outlived_s: float) -> int:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 @pytest.mark.parametrize("wait", [False, True])
-def test_a_lock_that_outlives_its_owner_for_a_moment_is_taken_without_a_word(tmp_path: Path, wait: bool) -> None:
+def test_a_lock_that_outlives_its_owner_for_a_moment_is_taken_silently(tmp_path: Path, wait: bool) -> None:
     said: list[str] = []
     kill_owner(tmp_path / "x.lock", outlived_s=2.0)
     with hold_lock(tmp_path / "x.lock", what="the fold", wait=wait, say=said.append):
@@ -107,7 +107,7 @@ def test_a_lock_is_held_on_a_full_disk_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
-def test_a_file_system_without_locks_is_told_from_a_lock_that_is_held(tmp_path, monkeypatch) -> None:
+def test_a_file_system_without_locks_is_distinguished_from_a_held_lock(tmp_path, monkeypatch) -> None:
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -1,4 +1,4 @@
-"""The record of a training that people read."""
+"""The history of a training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people are told of time left."""
+"""Messages about the time left."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autoseg.tracking.progress import LogReporter, RunClock, TerminalReporter, f
     ("seconds", "said"),
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.4, "59 min 59 s"), (3900, "1 h 05 min")],
 )
-def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
+def test_durations_are_readable(seconds: float, said: str) -> None:
     assert format_duration(seconds) == said
 
 
@@ -28,7 +28,7 @@ def test_a_run_never_ends_before_its_present_stage() -> None:
     assert clock.left(5).startswith((", whole run 1 min", ", whole run 59 s", ", whole run 58 s"))
 
 
-def test_nothing_is_said_of_a_run_of_unknown_length_and_lateness_is_said() -> None:
+def test_time_left_is_shown_only_if_known_and_lateness_too() -> None:
     clock = RunClock()
     assert clock.left(10) == ""
     clock.expect(-30)

@@ -45,7 +45,7 @@ def train(callback: Callback, steps: range, *, error: BaseException | None = Non
     callback.on_fold_end(FoldEnd(steps_done=steps.stop, error=error))
 
 
-def test_unknown_callbacks_are_refused_with_those_that_exist(tmp_path: Path) -> None:
+def test_unknown_callbacks_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as raised:
         make_callbacks(["wandb", "nonsense"], tmp_path)
     assert raised.value.codes == ("callback.unknown",) * 2
@@ -53,7 +53,7 @@ def test_unknown_callbacks_are_refused_with_those_that_exist(tmp_path: Path) -> 
     assert make_callbacks([], tmp_path) == ()
 
 
-def test_a_missing_package_is_told_with_its_extra(tmp_path: Path) -> None:
+def test_a_missing_package_is_reported_with_its_extra(tmp_path: Path) -> None:
     program = (
         "import sys; sys.modules['tensorboard'] = None\n"
         "from pathlib import Path\nfrom autoseg.tracking.callbacks import make_callbacks\n"
@@ -96,7 +96,7 @@ def test_tensorboard_files_hold_what_happened_and_a_resumed_training_replaces_wh
     assert any(tag.startswith("issues/training.overfitting") for tag in events.Tags()["tensors"])
 
 
-def test_mlflow_holds_what_happened_and_a_resumed_training_is_the_same_run(tmp_path: Path) -> None:
+def test_mlflow_stores_metrics_and_a_resumed_training_is_the_same_run(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of MLflow's own dependencies
         tracking = pytest.importorskip("mlflow.tracking", reason="needs autoseg[mlflow]")
@@ -136,7 +136,7 @@ assert not reached, reached
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
-def test_nothing_asks_for_the_network(tmp_path: Path, name: str) -> None:
+def test_nothing_uses_the_network(tmp_path: Path, name: str) -> None:
     pytest.importorskip(f"{name}.version", reason=f"needs autoseg[{name}]")
     assert name in CALLBACKS.names()
     call = [sys.executable, "-c", OFFLINE, name, str(Path(__file__).parent)]

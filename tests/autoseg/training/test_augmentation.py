@@ -210,7 +210,7 @@ def test_scaling_above_one_shrinks_objects() -> None:
 
 
 @pytest.mark.parametrize("patch", [(12, 14, 10), (14, 9)])
-def test_turning_agrees_with_batchgenerators(patch) -> None:
+def test_rotation_agrees_with_batchgenerators(patch) -> None:
     """Coordinates, rotation, linear interpolation and the vote of the labels, as batchgenerators computes them."""
     image, labels = sample((20, 22, 18)[: len(patch)])
     labels[-3:] = -1
@@ -241,7 +241,7 @@ def test_a_gpu_changes_samples_as_a_cpu_does() -> None:
         assert (got_labels == expected_labels).mean() > 0.998  # near ties of two labels may fall either way
 
 
-def test_thick_slices_are_turned_in_plane_only() -> None:
+def test_thick_slices_are_rotated_in_plane_only() -> None:
     image, labels = sample((4, 30, 30), channels=1)
     labels[:] = np.arange(4).reshape(4, 1, 1)
     chosen = recipe((4, 20, 20), channels=1)

@@ -20,7 +20,7 @@ from autoseg.issues import AutosegError
 from autoseg.training.checkpoints import load_checkpoint, load_latest
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path) -> None:
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(tmp_path) -> None:
     spec = replace(make_spec(tmp_path / "b"), checkpoint_interval_s=0.0)
     with pytest.raises(KeyboardInterrupt):
         run(spec, StopAt(5))
@@ -36,7 +36,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(tmp_path) -> No
     assert same_weights(undisturbed, spec)
 
 
-def test_a_checkpoint_of_another_training_is_not_used_and_that_is_said(tmp_path) -> None:
+def test_a_checkpoint_of_another_training_is_reported_and_not_used(tmp_path) -> None:
     run(make_spec(tmp_path))
     assert load_checkpoint(tmp_path / "checkpoint.pt", key="other") is None
     told = Told([])

@@ -157,7 +157,7 @@ def test_a_case_that_cannot_be_read_is_named_and_costs_no_step(tmp_path, num_wor
     assert same_weights(undisturbed, spec)
 
 
-def test_a_killed_process_that_reads_is_an_error_with_a_remedy(tmp_path) -> None:
+def test_a_killed_process_that_reads_is_an_error_with_a_fix(tmp_path) -> None:
     spec = replace(make_spec(tmp_path, steps=2), training_cases=[store_case(tmp_path / "case.b2nd")], num_workers=1)
     (tmp_path / "kill").touch()
     with pytest.raises(AutosegError, match=r"--workers 1.*resume") as raised:

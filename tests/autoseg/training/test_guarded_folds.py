@@ -32,7 +32,7 @@ from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 
 
-def test_a_loss_that_is_no_number_ends_the_training_with_a_remedy(tmp_path) -> None:
+def test_a_loss_that_is_no_number_ends_the_training_with_a_fix(tmp_path) -> None:
     spec = make_spec(tmp_path)
     for case in spec.training_cases:
         case.image[:] = np.nan
@@ -57,7 +57,7 @@ def test_a_training_without_one_good_step_never_ends_well(tmp_path, steps: int, 
     assert not (tmp_path / "final.safetensors").exists()
 
 
-def test_a_failed_training_leaves_its_record_and_goes_on_from_its_checkpoint(tmp_path) -> None:
+def test_a_failed_training_keeps_its_history_and_resumes_from_its_checkpoint(tmp_path) -> None:
     undisturbed, spec = (make_spec(tmp_path / name, steps=12) for name in ("a", "b"))
     with pytest.raises(KeyboardInterrupt):
         train_fold(spec, should_stop=after_steps(4))
@@ -73,7 +73,7 @@ def test_a_failed_training_leaves_its_record_and_goes_on_from_its_checkpoint(tmp
     assert same_weights(spec, undisturbed)
 
 
-def test_single_bad_steps_are_skipped_said_once_and_recorded(tmp_path) -> None:
+def test_single_bad_steps_are_skipped_reported_once_and_recorded(tmp_path) -> None:
     spec, bad = one_broken_of(40, tmp_path, steps=30, steps_per_epoch=10)
     assert 1 <= len(bad) <= 3
     told = Told([])
@@ -105,7 +105,7 @@ def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bi
     assert same_weights(stopped, undisturbed)
 
 
-def test_a_training_that_nothing_mends_names_the_case(tmp_path) -> None:
+def test_a_training_that_cannot_recover_names_the_case(tmp_path) -> None:
     spec, bad = one_broken_of(3, tmp_path, steps=60, steps_per_epoch=60)
     assert len(bad) > 20
     with pytest.raises(
@@ -114,7 +114,7 @@ def test_a_training_that_nothing_mends_names_the_case(tmp_path) -> None:
         run(replace(spec, case_ids=[f"shape_{i}" for i in range(3)]))
 
 
-def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_path, monkeypatch) -> None:
+def test_lost_classes_are_sampled_more_also_after_a_resume(tmp_path, monkeypatch) -> None:
     """A network that hardly moves, and limits that call chance hits lost: both classes are."""
     monkeypatch.setattr(guards, "LEAST_STEPS", 6)
     monkeypatch.setattr(guards, "FOUND_DICE", 0.5)
@@ -135,7 +135,7 @@ def test_lost_classes_are_sampled_more_and_a_resumed_training_goes_on_so(tmp_pat
     assert same_weights(stopped, undisturbed)
 
 
-def test_a_training_that_starves_for_memory_on_the_way_goes_on_in_pieces(tmp_path, monkeypatch) -> None:
+def test_a_training_that_runs_out_of_memory_continues_in_micro_batches(tmp_path, monkeypatch) -> None:
     """The error is the allocator's own: whole batches ask it for a petabyte from step 3 on."""
     make_loss, calls = fold_spec.make_loss, []
 

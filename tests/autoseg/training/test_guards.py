@@ -98,7 +98,7 @@ def test_rows_of_skips_count_across_the_ends_of_short_epochs(length: int) -> Non
     assert short(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8) == "fail"
 
 
-def test_restarts_that_cannot_help_are_not_begun() -> None:
+def test_restarts_that_cannot_help_are_not_made() -> None:
     """No good step: the weights are those of the last good state already."""
     assert verdict(0, 1, 2) == "fail"
     assert verdict(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8) == "fail"
@@ -174,7 +174,7 @@ def test_a_class_is_lost_after_patience_and_not_before() -> None:
     assert never_found(recovered) == []
 
 
-def test_classes_that_no_validation_patch_shows_are_told() -> None:
+def test_classes_in_no_validation_patch_are_reported() -> None:
     """Their pseudo-Dice is not known in any epoch, so no other rule speaks of them."""
     unseen = [epoch(i, pseudo_dice={"ball": 0.8, "box": None}) for i in range(12)]
     assert never_seen(unseen) == ["box"]
@@ -190,7 +190,7 @@ def test_few_steps_prove_nothing() -> None:
 
 
 @pytest.mark.parametrize(("on_cpu", "enough", "too_little"), [(True, 0.51, 0.49), (False, 0.21, 0.19)])
-def test_a_starved_device_is_noticed(on_cpu: bool, enough: float, too_little: float) -> None:
+def test_a_waiting_device_is_noticed(on_cpu: bool, enough: float, too_little: float) -> None:
     slow = [epoch(i, wait_share=enough) for i in range(3)]
     assert waiting_share(slow, on_cpu=on_cpu) == pytest.approx(enough)
     assert waiting_share([*slow[:2], epoch(2, wait_share=too_little)], on_cpu=on_cpu) is None

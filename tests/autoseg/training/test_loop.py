@@ -58,7 +58,7 @@ def test_memory_that_is_kept_changes_no_bit() -> None:
     assert torch.equal(*weights)
 
 
-def test_pieces_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
+def test_micro_batches_in_bfloat16_point_the_way_of_the_whole_batch(tmp_path) -> None:
     """Steps of bfloat16 are 2**-8: sums of a few hundred values in another order may differ by a percent."""
     spec = training_with(make_spec(tmp_path), precision="bfloat16", batch_size=4)
     crops = batch_source(spec, purpose="training")[0]
@@ -103,7 +103,7 @@ def test_gradients_that_stay_infinite_at_any_scale_are_not_applied() -> None:
     assert applied == [True] * 17 + [False] * 8  # the scale begins at 2 ** 16 and is halved each time
 
 
-def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_done_again() -> None:
+def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_redone() -> None:
     parts, untroubled = half_parts(), half_parts()
     batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
     hungry = iter([True])

@@ -1,4 +1,4 @@
-"""A batch in pieces has the gradient of the whole batch, whatever the loss."""
+"""A batch in micro-batches has the gradient of the whole batch, whatever the loss."""
 
 from __future__ import annotations
 
@@ -96,14 +96,14 @@ def test_the_gradient_is_that_of_the_whole_batch(name: str, size: int) -> None:
 @pytest.mark.parametrize(
     "name", [name for name, (loss, labels) in CASES.items() if not is_mean_over_samples(loss, labels)]
 )
-def test_pieces_taken_one_by_one_would_be_another_loss(name: str) -> None:
+def test_micro_batches_taken_one_by_one_would_be_another_loss(name: str) -> None:
     """So it is right to compute these twice."""
     (_, gradient), (_, expected) = gradients(name, size=1, separable=True), gradients(name, size=None)
     assert (gradient - expected).norm() > 1e-2 * expected.norm()
 
 
 @given(st.integers(1, 5000))
-def test_pieces_halve_down_to_one_sample(batch: int) -> None:
+def test_micro_batches_halve_down_to_one_sample(batch: int) -> None:
     sizes = micro_batch_sizes(batch)
     assert sizes[0] == batch
     assert sizes[-1] == 1

@@ -60,9 +60,7 @@ def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_not_to_fit(
-    tmp_path, monkeypatch
-) -> None:
+def test_a_batch_larger_than_its_samples_is_reported_as_too_large(tmp_path, monkeypatch) -> None:
     """As a schedule from a file may ask for."""
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10**10)
     monkeypatch.setattr(preflight, "survives_step", lambda *given: False)
@@ -76,7 +74,7 @@ def test_a_batch_that_takes_more_than_its_samples_do_one_by_one_is_what_is_said_
     assert raised.value.codes == ("memory.too_small",)
 
 
-def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_path, monkeypatch) -> None:
+def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_micro_batches(tmp_path, monkeypatch) -> None:
     spec = training_with(make_spec(tmp_path, steps=2), batch_size=6)
     third = preflight.needed_bytes(spec.configuration, spec.training, 2)
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: third)
@@ -85,7 +83,7 @@ def test_a_batch_that_does_not_fit_into_free_memory_is_computed_in_pieces(tmp_pa
 
 
 @pytest.mark.parametrize("spared", [0, 5])
-def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(
+def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_micro_batches(
     tmp_path, monkeypatch, spared: int
 ) -> None:
     """Pieces of more than 16 samples ask torch for more memory than any machine has: from the trial on, or only later."""
@@ -106,7 +104,7 @@ def test_memory_that_only_an_attempt_shows_to_be_too_little_is_met_by_pieces(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, of its own doing
-def test_a_compiler_that_fails_is_said_once_and_steps_run_without_it(tmp_path, monkeypatch) -> None:
+def test_a_failing_compiler_is_reported_once_and_not_used(tmp_path, monkeypatch) -> None:
     for name in ("CXX", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "nothing"))
     spec = make_spec(tmp_path / "compiled", steps=3)
@@ -121,7 +119,7 @@ def test_a_compiler_that_fails_is_said_once_and_steps_run_without_it(tmp_path, m
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_steps_are_tried_in_pieces_that_memory_allows(tmp_path, monkeypatch) -> None:
+def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, monkeypatch) -> None:
     """Neither before the first step, where memory is too little, nor later, where only the checkpoint knows of it."""
     compute, pieces, free = loop.run_network, [], preflight.free_memory_bytes()
 

@@ -300,7 +300,7 @@ def test_batches_hold_image_and_classes_whatever_the_number_of_workers() -> None
     assert abs(np.mean(same) - expected) < 4 * math.sqrt(expected * (1 - expected) / 40)
 
 
-def test_validation_patches_show_the_first_stage_as_it_is() -> None:
+def test_validation_patches_show_the_first_stage_unchanged() -> None:
     source = made_source("validation")
     for images, labels in load_batches(source, range(6), num_workers=0, device=torch.device("cpu")):
         found = images[:, 1:].bool()

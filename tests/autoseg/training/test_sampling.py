@@ -38,7 +38,7 @@ def test_in_plane_rotation_leaves_the_first_axis() -> None:
 
 
 @given(shape=SIZES, patch=SIZES, seed=st.integers(0, 2**20))
-def test_free_patches_lie_inside_or_around_the_image(shape, patch, seed) -> None:
+def test_free_patches_are_inside_or_around_the_image(shape, patch, seed) -> None:
     rng = np.random.default_rng(seed)
     start = draw_patch(rng, shape, patch=patch, crop=patch, locations={}, forced=False)
     for s, n, p in zip(start, shape, patch, strict=True):

@@ -261,7 +261,7 @@ def test_test_image_that_was_trained_on_is_a_warning(folder):
     assert seen(check(folder)) == [("warning", "case.test_in_training", "t")]
 
 
-def test_flipped_label_map_is_an_error_that_says_so(folder):
+def test_flipped_label_map_is_an_error(folder):
     write_label_map(folder / "labelsTr" / "c05.nii.gz", labels(5)[:, :, ::-1].copy(), GRID)
     issue = only(check(folder))
     assert (issue.severity, issue.code, issue.case) == ("error", "labels.misfit", "c05")
@@ -281,7 +281,7 @@ def test_many_undeclared_values_are_grey_values(folder, number, code):
     assert ("error", code, "c05") in seen(check(folder))
 
 
-def test_greys_in_place_of_labels_are_called_so(folder):
+def test_grey_values_in_place_of_labels_are_reported(folder):
     write_label_map(folder / "labelsTr" / "c05.nii.gz", np.arange(480, dtype=np.uint8).reshape(GRID.shape) % 200, GRID)
     assert ("error", "labels.grey_values", "c05") in seen(check(folder))
 
@@ -291,7 +291,7 @@ def test_intensities_of_another_scale_are_a_warning(folder):
     assert seen(check(folder)) == [("warning", "image.scale", "c05")]
 
 
-def test_names_of_one_patient_are_told(folder):
+def test_names_of_one_patient_are_reported(folder):
     for old, new in (("c00", "p1_s1"), ("c01", "p1_s2")):
         for part in ("imagesTr", "labelsTr"):
             (folder / part / f"{old}.nii.gz").rename(folder / part / f"{new}.nii.gz")
@@ -335,7 +335,7 @@ def test_json_on_standard_output_and_nothing_else(folder):
 
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize("is_labelled", [False, True])
-def test_names_that_are_no_text_are_told_at_once(folder, as_json, is_labelled):
+def test_names_that_are_not_text_are_reported_at_once(folder, as_json, is_labelled):
     try:
         for part in ("imagesTr", "labelsTr"):
             for name in ("c01", "c02"):
@@ -372,7 +372,7 @@ def test_names_in_any_script_are_no_fault(folder, name):
     assert check(folder) == ()
 
 
-def test_folder_without_a_dataset_is_told_as_json_too(tmp_path):
+def test_folder_without_a_dataset_is_reported_as_json(tmp_path):
     result = CliRunner().invoke(app, ["check", str(tmp_path), "--json"])
     assert result.exit_code == 1
     assert read_document(CheckReport, result.stdout, where="stdout").num_errors == 1

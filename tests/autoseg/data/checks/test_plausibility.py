@@ -118,12 +118,12 @@ def test_order_of_cases_does_not_matter(order):
     ("tails", "severity"),
     [([0, 0, 0, 0], "warning"), ([1, 0, 0, 0], "note"), ([1, 1, 0], "note"), ([1, 1, 1, 0], None), ([1, 1], None)],
 )
-def test_rare_classes_are_told_by_the_cases_that_have_them(tails, severity):
+def test_rare_classes_are_reported_with_their_cases(tails, severity):
     issues = rare_classes([fact(f"c{index}", tail=tail) for index, tail in enumerate(tails)], DATASET)
     assert [issue.severity for issue in issues] == ([] if severity is None else [severity])
 
 
-def test_without_readable_label_maps_nothing_is_said():
+def test_without_readable_label_maps_nothing_is_reported():
     assert rare_classes([], DATASET) == []
 
 

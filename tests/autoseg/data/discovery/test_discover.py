@@ -1,4 +1,4 @@
-"""What lies in a folder is found; what is wrong with it is said."""
+"""Discovery: finds what is in a folder and reports its faults."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_relative_folder_gives_absolute_paths(dataset, monkeypatch):
     assert discover_dataset(dataset.relative_to(dataset.parent)) == discover_dataset(dataset)
 
 
-def test_stray_files_are_passed_over(dataset):
+def test_other_files_are_skipped(dataset):
     for part in ("imagesTr", "labelsTr", "imagesTs"):
         (dataset / part / "._a.nii.gz").write_bytes(b"stray")
         (dataset / part / "_c.nii.gz").write_bytes(b"stray")
@@ -114,7 +114,7 @@ def test_listed_test_images_elsewhere_are_found_and_missing_ones_noted(dataset):
     assert [(i.severity, i.code) for i in found.issues] == [("note", "description.missing_image")]
 
 
-def test_listed_training_images_that_are_gone_are_a_warning(dataset):
+def test_listed_training_images_that_are_missing_are_a_warning(dataset):
     redescribe(dataset, training=[{"image": f"./imagesTr/{name}.nii.gz"} for name in "abc"])
     (issue,) = discover_dataset(dataset).issues
     assert (issue.severity, issue.code) == ("warning", "description.missing_image")
@@ -200,13 +200,13 @@ def test_another_layout_pairs_channels_and_groups_patients(tmp_path):
         (lambda folder: (folder / "file").write_text("x") and folder / "file", "dataset.not_a_folder"),
     ],
 )
-def test_what_is_no_folder_of_anything_is_refused(tmp_path, make, code):
+def test_paths_that_are_not_folders_are_refused(tmp_path, make, code):
     with pytest.raises(AutosegError) as caught:
         discover_dataset(make(tmp_path))
     assert caught.value.codes == (code,)
 
 
-def test_folder_of_other_things_tells_what_was_looked_for_and_found(tmp_path):
+def test_unrecognised_folder_names_what_was_expected_and_found(tmp_path):
     (tmp_path / "holiday.png").touch()
     (tmp_path / "letters").mkdir()
     with pytest.raises(AutosegError) as caught:
@@ -216,14 +216,14 @@ def test_folder_of_other_things_tells_what_was_looked_for_and_found(tmp_path):
         assert words in str(caught.value)
 
 
-def test_unpaired_folders_tell_how_many_files_there_are(dataset):
+def test_unpaired_folders_count_their_files(dataset):
     shutil.rmtree(dataset / "labelsTr")
     with pytest.raises(AutosegError, match="2 images and 0 label maps, none of the same case"):
         discover_dataset(dataset)
 
 
 @pytest.mark.parametrize("near", [lambda folder: folder.parent, lambda folder: folder / "imagesTr"])
-def test_dataset_one_folder_away_is_pointed_at(dataset, near):
+def test_dataset_one_folder_away_is_suggested(dataset, near):
     with pytest.raises(AutosegError) as caught:
         discover_dataset(near(dataset))
     assert str(dataset) in caught.value.issues[0].fix
@@ -257,7 +257,7 @@ def test_faults_of_excluded_cases_do_not_matter(dataset):
     assert found.unpaired_images == ()
 
 
-def test_unknown_excluded_cases_are_told_with_the_nearest(dataset):
+def test_unknown_excluded_cases_suggest_the_nearest(dataset):
     add_case(dataset, "liver_10.nii.gz")
     with pytest.raises(AutosegError) as caught:
         discover_dataset(dataset, exclude=["liver_1", "zzz"])

@@ -1,4 +1,4 @@
-"""Folders in every layout that people have are recognised, each with its cases, channels and labels."""
+"""Folders in all common layouts are recognised, each with its cases, channels and labels."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_bids_tables_that_disagree_are_an_error_and_broken_ones_a_warning(tmp_pa
     assert [issue.code for issue in discover_dataset(tmp_path).issues] == ["description.label_table"]
 
 
-def test_ambiguous_folder_is_told_with_the_way_out(tmp_path):
+def test_ambiguous_folder_is_reported_with_a_fix(tmp_path):
     write_folder(
         tmp_path,
         images=["images/a.png", "images/b.png"],

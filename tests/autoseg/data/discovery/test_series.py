@@ -1,4 +1,4 @@
-"""Of several real DICOM series in a case one is taken; which, why, and how to take another is said."""
+"""One of several real DICOM series of a case is chosen, with a reason and a way to choose another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def errors(folder: Path, **options) -> list[str]:
     return [f.message for f in check_dataset(found, num_workers=1, reporter=SilentReporter()) if f.severity == "error"]
 
 
-def test_the_series_on_which_the_label_map_lies_is_taken(series, real_data, tmp_path):
+def test_series_with_the_grid_of_the_label_map_is_chosen(series, real_data, tmp_path):
     series(tmp_path / "data" / "p" / "scan", "ct", "t2", "adc")
     shutil.copyfile(
         real_data / "dicom_series/ct_body_jpeg2000/example_seg_dicom.nii.gz", tmp_path / "data" / "p" / "seg.nii.gz"
@@ -98,7 +98,7 @@ def guess(series, tmp_path) -> Path:
     return tmp_path / "data"
 
 
-def test_a_guess_is_a_warning_with_the_way_out(series, tmp_path):
+def test_a_guess_is_a_warning_with_a_fix(series, tmp_path):
     folder = guess(series, tmp_path)
     found = discover_dataset(folder)
     assert [Path(case.images[0]).name for case in found.training] == ["first", "first"]

@@ -88,7 +88,7 @@ def test_faulty_spec_is_refused_with_its_place(tmp_path, text, said):
     assert caught.value.issues[0].where.endswith("bad.toml")
 
 
-def test_contradictions_between_labels_of_a_spec_are_told(tmp_path):
+def test_contradictory_labels_of_a_spec_are_reported(tmp_path):
     write(
         tmp_path / "a.png",
         [0, 1],

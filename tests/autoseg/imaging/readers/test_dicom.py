@@ -82,7 +82,7 @@ def test_series_that_form_no_box_are_refused(
     assert caught.value.codes == (code,)
 
 
-def test_two_series_in_a_folder_are_told_apart(tmp_path: Path) -> None:
+def test_two_series_in_a_folder_are_distinguished(tmp_path: Path) -> None:
     write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
     write_slice(tmp_path / "other", (0.0, 0.0, 0.0), 1, series="1.2.4")
     with pytest.raises(AutosegError) as caught:
@@ -149,7 +149,7 @@ def test_one_of_several_series_is_named_by_its_uid(tmp_path: Path) -> None:
     assert caught.value.codes == ("dicom.no_such_series",)
 
 
-def test_files_that_are_no_slices_are_passed_over(tmp_path: Path, real_data: Path) -> None:
+def test_files_that_are_no_slices_are_skipped(tmp_path: Path, real_data: Path) -> None:
     write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
     shutil.copy(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path)
     (tmp_path / "LICENSE").write_text("free")
@@ -251,7 +251,7 @@ def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) 
 @pytest.mark.parametrize(
     "beside", [".DS_Store", "Thumbs.db", "notes.txt", "viewer.xml", "seg.nii.gz", "seg.nii.gz.json"]
 )
-def test_what_lies_beside_slices_is_none_of_their_files(tmp_path: Path, ending: str, beside: str) -> None:
+def test_other_files_next_to_slices_are_not_part_of_the_series(tmp_path: Path, ending: str, beside: str) -> None:
     slices = tuple(tmp_path / f"slice{i}{ending}" for i in range(3))
     for i, path in enumerate(slices):
         write_slice(path, (0.0, 0.0, STEP * i), value=i)
@@ -312,7 +312,7 @@ def test_a_slice_that_cannot_be_reached_is_not_left_out(tmp_path: Path, ending: 
     assert len(read_image([folder]).array[0]) == 4
 
 
-def test_packed_slices_are_read_whatever_says_where_their_frame_lies(tmp_path: Path) -> None:
+def test_compressed_slices_are_read_with_and_without_offset_tables(tmp_path: Path) -> None:
     """The table of offsets may be empty or filled; both are right."""
     tags = pydicom.dcmread(get_testdata_file("MR_small_jp2klossless.dcm"))
     frame = next(generate_frames(tags.PixelData, number_of_frames=1))

@@ -95,7 +95,7 @@ def write_segments(path: Path, segments: dict[int, NDArray[np.bool_]], kind: str
 
 @pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
 @pytest.mark.parametrize("with_step", [True, False])
-def test_segments_lie_where_they_were_put(tmp_path: Path, kind: str, with_step: bool) -> None:
+def test_segments_are_placed_correctly(tmp_path: Path, kind: str, with_step: bool) -> None:
     path = write_segments(tmp_path / "seg.dcm", masks(), kind, with_step=with_step)
     assert is_segmentation(path)
     found = read_segments(path)
@@ -157,7 +157,7 @@ def test_run_length_compressed_segments_are_read(tmp_path: Path) -> None:
     assert np.array_equal(align_label_map(read_label_map(path), IMAGE), sum(n * mask for n, mask in masks().items()))
 
 
-def test_what_is_wrong_with_a_segmentation_is_said(tmp_path: Path) -> None:
+def test_faulty_segmentations_are_refused(tmp_path: Path) -> None:
     path = write_segments(tmp_path / "seg.dcm", masks())
     with pytest.raises(AutosegError) as caught:
         read_label_map(f"{path}#7")

@@ -50,7 +50,7 @@ def misnamed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".mha", ".png", ".tif"])
-def test_a_file_whose_name_is_no_text_is_refused_and_ends_nothing(misnamed: Path, ending: str) -> None:
+def test_a_file_whose_name_is_not_text_is_refused_and_ends_nothing(misnamed: Path, ending: str) -> None:
     path = misnamed.parent / f"a{ending}"
     write_label_map(path, VALUES, GRID)
     path = path.rename(path.with_name(f"{MISNAMED}{ending}"))
@@ -90,7 +90,7 @@ def test_names_in_any_script_are_read_and_written(tmp_path: Path, name: str, end
     require_text([path])
 
 
-def test_a_faulty_folder_is_named_once_for_all_that_it_holds() -> None:
+def test_a_faulty_folder_is_reported_once() -> None:
     paths = [f"/data/{MISNAMED}/a", f"/data/{MISNAMED}/b/{MISNAMED}", f"/data/c/{MISNAMED}", "/data/ü"]
     with pytest.raises(AutosegError) as caught:
         require_text(paths)

@@ -91,7 +91,7 @@ def test_files_without_segments_are_label_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "entry", [{"Layer": 2, "LabelValue": 1}, {"Layer": 0, "LabelValue": "x"}, {"Layer": 0, "LabelValue": 0}]
 )
-def test_places_that_make_no_sense_are_refused(tmp_path: Path, entry: dict[str, object]) -> None:
+def test_invalid_positions_are_refused(tmp_path: Path, entry: dict[str, object]) -> None:
     path = write_slicer(tmp_path / "a.seg.nrrd", [np.resize([0, 1], SHAPE)], [{"Name": "a", **entry}])
     with pytest.raises(AutosegError) as caught:
         read_label_map(path)

@@ -25,7 +25,7 @@ def write(path: Path, array: np.ndarray, *, vector: bool = False) -> Path:
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(np.uint8, 3), (np.uint16, 3)])
-def test_transparency_is_left_out_and_said(tmp_path: Path, kind: type, channels: int) -> None:
+def test_transparency_is_ignored_with_an_issue(tmp_path: Path, kind: type, channels: int) -> None:
     path = write(tmp_path / "a.png", COLOURS.astype(kind), vector=True)
     header, volume = read_header(path), read_image([path])
     assert header.num_channels == channels

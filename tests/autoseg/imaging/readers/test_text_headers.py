@@ -97,7 +97,7 @@ def test_encodings_and_byte_orders(tmp_path: Path, encoding: str, pack, endian: 
 
 
 @pytest.mark.parametrize(("space", "x", "y"), [("right-anterior-superior", -1, -1), ("LAS", 1, -1), ("LPS", 1, 1)])
-def test_spaces_are_turned_to_lps(tmp_path: Path, space: str, x: int, y: int) -> None:
+def test_spaces_are_converted_to_lps(tmp_path: Path, space: str, x: int, y: int) -> None:
     fields = f"{PLAIN.replace('left-posterior-superior', space)}type: uchar\nencoding: raw\nspace origin: (1,2,3)"
     geometry = read_header(nrrd(tmp_path / "a.nrrd", fields, VOXELS.astype("u1").tobytes())).geometry
     assert geometry.origin_mm == (x, 2 * y, 3)
@@ -152,7 +152,7 @@ def test_names_of_voxel_files_in_latin_1_are_understood(tmp_path: Path) -> None:
     assert np.array_equal(read_label_map(tmp_path / "a.mhd").array, VOXELS)
 
 
-def test_a_slightly_skewed_nrrd_is_straightened_and_says_so(tmp_path: Path) -> None:
+def test_a_slightly_skewed_nrrd_is_straightened_with_an_issue(tmp_path: Path) -> None:
     fields = PLAIN.replace("(0,1,0)", "(0.01,1,0)") + "type: uchar\nencoding: raw"
     header = read_header(nrrd(tmp_path / "a.nrrd", fields, VOXELS.astype("u1").tobytes()))
     assert [note.code for note in header.notes] == ["reader.straightened"]
@@ -176,7 +176,7 @@ def test_a_flipped_byte_of_compressed_voxels_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd"])
-def test_a_header_that_promises_too_much_is_refused_at_once(tmp_path: Path, ending: str) -> None:
+def test_a_header_that_declares_too_much_is_refused_at_once(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     SimpleITK.WriteImage(SimpleITK.GetImageFromArray(np.zeros((3, 4, 5), np.int16)), str(path), useCompression=True)
     path.write_bytes(path.read_bytes().replace(b"5 4 3", b"50000 40000 30000"))

@@ -1,4 +1,4 @@
-"""Label maps written for an image lie where it lies, in the eyes of other readers, for every format and orientation."""
+"""Label maps written for an image have its grid, in the eyes of other readers, for every format and orientation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_orientation_is_understood_by_other_readers(tmp_path: Path, ending
 
 @pytest.mark.parametrize("name", ["mr_prostatex_t2_tra", "ct_body_jpeg2000/dicom"])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
-def test_a_label_map_of_a_real_series_lies_on_it(real_data: Path, tmp_path: Path, name: str, ending: str) -> None:
+def test_a_label_map_of_a_real_series_has_its_grid(real_data: Path, tmp_path: Path, name: str, ending: str) -> None:
     """ITK reads series and label map, and finds the same grid."""
     folder = real_data / "dicom_series" / name
     volume = read_image([folder])
@@ -95,7 +95,7 @@ def test_flat_files_are_understood_by_other_readers(tmp_path: Path, ending: str,
         ("xray.dcm", FLAT, ".nii.gz", ".nii.gz"),
     ],
 )
-def test_predictions_have_a_format_that_holds_their_grid(
+def test_predictions_have_a_format_that_stores_their_grid(
     tmp_path: Path, image: str, geometry: Geometry, label_ending: str, expected: str
 ) -> None:
     ending = prediction_ending(image, geometry, label_ending)
