@@ -55,8 +55,8 @@ def test_changes_are_reported(run: Run) -> None:
     (run.folder.root / "output").unlink()
     assert do(run, "b")
     assert said(run).splitlines() == [
-        "Doing the stage again: the budget changed",
-        "Doing the stage again: output is gone",
+        "Redoing the stage: the budget changed",
+        "Redoing the stage: output is missing",
     ]
 
 

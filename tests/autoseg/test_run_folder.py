@@ -43,7 +43,7 @@ def test_a_place_that_cannot_be_written_is_named_with_a_fix_for_every_command(tm
 def test_no_file_is_put_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     (tmp_path / "here" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(AutosegError, match=r"is a folder.*give the name of a file"), atomic_write(Path(path)):
+    with pytest.raises(AutosegError, match=r"is a folder.*pass a file name"), atomic_write(Path(path)):
         pass
     assert [found.name for found in tmp_path.rglob("*")] == ["here", "folder"]
 

@@ -106,7 +106,7 @@ def test_options_change_freely_before_training(job: Job) -> None:
     shutil.rmtree(job.folder.models)
     run = job.call("plan", target_spacing=FINER)
     assert "--target-spacing was not given and is 1.6,1.4,1.5" in said(run)
-    assert "Doing the plan again: the target spacing (--target-spacing) changed" in said(run)
+    assert "Redoing the plan: the target spacing (--target-spacing) changed" in said(run)
     assert load_document(Settings, job.folder.settings).target_spacing == FINER
 
 
@@ -126,7 +126,7 @@ def test_options_that_decide_nothing_are_taken(job: Job, tmp_path: Path) -> None
 
 def test_a_budget_with_a_schedule_has_no_effect_and_a_warning(job: Job) -> None:
     weights = job.weights()
-    assert "--budget changes nothing here" in said(job.call("schedule", budget="60s", redo=True))
+    assert "--budget has no effect" in said(job.call("schedule", budget="60s", redo=True))
     assert job.weights() == weights
 
 
@@ -227,7 +227,7 @@ def test_an_edited_plan_is_kept_and_what_depends_on_it_is_redone_if_requested(jo
     assert "plan.json was edited: 2d.batch_size" in said(run)
     assert job.folder.plan.read_bytes() == results[job.folder.plan]
     assert key_of_model(job)
-    assert "Doing " not in said(job.call())
+    assert "Redoing " not in said(job.call())
     with pytest.raises(AutosegError) as caught:
         job.call(replan=True)
     assert caught.value.codes == ("run.plan_changed",)
@@ -346,7 +346,7 @@ def test_cut_weights_are_redone_from_the_checkpoint(job: Job) -> None:
     final = final_weights(job.folder, "2d", 1)
     whole = final.read_bytes()
     final.write_bytes(whole[: len(whole) // 2])
-    assert "final.safetensors is not whole" in said(job.call())
+    assert "final.safetensors is incomplete" in said(job.call())
     assert final.read_bytes() == whole
 
 
@@ -381,7 +381,7 @@ def test_folds_that_were_validated_otherwise_are_selected_from_again(job: Job) -
     select, table = job.folder.stage("select"), job.folder.validation("2d", 0) / "summary.json"
     before = select.read_bytes()
     edit(table, lambda scores: scores["metric_per_case"][0]["metrics"]["1"].update(Dice=0.987))
-    assert "Doing the selection again: the validation changed" in said(job.call("select"))
+    assert "Redoing the selection: the validation changed" in said(job.call("select"))
     assert select.read_bytes() != before
 
 

@@ -94,5 +94,5 @@ def test_an_interrupted_training_says_how_to_resume(prepared: Job, tmp_path: Pat
     assert process.returncode == 130, (lines, errors)
     assert "Traceback" not in errors
     for text in (errors, prepared.folder.log.read_text()):
-        assert text.count("Press Ctrl-C again to end at once") == 1
+        assert text.count("Press Ctrl-C again to stop immediately") == 1
         assert text.count("Interrupted. Run the same command to resume.") == 1

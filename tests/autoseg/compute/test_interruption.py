@@ -26,7 +26,7 @@ def insist(number: signal.Signals, said: list[str]) -> None:
         signal.raise_signal(number)
         assert should_stop()
         assert len(said) == 1
-        assert "Press Ctrl-C again to end at once" in said[0]
+        assert "Press Ctrl-C again to stop immediately" in said[0]
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
 

@@ -95,7 +95,7 @@ def test_single_patient_is_not_cross_validated():
 
 @pytest.mark.parametrize(("case_ids", "num_folds"), [([], 5), (["a", "a"], 5), (["a", "b"], 1)])
 def test_invalid_arguments_are_refused(case_ids, num_folds):
-    with pytest.raises(ValueError, match="two folds or more"):
+    with pytest.raises(ValueError, match="at least two folds"):
         make_splits(case_ids, num_folds=num_folds)
 
 
@@ -283,5 +283,5 @@ def test_each_group_is_left_out_once_and_whole(groups) -> None:
 
 
 def test_a_single_group_cannot_be_left_out() -> None:
-    with pytest.raises(ValueError, match="two groups or more"):
+    with pytest.raises(ValueError, match="at least two groups"):
         leave_one_group_out(CASES, dict.fromkeys(CASES, "p"))

@@ -213,7 +213,7 @@ def test_shapes_that_differ_are_refused_with_both() -> None:
 
 
 def test_classes_of_one_name_are_refused() -> None:
-    with pytest.raises(ValueError, match="differ"):
+    with pytest.raises(ValueError, match="distinct"):
         compare(volume(), volume(), classes=[ONE, ONE], spacing_mm=SPACING)
 
 

@@ -118,7 +118,7 @@ def test_without_scores_the_usual_best_is_taken(names: tuple[str, ...], chosen: 
 
 
 def test_no_candidate_is_refused() -> None:
-    with pytest.raises(ValueError, match="no candidate"):
+    with pytest.raises(ValueError, match="no candidates"):
         select_candidate({})
 
 

@@ -85,14 +85,14 @@ def test_new_channels_get_the_mean_and_new_classes_start_from_scratch(family: st
         assert torch.equal(after[name][1], fresh[name][1])
     assert notes == (
         "inputs: CT keep their filters, T1, T2 start with the mean of those of CT, PET",
-        "outputs: background, tail keep their layers, cyst start fresh",
+        "outputs: background, tail keep their layers, cyst start from scratch",
     )
 
 
 def test_regions_do_not_take_layers_of_classes() -> None:
     """A sigmoid and a softmax read logits differently, whatever the names."""
     old, new, notes = transferred(topology("unet", 2), Interface(inputs=("CT", "PET"), outputs=("head", "tail")))
-    assert "all start fresh, since they were mutually exclusive classes and are now regions" in notes[1]
+    assert "all start from scratch, since they were mutually exclusive classes and are now regions" in notes[1]
     assert not torch.equal(new.state_dict()["heads.0.weight"], old.state_dict()["heads.0.weight"][1:])
 
 

@@ -54,10 +54,10 @@ def test_a_run_fine_tunes_another(pretrained: Job, target: Path, tmp_path: Path)
     for name, wishes in (("run", {"pretrained": pretrained.root}), ("fresh", {})):
         call = begin(target, tmp_path / name, {**wishes, "schedule": pretrained.schedule}, fold=0)
         runs[name] = run_stages(call, "train")
-    assert "Training on from a model of " in said(runs["run"])
-    assert "outputs: background, bean keep their layers, torus start fresh" in said(runs["run"])
+    assert "Fine-tuning a model of " in said(runs["run"])
+    assert "outputs: background, bean keep their layers, torus start from scratch" in said(runs["run"])
     folder = runs["run"].folder.fold(NAME, 0)
-    assert any("torus start fresh" in issue.message for issue in read_issues(folder))
+    assert any("torus start from scratch" in issue.message for issue in read_issues(folder))
     assert runs["run"].schedule.trainings[0].base_features == about.training(NAME).base_features
     begun, fresh = (read_history(run.folder.fold(NAME, 0) / "history.jsonl")[0][0] for run in runs.values())
     assert begun.loss < fresh.loss

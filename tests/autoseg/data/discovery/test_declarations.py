@@ -94,7 +94,7 @@ def test_nothing_declared_is_nothing_known(declare):
         ({"labels": {"a": True}}, "labels.a: found true"),
         ({"labels": {"a": []}}, "labels.a: found []"),
         ({"labels": ["a", "b"]}, "labels: found"),
-        ({"labels": {"0": "background"}}, "nothing but background"),
+        ({"labels": {"0": "background"}}, "only the background"),
         ({"labels": {"1": "a", "2": "a"}}, "'a' occurs 2 times"),
         ({"labels": {"a": 1, "b": 1}}, "value 1 has 2 names"),
         ({"labels": {"a": [0, 1], "b": 2}, "regions_class_order": [1, 2]}, "background value 0"),
