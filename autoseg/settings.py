@@ -19,26 +19,26 @@ DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Option:
-    """How a field of `Settings` appears to a person."""
+    """How users see a field of `Settings`."""
 
     help: str
-    """With unit and, where it is not plain, the default."""
+    """With unit and, where it is not obvious, the default."""
     stage: StageName
     """The first stage that reads it: commands that stop before that stage do not offer it."""
     decides: bool = True
-    """Another value gives other results, so what was made from the first value would be made again."""
+    """Changing it changes results, which are then redone."""
     metavar: str = "TEXT"
-    """What to give, on the help page."""
+    """Placeholder in the help text."""
 
 
 def parse_duration(value: object) -> object:
-    """Seconds of ``90s``, ``20m``, ``2h`` or ``1h30m``; numbers are seconds already. Raises `ValueError` for other text."""
+    """Seconds of ``90s``, ``20m``, ``2h`` or ``1h30m``; numbers are seconds. Raises `ValueError` for other text."""
     if not isinstance(value, str):
         return value
     match = DURATION.fullmatch(value.strip().lower())
     hours, minutes, seconds = (float(match[unit] or 0) if match else 0.0 for unit in "hms")
     if match is None or not value.strip():
-        raise ValueError(f"{value!r} is not a duration; write it like 90s, 20m, 2h or 1h30m")
+        raise ValueError(f"{value!r} is not a duration; write for example 90s, 20m, 2h or 1h30m")
     return hours * 3600 + minutes * 60 + seconds
 
 
@@ -49,7 +49,7 @@ def parse_spacing(value: object) -> object:
     try:
         z, y, x = map(float, value.split(","))
     except ValueError:
-        raise ValueError(f"{value!r} is not three numbers; write them like 2.5,0.8,0.8") from None
+        raise ValueError(f"{value!r} is not three numbers; write for example 2.5,0.8,0.8") from None
     return z, y, x
 
 
@@ -71,15 +71,15 @@ def parse_changes(value: object) -> object:
     elif isinstance(value, list | tuple) and all(isinstance(part, str) and "=" in part for part in value):
         plain = {name.strip(): text.strip() for name, _, text in (part.partition("=") for part in value)}
     else:
-        raise ValueError(f"{value!r} does not name a value; write it like plan.3d_fullres.patch_shape=64,160,160")
+        raise ValueError(f"{value!r} does not set a value; write for example plan.3d_fullres.patch_shape=64,160,160")
     for name in plain:
         if name.partition(".")[0] not in ("plan", "schedule") or not name.partition(".")[2]:
-            raise ValueError(f"{name!r} begins neither with plan. nor with schedule.")
+            raise ValueError(f"{name!r} starts with neither plan. nor schedule.")
     return plain
 
 
 def whole_path(path: Path | None) -> Path | None:
-    """A path that stays right when the next call is made from another folder."""
+    """A path that stays valid when the next call is made from another folder."""
     return None if path is None else path.absolute()
 
 
@@ -89,41 +89,37 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(Document):
-    """``settings.json``: what was asked for. Fields take what a command line gives (``2h``, ``1,0.8,0.8``), too."""
+    """``settings.json``: the options of a run. Fields also take what a command line gives (``2h``, ``1,0.8,0.8``)."""
 
     model_config = ConfigDict(strict=False)
 
     schema_version: Literal[1] = 1
     dataset: Annotated[Path, AfterValidator(whole_path)]
     """Folder of labelled volumes."""
-    layout: Annotated[
-        str | None, Option(help="Name of the layout to take where several fit.", stage="check", metavar="NAME")
-    ] = None
+    layout: Annotated[str | None, Option(help="Layout to use if several match.", stage="check", metavar="NAME")] = None
     spec: Annotated[
         OptionalPath,
-        Option(help="TOML file that describes where the dataset's files are.", stage="check", metavar="FILE"),
+        Option(help="Spec file (TOML) that describes the dataset's layout.", stage="check", metavar="FILE"),
     ] = None
     skip_bad: Annotated[
         bool, Option(help="Leave out cases with errors instead of stopping; the report names them.", stage="check")
     ] = False
-    exclude: Annotated[
-        Names, Option(help="Leave out this case; may be given several times.", stage="check", metavar="CASE")
-    ] = ()
+    exclude: Annotated[Names, Option(help="Leave out this case; can be repeated.", stage="check", metavar="CASE")] = ()
     workers: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
-            help="Processes for reading and preprocessing (default: one a core).",
+            help="Worker processes for reading and preprocessing (default: one per core).",
             stage="check",
             metavar="INTEGER",
             decides=False,
         ),
     ] = None
     strict_reference: Annotated[
-        bool, Option(help="Follow the reference planner to the letter, file axes included.", stage="fingerprint")
+        bool, Option(help="Plan exactly as nnU-Net does, in file axes.", stage="fingerprint")
     ] = False
-    preset: Annotated[
-        Preset, Option(help="Kind of networks to plan (default: default).", stage="plan", metavar="NAME")
-    ] = "default"
+    preset: Annotated[Preset, Option(help="Networks to plan (default: default).", stage="plan", metavar="NAME")] = (
+        "default"
+    )
     memory_gb: Annotated[
         Positive | None,
         Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan", metavar="GB"),
@@ -131,17 +127,17 @@ class Settings(Document):
     target_spacing: Annotated[
         tuple[Positive, Positive, Positive] | None,
         BeforeValidator(parse_spacing),
-        Option(help="Spacing of full resolution, Z,Y,X in mm (default: planned).", stage="plan", metavar="Z,Y,X"),
+        Option(help="Spacing at full resolution, Z,Y,X in mm (default: planned).", stage="plan", metavar="Z,Y,X"),
     ] = None
     pretrained: Annotated[
-        OptionalPath, Option(help="Run folder or bundle to train on from, with its plan.", stage="plan", metavar="RUN")
+        OptionalPath, Option(help="Run folder or bundle to fine-tune, with its plan.", stage="plan", metavar="RUN")
     ] = None
     set: Annotated[
         dict[str, str],
         BeforeValidator(parse_changes),
         Option(
             help="Change a value of the plan or the schedule, e.g. plan.3d_fullres.patch_shape=64,160,160 or "
-            "schedule.epochs=250; may be given several times.",
+            "schedule.epochs=250; can be repeated.",
             stage="plan",
             metavar="NAME=VALUE",
         ),
@@ -159,7 +155,7 @@ class Settings(Document):
         Positive | None,
         BeforeValidator(parse_duration),
         Option(
-            help="Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, the method's 1000 epochs on a GPU).",
+            help="Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, nnU-Net's 1000 epochs on a GPU).",
             stage="schedule",
             metavar="TIME",
         ),
@@ -167,7 +163,7 @@ class Settings(Document):
     """Seconds."""
     schedule: Annotated[
         OptionalPath,
-        Option(help="Follow this schedule.json instead of measuring the machine.", stage="schedule", metavar="FILE"),
+        Option(help="Use this schedule.json instead of measuring the machine.", stage="schedule", metavar="FILE"),
     ] = None
     configurations: Annotated[
         Names,
@@ -183,17 +179,17 @@ class Settings(Document):
     splits: Annotated[
         OptionalPath,
         Option(
-            help="JSON file with the folds to take, e.g. nnU-Net's splits_final.json.", stage="schedule", metavar="FILE"
+            help="JSON file with the folds to use, e.g. nnU-Net's splits_final.json.", stage="schedule", metavar="FILE"
         ),
     ] = None
     folds: Annotated[
         Annotated[int, Field(ge=2)] | None,
-        Option(help="Number of folds (default: five, fewer where time is short).", stage="schedule", metavar="INTEGER"),
+        Option(help="Number of folds (default: five, or fewer if time is short).", stage="schedule", metavar="INTEGER"),
     ] = None
     groups: Annotated[
         OptionalPath,
         Option(
-            help="CSV file with columns case and group: cases of a group stay together.",
+            help="CSV file with columns case and group; cases of a group stay together.",
             stage="schedule",
             metavar="FILE",
         ),
@@ -202,7 +198,7 @@ class Settings(Document):
     seed: Annotated[
         int,
         Field(ge=0),
-        Option(help="Seed of everything that is drawn (default: 0).", stage="schedule", metavar="INTEGER"),
+        Option(help="Random seed (default: 0).", stage="schedule", metavar="INTEGER"),
     ] = 0
     device: Annotated[
         str,
@@ -211,7 +207,7 @@ class Settings(Document):
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
-            help="Threads for computing on a CPU; last digits of results depend on them (default: one a core).",
+            help="CPU threads; the last digits of results depend on them (default: one per core).",
             stage="schedule",
             metavar="INTEGER",
             decides=False,
@@ -224,7 +220,7 @@ class Settings(Document):
 
 
 def options() -> Iterator[tuple[str, Option]]:
-    """Name and `Option` of every field that a person can give, in order."""
+    """Name and `Option` of every field that users can set, in order."""
     for name, field in Settings.model_fields.items():
         yield from ((name, each) for each in field.metadata if isinstance(each, Option))
 
@@ -235,7 +231,7 @@ def flag_of(name: str) -> str:
 
 
 def make_settings(wishes: Mapping[str, Any]) -> Settings:
-    """Settings from what a person gave. Raises `AutosegError` with all faults, named as on the command line."""
+    """Settings from what the user gave. Raises `AutosegError` with all faults, named as on the command line."""
     try:
         return Settings.model_validate(dict(wishes))
     except ValidationError as error:
@@ -243,9 +239,9 @@ def make_settings(wishes: Mapping[str, Any]) -> Settings:
 
 
 def updated(settings: Settings, wishes: Mapping[str, Any]) -> Settings:
-    """``settings`` with some fields given again; changes of plan and schedule (``set``) are added to earlier ones.
+    """``settings`` with some fields replaced; changes of plan and schedule (``set``) are added to earlier ones.
 
-    ``none`` takes an earlier value back: the field gets its default.
+    ``none`` resets a field to its default.
     """
     taken_back = [name for name, value in wishes.items() if _words(value) == ["none"]]
     defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in taken_back}
@@ -296,7 +292,7 @@ def changes_of(settings: Settings, document: Literal["plan", "schedule"]) -> dic
 
 
 def as_duration(seconds: float) -> str:
-    """Seconds as a person gives them: ``1h30m``, ``20m``, ``90s``; `parse_duration` reads it again."""
+    """Seconds as users write them: ``1h30m``, ``20m``, ``90s``; `parse_duration` reads it again."""
     hours, rest = divmod(seconds, 3600)
     minutes, rest = divmod(rest, 60)
     parts = (f"{hours:g}h" if hours else "", f"{minutes:g}m" if minutes else "", f"{rest:g}s" if rest else "")
@@ -304,7 +300,7 @@ def as_duration(seconds: float) -> str:
 
 
 def describe_value(value: object, name: str) -> str:
-    """A field's value as a person would give it."""
+    """A field's value as users write it."""
     if name == "budget" and isinstance(value, float):
         return as_duration(value)
     if value is None or value == () or value == {}:
@@ -337,6 +333,6 @@ def _issue(fault: Any) -> Issue:
     name = str(fault["loc"][0]) if fault["loc"] else ""
     known = ", ".join(field for field, _ in options())
     if fault["type"] == "extra_forbidden":
-        return Issue(code="settings.unknown", where=name, message="there is no such option", fix=f"options are {known}")
+        return Issue(code="settings.unknown", where=name, message="unknown option", fix=f"use one of {known}")
     message = str(fault["msg"]).removeprefix("Value error, ")
     return Issue(code="settings.bad_value", where=flag_of(name), message=f"{message} (found {fault['input']!r})")

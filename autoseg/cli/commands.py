@@ -18,7 +18,7 @@ from autoseg.tracking.progress import Reporter
 from autoseg.wording import count_noun
 from planners import explain, write_document
 
-# Rooms that need torch, pandas or matplotlib are imported by the functions that use them: looking, planning and
+# Rooms that need torch, pandas or matplotlib are imported by the functions that use them: checking, planning and
 # preprocessing start in a third of the time without.
 DEMO_BUDGET = "4m"
 Wishes = dict[str, Any]
@@ -29,11 +29,11 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of 
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads for computing on a CPU (default: one a core).", show_default=False),
+    typer.Option("--threads", min=1, help="CPU threads (default: one per core).", show_default=False),
 ]
 WorkersOption = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Processes for reading (default: one a core).", show_default=False),
+    typer.Option("--workers", min=1, help="Worker processes for reading (default: one per core).", show_default=False),
 ]
 
 
@@ -67,7 +67,7 @@ def train(
         str | None,
         typer.Option(
             "--configuration",
-            help="Train only this one, after the stages it needs (default: all scheduled).",
+            help="Train only this configuration, after the stages it needs (default: all scheduled).",
             show_default=False,
         ),
     ] = None,
@@ -79,7 +79,7 @@ def train(
     *,
     wishes: Wishes,
 ) -> None:
-    """Train and validate; different folds may train at once in one run folder."""
+    """Train and validate. Different folds can train in one run folder at the same time."""
     done = api.train(
         dataset,
         out,
@@ -103,7 +103,7 @@ def select(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = Fa
 
 @takes_settings(until="train")
 def report(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
-    """Write the report page; does first what is missing before it, test predictions included."""
+    """Write the report page, after the stages that are not done yet, test predictions included."""
     typer.echo(f"Report: {api.run(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes).report}")
 
 
@@ -124,7 +124,7 @@ def preprocess(
     *,
     wishes: Wishes,
 ) -> None:
-    """Crop, normalise and resample every case for every configuration that may be trained."""
+    """Crop, normalise and resample every case for every configuration that can be trained."""
     done = api.preprocess(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes)
     typer.echo(f"Preprocessed data: {done.folder.all_preprocessed}")
 
@@ -141,18 +141,18 @@ def plan(
         typer.Option("--nnunet-fingerprint", help="Plan from nnU-Net's dataset_fingerprint.json.", show_default=False),
     ] = None,
     nnunet_dataset: Annotated[
-        Path | None, typer.Option("--nnunet-dataset", help="The dataset.json that belongs to it.", show_default=False)
+        Path | None, typer.Option("--nnunet-dataset", help="The dataset.json of that dataset.", show_default=False)
     ] = None,
     nnunet_plans: Annotated[
         Path | None,
-        typer.Option("--nnunet-plans", help="Also write the plan as nnU-Net's plans file.", show_default=False),
+        typer.Option("--nnunet-plans", help="Also write the plan as an nnU-Net plans file.", show_default=False),
     ] = None,
     redo: RedoOption = False,
     replan: ReplanOption = False,
     *,
     wishes: Wishes,
 ) -> None:
-    """Say what would be done with a dataset, and why. Trains nothing."""
+    """Show what would be done with a dataset, and why. Trains nothing."""
     from autoseg.interop.nnunet.model import require_place_for_plans, write_nnunet_plans
 
     if nnunet_plans is not None:
@@ -173,7 +173,7 @@ def plan(
         raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
     if nnunet_plans is not None:
         kept = write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
-        others = f" (kept {', '.join(kept)}, which were in it)" if kept else ""
+        others = f" (kept the existing {', '.join(kept)})" if kept else ""
         typer.echo(f"nnU-Net plans: {nnunet_plans}{others}")
     if explanation or (dataset is None and nnunet_plans is None and out is None):
         typer.echo(explain(planned, own=own))
@@ -182,15 +182,15 @@ def plan(
 def _refuse_body_axes(nnunet_plans: Path | None, wishes: Wishes) -> None:
     if nnunet_plans is not None and not wishes.get("strict_reference"):
         raise typer.BadParameter(
-            "--nnunet-plans needs --strict-reference here: without it a plan's axes are directions of the body, but nnU-Net "
-            "reads those of the files, so spacing, patch and transposition would be of other axes"
+            "--nnunet-plans needs --strict-reference here: without it plan axes are anatomical, but nnU-Net uses file axes, "
+            "so spacing, patch and transposition would refer to different axes"
         )
 
 
 def _plan_from_nnunet(
     fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
 ) -> tuple[Any, str, str | None]:
-    """The plan of a dataset that only nnU-Net's own files describe, its file ending and its reader."""
+    """The plan, file ending and reader of a dataset that is known only from nnU-Net's files."""
     from autoseg.interop.nnunet.model import PlanSettings, plan_from_nnunet
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of, make_settings
@@ -199,7 +199,7 @@ def _plan_from_nnunet(
 
     used = {"preset", "memory_gb", "target_spacing", "strict_reference"}
     if needless := [flag_of(name) for name in wishes if name not in used]:
-        raise typer.BadParameter(f"{', '.join(needless)}: no images are read with --nnunet-fingerprint; leave this out")
+        raise typer.BadParameter(f"{', '.join(needless)}: not used with --nnunet-fingerprint, which reads no images")
     if out is not None:
         require_free_for_plan(RunFolder(out), description.parent)
     wanted = make_settings({"dataset": description.parent, **wishes})
@@ -218,24 +218,24 @@ def _plan_from_nnunet(
 
 def check(
     dataset: DatasetArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of lines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
     layout: Annotated[
-        str | None, typer.Option("--layout", help="Name of the layout to take where several fit.", show_default=False)
+        str | None, typer.Option("--layout", help="Layout to use if several match.", show_default=False)
     ] = None,
     spec: Annotated[
         Path | None,
-        typer.Option("--spec", help="TOML file that describes where the dataset's files are.", show_default=False),
+        typer.Option("--spec", help="Spec file (TOML) that describes the dataset's layout.", show_default=False),
     ] = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out cases with errors, and check the others.")
     ] = False,
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", help="Leave out this case; may be given several times.", show_default=False),
+        typer.Option("--exclude", help="Leave out this case; can be repeated.", show_default=False),
     ] = None,
     workers: WorkersOption = None,
 ) -> None:
-    """Say what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
+    """Show what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
     from autoseg.data.checks.check import failed_report
 
     try:
@@ -275,12 +275,13 @@ def predict(
         bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
     ] = False,
     mirroring: Annotated[
-        bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images where training mirrored.")
+        bool,
+        typer.Option("--mirroring/--no-mirroring", help="Average over mirrored images if training used mirroring."),
     ] = True,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Segment new images; a second call skips those that are done, unless the image has changed since."""
+    """Segment new images. A second call skips images that are done and have not changed."""
     written = api.predict(
         model,
         source,
@@ -299,7 +300,7 @@ def evaluate(
         Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)
     ],
     references: Annotated[
-        Path, typer.Argument(help="Folder of reference label maps or masks of the same names.", show_default=False)
+        Path, typer.Argument(help="Folder of reference label maps or masks with the same names.", show_default=False)
     ],
     out: Annotated[
         Path | None,
@@ -340,7 +341,7 @@ def submit(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Format: msd, a zip file with a task folder; folder, plain files; or one of an installed package.",
+            help="Format: msd (zip file with a task folder), folder (plain files), or one from an installed package.",
         ),
     ] = "msd",
     out: Annotated[
@@ -352,7 +353,7 @@ def submit(
         ),
     ] = None,
 ) -> None:
-    """Pack the predictions of the test images as a challenge wants them."""
+    """Pack the test predictions in the format of a challenge."""
     typer.echo(f"Submission: {api.submit(run_folder, kind=kind, out=out)}")
 
 
@@ -360,7 +361,7 @@ def bundle(
     run_folder: RunArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
 ) -> None:
-    """Pack the model of a run into one file that `autoseg predict` takes on any machine; it tells nothing of the cases."""
+    """Pack the model of a run into one file that `autoseg predict` takes on any machine, with nothing about the cases."""
     from autoseg.inference.model import bundle_run
 
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -371,7 +372,7 @@ def import_nnunet(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="Folder TRAINER__PLANS__CONFIGURATION of a model that nnU-Net v2 trained.",
+            help="Folder TRAINER__PLANS__CONFIGURATION of a trained nnU-Net v2 model.",
             show_default=False,
         ),
     ],
@@ -383,7 +384,7 @@ def import_nnunet(
         typer.Option(
             "--fold",
             min=0,
-            help="A fold to take; may be given several times (default: all that are there).",
+            help="Fold to import; can be repeated (default: all folds found).",
             show_default=False,
         ),
     ] = None,
@@ -391,11 +392,11 @@ def import_nnunet(
         Literal["final", "best"],
         typer.Option(
             "--checkpoint",
-            help="final: weights at the end of training; best: of the best epoch on the validation fold.",
+            help="final: weights at the end of training; best: weights of the best epoch on the validation fold.",
         ),
     ] = "final",
 ) -> None:
-    """Turn a trained model of nnU-Net v2 into a bundle that `autoseg predict` takes. Runs no code of its files."""
+    """Convert a trained nnU-Net v2 model into a bundle for `autoseg predict`. Runs no code from its files."""
     from autoseg.interop.nnunet.model import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
@@ -406,25 +407,25 @@ def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the phantom dataset and its run.")] = Path("demo"),
     budget: Annotated[str, typer.Option("--budget", help="Time for the whole run, e.g. 20m or 2h.")] = DEMO_BUDGET,
     device: DeviceOption = "auto",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
-    """Make a small phantom dataset and do the main job on it."""
+    """Generate a small phantom dataset and run everything on it."""
     from autoseg.data.phantom import make_phantom_dataset
 
     dataset = out / "Task99_Phantom"
     if not (dataset / "dataset.json").exists():
         make_phantom_dataset(dataset, seed=seed)
-        typer.echo(f"Made a phantom dataset in {dataset}")
+        typer.echo(f"Generated a phantom dataset in {dataset}")
     done = api.run(
         dataset, out / "run", budget=budget, device=device, seed=seed, reporter=_reporter({"budget": budget})
     )
     show_result(done)
     typer.echo(
-        f"Score them:  autoseg evaluate {quote(str(done.folder.predictions))} {quote(str(dataset / 'labelsTs'))}"
+        f"Evaluate:    autoseg evaluate {quote(str(done.folder.predictions))} {quote(str(dataset / 'labelsTs'))}"
     )
 
 
 COMMANDS = (
     run, predict, evaluate, check, plan, submit, bundle, import_nnunet, fingerprint, preprocess, train, select, report, demo,
 )  # fmt: skip
-"""In the order of the help page."""
+"""In the order of the help text."""

@@ -21,8 +21,8 @@ PANELS: dict[StageName, str] = {
     "schedule": "Training",
     "train": "Training",
 }
-"""Headings of the help page."""
-MACHINE = "This machine (changes no results but last digits)"
+"""Headings of the help text."""
+MACHINE = "This machine (changes at most the last digits of results)"
 _TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )
@@ -33,10 +33,10 @@ OutOption = Annotated[
     typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False),
 ]
 RedoOption = Annotated[
-    bool, typer.Option("--redo", help="Train again what was trained from other options or data.", show_default=False)
+    bool, typer.Option("--redo", help="Redo what was made from other options or data.", show_default=False)
 ]
 ReplanOption = Annotated[
-    bool, typer.Option("--replan", help="Drop edits of plan.json and schedule.json.", show_default=False)
+    bool, typer.Option("--replan", help="Discard edits of plan.json and schedule.json.", show_default=False)
 ]
 
 
@@ -63,7 +63,7 @@ def takes_settings(until: StageName) -> Callable[[Callable[..., None]], Callable
 
 
 def _parameter(name: str, option: Option) -> Parameter:
-    """Switches have an opposite; all else is text that `Settings` reads, so that all faults are reported together."""
+    """Switches have an opposite; everything else is text that `Settings` reads, so that all faults are reported together."""
     default = Settings.model_fields[name].get_default(call_default_factory=True)
     is_switch, flag = isinstance(default, bool), flag_of(name)
     kind: Any = bool if is_switch else list[str] if isinstance(default, tuple | dict) else str

@@ -250,7 +250,7 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         if os.getpid() == process:  # Ctrl-C reaches forked workers, too, which have this handler
             # Said here: the next step may be far away. Python calls handlers between its own instructions, and
             # the locks of logging and of rich may be taken again by the thread that holds them.
-            say("Interrupted: ending after this training step. Press Ctrl-C again to end at once.")
+            say("Interrupted: stopping after this training step. Press Ctrl-C again to stop immediately.")
 
     before = {number: signal.signal(number, note) for number in SIGNALS}
     try:
@@ -263,7 +263,7 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
 
 
 def treat_termination_as_interrupt() -> None:
-    """Let SIGTERM end the program the way Ctrl-C does, so that what is open is closed."""
+    """Let SIGTERM end the program as Ctrl-C does, so that open files are closed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

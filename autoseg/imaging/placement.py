@@ -1,4 +1,4 @@
-"""The non-zero box of an image (method section 2), and how a preprocessed array lies in the image it came from."""
+"""The non-zero box of an image (method section 2), and where a preprocessed array is in the image it came from."""
 
 from __future__ import annotations
 

@@ -358,7 +358,7 @@ def has_previous(folder: Path, case_id: str, made_from: str) -> bool:
 def open_previous(folder: Path, case: StoredCase) -> StoredArray:
     """The stored label map (a0, a1, a2) of a case, sliced like an array; only the chunks that are touched are read.
 
-    Raises `AutosegError` when it is missing or lies on another grid than ``case``.
+    Raises `AutosegError` when it is missing or is not on the grid of ``case``.
     """
     path, expected = _path(folder, case.case_id), case.record.image_shape[1:]
     array = open_array(path)

@@ -73,7 +73,7 @@ class FoldIssues(Document):
     key: str
     """Hash of what the training was made from."""
     issues: tuple[Issue, ...] = ()
-    """In the order in which they came up."""
+    """In the order in which they arose."""
 
 
 def history_text(history: Sequence[EpochRecord]) -> str:

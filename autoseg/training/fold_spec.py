@@ -117,7 +117,7 @@ class FoldState:
     """What changes during a training besides weights and optimiser; checkpoints hold all of it."""
 
     micro_batch_size: int
-    """Samples computed at once; smaller than the batch where memory does not suffice for all."""
+    """Samples computed at once; smaller than the batch if not all fit into memory."""
     good: dict[str, Tensor]
     """Weights to go back to: of the last epoch that ended well, at first those of the start."""
     rate_factor: float = 1.0
@@ -154,7 +154,7 @@ class FoldRun:
     """Processes that read patches now."""
     steps_done: int = 0
     new_batches: bool = False
-    """Set by a callback: batches must be drawn anew from the next step on, by other rules or more workers."""
+    """Set by a callback: from the next step on, batches must be drawn by other rules or more workers."""
 
     @property
     def micro_batch_size(self) -> int:

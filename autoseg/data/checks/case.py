@@ -61,7 +61,7 @@ class HeaderReport:
 
     issues: tuple[Issue, ...]
     readable: CheckItem
-    """The item without the files whose voxels are not worth reading."""
+    """The item without the files whose voxels need not be read."""
     label: Geometry | None
     num_voxels: int
     """Of all channels of the image."""

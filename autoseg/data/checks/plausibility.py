@@ -300,9 +300,9 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
         issues.append(
             _warning(
                 case,
-                f"channel {channel} ({name}) spans {math.exp(own):.3g} between its 1st and 99th percentile, the {len(others)} others "
+                f"channel {channel} ({name}) spans {math.exp(own):.3g} between its 1st and 99th percentile, those of the {len(others)} others "
                 f"{math.exp(others.min()):.3g} to {math.exp(others.max()):.3g}",
-                "make sure that its intensities have the unit of the others",
+                "make sure that its intensities have the same unit as the others",
                 code="image.scale",
             )
         )
@@ -340,7 +340,7 @@ def _swapped_channels(cases: Sequence[CaseMeasures], channels: Sequence[str]) ->
         if len(cases) == 2:
             found = f"the channels of cases {cases[0].case_id} and {cases[1].case_id} seem to be in different orders"
         else:
-            found = f"the channels seem to be in another order than in the {len(cases) - 1} others: " + ", ".join(
+            found = f"the channels seem to be in a different order from the {len(cases) - 1} others: " + ", ".join(
                 f"{channels[found]} looks like {channels[place]}" for place, found in enumerate(order) if place != found
             )
         issues.append(_warning(case, found, "reorder the channels, or remove the case", code="image.channel_order"))

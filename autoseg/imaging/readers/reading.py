@@ -358,7 +358,7 @@ def _overlapping(file: Path, found: Segmentation) -> AutosegError:
         code="reader.overlapping_segments",
         message=f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
         "cannot hold",
-        fix=f"read each as a mask of its own: {_listed_segments(file, found)}",
+        fix=f"read each as a separate mask: {_listed_segments(file, found)}",
     )
 
 

@@ -39,7 +39,7 @@ FOLD = re.compile(r"fold_(\d+)")
 ALL_CASES = "fold_all"
 """One network trained on all cases; here it is fold 0."""
 NEEDED = ("plans.json", "dataset.json")
-OTHER_FILE = "give another file with --nnunet-plans"
+OTHER_FILE = "pass another file with --nnunet-plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -382,7 +382,7 @@ def _existing_configurations(path: Path) -> dict[str, Any]:
         content = None
     configurations = content.get("configurations") if isinstance(content, dict) else None
     if not isinstance(configurations, dict):
-        message = "exists and is not a plans file of nnU-Net"
+        message = "exists and is not an nnU-Net plans file"
         raise AutosegError(Issue(code="plans.foreign_file", where=str(path), message=message, fix=OTHER_FILE))
     return configurations
 
@@ -391,7 +391,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise _unreadable(path, error, fix="give a file that nnU-Net wrote") from error
+        raise _unreadable(path, error, fix="pass a file that nnU-Net wrote") from error
 
 
 def _unreadable(path: Path, error: OSError, *, fix: str) -> AutosegError:

@@ -102,7 +102,7 @@ def test_cases_without_foreground_give_sizes_but_no_intensities(tmp_path):
     assert (len(found.cases), found.intensities[0].mean, found.intensities[0].std) == (2, 7.0, 0.0)
 
 
-def test_without_any_foreground_the_non_zero_voxels_count_and_it_is_said(tmp_path):
+def test_without_foreground_non_zero_voxels_count_with_a_message(tmp_path):
     image = np.zeros((4, 4, 4))
     image[1:3, 1:3, 1:3] = np.arange(1, 9).reshape(2, 2, 2)
     image[1, 1, 1] = 0.0
@@ -120,7 +120,7 @@ def test_image_of_zeros_is_not_cropped(tmp_path):
     assert found.intensities[0].mean == 0.0
 
 
-def test_axes_are_canonical_unless_the_files_own_are_asked_for(tmp_path):
+def test_axes_are_canonical_unless_file_axes_are_requested(tmp_path):
     # stored array axes (z, y, x) run towards right, head, back in the world: left-right is the first
     image, labels, _ = case((4, 5, 6), 3, 2.0)
     sideways = geometry((4, 5, 6), (4.0, 2.0, 1.0), direction=((0.0, 0.0, -1.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
@@ -218,7 +218,7 @@ def test_workers_change_nothing(hippocampus):
     assert take_fingerprint(few, num_workers=2, reporter=SILENT) == fingerprint(few)
 
 
-def test_channels_of_a_4d_file_have_statistics_of_their_own(real_data):
+def test_channels_of_a_4d_file_have_separate_statistics(real_data):
     found = fingerprint(discover_dataset(real_data / "ms_lesion_4ch"))
     assert found.channels == ("FLAIR", "T1", "T1POST", "T2")
     assert len({statistics.mean for statistics in found.intensities}) == 4
