@@ -1,4 +1,4 @@
-"""The labels of a case, from whichever files they lie in, and which structures have a left and a right form."""
+"""The labels of a case, from whichever files they are in, and which structures have a left and a right form."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ def _several_values(file: str, values: NDArray[Any]) -> Issue:
     return Issue(
         code="labels.mask_values",
         where=file,
-        message=f"values {shown} besides 0, but the mask of a class has only one",
-        fix="give one file for each class, or a spec file that takes this file as a label map (--spec)",
+        message=f"values {shown} besides 0, but a class mask has only one",
+        fix="use one file per class, or write a spec file that declares this file as a label map (--spec)",
     )
 
 
@@ -222,7 +222,7 @@ def _combined(case: Case, coding: LabelCoding, onto: Geometry | None) -> LabelMa
             Issue(
                 code="labels.new_overlap",
                 where=case.masks[0].file,
-                message=f"{' and '.join(sorted(unknown[0]))} overlap, but did not in any case when the dataset was found",
+                message=f"{' and '.join(sorted(unknown[0]))} overlap, but did not in any case when the dataset was checked",
                 fix="run autoseg check again",
             )
         )
@@ -247,7 +247,7 @@ def _overlaid(
                 Issue(
                     code="labels.mask_grid",
                     where=mask.file,
-                    message=f"{inside.shape} voxels (z, y, x), but the masks before it have {state.shape}",
+                    message=f"{inside.shape} voxels (z, y, x), but the previous masks have {state.shape}",
                     fix="resample the masks of a case to one grid",
                 )
             )

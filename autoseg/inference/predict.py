@@ -48,19 +48,19 @@ def find_input_cases(
     """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
 
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
-    ``channels``; a file with all channels is a case of its own. Several series in one folder are several images, named by
+    ``channels``; a file with all channels is a separate case. Several series in one folder are several images, named by
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images in subfolders are named by the folders that
-    lead to them (`find_loose_images`). Skipped, and told to ``reporter``: files named as labels of images beside them,
+    lead to them (`find_loose_images`). Skipped, with a message to ``reporter``: files named as labels of images beside them,
     predictions of an earlier call, and files of a run whose folder is inside. Raises `AutosegError` with every image that
     lacks channels.
     """
     if not source.exists() and not is_dicom_series(source):
-        fix = "give an image file, a folder of images or a DICOM series folder"
+        fix = "pass an image file, a folder of images or a DICOM series folder"
         raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
     items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
     if not items:
         endings = ", ".join(sorted(image_endings()))
-        fix = f"give files that end in {endings}, or folders with a DICOM series"
+        fix = f"pass files that end in {endings}, or folders with a DICOM series"
         raise AutosegError(Issue(code="predict.no_images", where=str(source), message="no images found", fix=fix))
     grouped, issues = _group(items, num_channels=len(channels))
     for case_id, files in sorted(grouped.items()):
@@ -179,8 +179,8 @@ def _check_single_file(case_id: str, files: dict[int, Path], channels: Sequence[
     if UNNUMBERED not in files and found == 1:
         return None
     message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
-    several = f"give one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
-    fix = several if len(channels) > 1 else "give a single volume of it"
+    several = f"use one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
+    fix = several if len(channels) > 1 else "use a single volume of it"
     return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
 
 

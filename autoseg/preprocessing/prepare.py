@@ -110,7 +110,7 @@ def _scale_rgb(channel: Floats) -> None:
             Issue(
                 code="image.colour_range",
                 where="",
-                message=f"a colour channel has values from {low:g} to {high:g}, but colours run from 0 to 255",
+                message=f"a colour channel has values from {low:g} to {high:g}, expected 0 to 255",
                 fix="convert the image to 8 bits, or name its channels by what they show instead of R, G, B",
             )
         )

@@ -60,11 +60,11 @@ LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
 UNLABELLED = "dataset.unlabelled"
 """Code of the issue that a folder holds images but no labels."""
 MOST_AROUND = 50
-"""Folders below, or entries of the folder above, that are searched for the dataset that was meant."""
+"""Number of folders below, or entries of the parent folder, that are searched for the intended dataset."""
 
 
 def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
-    """The error about a folder without a labelled case: what was looked for, and what is there.
+    """The error about a folder without a labelled case: what was looked for, and what was found.
 
     ``dataset.unlabelled``: nothing is named like labels, so that the images can be checked and predicted.
     ``dataset.unrecognised``: there are labels that fit no layout. Faults of a list of cases are given instead.
@@ -76,9 +76,9 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
     looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
     unlabelled = _is_unlabelled(root, generic)
     fix = _suggestion(root, [match.layout for match in generic]) or (
-        "add label maps, or say in a spec file where they are (--spec)"
+        "add label maps, or write a spec file that says where they are (--spec)"
         if unlabelled
-        else "use one of these layouts, describe yours in a spec file (--spec), or give another folder"
+        else "use one of these layouts, describe yours in a spec file (--spec), or pass another folder"
     )
     return AutosegError(
         Issue(
@@ -139,7 +139,7 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
         except (OSError, AutosegError):
             continue
         if any(_is_part_of(match, root) if folder == root.parent else match.paired for match in matches):
-            return f"give {folder} instead, which holds a dataset"
+            return f"pass {folder} instead, which contains a dataset"
     return ""
 
 
@@ -210,7 +210,7 @@ def _nested_files(folder: Path, prefix: str, depth: int) -> list[NamedImage]:
 
 
 def _nested_series(folder: Path, name: str, depth: int) -> list[NamedImage]:
-    """Series in a folder, or in those below it: archives lie as PATIENT/STUDY/SERIES."""
+    """Series in a folder, or in those below it: archives have the form PATIENT/STUDY/SERIES."""
     if is_dicom_series(folder):
         return _series(folder, name)
     below = [entry for entry in _visible(folder) if entry.is_dir()] if depth else []

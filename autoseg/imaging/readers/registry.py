@@ -174,7 +174,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     ending = image_ending(path)
     write = formats_by_ending()[ending].write if ending in _writable() else None
     if write is None:
-        raise _cannot_hold(path, "files of this ending cannot be written", f"use one of {', '.join(_writable())}")
+        raise _cannot_hold(path, "files with this ending cannot be written", f"use one of {', '.join(_writable())}")
     if array.shape != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
     if _is_flat(path):
