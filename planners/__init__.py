@@ -58,7 +58,7 @@ from planners.schedule.documents import (
     learning_rate,
     with_width,
 )
-from planners.schedule.outlook import describe_outlook, warn_of_starvation
+from planners.schedule.outlook import describe_outlook, warn_of_short_budget
 from planners.schedule.planning import DEFAULT_CPU_BUDGET_S, extend_schedule, plan_schedule, wants_more_candidates
 from planners.topology import Preset, Topology
 
@@ -134,7 +134,7 @@ __all__ = [
     "transpose",
     "trial_training",
     "wants_more_candidates",
-    "warn_of_starvation",
+    "warn_of_short_budget",
     "why_untrainable",
     "with_width",
     "write_document",

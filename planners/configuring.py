@@ -1,4 +1,4 @@
-"""One configuration from the grid it works on: which rules, in which order."""
+"""One configuration from its grid: which rules, in which order."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from planners.topology import PresetRules, Topology
 from planners.wording import voxels
 
 LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
-"""Memory of devices that people have, to say what more of it would change."""
+"""Common sizes of GPU memory, to say what more of it would change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fitted:
-    """A patch, and why it is not the one that the letter of the method gives, if so."""
+    """A patch, and if it departs from nnU-Net's, why."""
 
     fit: PatchFit
     departure: str | None = None
@@ -88,7 +88,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choices:
-    """The decisions on one configuration, in the order in which they are told."""
+    """The decisions on one configuration, in order."""
 
     inputs: Decision[int] | None
     """None: the image alone."""
@@ -102,7 +102,7 @@ class _Choices:
 
 
 def fit_by_letter(setting: Setting, topology: Topology, grid: Grid) -> PatchFit | NoFit:
-    """The patch by the letter of the method, or why there is none."""
+    """The patch exactly as nnU-Net plans it, or why there is none."""
     fit = fit_reference_patch(
         grid, _budget(setting, grid), _estimate(setting, topology), rule=topology.reference_pyramid
     )
@@ -126,7 +126,7 @@ def _estimate(setting: Setting, topology: Topology) -> Callable[[Pyramid], int]:
 
 
 def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
-    """Why a network of this fit could not be trained; none where it can, or where there is no fit to judge."""
+    """Why a network of this fit cannot be trained; none where it can, or without a fit."""
     if isinstance(fit, NoFit):
         return fit.reason
     if fit is not None and fit.pyramid.num_stages < 2:
@@ -137,7 +137,7 @@ def flaw_of(fit: PatchFit | NoFit | None) -> str | None:
 
 
 def fit_grid(setting: Setting, name: str, topology: Topology, grid: Grid) -> Fitted:
-    """The patch for a grid: by the letter; where that cannot be trained and need not be followed, a trainable one."""
+    """The patch for a grid: nnU-Net's, or a trainable one where that cannot be trained (unless strict)."""
     letter = fit_by_letter(setting, topology, grid)
     if setting.strict_reference:
         if isinstance(letter, NoFit):
@@ -150,12 +150,12 @@ def fit_grid(setting: Setting, name: str, topology: Topology, grid: Grid) -> Fit
 
 
 def refusal(dataset_name: str, name: str, letter: NoFit) -> PlanningError:
-    """Why the letter of the method gives no plan."""
+    """Why nnU-Net's rules give no plan."""
     issue = Issue(
         code="plan.no_patch",
         where=f"configuration {name}",
         message=letter.reason,
-        fix="plan without the strict reference" + (", or for more memory" if letter.yields_to_memory else ""),
+        fix="plan without --strict-reference" + (", or for more --memory" if letter.yields_to_memory else ""),
     )
     return PlanningError(f"dataset {dataset_name} cannot be planned", [issue])
 
@@ -255,7 +255,7 @@ def _records(name: str, choices: _Choices, fitted: Fitted) -> tuple[DecisionReco
 
 
 def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -> str:
-    """What the next larger device that people have would change about the patch."""
+    """What the next larger common GPU would change about the patch."""
     for target_gb in LARGER_TARGETS_GB:
         if target_gb <= setting.memory_target_gb or fit.num_steps == 0:
             continue
@@ -265,20 +265,15 @@ def _with_more_memory(setting: Setting, role: Role, grid: Grid, fit: PatchFit) -
         )
         if flaw_of(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
             patch = voxels(larger.pyramid.patch)
-            if (
-                role.next_stage is not None
-            ):  # how coarse a low resolution is depends on what the patch of the full one holds
-                return (
-                    f"with {target_gb:g} GB a patch of {patch} voxels of this size would fit, or finer voxels would be taken, "
-                    "or no coarse stage would be needed"
-                )
-            condition = "" if role.previous_stage is None else ", if a coarse stage were still needed"
+            if role.next_stage is not None:  # how coarse the low resolution is depends on the full-resolution patch
+                return f"with {target_gb:g} GB a patch of {patch} voxels would fit, or a finer spacing, or no cascade would be needed"
+            condition = "" if role.previous_stage is None else ", if a cascade were still needed"
             return f"with {target_gb:g} GB the patch would be {patch} voxels{condition}"
     if fit.num_steps == 0 and role.next_stage is not None:
-        return "more memory would not make a patch of such voxels larger, but may allow finer ones, or no coarse stage"
+        return "with more memory the spacing might be finer, or no cascade needed"
     if fit.num_steps == 0:
-        return "more memory would not change the patch, only larger or finer images would"
-    return "only more memory than devices have would make the patch larger"
+        return "larger or finer images, but not more memory"
+    return f"more than {LARGER_TARGETS_GB[-1]:g} GB of memory would allow a larger patch"
 
 
 def _budget(setting: Setting, grid: Grid) -> MemoryBudget:

@@ -1,4 +1,4 @@
-"""One choice of a planner: what was chosen, why, and who says so."""
+"""One choice of a planner, with reason and source."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Decision(Generic[T]):
     source: str
     """Section of the method or paper, or a decision record."""
     change: str | None = None
-    """What would have led to another value, in one sentence; none where nothing sensible would."""
+    """What would lead to another value; none: nothing sensible."""
 
     def record(self, value: JsonValue, *, configuration: str | None = None) -> DecisionRecord:
         """The decision as a plan stores it; ``value`` is ``self.value`` in plain JSON types."""
@@ -40,7 +40,7 @@ class Decision(Generic[T]):
 
 
 def _finite(value: JsonValue) -> JsonValue:
-    """Pydantic looks for infinities in fields of numbers only; inside free JSON they would be written as null."""
+    """Pydantic refuses infinities in number fields only; in free JSON they would be written as null."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"must hold finite numbers only, found {value}")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
@@ -49,7 +49,7 @@ def _finite(value: JsonValue) -> JsonValue:
 
 
 class DecisionRecord(Document):
-    """A decision as documents keep it. Prose here takes no part in deciding whether work is redone."""
+    """A decision as documents store it. Its prose does not decide whether work is redone."""
 
     rule: str
     configuration: str | None

@@ -1,4 +1,4 @@
-"""Plans and schedules that a person edits: what can be set, what follows from it, and what was edited."""
+"""Edits of plans and schedules: what can be set, what follows from it, and what was edited."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ Values = dict[str, Any]
 
 
 class Edit(Document):
-    """One field in which a plan or schedule differs from what the rules give."""
+    """One field in which a plan or schedule differs from the rules' own."""
 
     path: str
     """``3d_fullres.patch_shape``; without a configuration for fields of the whole document."""
     own: JsonValue
     """The value that the rules give."""
     value: JsonValue
-    """The value that a person gave."""
+    """The value that was set."""
 
     def __str__(self) -> str:
         return f"{self.path} is {as_text(self.value) or 'empty'}; the rules give {as_text(self.own) or 'nothing'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wish:
-    """One assignment of a person, parsed."""
+class _Assignment:
+    """One assignment, parsed."""
 
     path: str
     """As it was given."""
@@ -65,24 +65,24 @@ class _Wish:
     value: Any
 
 
-def edited_plan(plan: Plan, wishes: Mapping[str, str]) -> Plan:
-    """``plan`` with the fields of `PLAN_FIELDS` that ``wishes`` set: ``{"3d_fullres.patch_shape": "64,160,160"}``.
+def edited_plan(plan: Plan, assignments: Mapping[str, str]) -> Plan:
+    """``plan`` with the fields of `PLAN_FIELDS` that ``assignments`` set: ``{"3d_fullres.patch_shape": "64,160,160"}``.
 
-    A wish without a configuration concerns all of them. Values are written with commas (``1,0.8,0.8``; empty for none),
+    Without a configuration, all of them are set. Values are written with commas (``1,0.8,0.8``; empty for none),
     or as JSON. What depends on a field follows it:
 
     - ``patch_shape`` must be divisible by the network's total strides; the network stays.
     - ``spacing_mm`` and ``normalization`` (one scheme a channel) hold for all configurations that read the same
       preprocessed data; the median shape follows the spacing, patch and network stay.
-    - ``topology`` plans the network again by that family's rules, for the patch and spacing wished or planned, and with it
+    - ``topology`` plans the network again by that family's rules, for the patch and spacing set or planned, and with it
       deep supervision and the terms of the loss; setting the family that is planned already replans its stages.
     - Other fields replace the planned value and must fit the rest.
 
-    Decisions are kept: they say what the rules give. Raises `PlanningError` with everything that is wrong.
+    Decisions are kept. Raises `PlanningError` with everything that is wrong.
     """
     issues: list[Issue] = []
     configurations = {configuration.name: configuration for configuration in plan.configurations}
-    parsed = _parse(wishes, configurations, PLAN_FIELDS, _parse_plan_field, issues)
+    parsed = _parse(assignments, configurations, PLAN_FIELDS, _parse_plan_field, issues)
     values = _values_by_name(_with_shared_data(parsed, plan, issues))
     edited = [_edited_configuration(c, values.get(c.name, {}), issues) for c in plan.configurations]
     document = {**dict(plan), "configurations": tuple(edited)}
@@ -92,10 +92,10 @@ def edited_plan(plan: Plan, wishes: Mapping[str, str]) -> Plan:
     return valid
 
 
-def edited_schedule(schedule: Schedule, wishes: Mapping[str, str]) -> Schedule:
-    """``schedule`` with the fields of `SCHEDULE_FIELDS` that ``wishes`` set: ``{"3d_fullres.num_steps": "5000"}``.
+def edited_schedule(schedule: Schedule, assignments: Mapping[str, str]) -> Schedule:
+    """``schedule`` with the fields of `SCHEDULE_FIELDS` that ``assignments`` set: ``{"3d_fullres.num_steps": "5000"}``.
 
-    A wish without a configuration concerns all trainings. What depends on a field follows it unless it is set too:
+    Without a configuration, all trainings are set. What depends on a field follows it unless it is set too:
 
     - ``epochs`` counts epochs of 250 steps, as the method does, and sets ``num_steps`` and ``steps_per_epoch``.
     - ``num_steps`` keeps warm-up below a tenth of the steps, and epochs not longer than the training.
@@ -105,7 +105,7 @@ def edited_schedule(schedule: Schedule, wishes: Mapping[str, str]) -> Schedule:
     """
     issues: list[Issue] = []
     trainings = {training.configuration: training for training in schedule.trainings}
-    parsed = _parse(wishes, trainings, SCHEDULE_FIELDS, _parse_training_field, issues)
+    parsed = _parse(assignments, trainings, SCHEDULE_FIELDS, _parse_training_field, issues)
     values = _values_by_name(parsed)
     issues += [_two_lengths(name) for name, given in values.items() if {"epochs", "num_steps"} <= given.keys()]
     edited = tuple(_edited_training(training, values.get(name, {})) for name, training in trainings.items())
@@ -140,7 +140,7 @@ def find_edits(own: D, given: D) -> tuple[Edit, ...]:
 
 
 def as_text(value: JsonValue) -> str:
-    """A value as it is written in a wish: ``64,160,160``, ``true``, ``none``; lists of lists as JSON."""
+    """A value as it is written in an assignment: ``64,160,160``, ``true``, ``none``; lists of lists as JSON."""
     if value is None:
         return "none"
     if isinstance(value, str):
@@ -151,15 +151,15 @@ def as_text(value: JsonValue) -> str:
 
 
 def _parse(
-    wishes: Mapping[str, str],
+    assignments: Mapping[str, str],
     parts: Mapping[str, D],
     fields: Sequence[str],
     parse: Callable[[D, str, str], Any],
     issues: list[Issue],
-) -> list[_Wish]:
-    """All wishes that can be read; ``issues`` gets the others."""
+) -> list[_Assignment]:
+    """All assignments that can be parsed; ``issues`` gets the others."""
     parsed = []
-    for path, text in wishes.items():
+    for path, text in assignments.items():
         name, _, rest = path.partition(".")
         names, field = ((name,), rest) if name in parts else (tuple(parts), path)
         if field not in fields:
@@ -170,7 +170,7 @@ def _parse(
         except ValidationError as error:
             issues.append(_bad_value(path, text, error, _current(parts[names[0]], field)))
             continue
-        parsed.append(_Wish(path=path, names=names, field=field, value=value))
+        parsed.append(_Assignment(path=path, names=names, field=field, value=value))
     return parsed
 
 
@@ -178,7 +178,7 @@ def _unknown(path: str, names: Sequence[str], fields: Sequence[str]) -> Issue:
     return Issue(
         code="plan.edit_unknown",
         where=path,
-        message="there is no such field to set",
+        message="no such field can be set",
         fix=f"set one of {', '.join(fields)}, of all configurations or of one (e.g. {names[0]}.{fields[0]}); "
         f"the configurations are {', '.join(names)}",
     )
@@ -189,8 +189,8 @@ def _bad_value(path: str, text: str, error: ValidationError, current: JsonValue)
     return Issue(
         code="plan.edit_value",
         where=path,
-        message=f"{text!r} is not a value of it: {'; '.join(messages)}",
-        fix=f"write it as in {path}={as_text(current)}",
+        message=f"{text!r} is not valid: {'; '.join(messages)}",
+        fix=f"give e.g. {path}={as_text(current)}",
     )
 
 
@@ -237,45 +237,45 @@ def _parse_value(kind: Any, text: str) -> Any:
     raise failed or ValueError(text)
 
 
-def _values_by_name(wishes: Sequence[_Wish]) -> dict[str, Values]:
-    """Values by configuration and field; a wish for one configuration wins over one for all."""
+def _values_by_name(assignments: Sequence[_Assignment]) -> dict[str, Values]:
+    """Values by configuration and field; one for a single configuration wins over one for all."""
     values: dict[str, Values] = {}
-    for wish in sorted(wishes, key=lambda each: each.path != each.field):
-        for name in wish.names:
-            values.setdefault(name, {})[wish.field] = wish.value
+    for each in sorted(assignments, key=lambda each: each.path != each.field):
+        for name in each.names:
+            values.setdefault(name, {})[each.field] = each.value
     return values
 
 
-def _with_shared_data(wishes: Sequence[_Wish], plan: Plan, issues: list[Issue]) -> list[_Wish]:
-    """Wishes on preprocessed data, spread over all configurations that read it; two for the same data are an issue."""
-    spread, taken = [], dict[tuple[str, str], _Wish]()
-    for wish in wishes:
-        if wish.field not in SHARED_FIELDS or wish.path == wish.field:
-            spread.append(wish)
+def _with_shared_data(assignments: Sequence[_Assignment], plan: Plan, issues: list[Issue]) -> list[_Assignment]:
+    """Assignments on preprocessed data, for all configurations that read it; two different ones are an issue."""
+    spread, taken = [], dict[tuple[str, str], _Assignment]()
+    for each in assignments:
+        if each.field not in SHARED_FIELDS or each.path == each.field:
+            spread.append(each)
             continue
-        data = plan.configuration(wish.names[0]).data
-        other = taken.setdefault((data, wish.field), wish)
-        if other.value != wish.value:
+        data = plan.configuration(each.names[0]).data
+        other = taken.setdefault((data, each.field), each)
+        if other.value != each.value:
             issues.append(
                 Issue(
                     code="plan.edit_conflict",
-                    where=wish.path,
+                    where=each.path,
                     message=f"differs from {other.path}, but both read the same preprocessed data ({data})",
                     fix="set one of them only",
                 )
             )
         readers = tuple(c.name for c in plan.configurations if c.data == data)
-        spread.append(_Wish(path=wish.path, names=readers, field=wish.field, value=wish.value))
+        spread.append(_Assignment(path=each.path, names=readers, field=each.field, value=each.value))
     return spread
 
 
 def _edited_configuration(before: Configuration, values: Values, issues: list[Issue]) -> Configuration:
-    """Not checked yet, but for what the field's rule needs."""
+    """With its edits; not yet validated."""
     fields = {name: value for name, value in values.items() if name in Configuration.model_fields}
     edited = before.model_copy(update=fields)
     axes = before.dimensions
     if len(edited.spacing_mm) != axes or len(edited.patch_shape) != axes:
-        return edited  # the check of the whole plan says so
+        return edited  # refused when the plan is validated
     if "spacing_mm" in fields:
         edited = edited.model_copy(update={"median_shape": _median_shape(before, edited.spacing_mm)})
     if "topology" in values:
@@ -328,7 +328,7 @@ def _with_topology(configuration: Configuration, values: Values, issues: list[Is
             else decide_loss(has_regions=False, batch_dice=batch_dice)
         )
         loss = decided.value
-    # the patch is that of the network until the whole is checked, so that one fault is said once
+    # the patch is that of the network until the plan is validated, so that a fault is reported once
     return configuration.model_copy(
         update={
             "patch_shape": pyramid.patch,
@@ -376,7 +376,7 @@ def _edited_training(before: Training, values: Values) -> Training:
 
 
 def _training_s(training: Training, schedule: Schedule) -> float:
-    """What a training takes by the measurement nearest to its width; only ratios of it are used."""
+    """Duration by the measurement nearest to its width; only ratios of it are used."""
     options = measurements_of(schedule.conditions, training.configuration)
     if not options:
         return float(training.num_steps * training.base_features * training.batch_size)

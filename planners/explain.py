@@ -1,4 +1,4 @@
-"""A plan's decisions as text a person can read."""
+"""A plan's decisions as text."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ WIDTH = 100
 """Characters a line."""
 
 TITLES = {
-    "memory.target": "Memory planned for",
-    "spacing.target": "Voxel size",
-    "shape.median": "Size of the median case",
-    "shape.at_least_one_voxel": "Size of the median case (departure from the reference)",
-    "axes.source": "Directions of the axes",
-    "axes.acquisition": "Directions of the axes (as acquired)",
+    "memory.target": "Memory target",
+    "spacing.target": "Target spacing",
+    "shape.median": "Median shape",
+    "shape.at_least_one_voxel": "Median shape (departure from nnU-Net)",
+    "axes.source": "Orientation",
+    "axes.acquisition": "Orientation (as acquired)",
     "axes.order": "Order of the axes",
-    "axes.single_slice": "Order of the axes (departure from the reference)",
-    "intensity.normalization": "Intensities",
+    "axes.single_slice": "Order of the axes (departure from nnU-Net)",
+    "intensity.normalization": "Normalisation",
     "interpolation.orders": "Resampling",
     "candidates.volumetric": "2D or 3D",
-    "candidates.vnet": "V-Net beside the U-Net",
-    "cascade.low_resolution": "Low resolution first",
-    "cascade.inputs": "What it sees beside the image",
-    "patch.trainable": "A network that can be trained (departure from the reference)",
-    "patch.shape": "Patch",
+    "candidates.vnet": "V-Net",
+    "cascade.low_resolution": "Cascade",
+    "cascade.inputs": "Inputs",
+    "patch.trainable": "Trainable network (departure from nnU-Net)",
+    "patch.shape": "Patch size",
     "topology.stages": "Network",
-    "batch.size": "Batch",
-    "loss.batch_dice": "Dice over the batch",
+    "batch.size": "Batch size",
+    "loss.batch_dice": "Batch Dice",
     "loss.terms": "Loss",
-    "loss.rare_class": "Loss (departure from the reference)",
+    "loss.rare_class": "Loss (departure from nnU-Net)",
     "supervision.deep": "Deep supervision",
-    "supervision.single_head": "Deep supervision (departure from the reference)",
+    "supervision.single_head": "Deep supervision (departure from nnU-Net)",
     "mirroring.axes": "Mirroring",
-    "mirroring.sided_axis": "Mirroring (left and right kept apart)",
-    "finetuning.plan": "Pretrained networks",
-    "finetuning.directions": "Directions of the axes",
+    "mirroring.sided_axis": "Mirroring (left and right labels)",
+    "finetuning.plan": "Fine-tuning",
+    "finetuning.directions": "Orientation",
     "finetuning.axes": "Order of the axes",
-    "finetuning.normalization": "Intensities",
-    "finetuning.spacing": "Voxel size",
-    "finetuning.patch": "Patch and batch",
+    "finetuning.normalization": "Normalisation",
+    "finetuning.spacing": "Target spacing",
+    "finetuning.patch": "Patch and batch size",
     "finetuning.loss": "Loss",
     "finetuning.mirroring": "Mirroring",
 }
-"""What a decision is called on the page."""
+"""Heading of each decision."""
 DEPARTURES = frozenset(
     {
         "axes.single_slice",
@@ -61,9 +61,9 @@ DEPARTURES = frozenset(
         "supervision.single_head",
     }
 )
-"""Rules that mend what the reference would plan wrongly."""
+"""Rules that fix what nnU-Net would plan wrongly."""
 DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "mirroring.sided_axis"})
-"""Rules that do by choice otherwise than the reference."""
+"""Rules that differ from nnU-Net by choice."""
 EDITED_BY = {
     "patch.shape": ("patch_shape",),
     "topology.stages": ("topology", "features", "kernels", "strides", "blocks", "decoder_blocks"),
@@ -87,25 +87,23 @@ EDITED_BY = {
 
 
 def explain(plan: Plan, *, own: Plan | None = None) -> str:
-    """A page that says what will be done with the dataset, decision by decision, with numbers, reason and source.
+    """What will be done with the dataset, decision by decision, with numbers, reason and source.
 
-    Decisions on the whole dataset come first, then those that all configurations share, then the rest of each. What would
-    change a decision follows it, and what was edited: fields in which ``plan`` differs from the ``own`` one of the rules. A
-    configuration begins with the memory that it takes. At the end stand departures from the reference, and what is done
-    otherwise by choice; a plan that trains on was not planned by its rules and has no such end.
+    First decisions on the whole dataset, then those that all configurations share, then the rest of each configuration with
+    the memory it takes. A decision is followed by what would change it, and by edits: fields in which ``plan`` differs from
+    the rules' ``own`` one. Departures from nnU-Net and other differences are listed last, except for fine-tuning.
     """
     edits = () if own is None else find_edits(own, plan)
     shared = _shared(plan)
     rules = {decision.rule for decision in shared}
-    told = [d for d in plan.decisions if d.configuration is None]
-    parts = [_headline(plan), _section("The dataset", told, edits=edits)]
+    general = [d for d in plan.decisions if d.configuration is None]
+    parts = [_headline(plan), _section("Dataset", general, edits=edits)]
     if shared:
-        parts.append(_section("Every configuration", shared, edits=edits))
+        parts.append(_section("All configurations", shared, edits=edits))
     for configuration in plan.configurations:
         mine = [d for d in plan.decisions if d.configuration == configuration.name and d.rule not in rules]
         parts.append(_section(_summary(configuration), mine, before=_memory(configuration), edits=edits))
-    told = list(plan.decisions)
-    left = [edit for edit in edits if not any(edit in _edits_of(decision, edits) for decision in told)]
+    left = [edit for edit in edits if not any(edit in _edits_of(decision, edits) for decision in plan.decisions)]
     if left:
         parts.append("\n".join(("Other fields", "-" * 12, *(line for edit in left for line in _edited(edit)))))
     if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):
@@ -114,7 +112,7 @@ def explain(plan: Plan, *, own: Plan | None = None) -> str:
 
 
 def _edits_of(decision: DecisionRecord, edits: Sequence[Edit]) -> list[Edit]:
-    """Edits of what a decision set, of its configuration or, for the whole dataset and shared decisions, of any."""
+    """Edits of what a decision set: of its configuration, or of any for shared decisions."""
     fields = EDITED_BY.get(decision.rule, ())
     found = []
     for edit in edits:
@@ -126,31 +124,32 @@ def _edits_of(decision: DecisionRecord, edits: Sequence[Edit]) -> list[Edit]:
 
 
 def _edited(edit: Edit) -> list[str]:
-    return _wrap(f"  Edited by you: {edit}.", indent="  ")
+    return _wrap(f"  Edited: {edit}.", indent="  ")
 
 
 def _shared(plan: Plan) -> list[DecisionRecord]:
-    """Decisions that every configuration takes for the same reason, told once; none if there is one configuration."""
+    """Decisions that all configurations share, reason included; none if there is one configuration."""
     first, *others = (configuration.name for configuration in plan.configurations)
-    told = {(d.rule, d.reason, d.change, d.configuration) for d in plan.decisions}
+    known = {(d.rule, d.reason, d.change, d.configuration) for d in plan.decisions}
     return [
         d
         for d in plan.decisions
-        if others and d.configuration == first and all((d.rule, d.reason, d.change, name) in told for name in others)
+        if others and d.configuration == first and all((d.rule, d.reason, d.change, name) in known for name in others)
     ]
 
 
 def _headline(plan: Plan) -> str:
     names = [configuration.name for configuration in plan.configurations]
     classes = [label.name for label in plan.labels.classes]
-    kind = "regions" if plan.labels.has_regions else "structures"
+    kind = "regions" if plan.labels.has_regions else "classes"
     lines = [
         f"Plan for {plan.dataset_name}",
         "=" * (len(plan.dataset_name) + 9),
         *_wrap(
-            f"{counted(len(plan.channels), 'channel')} ({listed(plan.channels)}); {kind} to find: {listed(classes)}. "
+            f"{counted(len(plan.channels), 'channel')} ({listed(plan.channels)}); {kind}: {listed(classes)}. "
             f"Preset {plan.preset}, planned for {plan.memory_target_gb:g} GB of memory. "
-            f"{counted(len(names), 'configuration')}: {listed(names)}.",
+            f'{counted(len(names), "configuration")}: {listed(names)}. In brackets: the rule and its source, where "method" is that of '
+            "nnU-Net v2.",
             indent="",
         ),
     ]
@@ -167,17 +166,14 @@ def _summary(configuration: Configuration) -> str:
 
 
 def _memory(configuration: Configuration) -> list[str]:
-    """What computing takes, by the model of `planners.memory`; nothing of a network that cannot be trained.
-
-    On a CPU: that is where the model was measured.
-    """
+    """Memory on a CPU, where the model was measured; nothing for a network that cannot be trained."""
     if why_untrainable(configuration):
         return []
     half, full = (estimate_configuration_memory(configuration, dtype=dtype) for dtype in ("bfloat16", "float32"))
     return _wrap(
         f"* Memory: On a CPU training takes about {gigabytes(half.training_bytes)} in bfloat16 ({gigabytes(full.training_bytes)} in "
-        f"float32), predicting {gigabytes(half.inference_bytes)} ({gigabytes(full.inference_bytes)}) beside the images; a schedule "
-        "that trains a narrower network takes less.",
+        f"float32), predicting {gigabytes(half.inference_bytes)} ({gigabytes(full.inference_bytes)}) in addition to the images; "
+        "narrower networks take less.",
         indent="  ",
     )
 
@@ -185,14 +181,14 @@ def _memory(configuration: Configuration) -> list[str]:
 def _section(
     title: str, decisions: Sequence[DecisionRecord], *, before: Sequence[str] = (), edits: Sequence[Edit] = ()
 ) -> str:
-    told = (line for decision in decisions for line in _decision(decision, _edits_of(decision, edits)))
-    return "\n".join((title, "-" * len(title), *before, *told))
+    lines = (line for decision in decisions for line in _decision(decision, _edits_of(decision, edits)))
+    return "\n".join((title, "-" * len(title), *before, *lines))
 
 
 def _decision(decision: DecisionRecord, edits: Sequence[Edit]) -> list[str]:
     lines = _wrap(f"* {TITLES.get(decision.rule, decision.rule)}: {_capital(decision.reason)}.", indent="  ")
     if decision.change:
-        lines += _wrap(f"  What would change it: {decision.change}.", indent="  ")
+        lines += _wrap(f"  Would change it: {decision.change}.", indent="  ")
     lines += [line for edit in edits for line in _edited(edit)]
     return [*lines, f"  [{decision.rule}; {decision.source}]"]
 
@@ -200,22 +196,21 @@ def _decision(decision: DecisionRecord, edits: Sequence[Edit]) -> list[str]:
 def _departures(plan: Plan) -> str:
     if plan.strict_reference:
         faults = [fault for configuration in plan.configurations for fault in why_untrainable(configuration)]
-        paragraphs = ["The reference was followed to the letter; nothing was mended.", *map(_untrainable, faults)]
+        paragraphs = [
+            "This is exactly nnU-Net's plan (--strict-reference).",
+            *(f"It cannot be trained: {fault}." for fault in faults),
+        ]
         return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
-    mended = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
+    fixed = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
     different = [decision for decision in plan.decisions if _differs(plan, decision)]
-    paragraphs = [
-        f"Departures from the reference: {_places(mended)}."
-        if mended
-        else "Nothing that the reference plans for this dataset needed mending."
-    ]
+    paragraphs = [f"Departures from nnU-Net: {_places(fixed)}." if fixed else "No departures from nnU-Net were needed."]
     if different:
-        paragraphs.append(f"Otherwise than the reference by choice: {_places(different)}.")
+        paragraphs.append(f"Different from nnU-Net by choice: {_places(different)}.")
     return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
 
 
 def _differs(plan: Plan, decision: DecisionRecord) -> bool:
-    """Whether a rule that does otherwise than the reference really did: where slices lie across left and right, all axes mirror."""
+    """Whether the plan really differs from nnU-Net: all axes are mirrored where left-right is not an axis of the slices."""
     if decision.rule != "mirroring.sided_axis" or decision.configuration is None:
         return decision.rule in DIFFERENCES
     configuration = plan.configuration(decision.configuration)
@@ -224,10 +219,6 @@ def _differs(plan: Plan, decision: DecisionRecord) -> bool:
 
 def _places(decisions: Sequence[DecisionRecord]) -> str:
     return listed([f"{decision.rule} ({decision.configuration or 'whole dataset'})" for decision in decisions])
-
-
-def _untrainable(fault: str) -> str:
-    return f"This plan cannot be trained as it is: {fault}."
 
 
 def _capital(sentence: str) -> str:

@@ -1,4 +1,4 @@
-"""A plan for training on from another dataset's networks: their topology and preprocessing, own channels and labels."""
+"""A plan for fine-tuning a pretrained model: its topology and preprocessing, the dataset's channels and labels."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def plan_finetuning(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> P
     """The pretrained plan's trained configurations, fitted to the dataset that ``own`` was planned for.
 
     ``widths``: base features that each of them was trained with. Kept are topology, width, patch, batch, spacing, axis order
-    and interpolation: weights mean something only on the voxels that they were trained on (method section 11).
+    and interpolation (method section 11).
     Normalisation and intensities are kept for channels of the same name. Channels, labels, loss and the axes that must not
-    be mirrored are those of the dataset. Raises `PlanningError` with all that stands against it.
+    be mirrored are those of the dataset. Raises `PlanningError` with all issues where the two do not fit.
     """
     _refuse(own, pretrained, widths)
     trained = [configuration for configuration in pretrained.configurations if configuration.name in widths]
@@ -98,7 +98,7 @@ def output_names(labels: Labels) -> tuple[str, ...]:
 
 
 def _distinct_names(channels: Sequence[str]) -> tuple[str, ...]:
-    """The channels' names, a repeated one with its number (``MRI``, ``MRI (2)``): so the second is told from the first."""
+    """The channels' names, made distinct by a number: ``MRI``, ``MRI (2)``."""
     names: list[str] = []
     for channel in channels:
         candidates = (channel if number == 1 else f"{channel} ({number})" for number in count(1))
@@ -110,13 +110,13 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
     issues = []
     if own.strict_reference != pretrained.strict_reference:
         found, verb = (
-            ("the axes of the files", "give") if pretrained.strict_reference else ("the body's axes", "leave out")
+            ("the axes of the files", "give") if pretrained.strict_reference else ("anatomical axes", "leave out")
         )
         issues.append(
             Issue(
                 code="plan.pretrained_axes",
                 where="axes",
-                message=f"the pretrained model follows {found}",
+                message=f"the pretrained model uses {found}",
                 fix=f"{verb} --strict-reference",
             )
         )
@@ -125,7 +125,7 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
             Issue(
                 code="plan.pretrained_dimensions",
                 where="images",
-                message="they are single slices, but the pretrained networks are 3D",
+                message="are single slices, but the pretrained networks are 3D",
                 fix="use a model with a 2D network",
             )
         )
@@ -139,8 +139,8 @@ def _refuse(own: Plan, pretrained: Plan, widths: Mapping[str, int]) -> None:
                 Issue(
                     code="plan.image_too_large",
                     where="images",
-                    message=f"at the {millimetres(configuration.spacing_mm)} of the pretrained {configuration.name} half "
-                    f"of them have {size:.3g} or more voxels along an axis, more than {MOST_VOXELS}",
+                    message=f"at the {millimetres(configuration.spacing_mm)} of the pretrained {configuration.name} the median case "
+                    f"has {size:.3g} voxels along an axis, more than {MOST_VOXELS}",
                     fix="check the spacings for mixed units",
                 )
             )
@@ -187,7 +187,7 @@ def _own_twin(own: Plan, configuration: Configuration) -> Configuration | None:
 
 
 def _unmirrored_source_axes(own: Plan) -> frozenset[int]:
-    """Source axes along which some own configuration could mirror but must not, since left and right differ there."""
+    """Source axes that some own configuration does not mirror because of left and right labels."""
     return frozenset(
         own.transpose_forward[axis + 3 - c.dimensions]
         for c in own.configurations
@@ -200,7 +200,7 @@ def _mirror_axes(
     configuration: Configuration, pretrained: Plan, own: Plan, forbidden: frozenset[int]
 ) -> tuple[Axis, ...]:
     if forbidden and own.source_axes != pretrained.source_axes:
-        return ()  # which axis is left and right then differs from case to case
+        return ()  # the left-right axis differs between cases
     offset = 3 - configuration.dimensions
     kept = (axis for axis in configuration.mirror_axes if pretrained.transpose_forward[axis + offset] not in forbidden)
     return tuple(kept)
@@ -259,7 +259,7 @@ def _loss_records(own: Plan, configuration: Configuration) -> list[DecisionRecor
 
 
 def _why_unmirrored(own: Plan) -> str:
-    """The own plan's reason to leave an axis out; nothing where it leaves out none."""
+    """The own plan's reason to leave out an axis; empty if it does not."""
     short = [c.name for c in own.configurations if len(c.mirror_axes) < c.dimensions]
     reasons = [d.reason for d in own.decisions if d.rule.startswith("mirroring.") and d.configuration in short]
     return reasons[0] if reasons else ""

@@ -1,4 +1,4 @@
-"""What a planner may know of a dataset: sizes, spacings, intensities, channels and labels."""
+"""What planning depends on: sizes, spacings, intensities, channels and labels."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class LabelClass(Document):
 
 
 class Labels(Document):
-    """What is to be told apart, in declaration order, by internal label values.
+    """Classes in declaration order, by internal label values.
 
     Internal values are consecutive; the values in the user's files are kept by the dataset.
     """
 
     classes: Annotated[tuple[LabelClass, ...], Field(min_length=1)]
     ignore: PositiveInt | None = None
-    """Internal value of voxels that nobody annotated; the highest of all."""
+    """Internal value of voxels that were not annotated; the highest of all."""
     region_order: Annotated[tuple[PositiveInt, ...] | None, Field(validate_default=True)] = None
     """Regions only: the value each region writes, in the order in which they are written (later ones win)."""
 
@@ -162,7 +162,7 @@ class ClassSize(Document):
     median_share: Annotated[float, Field(ge=0, le=1)]
     """Of the voxels of its cases after cropping."""
     median_components: Annotated[float, Field(ge=0)]
-    """Separate pieces in a case; voxels that share a corner are one piece."""
+    """Connected components in a case; voxels that share a corner are connected."""
 
 
 class Fingerprint(Document):
@@ -171,7 +171,7 @@ class Fingerprint(Document):
     schema_version: Literal[1] = 1
     dataset_name: str
     cases: Annotated[tuple[CaseSize, ...], Field(min_length=1)]
-    """Sizes of the cases that were looked at, sorted by case id."""
+    """Sizes of the cases, sorted by case id."""
     num_training_cases: PositiveInt
     """Number of training cases; equals ``len(cases)`` except in fingerprints made elsewhere."""
     channels: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -181,7 +181,7 @@ class Fingerprint(Document):
     """One entry a channel."""
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
     sided_axis: Literal[0, 1, 2] | None = None
-    """Source axis along which paired left and right structures mirror each other; none: no such pair is known."""
+    """Source axis along which paired left and right structures mirror each other; none: no such pairs."""
     sided_pairs: tuple[tuple[str, str], ...] = ()
     """Names of the classes that are such pairs, the left one first."""
 
@@ -189,8 +189,7 @@ class Fingerprint(Document):
     """One entry a class, in the order of ``labels``; none in fingerprints made elsewhere."""
 
     label_entries: PositiveInt | None = None
-    """Entries of the label table of a fingerprint made elsewhere, which the reference counts (method section 3.8);
-    none: those of ``labels``."""
+    """Entries of the label table of a fingerprint made elsewhere (method section 3.8); none: those of ``labels``."""
 
     @field_validator("cases")
     @classmethod

@@ -1,7 +1,7 @@
 """Arithmetic of shapes in voxels and spacings in millimetres.
 
 Source axes are (z, y, x); plan axes are the coarsest first. They are two types here, so that a type checker
-sees where one is taken for the other. Images themselves are no matter of this room.
+sees where one is taken for the other.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ T = TypeVar("T")
 def transpose(values: Sequence[T], permutation: Permutation) -> tuple[T, T, T]:
     """Three values, one an axis, in another axis order: entry i is ``values[permutation[i]]``.
 
-    With ``transpose_forward`` of a plan this turns source axes into plan axes, with
-    ``transpose_backward`` it turns them back.
+    ``transpose_forward`` of a plan leads from source to plan axes, ``transpose_backward`` back.
     """
     first, second, third = (values[axis] for axis in permutation)
     return first, second, third
@@ -42,12 +41,12 @@ def inverse(permutation: Permutation) -> Permutation:
 
 
 def shape_in_plan_axes(shape: SourceShape, permutation: Permutation) -> PlanShape:
-    """A shape turned from source to plan axes."""
+    """A shape from source to plan axes."""
     return PlanShape(transpose(shape, permutation))
 
 
 def spacing_in_plan_axes(spacing_mm: SourceSpacing, permutation: Permutation) -> PlanSpacing:
-    """A spacing turned from source to plan axes."""
+    """A spacing from source to plan axes."""
     return PlanSpacing(transpose(spacing_mm, permutation))
 
 

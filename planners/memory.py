@@ -105,7 +105,7 @@ class MemoryEstimate:
     training_bytes: int
     """Peak of a training step, on the device that computes."""
     inference_bytes: int
-    """Peak of the network on one batch of windows; the volume around it is `estimate_case_memory`'s matter."""
+    """Peak of the network on one batch of windows; for the volume see `estimate_volume_memory`."""
     num_parameters: int
     weights_bytes: int
     """Weights with their casts."""
@@ -267,7 +267,7 @@ class Pile:
 
 
 HEAD_COPIES = 4
-"""float32 logits of a batch of windows in prediction: of the last pass, turned back, their sum, and weighted."""
+"""float32 logits of a batch of windows in prediction: of the last pass, mirrored back, their sum, and weighted."""
 
 
 def training_pile(layers: Sequence[Layer], batch: int, heads: Sequence[int], numbers: Coefficients) -> Pile:

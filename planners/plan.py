@@ -203,14 +203,13 @@ class Plan(Document):
     preset: str
     """See `planners.topology.find_preset`."""
     strict_reference: bool
-    """Follows the reference to the letter: its axes, and plans that cannot be trained as they are."""
+    """Exactly nnU-Net's plan, in the axes of the files, even if it cannot be trained."""
     memory_target_gb: PositiveFloat
     channels: tuple[str, ...]
     labels: Labels
     source_axes: SourceAxes = "anatomical"
-    """What source axes are: directions of the body, to which files are turned and flipped, or the axes of the files, flipped
-    only (not even that with ``strict_reference``). ``ras``: as anatomical, but (z, y, x) run towards Superior, Anterior and
-    Right, as some models of the reference want."""
+    """Anatomical axes, to which images are reoriented, or those of the files, flipped only (with ``strict_reference`` not even
+    that). ``ras``: anatomical, but (z, y, x) run towards Superior, Anterior and Right, for some models of nnU-Net."""
     transpose_forward: Permutation
     """Plan axis i is source axis ``transpose_forward[i]``."""
     transpose_backward: Permutation

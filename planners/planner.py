@@ -1,4 +1,4 @@
-"""Fingerprint and memory target -> plan: which configurations exist for a dataset, in the method's order."""
+"""Fingerprint and memory target -> plan: which configurations a dataset gets, in nnU-Net's order."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ def plan_dataset(
 
     ``memory_gb`` (1e9 bytes) is what training is planned for; without it the preset's own, which ``device_memory_gb``
     caps where the device is smaller. ``target_spacing_mm`` replaces the spacing of full resolution, source axes
-    (z, y, x). With ``strict_reference`` the rules are followed to the letter, even to networks that cannot be trained
-    (see `why_untrainable`); without it such networks are mended by named rules, and candidates may be added.
+    (z, y, x). With ``strict_reference`` the plan is exactly nnU-Net's, even if a network cannot be trained (see
+    `why_untrainable`); without it named departures make such networks trainable, and candidates may be added.
 
-    The order of cases and their names play no part. Raises `PlanningError` with every problem where sizes, memory or
-    spacing are beyond all sense, and where the letter of the method ends in no plan at all.
+    The order of cases and their names do not matter. Raises `PlanningError` with all issues where sizes, memory or spacing
+    are out of range, and where nnU-Net's rules give no plan.
     """
     topology, rules = find_preset(preset)
     _refuse(fingerprint, _issues(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
     axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
     if axes.value == "acquisition":
         fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
-    turned = any(case.file_axes is not None for case in fingerprint.cases)
+    reoriented = any(case.file_axes is not None for case in fingerprint.cases)
     memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
     space = _decide_space(fingerprint, target_spacing_mm, strict_reference=strict_reference)
     setting, records = _decide_setting(fingerprint, rules, memory.value, space, strict_reference)
@@ -104,7 +104,7 @@ def plan_dataset(
         configurations=tuple(draft.configuration for draft in drafts),
         decisions=(
             memory.record(memory.value),
-            *[axes.record(axes.value)] * turned,
+            *[axes.record(axes.value)] * reoriented,
             *space.records,
             *records,
             *candidates,
@@ -200,7 +200,7 @@ def _wrong_dimensions(setting: Setting, topology: Topology) -> PlanningError:
     issue = Issue(
         code="plan.topology_dimensions",
         where="preset",
-        message=f"a {topology.title} cannot be planned in 2D, and the median case is a single slice",
+        message=f"a {topology.title} is 3D only, and the median case is a single slice",
         fix="choose another preset",
     )
     return PlanningError(f"dataset {setting.dataset_name} cannot be planned", [issue])
@@ -209,7 +209,7 @@ def _wrong_dimensions(setting: Setting, topology: Topology) -> PlanningError:
 def _decide_low_resolution(
     setting: Setting, topology: Topology, volume: Grid, full: Fitted
 ) -> Decision[LowResolution | None]:
-    """Low resolution by the letter; where its network could not be trained, among trainable ones."""
+    """The low resolution as nnU-Net plans it; where its network could not be trained, a trainable one."""
     patch, num_cases = full.fit.pyramid.patch, setting.num_training_cases
     found = search_low_resolution(
         volume, patch, num_cases=num_cases, fit=lambda grid: fit_by_letter(setting, topology, grid)

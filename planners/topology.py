@@ -27,7 +27,7 @@ class PresetRules:
     feature_maps_2d: int
     """The same for a batch of 12 in 2D."""
     reference_gb: float
-    """Memory that the references stand for, and the preset's own target."""
+    """Memory that these values stand for: the preset's default."""
     batch_share: float
     """Largest share of the dataset's voxels in one batch."""
     patch_yields_to_batch: bool
@@ -49,7 +49,7 @@ class Topology:
     name: str
     """As plans name it."""
     title: str
-    """As pages name it."""
+    """For people."""
     module: str
     """``module:callable`` that makes the torch module from a `Network` (keyword ``deep_supervision``); code, never a document,
     names it."""
@@ -63,9 +63,9 @@ class Topology:
     """Where the family comes from; none: the method."""
     dimensions: tuple[int, ...] = (2, 3)
     most_stages: int | None = None
-    """Stages beyond which the reference has no answer."""
+    """Most stages that nnU-Net plans."""
     reference_pyramid: PyramidRule = reference_pyramid
-    """The stages for a patch by the letter of the method ..."""
+    """The stages for a patch, exactly as in nnU-Net ..."""
     trainable_pyramid: PyramidRule = trainable_pyramid
     """... and where that gives a network that cannot be trained."""
     has_deep_supervision: bool = True

@@ -16,7 +16,7 @@ def millimetres(spacing_mm: Sequence[float]) -> str:
 
 
 def amount(number: float) -> str:
-    """A large number as a person says it: ``560 million``, ``19.2 million``, ``2.1 billion``."""
+    """A large number in words: ``560 million``, ``19.2 million``, ``2.1 billion``."""
     for size, name in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if abs(number) >= size:
             return f"{number / size:.3g} {name}" if abs(number) < 999.5 * size else f"{number / size:.0f} {name}"
@@ -34,5 +34,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words as a person lists them: ``a``, ``a and b``, ``a, b and c``."""
+    """Words as a list: ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))

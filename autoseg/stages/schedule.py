@@ -24,10 +24,8 @@ from autoseg.storage.locks import hold_lock
 from autoseg.tracking.progress import format_duration
 from autoseg.wording import count_noun
 from planners import (
-    DEFAULT_CPU_BUDGET_S,
     Conditions,
     Edit,
-    Measurement,
     Plan,
     Schedule,
     Training,
@@ -36,7 +34,7 @@ from planners import (
     extend_schedule,
     find_edits,
     plan_schedule,
-    warn_of_starvation,
+    warn_of_short_budget,
 )
 
 if TYPE_CHECKING:
@@ -214,39 +212,33 @@ def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
     """Time a few steps, apply the pure rule, then the user's changes."""
-    from autoseg.stages.trials import make_bench, measure_steps, refine, try_compiling
+    from autoseg.stages.trials import make_bench, measure_each, measure_steps, refine, try_compiling
 
-    settings, budgeted = run.settings, not run.follows_method
-    bench, chosen = make_bench(run, dataset, plan), list(candidates(run, plan))
-    if always_trained_on(splits):  # a first stage could say nothing new of these cases
-        chosen = [configuration for configuration in chosen if configuration.previous_stage is None]
-    first = chosen if not (settings.configurations and budgeted) else chosen[:1]
-    budget = settings.budget
-    if len(chosen) > len(first):  # the others are added below, each with the same share of the time
-        budget = (budget or DEFAULT_CPU_BUDGET_S) / len(chosen)
+    settings, bench, chosen = run.settings, make_bench(run, dataset, plan), list(candidates(run, plan))
+    for cascade in [each for each in chosen if each.previous_stage is not None]:
+        if settings.configurations:
+            require_unseen(splits, cascade.name)
+        elif always_trained_on(splits):  # its first stage has seen these cases
+            chosen.remove(cascade)
+    measure = measure_each if settings.configurations else measure_steps
     conditions = Conditions(
         device=run.device.type,  # type: ignore[arg-type]  # choose_device knows no others
         num_threads=run.num_threads,
-        budget_s=budget,
+        budget_s=settings.budget,
         num_folds=len(splits.folds),
         folds_given=folds_given(settings),
+        configurations=tuple(settings.configurations),
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,
-        measurements=measure_steps(bench, first, budgeted=budgeted, num_folds=len(splits.folds)),
+        measurements=measure(bench, chosen, budgeted=not run.follows_method, num_folds=len(splits.folds)),
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )
     for training in plan_schedule(plan, conditions).trainings:
         refined = try_compiling(bench, refine(bench, conditions.measurements, training), training, conditions.num_folds)
         conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": run.elapsed_s})
-    made = plan_schedule(plan, conditions)
-    for configuration in chosen[len(first) :]:
-        measured = measure_steps(
-            bench, [configuration], budgeted=budgeted, num_folds=made.num_folds, precision=made.trainings[0].precision
-        )
-        made = extend_schedule(plan, made, configuration.name, measured, elapsed_s=0.0)
-    return with_changes(run, made)
+    return with_changes(run, plan_schedule(plan, conditions))
 
 
 def always_trained_on(splits: Splits) -> tuple[str, ...]:
@@ -375,7 +367,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
 
     Raises `AutosegError` for a configuration that a given schedule does not train, or that cannot be trained on these folds.
     """
-    from autoseg.stages.trials import make_bench, measure_steps
+    from autoseg.stages.trials import make_bench, measure_each
 
     with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say):
         schedule, splits = run.schedule, run.splits
@@ -394,16 +386,13 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         missing = [configuration for configuration in chain if configuration.name not in scheduled]
         run.say(f"Adding {' and '.join(c.name for c in missing)} to the schedule")
         preprocess_configurations(run, plan, missing)
-        bench, precision = make_bench(run, dataset, plan), schedule.trainings[0].precision
-        measurements: list[Measurement] = []
-        for configuration in missing:
-            measurements += measure_steps(
-                bench,
-                [configuration],
-                budgeted=not run.follows_method,
-                num_folds=schedule.num_folds,
-                precision=precision,
-            )
+        measurements = measure_each(
+            make_bench(run, dataset, plan),
+            missing,
+            budgeted=not run.follows_method,
+            num_folds=schedule.num_folds,
+            precision=schedule.trainings[0].precision,
+        )
         schedule = extend_schedule(plan, schedule, name, measurements, elapsed_s=run.elapsed_s)
         record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
@@ -443,7 +432,7 @@ def announce(run: Run, plan: Plan, schedule: Schedule) -> None:
         f"{folds} x {count}, {schedule.trainings[0].num_steps} steps each, about {format_duration(schedule.expected_s)} on this "
         f"machine ({device})"
     )
-    outlook, warning = describe_outlook(plan, schedule), warn_of_starvation(plan, schedule)
+    outlook, warning = describe_outlook(plan, schedule), warn_of_short_budget(plan, schedule)
     if warning:
         run.say(f"Warning: {warning}")
     elif outlook:

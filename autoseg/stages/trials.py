@@ -145,6 +145,25 @@ def measure_steps(
     return tuple(measurements)
 
 
+def measure_each(
+    bench: Bench,
+    configurations: Sequence[Configuration],
+    *,
+    budgeted: bool,
+    num_folds: int,
+    precision: Precision | None = None,
+) -> tuple[Measurement, ...]:
+    """`measure_steps` of every one of ``configurations``: none is left out."""
+    precision = precision or measure_precision(bench)
+    return tuple(
+        measured
+        for configuration in configurations
+        for measured in measure_steps(
+            bench, [configuration], budgeted=budgeted, num_folds=num_folds, precision=precision
+        )
+    )
+
+
 def refine(bench: Bench, measurements: Sequence[Measurement], training: Training) -> tuple[Measurement, ...]:
     """``measurements`` with the step of ``training`` timed for longer."""
     configuration = bench.plan.configuration(training.configuration)

@@ -1,4 +1,4 @@
-"""The reference's fingerprint and dataset files, read as a `Fingerprint` (method sections 1.2 and 2)."""
+"""nnU-Net's fingerprint and dataset files, read as a `Fingerprint` (method sections 1.2 and 2)."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ READERS: dict[str, SourceAxes | None] = {
     "SimpleITKIOWithReorient": "ras",
     "NibabelIOWithReorient": "ras",
 }
-"""Readers of the reference, and the axes that they turn files to; none: those of the file stay (method section 1.5)."""
+"""nnU-Net's readers, and the axes to which they reorient images; none: those of the file (method section 1.5)."""
 BACKGROUND = "background"
 IGNORE = "ignore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NnunetDataset:
-    """What the reference's two files say of a dataset."""
+    """A dataset as described by nnU-Net's two files."""
 
     fingerprint: Fingerprint
     """Label values are internal ones; see ``file_values``."""
@@ -54,7 +54,7 @@ class NnunetDataset:
     """Value in the label files of each internal value; index 0 is the background."""
     file_ending: str
     reader: str | None
-    """The reference's class that reads the images, where the dataset file names one that the reference knows."""
+    """nnU-Net's class that reads the images, where the dataset file names a known one."""
 
 
 def read_nnunet_dataset(
@@ -64,9 +64,9 @@ def read_nnunet_dataset(
     fingerprint_where: str = "dataset_fingerprint.json",
     dataset_where: str = "dataset.json",
 ) -> NnunetDataset:
-    """The dataset that the reference's ``dataset_fingerprint.json`` and ``dataset.json`` (their texts) describe.
+    """The dataset that nnU-Net's ``dataset_fingerprint.json`` and ``dataset.json`` (their texts) describe.
 
-    Takes what the reference's planner takes: ``modality`` for ``channel_names``, label values with gaps, regions, an
+    Accepts what nnU-Net's planner accepts: ``modality`` for ``channel_names``, label values with gaps, regions, an
     ignore label, and a number of training cases other than the fingerprint's. Names that share one value become one
     class, regions lose value 0, and a missing ``regions_class_order`` is filled with the value that is each region's
     own; planning counts the entries of ``labels`` as they are. Other fields of the dataset file are not read.
@@ -96,7 +96,7 @@ def internal_labels(
 ) -> tuple[Labels, tuple[int, ...]]:
     """Labels by internal values, and the file's value of each internal value (0 first); regions stay in their order.
 
-    ``labels`` and ``order`` are the reference's ``labels`` and ``regions_class_order``, already checked.
+    ``labels`` and ``order`` are nnU-Net's ``labels`` and ``regions_class_order``, already checked.
     """
     entries = {name: _foreground(value) for name, value in labels.items() if name not in (BACKGROUND, IGNORE)}
     entries = {name: values for name, values in entries.items() if values}
@@ -134,7 +134,7 @@ _Millimetres = Annotated[float, Field(ge=SPACING_MM[0], le=SPACING_MM[1])]
 
 
 class _FingerprintFile(Document):
-    """Bounds are those of planning, told here by the file's own names (see `planners.rules.limits`)."""
+    """Bounds are those of planning (`planners.rules.limits`), reported by the file's own names."""
 
     spacings: Annotated[tuple[tuple[_Millimetres, _Millimetres, _Millimetres], ...], Field(min_length=1)]
     shapes_after_crop: Annotated[tuple[tuple[Voxels, Voxels, Voxels], ...], Field(min_length=1)]
@@ -153,16 +153,16 @@ class _FingerprintFile(Document):
 def _label_entry(entry: Any) -> int | tuple[int, ...]:
     values: list[int] = entry if isinstance(entry, list) else [entry]
     if not values or not all(type(value) is int and value >= 0 for value in values):
-        raise ValueError("must be a whole number from 0 on, or a list of such")
+        raise ValueError("must be a non-negative integer or a list of them")
     return tuple(values) if values is entry else values[0]
 
 
 LabelEntry = Annotated[int | tuple[int, ...], PlainValidator(_label_entry)]
-"""One type, so that one line tells what is wrong: a union would tell it for each of its members, by names of their own."""
+"""One type, so that a fault is reported once: a union would report it for each of its members."""
 
 
 class DatasetFile(BaseModel):
-    """``dataset.json``. The reference ignores what it does not know here, and so do we."""
+    """``dataset.json``. Unknown fields are ignored, as nnU-Net does."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
@@ -177,7 +177,7 @@ class DatasetFile(BaseModel):
 
     @property
     def reader(self) -> str | None:
-        """The reader that the file asks for; the reference passes over names that it does not know, such as "None"."""
+        """The reader that the file names; unknown names, such as "None", are ignored as in nnU-Net."""
         return self.overwrite_image_reader_writer if self.overwrite_image_reader_writer in READERS else None
 
     @property
@@ -198,12 +198,12 @@ def read_part(model: type[M], text: str | bytes, where: str) -> tuple[M | None, 
 
 
 def fault(where: str, message: str, *, fix: str) -> Issue:
-    """Something in a file of nnU-Net that cannot be taken."""
+    """Something in a file of nnU-Net that cannot be used."""
     return Issue(code="nnunet.invalid", where=where, message=message, fix=fix)
 
 
 def label_issues(dataset: DatasetFile) -> list[Issue]:
-    """What is wrong with channels, labels and regions of a dataset file, one line each."""
+    """Issues of channels, labels and regions of a dataset file."""
     issues = []
     if not dataset.channels:
         issues.append(fault("channel_names", "missing", fix="name the channels, e.g. {'0': 'CT'}"))
@@ -214,7 +214,7 @@ def label_issues(dataset: DatasetFile) -> list[Issue]:
     values = sorted({value for name, entry in labels.items() if name != IGNORE for value in _flat(entry)})
     if not any(values):
         found = "no entry has a value above 0, so there is nothing to segment"
-        issues.append(fault("labels", found, fix="declare a structure"))
+        issues.append(fault("labels", found, fix="declare a class"))
     if IGNORE in labels and labels[IGNORE] != max(values, default=0) + 1:
         found = f"must be {max(values, default=0) + 1}, one above the highest (found {labels[IGNORE]!r})"
         issues.append(fault(f"labels.{IGNORE}", found, fix="give the ignore label that value"))
@@ -243,7 +243,7 @@ def _channel_issues(sizes: _FingerprintFile, dataset: DatasetFile) -> list[Issue
     if set(found) == expected or not expected:
         return []
     message = f"has channels {sorted(found)} but the dataset has {sorted(expected)}"
-    fix = "take the fingerprint of this dataset again"
+    fix = "extract the fingerprint again"
     return [fault("foreground_intensity_properties_per_channel", message, fix=fix)]
 
 

@@ -46,7 +46,7 @@ PLANNERS: dict[str, tuple[str, str]] = {
     "resenc_l": ("nnUNetPlannerResEncL", "nnUNetResEncUNetLPlans"),
     "resenc_xl": ("nnUNetPlannerResEncXL", "nnUNetResEncUNetXLPlans"),
 }
-"""Class and plans name of each preset that the reference knows (method section 3.1)."""
+"""nnU-Net's planner class and plans name of each preset (method section 3.1)."""
 READER_OF_ENDING = {
     ".png": "NaturalImage2DIO",
     ".bmp": "NaturalImage2DIO",
@@ -62,10 +62,10 @@ CASCADE = "3d_cascade_fullres"
 def nnunet_plans(
     plan: Plan, *, plans_name: str | None = None, file_ending: str = ".nii.gz", reader: str | None = None
 ) -> dict[str, JsonValue]:
-    """A plan in the form of the reference's plans file; dump it as JSON with an indent of 4.
+    """A plan in the form of nnU-Net's plans file; dump it as JSON with an indent of 4.
 
-    ``plans_name`` is the preset's own unless given, ``reader`` what the reference chooses for such files. Candidates that the reference has no word for (V-Nets) are left
-    out. Raises `PlanningError` for the V-Net preset.
+    ``plans_name`` is the preset's own unless given, ``reader`` what nnU-Net chooses for such files. Candidates that nnU-Net
+    does not have (V-Nets) are left out. Raises `PlanningError` for the V-Net preset.
     """
     if plan.preset not in PLANNERS:
         raise PlanningError(
@@ -100,7 +100,7 @@ def nnunet_plans(
 
 
 def _reader(plan: Plan, file_ending: str) -> str:
-    """The class that the reference chooses by itself; ``.tif`` files may be flat or not, which the median spacing tells."""
+    """The class that nnU-Net chooses; whether ``.tif`` files are 2D follows from the median spacing."""
     if file_ending == ".tif":
         thickness_mm, *pixel_mm = plan.original_median_spacing_mm
         is_flat = math.isclose(thickness_mm, FLAT_SPACING_FACTOR * max(pixel_mm))
@@ -184,7 +184,7 @@ def _written_statistics(entry: IntensityStatistics) -> dict[str, JsonValue]:
 
 
 class Known(Protocol):
-    """What a plans file does not say of a dataset; a `Fingerprint` says it."""
+    """What a plans file does not hold; a `Fingerprint` does."""
 
     @property
     def channels(self) -> tuple[str, ...]: ...
@@ -195,11 +195,11 @@ class Known(Protocol):
 
 
 def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str = "plans.json") -> Plan:
-    """The plan that a plans file of the reference holds; ``dataset`` is what `read_nnunet_dataset` made of its dataset.
+    """The plan of a plans file of nnU-Net; ``dataset`` is what `read_nnunet_dataset` made of its dataset.
 
-    Channels, labels and intensities come from the dataset. The file does not say which memory it was planned for: the
-    preset's own is taken, by the planner's class, and for an unknown class by the network's. Mirroring, loss and deep
-    supervision are the reference's fixed ones. Raises `DocumentError` with all issues, each with its place.
+    Channels, labels and intensities come from the dataset. The file does not hold the memory target: it is the preset's, by
+    the planner's class, and for an unknown class by the network's. Mirroring, loss and deep supervision are nnU-Net's fixed
+    ones. Raises `DocumentError` with all issues, each with its place.
     """
     try:
         file = PlansFile.model_validate_json(text)
@@ -238,7 +238,7 @@ def _part_issues(part: ConfigurationFile, known: Known) -> list[Issue]:
         issues.append(fault(f"architecture.arch_kwargs.{field}", "missing", fix="add it"))
     if len(arguments.n_conv_per_stage_decoder) != len(arguments.features_per_stage) - 1:
         place = "architecture.arch_kwargs.n_conv_per_stage_decoder"
-        issues.append(fault(place, "has not one entry less than there are stages", fix="give that many"))
+        issues.append(fault(place, "must have one entry less than there are stages", fix="give that many"))
     return issues
 
 
@@ -254,7 +254,7 @@ def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) ->
     residual = any(part.architecture.family == "residual_unet" for part in parts.values())
     fallback = "resenc" if residual else "default"
     preset = next((key for key, (planner, _) in PLANNERS.items() if planner == file.experiment_planner_used), fallback)
-    # a model's plan has only the configurations that predict; elsewhere a stage that is missing is a fault, and told
+    # a model's plan has only the configurations that predict; elsewhere a missing stage is a fault
     stages = (
         tuple(parts) if len(parts) < len(file.configurations) else tuple(part.next_stage for part in parts.values())
     )
@@ -324,12 +324,12 @@ def _read_resampling(arguments: ResamplingArguments) -> Resampling:
 
 
 SPACING_BESIDE = "Tiff3DIO"
-"""Takes spacings from a JSON file beside each image, which is not read here: images would be resampled wrongly."""
+"""Takes spacings from a JSON file of each image, which is not read here: images would be resampled wrongly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NnunetModel:
-    """A model of the reference, its weights left aside."""
+    """A model of nnU-Net, without its weights."""
 
     plan: Plan
     """Only the configurations that predict: the model's, and the stages before it."""
@@ -350,7 +350,7 @@ class _ModelPlansFile(PlansFile):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
-    """What plans files leave to other documents."""
+    """Of other documents."""
 
     channels: tuple[str, ...]
     labels: Labels
@@ -395,7 +395,7 @@ def read_nnunet_model(
                 fault(
                     f"configurations.{configuration}",
                     f"has {dimensions} axes, but {mirror_axes} are mirrored",
-                    fix="mirror axes that it has",
+                    fix="choose existing axes",
                 )
             ],
         )
@@ -410,10 +410,10 @@ def read_nnunet_model(
 def _plans_issues(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[Issue]:
     issues = []
     if configuration not in file.configurations:
-        message = f"lacks {configuration!r}, which was trained; it has {', '.join(file.configurations)}"
+        message = f"lacks {configuration!r}, which was trained; there are {', '.join(file.configurations)}"
         issues.append(fault("configurations", message, fix="use the plans file of this model"))
     if file.image_reader_writer == SPACING_BESIDE:
-        message = f"{SPACING_BESIDE} takes voxel sizes from a JSON file beside each image, which autoseg does not read"
+        message = f"{SPACING_BESIDE} takes spacings from a JSON file of each image, which autoseg does not read"
         issues.append(fault("image_reader_writer", message, fix="use nnU-Net for this model"))
     elif file.image_reader_writer not in READERS:
         message = f"{file.image_reader_writer!r} is not known"

@@ -1,4 +1,4 @@
-"""What a plans file of the reference may hold: its documents, checked when they are read (method section 3.14)."""
+"""nnU-Net's plans file as documents, validated when read (method section 3.14)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FAMILIES: dict[str, str] = {
     **{name: family for family, name in NETWORKS.items()},
     "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet": "residual_unet",
 }
-"""Class names as they are read; the last was the home of residual U-Nets in earlier versions."""
+"""Class names; the last is that of earlier versions."""
 SCHEMES: dict[NormalizationScheme, str] = {
     "ct": "CTNormalization",
     "none": "NoNormalization",
@@ -43,7 +43,7 @@ RESAMPLING = "resample_data_or_seg_to_shape"
 
 
 class _Part(BaseModel):
-    """The reference keeps more in its files than a plan needs."""
+    """nnU-Net's files hold more than a plan needs."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)
 
@@ -73,7 +73,7 @@ class _ActivationArguments(_Part):
 
 
 class _ArchitectureArguments(_Part):
-    """Networks of other parts would have tensors of the same shapes and yet compute something else: they are refused."""
+    """Other values are refused: the network would compute something else with tensors of the same shapes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -159,7 +159,7 @@ class PlansFile(_Part):
 def read_configurations(
     configurations: dict[str, dict[str, Any]], names: Collection[str]
 ) -> tuple[dict[str, ConfigurationFile], list[Issue]]:
-    """The configurations of these names with what they inherit, and what is wrong with the others, each with its place."""
+    """The configurations of these names with what they inherit, and the issues of the others."""
     parts: dict[str, ConfigurationFile] = {}
     issues: list[Issue] = []
     for name in names:
@@ -174,7 +174,7 @@ def read_configurations(
 
 
 class InheritanceError(ValueError):
-    """A configuration that inherits from one that is missing, from itself, or from what is no name."""
+    """A configuration inherits from one that is missing, from itself, or from something that is not a name."""
 
 
 def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str,
         if not isinstance(current, str):
             raise InheritanceError(f"must be the name of a configuration (found {current!r})")
         if current in line:
-            raise InheritanceError(f"goes round in a circle: {' -> '.join((*line, current))}")
+            raise InheritanceError(f"is circular: {' -> '.join((*line, current))}")
         if current not in configurations:
             raise InheritanceError(f"{current!r} is missing; the file has {', '.join(configurations)}")
         line.append(current)
@@ -196,7 +196,7 @@ def inherited(configurations: dict[str, dict[str, Any]], name: str) -> dict[str,
 
 
 def _with_architecture(fields: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions of the reference named the parts of the network in the configuration itself."""
+    """Earlier versions of nnU-Net described the network in the configuration itself."""
     if "architecture" in fields or "UNet_class_name" not in fields:
         return fields
     family = fields["UNet_class_name"]

@@ -36,15 +36,15 @@ def find_single_slice_axis(shape: SourceShape, spacing_mm: SourceSpacing) -> int
 def put_single_slice_first(axis: int, shape: SourceShape, spacing_mm: SourceSpacing) -> Decision[Permutation]:
     """Departure: the axis with one voxel first, whatever its spacing (decision record 0010).
 
-    The reference looks only at the first of the coarsest axes and plans 2D networks with an axis of one voxel otherwise.
+    nnU-Net looks only at the first of the coarsest axes and plans 2D networks with an axis of one voxel otherwise.
     """
     coarsest = spacing_mm[axis] == max(spacing_mm)
     return Decision(
         rule="axes.single_slice",
         value=_COARSEST_FIRST[axis],
-        reason=f"the median case of {voxels(shape)} voxels is a single slice along axis {axis}; so this axis goes first"
+        reason=f"the median case of {voxels(shape)} voxels is a single slice along axis {axis}, so this axis goes first"
         + ("" if coarsest else f" although {spacing_mm[axis]:.4g} mm is not the coarsest spacing")
-        + "; 2D networks then see the whole slice",
+        + "; 2D networks see the whole slice",
         source="method 3.5 and decision record 0010",
         change="volumes with several slices would be planned in 3D",
     )
@@ -57,11 +57,11 @@ def decide_volumetric(shape: PlanShape) -> Decision[bool]:
             f"the median case of {voxels(shape)} voxels is a single slice along its first axis, so only 2D is planned"
         )
     else:
-        reason = f"the median case has {shape[0]:g} slices, so 3D is planned beside 2D; cross-validation decides between them"
+        reason = f"the median case has {shape[0]:g} slices, so 3D is planned in addition to 2D; cross-validation decides between them"
     return Decision(
         rule="candidates.volumetric",
         value=shape[0] != 1,
         reason=reason,
         source="method 3.5",
-        change="single slices would be planned in 2D only" if shape[0] != 1 else "volumes would be planned in 3D too",
+        change="single slices would be planned in 2D only" if shape[0] != 1 else "volumes would also be planned in 3D",
     )

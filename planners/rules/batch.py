@@ -16,9 +16,8 @@ def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: fl
     return Decision(
         rule="batch.size",
         value=max(min(fitting, covering), SMALLEST_BATCH),
-        reason=f"{fitting} {'patch fits' if fitting == 1 else 'patches fit'} into memory and {covering} "
-        f"{'holds' if covering == 1 else 'hold'} {share:.0%} of the dataset's voxels; the smaller "
-        f"number counts, but at least {SMALLEST_BATCH}",
+        reason=f"memory allows {fitting} and {share:.0%} of the dataset's voxels {covering}; the smaller number is taken, but at least "
+        f"{SMALLEST_BATCH}",
         source="method 3.9",
         change=_change_of_batch(
             max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0
@@ -27,11 +26,11 @@ def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: fl
 
 
 def _change_of_batch(fitting: int, covering: int, *, is_shrunk: bool) -> str:
-    """What stands against more patches; of neither number less counts than the smallest batch."""
+    """What limits the batch; both numbers are at least the smallest batch."""
     if covering < fitting:
         return "more training cases would allow more patches"
     if covering == fitting:
-        return "only more memory and more training cases together would allow more patches"
+        return "more memory and more training cases together would allow more patches"
     if is_shrunk:
-        return "more memory goes into larger patches before it allows more of them"
+        return "more memory would first allow larger patches, then more of them"
     return "more memory would allow more patches"

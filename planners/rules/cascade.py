@@ -1,4 +1,4 @@
-"""Whether a network on coarser images goes first, because a full-resolution patch sees too little of a case."""
+"""Whether a cascade is planned: a network on coarser images first, because a full-resolution patch covers too little."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from planners.rules.patch import Grid, NoFit, PatchFit
 from planners.wording import counted, millimetres, voxels
 
 SEEN_SHARE = 0.25
-"""A patch that covers less of the median case than this sees too little around it (method section 3.10)."""
+"""A patch that covers less of the median case than this has too little context (method section 3.10)."""
 COARSENING = 1.03
 """By how much the spacing grows from one try to the next."""
 SIMILAR_SPACING = 2
 """Axes finer than the coarsest by more than this factor are coarsened first."""
 SMALLEST_GAIN = 2
-"""The low resolution must have fewer voxels than the full one by this factor to be worth a stage."""
+"""The low resolution must have fewer voxels than full resolution by this factor (method section 3.10)."""
 
 FitPatch = Callable[[Grid], PatchFit | NoFit]
 
@@ -37,7 +37,7 @@ def search_low_resolution(
 
     ``full`` and ``patch`` are those of full resolution, three plan axes; ``fit`` finds the patch on a grid. None where
     full resolution suffices or the coarser grid is too similar to it; `NoFit` where ``fit`` found none on the way.
-    ``least_voxels`` of a median axis is 0 by the letter.
+    ``least_voxels``: smallest size of an axis of the median case; 0 in nnU-Net.
     """
     found: PatchFit | None = None
     grid, spacing = full, full.spacing_mm
@@ -69,8 +69,8 @@ def decide_inputs(num_channels: int, previous_stage: str, num_values: int) -> De
     return Decision(
         rule="cascade.inputs",
         value=num_channels + num_values,
-        reason=f"beside {counted(num_channels, 'channel')} of the image the network sees {num_values} more, one for each label, "
-        f"which tell where {previous_stage} found it; in training these are disturbed, so that it does not trust them blindly",
+        reason=f"the inputs are {counted(num_channels, 'image channel')} and one channel for each of {counted(num_values, 'label')} with "
+        f"the segmentation of {previous_stage}, which is randomly degraded in training so that the network does not rely on it",
         source="method 6.4 and 8.4",
     )
 
@@ -94,8 +94,8 @@ def _sufficient(covered: float, patch: tuple[int, ...]) -> Decision[LowResolutio
     return _decision(
         None,
         f"a full-resolution patch of {voxels(patch)} voxels covers {covered:.0%} of the median case, at least "
-        f"{SEEN_SHARE:.0%}, so no coarser stage is needed",
-        "larger images or less memory would make a coarser first stage worthwhile",
+        f"{SEEN_SHARE:.0%}, so no cascade is needed",
+        "with larger images or less memory a cascade would be planned",
     )
 
 
@@ -103,9 +103,9 @@ def _too_similar(covered: float, gain: float, spacing: tuple[float, ...]) -> Dec
     return _decision(
         None,
         f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}, but at "
-        f"{millimetres(spacing)}, where a patch would cover enough, a case has only {gain:.2f} times fewer voxels; below "
-        f"{SMALLEST_GAIN} a second stage is not worth its time",
-        "larger images or less memory would make a coarser first stage worthwhile",
+        f"{millimetres(spacing)}, where a patch would cover enough, a case has only {gain:.2f} times fewer voxels; below a "
+        f"factor of {SMALLEST_GAIN} no cascade is planned",
+        "with larger images or less memory a cascade would be planned",
     )
 
 
@@ -114,6 +114,6 @@ def _needed(covered: float, low: LowResolution, share: float) -> Decision[LowRes
         low,
         f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}; at "
         f"{millimetres(low.grid.spacing_mm)} a patch of {voxels(low.fit.pyramid.patch)} voxels covers {share:.0%}, so a "
-        "coarse network goes first and a cascade refines its result",
-        "more memory or smaller images would make the coarse stage unnecessary",
+        "low-resolution network and a cascade that refines its segmentation are planned",
+        "with more memory or smaller images no cascade would be needed",
     )

@@ -1,4 +1,4 @@
-"""How the intensities of each channel are brought to one scale."""
+"""How the intensities of each channel are normalised."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SCHEME_OF_CHANNEL: dict[str, NormalizationScheme] = {
 }
 """Whole channel name, case-folded; any other name means z-score."""
 MASK_BELOW = 0.75
-"""Where cropping leaves less of the image than this, the background would drive mean and deviation."""
+"""Where cropping leaves less of the image than this, the background would dominate mean and standard deviation."""
 
 _WORDS: dict[NormalizationScheme, str] = {
-    "ct": "Hounsfield units, clipped to the dataset's foreground range and scaled by its mean and deviation",
-    "zscore": "each image by its own mean and deviation",
-    "none": "left as they are",
-    "rescale_to_0_1": "each image from its minimum to its maximum",
-    "rgb_to_0_1": "divided by 255",
+    "ct": "is CT: clipped to the 0.5 and 99.5 percentiles of the dataset's foreground, then z-scored by its mean and deviation",
+    "zscore": "is z-scored image by image",
+    "none": "is not normalised",
+    "rescale_to_0_1": "is rescaled to 0 to 1 image by image",
+    "rgb_to_0_1": "is divided by 255",
 }
 
 
@@ -46,14 +46,14 @@ def decide_normalization(
         value=tuple(value),
         reason=f"by channel name: {listed(said)}; {_mask_words(value, median_relative_size)}",
         source="method 3.11",
-        change="a channel named CT is scaled as Hounsfield units, any unknown name image by image",
+        change="another channel name; names nnU-Net does not know are z-scored",
     )
 
 
 def _mask_words(value: Sequence[ChannelNormalization], median_relative_size: float) -> str:
     left = f"cropping leaves {median_relative_size:.0%} of the median image"
     if any(entry.use_mask for entry in value):
-        return f"{left}, less than {MASK_BELOW:.0%}, so mean and deviation are those inside the non-zero mask"
+        return f"{left}, less than {MASK_BELOW:.0%}, so mean and deviation are taken inside the non-zero mask"
     if median_relative_size < MASK_BELOW:
-        return f"{left}, less than {MASK_BELOW:.0%}, but no channel is scaled by its own mean, so no mask is needed"
-    return f"{left}, at least {MASK_BELOW:.0%}, so all its voxels count and not only those inside the non-zero mask"
+        return f"{left}, less than {MASK_BELOW:.0%}, but no channel is z-scored image by image, so no mask is needed"
+    return f"{left}, at least {MASK_BELOW:.0%}, so mean and deviation are taken over all voxels"

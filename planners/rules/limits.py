@@ -1,4 +1,4 @@
-"""Datasets and arguments out of range, reported before anything is computed from them."""
+"""Datasets and arguments out of range, reported before anything is computed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def find_issues(
     device_memory_gb: float | None,
     target_spacing_mm: Sequence[float] | None,
 ) -> tuple[Issue, ...]:
-    """One issue for each value that planning cannot take, with its place in the fingerprint or its argument."""
+    """One issue for each value out of range, with its place in the fingerprint or its argument."""
     issues = []
     for index, case in enumerate(fingerprint.cases):
         for axis in range(3):
@@ -40,7 +40,7 @@ def find_issues(
         if number > most:
             issues.append(
                 Issue(
-                    code="plan.count_too_large", where=place, message=f"must be at most {most}", fix="check the number"
+                    code="plan.count_too_large", where=place, message=f"must be at most {most}", fix="check the dataset"
                 )
             )
     for name, gigabytes in (("memory_gb", memory_gb), ("device_memory_gb", device_memory_gb)):
@@ -50,27 +50,26 @@ def find_issues(
                     code="plan.memory_out_of_range",
                     where=name,
                     message=f"{gigabytes} is not between {MEMORY_GB[0]:g} and {MEMORY_GB[1]:g}",
-                    fix="give gigabytes",
+                    fix="give it in gigabytes",
                 )
             )
     return (*issues, *_target_issues(target_spacing_mm))
 
 
 def find_size_issues(shape: SourceShape, *, requested_mm: SourceSpacing | None = None) -> tuple[Issue, ...]:
-    """One issue for each axis along which the resampled median case is too long to plan for.
+    """One issue for each axis along which the resampled median case is too large.
 
     The cause is the spacing of the cases, or the target spacing where one was requested.
     """
     place, to, fix = "cases", "the target spacing", "check the spacings for mixed units"
     if requested_mm is not None:
         place, to = "target_spacing_mm", millimetres(requested_mm)
-        fix = "ask for coarser voxels (--target-spacing)"
+        fix = "give a coarser --target-spacing"
     return tuple(
         Issue(
             code="plan.image_too_large",
             where=place,
-            message=f"resampled to {to}, half of the cases have {size:.3g} or more voxels along axis {axis}, "
-            f"more than {MOST_VOXELS}",
+            message=f"resampled to {to}, the median case has {size:.3g} voxels along axis {axis}, more than {MOST_VOXELS}",
             fix=fix,
         )
         for axis, size in enumerate(shape)
@@ -90,7 +89,7 @@ def _target_issues(target_spacing_mm: Sequence[float] | None) -> list[Issue]:
                 fix="give three, for axes z, y and x",
             )
         ]
-    fix = "ask for another (--target-spacing)"
+    fix = "give another --target-spacing"
     return [
         issue
         for axis in range(3)

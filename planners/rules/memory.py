@@ -10,7 +10,7 @@ from planners.topology import PresetRules
 REFERENCE_BATCH = {3: 2, 2: 12}
 """Batch size that the feature-map references stand for, by dimensions (method section 3.1)."""
 SMALLEST_BATCH = 2
-"""Below this, normalisation and loss become too noisy."""
+"""Smaller batches make gradients too noisy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,20 +50,20 @@ def decide_memory_target(
 ) -> Decision[float]:
     """Memory in GB (1e9 bytes) that training is planned for.
 
-    The request; else the preset's own, which a smaller device caps. A larger device raises nothing, so that the
-    same dataset gives the same plan on every sufficient machine.
+    As requested; else the preset's default, capped by a smaller device. A larger device changes nothing, so the same dataset
+    gives the same plan on every sufficient machine.
     """
     own = preset.reference_gb
     if requested_gb is not None:
-        value, why = requested_gb, f"{requested_gb:g} GB were asked for; the preset's own are {own:g} GB"
+        value, why = requested_gb, f"{requested_gb:g} GB were requested (the preset's default is {own:g} GB)"
     elif device_gb is not None and device_gb < own:
         value, why = device_gb, f"the device has {device_gb:.3g} GB, less than the preset's {own:g} GB"
     else:
-        value, why = own, f"{own:g} GB are what the preset was made for"
+        value, why = own, f"{own:g} GB is the preset's default"
     return Decision(
         rule="memory.target",
         value=value,
         reason=why,
         source="method 3.1",
-        change="more memory allows larger patches, or more of them in one batch",
+        change="more memory (--memory) allows larger patches or batches",
     )

@@ -8,7 +8,7 @@ from planners.decision import Decision
 from planners.geometry import Axis, Permutation
 
 NUM_SHOWN = 3
-"""Pairs that a reason names."""
+"""Pairs named in a reason."""
 
 
 def decide_mirror_axes(
@@ -18,29 +18,28 @@ def decide_mirror_axes(
     sided_axis: Axis | None,
     sided_pairs: Sequence[tuple[str, str]] = (),
 ) -> Decision[tuple[Axis, ...]]:
-    """All axes (method section 6.1), but not one along which left and right are told apart.
+    """All axes (method section 6.1) but the left-right axis where there are left and right labels.
 
-    ``sided_axis`` is a source axis, none where no paired structure is known; ``sided_pairs`` are the names of such
-    structures, told in the reason. Entries count the axes of the patch: in 2D the first is the second plan axis.
+    ``sided_axis`` is a source axis, none without paired labels; ``sided_pairs`` are their names. Entries count the axes of the patch: in 2D the first is the second plan axis.
     """
     axes: tuple[Axis, ...] = (0, 1, 2) if dimensions == 3 else (0, 1)
     if sided_axis is None:
         return Decision(
             rule="mirroring.axes",
             value=axes,
-            reason="no label is known to have a left and a right form, so mirrored images are as true as the originals",
+            reason="no left and right labels were found, so images are mirrored along all axes",
             source="method 6.1",
-            change="paired labels such as left and right kidney would exclude their axis",
+            change="with labels such as left and right kidney the left-right axis would be excluded",
         )
     sided = transpose_forward.index(sided_axis) - (3 - dimensions)
     kept = tuple(axis for axis in axes if axis != sided)
     return Decision(
         rule="mirroring.sided_axis",
         value=kept,
-        reason=f"labels come in left and right forms{_named(sided_pairs)}, which mirroring along axis {sided_axis} of the images would swap"
-        + ("" if len(kept) < len(axes) else "; 2D slices lie across it, so all their axes stay"),
+        reason=f"there are left and right labels{_named(sided_pairs)}, which mirroring along axis {sided_axis} of the images would swap"
+        + ("" if len(kept) < len(axes) else "; it is not an axis of the 2D slices, so all of theirs are mirrored"),
         source="method 12 and decision record 0012",
-        change="without paired labels all axes would be mirrored",
+        change="without paired labels images would be mirrored along all axes",
     )
 
 

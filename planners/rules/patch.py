@@ -1,4 +1,4 @@
-"""How large a piece of an image the network sees at once."""
+"""The patch size."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Estimate = Callable[[Pyramid], int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """The resampled dataset as a configuration sees it: two or three plan axes."""
+    """The resampled dataset of a configuration, in two or three plan axes."""
 
     spacing_mm: tuple[float, ...]
     median_shape: tuple[float, ...]
@@ -30,7 +30,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchFit:
-    """The patch that shrinking arrived at."""
+    """The patch found by shrinking."""
 
     pyramid: Pyramid
     start: tuple[float, ...]
@@ -45,11 +45,11 @@ class PatchFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoFit:
-    """Shrinking by the letter of the method led nowhere."""
+    """nnU-Net's rule gives no patch."""
 
     reason: str
     yields_to_memory: bool
-    """Whether more memory may lead to a patch."""
+    """Whether more memory may give one."""
 
 
 def start_patch(grid: Grid) -> tuple[float, ...]:
@@ -66,15 +66,13 @@ def start_patch(grid: Grid) -> tuple[float, ...]:
 def fit_reference_patch(
     grid: Grid, budget: MemoryBudget, estimate: Estimate, *, rule: PyramidRule = reference_pyramid
 ) -> PatchFit | NoFit:
-    """Shrink the start patch until it fits (method section 3.9), to the letter.
+    """Shrink the start patch until it fits, exactly as nnU-Net does (method section 3.9).
 
-    `NoFit` where the letter leads to a patch without voxels or round in circles.
+    `NoFit` where that ends in an empty patch or does not end.
     """
     start = start_patch(grid)
     if min(start) <= 0:
-        return NoFit(
-            reason=f"the start patch of {voxels(start)} voxels has an axis without any", yields_to_memory=False
-        )
+        return NoFit(reason=f"the initial patch of {voxels(start)} voxels is empty", yields_to_memory=False)
     pyramid = rule(grid.spacing_mm, start)
     size = start_size = estimate(pyramid)
     seen = {pyramid.patch}
@@ -83,8 +81,8 @@ def fit_reference_patch(
         smaller = _shrink(pyramid, axis, grid.spacing_mm, rule)
         if smaller is None or smaller.patch in seen:
             return NoFit(
-                reason=f"a patch of {voxels(pyramid.patch)} voxels needs {amount(size)} feature-map values, more than "
-                "the memory target allows, but shrinking it by the rule ends without voxels or never",
+                reason=f"a patch of {voxels(pyramid.patch)} voxels needs {amount(size)} feature-map values, more than the memory "
+                "target allows, and nnU-Net's rule cannot shrink it further",
                 yields_to_memory=True,
             )
         pyramid, size = smaller, estimate(smaller)
@@ -132,7 +130,7 @@ def _next_untried(
 
 
 def _axes_by_relative_size(patch: Sequence[int], median_shape: Sequence[float]) -> list[int]:
-    """Axes from the one that is largest against the median case; of equals the last first."""
+    """Axes by size relative to the median case, largest first; of equals the last first."""
     return sorted(range(len(patch)), key=lambda axis: (patch[axis] / median_shape[axis], axis), reverse=True)
 
 
@@ -154,32 +152,32 @@ def _less(patch: Sequence[int], axis: int, step: int) -> tuple[int, ...]:
 def describe_patch(
     fit: PatchFit, budget: MemoryBudget, target_gb: float, *, change: str | None
 ) -> Decision[tuple[int, ...]]:
-    """The patch with its reason, for the plan's page."""
+    """The patch with its reason."""
     shape = voxels(fit.pyramid.patch)
-    need = f"{amount(fit.estimate)} feature-map values an image"
+    need = f"{amount(fit.estimate)} feature-map values"
     most = budget.feature_maps * budget.batch / budget.fitting_images
-    limit = f"the {amount(most)} that each of {budget.fitting_images} may have in {target_gb:g} GB"
+    limit = f"the {amount(most)} that {target_gb:g} GB allow for each of {budget.fitting_images} patches"
     if fit.num_steps == 0 and fit.fits:
-        reason = f"{shape} voxels, as much of the median case as the largest patch holds, have {need}, within {limit}"
+        reason = f"{shape} voxels, the initial patch, take {need}, within {limit}"
     elif fit.fits:
         reason = (
-            f"from {voxels(fit.start)} voxels with {amount(fit.start_estimate)} values the axis largest against the "
+            f"from {voxels(fit.start)} voxels with {amount(fit.start_estimate)} values, the axis that is largest relative to the "
             f"median case was reduced {counted(fit.num_steps, 'time')}, to {shape} with {need}, within {limit}"
         )
     else:
-        reason = f"{shape} voxels are the least that can be trained; with {need} they exceed {limit}"
+        reason = f"{shape} voxels is the smallest trainable patch; its {need} exceed {limit}"
     return Decision(
         rule="patch.shape", value=fit.pyramid.patch, reason=reason, source="method 3.6 to 3.9", change=change
     )
 
 
 def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:
-    """Departure: a trainable patch where the letter of the method gives none (decision record 0011)."""
+    """Departure: a trainable patch where nnU-Net's rule gives none (decision record 0011)."""
     return Decision(
         rule="patch.trainable",
         value=fit.pyramid.patch,
-        reason=f"by the letter of the method {flaw}, which cannot be trained; a patch of {voxels(fit.pyramid.patch)} "
-        f"voxels with {fit.pyramid.num_stages} stages can",
+        reason=f"with nnU-Net's rule {flaw}, so no network could be trained; a patch of {voxels(fit.pyramid.patch)} voxels with "
+        f"{fit.pyramid.num_stages} stages is taken instead",
         source="method 3.7, 3.9 and decision record 0011",
-        change="larger images or more memory would make the departure unnecessary",
+        change="with larger images or more memory the departure would not be needed",
     )

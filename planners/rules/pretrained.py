@@ -1,4 +1,4 @@
-"""What a pretrained model leaves to a dataset that it is trained on with, and what it keeps (method section 11)."""
+"""Decisions of fine-tuning: what is taken from the pretrained model, what from the dataset (method section 11)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from planners.wording import listed, millimetres, voxels
 
 SOURCE = "method 11 and decision record 0102"
 DIRECTIONS: dict[SourceAxes, str] = {
-    "anatomical": "turned until an axis means the same direction of the body in each",
-    "acquisition": "left in the axes that they were acquired in",
-    "ras": "turned to directions of the body as readers of the reference turn them",
+    "anatomical": "reoriented to the same anatomical axes",
+    "acquisition": "kept in the axes of their acquisition",
+    "ras": "reoriented as nnU-Net's readers do",
 }
 REGION_TERMS = {"dice": "Dice", "squared_dice": "Dice with squared terms in the denominator"}
 VOXEL_TERMS = {
@@ -22,23 +22,22 @@ VOXEL_TERMS = {
 
 
 def decide_pretrained_networks(own: Plan, pretrained: Plan, names: Sequence[str]) -> Decision[tuple[str, ...]]:
-    """Which networks are trained on."""
+    """Which networks are fine-tuned."""
     return Decision(
         rule="finetuning.plan",
         value=tuple(names),
-        reason=f"training goes on from networks of {pretrained.dataset_name}, so topology, width, patch, batch, spacing, axis order "
-        f"and interpolation of {listed(names)} are theirs; channels and labels are those of {own.dataset_name}",
+        reason=f"networks of {pretrained.dataset_name} are fine-tuned: {listed(names)} keep their topology, width, patch, batch, spacing, "
+        f"axis order and interpolation; channels and labels are those of {own.dataset_name}",
         source=SOURCE,
-        change="without --pretrained this dataset gets a plan of its own",
+        change="without --pretrained the dataset gets its own plan",
     )
 
 
 def decide_pretrained_normalization(known: Sequence[str], new: Sequence[str]) -> Decision[tuple[str, ...]]:
-    """Channels ``known`` to the pretrained model keep their normalisation; ``new`` ones have their own."""
-    kept = "no channel has a name from there"
+    """Channels ``known`` to the pretrained model keep its normalisation; ``new`` ones have their own."""
+    kept = "no channel has the name of one of the pretrained model"
     if known:
-        one = len(known) == 1
-        kept = f"{listed(known)} {'has' if one else 'have'} the same name there and {'stays' if one else 'stay'} normalised as there"
+        kept = f"{listed(known)} {'keeps' if len(known) == 1 else 'keep'} the normalisation of the pretrained model, by name"
     added = (
         f"; {listed(new)} {'is' if len(new) == 1 else 'are'} normalised by this dataset's own intensities"
         if new
@@ -49,64 +48,64 @@ def decide_pretrained_normalization(known: Sequence[str], new: Sequence[str]) ->
         value=tuple(known),
         reason=kept + added,
         source=SOURCE,
-        change="a channel of the pretrained model's name would be normalised as there",
+        change="a channel with the name of one of the pretrained model would keep its normalisation",
     )
 
 
 def decide_pretrained_directions(own: Plan, pretrained: Plan) -> Decision[SourceAxes]:
-    """To which axes images are turned before anything else."""
+    """To which axes images are reoriented."""
     theirs, mine = _directions(pretrained), _directions(own)
     return Decision(
         rule="finetuning.directions",
         value=pretrained.source_axes,
         reason=f"images are {theirs}, as those of {pretrained.dataset_name} were"
-        + ("" if theirs == mine else f"; by a plan of their own they would be {mine}"),
+        + ("" if theirs == mine else f"; their own plan would have them {mine}"),
         source=SOURCE,
     )
 
 
 def decide_pretrained_axes(pretrained: Plan) -> Decision[Permutation]:
-    """In which order the axes stand."""
+    """The order of the axes."""
     order = pretrained.transpose_forward
     return Decision(
         rule="finetuning.axes",
         value=order,
-        reason=f"axes keep the order {listed([str(axis) for axis in order])} that the networks know",
+        reason=f"axes keep the order {listed([str(axis) for axis in order])} of the pretrained model",
         source=SOURCE,
     )
 
 
 def decide_pretrained_spacing(configuration: Configuration, median_mm: Sequence[float]) -> Decision[tuple[float, ...]]:
-    """To which voxel size images are resampled; ``median_mm`` is theirs, in as many plan axes as the configuration has."""
+    """The target spacing; ``median_mm`` is the dataset's own, in as many plan axes as the configuration has."""
     chosen, found = millimetres(configuration.spacing_mm), millimetres(median_mm)
     size = voxels(configuration.median_shape)
     if chosen == found:
         reason, change = (
-            f"{chosen}, as the networks were trained, is the median of this dataset too; its median case has {size} voxels",
+            f"{chosen}, the pretrained model's, is also the median of this dataset; its median case has {size} voxels",
             None,
         )
     else:
-        reason = f"from {found}, the median of this dataset, images are resampled to {chosen}, as the networks were trained; its median "
-        reason += f"case then has {size} voxels"
-        change = "a model that was trained on voxels nearer to this dataset's would keep more of them"
+        reason = f"from {found}, the median of this dataset, images are resampled to {chosen}, the pretrained model's; the median case "
+        reason += f"then has {size} voxels"
+        change = "a pretrained model with a spacing nearer to this dataset's would keep more detail"
     return Decision(
         rule="finetuning.spacing", value=configuration.spacing_mm, reason=reason, source=SOURCE, change=change
     )
 
 
 def decide_pretrained_patch(configuration: Configuration, memory_gb: float) -> Decision[tuple[int, ...]]:
-    """How large a piece the networks see at once, and how many of them make a batch."""
+    """Patch and batch size."""
     return Decision(
         rule="finetuning.patch",
         value=configuration.patch_shape,
-        reason=f"patches of {voxels(configuration.patch_shape)} voxels and a batch size of {configuration.batch_size} are those that the "
-        f"networks were trained with; they were planned for {memory_gb:g} GB of memory",
+        reason=f"patches of {voxels(configuration.patch_shape)} voxels and a batch size of {configuration.batch_size} are the pretrained "
+        f"model's, planned for {memory_gb:g} GB of memory",
         source=SOURCE,
     )
 
 
 def decide_pretrained_loss(loss: Loss, *, has_regions: bool) -> Decision[Loss]:
-    """The pretrained model's loss, where the dataset's own plan has no network of the name and kind."""
+    """The pretrained model's loss, where the dataset's own plan has no network of this name and topology."""
     terms = [REGION_TERMS[loss.region]]
     if loss.voxel is not None:
         terms.append(f"binary {VOXEL_TERMS[loss.voxel]} of each region" if has_regions else VOXEL_TERMS[loss.voxel])
@@ -114,7 +113,7 @@ def decide_pretrained_loss(loss: Loss, *, has_regions: bool) -> Decision[Loss]:
     return Decision(
         rule="finetuning.loss",
         value=loss,
-        reason=f"a plan of the dataset's own has no network of this name and kind, so the loss stays {listed(terms)}, with Dice "
+        reason=f"the dataset's own plan has no network of this name and topology, so the loss stays {listed(terms)}, with Dice "
         f"summed {sums}",
         source=SOURCE,
     )
@@ -125,14 +124,14 @@ def decide_pretrained_mirroring(
 ) -> Decision[tuple[Axis, ...]]:
     """Along which axes of the patch images are mirrored: those ``kept`` of the pretrained model's.
 
-    ``why_not``: why this dataset's own plan leaves an axis out; nothing where it leaves out none. ``fixed``: left and right
-    lie along one axis of the images.
+    ``why_not``: why the dataset's own plan leaves out an axis; empty if it does not. ``fixed``: the left-right axis is the
+    same in all images.
     """
     reason = f"along {_axes(kept)} of the patch" if kept else "along no axis"
     if kept or not theirs:
-        reason += ", as the networks were trained"
+        reason += ", as in the pretrained model"
     if why_not and not fixed:
-        reason += f": {why_not}, and in axes as the networks know them that axis differs from case to case"
+        reason += f": {why_not}, and in the pretrained model's axes that axis differs between cases"
     elif kept != theirs:
         reason += f", but not along {_axes([axis for axis in theirs if axis not in kept])}: {why_not}"
     return Decision(rule="finetuning.mirroring", value=kept, reason=reason, source=f"{SOURCE}; decision record 0012")
@@ -143,4 +142,4 @@ def _axes(axes: Sequence[Axis]) -> str:
 
 
 def _directions(plan: Plan) -> str:
-    return "left in the axes of their files" if plan.strict_reference else DIRECTIONS[plan.source_axes]
+    return "kept in the axes of their files" if plan.strict_reference else DIRECTIONS[plan.source_axes]

@@ -1,4 +1,4 @@
-"""Whether the axes of all cases mean directions of the body, or each case keeps the axes it was acquired in."""
+"""Whether images are reoriented to anatomical axes or keep the axes of their acquisition."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from planners.rules.spacing import ANISOTROPY
 from planners.wording import counted
 
 AGREEMENT = 0.9
-"""Share of the cases with a coarse axis that must have it along one direction of the body."""
+"""Share of the cases with a coarse axis that must have it along the same anatomical axis."""
 
 
 def decide_source_axes(cases: Sequence[CaseSize], *, sided_axis: Axis | None) -> Decision[SourceAxes]:
-    """Directions of the body, unless that would scatter the coarse axis over several axes (decision record 0080).
+    """Anatomical axes, unless that would put the coarse axis of different cases on different axes (decision record 0080).
 
-    Cases count whose coarsest axis is more than `ANISOTROPY` times coarser than the finest, and alone. Where they were
-    acquired in different planes, one voxel size cannot suit them all along the body: what is coarse in one is fine in the
-    next. The axes of the files then agree better, and are only flipped. Paired left and right structures need a fixed
-    left-right axis and outweigh that.
+    Considered are cases with a single coarsest axis, more than `ANISOTROPY` times coarser than the finest. If they were acquired
+    in different planes, no target spacing suits all of them in anatomical axes; those of the files agree better and are only
+    flipped. Left and right labels need a fixed left-right axis, which takes precedence.
     """
     thick = [case for case in cases if case.file_axes is not None and _coarse_axis(case) is not None]
     body = _largest_share([_coarse_axis(case) for case in thick])
     files = _largest_share([case.file_axes[_coarse_axis(case) or 0] for case in thick if case.file_axes is not None])
     scattered = body < AGREEMENT and files > body
     if not thick:
-        reason = f"no case has an axis more than {ANISOTROPY} times coarser than another"
+        reason = f"no case has an axis more than {ANISOTROPY} times coarser than the others"
     elif not scattered:
-        reason = f"{body:.0%} of the {counted(len(thick), 'case')} with a coarse axis have it along the same direction of the body"
+        reason = (
+            f"{body:.0%} of the {counted(len(thick), 'case')} with a coarse axis have it along the same anatomical axis"
+        )
         reason += f" ({files:.0%} along the same axis of their files)" if body < AGREEMENT else ""
     elif sided_axis is not None:
-        reason = "cases were acquired in different planes, but left and right structures are told apart only along a fixed axis"
+        reason = "cases were acquired in different planes, but left and right labels need a fixed left-right axis"
     else:
         return Decision(
             rule="axes.acquisition",
             value="acquisition",
             reason=f"cases were acquired in different planes: only {body:.0%} of the {counted(len(thick), 'case')} with a coarse "
-            f"axis have it along the same direction of the body, but {files:.0%} along the same axis of their files; so axes "
-            "stay as acquired and are only flipped",
+            f"axis have it along the same anatomical axis, but {files:.0%} along the same axis of their files, so images keep "
+            "the axes of their acquisition and are only flipped",
             source="decision record 0080",
-            change=f"with {AGREEMENT:.0%} or more in one direction of the body all cases would be turned to the body's axes",
+            change=f"with {AGREEMENT:.0%} or more along one anatomical axis all images would be reoriented",
         )
     return Decision(
         rule="axes.source",
         value="anatomical",
-        reason=f"{reason}; so all cases are turned until an axis means the same direction of the body in each",
+        reason=f"{reason}; all images are reoriented to the same anatomical axes",
         source="decision record 0080",
-        change="coarse axes in different directions of the body, but along the same axis of the files, would keep the axes as "
-        "they were acquired",
+        change="if coarse axes differed anatomically but agreed in the files, images would keep the axes of their acquisition",
     )
 
 
@@ -68,7 +68,7 @@ def _largest_share(axes: Sequence[int | None]) -> float:
 
 
 def in_acquisition_axes(case: CaseSize) -> CaseSize:
-    """The size along the axes of the file, as the source axes of a plan that keeps them; the same where they are not known."""
+    """The size along the axes of the file; unchanged where they are not known."""
     if case.file_axes is None:
         return case
     backward = inverse(case.file_axes)

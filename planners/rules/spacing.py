@@ -1,4 +1,4 @@
-"""To which voxel size the dataset is resampled and how, and how large its median case then is."""
+"""Target spacing, interpolation, and the shape of the median case after resampling."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from planners.wording import counted, millimetres, voxels
 ANISOTROPY = 3
 """Spacing ratio above which one axis is treated as coarse (method section 3.2)."""
 COARSE_PERCENTILE = 10
-"""Of the coarse axis' spacings; the median would throw away the slices of the finer cases."""
+"""Of the spacings along the coarse axis; the median would drop slices of the finer cases."""
 FLAT_FACTOR = 999
 """A 2D image counts as this many times as thick as its larger pixel side (method section 1.5)."""
 SPACING_MARGIN_MM = 1e-5
@@ -32,9 +32,9 @@ def decide_target_spacing(
         return Decision(
             rule="spacing.target",
             value=requested_mm,
-            reason=f"{millimetres(requested_mm)} was asked for",
+            reason=f"{millimetres(requested_mm)} was requested",
             source="method 3.2",
-            change="without the request the median spacing of the cases would be taken",
+            change="without --target-spacing it would be the median spacing of the cases",
         )
     spacings = np.array([case.spacing_mm for case in cases])
     median = np.percentile(spacings, 50, axis=0)
@@ -55,13 +55,13 @@ def decide_target_spacing(
 def decide_median_shape(
     cases: Sequence[CaseSize], spacing_mm: SourceSpacing, *, strict_reference: bool
 ) -> Decision[SourceShape]:
-    """The median shape with its reason.
+    """The median shape.
 
-    Departure ``shape.at_least_one_voxel``: an axis that rounding leaves without voxels keeps one (decision record 0011).
+    Departure ``shape.at_least_one_voxel``: an axis that rounds to 0 voxels keeps one (decision record 0011).
     """
     shape = median_shape(cases, spacing_mm)
     reason = (
-        f"resampled to {millimetres(spacing_mm)}, the median of the {counted(len(cases), 'case')} is {voxels(shape)} voxels, "
+        f"resampled to {millimetres(spacing_mm)}, the median over {counted(len(cases), 'case')} is {voxels(shape)} voxels, "
         "taken along each axis"
     )
     if strict_reference or min(shape) > 0:
@@ -70,7 +70,7 @@ def decide_median_shape(
     return Decision(
         rule="shape.at_least_one_voxel",
         value=SourceShape((z, y, x)),
-        reason=f"{reason}; an axis without voxels keeps one",
+        reason=f"{reason}; empty axes keep one voxel",
         source="method 3.4 and decision record 0011",
         change="a finer target spacing would leave more voxels",
     )
@@ -93,11 +93,11 @@ def _median_spacing(median_mm: SourceSpacing, num_cases: int) -> Decision[Source
     return Decision(
         rule="spacing.target",
         value=median_mm,
-        reason=f"{millimetres(median_mm)} is the median voxel size of {counted(num_cases, 'training case')}; the axes differ by a "
-        f"factor {ratio:.3g}, or there are too many slices to call one axis coarse",
+        reason=f"{millimetres(median_mm)} is the median spacing of {counted(num_cases, 'training case')}; the axes differ by a factor "
+        f"of {ratio:.3g}, or there are too many slices for one axis to count as coarse",
         source="method 3.2",
         change=f"an axis more than {ANISOTROPY} times coarser and with less than a third of the voxels of the others "
-        f"would take the {COARSE_PERCENTILE}th percentile of its spacings instead",
+        f"would get the {COARSE_PERCENTILE}th percentile of its spacings instead",
     )
 
 
@@ -106,21 +106,21 @@ def _thick_slices(median_mm: SourceSpacing, chosen_mm: SourceSpacing, coarse: in
         rule="spacing.target",
         value=chosen_mm,
         reason=f"median voxels of {millimetres(median_mm)} are more than {ANISOTROPY} times coarser along axis {coarse} "
-        f"of the images, which has few slices; that axis takes the {COARSE_PERCENTILE}th percentile of its spacings, "
-        f"{chosen_mm[coarse]:.4g} mm, so that cases with finer slices keep them",
+        f"of the images, which has few slices; it gets the {COARSE_PERCENTILE}th percentile of its spacings, "
+        f"{chosen_mm[coarse]:.4g} mm, so that cases with thinner slices keep them",
         source="method 3.2",
-        change=f"with slices at most {ANISOTROPY} times thicker than the in-plane voxels the median would be taken",
+        change=f"with slices at most {ANISOTROPY} times thicker than the in-plane spacing the median would be taken",
     )
 
 
 def _single_slices(chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpacing]:
-    """Files of 2D images name no thickness, and often no pixel size either (method section 1.5)."""
+    """Files of 2D images have no thickness, and often no pixel size either (method section 1.5)."""
     pixels = [mm for axis, mm in enumerate(chosen_mm) if axis != coarse]
     reason = f"images are single slices, whose median pixels are {millimetres(pixels)}"
     if pixels == [1.0, 1.0]:
-        reason = f"images are single slices with pixels of {millimetres(pixels)}, which is also taken where files name no size"
+        reason = f"images are single slices with pixels of {millimetres(pixels)}, also assumed where files give no size"
     if math.isclose(chosen_mm[coarse], FLAT_FACTOR * max(pixels)):
-        reason += f"; the {chosen_mm[coarse]:.4g} mm across them stand for a thickness that is not known"
+        reason += f"; the {chosen_mm[coarse]:.4g} mm across stand for an unknown thickness"
     else:
         reason += f"; {chosen_mm[coarse]:.4g} mm is the {COARSE_PERCENTILE}th percentile of their thickness"
     return Decision(rule="spacing.target", value=chosen_mm, reason=reason, source="method 1.5 and 3.2")
@@ -141,7 +141,7 @@ class Interpolation:
 
 
 def decide_interpolation() -> Decision[Interpolation]:
-    """Spline orders (method section 3.12); whether the coarse axis goes alone is seen in each case (4.4)."""
+    """Spline orders (method section 3.12); separate z is decided for each case (4.4)."""
     return Decision(
         rule="interpolation.orders",
         value=Interpolation(
@@ -149,8 +149,7 @@ def decide_interpolation() -> Decision[Interpolation]:
             labels=Resampling(order=1, order_z=0),
             logits=Resampling(order=1, order_z=0),
         ),
-        reason="images by cubic splines, label maps and logits linearly; where slices are more than 3 times thicker "
-        "than in-plane voxels each slice is resampled by itself and the nearest slice is taken across, "
-        "because nothing true can be interpolated between distant slices",
+        reason="images by cubic splines, label maps and logits linearly; where slices are more than 3 times thicker than the in-plane "
+        "spacing, slices are resampled in plane and by nearest neighbour across",
         source="method 3.12 and 4.4",
     )

@@ -1,4 +1,4 @@
-"""How often each axis is halved on the way down a network, and with which kernels."""
+"""Stages of a network: strides and kernels along each axis."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ def reference_pyramid(spacing_mm: Sequence[float], patch: Sequence[float]) -> Py
 def trainable_pyramid(spacing_mm: Sequence[float], patch: Sequence[float]) -> Pyramid:
     """The same with at least two stages: departure ``topology.two_stages`` (decision record 0011).
 
-    Equal to `reference_pyramid` where that has two stages. Otherwise a lone short axis is passed over instead of
-    stopping all axes; and where every axis is short, those of similar, finest spacing are padded to 8 voxels and
-    halved once.
+    Equal to `reference_pyramid` where that has two stages. Otherwise a lone short axis is skipped instead of
+    stopping all axes; where every axis is short, those of similar, finest spacing are padded to 8 voxels and halved once.
     """
     plain = reference_pyramid(spacing_mm, patch)
     if plain.num_stages > 1:
@@ -65,7 +64,7 @@ def trainable_pyramid(spacing_mm: Sequence[float], patch: Sequence[float]) -> Py
 
 
 def _halve(spacing_mm: Sequence[float], patch: Sequence[float], choose: AxesToHalve) -> Pyramid:
-    # planning walks through here thousands of times: lists changed in place are three times as fast as new tuples
+    # called thousands of times: lists changed in place are three times as fast as new tuples
     dimensions = len(patch)
     spacing, size = list(spacing_mm), list(patch)
     kernel, divisors = [1] * dimensions, [1] * dimensions
@@ -129,7 +128,7 @@ def _axes_to_halve_together(spacing_mm: Sequence[float], size: Sequence[float]) 
 
 
 def _axes_to_halve_apart(spacing_mm: Sequence[float], size: Sequence[float]) -> list[int]:
-    """The departure's choice; a lone short axis is passed over."""
+    """The departure's choice; a lone short axis is skipped."""
     long = _long_axes(size)
     while long:
         axes = _similar(spacing_mm, long)
@@ -142,15 +141,15 @@ def _axes_to_halve_apart(spacing_mm: Sequence[float], size: Sequence[float]) -> 
 def describe_pyramid(
     pyramid: Pyramid, spacing_mm: Sequence[float], network: Network, *, source: str | None = None
 ) -> Decision[Network]:
-    """The network with its reason, for the plan's page; ``source`` of its family, if it is not the method's."""
+    """The network with its reason; ``source`` of its family, if it is not nnU-Net's."""
     halvings = [divisor.bit_length() - 1 for divisor in pyramid.divisors]
     edges = [size // divisor for size, divisor in zip(pyramid.patch, pyramid.divisors, strict=True)]
     return Decision(
         rule="topology.stages",
         value=network,
-        reason=f"at {millimetres(spacing_mm)} the axes are halved {listed([str(n) for n in halvings])} times, the finer "
-        f"ones first until spacings are similar and each as long as it has {2 * SMALLEST_EDGE} voxels, which gives "
-        f"{counted(pyramid.num_stages, 'stage')} down to {voxels(edges)} voxels with {network.features[-1]} features",
+        reason=f"at {millimetres(spacing_mm)} the axes are downsampled {listed([str(n) for n in halvings])} times, finer ones first until "
+        f"spacings are similar, each while it has {2 * SMALLEST_EDGE} voxels or more: {counted(pyramid.num_stages, 'stage')} down to "
+        f"{voxels(edges)} voxels with {network.features[-1]} features",
         source="method 3.7" if source is None else f"method 3.7 and {source}",
         change="larger patches give more stages",
     )
@@ -161,21 +160,20 @@ SMALLEST_SUPERVISED = 3
 
 
 def why_untrainable(configuration: Configuration) -> tuple[str, ...]:
-    """One sentence for each thing that keeps a network from being built or trained; empty where all is well.
+    """Why a network cannot be built or trained, one sentence each; empty if it can.
 
-    Plans that follow the reference to the letter may hold such configurations (method sections 3.5, 3.7); other
-    plans never do.
+    Only plans with ``strict_reference`` may hold such configurations (method sections 3.5, 3.7).
     """
     num_stages = len(configuration.network.strides)
     patch = " x ".join(str(size) for size in configuration.patch_shape)
     if num_stages < 2:
         return (
-            f"configuration {configuration.name}: a patch of {patch} voxels gives a network of one stage, without a "
-            "decoder and outputs; plan without the strict reference, or with larger images",
+            f"configuration {configuration.name}: a patch of {patch} voxels gives a network of one stage, without "
+            "decoder and outputs; plan without --strict-reference",
         )
     if configuration.deep_supervision and num_stages < SMALLEST_SUPERVISED:
         return (
             f"configuration {configuration.name}: a patch of {patch} voxels gives a network of two stages, whose only "
-            "head has weight 0 under deep supervision; plan without the strict reference, or with larger images",
+            "head has weight 0 under deep supervision; plan without --strict-reference",
         )
     return ()

@@ -1,4 +1,4 @@
-"""What is worth measuring, and how one configuration is trained: by the method's schedule, or in the steps of a budget."""
+"""What is measured, and how one configuration is trained: by nnU-Net's schedule, or within a budget."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def short_learning_rate(base_features: int) -> float:
 def budgeted_training(
     configuration: Configuration, measured: Measurement, num_steps: int, *, mirroring: bool, compiled: bool = False
 ) -> Training:
-    """The method's training made short: AdamW, a warm-up, cosine decay with every step (docs/decisions/0041)."""
+    """A short training: AdamW, warm-up, cosine decay with every step (docs/decisions/0041)."""
     steps_per_epoch = max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12)))
     return method_training(configuration, measured).model_copy(
         update={
@@ -87,8 +87,8 @@ def short_batch_size(configuration: Configuration) -> int:
 
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
-    """Configurations in the order in which time is given to them: full resolution in 3D, then 2D, then the V-Net beside
-    them. Of single slices only 2D. A plan with none of these (of a pretrained cascade) gives its first stages.
+    """Configurations in order of preference: 3D full resolution, 2D, then other topologies. Of single slices only 2D. A plan
+    with none of these (of a pretrained cascade) gives its first stages.
     """
     left_out = _left_out(plan)
     alone = {c.name: c for c in plan.configurations if c.previous_stage is None and c.name not in left_out}
@@ -120,15 +120,15 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
 
 
 def records_of_left_out(plan: Plan) -> list[DecisionRecord]:
-    """Why 3D configurations of single slices are not trained; no record where there are none."""
+    """Why 3D configurations of single slices are not trained; empty where there are none."""
     names = _left_out(plan)
     if not names:
         return []
     decision = Decision(
         rule="schedule.single_slices",
         value=names,
-        reason=f"the median case is a single slice, of which resampling to one thickness makes several: {', '.join(names)} would see "
-        "one slice blurred into a few, and take time from 2d",
+        reason=f"the median case is a single slice that resampling makes several of, so {', '.join(names)} would learn nothing that 2d does "
+        "not",
         source="docs/decisions/0010",
         change="volumes with several slices would be trained in 3D",
     )

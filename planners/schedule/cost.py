@@ -14,8 +14,8 @@ MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
 0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
 
-LOOKS_STEPS = 16
-"""What the pseudo-Dice of a budgeted training costs, in steps: twelve epochs of four batches, forward only, a third each."""
+PSEUDO_DICE_STEPS = 16
+"""Cost in steps of the pseudo-Dice of a budgeted training: twelve epochs of four batches, forward only, a third each."""
 
 
 def measurements_of(conditions: Conditions, configuration: str) -> list[Measurement]:
@@ -25,7 +25,7 @@ def measurements_of(conditions: Conditions, configuration: str) -> list[Measurem
 
 
 def measurement_of(conditions: Conditions, configuration: str, width: int) -> Measurement | None:
-    """The measurement of one width; None: nobody measured it."""
+    """The measurement of one width; None: not measured."""
     return next((m for m in measurements_of(conditions, configuration) if m.base_features == width), None)
 
 
@@ -40,7 +40,7 @@ def nearest_to_modest(options: Sequence[Measurement]) -> Measurement:
 
 
 def with_mirroring(conditions: Conditions, mirrored: Iterable[Configuration]) -> Conditions:
-    """``conditions`` where each network of ``mirrored`` configurations looks at all mirror images of a case, not at the case alone."""
+    """``conditions`` where networks of ``mirrored`` configurations predict all mirror images of a case."""
     passes = {configuration.name: 2 ** len(configuration.mirror_axes) for configuration in mirrored}
     measurements = tuple(
         m.model_copy(update={"case_s": m.case_s * passes.get(m.configuration, 1)}) for m in conditions.measurements
@@ -65,15 +65,15 @@ def test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
 
 
 def training_s(measured: Measurement, steps: int, folds: int) -> float:
-    """So many steps of each fold, with the looks at validation patches after each epoch."""
-    return (steps + min(LOOKS_STEPS, steps)) * measured.step_s * folds
+    """So many steps of each fold, with the pseudo-Dice after each epoch."""
+    return (steps + min(PSEUDO_DICE_STEPS, steps)) * measured.step_s * folds
 
 
 def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
     """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first; at least 1."""
     left = share_s - validation_s(conditions, measured) - test_s(conditions, measured, folds)
     paid = math.floor(left / folds / measured.step_s)
-    return max(1, paid - min(LOOKS_STEPS, paid // 2))
+    return max(1, paid - min(PSEUDO_DICE_STEPS, paid // 2))
 
 
 def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int, folds: int) -> float:
@@ -85,7 +85,7 @@ def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int,
 HOPED_FOR = 0.15
 """Share of a step that compiling may save (7 to 22 % on a CPU, docs/decisions/0113)."""
 FORESEEN_COMPILE_S = 60.0
-"""What compiling a network is taken to cost before it was measured."""
+"""Expected duration of compiling a network, before it is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Pace:
     training_s: float
     """Of all folds."""
     compiling: Decision[bool] | None
-    """None: nobody measured a compiled step."""
+    """None: no compiled step was measured."""
 
     @property
     def compiled(self) -> bool:
@@ -113,7 +113,7 @@ class Pace:
 
 
 def compiling_may_pay(measured: Measurement, num_steps: int, folds: int) -> bool:
-    """Whether it is worth finding out, which compiles the network."""
+    """Whether a compiled step is worth measuring."""
     return folds * num_steps * measured.step_s * HOPED_FOR > FORESEEN_COMPILE_S
 
 
@@ -138,10 +138,7 @@ def fixed_pace(measured: Measurement, steps: int, folds: int) -> Pace:
 
 
 def decide_compiling(measured: Measurement, num_steps: int, folds: int) -> Decision[bool] | None:
-    """Compile where steps are faster for it by more than compiling takes; none where nobody measured.
-
-    A process compiles once for all folds, and has done so when it measured; another one that goes on pays again.
-    """
+    """Compile where that saves more than it takes; none where it was not measured. A process compiles once for all folds."""
     if measured.compiled_step_s is None:
         return None
     saved = folds * num_steps * (measured.step_s - measured.compiled_step_s)
@@ -149,6 +146,6 @@ def decide_compiling(measured: Measurement, num_steps: int, folds: int) -> Decis
         rule="schedule.compiling",
         value=saved > measured.compile_s,
         reason=f"a step takes {measured.step_s:.3g} s, compiled {measured.compiled_step_s:.3g} s; {num_steps} steps of {folds} "
-        f"folds save {saved:.0f} s, compiling costs {measured.compile_s:.0f} s",
+        f"folds save {saved:.0f} s, compiling takes {measured.compile_s:.0f} s",
         source="measured on this machine",
     )

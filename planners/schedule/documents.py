@@ -45,17 +45,19 @@ class Conditions(Document):
     device: Literal["cpu", "cuda", "mps"]
     num_threads: PositiveInt
     budget_s: PositiveFloat | None
-    """For the whole run; none: nobody said."""
+    """For the whole run; none: not given."""
     elapsed_s: Annotated[float, Field(ge=0)]
-    """Of the budget, gone before training."""
+    """Of the budget, used before training."""
     num_folds: PositiveInt
     """Folds of the splits file."""
     folds_given: bool = False
-    """A person asked for these folds: the schedule takes none away."""
+    """The number of folds was given: the schedule keeps it."""
+    configurations: tuple[str, ...] = ()
+    """Configurations that were requested; empty: chosen by rule."""
     num_training_cases: PositiveInt
     num_test_cases: Annotated[int, Field(ge=0)]
     cross_validated: bool
-    """False: one case, nothing is left to validate on."""
+    """False: one case, none to validate on."""
     measurements: Annotated[tuple[Measurement, ...], Field(min_length=1), PROSE]
     seed: Annotated[int, Field(ge=0)]
 
@@ -150,9 +152,9 @@ def learning_rate(training: Training, step: int) -> float:
     if step < training.warmup_steps:
         return training.peak_learning_rate * (step + 1) / training.warmup_steps
     position, length = step - training.warmup_steps, training.num_steps - training.warmup_steps
-    if training.momentum > 0.95:  # the method's own schedule
+    if training.momentum > 0.95:  # nnU-Net's schedule
         position -= position % training.steps_per_epoch
-    gone = position / length
+    progress = position / length
     if training.curve == "cosine":
-        return training.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * gone))
-    return float(training.peak_learning_rate * (1 - gone) ** 0.9)
+        return training.peak_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+    return float(training.peak_learning_rate * (1 - progress) ** 0.9)

@@ -1,4 +1,4 @@
-"""What more time would give, and a word where there is too little of it: said before a run begins."""
+"""What a larger budget would give, and a warning where it is too small."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from planners.schedule.planning import (
     RESERVE_SHARE,
     budgeted_schedule,
     follows_method,
+    measured_configurations,
     mirrored_configurations,
     saturates,
 )
 
 FACTORS = (2, 4, 6, 12, 24, 48)
-"""Times the budget, at which the rule is asked again."""
+"""Multiples of the budget that are tried."""
 ROUND_S = (60, 120, 300, 600, 900, 1200, 1800, 2700, 3600)
-"""Durations that people say; longer ones are whole hours."""
+"""Round durations; longer ones are whole hours."""
 
 
 def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
-    """What the first longer budget that changes more than the number of steps would give, as half a sentence.
+    """What the first larger budget that changes more than the number of steps would give.
 
-    For example ``with 2 h: 32 features``. None where not even the longest that is tried changes anything, or where nobody
-    set a budget and none is assumed.
+    For example ``with 2 h: 32 features``. None if none that is tried changes anything, or without a budget.
     """
     conditions = schedule.conditions
     if follows_method(conditions):
         return None
-    if not any(measurements_of(conditions, configuration.name) for configuration in preferred_configurations(plan)):
-        return None  # a schedule made by hand, of configurations that the rule leaves out
+    try:
+        measured_configurations(plan, conditions)
+    except (KeyError, ValueError):
+        return None  # a schedule made by hand
     budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     for factor in FACTORS:
         longer = rounded(budget * factor)
@@ -45,33 +47,31 @@ def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
     return None
 
 
-def warn_of_starvation(plan: Plan, schedule: Schedule) -> str | None:
-    """A warning where the budget cannot be kept or leaves too few steps to learn from; None where all is well."""
+def warn_of_short_budget(plan: Plan, schedule: Schedule) -> str | None:
+    """A warning where the budget cannot be kept or leaves too few steps; else None."""
     conditions = schedule.conditions
     if conditions.budget_s is None:
         return None
-    training = schedule.trainings[0]
+    training = min(schedule.trainings, key=lambda each: each.num_steps)
     expected = conditions.elapsed_s + schedule.expected_s
     late = expected > conditions.budget_s * 1.1
     if training.num_steps >= FEWEST_STEPS and not late:
         return None
-    found = f"{spoken(conditions.budget_s)} leave {training.num_steps} steps a fold, and fewer than {FEWEST_STEPS} teach little"
+    found = f"a budget of {spoken(conditions.budget_s)} leaves {training.num_steps} steps a fold, fewer than the {FEWEST_STEPS} needed"
     if late:
-        found = (
-            f"the budget of {spoken(conditions.budget_s)} cannot be kept: the least that a run does takes longer; this one will "
-            f"need about {spoken(rounded(expected))}"
-        )
+        found = f"the budget of {spoken(conditions.budget_s)} cannot be kept; this run will take about {spoken(rounded(expected))}"
     measured = measurements_of(with_mirroring(conditions, mirrored_configurations(plan)), training.configuration)
     if not measured:  # a schedule made by hand
         return found
     folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
-    least = conditions.elapsed_s + seconds_for_steps(measured[-1], conditions, FEWEST_STEPS, folds)
+    each_s = seconds_for_steps(measured[-1], conditions, FEWEST_STEPS, folds)
+    least = conditions.elapsed_s + each_s * len(schedule.trainings)
     needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
-    return f"{found}; give at least --budget {option(needed)} for a first useful model"
+    return f"{found}; give --budget {option(needed)} or more for a useful model"
 
 
 def rounded(seconds: float) -> float:
-    """The next duration that people say."""
+    """The next round duration."""
     for duration in ROUND_S:
         if seconds <= duration:
             return float(duration)
@@ -108,8 +108,10 @@ def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
 
 
 def _unmeasured(plan: Plan, other: Schedule) -> Sequence[str]:
-    """The next configuration, where the longer budget would be enough to train it too and nobody has measured it."""
+    """The next configuration, where the larger budget would be enough to train it too and it was not measured."""
     conditions = other.conditions
+    if conditions.configurations:
+        return []
     left = [c.name for c in preferred_configurations(plan) if not measurements_of(conditions, c.name)]
     wanted = saturates(conditions.measurements, budget_s=conditions.budget_s, num_folds=conditions.num_folds)
     return [f"{left[0]} too"] if left and wanted else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from planners.decision import Decision, DecisionRecord
 from planners.plan import Configuration, Plan
@@ -33,40 +34,37 @@ from planners.schedule.cost import (
 from planners.schedule.documents import Conditions, Measurement, Schedule, Training
 
 DEFAULT_CPU_BUDGET_S = 3600.0
-"""What a run on a CPU takes when nobody says how long it may take."""
+"""The default budget on a CPU."""
 ENOUGH_STEPS = 1000
-"""A wider network pays only if it still gets this many steps: 16 features reached a Dice of 0.87 after 622 steps
-and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (design, section 7.5)."""
+"""Steps that a wider network must still get: 16 features reached a Dice of 0.87 after 622 steps
+and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (docs/decisions/0041)."""
 FEWEST_STEPS = 150
-"""Fewer steps than this teach nothing; rather train fewer folds."""
+"""With fewer steps a network learns nothing; fewer folds are trained instead."""
 SATURATED_STEPS = 8000
 """Beyond this another configuration gains more than further steps of the first."""
 RESERVE_SHARE = 0.03
-"""Of the budget, kept for selection, postprocessing, report and the noise of the clock."""
+"""Of the budget, reserved for selection, postprocessing, report and timing noise."""
 RESERVE_S = 6.0
 
 
 def plan_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     """What to train for how long.
 
-    Without a budget a GPU follows the method (section 7.1) and a CPU takes an hour. With one, see
-    `budgeted_schedule`. Raises `ValueError` when a configuration to train was not measured.
+    Without a budget a GPU follows nnU-Net (method section 7.1) and a CPU takes an hour; with one, see `budgeted_schedule`.
+    Configurations that were requested are trained, and no others. Raises `ValueError` when one of them was not measured.
     """
-    if follows_method(conditions):
-        return method_schedule(plan, conditions)
-    return budgeted_schedule(plan, conditions)
+    return (method_schedule if follows_method(conditions) else budgeted_schedule)(plan, conditions)
 
 
 def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
     """Whether the next configuration is worth measuring, after ``measured`` of those before it.
 
-    It is where a modest network of the first would starve (fewer than `FEWEST_STEPS` steps a fold), and where the time is
-    enough to saturate one more.
+    It is if a modest network of the first gets fewer than `FEWEST_STEPS` steps a fold, or if the time saturates one more.
     """
     share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
     first = [m for m in measured if m.configuration == measured[0].configuration]
-    starves = share / nearest_to_modest(first).step_s < FEWEST_STEPS
-    return starves or saturates(measured, budget_s=budget_s, num_folds=num_folds)
+    is_short = share / nearest_to_modest(first).step_s < FEWEST_STEPS
+    return is_short or saturates(measured, budget_s=budget_s, num_folds=num_folds)
 
 
 def saturates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
@@ -77,43 +75,70 @@ def saturates(measured: Sequence[Measurement], *, budget_s: float | None, num_fo
     return share / widest.step_s / count >= SATURATED_STEPS
 
 
+def candidate_configurations(plan: Plan, conditions: Conditions) -> tuple[Configuration, ...]:
+    """What a schedule may train: the requested configurations, each after its stages, or those that the rule chooses from."""
+    if conditions.configurations:
+        return tuple(dict.fromkeys(stage for name in conditions.configurations for stage in plan.chain(name)))
+    return method_configurations(plan) if follows_method(conditions) else preferred_configurations(plan)
+
+
 def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
-    """The first preferred configuration, as wide as `ENOUGH_STEPS` allows, and further ones once it is saturated."""
-    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
-    usable = budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
-    given, conditions = conditions, with_mirroring(conditions, mirrored_configurations(plan))
-    measured = [c for c in preferred_configurations(plan) if measurements_of(conditions, c.name)]
-    if not measured:
-        raise ValueError("no configuration of the plan was measured")
-    chosen = decide_configurations(measured, conditions, usable)
+    """The requested configurations, with the same time each; else the first preferred one, as wide as `ENOUGH_STEPS` allows,
+    and further ones once it is saturated.
+    """
+    usable = usable_s(conditions)
+    mirrored = with_mirroring(conditions, mirrored_configurations(plan))
+    measured = measured_configurations(plan, conditions)
+    chosen = _requested(conditions, measured) or decide_configurations(measured, mirrored, usable)
     share = usable / len(chosen.value)
-    folds = decide_folds(chosen.value, conditions, share)
-    records = [*records_of_left_out(plan), chosen.record([c.name for c in chosen.value]), folds.record(folds.value)]
-    trainings, seconds, validation, rest = [], 0.0, 0.0, 0.0
-    for configuration in chosen.value:
-        width = decide_width(configuration, conditions, share, folds.value)
-        pace = budgeted_pace(width.value, conditions, share, folds.value)
-        mirroring = mirroring_decision(plan, configuration)
-        trainings.append(
-            budgeted_training(
-                configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
-            )
-        )
-        records.append(width.record(width.value.base_features, configuration=configuration.name))
-        records.append(optimiser_decision(pace.steps).record("adamw", configuration=configuration.name))
-        records += pace.records(configuration.name)
-        records.append(mirroring.record(mirroring.value, configuration=configuration.name))
-        seconds += pace.training_s
-        validation += validation_s(conditions, width.value)
-        rest += test_s(conditions, width.value, folds.value)
+    folds = decide_folds(chosen.value, mirrored, share)
+    trained = _train(plan, chosen.value, mirrored, folds.value, share)
     return Schedule(
-        conditions=given,
+        conditions=conditions,
         num_folds=folds.value,
-        trainings=tuple(trainings),
-        expected_training_s=seconds,
-        expected_validation_s=validation,
-        expected_rest_s=rest + RESERVE_S,
-        decisions=tuple(records),
+        trainings=tuple(trained.trainings),
+        expected_training_s=trained.training_s,
+        expected_validation_s=trained.validation_s,
+        expected_rest_s=trained.rest_s + RESERVE_S,
+        decisions=(
+            *([] if conditions.configurations else records_of_left_out(plan)),
+            chosen.record([c.name for c in chosen.value]),
+            folds.record(folds.value),
+            *trained.records,
+        ),
+    )
+
+
+def measured_configurations(plan: Plan, conditions: Conditions) -> tuple[Configuration, ...]:
+    """Candidates that were measured. Raises `ValueError` where none or not all requested ones were."""
+    candidates = candidate_configurations(plan, conditions)
+    measured = tuple(c for c in candidates if measurements_of(conditions, c.name))
+    if not measured or (conditions.configurations and len(measured) < len(candidates)):
+        raise ValueError(f"no step was measured of {', '.join(c.name for c in candidates if c not in measured)}")
+    return measured
+
+
+def usable_s(conditions: Conditions) -> float:
+    """What is left of the budget for training and predicting."""
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    return budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
+
+
+def _requested(
+    conditions: Conditions, configurations: tuple[Configuration, ...]
+) -> Decision[tuple[Configuration, ...]] | None:
+    """Exactly what was requested, with the stages that it needs; None where nothing was."""
+    if not conditions.configurations:
+        return None
+    stages = [c.name for c in configurations if c.name not in conditions.configurations]
+    before = f", with {' and '.join(stages)} before the cascade" if stages else ""
+    return Decision(
+        rule="schedule.configurations",
+        value=configurations,
+        reason=f"{', '.join(conditions.configurations)} {'was' if len(conditions.configurations) == 1 else 'were'} requested{before}"
+        + ("" if follows_method(conditions) or len(configurations) == 1 else "; each gets the same time"),
+        source="user",
+        change="without --configurations they are chosen by rule",
     )
 
 
@@ -122,7 +147,7 @@ def decide_configurations(
 ) -> Decision[tuple[Configuration, ...]]:
     """As many configurations, in order of preference, as each can be trained to saturation.
 
-    Where a modest network of the first would starve, the configuration that gets the most steps takes its place.
+    If a modest network of the first gets too few steps, the configuration that gets the most takes its place.
     """
     names = ", ".join(c.name for c in candidates)
 
@@ -147,16 +172,16 @@ def decide_configurations(
     return Decision(
         rule="schedule.configurations",
         value=tuple(chosen),
-        reason=f"of {names}: time is given to the first that does not starve (here {first.name}, {modest_steps(first)} steps a "
-        f"fold), and to another only if each then gets {SATURATED_STEPS} steps a fold at full width",
-        source="design, section 7.5",
-        change="a larger --budget trains more configurations",
+        reason=f"of {names}, {first.name} is trained ({modest_steps(first)} steps a fold for a network of modest width); others only if "
+        f"each then gets {SATURATED_STEPS} steps a fold at full width",
+        source="docs/decisions/0041",
+        change="with a larger --budget more configurations are trained",
     )
 
 
 def decide_folds(chosen: Sequence[Configuration], conditions: Conditions, share_s: float) -> Decision[int]:
-    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold and nobody asked
-    for the others.
+    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold, unless the number
+    of folds was given.
     """
     folds = conditions.num_folds
     steps = 0
@@ -169,15 +194,15 @@ def decide_folds(chosen: Sequence[Configuration], conditions: Conditions, share_
         return Decision(
             rule="schedule.folds",
             value=folds,
-            reason=f"these {folds} folds were asked for; a modest network gets {steps} steps in each",
-            source="a choice of the user",
+            reason=f"{folds} folds were requested; a network of modest width gets {steps} steps in each",
+            source="user",
         )
     return Decision(
         rule="schedule.folds",
         value=folds,
-        reason=f"{folds} of {conditions.num_folds} folds leave {steps} steps for a modest network in each; fewer than "
-        f"{FEWEST_STEPS} would teach little",
-        source="design, section 7.7",
+        reason=f"with {folds} of {conditions.num_folds} folds a network of modest width gets {steps} steps in each; at least "
+        f"{FEWEST_STEPS} are needed",
+        source="docs/decisions/0002",
         change="a larger --budget allows more folds" if folds < conditions.num_folds else None,
     )
 
@@ -201,7 +226,7 @@ def decide_width(
         value=value,
         reason=f"the time allows {table}; the widest with at least {ENOUGH_STEPS} steps is taken, else a modest one "
         f"with at least {FEWEST_STEPS}, else the narrowest",
-        source="design, section 7.5",
+        source="docs/decisions/0041",
         change="a larger --budget allows a wider network" if value is not options[0] else None,
     )
 
@@ -211,22 +236,22 @@ def optimiser_decision(num_steps: int) -> Decision[str]:
     return Decision(
         rule="schedule.optimiser",
         value="adamw",
-        reason=f"the method's SGD with momentum 0.99 needs thousands of steps to settle; AdamW with a warm-up and a cosine "
-        f"makes the most of {num_steps}",
+        reason=f"nnU-Net's SGD with momentum 0.99 needs thousands of steps to converge; AdamW with warm-up and cosine decay learns "
+        f"more in {num_steps}",
         source="docs/decisions/0041",
     )
 
 
 def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
-    """Short trainings mirror only images that have no common orientation (2D photographs, microscopy)."""
+    """Short trainings mirror only images without a common orientation (2D photographs, microscopy)."""
     value = shows_slices(plan) and bool(configuration.mirror_axes)
     reason = (
-        "these are 2D images without a common orientation: every mirror image is as likely"
+        "2D images have no common orientation"
         if value
-        else "all cases are turned to one orientation; mirroring would teach the network to ignore what tells front "
-        "from back, and eight-fold prediction would cost training time"
+        else "images have a common orientation, short trainings learn better without mirroring, and mirrored predictions would "
+        "cost training time"
     )
-    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="design, section 7.5")
+    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="docs/decisions/0041")
 
 
 def mirrored_configurations(plan: Plan) -> list[Configuration]:
@@ -235,35 +260,26 @@ def mirrored_configurations(plan: Plan) -> list[Configuration]:
 
 
 def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
-    """1000 epochs of 250 steps for every measured configuration and every fold (method section 7.1)."""
-    trainings, records, seconds, validation, rest = [], list[DecisionRecord](), 0.0, 0.0, 0.0
-    mirrored = with_mirroring(conditions, plan.configurations)
-    for configuration in method_configurations(plan):
-        measured = measurement_of(mirrored, configuration.name, configuration.network.features[0])
-        if measured is None:
-            continue
-        training = method_training(configuration, measured)
-        pace = fixed_pace(measured, training.num_steps, conditions.num_folds)
-        trainings.append(training.model_copy(update={"compiled": pace.compiled}))
-        records += pace.records(configuration.name)
-        seconds += pace.training_s
-        validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
-        rest += test_s(conditions, measured, conditions.num_folds)
-    decision = Decision(
+    """1000 epochs of 250 steps for every requested or measured configuration and every fold (method section 7.1)."""
+    measured = measured_configurations(plan, conditions)
+    trained = _train(plan, measured, with_mirroring(conditions, plan.configurations), conditions.num_folds, 0.0)
+    length = Decision(
         rule="schedule.length",
         value=METHOD_EPOCHS,
-        reason=f"no budget was given and a GPU is at hand: {METHOD_EPOCHS} epochs of {METHOD_STEPS_PER_EPOCH} steps",
+        reason=f"on a GPU without a budget: nnU-Net's {METHOD_EPOCHS} epochs of {METHOD_STEPS_PER_EPOCH} steps",
         source="method section 7.1",
-        change="with --budget the run is fitted into the time you have",
+        change="with --budget the schedule fits the time given",
     )
+    chosen = _requested(conditions, measured)
+    reasons = records_of_left_out(plan) if chosen is None else [chosen.record([c.name for c in measured])]
     return Schedule(
         conditions=conditions,
         num_folds=conditions.num_folds,
-        trainings=tuple(trainings),
-        expected_training_s=seconds,
-        expected_validation_s=validation,
-        expected_rest_s=rest,
-        decisions=(decision.record(METHOD_EPOCHS), *records_of_left_out(plan), *records),
+        trainings=tuple(trained.trainings),
+        expected_training_s=trained.training_s,
+        expected_validation_s=trained.validation_s,
+        expected_rest_s=trained.rest_s,
+        decisions=(length.record(METHOD_EPOCHS), *reasons, *trained.records),
     )
 
 
@@ -273,61 +289,81 @@ def extend_schedule(
     """``schedule`` with trainings of the configuration ``name`` and of the stages before it, as far as it lacks them.
 
     They get the same folds and, where there is a budget, its time once more: shared evenly, ``elapsed_s`` taken off. Other
-    trainings keep every field, so what was trained stays fresh. ``measurements`` are of the new ones; raises `ValueError`
+    trainings keep every field, so what was trained stays up to date. ``measurements`` are of the new ones; raises `ValueError`
     where one is missing.
     """
     known = {training.configuration for training in schedule.trainings}
     missing = [configuration for configuration in plan.chain(name) if configuration.name not in known]
     if not missing:
         return schedule
-    conditions = schedule.conditions.model_copy(
-        update={"measurements": (*schedule.conditions.measurements, *measurements), "elapsed_s": elapsed_s}
-    )
     unmeasured = [c.name for c in missing if not any(m.configuration == c.name for m in measurements)]
     if unmeasured:
         raise ValueError(f"no step of {', '.join(unmeasured)} was measured")
-    mirrored = plan.configurations if follows_method(conditions) else mirrored_configurations(plan)
-    conditions = with_mirroring(conditions, mirrored)
-    seconds, validation, rest = schedule.expected_training_s, schedule.expected_validation_s, schedule.expected_rest_s
-    trainings, records = list(schedule.trainings), [_asked_for(name, missing)]
-    for configuration in missing:
-        training, pace, reasons = _train(plan, configuration, conditions, schedule.num_folds, len(missing))
-        trainings.append(training)
-        records += [*reasons, *pace.records(configuration.name)]
-        seconds += pace.training_s
-        measured = pace.measured
-        validation += validation_s(conditions, measured) + passing_on_s(conditions, configuration, measured)
-        rest += test_s(conditions, measured, schedule.num_folds)
+    conditions = schedule.conditions.model_copy(
+        update={"measurements": (*schedule.conditions.measurements, *measurements)}
+    )
+    now = conditions.model_copy(update={"elapsed_s": elapsed_s})
+    mirrored = plan.configurations if follows_method(now) else mirrored_configurations(plan)
+    trained = _train(plan, missing, with_mirroring(now, mirrored), schedule.num_folds, usable_s(now) / len(missing))
     return schedule.model_copy(
         update={
-            "conditions": schedule.conditions.model_copy(
-                update={"measurements": (*schedule.conditions.measurements, *measurements)}
-            ),
-            "trainings": tuple(trainings),
-            "expected_training_s": seconds,
-            "expected_validation_s": validation,
-            "expected_rest_s": rest,
-            "decisions": (*schedule.decisions, *records),
+            "conditions": conditions,
+            "trainings": (*schedule.trainings, *trained.trainings),
+            "expected_training_s": schedule.expected_training_s + trained.training_s,
+            "expected_validation_s": schedule.expected_validation_s + trained.validation_s,
+            "expected_rest_s": schedule.expected_rest_s + trained.rest_s,
+            "decisions": (*schedule.decisions, _asked_for(name, missing), *trained.records),
         }
     )
 
 
+@dataclass(slots=True)
+class _Trained:
+    """Trainings, why they are so, and what they are expected to take."""
+
+    trainings: list[Training] = field(default_factory=list)
+    records: list[DecisionRecord] = field(default_factory=list)
+    training_s: float = 0.0
+    validation_s: float = 0.0
+    rest_s: float = 0.0
+
+
 def _train(
-    plan: Plan, configuration: Configuration, conditions: Conditions, folds: int, num_shares: int
+    plan: Plan, configurations: Sequence[Configuration], conditions: Conditions, folds: int, share_s: float
+) -> _Trained:
+    """Trainings by nnU-Net's schedule, or of ``share_s`` seconds each; ``conditions`` count mirror images."""
+    trained = _Trained()
+    for configuration in configurations:
+        if follows_method(conditions):
+            training, pace, records = _method_training(configuration, conditions, folds)
+        else:
+            training, pace, records = _budgeted_training(plan, configuration, conditions, folds, share_s)
+        trained.trainings.append(training)
+        trained.records += [*records, *pace.records(configuration.name)]
+        trained.training_s += pace.training_s
+        trained.validation_s += validation_s(conditions, pace.measured)
+        trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
+        trained.rest_s += test_s(conditions, pace.measured, folds)
+    return trained
+
+
+def _method_training(
+    configuration: Configuration, conditions: Conditions, folds: int
 ) -> tuple[Training, Pace, list[DecisionRecord]]:
-    """The training of one configuration, what it was measured to cost, and why it is so."""
+    measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
+    if measured is None:
+        raise ValueError(f"{configuration.name} was not measured at its own width")
+    training = method_training(configuration, measured)
+    pace = fixed_pace(measured, training.num_steps, folds)
+    return training.model_copy(update={"compiled": pace.compiled}), pace, []
+
+
+def _budgeted_training(
+    plan: Plan, configuration: Configuration, conditions: Conditions, folds: int, share_s: float
+) -> tuple[Training, Pace, list[DecisionRecord]]:
     name = configuration.name
-    if follows_method(conditions):
-        measured = measurement_of(conditions, name, configuration.network.features[0])
-        if measured is None:
-            raise ValueError(f"{name} was not measured at its own width")
-        training = method_training(configuration, measured)
-        pace = fixed_pace(measured, training.num_steps, folds)
-        return training.model_copy(update={"compiled": pace.compiled}), pace, []
-    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
-    share = (budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget) / num_shares
-    width = decide_width(configuration, conditions, share, folds)
-    left = share - passing_on_s(conditions, configuration, width.value)
+    width = decide_width(configuration, conditions, share_s, folds)
+    left = share_s - passing_on_s(conditions, configuration, width.value)
     pace = budgeted_pace(width.value, conditions, left, folds)
     mirroring = mirroring_decision(plan, configuration)
     records = [
@@ -342,18 +378,18 @@ def _train(
 
 
 def follows_method(conditions: Conditions) -> bool:
-    """Whether nobody set a budget and a GPU is at hand."""
+    """Whether nnU-Net's schedule is followed: on a GPU without a budget."""
     return conditions.budget_s is None and conditions.device == "cuda"
 
 
 def _asked_for(name: str, missing: Sequence[Configuration]) -> DecisionRecord:
     names = [configuration.name for configuration in missing]
     stages = [each for each in names if each != name]
-    before = f", and {' and '.join(stages)} first, from whose predictions it starts" if stages else ""
+    before = f", after {' and '.join(stages)}, whose predictions are its input" if stages else ""
     decision: Decision[list[str]] = Decision(
         rule="schedule.asked_for",
         value=names,
-        reason=f"{name} was asked for{before}; what was scheduled before stays as it is",
-        source="a choice of the user",
+        reason=f"{name} was requested{before}; trainings that were scheduled before are unchanged",
+        source="user",
     )
     return decision.record(list(names))

@@ -17,7 +17,7 @@ BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages; the last number holds for all further ones (method section 3.1)."""
 DECODER_CONVOLUTIONS = 1
 MOST_STAGES = 13
-"""The reference's list of blocks ends here."""
+"""nnU-Net's list of blocks ends here."""
 
 
 def blocks(num_stages: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ LARGEST_FEATURES = {3: 320, 2: 512}
 CONVOLUTIONS = 2
 """In each stage of encoder and decoder."""
 MOST_STAGES = 14
-"""The reference's list of convolutions ends here."""
+"""nnU-Net's list of convolutions ends here."""
 
 
 def features(num_stages: int, *, dimensions: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The V-Net: large kernels, stages that add their input to their result, one head (Milletari et al. 2016).
 
-An encoder stage halves with a strided convolution (kernel = stride, none before the first stage) and goes through
+An encoder stage downsamples with a strided convolution (kernel = stride, none before the first stage) and goes through
 its convolutions; its input, after halving, is added to the last one's result. The first stage adds the image itself,
 its channels repeated in turn up to 16. A decoder stage takes a transposed convolution (kernel = stride) to half of
 its width, concatenates the skip, and goes through convolutions of the full width; the concatenation is added to the
@@ -139,15 +139,15 @@ def decide_candidate(spacing_mm: PlanSpacing) -> Decision[bool]:
     return Decision(
         rule="candidates.vnet",
         value=near,
-        reason=f"voxels of {millimetres(spacing_mm)} differ by a factor {ratio:.3g} between axes, "
+        reason=f"voxels of {millimetres(spacing_mm)} differ by a factor of {ratio:.3g} between axes, "
         + (
-            f"at most {NEAR_ISOTROPIC}, so a V-Net with its large kernels is a candidate"
+            f"at most {NEAR_ISOTROPIC}, so a V-Net is a candidate"
             if near
-            else f"more than {NEAR_ISOTROPIC}, too much for the large kernels of a V-Net"
+            else f"more than {NEAR_ISOTROPIC}, too anisotropic for the large kernels of a V-Net"
         ),
         source=f"{SOURCE} and decision record 0013",
-        change=f"a factor {'above' if near else 'of at most'} {NEAR_ISOTROPIC} would "
-        + ("leave it out" if near else "make it a candidate"),
+        change=f"with a factor {'above' if near else 'of at most'} {NEAR_ISOTROPIC} it would "
+        + ("not be" if near else "be a candidate"),
     )
 
 

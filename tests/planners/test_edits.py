@@ -237,12 +237,12 @@ def test_prose_is_no_edit_and_a_configuration_that_is_missing_is_one(own: Plan) 
 def test_the_explanation_shows_edits_beside_what_the_rules_give(own: Plan) -> None:
     edited = edited_plan(own, {"3d_fullres.patch_shape": "64,160,160"}).model_copy(update={"dataset_name": "mine"})
     page = explain(edited, own=own)
-    before, _, after = page.partition("Edited by you: 3d_fullres.patch_shape is 64,160,160; the rules give ")
-    assert "* Patch:" in before.rpartition("3d_fullres: 3D U-Net")[2]
+    before, _, after = page.partition("Edited: 3d_fullres.patch_shape is 64,160,160; the rules give ")
+    assert "* Patch size:" in before.rpartition("3d_fullres: 3D U-Net")[2]
     assert after.split("\n")[1].strip().startswith("[patch.shape")
-    assert "Edited by you: dataset_name is mine; the rules give drawn." in page
-    assert "Edited by you" not in explain(own, own=own)
-    assert "Edited by you" not in explain(edited)
+    assert "Edited: dataset_name is mine; the rules give drawn." in page
+    assert "Edited" not in explain(own, own=own)
+    assert "Edited" not in explain(edited)
 
 
 def test_a_plan_edited_by_hand_is_refused_with_all_that_does_not_fit(own: Plan) -> None:

@@ -1,4 +1,4 @@
-"""Trainings that are asked for later: beside those of the schedule, with the stages that come before them."""
+"""Configurations that are requested, at once or later, with the stages that come before them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from planners import (
     Fingerprint,
     Measurement,
     Plan,
+    Schedule,
+    describe_outlook,
     estimate_volume_memory,
     extend_schedule,
     method_configurations,
     plan_dataset,
     plan_schedule,
+    warn_of_short_budget,
 )
 
 CASCADE = ("3d_lowres", "3d_cascade_fullres")
@@ -25,6 +28,12 @@ CASCADE = ("3d_lowres", "3d_cascade_fullres")
 def large(fingerprint_of: Callable[..., Fingerprint]) -> Fingerprint:
     """Cases of which a patch sees too little, so that a cascade is planned."""
     return fingerprint_of([(150, 512, 512)] * 20, [(2.5, 0.8, 0.8)] * 20, channels=("CT",))
+
+
+@pytest.fixture(scope="module")
+def cubes(fingerprint_of: Callable[..., Fingerprint]) -> Plan:
+    """Near-isotropic cases, so that a V-Net is planned."""
+    return plan_dataset(fingerprint_of([(64, 64, 64)] * 20, [(1.0, 1.0, 1.0)] * 20))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,7 @@ def test_what_is_asked_for_is_added_with_its_stages_and_changes_nothing_else(pla
     assert 0.8 * 3600 < added <= 3600 - 30  # the budget once more, for both together
     (reason,) = [record for record in after.decisions if record.rule == "schedule.asked_for"]
     assert reason.value == list(CASCADE)
-    assert "3d_lowres first" in reason.reason
+    assert "after 3d_lowres" in reason.reason
     assert extend_schedule(plan, after, "3d_cascade_fullres", (), elapsed_s=0.0) == after
 
 
@@ -132,3 +141,62 @@ def test_a_case_of_the_cascade_takes_the_channels_of_the_first_stage_too(plan: P
         estimate_volume_memory(plan.configuration(name), 1000) for name in ("3d_fullres", "3d_cascade_fullres")
     )
     assert cascade - full == 3 * 2 * 4 * 1000
+
+
+def requested(plan: Plan, *names: str, device: str = "cpu", budget_s: float | None = 3600.0) -> Schedule:
+    """A schedule of these, though the ones that the rule prefers were measured too."""
+    measured = measurements("3d_fullres", "2d", "3d_fullres_vnet", *CASCADE)
+    known = conditions(measured, device=device, budget_s=budget_s)
+    return plan_schedule(plan, known.model_copy(update={"configurations": names}))
+
+
+@pytest.mark.parametrize(
+    ("names", "trained"),
+    [
+        (("2d",), ["2d"]),
+        (("3d_cascade_fullres",), list(CASCADE)),
+        (("3d_cascade_fullres", "3d_lowres", "2d"), [*CASCADE, "2d"]),
+        (("3d_lowres",), ["3d_lowres"]),
+    ],
+)
+@pytest.mark.parametrize(("device", "budget_s"), [("cpu", 7200.0), ("cuda", 7200.0), ("cuda", None)])
+def test_exactly_what_is_requested_is_trained(
+    plan: Plan, names: tuple[str, ...], trained: list[str], device: str, budget_s: float | None
+) -> None:
+    schedule = requested(plan, *names, device=device, budget_s=budget_s)
+    assert [training.configuration for training in schedule.trainings] == trained
+    (reason,) = [each for each in schedule.decisions if each.rule == "schedule.configurations"]
+    assert (reason.value, reason.source) == (trained, "user")
+    if budget_s is None:
+        assert {training.num_steps for training in schedule.trainings} == {250_000}
+    assert describe_outlook(plan, schedule) is None or "too" not in str(describe_outlook(plan, schedule))
+
+
+def test_a_vnet_alone_can_be_requested(cubes: Plan) -> None:
+    measured = conditions(measurements("3d_fullres_vnet")).model_copy(update={"configurations": ("3d_fullres_vnet",)})
+    (training,) = plan_schedule(cubes, measured).trainings
+    assert training.configuration == "3d_fullres_vnet"
+
+
+def test_requested_configurations_share_the_budget_evenly(plan: Plan) -> None:
+    both, alone = requested(plan, "2d", "3d_fullres", budget_s=7200.0), requested(plan, "2d", budget_s=7200.0)
+    first, second = (training.num_steps for training in both.trainings)
+    assert first == second  # their steps take equally long here
+    assert 0.4 < first / alone.trainings[0].num_steps < 0.6
+    for schedule in (both, alone, requested(plan, "3d_cascade_fullres", budget_s=7200.0)):
+        assert 0.9 * 7200 < schedule.expected_s + 20 <= 7200
+
+
+def test_a_requested_configuration_that_was_not_measured_is_refused(plan: Plan) -> None:
+    known = conditions(measurements("3d_lowres")).model_copy(update={"configurations": ("3d_cascade_fullres",)})
+    with pytest.raises(ValueError, match="no step was measured of 3d_cascade_fullres"):
+        plan_schedule(plan, known)
+
+
+def test_the_advised_budget_counts_every_requested_configuration(plan: Plan) -> None:
+    short = requested(plan, "2d", "3d_fullres", budget_s=150.0)
+    warning = warn_of_short_budget(plan, short)
+    assert warning is not None
+    advice = warning.split("--budget ")[1].split()[0]
+    seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
+    assert warn_of_short_budget(plan, requested(plan, "2d", "3d_fullres", budget_s=seconds)) is None

@@ -97,7 +97,7 @@ def test_networks_and_voxels_are_kept_and_the_dataset_says_the_rest() -> None:
     assert fitted.intensities == (own.intensities[0], PRETRAINED.intensities[0])
     assert mine.median_shape == (60.0, 45.0, 40.0)  # 20 x 3 mm, 90 x 0.5 mm, 80 x 0.5 mm
     assert read_document(Plan, write_document(fitted), where="here") == fitted
-    assert "goes on from networks of source" in explain(fitted)
+    assert "of source are fine-tuned" in " ".join(explain(fitted).split())
 
 
 def test_stages_and_data_that_are_not_trained_are_not_referred_to() -> None:
@@ -161,7 +161,7 @@ def test_what_does_not_go_together_is_told_at_once() -> None:
 
 def test_spacings_that_do_not_go_together_are_told() -> None:
     fine = PRETRAINED.configuration("3d_fullres").model_copy(update={"spacing_mm": (1.0, 1.0, 1e-300)})
-    with pytest.raises(PlanningError, match=r"pretrained 3d_fullres half of them have .* more than 1000000"):
+    with pytest.raises(PlanningError, match=r"pretrained 3d_fullres the median case has .* more than 1000000"):
         plan_finetuning(make_plan(), PRETRAINED.model_copy(update={"configurations": (fine,)}), WIDTHS)
 
 
@@ -181,10 +181,10 @@ def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
     fitted = plan_finetuning(own, PRETRAINED, {"2d": 32, "3d_fullres": 16, "3d_fullres_vnet": 16})
     whole, full, vnet = (reasons(fitted, name) for name in (None, "3d_fullres", "3d_fullres_vnet"))
     assert (
-        "CT and PET have the same name there and stay normalised as there; T1 and FLAIR are"
+        "CT and PET keep the normalisation of the pretrained model, by name; T1 and FLAIR are"
         in whole["finetuning.normalization"]
     )
-    assert "turned until an axis means the same direction" in whole["finetuning.directions"]
+    assert "reoriented to the same anatomical axes" in whole["finetuning.directions"]
     assert "from 3 x 0.72 x 0.72 mm" in full["finetuning.spacing"]
     assert "resampled to 1 x 1 x 1 mm" in full["finetuning.spacing"]
     assert "from 0.72 x 0.72 mm" in reasons(fitted, "2d")["finetuning.spacing"]
@@ -193,7 +193,7 @@ def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
     assert "binary cross entropy of each region" in full["loss.terms"]
     assert "the loss stays Dice with squared terms" in vnet["finetuning.loss"]
     assert (
-        "along axes 0 and 1 of the patch, as the networks were trained, but not along axis 2: labels"
+        "along axes 0 and 1 of the patch, as in the pretrained model, but not along axis 2: there are left and right labels"
         in full["finetuning.mirroring"]
     )
     assert (
@@ -206,14 +206,14 @@ def test_every_choice_of_a_plan_for_training_on_is_told() -> None:
 def test_axes_that_differ_from_case_to_case_are_told() -> None:
     pretrained = PRETRAINED.model_copy(update={"source_axes": "acquisition"})
     told = plan_finetuning(make_plan(sided_axis=2), pretrained, WIDTHS)
-    assert "by a plan of their own they would be turned" in reasons(told, None)["finetuning.directions"]
+    assert "their own plan would have them reoriented" in reasons(told, None)["finetuning.directions"]
     mirroring = reasons(told, "3d_fullres")["finetuning.mirroring"]
-    assert mirroring.startswith("along no axis: labels")
-    assert mirroring.endswith("differs from case to case")
+    assert mirroring.startswith("along no axis: there are left and right labels")
+    assert mirroring.endswith("differs between cases")
     free = plan_finetuning(make_plan(), pretrained, WIDTHS)
     assert (
         reasons(free, "3d_fullres")["finetuning.mirroring"]
-        == "along axes 0, 1 and 2 of the patch, as the networks were trained"
+        == "along axes 0, 1 and 2 of the patch, as in the pretrained model"
     )
 
 

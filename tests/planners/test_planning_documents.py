@@ -269,7 +269,7 @@ def test_each_faulty_label_of_the_reference_is_told_in_one_line() -> None:
     wrong = {"a": -1, "b": True, "c": 1.5, "d": "2", "e": [], "f": [1, False], "g": None, "h": [[1]]}
     with pytest.raises(DocumentError) as caught:
         read_nnunet_dataset(*nnunet_files(dataset__labels={"background": 0, **wrong}))
-    told = "must be a whole number from 0 on, or a list of such"
+    told = "must be a non-negative integer or a list of them"
     assert [str(issue) for issue in caught.value.issues] == [
         f"dataset.json: labels.{name}: {told} (found {value!r})" for name, value in wrong.items()
     ]
@@ -369,7 +369,7 @@ def test_more_label_entries_shrink_the_patch() -> None:
         ({"configurations.3d_fullres.resampling_fn_data": "mine"}, "3d_fullres.resampling_fn_data"),
         ({"configurations.3d_fullres.normalization_schemes": ["CTNormalization"]}, "1 entries for 2 channels of"),
         ({"configurations.custom": {"inherits_from": "nothing"}}, "custom.inherits_from: 'nothing' is missing"),
-        ({"configurations.custom": {"inherits_from": "custom"}}, "goes round in a circle"),
+        ({"configurations.custom": {"inherits_from": "custom"}}, "is circular"),
         ({"configurations.2d.architecture": ...}, "2d.architecture"),
         ({"transpose_forward": [0, 1, 3]}, "transpose_forward"),
         ({"original_median_shape_after_transp.0": 10**400}, "original_median_shape_after_transp.0"),

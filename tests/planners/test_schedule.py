@@ -23,7 +23,7 @@ from planners import (
     plan_schedule,
     read_document,
     wants_more_candidates,
-    warn_of_starvation,
+    warn_of_short_budget,
     with_width,
     write_document,
 )
@@ -130,8 +130,8 @@ def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:
     asked = conditions(budget_s=60).model_copy(update={"folds_given": True})
     schedule = plan_schedule(PLAN, asked)
     assert schedule.num_folds == 5
-    assert any("asked for" in record.reason for record in schedule.decisions if record.rule == "schedule.folds")
-    assert warn_of_starvation(PLAN, schedule) is not None
+    assert any("requested" in record.reason for record in schedule.decisions if record.rule == "schedule.folds")
+    assert warn_of_short_budget(PLAN, schedule) is not None
 
 
 def test_a_cpu_takes_an_hour_and_a_gpu_the_methods_schedule() -> None:
@@ -264,20 +264,20 @@ def test_the_outlook_names_a_configuration_that_nobody_measured() -> None:
 
 
 def test_a_budget_that_teaches_nothing_is_warned_of_with_one_that_does() -> None:
-    assert warn_of_starvation(PLAN, plan_schedule(PLAN, conditions(budget_s=1200))) is None
+    assert warn_of_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=1200))) is None
     starved = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
-    warning = warn_of_starvation(PLAN, starved)
+    warning = warn_of_short_budget(PLAN, starved)
     assert warning is not None
     assert f"{starved.trainings[0].num_steps} steps a fold" in warning
     advice = warning.split("--budget ")[1].split()[0]
     seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
-    assert warn_of_starvation(PLAN, plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
+    assert warn_of_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
 
 
 def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> None:
     slow = conditions(budget_s=300)
     measurements = tuple(m.model_copy(update={"export_s": 30.0}) for m in slow.measurements)
-    warning = warn_of_starvation(PLAN, plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
+    warning = warn_of_short_budget(PLAN, plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
     assert warning is not None
     assert "cannot be kept" in warning
 
@@ -323,7 +323,7 @@ def test_a_configuration_is_trained_once() -> None:
 def test_a_short_schedule_made_by_hand_is_warned_of_without_advice() -> None:
     schedule = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
     by_hand = tuple(t.model_copy(update={"configuration": "3d_fullres_vnet"}) for t in schedule.trainings)
-    warning = warn_of_starvation(PLAN, schedule.model_copy(update={"trainings": by_hand}))
+    warning = warn_of_short_budget(PLAN, schedule.model_copy(update={"trainings": by_hand}))
     assert warning is not None
     assert "steps a fold" in warning
     assert "--budget" not in warning

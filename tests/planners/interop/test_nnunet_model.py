@@ -96,7 +96,7 @@ def test_axes_of_the_checkpoint_are_mirrored(axes: tuple[int, ...]) -> None:
 
 def test_axes_that_a_patch_lacks_are_refused() -> None:
     assert problems("2d", mirror_axes=(0, 2)) == [
-        "configurations.2d: has 2 axes, but (0, 2) are mirrored; mirror axes that it has"
+        "configurations.2d: has 2 axes, but (0, 2) are mirrored; choose existing axes"
     ]
 
 
@@ -112,7 +112,7 @@ def test_readers_decide_the_axes(reader: str, source_axes: str, as_in_file: bool
 
 def test_voxel_sizes_that_lie_beside_the_image_are_refused_and_not_guessed() -> None:
     (problem,) = problems(plans=lambda plans: plans.update(image_reader_writer="Tiff3DIO"))
-    assert "voxel sizes from a JSON file beside each image" in problem
+    assert "spacings from a JSON file of each image" in problem
 
 
 def earlier(plans: Json) -> None:

@@ -88,4 +88,4 @@ def test_the_plan_follows_and_says_why(fingerprint_of: Any) -> None:
     assert of_axial.source_axes == "anatomical"
     assert of_mixed.configurations == of_axial.configurations  # the same slices, whatever their plane
     text = " ".join(explain(of_mixed).split())
-    assert "50% of the 6 cases with a coarse axis have it along the same direction of the body" in text
+    assert "50% of the 6 cases with a coarse axis have it along the same anatomical axis" in text

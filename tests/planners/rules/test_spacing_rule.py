@@ -22,7 +22,7 @@ def test_threefold_spacing_is_not_coarse_enough(fingerprint_of: MakeFingerprint)
     fingerprint = fingerprint_of([(20, 300, 300)] * 2, [(3, 1, 1)] * 2)
     decision = decide_target_spacing(fingerprint.cases)
     assert decision.value == (3, 1, 1)
-    assert "median voxel size" in decision.reason
+    assert "median spacing" in decision.reason
 
 
 def test_coarse_axis_takes_its_tenth_percentile(fingerprint_of: MakeFingerprint) -> None:
@@ -45,13 +45,13 @@ def test_many_slices_are_not_coarse(fingerprint_of: MakeFingerprint) -> None:
 def test_single_slices_are_told_as_such(fingerprint_of: MakeFingerprint) -> None:
     def reason(*spacings: tuple[float, float, float], depth: int = 1) -> str:
         decision = decide_target_spacing(fingerprint_of([(depth, 300, 300)] * len(spacings), spacings).cases)
-        assert ("finer slices" in decision.reason) == (depth > 1)
+        assert ("thinner slices" in decision.reason) == (depth > 1)
         return decision.reason
 
     unknown = reason((999, 1, 1), (999, 1, 1))
-    assert "pixels of 1 x 1 mm, which is also taken where files name no size" in unknown
-    assert "999 mm across them stand for a thickness that is not known" in unknown
-    assert "median pixels are 0.5 x 0.4 mm; the 499.5 mm across them stand for" in reason((499.5, 0.5, 0.4))
+    assert "pixels of 1 x 1 mm, also assumed where files give no size" in unknown
+    assert "999 mm across stand for an unknown thickness" in unknown
+    assert "median pixels are 0.5 x 0.4 mm; the 499.5 mm across stand for" in reason((499.5, 0.5, 0.4))
     assert "median pixels are 0.5 x 0.4 mm; 5 mm is the 10th percentile of their thickness" in reason((5, 0.5, 0.4))
     assert "few slices" in reason((5, 0.5, 0.4), depth=20)
 
@@ -70,6 +70,6 @@ def test_the_median_is_told_as_such(fingerprint_of: MakeFingerprint) -> None:
     for cases in (1, 4):
         fingerprint = fingerprint_of([(40, 50, 60)] * cases, [(1, 1, 1)] * cases)
         reason = decide_median_shape(fingerprint.cases, SourceSpacing((1, 1, 1)), strict_reference=False).reason
-        assert f"the median of the {cases} case" in reason
+        assert f"the median over {cases} case" in reason
         assert "40 x 50 x 60 voxels, taken along each axis" in reason
         assert "half of" not in reason
