@@ -154,7 +154,7 @@ def measure_each(
     precision: Precision | None = None,
 ) -> tuple[Measurement, ...]:
     """`measure_steps` of every one of ``configurations``: none is left out."""
-    precision = precision or measure_precision(bench)
+    precision = precision or measure_precision(bench, configurations[0])
     return tuple(
         measured
         for configuration in configurations
