@@ -24,7 +24,7 @@ from autoseg.evaluation.metrics import dice_coefficient, evaluated_classes
 from autoseg.imaging.readers import image_stem, read_label_map
 from autoseg.inference.predict import find_input_cases
 from autoseg.inference.predictor import Predictor
-from autoseg.interop.nnunet.model import import_nnunet
+from autoseg.interop.nnunet_model import import_nnunet
 
 ASKED = 0.998
 

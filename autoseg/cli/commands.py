@@ -9,8 +9,18 @@ from typing import Annotated, Any, Literal
 import typer
 
 from autoseg import api
-from autoseg.cli.console import make_reporter, show_issues, show_result, show_scores
-from autoseg.cli.options import OptionalTarget, OutOption, RedoOption, ReplanOption, TargetArgument, takes_settings
+from autoseg.cli.console import (
+    OptionalTarget,
+    OutOption,
+    RedoOption,
+    ReplanOption,
+    TargetArgument,
+    make_reporter,
+    show_issues,
+    show_result,
+    show_scores,
+    takes_settings,
+)
 from autoseg.issues import AutosegError
 from autoseg.settings import parse_duration
 from autoseg.storage.atomic import require_file_name
@@ -153,7 +163,7 @@ def plan(
     wishes: Wishes,
 ) -> None:
     """Show what would be done with a dataset, and why. Trains nothing."""
-    from autoseg.interop.nnunet.model import require_place_for_plans, write_nnunet_plans
+    from autoseg.interop.nnunet_plans import require_place_for_plans, write_nnunet_plans
 
     if nnunet_plans is not None:
         inputs = (nnunet_fingerprint, nnunet_dataset, wishes.get("spec"), wishes.get("pretrained"))
@@ -191,7 +201,7 @@ def _plan_from_nnunet(
     fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
 ) -> tuple[Any, str, str | None]:
     """The plan, file ending and reader of a dataset that is known only from nnU-Net's files."""
-    from autoseg.interop.nnunet.model import PlanSettings, plan_from_nnunet
+    from autoseg.interop.nnunet_plans import PlanSettings, plan_from_nnunet
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of, make_settings
     from autoseg.stages.run import require_free_for_plan
@@ -397,7 +407,7 @@ def import_nnunet(
     ] = "final",
 ) -> None:
     """Convert a trained nnU-Net v2 model into a bundle for `autoseg predict`. Runs no code from its files."""
-    from autoseg.interop.nnunet.model import import_nnunet as import_model
+    from autoseg.interop.nnunet_model import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
     typer.echo(f"Bundle: {out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.dataset import Case, DatasetDescription
-from autoseg.data.grids import GridTolerances, grid_differences
 from autoseg.evaluation.folders import mask_stem
+from autoseg.imaging.orientation import GridTolerances, grid_differences
 from autoseg.imaging.readers import image_ending, image_stem, read_header, read_label_map
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, sync_folder, write_error

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
-from autoseg.data.grids import oriented_differences
 from autoseg.data.labels import read_file_labels
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import Geometry, LabelMap
-from autoseg.imaging.orientation import align_label_map
+from autoseg.imaging.orientation import align_label_map, oriented_differences
 from autoseg.imaging.readers import file_states, files_of, read_header, read_label_map
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached, read_content

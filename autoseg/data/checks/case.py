@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
-from autoseg.data.grids import SAME_GRID, grid_differences, oriented_differences
 from autoseg.data.labels import read_file_labels, undeclared_values
 from autoseg.imaging.image import Geometry, Image, LabelMap
-from autoseg.imaging.orientation import canonical_orientation, to_canonical
+from autoseg.imaging.orientation import (
+    SAME_GRID,
+    canonical_orientation,
+    grid_differences,
+    oriented_differences,
+    to_canonical,
+)
 from autoseg.imaging.readers import ImageHeader, file_states, read_header, read_image, read_label_map
 from autoseg.issues import AutosegError, Issue, Severity
 from autoseg.storage.cache import KEPT

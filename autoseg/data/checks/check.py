@@ -31,7 +31,7 @@ from autoseg.data.checks.plausibility import (
 )
 from autoseg.data.dataset import DatasetDescription, LabelCoding, describe_dataset
 from autoseg.data.discovery.discover import UNLABELLED, NamedImage
-from autoseg.data.grids import canonical_grid
+from autoseg.imaging.orientation import canonical_grid
 from autoseg.imaging.readers import image_stem, printable
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached

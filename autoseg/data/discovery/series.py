@@ -12,7 +12,7 @@ from pathlib import Path
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Files, Match
-from autoseg.data.grids import fits_grid
+from autoseg.imaging.orientation import canonical_grid, oriented_differences, part_indices
 from autoseg.imaging.readers import (
     PART_MARK,
     ImageHeader,
@@ -138,10 +138,14 @@ def _candidates(root: Path, several: _Several) -> tuple[_Candidate, ...]:
 
 
 def _fits(label: ImageHeader, series: SeriesName) -> bool:
+    """Whether a label map lies on the grid of a series in any orientation, or on a part of it where its format allows that."""
     try:
-        return fits_grid(label, read_header(series.path).geometry)
+        image = read_header(series.path).geometry
     except AutosegError:
         return False
+    if label.may_be_part:
+        return part_indices(canonical_grid(label.geometry), canonical_grid(image)) is not None
+    return not oriented_differences(label.geometry, image)
 
 
 def _in_place_of(folder: FoundFile, name: SeriesName) -> FoundFile:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoseg.data.grids import GridTolerances, grid_differences
 from autoseg.imaging.image import Geometry
+from autoseg.imaging.orientation import GridTolerances, grid_differences
 
 LOOSE = GridTolerances(spacing=1e-3, origin=0.1, direction=1e-3)
 GRID = Geometry(shape=(4, 5, 6), spacing_mm=(3.0, 1.0, 0.5), origin_mm=(10.0, -20.0, 30.0))

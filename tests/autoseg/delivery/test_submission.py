@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.grids import grid_differences
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.submission import SUBMISSION_FORMATS, SUBMISSION_GRID, pack_submission
 from autoseg.imaging.image import Geometry
+from autoseg.imaging.orientation import grid_differences
 from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
 

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from autoseg.interop.nnunet.checkpoint import read_reference_checkpoint
+from autoseg.interop.nnunet_checkpoint import read_reference_checkpoint
 from autoseg.issues import AutosegError
 
 

@@ -22,7 +22,7 @@ from autoseg.cli import app
 from autoseg.evaluation.metrics import dice_coefficient
 from autoseg.inference.model import open_model
 from autoseg.inference.predictor import Predictor
-from autoseg.interop.nnunet.model import import_nnunet
+from autoseg.interop.nnunet_model import import_nnunet
 from autoseg.issues import AutosegError
 from planners import Configuration, Network, read_nnunet_dataset, read_nnunet_plans
 

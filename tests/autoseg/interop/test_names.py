@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from autoseg.interop.nnunet.checkpoint import reference_names, translate_weights
+from autoseg.interop.nnunet_checkpoint import reference_names, translate_weights
 from autoseg.networks.build import build_network
 from planners import Network, Plan, read_nnunet_dataset, read_nnunet_plans
 

@@ -1,36 +1,29 @@
-"""Converts nnU-Net's models into bundles that predict as nnU-Net does, and reads and writes its plans."""
+"""Converts a model that nnU-Net v2 trained into a bundle that predicts as nnU-Net does."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import autoseg
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.bundle import ModelDescription, check_free, write_bundle
-from autoseg.interop.nnunet.checkpoint import ReferenceCheckpoint, read_reference_checkpoint, translate_weights
+from autoseg.interop.nnunet_checkpoint import ReferenceCheckpoint, read_reference_checkpoint, translate_weights
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import pack_weights
-from autoseg.storage.atomic import require_file_name, write_text
 from autoseg.storage.cache import key_of
 from planners import (
     Configuration,
     DocumentError,
     Measurement,
-    NnunetDataset,
     NnunetModel,
-    Plan,
     Training,
     method_training,
-    nnunet_plans,
-    plan_dataset,
-    read_nnunet_dataset,
     read_nnunet_model,
 )
 
@@ -312,88 +305,3 @@ def _training(stage: _Stage) -> Training:
     )
     training = method_training(configuration, measured)
     return training.model_copy(update={"num_steps": max(1, stage.epochs) * training.steps_per_epoch})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """Options of a plan."""
-
-    preset: str
-    memory_gb: float | None
-    target_spacing_mm: tuple[float, float, float] | None
-    """Source axes (z, y, x)."""
-    strict_reference: bool
-
-
-def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -> tuple[Plan, NnunetDataset]:
-    """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and the content of these files.
-
-    Raises `AutosegError` for files that cannot be read, and `DocumentError` or `PlanningError` with all problems.
-    """
-    found = read_nnunet_dataset(
-        _read(fingerprint), _read(dataset), fingerprint_where=str(fingerprint), dataset_where=str(dataset)
-    )
-    plan = plan_dataset(
-        found.fingerprint,
-        preset=settings.preset,
-        memory_gb=settings.memory_gb,
-        target_spacing_mm=settings.target_spacing_mm,
-        strict_reference=settings.strict_reference,
-    )
-    return plan, found
-
-
-def require_place_for_plans(path: Path, inputs: Collection[Path]) -> None:
-    """Raise `AutosegError` if plans at ``path`` would replace a folder, one of the ``inputs``, or anything but a plans file."""
-    require_file_name(path)
-    if path.resolve() in {each.resolve() for each in inputs}:
-        message = "an input of this command, which would be overwritten"
-        raise AutosegError(Issue(code="plans.is_input", where=str(path), message=message, fix=OTHER_FILE))
-    _existing_configurations(path)
-
-
-def write_nnunet_plans(path: Path, plan: Plan, *, file_ending: str, reader: str | None = None) -> tuple[str, ...]:
-    """Write a plan in nnU-Net's format (method section 3.14), atomically. ``reader``: its class, if the dataset names one.
-
-    Configurations of an existing plans file that this plan does not have, such as the user's own, are kept as nnU-Net does;
-    returns their names. Raises `AutosegError` for an existing file that is not a plans file.
-    """
-    before, written = _existing_configurations(path), nnunet_plans(plan, file_ending=file_ending, reader=reader)
-    planned = written["configurations"]
-    assert isinstance(planned, dict)
-    kept = {name: configuration for name, configuration in before.items() if name not in planned}
-    write_text(path, json.dumps({**written, "configurations": {**planned, **kept}}, indent=4) + "\n")
-    return tuple(kept)
-
-
-def _existing_configurations(path: Path) -> dict[str, Any]:
-    """The configurations of the plans file at ``path``; none if it does not exist."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise _unreadable(path, error, fix=OTHER_FILE) from error
-    if not text.strip():
-        return {}
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        content = None
-    configurations = content.get("configurations") if isinstance(content, dict) else None
-    if not isinstance(configurations, dict):
-        message = "exists and is not an nnU-Net plans file"
-        raise AutosegError(Issue(code="plans.foreign_file", where=str(path), message=message, fix=OTHER_FILE))
-    return configurations
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error, fix="pass a file that nnU-Net wrote") from error
-
-
-def _unreadable(path: Path, error: OSError, *, fix: str) -> AutosegError:
-    message = f"could not be read ({error.strerror or error})"
-    return AutosegError(Issue(code="file.unreadable", where=str(path), message=message, fix=fix))

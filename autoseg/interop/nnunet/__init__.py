@@ -1,1 +1,0 @@
-"""nnU-Net v2: its checkpoints, models and plans."""
