@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     lines = [
-        "# Budgets beside each other",
+        "# Budgets compared",
         "",
         f"`python benchmarks/budgets.py WORK {' '.join(each.name for each in arguments.datasets)} --budgets "
         f"{' '.join(arguments.budgets)} --fold {arguments.fold} --seed {arguments.seed}`, {date.today().isoformat()}, "

@@ -1,7 +1,7 @@
 """What the labelled folders of the real data are taken for, and how long looking, planning and preprocessing take.
 
 Usage: ``python benchmarks/folders.py [--real-data DIR] [--out FILE] [FOLDER ...]``. Every folder is pointed at as it is;
-where nobody could guess what is meant, with a spec file of ``tests/real/specs``. Folders whose check finds errors are
+where the meaning is ambiguous, with a spec file of ``tests/real/specs``. Folders whose check finds errors are
 planned and preprocessed without the bad cases. Each command is a process of its own, start-up included.
 """
 
@@ -93,7 +93,7 @@ def _first_line(text: str) -> str:
     lines = [
         line for line in text.splitlines() if line.startswith(("error", "Error")) or " ERROR " in line
     ] or text.splitlines()
-    return lines[0][:200] if lines else "failed without a word"
+    return lines[0][:200] if lines else "failed without a message"
 
 
 def table(rows: Sequence[Row]) -> str:

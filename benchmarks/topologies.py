@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     lines = [
-        "# Topologies beside each other",
+        "# Topologies compared",
         "",
         f"`python benchmarks/topologies.py WORK {' '.join(each.name for each in arguments.datasets)} --budget {arguments.budget} "
         f"--folds {arguments.folds} --seed {arguments.seed}`, {date.today().isoformat()}, {platform.machine()}, CPU. "

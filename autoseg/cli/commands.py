@@ -180,7 +180,7 @@ def plan(
 
         own = rules_plan(done, changed=False)
     else:
-        raise typer.BadParameter("give DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
+        raise typer.BadParameter("pass DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
     if nnunet_plans is not None:
         kept = write_nnunet_plans(nnunet_plans, planned, file_ending=ending, reader=reader)
         others = f" (kept the existing {', '.join(kept)})" if kept else ""

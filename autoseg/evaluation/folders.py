@@ -264,7 +264,7 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
 
 
 def holds_masks(folder: Path) -> bool:
-    """Whether there are masks in separate folders (of cases, or of classes) and no image beside these folders."""
+    """Whether there are masks in separate folders (of cases, or of classes) and no image next to these folders."""
     if not folder.is_dir() or any(_images(folder)):
         return False
     return any(any(_images(place)) for below in _folders(folder) for place in (below, *_folders(below)))

@@ -3,7 +3,7 @@
 The long table has one row for each case, class and metric. pandas is imported where a table is made, so that commands which
 score nothing start without it.
 
-``summary.json`` has the fields of nnU-Net, and more beside them:
+``summary.json`` has the fields of nnU-Net and additional ones:
 
 * ``foreground_mean``: metric -> mean over classes of the means over cases;
 * ``mean``: class -> metric -> mean over cases. A class is ``"1"``, a region ``"(1, 2, 3)"``, by its values in the files;
@@ -213,7 +213,7 @@ def read_summary(path: Path) -> Summary:
     return load_document(Summary, path)
 
 
-# --- for people ---
+# --- text ---
 
 
 def format_table(summary: Summary) -> str:

@@ -50,7 +50,7 @@ def find_input_cases(
     With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
     ``channels``; a file with all channels is a separate case. Several series in one folder are several images, named by
     folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images in subfolders are named by the folders that
-    lead to them (`find_loose_images`). Skipped, with a message to ``reporter``: files named as labels of images beside them,
+    lead to them (`find_loose_images`). Skipped, with a message to ``reporter``: files named as labels of other images,
     predictions of an earlier call, and files of a run whose folder is inside. Raises `AutosegError` with every image that
     lacks channels.
     """
@@ -74,7 +74,7 @@ def find_input_cases(
 
 
 def _without_labels(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
-    """The images of a folder that may have label maps, predictions and runs beside them."""
+    """The images of a folder that may have label maps, predictions and runs next to them."""
     if not source.is_dir():
         return items
     runs = runs_among(source, [path for _, path in items])

@@ -85,7 +85,7 @@ class ConvBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions beside a skip path that pools and changes the width where needed (method section 5.3)."""
+    """Two convolutions and a skip path that pools and changes the width if needed (method section 5.3)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()

@@ -275,7 +275,7 @@ def class_locations(labels: NDArray[np.integer[Any]], plan_labels: Labels) -> di
         locations[label.name] = _draw(labels, _union(found), label.values, rng)
     if plan_labels.ignore is not None:
         if ANNOTATED in locations:
-            message = f"a class cannot be named {ANNOTATED!r} beside an ignore label"
+            message = f"a class cannot be named {ANNOTATED!r} if there is an ignore label"
             raise AutosegError(Issue(code="labels.reserved_name", where="", message=message, fix="rename it"))
         everything = tuple(slice(0, size) for size in labels.shape)
         values = (OUTSIDE, *range(plan_labels.ignore))

@@ -249,5 +249,5 @@ def open_cases(
 
 
 def loader_workers(run: Run) -> int:
-    """Processes that make batches: beside a GPU all cores but one, on a CPU none, for they would take its cores."""
+    """Processes that make batches: with a GPU all cores but one; on a CPU none, because they would take its cores."""
     return max(1, run.num_workers - 1) if run.device.type == "cuda" else 0

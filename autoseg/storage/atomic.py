@@ -44,7 +44,7 @@ def claim(handle: int) -> None:
 
 @contextmanager
 def temporary_folder(path: Path) -> Iterator[Path]:
-    """A claimed folder beside ``path``, removed at the end with all that is still in it."""
+    """A claimed folder next to ``path``, removed at the end with all that is still in it."""
     folder = temporary_path(path)
     handle = None
     try:
@@ -110,7 +110,7 @@ def require_file_name(path: Path) -> None:
 def atomic_write(path: Path, *, mode: str = "wb") -> Iterator[IO[bytes]]:
     """A binary file that appears at ``path`` atomically.
 
-    Written under a temporary name beside it, flushed to the disk, then renamed; the folder is made if missing.
+    Written under a temporary name next to it, flushed to the disk, then renamed; the folder is made if missing.
     Raises `AutosegError` where ``path`` is a folder, and one that names the folder when the disk is full or the folder is read-only.
     """
     require_file_name(path)

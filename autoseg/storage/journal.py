@@ -147,7 +147,7 @@ def named_contents(files: Sequence[Path], before: Sequence[FileContent] = ()) ->
 
 
 def file_state(parts: Sequence[Path], entries: Sequence[Entry]) -> FileState:
-    """State of an output, which consists of the files ``parts``, beside the ``entries`` of its item.
+    """State of an output, which consists of the files ``parts``, given the ``entries`` of its item.
 
     ``current``: as the latest line knows it; ``outdated``: as an older line does; ``unknown``: changed, or truncated.
     """

@@ -85,7 +85,7 @@ def restore(parts: Parts, checkpoint: Checkpoint) -> None:
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically; the one before stays as ``previous.pt`` beside it."""
+    """Write a checkpoint atomically; the one before stays as ``previous.pt`` next to it."""
     if path.exists():
         os.replace(path, path.with_name(PREVIOUS_FILE))
     content = {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
@@ -144,7 +144,7 @@ def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
 
 @dataclass(slots=True)
 class Checkpoints(Callback):
-    """Saves the training every so often, at its end and when it is interrupted, and leaves its record for people."""
+    """Saves the training every so often, at its end and when it is interrupted, and writes its history and issues."""
 
     run: FoldRun
     should_stop: Callable[[], bool]
@@ -162,7 +162,7 @@ class Checkpoints(Callback):
             raise KeyboardInterrupt
 
     def on_fold_end(self, end: FoldEnd) -> None:
-        """Epochs after the last checkpoint do not bind it; they are for people, and an error may ask for them."""
+        """Epochs after the last checkpoint do not bind it; they are for the user, and errors refer to them."""
         if isinstance(end.error, AutosegError):
             write_text(self.run.spec.folder / HISTORY_FILE, history_text(self.run.state.history))
             save_issues(self.run.spec.folder, self.run.state.issues, key=self.run.spec.key)

@@ -355,14 +355,14 @@ def shrink_micro_batch(run: FoldRun, step: int) -> None:
 
 @contextmanager
 def readable_errors(where: str) -> Iterator[None]:
-    """Turns memory that runs out beside the steps, and the death of a worker, into an `AutosegError`."""
+    """Turns running out of memory outside the steps, and the death of a worker, into an `AutosegError`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if worker_died(error):
             message, fix = (
                 f"a worker that reads patches was killed ({error})",
-                "give it more memory or shared memory (/dev/shm, in containers often small), or use fewer workers (--workers 1), and "
+                "provide more memory or shared memory (/dev/shm, in containers often small), or use fewer workers (--workers 1), and "
                 "run the same command to resume",
             )
             raise AutosegError(Issue(code="training.worker_killed", where=where, message=message, fix=fix)) from error

@@ -214,7 +214,7 @@ def first_line(error: Exception) -> str:
 
 
 def memory_issue(plan: Plan, configuration: Configuration, training: Training, device: torch.device) -> Issue:
-    """Says that not even one sample at a time fits, or not the batch beside it, which is in memory as a whole."""
+    """Says that not even one sample at a time fits, or not with the whole batch, which is in memory at once."""
     needed, held = needed_bytes(configuration, training, 1), batch_bytes(configuration, training)
     what, fix = "a single sample", f"plan smaller patches with --memory-gb below {plan.memory_target_gb:.3g}"
     if held > needed:

@@ -37,7 +37,7 @@ def key_of_model(job: Job) -> str:
 
 
 def edit(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a JSON document as a person would, in an editor."""
+    """Change a JSON document as with an editor."""
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document, indent=4))
@@ -207,7 +207,7 @@ def test_other_test_images_and_another_place_train_nothing_again(job: Job, tmp_p
     assert first.stat().st_mtime_ns == written
 
 
-# --- documents that a person edited
+# --- documents that the user edited
 
 
 def smaller_batch(plan: dict) -> None:
@@ -477,7 +477,7 @@ def test_weights_for_other_axes_are_outdated(finished: Job, changes: dict[str, o
     assert {name for name in inputs[0] if inputs[0][name] != inputs[1][name]} == {"plan"}
 
 
-# --- scores that flatter
+# --- scores that are too high
 
 
 def test_scores_that_are_too_high_have_a_caveat_on_the_terminal_and_in_the_report(

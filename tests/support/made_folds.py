@@ -108,7 +108,7 @@ class Told(Callback):
 
 @dataclass
 class StopAt(Callback):
-    """Behaves like a person who presses Ctrl-C twice after some steps."""
+    """Behaves like a user who presses Ctrl-C twice after some steps."""
 
     left: int
 

@@ -33,7 +33,7 @@ MIN_GAIN = 5.0
 """By how much another order of channels must reduce the distance ..."""
 MAX_SHARE = 0.72
 """... and to what share of it, to be reported. Real pairs of exchanged MR channels gain 7.8 and
-more and keep at most 0.70; cases in order gain at most 0.8, beside an exchanged one 3.7 (docs/decisions/0071)."""
+more and keep at most 0.70; cases in order gain at most 0.8, with an exchanged one among them 3.7 (docs/decisions/0071)."""
 FLOOR = 0.03
 """Signatures differ by this much between any two cases."""
 CAP = 8.0

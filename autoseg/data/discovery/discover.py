@@ -1,4 +1,4 @@
-"""Finds the cases, channels and labels of a dataset in a folder as people have it, or says why there are none."""
+"""Finds the cases, channels and labels of a dataset in a folder, or says why there are none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MetaImage files (MHA, and MHD with its voxels beside it), read here: every byte is checked before memory is taken."""
+"""MetaImage files (MHA, and MHD with its voxels next to it), read here: every byte is checked before memory is taken."""
 
 from __future__ import annotations
 

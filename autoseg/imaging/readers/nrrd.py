@@ -1,4 +1,4 @@
-"""NRRD files, with their voxels inside or beside them, and the segments that 3D Slicer names in their headers (``.seg.nrrd``).
+"""NRRD files, with their voxels inside or next to them, and the segments that 3D Slicer names in their headers (``.seg.nrrd``).
 
 pynrrd reads the header, for ITK's reader can be crashed by a broken one; the voxels are read here, for pynrrd decompresses without
 a limit.

@@ -95,7 +95,7 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
             path,
             code="reader.missing",
             message="the file is missing, but a header names it as the file of its voxels",
-            fix="restore it beside its header",
+            fix="restore it next to its header",
         )
     with _faults_of(path), open(path, "rb") as file:
         held = file.seek(0, os.SEEK_END)

@@ -118,7 +118,7 @@ def _opened_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries:
-    """The one image of a file, its pages all there; thumbnails and lower resolutions beside it count for nothing."""
+    """The one image of a file, its pages all there; thumbnails and lower resolutions are ignored."""
     if len(file.pages) > MOST_PAGES:
         raise damaged(path, message=f"it has more than {MOST_PAGES} pages")
     first = file.pages.first

@@ -1,4 +1,4 @@
-"""What a report says beside its documents: commands for the terminal, and durations."""
+"""What a report says besides its documents: commands for the terminal, and durations."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_what_others_named_in_their_way_is_left_alone(tmp_path: Path) -> None:
 
 
 def orphan_in(folder: Path) -> Path:
-    """A file in ``folder`` that nobody writes any more."""
+    """A file in ``folder`` that no process writes any more."""
     folder.mkdir()
     path = folder / ".x.json.0123abcd.part"
     path.write_bytes(b"")

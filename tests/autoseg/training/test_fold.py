@@ -113,7 +113,7 @@ def test_two_processes_give_the_same_bits(tmp_path) -> None:
 
 @dataclass(frozen=True)
 class StoredCase:
-    """A case whose image lies in a file; beside a file ``kill``, processes that read it for another one are killed."""
+    """A case whose image is in a file; next to a file ``kill``, processes that read it for another one are killed."""
 
     path: Path
     labels: np.ndarray
