@@ -358,7 +358,7 @@ def require_free_for_plan(folder: RunFolder, dataset: Path) -> None:
     try:
         load_document(Plan, folder.plan)
     except AutosegError as error:
-        raise _not_free(folder.plan, "exists and is not a plan of autoseg, so it is not replaced") from error
+        raise _not_free(folder.plan, "exists and is not an autoseg plan, so it is not replaced") from error
 
 
 def _not_free(path: Path, message: str) -> AutosegError:

@@ -189,7 +189,7 @@ def test_a_plan_is_put_neither_into_a_dataset_nor_into_a_run(files: Path, tmp_pa
         (files, "is the dataset itself"),
         (run, "is a run folder with a plan of its own"),
         (described, "was not written by a run"),
-        (notes, "exists and is not a plan of autoseg"),
+        (notes, "exists and is not an autoseg plan"),
     ):
         assert found in refusal(plan(*options(files), "--out", folder))
     assert contents(tmp_path) == before
