@@ -1,7 +1,16 @@
 """How folders of labelled volumes are laid out: one TOML file each, and the loader that reads them."""
 
-from datasets_spec.layout import CaseFiles, CaseList, DescriptionFile, Known, Layout
-from datasets_spec.loading import load_known, load_layouts, read_layout, read_spec
+from datasets_spec.layout import (
+    CaseFiles,
+    CaseList,
+    DescriptionFile,
+    Known,
+    Layout,
+    load_known,
+    load_layouts,
+    read_layout,
+    read_spec,
+)
 
 __all__ = [
     "CaseFiles",

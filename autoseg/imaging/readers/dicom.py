@@ -24,8 +24,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
 
 from autoseg.imaging.readers.guarded import decode
-from autoseg.imaging.readers.header import damaged, printable, unreadable
-from autoseg.imaging.readers.payload import require_memory
+from autoseg.imaging.readers.header import damaged, printable, require_memory, unreadable
 from autoseg.imaging.readers.registry import image_ending
 from autoseg.issues import AutosegError
 

@@ -12,8 +12,14 @@ from pydicom.uid import UID, SegmentationStorage
 
 from autoseg.imaging.image import Geometry, Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import is_dicom, number, read_tags, split_part, tags_of, vector
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unsupported
-from autoseg.imaging.readers.payload import require_memory
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    damaged,
+    make_geometry,
+    reader_error,
+    require_memory,
+    unsupported,
+)
 from autoseg.issues import Issue
 
 LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")

@@ -18,8 +18,16 @@ import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
-from autoseg.imaging.readers.payload import check_promise, encoding_of, read_bytes, require_memory
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    check_promise,
+    damaged,
+    encoding_of,
+    make_geometry,
+    read_bytes,
+    require_memory,
+    unsupported,
+)
 from autoseg.imaging.readers.registry import Format, image_ending
 
 MAX_DIMENSIONS = 4

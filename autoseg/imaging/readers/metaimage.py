@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, read_payload, unsupported, voxel_file
 from autoseg.imaging.readers.itk import itk_write
-from autoseg.imaging.readers.payload import read_payload, voxel_file
 from autoseg.imaging.readers.registry import Format
 
 LONGEST_HEADER = 2**16

@@ -18,9 +18,17 @@ from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, unsupported
+from autoseg.imaging.readers.header import (
+    GZIP_MAGIC,
+    ImageHeader,
+    check_promise,
+    damaged,
+    encoding_of,
+    make_geometry,
+    read_bytes,
+    unsupported,
+)
 from autoseg.imaging.readers.itk import itk_header, itk_write
-from autoseg.imaging.readers.payload import GZIP_MAGIC, check_promise, encoding_of, read_bytes
 from autoseg.imaging.readers.registry import Format
 from autoseg.issues import AutosegError
 

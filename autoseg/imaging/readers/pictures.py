@@ -17,9 +17,15 @@ import tifffile
 from numpy.typing import NDArray
 
 from autoseg.imaging.readers.guarded import decode
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, unsupported
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    damaged,
+    make_geometry,
+    reader_error,
+    require_memory,
+    unsupported,
+)
 from autoseg.imaging.readers.itk import itk_write
-from autoseg.imaging.readers.payload import require_memory
 from autoseg.imaging.readers.registry import Format
 from autoseg.issues import AutosegError, Issue
 

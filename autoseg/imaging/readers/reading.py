@@ -22,7 +22,15 @@ from autoseg.imaging.readers.dicom_seg import (
     is_dicom_segmentation,
 )
 from autoseg.imaging.readers.dicom_series import is_dicom_series, read_series, series_image
-from autoseg.imaging.readers.header import ImageHeader, damaged, reader_error, require_text, unreadable
+from autoseg.imaging.readers.header import (
+    LESS_MEMORY,
+    ImageHeader,
+    damaged,
+    reader_error,
+    require_memory,
+    require_text,
+    unreadable,
+)
 from autoseg.imaging.readers.nrrd import (
     NRRD,
     has_segments,
@@ -31,7 +39,6 @@ from autoseg.imaging.readers.nrrd import (
     nrrd_segments,
     nrrd_voxels,
 )
-from autoseg.imaging.readers.payload import LESS_MEMORY, require_memory
 from autoseg.imaging.readers.registry import FORMATS, Format, format_of, formats_by_ending, image_ending, is_picture
 from autoseg.issues import AutosegError
 
