@@ -82,10 +82,8 @@ def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int,
     return training_s(measured, steps, folds) + predictions
 
 
-HOPED_FOR = 0.15
-"""Share of a step that compiling may save (7 to 22 % on a CPU, docs/decisions/0113)."""
-FORESEEN_COMPILE_S = 60.0
-"""Expected duration of compiling a network, before it is measured."""
+WORTH_COMPILING_S = 400.0
+"""Seconds of training from which compiling may pay: it saves about 15 % and takes about a minute (docs/decisions/0113)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,7 @@ class Pace:
 
 def compiling_may_pay(measured: Measurement, num_steps: int, folds: int) -> bool:
     """Whether a compiled step is worth measuring."""
-    return folds * num_steps * measured.step_s * HOPED_FOR > FORESEEN_COMPILE_S
+    return folds * num_steps * measured.step_s > WORTH_COMPILING_S
 
 
 def budgeted_pace(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> Pace:

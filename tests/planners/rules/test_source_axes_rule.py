@@ -40,7 +40,14 @@ def cases(axial: int, sagittal: int, **options: Any) -> list[CaseSize]:
 
 @pytest.mark.parametrize(
     ("axial", "sagittal", "value"),
-    [(10, 0, "anatomical"), (0, 10, "anatomical"), (9, 1, "anatomical"), (8, 2, "acquisition"), (5, 5, "acquisition")],
+    [
+        (10, 0, "anatomical"),
+        (0, 10, "anatomical"),
+        (9, 1, "anatomical"),
+        (89, 11, "acquisition"),
+        (90, 10, "anatomical"),
+        (5, 5, "acquisition"),
+    ],
 )
 def test_scattered_coarse_axes_are_kept_as_acquired(axial: int, sagittal: int, value: str) -> None:
     decision = decide_source_axes(cases(axial, sagittal), sided_axis=None)
@@ -56,6 +63,7 @@ def test_left_and_right_need_the_axes_of_the_body() -> None:
 
 def test_thin_slices_and_unknown_files_change_nothing() -> None:
     assert decide_source_axes(cases(5, 5, thick_mm=2.4), sided_axis=None).value == "anatomical"
+    assert decide_source_axes(cases(5, 5, thick_mm=2.41), sided_axis=None).value == "acquisition"
     unknown = [case.model_copy(update={"file_axes": None}) for case in cases(5, 5)]
     assert decide_source_axes(unknown, sided_axis=None).value == "anatomical"
 

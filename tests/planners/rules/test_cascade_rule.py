@@ -1,0 +1,33 @@
+"""When a cascade is planned, on both sides of its thresholds."""
+
+from __future__ import annotations
+
+import pytest
+
+from planners.rules.cascade import LowResolution, search_low_resolution
+from planners.rules.patch import Grid, PatchFit
+from planners.rules.topology import Pyramid
+
+FULL = Grid(spacing_mm=(1.0, 1.0, 1.0), median_shape=(100.0, 100.0, 100.0), dataset_voxels=1e6)
+
+
+def search(patch: tuple[int, int, int], low_patch: tuple[int, int, int]) -> object:
+    """What is found where every coarser grid is fitted with ``low_patch``."""
+    pyramid = Pyramid(patch=low_patch, strides=(), kernels=(), divisors=())
+    fit = PatchFit(pyramid=pyramid, start=low_patch, start_estimate=1, estimate=1, num_steps=0)
+    return search_low_resolution(FULL, patch, num_cases=1, fit=lambda grid: fit).value
+
+
+@pytest.mark.parametrize(("patch", "needed"), [((50, 50, 99), True), ((50, 50, 100), False)])
+def test_a_patch_of_a_quarter_of_the_case_suffices(patch: tuple[int, int, int], needed: bool) -> None:
+    assert (search(patch, (40, 40, 40)) is not None) is needed
+
+
+@pytest.mark.parametrize(("low_patch", "voxels_saved"), [((50, 50, 50), 2.03), ((50, 52, 52), 1.86)])
+def test_a_low_resolution_has_at_most_half_the_voxels(low_patch: tuple[int, int, int], voxels_saved: float) -> None:
+    found = search((50, 50, 50), low_patch)
+    if voxels_saved > 2:
+        assert isinstance(found, LowResolution)
+        assert 1e6 / found.grid.dataset_voxels == pytest.approx(voxels_saved, abs=0.01)
+    else:
+        assert found is None
