@@ -76,7 +76,10 @@ def plan_dataset(
     are out of range, and where nnU-Net's rules give no plan.
     """
     topology, rules = find_preset(preset)
-    _refuse(fingerprint, _issues(fingerprint, memory_gb, device_memory_gb, target_spacing_mm))
+    issues = find_issues(
+        fingerprint, memory_gb=memory_gb, device_memory_gb=device_memory_gb, target_spacing_mm=target_spacing_mm
+    )
+    _refuse(fingerprint, issues)
     axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
     if axes.value == "acquisition":
         fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
@@ -257,17 +260,6 @@ def _full_resolution(topology: Topology, low: LowResolution | None, *, suffix: s
 
 def _draft(setting: Setting, role: Role, grid: Grid) -> Draft:
     return configure(setting, role, grid, fit_grid(setting, role.name, role.topology, grid))
-
-
-def _issues(
-    fingerprint: Fingerprint,
-    memory_gb: float | None,
-    device_memory_gb: float | None,
-    target_spacing_mm: Sequence[float] | None,
-) -> tuple[Issue, ...]:
-    return find_issues(
-        fingerprint, memory_gb=memory_gb, device_memory_gb=device_memory_gb, target_spacing_mm=target_spacing_mm
-    )
 
 
 def _refuse(fingerprint: Fingerprint, issues: tuple[Issue, ...]) -> None:

@@ -56,7 +56,6 @@ READER_OF_ENDING = {
 """By file ending; any other takes SimpleITKIO (method section 1.5). ``.tif`` may be flat or not, see `_reader`."""
 FLAT_SPACING_FACTOR = 999.0
 """2D images are read as slices this many times as thick as their larger pixel side (method section 1.5)."""
-CASCADE = "3d_cascade_fullres"
 
 
 def nnunet_plans(
