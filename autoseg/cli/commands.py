@@ -329,11 +329,11 @@ def evaluate(
     Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
     from autoseg.evaluation.table import format_table, write_summary
-    from autoseg.stages.run import require_no_own_scores
+    from autoseg.stages.run import require_place_for_scores
 
     path = out or predictions / "summary.json"
     require_file_name(path)
-    require_no_own_scores(path)
+    require_place_for_scores(path)
     summary = api.evaluate(
         predictions, references, tolerance_mm=tolerance_mm, workers=workers, reporter=make_reporter()
     )

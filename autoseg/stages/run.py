@@ -367,20 +367,26 @@ def _not_free(path: Path, message: str) -> AutosegError:
     )
 
 
-def require_no_own_scores(path: Path) -> None:
-    """Raise `AutosegError` where ``path`` is a ``summary.json`` that a run made of its cross-validation or of one of its folds.
+def require_place_for_scores(path: Path) -> None:
+    """Raise `AutosegError` where scores may not be put at ``path``: over a file that is no table of scores, or over those of a run.
 
-    The run relies on these scores: others in their place would be taken for its own.
+    A run relies on the scores of its cross-validation and of its folds: others in their place would be taken for its own.
     """
-    whole = path.resolve()
+    from autoseg.evaluation.table import read_summary
+
+    whole, fix = path.resolve(), "choose another file with --out"
     run = run_of(whole)
-    if run is None or whole.name != "summary.json":
+    own = run is not None and (whole.parent == run.cross_validation or run.models in whole.parents)
+    if own and whole.name == "summary.json":
+        message = f"contains the scores of the run in {run.root}"  # type: ignore[union-attr]
+        raise AutosegError(Issue(code="scores.of_a_run", where=str(path), message=message, fix=fix))
+    if not path.exists():
         return
-    if whole.parent == run.cross_validation or run.models in whole.parents:
-        message = f"contains the scores of the run in {run.root}"
-        raise AutosegError(
-            Issue(code="scores.of_a_run", where=str(path), message=message, fix="choose another file with --out")
-        )
+    try:
+        read_summary(path)
+    except AutosegError as error:
+        message = "exists and was not written by autoseg evaluate, so it is not replaced"
+        raise AutosegError(Issue(code="scores.not_free", where=str(path), message=message, fix=fix)) from error
 
 
 def start_log(folder: RunFolder) -> None:

@@ -145,6 +145,11 @@ def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(job:
         done = evaluate(app, ["evaluate", *map(str, given), "--workers", "1"])
         assert done.exit_code == 0, done.output
     assert (job.root / "other.json").is_file()
+    plan = job.folder.plan.read_bytes()
+    error = evaluate(app, ["evaluate", str(labels), str(labels), "--out", str(job.folder.plan)]).exception
+    assert isinstance(error, AutosegError)
+    assert error.codes == ("scores.not_free",)
+    assert job.folder.plan.read_bytes() == plan
     assert (job.folder.predictions / "summary.json").is_file()
 
 
