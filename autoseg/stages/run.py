@@ -329,8 +329,9 @@ def require_free(folder: RunFolder, dataset: Path) -> None:
 
     A plan may have been put into it for the run to follow.
     """
-    if folder.root.resolve() == dataset.resolve():
-        raise _not_free(folder.root, "is the dataset folder, which autoseg never changes")
+    for option, place in (("--out", folder.root), ("--work", folder.work)):
+        if place is not None and place.resolve() == dataset.resolve():
+            raise _not_free(place, "is the dataset folder, which autoseg never changes", option)
     if folder.is_begun or folder.settings.is_file():
         return
     others = [
@@ -361,9 +362,9 @@ def require_free_for_plan(folder: RunFolder, dataset: Path) -> None:
         raise _not_free(folder.plan, "exists and is not an autoseg plan, so it is not replaced") from error
 
 
-def _not_free(path: Path, message: str) -> AutosegError:
+def _not_free(path: Path, message: str, option: str = "--out") -> AutosegError:
     return AutosegError(
-        Issue(code="run.folder_not_free", where=str(path), message=message, fix="choose another folder with --out")
+        Issue(code="run.folder_not_free", where=str(path), message=message, fix=f"choose another folder with {option}")
     )
 
 

@@ -157,3 +157,11 @@ def test_scores_are_refused_a_folder_as_their_place_before_anything_is_scored(tm
     done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "absent"), str(tmp_path / "absent"), "--out", "."])
     assert isinstance(done.exception, AutosegError)
     assert done.exception.issues[0].where == "." or str(done.exception).startswith(". ")
+
+
+def test_preprocessed_data_is_not_put_into_the_dataset(tmp_path: Path) -> None:
+    dataset = make_phantom(tmp_path)
+    with pytest.raises(AutosegError) as caught:
+        begin(dataset, tmp_path / "run", {"work": dataset})
+    assert caught.value.codes == ("run.folder_not_free",)
+    assert caught.value.issues[0].fix.endswith("--work")
