@@ -180,7 +180,8 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
 
     ``wishes`` are what was given now; everything else stays as in the run. Options that would make trained networks
     worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
-    The first settings are written at once, others by `keep_settings`. Raises `AutosegError` before anything is written.
+    The first settings are written at once, others, and those of a run that lost them, by `keep_settings`. Raises
+    `AutosegError` before anything is written.
     """
     dataset, root = find_run(target, out)
     stored = _stored(RunFolder(root))
@@ -214,7 +215,7 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
         run = _with_device(run)
         run = replace(run, callbacks=(*run.callbacks, *make_callbacks(settings.track, root)))
     start_log(folder)
-    if stored is None and not settings.set:
+    if stored is None and not settings.set and not trained_folds(folder):
         save_document(folder.settings, settings)
     return run
 

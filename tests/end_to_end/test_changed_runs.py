@@ -500,3 +500,12 @@ def test_scores_that_are_too_high_have_a_caveat_on_the_terminal_and_in_the_repor
         assert "trains and validates on cases of anna" in text
         assert "a fold that left it out" in text
     assert unseen not in done.report.read_text()
+
+
+def test_a_refused_call_leaves_no_settings_where_they_were_lost(job: Job) -> None:
+    job.folder.settings.unlink()
+    with pytest.raises(AutosegError):
+        job.call("train", dataset=job.dataset)
+    assert not job.folder.settings.exists()
+    job.call(dataset=job.dataset, schedule=job.schedule)
+    assert load_document(Settings, job.folder.settings).schedule == job.schedule
