@@ -10,7 +10,7 @@ from autoseg.preprocessing.preprocess import shared_inputs
 from autoseg.settings import changes_of
 from autoseg.stages.pretrained import fit_plan, open_pretrained
 from autoseg.stages.run import Run, require_redo, trained_folds
-from autoseg.stages.work import Work, changed_inputs, is_edited, read_record
+from autoseg.stages.work import Work, changed_inputs, is_edited, read_record, reads_as, written_document
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
 from planners import Configuration, Edit, Plan, edited_plan, find_edits, plan_dataset
@@ -33,6 +33,7 @@ def plan(run: Run) -> Generator[Work, None, None]:
             inputs=partial(_inputs, run),
             outputs=[run.folder.plan],
             edited={run.folder.plan: Plan},
+            is_whole=reads_as(Plan),
             do=partial(_save, run, own),
             keeps_record=True,
         )

@@ -17,7 +17,7 @@ from autoseg.stages.plan import refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
 from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_redo, trained_folds
-from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, written_document
+from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, reads_as, written_document
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -64,7 +64,8 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     """Time a few steps, decide by rule, and apply what the user set (``--set schedule.…``).
 
     A schedule file is followed instead where one is given. A ``schedule.json`` that was edited since is kept until
-    ``--replan``. Once it is there, the schedule holds on other devices and with other numbers of threads, too.
+    ``--replan``, which puts back what was written. Once it is there, the schedule holds on other devices and with other
+    numbers of threads, too.
     """
     dataset, plan, given = run.dataset, run.plan, read_given(run)
     followed = read_schedule(run)
@@ -137,9 +138,14 @@ def with_changes(run: Run, schedule: Schedule) -> Schedule:
 
 
 def read_schedule(run: Run) -> Schedule | None:
-    """The run's ``schedule.json``; None where there is none. Raises `AutosegError` where it cannot be read."""
+    """The run's ``schedule.json``; None where there is none. Raises `AutosegError` where it cannot be read.
+
+    With ``run.replan`` one that cannot be read counts as none.
+    """
     path = run.folder.schedule
-    return load_document(Schedule, path, fix=CORRECT) if path.is_file() else None
+    if not path.is_file() or (run.replan and not reads_as(Schedule)(path)):
+        return None
+    return load_document(Schedule, path, mend=CORRECT)
 
 
 def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
@@ -152,7 +158,7 @@ def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
 
 
 def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> dict[str, str]:
-    settings = run.settings
+    settings, path = run.settings, run.folder.schedule
     common = {"dataset": trained_on(dataset), **fold_inputs(settings, dataset)}
     if given is not None:
         return {**common, "schedule file (--schedule)": key_of(given), "plan": _plan_key(plan, given)}
@@ -163,7 +169,7 @@ def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule |
     }
     return {
         **common,
-        "plan": _plan_key(plan, read_schedule(run)),
+        "plan": _plan_key(plan, read_schedule(run) or written_document(run.folder, "schedule", path, Schedule)),
         "budget": key_of(settings.budget),
         "seed": key_of(settings.seed),
         **{name: key_of(value) for name, value in chosen.items() if value is not None},
@@ -183,6 +189,11 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     changed = changed_inputs(run.folder, "schedule", _inputs(run, dataset, plan, given))
     if made is not None and not changed and _is_own(run, made, record):  # only its folds or its record were lost
         save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))
+        return
+    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
+    if run.replan and not changed and written is not None:  # an edit is dropped, and with it the need to train again
+        save_splits(run, dataset, find_splits(run.settings, dataset, written.num_folds))
+        save_document(run.folder.schedule, written)
         return
     if changed or made is not None or given is None:  # a file that was given is just copied again
         reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
@@ -353,7 +364,7 @@ def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Sc
     if both is None or both[1] != splits:
         save_splits(run, dataset, splits)
     changes = "; ".join(map(str, schedule_edits(run)))
-    run.say(f"schedule.json was edited: {changes}; keeping it (--replan discards the edits and measures again)")
+    run.say(f"schedule.json was edited: {changes or 'nothing that decides'}; keeping it (--replan drops the edits)")
 
 
 def schedule_edits(run: Run) -> tuple[Edit, ...]:

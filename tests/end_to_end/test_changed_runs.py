@@ -502,6 +502,22 @@ def test_scores_that_are_too_high_have_a_caveat_on_the_terminal_and_in_the_repor
     assert unseen not in done.report.read_text()
 
 
+def test_dropped_edits_of_the_schedule_train_nothing_again(job: Job) -> None:
+    own, weights = job.folder.schedule.read_bytes(), job.weights()
+    edit(job.folder.schedule, lambda schedule: schedule["trainings"][0].update(num_steps=3))
+    job.call(replan=True)
+    job.folder.schedule.write_text("{")
+    job.call(replan=True)
+    assert (job.folder.schedule.read_bytes(), job.weights()) == (own, weights)
+
+
+def test_dropped_edits_of_the_plan_may_be_unreadable(job: Job) -> None:
+    own, weights = job.folder.plan.read_bytes(), job.weights()
+    job.folder.plan.write_text("{")
+    job.call(replan=True)
+    assert (job.folder.plan.read_bytes(), job.weights()) == (own, weights)
+
+
 def test_a_refused_call_leaves_no_settings_where_they_were_lost(job: Job) -> None:
     job.folder.settings.unlink()
     with pytest.raises(AutosegError):
