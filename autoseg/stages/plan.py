@@ -49,12 +49,13 @@ def planned(run: Run, *, changed: bool = True) -> Plan:
     """The plan by the rules and the user's settings, whatever ``plan.json`` says; ``changed``: by ``--set``, too."""
     wishes = run.settings
     goes_on = run.folder.plan.is_file() and not run.replan and not changed_inputs(run.folder, "plan", _inputs(run))
+    before = written_document(run.folder, "plan", run.folder.plan, Plan) or run.plan if goes_on else None
     pretrained = open_pretrained(run)
     own = plan_dataset(
         run.fingerprint,
         preset=wishes.preset,
         memory_gb=wishes.memory_gb,
-        device_memory_gb=run.plan.memory_target_gb if goes_on else device_memory_gb(run),
+        device_memory_gb=device_memory_gb(run) if before is None else before.memory_target_gb,
         target_spacing_mm=wishes.target_spacing,
         strict_reference=wishes.strict_reference,
     )

@@ -525,3 +525,10 @@ def test_a_refused_call_leaves_no_settings_where_they_were_lost(job: Job) -> Non
     assert not job.folder.settings.exists()
     job.call(dataset=job.dataset, schedule=job.schedule)
     assert load_document(Settings, job.folder.settings).schedule == job.schedule
+
+
+def test_an_edited_memory_target_is_kept_as_an_edit(job: Job) -> None:
+    edit(job.folder.plan, lambda plan: plan.update(memory_target_gb=3.0))
+    edited = job.folder.plan.read_bytes()
+    assert "plan.json was edited: memory_target_gb is 3.0" in said(job.call())
+    assert job.folder.plan.read_bytes() == edited
