@@ -397,23 +397,40 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         missing = [configuration for configuration in chain if configuration.name not in scheduled]
         run.say(f"Adding {' and '.join(c.name for c in missing)} to the schedule")
         preprocess_configurations(run, plan, missing)
-        measurements = measure_each(
-            make_bench(run, dataset, plan),
-            missing,
-            budgeted=not run.follows_method,
-            num_folds=schedule.num_folds,
-            precision=schedule.trainings[0].precision,
-        )
-        schedule = extend_schedule(plan, schedule, name, measurements, elapsed_s=run.elapsed_s)
+        bench, precision = make_bench(run, dataset, plan), schedule.trainings[0].precision
+        measurements: list[Measurement] = []
+        for configuration in missing:
+            measurements += measure_steps(
+                bench,
+                [configuration],
+                budgeted=not run.follows_method,
+                num_folds=schedule.num_folds,
+                precision=precision,
+            )
+        made = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
+        elapsed_s = run.elapsed_s
+        schedule = _extended(run, plan, schedule, name, measurements, elapsed_s=elapsed_s)
         record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
-        if record is not None:  # what autoseg adds is not an edit by the user
+        if record is not None:  # what the product adds is no edit of a person, and what a person edited stays one
+            own = schedule
+            if made is not None and names_of(made) == scheduled:
+                own = _extended(run, plan, made, name, measurements, elapsed_s=elapsed_s)
             inputs = {**record.inputs, **({"plan": _plan_key(plan, schedule)} if "plan" in record.inputs else {})}
-            documents = {**record.documents, run.folder.schedule.name: schedule.model_dump(mode="json")}
+            documents = {**record.documents, run.folder.schedule.name: own.model_dump(mode="json")}
             save_document(
                 run.folder.stage("schedule"), record.model_copy(update={"inputs": inputs, "documents": documents})
             )
     return schedule
+
+
+def _extended(
+    run: Run, plan: Plan, schedule: Schedule, name: str, measurements: Sequence[Measurement], *, elapsed_s: float
+) -> Schedule:
+    """The schedule with the configuration ``name``; what a person set holds for what is added, too."""
+    before = schedule.trainings
+    longer = with_changes(run, extend_schedule(plan, schedule, name, measurements, elapsed_s=elapsed_s))
+    return longer.model_copy(update={"trainings": (*before, *longer.trainings[len(before) :])})
 
 
 def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> list[str]:

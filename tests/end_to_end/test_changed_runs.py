@@ -22,7 +22,7 @@ from autoseg.pipeline import do_work
 from autoseg.settings import Settings
 from autoseg.stages.predict import validation_work
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import read_prepared
+from autoseg.stages.schedule import add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.train import all_keys, fold_inputs, training_work
 from autoseg.storage.atomic import load_document
@@ -525,6 +525,18 @@ def test_a_refused_call_leaves_no_settings_where_they_were_lost(job: Job) -> Non
     assert not job.folder.settings.exists()
     job.call(dataset=job.dataset, schedule=job.schedule)
     assert load_document(Settings, job.folder.settings).schedule == job.schedule
+
+
+def test_a_training_that_is_added_follows_what_was_set_and_edits_stay_edits(job: Job) -> None:
+    folder, own = job.folder, load_document(Schedule, job.folder.schedule)
+    settings = json.loads(folder.settings.read_text())
+    folder.settings.write_text(json.dumps(settings | {"schedule": None, "mirroring": False}))
+    run = Run.open(job.root)
+    edit(folder.schedule, lambda schedule: schedule["trainings"][0].update(num_steps=3))
+    schedule = add_training(replace(run, reporter=SilentReporter()), run.dataset, run.plan, "3d_fullres")
+    edited, added = schedule.trainings
+    assert (edited.num_steps, edited.mirroring, added.mirroring) == (3, own.trainings[0].mirroring, False)
+    assert [str(each) for each in schedule_edits(run)] == ["2d.num_steps is 3; the rules give 2"]
 
 
 def test_an_edited_memory_target_is_kept_as_an_edit(job: Job) -> None:
