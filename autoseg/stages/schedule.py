@@ -26,6 +26,7 @@ from autoseg.wording import count_noun
 from planners import (
     Conditions,
     Edit,
+    Measurement,
     Plan,
     Schedule,
     Training,
@@ -145,7 +146,7 @@ def read_schedule(run: Run) -> Schedule | None:
     path = run.folder.schedule
     if not path.is_file() or (run.replan and not reads_as(Schedule)(path)):
         return None
-    return load_document(Schedule, path, mend=CORRECT)
+    return load_document(Schedule, path, fix=CORRECT)
 
 
 def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
@@ -191,7 +192,7 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))
         return
     written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
-    if run.replan and not changed and written is not None:  # an edit is dropped, and with it the need to train again
+    if run.replan and not changed and written is not None:  # the edits are discarded: nothing to train again
         save_splits(run, dataset, find_splits(run.settings, dataset, written.num_folds))
         save_document(run.folder.schedule, written)
         return
@@ -364,7 +365,7 @@ def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Sc
     if both is None or both[1] != splits:
         save_splits(run, dataset, splits)
     changes = "; ".join(map(str, schedule_edits(run)))
-    run.say(f"schedule.json was edited: {changes or 'nothing that decides'}; keeping it (--replan drops the edits)")
+    run.say(f"schedule.json was edited: {changes or 'nothing that decides'}; keeping it (--replan discards the edits)")
 
 
 def schedule_edits(run: Run) -> tuple[Edit, ...]:
@@ -397,22 +398,19 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         missing = [configuration for configuration in chain if configuration.name not in scheduled]
         run.say(f"Adding {' and '.join(c.name for c in missing)} to the schedule")
         preprocess_configurations(run, plan, missing)
-        bench, precision = make_bench(run, dataset, plan), schedule.trainings[0].precision
-        measurements: list[Measurement] = []
-        for configuration in missing:
-            measurements += measure_steps(
-                bench,
-                [configuration],
-                budgeted=not run.follows_method,
-                num_folds=schedule.num_folds,
-                precision=precision,
-            )
+        measurements = measure_each(
+            make_bench(run, dataset, plan),
+            missing,
+            budgeted=not run.follows_method,
+            num_folds=schedule.num_folds,
+            precision=schedule.trainings[0].precision,
+        )
         made = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
         elapsed_s = run.elapsed_s
         schedule = _extended(run, plan, schedule, name, measurements, elapsed_s=elapsed_s)
         record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
-        if record is not None:  # what the product adds is no edit of a person, and what a person edited stays one
+        if record is not None:  # what autoseg adds is not an edit by the user, whose own edits stay edits
             own = schedule
             if made is not None and names_of(made) == scheduled:
                 own = _extended(run, plan, made, name, measurements, elapsed_s=elapsed_s)
@@ -427,7 +425,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
 def _extended(
     run: Run, plan: Plan, schedule: Schedule, name: str, measurements: Sequence[Measurement], *, elapsed_s: float
 ) -> Schedule:
-    """The schedule with the configuration ``name``; what a person set holds for what is added, too."""
+    """The schedule with the configuration ``name``; what the user set holds for what is added, too."""
     before = schedule.trainings
     longer = with_changes(run, extend_schedule(plan, schedule, name, measurements, elapsed_s=elapsed_s))
     return longer.model_copy(update={"trainings": (*before, *longer.trainings[len(before) :])})
