@@ -222,7 +222,9 @@ def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:
     file = resources.files(__package__) / "layouts" / f"{base_name}.toml"
     if not isinstance(base_name, str) or not base_name.isidentifier() or not file.is_file():
         names = ", ".join(layout.name for layout in load_layouts())
-        raise DocumentError(where, [_fault(EXTENDS, f"layout {base_name!r} does not exist (available: {names})", "choose one of these")])
+        raise DocumentError(
+            where, [_fault(EXTENDS, f"layout {base_name!r} does not exist (available: {names})", "choose one of these")]
+        )
     base = _parse(file.read_text("utf-8"), file.name)
     merged = base | content
     if "fields" in base and "fields" in content:

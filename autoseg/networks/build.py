@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from itertools import pairwise
@@ -48,16 +47,6 @@ def find_module(family: str) -> Callable[..., nn.Module]:
     module, _, name = TOPOLOGIES.get(family).module.partition(":")
     make: Callable[..., nn.Module] = getattr(import_module(module), name)
     return make
-
-
-def head_scales(network: Network) -> list[tuple[int, ...]]:
-    """How much smaller than the patch each head's logits are, per axis; the first is all ones."""
-    scales = []
-    scale = tuple(1 for _ in network.strides[0])
-    for stride in network.strides[:-1]:
-        scale = tuple(math.prod(pair) for pair in zip(scale, stride, strict=True))
-        scales.append(scale)
-    return scales
 
 
 class UNet(nn.Module):
