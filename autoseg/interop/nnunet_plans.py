@@ -12,7 +12,7 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import require_file_name, write_text
 from planners import NnunetDataset, Plan, nnunet_plans, plan_dataset, read_nnunet_dataset
 
-OTHER_FILE = "give another file with --nnunet-plans"
+OTHER_FILE = "pass another file with --nnunet-plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -71,8 +71,8 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "give DATASET"),
-        (["--nnunet-fingerprint", GOLDEN / "fingerprint.json"], 2, "give DATASET"),
+        ([], 2, "pass DATASET"),
+        (["--nnunet-fingerprint", GOLDEN / "fingerprint.json"], 2, "pass DATASET"),
         (["--nnunet-fingerprint", "absent.json", "--nnunet-dataset", "absent.json"], 1, "absent.json"),
         (["x", "--target-spacing", "1,2"], 2, "three numbers"),
         (["x", "--target-spacing", "1,0,2"], 2, "greater than 0"),
@@ -139,7 +139,7 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
     for name in ("dataset.json", "fingerprint.json", "link.json"):
         assert f"{name}: an input of this command" in refusal(plan(*options(files), "--nnunet-plans", files / name))
     for name in ("notes.json", "figure.png"):
-        assert f"{name}: exists and is not a plans file" in refusal(
+        assert f"{name}: exists and is not an nnU-Net plans file" in refusal(
             plan(*options(files), "--nnunet-plans", files / name)
         )
     for place in (".", files):
@@ -157,7 +157,7 @@ def test_existing_plans_are_reported_before_images_are_read(tmp_path: Path) -> N
         "--nnunet-plans",
         tmp_path / "notes.txt",
     )
-    assert "notes.txt: exists and is not a plans file" in refusal(plan(*call))
+    assert "notes.txt: exists and is not an nnU-Net plans file" in refusal(plan(*call))
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +174,7 @@ def test_the_users_configurations_survive_in_a_plans_file(files: Path, tmp_path:
     configurations = {"mine": own, **planned["configurations"], "2d": changed}
     out.write_text(json.dumps(planned | {"configurations": configurations, "plans_name": "old"}))
     done = plan(*options(files), "--nnunet-plans", out)
-    assert "kept mine" in done.stdout
+    assert "kept the existing mine" in done.stdout
     assert json.loads(out.read_text()) == planned | {"configurations": planned["configurations"] | {"mine": own}}
 
 
@@ -186,8 +186,8 @@ def test_a_plan_is_put_neither_into_a_dataset_nor_into_a_run(files: Path, tmp_pa
         path.write_text("{}")
     before = contents(tmp_path)
     for folder, found in (
-        (files, "is the dataset itself"),
-        (run, "is a run folder with a plan of its own"),
+        (files, "is the dataset folder"),
+        (run, "is a run folder with its own plan"),
         (described, "was not written by a run"),
         (notes, "exists and is not an autoseg plan"),
     ):
