@@ -308,7 +308,7 @@ def test_code_in_place_of_weights_is_refused(bundle: Path, tmp_path: Path) -> No
 def test_weights_of_another_network_are_refused_by_name(bundle: Path, tmp_path: Path) -> None:
     first, second = weights_name("2d", 0), weights_name("3d_fullres", 0)
     path = rewritten(bundle, tmp_path / "odd.zip", lambda parts: parts.update({first: parts[second]}))
-    with pytest.raises(AutosegError, match=rf"{first} was made for another network"):
+    with pytest.raises(AutosegError, match=rf"{first}: made for another network"):
         load_model(path, device=CPU)
 
 
