@@ -25,6 +25,7 @@ from autoseg.storage.atomic import load_document, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.tracking.callbacks import StageEvent
+from planners import PlanningError
 
 STAGES = (
     Stage(name="check", inputs=("the dataset's files",), outputs=("dataset.json",), function=check),
@@ -64,16 +65,22 @@ STAGES = (
 
 
 def run_stages(run: Run, last: str) -> Run:
-    """Run every stage up to and including ``last``; stages that are up to date are skipped."""
-    for stage in STAGES:
-        if stage.name == "train":
-            keep_settings(run)
-        with closing(stage.function(run)) as works:
-            for work in works:
-                do_work(run, work)
-        if stage.name == last:
-            keep_settings(run)
-            return run
+    """Run every stage up to and including ``last``; stages that are up to date are skipped.
+
+    Raises `AutosegError`, also for what cannot be planned.
+    """
+    try:
+        for stage in STAGES:
+            if stage.name == "train":
+                keep_settings(run)
+            with closing(stage.function(run)) as works:
+                for work in works:
+                    do_work(run, work)
+            if stage.name == last:
+                keep_settings(run)
+                return run
+    except PlanningError as error:
+        raise AutosegError(*error.issues, headline=f"{error.headline}:") from error
     raise KeyError(last)
 
 

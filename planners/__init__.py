@@ -13,7 +13,7 @@ from planners.document import (
     read_document,
     write_document,
 )
-from planners.edits import Edit, edited_plan, edited_schedule, find_edits
+from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
 from planners.explain import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
@@ -129,6 +129,7 @@ __all__ = [
     "read_nnunet_dataset",
     "read_nnunet_model",
     "read_nnunet_plans",
+    "refuse_bad_assignments",
     "resampled_shape",
     "short_batch_size",
     "transpose",

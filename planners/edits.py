@@ -121,6 +121,15 @@ def edited_schedule(schedule: Schedule, assignments: Mapping[str, str]) -> Sched
     return valid
 
 
+def refuse_bad_assignments(trainings: Sequence[Training], assignments: Mapping[str, str]) -> None:
+    """Raise `PlanningError` for assignments to a schedule of ``trainings`` that name no field, or whose value is not one."""
+    issues: list[Issue] = []
+    parts = {training.configuration: training for training in trainings}
+    _parse(assignments, parts, SCHEDULE_FIELDS, _parse_training_field, issues)
+    if issues:
+        raise PlanningError("the schedule cannot be edited this way", issues)
+
+
 def find_edits(own: D, given: D) -> tuple[Edit, ...]:
     """The fields in which a plan or a schedule ``given`` differs from the ``own`` one of the rules; prose is ignored.
 

@@ -103,10 +103,10 @@ def open_run(path: Path) -> RunFiles:
     expected = description.selection.made_from
     if expected not in (None, selection_key(description.plan, description.trainings, description.dataset, keys)):
         message = (
-            "made from a different plan, schedule or weights than the run has now, for example because autoseg plan or "
-            "autoseg train was called with different options"
+            "made from a different plan, schedule or weights than the run has now: plan.json or schedule.json was edited, or "
+            "networks were trained with other options"
         )
-        raise _unfinished(run.selection, message, run, code="model.outdated")
+        raise _outdated(run.selection, message, run)
     return RunFiles(run=run, description=description, keys=keys)
 
 
@@ -125,9 +125,14 @@ def _require_finished(run: RunFolder) -> None:
         raise _unfinished(run.root, f"the run is not finished: no {', '.join(missing)}", run)
 
 
-def _unfinished(where: Path, message: str, run: RunFolder, *, code: str = "model.unfinished") -> AutosegError:
-    fix = f"resume it: autoseg run --out {run.root}"
-    return AutosegError(Issue(code=code, where=str(where), message=message, fix=fix))
+def _unfinished(where: Path, message: str, run: RunFolder) -> AutosegError:
+    fix = f"resume it: autoseg run {run.root}"
+    return AutosegError(Issue(code="model.unfinished", where=str(where), message=message, fix=fix))
+
+
+def _outdated(where: Path, message: str, run: RunFolder) -> AutosegError:
+    fix = f"undo edits with autoseg plan {run.root} --replan, or train what changed with autoseg run {run.root} --redo"
+    return AutosegError(Issue(code="model.outdated", where=str(where), message=message, fix=fix))
 
 
 def _describe(run: RunFolder) -> ModelDescription:
@@ -141,7 +146,7 @@ def _describe(run: RunFolder) -> ModelDescription:
         )
     except ValidationError as error:
         message = f"its documents are inconsistent: {'; '.join(map(str, issues_of(error)))}"
-        raise _unfinished(run.root, message, run, code="model.outdated") from error
+        raise _outdated(run.root, message, run) from error
 
 
 def _weight_keys(run: RunFolder, description: ModelDescription) -> dict[str, list[str]]:

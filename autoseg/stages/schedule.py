@@ -35,6 +35,8 @@ from planners import (
     extend_schedule,
     find_edits,
     plan_schedule,
+    refuse_bad_assignments,
+    trial_training,
     warn_of_short_budget,
 )
 
@@ -105,6 +107,11 @@ def preflight(run: Run, plan: Plan) -> None:
     dataset, settings = run.dataset, run.settings
     require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
     given, followed = read_given(run), read_schedule(run)
+    planned = [
+        trial_training(each, base_features=each.network.features[0], batch_size=each.batch_size, precision="float32")
+        for each in plan.configurations
+    ]
+    refuse_bad_assignments(planned, changes_of(settings, "schedule"))
     refuse_other_plan(run, plan)
     refuse_bad_folds(settings, dataset)
     if followed is not None and is_edited(run, "schedule", run.folder.schedule, Schedule):

@@ -18,7 +18,6 @@ from autoseg.pipeline import run_stages
 from autoseg.settings import Settings
 from autoseg.stages.run import find_run, require_free
 from autoseg.storage.atomic import load_document
-from planners import PlanningError
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_a_refused_change_does_not_affect_later_calls(tmp_path: Path, data: Path
             run_stages(run, "plan")
             assert run.plan.configuration("2d").batch_size == 3
         else:
-            with pytest.raises(PlanningError):
+            with pytest.raises(AutosegError):
                 run_stages(run, "plan")
 
 

@@ -30,6 +30,9 @@ def planned(tmp_path: Path) -> Run:
         ({}, {"fold": 3}, "folds.no_such_fold"),
         ({"folds": 2}, {"fold": 2}, "folds.no_such_fold"),
         ({"leave_one_group_out": True}, {}, "folds.no_groups"),
+        ({"set": "schedule.foo=1"}, {}, "plan.edit_unknown"),
+        ({"set": "schedule.num_steps=many"}, {}, "plan.edit_value"),
+        ({"set": "plan.foo=1"}, {}, "plan.edit_unknown"),
     ],
 )
 def test_what_does_not_exist_is_refused_before_anything_is_preprocessed(
