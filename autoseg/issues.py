@@ -6,17 +6,14 @@ from collections.abc import Sequence
 
 from planners import Issue, Severity
 
-__all__ = ["UNNAMED", "AutosegError", "Issue", "Severity"]
-UNNAMED = "unnamed.issue"
+__all__ = ["AutosegError", "Issue", "Severity"]
 
 
 class AutosegError(Exception):
     """One or more issues that end a command; the message gives all of them, under ``headline`` where it is given."""
 
-    def __init__(self, *issues: Issue | str, headline: str | None = None) -> None:
-        self.issues = tuple(
-            issue if isinstance(issue, Issue) else Issue(code=UNNAMED, where="", message=issue) for issue in issues
-        )
+    def __init__(self, *issues: Issue, headline: str | None = None) -> None:
+        self.issues = issues
         self.headline = headline
         lines = [f"  - {issue}" for issue in self.issues] if headline is not None else map(str, self.issues)
         super().__init__("\n".join([*([] if headline is None else [headline]), *lines]))

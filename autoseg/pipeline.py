@@ -10,9 +10,10 @@ from typing import Literal
 
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
-from autoseg.stages.check import check, fingerprint
+from autoseg.stages.check import check
+from autoseg.stages.fingerprint import fingerprint
 from autoseg.stages.plan import plan
-from autoseg.stages.predict import predict, validate
+from autoseg.stages.predict import predict
 from autoseg.stages.preprocess import preprocess
 from autoseg.stages.record import what_differs, write_record
 from autoseg.stages.report import report
@@ -20,6 +21,7 @@ from autoseg.stages.run import Run, StageRecord, keep_settings
 from autoseg.stages.schedule import schedule
 from autoseg.stages.select import select
 from autoseg.stages.train import train
+from autoseg.stages.validate import validate
 from autoseg.stages.work import Stage, Work, changed_inputs, read_record, written_document
 from autoseg.storage.atomic import load_document, remove_orphans, save_document
 from autoseg.storage.cache import key_of

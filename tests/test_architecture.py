@@ -114,7 +114,7 @@ def opening(path: Path) -> Iterator[str]:
     yield from (f"{word} is a drawer" for word in DRAWERS & set(path.stem.split("_")))
 
 
-LONGEST = 90
+LONGEST = 60
 """Lines of a function."""
 DRAWERS = {"utils", "helpers", "common", "misc", "manager"}
 

@@ -1,4 +1,4 @@
-"""Check and fingerprint: what is in the folder and what is wrong with it, and the measurements that are planned from."""
+"""Check: what is in the dataset's folder, and whether it can be used."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from autoseg.data.checks import check_dataset, require_clean
 from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
-from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.stages.run import Run, require_redo
 from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import Cached, key_of, read_content
 from autoseg.wording import count_noun
-from planners import Fingerprint
 
 BYTE_S = 1e-9
 """Processor time to hash a byte."""
@@ -122,27 +120,3 @@ def _state(case: Case) -> tuple[tuple[str, int, int], ...]:
 
 def _contents(case: Case) -> Contents:
     return tuple(read_content(file, None).sha256 for path in _paths(case) for file in files_of(path))
-
-
-def fingerprint(run: Run) -> Generator[Work, None, None]:
-    """Measure the training cases, in the axes that the run plans in."""
-    dataset, strict = run.dataset, run.settings.strict_reference
-    yield Work(
-        name="fingerprint",
-        what="the fingerprint",
-        inputs=lambda: {"dataset": trained_on(dataset), "orientation (--strict-reference)": key_of(not strict)},
-        outputs=[run.folder.fingerprint],
-        is_whole=reads_as(Fingerprint),
-        do=partial(_measure, run, dataset),
-    )
-
-
-def _measure(run: Run, dataset: DatasetDescription) -> None:
-    measured = take_fingerprint(
-        dataset,
-        num_workers=run.num_workers,
-        reporter=run.reporter,
-        canonical=not run.settings.strict_reference,
-        keep_in=run.folder.cache("fingerprint"),
-    )
-    save_document(run.folder.fingerprint, measured)

@@ -1,4 +1,4 @@
-"""Validate and predict: every fold predicts the cases it did not train on, and the finished model the test images."""
+"""Predict: label maps of the dataset's test images by the finished model."""
 
 from __future__ import annotations
 
@@ -7,79 +7,14 @@ from collections.abc import Generator
 from functools import partial
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.evaluation.scoring import score_cases
-from autoseg.evaluation.table import write_summary
-from autoseg.inference.model import Member, Model, final_weights, load_model, load_network
-from autoseg.inference.predict import InputCase, predict_cases, predict_stored
-from autoseg.inference.predictions import prediction_path, probabilities_path
-from autoseg.inference.predictor import Predictor, StoredImage
+from autoseg.inference.model import load_model
+from autoseg.inference.predict import InputCase, predict_cases
+from autoseg.inference.predictor import Predictor
 from autoseg.stages.run import Run, StageRecord
-from autoseg.stages.schedule import Prepared, read_prepared
-from autoseg.stages.train import Job, all_keys, asked_jobs, expected_cases, expected_s, previous_labels
-from autoseg.stages.work import Work, is_filled, read_record
+from autoseg.stages.work import Work, read_record
 from autoseg.storage.atomic import save_document
-from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.wording import count_noun
-
-
-def validate(run: Run) -> Generator[Work, None, None]:
-    """Predict and score the validation cases of the folds that this call is about."""
-    prepared = read_prepared(run)
-    keys = all_keys(run, prepared)
-    for training, fold in asked_jobs(run, prepared.schedule):
-        run.reporter.expect(expected_s(run, prepared.schedule, keys))
-        if prepared.splits.folds[fold].val:
-            yield validation_work(run, prepared, (training, fold), keys[training.configuration, fold])
-    run.reporter.expect(prepared.schedule.expected_rest_s)
-
-
-def validation_work(run: Run, prepared: Prepared, job: Job, key: str) -> Work:
-    """The work of validating one fold, whose weights have ``key``; probabilities are kept where ensembles are compared."""
-    training, fold = job
-    name, dataset, case_ids = training.configuration, prepared.dataset, prepared.splits.folds[fold].val
-    folder, keeps = run.folder.validation(name, fold), len(prepared.schedule.trainings) > 1
-    predictions = [prediction_path(folder, case_id, dataset) for case_id in case_ids]
-    probabilities = [probabilities_path(folder, case_id) for case_id in case_ids if keeps]
-    return Work(
-        name=f"validate-{name}-fold_{fold}",
-        what=f"validation of {name}, fold {fold}",
-        inputs=lambda: {"model": key, "need for probabilities": key_of(keeps)},
-        outputs=[folder / "summary.json", *predictions, *probabilities],
-        is_whole=is_filled,
-        do=partial(validate_one, run, prepared, job, key=key, keeps=keeps),
-    )
-
-
-def validate_one(run: Run, prepared: Prepared, job: Job, *, key: str, keeps: bool) -> None:
-    """Predict the validation cases of one fold and score them."""
-    training, fold = job
-    name, dataset, plan = training.configuration, prepared.dataset, prepared.plan
-    configuration, folder, case_ids = (
-        plan.configuration(name),
-        run.folder.validation(name, fold),
-        prepared.splits.folds[fold].val,
-    )
-    weights = final_weights(run.folder, name, fold)
-    network = load_network(weights, configuration, training, device=run.device, key=key)
-    model = Model(
-        dataset=dataset,
-        plan=plan,
-        members=(Member(configuration=configuration, training=training, networks=(network,)),),
-        device=run.device,
-        key=key,
-    )
-    stored, previous = run.folder.preprocessed(configuration.data), previous_labels(run, prepared, configuration)
-    images = [
-        StoredImage(folder=stored, case_id=case_id, made_from=made_from, previous=previous)
-        for case_id, made_from in expected_cases(prepared, configuration, case_ids).items()
-    ]
-    with run.reporter.track(f"Validating {name}, fold {fold}", len(images)) as tracker:
-        predict_stored(model, images, folder, keep_probabilities=keeps, tracker=tracker, say=run.say)
-    paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
-    cache = run.folder.cache(f"validate-{name}-fold_{fold}")
-    summary = score_cases(dataset, paths, num_workers=run.num_workers, keep_in=cache)
-    write_summary(folder / "summary.json", summary)
 
 
 def predict(run: Run) -> Generator[Work, None, None]:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from planners import Document, DocumentError, read_document, write_document
 
 try:
@@ -103,7 +103,9 @@ def _is_orphan(path: Path) -> bool:
 def require_file_name(path: Path) -> None:
     """Raise `AutosegError` if ``path`` is a folder, which a file cannot replace."""
     if not path.name or os.path.isdir(path):
-        raise AutosegError(f"{path} is a folder, not a file; pass a file name")
+        raise AutosegError(
+            Issue(code="file.is_a_folder", where=str(path), message="is a folder, not a file", fix="pass a file name")
+        )
 
 
 @contextmanager
@@ -171,10 +173,9 @@ def sync_folder(folder: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> AutosegError:
     """The error for a ``path`` that could not be written; it names no option because commands name that place differently."""
-    return AutosegError(
-        f"{path} could not be written ({error.strerror or error}); free some space there, allow writing to its folder, or "
-        "choose another place to write to"
-    )
+    message = f"could not be written ({error.strerror or error})"
+    fix = "free some space there, allow writing to its folder, or choose another place to write to"
+    return AutosegError(Issue(code="file.not_written", where=str(path), message=message, fix=fix))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -197,8 +198,16 @@ def load_document(model: type[D], path: Path, *, fix: str | None = None) -> D:
         text = path.read_bytes()
     except OSError as error:
         again = "it is written by an earlier stage: pass the folder of a run, or run that stage first"
-        raise AutosegError(f"{path} could not be read ({error.strerror or error}); {fix or again}") from error
+        message = f"could not be read ({error.strerror or error})"
+        raise AutosegError(Issue(code="file.unreadable", where=str(path), message=message, fix=fix or again)) from error
     try:
         return read_document(model, text, where=str(path))
     except DocumentError as error:
-        raise AutosegError(f"{error}\n{fix or 'restore the file, or delete it to redo its stage'}") from error
+        last = fix or "restore the file, or delete it to redo its stage"
+        issues = [
+            issue.model_copy(
+                update={"where": f"{path}, {issue.where}", "fix": f"{issue.fix}; {last}" if issue.fix else last}
+            )
+            for issue in error.issues
+        ]
+        raise AutosegError(*issues, headline=f"{path} cannot be read:") from error

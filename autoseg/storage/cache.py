@@ -21,7 +21,7 @@ from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
 
 from autoseg import __version__
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import temporary_path
 from planners import Document, essence
 
@@ -147,7 +147,8 @@ def read_content(path: Path | str, before: FileContent | None) -> FileContent:
         with open(path, "rb") as file:
             sha256 = file_digest(file, "sha256").hexdigest()
     except OSError as error:
+        message = f"could not be read ({error.strerror or error})"
         raise AutosegError(
-            f"{path} could not be read ({error.strerror or error}); restore it, or remove its case"
+            Issue(code="file.unreadable", where=str(path), message=message, fix="restore it, or remove its case")
         ) from error
     return FileContent(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns, sha256=sha256)

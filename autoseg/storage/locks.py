@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import write_error
 
 try:
@@ -56,7 +56,14 @@ def hold_lock(path: Path, *, what: str, wait: bool = False, say: Callable[[str],
             time.sleep(WAIT_S)
             taken = _take(handle, path)
         if not taken:
-            raise AutosegError(f"{what} is being worked on by {_owner(handle)}; wait for it, or stop that process")
+            raise AutosegError(
+                Issue(
+                    code="lock.held",
+                    where=what,
+                    message=f"is being worked on by {_owner(handle)}",
+                    fix="wait for it, or stop that process",
+                )
+            )
         _note_owner(handle)
         yield
     finally:
@@ -72,9 +79,9 @@ def _take(handle: int, path: Path) -> bool:
     except OSError as error:
         if error.errno in HELD:
             return False
-        raise AutosegError(
-            f"{path} cannot be locked ({error.strerror or error}): its file system has no locks; choose a folder on another one with --out"
-        ) from error
+        message = f"cannot be locked ({error.strerror or error}): its file system has no locks"
+        fix = "choose a folder on another file system with --out"
+        raise AutosegError(Issue(code="lock.unsupported", where=str(path), message=message, fix=fix)) from error
     return True
 
 

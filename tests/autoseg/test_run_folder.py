@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, load_document, save_document
 from autoseg.tracking.progress import format_duration
 from planners import LabelClass, Labels
@@ -32,7 +32,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
 def test_a_place_that_cannot_be_written_is_named_with_a_fix_for_every_command(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(AutosegError, match=r"file/x could not be written.*another place") as caught,
+        pytest.raises(AutosegError, match=r"file/x: could not be written.*another place") as caught,
         atomic_write(tmp_path / "file" / "x"),
     ):
         pass
@@ -77,7 +77,10 @@ def test_a_missing_document_says_what_writes_it(tmp_path) -> None:
 
 def test_issues_are_listed_one_per_line() -> None:
     error = AutosegError(
-        *[Issue(code=UNNAMED, where="a", message="b", fix="c"), Issue(code=UNNAMED, where="d", message="e", fix="f")],
+        *[
+            Issue(code="test.issue", where="a", message="b", fix="c"),
+            Issue(code="test.issue", where="d", message="e", fix="f"),
+        ],
         headline=("two faults"),
     )
     assert str(error).splitlines() == ["two faults", "  - a: b; c", "  - d: e; f"]

@@ -20,11 +20,11 @@ from autoseg.inference.model import bundle_run, final_weights, load_model, open_
 from autoseg.issues import AutosegError
 from autoseg.pipeline import do_work
 from autoseg.settings import Settings
-from autoseg.stages.predict import validation_work
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.train import all_keys, fold_inputs, training_work
+from autoseg.stages.validate import validation_work
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import SilentReporter
 from planners import Plan, Schedule

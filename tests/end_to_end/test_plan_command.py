@@ -143,7 +143,7 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
             plan(*options(files), "--nnunet-plans", files / name)
         )
     for place in (".", files):
-        assert f"{place} is a folder, not a file" in refusal(plan(*options(files), "--nnunet-plans", place))
+        assert f"{place}: is a folder, not a file" in refusal(plan(*options(files), "--nnunet-plans", place))
     assert contents(files) == before
 
 

@@ -13,7 +13,7 @@ import torch
 
 from autoseg.compute.device import choose_device
 from autoseg.compute.executor import available_cores, run_jobs, workers_that_fit, workers_worth_starting
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import SilentReporter
 
 
@@ -28,9 +28,9 @@ def slow_square(x: int) -> int:
 
 def picky(x: int) -> int:
     if x == 2:
-        raise AutosegError("two is not liked; take three")
+        raise AutosegError(Issue(code="test.picky", where="", message="two is not liked", fix="take three"))
     if x == 4:
-        raise AutosegError(*[Issue(code=UNNAMED, where="w", message="f", fix="m")], headline=("bad"))
+        raise AutosegError(*[Issue(code="test.issue", where="w", message="f", fix="m")], headline=("bad"))
     if x == 5:
         return 1 // 0
     return x

@@ -21,7 +21,7 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.evaluation.scoring import score_cases
 from autoseg.imaging.readers import file_states
-from autoseg.issues import UNNAMED, AutosegError, Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing import fingerprint as fingerprinting
 from autoseg.preprocessing.fingerprint import take_fingerprint
 from autoseg.storage.cache import KEPT, Cached
@@ -54,7 +54,7 @@ def make(path: Path, *, number: float = 0.1 + 0.2) -> Outer:
         counts={-1: 2, 7: 3},
         number=number,
         digest=b"\xff\x00",
-        finding=Issue(code=UNNAMED, severity="note", case="ä", where=str(path), message=path.read_text(), fix="–"),
+        finding=Issue(code="test.issue", severity="note", case="ä", where=str(path), message=path.read_text(), fix="–"),
     )
 
 

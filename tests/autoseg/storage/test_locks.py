@@ -27,7 +27,7 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
         with (
-            pytest.raises(AutosegError, match=rf"the fold is being worked on by process {owner.pid} on"),
+            pytest.raises(AutosegError, match=rf"the fold: is being worked on by process {owner.pid} on"),
             hold_lock(path, what="the fold"),
         ):
             pass
@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_distinguished_from_a_held_lock(tmp_path,
     monkeypatch.setattr(locks, "fcntl", SimpleNamespace(flock=refuse, LOCK_EX=2, LOCK_NB=4))
     with (
         pytest.raises(
-            AutosegError, match=r"x\.lock cannot be locked \(No locks available\): its file system has no locks"
+            AutosegError, match=r"x\.lock: cannot be locked \(No locks available\): its file system has no locks"
         ),
         hold_lock(tmp_path / "x.lock", what="it", wait=True),
     ):

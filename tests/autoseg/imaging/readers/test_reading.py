@@ -388,7 +388,7 @@ def test_a_full_disk_leaves_nothing_behind_and_is_reported(tmp_path: Path, num_b
     said = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
     assert len(said) == len(endings), said
     for ending, line in zip(endings, said, strict=True):
-        assert line.startswith(f"refused {tmp_path / 'a'}{ending} could not be written")
+        assert line.startswith(f"refused {tmp_path / 'a'}{ending}: could not be written")
     assert list(tmp_path.iterdir()) == []
 
 
