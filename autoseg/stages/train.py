@@ -146,7 +146,10 @@ def training_work(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tra
 
 
 def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker) -> None:
-    """Train one configuration on one fold, from its checkpoint where there is one."""
+    """Train one configuration on one fold, from its checkpoint where there is one.
+
+    Patches are drawn in `autoseg.training.sampling`; the loss is that of the configuration in ``plan.json``.
+    """
     training, fold = job
     name = training.configuration
     record = f"train-{name}-fold_{fold}"
