@@ -201,7 +201,7 @@ def _plan_from_nnunet(
     fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
 ) -> tuple[Any, str, str | None]:
     """The plan, file ending and reader of a dataset that is known only from nnU-Net's files."""
-    from autoseg.interop.nnunet_plans import PlanSettings, plan_from_nnunet
+    from autoseg.interop.nnunet_plans import plan_from_nnunet
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of, make_settings
     from autoseg.stages.run import require_free_for_plan
@@ -213,13 +213,14 @@ def _plan_from_nnunet(
     if out is not None:
         require_free_for_plan(RunFolder(out), description.parent)
     wanted = make_settings({"dataset": description.parent, **wishes})
-    settings = PlanSettings(
+    planned, found = plan_from_nnunet(
+        fingerprint,
+        description,
         preset=wanted.preset,
         memory_gb=wanted.memory_gb,
         target_spacing_mm=wanted.target_spacing,
         strict_reference=wanted.strict_reference,
     )
-    planned, found = plan_from_nnunet(fingerprint, description, settings)
     if out is not None:
         save_document(RunFolder(out).plan, planned)
         typer.echo(f"Plan: {RunFolder(out).plan}")

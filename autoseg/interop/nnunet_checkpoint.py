@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,12 +27,12 @@ FORBIDDEN = re.compile(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)")
 """Torch's message for the code that a file asks for."""
 REASON = re.compile(r"(?:WeightsUnpickler error: )([^\n]+)")
 """Torch's message for what is wrong; the rest of it recommends running the file's code."""
-SETS_OF_AXES = [kept for count in range(4) for kept in combinations((0, 1, 2), count)]
+SETS_OF_AXES = [list(kept) for count in range(4) for kept in combinations((0, 1, 2), count)]
 
 FAMILIES = ("unet", "residual_unet")
 PARTS = {"conv": 0, "norm": 1}
 """Index of a convolution block's parts in its list."""
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = re.compile(r"^(?:module\.|_orig_mod\.)+")
 """Prefixes of parallel training and compilation."""
 CONVOLUTION = ("weight", "bias")
 
@@ -119,11 +119,13 @@ def _faults(content: Any) -> list[str]:
         return [f"it contains a {type(content).__name__}"]
     weights, arguments = content.get("network_weights"), content.get("init_args")
     faults = []
-    if not _is_state(weights):
+    if not (
+        isinstance(weights, dict)
+        and weights
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
+    ):
         faults.append("network_weights is not a dict of tensors")
-    elif odd := [
-        name for name, tensor in weights.items() if not _is_plain(tensor)
-    ]:  # before anything is computed of them
+    elif odd := [name for name, tensor in weights.items() if not _is_plain(tensor)]:  # before they are computed with
         faults.append(f"{len(odd)} tensors are not plain real numbers, the first is {odd[0]}")
     elif broken := [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]:
         faults.append(f"{len(broken)} tensors contain NaN or infinity, the first is {broken[0]}")
@@ -131,20 +133,13 @@ def _faults(content: Any) -> list[str]:
         faults.append("init_args has no configuration")
     if not isinstance(content.get("trainer_name"), str):
         faults.append("trainer_name is missing")
-    if not _is_count(content.get("current_epoch")):
-        faults.append(f"current_epoch is {content.get('current_epoch', 'missing')!r}")
+    epochs = content.get("current_epoch", "missing")
+    if type(epochs) not in (int, float) or epochs < 0 or not float(epochs).is_integer():  # numpy's are read as floats
+        faults.append(f"current_epoch is {epochs!r}")
     axes = content.get("inference_allowed_mirroring_axes")
-    if axes is not None and not _are_axes(axes):
+    if axes is not None and not (isinstance(axes, tuple | list) and list(axes) in SETS_OF_AXES):
         faults.append(f"inference_allowed_mirroring_axes is {axes!r}")
     return faults
-
-
-def _is_state(weights: Any) -> TypeGuard[dict[str, Tensor]]:
-    return (
-        isinstance(weights, dict)
-        and bool(weights)
-        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items())
-    )
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -157,16 +152,6 @@ def _is_plain(tensor: Tensor) -> bool:
     )
 
 
-def _is_count(value: Any) -> TypeGuard[float]:
-    """Numpy's numbers are read as floats."""
-    return type(value) in (int, float) and value >= 0 and float(value).is_integer()
-
-
-def _are_axes(axes: Any) -> bool:
-    """Whether these are axes of a patch, each once and in order."""
-    return isinstance(axes, tuple | list) and any(list(axes) == list(kept) for kept in SETS_OF_AXES)
-
-
 def reference_names(network: Network) -> dict[str, tuple[str, ...]]:
     """For each of our parameters its names in a state dict of nnU-Net, the canonical one first.
 
@@ -174,7 +159,8 @@ def reference_names(network: Network) -> dict[str, tuple[str, ...]]:
     """
     if network.family not in FAMILIES:
         raise ValueError(f"nnU-Net has no {network.family}")
-    return dict((*_encoder(network), *_decoder(network)))
+    encoder = {ours: (*theirs, *(f"decoder.{name}" for name in theirs)) for ours, theirs in _encoder(network)}
+    return encoder | dict(_decoder(network))
 
 
 def translate_weights(weights: Mapping[str, Tensor], network: Network) -> tuple[dict[str, Tensor], list[str]]:
@@ -184,9 +170,11 @@ def translate_weights(weights: Mapping[str, Tensor], network: Network) -> tuple[
     must have the same numbers if they exist, and nothing may be left over. If there are faults, the weights are
     incomplete.
     """
-    found = {_unwrapped(name): tensor for name, tensor in weights.items()}
+    found = {WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     names = reference_names(network)
-    shapes = _shapes(network)
+    with torch.device("meta"):
+        module = build_network(network, seed=None)
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     known = {name for aliases in names.values() for name in aliases}
     missing = [first for first, *_ in names.values() if first not in found]
     odd = [
@@ -210,28 +198,10 @@ def translate_weights(weights: Mapping[str, Tensor], network: Network) -> tuple[
     return {ours: found[first] for ours, (first, *_) in names.items() if first in found}, problems
 
 
-def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        module = build_network(network, seed=None)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _unwrapped(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
-    return name
-
-
 Names = tuple[str, tuple[str, ...]]
 
 
 def _encoder(network: Network) -> Iterator[Names]:
-    for ours, theirs in _encoder_alone(network):
-        yield ours, (*theirs, *(f"decoder.{name}" for name in theirs))
-
-
-def _encoder_alone(network: Network) -> Iterator[Names]:
     residual = network.family == "residual_unet"
     if residual:
         yield from _block("stem", "encoder.stem.convs.0")
@@ -247,7 +217,7 @@ def _encoder_alone(network: Network) -> Iterator[Names]:
                 yield from _block(f"{ours}.{part}", f"{theirs}.{part}")
             if j == 0 and inputs != features:
                 place = 1 if max(network.strides[i]) > 1 else 0  # a pooling comes before
-                yield from _projection(f"{ours}.project", f"{theirs}.skip.{place}")
+                yield from _block(f"{ours}.project", f"{theirs}.skip.{place}", is_projection=True)
         inputs = features
 
 
@@ -261,13 +231,9 @@ def _decoder(network: Network) -> Iterator[Names]:
             yield from _block(f"decoder.{i}.{k}", f"decoder.stages.{j}.convs.{k}")
 
 
-def _block(ours: str, theirs: str) -> Iterator[Names]:
-    for part, number in PARTS.items():
-        for end in CONVOLUTION:
-            yield f"{ours}.{part}.{end}", (f"{theirs}.{part}.{end}", f"{theirs}.all_modules.{number}.{end}")
-
-
-def _projection(ours: str, theirs: str) -> Iterator[Names]:
-    """The skip path's 1x1 convolution, which has no bias; here a sequence of convolution and norm."""
-    for part, end in (("conv", "weight"), ("norm", "weight"), ("norm", "bias")):
-        yield f"{ours}.{PARTS[part]}.{end}", (f"{theirs}.{part}.{end}", f"{theirs}.all_modules.{PARTS[part]}.{end}")
+def _block(ours: str, theirs: str, *, is_projection: bool = False) -> Iterator[Names]:
+    """A convolution and its norm. The skip path's projection has no bias, and is a sequence in our networks."""
+    for (part, number), end in product(PARTS.items(), CONVOLUTION):
+        if not (is_projection and (part, end) == ("conv", "bias")):
+            own = number if is_projection else part
+            yield f"{ours}.{own}.{end}", (f"{theirs}.{part}.{end}", f"{theirs}.all_modules.{number}.{end}")

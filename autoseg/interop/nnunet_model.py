@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -32,14 +32,12 @@ FOLD = re.compile(r"fold_(\d+)")
 ALL_CASES = "fold_all"
 """One network trained on all cases; here it is fold 0."""
 NEEDED = ("plans.json", "dataset.json")
-OTHER_FILE = "pass another file with --nnunet-plans"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Stage:
     """One trained configuration of nnU-Net: its documents, and the checkpoint of each fold."""
 
-    folder: Path
     model: NnunetModel
     configuration: Configuration
     checkpoints: dict[int, Path]
@@ -64,10 +62,13 @@ def import_nnunet(
     """
     check_free(out)
     stages, issues = _open_stages(folder, folds, checkpoints)
-    hashes: list[str] = []
+    hashes = []
     for stage in stages:
-        hashed, more = _check_weights(stage)
-        hashes, issues = hashes + hashed, issues + more
+        for path in stage.checkpoints.values():
+            try:
+                hashes.append(sha256(_packed(stage, path)).hexdigest())
+            except AutosegError as error:
+                issues += error.issues
     if issues:
         raise AutosegError(*issues, headline=f"{folder} cannot be imported")
     _tell(folder, stages[-1], say)
@@ -75,9 +76,7 @@ def import_nnunet(
     by_name = {stage.configuration.name: stage for stage in stages}
 
     def weights(name: str, fold: int) -> bytes:
-        stage = by_name[name]
-        path = stage.checkpoints[fold]
-        return _packed(read_reference_checkpoint(path), stage, where=path)
+        return _packed(by_name[name], by_name[name].checkpoints[fold])
 
     write_bundle(out, description, weights, key=key_of(hashes, description), version=autoseg.__version__)
     return out
@@ -110,14 +109,23 @@ def _open_stage(
 ) -> tuple[_Stage | None, list[Issue]]:
     """The stage in a folder, with all issues of its documents and checkpoints."""
     texts, issues = _documents(folder)
-    if not texts:
+    if issues:
         return None, issues
-    files, missing = _find_checkpoints(folder, folds, f"checkpoint_{checkpoints}.pth")
-    opened, faulty = _open_checkpoints(files)
-    issues += missing + faulty
-    first = next(iter(opened.values()), None)
-    if first is None:
+    files, issues = _find_checkpoints(folder, folds, f"checkpoint_{checkpoints}.pth")
+    opened: dict[int, ReferenceCheckpoint] = {}
+    for fold, file in files.items():
+        try:
+            opened[fold] = read_reference_checkpoint(file)
+        except AutosegError as error:
+            issues += error.issues
+    if not opened:
         return None, issues
+    first = next(iter(opened.values()))
+    for fold, checkpoint in opened.items():
+        if checkpoint.configuration != first.configuration:
+            message = f"trained as {checkpoint.configuration}, others as {first.configuration}"
+            fix = "put each configuration into its own folder"
+            issues.append(Issue(code="import.mixed_folds", where=str(files[fold]), message=message, fix=fix))
     try:
         model = read_nnunet_model(
             *texts,
@@ -128,11 +136,9 @@ def _open_stage(
         )
     except DocumentError as error:
         fix = "use nnU-Net for this model, or correct the file"
-        return None, issues + [
-            Issue(code="import.unsupported", where=str(folder), message=str(found), fix=fix) for found in error.issues
-        ]
+        faults = [Issue(code="import.unsupported", where=str(folder), message=str(e), fix=fix) for e in error.issues]
+        return None, issues + faults
     stage = _Stage(
-        folder=folder,
         model=model,
         configuration=model.plan.configuration(first.configuration),
         checkpoints={fold: files[fold] for fold in opened},
@@ -140,24 +146,6 @@ def _open_stage(
         epochs=first.epochs,
     )
     return stage, issues
-
-
-def _open_checkpoints(files: Mapping[int, Path]) -> tuple[dict[int, ReferenceCheckpoint], list[Issue]]:
-    """The readable checkpoints by fold, and an issue for each that is not, or is of another configuration."""
-    opened: dict[int, ReferenceCheckpoint] = {}
-    issues: list[Issue] = []
-    for fold, file in files.items():
-        try:
-            opened[fold] = read_reference_checkpoint(file)
-        except AutosegError as error:
-            issues += error.issues
-    first = next(iter(opened.values()), None)
-    for fold, checkpoint in opened.items():
-        if first is not None and checkpoint.configuration != first.configuration:
-            message = f"trained as {checkpoint.configuration}, others as {first.configuration}"
-            fix = "put each configuration into its own folder"
-            issues.append(Issue(code="import.mixed_folds", where=str(files[fold]), message=message, fix=fix))
-    return opened, issues
 
 
 def _documents(folder: Path) -> tuple[list[bytes], list[Issue]]:
@@ -174,7 +162,7 @@ def _documents(folder: Path) -> tuple[list[bytes], list[Issue]]:
         except OSError as error:
             message = f"could not be read ({error.strerror or error})"
             issues.append(Issue(code="import.not_a_model", where=str(folder / name), message=message, fix=fix))
-    return ([] if issues else texts), issues
+    return texts, issues
 
 
 def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> tuple[dict[int, Path], list[Issue]]:
@@ -187,51 +175,30 @@ def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> t
     wanted = sorted(found) if folds is None else sorted(set(folds))
     known = ", ".join(map(str, sorted(found))) or "none"
     fix = "train it, or choose other folds with --fold"
-    issues = [
-        Issue(
-            code="import.missing_fold",
-            where=str(folder),
-            message=f"fold {fold} does not exist (available: {known})",
-            fix=fix,
-        )
-        for fold in wanted
-        if fold not in found
-    ]
+    files, issues = {}, []
+    for fold in wanted:
+        if fold not in found:
+            where, code, message = folder, "missing_fold", f"fold {fold} does not exist (available: {known})"
+        elif not (file := found[fold] / name).is_file():
+            where, code = found[fold], "unfinished_fold"
+            message = f"fold {fold} has no {name}: its training was not finished"
+        else:
+            files[fold] = file
+            continue
+        issues.append(Issue(code=f"import.{code}", where=str(where), message=message, fix=fix))
     if not wanted:
-        give = "pass the folder of a trained model"
-        issues.append(Issue(code="import.missing_fold", where=str(folder), message="no folds", fix=give))
-    files = {fold: found[fold] / name for fold in wanted if fold in found}
-    issues += [
-        Issue(
-            code="import.unfinished_fold",
-            where=str(file.parent),
-            message=f"fold {fold} has no {name}: its training was not finished",
-            fix=fix,
-        )
-        for fold, file in files.items()
-        if not file.is_file()
-    ]
-    return {fold: file for fold, file in files.items() if file.is_file()}, issues
+        fix = "pass the folder of a trained model"
+        issues.append(Issue(code="import.missing_fold", where=str(folder), message="no folds", fix=fix))
+    return files, issues
 
 
-def _check_weights(stage: _Stage) -> tuple[list[str], list[Issue]]:
-    """Hashes of the translated weights, and what does not fit the plan."""
-    hashes: list[str] = []
-    issues: list[Issue] = []
-    for path in stage.checkpoints.values():
-        try:
-            hashes.append(sha256(_packed(read_reference_checkpoint(path), stage, where=path)).hexdigest())
-        except AutosegError as error:
-            issues += error.issues
-    return hashes, issues
-
-
-def _packed(checkpoint: ReferenceCheckpoint, stage: _Stage, *, where: Path) -> bytes:
-    weights, faults = translate_weights(checkpoint.weights, stage.configuration.network)
+def _packed(stage: _Stage, path: Path) -> bytes:
+    """The translated weights of one checkpoint."""
+    weights, faults = translate_weights(read_reference_checkpoint(path).weights, stage.configuration.network)
     if faults:
         message = f"does not fit the network of the plan: {'; '.join(faults)}"
         fix = f"use nnU-Net for trainers that build another network, as {stage.trainer} may do"
-        raise AutosegError(Issue(code="import.other_network", where=str(where), message=message, fix=fix))
+        raise AutosegError(Issue(code="import.other_network", where=str(path), message=message, fix=fix))
     return pack_weights({name: tensor.float() for name, tensor in weights.items()}, key="")
 
 

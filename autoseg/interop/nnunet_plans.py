@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +14,33 @@ from planners import NnunetDataset, Plan, nnunet_plans, plan_dataset, read_nnune
 OTHER_FILE = "pass another file with --nnunet-plans"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanSettings:
-    """Options of a plan."""
-
-    preset: str
-    memory_gb: float | None
-    target_spacing_mm: tuple[float, float, float] | None
-    """Source axes (z, y, x)."""
-    strict_reference: bool
-
-
-def plan_from_nnunet(fingerprint: Path, dataset: Path, settings: PlanSettings) -> tuple[Plan, NnunetDataset]:
+def plan_from_nnunet(
+    fingerprint: Path,
+    dataset: Path,
+    *,
+    preset: str,
+    memory_gb: float | None,
+    target_spacing_mm: tuple[float, float, float] | None,
+    strict_reference: bool,
+) -> tuple[Plan, NnunetDataset]:
     """The plan of a dataset described by ``dataset_fingerprint.json`` and ``dataset.json``, and the content of these files.
 
-    Raises `AutosegError` for files that cannot be read, and `DocumentError` or `PlanningError` with all problems.
+    ``target_spacing_mm`` has source axes (z, y, x). Raises `AutosegError` for files that cannot be read, and `DocumentError`
+    or `PlanningError` with all problems.
     """
-    found = read_nnunet_dataset(
-        _read(fingerprint), _read(dataset), fingerprint_where=str(fingerprint), dataset_where=str(dataset)
-    )
+    texts = []
+    for path in (fingerprint, dataset):
+        try:
+            texts.append(path.read_bytes())
+        except OSError as error:
+            raise _unreadable(path, error, fix="pass a file that nnU-Net wrote") from error
+    found = read_nnunet_dataset(*texts, fingerprint_where=str(fingerprint), dataset_where=str(dataset))
     plan = plan_dataset(
         found.fingerprint,
-        preset=settings.preset,
-        memory_gb=settings.memory_gb,
-        target_spacing_mm=settings.target_spacing_mm,
-        strict_reference=settings.strict_reference,
+        preset=preset,
+        memory_gb=memory_gb,
+        target_spacing_mm=target_spacing_mm,
+        strict_reference=strict_reference,
     )
     return plan, found
 
@@ -86,13 +87,6 @@ def _existing_configurations(path: Path) -> dict[str, Any]:
         message = "exists and is not an nnU-Net plans file"
         raise AutosegError(Issue(code="plans.foreign_file", where=str(path), message=message, fix=OTHER_FILE))
     return configurations
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _unreadable(path, error, fix="pass a file that nnU-Net wrote") from error
 
 
 def _unreadable(path: Path, error: OSError, *, fix: str) -> AutosegError:
