@@ -8,18 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from autoseg.data.discovery.discover import NamedImage, find_loose_images, labels_beside_images
 from autoseg.imaging.readers import image_endings, is_dicom_series, prediction_ending, read_header, require_text
 from autoseg.inference.model import Model
-from autoseg.inference.predictions import Job, prediction_folder, predictions_among
-from autoseg.inference.predictor import Prediction, Predictor, StoredImage
+from autoseg.inference.predictions import Job, PredictionFolder, predictions_among
+from autoseg.inference.predictor import Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.prepare import has_previous, store_previous
 from autoseg.run_folder import run_of
 from autoseg.storage.atomic import remove_orphans
 from autoseg.storage.cache import key_of
@@ -30,7 +25,6 @@ CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: one file per channel, numbered as in nnU-Net's folders."""
 UNNUMBERED = -1
 """Channel of a file without a number."""
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,27 +178,25 @@ def _check_single_file(case_id: str, files: dict[int, Path], channels: Sequence[
     return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
 
 
-class Sink(Protocol[Result]):
-    """Where predictions go."""
-
-    def complete(self, job: Job[Result]) -> None:
-        """Predict and store the case unless it was made from the same already."""
-
-
-def complete_jobs(jobs: Sequence[Job[Result]], sink: Sink[Result], tracker: Tracker) -> dict[str, AutosegError]:
+def try_jobs(jobs: Sequence[Job], complete: Callable[[Job], None], tracker: Tracker) -> dict[str, AutosegError]:
     """Complete all ``jobs``, one in memory at a time. A failing case does not stop the others: errors by case id."""
     errors = {}
     for job in jobs:
         try:
-            sink.complete(job)
+            complete(job)
         except AutosegError as error:
             errors[job.case_id] = error
         tracker.advance(note=job.case_id)
     return errors
 
 
-def raise_together(errors: dict[str, AutosegError], *, headline: str) -> None:
-    """Raise one `AutosegError` with the issues of all ``errors``, by case id; nothing without any."""
+def complete_jobs(jobs: Sequence[Job], complete: Callable[[Job], None], tracker: Tracker) -> None:
+    """`try_jobs`, and one `AutosegError` with the issues of all cases that failed."""
+    errors = try_jobs(jobs, complete, tracker)
+    _raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
+
+
+def _raise_together(errors: dict[str, AutosegError], *, headline: str) -> None:
     issues = [
         issue.model_copy(update={"case": case_id, "where": issue.where or case_id})
         for case_id, error in errors.items()
@@ -238,9 +230,9 @@ def predict_cases(
     if folder.exists() and not folder.is_dir():
         fix = "pass a folder for the label maps"
         raise AutosegError(Issue(code="predict.not_a_folder", where=str(folder), message="a file", fix=fix))
-    sink = prediction_folder(
-        folder,
-        predictor.model.dataset,
+    sink = PredictionFolder(
+        folder=folder,
+        dataset=predictor.model.dataset,
         made_from=key_of(predictor.model.key, predictor.mirroring),
         say=reporter.say,
         scores="full" if probabilities else None,
@@ -252,16 +244,16 @@ def predict_cases(
     sink.begin(jobs)
     with reporter.track("Predicting", len(cases)) as tracker:
         tracker.advance(len(errors))
-        errors |= complete_jobs(jobs, sink, tracker)
+        errors |= try_jobs(jobs, sink.complete, tracker)
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     others = f"; the others are in {folder}" if written else ""
-    raise_together(errors, headline=f"{len(errors)} of {len(cases)} images could not be predicted{others}")
+    _raise_together(errors, headline=f"{len(errors)} of {len(cases)} images could not be predicted{others}")
     return written
 
 
 def _image_jobs(
     predictor: Predictor, cases: Sequence[InputCase], *, probabilities: bool
-) -> tuple[list[Job[Prediction]], dict[str, AutosegError]]:
+) -> tuple[list[Job], dict[str, AutosegError]]:
     """Jobs, and the errors of cases whose header cannot be read."""
     jobs, errors = [], {}
     for case in cases:
@@ -292,9 +284,9 @@ def predict_stored(
     end with the issues of all cases that failed.
     """
     predictor = Predictor(model=model)
-    sink = prediction_folder(
-        folder,
-        model.dataset,
+    sink = PredictionFolder(
+        folder=folder,
+        dataset=model.dataset,
         made_from=key_of(model.key, keep_probabilities),
         say=say,
         scores="half" if keep_probabilities else None,
@@ -310,24 +302,4 @@ def predict_stored(
     ]
     remove_orphans(folder, below=False)
     sink.begin(jobs)
-    errors = complete_jobs(jobs, sink, tracker)
-    raise_together(errors, headline=f"{len(errors)} of {len(cases)} cases could not be predicted")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NextStageFolder:
-    """Stores label maps of a cascade's first stage, on the grid of the second, in a folder of the run."""
-
-    folder: Path
-    patch_shape: Sequence[int]
-    """Of the second stage: shapes the chunks."""
-
-    def is_complete(self, job: Job[NDArray[np.integer]]) -> bool:
-        """Whether the label map was made from the same already."""
-        return has_previous(self.folder, job.case_id, job.made_from)
-
-    def complete(self, job: Job[NDArray[np.integer]]) -> None:
-        """Predict and store a label map that is missing, damaged or was made from something else."""
-        if not self.is_complete(job):
-            labels = job.predict()
-            store_previous(self.folder, job.case_id, labels, made_from=job.made_from, patch_shape=self.patch_shape)
+    complete_jobs(jobs, sink.complete, tracker)

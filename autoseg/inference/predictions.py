@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +27,18 @@ from planners import Document, Labels
 
 JOURNAL = "predictions.jsonl"
 NEW_FOLDER = "choose another output folder, or move the file"
-Result = TypeVar("Result")
 PROBABILITIES = (".npz", ".npy")
 Scores = Literal["full", "half"]
 """How probabilities are kept: ``CASE.npz`` in single precision, or ``CASE.probabilities.npy`` in half precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job(Generic[Result]):
+class Job:
     """One case to predict."""
 
     case_id: str
-    predict: Callable[[], Result]
+    predict: Callable[[], Any]
+    """Its `Prediction`, or what else is stored of it."""
     made_from: str = ""
     """Key of what it is made from besides the model and the content of ``inputs``."""
     inputs: tuple[Path, ...] = ()
@@ -124,7 +125,7 @@ class _Found:
         return bool(self.entries) and self.entries[-1].made_from == self.made_from
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PredictionFolder:
     """Writes predictions into a folder, each once, and never over anything that is not known to be a prediction.
 
@@ -135,16 +136,32 @@ class PredictionFolder:
     """
 
     folder: Path
-    header: PredictionsHeader
     dataset: DatasetDescription
+    made_from: str
+    """Key of the model and of how it is used."""
     say: Callable[[str], None]
     scores: Scores | None = None
     with_masks: bool = False
     """Write a folder ``CASE`` with a mask per class if the dataset has such files."""
     is_own: bool = False
-    journal: Journal[PredictionsHeader]
 
-    def begin(self, jobs: Sequence[Job[Prediction]]) -> None:
+    @cached_property
+    def header(self) -> PredictionsHeader:
+        """What the journal of this folder begins with."""
+        dataset = self.dataset
+        return PredictionsHeader(
+            made_from=self.made_from,
+            labels=dataset.labels,
+            file_values=dataset.file_values,
+            threshold=dataset.threshold,
+        )
+
+    @cached_property
+    def journal(self) -> Journal[PredictionsHeader]:
+        """What is known of the files in the folder."""
+        return Journal(self.folder / JOURNAL, PredictionsHeader)
+
+    def begin(self, jobs: Sequence[Job]) -> None:
         """Begin, or continue what the journal lists. In an own folder, predictions of other cases or of another model go.
 
         Raises `AutosegError` for predictions of another model, and with every file under the name of a prediction that is
@@ -153,12 +170,17 @@ class PredictionFolder:
         if self.is_own:
             if self.journal.header() != self.header:
                 self._clear()
-            self._remove_others({job.case_id for job in jobs})
+            case_ids = {job.case_id for job in jobs}
+            for item, entries in self.journal.entries().items():
+                if item not in case_ids:
+                    shutil.rmtree(self.folder / item, ignore_errors=True)
+                    for name in file_names(entries):
+                        (self.folder / name).unlink(missing_ok=True)
         else:
             self._refuse_foreign_files(jobs)
         self._require_same_model()
 
-    def complete(self, job: Job[Prediction]) -> None:
+    def complete(self, job: Job) -> None:
         """Predict and write what is not up to date. Raises `AutosegError` instead of overwriting the user's files."""
         self._require_same_model()  # each time: another process may have begun with another model
         files, found = self._files_of(job), self._look(job)
@@ -180,7 +202,7 @@ class PredictionFolder:
                     Entry(
                         item=job.case_id,
                         made_from=found.made_from,
-                        origin=origin_of(job.inputs),
+                        origin=_origin(job.inputs),
                         inputs=found.inputs,
                         files=named_contents(parts),
                     )
@@ -189,7 +211,7 @@ class PredictionFolder:
         except OSError as error:
             raise write_error(files.label_map, error) from error
 
-    def shown(self, job: Job[Prediction]) -> Path:
+    def shown(self, job: Job) -> Path:
         """The path to show: the label map, or the folder of masks."""
         files = self._files_of(job)
         return files.label_map if files.label_map in files.masks else self.folder / job.case_id
@@ -200,7 +222,7 @@ class PredictionFolder:
             fix = "choose another output folder, or empty this one"
             raise AutosegError(Issue(code="predict.other_model", where=str(self.folder), message=message, fix=fix))
 
-    def _files_of(self, job: Job[Prediction]) -> _Files:
+    def _files_of(self, job: Job) -> _Files:
         ending = job.ending or writable_ending(self.dataset.file_ending)
         path, folder = self.folder / f"{job.case_id}{ending}", self.folder / job.case_id
         masks: dict[Path, tuple[int, ...]] = {path: ()}
@@ -209,7 +231,7 @@ class PredictionFolder:
         scores = {"full": self.folder / f"{job.case_id}.npz", "half": probabilities_path(self.folder, job.case_id)}
         return _Files(label_map=path, masks=masks, scores=scores[self.scores] if self.scores else None)
 
-    def _look(self, job: Job[Prediction]) -> _Found:
+    def _look(self, job: Job) -> _Found:
         entries = self.journal.of(job.case_id)
         inputs = [part for path in job.inputs for part in files_of(path)]
         contents = named_contents(inputs, entries[-1].inputs if entries else ())
@@ -228,9 +250,7 @@ class PredictionFolder:
             corrected=tuple(corrected),
         )
 
-    def _refuse_overwriting(
-        self, job: Job[Prediction], files: _Files, found: _Found, *, places: Sequence[Path] = ()
-    ) -> None:
+    def _refuse_overwriting(self, job: Job, files: _Files, found: _Found, *, places: Sequence[Path] = ()) -> None:
         """Raise `AutosegError` where files of the user would be overwritten; say what is predicted again.
 
         ``places``: where new files are about to be put, once they are made.
@@ -243,7 +263,7 @@ class PredictionFolder:
         issues += [_foreign(path, job.inputs) for path in places if path.exists() and path.name not in names]
         exists = any(path.exists() for path in files.all)
         if found.entries and not found.same_inputs and exists and not places:
-            if found.entries[-1].origin != origin_of(job.inputs):
+            if found.entries[-1].origin != _origin(job.inputs):
                 message = "predicted from another image of that name, in another folder"
                 issues = [
                     Issue(code="predict.other_image", where=str(self.shown(job)), message=message, fix=NEW_FOLDER)
@@ -253,7 +273,7 @@ class PredictionFolder:
         if issues:
             raise AutosegError(*issues)
 
-    def _refuse_foreign_files(self, jobs: Sequence[Job[Prediction]]) -> None:
+    def _refuse_foreign_files(self, jobs: Sequence[Job]) -> None:
         images = [image for job in jobs for image in job.inputs]
         issues = [
             _foreign(path, images)
@@ -279,7 +299,7 @@ class PredictionFolder:
             path.parent.mkdir(exist_ok=True)
             write_label_map(path, array, prediction.geometry)
 
-    def _move(self, job: Job[Prediction], files: _Files, staged: Path, made: Sequence[Path]) -> None:
+    def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""
         for name in file_names(self.journal.of(job.case_id)):
             if name.endswith(PROBABILITIES) and (files.scores is None or name != files.scores.name):
@@ -299,45 +319,8 @@ class PredictionFolder:
         except OSError as error:
             raise write_error(self.folder, error) from error
 
-    def _remove_others(self, case_ids: Collection[str]) -> None:
-        """Remove predictions of cases that are not among ``case_ids``."""
-        for item, entries in self.journal.entries().items():
-            if item not in case_ids:
-                shutil.rmtree(self.folder / item, ignore_errors=True)
-                for name in file_names(entries):
-                    (self.folder / name).unlink(missing_ok=True)
 
-
-def prediction_folder(
-    folder: Path,
-    dataset: DatasetDescription,
-    *,
-    made_from: str,
-    say: Callable[[str], None],
-    scores: Scores | None = None,
-    with_masks: bool = False,
-    is_own: bool = False,
-) -> PredictionFolder:
-    """A folder of predictions for ``dataset``; ``made_from``: key of the model and of how it is used."""
-    header = PredictionsHeader(
-        made_from=made_from,
-        labels=dataset.labels,
-        file_values=dataset.file_values,
-        threshold=dataset.threshold,
-    )
-    return PredictionFolder(
-        folder=folder,
-        header=header,
-        dataset=dataset,
-        say=say,
-        scores=scores,
-        with_masks=with_masks,
-        is_own=is_own,
-        journal=Journal(folder / JOURNAL, PredictionsHeader),
-    )
-
-
-def origin_of(inputs: Sequence[Path]) -> str:
+def _origin(inputs: Sequence[Path]) -> str:
     """Hash of the paths of the inputs."""
     places = "\n".join(str(path.absolute()) for path in inputs)
     return sha256(places.encode("utf-8", errors="surrogateescape")).hexdigest()

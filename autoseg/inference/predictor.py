@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -38,88 +38,10 @@ from planners import Configuration, Labels, Plan, estimate_configuration_memory,
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 LabelMap = NDArray[np.integer]
+NetworkInput = tuple[Floats, Placement, LabelMap | None]
+"""An image (C, a0, a1, a2), preprocessed for one configuration; the label map (a0, a1, a2) of a cascade's first stage if it
+was predicted before."""
 GB = 1e9
-
-
-def labels_from_logits(
-    logits: Floats, placement: Placement, configuration: Configuration, labels: Labels
-) -> NDArray[np.integer]:
-    """Label map (Z, Y, X) with internal values from logits (K, a0, a1, a2) (method section 8.2).
-
-    One slab at a time is resampled and decided, so all classes are never held at full size.
-    """
-    axis = _separate_axis(placement, configuration)
-    return restore_labels(_decide(logits, placement.shape_after_cropping, axis, configuration, labels), placement)
-
-
-def labels_for_next_stage(
-    logits: Floats, placement: Placement, following: Placement, configuration: Configuration, labels: Labels
-) -> NDArray[np.integer]:
-    """Label map (a0, a1, a2) with internal values on the grid of a cascade's next stage (method section 8.4).
-
-    ``logits`` (K, a0, a1, a2) are those of ``configuration``, on the grid of ``placement``; ``following`` is the placement of
-    the same case in the next stage, so both fill the same box of the image. Training and prediction share this function.
-    Raises `ValueError` if the boxes differ.
-    """
-    if placement.box != following.box or placement.transpose_forward != following.transpose_forward:
-        raise ValueError("the two stages see different parts of the image")
-    own_mm = placement.resampled_spacing_mm
-    axis = decide_separate_axis(own_mm, own_mm, configuration.resample_logits.separate_z)
-    return _decide(logits, following.resampled_shape, axis, configuration, labels)
-
-
-def _decide(
-    logits: Floats, shape: tuple[int, int, int], axis: int | None, configuration: Configuration, labels: Labels
-) -> NDArray[np.integer]:
-    """Internal label values on a grid of ``shape`` voxels."""
-    resampling = configuration.resample_logits
-    if labels.region_order is None:
-        return resample_argmax(logits, shape, resampling=resampling, separate_axis=axis)
-    return resample_regions(
-        logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
-    )
-
-
-def probabilities_from_logits(
-    logits: Floats, placement: Placement, configuration: Configuration, labels: Labels
-) -> Floats:
-    """Probabilities float32 (K, Z, Y, X), all at full size; background outside the crop."""
-    probabilities = resample_probabilities(
-        logits,
-        placement.shape_after_cropping,
-        resampling=configuration.resample_logits,
-        separate_axis=_separate_axis(placement, configuration),
-        has_regions=labels.has_regions,
-    )
-    return restore_probabilities(probabilities, placement, has_regions=labels.has_regions)
-
-
-def _separate_axis(placement: Placement, configuration: Configuration) -> int | None:
-    return decide_separate_axis(
-        placement.resampled_spacing_mm, placement.spacing_mm, configuration.resample_logits.separate_z
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkInput:
-    """An image, preprocessed for one configuration."""
-
-    image: Floats
-    """(C, a0, a1, a2), without the classes of a first stage."""
-    placement: Placement
-    previous: LabelMap | None = None
-    """(a0, a1, a2): label map of a cascade's first stage, if it was predicted before."""
-
-
-class ImageSource(Protocol):
-    """One image, which can be preprocessed for any configuration of a model."""
-
-    @property
-    def geometry(self) -> Geometry:
-        """Of the image before preprocessing."""
-
-    def prepare(self, configuration: Configuration) -> NetworkInput:
-        """The image as ``configuration`` needs it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +59,7 @@ class UnpreparedImage:
     def prepare(self, configuration: Configuration) -> NetworkInput:
         """The image as ``configuration`` needs it. Raises `AutosegError` for an image that does not fit the plan."""
         prepared = prepare_image(self.image, self.plan, configuration)
-        return NetworkInput(image=prepared.image, placement=prepared.placement)
+        return prepared.image, prepared.placement, None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +89,10 @@ class StoredImage:
         previous = None if self.previous is None else open_previous(self.previous, case)[:]
         if self.made_from:
             require_cases(self.folder, {self.case_id: self.made_from})
-        return NetworkInput(image=image, placement=case.placement, previous=previous)
+        return image, case.placement, previous
+
+
+ImageSource = UnpreparedImage | StoredImage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,31 +191,61 @@ class MemberOutput:
     configuration: Configuration
 
     def label_map(self, labels: Labels) -> LabelMap:
-        """(Z, Y, X), internal values, in the axes of the source image."""
-        return labels_from_logits(self.logits, self.placement, self.configuration, labels)
+        """(Z, Y, X), internal values, in the axes of the source image (method section 8.2).
+
+        One slab at a time is resampled and decided, so all classes are never held at full size.
+        """
+        decided = self._decide(self.placement.shape_after_cropping, self.placement.spacing_mm, labels)
+        return restore_labels(decided, self.placement)
 
     def probabilities(self, labels: Labels) -> Floats:
-        """(K, Z, Y, X), in the axes of the source image."""
-        return probabilities_from_logits(self.logits, self.placement, self.configuration, labels)
+        """(K, Z, Y, X), in the axes of the source image, all at full size; background outside the crop."""
+        probabilities = resample_probabilities(
+            self.logits,
+            self.placement.shape_after_cropping,
+            resampling=self.configuration.resample_logits,
+            separate_axis=self._separate_axis(self.placement.spacing_mm),
+            has_regions=labels.has_regions,
+        )
+        return restore_probabilities(probabilities, self.placement, has_regions=labels.has_regions)
 
     def next_stage(self, following: Placement, labels: Labels) -> LabelMap:
-        """(a0, a1, a2), internal values, on the grid of a cascade's next stage."""
-        return labels_for_next_stage(self.logits, self.placement, following, self.configuration, labels)
+        """(a0, a1, a2), internal values, on the grid of a cascade's next stage (method section 8.4).
+
+        ``following`` is the placement of the same case there, so both fill the same box of the image. Training and
+        prediction share this. Raises `ValueError` if the boxes differ.
+        """
+        own = self.placement
+        if own.box != following.box or own.transpose_forward != following.transpose_forward:
+            raise ValueError("the two stages see different parts of the image")
+        return self._decide(following.resampled_shape, own.resampled_spacing_mm, labels)
+
+    def _decide(self, shape: tuple[int, int, int], spacing_mm: tuple[float, ...], labels: Labels) -> LabelMap:
+        """Internal label values on a grid of ``shape`` voxels."""
+        resampling, axis = self.configuration.resample_logits, self._separate_axis(spacing_mm)
+        if labels.region_order is None:
+            return resample_argmax(self.logits, shape, resampling=resampling, separate_axis=axis)
+        return resample_regions(
+            self.logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
+        )
+
+    def _separate_axis(self, spacing_mm: tuple[float, ...]) -> int | None:
+        own_mm, separate_z = self.placement.resampled_spacing_mm, self.configuration.resample_logits.separate_z
+        return decide_separate_axis(own_mm, spacing_mm, separate_z)
 
 
 def run_member(
     member: Member, source: ImageSource, labels: Labels, *, device: torch.device, mirroring: bool = True
 ) -> MemberOutput:
     """The output of one configuration's networks for an image; the first stage of a cascade runs before, if needed."""
-    prepared = source.prepare(member.configuration)
-    image, previous = prepared.image, prepared.previous
+    image, placement, previous = source.prepare(member.configuration)
     if previous is None and member.previous is not None:
         first = run_member(member.previous, source, labels, device=device, mirroring=mirroring)
-        previous = first.next_stage(prepared.placement, labels)
+        previous = first.next_stage(placement, labels)
     if previous is not None:
         image = with_classes(image, previous, labels.values)
     logits = member_logits(member, image, mirror_axes=member.mirror_axes if mirroring else (), device=device)
-    return MemberOutput(logits=logits, placement=prepared.placement, configuration=member.configuration)
+    return MemberOutput(logits=logits, placement=placement, configuration=member.configuration)
 
 
 def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device) -> Floats:
@@ -299,18 +254,16 @@ def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], 
     If memory runs out, fewer windows go through the network at once, and finally sums are kept in main memory. Raises
     `AutosegError` if that does not fit either.
     """
-    with kept_heap(device, lambda: _held_bytes(member, image)):
-        for size, gathered_on in _attempts(member.training.batch_size, device):
+    batch_size = member.training.batch_size
+    attempts = [(size, device) for size in micro_batch_sizes(batch_size)]  # each needs less memory than the one before
+    if device.type != "cpu":
+        attempts.append((1, torch.device("cpu")))
+    with kept_heap(device, lambda: sum(_needed_bytes(member, image, batch_size=batch_size, keeps_freed=True))):
+        for size, gathered_on in attempts:
             logits = _try_logits(member, image, mirror_axes, device, size=size, gathered_on=gathered_on)
             if logits is not None:
                 return logits
     raise _out_of_memory(member, image, device)
-
-
-def _attempts(batch_size: int, device: torch.device) -> list[tuple[int, torch.device]]:
-    """Windows per batch and the device of their sums; each attempt needs less memory than the one before."""
-    attempts = [(size, device) for size in micro_batch_sizes(batch_size)]
-    return attempts if device.type == "cpu" else [*attempts, (1, torch.device("cpu"))]
 
 
 def _try_logits(
@@ -357,11 +310,6 @@ def _out_of_memory(member: Member, image: Floats, device: torch.device) -> Autos
     )
     fix = "close other programs" if on_cpu else "close other programs, or predict with --device cpu"
     return AutosegError(Issue(code="predict.out_of_memory", where=member.configuration.name, message=message, fix=fix))
-
-
-def _held_bytes(member: Member, image: Floats) -> int:
-    """Main memory for the windows and the logits of an image if no freed memory is returned to the system."""
-    return sum(_needed_bytes(member, image, batch_size=member.training.batch_size, keeps_freed=True))
 
 
 def _needed_bytes(member: Member, image: Floats, *, batch_size: int, keeps_freed: bool = False) -> tuple[int, int]:

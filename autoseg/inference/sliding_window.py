@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -82,19 +82,25 @@ def predict_logits(
     gathering = device if gathered_on is None else gathered_on
     flat = len(patch) == 2
     spatial = image.shape[-len(patch) :]
-    padding = _padding(spatial, patch)
+    padding: list[int] = []  # zeros, so that a window fits; in torch's order: last axis first, before and after
+    for size, window in zip(reversed(spatial), reversed(patch), strict=True):
+        missing = max(0, window - size)
+        padding += [missing // 2, missing - missing // 2]
     padded = functional.pad(image, padding)
     weights = (importance_map(patch) if sums == torch.float32 else half_importance_map(patch)).to(device)
     total: Tensor | None = None
     weight_sum = torch.zeros(padded.shape[-len(patch) :], dtype=sums, device=gathering)
-    places = list(_window_places(padded.shape[-len(patch) :], patch))
+    starts = (window_starts(n, p) for n, p in zip(padded.shape[-len(patch) :], patch, strict=True))
+    places = [
+        tuple(slice(s, s + p) for s, p in zip(corner, patch, strict=True)) for corner in itertools.product(*starts)
+    ]
     for place in places:
         weight_sum[place] += weights.to(gathering)
     jobs: list[tuple[int | slice, ...]] = [
         (i, *place) if flat else place for i in range(padded.shape[1] if flat else 1) for place in places
     ]
     with torch.inference_mode():
-        for group in _groups(jobs, batch_size):
+        for group in (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)):
             windows = torch.stack([padded[(slice(None), *where)] for where in group]).to(device)
             logits = _mean_logits(windows, networks, mirror_axes=mirror_axes, precision=precision) * weights
             if total is None:
@@ -120,26 +126,6 @@ def predict_logits_in_half(image: Tensor, networks: Sequence[nn.Module], **given
     if not bool(torch.isfinite(total).all()):
         return predict_logits(image, networks, **given)
     return (total / len(networks)).float()
-
-
-def _padding(shape: Sequence[int], patch: Sequence[int]) -> list[int]:
-    """Zeros to add so that a window fits, in torch's order: last axis first, before and after."""
-    padding: list[int] = []
-    for size, window in zip(reversed(shape), reversed(patch), strict=True):
-        missing = max(0, window - size)
-        padding += [missing // 2, missing - missing // 2]
-    return padding
-
-
-def _window_places(shape: Sequence[int], patch: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    starts = (window_starts(n, p) for n, p in zip(shape, patch, strict=True))
-    for corner in itertools.product(*starts):
-        yield tuple(slice(s, s + p) for s, p in zip(corner, patch, strict=True))
-
-
-def _groups(jobs: Sequence[tuple[int | slice, ...]], size: int) -> Iterator[Sequence[tuple[int | slice, ...]]]:
-    for start in range(0, len(jobs), size):
-        yield jobs[start : start + size]
 
 
 def _mean_logits(

@@ -22,6 +22,7 @@ from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_d
 from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
 from autoseg.imaging.readers import file_states, read_image
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.prepare import box_around
 from autoseg.preprocessing.preprocess import largest_need, locate
 from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import Reporter
@@ -103,7 +104,26 @@ def take_fingerprint(
             code="dataset.no_labelled_case", where=dataset.root, message="no labelled case", fix="add at least one"
         )
         raise AutosegError(issue)
-    summaries = _summarise_cases(cases, dataset, canonical, num_workers, reporter, keep_in)
+    summarise = partial(
+        _summarise,
+        coding=dataset.coding,
+        num_channels=len(dataset.channels),
+        canonical=canonical,
+        num_values=max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels))),
+    )
+    cached = (
+        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
+    )
+    with reporter.track("Fingerprint", len(cases)) as tracker:
+        summaries = run_jobs(
+            cached,
+            cases,
+            name=lambda case: f"case {case.case_id}",
+            num_workers=num_workers,
+            need_bytes=largest_need(cases),
+            say=reporter.say,
+            tracker=tracker,
+        )
     counted = [summary for summary in summaries if summary.has_foreground]
     if not counted:
         reporter.say("No label map has any foreground: intensity statistics are those of all non-zero voxels")
@@ -123,37 +143,6 @@ def take_fingerprint(
         sided_pairs=pairs,
         median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
     )
-
-
-def _summarise_cases(
-    cases: Sequence[Case],
-    dataset: DatasetDescription,
-    canonical: bool,
-    num_workers: int,
-    reporter: Reporter,
-    keep_in: Path | None,
-) -> list[_CaseSummary]:
-    num_values = max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels)))
-    summarise = partial(
-        _summarise,
-        coding=dataset.coding,
-        num_channels=len(dataset.channels),
-        canonical=canonical,
-        num_values=num_values,
-    )
-    cached = (
-        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
-    )
-    with reporter.track("Fingerprint", len(cases)) as tracker:
-        return run_jobs(
-            cached,
-            cases,
-            name=lambda case: f"case {case.case_id}",
-            num_workers=num_workers,
-            need_bytes=largest_need(cases),
-            say=reporter.say,
-            tracker=tracker,
-        )
 
 
 def _state(case: Case) -> object:
@@ -260,63 +249,58 @@ def measure_classes(
 
     Each is measured inside its own bounding box. Voxels that share a corner are connected.
     """
-    boxes = dict(enumerate(find_objects(np.maximum(labels, 0)), start=1))
-    return tuple(_measure(labels, entry.values, boxes, voxel_volume_ml) for entry in plan_labels.classes)
-
-
-def _measure(
-    labels: NDArray[np.integer[Any]], values: Sequence[int], boxes: dict[int, Any], voxel_volume_ml: float
-) -> ClassMeasure:
-    found = [box for value in values if (box := boxes.get(value)) is not None]
-    if not found:
-        return ClassMeasure(num_voxels=0, volume_ml=0.0, share=0.0, num_components=0)
-    around = tuple(slice(min(box[i].start for box in found), max(box[i].stop for box in found)) for i in range(3))
-    mask = np.isin(labels[around], values)
-    number = int(mask.sum())
-    return ClassMeasure(
-        num_voxels=number,
-        volume_ml=number * voxel_volume_ml,
-        share=number / labels.size,
-        num_components=label(mask, _CONNECTED)[1],
-    )
+    boxes = find_objects(np.maximum(labels, 0))
+    measures = []
+    for entry in plan_labels.classes:
+        mask = np.isin(labels[box_around(boxes, entry.values)], entry.values)
+        number = int(mask.sum())
+        measures.append(
+            ClassMeasure(
+                num_voxels=number,
+                volume_ml=number * voxel_volume_ml,
+                share=number / labels.size,
+                num_components=label(mask, _CONNECTED)[1] if number else 0,
+            )
+        )
+    return tuple(measures)
 
 
 def pool_class_sizes(labels: Labels, cases: Sequence[Sequence[ClassMeasure]]) -> tuple[ClassSize, ...]:
     """Medians over the cases that have a class."""
-    return tuple(_pool(entry.name, [case[i] for case in cases]) for i, entry in enumerate(labels.classes))
-
-
-def _pool(name: str, measures: Sequence[ClassMeasure]) -> ClassSize:
-    present = [measure for measure in measures if measure.num_voxels] or list(measures)
-    return ClassSize(
-        name=name,
-        num_cases=sum(measure.num_voxels > 0 for measure in measures),
-        median_volume_ml=median(measure.volume_ml for measure in present),
-        median_share=median(measure.share for measure in present),
-        median_components=float(median(measure.num_components for measure in present)),
-    )
+    pooled = []
+    for i, entry in enumerate(labels.classes):
+        measures = [case[i] for case in cases]
+        present = [measure for measure in measures if measure.num_voxels]
+        of = present or measures
+        pooled.append(
+            ClassSize(
+                name=entry.name,
+                num_cases=len(present),
+                median_volume_ml=median(measure.volume_ml for measure in of),
+                median_share=median(measure.share for measure in of),
+                median_components=float(median(measure.num_components for measure in of)),
+            )
+        )
+    return tuple(pooled)
 
 
 def describe_unusual_classes(fingerprint: Fingerprint) -> tuple[Issue, ...]:
     """A note on every class that is hard to learn by its size: absent, tiny, or in many components."""
-    return tuple(note for size in fingerprint.class_sizes for note in _unusual(size, fingerprint.num_training_cases))
+    num_cases = fingerprint.num_training_cases
+    notes: list[Issue] = []
 
+    def note(code: str, message: str, fix: str = "expect scores that vary from case to case") -> None:
+        notes.append(Issue(code=code, severity="note", where=size.name, message=message, fix=fix))
 
-def _unusual(size: ClassSize, num_cases: int) -> list[Issue]:
-    if size.num_cases == 0:
-        message = f"in none of the {num_cases} training cases"
-        return [_note(size, code="class.absent", message=message, fix="expect no predictions of it")]
-    among = "the only case" if size.num_cases == 1 else f"the median of the {size.num_cases} cases"
-    where = "the median case" if size.num_cases == num_cases else f"{among} with it"
-    fix, notes = "expect scores that vary from case to case", []
-    if size.median_share < TINY_SHARE:
-        share = f"{100 * size.median_share:.2g} % of the volume ({size.median_volume_ml:.3g} ml)"
-        notes.append(_note(size, code="class.tiny", message=f"{share} in {where}", fix=fix))
-    if size.median_components > MANY_COMPONENTS:
-        message = f"{size.median_components:g} separate components in {where}"
-        notes.append(_note(size, code="class.fragmented", message=message, fix=fix))
-    return notes
-
-
-def _note(size: ClassSize, *, code: str, message: str, fix: str) -> Issue:
-    return Issue(code=code, severity="note", where=size.name, message=message, fix=fix)
+    for size in fingerprint.class_sizes:
+        if size.num_cases == 0:
+            note("class.absent", f"in none of the {num_cases} training cases", "expect no predictions of it")
+            continue
+        among = "the only case" if size.num_cases == 1 else f"the median of the {size.num_cases} cases"
+        where = "the median case" if size.num_cases == num_cases else f"{among} with it"
+        if size.median_share < TINY_SHARE:
+            share = f"{100 * size.median_share:.2g} % of the volume ({size.median_volume_ml:.3g} ml)"
+            note("class.tiny", f"{share} in {where}")
+        if size.median_components > MANY_COMPONENTS:
+            note("class.fragmented", f"{size.median_components:g} separate components in {where}")
+    return tuple(notes)

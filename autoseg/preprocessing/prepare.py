@@ -28,7 +28,7 @@ from autoseg.imaging.orientation import (
 from autoseg.imaging.placement import Box, Placement, bounding_box, crop, nonzero_mask
 from autoseg.imaging.resampling import decide_separate_axis, resample_image, resample_labels
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.store import Prepared, StoredArray, StoredCase, array_made_from, open_array, pack_array
+from autoseg.preprocessing.store import Prepared, StoredArray, StoredCase, open_array, pack_array
 from autoseg.storage.atomic import write_together
 from planners import (
     ChannelNormalization,
@@ -92,7 +92,12 @@ def _normalise_channel(
         channel -= channel.min()
         channel /= max(float(channel.max()), SMALLEST_DIVISOR)
     elif scheme == "rgb_to_0_1":
-        _scale_rgb(channel)
+        low, high = float(channel.min()), float(channel.max())
+        if low < 0 or high > 255:
+            message = f"a colour channel has values from {low:g} to {high:g}, expected 0 to 255"
+            fix = "convert the image to 8 bits, or name its channels by what they show instead of R, G, B"
+            raise AutosegError(Issue(code="image.colour_range", where="", message=message, fix=fix))
+        channel /= np.float32(255)
 
 
 def _standardise(values: Floats) -> None:
@@ -101,20 +106,6 @@ def _standardise(values: Floats) -> None:
     rows = values.reshape(len(values), -1)
     squares = sum(float(np.dot(row, row)) for row in rows) if rows.shape[1] > 1 else float(np.dot(values, values))
     values /= np.float32(max((squares / values.size) ** 0.5, SMALLEST_DIVISOR))
-
-
-def _scale_rgb(channel: Floats) -> None:
-    low, high = float(channel.min()), float(channel.max())
-    if low < 0 or high > 255:
-        raise AutosegError(
-            Issue(
-                code="image.colour_range",
-                where="",
-                message=f"a colour channel has values from {low:g} to {high:g}, expected 0 to 255",
-                fix="convert the image to 8 bits, or name its channels by what they show instead of R, G, B",
-            )
-        )
-    channel /= np.float32(255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,10 +172,10 @@ def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Pla
         permutation=cropped.orientation.permutation,
         flips=cropped.orientation.flips,
         transpose_forward=plan.transpose_forward,
-        shape_before_cropping=_three(cropped.shape_before_cropping),
+        shape_before_cropping=cropped.shape_before_cropping,  # type: ignore[arg-type]  # three axes, as below
         box=cropped.box,
         spacing_mm=spacing_mm,
-        resampled_shape=_three(resampled_shape(size, spacing_mm, target_mm)),
+        resampled_shape=resampled_shape(size, spacing_mm, target_mm),  # type: ignore[arg-type]
         resampled_spacing_mm=target_mm,
     )
 
@@ -214,50 +205,30 @@ def _to_plan_axes(array: NDArray[Any], orientation: Orientation, plan: Plan) -> 
     return to_canonical(array, orientation).transpose(axes)
 
 
-def _three(values: tuple[Any, ...]) -> tuple[Any, Any, Any]:
-    first, second, third = values
-    return first, second, third
-
-
 def _check_input(volume: Image, plan: Plan, labels: NDArray[Any] | None) -> None:
-    if len(volume.array) != len(plan.channels):
-        raise AutosegError(
-            Issue(
-                code="image.channels",
-                where="",
-                message=f"the image has {len(volume.array)} channels, but the plan was made for {len(plan.channels)}: "
-                f"{', '.join(plan.channels)}",
-                fix="use one file per channel, in this order",
-            )
+    """Raise `AutosegError` for other channels or shapes, and for voxels that resampling would spread: NaN or infinity."""
+    array, channels = volume.array, plan.channels
+    if len(array) != len(channels):
+        message = (
+            f"the image has {len(array)} channels, but the plan was made for {len(channels)}: {', '.join(channels)}"
         )
-    if labels is not None and labels.shape != volume.array.shape[1:]:
-        raise AutosegError(
-            Issue(
-                code="labels.shape_differs",
-                where="",
-                message=f"the label map has {labels.shape} voxels (z, y, x), but its image has {volume.array.shape[1:]}",
-                fix="resample the label map to the grid of the image",
-            )
-        )
-    _check_finite(volume)
-
-
-def _check_finite(volume: Image) -> None:
-    """Raise `AutosegError` when voxels are NaN or infinite: resampling would spread them over the volume."""
-    for channel, array in enumerate(volume.array):
-        if math.isfinite(float(array.min())) and math.isfinite(float(array.max())):
+        fix = "use one file per channel, in this order"
+        raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
+    if labels is not None and labels.shape != array.shape[1:]:
+        message = f"the label map has {labels.shape} voxels (z, y, x), but its image has {array.shape[1:]}"
+        fix = "resample the label map to the grid of the image"
+        raise AutosegError(Issue(code="labels.shape_differs", where="", message=message, fix=fix))
+    for number, channel in enumerate(array):
+        if math.isfinite(float(channel.min())) and math.isfinite(float(channel.max())):
             continue  # minimum and maximum pass NaN on, and are cheaper than a mask
-        odd = ~np.isfinite(array)
+        odd = ~np.isfinite(channel)
         z, y, x = (int(i) for i in np.argwhere(odd)[0])
-        raise AutosegError(
-            Issue(
-                code="image.not_finite",
-                where="",
-                message=f"channel {channel} has {int(odd.sum())} voxels that are NaN or infinite, the first "
-                f"({array[z, y, x]}) at ({z}, {y}, {x}) (z, y, x)",
-                fix="replace them, for example by the smallest finite value, or leave the case out",
-            )
+        message = (
+            f"channel {number} has {int(odd.sum())} voxels that are NaN or infinite, the first "
+            f"({channel[z, y, x]}) at ({z}, {y}, {x}) (z, y, x)"
         )
+        fix = "replace them, for example by the smallest finite value, or leave the case out"
+        raise AutosegError(Issue(code="image.not_finite", where="", message=message, fix=fix))
 
 
 def class_locations(labels: NDArray[np.integer[Any]], plan_labels: Labels) -> dict[str, NDArray[np.int32]]:
@@ -269,26 +240,25 @@ def class_locations(labels: NDArray[np.integer[Any]], plan_labels: Labels) -> di
     """
     rng = np.random.default_rng(LOCATIONS_SEED)
     boxes = find_objects(np.maximum(labels, 0))
-    locations = {}
-    for label in plan_labels.classes:
-        found = [boxes[value - 1] for value in label.values if value <= len(boxes) and boxes[value - 1] is not None]
-        locations[label.name] = _draw(labels, _union(found), label.values, rng)
+    locations = {
+        label.name: _draw(labels, box_around(boxes, label.values), label.values, rng) for label in plan_labels.classes
+    }
     if plan_labels.ignore is not None:
         if ANNOTATED in locations:
             message = f"a class cannot be named {ANNOTATED!r} if there is an ignore label"
             raise AutosegError(Issue(code="labels.reserved_name", where="", message=message, fix="rename it"))
         everything = tuple(slice(0, size) for size in labels.shape)
-        values = (OUTSIDE, *range(plan_labels.ignore))
-        locations[ANNOTATED] = _draw(labels, everything, values, rng)
+        locations[ANNOTATED] = _draw(labels, everything, (OUTSIDE, *range(plan_labels.ignore)), rng)
     return locations
 
 
-def _union(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...]:
-    """The box around boxes; empty for none."""
-    if not boxes:
+def box_around(boxes: Sequence[tuple[slice, ...] | None], values: Sequence[int]) -> tuple[slice, ...]:
+    """The box around label ``values``, of which ``boxes`` (`scipy.ndimage.find_objects`) has one each; empty for none."""
+    found = [box for value in values if value <= len(boxes) and (box := boxes[value - 1]) is not None]
+    if not found:
         return (slice(0, 0),) * 3
     return tuple(
-        slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*boxes, strict=True)
+        slice(min(side.start for side in sides), max(side.stop for side in sides)) for sides in zip(*found, strict=True)
     )
 
 
@@ -350,7 +320,7 @@ def has_previous(folder: Path, case_id: str, made_from: str) -> bool:
     """Whether the label map of a case is stored and was made from the same."""
     path = _path(folder, case_id)
     try:
-        return path.is_file() and array_made_from(path) == made_from
+        return path.is_file() and open_array(path).made_from == made_from
     except AutosegError:
         return False
 

@@ -12,7 +12,6 @@ from typing import Any
 from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.labels import read_case_labels
-from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import file_states, read_header, read_image, split_part
 from autoseg.issues import AutosegError
@@ -37,14 +36,6 @@ class Target:
     folder: Path
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A case and the targets that lack it."""
-
-    case: Case
-    targets: tuple[Target, ...]
-
-
 def preprocess_dataset(
     dataset: DatasetDescription, plan: Plan, targets: Sequence[Target], *, num_workers: int, reporter: Reporter
 ) -> None:
@@ -54,15 +45,11 @@ def preprocess_dataset(
     reported together as one `AutosegError`.
     """
 
-    def missing(case: Case) -> tuple[Target, ...]:
-        return tuple(
-            target
-            for target in targets
-            if not is_stored(target.folder, case.case_id, stored_key(case, dataset, plan, target.configuration))
-        )
-
-    items = [_Item(case, missing(case)) for case in dataset.training]
-    items = [item for item in items if item.targets]
+    items = []
+    for case in dataset.training:
+        keys = [stored_key(case, dataset, plan, target.configuration) for target in targets]
+        missing = [t for t, key in zip(targets, keys, strict=True) if not is_stored(t.folder, case.case_id, key)]
+        items += [(case, missing)] if missing else []
     names = " and ".join(target.configuration.name for target in targets)
     if len(items) < len(dataset.training):
         kept = len(dataset.training) - len(items)
@@ -74,9 +61,9 @@ def preprocess_dataset(
         run_jobs(
             partial(_preprocess_item, dataset=dataset, plan=plan),
             items,
-            name=lambda item: f"case {item.case.case_id}",
+            name=lambda item: f"case {item[0].case_id}",
             num_workers=num_workers,
-            need_bytes=largest_need([item.case for item in items], plan=plan, configurations=configurations),
+            need_bytes=largest_need([case for case, _ in items], plan=plan, configurations=configurations),
             say=reporter.say,
             tracker=tracker,
         )
@@ -84,8 +71,8 @@ def preprocess_dataset(
         sync_folder(target.folder)
 
 
-def _preprocess_item(item: _Item, *, dataset: DatasetDescription, plan: Plan) -> None:
-    preprocess_case(item.case, dataset, plan, item.targets)
+def _preprocess_item(item: tuple[Case, Sequence[Target]], *, dataset: DatasetDescription, plan: Plan) -> None:
+    preprocess_case(item[0], dataset, plan, item[1])
 
 
 def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets: Sequence[Target]) -> None:
@@ -94,7 +81,6 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
     Labels may have another orientation than their image. Raises `AutosegError` that names case and file.
     """
     keys = [stored_key(case, dataset, plan, target.configuration) for target in targets]
-    image_where = ", ".join(case.images)
     try:
         volume, labels = read_image(case.image_paths), None
         if case.is_labelled:
@@ -109,15 +95,12 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
             same = placement, configuration.normalization, configuration.resample_image, configuration.resample_labels
             if same not in made:  # 2D and 3D often share their voxels; one set is held at a time
                 made = {same: normalise_and_resample(cropped, placement, plan, configuration)}
-            _store(case, made[same], plan, target, key)
+            prepared = made[same]
+            locations = {} if prepared.labels is None else class_locations(prepared.labels, plan.labels)
+            patch = configuration.patch_shape
+            write_case(target.folder, case.case_id, prepared, locations, made_from=key, patch_shape=patch)
     except AutosegError as error:
-        raise locate(error, case, where=image_where) from error
-
-
-def _store(case: Case, prepared: Prepared, plan: Plan, target: Target, key: str) -> None:
-    locations = {} if prepared.labels is None else class_locations(prepared.labels, plan.labels)
-    patch = target.configuration.patch_shape
-    write_case(target.folder, case.case_id, prepared, locations, made_from=key, patch_shape=patch)
+        raise locate(error, case, where=", ".join(case.images)) from error
 
 
 def locate(error: AutosegError, case: Case, *, where: str) -> AutosegError:
@@ -159,12 +142,10 @@ def largest_need(
 
     The largest are those with the largest files. Unreadable files count as 0; reading their voxels reports them.
     """
-    largest = sorted(cases, key=_file_bytes, reverse=True)[:NUM_HEADERS]
-    return max((_need(case, plan, configurations) for case in largest), default=0)
-
-
-def _file_bytes(case: Case) -> int:
-    return sum(_size(split_part(Path(path))[0]) for path in case.images)
+    largest = sorted(
+        cases, key=lambda case: sum(_size(split_part(Path(path))[0]) for path in case.images), reverse=True
+    )
+    return max((_need(case, plan, configurations) for case in largest[:NUM_HEADERS]), default=0)
 
 
 def _size(path: Path) -> int:
@@ -179,17 +160,13 @@ def _need(case: Case, plan: Plan | None, configurations: Sequence[Configuration]
         headers = [read_header(Path(path)) for path in case.images]
     except AutosegError:
         return 0
-    channels = sum(header.num_channels for header in headers)
     geometry = headers[0].geometry
     voxels = math.prod(geometry.shape)
     if plan is not None:
-        voxels += max((_prepared_voxels(geometry, plan, configuration) for configuration in configurations), default=0)
-    return BYTES_PER_VOXEL * channels * voxels
-
-
-def _prepared_voxels(geometry: Geometry, plan: Plan, configuration: Configuration) -> int:
-    """After resampling of the whole image; cropping can only reduce it."""
-    source = canonical_geometry(geometry, source_orientation(geometry, plan))
-    spacing_mm = transpose(source.spacing_mm, plan.transpose_forward)
-    target_mm = configuration_spacing(configuration, spacing_mm)
-    return math.prod(resampled_shape(transpose(source.shape, plan.transpose_forward), spacing_mm, target_mm))
+        source = canonical_geometry(geometry, source_orientation(geometry, plan))
+        shape = transpose(source.shape, plan.transpose_forward)
+        spacing_mm = transpose(source.spacing_mm, plan.transpose_forward)
+        targets_mm = [configuration_spacing(configuration, spacing_mm) for configuration in configurations]
+        # of the whole image; cropping can only reduce it
+        voxels += max((math.prod(resampled_shape(shape, spacing_mm, each)) for each in targets_mm), default=0)
+    return BYTES_PER_VOXEL * sum(header.num_channels for header in headers) * voxels

@@ -163,11 +163,14 @@ def write_case(
     contents = {".image.b2nd": pack_array(prepared.image, patch)}
     if prepared.labels is not None:
         contents[".labels.b2nd"] = pack_array(prepared.labels, patch)
-    contents[".locations.npz"] = _packed_locations(locations)
+    voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
+    buffer = BytesIO()
+    np.savez_compressed(buffer, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
+    contents[".locations.npz"] = buffer.getvalue()
     record = CaseRecord(
         case_id=case_id,
         made_from=made_from,
-        image_shape=_four(prepared.image.shape),
+        image_shape=prepared.image.shape,
         has_labels=prepared.labels is not None,
         placement=prepared.placement,
         sizes={ending: len(content) for ending, content in contents.items()},
@@ -184,13 +187,12 @@ def open_case(folder: Path, case_id: str) -> StoredCase:
 
 def is_stored(folder: Path, case_id: str, made_from: str) -> bool:
     """Whether the case is complete, no file of it is truncated, and it was made from the same."""
-    try:
-        record = open_case(folder, case_id).record
-    except AutosegError:
+    record = _record_made_from(folder, case_id, made_from)
+    if record is None:
         return False
-    endings = [".image.b2nd", ".locations.npz"] + [".labels.b2nd"] * record.has_labels
-    sizes = {ending: _size(folder / f"{case_id}{ending}") for ending in endings}
-    return record.made_from == made_from and sizes == record.sizes
+    endings = {".image.b2nd", ".locations.npz"} | ({".labels.b2nd"} if record.has_labels else set())
+    paths = {ending: folder / f"{case_id}{ending}" for ending in endings}
+    return record.sizes == {ending: path.stat().st_size if path.is_file() else None for ending, path in paths.items()}
 
 
 def require_cases(folder: Path, expected: Mapping[str, str]) -> None:
@@ -198,23 +200,20 @@ def require_cases(folder: Path, expected: Mapping[str, str]) -> None:
 
     A record is removed before its arrays and written after them: if it is right, so is what was read before.
     """
-    others = sorted(case_id for case_id, made_from in expected.items() if not _is_made_from(folder, case_id, made_from))
+    others = sorted(case_id for case_id, key in expected.items() if _record_made_from(folder, case_id, key) is None)
     if others:
         message = f"another process preprocessed these cases for another plan or dataset: {shorten(others)}"
         fix = "run the same command again to resume, and use another run folder for the other plan"
         raise AutosegError(Issue(code="store.replaced", where=str(folder), message=message, fix=fix))
 
 
-def _is_made_from(folder: Path, case_id: str, made_from: str) -> bool:
+def _record_made_from(folder: Path, case_id: str, made_from: str) -> CaseRecord | None:
+    """The record of a stored case; none where it is missing, damaged, or of something else."""
     try:
-        return open_case(folder, case_id).record.made_from == made_from
+        record = open_case(folder, case_id).record
     except AutosegError:
-        return False
-
-
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None if there is none."""
-    return path.stat().st_size if path.is_file() else None
+        return None
+    return record if record.made_from == made_from else None
 
 
 def remove_case(folder: Path, case_id: str) -> None:
@@ -228,11 +227,6 @@ def remove_case(folder: Path, case_id: str) -> None:
             (folder / f"{case_id}{ending}").unlink(missing_ok=True)
     except OSError as error:
         raise write_error(record, error) from error
-
-
-def _four(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    c, a0, a1, a2 = shape
-    return c, a0, a1, a2
 
 
 def open_array(path: Path) -> StoredArray:
@@ -252,11 +246,6 @@ def _unreadable(path: Path, error: Exception) -> AutosegError:
     return AutosegError(Issue(code="store.damaged", where=str(path), message=f"could not be read ({error})", fix=fix))
 
 
-def array_made_from(path: Path) -> str | None:
-    """The key that an array was packed with. Raises `AutosegError` when the file is missing or damaged."""
-    return open_array(path).made_from
-
-
 def pack_array(array: NDArray[Any], patch_shape: Shape, *, made_from: str | None = None) -> bytes:
     """The file of one array, compressed, with the key of what it was made from.
 
@@ -273,13 +262,6 @@ def pack_array(array: NDArray[Any], patch_shape: Shape, *, made_from: str | None
         meta={} if made_from is None else {MADE_FROM: made_from},
     ).to_cframe()
     return packed
-
-
-def _packed_locations(locations: Mapping[str, NDArray[np.int32]]) -> bytes:
-    voxels = {f"voxels_{i}": array for i, array in enumerate(locations.values())}
-    buffer = BytesIO()
-    np.savez_compressed(buffer, names=np.array(list(locations), dtype=str), **voxels)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def _parameters(shuffle: Any) -> dict[str, Any]:
@@ -302,12 +284,8 @@ def chunk_and_block(shape: Shape, patch_shape: Shape, itemsize: int) -> tuple[Sh
     while math.prod(block) * itemsize > MAX_BLOCK_BYTES:
         axis = max((a for a in range(3) if block[a] > 1), key=lambda a: (block[a] / target[a], a))
         block[axis] = _power_of_two_from(block[axis]) // 2
-    return tuple(_grow_chunk(shape, patch, target, block, itemsize)), tuple(block)
-
-
-def _grow_chunk(shape: Shape, patch: Shape, target: list[int], block: list[int], itemsize: int) -> list[int]:
     chunk = list(block)
-    while True:
+    while True:  # grow the axis that is furthest behind
         candidates = []
         for axis in range(3):
             if patch[axis] == 1 or chunk[axis] >= min(shape[axis], target[axis]):
@@ -316,7 +294,7 @@ def _grow_chunk(shape: Shape, patch: Shape, target: list[int], block: list[int],
             if math.prod(chunk) // chunk[axis] * grown * itemsize <= MAX_CHUNK_BYTES:
                 candidates.append((chunk[axis] / target[axis], -shape[axis], axis, grown))
         if not candidates:
-            return chunk
+            return tuple(chunk), tuple(block)
         _, _, axis, grown = min(candidates)
         chunk[axis] = grown
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from autoseg.data.splits import Splits
 from autoseg.imaging.placement import Placement
 from autoseg.inference.model import Member, final_weights, load_network
-from autoseg.inference.predict import NextStageFolder, complete_jobs, raise_together
+from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import Job
 from autoseg.inference.predictor import LabelMap, StoredImage, run_member
+from autoseg.preprocessing.prepare import has_previous, store_previous
 from autoseg.preprocessing.store import open_case
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import folds_without, require_unseen
@@ -48,16 +49,19 @@ def hand_over(run: Run, handover: Handover) -> Path:
     require_unseen(handover.splits, following)
     what = f"prediction of {first} for {following}"
     with hold_lock(run.folder.lock(f"hand-over-{first}"), what=what, wait=True, say=run.say):
-        sink = NextStageFolder(folder=folder, patch_shape=handover.following.patch_shape)
-        jobs = [job for job in _jobs(run, handover) if not sink.is_complete(job)]
+        jobs = [job for job in _jobs(run, handover) if not has_previous(folder, job.case_id, job.made_from)]
+
+        def complete(job: Job) -> None:
+            labels, patch = job.predict(), handover.following.patch_shape
+            store_previous(folder, job.case_id, labels, made_from=job.made_from, patch_shape=patch)
+
         if jobs:
             with run.reporter.track(f"Predicting with {first} for {following}", len(jobs)) as tracker:
-                errors = complete_jobs(jobs, sink, tracker)
-            raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
+                complete_jobs(jobs, complete, tracker)
     return folder
 
 
-def _jobs(run: Run, handover: Handover) -> list[Job[LabelMap]]:
+def _jobs(run: Run, handover: Handover) -> list[Job]:
     """One for each case, those of the same networks together: one set of networks is loaded at a time."""
     first, following = handover.plan.configuration(handover.training.configuration), handover.following
     load = lru_cache(maxsize=1)(partial(_load_member, run, handover, first))

@@ -32,11 +32,11 @@ from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header, read_label_map
 from autoseg.inference.bundle import stages_of
 from autoseg.inference.model import selection_key
-from autoseg.inference.predict import complete_jobs, raise_together
+from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import (
     Job,
+    PredictionFolder,
     load_probabilities,
-    prediction_folder,
     prediction_path,
     probabilities_path,
 )
@@ -189,7 +189,7 @@ def write_and_score(
 ) -> Summary:
     """Predictions of a candidate with postprocessing for all validated cases, in ``folder``, and their summary."""
     dataset, case_ids = prepared.dataset, validated_cases(prepared)
-    sink = prediction_folder(folder, dataset, made_from=key_of(members, steps), say=run.say, is_own=True)
+    sink = PredictionFolder(folder=folder, dataset=dataset, made_from=key_of(members, steps), say=run.say, is_own=True)
     jobs = [
         Job(
             case_id=case_id,
@@ -200,8 +200,7 @@ def write_and_score(
     ]
     sink.begin(jobs)
     with run.reporter.track(f"Scoring {candidate_name(members)}", 2 * len(jobs)) as tracker:
-        errors = complete_jobs(jobs, sink, tracker)
-        raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
+        complete_jobs(jobs, sink.complete, tracker)
         paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
         summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=run.folder.cache("select"))
     write_summary(folder / "summary.json", summary)

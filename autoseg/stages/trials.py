@@ -17,7 +17,7 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.evaluation.scoring import reference_labels, score_cases
 from autoseg.imaging.readers import read_image, write_label_map
 from autoseg.inference.predictions import prediction_path
-from autoseg.inference.predictor import labels_from_logits
+from autoseg.inference.predictor import MemberOutput
 from autoseg.inference.sliding_window import count_windows
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
@@ -362,7 +362,8 @@ def measure_export(bench: Bench, configuration: Configuration) -> float:
     needed = configuration.network.num_outputs
     timed = needed if labels.has_regions else min(needed, max(2, TIMED_SCORES // voxels))
     logits = np.zeros((timed, *stored.labels.shape), dtype=np.float32)
-    resampling_s = seconds(lambda: labels_from_logits(logits, stored.placement, configuration, labels))
+    output = MemberOutput(logits=logits, placement=stored.placement, configuration=configuration)
+    resampling_s = seconds(lambda: output.label_map(labels))
     reference = reference_labels(bench.dataset, case.case_id)
 
     def write_and_score(folder: Path) -> None:

@@ -10,7 +10,7 @@ from skimage.transform import resize
 
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.readers import read_image, read_label_map
-from autoseg.inference.predictor import labels_for_next_stage
+from autoseg.inference.predictor import MemberOutput
 from autoseg.preprocessing.prepare import prepare_image
 from planners import (
     CaseSize,
@@ -69,7 +69,7 @@ def test_scores_are_resampled_before_they_are_compared(stages) -> None:
     rng = np.random.default_rng(0)
     logits = np.stack([(coarse == k) * 6.0 for k in range(3)]).astype(np.float32)
     logits += rng.normal(size=logits.shape).astype(np.float32)
-    got = labels_for_next_stage(logits, before, after, low, LABELS)
+    got = MemberOutput(logits=logits, placement=before, configuration=low).next_stage(after, LABELS)
     assert got.shape == after.resampled_shape
     scores = np.stack(
         [
@@ -86,7 +86,7 @@ def test_scores_are_resampled_before_they_are_compared(stages) -> None:
 def test_regions_are_written_as_labels(stages) -> None:
     low, _, before, after, coarse, fine = stages
     logits = np.stack([coarse > 0, coarse == 2]).astype(np.float32) * 10 - 5
-    got = labels_for_next_stage(logits, before, after, low, REGIONS)
+    got = MemberOutput(logits=logits, placement=before, configuration=low).next_stage(after, REGIONS)
     assert set(np.unique(got)) == {0, 1, 2}
     assert dice(got > 0, fine > 0) > 0.9
 
@@ -97,4 +97,4 @@ def test_another_part_of_the_image_is_refused(stages) -> None:
     (start, stop), *rest = after.box
     moved = after.model_copy(update={"box": ((start, stop - 1), *rest)})
     with pytest.raises(ValueError, match="different parts"):
-        labels_for_next_stage(logits, before, moved, low, LABELS)
+        MemberOutput(logits=logits, placement=before, configuration=low).next_stage(moved, LABELS)

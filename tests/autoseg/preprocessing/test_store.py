@@ -22,9 +22,9 @@ from autoseg.preprocessing.store import (
     MAX_BLOCK_BYTES,
     MAX_CHUNK_BYTES,
     Prepared,
-    array_made_from,
     chunk_and_block,
     is_stored,
+    open_array,
     open_case,
     pack_array,
     remove_case,
@@ -206,10 +206,10 @@ def test_a_slice_that_is_wrong_is_no_damage(tmp_path: Path) -> None:
 def test_a_damaged_key_is_an_issue(tmp_path: Path) -> None:
     path = tmp_path / "a.b2nd"
     path.write_bytes(pack_array(np.zeros(SHAPE, np.int16), SHAPE, made_from="digest"))
-    assert array_made_from(path) == "digest"
+    assert open_array(path).made_from == "digest"
     path.write_bytes(path.read_bytes().replace(b"digest", b"\xffigest"))
     with pytest.raises(AutosegError) as caught:
-        array_made_from(path)
+        _ = open_array(path).made_from
     assert caught.value.codes == ("store.damaged",)
 
 
