@@ -104,26 +104,7 @@ def take_fingerprint(
             code="dataset.no_labelled_case", where=dataset.root, message="no labelled case", fix="add at least one"
         )
         raise AutosegError(issue)
-    summarise = partial(
-        _summarise,
-        coding=dataset.coding,
-        num_channels=len(dataset.channels),
-        canonical=canonical,
-        num_values=max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels))),
-    )
-    cached = (
-        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
-    )
-    with reporter.track("Fingerprint", len(cases)) as tracker:
-        summaries = run_jobs(
-            cached,
-            cases,
-            name=lambda case: f"case {case.case_id}",
-            num_workers=num_workers,
-            need_bytes=largest_need(cases),
-            say=reporter.say,
-            tracker=tracker,
-        )
+    summaries = _summarise_cases(cases, dataset, canonical, num_workers, reporter, keep_in)
     counted = [summary for summary in summaries if summary.has_foreground]
     if not counted:
         reporter.say("No label map has any foreground: intensity statistics are those of all non-zero voxels")
@@ -143,6 +124,36 @@ def take_fingerprint(
         sided_pairs=pairs,
         median_relative_size_after_cropping=float(np.median([summary.relative_size for summary in summaries])),
     )
+
+
+def _summarise_cases(
+    cases: Sequence[Case],
+    dataset: DatasetDescription,
+    canonical: bool,
+    num_workers: int,
+    reporter: Reporter,
+    keep_in: Path | None,
+) -> list[_CaseSummary]:
+    summarise = partial(
+        _summarise,
+        coding=dataset.coding,
+        num_channels=len(dataset.channels),
+        canonical=canonical,
+        num_values=max(MIN_VALUES_PER_CASE, MAX_STORED_VALUES // (len(cases) * len(dataset.channels))),
+    )
+    cached = (
+        summarise if keep_in is None else Cached(function=summarise, kind=_CaseSummary, state=_state, folder=keep_in)
+    )
+    with reporter.track("Fingerprint", len(cases)) as tracker:
+        return run_jobs(
+            cached,
+            cases,
+            name=lambda case: f"case {case.case_id}",
+            num_workers=num_workers,
+            need_bytes=largest_need(cases),
+            say=reporter.say,
+            tracker=tracker,
+        )
 
 
 def _state(case: Case) -> object:
