@@ -11,7 +11,7 @@ from autoseg.data.checks import check_dataset, require_clean
 from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
-from autoseg.stages.run import Run, require_redo
+from autoseg.stages.run import Run, keep_first_settings, require_redo
 from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import Cached, key_of, read_content
@@ -29,6 +29,8 @@ def check(run: Run) -> Generator[Work, None, None]:
     With ``skip_bad`` cases that have an error are left out, and only errors of the dataset as a whole raise.
     """
     found = find_dataset(run)
+    if not run.settings.set:
+        keep_first_settings(run)
     run.say(f"Found {describe_dataset(found)}")
     yield Work(
         name="check",

@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue
 
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery import discover_dataset
 from autoseg.data.splits import Splits, cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
@@ -180,8 +181,8 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
 
     ``wishes`` are what was given now; everything else stays as in the run. Options that would make trained networks
     worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
-    The first settings are written at once, others, and those of a run that lost them, by `keep_settings`. Raises
-    `AutosegError` before anything is written.
+    The first settings are written at once unless they name what may not exist (`keep_first_settings`), others, and those of
+    a run that lost them, by `keep_settings`. Raises `AutosegError` before anything is written.
     """
     dataset, root = find_run(target, out)
     stored = _stored(RunFolder(root))
@@ -215,9 +216,15 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
         run = _with_device(run)
         run = replace(run, callbacks=(*run.callbacks, *make_callbacks(settings.track, root)))
     start_log(folder)
-    if stored is None and not settings.set and not trained_folds(folder):
-        save_document(folder.settings, settings)
+    if not any((settings.set, settings.layout, settings.spec, settings.exclude)):
+        keep_first_settings(run)
     return run
+
+
+def keep_first_settings(run: Run) -> None:
+    """Write ``settings.json`` of a run that has none and has trained nothing."""
+    if not run.folder.settings.is_file() and not trained_folds(run.folder):
+        keep_settings(run)
 
 
 def keep_settings(run: Run) -> None:
@@ -248,11 +255,40 @@ def _with_device(run: Run) -> Run:
 
 
 def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
-    """Options that were given otherwise before are named with what they cost, and need ``--redo`` where that is a training."""
+    """Options that were given otherwise before are named with what they cost, and need ``--redo`` where that is a training.
+
+    Names that do not exist are refused first.
+    """
     deciding = [each for each in changed if each.option.decides]
     if deciding:
+        _refuse_unknown_names(run, {each.name for each in deciding})
         require_redo(run, [str(each) for each in deciding], code="run.option_differs")
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
+
+
+def _refuse_unknown_names(run: Run, names: Collection[str]) -> None:
+    settings = run.settings
+    if not names.isdisjoint({"layout", "exclude"}):
+        discover_dataset(
+            settings.dataset,
+            layout=settings.layout,
+            spec=settings.spec,
+            exclude=settings.exclude,
+            cache=run.folder.cache("labels"),
+            num_workers=run.num_workers,
+        )
+    if "configurations" in names and run.folder.plan.is_file():
+        require_planned(run.plan, settings.configurations)
+
+
+def require_planned(plan: Plan, asked: Sequence[str]) -> None:
+    """Refuse configurations that the plan lacks."""
+    planned = [configuration.name for configuration in plan.configurations]
+    unknown = [name for name in asked if name not in planned]
+    if unknown:
+        message = f"the plan has no configuration {' or '.join(unknown)}"
+        fix = f"choose from {', '.join(planned)}"
+        raise AutosegError(Issue(code="plan.no_configuration", where="--configuration", message=message, fix=fix))
 
 
 def trained_folds(folder: RunFolder) -> list[tuple[str, int]]:

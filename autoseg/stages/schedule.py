@@ -16,7 +16,7 @@ from autoseg.stages.folds import find_splits, fold_inputs, folds_given, refuse_b
 from autoseg.stages.plan import refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
-from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_redo, trained_folds
+from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_planned, require_redo, trained_folds
 from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, reads_as, written_document
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
@@ -284,16 +284,6 @@ def require_unseen(splits: Splits, name: str) -> None:
                 fix="use folds that validate each case once (--folds), or train another configuration",
             )
         )
-
-
-def require_planned(plan: Plan, asked: Sequence[str]) -> None:
-    """Refuse configurations that the plan lacks."""
-    planned = [configuration.name for configuration in plan.configurations]
-    unknown = [name for name in asked if name not in planned]
-    if unknown:
-        message = f"the plan has no configuration {' or '.join(unknown)}"
-        fix = f"choose from {', '.join(planned)}"
-        raise AutosegError(Issue(code="plan.no_configuration", where="--configuration", message=message, fix=fix))
 
 
 def require_fold(fold: int, num_folds: int) -> None:

@@ -62,6 +62,47 @@ def test_a_refused_change_does_not_affect_later_calls(tmp_path: Path, data: Path
                 run_stages(run, "plan")
 
 
+@pytest.mark.parametrize(
+    ("given", "code"), [({"exclude": "nope"}, "case.unknown"), ({"layout": "nope"}, "layout.unknown")]
+)
+def test_a_refused_first_call_is_not_remembered(tmp_path: Path, data: Path, given: dict[str, str], code: str) -> None:
+    run = begin(data, tmp_path / "run", given)
+    with pytest.raises(AutosegError) as caught:
+        run_stages(run, "check")
+    assert caught.value.codes == (code,)
+    assert not run.folder.settings.exists()
+    run_stages(begin(data, tmp_path / "run"), "check")
+    assert load_document(Settings, run.folder.settings) == Settings(dataset=data)
+
+
+def test_names_that_exist_are_remembered_once_they_were_found(tmp_path: Path, data: Path) -> None:
+    run = begin(data, tmp_path / "run", {"layout": "msd"})
+    assert not run.folder.settings.exists()
+    run_stages(run, "check")
+    assert load_document(Settings, run.folder.settings).layout == "msd"
+
+
+@pytest.mark.parametrize(
+    ("given", "code"),
+    [
+        ({"exclude": "nope"}, "case.unknown"),
+        ({"layout": "nope"}, "layout.unknown"),
+        ({"configurations": "nope"}, "plan.no_configuration"),
+        ({"exclude": "phantom_001"}, "run.option_differs"),
+    ],
+)
+def test_unknown_names_are_refused_before_the_cost_of_training_again(
+    tmp_path: Path, data: Path, given: dict[str, str], code: str
+) -> None:
+    run = run_stages(begin(data, tmp_path / "run"), "plan")
+    weights = run.folder.fold("3d_fullres", 0) / "final.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with pytest.raises(AutosegError) as caught:
+        begin(run.folder.root, None, given)
+    assert caught.value.codes == (code,)
+
+
 def test_contradictions_are_refused_together_before_a_run_folder_is_made(tmp_path: Path, data: Path) -> None:
     wishes = {"splits": tmp_path / "s.json", "folds": 3, "leave_one_group_out": True}
     for given, where in (
