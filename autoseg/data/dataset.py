@@ -155,15 +155,9 @@ def leave_out_bad(dataset: DatasetDescription, issues: Sequence[Issue]) -> Datas
     bad = {issue.case for issue in issues if issue.severity == "error" and issue.case is not None}
     training = tuple(case for case in dataset.training if case.case_id not in bad)
     if not training:
-        found = f"all {count_noun(len(dataset.training), 'labelled case')} have errors"
-        raise AutosegError(
-            Issue(
-                code="case.none_left",
-                where=dataset.root,
-                message=found,
-                fix="fix the errors that autoseg check reports",
-            )
-        )
+        message = f"all {count_noun(len(dataset.training), 'labelled case')} have errors"
+        fix = "fix the errors that autoseg check reports"
+        raise AutosegError(Issue(code="case.none_left", where=dataset.root, message=message, fix=fix))
     note = Issue(
         code="case.left_out",
         severity="note",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -68,13 +68,9 @@ def to_internal(array: NDArray[np.integer[Any]], file_values: Sequence[int]) -> 
         place = np.searchsorted(ascending, array).clip(max=len(ascending) - 1)
         result = np.where(ascending[place] == array, order[place], -1).astype(np.int16)
     if int(result.min()) < 0:
-        _refuse_undeclared(array[result < 0], file_values)
+        values, counts = np.unique(array[result < 0], return_counts=True)
+        raise AutosegError(undeclared_values(dict(zip(values.tolist(), counts.tolist(), strict=True)), file_values))
     return result
-
-
-def _refuse_undeclared(values: NDArray[np.integer[Any]], file_values: Sequence[int]) -> None:
-    undeclared = dict(zip(*(found.tolist() for found in np.unique(values, return_counts=True)), strict=True))
-    raise AutosegError(undeclared_values(undeclared, file_values))
 
 
 def undeclared_values(counts: Mapping[int, int], file_values: Sequence[int], **fields: Any) -> Issue:
@@ -93,19 +89,11 @@ def to_file_values(array: NDArray[np.integer[Any]], file_values: Sequence[int]) 
     """File values of an array of internal values 0 ... ``len(file_values) - 1``, smallest integer type that fits."""
     low, high = min(file_values), max(file_values)
     for kind in (np.uint8, np.uint16, np.int16, np.int32, np.int64):
-        limits = np.iinfo(kind)
-        if limits.min <= low and high <= limits.max:
-            table: NDArray[np.integer[Any]] = np.asarray(file_values, kind)
-            values: NDArray[np.integer[Any]] = table[array]
+        if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+            values: NDArray[np.integer[Any]] = np.asarray(file_values, kind)[array]
             return values
-    raise AutosegError(
-        Issue(
-            code="labels.value_range",
-            where="labels",
-            message=f"values from {low} to {high} do not fit any integer type",
-            fix="use smaller values",
-        )
-    )
+    message = f"values from {low} to {high} do not fit any integer type"
+    raise AutosegError(Issue(code="labels.value_range", where="labels", message=message, fix="use smaller values"))
 
 
 Combination = frozenset[str]
@@ -144,7 +132,7 @@ def read_file_labels(case: Case, coding: LabelCoding, *, onto: Geometry | None =
         return _combined(case, coding, onto)
     if case.label is None:
         raise ValueError(f"case {case.case_id} has no labels")
-    label_map = _read(Path(case.label), onto)
+    label_map = _aligned(Path(case.label), read_label_map(Path(case.label)), onto)
     if coding.threshold is None:
         return label_map
     background, inside = coding.file_values[:2]
@@ -199,33 +187,22 @@ def read_mask(
 def _several_values(file: str, values: NDArray[Any]) -> Issue:
     shown = shorten([str(value) for value in values])
     if int(values.max()) == WHITE:
-        return Issue(
-            code="labels.grey_values",
-            where=file,
-            message=f"grey values between 0 and {WHITE} ({shown}) in the mask of a class",
-            fix="save a binary mask, or set threshold = 128 in a spec file (--spec)",
-        )
-    return Issue(
-        code="labels.mask_values",
-        where=file,
-        message=f"values {shown} besides 0, but a class mask has only one",
-        fix="use one file per class, or write a spec file that declares this file as a label map (--spec)",
-    )
+        message = f"grey values between 0 and {WHITE} ({shown}) in the mask of a class"
+        fix = "save a binary mask, or set threshold = 128 in a spec file (--spec)"
+        return Issue(code="labels.grey_values", where=file, message=message, fix=fix)
+    message = f"values {shown} besides 0, but a class mask has only one"
+    fix = "use one file per class, or write a spec file that declares this file as a label map (--spec)"
+    return Issue(code="labels.mask_values", where=file, message=message, fix=fix)
 
 
 def _combined(case: Case, coding: LabelCoding, onto: Geometry | None) -> LabelMap:
     state, combinations, geometry = _overlaid(case, coding, onto)
     known = combination_values(coding)
-    unknown = [names for names in combinations if names not in known]
-    if unknown:
-        raise AutosegError(
-            Issue(
-                code="labels.new_overlap",
-                where=case.masks[0].file,
-                message=f"{' and '.join(sorted(unknown[0]))} overlap, but did not in any case when the dataset was checked",
-                fix="run autoseg check again",
-            )
-        )
+    for names in combinations:
+        if names not in known:
+            message = f"{' and '.join(sorted(names))} overlap, but did not in any case when the dataset was checked"
+            fix, where = "run autoseg check again", case.masks[0].file
+            raise AutosegError(Issue(code="labels.new_overlap", where=where, message=message, fix=fix))
     table = np.array([known[names] for names in combinations], np.int16)
     return LabelMap(array=table[state], geometry=geometry)
 
@@ -238,19 +215,14 @@ def _overlaid(
     state: NDArray[np.int32] | None = None
     grid = onto
     opened: dict[Path, Segmentation] = {}
-    for mask in _in_order(case.masks, coding.classes):
+    for mask in sorted(case.masks, key=lambda mask: coding.classes.index(mask.label)):
         inside, geometry = read_mask(mask, threshold=coding.threshold, onto=grid, opened=opened)
         if state is None:
             state, grid = np.zeros(inside.shape, np.int32), onto or geometry
         if inside.shape != state.shape:
-            raise AutosegError(
-                Issue(
-                    code="labels.mask_grid",
-                    where=mask.file,
-                    message=f"{inside.shape} voxels (z, y, x), but the previous masks have {state.shape}",
-                    fix="resample the masks of a case to one grid",
-                )
-            )
+            message = f"{inside.shape} voxels (z, y, x), but the previous masks have {state.shape}"
+            fix = "resample the masks of a case to one grid"
+            raise AutosegError(Issue(code="labels.mask_grid", where=mask.file, message=message, fix=fix))
         before = state[inside]
         table = np.zeros(len(combinations), np.int32)
         for number in np.unique(before):
@@ -265,14 +237,6 @@ def _overlaid(
     numbers = np.zeros(len(combinations), np.int32)
     numbers[present] = np.arange(len(present))
     return numbers[state], [combinations[number] for number in present], grid
-
-
-def _in_order(masks: Iterable[MaskFile], classes: Sequence[str]) -> list[MaskFile]:
-    return sorted(masks, key=lambda mask: classes.index(mask.label))
-
-
-def _read(path: Path, onto: Geometry | None) -> LabelMap:
-    return _aligned(path, read_label_map(path), onto)
 
 
 def _read_segment(path: Path, opened: dict[Path, Segmentation]) -> LabelMap:

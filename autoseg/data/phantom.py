@@ -51,14 +51,8 @@ def make_phantom_dataset(folder: Path, *, num_training: int = 12, num_test: int 
     if num_training < 1 or num_test < 0:
         raise ValueError(f"needs at least one training case, found {num_training} training and {num_test} test cases")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise AutosegError(
-            Issue(
-                code="output.not_empty",
-                where=str(folder),
-                message="is not empty",
-                fix="choose another folder, or empty it",
-            )
-        )
+        fix = "choose another folder, or empty it"
+        raise AutosegError(Issue(code="output.not_empty", where=str(folder), message="is not empty", fix=fix))
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
     try:
         _write_all(part, num_training, num_test, seed)
@@ -149,16 +143,16 @@ def _rotation(degrees: Array) -> Array:
 
 
 def _draw_labels(points: Array, shapes: _Shapes) -> NDArray[np.uint8]:
-    z, y, x = np.einsum("ij,jklm->iklm", shapes.bean_rotation, _from(points, shapes.bean_mm)) / shapes.size
+    z, y, x = (
+        np.einsum("ij,jklm->iklm", shapes.bean_rotation, points - shapes.bean_mm[:, None, None, None]) / shapes.size
+    )
     bent = x - 0.03 * z**2 + 2.0
     bean = (z / 11) ** 2 + (y / 5.5) ** 2 + (bent / 4.5) ** 2 < 1
-    z, y, x = np.einsum("ij,jklm->iklm", shapes.ring_rotation, _from(points, shapes.ring_mm)) / shapes.size
+    z, y, x = (
+        np.einsum("ij,jklm->iklm", shapes.ring_rotation, points - shapes.ring_mm[:, None, None, None]) / shapes.size
+    )
     ring = (np.hypot(z, y) - 8.0) ** 2 + x**2 < 3.2**2
     return np.where(ring, 2, np.where(bean, 1, 0)).astype(np.uint8)
-
-
-def _from(points: Array, middle_mm: Array) -> Array:
-    return points - middle_mm[:, None, None, None]
 
 
 def _draw_image(points: Array, labels: NDArray[np.uint8], random: np.random.Generator) -> NDArray[np.float32]:

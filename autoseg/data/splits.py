@@ -74,7 +74,8 @@ def make_splits(
         parts = KFold(num_folds, shuffle=True, random_state=SHUFFLE_SEED).split(ids)
     else:
         parts = GroupKFold(num_folds).split(ids, groups=of_case)
-    return Splits(folds=tuple(Split(train=_pick(ids, train), val=_pick(ids, val)) for train, val in parts))
+    names = np.array(ids, object)  # `ids` and the indices of each part are ascending
+    return Splits(folds=tuple(Split(train=tuple(names[train]), val=tuple(names[val])) for train, val in parts))
 
 
 def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None]) -> Splits:
@@ -101,10 +102,6 @@ def _group_numbers(ids: Sequence[str], groups: Mapping[str, str | None]) -> list
     return [numbers[key] for key in keys]
 
 
-def _pick(ids: Sequence[str], indices: np.ndarray) -> tuple[str, ...]:
-    return tuple(sorted(ids[index] for index in indices))
-
-
 SIDES = ("train", "val")
 
 
@@ -119,15 +116,33 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
     listed = _read_folds(path)
     skipped = set(left_out) - set(case_ids)
     folds = [{side: [i for i in fold.get(side, []) if i not in skipped] for side in SIDES} for fold in listed]
-    _refuse(
-        path,
-        [
-            *_emptied_sides(path, listed, folds),
-            *_unknown_cases(path, folds, case_ids),
-            *(issue for k, fold in enumerate(listed) for issue in _fold_issues(f"{path}, fold {k}", fold, len(folds))),
-            *_validated_twice(path, folds),
-        ],
-    )
+    issues = [
+        Issue(
+            code="splits.all_left_out",
+            where=f"{path}, fold {k}, {side}",
+            message=f"no cases left: {shorten(sorted(whole[side]))} left out of the dataset",
+            fix="keep one of them, list others, or remove the fold",
+        )
+        for k, (whole, fold) in enumerate(zip(listed, folds, strict=True))
+        for side in SIDES
+        if whole.get(side) and not fold[side]
+    ]
+    places: dict[str, list[tuple[int, str]]] = {}
+    for k, fold in enumerate(folds):
+        for side in SIDES:
+            for case_id in dict.fromkeys(fold[side]):
+                places.setdefault(case_id, []).append((k, side))
+    for case_id in [case_id for case_id in places if case_id not in case_ids]:
+        where = " and ".join(f"fold {k}, {side}" for k, side in places[case_id])
+        issues.append(_unknown_case(f"{path}, {where}", case_id, case_ids))
+    issues += [issue for k, fold in enumerate(listed) for issue in _fold_issues(f"{path}, fold {k}", fold, len(folds))]
+    for case_id, found in places.items():
+        validating = [str(k) for k, side in found if side == "val"]
+        if len(validating) > 1:
+            message = f"case {case_id} validates in folds {', '.join(validating)}"
+            fix = "validate it in only one of them, or it counts more than others"
+            issues.append(Issue(code="splits.validated_twice", where=str(path), message=message, fix=fix))
+    _refuse(path, issues)
     return Splits(folds=tuple(Split(train=tuple(sorted(f["train"])), val=tuple(sorted(f["val"]))) for f in folds))
 
 
@@ -221,47 +236,15 @@ def _refuse(path: Path, issues: Sequence[Issue]) -> None:
 
 def _shape_issues(where: str, fold: object) -> list[Issue]:
     """Whether a fold consists of lists of names at all."""
-    fix = 'write {"train": [case ids], "val": [case ids]}'
-    if not isinstance(fold, dict):
-        return [Issue(code="splits.invalid_fold", where=where, message=f"found {fold!r:.60}", fix=fix)]
-    issues = [
-        Issue(code="splits.invalid_fold", where=where, message=f"unknown entry {name!r}", fix=fix)
-        for name in fold
-        if name not in SIDES
-    ]
-    for side in SIDES:
-        ids = fold.get(side, [])
-        if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
-            message = f"found {ids!r:.60}, not a list of names"
-            issues.append(Issue(code="splits.invalid_fold", where=f"{where}, {side}", message=message, fix=fix))
-    return issues
-
-
-def _emptied_sides(
-    path: Path, listed: Sequence[dict[str, list[str]]], folds: Sequence[dict[str, list[str]]]
-) -> list[Issue]:
-    """Sides of which every case was left out of the dataset."""
-    return [
-        Issue(
-            code="splits.all_left_out",
-            where=f"{path}, fold {k}, {side}",
-            message=f"no cases left: {shorten(sorted(whole[side]))} left out of the dataset",
-            fix="keep one of them, list others, or remove the fold",
-        )
-        for k, (whole, fold) in enumerate(zip(listed, folds, strict=True))
-        for side in SIDES
-        if whole.get(side) and not fold[side]
-    ]
-
-
-def _unknown_cases(path: Path, folds: Sequence[dict[str, list[str]]], case_ids: Sequence[str]) -> list[Issue]:
-    places: dict[str, list[str]] = {}
-    for k, fold in enumerate(folds):
+    found = [(where, f"found {fold!r:.60}")]
+    if isinstance(fold, dict):
+        found = [(where, f"unknown entry {name!r}") for name in fold if name not in SIDES]
         for side in SIDES:
-            for case_id in dict.fromkeys(fold.get(side, [])):
-                if case_id not in case_ids:
-                    places.setdefault(case_id, []).append(f"fold {k}, {side}")
-    return [_unknown_case(f"{path}, {' and '.join(where)}", case_id, case_ids) for case_id, where in places.items()]
+            ids = fold.get(side, [])
+            if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+                found.append((f"{where}, {side}", f"found {ids!r:.60}, not a list of names"))
+    fix = 'write {"train": [case ids], "val": [case ids]}'
+    return [Issue(code="splits.invalid_fold", where=place, message=message, fix=fix) for place, message in found]
 
 
 def _unknown_case(where: str, case_id: str, case_ids: Sequence[str]) -> Issue:
@@ -273,39 +256,17 @@ def _fold_issues(where: str, fold: dict[str, list[str]], num_folds: int) -> list
     """What is wrong with one fold, regardless of the others."""
     issues = []
     train, val = fold.get("train", []), fold.get("val", [])
-    if not train:
-        fix = "list cases under train, or remove the fold"
-        issues.append(Issue(code="splits.empty_side", where=where, message="no training cases", fix=fix))
-    if not val and num_folds > 1:
-        fix = "list cases under val, or remove the fold"
-        issues.append(Issue(code="splits.empty_side", where=where, message="no validation cases", fix=fix))
-    for side, ids in zip(SIDES, (train, val), strict=True):
-        repeated = sorted(case_id for case_id, count in Counter(ids).items() if count > 1)
-        if repeated:
+    for side, name, ids in (("train", "training", train), ("val", "validation", val)):
+        if not ids and (side == "train" or num_folds > 1):
+            fix = f"list cases under {side}, or remove the fold"
+            issues.append(Issue(code="splits.empty_side", where=where, message=f"no {name} cases", fix=fix))
+        if repeated := sorted(case_id for case_id, count in Counter(ids).items() if count > 1):
             message, fix = f"{shorten(repeated)} listed more than once", "list it once"
             issues.append(Issue(code="splits.repeated_case", where=f"{where}, {side}", message=message, fix=fix))
-    both = sorted({*train} & {*val})
-    if both:
+    if both := sorted({*train} & {*val}):
         message = f"{shorten(both)} in both training and validation, so the score would be meaningless"
         issues.append(Issue(code="splits.overlap", where=where, message=message, fix="keep it on one side"))
     return issues
-
-
-def _validated_twice(path: Path, folds: Sequence[dict[str, list[str]]]) -> list[Issue]:
-    folds_of: dict[str, list[int]] = {}
-    for k, fold in enumerate(folds):
-        for case_id in dict.fromkeys(fold.get("val", [])):
-            folds_of.setdefault(case_id, []).append(k)
-    return [
-        Issue(
-            code="splits.validated_twice",
-            where=str(path),
-            message=f"case {case_id} validates in folds {', '.join(map(str, where))}",
-            fix="validate it in only one of them, or it counts more than others",
-        )
-        for case_id, where in folds_of.items()
-        if len(where) > 1
-    ]
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:
@@ -320,29 +281,23 @@ def _read_rows(path: Path) -> list[tuple[int, str, str]]:
         raise _invalid(path, f"could not be read ({error})", fix, code="groups.unreadable") from error
     numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     header = numbered[0][1] if numbered else ""
-    rows = _parse_lines(path, numbered, max(",;\t", key=header.count))
+    rows, issues = [], []
+    for number, line in numbered:
+        try:
+            separator = max(",;\t", key=header.count)
+            (entries,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
+            rows.append((number, [entry.strip() for entry in entries]))
+        except csv.Error as error:
+            message, fix = f"not a line of a table ({error})", "correct it; a quote must be closed on its line"
+            issues.append(Issue(code="groups.invalid_line", where=f"{path}, line {number}", message=message, fix=fix))
+    _refuse(path, issues)
     columns = [name.lower() for name in rows[0][1]] if rows else []
     for name in ("case", "group"):
         if columns.count(name) != 1:
             message = f"{count_noun(columns.count(name), 'column')} {name} in the first line {header!r:.200}"
-            raise _invalid(
-                path, message, "name the columns case and group once each in the first line", code="groups.columns"
-            )
+            fix = "name the columns case and group once each in the first line"
+            raise _invalid(path, message, fix, code="groups.columns")
     named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
     if not named:
         raise _invalid(path, "lists no cases", "write one line for each case, or omit --groups", code="groups.empty")
     return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
-
-
-def _parse_lines(path: Path, numbered: Sequence[tuple[int, str]], separator: str) -> list[tuple[int, list[str]]]:
-    rows, issues = [], []
-    for number, line in numbered:
-        try:
-            (entries,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
-        except csv.Error as error:
-            message, fix = f"not a line of a table ({error})", "correct it; a quote must be closed on its line"
-            issues.append(Issue(code="groups.invalid_line", where=f"{path}, line {number}", message=message, fix=fix))
-        else:
-            rows.append((number, [entry.strip() for entry in entries]))
-    _refuse(path, issues)
-    return rows

@@ -6,7 +6,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,7 +266,7 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
 
 
-def _refuse_unknown_names(run: Run, names: Collection[str]) -> None:
+def _refuse_unknown_names(run: Run, names: set[str]) -> None:
     settings = run.settings
     if not names.isdisjoint({"layout", "exclude"}):
         discover_dataset(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
 from autoseg.data.labels import read_file_labels, undeclared_values
-from autoseg.imaging.image import Geometry, Image, LabelMap
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import (
     SAME_GRID,
     canonical_orientation,
@@ -79,7 +79,7 @@ def check_headers(item: CheckItem, *, channels: Sequence[str]) -> HeaderReport:
     read = [header for header in images if header is not None]
     images_usable = len(read) == len(images) > 0
     if images_usable:
-        faults = [*(_channel_count(item, read, channels) if item.case else ()), *_channel_grids(item, read)]
+        faults = _channel_faults(item, read, channels)
         issues += faults
         images_usable = not faults
     labels = [(path, _header(item, path, issues)) for path in item.labels]
@@ -111,31 +111,27 @@ def _header(item: CheckItem, path: str, issues: list[Issue]) -> ImageHeader | No
     return header
 
 
-def _channel_count(item: CheckItem, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Issue]:
-    found = sum(header.num_channels for header in headers)
-    if found == len(channels):
-        return []
-    message = f"{count_noun(found, 'channel')}, but the dataset has {len(channels)} ({', '.join(channels)})"
-    fix = "add the missing files, correct the channels in the dataset's description, or remove the case"
-    return [item.issue(item.images[0], message, fix, code="image.channel_count")]
-
-
-def _channel_grids(item: CheckItem, headers: Sequence[ImageHeader]) -> list[Issue]:
+def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: Sequence[str]) -> list[Issue]:
+    """Channels that a case lacks or has too many of, and those on another grid than the first."""
     issues = []
+    found = sum(header.num_channels for header in headers)
+    if item.case and found != len(channels):
+        message = f"{count_noun(found, 'channel')}, but the dataset has {len(channels)} ({', '.join(channels)})"
+        fix = "add the missing files, correct the channels in the dataset's description, or remove the case"
+        issues.append(item.issue(item.images[0], message, fix, code="image.channel_count"))
     for path, header in zip(item.images[1:], headers[1:], strict=True):
-        differences = grid_differences(header.geometry, headers[0].geometry, SAME_GRID)
-        if differences:
+        if differences := grid_differences(header.geometry, headers[0].geometry, SAME_GRID):
             message = f"not on the grid of channel {Path(item.images[0]).name}: {'; '.join(differences)}"
-            fix = "resample the channels to one grid, or remove the case"
-            issues.append(item.issue(path, message, fix, code="image.channel_grid"))
+            issues.append(
+                item.issue(
+                    path, message, "resample the channels to one grid, or remove the case", code="image.channel_grid"
+                )
+            )
     return issues
 
 
 def _label_grid(item: CheckItem, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Issue]:
-    if image is None or label.may_be_part:
-        return []
-    differences = oriented_differences(label.geometry, image.geometry)
-    if not differences:
+    if image is None or label.may_be_part or not (differences := oriented_differences(label.geometry, image.geometry)):
         return []
     message = f"the label map is not on the grid of its image: {'; '.join(differences)}"
     return [item.issue(where, message, "resample the label map to the image, or remove the case", code="labels.grid")]
@@ -247,7 +243,11 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
     counts, aligned = None, None
     if item.labels:
         try:
-            label_map = _read_labels(item, coding, image)
+            # in the axes of the image if both are usable, else as stored in the file
+            onto = None if image is None else image.geometry
+            label_map = (
+                read_file_labels(item.case, coding, onto=onto) if item.case else read_label_map(Path(item.labels[0]))
+            )
         except AutosegError as error:
             failures += item.unreadable(item.labels[0], error)
         else:
@@ -260,13 +260,6 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
     if image is not None and varies and (item.case is not None or not item.labels):
         measures = measure_case(item, image, aligned, file_values=coding.file_values, labels=coding.labels)
     return VoxelReport(issues=(*failures, *issues), is_read=not failures, counts=counts, measures=measures)
-
-
-def _read_labels(item: CheckItem, coding: LabelCoding, image: Image | None) -> LabelMap:
-    """In the axes of the image if both are usable, else as stored in the file."""
-    if item.case is not None:
-        return read_file_labels(item.case, coding, onto=None if image is None else image.geometry)
-    return read_label_map(Path(item.labels[0]))
 
 
 def _read_image(item: CheckItem, issues: list[Issue], failures: list[Issue]) -> Image | None:
@@ -286,13 +279,11 @@ def _read_image(item: CheckItem, issues: list[Issue], failures: list[Issue]) -> 
 def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Issue]:
     low, high = float(voxels.min()), float(voxels.max())
     if np.isfinite(low) and np.isfinite(high):
-        if low < high:
-            return []
         message, fix = (
             f"all voxels of channel {channel} are {low:g}",
             "view the image, and remove the case if it is empty",
         )
-        return [item.issue(path, message, fix, severity="warning", code="image.constant")]
+        return [] if low < high else [item.issue(path, message, fix, severity="warning", code="image.constant")]
     bad = ~np.isfinite(voxels)
     first = tuple(int(index) for index in np.argwhere(bad)[0])
     num_nan = int(np.isnan(voxels).sum())

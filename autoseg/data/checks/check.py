@@ -211,22 +211,17 @@ def _label_facts(
     dataset: DatasetDescription, headers: Sequence[HeaderReport], voxels: Mapping[CheckItem, VoxelReport]
 ) -> list[LabelFacts]:
     """Facts about all labels that could be read."""
-    facts = []
-    for report in headers:
-        read = voxels.get(report.readable)
-        if report.label is None or read is None or read.counts is None:
-            continue
-        path = report.readable.labels[0]
-        facts.append(
-            LabelFacts(
-                case_id=report.readable.case_id,
-                path=path,
-                paired=path not in dataset.unpaired_labels,
-                geometry=canonical_grid(report.label),
-                counts=read.counts,
-            )
+    return [
+        LabelFacts(
+            case_id=report.readable.case_id,
+            path=report.readable.labels[0],
+            paired=report.readable.labels[0] not in dataset.unpaired_labels,
+            geometry=canonical_grid(report.label),
+            counts=read.counts,
         )
-    return facts
+        for report in headers
+        if report.label and (read := voxels.get(report.readable)) and read.counts is not None
+    ]
 
 
 class CheckReport(Document):

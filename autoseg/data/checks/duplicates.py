@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.dataset import Case
@@ -30,10 +29,13 @@ def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
     same_image = _alike(cases, lambda case: case.channel_digests)
     issues = [_same_image(first, second) for first, second in same_image]
     reported = {frozenset((a.case_id, b.case_id)) for a, b in same_image}
-    for first, second in _alike(cases, _label_key):
-        if frozenset((first.case_id, second.case_id)) not in reported:
-            issues.append(_same_label(first, second))
-            reported.add(frozenset((first.case_id, second.case_id)))
+    with_labels = [case for case in cases if case.num_foreground >= MIN_LABEL_VOXELS]
+    for first, second in _alike(with_labels, lambda case: case.label_digest):
+        if (pair := frozenset((first.case_id, second.case_id))) not in reported:
+            message = f"the same label map as case {first.case_id}, but another image{_across(first, second)}"
+            fix = "find out which image it belongs to, and give the other its own label map"
+            issues.append(_issue(second, message, fix, where=second.label_path or "", code="labels.duplicate"))
+            reported.add(pair)
     for first, second in _nearly_same_images(cases):
         if frozenset((first.case_id, second.case_id)) not in reported:
             message = f"nearly the same image as case {first.case_id}{_across(first, second)}"
@@ -42,24 +44,13 @@ def find_duplicates(cases: Sequence[CaseMeasures]) -> list[Issue]:
     return [*issues, *_repeated_channels(cases)]
 
 
-def _label_key(case: CaseMeasures) -> bytes | None:
-    return case.label_digest if case.num_foreground >= MIN_LABEL_VOXELS else None
-
-
 def _alike(
     cases: Iterable[CaseMeasures], key: Callable[[CaseMeasures], object]
 ) -> list[tuple[CaseMeasures, CaseMeasures]]:
     """Each case with the first one of the same key."""
     first: dict[object, CaseMeasures] = {}
-    pairs = []
-    for case in cases:
-        value = key(case)
-        if value is None:
-            continue
-        kept = first.setdefault(value, case)
-        if kept is not case:
-            pairs.append((kept, case))
-    return pairs
+    pairs = [(first.setdefault(value, case), case) for case in cases if (value := key(case)) is not None]
+    return [(kept, case) for kept, case in pairs if kept is not case]
 
 
 def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
@@ -76,12 +67,6 @@ def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
     return _issue(second, message, fix, code="case.duplicate")
 
 
-def _same_label(first: CaseMeasures, second: CaseMeasures) -> Issue:
-    message = f"the same label map as case {first.case_id}, but another image{_across(first, second)}"
-    fix = "find out which image it belongs to, and give the other its own label map"
-    return _issue(second, message, fix, where=second.label_path or "", code="labels.duplicate")
-
-
 def _across(first: CaseMeasures, second: CaseMeasures) -> str:
     if first.group is None or second.group is None or first.group == second.group:
         return ""
@@ -95,7 +80,12 @@ def _nearly_same_images(cases: Sequence[CaseMeasures]) -> list[tuple[CaseMeasure
         by_shape.setdefault(case.thumbnail.image.shape, []).append(case)
     pairs = []
     for alike in by_shape.values():
-        rows = np.stack([_unit(case.thumbnail.image) for case in alike])
+        flat = np.stack(
+            [case.thumbnail.image.astype(np.float32).reshape(len(case.thumbnail.image), -1) for case in alike]
+        )
+        rows = (flat - flat.mean(axis=2, keepdims=True)).reshape(len(flat), -1)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = np.divide(rows, lengths, out=rows, where=lengths > 0)
         for index, row in enumerate(rows):
             close = np.flatnonzero(rows[:index] @ row > NEARLY_SAME)
             if close.size:
@@ -103,29 +93,16 @@ def _nearly_same_images(cases: Sequence[CaseMeasures]) -> list[tuple[CaseMeasure
     return pairs
 
 
-def _unit(image: NDArray[np.float16]) -> NDArray[np.float32]:
-    flat = image.astype(np.float32).reshape(len(image), -1)
-    flat = (flat - flat.mean(axis=1, keepdims=True)).ravel()
-    length = float(np.linalg.norm(flat))
-    unit: NDArray[np.float32] = flat / length if length > 0 else flat
-    return unit
-
-
 def _repeated_channels(cases: Sequence[CaseMeasures]) -> list[Issue]:
     """Two channels of a case that hold the same image, if most cases have two different ones."""
     issues = []
     num_channels = len(cases[0].channel_digests) if cases else 0
     for a, b in combinations(range(num_channels), 2):
-        same = [
-            case
-            for case in cases
-            if len(case.channel_digests) > b and case.channel_digests[a] == case.channel_digests[b]
-        ]
+        digests = [(case, case.channel_digests) for case in cases]
+        same = [case for case, each in digests if len(each) > b and each[a] == each[b]]
         if 2 * len(same) < len(cases):
-            message, fix = (
-                f"channels {a} and {b} are the same image",
-                "use a different file for each channel, or remove the case",
-            )
+            message = f"channels {a} and {b} are the same image"
+            fix = "use a different file for each channel, or remove the case"
             issues += [_issue(case, message, fix, severity="error", code="image.repeated_channel") for case in same]
     return issues
 

@@ -103,8 +103,14 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
     middle = float(np.median(usual))
     if middle < RELIABLE:
         return None
-    signs = {**_flip_signs(judged.fit, others), **_shift_signs(judged, others), **_swap_signs(own, swaps, index)}
-    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < _lowest_usual(usual)
+    signs = {**_flip_signs(judged.fit, others), **_shift_signs(judged, others)}
+    gain, name = swaps[index]
+    if name:
+        text = f"it fits the image of case {name} better, and the label map of that case fits this image"
+        signs[text] = own + gain
+    # Among many: as far below the lowest tenth of the others as that is below their median.
+    lowest = 2 * float(np.percentile(usual, TAIL)) - middle if len(usual) >= MANY else float("inf")
+    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < lowest
     if not signs and not is_strange:
         return None
     agreement = f"its agreement with a prediction from the other cases is {own:.2f}, that of the {len(others)} others {middle:.2f}"
@@ -114,13 +120,6 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
         is_certain=own < LOST * middle and max(signs.values(), default=0.0) > RESTORED * middle,
         is_strange=is_strange,
     )
-
-
-def _lowest_usual(usual: Sequence[float]) -> float:
-    """The lowest usual agreement: as far below the lowest tenth of the others as that is below their median."""
-    if len(usual) < MANY:
-        return float("inf")
-    return 2 * float(np.percentile(usual, TAIL)) - float(np.median(usual))
 
 
 def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
@@ -135,22 +134,12 @@ def _flip_signs(fit: Fit, others: Sequence[_Judged]) -> dict[str, float]:
 
 
 def _shift_signs(judged: _Judged, others: Sequence[_Judged]) -> dict[str, float]:
-    gains = [other.fit.shifted for other in others]
-    usual = max(gains)
+    usual = max(other.fit.shifted for other in others)
     if judged.fit.shifted < MIN_GAIN or judged.fit.shifted < usual + MIN_GAIN:
         return {}
     z, y, x = (blocks * mm for blocks, mm in zip(judged.fit.shift, judged.case.thumbnail.spacing_mm, strict=True))
     moved = judged.fit.own + judged.fit.shifted
     return {f"moved by about ({z:.0f}, {y:.0f}, {x:.0f}) mm (z, y, x) the agreement would be {moved:.2f}": moved}
-
-
-def _swap_signs(own: float, swaps: Sequence[tuple[float, str]], index: int) -> dict[str, float]:
-    gain, name = swaps[index]
-    return (
-        {f"it fits the image of case {name} better, and the label map of that case fits this image": own + gain}
-        if name
-        else {}
-    )
 
 
 def _better_labels(known: Sequence[_Judged], num_classes: int, compared: NDArray[np.bool_]) -> list[tuple[float, str]]:
@@ -165,13 +154,8 @@ def _better_labels(known: Sequence[_Judged], num_classes: int, compared: NDArray
     for alike in by_shape.values():
         if not 1 < len(alike) <= MOST_COMPARED:
             continue
-        own_masks = np.stack(
-            [
-                masks(labels, num_classes)[compared]
-                for index in alike
-                if (labels := known[index].case.thumbnail.labels) is not None
-            ]
-        )
+        labels = [known[index].case.thumbnail.labels for index in alike]
+        own_masks = np.stack([masks(each, num_classes)[compared] for each in labels if each is not None])
         fits = mean_correlations(np.stack([known[index].predicted for index in alike]).astype(np.float32), own_masks)
         gain = fits - np.diag(fits)[:, None]
         both = np.minimum(gain, gain.T)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any
 
 import numpy as np
@@ -142,26 +143,28 @@ def gather(thumbnail: Thumbnail, num_classes: int) -> Evidence:
         raise ValueError("only a labelled case gives evidence")
     columns = _features(thumbnail)
     each = masks(thumbnail.labels, num_classes)
+    widths = [
+        size / target / 2 for size, target in zip(each.shape[1:], ATLAS_SHAPE, strict=True)
+    ]  # what the grid can show
     return Evidence(
         moments=columns.T @ columns / len(columns),
         products=columns.T @ each.reshape(len(each), -1).T / len(columns),
-        atlas=np.stack([_resized(_smoothed(mask), ATLAS_SHAPE) for mask in each]),
+        atlas=np.stack([_resized(ndimage.gaussian_filter(mask, widths), ATLAS_SHAPE) for mask in each]),
     )
 
 
 def add_up(parts: Sequence[Evidence]) -> Evidence:
     """The sum of all evidence; `without` subtracts that of one case."""
     return Evidence(
-        moments=sum((part.moments for part in parts), start=np.zeros_like(parts[0].moments)),
-        products=sum((part.products for part in parts), start=np.zeros_like(parts[0].products)),
-        atlas=sum((part.atlas for part in parts), start=np.zeros_like(parts[0].atlas)),
+        moments=reduce(np.add, (part.moments for part in parts)),
+        products=reduce(np.add, (part.products for part in parts)),
+        atlas=reduce(np.add, (part.atlas for part in parts)),
     )
 
 
 def without(total: Evidence, part: Evidence, num_others: int) -> Evidence:
     """Mean evidence of the ``num_others`` other cases."""
-    return replace(
-        total,
+    return Evidence(
         moments=(total.moments - part.moments) / num_others,
         products=(total.products - part.products) / num_others,
         atlas=(total.atlas - part.atlas) / num_others,
@@ -206,8 +209,7 @@ def fit_label_map(thumbnail: Thumbnail, predicted: Array, num_classes: int, comp
 
 def agreement(each: Array, predicted: Array) -> float:
     """Mean correlation of masks (M, z, y, x) with predictions, over the masks that are not empty or full."""
-    found = [_correlation(mask, score) for mask, score in zip(each, predicted, strict=True) if 0 < mask.mean() < 1]
-    return float(np.mean(found)) if found else 0.0
+    return float(mean_correlations(predicted[None], each[None])[0, 0])
 
 
 def mean_correlations(predicted: Array, each: Array) -> Array:
@@ -244,13 +246,6 @@ def _features(thumbnail: Thumbnail) -> Array:
     return np.stack([column.ravel() for column in columns], axis=1).astype(np.float32)
 
 
-def _smoothed(mask: Array) -> Array:
-    """Without details that the common grid cannot show."""
-    widths = [size / target / 2 for size, target in zip(mask.shape, ATLAS_SHAPE, strict=True)]
-    smooth: Array = ndimage.gaussian_filter(mask, widths)
-    return smooth
-
-
 def _resized(array: Array, shape: Sequence[int]) -> Array:
     factors = [target / size for size, target in zip(array.shape, shape, strict=True)]
     resized: Array = ndimage.zoom(array, factors, order=1, mode="nearest", grid_mode=True)
@@ -262,12 +257,6 @@ def _standardised(array: Array) -> Array:
     return standard
 
 
-def _correlation(a: Array, b: Array) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / size if size > 0 else 0.0
-
-
 def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]:
     """The shift in blocks by which the mask agrees best with the score, and the gain in agreement."""
     padded = [fft.next_fast_len(2 * size) for size in mask.shape]
@@ -277,14 +266,5 @@ def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]
     tried = overlap[np.ix_(*(np.arange(-r, r + 1) for r in reach))]
     best = np.unravel_index(int(tried.argmax()), tried.shape)
     z, y, x = (int(index) - r for index, r in zip(best, reach, strict=True))
-    moved = _moved(mask, (z, y, x))
-    return (z, y, x), _correlation(moved, score) - _correlation(mask, score)
-
-
-def _moved(mask: Array, shift: tuple[int, int, int]) -> Array:
-    """The mask moved by whole blocks; voxels that leave the image are lost."""
-    moved = np.zeros_like(mask)
-    into = tuple(slice(max(s, 0), min(size + s, size)) for s, size in zip(shift, mask.shape, strict=True))
-    out_of = tuple(slice(max(-s, 0), min(size - s, size)) for s, size in zip(shift, mask.shape, strict=True))
-    moved[into] = mask[out_of]
-    return moved
+    moved = ndimage.shift(mask, (z, y, x), order=0, prefilter=False)  # voxels that leave the image are lost
+    return (z, y, x), agreement(moved[None], score[None]) - agreement(mask[None], score[None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
@@ -15,7 +16,7 @@ from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.dataset import DatasetDescription
 from autoseg.imaging.image import Geometry
 from autoseg.issues import Issue
-from planners import LabelClass
+from planners import Severity
 
 T = TypeVar("T")
 MAX_DEVIATIONS = 6.0
@@ -116,22 +117,14 @@ def unusual_signs(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> l
     Quantities are compared by their logarithm with those of all label maps that have an image: unusual is what is off
     by more than a fixed ratio and, by `oddness`, more than they differ among each other.
     """
-    volumes = np.array([_volumes_ml(fact, dataset) for fact in facts])
-    paired = np.array([fact.paired for fact in facts], bool)
-    signs: list[list[str]] = []
-    for index, fact in enumerate(facts):
-        others = [other for other in all_but(facts, index) if other.paired]
-        if len(others) < MIN_OTHERS:
-            signs.append([])
-            continue
-        other_volumes = volumes[paired & (np.arange(len(facts)) != index)]
-        signs.append(
-            [
-                *_grid_signs(fact, others),
-                *_volume_signs(volumes[index], other_volumes, dataset),
-                *_class_signs(volumes[index], other_volumes, dataset),
-            ]
-        )
+    volumes = [np.array(_volumes_ml(fact, dataset)) for fact in facts]
+    signs: list[list[str]] = [[] for _ in facts]
+    for index, (fact, own) in enumerate(zip(facts, volumes, strict=True)):
+        others = [other for other in all_but(range(len(facts)), index) if facts[other].paired]
+        if len(others) >= MIN_OTHERS:
+            of_others = np.array([volumes[other] for other in others])
+            signs[index] += _grid_signs(fact, [facts[other] for other in others])
+            signs[index] += _volume_signs(own, of_others, dataset) + _class_signs(own, of_others, dataset)
     return signs
 
 
@@ -167,10 +160,7 @@ def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
 
     Declared values are never stray; this is for datasets whose classes are named by the values that were found.
     """
-    holders: dict[int, int] = {}
-    for fact in facts:
-        for value in fact.counts:
-            holders[value] = holders.get(value, 0) + 1
+    holders = Counter(value for fact in facts for value in fact.counts)
     named = {f"label_{value}" for value in dataset.file_values} >= {label.name for label in dataset.labels.classes}
     issues = []
     for fact in facts if named and len(facts) > 1 else ():
@@ -195,31 +185,37 @@ def rare_classes(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
     issues = []
     for label in dataset.labels.classes if labelled else ():
         values = [str(dataset.file_values[value]) for value in label.values]
-        cases = [fact.case_id for fact in labelled if _has(fact, label, dataset)]
+        cases = [
+            fact.case_id
+            for fact in labelled
+            if any(fact.counts.get(dataset.file_values[value]) for value in label.values)
+        ]
         shown = f"class {label.name} ({'value' if len(values) == 1 else 'values'} {', '.join(values)})"
-        if not cases:
-            message = f"no label map has {shown}"
-            fix = "correct its value in the dataset's description, or remove the class from it"
-            issues.append(
-                Issue(code="labels.absent_class", severity="warning", where=dataset.root, message=message, fix=fix)
-            )
-        elif len(cases) <= RARE < len(labelled):
+        code: str = "labels.absent_class"
+        severity: Severity = "warning"
+        message = f"no label map has {shown}"
+        fix = "correct its value in the dataset's description, or remove the class from it"
+        if cases:
+            if len(cases) > RARE or len(labelled) <= RARE:
+                continue
+            code, severity = "labels.rare_class", "note"
             has = "has" if len(cases) == 1 else "have"
             message = f"only {len(cases)} of {len(labelled)} label maps {has} {shown}: {', '.join(cases)}"
             fix = "add cases with this class, which has too few to train and validate it"
-            issues.append(
-                Issue(code="labels.rare_class", severity="note", where=dataset.root, message=message, fix=fix)
-            )
+        issues.append(Issue(code=code, severity=severity, where=dataset.root, message=message, fix=fix))
     return issues
 
 
 def _grid_signs(fact: LabelFacts, others: Sequence[LabelFacts]) -> list[str]:
+    def is_unusual(own: float, others: NDArray[Any], max_ratio: float) -> bool:
+        return abs(oddness(math.log(own), np.log(others), floor=math.log(max_ratio))) > 1
+
     signs = []
     own, spacings = fact.geometry.spacing_mm, np.array([other.geometry.spacing_mm for other in others])
-    if any(_is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, spacings.T, strict=True)):
+    if any(is_unusual(mm, column, MAX_SPACING_RATIO) for mm, column in zip(own, spacings.T, strict=True)):
         signs.append(f"spacing {_triple(own)} mm, median {_triple(np.median(spacings, axis=0))}")
     shape, shapes = fact.geometry.shape, np.array([other.geometry.shape for other in others], np.int64)
-    if _is_unusual(math.prod(shape), shapes.prod(axis=1), MAX_SIZE_RATIO):
+    if is_unusual(math.prod(shape), shapes.prod(axis=1), MAX_SIZE_RATIO):
         signs.append(f"size {_triple(shape)} voxels, median {_triple(np.median(shapes, axis=0))}")
     return signs
 
@@ -252,10 +248,6 @@ def _class_signs(own: NDArray[np.float64], others: NDArray[np.float64], dataset:
     ]
 
 
-def _has(fact: LabelFacts, label: LabelClass, dataset: DatasetDescription) -> bool:
-    return any(fact.counts.get(dataset.file_values[value]) for value in label.values)
-
-
 def _volumes_ml(fact: LabelFacts, dataset: DatasetDescription) -> list[float]:
     """Volume of the foreground, then of each class."""
     voxels = [sum(count for value, count in fact.counts.items() if value != dataset.file_values[0])]
@@ -264,11 +256,6 @@ def _volumes_ml(fact: LabelFacts, dataset: DatasetDescription) -> list[float]:
         for label in dataset.labels.classes
     ]
     return [count * fact.geometry.voxel_volume_ml for count in voxels]
-
-
-def _is_unusual(own: float, others: NDArray[Any], max_ratio: float) -> bool:
-    """Whether ``own`` (positive) is further from ``others`` than ratio and spread allow."""
-    return abs(oddness(math.log(own), np.log(others), floor=math.log(max_ratio))) > 1
 
 
 def _triple(values: Iterable[float]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autoseg.data.dataset import Case, MaskFile
 from autoseg.data.discovery.declarations import Declaration
 from autoseg.data.discovery.files import FoundFile
-from autoseg.data.discovery.layouts import Match
+from autoseg.data.discovery.layouts import Match, count_channels
 from autoseg.imaging.readers import image_ending, image_stem, list_series, read_header, split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
@@ -28,7 +27,7 @@ def make_case(
     channels: Sequence[str],
 ) -> Case:
     """A case with the first file of each channel; `file_issues` reports the others."""
-    by_channel = {channel_of(file): file.path for file in reversed(images)}
+    by_channel = {file.channel: file.path for file in reversed(images)}
     masks = {file.fields[CLASS]: file.path for file in reversed(labels) if file.fields.get(CLASS)}
     chosen = [by_channel[text] for text in channels if text in by_channel] or [images[0].path]
     return Case(
@@ -69,34 +68,13 @@ def find_test_cases(
     return tuple(cases[case_id] for case_id in sorted(cases)), _missing_images(root, match, missing, "test")
 
 
-MODALITIES = frozenset(
-    [
-        "ct",
-        "cbct",
-        "pet",
-        "t1",
-        "t1w",
-        "t1c",
-        "t1ce",
-        "t1gd",
-        "t2",
-        "t2w",
-        "t2star",
-        "flair",
-        "pd",
-        "pdw",
-        "dwi",
-        "adc",
-        "sem",
-        "tem",
-    ]
-)
-"""Last words of file names that name a modality; a channel named CT is normalised as CT."""
+MODALITY = re.compile(r"(?i)(cb)?ct|pet|t1(w|c|ce|gd)?|t2(w|star)?|flair|pdw?|dwi|adc|[st]em")
+"""Last word of a file name that names a modality; a channel named CT is normalised as CT."""
 
 
 def channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """Texts of ``{channel}`` in channel order, and the files of other texts, by their text."""
-    counts = Counter(text for case_id in match.paired for text in {channel_of(file) for file in match.images[case_id]})
+    counts = count_channels(match)
     declared = match.layout.channels
     if declared is not None and set(declared) & set(counts):
         texts = tuple(declared)
@@ -107,14 +85,9 @@ def channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     dropped: dict[str, list[str]] = {}
     for files in (*match.images.values(), *match.test.values()):
         for file in files:
-            if channel_of(file) not in texts:
-                dropped.setdefault(channel_of(file), []).append(file.path)
+            if file.channel not in texts:
+                dropped.setdefault(file.channel, []).append(file.path)
     return texts, dropped
-
-
-def channel_of(file: FoundFile) -> str:
-    """Text of the file's ``{channel}``; empty where the layout has none."""
-    return file.fields.get("channel") or ""
 
 
 def channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...]:
@@ -131,9 +104,9 @@ def channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...
             break
         except AutosegError:  # the check reports it with the others
             continue
-    modalities = {_modality(case) for case in cases} if count == 1 else {""}
-    if len(modalities) == 1 and (modality := modalities.pop()):
-        return (modality,)
+    modalities = {_modality(case) for case in cases} if count == 1 else set()
+    if len(modalities) == 1 and any(modalities):
+        return (modalities.pop(),)
     return tuple(f"channel_{index}" for index in range(count))
 
 
@@ -144,45 +117,49 @@ def _modality(case: Case) -> str:
     folder, uid = split_part(case.image_paths[0])
     if not folder.is_dir():
         word = image_stem(case.image_paths[0]).rpartition("_")[2]
-        return word.upper() if word.casefold() == "ct" else word if word.casefold() in MODALITIES else ""
+        return word.upper() if word.casefold() == "ct" else word if MODALITY.fullmatch(word) else ""
     try:
         return next((name.modality for name in list_series(folder) if uid in (None, name.uid)), "")
     except AutosegError:
         return ""
 
 
-def layout_issues(root: Path, match: Match, rivals: Sequence[Match], declaration: Declaration) -> list[Issue]:
-    """Issues about the folder as a whole: other layouts, groups and lists that name what does not exist."""
-    return [
-        *_unknown_in_groups(match),
-        *_other_layouts(root, match, rivals),
-        *_missing_training_images(root, match, declaration),
-        *match.issues,
-    ]
+def folder_issues(
+    root: Path,
+    match: Match,
+    whole: Match,
+    rivals: Sequence[Match],
+    declaration: Declaration,
+    dropped: Mapping[str, Sequence[str]],
+) -> list[Issue]:
+    """Issues about other layouts, lists and groups of cases that do not exist, and files that belong to no case or to several.
 
-
-def file_issues(root: Path, match: Match, dropped: Mapping[str, Sequence[str]]) -> list[Issue]:
-    """Issues about files that belong to no case or to several; ``dropped``: files that are no channel, by their kind."""
-    return [*_ignored_files(root, dropped), *_unpaired_files(root, match)]
-
-
-def _unknown_in_groups(match: Match) -> list[Issue]:
-    unknown = [case_id for listed in match.layout.groups.values() for case_id in listed if case_id not in match.paired]
-    if not unknown:
-        return []
-    return [
+    ``whole`` is the match before cases were left out, ``dropped`` files that are no channel, by their kind.
+    """
+    groups, layout = whole.layout.groups.values(), whole.layout
+    unknown = [case_id for listed in groups for case_id in listed if case_id not in whole.paired]
+    issues = [
         Issue(
             code="spec.unknown_case",
             severity="warning",
-            where=f"groups of {match.layout.name}",
+            where=f"groups of {layout.name}",
             message=f"{count_noun(len(unknown), 'case')} not found in the folder: {shorten(unknown)}",
             fix="correct the names: otherwise cases of one patient may be in both training and validation",
         )
+    ] * bool(unknown)
+    issues += [
+        Issue(
+            code="layout.ambiguous",
+            severity="note",
+            where=str(root),
+            message=f"read as {layout.title} ({count_noun(len(whole.paired), 'case')}), but "
+            f"{rival.layout.title} also matches ({count_noun(len(rival.paired), 'case')})",
+            fix=f"use --layout {rival.layout.name} or a spec file (--spec) if that is what you meant",
+        )
+        for rival in (rivals if layout.known is None else ())
     ]
-
-
-def _ignored_files(root: Path, dropped: Mapping[str, Sequence[str]]) -> list[Issue]:
-    return [
+    issues += [*_missing_training_images(root, whole, declaration), *whole.issues]
+    issues += [
         Issue(
             code="layout.ignored_files",
             severity="note",
@@ -192,22 +169,7 @@ def _ignored_files(root: Path, dropped: Mapping[str, Sequence[str]]) -> list[Iss
         )
         for text, files in sorted(dropped.items())
     ]
-
-
-def _other_layouts(root: Path, match: Match, rivals: Sequence[Match]) -> list[Issue]:
-    if match.layout.known is not None:
-        return []
-    return [
-        Issue(
-            code="layout.ambiguous",
-            severity="note",
-            where=str(root),
-            message=f"read as {match.layout.title} ({count_noun(len(match.paired), 'case')}), but "
-            f"{rival.layout.title} also matches ({count_noun(len(rival.paired), 'case')})",
-            fix=f"use --layout {rival.layout.name} or a spec file (--spec) if that is what you meant",
-        )
-        for rival in rivals
-    ]
+    return issues + _unpaired_files(root, match)
 
 
 def _missing_training_images(root: Path, match: Match, declaration: Declaration) -> list[Issue]:

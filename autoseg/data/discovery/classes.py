@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,9 +41,10 @@ def resolve_segments(cases: Sequence[Case]) -> tuple[tuple[Case, ...], dict[int,
         if case.label is not None and is_segmentation(case.label)
     }
     named = {label: _unique_names(segments.by_number) for label, segments in found.items()}
-    together = _together(named.values())
-    if together is not None and not any(segments.may_overlap for segments in found.values()):
-        return tuple(cases), together
+    pairs = {pair for table in named.values() for pair in table.items()}
+    numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
+    if len(numbers) == len(names) == len(pairs) and not any(segments.may_overlap for segments in found.values()):
+        return tuple(cases), dict(sorted(pairs))
     return tuple(_with_masks(case, named[case.label]) if case.label in named else case for case in cases), {}
 
 
@@ -50,13 +53,6 @@ def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
     return {
         number: name if name and count[name] == 1 else f"{name or 'segment'}_{number}" for number, name in names.items()
     }
-
-
-def _together(tables: Iterable[Mapping[int, str]]) -> dict[int, str] | None:
-    """The names of all values; None where a value has two names, or a name two values."""
-    pairs = {pair for table in tables for pair in table.items()}
-    numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
-    return dict(sorted(pairs)) if len(numbers) == len(names) == len(pairs) else None
 
 
 def _with_masks(case: Case, names: Mapping[int, str]) -> Case:
@@ -90,7 +86,9 @@ class LabelReading:
         cached = function
         missing = list(cases)
         if self.cache is not None:
-            kept = Cached(function=function, kind=kind, state=_state, folder=self.cache, worth_keeping=_is_read)
+            kept = Cached(
+                function=function, kind=kind, state=_state, folder=self.cache, worth_keeping=partial(is_not, None)
+            )
             cached, missing = kept, [case for case in cases if not kept.has(case)]
         if not missing:
             return [cached(case) for case in cases]
@@ -105,10 +103,6 @@ class LabelReading:
 
 def _state(case: Case) -> object:
     return case.label, case.masks, file_states(case.label_files)
-
-
-def _is_read(result: object) -> bool:
-    return result is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,23 +160,15 @@ def find_labels(
     return _with_unannotated(found, cases)
 
 
-# --- label maps ---
-
-
 def _values_in_files(cases: Sequence[Case], reading: LabelReading) -> tuple[int, ...]:
     """All values other than 0, sorted."""
     found = [counts or {} for counts in reading.of_each(_label_values, dict[int, int], cases)]
     _refuse_greys(cases, found)
     values = {value for counts in found for value in counts} - {0}
     if not values:
-        raise AutosegError(
-            Issue(
-                code="labels.all_empty",
-                where=str(Path(cases[0].label or "").parent),
-                message="no label map has a value other than 0: there is nothing to segment",
-                fix="use label maps whose structures have values of 1 or more",
-            )
-        )
+        where, fix = str(Path(cases[0].label or "").parent), "use label maps whose structures have values of 1 or more"
+        message = "no label map has a value other than 0: there is nothing to segment"
+        raise AutosegError(Issue(code="labels.all_empty", where=where, message=message, fix=fix))
     return tuple(sorted(values))
 
 
@@ -221,20 +207,14 @@ def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> 
     )
 
 
-# --- masks of classes ---
-
-
 def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReading) -> FoundLabels:
     maps = [case.label for case in cases if case.label is not None]
     if maps:
-        raise AutosegError(
-            Issue(
-                code="labels.mixed_kinds",
-                where=maps[0],
-                message="a label map, but other cases have a mask for each class",
-                fix="use the same kind of labels in all cases",
-            )
+        message, fix = (
+            "a label map, but other cases have a mask for each class",
+            "use the same kind of labels in all cases",
         )
+        raise AutosegError(Issue(code="labels.mixed_kinds", where=maps[0], message=message, fix=fix))
     present = {mask.label for case in cases for mask in case.masks}
     declared = [name for name in layout.labels or {} if name in present]
     classes = tuple(declared) if declared else tuple(sorted(present))
@@ -299,18 +279,12 @@ def _plain(classes: Sequence[str]) -> Labels:
 
 def _inside_value(cases: Sequence[Case], threshold: int | None) -> int:
     """The value inside the first mask that is not empty."""
-    for case in cases:
-        for mask in case.masks:
-            try:
-                high = int(read_label_map(Path(mask.file)).array.max())
-            except AutosegError:  # the check reports it
-                continue
+    for mask in (mask for case in cases for mask in case.masks):
+        with suppress(AutosegError):  # the check reports it
+            high = int(read_label_map(Path(mask.file)).array.max())
             if high > 0:
                 return WHITE if threshold is not None and high <= WHITE else high
     return 1
-
-
-# --- partial annotation ---
 
 
 def _with_unannotated(found: FoundLabels, cases: Sequence[Case]) -> FoundLabels:

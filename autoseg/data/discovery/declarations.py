@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from autoseg.imaging.readers import image_stem
 from autoseg.issues import AutosegError, Issue
@@ -42,8 +42,7 @@ class Declaration:
     """Classes that were annotated, by case id; all of them in other cases."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
+class _Entry(NamedTuple):
     name: str
     values: tuple[int, ...]
 
@@ -59,22 +58,18 @@ def read_decathlon(path: Path) -> Declaration:
     """
     content = _read_json(path)
     issues: list[Issue] = []
-    channels = _channels(content, path, issues)
-    label_values = _label_values(content, path, issues)
-    training = _listed(content, "training", path, issues)
-    test = _listed(content, "test", path, issues)
-    annotated = _annotated(content, path, issues)
+    name = content.get("name")
+    declaration = Declaration(
+        name=name if isinstance(name, str) and name.strip() else None,
+        channels=_channels(content, path, issues),
+        label_values=_label_values(content, path, issues),
+        training_files=_listed(content, "training", path, issues),
+        test_files=_listed(content, "test", path, issues),
+        annotated_classes=_annotated(content, path, issues),
+    )
     if issues:
         raise AutosegError(*issues, headline=f"{path} has {count_noun(len(issues), 'error')}:")
-    name = content.get("name")
-    return Declaration(
-        name=name if isinstance(name, str) and name.strip() else None,
-        channels=channels,
-        label_values=label_values,
-        training_files=training,
-        test_files=test,
-        annotated_classes=annotated,
-    )
+    return declaration
 
 
 def declared_by_layout(layout: Layout) -> Declaration:
@@ -89,21 +84,16 @@ def declared_by_layout(layout: Layout) -> Declaration:
         return Declaration(channels=names)
     entries = [_Entry(k, v if isinstance(v, tuple) else (v,)) for k, v in layout.labels.items()]
     issues: list[Issue] = []
-    order = layout.region_order if layout.region_order is not None else _own_values(entries)
-    values = _arrange(entries, list(order), Path(f"{layout.name}.toml"), issues)
+    order = list(layout.region_order or ())
+    if layout.region_order is None:  # for each region a value that no later one has, if there is one
+        regions = [entry.values for entry in entries if entry.name.lower() not in (BACKGROUND, IGNORE)]
+        for number, values in enumerate(regions, 1):
+            later = {value for other in regions[number:] for value in other}
+            order.append(next((value for value in values if value not in later), values[0]))
+    label_values = _arrange(entries, order, Path(f"{layout.name}.toml"), issues)
     if issues:
         raise AutosegError(*issues, headline=f"the labels of {layout.name} cannot be used:")
-    return Declaration(channels=names, label_values=values)
-
-
-def _own_values(entries: Sequence[_Entry]) -> tuple[int, ...]:
-    """For each region a value that no later one has, if there is one."""
-    regions = [entry.values for entry in entries if entry.name.lower() not in (BACKGROUND, IGNORE)]
-    order = []
-    for number, values in enumerate(regions):
-        later = {value for other in regions[number + 1 :] for value in other}
-        order.append(next((value for value in values if value not in later), values[0]))
-    return tuple(order)
+    return Declaration(channels=names, label_values=label_values)
 
 
 def labels_named_by_value(file_values: Iterable[int], names: Mapping[int, str] | None = None) -> LabelValues:
@@ -218,7 +208,8 @@ def _arrange(entries: Sequence[_Entry], order: Any, path: Path, issues: list[Iss
     foreground = sorted({value for entry in classes for value in entry.values})
     has_regions = any(len(entry.values) > 1 for entry in classes)
     found = _clashes(entries, classes, background, ignore, has_regions)
-    if has_regions and not (_is_order(order, foreground) and len(order) == len(classes)):
+    is_order = isinstance(order, list) and all(_is_whole(value) and value in foreground for value in order)
+    if has_regions and not (is_order and len(order) == len(classes)):
         found.append(
             f"regions_class_order is {_shown(order)}, not one of the values {foreground} for each of the "
             f"{len(classes)} regions, in the order in which they are written"
@@ -260,10 +251,6 @@ def _clashes(
     if not classes:
         found.append("declares only the background")
     return found
-
-
-def _is_order(order: Any, values: Sequence[int]) -> bool:
-    return isinstance(order, list) and all(_is_whole(value) and value in values for value in order)
 
 
 def _is_whole(value: object) -> bool:
@@ -369,19 +356,13 @@ def find_label_names(root: Path, label_files: Iterable[Path]) -> tuple[dict[int,
 
 def _table_of(root: Path, file: Path) -> Path | None:
     words = image_stem(file).split("_")
-    if words[-1] != SUFFIX:
-        return None
-    folder = file.parent
-    while folder.is_relative_to(root):
-        fitting = [path for path in _tables(folder) if set(path.stem.split("_")) <= set(words)]
+    folders = [folder for folder in file.parents if folder.is_relative_to(root)] if words[-1] == SUFFIX else []
+    for folder in folders:
+        named = [(path.stem.split("_"), path) for path in sorted(folder.glob(f"*{SUFFIX}.tsv"))]
+        fitting = [(len(own), path) for own, path in named if own[-1] == SUFFIX and set(own) <= set(words)]
         if fitting:
-            return max(fitting, key=lambda path: len(path.stem.split("_")))
-        folder = folder.parent
+            return max(fitting, key=lambda each: each[0])[1]
     return None
-
-
-def _tables(folder: Path) -> Iterator[Path]:
-    return (path for path in sorted(folder.glob(f"*{SUFFIX}.tsv")) if path.stem.split("_")[-1] == SUFFIX)
 
 
 def _read_table(path: Path) -> Mapping[int, str]:
@@ -391,12 +372,9 @@ def _read_table(path: Path) -> Mapping[int, str]:
         missing = [column for column in ("index", "name") if column not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(f"no column {' and no column '.join(missing)}")
-        entries = [(_whole(row["index"], rows.line_num), (row["name"] or "").strip()) for row in rows]
-    return {value: name for value, name in entries if value != 0 and name not in ("", "n/a")}
-
-
-def _whole(text: str | None, line: int) -> int:
-    try:
-        return int(text or "")
-    except ValueError:
-        raise ValueError(f"line {line} has the index {text!r}, not a whole number") from None
+        names = {}
+        for row in rows:
+            if not _is_whole(row["index"]):
+                raise ValueError(f"line {rows.line_num} has the index {row['index']!r}, not a whole number")
+            names[int(row["index"])] = (row["name"] or "").strip()
+    return {value: name for value, name in names.items() if value != 0 and name not in ("", "n/a")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,8 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.cases import (
     channel_names,
     channel_texts,
-    file_issues,
     find_test_cases,
-    layout_issues,
+    folder_issues,
     make_case,
 )
 from autoseg.data.discovery.classes import (
@@ -73,7 +73,8 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
     if faults:
         return AutosegError(*faults, headline=f"{root} lists no usable case:")
     generic = [match for match in matches if match.layout.known is None]
-    looked_for = "".join(f"\n  - {_expectation(match)}" for match in sorted(generic, key=_num_seen, reverse=True))
+    by_files = sorted(generic, key=lambda m: (len(m.images) * len(m.labels), m.layout.preference), reverse=True)
+    looked_for = "".join(f"\n  - {_expectation(match)}" for match in by_files)
     unlabelled = _is_unlabelled(root, generic)
     fix = _suggestion(root, [match.layout for match in generic]) or (
         "add label maps, or write a spec file that says where they are (--spec)"
@@ -92,22 +93,15 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
 
 def _is_unlabelled(root: Path, generic: Sequence[Match]) -> bool:
     """Whether no file is named like labels. Beside folders of slices labels may have any name, and so may images."""
-    labels = [
-        file.path
-        for match in generic
-        for files in match.labels.values()
-        for file in files
-        if not _takes_any_name(match.layout) or LABEL_WORD.search(file.path)
-    ]
-    return is_dicom_series(root) or not labels
-
-
-def _takes_any_name(layout: Layout) -> bool:
-    return layout.training is not None and all(pattern.endswith("/") for pattern in layout.training.images)
-
-
-def _num_seen(match: Match) -> tuple[int, int]:
-    return len(match.images) * len(match.labels), match.layout.preference
+    if is_dicom_series(root):
+        return True
+    for match in generic:
+        images = match.layout.training.images if match.layout.training is not None else ("",)
+        takes_any_name = all(pattern.endswith("/") for pattern in images)
+        paths = [file.path for files in match.labels.values() for file in files]
+        if any(not takes_any_name or LABEL_WORD.search(path) for path in paths):
+            return False
+    return True
 
 
 def _expectation(match: Match) -> str:
@@ -132,8 +126,12 @@ def _num_entries(folder: Path) -> str:
 
 def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
     """The fix if a dataset lies one folder below or above; else empty."""
-    below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    for folder in (*below[:MOST_AROUND], *([root.parent] if _is_small(root.parent) else [])):
+    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = folders[:MOST_AROUND]
+    with suppress(OSError):
+        if sum(1 for _ in islice(root.parent.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND:
+            folders.append(root.parent)
+    for folder in folders:
         try:
             matches = match_layouts(folder, layouts)
         except (OSError, AutosegError):
@@ -141,13 +139,6 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
         if any(_is_part_of(match, root) if folder == root.parent else match.paired for match in matches):
             return f"pass {folder} instead, which contains a dataset"
     return ""
-
-
-def _is_small(folder: Path) -> bool:
-    try:
-        return sum(1 for _ in islice(folder.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND
-    except OSError:
-        return False
 
 
 def _is_part_of(match: Match, folder: Path) -> bool:
@@ -288,8 +279,7 @@ def discover_dataset(
         *declaration_issues,
         *series_issues,
         *found.issues,
-        *layout_issues(root, whole, rival_matches(matches, whole), declaration),
-        *file_issues(root, match, dropped),
+        *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
     )
     description = _describe(root, match, declaration, channels, training, test, found)
@@ -307,6 +297,7 @@ def _describe(
     found: FoundLabels,
 ) -> DatasetDescription:
     layout = match.layout
+    endings = Counter(image_ending(file) for case in training for file in case.label_files[:1])
     return DatasetDescription(
         name=declaration.name or root.name,
         root=str(root),
@@ -320,7 +311,7 @@ def _describe(
         later_mask_wins=layout.overlap == "later",
         threshold=layout.threshold,
         mask_value=found.mask_value,
-        file_ending=_common_ending(training),
+        file_ending=writable_ending(min(endings, key=lambda ending: (-endings[ending], ending))),
         training=training,
         test=test,
         unpaired_images=_paths(root, match.images, without=match.labels) if match.labels else (),
@@ -352,9 +343,11 @@ def _excluded(root: Path, exclude: Sequence[str], known: Collection[str]) -> lis
     ]
     if unknown:
         raise AutosegError(*unknown)
+    if not exclude:
+        return []
     names = sorted(set(exclude))
     message = f"{count_noun(len(names), 'case')} left out (--exclude): {', '.join(names)}"
-    return [Issue(code="case.excluded", severity="note", where=str(root), message=message)] if names else []
+    return [Issue(code="case.excluded", severity="note", where=str(root), message=message)]
 
 
 def _paths(root: Path, files: Files, *, without: Files) -> tuple[str, ...]:
@@ -387,10 +380,3 @@ def _training_cases(
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
     return cases, replace(found, issues=(*issues, *found.issues))
-
-
-def _common_ending(cases: Sequence[Case]) -> str:
-    """The ending that most label files have; the first by alphabet where several are as frequent."""
-    endings = Counter(image_ending(file) for case in cases for file in case.label_files[:1])
-    ending = min(endings, key=lambda ending: (-endings[ending], ending))
-    return writable_ending(ending)

@@ -27,6 +27,11 @@ class FoundFile:
     path: str
     fields: Mapping[str, str]
 
+    @property
+    def channel(self) -> str:
+        """Text of its ``{channel}``; empty where the layout has none."""
+        return self.fields.get("channel") or ""
+
 
 def list_files(
     folder: Path, patterns: Iterable[str], *, fields: Mapping[str, str], skip: Sequence[str] = ()
@@ -68,13 +73,8 @@ def match_files(
     ``fields`` gives the regular expression of a field, ``endings`` what ``{ending}`` stands for, in any case of letters.
     """
     expressions = [compile_pattern(pattern, fields=fields, endings=endings) for pattern in patterns]
-    found = []
-    for path in files:
-        matches = (expression.fullmatch(path) for expression in expressions)
-        match = next((match for match in matches if match is not None), None)
-        if match is not None:
-            found.append(FoundFile(path=path, fields=match.groupdict()))
-    return tuple(found)
+    matches = ((path, next(filter(None, (each.fullmatch(path) for each in expressions)), None)) for path in files)
+    return tuple(FoundFile(path=path, fields=match.groupdict()) for path, match in matches if match is not None)
 
 
 def compile_pattern(pattern: str, *, fields: Mapping[str, str], endings: Sequence[str]) -> re.Pattern[str]:
@@ -148,7 +148,7 @@ def read_case_list(path: Path, form: str) -> ListedCases:
         several = len(row_images) > 1
         images = [_found(path, file, common | ({"channel": key} if several else {})) for key, file in row_images]
         masks = [_found(path, file, common | ({"class": key} if key else {})) for key, file in row_labels]
-        issue = _row_issue(path, row, case_id, [*images, *masks], seen) if images else _no_image(row)
+        issue = _row_issue(path, row, images, masks, seen)
         if issue is not None:
             cases.issues.append(issue)
             continue
@@ -161,29 +161,20 @@ def read_case_list(path: Path, form: str) -> ListedCases:
     return cases
 
 
-def _no_image(row: _Row) -> Issue:
-    return Issue(code="list.no_image", where=row.where, message="has no image", fix="add its image")
-
-
 def _row_issue(
-    path: Path, row: _Row, case_id: str, files: Sequence[FoundFile], seen: Mapping[str, str]
+    path: Path, row: _Row, images: Sequence[FoundFile], masks: Sequence[FoundFile], seen: Mapping[str, str]
 ) -> Issue | None:
+    if not images:
+        return Issue(code="list.no_image", where=row.where, message="has no image", fix="add its image")
+    case_id = images[0].fields["case"]
     if case_id in seen:
-        return Issue(
-            code="list.repeated_case",
-            where=row.where,
-            message=f"case {case_id} is already listed ({seen[case_id]})",
-            fix="list every case once, or add a column named case with different names",
-        )
-    missing = [file.path for file in files if not split_part(path.parent / file.path)[0].exists()]
-    if not missing:
-        return None
-    return Issue(
-        code="list.missing_file",
-        where=row.where,
-        message=f"case {case_id}: {shorten(missing)} does not exist",
-        fix="correct the path, which is relative to the folder of the list, or remove the case",
-    )
+        message = f"case {case_id} is already listed ({seen[case_id]})"
+        fix = "list every case once, or add a column named case with different names"
+        return Issue(code="list.repeated_case", where=row.where, message=message, fix=fix)
+    missing = [file.path for file in (*images, *masks) if not split_part(path.parent / file.path)[0].exists()]
+    message = f"case {case_id}: {shorten(missing)} does not exist"
+    fix = "correct the path, which is relative to the folder of the list, or remove the case"
+    return Issue(code="list.missing_file", where=row.where, message=message, fix=fix) if missing else None
 
 
 def _found(path: Path, file: str, fields: Mapping[str, str]) -> FoundFile:
@@ -225,19 +216,14 @@ def _rows(path: Path, form: str, *, strict: bool) -> list[_Row]:
     """Rows of a list. A file that is not one has none; with ``strict``, one that cannot be read is an error."""
     try:
         text = path.read_text("utf-8-sig")
-        rows = _table_rows(path, text) if form == "table" else _json_rows(path, json.loads(text), form)
+        return _table_rows(path, text) if form == "table" else _json_rows(path, json.loads(text), form)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
-        if strict:
-            raise AutosegError(
-                Issue(
-                    code="list.unreadable",
-                    where=str(path),
-                    message=f"could not be read as a list of cases ({error})",
-                    fix="correct the file",
-                )
-            ) from error
-        return []
-    return rows
+        if not strict:
+            return []
+        message = f"could not be read as a list of cases ({error})"
+        raise AutosegError(
+            Issue(code="list.unreadable", where=str(path), message=message, fix="correct the file")
+        ) from error
 
 
 def _table_rows(path: Path, text: str) -> list[_Row]:
@@ -259,21 +245,18 @@ def _table_rows(path: Path, text: str) -> list[_Row]:
 
 
 def _json_rows(path: Path, content: Any, form: str) -> list[_Row]:
-    if form == "nnunet":
-        listed = content.get("dataset") if isinstance(content, dict) else None
-        return (
-            []
-            if not isinstance(listed, dict)
-            else [
-                _Row(f"{path}, dataset.{case}", {"case": case, **entry}, is_test=False)
-                for case, entry in listed.items()
-                if isinstance(entry, dict)
-            ]
-        )
-    if isinstance(content, list):
+    if isinstance(content, list) and form != "nnunet":
         return list(_section(path, "", content, is_test=False))
     if not isinstance(content, dict):
         return []
+    if form == "nnunet":
+        listed = content.get("dataset")
+        entries = listed.items() if isinstance(listed, dict) else ()
+        return [
+            _Row(f"{path}, dataset.{case}", {"case": case, **entry}, is_test=False)
+            for case, entry in entries
+            if isinstance(entry, dict)
+        ]
     return [
         row
         for name, is_test in SECTIONS.items()

@@ -93,6 +93,8 @@ def _unlisted(folder: Path, error: OSError) -> Issue:
 
 
 Files = dict[str, list[FoundFile]]
+SEARCHED = {"skip", "fields", "case_id", "training", "test", "listing", "without_label"}
+"""What of a layout decides which files it finds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,17 +124,7 @@ def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
     found: dict[str, Match] = {}
     matches = []
     for layout in layouts:
-        searched = repr(
-            [
-                layout.skip,
-                layout.fields,
-                layout.case_id,
-                layout.training,
-                layout.test,
-                layout.listing,
-                layout.without_label,
-            ]
-        )
+        searched = layout.model_dump_json(include=SEARCHED)
         if searched not in found:
             found[searched] = match_layout(root, layout)
         matches.append(replace(found[searched], layout=layout))
@@ -151,32 +143,29 @@ def match_layout(root: Path, layout: Layout) -> Match:
     labels = _found(files, training.labels, layout)
     taken = {file.path for file in labels}
     images = [file for file in _found(files, training.images, layout) if file.path not in taken]
-    test_images = (
-        []
-        if test is None
-        else [
-            file
-            for file in _found(files, test.images, layout)
-            if file.path not in {each.path for each in _found(files, test.labels, layout)}
-        ]
-    )
+    test_images: list[FoundFile] = []
+    if test is not None:
+        taken = {file.path for file in _found(files, test.labels, layout)}
+        test_images = [file for file in _found(files, test.images, layout) if file.path not in taken]
     match = Match(
         layout=layout,
         images=_by_case(_readable_series(root, images), layout),
         labels=_by_case(labels, layout),
         test=_by_case(_readable_series(root, test_images), layout),
     )
-    if not _has_channels(match):
+    counts = count_channels(match)
+    if counts and 2 * max(counts.values()) <= len(match.paired):  # names with nothing in common were taken for channels
         return Match(layout=layout, images={}, labels={}, test={})
-    return match if layout.without_label == "error" else _unlabelled_as_test(match)
+    if layout.without_label == "error":
+        return match
+    lone = {case_id: found for case_id, found in match.images.items() if case_id not in match.labels}
+    labelled = {case_id: found for case_id, found in match.images.items() if case_id in match.labels}
+    return replace(match, images=labelled, test=lone | match.test)
 
 
-def _has_channels(match: Match) -> bool:
-    """Whether some ``{channel}`` is there in most cases; else names that have nothing in common were taken for channels."""
-    counts = Counter(
-        text for case_id in match.paired for text in {f.fields.get("channel") for f in match.images[case_id]}
-    )
-    return not counts or 2 * max(counts.values()) > len(match.paired)
+def count_channels(match: Match) -> Counter[str]:
+    """How many paired cases have each text of ``{channel}``."""
+    return Counter(text for case_id in match.paired for text in {file.channel for file in match.images[case_id]})
 
 
 def best_match(matches: Sequence[Match]) -> Match:
@@ -232,18 +221,10 @@ def _holds_slices(folder: Path) -> bool:
 def _by_case(files: Sequence[FoundFile], layout: Layout) -> Files:
     cases: Files = {}
     for file in files:
-        cases.setdefault(_case_id(file, layout), []).append(file)
+        texts = FIELD.split(layout.case_id)  # plain text and names of fields in turn
+        case_id = "".join(file.fields[text] if place % 2 else text for place, text in enumerate(texts))
+        cases.setdefault(case_id, []).append(file)
     return cases
-
-
-def _case_id(file: FoundFile, layout: Layout) -> str:
-    return FIELD.sub(lambda found: file.fields[found[1]], layout.case_id)
-
-
-def _unlabelled_as_test(match: Match) -> Match:
-    lone = {case_id: files for case_id, files in match.images.items() if case_id not in match.labels}
-    images = {case_id: files for case_id, files in match.images.items() if case_id in match.labels}
-    return replace(match, images=images, test=match.test | {k: v for k, v in lone.items() if k not in match.test})
 
 
 def _match_list(root: Path, layout: Layout) -> Match:
@@ -267,17 +248,16 @@ def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
     All case ids must match those of the dataset, and the folder's own description must not contradict it. Of several the
     one with the most cases is taken, then the one with the most specific case ids.
     """
-    fitting = [each for each in matches if each.layout.known is not None and _is_known(root, each, match)]
-    if not fitting:
-        return match
-    return max(fitting, key=lambda each: (len(each.paired), len(each.layout.known.case) if each.layout.known else 0))
-
-
-def _is_known(root: Path, found: Match, best: Match) -> bool:
-    known = found.layout.known
-    if known is None or not found.paired or len(found.paired) < len(best.paired):
-        return False
-    return all(re.fullmatch(known.case, case_id) for case_id in found.paired) and _agrees_with_description(root, found)
+    fitting = [
+        (len(each.paired), len(known.case), each)
+        for each in matches
+        if (known := each.layout.known) is not None
+        and each.paired
+        and len(each.paired) >= len(match.paired)
+        and all(re.fullmatch(known.case, case_id) for case_id in each.paired)
+        and _agrees_with_description(root, each)
+    ]
+    return max(fitting, key=lambda each: each[:2], default=(0, 0, match))[-1]
 
 
 def _agrees_with_description(root: Path, match: Match) -> bool:
@@ -290,11 +270,7 @@ def _agrees_with_description(root: Path, match: Match) -> bool:
         return False
     if own.label_values is None or known.label_values is None:
         return True
-    return _foreground(own.label_values.file_values) == _foreground(known.label_values.file_values)
-
-
-def _foreground(file_values: Sequence[int]) -> set[int]:
-    return set(file_values[1:])
+    return set(own.label_values.file_values[1:]) == set(known.label_values.file_values[1:])
 
 
 def compare_with_known(dataset: DatasetDescription, layout: Layout) -> list[Issue]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,16 +39,6 @@ class _Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Choice:
-    """What was chosen for one or more cases."""
-
-    description: str
-    is_certain: bool
-    """The labels decided, not how many cases have the series."""
-    others: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Several:
     """The folders of one image of one case."""
 
@@ -74,10 +64,13 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
         name=lambda each: f"case {each.case_id}",
         num_workers=workers_worth_starting(num_workers, SLICE_S * slices),
     )
-    usual = _common_descriptions(found)
+    # how many images have each description, counted over series that fit, or over all if none does
+    fitting = [{each.name.description for each in of if each.fits or len(of) == 1} for of in found]
+    every = [{each.name.description for each in of} for of in found]
+    usual = Counter(name for names in (fitting if any(fitting) else every) for name in names)
     chosen: dict[tuple[str, str], FoundFile] = {}
     issues: list[Issue] = []
-    choices: dict[_Choice, list[_Several]] = {}
+    choices: dict[tuple[str, bool, tuple[str, ...]], list[_Several]] = {}
     wanted = match.layout.series
     for several, candidates in zip(asked, found, strict=True):
         if not candidates or (len(candidates) == 1 and wanted is None):
@@ -89,20 +82,10 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
         best = min(pool, key=lambda each: (-usual[each.name.description], -each.name.num_slices, each.name.uid))
         chosen[several.case_id, several.channel] = best.file
         if wanted is None:
-            choice = _Choice(best.name.description, len(pool) == 1, _others(best, candidates))
-            choices.setdefault(choice, []).append(several)
-    issues += [_chosen(root, match, choice, cases) for choice, cases in choices.items()]
+            others = sorted({each.name.description for each in candidates if each is not best})
+            choices.setdefault((best.name.description, len(pool) == 1, tuple(others)), []).append(several)
+    issues += [_chosen(root, match, *choice, cases) for choice, cases in choices.items()]
     return replace(match, images=_with_chosen(match.images, chosen), test=_with_chosen(match.test, chosen)), issues
-
-
-def _common_descriptions(found: Iterable[Sequence[_Candidate]]) -> Counter[str]:
-    """How many images have each description, counted over series that fit, or over all if none does."""
-    fitting: Counter[str] = Counter()
-    every: Counter[str] = Counter()
-    for candidates in found:
-        fitting.update({each.name.description for each in candidates if each.fits or len(candidates) == 1})
-        every.update({each.name.description for each in candidates})
-    return fitting or every
 
 
 def _several(files: Files, labels: Files) -> list[_Several]:
@@ -111,7 +94,7 @@ def _several(files: Files, labels: Files) -> list[_Several]:
     for case_id, images in sorted(files.items()):
         by_channel: dict[str, list[FoundFile]] = {}
         for image in images:
-            by_channel.setdefault(image.fields.get("channel") or "", []).append(image)
+            by_channel.setdefault(image.channel, []).append(image)
         own_labels = tuple(label.path for label in labels.get(case_id, ()))
         asked += [_Several(case_id, channel, tuple(found), own_labels) for channel, found in by_channel.items()]
     return asked
@@ -165,43 +148,40 @@ def _with_chosen(files: Files, chosen: dict[tuple[str, str], FoundFile]) -> File
     for case_id, images in files.items():
         kept = []
         for image in images:
-            taken = chosen.get((case_id, image.fields.get("channel") or ""))
+            taken = chosen.get((case_id, image.channel))
             if taken is None or taken not in kept:
                 kept.append(image if taken is None else taken)
         result[case_id] = kept
     return result
 
 
-def _others(best: _Candidate, candidates: Sequence[_Candidate]) -> tuple[str, ...]:
-    return tuple(sorted({each.name.description for each in candidates if each is not best}))
-
-
-def _chosen(root: Path, match: Match, choice: _Choice, cases: Sequence[_Several]) -> Issue:
+def _chosen(
+    root: Path, match: Match, chosen: str, is_certain: bool, others: Sequence[str], cases: Sequence[_Several]
+) -> Issue:
+    """``is_certain``: the labels decided, not how many cases have the series."""
     number = "1 case has" if len(cases) == 1 else f"{len(cases)} cases have"
-    reason = "its labels match it" if choice.is_certain else "most cases have it, or it has the most slices"
+    reason = "its labels match it" if is_certain else "most cases have it, or it has the most slices"
     return Issue(
-        code="series.chosen" if choice.is_certain else "series.guessed",
-        severity="note" if choice.is_certain else "warning",
+        code="series.chosen" if is_certain else "series.guessed",
+        severity="note" if is_certain else "warning",
         case=cases[0].case_id if len(cases) == 1 else None,
         where=str(root / cases[0].folders[0].path),
-        message=f"{number} several DICOM series: chose {choice.description!r} ({reason}) over "
-        f"{shorten([repr(other) for other in choice.others])}",
+        message=f"{number} several DICOM series: chose {chosen!r} ({reason}) over {shorten(list(map(repr, others)))}",
         fix=f'to choose another, write extends = "{match.layout.name}" and series = "description or number" in a spec file '
         "(--spec)",
     )
 
 
-def _not_one(root: Path, several: _Several, candidates: Sequence[_Candidate], number: int, wanted: str) -> Issue:
-    shown = shorten([_title(each) for each in candidates])
+def _not_one(root: Path, several: _Several, candidates: Sequence[_Candidate], num_named: int, wanted: str) -> Issue:
+    titles = [
+        (each.name.description, f"number {each.name.number}, " if each.name.number else "", each.name.num_slices)
+        for each in candidates
+    ]
+    shown = shorten([f"{description!r} ({number}{slices} slices)" for description, number, slices in titles])
     return Issue(
-        code="series.several" if number else "series.not_found",
+        code="series.several" if num_named else "series.not_found",
         case=several.case_id,
         where=str(root / several.folders[0].path),
-        message=f"{number or 'none'} of its series match series = {wanted!r}: {shown}",
+        message=f"{num_named or 'none'} of its series match series = {wanted!r}: {shown}",
         fix="correct the spec file, or leave the case out (--exclude)",
     )
-
-
-def _title(candidate: _Candidate) -> str:
-    number = f"number {candidate.name.number}, " if candidate.name.number else ""
-    return f"{candidate.name.description!r} ({number}{candidate.name.num_slices} slices)"
