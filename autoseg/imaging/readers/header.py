@@ -7,23 +7,25 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from autoseg.compute.memory import free_memory_bytes
-from autoseg.imaging.image import Geometry, Vector
+from autoseg.imaging.image import Geometry
 from autoseg.issues import AutosegError, Issue
 from planners import issues_of
 
+Floats = Sequence[float] | NDArray[np.float64]
 STRAY_BYTE = re.compile("[\udc80-\udcff]")
 """What Python writes for a byte of a name that is not UTF-8."""
+STRAY_TEXT = re.compile("[\ud800-\udfff]")
 FLAT_SPACING_FACTOR = 999.0
 """A 2D image is this many times as thick as its larger pixel side, so that planning finds its slice axis coarsest
 (method section 1.5)."""
@@ -35,8 +37,8 @@ LESS_MEMORY = "close other programs, use fewer workers, or leave the case out"
 SMALL_BYTES = 10**8
 """Images below this size are read without looking."""
 GZIP_MAGIC = b"\x1f\x8b"
-GZIP_WINDOW, ZLIB_WINDOW = 31, 15
-"""Tell zlib to expect the gzip or its own format, whose check sum it then compares."""
+ANY_WINDOW = 47
+"""Tells zlib to expect the gzip or its own format, whose check sum it then compares."""
 CHUNK = 2**20
 MOST_PACKED = {"raw": 1, "gzip": 1040, "zlib": 1040}
 """Bytes that one byte can stand for: deflate writes at most 258 bytes for 2 bits."""
@@ -89,11 +91,11 @@ def reader_error(path: Path | str, *, code: str, message: str, fix: str) -> Auto
 def make_geometry(
     path: Path,
     *,
-    shape: tuple[int, ...],
-    spacing_mm: tuple[float, ...],
-    origin_mm: tuple[float, ...],
+    shape: Sequence[int],
+    spacing_mm: Floats,
+    origin_mm: Floats,
     direction: NDArray[np.float64],
-    has_orientation: bool,
+    has_orientation: bool = True,
 ) -> tuple[Geometry, tuple[Issue, ...]]:
     """Geometry, and a note of what was repaired in it, of a 2D or 3D grid given x first as ITK does.
 
@@ -108,24 +110,20 @@ def make_geometry(
     if dimensions == 2:
         shape, origin_mm = (*shape, 1), (*origin_mm, 0.0)
         spacing = (*spacing, FLAT_SPACING_FACTOR * max(spacing))
-    x, y, z = (_vector(row) for row in matrix)
     try:
-        geometry = Geometry(
-            shape=(shape[2], shape[1], shape[0]),
-            spacing_mm=(spacing[2], spacing[1], spacing[0]),
-            origin_mm=_vector(origin_mm),
-            direction=(x, y, z),
-            dimensions=2 if dimensions == 2 else 3,
-            has_orientation=has_orientation,
+        geometry = Geometry.model_validate(
+            {
+                "shape": tuple(int(size) for size in shape[::-1]),
+                "spacing_mm": tuple(float(value) for value in spacing[::-1]),
+                "origin_mm": tuple(float(value) for value in origin_mm),
+                "direction": tuple(map(tuple, matrix.tolist())),
+                "dimensions": dimensions,
+                "has_orientation": has_orientation,
+            }
         )
     except ValidationError as error:
         raise damaged(path, message=f"the header is invalid: {'; '.join(map(str, issues_of(error)))}") from error
     return geometry, notes
-
-
-def _vector(values: Any) -> Vector:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
 
 
 def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np.float64], tuple[Issue, ...]]:
@@ -160,7 +158,11 @@ def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np
 
 def require_text(paths: Iterable[Path | str]) -> None:
     """Raise `AutosegError` with each of ``paths``, or the folder on the way to it, whose name is not valid UTF-8."""
-    found = dict.fromkeys(_misnamed(Path(path)) for path in paths if not is_text(str(path)))
+    wrong = [Path(path) for path in paths if not is_text(str(path))]
+    # the outermost such folder: renaming it is enough for all below it
+    found = dict.fromkeys(
+        next(one for one in (*reversed(path.parents), path) if not is_text(str(one))) for path in wrong
+    )
     if found:
         raise AutosegError(
             *[
@@ -182,42 +184,47 @@ def printable(text: Path | str) -> str:
 
 
 def is_text(name: str) -> bool:
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _misnamed(path: Path) -> Path:
-    """The outermost folder on the way whose name is not valid UTF-8, or the file itself: renaming it is enough for all below it."""
-    return next(folder for folder in (*reversed(path.parents), path) if not is_text(str(folder)))
+    return STRAY_TEXT.search(name) is None
 
 
 def voxel_file(path: Path, name: str) -> Path:
     """The file of voxels that the header ``path`` calls ``name``, UTF-8 with stray bytes escaped: these make it Latin-1.
 
-    Raises `AutosegError` for what no file can be called.
+    Raises `AutosegError` for what no file can be called, and where the voxels are in several files.
     """
+    if name.startswith("LIST") or "%" in name:
+        raise unsupported(
+            path, message=f"its voxels are stored in several files ({name[:60]})", fix="store them in one file"
+        )
     if "\0" in name:
         raise damaged(path, message=f"the header names {name[:60]!r} as the file of its voxels")
-    if not is_text(name):
-        name = name.encode("utf-8", "surrogateescape").decode("latin-1")
-    return path.parent / name
+    return path.parent / (name if is_text(name) else name.encode("utf-8", "surrogateescape").decode("latin-1"))
+
+
+# --- bytes within memory ---
 
 
 def require_memory(path: Path, num_bytes: int) -> None:
     """Raise `AutosegError` when ``num_bytes`` for the voxels of ``path`` are more than there is."""
-    if num_bytes <= SMALL_BYTES:
-        return
-    free = free_memory_bytes()
-    if num_bytes > free:
+    if num_bytes > SMALL_BYTES and num_bytes > (free := free_memory_bytes()):
         raise reader_error(
             path,
             code="reader.too_large",
             message=f"its voxels need {num_bytes / 1e9:.1f} GB of memory, but {free / 1e9:.1f} GB is free",
             fix=LESS_MEMORY,
         )
+
+
+def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
+    """Raise `AutosegError` when ``held`` bytes cannot be ``expected`` ones, or when these are more than the free memory."""
+    if expected > held * MOST_PACKED.get(encoding, math.inf):
+        raise _truncated(path, expected, held)
+    require_memory(path, expected)
+
+
+def _truncated(path: Path, expected: int, held: int) -> AutosegError:
+    message = f"the header declares {expected} bytes of voxels, but the file has {held}"
+    return damaged(path, code="reader.truncated", message=message)
 
 
 def encoding_of(path: Path) -> str:
@@ -230,20 +237,19 @@ def encoding_of(path: Path) -> str:
 def _faults_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise unreadable(path, error) from None
     except (zlib.error, EOFError) as error:
         raise damaged(path, code="reader.corrupt", message=f"its compressed data are corrupt: {error}") from None
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
-def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes | bytearray:
+def read_bytes(path: Path, number: int, *, whole: bool = False) -> bytes:
     """The first ``number`` bytes of a file, decompressed if it is gzip; with ``whole`` its check sum is compared too."""
     with _faults_of(path), open(path, "rb") as file:
-        size = file.seek(0, os.SEEK_END)  # never ask for more than there is: a header may promise anything
-        file.seek(0)
         if encoding_of(path) == "gzip":
-            return _unpack(file, number, "gzip", whole=whole)
-        return file.read(min(number, size))
+            return _unpack(file.read(-1 if whole else CHUNK), number, "gzip", whole=whole)
+        # never ask for more than there is: a header may promise anything
+        return file.read(min(number, os.fstat(file.fileno()).st_size))
 
 
 def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encoding: str) -> NDArray[Any]:
@@ -262,97 +268,37 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
             fix="restore it next to its header",
         )
     with _faults_of(path), open(path, "rb") as file:
-        held = file.seek(0, os.SEEK_END)
+        held = os.fstat(file.fileno()).st_size
         start = held - expected if start < 0 else start
         check_promise(path, expected, max(0, held - start) if start >= 0 else 0, encoding)
         file.seek(start)
-        raw = file.read(expected) if encoding == "raw" else _unpack(file, expected, encoding, whole=True)
+        raw = file.read(expected) if encoding == "raw" else _unpack(file.read(), expected, encoding, whole=True)
     if len(raw) < expected:
-        raise damaged(
-            path,
-            code="reader.truncated",
-            message=f"the header declares {expected} bytes of voxels, but the file has {len(raw)}",
-        )
-    voxels = np.frombuffer(raw, kind, count)
-    return voxels.astype(kind.newbyteorder("="), copy=False)
+        raise _truncated(path, expected, len(raw))
+    return np.frombuffer(raw, kind, count).astype(kind.newbyteorder("="), copy=False)
 
 
-def check_promise(path: Path, expected: int, held: int, encoding: str) -> None:
-    """Raise `AutosegError` when ``held`` bytes cannot be ``expected`` ones, or when these are more than the free memory."""
-    if expected > held * MOST_PACKED.get(encoding, math.inf):
-        raise damaged(
-            path,
-            code="reader.truncated",
-            message=f"the header declares {expected} bytes of voxels, but the file has {held}",
-        )
-    require_memory(path, expected)
+def _unpack(data: bytes, number: int, encoding: str, *, whole: bool) -> bytes:
+    """The first ``number`` bytes of compressed ``data``, which may have several gzip members.
 
-
-def _unpack(file: BinaryIO, number: int, encoding: str, *, whole: bool) -> bytearray:
-    """The first ``number`` bytes of a compressed stream, which may have several members.
-
-    What follows is read for the check sum only, up to a limit: a hostile file fills neither memory nor time.
+    What follows is unpacked for the check sum only, up to a limit: a hostile file fills neither memory nor time.
     """
-    result, beyond, stream = bytearray(), 0, None
-    while len(result) < number or whole:
-        chunk = file.read(CHUNK)
-        if not chunk:
-            break
-        while chunk:
-            if stream is None:
-                if (result or beyond) and not (encoding == "gzip" and chunk.startswith(GZIP_MAGIC)):
-                    return result  # padding behind the last member
-                stream = STREAMS[encoding]()
-            missing = number - len(result)
-            part = stream.decompress(chunk, missing or CHUNK)
+    parts: list[bytes] = []
+    missing, beyond = number, 0
+    while data:
+        stream: Any = bz2.BZ2Decompressor() if encoding == "bzip2" else zlib.decompressobj(ANY_WINDOW)
+        while not stream.eof:
+            part = stream.decompress(data, missing or CHUNK)
+            data = getattr(stream, "unconsumed_tail", b"")  # bz2 keeps what it has not taken
+            if not part and not data and not stream.eof:
+                if whole:
+                    raise zlib.error(f"it ends after {number - missing + beyond} bytes, before its check sum")
+                return b"".join(parts)
+            beyond += 0 if missing else len(part)
             if missing:
-                result += part
-            else:
-                beyond += len(part)
+                parts.append(part)
+                missing -= len(part)
             if beyond > MOST_BEYOND:
                 raise zlib.error(f"it has more than {MOST_BEYOND} bytes after the last voxel")
-            chunk = stream.unused_data if stream.eof else _left_over(stream)
-            stream = None if stream.eof else stream
-    if whole and stream is not None:
-        raise zlib.error(f"it ends after {len(result) + beyond} bytes, before its check sum")
-    return result
-
-
-def _left_over(stream: Any) -> bytes:
-    """Input that a stream has not taken yet because its output was limited."""
-    if isinstance(stream, _Bzip2):
-        return stream.rest
-    rest: bytes = stream.unconsumed_tail
-    return rest
-
-
-class _Bzip2:
-    """bz2's decompressor, which keeps input to itself, in the manner of zlib's."""
-
-    def __init__(self) -> None:
-        self._stream = bz2.BZ2Decompressor()
-        self.rest = b""
-
-    def decompress(self, data: bytes, most: int) -> bytes:
-        """At most ``most`` bytes."""
-        part = self._stream.decompress(b"" if self.rest == b"\0" else data, most)
-        # the one byte stands for "ask again": what is left lies inside the decompressor
-        self.rest = b"" if self._stream.needs_input or self._stream.eof else b"\0"
-        return part
-
-    @property
-    def eof(self) -> bool:
-        """Whether the end of the stream was reached."""
-        return self._stream.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        """What follows the stream."""
-        return self._stream.unused_data
-
-
-STREAMS: dict[str, Callable[[], Any]] = {
-    "gzip": lambda: zlib.decompressobj(GZIP_WINDOW),
-    "zlib": lambda: zlib.decompressobj(ZLIB_WINDOW),
-    "bzip2": _Bzip2,
-}
+        data = stream.unused_data if encoding == "gzip" and stream.unused_data.startswith(GZIP_MAGIC) else b""
+    return b"".join(parts)

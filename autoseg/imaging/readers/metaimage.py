@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,55 +38,28 @@ LAST_KEY = "elementdatafile"
 @dataclass(frozen=True, slots=True)
 class _MetaImage:
     header: ImageHeader
-    kind: np.dtype[Any]
-    sizes: tuple[int, ...]
-    """Components of a voxel, then x, y, z and perhaps a fourth axis."""
     data: Path
-    start: int
-    encoding: str
-
-
-def _header(path: Path) -> ImageHeader:
-    """The header of a MetaImage file. Raises `AutosegError` for what makes no sense or is not read here."""
-    return _parse(path).header
-
-
-def _voxel_file(path: Path) -> Path:
-    """The file with the voxels: ``path`` itself, or the one that the header names."""
-    return _parse(path).data
-
-
-def _voxels(path: Path) -> NDArray[Any]:
-    """All voxels of a MetaImage file, (C, Z, Y, X); where compressed, the check sum is compared."""
-    found = _parse(path)
-    flat = read_payload(found.data, found.start, math.prod(found.sizes), found.kind, found.encoding)
-    array = np.moveaxis(flat.reshape(-1, *found.header.geometry.shape, found.sizes[0]), -1, 1)
-    return array.reshape(-1, *found.header.geometry.shape)
+    """The file with the voxels: the file itself, or the one that its header names."""
+    voxels: Callable[[], NDArray[Any]]
+    """Reads (C, Z, Y, X); where compressed, the check sum is compared."""
 
 
 def _parse(path: Path) -> _MetaImage:
-    fields, start = _read_fields(path)
+    """Raises `AutosegError` for what makes no sense or is not read here."""
+    with open(path, "rb") as file:
+        lines = io.BytesIO(file.read(LONGEST_HEADER))
+    fields: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.decode("utf-8", "surrogateescape").partition("=")
+        fields[key.strip().lower()] = value.strip()
+        if LAST_KEY in fields:
+            break
+    else:
+        raise damaged(path, code="reader.unknown_format", message="the header does not end with ElementDataFile")
     try:
-        return _understand(path, fields, start)
+        return _understand(path, fields, lines.tell())
     except (ValueError, OverflowError, KeyError) as error:
         raise damaged(path, message=f"the header is invalid ({str(error)[:200]})") from None
-
-
-def _read_fields(path: Path) -> tuple[dict[str, str], int]:
-    """Keys (lower case) and values of the header, and where the voxels begin in the same file."""
-    with open(path, "rb") as file:
-        content = file.read(LONGEST_HEADER)
-    fields: dict[str, str] = {}
-    place = 0
-    while place < len(content) and LAST_KEY not in fields:
-        end = content.find(b"\n", place)
-        line = content[place : end if end >= 0 else len(content)].decode("utf-8", "surrogateescape")
-        key, _, value = line.partition("=")
-        fields[key.strip().lower()] = value.strip()
-        place = end + 1 if end >= 0 else len(content)
-    if LAST_KEY not in fields:
-        raise damaged(path, code="reader.unknown_format", message="the header does not end with ElementDataFile")
-    return fields, place
 
 
 def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage:
@@ -104,7 +78,9 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix=f"store one of {', '.join(TYPES)}")
     is_big = _is_true(fields, "binarydatabyteordermsb", "elementbyteordermsb", default=False)
     kind = np.dtype(TYPES[name]).newbyteorder(">" if is_big else "<")
-    data, start = _place(path, fields, start)
+    encoding = "zlib" if _is_true(fields, "compresseddata", default=False) else "raw"
+    data, skipped = fields[LAST_KEY], int(fields.get("headersize", "0"))
+    file, start = (path, start) if data.upper() == "LOCAL" else (voxel_file(path, data), skipped)
     geometry, notes = _geometry(path, fields, sizes)
     header = ImageHeader(
         geometry=geometry,
@@ -113,25 +89,17 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         is_integer=kind.kind in "iu",
         notes=notes,
     )
-    encoding = "zlib" if _is_true(fields, "compresseddata", default=False) else "raw"
-    return _MetaImage(header, kind, (components, *sizes), data, start, encoding)
+
+    def voxels() -> NDArray[Any]:
+        flat = read_payload(file, start, components * math.prod(sizes), kind, encoding)
+        return np.moveaxis(flat.reshape(-1, *geometry.shape, components), -1, 1).reshape(-1, *geometry.shape)
+
+    return _MetaImage(header, file, voxels)
 
 
 def _is_true(fields: Mapping[str, str], *names: str, default: bool) -> bool:
     value = next((fields[name] for name in names if name in fields), None)
     return default if value is None else value[:1].lower() in ("t", "1", "y")
-
-
-def _place(path: Path, fields: Mapping[str, str], start: int) -> tuple[Path, int]:
-    """File and byte at which the voxels begin; -1: they end with the file."""
-    name, skipped = fields[LAST_KEY], int(fields.get("headersize", "0"))
-    if name.upper() == "LOCAL":
-        return path, start
-    if name.startswith("LIST") or "%" in name:
-        raise unsupported(
-            path, message=f"its voxels are stored in several files ({name[:60]})", fix="store them in one file"
-        )
-    return voxel_file(path, name), skipped
 
 
 def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> Any:
@@ -150,13 +118,16 @@ def _geometry(path: Path, fields: Mapping[str, str], sizes: tuple[int, ...]) -> 
     return make_geometry(
         path,
         shape=sizes[:axes],
-        spacing_mm=tuple(float(value) for value in spacing),
-        origin_mm=tuple(float(value) for value in origin),
+        spacing_mm=spacing,
+        origin_mm=origin,
         direction=rows.T[:axes, :axes],  # a row of the file is the direction of one index axis
-        has_orientation=True,
     )
 
 
 METAIMAGE = Format(
-    endings=(".mha", ".mhd"), read_header=_header, read_voxels=_voxels, write=itk_write, voxel_file=_voxel_file
+    endings=(".mha", ".mhd"),
+    read_header=lambda path: _parse(path).header,
+    read_voxels=lambda path: _parse(path).voxels(),
+    write=itk_write,
+    voxel_file=lambda path: _parse(path).data,
 )

@@ -18,7 +18,7 @@ import nrrd
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.image import Geometry, Segment, Segmentation, SegmentNames
+from autoseg.imaging.image import Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, read_payload, unsupported, voxel_file
 from autoseg.imaging.readers.itk import itk_write
 from autoseg.imaging.readers.registry import Format, format_of
@@ -63,27 +63,17 @@ class _Nrrd:
     encoding: str
     fields: Mapping[str, Any]
 
+    def voxels(self) -> NDArray[Any]:
+        """All voxels, (C, Z, Y, X), every byte there and, where compressed, its check sum compared."""
+        flat = read_payload(self.data, self.start, math.prod(self.sizes), self.kind, self.encoding)
+        last = len(self.sizes) - 1
+        others = [last - axis for axis in range(last + 1) if axis not in self.spatial]
+        array = flat.reshape(self.sizes[::-1]).transpose(*others, *(last - axis for axis in reversed(self.spatial)))
+        return array.reshape(-1, *self.header.geometry.shape)
 
-def nrrd_header(path: Path) -> ImageHeader:
+
+def read_nrrd(path: Path) -> _Nrrd:
     """The header of an NRRD file. Raises `AutosegError` for what makes no sense or is not supported."""
-    return _parse(path).header
-
-
-def nrrd_voxels(path: Path) -> NDArray[Any]:
-    """All voxels of an NRRD file, (C, Z, Y, X), every byte there and, where compressed, its check sum compared."""
-    return _voxels(_parse(path))
-
-
-def _voxels(found: _Nrrd) -> NDArray[Any]:
-    flat = read_payload(found.data, found.start, math.prod(found.sizes), found.kind, found.encoding)
-    array = flat.reshape(found.sizes[::-1])
-    last = len(found.sizes) - 1
-    others = [last - axis for axis in range(last + 1) if axis not in found.spatial]
-    array = array.transpose(*others, *(last - axis for axis in reversed(found.spatial)))
-    return array.reshape(-1, *found.header.geometry.shape)
-
-
-def _parse(path: Path) -> _Nrrd:
     format_of(path)
     fields, start = _read_fields(path)
     try:
@@ -190,9 +180,8 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
         path,
         shape=shape,
         spacing_mm=spacing,
-        origin_mm=tuple(float(value) for value in origin),
+        origin_mm=origin,
         direction=direction,
-        has_orientation=True,
     )
     return ImageHeader(geometry=geometry, num_channels=1, pixel_type="", is_integer=True, notes=notes)
 
@@ -200,10 +189,6 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
 def _data_start(path: Path, fields: Mapping[str, Any], start: int, encoding: str) -> tuple[Path, int]:
     """File and byte at which the voxels begin; -1: they end with the file."""
     name = fields.get("data file", fields.get("datafile"))
-    if name is not None and (name.startswith("LIST") or "%" in name):
-        raise unsupported(
-            path, message=f"its voxels are stored in several files ({name[:60]})", fix="store them in one file"
-        )
     data, start = (path, start) if name is None else (voxel_file(path, name), 0)
     lines = fields.get("line skip", fields.get("lineskip", 0))
     skipped = fields.get("byte skip", fields.get("byteskip", 0))
@@ -227,11 +212,11 @@ def _data_start(path: Path, fields: Mapping[str, Any], start: int, encoding: str
 
 NRRD = Format(
     endings=(".nrrd", ".seg.nrrd", ".nhdr"),
-    read_header=nrrd_header,
-    read_voxels=nrrd_voxels,
+    read_header=lambda path: read_nrrd(path).header,
+    read_voxels=lambda path: read_nrrd(path).voxels(),
     write=itk_write,
     magic=(MAGIC,),
-    voxel_file=lambda path: _parse(path).data,
+    voxel_file=lambda path: read_nrrd(path).data,
 )
 
 
@@ -255,7 +240,7 @@ def nrrd_segment_names(file: Path) -> SegmentNames:
     Numbers are the values in the file where no two segments share one, else places in the order of the file, from 1 on.
     Raises `AutosegError` when the header makes no sense or names no segments.
     """
-    entries = _named(file, _parse(file))
+    entries = _named(file, read_nrrd(file))
     are_values = all(each.number == each.value and each.layer == 0 for each in entries)
     return SegmentNames(by_number={each.number: each.name for each in entries}, may_overlap=not are_values)
 
@@ -265,15 +250,23 @@ def nrrd_segments(file: Path) -> Segmentation:
 
     Raises `AutosegError` when the file is damaged or names no segments.
     """
-    found = _parse(file)
-    entries, layers, geometry = _named(file, found), _voxels(found), found.header.geometry
-    return Segmentation(
-        segments=tuple(
-            _segment(each.number, each.name, layers[each.layer] == each.value, geometry)
-            for each in sorted(entries, key=lambda each: each.number)
-        ),
-        geometry=geometry,
-    )
+    found = read_nrrd(file)
+    entries, layers, geometry = _named(file, found), found.voxels(), found.header.geometry
+    segments = []
+    for each in sorted(entries, key=lambda each: each.number):
+        mask = layers[each.layer] == each.value
+        slices = np.flatnonzero(mask.any(axis=(1, 2)))
+        frames = np.packbits(mask[slices].reshape(len(slices), math.prod(mask.shape[1:])), axis=1)
+        segments.append(
+            Segment(
+                number=each.number,
+                name=each.name,
+                slices=tuple(int(z) for z in slices),
+                frames=frames,
+                geometry=geometry,
+            )
+        )
+    return Segmentation(segments=tuple(segments), geometry=geometry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,8 +294,7 @@ def _entries(fields: Mapping[str, Any]) -> dict[int, dict[str, str]]:
     """What the header says of each segment, in its order."""
     found: dict[int, dict[str, str]] = {}
     for key, value in fields.items():
-        match = SEGMENT_KEY.fullmatch(key)
-        if match:
+        if match := SEGMENT_KEY.fullmatch(key):
             found.setdefault(int(match[1]), {})[match[2]] = value
     return dict(sorted(found.items()))
 
@@ -317,10 +309,3 @@ def _place(file: Path, order: int, entry: Mapping[str, str], num_layers: int) ->
             file, message=f"the header gives a segment the value {value[:20]!r}, expected a positive whole number"
         )
     return int(layer), int(value)
-
-
-def _segment(number: int, name: str, mask: NDArray[np.bool_], geometry: Geometry) -> Segment:
-    slices = np.flatnonzero(mask.any(axis=(1, 2)))
-    _, rows, columns = mask.shape
-    frames = np.packbits(mask[slices].reshape(len(slices), rows * columns), axis=1)
-    return Segment(number=number, name=name, slices=tuple(int(z) for z in slices), frames=frames, geometry=geometry)

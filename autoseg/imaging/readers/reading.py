@@ -31,14 +31,7 @@ from autoseg.imaging.readers.header import (
     require_text,
     unreadable,
 )
-from autoseg.imaging.readers.nrrd import (
-    NRRD,
-    has_segments,
-    nrrd_header,
-    nrrd_segment_names,
-    nrrd_segments,
-    nrrd_voxels,
-)
+from autoseg.imaging.readers.nrrd import NRRD, has_segments, nrrd_segment_names, nrrd_segments, read_nrrd
 from autoseg.imaging.readers.registry import FORMATS, Format, format_of, formats_by_ending, image_ending, is_picture
 from autoseg.issues import AutosegError
 
@@ -57,9 +50,13 @@ def read_header(path: Path | str) -> ImageHeader:
     """
     path = Path(path)
     with _reading(path):
-        if _is_series(path):
+        if path.is_dir() or is_dicom_series(path):
             return read_series(path).header
-        return segments_header(path) if is_segmentation(path) else _format(path).read_header(path)
+        if not is_segmentation(path):
+            return _format(path).read_header(path)
+        file, _ = split_part(path)
+        header = read_nrrd(file).header if _is_nrrd(file) else dicom_grid(file)
+        return replace(header, num_channels=1, is_integer=True, may_be_part=True)
 
 
 def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
@@ -75,7 +72,8 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
     first = parts[0][0].geometry
     for path, (header, _) in zip(paths[1:], parts[1:], strict=True):
         _check_same_grid(Path(paths[0]), first, Path(path), header.geometry)
-    arrays = [_as_float(array) for _, array in parts]
+    with np.errstate(over="ignore"):  # values beyond single precision become infinite, which checks then name
+        arrays = [np.ascontiguousarray(array, dtype=np.float32) for _, array in parts]
     return Image(
         array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays),
         geometry=first,
@@ -93,7 +91,7 @@ def read_label_map(path: Path | str) -> LabelMap:
     path = Path(path)
     with _reading(path):
         if is_segmentation(path):
-            return segments_label_map(path)
+            return _segments_label_map(path)
     header, array = _read(path, as_labels=True)
     if len(array) in (3, 4) and is_picture(path) and (array[1:3] == array[0]).all():
         array = array[:1]
@@ -115,9 +113,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Name ``path`` where the system cannot read it or has no memory for it, and where its name is not UTF-8."""
     require_text([path])  # ITK would end the process
     try:
-        with np.errstate(
-            over="ignore", invalid="ignore", divide="ignore"
-        ):  # nonsense in headers is found by its results
+        # nonsense in headers is found by its results
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             yield
     except OSError as error:
         raise unreadable(error.filename or path, error) from None
@@ -130,17 +127,16 @@ def _reading(path: Path) -> Iterator[None]:
 def _read(path: Path, *, as_labels: bool = False) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
     with _reading(path):
-        if _is_series(path):
+        if path.is_dir() or is_dicom_series(path):
             header, voxels = series_image(read_series(path), path)
         else:
             found = _format(path)
             header = found.read_header(path)
-            voxels = (found.read_labels or found.read_voxels if as_labels else found.read_voxels)(path)
-        return header, _fitting(path, header, voxels[: header.num_channels])
-
-
-def _is_series(path: Path) -> bool:
-    return path.is_dir() or is_dicom_series(path)
+            voxels = ((as_labels and found.read_labels) or found.read_voxels)(path)
+        if voxels.shape[1:] != header.geometry.shape:
+            shapes = f"{header.geometry.shape} voxels (z, y, x), but {voxels.shape[1:]} were read"
+            raise damaged(path, code="reader.corrupt", message=f"the header declares {shapes}")
+        return header, voxels[: header.num_channels]
 
 
 def _format(path: Path) -> Format:
@@ -154,29 +150,16 @@ def _format(path: Path) -> Format:
     return FORMATS.get("dicom") if is_dicom(path) else format_of(path)
 
 
-def _fitting(path: Path, header: ImageHeader, array: NDArray[Any]) -> NDArray[Any]:
-    if array.shape[1:] != header.geometry.shape:
-        raise damaged(
-            path,
-            code="reader.corrupt",
-            message=f"the header declares {header.geometry.shape} voxels (z, y, x), but {array.shape[1:]} were read",
-        )
-    return array
-
-
-def _as_float(array: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # values beyond single precision become infinite, which checks then name
-        return np.ascontiguousarray(array, dtype=np.float32)
-
-
 def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geometry) -> None:
     """Same shape, and all corners of the grids within one voxel of each other."""
     if first.shape == other.shape:
-        apart = float(np.abs(_corners(first) - _corners(other)).max())
-        if apart <= SAME_PLACE * min(first.spacing_mm):
+        corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(first.shape) - 1)
+        apart = (first.affine - other.affine) @ np.column_stack([corners, np.ones(8)]).T
+        if np.abs(apart).max() <= SAME_PLACE * min(first.spacing_mm):
             return
     shown = [
-        f"{g.shape} voxels of {_rounded(g.spacing_mm)} mm (z, y, x) from {_rounded(g.origin_mm)} mm (x, y, z)"
+        f"{g.shape} voxels of {tuple(round(mm, 4) for mm in g.spacing_mm)} mm (z, y, x) from "
+        f"{tuple(round(mm, 4) for mm in g.origin_mm)} mm (x, y, z)"
         for g in (other, first)
     ]
     raise reader_error(
@@ -185,17 +168,6 @@ def _check_same_grid(first_path: Path, first: Geometry, path: Path, other: Geome
         message=f"it has {shown[0]}, but {first_path} of the same image has {shown[1]}",
         fix="resample the channels to one grid",
     )
-
-
-def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(round(value, 4) for value in values)
-
-
-def _corners(geometry: Geometry) -> NDArray[np.float64]:
-    """World positions (8, 3) of the corner voxels."""
-    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(geometry.shape) - 1)
-    world: NDArray[np.float64] = corners @ geometry.affine[:3, :3].T + geometry.affine[:3, 3]
-    return world
 
 
 def _as_whole(path: Path, values: NDArray[Any]) -> NDArray[np.integer[Any]]:
@@ -229,22 +201,18 @@ def files_of(path: Path | str) -> tuple[Path, ...]:
     """
     here, part = split_part(Path(path))
     if here.is_dir():
-        return _slice_files(here, part)
+        slices = tuple(file for file in dicom_candidates(here) if _counts(file))
+        if not slices:
+            return tuple(sorted(file for file in here.iterdir() if file.is_file()))
+        return (part is not None and tuple(file for file in slices if _is_of_series(file, part))) or slices
+    found = formats_by_ending().get(image_ending(here))
+    if found is None or found.voxel_file is None:
+        return (here,)
     try:
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            voxels = _voxel_file(here)
+            return tuple(dict.fromkeys((here, found.voxel_file(here))))
     except (AutosegError, OSError):
         return (here,)
-    return (here,) if voxels == here else (here, voxels)
-
-
-def _slice_files(folder: Path, uid: str | None) -> tuple[Path, ...]:
-    slices = tuple(file for file in dicom_candidates(folder) if _counts(file))
-    if not slices:
-        return tuple(sorted(file for file in folder.iterdir() if file.is_file()))
-    if uid is None:
-        return slices
-    return tuple(file for file in slices if _is_of_series(file, uid)) or slices
 
 
 def _counts(file: Path) -> bool:
@@ -271,14 +239,14 @@ def _series_uid(file: str, _size: int, _mtime_ns: int) -> str:
 
 def file_states(paths: Sequence[Path | str]) -> tuple[tuple[str, int, int], ...]:
     """Path, size and modification time in ns of each of the `files_of` all ``paths``; -1 for what is missing or cannot be listed."""
-    return tuple(_state(file) for path in paths for file in _listed(path))
-
-
-def _listed(path: Path | str) -> tuple[Path, ...]:
-    try:
-        return files_of(path)
-    except AutosegError:
-        return (Path(path),)
+    states = []
+    for path in paths:
+        try:
+            files = files_of(path)
+        except AutosegError:
+            files = (Path(path),)
+        states += [_state(file) for file in files]
+    return tuple(states)
 
 
 def _state(file: Path) -> tuple[str, int, int]:
@@ -287,11 +255,6 @@ def _state(file: Path) -> tuple[str, int, int]:
     except OSError:
         return str(file), -1, -1
     return str(file), status.st_size, status.st_mtime_ns
-
-
-def _voxel_file(path: Path) -> Path:
-    found = formats_by_ending().get(image_ending(path))
-    return path if found is None or found.voxel_file is None else found.voxel_file(path)
 
 
 def is_segmentation(path: Path | str) -> bool:
@@ -327,46 +290,38 @@ def list_segments(file: Path | str) -> SegmentNames:
     return nrrd_segment_names(file) if _is_nrrd(file) else dicom_segment_names(file)
 
 
-def segments_header(path: Path) -> ImageHeader:
-    """The header of a file of segments as that of one label map."""
-    file, _ = split_part(path)
-    header = nrrd_header(file) if _is_nrrd(file) else dicom_grid(file)
-    return replace(header, num_channels=1, is_integer=True, may_be_part=True)
-
-
-def segments_label_map(path: Path) -> LabelMap:
+def _segments_label_map(path: Path) -> LabelMap:
     """Segment numbers (Z, Y, X) of a file of segments; of ``FILE#NUMBER`` a mask of 0 and 1.
 
     Raises `AutosegError` when segments overlap: one number a voxel cannot say that.
     """
     file, part = split_part(path)
     if part is None and _is_nrrd(file) and not list_segments(file).may_overlap:  # values without a name are kept, too
-        return LabelMap(array=nrrd_voxels(file)[0], geometry=nrrd_header(file).geometry, may_be_part=True)
+        found_here = read_nrrd(file)
+        return LabelMap(array=found_here.voxels()[0], geometry=found_here.header.geometry, may_be_part=True)
     found = read_segments(path)
     require_memory(path, math.prod(found.geometry.shape) * 2)
     array = np.zeros(found.geometry.shape, np.uint16)
     for segment in found.segments:
         for index, frame in segment.planes():
             if array[index][frame].any():
-                raise _overlapping(file, found)
+                names = {each.number: each.name for each in found.segments}
+                pairs = [
+                    f"{a} ({names[a]}) and {b} ({names[b]}) share {n} voxels" for (a, b), n in found.overlaps().items()
+                ]
+                shown = ", ".join(pairs[:4]) or "a segment has two frames in one slice"
+                raise reader_error(
+                    file,
+                    code="reader.overlapping_segments",
+                    message=f"its segments overlap ({shown}), which one label map cannot hold",
+                    fix=f"read each as a separate mask: {_listed_segments(file, found)}",
+                )
             array[index][frame] = 1 if part is not None else segment.number
     return LabelMap(array=array, geometry=found.geometry, may_be_part=True)
 
 
 def _is_nrrd(file: Path) -> bool:
     return image_ending(file) in NRRD.endings
-
-
-def _overlapping(file: Path, found: Segmentation) -> AutosegError:
-    names = {segment.number: segment.name for segment in found.segments}
-    pairs = [f"{a} ({names[a]}) and {b} ({names[b]}) share {n} voxels" for (a, b), n in found.overlaps().items()]
-    return reader_error(
-        file,
-        code="reader.overlapping_segments",
-        message=f"its segments overlap ({', '.join(pairs[:4]) or 'a segment has two frames in one slice'}), which one label map "
-        "cannot hold",
-        fix=f"read each as a separate mask: {_listed_segments(file, found)}",
-    )
 
 
 def _listed_segments(file: Path, found: Segmentation) -> str:

@@ -21,6 +21,7 @@ from planners import Registry
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
 NEAREST = {".jpg": ".png", ".jpeg": ".png", ".seg.nrrd": ".nrrd"}
 """For label maps: JPEG changes values, and files of segments name them."""
+LONGEST_MAGIC = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,38 +83,36 @@ def image_endings() -> tuple[str, ...]:
 def image_ending(path: Path | str) -> str:
     """The ending of an image file's name, lower case, ``.nii.gz`` as one; empty if no installed format has it."""
     name = Path(path).name.lower()
-    fitting = [ending for ending in formats_by_ending() if name.endswith(ending) and name != ending]
-    return max(fitting, key=len, default="")
+    return max((end for end in formats_by_ending() if name.endswith(end) and name != end), key=len, default="")
 
 
 def image_stem(path: Path | str) -> str:
     """The name of an image file without its ending (``la_003`` of ``la_003.nii.gz``); other names whole."""
     name = Path(path).name
-    ending = image_ending(name)
-    return name[: -len(ending)] if ending else name
+    return name[: len(name) - len(image_ending(name))]
 
 
 def is_picture(path: Path | str) -> bool:
     """Whether the ending is that of a format without a place in the world, such as PNG or TIFF."""
-    ending = image_ending(path)
-    return bool(ending) and formats_by_ending()[ending].is_picture
+    found = formats_by_ending().get(image_ending(path))
+    return found is not None and found.is_picture
+
+
+def _is_flat(path: Path | str) -> bool:
+    found = formats_by_ending().get(image_ending(path))
+    return found is not None and found.is_flat
 
 
 def format_of(path: Path) -> Format:
     """The format that the ending of ``path`` names. Raises `AutosegError` where none does, or where the file begins otherwise."""
-    ending = image_ending(path)
+    ending, known = image_ending(path), formats_by_ending()
     if not ending:
-        known = ", ".join(formats_by_ending())
-        raise unsupported(
-            path, message="its ending is not that of an image format", fix=f"use a file that ends in one of {known}"
-        )
-    found = formats_by_ending()[ending]
-    if found.magic:
-        with open(path, "rb") as file:
-            begin = file.read(max(map(len, found.magic)))
-        if not begin.startswith(found.magic):
+        fix = f"use a file that ends in one of {', '.join(known)}"
+        raise unsupported(path, message="its ending is not that of an image format", fix=fix)
+    with open(path, "rb") as file:
+        if not file.read(LONGEST_MAGIC).startswith(known[ending].magic or b""):
             raise damaged(path, code="reader.unknown_format", message=f"it is not a {ending} file")
-    return found
+    return known[ending]
 
 
 def writable_ending(label_ending: str) -> str:
@@ -126,11 +125,6 @@ def _writable() -> list[str]:
     return [
         ending for ending, found in formats_by_ending().items() if found.write is not None and ending not in NEAREST
     ]
-
-
-def _is_flat(path: Path | str) -> bool:
-    ending = image_ending(path)
-    return bool(ending) and formats_by_ending()[ending].is_flat
 
 
 def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) -> str:
@@ -185,15 +179,11 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     try:
         with temporary_folder(path) as temporary:
             write(temporary / path.name, array, geometry)
-            _move(temporary, path)
+            # flush what was written and give it its place, the file that others look for last
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
+                with open(file, "rb") as stream:
+                    os.fsync(stream.fileno())
+                os.replace(file, path.parent / file.name)
+            sync_folder(path.parent)
     except OSError as error:
         raise write_error(path, error) from error
-
-
-def _move(temporary: Path, path: Path) -> None:
-    """Flush what was written and give it its place, the file that others look for last."""
-    for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
-        with open(file, "rb") as stream:
-            os.fsync(stream.fileno())
-        os.replace(file, path.parent / file.name)
-    sync_folder(path.parent)
