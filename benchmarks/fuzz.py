@@ -1,6 +1,6 @@
 """Read thousands of broken image files of every format and count what comes of it.
 
-    python benchmarks/fuzz.py --number 10000 [--seed 0] [--real-data DIR]
+    python benchmarks/fuzz.py --number 10000 [--seed 0] [--real-data DIR] [--only dicom]
 
 Small files of every format (and, with --real-data, real DICOM) are cut, have bits flipped, numbers of their headers set to
 extremes, parts removed, doubled, swapped or filled with noise. Each is read as header, image and label map in a child
@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pydicom
@@ -36,7 +37,20 @@ import SimpleITK
 import tifffile
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, SegmentationStorage
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+    RTStructureSetStorage,
+    SegmentationStorage,
+)
 
 from autoseg.imaging.readers import (
     files_of,
@@ -56,11 +70,36 @@ BATCH = 100
 """Reads by one child: more hide which of them took the memory, fewer cost time for forks."""
 PROGRESS = 1000
 SHAPE = (5, 24, 20)
-SLOW = ("dicom-jpeg2000", "tif-zstd", "tif-jpeg")
+SLOW = (
+    "dicom-jpeg2000",
+    "dicom-rle",
+    "dicom-jpeg",
+    "dicom-lossless",
+    "dicom-jpegls",
+    "dicom-htj2k",
+    "tif-zstd",
+    "tif-jpeg",
+)
 """Seeds whose decoding starts a process each time."""
 
 
 # --- sound files ---
+
+DICOM = {
+    "dicom": ExplicitVRLittleEndian,
+    "dicom-big": ExplicitVRBigEndian,
+    "dicom-rle": RLELossless,
+    "dicom-jpeg": JPEGExtended12Bit,
+    "dicom-lossless": JPEGLosslessSV1,
+    "dicom-jpegls": JPEGLSLossless,
+    "dicom-htj2k": HTJ2KLossless,
+}
+ENCODE: dict[str, Callable[[NDArray], bytes]] = {
+    JPEGExtended12Bit: lambda plane: imagecodecs.jpeg8_encode(plane, bitspersample=12, level=100),
+    JPEGLosslessSV1: lambda plane: imagecodecs.ljpeg_encode(plane, bitspersample=12),
+    JPEGLSLossless: lambda plane: imagecodecs.jpegls_encode(plane),
+    HTJ2KLossless: lambda plane: imagecodecs.htj2k_encode(plane, reversible=True),
+}
 
 
 def make_seeds(folder: Path, real_data: Path | None) -> dict[str, Path]:
@@ -98,11 +137,16 @@ def make_seeds(folder: Path, real_data: Path | None) -> dict[str, Path]:
     itk("png-16", "a.png", flat.astype(np.uint16) * 200, compress=True)
     itk("tif-pages", "a.tif", volume.astype(np.uint16), compress=True)
     pictures(place, flat, colours)
-    for name, syntax in (("dicom", ExplicitVRLittleEndian), ("dicom-rle", RLELossless)):
+    for name, syntax in DICOM.items():
         series = place(name, "s").parent
         made[name] = series
         for z, plane in enumerate(volume):
             write_slice(series / f"{z}.dcm", plane, z, syntax)
+    write_enhanced(place("dicom-enhanced", "a.dcm"), volume)
+    contours = place("dicom-rtstruct", "rt.dcm")
+    for z, plane in enumerate(volume):
+        write_slice(contours.parent / f"{z}.dcm", plane, z, ExplicitVRLittleEndian)
+    write_contours(contours)
     write_segmentation(place("dicom-seg", "a.dcm"), volume)
     if real_data is not None:
         add_real(real_data, place)
@@ -154,14 +198,56 @@ def _dataset(storage: str, syntax: str, rows: int, columns: int) -> Dataset:
 
 
 def write_slice(path: Path, plane: NDArray[np.int16], z: int, syntax: str) -> None:
-    tags = _dataset(CTImageStorage, ExplicitVRLittleEndian, *plane.shape)
+    tags = _dataset(CTImageStorage, ExplicitVRLittleEndian if syntax == RLELossless else syntax, *plane.shape)
     tags.Modality, tags.ImagePositionPatient, tags.ImageOrientationPatient = "CT", [0, 0, 2.5 * z], [1, 0, 0, 0, 1, 0]
     tags.PixelSpacing, tags.RescaleSlope, tags.RescaleIntercept = [0.5, 0.75], 1, -3
-    tags.BitsAllocated = tags.BitsStored = 16
-    tags.HighBit = 15
-    tags.PixelData = plane.astype("<u2").tobytes()
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit = 16, 12, 11
+    tags.PixelData = plane.astype(">u2" if syntax == ExplicitVRBigEndian else "<u2").tobytes()
     if syntax == RLELossless:
         tags.compress(RLELossless)
+    if syntax in ENCODE:
+        tags.PixelData = encapsulate([ENCODE[syntax](plane.astype(np.uint16))])
+        tags["PixelData"].is_undefined_length = True
+    tags.save_as(path, enforce_file_format=True)
+
+
+def write_enhanced(path: Path, volume: NDArray[np.int16]) -> None:
+    """All slices of ``volume`` (Z, Y, X) as frames of one file."""
+    tags = _dataset(EnhancedCTImageStorage, ExplicitVRLittleEndian, *volume.shape[1:])
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.NumberOfFrames = 16, 16, 15, len(volume)
+    measures, plane, shared = Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, plane.ImageOrientationPatient = [0.5, 0.75], [1, 0, 0, 0, 1, 0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    tags.SharedFunctionalGroupsSequence, tags.PerFrameFunctionalGroupsSequence = [shared], []
+    for z in range(len(volume)):
+        frame, place, values = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient, values.RescaleSlope, values.RescaleIntercept = [0, 0, 2.5 * z], 1 + z, -3
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [place], [values]
+        tags.PerFrameFunctionalGroupsSequence.append(frame)
+    tags.PixelData = volume.astype("<u2").tobytes()
+    tags.save_as(path, enforce_file_format=True)
+
+
+def write_contours(path: Path) -> None:
+    """Two structures, drawn in the slices of `write_slice`."""
+    tags = _dataset(RTStructureSetStorage, ExplicitVRLittleEndian, 0, 0)
+    del tags.Rows, tags.Columns
+    frame, study, series = Dataset(), Dataset(), Dataset()
+    series.SeriesInstanceUID, study.RTReferencedSeriesSequence = tags.SeriesInstanceUID, [series]
+    frame.RTReferencedStudySequence = [study]
+    tags.ReferencedFrameOfReferenceSequence, tags.SeriesInstanceUID = [frame], "1.2.4"
+    tags.StructureSetROISequence, tags.ROIContourSequence = [], []
+    for number in (1, 2):
+        structure, drawn = Dataset(), Dataset()
+        structure.ROINumber, structure.ROIName, drawn.ReferencedROINumber = number, f"class {number}", number
+        drawn.ContourSequence = []
+        for z in range(1, 4):
+            contour, first = Dataset(), 4.0 * number
+            contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 3
+            contour.ContourData = [first, 1, 2.5 * z, first + 3, 1.2, 2.5 * z, first + 2, 7.3, 2.5 * z]
+            drawn.ContourSequence.append(contour)
+        tags.StructureSetROISequence.append(structure)
+        tags.ROIContourSequence.append(drawn)
     tags.save_as(path, enforce_file_format=True)
 
 
@@ -432,7 +518,7 @@ def fuzz(
     summary = Summary()
     with tempfile.TemporaryDirectory() as folder:
         seeds = make_seeds(Path(folder), real_data)
-        seeds = {name: path for name, path in seeds.items() if only is None or only == name}
+        seeds = {name: path for name, path in seeds.items() if name.startswith(only or "")}
         sound = {name: read_all(path) for name, path in seeds.items()}
         broken = plan(sorted(seeds), number, start)
         for first in range(0, number, BATCH):
@@ -454,7 +540,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--real-data", type=Path)
     parser.add_argument("--keep", type=Path)
-    parser.add_argument("--only", help="one seed alone")
+    parser.add_argument("--only", help="seeds whose names begin so")
     options = parser.parse_args()
     begin = time.perf_counter()
     summary = fuzz(

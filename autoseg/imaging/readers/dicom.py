@@ -1,7 +1,6 @@
-"""DICOM files: recognised by content, their tags read so that broken ones are named, and the pixels of slices.
+"""DICOM files: recognised by content, their tags read so that broken ones are named, and the pixels of their frames.
 
-Plain pixels are taken from their bytes, run-length ones decoded by pydicom, all others by ITK in a guarded worker: its
-decoders of JPEG and JPEG 2000 can search for minutes in broken files.
+pydicom decodes. Plain pixels are decoded here, compressed ones in a guarded worker, with imagecodecs where pydicom has no decoder of its own.
 """
 
 from __future__ import annotations
@@ -11,21 +10,22 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
-from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, SecondaryCaptureImageStorage, generate_uid
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
+from pydicom.pixels.utils import get_expected_length
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from autoseg.imaging.readers.guarded import decode
-from autoseg.imaging.readers.header import damaged, printable, require_memory, unreadable
+from autoseg.imaging.readers.header import damaged, printable, unreadable, unsupported
 from autoseg.imaging.readers.registry import image_ending
+from autoseg.imaging.readers.worker import FRAME_TAGS
 from autoseg.issues import AutosegError
 
 PREAMBLE = 128
@@ -37,22 +37,9 @@ PART_MARK = "#"
 MOST_INFLATED = 2**31
 """Bytes that a deflated file may grow to."""
 CHUNK = 2**20
-PIXEL_TAGS = [
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "PixelData",
-]
-WORDS = {8: "1", 16: "2", 32: "4"}
+PALETTE = "PALETTE COLOR"
+KNOWN_SLICES = 2**17
+"""Slices whose series is remembered: some 50 MB."""
 
 
 def split_part(path: Path) -> tuple[Path, str | None]:
@@ -88,14 +75,10 @@ def dicom_candidates(folder: Path) -> list[Path]:
             for file in folder.iterdir()
             if image_ending(file) in ("", ".dcm")
             and not file.name.startswith(APPLE_DOUBLE)
-            and (file.is_file() or _leads_nowhere(file))
+            and (file.is_file() or (file.is_symlink() and not file.exists() and not file.name.startswith(".")))
         )
     except OSError as error:
         raise unreadable(folder, error) from None
-
-
-def _leads_nowhere(file: Path) -> bool:
-    return file.is_symlink() and not file.exists() and not file.name.startswith(".")
 
 
 def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> Any:
@@ -125,11 +108,7 @@ def tags_of(file: Path) -> Iterator[None]:
     except OSError as error:
         raise unreadable(file, error) from None
     except Exception as error:
-        raise damaged(file, message=_cause(error)) from None
-
-
-def _cause(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}"[:300].split())
+        raise damaged(file, message=" ".join(f"{type(error).__name__}: {error}"[:300].split())) from None
 
 
 def _check_inflated(file: Path) -> None:
@@ -145,10 +124,26 @@ def _check_inflated(file: Path) -> None:
         while chunk and not inflater.eof:
             size += len(inflater.decompress(chunk, CHUNK))
             if size > MOST_INFLATED:
-                raise damaged(
-                    file, code="reader.corrupt", message=f"it decompresses to more than {MOST_INFLATED} bytes"
-                )
+                message = f"it decompresses to more than {MOST_INFLATED} bytes"
+                raise damaged(file, code="reader.corrupt", message=message)
             chunk = inflater.unconsumed_tail or stream.read(CHUNK)
+
+
+def series_uid(file: Path) -> str:
+    """SeriesInstanceUID of a file; empty where it has none. Remembered: folders of many series are asked for one after the other."""
+    status = file.stat()
+    return _series_uid(file, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(KNOWN_SLICES)
+def _series_uid(file: Path, _size: int, _mtime_ns: int) -> str:
+    return str(read_tags(file, ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
+
+
+def kind_of(tags: Any) -> str:
+    """What a file is by its SOP class: ``CT Image``, ``RT Structure Set``."""
+    uid = tags.get("SOPClassUID") or tags.file_meta.get("MediaStorageSOPClassUID")
+    return str(getattr(uid, "name", None) or "file of unknown kind").removesuffix(" Storage")
 
 
 def number(tags: Any, name: str, default: float) -> float:
@@ -164,125 +159,97 @@ def vector(tags: Any, name: str, size: int) -> NDArray[np.float64]:
     except (TypeError, ValueError):
         values = np.array([])
     if values.shape != (size,) or not np.isfinite(values).all():
-        raise damaged(
-            getattr(tags, "filename", ""), message=f"{name} is {str(found)[:100]!r}, not {size} finite numbers"
-        )
+        where = getattr(tags, "filename", "")
+        raise damaged(where, message=f"{name} is {str(found)[:100]!r}, not {size} finite numbers")
     return values
+
+
+def owner_of(owners: Sequence[Any], group: str, name: str) -> Any | None:
+    """Of the functional groups of a frame, those that all frames share, and the file: the first item that has ``name``, in its ``group`` or bare."""
+    for owner in owners:
+        for item in (*(owner.get(group) or ())[:1], owner):
+            if item.get(name) not in (None, ""):
+                return item
+    return None
+
+
+def frame_owners(file: Path, tags: Any) -> list[list[Any]]:
+    """For each frame, where `owner_of` finds its values: its own functional groups, the shared ones, the file."""
+    count = max(1, int(number(tags, "NumberOfFrames", 1)))
+    frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
+    if frames and len(frames) != count:
+        raise damaged(file, message=f"it describes {len(frames)} of {count} frames")
+    shared = list(tags.get("SharedFunctionalGroupsSequence") or ())[:1]
+    return [[*frames[k : k + 1], *shared, tags] for k in range(count)]
 
 
 # --- pixels ---
 
 
-def slice_voxels(
-    path: Path, files: Sequence[Path], shape: tuple[int, int, int], num_channels: int
-) -> NDArray[np.float32]:
-    """Voxels of ``files``, one slice each, in the order given, each rescaled by its own slope and intercept: float32 (C, Z, Y, X).
+def decoded(path: Path, files: Sequence[tuple[Path, int]], plane: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
+    """Stored values (frames, Y, X, samples) of each of ``files``, given with their numbers of frames and the shape of all of them.
 
-    ``path`` names the series in errors. Raises `AutosegError` when pixels are missing or cannot be decoded.
+    Colours are RGB, or the indices of a palette. ``path`` names the series in errors. Raises `AutosegError` when pixels
+    are missing or cannot be decoded.
     """
-    require_memory(path, num_channels * math.prod(shape) * 4)
-    result = np.empty((num_channels, *shape), np.float32)
-    packed: list[_Packed] = []
-    with TemporaryDirectory() as folder:
-        for index, file in enumerate(files):
-            tags = read_tags(file, PIXEL_TAGS, pixels=True)
-            with tags_of(file):
-                if num_channels > 1 or _is_packed(tags):
-                    packed.append(_write_pixels_only(file, tags, Path(folder, f"{index}.dcm"), index))
-                else:
-                    result[0, index] = _plane(file, tags, shape[1:])
-        if packed:
-            voxels = decode(path, [item.file for item in packed], (num_channels, len(packed), *shape[1:]), "slices")
-            for index, item in enumerate(packed):
-                result[:, item.place] = voxels[:, index] * np.float64(item.slope) + item.intercept
-    return result
+    packed = [_is_packed(file) for file, _ in files]
+    count = sum(frames for (_, frames), is_packed in zip(files, packed, strict=True) if is_packed)
+    unpacked, done = np.empty(0), 0
+    if count:
+        of_worker = [file for (file, _), is_packed in zip(files, packed, strict=True) if is_packed]
+        unpacked = decode(path, of_worker, (count, *plane), "dicom")
+    for (file, frames), is_packed in zip(files, packed, strict=True):
+        if is_packed:
+            yield unpacked[done : done + frames]
+            done += frames
+        else:
+            yield _plain(file, (frames, *plane))
 
 
-@dataclass(frozen=True, slots=True)
-class _Packed:
-    """A slice that ITK is to decode."""
-
-    file: Path
-    place: int
-    """Its index along z."""
-    slope: float
-    intercept: float
-
-
-def _is_packed(tags: Any) -> bool:
-    """Whether the pixels are in a form that only ITK decodes."""
-    syntax = tags.file_meta.get("TransferSyntaxUID")
-    return syntax is not None and bool(syntax.is_encapsulated) and syntax != RLELossless
+def _is_packed(file: Path) -> bool:
+    """Whether the pixels are compressed. Raises `AutosegError` where pydicom knows no way to decode them."""
+    tags = read_tags(file, ["BitsAllocated"])
+    with tags_of(file):
+        syntax = tags.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+        is_packed = bool(syntax.is_encapsulated)  # an error where it is no transfer syntax
+        try:
+            get_decoder(syntax)
+        except NotImplementedError:
+            raise unsupported(
+                file, message=f"its transfer syntax is {syntax.name}", fix="store it uncompressed"
+            ) from None
+        return is_packed
 
 
-def _write_pixels_only(file: Path, tags: Any, copy: Path, place: int) -> _Packed:
-    """Copy a slice with nothing but its pixels, well-formed.
-
-    ITK's reader searches files with broken tags for minutes. It gets none of them to see.
-    """
-    pixels = tags.get("PixelData") or b""
-    syntax = tags.file_meta.get("TransferSyntaxUID")
-    if not pixels:
-        raise damaged(file, code="reader.truncated", message="it has no pixels")
-    if syntax.is_encapsulated:  # all parts are of the one frame; a new shell for them has no faults
-        tags.PixelData = encapsulate([next(generate_frames(pixels, number_of_frames=1))])
-        tags["PixelData"].is_undefined_length = True
-    slope, intercept = rescaling(tags)
-    for name in ("RescaleSlope", "RescaleIntercept"):
-        if name in tags:
-            del tags[name]
-    if tags.get("PhotometricInterpretation") == "MONOCHROME1":  # how to show it; ITK would invert the values
-        tags.PhotometricInterpretation = "MONOCHROME2"
-    tags.SOPClassUID, tags.SOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    tags.file_meta = FileMetaDataset()
-    tags.file_meta.TransferSyntaxUID = syntax
-    tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID
-    tags.file_meta.MediaStorageSOPInstanceUID = tags.SOPInstanceUID
-    tags.save_as(copy, enforce_file_format=True)
-    return _Packed(copy, place, slope, intercept)
-
-
-def rescaling(tags: Any) -> tuple[float, float]:
-    """Slope and intercept of the values of a slice."""
-    return number(tags, "RescaleSlope", 1.0) or 1.0, number(tags, "RescaleIntercept", 0.0)
-
-
-def _plane(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[np.float64]:
-    syntax = tags.file_meta.get("TransferSyntaxUID")
-    pixels = _decoded(file, tags, shape) if syntax == RLELossless else _plain(file, tags, shape, syntax)
-    slope, intercept = rescaling(tags)
-    return pixels * slope + intercept
-
-
-def _decoded(file: Path, tags: Any, shape: tuple[int, ...]) -> NDArray[Any]:
-    pixels: NDArray[Any] = tags.pixel_array
-    if pixels.shape != shape:
-        raise damaged(
-            file,
-            code="reader.corrupt",
-            message=f"the header declares {shape} voxels (y, x), but {pixels.shape} were read",
-        )
-    return pixels
-
-
-def _plain(file: Path, tags: Any, shape: tuple[int, ...], syntax: Any) -> NDArray[Any]:
+def _plain(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Pixels that are stored as they are; bits above the stored ones belong to something else and are cleared."""
-    bits = int(number(tags, "BitsAllocated", 16))
-    stored = int(number(tags, "BitsStored", bits))
-    high = int(number(tags, "HighBit", stored - 1))
-    if bits not in WORDS or not 0 < stored <= bits or not stored - 1 <= high < bits:
-        raise damaged(file, message=f"it stores {stored} of {bits} bits up to bit {high}")
-    is_little = syntax is None or syntax == DeflatedExplicitVRLittleEndian or syntax.is_little_endian
-    sign = "i" if number(tags, "PixelRepresentation", 0.0) else "u"
-    kind = np.dtype(f"{'<' if is_little else '>'}{sign}{WORDS[bits]}")
-    raw, expected = tags.get("PixelData") or b"", math.prod(shape) * kind.itemsize
-    if len(raw) < expected:
-        raise damaged(
-            file,
-            code="reader.truncated",
-            message=f"the header declares {expected} bytes of pixels, but the file has {len(raw)}",
-        )
-    pixels = np.frombuffer(raw, kind, math.prod(shape)).reshape(shape).astype(kind.newbyteorder("="))
-    if stored < bits:
-        pixels = (pixels << (bits - 1 - high)) >> (bits - stored)
-    return pixels
+    tags = read_tags(file, FRAME_TAGS, pixels=True)
+    with tags_of(file):
+        held = len(tags.get("PixelData") or tags.get("FloatPixelData") or tags.get("DoubleFloatPixelData") or b"")
+        if held < get_expected_length(tags):
+            message = f"the header declares {get_expected_length(tags)} bytes of pixels, but the file has {held}"
+            raise damaged(file, code="reader.truncated", message=message)
+        tags.file_meta.setdefault("TransferSyntaxUID", ImplicitVRLittleEndian)
+        options: Any = {"correct_unused_bits": False}  # pydicom would take no notice of HighBit
+        pixels, _ = get_decoder(tags.file_meta.TransferSyntaxUID).as_array(tags, **options)
+        if "PixelData" in tags and tags.BitsAllocated > 1:
+            bits, stored = int(tags.BitsAllocated), int(tags.BitsStored)
+            high = int(number(tags, "HighBit", stored - 1))
+            if not 0 < stored <= bits or not stored - 1 <= high < bits:
+                raise damaged(file, message=f"it stores {stored} of {bits} bits up to bit {high}")
+            if stored < bits:
+                pixels = (pixels << (bits - 1 - high)) >> (bits - stored)
+        if pixels.size != math.prod(shape):
+            message = f"the header declares {shape} voxels (frames, y, x, samples), but {pixels.shape} were read"
+            raise damaged(file, code="reader.corrupt", message=message)
+        return pixels.reshape(shape)
+
+
+def table_values(file: Path, tags: Any, pixels: NDArray[Any], *, colours: bool) -> NDArray[Any]:
+    """Stored values (frames, Y, X, samples) after the tables that the file may have: of the modality, and of a palette if ``colours``."""
+    is_palette = colours and tags.get("PhotometricInterpretation") == PALETTE
+    if not is_palette and not tags.get("ModalityLUTSequence"):
+        return pixels
+    whole = read_tags(file)
+    with tags_of(file):
+        return np.asarray(apply_color_lut(pixels[..., 0], whole) if is_palette else apply_modality_lut(pixels, whole))

@@ -1,31 +1,61 @@
-"""DICOM series: which files of a folder belong together, and the grid that their slices form."""
+"""DICOM series: which files of a folder belong together, and the grid that their slices form.
+
+A slice is a frame with a place in space: a file, one of the frames of a file, or a tile of a Siemens mosaic.
+"""
 
 from __future__ import annotations
 
 import math
+import warnings
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.uid import CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    MRImageStorage,
+    ParametricMapStorage,
+    PositronEmissionTomographyImageStorage,
+    RTDoseStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    VLWholeSlideMicroscopyImageStorage,
+)
 
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers.dicom import (
+    PALETTE,
     PART_MARK,
     begins_as_dicom,
+    decoded,
     dicom_candidates,
+    frame_owners,
     is_dicom,
+    kind_of,
     number,
+    owner_of,
     read_tags,
-    rescaling,
-    slice_voxels,
     split_part,
+    table_values,
+    tags_of,
     vector,
 )
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, require_text, unreadable
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    damaged,
+    make_geometry,
+    reader_error,
+    require_memory,
+    require_text,
+    unreadable,
+)
 from autoseg.imaging.readers.registry import Format, image_ending
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import shorten
 
 UNEVEN_STEP = 0.05
 """Slices are evenly spaced when no step differs from the median step by more than this share of it."""
@@ -34,15 +64,33 @@ TILTED_STEP = 0.02
 SAME_PLACE = 1e-4
 SLICE_STORAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 """Files of these kinds are slices with a place in space, or cut."""
+LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage, younger than some releases of pydicom."""
+NO_IMAGES = {
+    SegmentationStorage: "use it as the label map of the series that it was drawn on",
+    LABEL_MAP_STORAGE: "use it as the label map of the series that it was drawn on",
+    RTStructureSetStorage: "use it as the label map of the series that it was drawn on",
+    VLWholeSlideMicroscopyImageStorage: "export the regions that you need as TIFF or PNG",
+}
+"""Kinds of files that are no image of a patient, and what to do with them."""
 BEFORE_META = 144
 """Bytes up to the end of the element that says how long the information on the file itself is."""
 MOSAIC = "MOSAIC"
 """In ImageType: Siemens scanners put all slices of a volume into one picture."""
 POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
+PLACE_TAGS = {
+    POSITION: "PlanePositionSequence",
+    ORIENTATION: "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+"""Where a file of several frames keeps what places them."""
 NEEDED_TAGS = [
+    "SOPClassUID",
+    "SOPInstanceUID",
     "SeriesInstanceUID",
     "SeriesDescription",
     "SeriesNumber",
+    "InstanceNumber",
     "Modality",
     POSITION,
     ORIENTATION,
@@ -50,21 +98,51 @@ NEEDED_TAGS = [
     "Rows",
     "Columns",
     "SamplesPerPixel",
+    "PhotometricInterpretation",
     "SliceThickness",
     "SpacingBetweenSlices",
     "RescaleSlope",
     "RescaleIntercept",
+    "ModalityLUTSequence",
     "BitsAllocated",
     "NumberOfFrames",
     "ImageType",
+    "GridFrameOffsetVector",
+    "DoseGridScaling",
+    "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence",
 ]
+RESCALE = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
+OTHER_SCALES = {
+    ParametricMapStorage: ("RealWorldValueMappingSequence", "RealWorldValueSlope", "RealWorldValueIntercept"),
+    RTDoseStorage: ("", "DoseGridScaling", ""),
+}
+"""Functional group, slope and intercept of stored values, where they are not those of `RESCALE`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slice:
+    file: Path
+    index: int
+    """Of the frame, or of the tile of a mosaic, in the file."""
+    tags: Any
+    size: tuple[int, int]
+    """Rows and columns."""
+    spacing_mm: NDArray[np.float64]
+    """Between rows, and between columns."""
+    position: NDArray[np.float64]
+    """x, y, z in mm of the first voxel's centre."""
+    plane: NDArray[np.float64]
+    """(2, 3): unit vectors along a row and along a column."""
+    scale: tuple[float, float]
+    """Slope and intercept of the stored values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """Slices in the order of growing position along their normal, and what their headers say."""
 
-    files: tuple[Path, ...]
+    slices: tuple[_Slice, ...]
     header: ImageHeader
 
 
@@ -79,16 +157,6 @@ class SeriesName:
     uid: str
     modality: str
     num_slices: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Slice:
-    file: Path
-    tags: Any
-    position: NDArray[np.float64]
-    """x, y, z in mm of the first voxel's centre."""
-    plane: NDArray[np.float64]
-    """(2, 3): unit vectors along a row and along a column."""
 
 
 def is_dicom_series(path: Path | str) -> bool:
@@ -127,105 +195,118 @@ def read_series(path: Path) -> Series:
     Raises `AutosegError` when there is none, when a folder has several and none is named, when slices are missing,
     doubled, of different size, or when the gantry was tilted.
     """
-    return _stack(path, _only_series(path))
-
-
-def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
-    first = slices[0]
-    for item in slices:
-        _check_one_slice(item.file, item.tags)
-    _check_alike(path, slices)
-    across, down = first.plane
-    normal = np.cross(across, down)
-    slices = sorted(slices, key=lambda item: float(normal @ item.position))
-    step_mm = _slice_step(path, slices, normal)
-    row_mm, column_mm = (float(value) for value in vector(first.tags, "PixelSpacing", 2))
-    geometry, notes = make_geometry(
-        path,
-        shape=(int(number(first.tags, "Columns", 0)), int(number(first.tags, "Rows", 0)), len(slices)),
-        spacing_mm=(column_mm, row_mm, step_mm),
-        origin_mm=tuple(slices[0].position),
-        direction=np.stack([across, down, normal], axis=1),
-        has_orientation=True,
+    folder, uid = split_part(path)
+    groups = _group(folder)
+    if not groups:
+        kinds = Counter(
+            kind_of(read_tags(file, ["SOPClassUID"])) for file in dicom_candidates(folder) if is_dicom(file)
+        )
+        listed = shorten([f"{count} {kind}" for kind, count in kinds.items()])
+        raise reader_error(
+            folder,
+            code="dicom.no_slices",
+            message=f"it has {kinds.total()} DICOM files, but none is a slice with a position{listed and f': {listed}'}",
+            fix="use the folder of an image series, or convert it to NIfTI",
+        )
+    if uid in groups or (len(groups) == 1 and uid is None):
+        return _stack(path, groups[uid] if uid in groups else next(iter(groups.values())))
+    names = "; ".join(
+        f"{len(slices)} slices of {slices[0].tags.get('SeriesDescription') or 'no description'!r}, {folder}{PART_MARK}{name}"
+        for name, slices in sorted(groups.items())
     )
-    is_integer = all(value.is_integer() for item in slices for value in rescaling(item.tags))
-    header = ImageHeader(
-        geometry=geometry,
-        num_channels=int(number(first.tags, "SamplesPerPixel", 1)),
-        pixel_type=f"{number(first.tags, 'BitsAllocated', 16):g}-bit integer" if is_integer else "scaled integer",
-        is_integer=is_integer,
-        notes=notes,
+    raise reader_error(
+        folder,
+        code="dicom.no_such_series" if uid else "dicom.several_series",
+        message=f"it has {f'no series {uid}, but {len(groups)} other' if uid else f'{len(groups)} series'} ({names})",
+        fix="use one of these names, or put each series into its own folder",
     )
-    return Series(tuple(item.file for item in slices), header)
-
-
-def series_image(series: Series, path: Path) -> tuple[ImageHeader, NDArray[np.float32]]:
-    """Header and voxels (C, Z, Y, X) of a series, rescaled as each slice says; ``path`` names it in errors."""
-    shape, num_channels = series.header.geometry.shape, series.header.num_channels
-    return series.header, slice_voxels(path, series.files, shape, num_channels)
 
 
 def read_single(file: Path) -> Series:
-    """One DICOM file as an image: a slice in space, or, without a position (X-ray, photograph), a flat image.
+    """One DICOM file as an image: slices in space, or, without a position (X-ray, photograph), a flat image.
 
-    Raises `AutosegError` for files with several frames.
+    Raises `AutosegError` for files that are no image, and for several frames without a position.
     """
     tags = read_tags(file, NEEDED_TAGS)
-    _check_one_slice(file, tags)
-    if tags.get("Rows") in (None, "", 0):
-        raise reader_error(
-            file, code="dicom.no_pixels", message=f"its SOP class is {_kind(tags)}, without pixels", fix="use an image"
-        )
-    item = _slice(file, tags)
-    if item is not None:
-        return _stack(file, [item])
-    geometry, _ = make_geometry(
-        file,
-        shape=(int(number(tags, "Columns", 0)), int(number(tags, "Rows", 0))),
-        spacing_mm=(1.0, 1.0),
-        origin_mm=(0.0, 0.0),
-        direction=np.eye(2),
-        has_orientation=False,
-    )
-    is_integer = all(value.is_integer() for value in rescaling(tags))
-    channels = int(number(tags, "SamplesPerPixel", 1.0))
-    return Series(
-        (file,), ImageHeader(geometry=geometry, num_channels=channels, pixel_type="pixels", is_integer=is_integer)
-    )
-
-
-def _kind(tags: Any) -> str:
-    return str(getattr(tags.file_meta.get("MediaStorageSOPClassUID"), "name", "") or "unknown")
-
-
-def _check_one_slice(file: Path, tags: Any) -> None:
-    frames = number(tags, "NumberOfFrames", 1.0)
-    if frames > 1:
-        raise reader_error(
+    with tags_of(file):
+        kind, fix = kind_of(tags), NO_IMAGES.get(tags.get("SOPClassUID"))
+        if fix is not None:
+            raise reader_error(file, code="dicom.not_an_image", message=f"it is a {kind}, not an image", fix=fix)
+        if tags.get("Rows") in (None, "", 0):
+            raise reader_error(
+                file, code="dicom.no_pixels", message=f"it is a {kind}, which has no pixels", fix="use an image"
+            )
+        if slices := _slices(file, tags):
+            return _stack(file, slices)
+        if len(frame_owners(file, tags)) > 1:
+            raise _unplaced(file, tags)
+        rows, columns = (int(number(tags, name, 0)) for name in ("Rows", "Columns"))
+        geometry, _ = make_geometry(
             file,
-            code="dicom.multiframe",
-            message=f"it has {frames:g} frames in one file",
-            fix="convert it to one file per slice or to NIfTI",
+            shape=(columns, rows),
+            spacing_mm=(1.0, 1.0),
+            origin_mm=(0.0, 0.0),
+            direction=np.eye(2),
+            has_orientation=False,
         )
-    kinds = tags.get("ImageType") or ()
-    if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
-        raise reader_error(
-            file,
-            code="dicom.mosaic",
-            message="its slices are tiled in one image (mosaic)",
-            fix="convert it to NIfTI",
-        )
+    item = _Slice(
+        file=file,
+        index=0,
+        tags=tags,
+        size=(rows, columns),
+        spacing_mm=np.ones(2),
+        position=np.zeros(3),
+        plane=np.eye(3)[:2],
+        scale=_scale([tags]),
+    )
+    return Series((item,), _header([item], geometry))
+
+
+def series_image(series: Series, path: Path, *, colours: bool = True) -> tuple[ImageHeader, NDArray[np.float32]]:
+    """Header and voxels (C, Z, Y, X) of a series, rescaled as each slice says; ``path`` names it in errors.
+
+    Without ``colours`` a palette's indices are the values, and the one channel.
+    """
+    shape = series.header.geometry.shape
+    num_channels = series.header.num_channels if colours else int(number(series.slices[0].tags, "SamplesPerPixel", 1))
+    require_memory(path, num_channels * math.prod(shape) * 4)
+    result = np.empty((num_channels, *shape), np.float32)
+    places: dict[Path, list[int]] = {}
+    for z, item in enumerate(series.slices):
+        places.setdefault(item.file, []).append(z)
+    tags = [series.slices[own[0]].tags for own in places.values()]
+    files = [(file, len(frame_owners(file, found))) for file, found in zip(places, tags, strict=True)]
+    rows, columns, samples = (int(number(tags[0], name, 1)) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    for own, found, (file, _), pixels in zip(
+        places.values(), tags, files, decoded(path, files, (rows, columns, samples)), strict=True
+    ):
+        frames = _untiled(table_values(file, found, pixels, colours=colours), shape[1:])
+        for z in own:
+            item = series.slices[z]
+            result[:, z] = np.moveaxis(frames[item.index], -1, 0) * item.scale[0] + item.scale[1]
+    return series.header, result
+
+
+def _untiled(frames: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """The tiles of a mosaic as frames (frames, Y, X, samples), row by row; others as they are."""
+    count, rows, columns, samples = frames.shape
+    tiles = frames.reshape(count, rows // size[0], size[0], columns // size[1], size[1], samples)
+    return tiles.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *size, samples)
+
+
+# --- slices ---
 
 
 def _group(folder: Path) -> dict[str, list[_Slice]]:
     """Slices with a position, by SeriesInstanceUID."""
-    groups: dict[str, list[_Slice]] = {}
     files = [file for file in dicom_candidates(folder) if _is_slice(file)]
     require_text(files)
+    groups: dict[str, list[_Slice]] = {}
     for file in files:
-        item = _slice(file, read_tags(file, NEEDED_TAGS))
-        if item is not None:
-            groups.setdefault(str(item.tags.get("SeriesInstanceUID") or ""), []).append(item)
+        tags = read_tags(file, NEEDED_TAGS)
+        with tags_of(file):
+            if tags.get("SOPClassUID") not in NO_IMAGES and (slices := _slices(file, tags)):
+                groups.setdefault(str(tags.get("SeriesInstanceUID") or ""), []).extend(slices)
     return groups
 
 
@@ -240,82 +321,161 @@ def _is_slice(file: Path) -> bool:
     return found
 
 
-def _slice(file: Path, tags: Any) -> _Slice | None:
-    """A file with its place in space; None where it is of a kind that has none."""
-    missing = [name for name in (POSITION, ORIENTATION, "PixelSpacing", "Rows") if tags.get(name) in (None, "")]
+def _slices(file: Path, tags: Any) -> list[_Slice]:
+    """The frames of a file with their places in space; none where it is of a kind that has none."""
+    owners = frame_owners(file, tags)
+    holders = {name: [owner_of(each, group, name) for each in owners] for name, group in PLACE_TAGS.items()}
+    missing = [name for name, found in holders.items() if None in found]
+    missing += [] if tags.get("Rows") not in (None, "") else ["Rows"]
     meta = tags.file_meta.get("FileMetaInformationGroupLength", 0)
     if missing and (not isinstance(meta, int) or BEFORE_META + meta >= file.stat().st_size):
         raise damaged(file, code="reader.truncated", message="it ends before its data")
     if missing and tags.file_meta.get("MediaStorageSOPClassUID") in SLICE_STORAGES:
         raise damaged(file, message=f"it is a slice without {', '.join(missing)}")
+    if missing and len(owners) > 1 and (tags.get("PerFrameFunctionalGroupsSequence") or POSITION not in missing):
+        raise _unplaced(file, tags)
     if missing:
-        return None
-    return _Slice(file, tags, vector(tags, POSITION, 3), vector(tags, ORIENTATION, 6).reshape(2, 3))
-
-
-def _only_series(path: Path) -> list[_Slice]:
-    folder, uid = split_part(path)
-    groups = _group(folder)
-    if not groups:
-        raise reader_error(
-            folder,
-            code="dicom.no_slices",
-            message=f"it has {sum(map(is_dicom, dicom_candidates(folder)))} DICOM files, but none is a slice with a position",
-            fix="use the folder of an image series, or convert it to NIfTI",
+        return []
+    slices = [
+        _Slice(
+            file=file,
+            index=k,
+            tags=tags,
+            size=(int(number(tags, "Rows", 0)), int(number(tags, "Columns", 0))),
+            spacing_mm=vector(holders["PixelSpacing"][k], "PixelSpacing", 2),
+            position=vector(holders[POSITION][k], POSITION, 3),
+            plane=vector(holders[ORIENTATION][k], ORIENTATION, 6).reshape(2, 3),
+            scale=_scale(owners[k]),
         )
-    if uid is not None and uid in groups:
-        return groups[uid]
-    if len(groups) > 1 or uid is not None:
-        names = "; ".join(
-            f"{len(slices)} slices of {slices[0].tags.get('SeriesDescription') or 'no description'!r}, {folder}{PART_MARK}{name}"
-            for name, slices in sorted(groups.items())
-        )
-        fault = f"no series {uid}, but {len(groups)} other" if uid else f"{len(groups)} series"
-        raise reader_error(
-            folder,
-            code="dicom.no_such_series" if uid else "dicom.several_series",
-            message=f"it has {fault} ({names})",
-            fix="use one of these names, or put each series into its own folder",
-        )
-    return next(iter(groups.values()))
+        for k in range(len(owners))
+    ]
+    kinds = tags.get("ImageType") or ()
+    if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
+        return _tiles(slices[0])
+    return _dose_planes(slices) if len(slices) > 1 and holders[POSITION][1] is tags else slices
 
 
-def _check_alike(path: Path, slices: Sequence[_Slice]) -> None:
-    """All slices have one size, one pixel spacing and one orientation."""
+def _unplaced(file: Path, tags: Any) -> AutosegError:
+    return reader_error(
+        file,
+        code="dicom.multiframe",
+        message=f"it is a {kind_of(tags)} of {len(frame_owners(file, tags))} frames without positions in space",
+        fix="convert it to one file per slice or to NIfTI",
+    )
+
+
+def _scale(owners: Sequence[Any]) -> tuple[float, float]:
+    """Slope and intercept of the values of a frame."""
+    group, *names = OTHER_SCALES.get(owners[-1].get("SOPClassUID"), RESCALE)
+    slope, intercept = (
+        default if (holder := owner_of(owners, group, name)) is None else number(holder, name, default)
+        for name, default in zip(names, (1.0, 0.0), strict=True)
+    )
+    return slope or 1.0, intercept
+
+
+def _dose_planes(slices: Sequence[_Slice]) -> list[_Slice]:
+    """The frames of a file with one position, as doses have them: offsets along the normal place the others."""
     first = slices[0]
-    sizes = {"Rows": 1, "Columns": 1, "PixelSpacing": 2, ORIENTATION: 6}
-    for item in slices[1:]:
-        for name, size in sizes.items():
-            ours, theirs = (
-                vector(s.tags, name, size) if size > 1 else np.array([number(s.tags, name, 0)]) for s in (first, item)
-            )
-            if not np.allclose(ours, theirs, atol=SAME_PLACE):
+    if first.tags.get("GridFrameOffsetVector") in (None, ""):
+        raise _unplaced(first.file, first.tags)
+    offsets = vector(first.tags, "GridFrameOffsetVector", len(slices))
+    normal = np.cross(*first.plane)
+    return [
+        replace(item, position=item.position + (offset - offsets[0]) * normal)
+        for item, offset in zip(slices, offsets, strict=True)
+    ]
+
+
+def _tiles(whole: _Slice) -> list[_Slice]:
+    """The slices of a Siemens mosaic. How many there are, and on which side of the first, only its private header says."""
+    step_mm = abs(number(whole.tags, "SpacingBetweenSlices", 0))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nibabel calls this part of it experimental
+            from nibabel.nicom.dicomwrappers import MosaicWrapper
+
+            mosaic = MosaicWrapper(read_tags(whole.file))
+            rows, columns, count = mosaic.image_shape
+            position, normal = np.array(mosaic.image_position), np.array(mosaic.slice_normal)
+        is_even = whole.size[0] % rows == 0 and whole.size[1] % columns == 0
+        cause = "" if step_mm > 0 and is_even else f"{count} slices, {step_mm:g} mm apart, in {whole.size} voxels"
+    except Exception as error:  # nibabel lets through whatever broken bytes cause
+        cause = " ".join(str(error).split())[:200] or type(error).__name__
+    if cause:
+        raise reader_error(
+            whole.file,
+            code="dicom.mosaic",
+            message=f"its slices are tiled in one image (mosaic), and what places them cannot be read ({cause})",
+            fix="convert it to NIfTI with dcm2niix",
+        )
+    return [
+        replace(whole, index=k, size=(rows, columns), position=position + k * step_mm * normal) for k in range(count)
+    ]
+
+
+# --- the grid ---
+
+
+def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
+    first = slices[0]
+    for name, place in (("size (rows, columns)", "size"), ("PixelSpacing", "spacing_mm"), (ORIENTATION, "plane")):
+        ours = np.array(getattr(first, place))
+        for item in slices:
+            if not np.allclose(ours, theirs := np.array(getattr(item, place)), atol=SAME_PLACE):
                 raise reader_error(
                     path,
                     code="dicom.slices_differ",
-                    message=f"{name} is {ours.tolist()} in {first.file.name} but {theirs.tolist()} in {item.file.name}",
+                    message=f"{name} is {ours.ravel().tolist()} in {first.file.name} but {theirs.ravel().tolist()} in {item.file.name}",
                     fix="remove the slices that do not belong to the volume",
                 )
+    across, down = first.plane
+    normal = np.cross(across, down)
+    slices = sorted(slices, key=lambda item: float(normal @ item.position))
+    geometry, notes = make_geometry(
+        path,
+        shape=(*first.size[::-1], len(slices)),
+        spacing_mm=(float(first.spacing_mm[1]), float(first.spacing_mm[0]), _slice_step(path, slices, normal)),
+        origin_mm=tuple(slices[0].position),
+        direction=np.stack([across, down, normal], axis=1),
+        has_orientation=True,
+    )
+    return Series(tuple(slices), _header(slices, geometry, notes))
+
+
+def _header(slices: Sequence[_Slice], geometry: Geometry, notes: tuple[Issue, ...] = ()) -> ImageHeader:
+    tags = slices[0].tags
+    is_integer = tags.get("SOPClassUID") != ParametricMapStorage and all(
+        value.is_integer() for item in slices for value in item.scale
+    )
+    is_palette = tags.get("PhotometricInterpretation") == PALETTE
+    return ImageHeader(
+        geometry=geometry,
+        num_channels=3 if is_palette else int(number(tags, "SamplesPerPixel", 1)),
+        pixel_type=f"{number(tags, 'BitsAllocated', 16):g}-bit integer" if is_integer else "scaled integer",
+        is_integer=is_integer,
+        notes=notes,
+    )
 
 
 def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64]) -> float:
     """Distance between neighbouring slices in mm, which must be the same for all."""
     if len(slices) == 1:
-        tags = slices[0].tags
-        return number(tags, "SpacingBetweenSlices", 0) or number(tags, "SliceThickness", 0) or 1.0
+        owners = frame_owners(slices[0].file, slices[0].tags)[slices[0].index]
+        for name in ("SpacingBetweenSlices", "SliceThickness"):
+            holder = owner_of(owners, "PixelMeasuresSequence", name)
+            if holder is not None and (step := number(holder, name, 0)):
+                return step
+        return 1.0
     steps = np.diff([item.position for item in slices], axis=0)
     along = steps @ normal
     usual = float(np.median(along))
-    if usual <= 0 or (along < UNEVEN_STEP * usual).any():
-        raise reader_error(
-            path,
-            code="dicom.slices_coincide",
-            message="several slices have the same position: it contains more than one volume (time points, echoes)",
-            fix="put each volume into its own folder",
-        )
+    close = np.flatnonzero(along < UNEVEN_STEP * max(usual, 0))
+    if usual <= 0 or len(close):
+        raise _coinciding(path, *slices[int(close[0]) if len(close) else 0 :][:2])
     odd = np.flatnonzero(np.abs(along - usual) > UNEVEN_STEP * usual)
     if len(odd):
-        file, after = slices[int(odd[0])].file.name, slices[int(odd[0]) + 1].file.name
+        file, after = (slices[int(odd[0]) + k].file.name for k in range(2))
         raise reader_error(
             path,
             code="dicom.uneven_slices",
@@ -323,11 +483,6 @@ def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64
             f"({len(odd)} such {'gap' if len(odd) == 1 else 'gaps'} in {len(slices)} slices)",
             fix="add the missing slices, or leave the case out",
         )
-    _check_tilt(path, steps, normal, usual)
-    return float(along.mean())
-
-
-def _check_tilt(path: Path, steps: NDArray[np.float64], normal: NDArray[np.float64], usual: float) -> None:
     sideways = float(np.linalg.norm(steps.mean(axis=0) - usual * normal))
     if sideways > TILTED_STEP * usual:
         degrees = math.degrees(math.atan2(sideways, usual))
@@ -337,10 +492,35 @@ def _check_tilt(path: Path, steps: NDArray[np.float64], normal: NDArray[np.float
             message=f"each slice is shifted sideways by {sideways:.2f} mm, a gantry tilt of {degrees:.1f} degrees",
             fix="resample the series to a rectangular grid",
         )
+    return float(along.mean())
+
+
+def _coinciding(path: Path, one: _Slice, other: _Slice) -> AutosegError:
+    """The error for two slices in one place: the same one stored twice, or slices of two volumes."""
+    names = " and ".join(sorted({one.file.name, other.file.name}))
+    is_copy = one.file != other.file and any(
+        one.tags.get(name) not in (None, "") and one.tags.get(name) == other.tags.get(name)
+        for name in ("SOPInstanceUID", "InstanceNumber")
+    )
+    if is_copy:
+        return reader_error(
+            path,
+            code="dicom.doubled_slice",
+            message=f"{names} are the same slice",
+            fix="remove one of each such two files",
+        )
+    return reader_error(
+        path,
+        code="dicom.slices_coincide",
+        message=f"several slices have the same position, those of {names} first: "
+        "it contains more than one volume (time points, echoes)",
+        fix="put each volume into its own folder",
+    )
 
 
 DICOM = Format(
     endings=(".dcm",),
     read_header=lambda path: read_single(path).header,
     read_voxels=lambda path: series_image(read_single(path), path)[1],
+    read_labels=lambda path: series_image(read_single(path), path, colours=False)[1],
 )

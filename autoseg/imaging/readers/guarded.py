@@ -20,7 +20,7 @@ BASE_BYTES = 3 * 10**9
 COPIES = 6
 """Decoders hold the voxels a few times over: packed, unpacked, rescaled, transposed."""
 BASE_SECONDS = 30
-"""Of processor time, which does not depend on how busy the machine is; loading ITK takes one of them."""
+"""Of processor time, which does not depend on how busy the machine is; loading libraries takes one of them."""
 BYTES_PER_SECOND = 10**6
 """Far slower than any decoder."""
 MOST_WAITING = 100
@@ -28,9 +28,9 @@ MOST_WAITING = 100
 
 
 def decode(
-    path: Path, files: Sequence[Path], shape: tuple[int, ...], decoder: Literal["slices", "tiff"]
+    path: Path, files: Sequence[Path], shape: tuple[int, ...], decoder: Literal["dicom", "tiff"]
 ) -> NDArray[Any]:
-    """Pixels of ``files``, an array of ``shape``, decoded in a worker: DICOM slices (C, Z, Y, X), or one TIFF file.
+    """Pixels of ``files``, an array of ``shape``, decoded in a worker: DICOM frames (frames, Y, X, samples), or one TIFF file.
 
     Raises `AutosegError` that names ``path`` when they cannot be decoded, or not within the worker's memory and time.
     """

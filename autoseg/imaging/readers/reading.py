@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry, Image, LabelMap, Segmentation, SegmentNames
-from autoseg.imaging.readers.dicom import PART_MARK, begins_as_dicom, dicom_candidates, is_dicom, read_tags, split_part
+from autoseg.imaging.readers.dicom import PART_MARK, begins_as_dicom, dicom_candidates, is_dicom, series_uid, split_part
 from autoseg.imaging.readers.dicom_seg import (
     dicom_grid,
     dicom_segment_names,
@@ -39,8 +38,6 @@ WHOLE = 1e-4
 """Float label files may miss whole numbers by this much: what scaling by a slope in single precision leaves."""
 SAME_PLACE = 1.0
 """Channels whose corners lie within this many voxels of each other are on one grid; headers round differently."""
-KNOWN_SLICES = 2**17
-"""Slices whose series is remembered: some 50 MB."""
 
 
 def read_header(path: Path | str) -> ImageHeader:
@@ -226,15 +223,9 @@ def _counts(file: Path) -> bool:
 def _is_of_series(file: Path, uid: str) -> bool:
     """Whether a slice is of the series ``uid``; one that does not say is of all, for a broken one makes reading any of them fail."""
     try:
-        return _series_uid(*_state(file)) in (uid, "")
-    except AutosegError:
+        return series_uid(file) in (uid, "")
+    except (AutosegError, OSError):
         return True
-
-
-@lru_cache(KNOWN_SLICES)
-def _series_uid(file: str, _size: int, _mtime_ns: int) -> str:
-    """SeriesInstanceUID of a slice of this size and time: folders of many series are asked for one after the other."""
-    return str(read_tags(Path(file), ["SeriesInstanceUID"]).get("SeriesInstanceUID") or "")
 
 
 def file_states(paths: Sequence[Path | str]) -> tuple[tuple[str, int, int], ...]:

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
+import warnings
 from pathlib import Path
 
+import imagecodecs
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
 from pydicom.data import get_testdata_file
-from pydicom.dataset import FileMetaDataset
+from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
+    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    JPEG2000Lossless,
+    JPEGExtended12Bit,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLELossless,
+    VLWholeSlideMicroscopyImageStorage,
 )
 
-from autoseg.imaging.readers import files_of, guarded, is_dicom_series, list_series, read_header, read_image
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # experimental
+    from nibabel.nicom.dicomwrappers import wrapper_from_file
+
+from autoseg.imaging.readers import (
+    files_of,
+    guarded,
+    is_dicom_series,
+    list_series,
+    read_header,
+    read_image,
+    read_label_map,
+)
 from autoseg.issues import AutosegError
 
 STEP = 2.5
@@ -229,7 +253,8 @@ def test_a_broken_jpeg_2000_slice_is_refused_soon(tmp_path: Path, real_data: Pat
 
 
 def test_a_worker_has_a_limit_of_memory(tmp_path: Path, real_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guarded, "BASE_BYTES", 2 * 10**8)  # less than the libraries need to load
+    monkeypatch.setattr(guarded, "BASE_BYTES", 10**7)  # less than the libraries need to load
+    monkeypatch.setattr(guarded, "COPIES", 0)
     with pytest.raises(AutosegError) as caught:
         read_image([real_data / "dicom_series" / "ct_body_jpeg2000" / "dicom"])
     assert caught.value.codes == ("reader.corrupt",)
@@ -334,25 +359,217 @@ def test_values_are_not_inverted_where_small_ones_are_shown_bright(tmp_path: Pat
         assert np.array_equal(read_image(tmp_path / f"{name}.dcm").array[0, 0], plain.pixel_array)
 
 
+def code_of(path: Path) -> str:
+    with pytest.raises(AutosegError) as caught:
+        read_image(path)
+    (code,) = caught.value.codes
+    return code
+
+
+def test_files_that_are_no_volume_are_named_as_what_they_are(tmp_path: Path) -> None:
+    for name, code in (
+        ("rtplan.dcm", "dicom.no_pixels"),
+        ("test-SR.dcm", "dicom.no_pixels"),
+        ("liver_1frame.dcm", "dicom.not_an_image"),
+        ("examples_ybr_color.dcm", "dicom.multiframe"),
+    ):
+        file = Path(shutil.copy(get_testdata_file(name), tmp_path / "a.dcm"))
+        assert code_of(file) == code
+        assert code_of(tmp_path) == "dicom.no_slices"
+    with pytest.raises(AutosegError, match="1 Ultrasound Multi-frame Image"):
+        read_header(tmp_path)
+    tags = pydicom.dcmread(get_testdata_file("SC_rgb_rle_2frame.dcm"))
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
+    tags.save_as(file)
+    assert code_of(file) == "dicom.not_an_image"
+
+
 @pytest.mark.parametrize("as_folder", [True, False])
-def test_files_with_several_slices_are_refused_and_not_read_as_one(tmp_path: Path, as_folder: bool) -> None:
-    (tmp_path / "dose").mkdir()
-    shutil.copy(get_testdata_file("rtdose.dcm"), tmp_path / "dose" / "a.dcm")
+@pytest.mark.parametrize("name", ["rtdose.dcm", "rtdose_rle.dcm", "rtdose_expb.dcm"])
+def test_a_dose_of_several_frames_is_read_whole(tmp_path: Path, name: str, as_folder: bool) -> None:
+    file = Path(shutil.copy(get_testdata_file(name), tmp_path / "a.dcm"))
+    got = read_image(tmp_path if as_folder else file)
+    truth = pydicom.dcmread(file)
+    assert np.allclose(got.array[0], truth.pixel_array * float(truth.DoseGridScaling))
+    assert got.geometry.spacing_mm == (5, 10, 10)
+    assert got.geometry.origin_mm == tuple(truth.ImagePositionPatient)
+
+
+def test_frames_with_one_position_for_all_are_refused(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    tags = pydicom.dcmread(get_testdata_file("rtdose.dcm"))
+    del tags.GridFrameOffsetVector
+    tags.save_as(tmp_path / "a.dcm")
+    assert code_of(tmp_path / "a.dcm") == code_of(tmp_path) == "dicom.multiframe"
+
+
+def enhanced(path: Path, pixels: np.ndarray, order: list[int], **shared_values: object) -> None:
+    """A file of frames of ``pixels`` (Z, Y, X) in the order given, with places, and scales of their own."""
+    write_slice(path, (0.0, 0.0, 0.0), 0)
+    tags = pydicom.dcmread(path)
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        del tags[name]
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    shared, plane, measures = Dataset(), Dataset(), Dataset()
+    plane.ImageOrientationPatient, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], [0.5, 0.75]
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [plane], [measures]
+    tags.SharedFunctionalGroupsSequence, tags.PerFrameFunctionalGroupsSequence = [shared], []
+    for z in order:
+        frame, place, values = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient, values.RescaleSlope, values.RescaleIntercept = [1, 2, STEP * z], 1 + z, -z
+        frame.PlanePositionSequence, frame.PixelValueTransformationSequence = [place], [values]
+        tags.PerFrameFunctionalGroupsSequence.append(frame)
+    tags.NumberOfFrames, tags.PixelData = len(order), pixels[order].astype("<i2").tobytes()
+    tags.save_as(path)
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_frames_of_an_enhanced_file_are_placed_and_scaled_each(tmp_path: Path, as_folder: bool) -> None:
+    pixels = np.random.default_rng(0).integers(-500, 500, (4, 4, 5))
+    enhanced(tmp_path / "a.dcm", pixels, [2, 0, 3, 1])
+    got = read_image(tmp_path if as_folder else tmp_path / "a.dcm")
+    factors = np.arange(4)[:, None, None]
+    assert np.array_equal(got.array[0], pixels * (1 + factors) - factors)
+    assert (got.geometry.spacing_mm, got.geometry.origin_mm) == ((STEP, 0.5, 0.75), (1, 2, 0))
+
+
+def test_enhanced_files_are_read_whole_or_refused(tmp_path: Path) -> None:
+    pixels = np.zeros((6, 4, 5))
+    enhanced(tmp_path / "a.dcm", pixels, [0, 1, 2])
+    enhanced(tmp_path / "b.dcm", pixels, [3, 4, 5])
+    assert read_header(tmp_path).geometry.shape == (6, 4, 5)
+    enhanced(tmp_path / "b.dcm", pixels, [2, 3])
+    assert code_of(tmp_path) == "dicom.slices_coincide"
+    tags = pydicom.dcmread(tmp_path / "a.dcm")
+    del tags.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence
+    tags.save_as(tmp_path / "a.dcm")
+    assert code_of(tmp_path) == code_of(tmp_path / "a.dcm") == "dicom.multiframe"
+
+
+@pytest.mark.parametrize("name", ["siemens_dwi_0.dcm.gz", "philips_mprage.dcm.gz"])
+def test_real_mosaics_and_enhanced_files_agree_with_nibabel(tmp_path: Path, name: str) -> None:
+    source = Path(nibabel.__file__).parent / "nicom" / "tests" / "data" / name
+    if not source.exists():
+        pytest.skip("this nibabel ships without its test data")
+    (tmp_path / "a.dcm").write_bytes(gzip.decompress(source.read_bytes()))
+    got = read_image(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        truth = wrapper_from_file(tmp_path / "a.dcm")
+        voxels, affine = truth.get_data().transpose(2, 0, 1), truth.affine[:, [2, 0, 1, 3]]
+    ours = np.diag([-1, -1, 1, 1]) @ got.affine
+    if ours[:3, 0] @ affine[:3, 0] < 0:  # nibabel has the slices the other way round
+        voxels, ours = voxels[::-1], ours @ np.array([[-1, 0, 0, len(voxels) - 1], *np.eye(4)[1:]])
+    assert np.array_equal(got.array[0], voxels)
+    assert np.allclose(ours, affine, atol=2e-3)
+
+
+def test_a_mosaic_without_its_private_header_is_refused(tmp_path: Path) -> None:
     tags = pydicom.dcmread(get_testdata_file("MR_small.dcm"))
     tags.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
-    (tmp_path / "mosaic").mkdir()
-    tags.save_as(tmp_path / "mosaic" / "a.dcm")
-    for name, code in (("dose", "dicom.multiframe"), ("mosaic", "dicom.mosaic")):
-        with pytest.raises(AutosegError) as caught:
-            read_image(tmp_path / name if as_folder else tmp_path / name / "a.dcm")
-        assert caught.value.codes == (code,)
+    tags.save_as(tmp_path / "a.dcm")
+    assert code_of(tmp_path) == code_of(tmp_path / "a.dcm") == "dicom.mosaic"
 
 
-def test_dicom_files_without_pixels_are_named(tmp_path: Path) -> None:
-    shutil.copy(get_testdata_file("rtplan.dcm"), tmp_path / "a.dcm")
-    with pytest.raises(AutosegError) as caught:
-        read_image(tmp_path / "a.dcm")
-    assert caught.value.codes == ("dicom.no_pixels",)
+def test_a_slice_that_is_there_twice_is_named_with_both_files(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(4)])
+    shutil.copy(tmp_path / "slice_98.dcm", tmp_path / "export.dcm")
+    with pytest.raises(AutosegError, match=r"export\.dcm and slice_98\.dcm") as caught:
+        read_image(tmp_path)
+    assert caught.value.codes == ("dicom.doubled_slice",)
+
+
+MR_SMALL = [
+    "MR_small_RLE.dcm",
+    "MR_small_bigendian.dcm",
+    "MR_small_expb.dcm",
+    "MR_small_implicit.dcm",
+    "MR_small_jp2klossless.dcm",
+    "MR_small_jpeg_ls_lossless.dcm",
+    "MR_small_padded.dcm",
+]
+
+
+@pytest.mark.parametrize("name", MR_SMALL)
+def test_one_slice_is_the_same_however_it_is_stored(name: str) -> None:
+    truth = pydicom.dcmread(get_testdata_file("MR_small.dcm")).pixel_array
+    assert np.array_equal(read_image(get_testdata_file(name)).array[0, 0], truth)
+
+
+@pytest.mark.parametrize(
+    ("syntax", "encode", "most"),
+    [
+        (JPEGLosslessSV1, lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12), 0),
+        (JPEGExtended12Bit, lambda a: imagecodecs.jpeg8_encode(a, bitspersample=12, level=100), 2),
+        (HTJ2KLossless, lambda a: imagecodecs.htj2k_encode(a, reversible=True), 0),
+        (JPEG2000Lossless, lambda a: imagecodecs.jpeg2k_encode(a, reversible=True, level=0), 0),
+        (JPEGLSLossless, lambda a: imagecodecs.jpegls_encode(a), 0),
+    ],
+)
+def test_compressed_pixels_are_those_that_were_stored(tmp_path: Path, syntax: UID, encode, most: int) -> None:
+    """Two slices of twelve bits, with one offset table filled and one empty."""
+    pixels = np.random.default_rng(0).integers(0, 4096, (2, 16, 24)).astype(np.uint16)
+    for z, plane in enumerate(pixels):
+        write_slice(tmp_path / f"{z}.dcm", (0.0, 0.0, STEP * z), 0)
+        tags = pydicom.dcmread(tmp_path / f"{z}.dcm")
+        tags.Rows, tags.Columns = plane.shape
+        tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 12, 11, 0
+        tags.file_meta.TransferSyntaxUID = syntax
+        tags.PixelData = encapsulate([encode(plane)], has_bot=bool(z))
+        tags["PixelData"].is_undefined_length = True
+        tags.save_as(tmp_path / f"{z}.dcm")
+    assert np.abs(read_image(tmp_path).array[0] + 1000 - pixels).max() <= most
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "SC_rgb_small_odd_big_endian.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+        "SC_rgb_dcmtk_+eb+cy+s2.dcm",
+        "SC_rgb_dcmtk_+eb+cr.dcm",
+        "SC_jpeg_no_color_transform.dcm",
+        "SC_rgb_jls_lossy_line.dcm",
+        "SC_rgb_rle_16bit.dcm",
+        "SC_rgb_gdcm_KY.dcm",
+    ],
+)
+def test_colours_are_red_green_and_blue_however_they_are_stored(name: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        truth = pydicom.dcmread(get_testdata_file(name)).pixel_array
+    assert np.array_equal(read_image(get_testdata_file(name)).array[:, 0], np.moveaxis(truth, -1, 0))
+
+
+def test_a_palette_is_colours_in_an_image_and_numbers_in_a_label_map() -> None:
+    file = get_testdata_file("examples_palette.dcm")
+    truth = pydicom.dcmread(file)
+    red = np.frombuffer(truth.RedPaletteColorLookupTableData, "<u2")
+    assert read_image(file).array.shape == (3, 1, *truth.pixel_array.shape)
+    assert np.array_equal(read_image(file).array[0, 0], red[truth.pixel_array])
+    assert np.array_equal(read_label_map(file).array[0], truth.pixel_array)
+
+
+def test_a_table_of_the_modality_is_applied(tmp_path: Path) -> None:
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 2)
+    tags = pydicom.dcmread(tmp_path / "a.dcm")
+    del tags.RescaleSlope, tags.RescaleIntercept
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData, table.ModalityLUTType = [4, 0, 16], [7, 70, 700, 7000], "HU"
+    table["LUTDescriptor"].VR = table["LUTData"].VR = "US"
+    tags.ModalityLUTSequence = [table]
+    tags.save_as(tmp_path / "a.dcm")
+    assert (read_image(tmp_path).array == 700).all()
+
+
+def test_bits_below_the_stored_ones_are_cut_off(tmp_path: Path) -> None:
+    """Twelve bits up to bit 15."""
+    write_slice(tmp_path / "a.dcm", (0.0, 0.0, 0.0), 0)
+    tags = pydicom.dcmread(tmp_path / "a.dcm")
+    tags.BitsStored, tags.HighBit = 12, 15
+    tags.PixelData = np.full((4, 5), -3 * 16 + 5, "<i2").tobytes()
+    tags.save_as(tmp_path / "a.dcm")
+    assert (read_image(tmp_path).array == -3 - 1000).all()
 
 
 def test_the_companions_that_macos_makes_are_no_slices(tmp_path: Path) -> None:

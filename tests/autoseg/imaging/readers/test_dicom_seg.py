@@ -1,4 +1,4 @@
-"""DICOM SEG: segments with names, places and overlaps, placed in the grid of their image."""
+"""DICOM SEG and RTSTRUCT: segments with names, places and overlaps, placed in the grid of their image."""
 
 from __future__ import annotations
 
@@ -7,18 +7,29 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from matplotlib.path import Path as MplPath
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, RLELossless, SegmentationStorage, generate_uid
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    RTStructureSetStorage,
+    SegmentationStorage,
+    generate_uid,
+)
 
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import (
     is_segmentation,
+    list_segments,
     read_header,
     read_image,
     read_label_map,
     read_segments,
+    referenced_series,
     write_label_map,
 )
 from autoseg.issues import AutosegError
@@ -164,7 +175,7 @@ def test_faulty_segmentations_are_refused(tmp_path: Path) -> None:
     assert caught.value.codes == ("reader.no_such_segment",)
     with pytest.raises(AutosegError) as caught:
         read_image([path])
-    assert caught.value.codes == ("dicom.multiframe",)
+    assert caught.value.codes == ("dicom.not_an_image",)
     tags = pydicom.dcmread(path)
     tags.PixelData = tags.PixelData[:8]
     tags.save_as(tmp_path / "short.dcm")
@@ -209,3 +220,135 @@ def test_a_segment_can_be_written_in_the_grid_of_its_image(real_data: Path, tmp_
     image = read_header(folder / "ct-3slice").geometry
     write_label_map(tmp_path / "a.nii.gz", align_label_map(read_label_map(folder / "liver.dcm"), image), image)
     assert int(read_label_map(tmp_path / "a.nii.gz").array.sum()) == 107098
+
+
+# --- RTSTRUCT ---
+
+UNIT = (0.5, 0.75, 2.5)
+"""mm between rows, columns and slices of the series that structures are drawn on."""
+
+
+def write_series(folder: Path, shape: tuple[int, int, int], plane: list[float], series: str = "1.2.3") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    normal = np.cross(plane[:3], plane[3:])
+    for z in range(shape[0]):
+        tags = Dataset()
+        tags.file_meta = FileMetaDataset()
+        tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        tags.SeriesInstanceUID, tags.PixelSpacing, tags.ImageOrientationPatient = series, list(UNIT[:2]), plane
+        tags.ImagePositionPatient = [float(value) for value in np.array([-7.0, 11.0, 30.0]) + UNIT[2] * z * normal]
+        tags.Rows, tags.Columns, tags.SamplesPerPixel, tags.PhotometricInterpretation = *shape[1:], 1, "MONOCHROME2"
+        tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, 16, 15, 0
+        tags.PixelData = bytes(2 * shape[1] * shape[2])
+        tags.save_as(folder / f"{z}.dcm", enforce_file_format=True)
+    return folder
+
+
+Contours = dict[int, list[tuple[int, NDArray[np.float64]]]]
+"""For each structure, the slices and corners (n, 2: row, column, in voxels) of its contours."""
+
+
+def write_structures(path: Path, contours: Contours, geometry: Geometry, series: str = "1.2.3") -> Path:
+    tags = Dataset()
+    tags.file_meta = FileMetaDataset()
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = RTStructureSetStorage
+    tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    tags.file_meta.TransferSyntaxUID, tags.SeriesInstanceUID = ExplicitVRLittleEndian, "1.2.99"
+    frame, study, referred = Dataset(), Dataset(), Dataset()
+    referred.SeriesInstanceUID, study.RTReferencedSeriesSequence = series, [referred]
+    frame.RTReferencedStudySequence, tags.ReferencedFrameOfReferenceSequence = [study], [frame]
+    tags.StructureSetROISequence, tags.ROIContourSequence = [], []
+    for owner, drawn in contours.items():
+        structure, outlines = Dataset(), Dataset()
+        structure.ROINumber, structure.ROIName = owner, f"organ {owner}"
+        outlines.ReferencedROINumber, outlines.ContourSequence = owner, []
+        for z, corners in drawn:
+            contour, inside = Dataset(), np.column_stack([np.full(len(corners), z), corners, np.ones(len(corners))])
+            contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(corners)
+            world = (inside @ geometry.affine.T)[:, :3] * (-1, -1, 1)
+            contour.ContourData = [f"{value:.6f}" for value in world.ravel()]
+            outlines.ContourSequence.append(contour)
+        tags.StructureSetROISequence.append(structure)
+        tags.ROIContourSequence.append(outlines)
+    tags.save_as(path, enforce_file_format=True)
+    return path
+
+
+def blob(rng: np.random.Generator, centre: tuple[float, float], radius: float) -> NDArray[np.float64]:
+    """A star-shaped outline with corners between voxels."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, 40))
+    reach = radius * rng.uniform(0.6, 1.0, 40)
+    return np.array(centre) + np.column_stack([np.sin(angles), np.cos(angles)]) * reach[:, None]
+
+
+def inside(corners: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which centres lie in an outline, by matplotlib: an independent rasteriser."""
+    centres = np.array(list(np.ndindex(*shape)))
+    return MplPath(corners).contains_points(centres).reshape(shape)
+
+
+@pytest.mark.parametrize("plane", [[1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1], [0.8, 0.6, 0, -0.6, 0.8, 0]])
+def test_structures_are_the_voxels_inside_their_contours(tmp_path: Path, plane: list[float]) -> None:
+    """In all orientations, with a hole, and with two parts in one slice; the series lies in a folder beside the file's."""
+    shape, rng = (4, 40, 50), np.random.default_rng(0)
+    write_series(tmp_path / "p" / "other", shape, plane, series="1.2.4")
+    geometry = read_header(write_series(tmp_path / "p" / "ct", shape, plane)).geometry
+    outer, hole, apart = blob(rng, (15.2, 16.1), 14), blob(rng, (15.2, 16.1), 5), blob(rng, (28.7, 38.3), 9)
+    contours: Contours = {3: [(1, outer), (1, hole), (2, outer), (2, apart)], 7: [(3, apart)]}
+    (tmp_path / "p" / "rt").mkdir()
+    path = write_structures(tmp_path / "p" / "rt" / "rt.dcm", contours, geometry)
+    expected = np.zeros(shape, np.uint16)
+    expected[1] = 3 * (inside(outer, shape[1:]) ^ inside(hole, shape[1:]))
+    expected[2] = 3 * (inside(outer, shape[1:]) ^ inside(apart, shape[1:]))
+    expected[3] = 7 * inside(apart, shape[1:])
+    assert is_segmentation(path)
+    assert list_segments(path).by_number == {3: "organ 3", 7: "organ 7"}
+    assert referenced_series(path) == ("1.2.3",)
+    got = read_label_map(path)
+    assert got.geometry == geometry
+    assert (expected > 0).sum() > 500
+    assert np.array_equal(got.array, expected)
+
+
+def test_structures_may_overlap_and_may_be_empty(tmp_path: Path) -> None:
+    geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    path = write_structures(tmp_path / "rt.dcm", {1: [(1, square)], 2: [(1, square + 3)], 4: []}, geometry)
+    found = read_segments(path)
+    assert [int(segment.mask.sum()) for segment in found.segments] == [36, 36, 0]
+    assert found.overlaps() == {(1, 2): 9}
+
+
+def test_structures_need_their_series(tmp_path: Path) -> None:
+    geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    for contours, series, code in (
+        ({1: [(1, square)]}, "1.2.77", "dicom.no_reference_series"),
+        ({1: [(3, square)]}, "1.2.3", "dicom.contours_off_grid"),
+    ):
+        path = write_structures(tmp_path / "rt.dcm", contours, geometry, series)
+        with pytest.raises(AutosegError) as caught:
+            read_label_map(path)
+        assert caught.value.codes == (code,)
+
+
+def test_structures_are_no_image_and_beside_slices_no_slice(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])
+    path = write_structures(folder / "rt.dcm", {1: []}, read_header(folder).geometry)
+    assert read_header(folder).geometry.shape == (3, 20, 20)
+    with pytest.raises(AutosegError) as caught:
+        read_image(path)
+    assert caught.value.codes == ("dicom.not_an_image",)
+
+
+def test_segments_of_flat_images_are_named_as_such(tmp_path: Path) -> None:
+    path = write_segments(tmp_path / "seg.dcm", masks())
+    tags = pydicom.dcmread(path)
+    for frame in tags.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    tags.save_as(path)
+    with pytest.raises(AutosegError) as caught:
+        read_label_map(path)
+    assert caught.value.codes == ("dicom.flat_segmentation",)
