@@ -60,6 +60,7 @@ from autoseg.imaging.readers import (
     read_image,
     read_label_map,
     read_segments,
+    split_part,
 )
 from autoseg.issues import AutosegError, Issue
 
@@ -435,7 +436,7 @@ def judge(path: Path, broken: Broken, sound: Sequence[NDArray]) -> Result:
         found = read_all(path)
     except AutosegError as error:
         (issue,) = error.issues
-        is_sound = Path(issue.where).is_relative_to(path.parent) and "\n" not in str(error)
+        is_sound = split_part(Path(issue.where))[0].is_relative_to(path.parent) and "\n" not in str(error)
         outcome = "refused" if is_sound else "a message without its file"
         return Result(outcome, f"{issue.code} {error}"[:300], processor_seconds() - begin)
     except Exception as error:
