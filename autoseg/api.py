@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from autoseg.issues import AutosegError
 from autoseg.stages.run import Run, begin_run
 from autoseg.storage.atomic import load_document
-from autoseg.tracking.callbacks import Callback
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
@@ -17,62 +16,37 @@ if TYPE_CHECKING:
     from autoseg.evaluation.table import Summary
 
 Place = Path | str
+OF_A_CALL = ("redo", "replan", "reporter", "callbacks")
+"""Options that are not stored in the run."""
 
 
-def run(
-    dataset: Place,
-    out: Place | None = None,
-    *,
-    redo: bool = False,
-    replan: bool = False,
-    reporter: Reporter | None = None,
-    callbacks: Sequence[Callback] = (),
-    **wishes: Any,
-) -> Run:
+def run(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report.
 
     ``dataset`` is a folder of labelled volumes, or a run folder, which is resumed; ``out`` is the run folder (default
-    ``run``). ``wishes`` are fields of `Settings`: ``budget="2h"``, ``device="cpu"``; others keep the
-    values stored in the run. ``callbacks`` are called at stages, steps, epochs and folds. With ``redo`` trained networks
-    may be replaced; with ``replan`` edits of ``plan.json`` and ``schedule.json`` are discarded. Raises `AutosegError` with all issues.
+    ``run``). ``options`` are fields of `Settings` (``budget="2h"``, ``device="cpu"``; others keep the values stored in the
+    run) and those of this call: ``redo=True``, trained networks may be replaced; ``replan=True``, edits of ``plan.json`` and
+    ``schedule.json`` are discarded; ``callbacks``, called at stages, steps, epochs and folds; ``reporter``, shows progress.
+    Raises `AutosegError` with all issues.
     """
     from autoseg.pipeline import run_all
 
-    given = {"redo": redo, "replan": replan, "callbacks": tuple(callbacks)}
-    return run_all(begin(dataset, out, wishes, reporter=reporter, needs_device=True, **given))
+    return run_all(_begin(dataset, out, options, needs_device=True))
 
 
-def fingerprint(
-    dataset: Place, out: Place | None = None, *, redo: bool = False, reporter: Reporter | None = None, **wishes: Any
-) -> Run:
+def fingerprint(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     """Measure sizes, spacings and intensities of a dataset; arguments as of `run`. The result has ``.fingerprint``."""
-    return _until("fingerprint", begin(dataset, out, wishes, redo=redo, reporter=reporter))
+    return _until("fingerprint", _begin(dataset, out, options))
 
 
-def plan(
-    dataset: Place,
-    out: Place | None = None,
-    *,
-    redo: bool = False,
-    replan: bool = False,
-    reporter: Reporter | None = None,
-    **wishes: Any,
-) -> Run:
+def plan(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     """Decide what to do with a dataset; trains nothing. Arguments as of `run`. The result has ``.plan``."""
-    return _until("plan", begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter))
+    return _until("plan", _begin(dataset, out, options))
 
 
-def preprocess(
-    dataset: Place,
-    out: Place | None = None,
-    *,
-    redo: bool = False,
-    replan: bool = False,
-    reporter: Reporter | None = None,
-    **wishes: Any,
-) -> Run:
+def preprocess(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     """Crop, normalise and resample every case for the configurations that may be trained. Arguments as of `run`."""
-    return _until("preprocess", begin(dataset, out, wishes, redo=redo, replan=replan, reporter=reporter))
+    return _until("preprocess", _begin(dataset, out, options))
 
 
 def train(
@@ -81,28 +55,28 @@ def train(
     *,
     configuration: str | None = None,
     fold: int | None = None,
-    redo: bool = False,
-    replan: bool = False,
-    reporter: Reporter | None = None,
-    callbacks: Sequence[Callback] = (),
-    **wishes: Any,
+    **options: Any,
 ) -> Run:
     """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`."""
-    asked = {
-        "configuration": configuration,
-        "fold": fold,
-        "redo": redo,
-        "replan": replan,
-        "callbacks": tuple(callbacks),
-    }
-    return _until("validate", begin(dataset, out, wishes, reporter=reporter, needs_device=True, **asked))
+    only = {"configuration": configuration, "fold": fold}
+    return _until("validate", _begin(dataset, out, options, needs_device=True, **only))
 
 
-def select(
-    dataset: Place, out: Place | None = None, *, redo: bool = False, reporter: Reporter | None = None, **wishes: Any
-) -> Run:
+def select(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     """Choose the best configuration or ensemble by cross-validation. Arguments as of `run`; the result has ``.selection``."""
-    return _until("select", begin(dataset, out, wishes, redo=redo, reporter=reporter, needs_device=True))
+    return _until("select", _begin(dataset, out, options, needs_device=True))
+
+
+def _begin(dataset: Place, out: Place | None, options: dict[str, Any], **context: Any) -> Run:
+    context |= {name: value for name in OF_A_CALL if (value := options.pop(name, None)) is not None}
+    context["callbacks"] = tuple(context.get("callbacks", ()))
+    return begin_run(Path(dataset), None if out is None else Path(out), options, **context)
+
+
+def _until(stage: str, run: Run) -> Run:
+    from autoseg.pipeline import run_stages
+
+    return run_stages(run, stage)
 
 
 def check(
@@ -231,23 +205,3 @@ def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) ->
     folder = RunFolder(Path(run_folder))
     dataset = load_document(DatasetDescription, folder.dataset, fix="pass a run folder, the --out of autoseg run")
     return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else Path(out))
-
-
-def begin(
-    dataset: Place | None,
-    out: Place | None,
-    wishes: dict[str, Any],
-    *,
-    reporter: Reporter | None = None,
-    **context: Any,
-) -> Run:
-    """The run that a call is about, new or existing; see `begin_run`."""
-    target = None if dataset is None else Path(dataset)
-    folder = None if out is None else Path(out)
-    return begin_run(target, folder, wishes, reporter=reporter or SilentReporter(), **context)
-
-
-def _until(stage: str, run: Run) -> Run:
-    from autoseg.pipeline import run_stages
-
-    return run_stages(run, stage)

@@ -26,7 +26,7 @@ from autoseg.stages.work import Stage, Work, changed_inputs, read_record, writte
 from autoseg.storage.atomic import load_document, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
-from autoseg.tracking.callbacks import StageEvent
+from autoseg.tracking.callbacks import StageEvent, notify
 from planners import PlanningError
 
 STAGES = (
@@ -156,17 +156,13 @@ def _announced(run: Run, work: Work) -> Iterator[None]:
     """Call the run's callbacks when a unit starts and ends."""
     started = time.monotonic()
     state: Literal["finished", "failed"] = "failed"
-    _tell(run, StageEvent(name=work.name, state="started"))
+    notify(run.callbacks, "on_stage", StageEvent(name=work.name, state="started"))
     try:
         yield
         state = "finished"
     finally:
-        _tell(run, StageEvent(name=work.name, state=state, seconds=time.monotonic() - started))
-
-
-def _tell(run: Run, event: StageEvent) -> None:
-    for callback in run.callbacks:
-        callback.on_stage(event)
+        event = StageEvent(name=work.name, state=state, seconds=time.monotonic() - started)
+        notify(run.callbacks, "on_stage", event)
 
 
 def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:

@@ -230,30 +230,25 @@ def flag_of(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def make_settings(wishes: Mapping[str, Any]) -> Settings:
+def make_settings(given: Mapping[str, Any]) -> Settings:
     """Settings from what the user gave. Raises `AutosegError` with all faults, named as on the command line."""
     try:
-        return Settings.model_validate(dict(wishes))
+        return Settings.model_validate(dict(given))
     except ValidationError as error:
         raise AutosegError(*(_issue(fault) for fault in error.errors(include_url=False))) from error
 
 
-def updated(settings: Settings, wishes: Mapping[str, Any]) -> Settings:
+def updated(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """``settings`` with some fields replaced; changes of plan and schedule (``set``) are added to earlier ones.
 
     ``none`` resets a field to its default.
     """
-    taken_back = [name for name, value in wishes.items() if _words(value) == ["none"]]
-    defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in taken_back}
-    wishes = {name: value for name, value in wishes.items() if name not in defaults}
-    values = {name: getattr(settings, name) for name in Settings.model_fields}
-    if "set" in wishes:
-        wishes = {**wishes, "set": {**settings.set, **make_settings({"dataset": ".", "set": wishes["set"]}).set}}
-    return make_settings({**values, **defaults, **wishes})
-
-
-def _words(value: object) -> list[str]:
-    return [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+    reset = [name for name, value in given.items() if value in ("none", ["none"], ("none",))]
+    values = {name: getattr(settings, name) for name in Settings.model_fields if name not in reset}
+    new = {name: value for name, value in given.items() if name not in reset}
+    if "set" in new:
+        new["set"] = {**settings.set, **make_settings({"dataset": ".", "set": new["set"]}).set}
+    return make_settings({**values, **new})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,20 +307,17 @@ def describe_value(value: object, name: str) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def words_of(settings: Settings) -> tuple[str, ...]:
+def as_arguments(settings: Settings) -> tuple[str, ...]:
     """The options that give ``settings`` on a command line, without the dataset."""
     words: list[str] = []
-    defaults = Settings(dataset=settings.dataset)
-    for name, _ in options():
-        value = getattr(settings, name)
-        if value == getattr(defaults, name):
-            continue
-        if isinstance(value, bool):
-            words.append(flag_of(name) if value else f"--no-{name.replace('_', '-')}")
-        elif isinstance(value, Mapping):
-            words += [word for key, text in value.items() for word in (flag_of(name), f"{key}={text}")]
-        else:
-            words += [flag_of(name), describe_value(value, name)]
+    for each in differences(Settings(dataset=settings.dataset), settings):
+        match getattr(settings, each.name), flag_of(each.name):
+            case bool(value), flag:
+                words.append(flag if value else f"--no-{flag[2:]}")
+            case dict(value), flag:
+                words += [word for key, text in value.items() for word in (flag, f"{key}={text}")]
+            case _, flag:
+                words += [flag, each.now]
     return tuple(words)
 
 

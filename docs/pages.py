@@ -112,15 +112,16 @@ def issue_places() -> Iterator[Place]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             fields = _fields(node)
             if "code" in fields:
-                severities = _constants(fields.get("severity")) or ["error" if _is_issue(node) else ""]
+                severities = _constants(fields.get("severity")) or [_severity(node)]
                 for code in filter(CODE.fullmatch, _constants(fields["code"])):
                     yield Place(
                         code, " or ".join(severities), _template(fields.get("message")), _template(fields.get("fix"))
                     )
 
 
-def _is_issue(node: ast.AST) -> bool:
-    return isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Issue")
+def _severity(node: ast.AST) -> str:
+    called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+    return "error" if called.endswith("Issue") else "warning" if called == "_warn" else ""
 
 
 def _fields(node: ast.AST) -> dict[str, ast.expr]:

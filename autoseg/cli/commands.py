@@ -11,29 +11,19 @@ import typer
 from autoseg import api
 from autoseg.cli.console import (
     OptionalTarget,
-    OutOption,
-    RedoOption,
-    ReplanOption,
-    TargetArgument,
     make_reporter,
     show_issues,
     show_result,
     show_scores,
-    takes_settings,
+    stage_command,
 )
 from autoseg.issues import AutosegError
-from autoseg.settings import parse_duration
 from autoseg.storage.atomic import require_file_name
-from autoseg.tracking.progress import Reporter
 from autoseg.wording import count_noun
 from planners import explain, write_document
 
 # Rooms that need torch, pandas or matplotlib are imported by the functions that use them: checking, planning and
 # preprocessing start in a third of the time without.
-DEMO_BUDGET = "4m"
-Wishes = dict[str, Any]
-"""Fields of `Settings` that were given, by name."""
-
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -47,32 +37,16 @@ WorkersOption = Annotated[
 ]
 
 
-def _reporter(wishes: Wishes) -> Reporter:
-    budget = wishes.get("budget")
-    try:
-        seconds = None if budget is None else parse_duration(budget)
-    except ValueError:
-        seconds = None  # the settings say what is wrong with it
-    return make_reporter(seconds if isinstance(seconds, float) else None)
-
-
-@takes_settings(until="train")
-def run(
-    dataset: TargetArgument,
-    out: OutOption = None,
-    redo: RedoOption = False,
-    replan: ReplanOption = False,
-    *,
-    wishes: Wishes,
-) -> None:
+@stage_command(until="train")
+def run(dataset: Path, out: Path | None, **options: Any) -> None:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
-    show_result(api.run(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes))
+    show_result(api.run(dataset, out, **options))
 
 
-@takes_settings(until="train")
+@stage_command(until="train")
 def train(
-    dataset: TargetArgument,
-    out: OutOption = None,
+    dataset: Path,
+    out: Path | None,
     configuration: Annotated[
         str | None,
         typer.Option(
@@ -84,65 +58,43 @@ def train(
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)
     ] = None,
-    redo: RedoOption = False,
-    replan: ReplanOption = False,
-    *,
-    wishes: Wishes,
+    **options: Any,
 ) -> None:
     """Train and validate. Different folds can train in one run folder at the same time."""
-    done = api.train(
-        dataset,
-        out,
-        configuration=configuration,
-        fold=fold,
-        redo=redo,
-        replan=replan,
-        reporter=_reporter(wishes),
-        **wishes,
-    )
+    done = api.train(dataset, out, configuration=configuration, fold=fold, **options)
     typer.echo(f"Models: {done.folder.models}")
 
 
-@takes_settings(until="train")
-def select(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+@stage_command(until="train", replans=False)
+def select(dataset: Path, out: Path | None, **options: Any) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
-    done = api.select(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes)
+    done = api.select(dataset, out, **options)
     show_scores(done)
     typer.echo(f"Selection: {done.folder.selection}")
 
 
-@takes_settings(until="train")
-def report(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+@stage_command(until="train", replans=False)
+def report(dataset: Path, out: Path | None, **options: Any) -> None:
     """Write the report page, after the stages that are not done yet, test predictions included."""
-    typer.echo(f"Report: {api.run(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes).report}")
+    typer.echo(f"Report: {api.run(dataset, out, **options).report}")
 
 
-@takes_settings(until="fingerprint")
-def fingerprint(dataset: TargetArgument, out: OutOption = None, redo: RedoOption = False, *, wishes: Wishes) -> None:
+@stage_command(until="fingerprint", replans=False)
+def fingerprint(dataset: Path, out: Path | None, **options: Any) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    typer.echo(
-        f"Fingerprint: {api.fingerprint(dataset, out, redo=redo, reporter=_reporter(wishes), **wishes).folder.fingerprint}"
-    )
+    typer.echo(f"Fingerprint: {api.fingerprint(dataset, out, **options).folder.fingerprint}")
 
 
-@takes_settings(until="preprocess")
-def preprocess(
-    dataset: TargetArgument,
-    out: OutOption = None,
-    redo: RedoOption = False,
-    replan: ReplanOption = False,
-    *,
-    wishes: Wishes,
-) -> None:
+@stage_command(until="preprocess")
+def preprocess(dataset: Path, out: Path | None, **options: Any) -> None:
     """Crop, normalise and resample every case for every configuration that can be trained."""
-    done = api.preprocess(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes)
-    typer.echo(f"Preprocessed data: {done.folder.all_preprocessed}")
+    typer.echo(f"Preprocessed data: {api.preprocess(dataset, out, **options).folder.all_preprocessed}")
 
 
-@takes_settings(until="plan")
+@stage_command(until="plan")
 def plan(
     dataset: OptionalTarget = None,
-    out: OutOption = None,
+    out: Path | None = None,
     explanation: Annotated[
         bool, typer.Option("--explain", help="Print every decision with its reason and source.")
     ] = False,
@@ -157,27 +109,27 @@ def plan(
         Path | None,
         typer.Option("--nnunet-plans", help="Also write the plan as an nnU-Net plans file.", show_default=False),
     ] = None,
-    redo: RedoOption = False,
-    replan: ReplanOption = False,
-    *,
-    wishes: Wishes,
+    **options: Any,
 ) -> None:
     """Show what would be done with a dataset, and why. Trains nothing."""
     from autoseg.interop.nnunet_plans import require_place_for_plans, write_nnunet_plans
+    from autoseg.stages.plan import planned as rules_plan
 
     if nnunet_plans is not None:
-        inputs = (nnunet_fingerprint, nnunet_dataset, wishes.get("spec"), wishes.get("pretrained"))
+        inputs = (nnunet_fingerprint, nnunet_dataset, options.get("spec"), options.get("pretrained"))
         require_place_for_plans(nnunet_plans, [path for path in inputs if path is not None])
-    own = None
     if dataset is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
-        planned, ending, reader = _plan_from_nnunet(nnunet_fingerprint, nnunet_dataset, out, wishes)
+        planned, ending, reader = _plan_from_nnunet(nnunet_fingerprint, nnunet_dataset, out, options)
+        own = None
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
-        _refuse_body_axes(nnunet_plans, wishes)
-        done = api.plan(dataset, out, redo=redo, replan=replan, reporter=_reporter(wishes), **wishes)
+        if nnunet_plans is not None and not options.get("strict_reference"):
+            raise typer.BadParameter(
+                "--nnunet-plans needs --strict-reference here: without it plan axes are anatomical, but nnU-Net uses file "
+                "axes, so spacing, patch and transposition would refer to different axes"
+            )
+        done = api.plan(dataset, out, **options)
         planned, ending, reader = done.plan, done.dataset.file_ending, None
         typer.echo(f"Plan: {done.folder.plan}")
-        from autoseg.stages.plan import planned as rules_plan
-
         own = rules_plan(done, changed=False)
     else:
         raise typer.BadParameter("pass DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
@@ -189,30 +141,24 @@ def plan(
         typer.echo(explain(planned, own=own))
 
 
-def _refuse_body_axes(nnunet_plans: Path | None, wishes: Wishes) -> None:
-    if nnunet_plans is not None and not wishes.get("strict_reference"):
-        raise typer.BadParameter(
-            "--nnunet-plans needs --strict-reference here: without it plan axes are anatomical, but nnU-Net uses file axes, "
-            "so spacing, patch and transposition would refer to different axes"
-        )
-
-
 def _plan_from_nnunet(
-    fingerprint: Path, description: Path, out: Path | None, wishes: dict[str, Any]
+    fingerprint: Path, description: Path, out: Path | None, options: dict[str, Any]
 ) -> tuple[Any, str, str | None]:
     """The plan, file ending and reader of a dataset that is known only from nnU-Net's files."""
     from autoseg.interop.nnunet_plans import plan_from_nnunet
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of, make_settings
+    from autoseg.settings import options as all_options
     from autoseg.stages.run import require_free_for_plan
     from autoseg.storage.atomic import save_document
 
     used = {"preset", "memory_gb", "target_spacing", "strict_reference"}
-    if needless := [flag_of(name) for name in wishes if name not in used]:
+    given = {name: options[name] for name, _ in all_options() if name in options}
+    if needless := [flag_of(name) for name in given if name not in used]:
         raise typer.BadParameter(f"{', '.join(needless)}: not used with --nnunet-fingerprint, which reads no images")
     if out is not None:
         require_free_for_plan(RunFolder(out), description.parent)
-    wanted = make_settings({"dataset": description.parent, **wishes})
+    wanted = make_settings({"dataset": description.parent, **given})
     planned, found = plan_from_nnunet(
         fingerprint,
         description,
@@ -416,7 +362,7 @@ def import_nnunet(
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the phantom dataset and its run.")] = Path("demo"),
-    budget: Annotated[str, typer.Option("--budget", help="Time for the whole run, e.g. 20m or 2h.")] = DEMO_BUDGET,
+    budget: Annotated[str, typer.Option("--budget", help="Time for the whole run, e.g. 20m or 2h.")] = "4m",
     device: DeviceOption = "auto",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
@@ -427,9 +373,7 @@ def demo(
     if not (dataset / "dataset.json").exists():
         make_phantom_dataset(dataset, seed=seed)
         typer.echo(f"Generated a phantom dataset in {dataset}")
-    done = api.run(
-        dataset, out / "run", budget=budget, device=device, seed=seed, reporter=_reporter({"budget": budget})
-    )
+    done = api.run(dataset, out / "run", budget=budget, device=device, seed=seed, reporter=make_reporter(budget))
     show_result(done)
     typer.echo(
         f"Evaluate:    autoseg evaluate {quote(str(done.folder.predictions))} {quote(str(dataset / 'labelsTs'))}"

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import Parameter, signature
 from pathlib import Path
@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from autoseg.issues import AutosegError
-from autoseg.settings import Option, Settings, StageName, flag_of, options
+from autoseg.settings import Option, Settings, StageName, flag_of, options, parse_duration
 from autoseg.tracking.progress import LogReporter, Reporter, RunClock, TerminalReporter
 from autoseg.wording import count_noun
 from planners import DocumentError, PlanningError
@@ -40,28 +40,21 @@ PANELS: dict[StageName, str] = {
 }
 """Headings of the help text."""
 MACHINE = "This machine (changes at most the last digits of results)"
-_TARGET = typer.Argument(
+TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )
-TargetArgument = Annotated[Path, _TARGET]
-OptionalTarget = Annotated[Path | None, _TARGET]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False),
-]
-RedoOption = Annotated[
-    bool, typer.Option("--redo", help="Redo what was made from other options or data.", show_default=False)
-]
-ReplanOption = Annotated[
-    bool, typer.Option("--replan", help="Discard edits of plan.json and schedule.json.", show_default=False)
-]
+OptionalTarget = Annotated[Path | None, TARGET]
+OUT = typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False)
+REDO = typer.Option("--redo", help="Redo what was made from other options or data.", show_default=False)
+REPLAN = typer.Option("--replan", help="Discard edits of plan.json and schedule.json.", show_default=False)
 
 
-def make_reporter(budget_s: float | None = None) -> Reporter:
+def make_reporter(budget: str | None = None) -> Reporter:
     """Bars on a terminal, plain log lines elsewhere; both on standard error, results go to standard output."""
     clock = RunClock()
-    if budget_s is not None:
-        clock.expect(budget_s)
+    with suppress(ValueError):  # the settings say what is wrong with it
+        if isinstance(seconds := parse_duration(budget), float):
+            clock.expect(seconds)
     console = Console(stderr=True)
     if console.is_terminal:
         return TerminalReporter(console, clock)
@@ -143,21 +136,33 @@ def _say_interrupted() -> None:
     logger.debug(text)
 
 
-def takes_settings(until: StageName) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Let a command take the options of all stages up to ``until``, and pass those that were given as ``wishes``."""
-    names = [(name, option) for name, option in options() if ORDER.index(option.stage) <= ORDER.index(until)]
+def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command of a run: it also takes ``dataset``, ``out`` and the options of all stages up to ``until``.
+
+    Its function gets those that were given as ``options``, with the ``reporter`` of the call.
+    """
+    shared = [_parameter(name, option) for name, option in options() if ORDER.index(option.stage) <= ORDER.index(until)]
 
     def declare(function: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in signature(function, eval_str=True).parameters.values() if p.name != "wishes"]
+        own = {p.name: p for p in signature(function, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD}
+        kinds: dict[str, tuple[Any, Any, Any]] = {
+            "dataset": (Path, TARGET, Parameter.empty),
+            "out": (Path | None, OUT, None),
+        }
+        kinds |= {"redo": (bool, REDO, False), **({"replan": (bool, REPLAN, False)} if replans else {})}
+        for name, (kind, declared, default) in kinds.items():
+            if name not in own or own[name].annotation == kind:
+                own[name] = Parameter(
+                    name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declared], default=default
+                )
 
         @wraps(function)
         def command(**given: Any) -> None:
-            mine = {p.name: given.pop(p.name) for p in own}
-            wishes = {name: value for name, value in given.items() if value not in (None, [], ())}
-            function(wishes=wishes, **mine)
+            mine = {name: given.pop(name) for name in own}
+            settings = {name: value for name, value in given.items() if value not in (None, [], ())}
+            function(**mine, **settings, reporter=make_reporter(settings.get("budget")))
 
-        shared = [_parameter(name, option) for name, option in names]
-        parameters = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own), *shared]
+        parameters = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.values()), *shared]
         command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         return command

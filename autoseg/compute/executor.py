@@ -125,42 +125,27 @@ def run_jobs(
             tracker.advance()
 
     job: Job[Item, Result] = Job(function, name)
-    if num_workers <= 1 or len(items) <= 1:
-        outcomes: Sequence[Outcome[Result]] = _run_here(job, items, done)
+    num_workers = min(num_workers, len(items))
+    if num_workers <= 1:
+        here: list[Outcome[Result]] = []
+        # One thread for linear algebra, as in workers: sums in another order give other last digits, and which items a worker
+        # gets depends on what an earlier, interrupted call has finished.
+        with threadpool_limits(limits=1):
+            for item in items:
+                here.append(job(item))
+                done()
+        outcomes: Sequence[Outcome[Result]] = here
     else:
-        fitting = _fitting_workers(num_workers, len(items), need_bytes, say)
+        free = free_memory_bytes()
+        fitting = workers_that_fit(num_workers, need_bytes, free_bytes=free) if need_bytes else num_workers
+        if fitting < num_workers:
+            needed = f"one item may need {need_bytes / 1e9:.1f} GB, and {free / 1e9:.1f} GB is free"
+            say(f"{fitting} instead of {num_workers} workers: {needed}")
         outcomes = EXECUTORS.get(executor)(job, items, num_workers=fitting, say=say, done=done)
     issues = [issue for outcome in outcomes for issue in outcome.issues]
     if issues:
         raise AutosegError(*issues, headline=f"{count_noun(len(issues), 'issue')} found" if len(issues) > 1 else None)
     return [outcome.value for outcome in outcomes]  # type: ignore[misc]
-
-
-def _fitting_workers(num_workers: int, num_items: int, need_bytes: int, say: Callable[[str], None]) -> int:
-    if not need_bytes:
-        return num_workers
-    wanted, free = min(num_workers, num_items), free_memory_bytes()
-    fitting = workers_that_fit(wanted, need_bytes, free_bytes=free)
-    if fitting < wanted:
-        say(
-            f"{fitting} instead of {num_workers} workers: one item may need {need_bytes / 1e9:.1f} GB, and "
-            f"{free / 1e9:.1f} GB is free"
-        )
-    return fitting
-
-
-def _run_here(job: Job[Item, Result], items: Sequence[Item], done: Callable[[], None]) -> list[Outcome[Result]]:
-    """In this process, with one thread for linear algebra, as in worker processes.
-
-    Sums in another order give other last digits, and which items a worker gets depends on what an earlier, interrupted call
-    has finished.
-    """
-    outcomes = []
-    with threadpool_limits(limits=1):
-        for item in items:
-            outcomes.append(job(item))
-            done()
-    return outcomes
 
 
 def run_locally(
@@ -172,15 +157,9 @@ def run_locally(
     done: Callable[[], None],
 ) -> list[Outcome[Result]]:
     """In processes on this machine; items that kill their worker are retried alone (decision 0082)."""
-    if num_workers == 1:  # not in this process, which must survive a lack of memory
-        outcomes = []
-        for item in items:
-            outcomes.append(_run_alone(job, item))
-            done()
-        return outcomes
     finished: dict[int, Outcome[Result]] = {}
     waiting = list(range(len(items)))
-    while waiting:
+    while waiting and num_workers > 1:
         broken = _run_together(job, items, waiting, num_workers, finished, done)
         waiting = [i for i in waiting if i not in finished]
         if broken:  # items are handed out in order, so the first unfinished ones were at work
@@ -189,6 +168,9 @@ def run_locally(
                 finished[i] = _run_alone(job, items[i])
                 done()
             waiting = waiting[num_workers:]
+    for i in waiting:  # a single worker is not this process, which must survive a lack of memory
+        finished[i] = _run_alone(job, items[i])
+        done()
     return [finished[i] for i in range(len(items))]
 
 
@@ -201,9 +183,7 @@ def _run_together(
     done: Callable[[], None],
 ) -> bool:
     """Do the ``waiting`` items, filling ``finished`` by index; whether a worker was killed."""
-    parallel = joblib.Parallel(
-        n_jobs=num_workers, return_as="generator_unordered", inner_max_num_threads=1, backend="loky", batch_size=1
-    )
+    parallel = _workers(num_workers, return_as="generator_unordered")
     try:
         for i, outcome in parallel(joblib.delayed(_numbered)(i, job, items[i]) for i in waiting):
             finished[i] = outcome
@@ -213,17 +193,18 @@ def _run_together(
     return False
 
 
+def _workers(number: int, **options: Any) -> joblib.Parallel:
+    return joblib.Parallel(n_jobs=number, inner_max_num_threads=1, backend="loky", batch_size=1, **options)
+
+
 def _numbered(i: int, job: Job[Item, Result], item: Item) -> tuple[int, Outcome[Result]]:
     return i, job(item)
 
 
 def _run_alone(job: Job[Item, Result], item: Item) -> Outcome[Result]:
     """One item in a worker while no other runs."""
-    parallel = joblib.Parallel(
-        n_jobs=2, inner_max_num_threads=1, backend="loky", batch_size=1
-    )  # 1 would be this process
     try:
-        outcome: Outcome[Result] = parallel([joblib.delayed(job)(item)])[0]
+        outcome: Outcome[Result] = _workers(2)([joblib.delayed(job)(item)])[0]  # 1 would be this process
     except TerminatedWorkerError:
         message = "its worker was killed by the system although it ran alone, most likely because memory ran out"
         fix = "close other programs, leave it out, or use a machine with more memory"

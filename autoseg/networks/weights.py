@@ -158,7 +158,9 @@ def transfer_weights(
     if issues:
         raise AutosegError(*issues, headline=f"the weights of {where} do not fit this plan")
     result = {name: weights[name].clone() for name in fresh}
-    result[first] = torch.stack([_filters(weights[first], name, before.inputs) for name in after.inputs], dim=1)
+    filters = dict(zip(before.inputs, weights[first].unbind(dim=1), strict=True))
+    mean = weights[first].mean(dim=1)
+    result[first] = torch.stack([filters.get(name, mean) for name in after.inputs], dim=1)
     for name in heads:
         result[name] = fresh[name].clone()
         for output in _known_outputs(before, after):
@@ -168,16 +170,24 @@ def transfer_weights(
 
 def describe_transfer(before: Interface, after: Interface) -> tuple[str, ...]:
     """What `transfer_weights` does with inputs and with outputs, a sentence each."""
-    return _describe_inputs(before, after), _describe_outputs(before, after)
+    known = ", ".join(name for name in after.inputs if name in before.inputs)
+    new = ", ".join(name for name in after.inputs if name not in before.inputs)
+    inputs = [f"{known} keep their filters"] * bool(known)
+    inputs += [f"{new} start with the mean of those of {', '.join(before.inputs)}"] * bool(new)
+    if before.has_regions != after.has_regions:
+        kinds = ("regions", "mutually exclusive classes")
+        there, here = kinds if before.has_regions else kinds[::-1]
+        outputs = [f"all start from scratch, since they were {there} and are now {here}"]
+    else:
+        known = ", ".join(_known_outputs(before, after))
+        new = ", ".join(name for name in after.outputs if name not in before.outputs)
+        outputs = [f"{known} keep their layers"] * bool(known) + [f"{new} start from scratch"] * bool(new)
+    return f"inputs: {', '.join(inputs)}", f"outputs: {', '.join(outputs)}"
 
 
 def _known_outputs(before: Interface, after: Interface) -> list[str]:
     """Outputs that keep their layers."""
     return [] if before.has_regions != after.has_regions else [name for name in after.outputs if name in before.outputs]
-
-
-def _filters(weight: Tensor, name: str, inputs: Sequence[str]) -> Tensor:
-    return weight[:, list(inputs).index(name)] if name in inputs else weight.mean(dim=1)
 
 
 def _misfits(
@@ -195,28 +205,3 @@ def _misfits(
             message = f"{name} is {sizes[0]}, but the plan needs {sizes[1]}"
             issues.append(Issue(code="pretrained.tensor_differs", where=where, message=message, fix=fix))
     return issues
-
-
-def _describe_inputs(before: Interface, after: Interface) -> str:
-    known, new = _parted(after.inputs, before.inputs)
-    if not new:
-        return f"inputs: {', '.join(known)} keep their filters"
-    kept = f"{', '.join(known)} keep their filters, " if known else ""
-    return f"inputs: {kept}{', '.join(new)} start with the mean of those of {', '.join(before.inputs)}"
-
-
-def _describe_outputs(before: Interface, after: Interface) -> str:
-    known = _known_outputs(before, after)
-    new = [name for name in after.outputs if name not in known]
-    if before.has_regions != after.has_regions:
-        kinds = ("regions", "mutually exclusive classes")
-        there, here = kinds if before.has_regions else kinds[::-1]
-        return f"outputs: all start from scratch, since they were {there} and are now {here}"
-    parts = [f"{', '.join(known)} keep their layers"] * bool(known) + [f"{', '.join(new)} start from scratch"] * bool(
-        new
-    )
-    return f"outputs: {', '.join(parts)}"
-
-
-def _parted(names: Sequence[str], known: Sequence[str]) -> tuple[list[str], list[str]]:
-    return [name for name in names if name in known], [name for name in names if name not in known]

@@ -48,12 +48,12 @@ def check(run: Run) -> Generator[Work, None, None]:
 
 def find_dataset(run: Run) -> DatasetDescription:
     """The dataset as it is now, with hashes of its files."""
-    wishes = run.settings
+    settings = run.settings
     dataset = discover_dataset(
-        wishes.dataset,
-        layout=wishes.layout,
-        spec=wishes.spec,
-        exclude=wishes.exclude,
+        settings.dataset,
+        layout=settings.layout,
+        spec=settings.spec,
+        exclude=settings.exclude,
         cache=run.folder.cache("labels"),
         num_workers=run.num_workers,
         reporter=run.reporter,

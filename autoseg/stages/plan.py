@@ -47,20 +47,20 @@ def _save(run: Run, own: Plan) -> None:
 
 def planned(run: Run, *, changed: bool = True) -> Plan:
     """The plan by the rules and the user's settings, whatever ``plan.json`` says; ``changed``: by ``--set``, too."""
-    wishes = run.settings
+    settings = run.settings
     goes_on = run.folder.plan.is_file() and not run.replan and not changed_inputs(run.folder, "plan", _inputs(run))
     before = written_document(run.folder, "plan", run.folder.plan, Plan) or run.plan if goes_on else None
     pretrained = open_pretrained(run)
     own = plan_dataset(
         run.fingerprint,
-        preset=wishes.preset,
-        memory_gb=wishes.memory_gb,
+        preset=settings.preset,
+        memory_gb=settings.memory_gb,
         device_memory_gb=device_memory_gb(run) if before is None else before.memory_target_gb,
-        target_spacing_mm=wishes.target_spacing,
-        strict_reference=wishes.strict_reference,
+        target_spacing_mm=settings.target_spacing,
+        strict_reference=settings.strict_reference,
     )
     plan = own if pretrained is None else fit_plan(pretrained, own)
-    return edited_plan(plan, changes_of(wishes, "plan")) if changed else plan
+    return edited_plan(plan, changes_of(settings, "plan")) if changed else plan
 
 
 def trained_by(plan: Plan, name: str) -> str:
@@ -88,16 +88,16 @@ def plan_edits(run: Run) -> tuple[Edit, ...]:
 
 
 def _inputs(run: Run) -> dict[str, str]:
-    wishes = run.settings
+    settings = run.settings
     chosen = {
-        "target spacing (--target-spacing)": wishes.target_spacing,
-        "pretrained model (--pretrained)": wishes.pretrained and open_pretrained(run).key,  # type: ignore[union-attr]
-        "changes (--set)": changes_of(wishes, "plan") or None,
+        "target spacing (--target-spacing)": settings.target_spacing,
+        "pretrained model (--pretrained)": settings.pretrained and open_pretrained(run).key,  # type: ignore[union-attr]
+        "changes (--set)": changes_of(settings, "plan") or None,
     }
     return {
         "fingerprint": key_of(run.fingerprint),
-        "preset (--preset)": key_of(wishes.preset),
-        "memory to plan for (--memory-gb)": key_of(wishes.memory_gb),
+        "preset (--preset)": key_of(settings.preset),
+        "memory to plan for (--memory-gb)": key_of(settings.memory_gb),
         **{name: key_of(value) for name, value in chosen.items() if value is not None},
     }
 

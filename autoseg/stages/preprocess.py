@@ -100,7 +100,7 @@ def warn_of_disk(run: Run, plan: Plan, names: Sequence[str]) -> None:
             message=f"preprocessed data may take {needed / GB:.1f} GB, but only {free / GB:.1f} GB is free",
             fix="free some space, or use another disk with --work",
         )
-        run.tell(issue)
+        run.show(issue)
 
 
 def existing_parent(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from functools import partial
 from math import ceil
 
 from autoseg.delivery.report import read_report, write_report
-from autoseg.settings import given_settings, words_of
+from autoseg.settings import as_arguments, given_settings
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.record import RunRecord, write_record
 from autoseg.stages.run import Run
@@ -51,7 +51,7 @@ def commands(run: Run) -> dict[str, str]:
     root, settings = run.folder.root, run.settings
     hours = max(2, ceil(2 * (settings.budget or 0) / 3600))
     longer = settings.model_copy(update={"budget": 3600.0 * hours, "schedule": None})
-    beside = ("run", settings.dataset, "--out", root.with_name(f"{root.name}_{hours}h"), *words_of(longer))
+    beside = ("run", settings.dataset, "--out", root.with_name(f"{root.name}_{hours}h"), *as_arguments(longer))
     useful = {
         "Segment new images": ("predict", root, "FOLDER_OF_IMAGES", "predictions"),
         "Score predictions": ("evaluate", "predictions", "FOLDER_OF_REFERENCES"),

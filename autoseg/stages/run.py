@@ -142,7 +142,7 @@ class Run:
         """One line for the user."""
         self.reporter.say(text)
 
-    def tell(self, issue: Issue) -> None:
+    def show(self, issue: Issue) -> None:
         """An issue for the user; errors are raised instead."""
         self.say(f"{issue.severity.capitalize()}: {issue}")
 
@@ -176,10 +176,10 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
     return target, Path("run") if out is None else out
 
 
-def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], **context: Any) -> Run:
+def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], **context: Any) -> Run:
     """The run of a call, with its settings updated.
 
-    ``wishes`` are what was given now; everything else stays as in the run. Options that would make trained networks
+    ``given`` are the settings of this call; everything else stays as in the run. Options that would make trained networks
     worthless are refused unless ``redo`` is in ``context``. ``device`` is looked for at once where ``needs_device``.
     The first settings are written at once unless they name what may not exist (`keep_first_settings`), others, and those of
     a run that lost them, by `keep_settings`. Raises `AutosegError` before anything is written.
@@ -195,7 +195,7 @@ def begin_run(target: Path | None, out: Path | None, wishes: Mapping[str, Any], 
                 fix="pass a folder of labelled volumes, or a run folder",
             )
         )
-    given = {**wishes, **({} if dataset is None else {"dataset": dataset})}
+    given = {**given, **({} if dataset is None else {"dataset": dataset})}
     settings = make_settings(given) if stored is None else updated(stored, given)
     folder = RunFolder(root, settings.work)
     require_text([root, *([] if settings.work is None else [settings.work])])

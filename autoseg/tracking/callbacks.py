@@ -52,17 +52,18 @@ class EpochRecord:
 
     def values(self) -> dict[str, float]:
         """All numbers that are known, by name: ``loss``, ``mean_dice``, ``dice/liver`` …"""
-        numbers = {
-            "loss": self.loss,
-            "validation_loss": self.validation_loss,
-            "mean_dice": self.mean_dice,
-            "moving_average": self.moving_average,
-            "learning_rate": self.learning_rate,
-            "seconds": self.seconds,
-            "wait_share": self.wait_share,
-            "skipped": self.skipped,
-            **{f"dice/{name}": dice for name, dice in self.pseudo_dice.items()},
-        }
+        names = (
+            "loss",
+            "validation_loss",
+            "mean_dice",
+            "moving_average",
+            "learning_rate",
+            "seconds",
+            "wait_share",
+            "skipped",
+        )
+        numbers = {name: getattr(self, name) for name in names}
+        numbers |= {f"dice/{name}": dice for name, dice in self.pseudo_dice.items()}
         return {name: float(number) for name, number in numbers.items() if number is not None}
 
 
@@ -189,35 +190,10 @@ class Callback(Protocol):
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Callbacks(Callback):
-    """Several callbacks as one; more may be appended to ``members`` before it is used."""
-
-    members: list[Callback]
-
-    def on_stage(self, stage: StageEvent) -> None:
-        for member in self.members:
-            member.on_stage(stage)
-
-    def on_fold_start(self, fold: FoldStart) -> None:
-        for member in self.members:
-            member.on_fold_start(fold)
-
-    def on_step(self, step: StepRecord) -> None:
-        for member in self.members:
-            member.on_step(step)
-
-    def on_epoch(self, epoch: EpochRecord) -> None:
-        for member in self.members:
-            member.on_epoch(epoch)
-
-    def on_issue(self, issue: Issue) -> None:
-        for member in self.members:
-            member.on_issue(issue)
-
-    def on_fold_end(self, end: FoldEnd) -> None:
-        for member in self.members:
-            member.on_fold_end(end)
+def notify(callbacks: Sequence[Callback], method: str, value: object) -> None:
+    """Call a method such as ``on_step`` of all callbacks, in order."""
+    for callback in callbacks:
+        getattr(callback, method)(value)
 
 
 CALLBACKS: Registry[Callable[[Path], Callback]] = Registry(
@@ -235,15 +211,8 @@ def make_callbacks(names: Sequence[str], folder: Path) -> tuple[Callback, ...]:
         try:
             made.append(CALLBACKS.get(name)(folder))
         except UnknownPartError:
-            known = ", ".join(CALLBACKS.names())
-            issues.append(
-                Issue(
-                    code="callback.unknown",
-                    where="--track",
-                    message=f"{name} is not installed",
-                    fix=f"use one of {known}",
-                )
-            )
+            message, fix = f"{name} is not installed", f"use one of {', '.join(CALLBACKS.names())}"
+            issues.append(Issue(code="callback.unknown", where="--track", message=message, fix=fix))
         except ModuleNotFoundError as error:
             message, fix = f"{name} needs the package {error.name}", f"install it: pip install 'autoseg[{name}]'"
             issues.append(Issue(code="callback.package_missing", where="--track", message=message, fix=fix))

@@ -132,13 +132,12 @@ def load_checkpoint(path: Path, *, key: str) -> Checkpoint | None:
     except Exception as error:  # torch raises pickle's own error for anything that is not plain data
         if is_out_of_memory(error):
             raise  # nothing is wrong with the file, and the training must not start over
-        damaged, fix = isinstance(error, DAMAGE), "delete it to train this fold again"
+        where, fix = str(path), "delete it to train this fold again"
         message = "contains more than weights and numbers and was not opened"
-        if damaged:
+        issue = Issue(code="checkpoint.not_plain", where=where, message=message, fix=fix)
+        if isinstance(error, DAMAGE):
             message = f"damaged, or not a checkpoint ({type(error).__name__})"
-        issue = Issue(
-            code="checkpoint.damaged" if damaged else "checkpoint.not_plain", where=str(path), message=message, fix=fix
-        )
+            issue = Issue(code="checkpoint.damaged", where=where, message=message, fix=fix)
         raise AutosegError(issue) from error
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autoseg.issues import Issue
 from autoseg.networks.weights import save_weights
-from autoseg.tracking.callbacks import Callback, Callbacks, EpochRecord, FoldEnd, FoldStart, StepRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord, notify
 from autoseg.training.checkpoints import (
     CHECKPOINT_FILE,
     Checkpoints,
@@ -28,20 +28,11 @@ from autoseg.training.fold_spec import (
     copy_weights,
     make_fold_parts,
 )
-from autoseg.training.guards import (
-    ClassGuard,
-    CollapseGuard,
-    DataGuard,
-    FiniteGuard,
-    OverfittingGuard,
-    is_good,
-    readable_errors,
-    shrink_micro_batch,
-)
-from autoseg.training.loop import Parts, run_network, train
+from autoseg.training.guards import Guards, is_good, readable_errors, shrink_micro_batch
+from autoseg.training.loop import run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
-from autoseg.training.sampling import BatchSource, finish, load_batches, with_sought
+from autoseg.training.sampling import finish, load_batches, with_sought
 from planners import Labels
 
 MOVING_AVERAGE_SHARE = 0.9
@@ -73,15 +64,14 @@ class EpochHistory(Callback):
         state.durations.append(step.duration_s)
         done = step.step + 1
         if done % training.steps_per_epoch == 0 or done == training.num_steps:
-            epoch = finish_epoch(self.run, step)
-            self.run.listeners.on_epoch(epoch)
+            notify(self.run.listeners, "on_epoch", finish_epoch(self.run, step))
 
 
 def finish_epoch(run: FoldRun, step: StepRecord) -> EpochRecord:
     """Append the line of history of the epoch that ends with ``step``, and keep weights that may be needed later."""
     state, steps_per_epoch = run.state, run.spec.training.steps_per_epoch
     number = step.step // steps_per_epoch
-    scores = validate_epoch(run, number)
+    scores = score_epoch(run, number)
     duration = sum(state.durations)
     epoch = EpochRecord(
         epoch=number,
@@ -110,29 +100,19 @@ def finish_epoch(run: FoldRun, step: StepRecord) -> EpochRecord:
     return epoch
 
 
-def validate_epoch(run: FoldRun, epoch: int) -> Validated:
-    """Scores on the validation patches of an epoch."""
-    count = run.spec.training.validation_batches
+def score_epoch(run: FoldRun, epoch: int) -> Validated:
+    """Dice per class over the validation patches of an epoch, counts summed first, and the mean loss."""
+    parts, labels, count = run.parts, run.spec.plan.labels, run.spec.training.validation_batches
     if not run.spec.validation_cases or not count:
         return Validated(pseudo_dice={}, loss=None)
-    source, steps = batch_source(run.spec, purpose="validation"), range(epoch * count, (epoch + 1) * count)
-    return score_patches(run.parts, source, run.spec.plan.labels, steps, micro_batch_size=run.micro_batch_size)
-
-
-def score_patches(
-    parts: Parts, source: BatchSource, labels: Labels, steps: range, *, micro_batch_size: int
-) -> Validated:
-    """Dice per class over the batches ``steps`` of ``source``, counts summed first, and the mean loss.
-
-    ``micro_batch_size`` samples are computed at once.
-    """
+    source = batch_source(run.spec, purpose="validation")
     totals = torch.zeros(3, len(labels.classes), dtype=torch.float64)
     losses = []
     parts.network.eval()
     with torch.inference_mode():
-        for step in steps:
+        for step in range(epoch * count, (epoch + 1) * count):
             batch = finish(source[step], source.recipe, parts.device)
-            for images, target in zip(*(torch.split(part, micro_batch_size) for part in batch), strict=True):
+            for images, target in zip(*(torch.split(part, run.micro_batch_size) for part in batch), strict=True):
                 logits = run_network(parts.network, images, parts.training.precision)
                 logits = logits[0] if isinstance(logits, list) else logits
                 losses.append(float(parts.loss(logits, target)))
@@ -175,15 +155,14 @@ def train_fold(
     require_fit(spec)
     run, issues = _begin(spec, callbacks, should_stop)
     error: BaseException | None = None
-    run.listeners.on_fold_start(
-        FoldStart(
-            configuration=spec.configuration.name,
-            fold=spec.fold,
-            key=spec.key,
-            steps_done=run.steps_done,
-            num_steps=spec.training.num_steps,
-        )
+    start = FoldStart(
+        configuration=spec.configuration.name,
+        fold=spec.fold,
+        key=spec.key,
+        steps_done=run.steps_done,
+        num_steps=spec.training.num_steps,
     )
+    notify(run.listeners, "on_fold_start", start)
     try:
         for issue in issues:
             add_issue(run, issue, repeat=True)
@@ -195,7 +174,7 @@ def train_fold(
         error = raised
         raise
     finally:
-        run.listeners.on_fold_end(FoldEnd(steps_done=run.steps_done, error=error))
+        notify(run.listeners, "on_fold_end", FoldEnd(steps_done=run.steps_done, error=error))
 
 
 def _take_steps(run: FoldRun) -> None:
@@ -203,7 +182,7 @@ def _take_steps(run: FoldRun) -> None:
     num_steps, source = run.spec.training.num_steps, batch_source(run.spec, purpose="training")
 
     def on_step(record: StepRecord) -> None:
-        run.listeners.on_step(record)
+        notify(run.listeners, "on_step", record)
         run.steps_done = record.step + 1
 
     while run.steps_done < num_steps:
@@ -229,7 +208,7 @@ def _begin(
     batch_size = spec.training.batch_size
     cleared = clear_fold(spec, most=batch_size if checkpoint is None else checkpoint.state["micro_batch_size"])
     spec = cleared.spec
-    parts, listeners = make_fold_parts(spec), Callbacks([])
+    parts = make_fold_parts(spec)
     if checkpoint is None:
         state = FoldState(micro_batch_size=batch_size, good=copy_weights(parts.network))
     else:
@@ -237,12 +216,9 @@ def _begin(
         state = read_state(checkpoint)
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step
-    run = FoldRun(
-        spec=spec, parts=parts, state=state, listeners=listeners, num_workers=spec.num_workers, steps_done=steps_done
-    )
-    guards = [guard(run) for guard in (CollapseGuard, ClassGuard, DataGuard, OverfittingGuard)]
+    run = FoldRun(spec=spec, parts=parts, state=state, num_workers=spec.num_workers, steps_done=steps_done)
     # in this order: a skipped step belongs to its epoch, and a checkpoint holds the epoch that ends with its step
-    listeners.members.extend((FiniteGuard(run), EpochHistory(run), *guards, Checkpoints(run, should_stop), *callbacks))
+    run.listeners = (Guards(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
     notes = spec.start.notes if spec.start is not None and checkpoint is None else ()
     adapted = (
         Issue(code="training.weights_adapted", severity="note", where=spec.where, message=note) for note in notes

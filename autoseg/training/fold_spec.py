@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoseg.issues import Issue
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import Transfer
-from autoseg.tracking.callbacks import Callback, EpochRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, notify
 from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
 from autoseg.training.losses import make_loss
@@ -149,7 +149,7 @@ class FoldRun:
     spec: FoldSpec
     parts: Parts
     state: FoldState
-    listeners: Callback
+    listeners: Sequence[Callback] = ()
     num_workers: int = 0
     """Processes that read patches now."""
     steps_done: int = 0
@@ -169,7 +169,7 @@ def add_issue(run: FoldRun, issue: Issue, *, repeat: bool = False) -> None:
     """Tell the callbacks of an issue and keep it in the fold's record; unless ``repeat``, once for each code and place."""
     if repeat or not any((known.code, known.where) == (issue.code, issue.where) for known in run.state.issues):
         run.state.issues.append(issue)
-        run.listeners.on_issue(issue)
+        notify(run.listeners, "on_issue", issue)
 
 
 def copy_weights(network: nn.Module) -> dict[str, Tensor]:

@@ -97,16 +97,11 @@ def is_good(history: Sequence[EpochRecord]) -> bool:
 
 def unlearned_classes(history: Sequence[EpochRecord], num_epochs: int) -> tuple[str, ...]:
     """Classes that none of the last epochs found although validation patches contain them."""
-    last = history[-1]
+    last, width = history[-1], patience(num_epochs)
     if last.step < LEAST_STEPS or len(history) < LEAST_SHARE * num_epochs:
         return ()
-    lost = []
-    for name in last.pseudo_dice:
-        known = _known_dice(history, name)
-        recent = known[-patience(num_epochs) :]
-        if len(recent) == patience(num_epochs) and max(recent) < FOUND_DICE:
-            lost.append(name)
-    return tuple(lost)
+    recent = {name: _known_dice(history, name)[-width:] for name in last.pseudo_dice}
+    return tuple(name for name, dice in recent.items() if len(dice) == width and max(dice) < FOUND_DICE)
 
 
 def never_found(history: Sequence[EpochRecord]) -> list[str]:
@@ -158,132 +153,102 @@ def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> str | N
 
 
 @dataclass(frozen=True, slots=True)
-class FiniteGuard(Callback):
-    """Skips steps whose loss or gradient is not finite; repeated, the weights go back at half the rate."""
+class Guards(Callback):
+    """Skips steps that are not finite, and looks at every epoch. Raises `AutosegError` where nothing helps any more."""
 
     run: FoldRun
 
     def on_step(self, step: StepRecord) -> None:
-        """Raises `AutosegError` if a restart cannot help, or has not helped three times."""
-        if not step.skipped:
-            return
-        state, steps_per_epoch = self.run.state, self.run.spec.training.steps_per_epoch
-        state.skipped_steps.append(step.step)
-        what = f"the loss became {step.loss}" if not math.isfinite(step.loss) else "the gradient became infinite"
-        verdict = judge_skip(
-            state.skipped_steps,
-            restarts=state.restarts,
-            restarted_at=state.restarted_at,
-            epoch_start=step.step - step.step % steps_per_epoch,
-            steps_per_epoch=steps_per_epoch,
-        )
-        if verdict == "fail":
-            raise AutosegError(failure_issue(self.run, what, code="training.loss_not_finite"))
-        message = f"{what} at step {step.step + 1}; such steps are skipped"
-        issue = Issue(code="training.loss_not_finite", severity="warning", where=self.run.spec.where, message=message)
-        add_issue(self.run, issue)
-        if verdict == "restart":
-            found = f"{what} repeatedly, last at step {step.step + 1}"
-            restart(self.run, found, step.step + 1, code="training.loss_not_finite")
+        if step.skipped:
+            check_skipped(self.run, step)
 
     def on_epoch(self, epoch: EpochRecord) -> None:
-        """Raises `AutosegError` if all steps of a training were skipped: only those shorter than a row of skips end so."""
-        if epoch.step == len(self.run.state.skipped_steps) == self.run.spec.training.num_steps:
-            raise AutosegError(
-                failure_issue(self.run, "loss or gradient was never finite", code="training.loss_not_finite")
-            )
+        for check in (check_finite, check_collapse, check_classes, check_waiting, check_overfitting):
+            check(self.run, epoch)
 
 
-@dataclass(frozen=True, slots=True)
-class CollapseGuard(Callback):
+def check_skipped(run: FoldRun, step: StepRecord) -> None:
+    """Loss or gradient of a step were not finite: repeated, the weights go back at half the rate."""
+    state, steps_per_epoch = run.state, run.spec.training.steps_per_epoch
+    state.skipped_steps.append(step.step)
+    what = f"the loss became {step.loss}" if not math.isfinite(step.loss) else "the gradient became infinite"
+    verdict = judge_skip(
+        state.skipped_steps,
+        restarts=state.restarts,
+        restarted_at=state.restarted_at,
+        epoch_start=step.step - step.step % steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+    )
+    if verdict == "fail":
+        raise AutosegError(failure_issue(run, what, code="training.loss_not_finite"))
+    message = f"{what} at step {step.step + 1}; such steps are skipped"
+    _warn(run, code="training.loss_not_finite", message=message)
+    if verdict == "restart":
+        restart(run, f"{what} repeatedly, last at step {step.step + 1}", step.step + 1, code="training.loss_not_finite")
+
+
+def check_finite(run: FoldRun, epoch: EpochRecord) -> None:
+    """Ends a training whose steps were all skipped: only those shorter than a row of skips come so far."""
+    if epoch.step == len(run.state.skipped_steps) == run.spec.training.num_steps:
+        raise AutosegError(failure_issue(run, "loss or gradient was never finite", code="training.loss_not_finite"))
+
+
+def check_collapse(run: FoldRun, epoch: EpochRecord) -> None:
     """Restores the last good weights when the foreground is lost."""
-
-    run: FoldRun
-
-    def on_epoch(self, epoch: EpochRecord) -> None:
-        """Raises `AutosegError` after the third time."""
-        found = find_collapse(self.run.state.history)
-        if found is not None:
-            restart(self.run, found, epoch.step, code="training.collapsed")
+    if (found := find_collapse(run.state.history)) is not None:
+        restart(run, found, epoch.step, code="training.collapsed")
 
 
-@dataclass(frozen=True, slots=True)
-class ClassGuard(Callback):
+def check_classes(run: FoldRun, epoch: EpochRecord) -> None:
     """Draws more patches around classes that are not learned, and reports at the end which were not."""
-
-    run: FoldRun
-
-    def on_epoch(self, epoch: EpochRecord) -> None:
-        run, state = self.run, self.run.state
-        told = {issue.where for issue in state.issues if issue.code == "training.class_not_found"}
-        names = [n for n in unlearned_classes(state.history, run.spec.num_epochs) if self._where(n) not in told]
-        containing = cases_by_class(run.spec.training_cases) if names else {}
-        for name in names:
-            found = f"not found in any validation patch after {epoch.step} steps"
-            count = len(containing.get(name, ()))
-            if count:
-                found += f"; more patches are drawn around it from now on, from {count} training case{'s' if count > 1 else ''}"
-                state.sought[name] = epoch.step
-                run.new_batches = True
-                fix = ""
-            else:
-                found += "; no training case of this fold contains it, so it cannot be learned"
-                fix = "add cases, or use other folds (--splits)"
-            self._tell(name, code="training.class_not_found", message=found, fix=fix)
-        if epoch.step == run.spec.training.num_steps:
-            for name in never_found(state.history):
-                fix = "do not rely on its predictions; a longer --budget or more cases with it may help"
-                self._tell(
-                    name, code="training.class_not_learned", message="not found in any validation patch", fix=fix
-                )
-            for name in never_seen(state.history):
-                message = "no validation patch of this fold contains it"
-                self._tell(name, code="training.class_not_validated", message=message)
-
-    def _where(self, name: str) -> str:
-        return f"{self.run.spec.where}, class {name}"
-
-    def _tell(self, name: str, *, code: str, message: str, fix: str = "") -> None:
-        issue = Issue(code=code, severity="warning", where=self._where(name), message=message, fix=fix)
-        add_issue(self.run, issue)
+    state, where = run.state, f"{run.spec.where}, class "
+    known = {issue.where for issue in state.issues if issue.code == "training.class_not_found"}
+    names = [n for n in unlearned_classes(state.history, run.spec.num_epochs) if where + n not in known]
+    containing = cases_by_class(run.spec.training_cases) if names else {}
+    for name in names:
+        message, fix = f"not found in any validation patch after {epoch.step} steps", ""
+        if count := len(containing.get(name, ())):
+            cases = f"{count} training case{'s' if count > 1 else ''}"
+            message += f"; more patches are drawn around it from now on, from {cases}"
+            state.sought[name] = epoch.step
+            run.new_batches = True
+        else:
+            message += "; no training case of this fold contains it, so it cannot be learned"
+            fix = "add cases, or use other folds (--splits)"
+        _warn(run, code="training.class_not_found", where=where + name, message=message, fix=fix)
+    if epoch.step == run.spec.training.num_steps:
+        fix = "do not rely on its predictions; a longer --budget or more cases with it may help"
+        for name in never_found(state.history):
+            message = "not found in any validation patch"
+            _warn(run, code="training.class_not_learned", where=where + name, message=message, fix=fix)
+        for name in never_seen(state.history):
+            message = "no validation patch of this fold contains it"
+            _warn(run, code="training.class_not_validated", where=where + name, message=message)
 
 
-@dataclass(frozen=True, slots=True)
-class DataGuard(Callback):
+def check_waiting(run: FoldRun, epoch: EpochRecord) -> None:
     """Starts more workers when the device waits for batches, or reports what helps."""
-
-    run: FoldRun
-
-    def on_epoch(self, epoch: EpochRecord) -> None:
-        run = self.run
-        on_cpu = run.spec.device.type == "cpu"
-        share = waiting_share(run.state.history, on_cpu=on_cpu)
-        if share is None:
-            return
-        more = 0 if on_cpu else max(0, run.spec.most_workers - run.num_workers)
-        message = f"{share:.0%} of the training time is spent waiting for patches"
-        fix = "put preprocessed data on a faster disk (--work)"
-        if more:
-            message += f"; {more} more workers read patches from now on"
-            run.num_workers, run.new_batches, fix = run.spec.most_workers, True, ""
-        issue = Issue(code="training.data_starved", severity="warning", where=run.spec.where, message=message, fix=fix)
-        add_issue(run, issue)
+    on_cpu = run.spec.device.type == "cpu"
+    if (share := waiting_share(run.state.history, on_cpu=on_cpu)) is None:
+        return
+    message = f"{share:.0%} of the training time is spent waiting for patches"
+    fix = "put preprocessed data on a faster disk (--work)"
+    more = 0 if on_cpu else max(0, run.spec.most_workers - run.num_workers)
+    if more:
+        message += f"; {more} more workers read patches from now on"
+        run.num_workers, run.new_batches, fix = run.spec.most_workers, True, ""
+    _warn(run, code="training.data_starved", message=message, fix=fix)
 
 
-@dataclass(frozen=True, slots=True)
-class OverfittingGuard(Callback):
-    """Tells when the validation loss rises while the training loss falls."""
+def check_overfitting(run: FoldRun, epoch: EpochRecord) -> None:
+    """Reports when the validation loss rises while the training loss falls."""
+    if (found := find_overfitting(run.state.history, run.spec.num_epochs)) is not None:
+        fix = "add cases, or use a shorter --budget; the final weights are still used, and best.safetensors keeps the best"
+        _warn(run, code="training.overfitting", message=found, fix=fix)
 
-    run: FoldRun
 
-    def on_epoch(self, epoch: EpochRecord) -> None:
-        found = find_overfitting(self.run.state.history, self.run.spec.num_epochs)
-        if found is not None:
-            fix = "add cases, or use a shorter --budget; the final weights are still used, and best.safetensors keeps the best"
-            where = self.run.spec.where
-            add_issue(
-                self.run, Issue(code="training.overfitting", severity="warning", where=where, message=found, fix=fix)
-            )
+def _warn(run: FoldRun, *, code: str, message: str, where: str = "", fix: str = "") -> None:
+    add_issue(run, Issue(code=code, severity="warning", where=where or run.spec.where, message=message, fix=fix))
 
 
 def restart(run: FoldRun, found: str, steps_done: int, *, code: str) -> None:
@@ -305,36 +270,24 @@ def restart(run: FoldRun, found: str, steps_done: int, *, code: str) -> None:
 
 def failure_issue(run: FoldRun, found: str, *, code: str) -> Issue:
     """What ends a training, with the cases that all bad batches have in common."""
-    bad, message = run.state.skipped_steps, found
+    bad, restarts, message = run.state.skipped_steps, run.state.restarts, found
     if bad:
         message += f" at step {bad[0] + 1}"
-        message += f", and in {len(bad)} steps up to step {bad[-1] + 1}" if len(bad) > 1 else ""
-        always = _cases_of_all(run, bad)
-        named = ", ".join(
-            run.spec.case_ids[number] if number < len(run.spec.case_ids) else f"number {number}" for number in always
-        )
-        message += f"; case {named} was in each of these batches" if len(bad) > 1 and always else ""
-    restarts = run.state.restarts
-    message += (
-        f", and {restarts} restart{'s' if restarts > 1 else ''} with lower learning rates did not help"
-        if restarts
-        else ""
+    if len(bad) > 1:
+        message += f", and in {len(bad)} steps up to step {bad[-1] + 1}"
+        source = source_by_step(batch_source(run.spec, purpose="training"), run.state)
+        samples = range(run.spec.training.batch_size)
+        counts = Counter(number for step in bad for number in {source(step).choose(step, i)[1] for i in samples})
+        names = dict(enumerate(run.spec.case_ids))
+        always = [names.get(n, f"number {n}") for n, count in sorted(counts.items()) if count == len(bad)]
+        message += f"; case {', '.join(always)} was in each of these batches" if always else ""
+    if restarts:
+        message += f", and {restarts} restart{'s' if restarts > 1 else ''} with lower learning rates did not help"
+    fix = (
+        "look for extreme intensities with autoseg check, and correct or remove these cases; if the data is fine, report this "
+        f"with the fold's {ISSUES_FILE} and {HISTORY_FILE}"
     )
-    return Issue(
-        code=code,
-        where=run.spec.where,
-        message=message,
-        fix="look for extreme intensities with autoseg check, and correct or remove these cases; if the data is fine, report this "
-        f"with the fold's {ISSUES_FILE} and {HISTORY_FILE}",
-    )
-
-
-def _cases_of_all(run: FoldRun, steps: Sequence[int]) -> list[int]:
-    """Numbers of the cases that were in the batches of all these steps."""
-    source = source_by_step(batch_source(run.spec, purpose="training"), run.state)
-    samples = range(run.spec.training.batch_size)
-    counts = Counter(number for step in steps for number in {source(step).choose(step, i)[1] for i in samples})
-    return sorted(number for number, count in counts.items() if count == len(steps))
+    return Issue(code=code, where=run.spec.where, message=message, fix=fix)
 
 
 def source_by_step(source: BatchSource, state: FoldState) -> Callable[[int], BatchSource]:
@@ -360,10 +313,10 @@ def readable_errors(where: str) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         if worker_died(error):
-            message, fix = (
-                f"a worker that reads patches was killed ({error})",
-                "provide more memory or shared memory (/dev/shm, in containers often small), or use fewer workers (--workers 1), and "
-                "run the same command to resume",
+            message = f"a worker that reads patches was killed ({error})"
+            fix = (
+                "provide more memory or shared memory (/dev/shm, in containers often small), or use fewer workers "
+                "(--workers 1), and run the same command to resume"
             )
             raise AutosegError(Issue(code="training.worker_killed", where=where, message=message, fix=fix)) from error
         if not is_out_of_memory(error):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +103,6 @@ class Parts:
     """The loss of a batch is the mean of its samples' losses."""
 
 
-class StepOutcome(NamedTuple):
-    """What a step did."""
-
-    loss: float
-    applied: bool
-    """False: loss or gradient was not finite, so the weights were not updated."""
-
-
 def make_parts(
     network: nn.Module, loss: LossFunction, training: Training, device: torch.device, *, separable: bool = False
 ) -> Parts:
@@ -170,20 +162,12 @@ def train(
         images, labels = next(source)
         waited = time.perf_counter() - started
         rate = learning_rate(parts.training, step) * control.rate_factor
-        outcome = None
-        while outcome is None:
-            outcome = _try_step(parts, images, labels, rate, control.micro_batch_size)
-            if outcome is None:
-                on_memory_error(step)
+        while (outcome := _try_step(parts, images, labels, rate, control.micro_batch_size)) is None:
+            on_memory_error(step)
+        loss, applied = outcome
+        spent = time.perf_counter() - started
         on_step(
-            StepRecord(
-                step=step,
-                loss=outcome.loss,
-                learning_rate=rate,
-                wait_s=waited,
-                duration_s=time.perf_counter() - started,
-                skipped=not outcome.applied,
-            )
+            StepRecord(step=step, loss=loss, learning_rate=rate, wait_s=waited, duration_s=spent, skipped=not applied)
         )
         if control.new_batches:
             control.new_batches = False
@@ -191,7 +175,7 @@ def train(
     return steps[-1] + 1 if steps else 0
 
 
-def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> StepOutcome | None:
+def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> tuple[float, bool] | None:
     """A step; None where memory ran out, with all memory of the attempt released."""
     try:
         return train_step(parts, images, labels, rate, micro_batch_size=size)
@@ -199,22 +183,17 @@ def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: i
         if not is_out_of_memory(error):
             raise
     parts.optimiser.zero_grad(set_to_none=True)
-    _forget_unscaling(parts)
+    if parts.scaler.is_enabled():  # the step may have ended between `unscale_` and `update`; the scale stays
+        parts.scaler.scale(torch.zeros((), device=parts.device))  # before the first one it cannot be updated
+        parts.scaler.update(parts.scaler.get_scale())
     release_memory(parts.device)
     return None
 
 
-def _forget_unscaling(parts: Parts) -> None:
-    """Reset a scaler whose step ended between `unscale_` and `update`; its scale stays."""
-    if parts.scaler.is_enabled():
-        parts.scaler.scale(torch.zeros((), device=parts.device))  # before the first one it cannot be updated
-        parts.scaler.update(parts.scaler.get_scale())
-
-
 def train_step(
     parts: Parts, images: Tensor, labels: Tensor, rate: float, *, micro_batch_size: int | None = None
-) -> StepOutcome:
-    """Forward, backward, clipped update at learning rate ``rate``.
+) -> tuple[float, bool]:
+    """Forward, backward, clipped update at learning rate ``rate``. Returns the loss, and whether weights were updated.
 
     ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values. ``micro_batch_size``
     samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is not finite,
@@ -234,7 +213,7 @@ def train_step(
     if finite or parts.scaler.is_enabled():  # the scaler steps over what is not finite by itself
         parts.scaler.step(parts.optimiser)
         parts.scaler.update()
-    return StepOutcome(loss=value, applied=finite)
+    return value, finite
 
 
 def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) -> Tensor:

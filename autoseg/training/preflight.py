@@ -56,15 +56,10 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
 
 def micro_batch_issue(spec: FoldSpec, size: int) -> Issue:
     """Says that steps run in micro-batches of ``size`` samples."""
-    price = (
-        ""
-        if is_mean_over_samples(spec.configuration.loss, spec.plan.labels)
-        else ", each computed twice because the loss is that of the whole batch"
-    )
-    message = (
-        f"a batch of {spec.training.batch_size} samples does not fit into memory; it is split into micro-batches of {size}"
-        f"{price}. The gradient is that of the whole batch; steps take longer"
-    )
+    message = f"a batch of {spec.training.batch_size} samples does not fit into memory; it is split into micro-batches of {size}"
+    if not is_mean_over_samples(spec.configuration.loss, spec.plan.labels):
+        message += ", each computed twice because the loss is that of the whole batch"
+    message += ". The gradient is that of the whole batch; steps take longer"
     return Issue(code="training.micro_batches", severity="note", where=spec.where, message=message)
 
 
@@ -72,14 +67,8 @@ def require_fit(spec: FoldSpec) -> None:
     """Raise `AutosegError` with all reasons why plan, schedule and preprocessed cases cannot be trained together."""
     issues = [*_plan_issues(spec.plan.labels, spec.configuration, spec.training, spec.where)]
     if not spec.training_cases:
-        issues.append(
-            Issue(
-                code="training.no_cases",
-                where=spec.where,
-                message="the fold has no training cases",
-                fix="use other folds (--splits)",
-            )
-        )
+        message, fix = "the fold has no training cases", "use other folds (--splits)"
+        issues.append(Issue(code="training.no_cases", where=spec.where, message=message, fix=fix))
     known = {label.name for label in spec.plan.labels.classes} | {ANNOTATED}
     for number, case in enumerate([*spec.training_cases, *spec.validation_cases]):
         case_id = spec.case_ids[number] if number < len(spec.case_ids) else None

@@ -86,41 +86,21 @@ def draw_patch(
     label the others are centred on any annotated voxel. Unlike the reference, the upper border is kept as well as the
     lower one, so that no crop misses the image.
     """
-    lowest, highest = _start_range(shape, patch=patch, crop=crop)
-    centre = _draw_centre(rng, locations, forced=forced)
-    if centre is None:
+    needs = [max(outer - inner, outer - size) for size, inner, outer in zip(shape, patch, crop, strict=True)]
+    lowest = [-((need + 1) // 2) for need in needs]  # both ends included (method section 7.2)
+    highest = [max(low, size - low - outer) for low, size, outer in zip(lowest, shape, crop, strict=True)]
+    present = [name for name, voxels in locations.items() if len(voxels)]
+    classes = [name for name in present if name != ANNOTATED]
+    shown = classes[int(rng.integers(len(classes)))] if forced and classes else ANNOTATED
+    if shown not in present:
         start = [int(rng.integers(low, high + 1)) for low, high in zip(lowest, highest, strict=True)]
     else:
+        centre = locations[shown][int(rng.integers(len(locations[shown])))]
         start = [
-            min(max(low, int(c) - size // 2), max(low, high))
+            min(max(low, int(c) - size // 2), high)
             for c, size, low, high in zip(centre, crop, lowest, highest, strict=True)
         ]
     return start[0], start[1], start[2]
-
-
-def _draw_centre(
-    rng: np.random.Generator, locations: Mapping[str, NDArray[np.int32]], *, forced: bool
-) -> NDArray[np.int32] | None:
-    present = [name for name, voxels in locations.items() if len(voxels)]
-    classes = [name for name in present if name != ANNOTATED]
-    if forced and classes:
-        voxels = locations[classes[int(rng.integers(len(classes)))]]
-    elif ANNOTATED in present:
-        voxels = locations[ANNOTATED]
-    else:
-        return None
-    centre: NDArray[np.int32] = voxels[int(rng.integers(len(voxels)))]
-    return centre
-
-
-def _start_range(shape: Sequence[int], *, patch: Sequence[int], crop: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Lowest and highest start per axis, both included (method section 7.2)."""
-    lowest, highest = [], []
-    for size, inner, outer in zip(shape, patch, crop, strict=True):
-        need = max(outer - inner, outer - size)
-        lowest.append(math.floor(-need / 2))
-        highest.append(max(lowest[-1], size + need // 2 + need % 2 - outer))
-    return lowest, highest
 
 
 def cut(array: Sliceable, start: Sequence[int], size: Sequence[int], *, outside: float) -> NDArray[np.generic]:
@@ -355,13 +335,10 @@ def load_batches(source: BatchSource, steps: range, *, num_workers: int, device:
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if num_workers else None,
     )
-    return (finish(_or_raise(crops), source.recipe, device) for crops in loader)
-
-
-def _or_raise(crops: list[Crop] | Exception) -> list[Crop]:
-    if isinstance(crops, Exception):
-        raise crops
-    return crops
+    for crops in loader:
+        if isinstance(crops, Exception):
+            raise crops
+        yield finish(crops, source.recipe, device)
 
 
 def worker_died(error: BaseException) -> bool:

@@ -9,13 +9,13 @@ import pytest
 from autoseg.issues import AutosegError
 from autoseg.settings import (
     Settings,
+    as_arguments,
     changes_of,
     differences,
     given_settings,
     make_settings,
     options,
     updated,
-    words_of,
 )
 from planners import read_document, write_document
 
@@ -93,9 +93,9 @@ def test_none_takes_an_option_back(name: str) -> None:
     assert {each.name for each in differences(before, after)} <= {name}
 
 
-def test_the_words_of_settings_give_them_again() -> None:
+def test_settings_as_arguments_give_them_again() -> None:
     settings = make_settings(FULL)
-    words = list(words_of(settings))
+    words = list(as_arguments(settings))
     given: dict[str, object] = {"dataset": "data"}
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from made_folds import Told, make_case, make_spec, training_with
 from torch import nn
 
 from autoseg.issues import AutosegError
-from autoseg.tracking.callbacks import Callback, EpochRecord
+from autoseg.tracking.callbacks import EpochRecord
 from autoseg.training.fold_spec import FoldRun, FoldState, batch_source
 from autoseg.training.guards import (
-    ClassGuard,
-    CollapseGuard,
-    DataGuard,
+    check_classes,
+    check_collapse,
+    check_waiting,
     find_collapse,
     find_overfitting,
     is_good,
@@ -234,19 +235,19 @@ def make_run(folder: Path, history: list[EpochRecord], **state: object) -> FoldR
     train_step(parts, torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64), 0.01)
     good = {"weight": torch.full((2, 1, 3, 3), 0.5), "bias": torch.zeros(2)}
     kept = FoldState(micro_batch_size=2, good=good, history=history, **state)  # type: ignore[arg-type]
-    return FoldRun(spec=replace(spec, case_ids=["a", "b", "c", "d"]), parts=parts, state=kept, listeners=Told([]))
+    return FoldRun(spec=replace(spec, case_ids=["a", "b", "c", "d"]), parts=parts, state=kept, listeners=[Told([])])
 
 
-def end_epoch(run: FoldRun, guard: type[Callback]) -> list[str]:
-    """Codes of what the guard tells at the end of the last epoch."""
-    guard(run).on_epoch(run.state.history[-1])  # type: ignore[call-arg]
+def end_epoch(run: FoldRun, check: Callable[[FoldRun, EpochRecord], None]) -> list[str]:
+    """Codes of the issues after a check of the last epoch."""
+    check(run, run.state.history[-1])
     return [issue.code for issue in run.state.issues]
 
 
 def test_the_last_good_weights_return_at_half_the_rate(tmp_path) -> None:
     run = make_run(tmp_path, COLLAPSED)
     assert run.parts.optimiser.state
-    assert end_epoch(run, CollapseGuard) == ["training.restarted"]
+    assert end_epoch(run, check_collapse) == ["training.restarted"]
     assert torch.equal(run.parts.network.weight, run.state.good["weight"])
     assert not run.parts.optimiser.state
     assert (run.state.restarts, run.state.restarted_at, run.rate_factor) == (1, 300, 0.5)
@@ -259,7 +260,7 @@ def test_the_last_good_weights_return_at_half_the_rate(tmp_path) -> None:
 def test_the_fourth_collapse_ends_the_training(tmp_path) -> None:
     run = make_run(tmp_path, COLLAPSED, restarts=3, restarted_at=200, rate_factor=0.125)
     with pytest.raises(AutosegError, match="3 restarts with lower learning rates did not help") as raised:
-        end_epoch(run, CollapseGuard)
+        end_epoch(run, check_collapse)
     assert raised.value.codes == ("training.collapsed",)
 
 
@@ -280,14 +281,14 @@ def test_the_case_of_all_bad_batches_is_named_as_they_were_drawn(tmp_path) -> No
     for bad, named in (([*before, *since], "case a was in each"), (early, "case b was in each")):
         run.state.skipped_steps = bad
         with pytest.raises(AutosegError, match=named):
-            end_epoch(run, CollapseGuard)
+            end_epoch(run, check_collapse)
 
 
 def test_a_good_epoch_changes_nothing(tmp_path) -> None:
     run = make_run(tmp_path, COLLAPSED[:2])
     before = run.parts.network.weight.clone()
-    for guard in (CollapseGuard, ClassGuard, DataGuard):
-        assert end_epoch(run, guard) == []
+    for check in (check_collapse, check_classes, check_waiting):
+        assert end_epoch(run, check) == []
     assert torch.equal(run.parts.network.weight, before)
     assert (run.rate_factor, run.new_batches) == (1.0, False)
 
@@ -299,7 +300,7 @@ def test_more_patches_are_drawn_around_a_class_that_cases_show(tmp_path, shown: 
         none = {"ball": np.zeros((0, 3), np.int32)}
         run.spec = replace(run.spec, training_cases=[replace(case, locations=none) for case in run.spec.training_cases])
     for _ in range(2):
-        assert end_epoch(run, ClassGuard) == ["training.class_not_found"]
+        assert end_epoch(run, check_classes) == ["training.class_not_found"]
     assert ("4 training cases" in run.state.issues[0].message) is shown
     assert run.state.sought == ({"ball": 400} if shown else {})
     assert run.new_batches is shown
@@ -310,7 +311,7 @@ def test_a_device_that_waits_gets_more_workers(tmp_path) -> None:
     run = make_run(tmp_path, [made_epoch(i, 0.5, 0.2, waiting=0.4) for i in range(3)])
     run.spec, run.num_workers = replace(run.spec, device=torch.device("cuda"), most_workers=8), 2
     for _ in range(2):
-        assert end_epoch(run, DataGuard) == ["training.data_starved"]
+        assert end_epoch(run, check_waiting) == ["training.data_starved"]
     assert (
         run.state.issues[0].message
         == "40% of the training time is spent waiting for patches; 6 more workers read patches from now on"
