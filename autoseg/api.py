@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.issues import AutosegError
+from autoseg.settings import make_settings
 from autoseg.stages.run import Run, begin_run
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import Reporter, SilentReporter
@@ -79,40 +79,33 @@ def _until(stage: str, run: Run) -> Run:
     return run_stages(run, stage)
 
 
-def check(
-    dataset: Place,
-    *,
-    layout: str | None = None,
-    spec: Place | None = None,
-    skip_bad: bool = False,
-    exclude: Sequence[str] = (),
-    workers: int | None = None,
-    reporter: Reporter | None = None,
-) -> CheckReport:
-    """What is in a folder and what is wrong with it; writes nothing. The result has ``.issues``."""
+def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -> CheckReport:
+    """What is in a folder and what is wrong with it; writes nothing. The result has ``.issues``.
+
+    ``options`` are the fields of `Settings` that say how a folder is read: ``layout``, ``spec``, ``skip_bad``, ``exclude``,
+    ``workers``; others change nothing here.
+    """
     from autoseg.compute.executor import available_cores
     from autoseg.data.checks import check_dataset
     from autoseg.data.checks.check import make_report
     from autoseg.data.dataset import leave_out_bad
     from autoseg.data.discovery import discover_dataset
 
-    num_workers, reporter = workers or available_cores(), reporter or SilentReporter()
+    settings = make_settings({"dataset": dataset, **options})
+    how: dict[str, Any] = {
+        "num_workers": settings.workers or available_cores(),
+        "reporter": reporter or SilentReporter(),
+    }
+    folder = Path(dataset)
     try:
-        found = discover_dataset(
-            Path(dataset),
-            layout=layout,
-            spec=None if spec is None else Path(spec),
-            exclude=exclude,
-            num_workers=num_workers,
-            reporter=reporter,
-        )
+        found = discover_dataset(folder, layout=settings.layout, spec=settings.spec, exclude=settings.exclude, **how)
     except AutosegError as error:
-        report = _check_unlabelled(Path(dataset), error, num_workers=num_workers, reporter=reporter)
+        report = _check_unlabelled(folder, error, **how)
         if report is None:
             raise
         return report
-    issues = check_dataset(found, num_workers=num_workers, reporter=reporter)
-    if skip_bad:
+    issues = check_dataset(found, **how)
+    if settings.skip_bad:
         found = leave_out_bad(found, issues)
         issues = found.issues
     return make_report(found, issues)

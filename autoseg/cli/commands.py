@@ -173,38 +173,17 @@ def _plan_from_nnunet(
     return planned, found.file_ending, found.reader
 
 
+@stage_command(until="check")
 def check(
     dataset: DatasetArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
-    layout: Annotated[
-        str | None, typer.Option("--layout", help="Layout to use if several match.", show_default=False)
-    ] = None,
-    spec: Annotated[
-        Path | None,
-        typer.Option("--spec", help="Spec file (TOML) that describes the dataset's layout.", show_default=False),
-    ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out cases with errors, and check the others.")
-    ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option("--exclude", help="Leave out this case; can be repeated.", show_default=False),
-    ] = None,
-    workers: WorkersOption = None,
+    **options: Any,
 ) -> None:
     """Show what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
     from autoseg.data.checks.check import failed_report
 
     try:
-        found = api.check(
-            dataset,
-            layout=layout,
-            spec=spec,
-            skip_bad=skip_bad,
-            exclude=tuple(exclude or ()),
-            workers=workers,
-            reporter=make_reporter(),
-        )
+        found = api.check(dataset, **options)
     except AutosegError as error:
         if not as_json:
             raise

@@ -137,7 +137,7 @@ def _say_interrupted() -> None:
 
 
 def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command of a run: it also takes ``dataset``, ``out`` and the options of all stages up to ``until``.
+    """A command that takes the settings of all stages up to ``until``; with ``out`` also the options of a run's call.
 
     Its function gets those that were given as ``options``, with the ``reporter`` of the call.
     """
@@ -150,7 +150,7 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
             "out": (Path | None, OUT, None),
         }
         kinds |= {"redo": (bool, REDO, False), **({"replan": (bool, REPLAN, False)} if replans else {})}
-        for name, (kind, declared, default) in kinds.items():
+        for name, (kind, declared, default) in kinds.items() if "out" in own else ():
             if name not in own or own[name].annotation == kind:
                 own[name] = Parameter(
                     name, Parameter.KEYWORD_ONLY, annotation=Annotated[kind, declared], default=default

@@ -13,12 +13,12 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.callbacks import (
     CALLBACKS,
     Callback,
-    Callbacks,
     EpochRecord,
     FoldEnd,
     FoldStart,
     StepRecord,
     make_callbacks,
+    notify,
 )
 
 ISSUE = Issue(code="training.overfitting", severity="warning", where="2d, fold 1", message="overfitting: 0.3")
@@ -75,8 +75,9 @@ def test_composed_callbacks_are_called_in_order() -> None:
         def on_step(self, step: StepRecord) -> None:
             calls.append((self.number, step.step))
 
-    train(Callbacks([Counting(1), Counting(2)]), range(2))
-    assert calls == [(1, 0), (2, 0), (1, 1), (2, 1)]
+    step = StepRecord(step=7, loss=1.0, learning_rate=0.1, wait_s=0.0, duration_s=1.0)
+    notify([Counting(1), Counting(2)], "on_step", step)
+    assert calls == [(1, 7), (2, 7)]
 
 
 def test_tensorboard_files_hold_what_happened_and_a_resumed_training_replaces_what_was_lost(tmp_path: Path) -> None:
