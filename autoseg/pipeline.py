@@ -30,37 +30,69 @@ from autoseg.tracking.callbacks import StageEvent, notify
 from planners import PlanningError
 
 STAGES = (
-    Stage(name="check", inputs=("the dataset's files",), outputs=("dataset.json",), function=check),
-    Stage(name="fingerprint", inputs=("dataset.json",), outputs=("fingerprint.json",), function=fingerprint),
-    Stage(name="plan", inputs=("fingerprint.json",), outputs=("plan.json",), function=plan),
-    Stage(name="preprocess", inputs=("dataset.json", "plan.json"), outputs=("preprocessed/",), function=preprocess),
+    Stage(
+        name="check",
+        doing="Checking the dataset",
+        inputs=("the dataset's files",),
+        outputs=("dataset.json",),
+        function=check,
+    ),
+    Stage(
+        name="fingerprint",
+        doing="Measuring the cases",
+        inputs=("dataset.json",),
+        outputs=("fingerprint.json",),
+        function=fingerprint,
+    ),
+    Stage(name="plan", doing="Planning", inputs=("fingerprint.json",), outputs=("plan.json",), function=plan),
+    Stage(
+        name="preprocess",
+        doing="Preprocessing",
+        inputs=("dataset.json", "plan.json"),
+        outputs=("preprocessed/",),
+        function=preprocess,
+    ),
     Stage(
         name="schedule",
+        doing="Scheduling",
         inputs=("dataset.json", "plan.json", "preprocessed/"),
         outputs=("schedule.json", "splits.json"),
         function=schedule,
     ),
     Stage(
         name="train",
+        doing="Preparing the training",
         inputs=("plan.json", "schedule.json", "splits.json", "preprocessed/"),
         outputs=("models/CONFIGURATION/fold_K/final.safetensors", "models/CONFIGURATION/fold_K/history.jsonl"),
         function=train,
     ),
     Stage(
         name="validate",
+        doing="Validating",
         inputs=("models/", "splits.json", "preprocessed/"),
         outputs=("models/CONFIGURATION/fold_K/validation/",),
         function=validate,
     ),
     Stage(
         name="select",
+        doing="Selecting",
         inputs=("models/CONFIGURATION/fold_K/validation/",),
         outputs=("selection.json", "cross_validation/"),
         function=select,
     ),
-    Stage(name="predict", inputs=("models/", "selection.json"), outputs=("predictions/",), function=predict),
     Stage(
-        name="report", inputs=("all documents", "cross_validation/"), outputs=("report/index.html",), function=report
+        name="predict",
+        doing="Predicting the test images",
+        inputs=("models/", "selection.json"),
+        outputs=("predictions/",),
+        function=predict,
+    ),
+    Stage(
+        name="report",
+        doing="Writing the report",
+        inputs=("all documents", "cross_validation/"),
+        outputs=("report/index.html",),
+        function=report,
     ),
 )
 """Each reads what those before it wrote."""
@@ -75,7 +107,7 @@ def run_stages(run: Run, last: str) -> Run:
         for stage in STAGES:
             if stage.name == "train":
                 keep_settings(run)
-            with closing(stage.function(run)) as works:
+            with run.reporter.phase(stage.doing), closing(stage.function(run)) as works:
                 for work in works:
                     do_work(run, work)
             if stage.name == last:

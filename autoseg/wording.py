@@ -1,12 +1,17 @@
-"""Counts and long lists in messages."""
+"""Counts, long lists and issues of one kind in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
+
+from planners import Issue
 
 NUM_SHOWN = 6
 """Names shown of a longer list in a message."""
+GROUPED = 3
+"""Issues of one kind from which on they are said together."""
 
 
 def count_noun(number: int, noun: str) -> str:
@@ -18,6 +23,31 @@ def shorten(names: Sequence[str]) -> str:
     """The first names of a list, and how many more there are."""
     more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
     return ", ".join(names[:NUM_SHOWN]) + more
+
+
+def grouped(issues: Sequence[Issue]) -> list[Issue]:
+    """Issues in order; three or more with the same code and fix become one that names their places.
+
+    What all places begin with is said once: ``3d_fullres, fold 0, 12 of this kind (class liver, class spleen …)``.
+    """
+    kinds: dict[tuple[str, ...], list[Issue]] = {}
+    for issue in issues:
+        kinds.setdefault((issue.code, issue.severity, issue.fix), []).append(issue)
+    result = []
+    for same in kinds.values():
+        if len(same) < GROUPED:
+            result += same
+            continue
+        places = [issue.where.split(", ") for issue in same]
+        common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))]
+        names = shorten([", ".join(place[len(common) :]) for place in places])
+        messages = {issue.message for issue in same}
+        changes = {
+            "where": ", ".join([*common, f"{len(same)} of this kind ({names})"]),
+            "message": same[0].message if len(messages) == 1 else f"for example, {same[0].message}",
+        }
+        result.append(same[0].model_copy(update=changes))
+    return result
 
 
 def suggest(name: str, known: Collection[str]) -> str:

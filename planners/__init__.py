@@ -1,6 +1,16 @@
-"""The front door of the pure core: what is known of a dataset -> what to do with it."""
+"""The pure core: what is known of a dataset -> what to do with it.
 
-from planners.decision import Decision, DecisionRecord
+Names of `planners.front_door` are loaded when first asked for, documents and registries at once: a command line that only
+explains itself needs no numpy.
+"""
+
+# ruff: noqa: F401, F403
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from planners.document import (
     PROSE,
     Document,
@@ -13,130 +23,16 @@ from planners.document import (
     read_document,
     write_document,
 )
-from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
-from planners.explain import explain
-from planners.finetuning import input_names, output_names, plan_finetuning
-from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
-from planners.geometry import resampled_shape, transpose
-from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
-from planners.interop.nnunet_plans import NnunetModel, nnunet_plans, read_nnunet_model, read_nnunet_plans
-from planners.memory import (
-    MemoryEstimate,
-    estimate_configuration_memory,
-    estimate_disk,
-    estimate_volume_memory,
-)
-from planners.parts import AUGMENTATIONS, LOSSES, TOPOLOGIES
-from planners.plan import (
-    ChannelNormalization,
-    Configuration,
-    Loss,
-    Network,
-    Plan,
-    Resampling,
-    configuration_spacing,
-)
-from planners.planner import plan_dataset
+from planners.parts import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset
 from planners.registry import Registry, UnknownPartError
-from planners.rules.topology import why_untrainable
-from planners.schedule.candidates import (
-    budgeted_training,
-    candidate_widths,
-    method_configurations,
-    method_training,
-    preferred_configurations,
-    short_batch_size,
-    trial_training,
-)
-from planners.schedule.cost import compiling_may_pay
-from planners.schedule.documents import (
-    Conditions,
-    Measurement,
-    Precision,
-    Schedule,
-    Training,
-    learning_rate,
-    with_width,
-)
-from planners.schedule.outlook import describe_outlook, warn_of_short_budget
-from planners.schedule.planning import DEFAULT_CPU_BUDGET_S, extend_schedule, plan_schedule, wants_more_candidates
-from planners.topology import Preset, Topology
 
-__all__ = [
-    "AUGMENTATIONS",
-    "DEFAULT_CPU_BUDGET_S",
-    "LOSSES",
-    "PROSE",
-    "TOPOLOGIES",
-    "CaseSize",
-    "ChannelNormalization",
-    "ClassSize",
-    "Conditions",
-    "Configuration",
-    "Decision",
-    "DecisionRecord",
-    "Document",
-    "DocumentError",
-    "Edit",
-    "Fingerprint",
-    "IntensityStatistics",
-    "Issue",
-    "LabelClass",
-    "Labels",
-    "Loss",
-    "Measurement",
-    "MemoryEstimate",
-    "Network",
-    "NnunetDataset",
-    "NnunetModel",
-    "Plan",
-    "PlanningError",
-    "Precision",
-    "Preset",
-    "Registry",
-    "Resampling",
-    "Schedule",
-    "Severity",
-    "Topology",
-    "Training",
-    "UnknownPartError",
-    "budgeted_training",
-    "candidate_widths",
-    "compiling_may_pay",
-    "configuration_spacing",
-    "describe_outlook",
-    "edited_plan",
-    "edited_schedule",
-    "essence",
-    "estimate_configuration_memory",
-    "estimate_disk",
-    "estimate_volume_memory",
-    "explain",
-    "extend_schedule",
-    "find_edits",
-    "input_names",
-    "issues_of",
-    "learning_rate",
-    "method_configurations",
-    "method_training",
-    "nnunet_plans",
-    "output_names",
-    "plan_dataset",
-    "plan_finetuning",
-    "plan_schedule",
-    "preferred_configurations",
-    "read_document",
-    "read_nnunet_dataset",
-    "read_nnunet_model",
-    "read_nnunet_plans",
-    "refuse_bad_assignments",
-    "resampled_shape",
-    "short_batch_size",
-    "transpose",
-    "trial_training",
-    "wants_more_candidates",
-    "warn_of_short_budget",
-    "why_untrainable",
-    "with_width",
-    "write_document",
-]
+if TYPE_CHECKING:
+    from planners.front_door import *
+    from planners.front_door import __all__ as __all__
+else:
+
+    def __getattr__(name: str) -> Any:
+        front_door = import_module("planners.front_door")
+        if name != "__all__" and name not in front_door.__all__:
+            raise AttributeError(f"planners has no {name!r}")
+        return getattr(front_door, name)

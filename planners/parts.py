@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import AfterValidator
 
 import planners.topologies
+from planners.document import PlanningError
 from planners.registry import Registry
 
 if TYPE_CHECKING:
@@ -34,3 +37,18 @@ def require_installed(registry: Registry[Any], name: str) -> str:
     if name not in registry.own and name not in registry.names():
         raise ValueError(f"no {registry.noun} {name!r} is installed; there are {', '.join(registry.names())}")
     return name
+
+
+def _require_preset(preset: str) -> str:
+    from planners.topology import find_preset
+
+    try:
+        find_preset(preset)
+    except PlanningError as error:
+        (issue,) = error.issues
+        raise ValueError(f"{issue.message}; {issue.fix}") from None
+    return preset
+
+
+Preset = Annotated[str, AfterValidator(_require_preset)]
+"""Name of a preset that is installed."""

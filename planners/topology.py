@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Annotated, Protocol
-
-from pydantic import AfterValidator
+from typing import Protocol
 
 from planners.decision import Decision
 from planners.document import Issue, PlanningError
@@ -101,16 +99,3 @@ def find_preset(preset: str) -> tuple[Topology, PresetRules]:
         fix=f"choose one of {', '.join(preset_names())}",
     )
     raise PlanningError("the dataset cannot be planned", [issue])
-
-
-def _require_preset(preset: str) -> str:
-    try:
-        find_preset(preset)
-    except PlanningError as error:
-        (issue,) = error.issues
-        raise ValueError(f"{issue.message}; {issue.fix}") from None
-    return preset
-
-
-Preset = Annotated[str, AfterValidator(_require_preset)]
-"""Name of a preset that is installed."""

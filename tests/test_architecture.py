@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "wording": set(),
     "run_folder": set(),
     "settings": {"issues"},
-    "tracking": {"issues", "storage"},
+    "tracking": {"issues", "storage", "wording"},
     "storage": {"issues"},
     "compute": BASE,
     "imaging": BASE,

@@ -8,22 +8,24 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from autoseg import api
+import autoseg
 from autoseg.cli.console import (
     OptionalTarget,
     make_reporter,
+    missing,
+    require_sound_call,
     show_issues,
+    show_next_step,
     show_result,
     show_scores,
     stage_command,
 )
 from autoseg.issues import AutosegError
-from autoseg.storage.atomic import require_file_name
+from autoseg.settings import as_arguments, make_settings
 from autoseg.wording import count_noun
-from planners import explain, write_document
+from planners import write_document
 
-# Rooms that need torch, pandas or matplotlib are imported by the functions that use them: checking, planning and
-# preprocessing start in a third of the time without.
+# All else is imported by the functions that use it: help, wrong calls and wrong paths are answered at once.
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -40,7 +42,7 @@ WorkersOption = Annotated[
 @stage_command(until="train")
 def run(dataset: Path, out: Path | None, **options: Any) -> None:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
-    show_result(api.run(dataset, out, **options))
+    show_result(autoseg.run(dataset, out, **options))
 
 
 @stage_command(until="train")
@@ -61,14 +63,14 @@ def train(
     **options: Any,
 ) -> None:
     """Train and validate. Different folds can train in one run folder at the same time."""
-    done = api.train(dataset, out, configuration=configuration, fold=fold, **options)
+    done = autoseg.train(dataset, out, configuration=configuration, fold=fold, **options)
     typer.echo(f"Models: {done.folder.models}")
 
 
 @stage_command(until="train", replans=False)
 def select(dataset: Path, out: Path | None, **options: Any) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
-    done = api.select(dataset, out, **options)
+    done = autoseg.select(dataset, out, **options)
     show_scores(done)
     typer.echo(f"Selection: {done.folder.selection}")
 
@@ -76,19 +78,19 @@ def select(dataset: Path, out: Path | None, **options: Any) -> None:
 @stage_command(until="train", replans=False)
 def report(dataset: Path, out: Path | None, **options: Any) -> None:
     """Write the report page, after the stages that are not done yet, test predictions included."""
-    typer.echo(f"Report: {api.run(dataset, out, **options).report}")
+    typer.echo(f"Report: {autoseg.run(dataset, out, **options).report}")
 
 
 @stage_command(until="fingerprint", replans=False)
 def fingerprint(dataset: Path, out: Path | None, **options: Any) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    typer.echo(f"Fingerprint: {api.fingerprint(dataset, out, **options).folder.fingerprint}")
+    typer.echo(f"Fingerprint: {autoseg.fingerprint(dataset, out, **options).folder.fingerprint}")
 
 
 @stage_command(until="preprocess")
 def preprocess(dataset: Path, out: Path | None, **options: Any) -> None:
     """Crop, normalise and resample every case for every configuration that can be trained."""
-    typer.echo(f"Preprocessed data: {api.preprocess(dataset, out, **options).folder.all_preprocessed}")
+    typer.echo(f"Preprocessed data: {autoseg.preprocess(dataset, out, **options).folder.all_preprocessed}")
 
 
 @stage_command(until="plan")
@@ -114,6 +116,7 @@ def plan(
     """Show what would be done with a dataset, and why. Trains nothing."""
     from autoseg.interop.nnunet_plans import require_place_for_plans, write_nnunet_plans
     from autoseg.stages.plan import planned as rules_plan
+    from planners import explain
 
     if nnunet_plans is not None:
         inputs = (nnunet_fingerprint, nnunet_dataset, options.get("spec"), options.get("pretrained"))
@@ -127,7 +130,7 @@ def plan(
                 "--nnunet-plans needs --strict-reference here: without it plan axes are anatomical, but nnU-Net uses file "
                 "axes, so spacing, patch and transposition would refer to different axes"
             )
-        done = api.plan(dataset, out, **options)
+        done = autoseg.plan(dataset, out, **options)
         planned, ending, reader = done.plan, done.dataset.file_ending, None
         typer.echo(f"Plan: {done.folder.plan}")
         own = rules_plan(done, changed=False)
@@ -147,7 +150,7 @@ def _plan_from_nnunet(
     """The plan, file ending and reader of a dataset that is known only from nnU-Net's files."""
     from autoseg.interop.nnunet_plans import plan_from_nnunet
     from autoseg.run_folder import RunFolder
-    from autoseg.settings import flag_of, make_settings
+    from autoseg.settings import flag_of
     from autoseg.settings import options as all_options
     from autoseg.stages.run import require_free_for_plan
     from autoseg.storage.atomic import save_document
@@ -182,8 +185,9 @@ def check(
     """Show what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
     from autoseg.data.checks.check import failed_report
 
+    options_given = {name: value for name, value in options.items() if name != "reporter"}
     try:
-        found = api.check(dataset, **options)
+        found = autoseg.check(dataset, **options)
     except AutosegError as error:
         if not as_json:
             raise
@@ -194,6 +198,7 @@ def check(
     else:
         typer.echo(f"Found {found.summary}")
         show_issues(found)
+        show_next_step(found, dataset, as_arguments(make_settings({"dataset": dataset, **options_given})))
     if found.num_errors:
         raise typer.Exit(1)
 
@@ -218,7 +223,11 @@ def predict(
     threads: ThreadsOption = None,
 ) -> None:
     """Segment new images. A second call skips images that are done and have not changed."""
-    written = api.predict(
+    require_sound_call(
+        missing(model, code="model.not_found", fix="pass a run folder (--out of autoseg run) or a bundle file"),
+        missing(source, code="predict.no_input", fix="pass an image file, a folder of images or a DICOM series folder"),
+    )
+    written = autoseg.predict(
         model,
         source,
         output,
@@ -254,13 +263,16 @@ def evaluate(
 
     Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
+    fix = "pass a folder of label maps"
+    require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
     from autoseg.evaluation.table import format_table, write_summary
     from autoseg.stages.run import require_place_for_scores
+    from autoseg.storage.atomic import require_file_name
 
     path = out or predictions / "summary.json"
     require_file_name(path)
     require_place_for_scores(path)
-    summary = api.evaluate(
+    summary = autoseg.evaluate(
         predictions, references, tolerance_mm=tolerance_mm, workers=workers, reporter=make_reporter()
     )
     write_summary(path, summary)
@@ -290,7 +302,8 @@ def submit(
     ] = None,
 ) -> None:
     """Pack the test predictions in the format of a challenge."""
-    typer.echo(f"Submission: {api.submit(run_folder, kind=kind, out=out)}")
+    require_sound_call(missing(run_folder, code="run.missing", fix="pass a run folder, the --out of autoseg run"))
+    typer.echo(f"Submission: {autoseg.submit(run_folder, kind=kind, out=out)}")
 
 
 def bundle(
@@ -298,6 +311,7 @@ def bundle(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
 ) -> None:
     """Pack the model of a run into one file that `autoseg predict` takes on any machine, with nothing about the cases."""
+    require_sound_call(missing(run_folder, code="run.missing", fix="pass a run folder, the --out of autoseg run"))
     from autoseg.inference.model import bundle_run
 
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -333,6 +347,7 @@ def import_nnunet(
     ] = "final",
 ) -> None:
     """Convert a trained nnU-Net v2 model into a bundle for `autoseg predict`. Runs no code from its files."""
+    require_sound_call(missing(folder, code="import.not_a_model", fix="pass the folder of a trained nnU-Net v2 model"))
     from autoseg.interop.nnunet_model import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
@@ -352,7 +367,7 @@ def demo(
     if not (dataset / "dataset.json").exists():
         make_phantom_dataset(dataset, seed=seed)
         typer.echo(f"Generated a phantom dataset in {dataset}")
-    done = api.run(dataset, out / "run", budget=budget, device=device, seed=seed, reporter=make_reporter(budget))
+    done = autoseg.run(dataset, out / "run", budget=budget, device=device, seed=seed, reporter=make_reporter(budget))
     show_result(done)
     typer.echo(
         f"Evaluate:    autoseg evaluate {quote(str(done.folder.predictions))} {quote(str(dataset / 'labelsTs'))}"

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shlex
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import wraps
+from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
-from shlex import quote
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
-from rich.console import Console
 
-from autoseg.issues import AutosegError
-from autoseg.settings import Option, Settings, StageName, flag_of, options, parse_duration
-from autoseg.tracking.progress import LogReporter, Reporter, RunClock, TerminalReporter
-from autoseg.wording import count_noun
+from autoseg.issues import AutosegError, Issue
+from autoseg.settings import Option, Settings, StageName, flag_of, make_settings, options, parse_duration
+from autoseg.wording import count_noun, grouped
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
     from autoseg.data.checks.check import CheckReport
     from autoseg.stages.run import Run
+    from autoseg.tracking.progress import Reporter
 
 logger = logging.getLogger("autoseg")
 INTERRUPTED = 130
@@ -50,7 +53,21 @@ REPLAN = typer.Option("--replan", help="Discard edits of plan.json and schedule.
 
 
 def make_reporter(budget: str | None = None) -> Reporter:
-    """Bars on a terminal, plain log lines elsewhere; both on standard error, results go to standard output."""
+    """Bars on a terminal, plain log lines elsewhere; both on standard error, results go to standard output.
+
+    What commands need is loaded meanwhile.
+    """
+    reporter = _make_reporter(budget)
+    with reporter.phase("Starting"):
+        import_module("autoseg.api")
+    return reporter
+
+
+def _make_reporter(budget: str | None) -> Reporter:
+    from rich.console import Console
+
+    from autoseg.tracking.progress import LogReporter, RunClock, TerminalReporter
+
     clock = RunClock()
     with suppress(ValueError):  # the settings say what is wrong with it
         if isinstance(seconds := parse_duration(budget), float):
@@ -71,7 +88,7 @@ def show_result(run: Run) -> None:
     """The scores, and where everything is."""
     show_scores(run)
     root, predictions = run.folder.root, run.predictions
-    typer.echo(f"Model:       {root}  (autoseg predict {quote(str(root))} INPUT OUTPUT)")
+    typer.echo(f"Model:       {root}  (autoseg predict {shlex.quote(str(root))} INPUT OUTPUT)")
     typer.echo(f"Report:      {run.report}")
     if predictions:
         typer.echo(f"Predictions: {run.folder.predictions}  ({count_noun(len(predictions), 'test image')})")
@@ -96,8 +113,9 @@ def show_scores(run: Run) -> None:
 
 
 def show_issues(report: CheckReport) -> None:
-    """One line for each issue, and how many there are."""
-    for issue in report.issues:
+    """A line for each error, and for each kind of warnings and notes; how many there are."""
+    errors = [issue for issue in report.issues if issue.severity == "error"]
+    for issue in [*errors, *grouped([issue for issue in report.issues if issue.severity != "error"])]:
         typer.echo(f"{issue.severity}: {issue}")
     others = report.num_warnings + report.num_notes
     if not report.num_errors and not others:
@@ -106,6 +124,32 @@ def show_issues(report: CheckReport) -> None:
     typer.echo(
         f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}"
     )
+
+
+def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str]) -> None:
+    """How to name what has no name, and which command follows; ``arguments`` are the options that the check was given."""
+    channels = [name for name in report.channels if name.startswith("channel_")]
+    classes = [name for name in report.classes if name.startswith("label_")]
+    if channels or classes:
+        names = {str(number): "CT" if name in channels else name for number, name in enumerate(report.channels)}
+        values = {f"NAME_{name[6:]}" if name in classes else name: name[6:] for name in classes}
+        typer.echo(
+            f"Hint: {' and '.join([*channels, *classes])} have no names; {dataset / 'dataset.json'} can give them:"
+        )
+        lines = [f'"channel_names": {json.dumps(names)}'] * bool(channels)
+        lines += [
+            f'"labels": {json.dumps({"background": 0, **{name: int(value) for name, value in values.items()}})}'
+        ] * bool(classes)
+        typer.echo("  {" + ",\n   ".join(lines) + "}")
+    command = shlex.join(["autoseg", "run", str(dataset), "--out", "run", *arguments])
+    if report.summary is not None and not report.training:
+        typer.echo(f"Next: {shlex.join(['autoseg', 'predict', 'MODEL', str(dataset), 'OUTPUT'])}")
+    elif not report.num_errors:
+        typer.echo(f"Next: {command}")
+    elif {issue.case for issue in report.issues if issue.severity == "error"} < {*report.training, *report.test}:
+        typer.echo(f"Next: correct the errors, or leave these cases out: {command} --skip-bad")
+    else:
+        typer.echo("Next: correct the errors, and check again")
 
 
 @contextmanager
@@ -119,21 +163,52 @@ def readable_errors() -> Iterator[None]:
         wrong_call = isinstance(error, AutosegError) and all(code.startswith("settings.") for code in error.codes)
         raise SystemExit(2 if wrong_call else 1) from error
     except KeyboardInterrupt:
-        _say_interrupted()
+        say_interrupted()
         raise SystemExit(INTERRUPTED) from None
-    except SystemExit as end:  # typer catches Ctrl-C in a command itself, and leaves nothing of it but the exit code
-        if end.code == INTERRUPTED:
-            _say_interrupted()
-        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
 
 
-def _say_interrupted() -> None:
+def say_interrupted() -> None:
     text = "Interrupted. Run the same command to resume."
     typer.secho(text, err=True)
     logger.debug(text)
+
+
+def treat_termination_as_interrupt() -> None:
+    """Let SIGTERM end the program as Ctrl-C does, so that open files are closed."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+FILES = ("spec", "pretrained", "schedule", "splits", "groups")
+"""Settings that name what must exist."""
+
+
+def require_sound_call(*issues: Iterable[Issue], settings: Mapping[str, Any] | None = None) -> None:
+    """Raise `AutosegError` with all that is wrong with a call, before anything large is loaded: ``issues`` and ``settings``."""
+    found = [issue for some in issues for issue in some]
+    given = {name: value for name, value in (settings or {}).items() if value not in ("none", ["none"])}
+    try:
+        make_settings({"dataset": ".", **given})
+    except AutosegError as error:
+        found += error.issues
+    for name in FILES:
+        if name in given and not Path(given[name]).exists():
+            where, fix = f"{flag_of(name)} {given[name]}", "check the path"
+            found.append(Issue(code="settings.no_file", where=where, message="does not exist", fix=fix))
+    if found:
+        raise AutosegError(*found)
+
+
+def missing(path: Path | None, *, code: str, fix: str) -> Iterator[Issue]:
+    """An issue if a path was given that does not exist; ``FOLDER#UID`` names a series in a folder."""
+    if path is not None and not path.exists() and "#" not in path.name:
+        yield Issue(code=code, where=str(path), message="does not exist", fix=fix)
 
 
 def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -160,6 +235,8 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
         def command(**given: Any) -> None:
             mine = {name: given.pop(name) for name in own}
             settings = {name: value for name, value in given.items() if value not in (None, [], ())}
+            fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
+            require_sound_call(missing(mine["dataset"], code="dataset.missing", fix=fix), settings=settings)
             function(**mine, **settings, reporter=make_reporter(settings.get("budget")))
 
         parameters = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.values()), *shared]

@@ -241,12 +241,3 @@ def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
     if requested.is_set():
         raise KeyboardInterrupt
-
-
-def treat_termination_as_interrupt() -> None:
-    """Let SIGTERM end the program as Ctrl-C does, so that open files are closed."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

@@ -240,6 +240,9 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         elif always_trained_on(splits):  # its first stage has seen these cases
             chosen.remove(cascade)
     measure = measure_each if settings.configurations else measure_steps
+    names = ", ".join(each.name for each in chosen)
+    with run.reporter.phase(f"Timing {names}", (2 * len(chosen) + 2) * bench.longest_s):
+        measured = measure(bench, chosen, budgeted=not run.follows_method, num_folds=len(splits.folds))
     conditions = Conditions(
         device=run.device.type,  # type: ignore[arg-type]  # choose_device knows no others
         num_threads=run.num_threads,
@@ -250,7 +253,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
         cross_validated=splits.cross_validated,
-        measurements=measure(bench, chosen, budgeted=not run.follows_method, num_folds=len(splits.folds)),
+        measurements=measured,
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )

@@ -120,6 +120,8 @@ class Stage:
     """One step from a folder to a model."""
 
     name: str
+    doing: str
+    """What is shown while it works."""
     inputs: tuple[str, ...]
     """What it reads: documents and folders of the run folder, and the dataset's files."""
     outputs: tuple[str, ...]

@@ -9,14 +9,18 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import Progress, ProgressColumn, Task
+from rich.spinner import Spinner
+from rich.table import Column
 from rich.text import Text
 
 from autoseg.issues import Issue
-from autoseg.tracking.callbacks import Callback, EpochRecord, FoldStart, StepRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord
+from autoseg.wording import grouped
 
 logger = logging.getLogger(__name__)
+BAR_WIDTH = 20
 
 
 class Tracker(Protocol):
@@ -38,12 +42,11 @@ class Reporter(Protocol):
     def expect(self, seconds: float) -> None:
         """Announce how long the rest of the whole run will take."""
 
-    def track(self, title: str, total: float) -> AbstractTracking:
+    def track(self, title: str, total: float) -> AbstractContextManager[Tracker]:
         """A context manager that yields the `Tracker` of a stage with ``total`` units of work."""
 
-
-AbstractTracking = AbstractContextManager[Tracker]
-"""What `Reporter.track` returns."""
+    def phase(self, title: str, at_most_s: float | None = None) -> AbstractContextManager[None]:
+        """A context manager for work without units, such as ``Planning``, and how long it takes at most, if known."""
 
 
 def format_duration(seconds: float) -> str:
@@ -119,6 +122,10 @@ class SilentReporter:
         logger.debug("about %s left", format_duration(seconds))
 
     @contextmanager
+    def phase(self, title: str, at_most_s: float | None = None) -> Iterator[None]:
+        yield
+
+    @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
         yield _LogTracker(title, total, RunClock(), float("inf"), time.monotonic(), time.monotonic())
 
@@ -137,43 +144,70 @@ class LogReporter:
         self.clock.expect(seconds)
 
     @contextmanager
+    def phase(self, title: str, at_most_s: float | None = None) -> Iterator[None]:
+        if at_most_s is not None:
+            logger.info("%s, up to %s", title, format_duration(at_most_s))
+        yield
+
+    @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
         now = time.monotonic()
         yield _LogTracker(title, total, self.clock, self.interval_s, now, now)
 
 
-class _TimeLeftColumn(ProgressColumn):
-    """Time left for the stage, and for the whole run where that is known."""
+class _Line(ProgressColumn):
+    """A whole line of progress that fits into the terminal: what there is no room for is left out, least important first."""
 
-    def __init__(self, clock: RunClock) -> None:
+    def __init__(self, clock: RunClock, console: Console) -> None:
         self.clock = clock
-        super().__init__()
+        self.console = console
+        self.spinner, self.bar = (
+            (Spinner("dots"), "━─") if console.encoding.startswith("utf") else (Spinner("line"), "#-")
+        )
+        super().__init__(Column(no_wrap=True, overflow="ellipsis"))
 
-    def render(self, task: Task) -> Text:
-        remaining = task.time_remaining
-        stage = "" if remaining is None else f"{format_duration(remaining)} left"
-        return Text(f"{stage}{self.clock.left(remaining or 0.0)}", style="cyan")
+    def render(self, task: Task) -> RenderableType:
+        spinner = self.spinner.render(task.get_time())
+        beginning = f"{spinner.plain if isinstance(spinner, Text) else ''} {task.description}"
+        elapsed = format_duration(task.elapsed or 0)
+        if task.total is None:
+            limit = task.fields["at_most_s"]
+            return Text(f"{beginning}, {elapsed}" + (f" of up to {format_duration(limit)}" if limit else ""))
+        left, share = task.time_remaining, task.completed / task.total if task.total else 1.0
+        filled = round(BAR_WIDTH * min(share, 1.0))
+        parts = {
+            "bar": f" {self.bar[0] * filled}{self.bar[1] * (BAR_WIDTH - filled)}",
+            "count": f" {task.completed:.0f}/{task.total:.0f}",
+            "left": f", {elapsed}" if left is None else f", {format_duration(left)} left",
+            "run": self.clock.left(left or 0.0),
+            "note": f", {task.fields['note']}" if task.fields["note"] else "",
+        }
+        room = self.console.width - 1
+        for name in ("bar", "note", "run", "left"):
+            if len(beginning) + sum(map(len, parts.values())) > room:
+                parts[name] = ""
+        return Text(beginning + "".join(parts.values()))
 
 
 @dataclass(slots=True)
 class _BarTracker:
     bar: Progress
-    task: int
+    task: Task
 
     def found(self, amount: float) -> None:
-        (task,) = self.bar.tasks
-        task.completed += amount  # an update of the bar would make it a sample of the speed
+        self.task.completed += amount  # an update of the bar would make it a sample of the speed
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
-        self.bar.update(self.task, advance=amount, note=note)  # type: ignore[arg-type]
+        self.bar.update(self.task.id, advance=amount, note=note)
 
 
 class TerminalReporter:
-    """Lines and live bars on a terminal."""
+    """Lines of text, and below them one live line on what is being done, on a terminal."""
 
     def __init__(self, console: Console, clock: RunClock) -> None:
         self.console = console
         self.clock = clock
+        self.bar = Progress(_Line(clock, console), console=console, transient=True)
 
     def say(self, text: str) -> None:
         logger.debug(text)
@@ -183,35 +217,60 @@ class TerminalReporter:
         self.clock.expect(seconds)
 
     @contextmanager
+    def phase(self, title: str, at_most_s: float | None = None) -> Iterator[None]:
+        with self._shown(title, None, at_most_s):
+            yield
+
+    @contextmanager
     def track(self, title: str, total: float) -> Iterator[Tracker]:
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            _TimeLeftColumn(self.clock),
-            TextColumn("{task.fields[note]}", markup=False),
-        )
-        with Progress(*columns, console=self.console, transient=True) as bar:
-            yield _BarTracker(bar, bar.add_task(title, total=total, note=""))
+        with self._shown(title, total) as task:
+            yield _BarTracker(self.bar, task)
+
+    @contextmanager
+    def _shown(self, title: str, total: float | None, at_most_s: float | None = None) -> Iterator[Task]:
+        """A line while the block runs; what is inside of it replaces it meanwhile."""
+        outer = [task for task in self.bar.tasks if task.visible]
+        for task in outer:
+            task.visible = False
+        number = self.bar.add_task(title, total=total, note="", at_most_s=at_most_s)
+        if not outer:
+            self.bar.start()
+        try:
+            yield next(task for task in self.bar.tasks if task.id == number)
+        finally:
+            self.bar.remove_task(number)
+            for task in outer:
+                task.visible = True
+            if not outer:
+                self.bar.stop()
 
 
 @dataclass(slots=True)
 class FoldProgress(Callback):
-    """Shows a training's steps on a tracker, and says its issues."""
+    """Shows a training's steps on a tracker, and says its issues: those of one moment and kind together."""
 
     tracker: Tracker
     say: Callable[[str], None]
     score: str = field(default="", init=False)
+    waiting: list[Issue] = field(default_factory=list, init=False)
 
     def on_fold_start(self, fold: FoldStart) -> None:
         self.tracker.found(fold.steps_done)
 
     def on_step(self, step: StepRecord) -> None:
+        self._say_issues()
         self.tracker.advance(note=f"loss {step.loss:.2f}{self.score}")
 
     def on_epoch(self, epoch: EpochRecord) -> None:
-        self.score = "" if epoch.mean_dice is None else f", validation Dice about {epoch.mean_dice:.2f}"
+        self.score = "" if epoch.mean_dice is None else f", Dice about {epoch.mean_dice:.2f}"
 
     def on_issue(self, issue: Issue) -> None:
-        self.say(str(issue))
+        self.waiting.append(issue)
+
+    def on_fold_end(self, end: FoldEnd) -> None:
+        self._say_issues()
+
+    def _say_issues(self) -> None:
+        for issue in grouped(self.waiting):
+            self.say(f"{issue.severity.capitalize()}: {issue}")
+        self.waiting.clear()

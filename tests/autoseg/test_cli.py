@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,12 +18,14 @@ from typer.testing import CliRunner
 
 import autoseg
 from autoseg.cli import app
+from autoseg.cli.usage import WISHES
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
 from planners import Plan
+from planners.edits import PLAN_FIELDS, SCHEDULE_FIELDS
 
 
 @pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))
@@ -100,19 +103,116 @@ def test_bad_options_are_refused_together_before_a_run_folder_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    call = ["run", "x", "--budget", "soon", "--target-spacing", "1,0,2", "--folds", "1"]
+    call = ["run", "x", "--budget", "soon", "--target-spacing", "1,0,2", "--folds", "0", "--splits", "no.json"]
     error = CliRunner().invoke(app, call).exception
     assert isinstance(error, AutosegError)
-    assert {issue.where for issue in error.issues} == {"--budget", "--target-spacing", "--folds"}
-    assert set(error.codes) == {"settings.bad_value"}
+    found = {issue.where: issue.code for issue in error.issues}
+    bad = dict.fromkeys(("--budget", "--target-spacing", "--folds"), "settings.bad_value")
+    assert found == {**bad, "--splits no.json": "settings.no_file", "x": "dataset.missing"}
     assert not list(tmp_path.iterdir())
 
 
 def test_unused_options_are_refused_at_once() -> None:
-    useless = ["--skip-bad", "--pretrained", "x", "--layout", "msd", "--spec", "x", "--workers", "1"]
+    useless = ["--skip-bad", "--pretrained", ".", "--layout", "msd", "--spec", ".", "--workers", "1"]
     result = CliRunner().invoke(app, ["plan", *FILES, *useless])
     assert result.exit_code == 2
     assert all(option in result.output for option in useless if option.startswith("--"))
+
+
+LARGE = ("torch", "SimpleITK", "scipy", "pandas", "numpy", "matplotlib", "pydicom", "joblib")
+SAY = """
+import sys
+sys.argv = ["autoseg", *sys.argv[1:]]
+from autoseg.cli import main
+try:
+    main()
+finally:
+    print(*(name for name in {large} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def call(*words: str, folder: Path, **environment: str) -> tuple[int, str, str, list[str]]:
+    """Exit code, what a call in ``folder`` prints, its errors, and which of `LARGE` it loaded."""
+    program = [sys.executable, "-c", SAY.format(large=LARGE), *words]
+    done = subprocess.run(
+        program,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "80", **environment},
+    )
+    *errors, loaded = done.stderr.split("\n")[:-1]
+    return done.returncode, done.stdout, "\n".join(errors), loaded.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--help"], 0, "run"),
+        (["run", "--help"], 0, "--budget"),
+        (["--version"], 0, autoseg.__version__),
+        (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
+        (["train", "data", "-tr", "nnUNetTrainerDA5"], 2, "no trainer classes"),
+        (["predict", "m", "i", "o", "--disable_tta"], 2, "--no-mirroring"),
+        (["run", "data", "--budgt", "2h"], 2, "did you mean --budget?"),
+        (["run", "data", "--target_spacing", "1,1,1"], 2, "did you mean --target-spacing?"),
+        (["run", "data", "--tolerance-mm", "2"], 2, "autoseg evaluate"),
+        (["run", "data", "--nonsense"], 2, "unknown option --nonsense\n"),
+        (["trian", "data"], 2, "did you mean train?"),
+        (["data"], 2, "autoseg run data"),
+        (["run"], 2, "DATASET"),
+        (["run", "absent"], 1, "absent: does not exist; pass the folder of the dataset"),
+        (["run", "data", "--budget", "soon"], 2, "--budget"),
+        (["run", "data", "--schedule", "no.json"], 2, "--schedule no.json: does not exist"),
+        (["predict", "absent", "data", "out"], 1, "absent: does not exist; pass a run folder"),
+        (["evaluate", "absent", "data"], 1, "absent: does not exist"),
+        (["submit", "absent"], 1, "absent: does not exist"),
+    ],
+)
+def test_help_and_wrong_calls_are_answered_before_anything_large_is_loaded(
+    tmp_path: Path, words: list[str], code: int, said: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    ended, output, errors, loaded = call(*words, folder=tmp_path)
+    assert (ended, loaded) == (code, [])
+    assert said in f"{output}{errors}\n"
+    assert "Traceback" not in errors
+
+
+def test_hints_name_options_and_fields_that_exist() -> None:
+    commands = typer.main.get_command(app).commands
+    flags = {flag for command in commands.values() for p in command.params for flag in (*p.opts, *p.secondary_opts)}
+    for hint in WISHES.values():
+        assert set(re.findall(r"--[a-z-]+", hint)) <= flags
+        assert set(re.findall(r"plan\.3d_fullres\.([a-z_.]+)=", hint)) <= {*PLAN_FIELDS}
+        assert set(re.findall(r"schedule\.([a-z_]+)=", hint)) <= {*SCHEDULE_FIELDS}
+
+
+def test_the_module_is_the_command(tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "autoseg", "--version"]
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == f"autoseg {autoseg.__version__}\n"
+
+
+@pytest.mark.parametrize(("line", "offered"), [("autoseg tra", "train"), ("autoseg run --bud", "--budget")])
+def test_the_shell_completes_commands_and_options(tmp_path: Path, line: str, offered: str) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    _, output, _, loaded = call(folder=tmp_path, _AUTOSEG_COMPLETE="complete_bash", **words)
+    assert (output.split(), loaded) == ([offered], [])
+
+
+def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path: Path) -> None:
+    found, plain = tmp_path / "named", tmp_path / "plain"
+    make_phantom_dataset(found, num_training=2, num_test=0)
+    shutil.copytree(found / "imagesTr", plain / "images")
+    shutil.copytree(found / "labelsTr", plain / "labels")
+    said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
+    assert f"Next: autoseg run {plain} --out run --workers 1" in said
+    named = json.loads(said[said.index("{") : said.rindex("}") + 1].replace("NAME_1", "organ"))
+    (plain / "dataset.json").write_text(json.dumps(named))
+    said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
+    assert "organ" in said
+    assert "Hint" not in said
 
 
 def test_the_package_offers_its_stages() -> None:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import time
 
 import pytest
 from rich.console import Console
+from rich.progress import Task, TaskID
 
-from autoseg.tracking.progress import LogReporter, RunClock, TerminalReporter, format_duration
+from autoseg.issues import Issue
+from autoseg.tracking.callbacks import StepRecord
+from autoseg.tracking.progress import (
+    FoldProgress,
+    LogReporter,
+    RunClock,
+    SilentReporter,
+    TerminalReporter,
+    _Line,
+    format_duration,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,48 @@ def test_a_bar_takes_no_speed_from_what_was_found_done() -> None:
         time.sleep(0.05)
         tracker.found(900)
         tracker.advance()
-        (task,) = tracker.bar.tasks  # type: ignore[attr-defined]
-        assert task.completed == 902
-        assert task.speed < 50
+        assert tracker.task.completed == 902  # type: ignore[attr-defined]
+        assert tracker.task.speed < 50  # type: ignore[attr-defined]
+
+
+def test_a_line_of_progress_fits_into_80_columns_and_shows_what_matters_most() -> None:
+    screen = io.StringIO()
+    clock = RunClock()
+    clock.expect(3600)
+    reporter = TerminalReporter(Console(file=screen, force_terminal=True, width=80, legacy_windows=False), clock)
+    with reporter.phase("Preparing the training"):
+        reporter.bar.refresh()
+        with reporter.track("Training 9300 steps of 3d_cascade_fullres", 9300) as tracker:
+            for _ in range(3):
+                tracker.advance(note="loss -0.82, Dice about 0.87")
+            reporter.bar.refresh()
+        reporter.say("a decision")
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in re.split(r"[\r\n]+", screen.getvalue())]
+    assert max(map(len, lines)) < 80
+    assert any("Training 9300 steps of 3d_cascade_fullres 3/9300" in line for line in lines)
+    assert any("Preparing the training" in line for line in lines)
+    assert "a decision" in lines
+
+
+def test_a_short_line_shows_bar_time_left_and_note() -> None:
+    column = _Line(RunClock(), Console(file=io.StringIO(), width=80))
+    task = Task(
+        TaskID(0), "Training", 100, 40, _get_time=time.monotonic, fields={"note": "loss 0.31", "at_most_s": None}
+    )
+    assert re.fullmatch(r"\S+ Training \S{20} 40/100, 0 s, loss 0\.31", column.render(task).plain)
+
+
+def test_issues_of_one_moment_and_kind_are_said_together() -> None:
+    said: list[str] = []
+    with SilentReporter().track("Training", 10) as tracker:
+        progress = FoldProgress(tracker, said.append)
+        for name in ("liver", "spleen", "aorta"):
+            where = f"2d, fold 0, class {name}"
+            progress.on_issue(Issue(code="training.x", severity="warning", where=where, message="not found"))
+        progress.on_issue(Issue(code="training.y", severity="note", where="2d, fold 0", message="restarted"))
+        assert said == []
+        progress.on_step(StepRecord(step=0, loss=1.0, learning_rate=0.1, wait_s=0.0, duration_s=1.0))
+    assert said == [
+        "Warning: 2d, fold 0, 3 of this kind (class liver, class spleen, class aorta): not found",
+        "Note: 2d, fold 0: restarted",
+    ]
