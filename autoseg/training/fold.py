@@ -71,7 +71,7 @@ def finish_epoch(run: FoldRun, step: StepRecord) -> EpochRecord:
     """Append the line of history of the epoch that ends with ``step``, and keep weights that may be needed later."""
     state, steps_per_epoch = run.state, run.spec.training.steps_per_epoch
     number = step.step // steps_per_epoch
-    scores = score_epoch(run, number)
+    scores = validate_epoch(run, number)
     duration = sum(state.durations)
     epoch = EpochRecord(
         epoch=number,
@@ -100,7 +100,7 @@ def finish_epoch(run: FoldRun, step: StepRecord) -> EpochRecord:
     return epoch
 
 
-def score_epoch(run: FoldRun, epoch: int) -> Validated:
+def validate_epoch(run: FoldRun, epoch: int) -> Validated:
     """Dice per class over the validation patches of an epoch, counts summed first, and the mean loss."""
     parts, labels, count = run.parts, run.spec.plan.labels, run.spec.training.validation_batches
     if not run.spec.validation_cases or not count:
