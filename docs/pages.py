@@ -121,7 +121,7 @@ def issue_places() -> Iterator[Place]:
 
 def _severity(node: ast.AST) -> str:
     called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-    return "error" if called.endswith("Issue") else "warning" if called == "_warn" else ""
+    return "error" if called.lower().endswith("issue") else "warning" if called == "_warn" else ""
 
 
 def _fields(node: ast.AST) -> dict[str, ast.expr]:

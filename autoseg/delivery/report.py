@@ -153,14 +153,13 @@ def rank_cases(summary: Summary) -> tuple[RankedCase, ...]:
     best and worst; none where no case has a Dice.
     """
     ranks = case_ranks(summary).dropna().sort_values(ascending=False, kind="stable")
-    places: dict[Rank, int] = {"best": 0} if len(ranks) else {}
-    if len(ranks) > 2:
-        places["median"] = len(ranks) // 2
-    if len(ranks) > 1:
-        places["worst"] = len(ranks) - 1
+    places: dict[int, Rank] = {0: "best"}
+    places |= {len(ranks) - 1: "worst"} if len(ranks) > 1 else {}
+    places |= {len(ranks) // 2: "median"} if len(ranks) > 2 else {}
     return tuple(
         RankedCase(rank=rank, case_id=str(ranks.index[place]), dice=float(ranks.iloc[place]))
-        for rank, place in places.items()
+        for place, rank in sorted(places.items())
+        if place < len(ranks)
     )
 
 
@@ -203,18 +202,14 @@ def render_report(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "number": _number,
-        "percent": _percent,
-        "value": _value,
-        "picture": _embedded,
-        "duration": format_duration,
-    }
+    filters = {"number": _number, "percent": _percent, "value": _value, "picture": _embedded}
+    environment.filters |= {**filters, "duration": format_duration}
+    candidates = () if content.selection is None else content.selection.candidates
     return environment.get_template("report.html.jinja").render(
         content=content,
         headline=_headline(content),
         scores=None if content.summary is None else _scores(content.summary),
-        candidate_classes=_candidate_classes(content.selection),
+        candidate_classes=list(dict.fromkeys(name for each in candidates for name in each.dice_per_class)),
         trainings=_trainings(content.trainings),
         decisions=_by_configuration(content.decisions),
         issues=sorted(content.dataset.issues, key=lambda issue: SEVERITIES.index(issue.severity)),
@@ -251,11 +246,6 @@ def _scores(summary: Summary) -> dict[str, object]:
         "notes": score_notes(summary),
         "picture": case_scores(summary),
     }
-
-
-def _candidate_classes(selection: Selection | None) -> list[str]:
-    candidates = () if selection is None else selection.candidates
-    return list(dict.fromkeys(name for each in candidates for name in each.dice_per_class))
 
 
 def _trainings(logs: Sequence[FoldLog]) -> list[dict[str, object]]:

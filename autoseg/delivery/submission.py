@@ -78,22 +78,24 @@ def pack_submission(
     Raises `AutosegError` with every issue and its file; also where the format is unknown, the dataset has no test case,
     there is no such folder of predictions, or ``out`` is in use or cannot be written.
     """
-    form = _format(kind)
+    try:
+        form = SUBMISSION_FORMATS.get(kind)
+    except UnknownPartError as error:
+        fix = f"choose one of {', '.join(SUBMISSION_FORMATS.names())}"
+        raise AutosegError(
+            _issue("--as", code="submission.unknown_format", message=f"{kind} is not a submission format", fix=fix),
+        ) from error
     out = out or Path(form.default_out)
     if not dataset.test:
+        fix = "use a run whose dataset has test images"
         raise AutosegError(
-            Issue(
-                code="submission.no_test_images",
-                where=dataset.root,
-                message="has no test images",
-                fix="use a run whose dataset has test images",
-            )
+            _issue(dataset.root, code="submission.no_test_images", message="has no test images", fix=fix)
         )
     if not predictions.is_dir():
         raise AutosegError(
-            Issue(
+            _issue(
+                predictions,
                 code="submission.no_predictions",
-                where=str(predictions),
                 message="is not a folder",
                 fix="predict the test images first",
             )
@@ -108,14 +110,8 @@ def pack_submission(
     return out
 
 
-def _format(kind: str) -> SubmissionFormat:
-    try:
-        return SUBMISSION_FORMATS.get(kind)
-    except UnknownPartError as error:
-        fix = f"choose one of {', '.join(SUBMISSION_FORMATS.names())}"
-        raise AutosegError(
-            Issue(code="submission.unknown_format", where="--as", message=f"{kind} is not a submission format", fix=fix)
-        ) from error
+def _issue(where: Path | str, *, code: str, message: str, fix: str) -> Issue:
+    return Issue(code=code, where=str(where), message=message, fix=fix)
 
 
 def _check_out(out: Path, form: SubmissionFormat) -> None:
@@ -123,26 +119,25 @@ def _check_out(out: Path, form: SubmissionFormat) -> None:
     if not (out.exists() or out.is_symlink()):
         return
     if not out.name:
-        fix = "name a new folder with --out"
         raise AutosegError(
-            Issue(code="submission.out_is_working_folder", where=str(out), message="is the current folder", fix=fix)
+            _issue(
+                out,
+                code="submission.out_is_working_folder",
+                message="is the current folder",
+                fix="name a new folder with --out",
+            )
         )
     if out.is_dir() != form.is_folder:
         found, wanted = ("a folder", "a file") if out.is_dir() else ("a file", "a folder")
         fix = f"choose another name with --out, e.g. {out / form.default_out if out.is_dir() else form.default_out}"
         raise AutosegError(
-            Issue(
-                code="submission.out_of_other_kind",
-                where=str(out),
-                message=f"is {found}, but the submission is {wanted}",
-                fix=fix,
+            _issue(
+                out, code="submission.out_of_other_kind", message=f"is {found}, but the submission is {wanted}", fix=fix
             )
         )
     if any(out.iterdir()) if out.is_dir() else out.stat().st_size:
         fix = "choose another name with --out, or delete it"
-        raise AutosegError(
-            Issue(code="submission.out_exists", where=str(out), message="exists and is not empty", fix=fix)
-        )
+        raise AutosegError(_issue(out, code="submission.out_exists", message="exists and is not empty", fix=fix))
 
 
 # --- pairing ---
@@ -166,22 +161,12 @@ def _pair(predictions: Path, dataset: DatasetDescription) -> Paired:
         elif files:
             message = f"test case {case.case_id} has {len(files)} predictions: {', '.join(file.name for file in files)}"
             issues.append(
-                Issue(
-                    code="submission.duplicate_prediction",
-                    where=str(predictions),
-                    message=message,
-                    fix="keep one of them",
-                )
+                _issue(predictions, code="submission.duplicate_prediction", message=message, fix="keep one of them")
             )
         else:
             message = f"test case {case.case_id} has no prediction"
             issues.append(
-                Issue(
-                    code="submission.missing_prediction",
-                    where=str(predictions),
-                    message=message,
-                    fix="predict it first",
-                )
+                _issue(predictions, code="submission.missing_prediction", message=message, fix="predict it first")
             )
     return paired, issues + [_stray(file, dataset) for files in found.values() for file in files]
 
@@ -191,21 +176,15 @@ def _pair_masks(predictions: Path, dataset: DatasetDescription) -> Paired:
     paired: list[SubmittedFile] = []
     issues: list[Issue] = []
     for case in dataset.test:
-        folder = folders.pop(case.case_id, None)
-        if folder is None:
+        if folder := folders.pop(case.case_id, None):
+            masks, found = _masks_of_case(folder, case, dataset)
+            paired += masks
+            issues += found
+        else:
             message = f"test case {case.case_id} has no folder of masks"
             issues.append(
-                Issue(
-                    code="submission.missing_prediction",
-                    where=str(predictions),
-                    message=message,
-                    fix="predict it first",
-                )
+                _issue(predictions, code="submission.missing_prediction", message=message, fix="predict it first")
             )
-            continue
-        masks, found = _masks_of_case(folder, case, dataset)
-        paired += masks
-        issues += found
     strays = [folder for folder in folders.values() if not folder.name.startswith(".")]
     return paired, issues + [_stray(folder, dataset) for folder in strays]
 
@@ -216,21 +195,18 @@ def _masks_of_case(folder: Path, case: Case, dataset: DatasetDescription) -> Pai
     for file in _images(folder):
         found.get(image_stem(file), strays).append(file)
     fix = "predict the case again into an empty folder"
-    issues = [
-        Issue(code="submission.missing_mask", where=str(folder), message=f"has no mask of {stem}", fix=fix)
-        for stem, files in found.items()
-        if not files
-    ]
-    issues += [
-        Issue(code="submission.duplicate_mask", where=str(folder), message=f"has {len(files)} masks of {stem}", fix=fix)
-        for stem, files in found.items()
-        if len(files) > 1
-    ]
-    masks = [
-        SubmittedFile(case=case, file=files[0], name=f"{case.case_id}/{files[0].name}", is_mask=True)
-        for files in found.values()
-        if len(files) == 1
-    ]
+    masks: list[SubmittedFile] = []
+    issues: list[Issue] = []
+    for stem, files in found.items():
+        if len(files) == 1:
+            name = f"{case.case_id}/{files[0].name}"
+            masks.append(SubmittedFile(case=case, file=files[0], name=name, is_mask=True))
+        elif files:
+            issues.append(
+                _issue(folder, code="submission.duplicate_mask", message=f"has {len(files)} masks of {stem}", fix=fix)
+            )
+        else:
+            issues.append(_issue(folder, code="submission.missing_mask", message=f"has no mask of {stem}", fix=fix))
     return masks, issues + [_stray(file, dataset) for file in strays]
 
 
@@ -241,9 +217,9 @@ def _images(folder: Path) -> list[Path]:
 
 
 def _stray(path: Path, dataset: DatasetDescription) -> Issue:
-    return Issue(
+    return _issue(
+        path,
         code="submission.stray_file",
-        where=str(path),
         message=f"is not a prediction of a test case of {dataset.name}",
         fix="move it elsewhere",
     )
@@ -263,55 +239,33 @@ def _check(submitted: SubmittedFile, dataset: DatasetDescription) -> list[Issue]
     """Why a prediction cannot be submitted; a reader's own issues where a file cannot be read."""
     file = submitted.file
     if image_ending(file) in TWO_FILES:
-        return [
-            Issue(
-                code="submission.two_files",
-                where=str(file),
-                message="keeps its voxels in a second file",
-                fix="save it as .mha, .nrrd or .nii.gz",
-            )
-        ]
+        fix = "save it as .mha, .nrrd or .nii.gz"
+        return [_issue(file, code="submission.two_files", message="keeps its voxels in a second file", fix=fix)]
+    fix = "predict the case again"
     try:
         header, image = read_header(file), read_header(submitted.case.image_paths[0])
         if not header.is_integer:
-            message = f"stores {header.pixel_type}, not integers"
             return [
-                Issue(code="submission.not_integers", where=str(file), message=message, fix="predict the case again")
+                _issue(
+                    file, code="submission.not_integers", message=f"stores {header.pixel_type}, not integers", fix=fix
+                )
             ]
         values = np.unique(read_label_map(file).array)
     except AutosegError as error:
         return list(error.issues)
     issues = []
-    allowed = (0, dataset.mask_value) if submitted.is_mask else _predictable_values(dataset)
-    unknown = [int(value) for value in values if int(value) not in allowed]
-    if unknown:
+    predictable = [value for i, value in enumerate(dataset.file_values) if i != dataset.labels.ignore]
+    allowed = [0, dataset.mask_value] if submitted.is_mask else predictable
+    if unknown := [int(value) for value in values if int(value) not in allowed]:
         shown = ", ".join(map(str, unknown[:10])) + (" ..." if len(unknown) > 10 else "")
         message = f"has the values {shown}, but the dataset's are {', '.join(map(str, allowed))}"
         issues.append(
-            Issue(
-                code="submission.unknown_values",
-                where=str(file),
-                message=message,
-                fix="predict the case again with a model of this dataset",
-            )
+            _issue(file, code="submission.unknown_values", message=message, fix=f"{fix} with a model of this dataset")
         )
-    differences = grid_differences(header.geometry, image.geometry, SUBMISSION_GRID)
-    if differences:
+    if differences := grid_differences(header.geometry, image.geometry, SUBMISSION_GRID):
         message = f"is not on the grid of {submitted.case.images[0]}: {', '.join(differences)}"
-        issues.append(
-            Issue(
-                code="submission.grid_mismatch",
-                where=str(file),
-                message=message,
-                fix="predict the case again from that image",
-            )
-        )
+        issues.append(_issue(file, code="submission.grid_mismatch", message=message, fix=f"{fix} from that image"))
     return issues
-
-
-def _predictable_values(dataset: DatasetDescription) -> tuple[int, ...]:
-    """File values that a prediction may have: all but the ignore value."""
-    return tuple(value for i, value in enumerate(dataset.file_values) if i != dataset.labels.ignore)
 
 
 # --- formats ---

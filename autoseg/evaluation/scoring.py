@@ -99,20 +99,10 @@ def grid_issues(
 
 def _unscored(metrics: ClassMetrics) -> ClassMetrics:
     """Scores of a class that counts as empty in both label maps."""
-    return ClassMetrics(
-        dice=None,
-        iou=None,
-        tp=0,
-        fp=0,
-        fn=0,
-        tn=metrics.tp + metrics.fp + metrics.fn + metrics.tn,
-        n_pred=0,
-        n_ref=0,
-        volume_prediction_ml=0.0,
-        volume_reference_ml=0.0,
-        hausdorff95_mm=None,
-        surface_dice=None,
-    )
+    scores: dict[str, object] = dict.fromkeys(("dice", "iou", "hausdorff95_mm", "surface_dice"))
+    counts = dict.fromkeys(("tp", "fp", "fn", "n_pred", "n_ref", "volume_prediction_ml", "volume_reference_ml"), 0)
+    total = metrics.tp + metrics.fp + metrics.fn + metrics.tn
+    return ClassMetrics.model_validate(scores | counts | {"tn": total})
 
 
 # --- training cases of a dataset ---
@@ -170,14 +160,9 @@ def labelled_case(dataset: DatasetDescription, case_id: str) -> Case:
     for case in dataset.training:
         if case.case_id == case_id and case.is_labelled:
             return case
+    message, fix = f"has no label map in {dataset.root}", "run autoseg check on that folder"
     raise AutosegError(
-        Issue(
-            code="evaluation.no_reference",
-            where=f"case {case_id}",
-            message=f"has no label map in {dataset.root}",
-            fix="run autoseg check on that folder",
-            case=case_id,
-        )
+        Issue(code="evaluation.no_reference", where=f"case {case_id}", message=message, fix=fix, case=case_id)
     )
 
 

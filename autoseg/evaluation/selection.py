@@ -6,13 +6,13 @@ Method sections 8.2, 9.4 and 9.5.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
 from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from autoseg.evaluation.metrics import mean_of_defined
 from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.imaging.resampling import write_overlaps
 from autoseg.issues import AutosegError, Issue
@@ -123,58 +123,39 @@ def select_candidate(scores: Scores) -> Choice:
     shared = sorted(set.intersection(*validated)) if validated else []
     candidates = tuple(_score_candidate(name, scores[name], shared) for name in names)
     scored = [(each.mean_dice, each) for each in candidates if each.mean_dice is not None]
-    if not scored:
-        return _choose_without_scores(candidates, bool(validated))
-    best = max(scored, key=lambda pair: pair[0])[1]
+    if scored:
+        dice, best = max(scored, key=lambda pair: pair[0])
+        over = f"mean foreground Dice {dice:.4f} over {count_noun(len(shared), 'cross-validated case')}"
+        others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
+        listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
+        reason = (
+            f"{best.name} has the highest {over}; {listed}" if others else f"{best.name} is the only candidate: {over}"
+        )
+    else:
+        best = next((each for name in FALLBACK for each in candidates if each.name == name), candidates[0])
+        why = "no case was validated by all candidates" if validated else "no fold validates on any case"
+        reason = f"{best.name} is used without comparison: {why}, so nothing was cross-validated"
     return Choice(
         name=best.name,
         members=best.members,
         candidates=candidates,
-        cross_validated=True,
+        cross_validated=bool(scored),
         mean_dice=best.mean_dice,
-        reason=_explain(best, scored, len(shared)),
+        reason=reason,
     )
 
 
 def _score_candidate(name: str, cases: Mapping[str, Mapping[str, float | None]], shared: Sequence[str]) -> Candidate:
     own = [cases[case] for case in shared if case in cases]
     classes = dict.fromkeys(name for case in cases.values() for name in case)
-    per_class = {each: _mean([case[each] for case in own]) for each in classes}
+    per_class = {each: mean_of_defined(case[each] for case in own) for each in classes}
     return Candidate(
         name=name,
         members=candidate_members(name),
-        mean_dice=_mean(list(per_class.values())),
+        mean_dice=mean_of_defined(per_class.values()),
         dice_per_class=per_class,
         num_cases=len(own),
     )
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return fmean(defined) if defined else None
-
-
-def _choose_without_scores(candidates: tuple[Candidate, ...], any_validated: bool) -> Choice:
-    by_name = {each.name: each for each in candidates}
-    chosen = next((by_name[name] for name in FALLBACK if name in by_name), candidates[0])
-    why = "no case was validated by all candidates" if any_validated else "no fold validates on any case"
-    return Choice(
-        name=chosen.name,
-        members=chosen.members,
-        candidates=candidates,
-        cross_validated=False,
-        mean_dice=None,
-        reason=f"{chosen.name} is used without comparison: {why}, so nothing was cross-validated",
-    )
-
-
-def _explain(best: Candidate, scored: Sequence[tuple[float, Candidate]], num_cases: int) -> str:
-    over = f"mean foreground Dice {best.mean_dice:.4f} over {count_noun(num_cases, 'cross-validated case')}"
-    others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
-    if not others:
-        return f"{best.name} is the only candidate: {over}"
-    listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
-    return f"{best.name} has the highest {over}; {listed}"
 
 
 # --- probabilities ---

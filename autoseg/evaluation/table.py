@@ -164,15 +164,12 @@ def summarize(
     A mean over cases leaves out the cases in which a metric is undefined; ``counts`` says how many remain. It is none
     where no case remains, and such a class takes no part in ``foreground_mean``.
     """
-    names = [each.name for each in classes]
-    table = long_table(cases, classes)
-    values = table.groupby(["class", "metric"])["value"]
-    mean, defined = (
-        each.unstack("metric").reindex(index=names, columns=METRICS) for each in (values.mean(), values.count())
-    )
-    means, in_mean = mean.to_dict("index"), defined.fillna(0).to_dict("index")
-    voxels = table.set_index(["case", "class", "metric"])["value"].unstack("metric").reindex(columns=METRICS)
-    predicted, expected = voxels["n_pred"] > 0, voxels["n_ref"] > 0
+    wide = long_table(cases, classes).pivot(index=["class", "case"], columns="metric", values="value")
+    wide = wide.reindex(columns=METRICS)
+    mean = wide.groupby("class").mean().reindex([each.name for each in classes])
+    defined = wide.groupby("class").count().reindex(mean.index, fill_value=0)
+    means, in_mean = mean.to_dict("index"), defined.to_dict("index")
+    predicted, expected = wide["n_pred"] > 0, wide["n_ref"] > 0
     events = {"both_empty": ~predicted & ~expected, "missed": ~predicted & expected, "invented": predicted & ~expected}
     counted = {name: which.groupby("class").sum() for name, which in events.items()}
     return Summary(
@@ -180,7 +177,7 @@ def summarize(
         ignore=ignore,
         tolerance_mm=tolerance_mm,
         foreground_mean=_means(mean.mean().to_dict()),
-        foreground_classes=_integers(mean.notna().sum().to_dict()),
+        foreground_classes=_integers(mean.count().to_dict()),
         mean={each.key: _means(means[each.name]) for each in classes},
         counts={
             each.key: ClassCounts(
@@ -249,47 +246,28 @@ def _text(value: object, digits: int) -> str:
 
 def score_notes(summary: Summary) -> tuple[Issue, ...]:
     """Notes on the scores, the most important first."""
-    return (*_hardly_found(summary), *_without_spacing(summary), *_undefined(summary))
-
-
-def _hardly_found(summary: Summary) -> list[Issue]:
-    means = [(each.name, summary.mean[each.key]["Dice"]) for each in summary.classes]
-    return [
-        Issue(
-            code="scores.hardly_found",
-            severity="warning",
-            where=name,
-            message=f"hardly ever found (mean Dice {mean:.3f}), so its predictions are not usable",
-            fix="train for longer, or add cases with this class",
-        )
-        for name, mean in means
-        if mean is not None and mean < HARDLY_FOUND
-    ]
-
-
-def _without_spacing(summary: Summary) -> list[Issue]:
+    warnings, notes = [], []
     cases = summary.metric_per_case
-    if not cases or not all(is_picture(case.reference_file) for case in cases):
-        return []
-    words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"
-    return [Issue(code="scores.no_spacing", severity="note", where="", message=words)]
-
-
-def _undefined(summary: Summary) -> list[Issue]:
-    """For each class the cases that some mean had to leave out."""
-    notes = []
+    if cases and all(is_picture(case.reference_file) for case in cases):
+        words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"
+        notes.append(Issue(code="scores.no_spacing", severity="note", where="", message=words))
     for each in summary.classes:
-        counts = summary.counts[each.key]
-        parts = [
-            f"{number} {what}"
-            for number, what in (
-                (counts.both_empty, "without it in prediction and reference (not in the means)"),
-                (counts.missed, "missed (Dice 0, no distance)"),
-                (counts.invented, "false positives (Dice 0, no distance)"),
+        mean, counts = summary.mean[each.key]["Dice"], summary.counts[each.key]
+        if mean is not None and mean < HARDLY_FOUND:
+            message = f"hardly ever found (mean Dice {mean:.3f}), so its predictions are not usable"
+            fix = "train for longer, or add cases with this class"
+            warnings.append(
+                Issue(code="scores.hardly_found", severity="warning", where=each.name, message=message, fix=fix)
             )
-            if number
-        ]
-        if parts:
+        left_out = {
+            "without it in prediction and reference (not in the means)": counts.both_empty,
+            "missed (Dice 0, no distance)": counts.missed,
+            "false positives (Dice 0, no distance)": counts.invented,
+            "with all of its surface next to ignored voxels (no surface scores)": counts.cases
+            - counts.both_empty
+            - counts.in_mean["surface_dice"],
+        }
+        if parts := [f"{number} {what}" for what, number in left_out.items() if number]:
             text = f"of {counts.cases} cases, {', '.join(parts)}"
             notes.append(Issue(code="scores.undefined", severity="note", where=each.name, message=text))
-    return notes
+    return (*warnings, *notes)

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
+import surface_distance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, _union, compare, evaluated_classes
+from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, _enclosing, compare, evaluated_classes
 from autoseg.issues import AutosegError
 from planners import LabelClass, Labels
 
@@ -18,6 +19,8 @@ ONE = EvaluatedClass(name="one", values=(1,))
 TWO = EvaluatedClass(name="two", values=(2,))
 BOTH = EvaluatedClass(name="both", values=(1, 2))
 SPACING = (3.0, 2.0, 1.0)
+CORNER, EDGE = math.sqrt(3) / 8, math.sqrt(2) / 2
+"""Area of the marching cubes around one voxel of eight, and around two neighbours: a triangle, and a rectangle across."""
 
 
 def score(prediction: np.ndarray, reference: np.ndarray, **options: object) -> ClassMetrics:
@@ -59,11 +62,26 @@ def test_hausdorff_is_the_larger_of_both_directed_percentiles() -> None:
     row = np.zeros((1, 1, 30), dtype=np.uint8)
     prediction, reference = row.copy(), row.copy()
     prediction[0, 0, 0] = 1
-    reference[0, 0, :21:20] = 1  # voxels 0 and 20: distances 0 and 20 from the reference, 0 from the prediction
+    reference[0, 0, :21:20] = (
+        1  # the four ends are 0, 0, 19 and 20 voxels from those of the prediction, which are 0 from them
+    )
 
     got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 0.5))["one"]
 
-    assert got.hausdorff95_mm == pytest.approx(0.95 * 10)  # between 0 and 10 mm
+    assert got.hausdorff95_mm == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("num_voxels", "expected"), [(20, 0.0), (19, 1.0)])
+def test_hausdorff_covers_95_percent_of_the_surface(num_voxels: int, expected: float) -> None:
+    """Separate voxels in a row with two ends each, of which the last one is missed: 38 of 40 ends coincide, or 36 of 38."""
+    reference = np.zeros((1, 1, 60), dtype=np.uint8)
+    reference[0, 0, : 2 * num_voxels : 2] = 1
+    prediction = reference.copy()
+    prediction[0, 0, 2 * num_voxels - 2] = 0
+
+    got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 1.0))["one"]
+
+    assert got.hausdorff95_mm == expected
 
 
 def test_surface_dice_by_hand() -> None:
@@ -75,19 +93,19 @@ def test_surface_dice_by_hand() -> None:
     near = compare(prediction, reference, classes=[ONE], spacing_mm=(5.0, 1.0, 1.0), tolerance_mm=0.5)["one"]
     far = compare(prediction, reference, classes=[ONE], spacing_mm=(5.0, 1.0, 1.0), tolerance_mm=1.0)["one"]
 
-    # Of the 16 ring voxels each, the sides share 4 + 4; the top row of one (5) has no partner, nor have the 3 inner ones below.
-    assert near.surface_dice == pytest.approx(16 / 32)
+    # The sides share 4 + 4 voxel sides and the two cut corners of the one; all else is a row apart.
+    assert near.surface_dice == pytest.approx(0.5)
     assert far.surface_dice == 1.0
 
 
-@pytest.mark.parametrize(("spacing", "within"), [(0.1, 1.0), (0.1 * (1 + 5e-7), 1.0), (0.1 * (1 + 2e-6), 0.0)])
+@pytest.mark.parametrize(("spacing", "within"), [(0.1, 1.0), (0.1 * (1 + 5e-7), 1.0), (0.1 * (1 + 2e-6), 0.5)])
 def test_distance_equal_to_the_tolerance_counts_as_within(spacing: float, within: float) -> None:
     got = score(volume((0, 0, 0)), volume((0, 0, 3)), spacing_mm=(1.0, 1.0, spacing), tolerance_mm=0.3)
 
-    assert got.surface_dice == within  # 3 * 0.1 is a little more than 0.3
+    assert got.surface_dice == within  # 3 * 0.1 is a little more than 0.3; the nearer sides are 0.2 apart
 
 
-@pytest.mark.parametrize(("distance_mm", "within"), [(1.0, 1.0), (1.01, 0.0)])
+@pytest.mark.parametrize(("distance_mm", "within"), [(1.0, 1.0), (1.01, 0.5)])
 def test_tolerance_is_one_millimetre_unless_it_is_given(distance_mm: float, within: float) -> None:
     assert score(volume((0, 0, 0)), volume((0, 0, 1)), spacing_mm=(1.0, 1.0, distance_mm)).surface_dice == within
 
@@ -101,9 +119,9 @@ def test_only_the_next_voxel_around_a_class_matters() -> None:
 
     got = score(prediction, reference, spacing_mm=(1.0, 1.0, 1.0), ignore=9, tolerance_mm=0.1)
 
-    # One surface voxel each, at the left end, a voxel apart; with the right ends they would share one.
+    # One end each, the left one, a voxel apart; with the right ends they would share one.
     assert (got.surface_dice, got.hausdorff95_mm) == (0.0, 1.0)
-    assert _union((slice(3, 6),), (slice(2, 4),), (9,)) == (slice(1, 7),)
+    assert _enclosing([(slice(3, 6),), (slice(2, 4),)], (9,)) == (slice(1, 7),)
 
 
 def test_inside_of_a_solid_body_has_no_part_in_the_surface() -> None:
@@ -114,8 +132,8 @@ def test_inside_of_a_solid_body_has_no_part_in_the_surface() -> None:
 
     got = score(hollow, full, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.1)
 
-    # 98 voxels of the cube's shell in both; the hollow one has 6 more around the hole.
-    assert got.surface_dice == pytest.approx((98 + 98) / (98 + 98 + 6))
+    cube = 6 * 16 + 12 * 4 * EDGE + 8 * CORNER
+    assert got.surface_dice == pytest.approx(2 * cube / (2 * cube + 8 * CORNER))
 
 
 def test_flat_axis_has_no_surface() -> None:
@@ -127,7 +145,8 @@ def test_flat_axis_has_no_surface() -> None:
 
     got = score(ring, square, spacing_mm=(1.0, 1.0, 1.0), tolerance_mm=0.1)
 
-    assert got.surface_dice == pytest.approx(32 / 36)  # 16 each, and 4 around the hole
+    outline = 4 * 4 + 4 * EDGE
+    assert got.surface_dice == pytest.approx(2 * outline / (2 * outline + 4 * EDGE))
 
 
 def test_both_empty_is_undefined() -> None:
@@ -166,8 +185,8 @@ def test_border_to_ignored_voxels_is_no_surface() -> None:
 
     got = compare(prediction, reference, classes=[ONE], spacing_mm=(1.0, 1.0, 1.0), ignore=9, tolerance_mm=0.1)["one"]
 
-    # Reference: left column 9 + top and bottom 3 each = 15; prediction: these and 4 around the hole, none of which has a partner.
-    assert got.surface_dice == pytest.approx(30 / 34)
+    outline = 8 + 3 + 3 + 2 * EDGE
+    assert got.surface_dice == pytest.approx(2 * outline / (2 * outline + 4 * EDGE))
 
 
 def test_body_surrounded_by_ignored_voxels_has_overlap_but_no_surface() -> None:
@@ -178,6 +197,21 @@ def test_body_surrounded_by_ignored_voxels_has_overlap_but_no_surface() -> None:
     got = score(prediction, reference, ignore=9)
 
     assert (got.dice, got.hausdorff95_mm, got.surface_dice) == (1.0, None, None)
+
+
+def test_surface_scores_are_undefined_where_all_of_a_surface_is_ignored() -> None:
+    """One voxel missed inside a body with an ignored surround: it has a surface, but the reference has none to compare."""
+    reference = np.full((11, 11, 11), 9, dtype=np.uint8)
+    reference[1:10, 1:10, 1:10] = 1
+    prediction = np.where(reference == 1, 1, 0).astype(np.uint8)
+    prediction[5, 5, 5] = 0
+
+    got = score(prediction, reference, ignore=9)
+    missed = score(np.zeros_like(reference), reference, ignore=9)
+
+    assert got.dice == pytest.approx(1, abs=1e-3)
+    assert (got.hausdorff95_mm, got.surface_dice) == (None, None)
+    assert (missed.dice, missed.hausdorff95_mm, missed.surface_dice) == (0.0, None, None)
 
 
 def test_region_is_the_union_of_its_values() -> None:
@@ -242,7 +276,7 @@ spacings = st.tuples(*[st.sampled_from([0.3, 0.5, 1.0, 4.0])] * 3)
 def test_scores_agree_with_their_definitions(
     prediction: np.ndarray, reference: np.ndarray, spacing_mm: tuple[float, float, float], ignore: int | None
 ) -> None:
-    """Against a slow calculation over all voxels and neighbours, written from the docstring."""
+    """Overlap against counts of voxels, surfaces against the package that defines them."""
     got = compare(prediction, reference, classes=[ONE, BOTH], spacing_mm=spacing_mm, ignore=ignore, tolerance_mm=1.1)
 
     for each in (ONE, BOTH):
@@ -251,31 +285,11 @@ def test_scores_agree_with_their_definitions(
         one = got[each.name]
         assert (one.tp, one.tn) == ((masks[0] & masks[1]).sum(), (counted & ~masks[0] & ~masks[1]).sum())
         assert (one.fp, one.fn) == ((masks[0] & ~masks[1]).sum(), (masks[1] & ~masks[0]).sum())
-        points = [surface_points(mask, counted, spacing_mm) for mask in masks]
-        ways = [
-            [min((math.dist(p, q) for q in target), default=math.inf) for p in start]
-            for start, target in (points, points[::-1])
-        ]
-        both = ways[0] + ways[1]
-        assert one.surface_dice == (sum(d <= 1.1 for d in both) / len(both) if both else None)
-        expected = max(np.percentile(way, 95) for way in ways) if all(points) else None
-        assert one.hausdorff95_mm == (
-            None if expected is None else pytest.approx(expected, abs=1e-9)
-        )  # rounding of sqrt
-
-
-def surface_points(
-    mask: np.ndarray, counted: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> list[tuple[float, ...]]:
-    points = []
-    for voxel in map(tuple, np.argwhere(mask)):
-        for axis in range(3):
-            for step in (-1, 1):
-                other = tuple(v + step * (a == axis) for a, v in enumerate(voxel))
-                outside = any(o < 0 or o >= size for o, size in zip(other, mask.shape, strict=True))
-                if outside or (counted[other] and not mask[other]):
-                    points.append(tuple(v * s for v, s in zip(voxel, spacing_mm, strict=True)))
-    return list(dict.fromkeys(points))
+        if ignore is None and all(mask.any() for mask in masks):
+            distances = surface_distance.compute_surface_distances(*masks[::-1], spacing_mm)
+            assert one.hausdorff95_mm == pytest.approx(surface_distance.compute_robust_hausdorff(distances, 95))
+            expected = surface_distance.compute_surface_dice_at_tolerance(distances, 1.1)
+            assert one.surface_dice == pytest.approx(expected)
 
 
 @settings(max_examples=40, deadline=None)
