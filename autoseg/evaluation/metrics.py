@@ -228,14 +228,10 @@ def _corner_codes(mask: BoolArray) -> IntArray:
 
     The image ends with a corner on either side, along an axis of size 1 with none: both its neighbours are the voxel itself.
     """
-    codes: IntArray = mask.astype(np.uint8)
+    codes: IntArray = np.pad(mask.astype(np.uint8), [(int(size > 1),) * 2 for size in mask.shape])
     for bits in (1, 2, 4):  # x, y, z: each in turn is the last axis
-        if codes.shape[-1] == 1:
-            codes = codes | codes << bits
-        else:
-            codes = np.pad(codes, ((0, 0), (0, 0), (1, 1)))
-            codes = codes[..., :-1] | codes[..., 1:] << bits
-        codes = np.moveaxis(codes, -1, 0)
+        first, second = (codes, codes) if codes.shape[-1] == 1 else (codes[..., :-1], codes[..., 1:])
+        codes = np.moveaxis(first | second << bits, -1, 0)
     return codes
 
 
