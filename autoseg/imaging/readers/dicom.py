@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import get_expected_length
@@ -29,8 +30,6 @@ from autoseg.imaging.readers.worker import FRAME_TAGS
 from autoseg.issues import AutosegError
 
 PREAMBLE = 128
-APPLE_DOUBLE = "._"
-"""Begins the names of files in which macOS keeps what other file systems cannot; they have the ending of their file."""
 MAGIC = b"DICM"
 PART_MARK = "#"
 """``FOLDER#SeriesInstanceUID`` names one of several series in a folder, ``FILE#5`` segment 5 of a DICOM SEG file."""
@@ -38,6 +37,7 @@ MOST_INFLATED = 2**31
 """Bytes that a deflated file may grow to."""
 CHUNK = 2**20
 PALETTE = "PALETTE COLOR"
+UNDEFINED_LENGTH = 2**32 - 1
 KNOWN_SLICES = 2**17
 """Slices whose series is remembered: some 50 MB."""
 
@@ -65,7 +65,7 @@ def is_dicom(file: Path) -> bool:
 
 
 def dicom_candidates(folder: Path) -> list[Path]:
-    """Files of a folder that may be DICOM by their names, which can have any ending or none.
+    """Files of a folder that may be DICOM by their names, which can have any ending or none; hidden ones (``._slice.dcm``) are none.
 
     Links to files that are not there count, too: they may be slices whose content has not been fetched.
     """
@@ -74,8 +74,8 @@ def dicom_candidates(folder: Path) -> list[Path]:
             file
             for file in folder.iterdir()
             if image_ending(file) in ("", ".dcm")
-            and not file.name.startswith(APPLE_DOUBLE)
-            and (file.is_file() or (file.is_symlink() and not file.exists() and not file.name.startswith(".")))
+            and not file.name.startswith(".")
+            and (file.is_file() or (file.is_symlink() and not file.exists()))
         )
     except OSError as error:
         raise unreadable(folder, error) from None
@@ -89,6 +89,11 @@ def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = F
     with tags_of(file):
         _check_inflated(file)
         found = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags))
+        for element in map(
+            found.get_item, found.keys()
+        ):  # pydicom takes what it gets, and a sequence would lose its end
+            if isinstance(element, RawDataElement) and len(element.value or b"") < element.length < UNDEFINED_LENGTH:
+                raise damaged(file, code="reader.truncated", message="it ends before its data")
         list(found.file_meta)  # values are parsed when first asked for; here a broken one is named with its file
         for name in tags or ():
             found.get(name)
@@ -173,9 +178,14 @@ def owner_of(owners: Sequence[Any], group: str, name: str) -> Any | None:
     return None
 
 
+def num_frames(tags: Any) -> int:
+    """How many frames a file declares."""
+    return max(1, int(number(tags, "NumberOfFrames", 1)))
+
+
 def frame_owners(file: Path, tags: Any) -> list[list[Any]]:
     """For each frame, where `owner_of` finds its values: its own functional groups, the shared ones, the file."""
-    count = max(1, int(number(tags, "NumberOfFrames", 1)))
+    count = num_frames(tags)
     frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
     if frames and len(frames) != count:
         raise damaged(file, message=f"it describes {len(frames)} of {count} frames")
@@ -186,29 +196,24 @@ def frame_owners(file: Path, tags: Any) -> list[list[Any]]:
 # --- pixels ---
 
 
-def decoded(path: Path, files: Sequence[tuple[Path, int]], plane: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
-    """Stored values (frames, Y, X, samples) of each of ``files``, given with their numbers of frames and the shape of all of them.
+def decoded(path: Path, files: Mapping[Path, Any]) -> Iterator[NDArray[Any]]:
+    """Stored values (frames, Y, X, samples) of each of ``files``, given with their tags; all have the shape of the first.
 
     Colours are RGB, or the indices of a palette. ``path`` names the series in errors. Raises `AutosegError` when pixels
     are missing or cannot be decoded.
     """
-    packed = [_is_packed(file) for file, _ in files]
-    count = sum(frames for (_, frames), is_packed in zip(files, packed, strict=True) if is_packed)
-    unpacked, done = np.empty(0), 0
-    if count:
-        of_worker = [file for (file, _), is_packed in zip(files, packed, strict=True) if is_packed]
-        unpacked = decode(path, of_worker, (count, *plane), "dicom")
-    for (file, frames), is_packed in zip(files, packed, strict=True):
-        if is_packed:
-            yield unpacked[done : done + frames]
-            done += frames
-        else:
-            yield _plain(file, (frames, *plane))
+    counts = {file: num_frames(tags) for file, tags in files.items()}
+    first = next(iter(files.values()))
+    plane = tuple(int(number(first, name, 1)) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    packed = {file: counts[file] for file, tags in files.items() if _is_packed(file, tags)}
+    unpacked = decode(path, list(packed), (sum(packed.values()), *plane), "dicom") if packed else np.empty(0)
+    parts = iter(np.split(unpacked, np.cumsum(list(packed.values()))))
+    for file, count in counts.items():
+        yield next(parts) if file in packed else _plain(file, (count, *plane))
 
 
-def _is_packed(file: Path) -> bool:
+def _is_packed(file: Path, tags: Any) -> bool:
     """Whether the pixels are compressed. Raises `AutosegError` where pydicom knows no way to decode them."""
-    tags = read_tags(file, ["BitsAllocated"])
     with tags_of(file):
         syntax = tags.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
         is_packed = bool(syntax.is_encapsulated)  # an error where it is no transfer syntax
@@ -223,7 +228,7 @@ def _is_packed(file: Path) -> bool:
 
 def _plain(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Pixels that are stored as they are; bits above the stored ones belong to something else and are cleared."""
-    tags = read_tags(file, FRAME_TAGS, pixels=True)
+    tags = read_tags(file, FRAME_TAGS.split(), pixels=True)
     with tags_of(file):
         held = len(tags.get("PixelData") or tags.get("FloatPixelData") or tags.get("DoubleFloatPixelData") or b"")
         if held < get_expected_length(tags):

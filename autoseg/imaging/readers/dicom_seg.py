@@ -221,7 +221,7 @@ def _frames(file: Path, tags: Any, slices: NDArray[np.int64]) -> tuple[NDArray[n
         packed = _repacked(file, size, len(slices))
     else:
         require_memory(file, size * len(slices) * 4)
-        (voxels,) = decoded(file, [(file, len(slices))], (rows, columns, 1))
+        (voxels,) = decoded(file, {file: tags})
         voxels = voxels.reshape(len(slices), size)
         if _is_label_map(tags):
             return _from_labels(voxels, slices)
@@ -301,6 +301,8 @@ def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64]
     axes = np.array(geometry.direction) * np.array(geometry.spacing_mm)[::-1]
     places: list[tuple[int, int]] = []
     frames = [np.empty((0, math.ceil(math.prod(geometry.shape[1:]) / 8)), np.uint8)]
+    if "ROIContourSequence" not in tags:
+        raise damaged(file, code="reader.truncated", message="it names structures, but ends before their contours")
     for structure in tags.get("ROIContourSequence") or ():
         masks: dict[int, NDArray[np.bool_]] = {}
         for contour in structure.get("ContourSequence") or ():

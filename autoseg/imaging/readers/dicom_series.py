@@ -84,34 +84,12 @@ PLACE_TAGS = {
     "PixelSpacing": "PixelMeasuresSequence",
 }
 """Where a file of several frames keeps what places them."""
-NEEDED_TAGS = [
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "SeriesDescription",
-    "SeriesNumber",
-    "InstanceNumber",
-    "Modality",
-    POSITION,
-    ORIENTATION,
-    "PixelSpacing",
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "PhotometricInterpretation",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "BitsAllocated",
-    "NumberOfFrames",
-    "ImageType",
-    "GridFrameOffsetVector",
-    "DoseGridScaling",
-    "PerFrameFunctionalGroupsSequence",
-    "SharedFunctionalGroupsSequence",
-]
+NEEDED_TAGS = (
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber InstanceNumber Modality ImageType "
+    "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices GridFrameOffsetVector "
+    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated RescaleSlope RescaleIntercept "
+    "DoseGridScaling ModalityLUTSequence PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence"
+)
 RESCALE = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
 OTHER_SCALES = {
     ParametricMapStorage: ("RealWorldValueMappingSequence", "RealWorldValueSlope", "RealWorldValueIntercept"),
@@ -227,7 +205,7 @@ def read_single(file: Path) -> Series:
 
     Raises `AutosegError` for files that are no image, and for several frames without a position.
     """
-    tags = read_tags(file, NEEDED_TAGS)
+    tags = read_tags(file, NEEDED_TAGS.split())
     with tags_of(file):
         kind, fix = kind_of(tags), NO_IMAGES.get(tags.get("SOPClassUID"))
         if fix is not None:
@@ -271,17 +249,13 @@ def series_image(series: Series, path: Path, *, colours: bool = True) -> tuple[I
     num_channels = series.header.num_channels if colours else int(number(series.slices[0].tags, "SamplesPerPixel", 1))
     require_memory(path, num_channels * math.prod(shape) * 4)
     result = np.empty((num_channels, *shape), np.float32)
-    places: dict[Path, list[int]] = {}
+    files = {item.file: item.tags for item in series.slices}
+    places: dict[Path, list[int]] = {file: [] for file in files}
     for z, item in enumerate(series.slices):
-        places.setdefault(item.file, []).append(z)
-    tags = [series.slices[own[0]].tags for own in places.values()]
-    files = [(file, len(frame_owners(file, found))) for file, found in zip(places, tags, strict=True)]
-    rows, columns, samples = (int(number(tags[0], name, 1)) for name in ("Rows", "Columns", "SamplesPerPixel"))
-    for own, found, (file, _), pixels in zip(
-        places.values(), tags, files, decoded(path, files, (rows, columns, samples)), strict=True
-    ):
-        frames = _untiled(table_values(file, found, pixels, colours=colours), shape[1:])
-        for z in own:
+        places[item.file].append(z)
+    for (file, tags), pixels in zip(files.items(), decoded(path, files), strict=True):
+        frames = _untiled(table_values(file, tags, pixels, colours=colours), shape[1:])
+        for z in places[file]:
             item = series.slices[z]
             result[:, z] = np.moveaxis(frames[item.index], -1, 0) * item.scale[0] + item.scale[1]
     return series.header, result
@@ -303,7 +277,7 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
     require_text(files)
     groups: dict[str, list[_Slice]] = {}
     for file in files:
-        tags = read_tags(file, NEEDED_TAGS)
+        tags = read_tags(file, NEEDED_TAGS.split())
         with tags_of(file):
             if tags.get("SOPClassUID") not in NO_IMAGES and (slices := _slices(file, tags)):
                 groups.setdefault(str(tags.get("SeriesInstanceUID") or ""), []).extend(slices)

@@ -12,23 +12,10 @@ from typing import Any
 
 import numpy as np
 
-FRAME_TAGS = [
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "HighBit",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-    "PlanarConfiguration",
-    "NumberOfFrames",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-]
+FRAME_TAGS = (
+    "Rows Columns SamplesPerPixel PhotometricInterpretation PlanarConfiguration NumberOfFrames BitsAllocated BitsStored HighBit "
+    "PixelRepresentation ExtendedOffsetTable ExtendedOffsetTableLengths PixelData FloatPixelData DoubleFloatPixelData"
+)
 """What decoding the pixels of a DICOM file needs."""
 
 
@@ -49,7 +36,7 @@ def decode_dicom(files: list[str], out: str) -> None:
     warnings.simplefilter("ignore")
     frames = []
     for file in files:
-        tags = pydicom.dcmread(file, specific_tags=FRAME_TAGS)
+        tags = pydicom.dcmread(file, specific_tags=FRAME_TAGS.split())
         decoder = get_decoder(tags.file_meta.TransferSyntaxUID)
         if decoder.UID.keyword != "JPEGBaseline8Bit" and PLUGIN not in decoder.available_plugins:
             decoder.add_plugin(PLUGIN, (__name__, "decode_frame"))

@@ -321,6 +321,17 @@ def test_structures_may_overlap_and_may_be_empty(tmp_path: Path) -> None:
     assert found.overlaps() == {(1, 2): 9}
 
 
+def test_cut_structures_are_refused_wherever_they_end(tmp_path: Path) -> None:
+    geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    path = write_structures(tmp_path / "rt.dcm", {1: [(0, square), (1, square)], 2: [(1, square)]}, geometry)
+    content = path.read_bytes()
+    for length in range(200, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(AutosegError):
+            read_label_map(path)
+
+
 def test_structures_need_their_series(tmp_path: Path) -> None:
     geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
     square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
