@@ -23,8 +23,7 @@ from planners.document import (
     read_document,
     write_document,
 )
-from planners.parts import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset
-from planners.registry import Registry, UnknownPartError
+from planners.registry import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset, Registry, UnknownPartError
 
 if TYPE_CHECKING:
     from planners.front_door import *

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Generic, TypeVar
 
 from pydantic import AfterValidator, JsonValue
+from pydantic_core import to_jsonable_python
 
 from planners.document import PROSE, Document
 
@@ -27,12 +28,12 @@ class Decision(Generic[T]):
     change: str | None = None
     """What would lead to another value; none: nothing sensible."""
 
-    def record(self, value: JsonValue, *, configuration: str | None = None) -> DecisionRecord:
-        """The decision as a plan stores it; ``value`` is ``self.value`` in plain JSON types."""
+    def record(self, configuration: str | None = None, *, shown: JsonValue = None) -> DecisionRecord:
+        """The decision as a plan stores it, with ``shown`` in place of a value that says more than a reader needs."""
         return DecisionRecord(
             rule=self.rule,
             configuration=configuration,
-            value=value,
+            value=to_jsonable_python(self.value if shown is None else shown),
             reason=self.reason,
             source=self.source,
             change=self.change,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 
 class _Prose:
@@ -82,7 +84,7 @@ def read_document(model: type[D], text: str | bytes, *, where: str) -> D:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        raise DocumentError(where, issues_of(error)) from error
+        raise DocumentError(where, issues_of(error, document=text)) from error
 
 
 def write_document(document: Document) -> str:
@@ -102,16 +104,30 @@ def essence(value: object) -> Any:
     return value
 
 
-def dotted(place: Sequence[int | str]) -> str:
-    """A place in a document as ``path.in.document``."""
-    return ".".join(map(str, place)) or "(whole document)"
+_NAMED_BY = {"configurations": "name", "trainings": "configuration"}
+"""Lists whose entries go by a name of their own, and the field that holds it."""
 
 
-def issues_of(error: ValidationError, *, named: Callable[[Sequence[int | str]], str] = dotted) -> tuple[Issue, ...]:
+def _named(place: Sequence[int | str], document: Any) -> str:
+    """A place as ``path.in.document``, with ``3d_fullres.network`` for ``configurations.1.network``."""
+    words = list(map(str, place))
+    if len(place) > 1 and place[0] in _NAMED_BY:
+        with suppress(LookupError, TypeError):  # no list, or an entry without a name
+            words[:2] = [str(document[place[0]][place[1]][_NAMED_BY[words[0]]])]
+    return ".".join(words) or "(whole document)"
+
+
+def issues_of(error: ValidationError, *, document: str | bytes | Mapping[str, Any] = b"") -> tuple[Issue, ...]:
     """One issue for each fault of a failed validation: place in the document, what is wrong, what was found.
 
-    ``named`` writes places.
+    ``document``: the whole of it, as JSON or plain values, for the names of its configurations, trainings and cases.
     """
+    values: Any = document
+    if not isinstance(document, Mapping):
+        try:
+            values = from_json(document)
+        except ValueError:
+            values = None
     faults = error.errors(include_url=False)
     places = [fault["loc"] for fault in faults]
     issues = []
@@ -127,7 +143,7 @@ def issues_of(error: ValidationError, *, named: Callable[[Sequence[int | str]], 
         issues.append(
             Issue(
                 code="document.invalid",
-                where=named(fault["loc"]),
+                where=_named(fault["loc"], values),
                 message=message if fault["type"] == "missing" else f"{message} (found {found})",
                 fix=fix,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -11,9 +11,9 @@ from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
 from planners.document import Document, Issue, PlanningError, essence, issues_of
 from planners.geometry import nearest_multiples
-from planners.parts import TOPOLOGIES
-from planners.plan import ChannelNormalization, Configuration, Network, NormalizationScheme, Plan
-from planners.rules.loss import decide_deep_supervision, decide_loss
+from planners.plan import ChannelNormalization, Configuration, Loss, Network, NormalizationScheme, Plan
+from planners.registry import TOPOLOGIES
+from planners.rules.loss import decide_deep_supervision
 from planners.schedule.candidates import METHOD_STEPS_PER_EPOCH, short_learning_rate
 from planners.schedule.cost import measurements_of, training_s
 from planners.schedule.documents import Schedule, Training
@@ -82,14 +82,9 @@ def edited_plan(plan: Plan, assignments: Mapping[str, str]) -> Plan:
     """
     issues: list[Issue] = []
     configurations = {configuration.name: configuration for configuration in plan.configurations}
-    parsed = _parse(assignments, configurations, PLAN_FIELDS, _parse_plan_field, issues)
-    values = _values_by_name(_with_shared_data(parsed, plan, issues))
+    values = _values_by_name(_with_shared_data(_parse(assignments, configurations, PLAN_FIELDS, issues), plan, issues))
     edited = [_edited_configuration(c, values.get(c.name, {}), issues) for c in plan.configurations]
-    document = {**dict(plan), "configurations": tuple(edited)}
-    valid = _validated(Plan, document, issues, lambda loc: _readable_place(loc, tuple(configurations)))
-    if issues or valid is None:
-        raise PlanningError("the plan cannot be edited this way", issues)
-    return valid
+    return _validated(plan, {"configurations": tuple(edited)}, issues)
 
 
 def edited_schedule(schedule: Schedule, assignments: Mapping[str, str]) -> Schedule:
@@ -105,27 +100,29 @@ def edited_schedule(schedule: Schedule, assignments: Mapping[str, str]) -> Sched
     """
     issues: list[Issue] = []
     trainings = {training.configuration: training for training in schedule.trainings}
-    parsed = _parse(assignments, trainings, SCHEDULE_FIELDS, _parse_training_field, issues)
-    values = _values_by_name(parsed)
-    issues += [_two_lengths(name) for name, given in values.items() if {"epochs", "num_steps"} <= given.keys()]
+    values = _values_by_name(_parse(assignments, trainings, SCHEDULE_FIELDS, issues))
+    issues += [
+        Issue(
+            code="plan.edit_conflict",
+            where=f"{name}.epochs",
+            message="epochs and num_steps both set the length of the training",
+            fix="set one of them only",
+        )
+        for name, given in values.items()
+        if {"epochs", "num_steps"} <= given.keys()
+    ]
     edited = tuple(_edited_training(training, values.get(name, {})) for name, training in trainings.items())
     old_s, new_s = (sum(_training_s(each, schedule) for each in some) for some in (schedule.trainings, edited))
-    document = {
-        **dict(schedule),
-        "trainings": edited,
-        "expected_training_s": schedule.expected_training_s * (new_s / old_s if edited != schedule.trainings else 1),
-    }
-    valid = _validated(Schedule, document, issues, lambda loc: _readable_place(loc, tuple(trainings)))
-    if issues or valid is None:
-        raise PlanningError("the schedule cannot be edited this way", issues)
-    return valid
+    factor = new_s / old_s if edited != schedule.trainings else 1
+    expected_s = schedule.expected_training_s * factor
+    return _validated(schedule, {"trainings": edited, "expected_training_s": expected_s}, issues)
 
 
 def refuse_bad_assignments(trainings: Sequence[Training], assignments: Mapping[str, str]) -> None:
     """Raise `PlanningError` for assignments to a schedule of ``trainings`` that name no field, or whose value is not one."""
     issues: list[Issue] = []
     parts = {training.configuration: training for training in trainings}
-    _parse(assignments, parts, SCHEDULE_FIELDS, _parse_training_field, issues)
+    _parse(assignments, parts, SCHEDULE_FIELDS, issues)
     if issues:
         raise PlanningError("the schedule cannot be edited this way", issues)
 
@@ -161,9 +158,8 @@ def as_text(value: JsonValue) -> str:
 
 def _parse(
     assignments: Mapping[str, str],
-    parts: Mapping[str, D],
+    parts: Mapping[str, Configuration] | Mapping[str, Training],
     fields: Sequence[str],
-    parse: Callable[[D, str, str], Any],
     issues: list[Issue],
 ) -> list[_Assignment]:
     """All assignments that can be parsed; ``issues`` gets the others."""
@@ -172,57 +168,43 @@ def _parse(
         name, _, rest = path.partition(".")
         names, field = ((name,), rest) if name in parts else (tuple(parts), path)
         if field not in fields:
-            issues.append(_unknown(path, tuple(parts), fields))
+            issues.append(
+                Issue(
+                    code="plan.edit_unknown",
+                    where=path,
+                    message="no such field can be set",
+                    fix=f"set one of {', '.join(fields)}, of all configurations or of one (e.g. {names[0]}.{fields[0]}); "
+                    f"the configurations are {', '.join(parts)}",
+                )
+            )
             continue
+        part = parts[names[0]]
         try:
-            value = parse(parts[names[0]], field, text)
+            parsed.append(_Assignment(path=path, names=names, field=field, value=_parse_field(part, field, text)))
         except ValidationError as error:
-            issues.append(_bad_value(path, text, error, _current(parts[names[0]], field)))
-            continue
-        parsed.append(_Assignment(path=path, names=names, field=field, value=value))
+            found = dict.fromkeys(str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors())
+            issues.append(
+                Issue(
+                    code="plan.edit_value",
+                    where=path,
+                    message=f"{text!r} is not valid: {'; '.join(found)}",
+                    fix=f"give e.g. {path}={as_text(_current(part, field))}",
+                )
+            )
     return parsed
 
 
-def _unknown(path: str, names: Sequence[str], fields: Sequence[str]) -> Issue:
-    return Issue(
-        code="plan.edit_unknown",
-        where=path,
-        message="no such field can be set",
-        fix=f"set one of {', '.join(fields)}, of all configurations or of one (e.g. {names[0]}.{fields[0]}); "
-        f"the configurations are {', '.join(names)}",
-    )
-
-
-def _bad_value(path: str, text: str, error: ValidationError, current: JsonValue) -> Issue:
-    messages = dict.fromkeys(str(each.get("ctx", {}).get("error", each["msg"])) for each in error.errors())
-    return Issue(
-        code="plan.edit_value",
-        where=path,
-        message=f"{text!r} is not valid: {'; '.join(messages)}",
-        fix=f"give e.g. {path}={as_text(current)}",
-    )
-
-
-def _parse_plan_field(configuration: Configuration, field: str, text: str) -> Any:
-    if field == "normalization":
+def _parse_field(part: Configuration | Training, field: str, text: str) -> Any:
+    if isinstance(part, Configuration) and field == "normalization":
         schemes = _parse_value(tuple[NormalizationScheme, ...], text)
-        masked = any(channel.use_mask for channel in configuration.normalization)
+        masked = any(channel.use_mask for channel in part.normalization)
         return tuple(ChannelNormalization(scheme=each, use_mask=masked and each == "zscore") for each in schemes)
-    if field == "topology":
-        return _parse_field(Network, "family", text)
-    if field in NETWORK_FIELDS:
-        return _parse_field(Network, field, text)
-    if field.startswith("loss."):
-        return _parse_field(type(configuration.loss), field.removeprefix("loss."), text)
-    return _parse_field(Configuration, field, text)
-
-
-def _parse_training_field(training: Training, field: str, text: str) -> Any:
-    return _parse_field(Training, "num_steps" if field == "epochs" else field, text)
-
-
-def _parse_field(model: type[Document], field: str, text: str) -> Any:
-    info = model.model_fields[field]
+    model: type[Document] = type(part)
+    if field == "topology" or field in NETWORK_FIELDS:
+        model = Network
+    elif field.startswith("loss."):
+        model = Loss
+    info = model.model_fields[{"topology": "family", "epochs": "num_steps"}.get(field, field.rpartition(".")[2])]
     return _parse_value(Annotated[info.annotation, *info.metadata] if info.metadata else info.annotation, text)
 
 
@@ -231,13 +213,7 @@ def _parse_value(kind: Any, text: str) -> Any:
     adapter: TypeAdapter[Any] = TypeAdapter(kind, config=ConfigDict(strict=True, allow_inf_nan=False))
     words = json.dumps([word.strip() for word in text.split(",") if word.strip()])
     failed = None
-    for candidate in (
-        text,
-        f"[{text}]",
-        *(["null"] if text.strip() == "none" else []),
-        json.dumps(text.strip()),
-        words,
-    ):
+    for candidate in (text, f"[{text}]", *["null"] * (text.strip() == "none"), json.dumps(text.strip()), words):
         try:
             return adapter.validate_json(candidate)
         except ValidationError as error:
@@ -286,7 +262,9 @@ def _edited_configuration(before: Configuration, values: Values, issues: list[Is
     if len(edited.spacing_mm) != axes or len(edited.patch_shape) != axes:
         return edited  # refused when the plan is validated
     if "spacing_mm" in fields:
-        edited = edited.model_copy(update={"median_shape": _median_shape(before, edited.spacing_mm)})
+        extents = zip(before.median_shape, before.spacing_mm, edited.spacing_mm, strict=True)
+        median_shape = tuple(max(1.0, float(round(size * old / new))) for size, old, new in extents)
+        edited = edited.model_copy(update={"median_shape": median_shape})
     if "topology" in values:
         edited = _with_topology(edited, values, issues)
     network = edited.network.model_copy(update={name: values[name] for name in NETWORK_FIELDS if name in values})
@@ -294,78 +272,40 @@ def _edited_configuration(before: Configuration, values: Values, issues: list[Is
     return edited.model_copy(update={"network": network, "loss": edited.loss.model_copy(update=terms)})
 
 
-def _median_shape(before: Configuration, spacing_mm: Sequence[float]) -> tuple[float, ...]:
-    extents = zip(before.median_shape, before.spacing_mm, spacing_mm, strict=True)
-    return tuple(max(1.0, float(round(size * old / new))) for size, old, new in extents)
-
-
 def _with_topology(configuration: Configuration, values: Values, issues: list[Issue]) -> Configuration:
     """The network of a family for the patch, and what follows from the family."""
     topology, patch = TOPOLOGIES.get(values["topology"]), configuration.patch_shape
+    name, network, loss = configuration.name, configuration.network, configuration.loss
     pyramid = topology.trainable_pyramid(configuration.spacing_mm, patch)
-    where, most = f"{configuration.name}.topology", topology.most_stages
+
+    def inconsistent(message: str, fix: str) -> None:
+        issues.append(Issue(code="plan.edit_inconsistent", where=f"{name}.topology", message=message, fix=fix))
+
     if pyramid.patch != patch and "strides" not in values:
         smaller = nearest_multiples(patch, pyramid.divisors)[0]
         shapes = [
-            shape
+            as_text(list(shape))
             for shape in dict.fromkeys((smaller, pyramid.patch))
             if topology.trainable_pyramid(configuration.spacing_mm, shape).patch == shape
         ]
-        issues.append(_indivisible(where, patch, pyramid.divisors, shapes, name=configuration.name))
-    if most is not None and pyramid.num_stages > most:
-        issues.append(
-            Issue(
-                code="plan.edit_inconsistent",
-                where=where,
-                message=f"a patch of {as_text(list(patch))} voxels has more than {most} stages",
-                fix="set a smaller patch_shape",
-            )
+        found = (
+            f"the patch {as_text(list(patch))} is not divisible by the total strides {as_text(list(pyramid.divisors))}"
         )
-    network = topology.describe(
-        pyramid,
-        configuration.spacing_mm,
-        num_inputs=configuration.network.num_inputs,
-        num_outputs=configuration.network.num_outputs,
-    )
+        inconsistent(found, f"set {name}.patch_shape to {' or '.join(shapes)}")
+    if topology.most_stages is not None and pyramid.num_stages > topology.most_stages:
+        found = f"a patch of {as_text(list(patch))} voxels has more than {topology.most_stages} stages"
+        inconsistent(found, "set a smaller patch_shape")
     deep = decide_deep_supervision(topology, pyramid.num_stages, strict_reference=False).value
-    loss = configuration.loss
-    if configuration.network.family != topology.name:
-        batch_dice = loss.batch_dice
-        decided = (
-            topology.decide_loss(batch_dice)
-            if topology.decide_loss is not None
-            else decide_loss(has_regions=False, batch_dice=batch_dice)
-        )
-        loss = decided.value
+    if network.family != topology.name and topology.decide_loss is not None:
+        loss = topology.decide_loss(loss.batch_dice).value
+    elif network.family != topology.name:
+        loss = Loss(batch_dice=loss.batch_dice)
+    network = topology.describe(
+        pyramid, configuration.spacing_mm, num_inputs=network.num_inputs, num_outputs=network.num_outputs
+    )
     # the patch is that of the network until the plan is validated, so that a fault is reported once
-    return configuration.model_copy(
-        update={
-            "patch_shape": pyramid.patch,
-            "network": network,
-            "loss": loss,
-            "deep_supervision": values.get("deep_supervision", deep),
-        }
-    )
-
-
-def _indivisible(
-    where: str, patch: Sequence[int], divisors: Sequence[int], shapes: Sequence[Sequence[int]], *, name: str
-) -> Issue:
-    return Issue(
-        code="plan.edit_inconsistent",
-        where=where,
-        message=f"the patch {as_text(list(patch))} is not divisible by the total strides {as_text(list(divisors))}",
-        fix=f"set {name}.patch_shape to " + " or ".join(as_text(list(shape)) for shape in shapes),
-    )
-
-
-def _two_lengths(name: str) -> Issue:
-    return Issue(
-        code="plan.edit_conflict",
-        where=f"{name}.epochs",
-        message="epochs and num_steps both set the length of the training",
-        fix="set one of them only",
-    )
+    update = {"patch_shape": pyramid.patch, "network": network, "loss": loss}
+    return configuration.model_copy(update={**update, "deep_supervision": values.get("deep_supervision", deep)})
 
 
 def _edited_training(before: Training, values: Values) -> Training:
@@ -394,30 +334,19 @@ def _training_s(training: Training, schedule: Schedule) -> float:
     return training_s(nearest, training.num_steps, schedule.num_folds) * larger
 
 
-def _validated(
-    model: type[D], document: dict[str, Any], issues: list[Issue], place: Callable[[Sequence[int | str]], str]
-) -> D | None:
+def _validated(before: D, update: dict[str, Any], issues: list[Issue]) -> D:
+    """``before`` with what was edited. Raises `PlanningError` with ``issues`` and all that does not fit."""
+    document = before.model_copy(update=update).model_dump()
     try:
-        return model.model_validate({name: _plain(value) for name, value in document.items()})
+        valid = type(before).model_validate(document)
     except ValidationError as error:
-        for each in issues_of(error, named=place):
+        for each in issues_of(error, document=document):
             fix = each.fix or "set fields that fit each other"
-            issues.append(each.model_copy(update={"code": "plan.edit_inconsistent", "fix": fix}))
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Document):
-        return value.model_dump()
-    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
-
-
-def _readable_place(loc: Sequence[int | str], names: Sequence[str]) -> str:
-    """``configurations.1.network.features`` as ``3d_fullres.features``."""
-    parts = [str(part) for part in loc]
-    if len(loc) > 1 and loc[0] in ("configurations", "trainings") and isinstance(loc[1], int):
-        parts = [names[loc[1]], *parts[2:]]
-    return ".".join(part for index, part in enumerate(parts) if part != "network" or index == len(parts) - 1)
+            where = each.where.replace(".network.", ".")
+            issues.append(each.model_copy(update={"code": "plan.edit_inconsistent", "where": where, "fix": fix}))
+    if issues:
+        raise PlanningError(f"the {type(before).__name__.lower()} cannot be edited this way", issues)
+    return valid
 
 
 def _current(part: Document, field: str) -> JsonValue:

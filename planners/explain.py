@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from planners.decision import DecisionRecord
 from planners.edits import Edit, find_edits
 from planners.memory import estimate_configuration_memory
-from planners.parts import TOPOLOGIES
 from planners.plan import Configuration, Plan
+from planners.registry import TOPOLOGIES
 from planners.rules.topology import why_untrainable
 from planners.wording import counted, gigabytes, listed, millimetres, voxels
 

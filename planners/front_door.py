@@ -26,7 +26,6 @@ from planners.memory import (
     estimate_disk,
     estimate_volume_memory,
 )
-from planners.parts import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset
 from planners.plan import (
     ChannelNormalization,
     Configuration,
@@ -37,7 +36,7 @@ from planners.plan import (
     configuration_spacing,
 )
 from planners.planner import plan_dataset
-from planners.registry import Registry, UnknownPartError
+from planners.registry import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset, Registry, UnknownPartError
 from planners.rules.topology import why_untrainable
 from planners.schedule.candidates import (
     budgeted_training,
@@ -58,8 +57,14 @@ from planners.schedule.documents import (
     learning_rate,
     with_width,
 )
-from planners.schedule.outlook import describe_outlook, warn_of_short_budget
-from planners.schedule.planning import DEFAULT_CPU_BUDGET_S, extend_schedule, plan_schedule, wants_more_candidates
+from planners.schedule.planning import (
+    DEFAULT_CPU_BUDGET_S,
+    describe_outlook,
+    extend_schedule,
+    plan_schedule,
+    wants_more_candidates,
+    warn_of_short_budget,
+)
 from planners.topology import Topology
 
 __all__ = [

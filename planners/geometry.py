@@ -1,7 +1,7 @@
 """Arithmetic of shapes in voxels and spacings in millimetres.
 
-Source axes are (z, y, x); plan axes are the coarsest first. They are two types here, so that a type checker
-sees where one is taken for the other.
+Source axes are (z, y, x); plan axes are the coarsest first. Source axes have types of their own, so that a type checker
+sees where plan axes are taken for them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ SourceShape = NewType("SourceShape", tuple[float, float, float])
 """Voxels along the source axes; a median may end in .5."""
 SourceSpacing = NewType("SourceSpacing", tuple[float, float, float])
 """Millimetres along the source axes."""
-PlanShape = NewType("PlanShape", tuple[float, float, float])
-"""Voxels along the plan axes; a median may end in .5."""
-PlanSpacing = NewType("PlanSpacing", tuple[float, float, float])
-"""Millimetres along the plan axes."""
 
 T = TypeVar("T")
 
@@ -38,16 +34,6 @@ def inverse(permutation: Permutation) -> Permutation:
     """The permutation that undoes another one (method section 3.3)."""
     first, second, third = (permutation.index(axis) for axis in (0, 1, 2))
     return first, second, third  # type: ignore[return-value]  # index of a permutation of 0, 1, 2
-
-
-def shape_in_plan_axes(shape: SourceShape, permutation: Permutation) -> PlanShape:
-    """A shape from source to plan axes."""
-    return PlanShape(transpose(shape, permutation))
-
-
-def spacing_in_plan_axes(spacing_mm: SourceSpacing, permutation: Permutation) -> PlanSpacing:
-    """A spacing from source to plan axes."""
-    return PlanSpacing(transpose(spacing_mm, permutation))
 
 
 def resampled_shape(

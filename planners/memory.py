@@ -1,6 +1,6 @@
 """What a plan needs of memory and disk, as a model of its networks with named coefficients.
 
-Counts of layers are exact (`planners.layers`). What exists at once while a network runs forward and backward is followed
+Counts of layers are exact (`planners.topology`). What exists at once while a network runs forward and backward is followed
 layer by layer; checked against torch 2.13: the values that wait for the backward pass are those that autograd saves, and
 copies while a convolution runs are those of single convolutions in oneDNN.
 """
@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from planners.fingerprint import CaseSize, Fingerprint
-from planners.geometry import resampled_shape, stage_shapes, total_strides, transpose
-from planners.layers import Layer, Stage
-from planners.parts import TOPOLOGIES
+from planners.fingerprint import Fingerprint
+from planners.geometry import resampled_shape, stage_shapes, transpose
 from planners.plan import Configuration, Network, Plan, configuration_spacing
-from planners.rules.source_axes import in_acquisition_axes
+from planners.registry import TOPOLOGIES
+from planners.rules.axes import in_acquisition_axes
+from planners.topology import Layer, Stage
 
 DType = Literal["float32", "bfloat16", "float16"]
 Device = Literal["cpu", "cuda"]
@@ -25,7 +25,7 @@ Device = Literal["cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coefficients:
-    """Bytes of one value, by what it waits for (see `planners.layers.Layer`), and copies while an operation runs."""
+    """Bytes of one value, by what it waits for (see `planners.topology.Layer`), and copies while an operation runs."""
 
     convolved: float
     normed: float
@@ -145,7 +145,9 @@ def estimate_configuration_memory(
     weights = parameters * WEIGHT_BYTES
     states = weights * OPTIMISER_STATES[optimiser]
     images = batch * math.prod(chosen.patch_shape) * (WEIGHT_BYTES * topology.num_inputs + LABEL_BYTES)
-    heads = _head_logits(chosen, topology)
+    shapes = stage_shapes(chosen.patch_shape, topology.strides)[:-1]
+    heads = [math.prod(shape) * topology.num_outputs for shape in shapes]  # of one image, highest resolution first
+    heads = heads if chosen.deep_supervision else heads[:1]
     training = training_pile(layers, batch, heads, numbers).most(numbers.spread)
     windows = inference_pile(layers, window_batch_size or batch, heads[0], numbers).most(numbers.spread)
     waiting = sum(size * count for layer in layers for size, count in waiting_blocks(layer, batch, numbers))
@@ -162,13 +164,6 @@ def estimate_configuration_memory(
     )
 
 
-def _head_logits(configuration: Configuration, network: Network) -> list[int]:
-    """Logits of one image at every head that is trained, highest resolution first."""
-    shapes = stage_shapes(configuration.patch_shape, network.strides)[:-1]
-    heads = shapes if configuration.deep_supervision else shapes[:1]
-    return [math.prod(shape) * network.num_outputs for shape in heads]
-
-
 def network_layers(network: Network, patch: Sequence[int]) -> tuple[Layer, ...]:
     """All layers in the order of the forward pass; heads come right after their decoder stage."""
     stages = [
@@ -178,11 +173,6 @@ def network_layers(network: Network, patch: Sequence[int]) -> tuple[Layer, ...]:
         )
     ]
     return tuple(TOPOLOGIES.get(network.family).layers(network, stages))
-
-
-def count_parameters(network: Network) -> int:
-    """Trainable parameters; they do not depend on the patch."""
-    return sum(layer.parameters for layer in network_layers(network, total_strides(network.strides)))
 
 
 IMAGE_BYTES = 4
@@ -201,28 +191,23 @@ LOGIT_COPIES = 2
 
 def estimate_disk(plan: Plan, fingerprint: Fingerprint) -> dict[str, int]:
     """Bytes on disk of the preprocessed training cases, for each configuration that stores its own."""
-    stored = [configuration for configuration in plan.configurations if configuration.data == configuration.name]
-    return {configuration.name: _disk_bytes(plan, configuration, fingerprint) for configuration in stored}
+    cases = map(in_acquisition_axes, fingerprint.cases) if plan.source_axes == "acquisition" else fingerprint.cases
+    forward = plan.transpose_forward
+    sizes = [(transpose(case.shape, forward), transpose(case.spacing_mm, forward)) for case in cases]
+    voxel_bytes = len(plan.channels) * IMAGE_BYTES * STORED_SHARE + STORED_LABEL_BYTES * STORED_LABEL_SHARE
+    stored = {}
+    for configuration in plan.configurations:
+        if configuration.data == configuration.name:
+            shapes = [resampled_shape(shape, mm, configuration_spacing(configuration, mm)) for shape, mm in sizes]
+            voxels = sum(map(math.prod, shapes)) * fingerprint.num_training_cases // len(sizes)
+            stored[configuration.name] = int(voxels * voxel_bytes)
+    return stored
 
 
 def estimate_volume_memory(configuration: Configuration, voxels: int) -> int:
     """Main memory in bytes of a preprocessed image of so many voxels and of its logits, while windows are predicted."""
     network = configuration.network
     return IMAGE_BYTES * (network.num_inputs * IMAGE_COPIES + network.num_outputs * LOGIT_COPIES + 1) * voxels
-
-
-def _disk_bytes(plan: Plan, configuration: Configuration, fingerprint: Fingerprint) -> int:
-    voxels = sum(_resampled_voxels(plan, configuration, case) for case in fingerprint.cases)
-    voxels = voxels * fingerprint.num_training_cases // len(fingerprint.cases)
-    image = len(plan.channels) * IMAGE_BYTES * STORED_SHARE
-    return int(voxels * (image + STORED_LABEL_BYTES * STORED_LABEL_SHARE))
-
-
-def _resampled_voxels(plan: Plan, configuration: Configuration, case: CaseSize) -> int:
-    case = in_acquisition_axes(case) if plan.source_axes == "acquisition" else case
-    shape = transpose(case.shape, plan.transpose_forward)
-    spacing = transpose(case.spacing_mm, plan.transpose_forward)
-    return math.prod(resampled_shape(shape, spacing, configuration_spacing(configuration, spacing)))
 
 
 Blocks = Iterable[tuple[float, float]]
@@ -284,9 +269,23 @@ def training_pile(layers: Sequence[Layer], batch: int, heads: Sequence[int], num
     # the previous step's gradients of weights are dropped only between the loss and the backward pass
     gradients = [(layer.parameters * WEIGHT_BYTES, 1.0) for layer in layers]
     pile.touch(*gradients, *loss_blocks(batch, heads, numbers))
-    unused: list[tuple[float, float]] = []
+    unused: list[
+        tuple[float, float]
+    ] = []  # gradients of concatenations, of which the encoder has not used its part yet
     for layer in reversed(layers):
-        _go_back(pile, layer, batch, numbers, unused)
+        inputs, outputs, beside = (
+            batch * values * numbers.gradient for values in (layer.inputs, layer.outputs, layer.beside)
+        )
+        pile.touch((outputs, 2), (beside, 1))  # activation and norm
+        if layer.takes_skip:
+            unused.append((batch * layer.joined * numbers.gradient, 1.0))
+            pile.add(unused[-1:])
+        elif layer.is_skip:
+            pile.drop([unused.pop()])
+        pile.drop(waiting_blocks(layer, batch, numbers))
+        scratch = layer.parameters * (numbers.weight_scratch + numbers.cast_weight)
+        pile.touch((inputs, numbers.input_copies), (outputs, 1), (beside, 1), (scratch, 1))  # convolution
+        pile.add([(layer.parameters * WEIGHT_BYTES, 1.0)])
     return pile
 
 
@@ -317,37 +316,12 @@ def inference_pile(layers: Sequence[Layer], batch: int, logits: int, numbers: Co
 
 def waiting_blocks(layer: Layer, batch: int, numbers: Coefficients) -> list[tuple[float, float]]:
     """What waits of a layer for its backward pass: values by kind, and the cast copy of its weights."""
-    values = (
-        (layer.convolved, numbers.convolved),
-        (layer.normed, numbers.normed),
-        (layer.activated, numbers.activated),
-        (layer.joined, numbers.joined),
-        (layer.pooled, numbers.pooled),
-    )
-    return [*((batch * count * size, 1.0) for count, size in values), (layer.parameters * numbers.cast_weight, 1.0)]
+    kinds = ("convolved", "normed", "activated", "joined", "pooled")
+    values = [(batch * getattr(layer, kind) * getattr(numbers, kind), 1.0) for kind in kinds]
+    return [*values, (layer.parameters * numbers.cast_weight, 1.0)]
 
 
 def loss_blocks(batch: int, heads: Sequence[int], numbers: Coefficients) -> list[tuple[float, float]]:
     """The loss at its highest: at the highest resolution, when other heads have only their gradients left."""
     copies = [numbers.logit_copies, *([1.0] * (len(heads) - 1))]
     return [(batch * logits * WEIGHT_BYTES, count) for logits, count in zip(heads, copies, strict=True)]
-
-
-def _go_back(pile: Pile, layer: Layer, batch: int, numbers: Coefficients, unused: list[tuple[float, float]]) -> None:
-    """One layer's backward pass: activation and norm, then convolution.
-
-    ``unused``: gradients of concatenations, of which the encoder has not used its part yet.
-    """
-    inputs, outputs, beside = (
-        batch * values * numbers.gradient for values in (layer.inputs, layer.outputs, layer.beside)
-    )
-    pile.touch((outputs, 2), (beside, 1))
-    if layer.takes_skip:
-        unused.append((batch * layer.joined * numbers.gradient, 1.0))
-        pile.add(unused[-1:])
-    elif layer.is_skip:
-        pile.drop([unused.pop()])
-    pile.drop(waiting_blocks(layer, batch, numbers))
-    scratch = layer.parameters * (numbers.weight_scratch + numbers.cast_weight)
-    pile.touch((inputs, numbers.input_copies), (outputs, 1), (beside, 1), (scratch, 1))
-    pile.add([(layer.parameters * WEIGHT_BYTES, 1.0)])

@@ -12,7 +12,7 @@ from planners.decision import DecisionRecord
 from planners.document import PROSE, Document, InvalidError
 from planners.fingerprint import MOST_VOXELS, IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
-from planners.parts import LOSSES, TOPOLOGIES, require_installed
+from planners.registry import LOSSES, TOPOLOGIES, require_installed
 from planners.wording import counted
 
 MOST_PATCH_VOXELS = 2 * MOST_VOXELS

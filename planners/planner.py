@@ -1,59 +1,98 @@
-"""Fingerprint and memory target -> plan: which configurations a dataset gets, in nnU-Net's order."""
+"""Fingerprint and memory target -> plan: which configurations a dataset gets, in nnU-Net's order, and each by which rules."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from pydantic import JsonValue
 
-from planners.configuring import (
-    Draft,
-    Fitted,
-    Role,
-    Setting,
-    configure,
-    fit_by_letter,
-    fit_grid,
-    fit_trainable,
-    flaw_of,
-    refusal,
-)
 from planners.decision import Decision, DecisionRecord
 from planners.document import Issue, PlanningError
-from planners.fingerprint import CaseSize, Fingerprint
-from planners.geometry import (
-    Permutation,
-    PlanShape,
-    PlanSpacing,
-    SourceSpacing,
-    inverse,
-    shape_in_plan_axes,
-    spacing_in_plan_axes,
-    transpose,
+from planners.fingerprint import Fingerprint
+from planners.geometry import Permutation, SourceSpacing, inverse, transpose
+from planners.plan import ChannelNormalization, Configuration, Loss, Plan
+from planners.registry import TOPOLOGIES
+from planners.rules.axes import (
+    decide_axis_order,
+    decide_mirror_axes,
+    decide_source_axes,
+    decide_volumetric,
+    find_single_slice_axis,
+    in_acquisition_axes,
+    put_single_slice_first,
 )
-from planners.parts import TOPOLOGIES
-from planners.plan import Plan
-from planners.rules.axes import decide_axis_order, decide_volumetric, find_single_slice_axis, put_single_slice_first
-from planners.rules.cascade import LowResolution, search_low_resolution
+from planners.rules.cascade import LowResolution, decide_inputs, search_low_resolution
 from planners.rules.intensity import decide_normalization
 from planners.rules.limits import find_issues, find_size_issues
-from planners.rules.memory import decide_memory_target
-from planners.rules.patch import Grid, NoFit
-from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
-from planners.rules.spacing import decide_interpolation, decide_median_shape, decide_target_spacing
+from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss, find_rarity
+from planners.rules.patch import (
+    Grid,
+    MemoryBudget,
+    NoFit,
+    PatchFit,
+    decide_batch_size,
+    decide_memory_target,
+    describe_departure,
+    describe_patch,
+    fit_reference_patch,
+    fit_trainable_patch,
+    memory_budget,
+)
+from planners.rules.spacing import Interpolation, decide_interpolation, decide_median_shape, decide_target_spacing
+from planners.rules.topology import Pyramid, describe_pyramid
 from planners.topology import PresetRules, Topology, find_preset
+from planners.wording import voxels
+
+LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
+"""Common sizes of GPU memory, to say what more of it would change."""
+
+Draft = tuple[Configuration, tuple[DecisionRecord, ...]]
+"""A configuration with the decisions that led to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Space:
-    """The resampled dataset in plan axes, with the decisions that led there."""
+class _Setting:
+    """What all configurations of a plan share."""
 
+    fingerprint: Fingerprint
+    preset: PresetRules
+    memory_target_gb: float
+    strict_reference: bool
+    normalization: tuple[ChannelNormalization, ...]
+    interpolation: Interpolation
     transpose_forward: Permutation
-    volume: Grid
-    records: tuple[DecisionRecord, ...]
+
+    def budget(self, grid: Grid) -> MemoryBudget:
+        """What fits on a grid."""
+        return memory_budget(self.preset, self.memory_target_gb, dimensions=len(grid.spacing_mm))
+
+    def estimate(self, topology: Topology) -> Callable[[Pyramid], int]:
+        """Feature-map values of one image."""
+        return lambda pyramid: topology.feature_maps(pyramid, self.fingerprint.num_label_entries)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Role:
+    """What sets one configuration apart from the others of its plan."""
+
+    name: str
+    topology: Topology
+    data: str
+    is_full_resolution: bool = False
+    has_low_resolution: bool = False
+    previous_stage: str | None = None
+    next_stage: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fitted:
+    """A patch, and if it departs from nnU-Net's, why."""
+
+    fit: PatchFit
+    departure: str | None = None
 
 
 def plan_dataset(
@@ -79,18 +118,27 @@ def plan_dataset(
     issues = find_issues(
         fingerprint, memory_gb=memory_gb, device_memory_gb=device_memory_gb, target_spacing_mm=target_spacing_mm
     )
-    _refuse(fingerprint, issues)
-    axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
-    if axes.value == "acquisition":
+    _refuse(fingerprint, *issues)
+    source_axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
+    if source_axes.value == "acquisition":
         fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
     reoriented = any(case.file_axes is not None for case in fingerprint.cases)
     memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
-    space = _decide_space(fingerprint, target_spacing_mm, strict_reference=strict_reference)
-    setting, records = _decide_setting(fingerprint, rules, memory.value, space, strict_reference)
-    candidates, drafts = _configurations(
-        setting, topology, space, with_candidates=preset == "default" and not strict_reference
+    volume, forward, records = _volume(fingerprint, target_spacing_mm, strict_reference=strict_reference)
+    normalization = decide_normalization(fingerprint.channels, fingerprint.median_relative_size_after_cropping)
+    interpolation = decide_interpolation()
+    setting = _Setting(
+        fingerprint=fingerprint,
+        preset=rules,
+        memory_target_gb=memory.value,
+        strict_reference=strict_reference,
+        normalization=normalization.value,
+        interpolation=interpolation.value,
+        transpose_forward=forward,
     )
-    configured = (record for draft in drafts for record in draft.records)
+    candidates, drafts = _configurations(setting, topology, volume, preset == "default" and not strict_reference)
+    records = (memory.record(), *[source_axes.record()] * reoriented, *records)
+    z, y, x = _median([case.shape for case in fingerprint.cases], forward)
     return Plan(
         dataset_name=fingerprint.dataset_name,
         preset=preset,
@@ -98,190 +146,251 @@ def plan_dataset(
         memory_target_gb=memory.value,
         channels=fingerprint.channels,
         labels=fingerprint.labels,
-        source_axes=axes.value,
-        transpose_forward=space.transpose_forward,
-        transpose_backward=inverse(space.transpose_forward),
-        original_median_spacing_mm=_median_spacing(fingerprint.cases, space.transpose_forward),
-        original_median_shape=_median_size(fingerprint.cases, space.transpose_forward),
+        source_axes=source_axes.value,
+        transpose_forward=forward,
+        transpose_backward=inverse(forward),
+        original_median_spacing_mm=_median([case.spacing_mm for case in fingerprint.cases], forward),
+        original_median_shape=(round(z), round(y), round(x)),
         intensities=fingerprint.intensities,
-        configurations=tuple(draft.configuration for draft in drafts),
+        configurations=tuple(configuration for configuration, _ in drafts),
         decisions=(
-            memory.record(memory.value),
-            *[axes.record(axes.value)] * reoriented,
-            *space.records,
             *records,
+            normalization.record(),
+            interpolation.record(),
             *candidates,
-            *configured,
+            *(record for _, own in drafts for record in own),
         ),
     )
 
 
-def _decide_space(
+def _refuse(fingerprint: Fingerprint, *issues: Issue) -> None:
+    if issues:
+        raise PlanningError(f"dataset {fingerprint.dataset_name} cannot be planned", issues)
+
+
+def _median(values: Sequence[Sequence[float]], permutation: Permutation) -> tuple[float, float, float]:
+    """Along each axis, in plan axes."""
+    return transpose(np.median(np.array(values), axis=0).tolist(), permutation)
+
+
+def _volume(
     fingerprint: Fingerprint, requested_mm: tuple[float, float, float] | None, *, strict_reference: bool
-) -> _Space:
-    """Spacing, median shape and axis order (method sections 3.2 to 3.4)."""
+) -> tuple[Grid, Permutation, tuple[DecisionRecord, ...]]:
+    """Resampled dataset and order of the axes, with the decisions that led there (method sections 3.2 to 3.4)."""
     wanted = None if requested_mm is None else SourceSpacing(requested_mm)
     spacing = decide_target_spacing(fingerprint.cases, requested_mm=wanted)
     shape = decide_median_shape(fingerprint.cases, spacing.value, strict_reference=strict_reference)
-    _refuse(fingerprint, find_size_issues(shape.value, requested_mm=wanted))
+    _refuse(fingerprint, *find_size_issues(shape.value, requested_mm=wanted))
     order = decide_axis_order(spacing.value)
     single = None if strict_reference else find_single_slice_axis(shape.value, spacing.value)
     if single is not None and order.value[0] != single:
         order = put_single_slice_first(single, shape.value, spacing.value)
-    voxels = shape_in_plan_axes(shape.value, order.value)
+    median_shape = transpose(shape.value, order.value)
     volume = Grid(
-        spacing_mm=spacing_in_plan_axes(spacing.value, order.value),
-        median_shape=voxels,
-        dataset_voxels=math.prod(voxels) * fingerprint.num_training_cases,
+        spacing_mm=transpose(spacing.value, order.value),
+        median_shape=median_shape,
+        dataset_voxels=math.prod(median_shape) * fingerprint.num_training_cases,
     )
-    records = (
-        spacing.record(list(spacing.value)),
-        shape.record(list(shape.value)),
-        order.record(list(order.value)),
-    )
-    return _Space(transpose_forward=order.value, volume=volume, records=records)
-
-
-def _decide_setting(
-    fingerprint: Fingerprint, rules: PresetRules, memory_gb: float, space: _Space, strict_reference: bool
-) -> tuple[Setting, tuple[DecisionRecord, ...]]:
-    """What all configurations share: intensities and interpolation (method sections 3.11, 3.12)."""
-    normalization = decide_normalization(fingerprint.channels, fingerprint.median_relative_size_after_cropping)
-    interpolation = decide_interpolation()
-    setting = Setting(
-        dataset_name=fingerprint.dataset_name,
-        preset=rules,
-        memory_target_gb=memory_gb,
-        strict_reference=strict_reference,
-        labels=fingerprint.labels,
-        label_entries=fingerprint.num_label_entries,
-        num_training_cases=fingerprint.num_training_cases,
-        class_sizes=fingerprint.class_sizes,
-        normalization=normalization.value,
-        interpolation=interpolation.value,
-        transpose_forward=space.transpose_forward,
-        sided_axis=fingerprint.sided_axis,
-        sided_pairs=fingerprint.sided_pairs,
-    )
-    orders: JsonValue = {
-        kind: getattr(interpolation.value, kind).model_dump(mode="json") for kind in ("image", "labels", "logits")
-    }
-    schemes: JsonValue = [entry.model_dump(mode="json") for entry in normalization.value]
-    return setting, (normalization.record(schemes), interpolation.record(orders))
+    return volume, order.value, (spacing.record(), shape.record(), order.record())
 
 
 def _configurations(
-    setting: Setting, topology: Topology, space: _Space, *, with_candidates: bool
-) -> tuple[tuple[DecisionRecord, ...], tuple[Draft, ...]]:
+    setting: _Setting, topology: Topology, volume: Grid, with_candidates: bool
+) -> tuple[list[DecisionRecord], list[Draft]]:
     """All configurations in the order of a plan (method sections 3.5, 3.10), and why these."""
-    volume = space.volume
-    slices = Grid(
-        spacing_mm=volume.spacing_mm[1:], median_shape=volume.median_shape[1:], dataset_voxels=volume.dataset_voxels
-    )
+    slices = replace(volume, spacing_mm=volume.spacing_mm[1:], median_shape=volume.median_shape[1:])
     drafts = []
     if 2 in topology.dimensions:
-        drafts.append(_draft(setting, Role(name="2d", topology=topology, data="2d"), slices))
-    volumetric = decide_volumetric(_plan_shape(volume))
+        drafts.append(_fit_and_configure(setting, _Role(name="2d", topology=topology, data="2d"), slices))
+    volumetric = decide_volumetric(volume.median_shape)
     if not volumetric.value or 3 not in topology.dimensions:
         if not drafts:
-            raise _wrong_dimensions(setting, topology)
-        return (volumetric.record(False),), tuple(drafts)
-    full = fit_grid(setting, "3d_fullres", topology, volume)
-    low = _decide_low_resolution(setting, topology, volume, full)
-    drafts += _volumetric_drafts(setting, topology, volume, full, low.value)
-    records = [volumetric.record(True), low.record(low.value is not None)]
+            message = f"a {topology.title} is 3D only, and the median case is a single slice"
+            issue = Issue(code="plan.topology_dimensions", where="preset", message=message, fix="choose another preset")
+            _refuse(setting.fingerprint, issue)
+        return [volumetric.record(shown=False)], drafts
+    fullres = _Role(name="3d_fullres", topology=topology, data="3d_fullres", is_full_resolution=True)
+    fitted = _fit(setting, fullres, volume)
+    low = _decide_low_resolution(setting, topology, volume, fitted.fit.pyramid.patch)
+    if low.value is None:
+        drafts.append(_configure(setting, fullres, volume, fitted))
+    else:
+        fullres = replace(fullres, has_low_resolution=True)
+        lowres = _Role(name="3d_lowres", topology=topology, data="3d_lowres", next_stage="3d_cascade_fullres")
+        cascade = replace(fullres, name="3d_cascade_fullres", previous_stage="3d_lowres")
+        drafts.append(_configure(setting, lowres, low.value.grid, _Fitted(fit=low.value.fit)))
+        drafts += [_configure(setting, role, volume, fitted) for role in (fullres, cascade)]
+    records = [volumetric.record(), low.record(shown=low.value is not None)]
     for beside in map(TOPOLOGIES.get, TOPOLOGIES.own if with_candidates else ()):
         if beside.decide_candidate is not None:
-            candidate = beside.decide_candidate(_plan_spacing(volume))
-            records.append(candidate.record(candidate.value))
+            candidate = beside.decide_candidate(volume.spacing_mm)
+            records.append(candidate.record())
             if candidate.value:
-                drafts.append(_draft(setting, _full_resolution(beside, low.value, suffix=f"_{beside.name}"), volume))
-    return tuple(records), tuple(drafts)
-
-
-def _wrong_dimensions(setting: Setting, topology: Topology) -> PlanningError:
-    issue = Issue(
-        code="plan.topology_dimensions",
-        where="preset",
-        message=f"a {topology.title} is 3D only, and the median case is a single slice",
-        fix="choose another preset",
-    )
-    return PlanningError(f"dataset {setting.dataset_name} cannot be planned", [issue])
+                role = replace(fullres, name=f"3d_fullres_{beside.name}", topology=beside)
+                drafts.append(_fit_and_configure(setting, role, volume))
+    return records, drafts
 
 
 def _decide_low_resolution(
-    setting: Setting, topology: Topology, volume: Grid, full: Fitted
+    setting: _Setting, topology: Topology, volume: Grid, patch: tuple[int, ...]
 ) -> Decision[LowResolution | None]:
     """The low resolution as nnU-Net plans it; where its network could not be trained, a trainable one."""
-    patch, num_cases = full.fit.pyramid.patch, setting.num_training_cases
+    num_cases = setting.fingerprint.num_training_cases
     found = search_low_resolution(
-        volume, patch, num_cases=num_cases, fit=lambda grid: fit_by_letter(setting, topology, grid)
+        volume, patch, num_cases=num_cases, fit=lambda grid: _fit_by_letter(setting, topology, grid)
     )
     if isinstance(found.value, NoFit) and setting.strict_reference:
-        raise refusal(setting.dataset_name, "3d_lowres", found.value)
-    if not setting.strict_reference and flaw_of(
+        _refuse(setting.fingerprint, _no_patch("3d_lowres", found.value))
+    if not setting.strict_reference and _flaw(
         found.value.fit if isinstance(found.value, LowResolution) else found.value
     ):
         found = search_low_resolution(
             volume,
             patch,
             num_cases=num_cases,
-            fit=lambda grid: fit_trainable(setting, topology, grid),
+            fit=lambda grid: _fit_trainable(setting, topology, grid),
             least_voxels=1,
         )
-    return found  # type: ignore[return-value]  # NoFit is gone: it was raised, or the trainable search has none
+    return found  # type: ignore[return-value]  # NoFit is gone: it was refused, or the trainable search has none
 
 
-def _volumetric_drafts(
-    setting: Setting, topology: Topology, volume: Grid, full: Fitted, low: LowResolution | None
-) -> tuple[Draft, ...]:
-    """Full resolution, and with a low resolution its first stage before and the cascade after it."""
-    fullres = _full_resolution(topology, low)
-    if low is None:
-        return (configure(setting, fullres, volume, full),)
-    lowres = Role(name="3d_lowres", topology=topology, data="3d_lowres", next_stage="3d_cascade_fullres")
-    cascade = replace(fullres, name="3d_cascade_fullres", previous_stage="3d_lowres")
-    return (
-        configure(setting, lowres, low.grid, Fitted(fit=low.fit)),
-        configure(setting, fullres, volume, full),
-        configure(setting, cascade, volume, full),
+def _fit_by_letter(setting: _Setting, topology: Topology, grid: Grid) -> PatchFit | NoFit:
+    """The patch exactly as nnU-Net plans it, or why there is none."""
+    rule, most = topology.reference_pyramid, topology.most_stages
+    fit = fit_reference_patch(grid, setting.budget(grid), setting.estimate(topology), rule=rule)
+    if isinstance(fit, PatchFit) and most is not None and fit.pyramid.num_stages > most:
+        reason = f"a patch of {voxels(fit.pyramid.patch)} voxels has more than {most} stages"
+        return NoFit(reason=reason, yields_to_memory=False)
+    return fit
+
+
+def _fit_trainable(setting: _Setting, topology: Topology, grid: Grid) -> PatchFit:
+    rule = topology.trainable_pyramid
+    return fit_trainable_patch(grid, setting.budget(grid), setting.estimate(topology), rule=rule)
+
+
+def _flaw(fit: PatchFit | NoFit | None) -> str | None:
+    """Why a network of this fit cannot be trained; none where it can, or without a fit."""
+    if isinstance(fit, NoFit):
+        return fit.reason
+    if fit is not None and fit.pyramid.num_stages < 2:
+        return (
+            f"a patch of {voxels(fit.pyramid.patch)} voxels gives a network of one stage, without decoder and outputs"
+        )
+    return None
+
+
+def _no_patch(name: str, letter: NoFit) -> Issue:
+    """Why nnU-Net's rules give no plan."""
+    return Issue(
+        code="plan.no_patch",
+        where=f"configuration {name}",
+        message=letter.reason,
+        fix="plan without --strict-reference" + (", or for more --memory" if letter.yields_to_memory else ""),
     )
 
 
-def _full_resolution(topology: Topology, low: LowResolution | None, *, suffix: str = "") -> Role:
-    return Role(
-        name=f"3d_fullres{suffix}",
-        topology=topology,
-        data="3d_fullres",
-        is_full_resolution=True,
-        has_low_resolution=low is not None,
+def _fit(setting: _Setting, role: _Role, grid: Grid) -> _Fitted:
+    """The patch for a grid: nnU-Net's, or a trainable one where that cannot be trained (unless strict)."""
+    letter = _fit_by_letter(setting, role.topology, grid)
+    if setting.strict_reference and isinstance(letter, NoFit):
+        _refuse(setting.fingerprint, _no_patch(role.name, letter))
+    flaw = None if setting.strict_reference else _flaw(letter)
+    if flaw is None and isinstance(letter, PatchFit):
+        return _Fitted(fit=letter)
+    return _Fitted(fit=_fit_trainable(setting, role.topology, grid), departure=flaw)
+
+
+def _fit_and_configure(setting: _Setting, role: _Role, grid: Grid) -> Draft:
+    return _configure(setting, role, grid, _fit(setting, role, grid))
+
+
+def _configure(setting: _Setting, role: _Role, grid: Grid, fitted: _Fitted) -> Draft:
+    """The configuration on a grid with the patch that fits it."""
+    labels, topology, strict = setting.fingerprint.labels, role.topology, setting.strict_reference
+    dimensions: Any = len(grid.spacing_mm)
+    fit, budget, pyramid = fitted.fit, setting.budget(grid), fitted.fit.pyramid
+    num_inputs, previous = len(setting.normalization), role.previous_stage
+    decisions: list[Decision[Any]] = []
+    if fitted.departure is not None:
+        decisions.append(describe_departure(fit, fitted.departure))
+    if previous is not None:
+        decisions.append(decide_inputs(num_inputs, previous, len(labels.values)))
+        num_inputs = decisions[-1].value
+    network = topology.describe(pyramid, grid.spacing_mm, num_inputs=num_inputs, num_outputs=labels.num_outputs)
+    change = _with_more_memory(setting, role, grid, fit)
+    batch = decide_batch_size(fit, budget, dataset_voxels=grid.dataset_voxels, share=setting.preset.batch_share)
+    batch_dice = decide_batch_dice(
+        dimensions, is_full_resolution=role.is_full_resolution, has_low_resolution=role.has_low_resolution
     )
+    loss = _decide_loss(setting, topology, grid, math.prod(pyramid.patch), batch_dice=batch_dice.value)
+    deep_supervision = decide_deep_supervision(topology, pyramid.num_stages, strict_reference=strict)
+    mirroring = decide_mirror_axes(
+        dimensions,
+        transpose_forward=setting.transpose_forward,
+        sided_axis=None if strict else setting.fingerprint.sided_axis,
+        sided_pairs=setting.fingerprint.sided_pairs,
+    )
+    decisions += [
+        describe_patch(fit, budget, setting.memory_target_gb, change=change),
+        describe_pyramid(pyramid, grid.spacing_mm, network, source=topology.source),
+        *(batch, batch_dice, loss, deep_supervision, mirroring),
+    ]
+    configuration = Configuration(
+        name=role.name,
+        dimensions=dimensions,
+        data=role.data,
+        spacing_mm=grid.spacing_mm,
+        median_shape=tuple(float(size) for size in grid.median_shape),
+        patch_shape=pyramid.patch,
+        batch_size=batch.value,
+        normalization=setting.normalization,
+        resample_image=setting.interpolation.image,
+        resample_labels=setting.interpolation.labels,
+        resample_logits=setting.interpolation.logits,
+        network=network,
+        loss=loss.value,
+        deep_supervision=deep_supervision.value,
+        mirror_axes=mirroring.value,
+        previous_stage=previous,
+        next_stage=role.next_stage,
+    )
+    return configuration, tuple(decision.record(role.name) for decision in decisions)
 
 
-def _draft(setting: Setting, role: Role, grid: Grid) -> Draft:
-    return configure(setting, role, grid, fit_grid(setting, role.name, role.topology, grid))
+def _decide_loss(
+    setting: _Setting, topology: Topology, grid: Grid, patch_voxels: int, *, batch_dice: bool
+) -> Decision[Loss]:
+    if topology.decide_loss is not None:
+        return topology.decide_loss(batch_dice)
+    fingerprint = setting.fingerprint
+    rarity = find_rarity(
+        () if setting.strict_reference else fingerprint.class_sizes,
+        case_voxels=grid.dataset_voxels / fingerprint.num_training_cases,
+        patch_voxels=patch_voxels,
+    )
+    return decide_loss(has_regions=fingerprint.labels.has_regions, batch_dice=batch_dice, rarity=rarity)
 
 
-def _refuse(fingerprint: Fingerprint, issues: tuple[Issue, ...]) -> None:
-    if issues:
-        raise PlanningError(f"dataset {fingerprint.dataset_name} cannot be planned", issues)
-
-
-def _plan_shape(grid: Grid) -> PlanShape:
-    z, y, x = grid.median_shape
-    return PlanShape((z, y, x))
-
-
-def _plan_spacing(grid: Grid) -> PlanSpacing:
-    z, y, x = grid.spacing_mm
-    return PlanSpacing((z, y, x))
-
-
-def _median_spacing(cases: Sequence[CaseSize], permutation: Permutation) -> tuple[float, float, float]:
-    z, y, x = transpose(np.median(np.array([case.spacing_mm for case in cases]), axis=0).tolist(), permutation)
-    return float(z), float(y), float(x)
-
-
-def _median_size(cases: Sequence[CaseSize], permutation: Permutation) -> tuple[int, int, int]:
-    z, y, x = transpose(np.median(np.array([case.shape for case in cases]), axis=0).tolist(), permutation)
-    return round(z), round(y), round(x)
+def _with_more_memory(setting: _Setting, role: _Role, grid: Grid, fit: PatchFit) -> str:
+    """What the next larger common GPU would change about the patch."""
+    if fit.num_steps == 0:
+        if role.next_stage is not None:
+            return "with more memory the spacing might be finer, or no cascade needed"
+        return "larger or finer images, but not more memory"
+    for target_gb in LARGER_TARGETS_GB:
+        if target_gb <= setting.memory_target_gb:
+            continue
+        larger = fit_reference_patch(
+            grid,
+            replace(setting, memory_target_gb=target_gb).budget(grid),
+            setting.estimate(role.topology),
+            rule=role.topology.reference_pyramid,
+        )
+        if _flaw(larger) is None and isinstance(larger, PatchFit) and larger.pyramid.patch != fit.pyramid.patch:
+            patch = voxels(larger.pyramid.patch)
+            if role.next_stage is not None:  # how coarse the low resolution is depends on the full-resolution patch
+                return f"with {target_gb:g} GB a patch of {patch} voxels would fit, or a finer spacing, or no cascade would be needed"
+            condition = "" if role.previous_stage is None else ", if a cascade were still needed"
+            return f"with {target_gb:g} GB the patch would be {patch} voxels{condition}"
+    return f"more than {LARGER_TARGETS_GB[-1]:g} GB of memory would allow a larger patch"

@@ -267,15 +267,7 @@ def _fingerprint(sizes: _FingerprintFile, dataset: DatasetFile, labels: Labels) 
 
 def read_statistics(entry: StatisticsFile) -> IntensityStatistics:
     """The same by our names."""
-    return IntensityStatistics(
-        mean=entry.mean,
-        median=entry.median,
-        std=entry.std,
-        minimum=entry.min,
-        maximum=entry.max,
-        percentile_00_5=entry.percentile_00_5,
-        percentile_99_5=entry.percentile_99_5,
-    )
+    return IntensityStatistics(minimum=entry.min, maximum=entry.max, **entry.model_dump(exclude={"min", "max"}))
 
 
 def _flat(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from pydantic import AliasChoices, Field, JsonValue, ValidationError
 
@@ -30,12 +29,10 @@ from planners.interop.plans_file import (
     ConfigurationFile,
     InheritanceError,
     PlansFile,
-    ResamplingArguments,
     inherited,
     read_configurations,
 )
-from planners.plan import ChannelNormalization, Configuration, Network, Plan, Resampling
-from planners.rules.loss import decide_loss
+from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Resampling
 from planners.topology import find_preset
 from planners.wording import counted
 
@@ -54,6 +51,11 @@ READER_OF_ENDING = {
     ".nii": "NibabelIO",
 }
 """By file ending; any other takes SimpleITKIO (method section 1.5). ``.tif`` may be flat or not, see `_reader`."""
+STATISTICS = {
+    "max": "maximum", "mean": "mean", "median": "median", "min": "minimum", "percentile_00_5": "percentile_00_5",
+    "percentile_99_5": "percentile_99_5", "std": "std",
+}  # fmt: skip
+"""nnU-Net's names of intensity statistics, and ours."""
 FLAT_SPACING_FACTOR = 999.0
 """2D images are read as slices this many times as thick as their larger pixel side (method section 1.5)."""
 
@@ -67,17 +69,9 @@ def nnunet_plans(
     does not have (V-Nets) are left out. Raises `PlanningError` for the V-Net preset.
     """
     if plan.preset not in PLANNERS:
-        raise PlanningError(
-            f"plan of {plan.dataset_name} cannot be exported",
-            [
-                Issue(
-                    code="plan.not_in_nnunet",
-                    where="preset",
-                    message=f"nnU-Net has no counterpart of {plan.preset!r}",
-                    fix=f"plan with one of {', '.join(PLANNERS)}",
-                )
-            ],
-        )
+        found, fix = f"nnU-Net has no counterpart of {plan.preset!r}", f"plan with one of {', '.join(PLANNERS)}"
+        issue = Issue(code="plan.not_in_nnunet", where="preset", message=found, fix=fix)
+        raise PlanningError(f"plan of {plan.dataset_name} cannot be exported", [issue])
     planner, own_name = PLANNERS[plan.preset]
     name = plans_name or own_name
     known = [configuration for configuration in plan.configurations if configuration.network.family in NETWORKS]
@@ -93,7 +87,8 @@ def nnunet_plans(
         "experiment_planner_used": planner,
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {
-            str(index): _written_statistics(entry) for index, entry in enumerate(plan.intensities)
+            str(index): {key: getattr(entry, field) for key, field in STATISTICS.items()}
+            for index, entry in enumerate(plan.intensities)
         },
     }
 
@@ -111,6 +106,19 @@ def _written(configuration: Configuration, plans_name: str, preset: str) -> dict
     if configuration.previous_stage is not None:
         return {"inherits_from": configuration.data, "previous_stage": configuration.previous_stage}
     shared = preset != "default" and configuration.name != "3d_lowres"
+    data, labels, logits = (
+        dict[str, JsonValue](
+            is_seg=is_label,
+            order=resampling.order,
+            order_z=resampling.order_z,
+            force_separate_z=resampling.separate_z,
+        )
+        for resampling, is_label in (
+            (configuration.resample_image, False),
+            (configuration.resample_labels, True),
+            (configuration.resample_logits, False),
+        )
+    )
     written: dict[str, JsonValue] = {
         "data_identifier": f"{'nnUNetPlans' if shared else plans_name}_{configuration.name}",
         "preprocessor_name": "DefaultPreprocessor",
@@ -124,25 +132,16 @@ def _written(configuration: Configuration, plans_name: str, preset: str) -> dict
         "use_mask_for_norm": [entry.use_mask for entry in configuration.normalization],
         "resampling_fn_data": RESAMPLING,
         "resampling_fn_seg": RESAMPLING,
-        "resampling_fn_data_kwargs": _written_resampling(configuration.resample_image, is_label=False),
-        "resampling_fn_seg_kwargs": _written_resampling(configuration.resample_labels, is_label=True),
+        "resampling_fn_data_kwargs": data,
+        "resampling_fn_seg_kwargs": labels,
         "resampling_fn_probabilities": RESAMPLING,
-        "resampling_fn_probabilities_kwargs": _written_resampling(configuration.resample_logits, is_label=False),
+        "resampling_fn_probabilities_kwargs": logits,
         "architecture": _written_network(configuration.network),
         "batch_dice": configuration.loss.batch_dice,
     }
     if configuration.next_stage is not None:
         written["next_stage"] = configuration.next_stage
     return written
-
-
-def _written_resampling(resampling: Resampling, *, is_label: bool) -> dict[str, JsonValue]:
-    return {
-        "is_seg": is_label,
-        "order": resampling.order,
-        "order_z": resampling.order_z,
-        "force_separate_z": resampling.separate_z,
-    }
 
 
 def _written_network(network: Network) -> dict[str, JsonValue]:
@@ -170,27 +169,13 @@ def _written_network(network: Network) -> dict[str, JsonValue]:
     }
 
 
-def _written_statistics(entry: IntensityStatistics) -> dict[str, JsonValue]:
-    return {
-        "max": entry.maximum,
-        "mean": entry.mean,
-        "median": entry.median,
-        "min": entry.minimum,
-        "percentile_00_5": entry.percentile_00_5,
-        "percentile_99_5": entry.percentile_99_5,
-        "std": entry.std,
-    }
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What a plans file does not hold."""
 
-
-class Known(Protocol):
-    """What a plans file does not hold; a `Fingerprint` does."""
-
-    @property
-    def channels(self) -> tuple[str, ...]: ...
-    @property
-    def labels(self) -> Labels: ...
-    @property
-    def intensities(self) -> tuple[IntensityStatistics, ...]: ...
+    channels: tuple[str, ...]
+    labels: Labels
+    intensities: tuple[IntensityStatistics, ...]
 
 
 def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str = "plans.json") -> Plan:
@@ -204,23 +189,12 @@ def read_nnunet_plans(text: str | bytes, dataset: NnunetDataset, *, where: str =
         file = PlansFile.model_validate_json(text)
     except ValidationError as error:
         raise DocumentError(where, issues_of(error)) from error
-    return make_plan(file, tuple(file.configurations), dataset.fingerprint, where=where)
+    fingerprint = dataset.fingerprint
+    known = _Known(channels=fingerprint.channels, labels=fingerprint.labels, intensities=fingerprint.intensities)
+    return _make_plan(file, tuple(file.configurations), known, where=where)
 
 
-def make_plan(file: PlansFile, names: Collection[str], known: Known, *, where: str) -> Plan:
-    """The plan with the configurations ``names`` of a plans file. Raises `DocumentError` with all issues."""
-    parts, issues = read_configurations(file.configurations, names)
-    for name, part in parts.items():
-        issues += within(f"configurations.{name}", _part_issues(part, known))
-    if issues:
-        raise DocumentError(where, issues)
-    try:
-        return _plan(file, parts, known)
-    except ValidationError as error:
-        raise DocumentError(where, issues_of(error)) from error
-
-
-def _part_issues(part: ConfigurationFile, known: Known) -> list[Issue]:
+def _part_issues(part: ConfigurationFile, known: _Known) -> list[Issue]:
     channels = len(known.channels)
     arguments = part.architecture.arch_kwargs
     issues = [
@@ -249,7 +223,13 @@ def _counts(part: ConfigurationFile) -> tuple[tuple[int, ...] | None, str]:
     return arguments.n_blocks_per_stage, "n_blocks_per_stage"
 
 
-def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) -> Plan:
+def _make_plan(file: PlansFile, names: Collection[str], known: _Known, *, where: str) -> Plan:
+    """The plan with the configurations ``names`` of a plans file. Raises `DocumentError` with all issues."""
+    parts, issues = read_configurations(file.configurations, names)
+    for name, part in parts.items():
+        issues += within(f"configurations.{name}", _part_issues(part, known))
+    if issues:
+        raise DocumentError(where, issues)
     residual = any(part.architecture.family == "residual_unet" for part in parts.values())
     fallback = "resenc" if residual else "default"
     preset = next((key for key, (planner, _) in PLANNERS.items() if planner == file.experiment_planner_used), fallback)
@@ -257,28 +237,48 @@ def _plan(file: PlansFile, parts: dict[str, ConfigurationFile], known: Known) ->
     stages = (
         tuple(parts) if len(parts) < len(file.configurations) else tuple(part.next_stage for part in parts.values())
     )
-    return Plan(
-        dataset_name=file.dataset_name,
-        preset=preset,
-        strict_reference=True,
-        memory_target_gb=find_preset(preset)[1].reference_gb,
-        channels=known.channels,
-        labels=known.labels,
-        transpose_forward=file.transpose_forward,
-        transpose_backward=inverse(file.transpose_forward),
-        original_median_spacing_mm=file.original_median_spacing_after_transp,
-        original_median_shape=file.original_median_shape_after_transp,
-        intensities=known.intensities,
-        configurations=tuple(_read_configuration(name, part, known, file, stages) for name, part in parts.items()),
-    )
+    try:
+        return Plan(
+            dataset_name=file.dataset_name,
+            preset=preset,
+            strict_reference=True,
+            memory_target_gb=find_preset(preset)[1].reference_gb,
+            channels=known.channels,
+            labels=known.labels,
+            transpose_forward=file.transpose_forward,
+            transpose_backward=inverse(file.transpose_forward),
+            original_median_spacing_mm=file.original_median_spacing_after_transp,
+            original_median_shape=file.original_median_shape_after_transp,
+            intensities=known.intensities,
+            configurations=tuple(_read_configuration(name, part, known, file, stages) for name, part in parts.items()),
+        )
+    except ValidationError as error:
+        raise DocumentError(where, issues_of(error)) from error
 
 
 def _read_configuration(
-    name: str, part: ConfigurationFile, known: Known, file: PlansFile, stages: Collection[str | None]
+    name: str, part: ConfigurationFile, known: _Known, file: PlansFile, stages: Collection[str | None]
 ) -> Configuration:
-    labels = known.labels
+    arguments, (counts, _) = part.architecture.arch_kwargs, _counts(part)
     schemes = {written: scheme for scheme, written in SCHEMES.items()}
-    family = part.architecture.family
+    image, labels, logits = (
+        Resampling(order=given.order, order_z=given.order_z, separate_z=given.force_separate_z)
+        for given in (
+            part.resampling_fn_data_kwargs,
+            part.resampling_fn_seg_kwargs,
+            part.resampling_fn_probabilities_kwargs,
+        )
+    )
+    network = Network(
+        family=part.architecture.family,
+        num_inputs=len(known.channels) + (len(known.labels.values) if part.previous_stage else 0),
+        num_outputs=known.labels.num_outputs,
+        features=arguments.features_per_stage,
+        kernels=arguments.kernel_sizes,
+        strides=arguments.strides,
+        blocks=counts or (),
+        decoder_blocks=tuple(reversed(arguments.n_conv_per_stage_decoder)),
+    )
     return Configuration(
         name=name,
         dimensions=len(part.patch_size),  # type: ignore[arg-type]  # 2 or 3, as `PatchShape` says
@@ -291,35 +291,16 @@ def _read_configuration(
             ChannelNormalization(scheme=schemes[scheme], use_mask=masked)
             for scheme, masked in zip(part.normalization_schemes, part.use_mask_for_norm, strict=True)
         ),
-        resample_image=_read_resampling(part.resampling_fn_data_kwargs),
-        resample_labels=_read_resampling(part.resampling_fn_seg_kwargs),
-        resample_logits=_read_resampling(part.resampling_fn_probabilities_kwargs),
-        network=_read_network(part, family, known),
-        loss=decide_loss(has_regions=labels.has_regions, batch_dice=part.batch_dice).value,
+        resample_image=image,
+        resample_labels=labels,
+        resample_logits=logits,
+        network=network,
+        loss=Loss(batch_dice=part.batch_dice),
         deep_supervision=True,
         mirror_axes=(0, 1) if len(part.patch_size) == 2 else (0, 1, 2),
         previous_stage=part.previous_stage,
         next_stage=part.next_stage if part.previous_stage is None and part.next_stage in stages else None,
     )
-
-
-def _read_network(part: ConfigurationFile, family: str, known: Known) -> Network:
-    arguments = part.architecture.arch_kwargs
-    counts, _ = _counts(part)
-    return Network(
-        family=family,
-        num_inputs=len(known.channels) + (len(known.labels.values) if part.previous_stage else 0),
-        num_outputs=known.labels.num_outputs,
-        features=arguments.features_per_stage,
-        kernels=arguments.kernel_sizes,
-        strides=arguments.strides,
-        blocks=counts or (),
-        decoder_blocks=tuple(reversed(arguments.n_conv_per_stage_decoder)),
-    )
-
-
-def _read_resampling(arguments: ResamplingArguments) -> Resampling:
-    return Resampling(order=arguments.order, order_z=arguments.order_z, separate_z=arguments.force_separate_z)
 
 
 SPACING_BESIDE = "Tiff3DIO"
@@ -345,15 +326,6 @@ class _ModelPlansFile(PlansFile):
             "foreground_intensity_properties_by_modality",  # of earlier versions
         )
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """Of other documents."""
-
-    channels: tuple[str, ...]
-    labels: Labels
-    intensities: tuple[IntensityStatistics, ...]
 
 
 def read_nnunet_model(
@@ -385,25 +357,20 @@ def read_nnunet_model(
         labels=labels,
         intensities=tuple(read_statistics(file.statistics[str(index)]) for index in range(len(description.channels))),
     )
-    plan = make_plan(file, _needed(file, configuration), known, where=plans_where)
-    dimensions = plan.configuration(configuration).dimensions
-    if any(axis >= dimensions for axis in mirror_axes or ()):
-        raise DocumentError(
-            plans_where,
-            [
-                fault(
-                    f"configurations.{configuration}",
-                    f"has {dimensions} axes, but {mirror_axes} are mirrored",
-                    fix="choose existing axes",
-                )
-            ],
-        )
+    plan = _make_plan(file, _needed(file, configuration), known, where=plans_where)
     source_axes = READERS[file.image_reader_writer]
     if source_axes is not None:
         plan = plan.model_copy(update={"source_axes": source_axes, "strict_reference": False})
-    return NnunetModel(
-        plan=_mirrored(plan, configuration, mirror_axes), file_values=file_values, file_ending=description.file_ending
-    )
+    if mirror_axes is not None:
+        chosen = plan.configuration(configuration)
+        if any(axis >= chosen.dimensions for axis in mirror_axes):
+            found = f"has {chosen.dimensions} axes, but {mirror_axes} are mirrored"
+            issue = fault(f"configurations.{configuration}", found, fix="choose existing axes")
+            raise DocumentError(plans_where, [issue])
+        mirrored = chosen.model_copy(update={"mirror_axes": tuple(mirror_axes)})
+        changed = tuple(mirrored if each is chosen else each for each in plan.configurations)
+        plan = plan.model_copy(update={"configurations": changed})
+    return NnunetModel(plan=plan, file_values=file_values, file_ending=description.file_ending)
 
 
 def _plans_issues(file: _ModelPlansFile, dataset: DatasetFile | None, configuration: str) -> list[Issue]:
@@ -435,13 +402,3 @@ def _needed(file: PlansFile, configuration: str) -> tuple[str, ...]:
         return (configuration,)
     data = file.configurations[configuration].get("inherits_from", configuration)
     return tuple(dict.fromkeys((previous, data, configuration)))
-
-
-def _mirrored(plan: Plan, name: str, axes: Sequence[Axis] | None) -> Plan:
-    if axes is None:
-        return plan
-    changed = tuple(
-        each if each.name != name else each.model_copy(update={"mirror_axes": tuple(axes)})
-        for each in plan.configurations
-    )
-    return plan.model_copy(update={"configurations": changed})

@@ -21,14 +21,14 @@ def find_issues(
     """One issue for each value out of range, with its place in the fingerprint or its argument."""
     issues = []
     for index, case in enumerate(fingerprint.cases):
-        for axis in range(3):
-            issues += _spacing_issues(f"cases.{index}.spacing_mm.{axis}", case.spacing_mm[axis], case=case.case_id)
-            if case.shape[axis] > MOST_VOXELS:
+        for axis, (voxels, mm) in enumerate(zip(case.shape, case.spacing_mm, strict=True)):
+            issues += _spacing_issues(f"cases.{index}.spacing_mm.{axis}", mm, "check the image's spacing", case.case_id)
+            if voxels > MOST_VOXELS:
                 issues.append(
                     Issue(
                         code="plan.image_too_large",
                         where=f"cases.{index}.shape.{axis}",
-                        message=f"{case.shape[axis]} voxels are more than {MOST_VOXELS}",
+                        message=f"{voxels} voxels are more than {MOST_VOXELS}",
                         fix="check the image",
                         case=case.case_id,
                     )
@@ -38,22 +38,35 @@ def find_issues(
         ("label_entries", fingerprint.num_label_entries, MOST_LABELS),
     ):
         if number > most:
-            issues.append(
-                Issue(
-                    code="plan.count_too_large", where=place, message=f"must be at most {most}", fix="check the dataset"
-                )
-            )
+            found = f"must be at most {most}"
+            issues.append(Issue(code="plan.count_too_large", where=place, message=found, fix="check the dataset"))
+    low, high = MEMORY_GB
     for name, gigabytes in (("memory_gb", memory_gb), ("device_memory_gb", device_memory_gb)):
-        if gigabytes is not None and not MEMORY_GB[0] <= gigabytes <= MEMORY_GB[1]:
-            issues.append(
-                Issue(
-                    code="plan.memory_out_of_range",
-                    where=name,
-                    message=f"{gigabytes} is not between {MEMORY_GB[0]:g} and {MEMORY_GB[1]:g}",
-                    fix="give it in gigabytes",
-                )
+        if gigabytes is not None and not low <= gigabytes <= high:
+            found = f"{gigabytes} is not between {low:g} and {high:g}"
+            issue = Issue(code="plan.memory_out_of_range", where=name, message=found, fix="give it in gigabytes")
+            issues.append(issue)
+    if target_spacing_mm is not None and len(target_spacing_mm) != 3:
+        issues.append(
+            Issue(
+                code="plan.spacing_out_of_range",
+                where="target_spacing_mm",
+                message=f"{len(target_spacing_mm)} values were given",
+                fix="give three, for axes z, y and x",
             )
-    return (*issues, *_target_issues(target_spacing_mm))
+        )
+    elif target_spacing_mm is not None:
+        for axis, mm in enumerate(target_spacing_mm):
+            issues += _spacing_issues(f"target_spacing_mm.{axis}", mm, "give another --target-spacing")
+    return tuple(issues)
+
+
+def _spacing_issues(place: str, spacing_mm: float, fix: str, case: str | None = None) -> list[Issue]:
+    low, high = SPACING_MM
+    if math.isfinite(spacing_mm) and low <= spacing_mm <= high:
+        return []
+    found = f"{spacing_mm} mm is not between {low:g} and {high:g} mm"
+    return [Issue(code="plan.spacing_out_of_range", where=place, message=found, fix=fix, case=case)]
 
 
 def find_size_issues(shape: SourceShape, *, requested_mm: SourceSpacing | None = None) -> tuple[Issue, ...]:
@@ -63,8 +76,7 @@ def find_size_issues(shape: SourceShape, *, requested_mm: SourceSpacing | None =
     """
     place, to, fix = "cases", "the target spacing", "check the spacings for mixed units"
     if requested_mm is not None:
-        place, to = "target_spacing_mm", millimetres(requested_mm)
-        fix = "give a coarser --target-spacing"
+        place, to, fix = "target_spacing_mm", millimetres(requested_mm), "give a coarser --target-spacing"
     return tuple(
         Issue(
             code="plan.image_too_large",
@@ -75,40 +87,3 @@ def find_size_issues(shape: SourceShape, *, requested_mm: SourceSpacing | None =
         for axis, size in enumerate(shape)
         if size > MOST_VOXELS
     )
-
-
-def _target_issues(target_spacing_mm: Sequence[float] | None) -> list[Issue]:
-    if target_spacing_mm is None:
-        return []
-    if len(target_spacing_mm) != 3:
-        return [
-            Issue(
-                code="plan.spacing_out_of_range",
-                where="target_spacing_mm",
-                message=f"{len(target_spacing_mm)} values were given",
-                fix="give three, for axes z, y and x",
-            )
-        ]
-    fix = "give another --target-spacing"
-    return [
-        issue
-        for axis in range(3)
-        for issue in _spacing_issues(f"target_spacing_mm.{axis}", target_spacing_mm[axis], fix=fix)
-    ]
-
-
-def _spacing_issues(
-    place: str, spacing_mm: float, *, fix: str = "check the image's spacing", case: str | None = None
-) -> list[Issue]:
-    low, high = SPACING_MM
-    if math.isfinite(spacing_mm) and low <= spacing_mm <= high:
-        return []
-    return [
-        Issue(
-            code="plan.spacing_out_of_range",
-            where=place,
-            message=f"{spacing_mm} mm is not between {low:g} and {high:g} mm",
-            fix=fix,
-            case=case,
-        )
-    ]

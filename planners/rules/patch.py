@@ -1,4 +1,4 @@
-"""The patch size."""
+"""The patch and the batch size, within the memory that training is planned for."""
 
 from __future__ import annotations
 
@@ -7,9 +7,71 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from planners.decision import Decision
-from planners.rules.memory import MemoryBudget
 from planners.rules.topology import Pyramid, PyramidRule, reference_pyramid, trainable_pyramid
+from planners.topology import PresetRules
 from planners.wording import amount, counted, voxels
+
+REFERENCE_BATCH = {3: 2, 2: 12}
+"""Batch size that the feature-map references stand for, by dimensions (method section 3.1)."""
+SMALLEST_BATCH = 2
+"""Smaller batches make gradients too noisy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryBudget:
+    """Feature-map values that fit, for one configuration."""
+
+    feature_maps: float
+    """Of one image where ``batch`` of them fit."""
+    batch: int
+    fitting_images: int
+    """How many images must fit at once before a patch is small enough."""
+
+    def is_exceeded_by(self, estimate: int) -> bool:
+        """Whether a patch with this estimate must shrink (method section 3.9)."""
+        if self.fitting_images == self.batch:
+            return estimate > self.feature_maps
+        return estimate / self.batch * self.fitting_images > self.feature_maps
+
+    def fitting_batch(self, estimate: int) -> int:
+        """How many patches with this estimate fit, ties to even (method section 3.9)."""
+        return round(self.feature_maps / estimate * self.batch)
+
+
+def memory_budget(preset: PresetRules, target_gb: float, *, dimensions: int) -> MemoryBudget:
+    """The budget of a 2D or 3D configuration (method section 3.1, last line)."""
+    reference = preset.feature_maps_3d if dimensions == 3 else preset.feature_maps_2d
+    batch = REFERENCE_BATCH[dimensions]
+    return MemoryBudget(
+        feature_maps=reference * (target_gb / preset.reference_gb),
+        batch=batch,
+        fitting_images=batch if preset.patch_yields_to_batch else SMALLEST_BATCH,
+    )
+
+
+def decide_memory_target(
+    preset: PresetRules, *, requested_gb: float | None, device_gb: float | None
+) -> Decision[float]:
+    """Memory in GB (1e9 bytes) that training is planned for.
+
+    As requested; else the preset's default, capped by a smaller device. A larger device changes nothing, so the same dataset
+    gives the same plan on every sufficient machine.
+    """
+    own = preset.reference_gb
+    if requested_gb is not None:
+        value, why = requested_gb, f"{requested_gb:g} GB were requested (the preset's default is {own:g} GB)"
+    elif device_gb is not None and device_gb < own:
+        value, why = device_gb, f"the device has {device_gb:.3g} GB, less than the preset's {own:g} GB"
+    else:
+        value, why = own, f"{own:g} GB is the preset's default"
+    return Decision(
+        rule="memory.target",
+        value=value,
+        reason=why,
+        source="method 3.1",
+        change="more memory (--memory) allows larger patches or batches",
+    )
+
 
 START_VOXELS = {3: 256**3, 2: 2048**2}
 """Voxels of the patch that shrinking starts from, by dimensions (method section 3.6)."""
@@ -181,3 +243,30 @@ def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:
         source="method 3.7, 3.9 and decision record 0011",
         change="with larger images or more memory the departure would not be needed",
     )
+
+
+def decide_batch_size(fit: PatchFit, budget: MemoryBudget, *, dataset_voxels: float, share: float) -> Decision[int]:
+    """Patches in one training batch (method section 3.9): what fits, at most a share of the dataset, at least 2."""
+    fitting = budget.fitting_batch(fit.estimate)
+    covering = round(dataset_voxels * share / math.prod(fit.pyramid.patch))
+    return Decision(
+        rule="batch.size",
+        value=max(min(fitting, covering), SMALLEST_BATCH),
+        reason=f"memory allows {fitting} and {share:.0%} of the dataset's voxels {covering}; the smaller number is taken, but at least "
+        f"{SMALLEST_BATCH}",
+        source="method 3.9",
+        change=_change_of_batch(
+            max(fitting, SMALLEST_BATCH), max(covering, SMALLEST_BATCH), is_shrunk=fit.num_steps > 0
+        ),
+    )
+
+
+def _change_of_batch(fitting: int, covering: int, *, is_shrunk: bool) -> str:
+    """What limits the batch; both numbers are at least the smallest batch."""
+    if covering < fitting:
+        return "more training cases would allow more patches"
+    if covering == fitting:
+        return "more memory and more training cases together would allow more patches"
+    if is_shrunk:
+        return "more memory would first allow larger patches, then more of them"
+    return "more memory would allow more patches"

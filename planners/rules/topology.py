@@ -140,13 +140,13 @@ def _axes_to_halve_apart(spacing_mm: Sequence[float], size: Sequence[float]) -> 
 
 def describe_pyramid(
     pyramid: Pyramid, spacing_mm: Sequence[float], network: Network, *, source: str | None = None
-) -> Decision[Network]:
-    """The network with its reason; ``source`` of its family, if it is not nnU-Net's."""
+) -> Decision[dict[str, object]]:
+    """What the stages of the network are, with the reason; ``source`` of its family, if it is not nnU-Net's."""
     halvings = [divisor.bit_length() - 1 for divisor in pyramid.divisors]
     edges = [size // divisor for size, divisor in zip(pyramid.patch, pyramid.divisors, strict=True)]
     return Decision(
         rule="topology.stages",
-        value=network,
+        value={name: getattr(network, name) for name in ("features", "strides", "kernels", "blocks")},
         reason=f"at {millimetres(spacing_mm)} the axes are downsampled {listed([str(n) for n in halvings])} times, finer ones first until "
         f"spacings are similar, each while it has {2 * SMALLEST_EDGE} voxels or more: {counted(pyramid.num_stages, 'stage')} down to "
         f"{voxels(edges)} voxels with {network.features[-1]} features",

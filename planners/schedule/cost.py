@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from planners.decision import Decision, DecisionRecord
+from planners.decision import Decision
 from planners.plan import Configuration
 from planners.schedule.documents import Conditions, Measurement
 
@@ -102,12 +102,6 @@ class Pace:
     def compiled(self) -> bool:
         """Whether steps run compiled."""
         return self.compiling is not None and self.compiling.value
-
-    def records(self, configuration: str) -> list[DecisionRecord]:
-        """The decision, if there was one."""
-        return (
-            [] if self.compiling is None else [self.compiling.record(self.compiling.value, configuration=configuration)]
-        )
 
 
 def compiling_may_pay(measured: Measurement, num_steps: int, folds: int) -> bool:

@@ -11,8 +11,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
 from planners.fingerprint import PositiveFloat, PositiveInt
-from planners.parts import AUGMENTATIONS, require_installed
 from planners.plan import Network
+from planners.registry import AUGMENTATIONS, require_installed
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,4 +1,4 @@
-"""Measured step times and a budget -> folds, configurations, width and steps, each with its reason."""
+"""Measured step times and a budget -> folds, configurations, width and steps, each with its reason; and what more would give."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from planners.schedule.candidates import (
     shows_slices,
 )
 from planners.schedule.cost import (
-    Pace,
     affordable_steps,
     budgeted_pace,
     fixed_pace,
@@ -27,6 +26,7 @@ from planners.schedule.cost import (
     modest_of,
     nearest_to_modest,
     passing_on_s,
+    seconds_for_steps,
     test_s,
     validation_s,
     with_mirroring,
@@ -102,8 +102,8 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_rest_s=trained.rest_s + RESERVE_S,
         decisions=(
             *([] if conditions.configurations else records_of_left_out(plan)),
-            chosen.record([c.name for c in chosen.value]),
-            folds.record(folds.value),
+            chosen.record(shown=[c.name for c in chosen.value]),
+            folds.record(),
             *trained.records,
         ),
     )
@@ -231,17 +231,6 @@ def decide_width(
     )
 
 
-def optimiser_decision(num_steps: int) -> Decision[str]:
-    """AdamW for every budgeted training: about as good as the best SGD after 300 steps, better after 1000."""
-    return Decision(
-        rule="schedule.optimiser",
-        value="adamw",
-        reason=f"nnU-Net's SGD with momentum 0.99 needs thousands of steps to converge; AdamW with warm-up and cosine decay learns "
-        f"more in {num_steps}",
-        source="docs/decisions/0041",
-    )
-
-
 def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
     """Short trainings mirror only images without a common orientation (2D photographs, microscopy)."""
     value = shows_slices(plan) and bool(configuration.mirror_axes)
@@ -271,7 +260,7 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         change="with --budget the schedule fits the time given",
     )
     chosen = _requested(conditions, measured)
-    reasons = records_of_left_out(plan) if chosen is None else [chosen.record([c.name for c in measured])]
+    reasons = records_of_left_out(plan) if chosen is None else [chosen.record(shown=[c.name for c in measured])]
     return Schedule(
         conditions=conditions,
         num_folds=conditions.num_folds,
@@ -279,7 +268,7 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_training_s=trained.training_s,
         expected_validation_s=trained.validation_s,
         expected_rest_s=trained.rest_s,
-        decisions=(length.record(METHOD_EPOCHS), *reasons, *trained.records),
+        decisions=(length.record(), *reasons, *trained.records),
     )
 
 
@@ -305,6 +294,15 @@ def extend_schedule(
     now = conditions.model_copy(update={"elapsed_s": elapsed_s})
     mirrored = plan.configurations if follows_method(now) else mirrored_configurations(plan)
     trained = _train(plan, missing, with_mirroring(now, mirrored), schedule.num_folds, usable_s(now) / len(missing))
+    names = [configuration.name for configuration in missing]
+    before = " and ".join(each for each in names if each != name)
+    requested = Decision(
+        rule="schedule.asked_for",
+        value=names,
+        reason=f"{name} was requested{f', after {before}, whose predictions are its input' if before else ''}; trainings that were "
+        "scheduled before are unchanged",
+        source="user",
+    )
     return schedule.model_copy(
         update={
             "conditions": conditions,
@@ -312,7 +310,7 @@ def extend_schedule(
             "expected_training_s": schedule.expected_training_s + trained.training_s,
             "expected_validation_s": schedule.expected_validation_s + trained.validation_s,
             "expected_rest_s": schedule.expected_rest_s + trained.rest_s,
-            "decisions": (*schedule.decisions, _asked_for(name, missing), *trained.records),
+            "decisions": (*schedule.decisions, requested.record(), *trained.records),
         }
     )
 
@@ -334,12 +332,34 @@ def _train(
     """Trainings by nnU-Net's schedule, or of ``share_s`` seconds each; ``conditions`` count mirror images."""
     trained = _Trained()
     for configuration in configurations:
+        name = configuration.name
         if follows_method(conditions):
-            training, pace, records = _method_training(configuration, conditions, folds)
+            measured = measurement_of(conditions, name, configuration.network.features[0])
+            if measured is None:
+                raise ValueError(f"{name} was not measured at its own width")
+            training = method_training(configuration, measured)
+            pace = fixed_pace(measured, training.num_steps, folds)
+            training = training.model_copy(update={"compiled": pace.compiled})
         else:
-            training, pace, records = _budgeted_training(plan, configuration, conditions, folds, share_s)
+            width = decide_width(configuration, conditions, share_s, folds)
+            pace = budgeted_pace(
+                width.value, conditions, share_s - passing_on_s(conditions, configuration, width.value), folds
+            )
+            mirroring = mirroring_decision(plan, configuration)
+            optimiser = Decision(  # about as good as the best SGD after 300 steps, better after 1000
+                rule="schedule.optimiser",
+                value="adamw",
+                reason="nnU-Net's SGD with momentum 0.99 needs thousands of steps to converge; AdamW with warm-up and cosine decay "
+                f"learns more in {pace.steps}",
+                source="docs/decisions/0041",
+            )
+            training = budgeted_training(
+                configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
+            )
+            shown = width.value.base_features
+            trained.records += [width.record(name, shown=shown), optimiser.record(name), mirroring.record(name)]
         trained.trainings.append(training)
-        trained.records += [*records, *pace.records(configuration.name)]
+        trained.records += [] if pace.compiling is None else [pace.compiling.record(name)]
         trained.training_s += pace.training_s
         trained.validation_s += validation_s(conditions, pace.measured)
         trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
@@ -347,49 +367,93 @@ def _train(
     return trained
 
 
-def _method_training(
-    configuration: Configuration, conditions: Conditions, folds: int
-) -> tuple[Training, Pace, list[DecisionRecord]]:
-    measured = measurement_of(conditions, configuration.name, configuration.network.features[0])
-    if measured is None:
-        raise ValueError(f"{configuration.name} was not measured at its own width")
-    training = method_training(configuration, measured)
-    pace = fixed_pace(measured, training.num_steps, folds)
-    return training.model_copy(update={"compiled": pace.compiled}), pace, []
-
-
-def _budgeted_training(
-    plan: Plan, configuration: Configuration, conditions: Conditions, folds: int, share_s: float
-) -> tuple[Training, Pace, list[DecisionRecord]]:
-    name = configuration.name
-    width = decide_width(configuration, conditions, share_s, folds)
-    left = share_s - passing_on_s(conditions, configuration, width.value)
-    pace = budgeted_pace(width.value, conditions, left, folds)
-    mirroring = mirroring_decision(plan, configuration)
-    records = [
-        width.record(width.value.base_features, configuration=name),
-        optimiser_decision(pace.steps).record("adamw", configuration=name),
-        mirroring.record(mirroring.value, configuration=name),
-    ]
-    training = budgeted_training(
-        configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
-    )
-    return training, pace, records
-
-
 def follows_method(conditions: Conditions) -> bool:
     """Whether nnU-Net's schedule is followed: on a GPU without a budget."""
     return conditions.budget_s is None and conditions.device == "cuda"
 
 
-def _asked_for(name: str, missing: Sequence[Configuration]) -> DecisionRecord:
-    names = [configuration.name for configuration in missing]
-    stages = [each for each in names if each != name]
-    before = f", after {' and '.join(stages)}, whose predictions are its input" if stages else ""
-    decision: Decision[list[str]] = Decision(
-        rule="schedule.asked_for",
-        value=names,
-        reason=f"{name} was requested{before}; trainings that were scheduled before are unchanged",
-        source="user",
-    )
-    return decision.record(list(names))
+FACTORS = (2, 4, 6, 12, 24, 48)
+"""Multiples of the budget that are tried."""
+ROUND_S = (60, 120, 300, 600, 900, 1200, 1800, 2700, 3600)
+"""Round durations; longer ones are whole hours."""
+
+
+def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
+    """What the first larger budget that changes more than the number of steps would give.
+
+    For example ``with 2 h: 32 features``. None if none that is tried changes anything, or without a budget.
+    """
+    conditions = schedule.conditions
+    if follows_method(conditions):
+        return None
+    try:
+        measured_configurations(plan, conditions)
+    except (KeyError, ValueError):
+        return None  # a schedule made by hand
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    for factor in FACTORS:
+        longer = rounded(budget * factor)
+        gains = _gains(plan, schedule, conditions.model_copy(update={"budget_s": longer}))
+        if gains:
+            return f"with {spoken(longer)}: {' and '.join(gains)}"
+    return None
+
+
+def warn_of_short_budget(plan: Plan, schedule: Schedule) -> str | None:
+    """A warning where the budget cannot be kept or leaves too few steps; else None."""
+    conditions = schedule.conditions
+    if conditions.budget_s is None:
+        return None
+    training = min(schedule.trainings, key=lambda each: each.num_steps)
+    expected = conditions.elapsed_s + schedule.expected_s
+    late = expected > conditions.budget_s * 1.1
+    if training.num_steps >= FEWEST_STEPS and not late:
+        return None
+    found = f"a budget of {spoken(conditions.budget_s)} leaves {training.num_steps} steps a fold, fewer than the {FEWEST_STEPS} needed"
+    if late:
+        found = f"the budget of {spoken(conditions.budget_s)} cannot be kept; this run will take about {spoken(rounded(expected))}"
+    measured = measurements_of(with_mirroring(conditions, mirrored_configurations(plan)), training.configuration)
+    if not measured:  # a schedule made by hand
+        return found
+    folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
+    each_s = seconds_for_steps(measured[-1], conditions, FEWEST_STEPS, folds)
+    least = conditions.elapsed_s + each_s * len(schedule.trainings)
+    needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
+    return f"{found}; give --budget {option(needed)} or more for a useful model"
+
+
+def rounded(seconds: float) -> float:
+    """The next round duration."""
+    return float(next((duration for duration in ROUND_S if seconds <= duration), 3600 * -(-seconds // 3600)))
+
+
+def spoken(seconds: float) -> str:
+    """``45 s``, ``20 min``, ``2 h``."""
+    if seconds < 120 and seconds != 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 and seconds % 3600 else f"{seconds / 3600:.3g} h"
+
+
+def option(seconds: float) -> str:
+    """The same as the command line takes it: ``45s``, ``20m``, ``2h``."""
+    return spoken(seconds).replace(" min", "m").replace(" ", "")
+
+
+def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
+    """What the rule would do with ``longer`` that ``schedule`` does not, the next configuration included if time is enough."""
+    other = budgeted_schedule(plan, longer)
+    before = {training.configuration: training for training in schedule.trainings}
+    gains = []
+    for training in other.trainings:
+        known = before.get(training.configuration)
+        if known is None:
+            gains.append(f"{training.configuration} too")
+        elif training.base_features > known.base_features:
+            gains.append(f"{training.base_features} features")
+    left = [c.name for c in preferred_configurations(plan) if not measurements_of(longer, c.name)]
+    enough = saturates(longer.measurements, budget_s=longer.budget_s, num_folds=longer.num_folds)
+    if left and enough and not longer.configurations:
+        gains.append(f"{left[0]} too")
+    if other.num_folds > schedule.num_folds:
+        gains.append(f"{other.num_folds} folds")
+    return gains

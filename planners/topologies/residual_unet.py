@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from planners.geometry import stage_shapes
-from planners.layers import Layer, Stage, conv_block, residual_block
 from planners.plan import Network
 from planners.rules.topology import Pyramid
 from planners.topologies.unet import decoder_layers, features
-from planners.topology import PresetRules, Topology
+from planners.topology import Layer, PresetRules, Stage, Topology, conv_block, residual_block
 
 BLOCKS = (1, 3, 4, 6)
 """Residual blocks of the first stages; the last number holds for all further ones (method section 3.1)."""

@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 
 from planners.geometry import stage_shapes
-from planners.layers import Layer, Stage, conv_block, head, upsampling
 from planners.plan import Network
 from planners.rules.topology import Pyramid
-from planners.topology import PresetRules, Topology
+from planners.topology import Layer, PresetRules, Stage, Topology, conv_block, head, upsampling
 
 BASE_FEATURES = 32
 LARGEST_FEATURES = {3: 320, 2: 512}

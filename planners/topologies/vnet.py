@@ -14,11 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from planners.decision import Decision
-from planners.geometry import PlanSpacing, stage_shapes, stage_spacings
-from planners.layers import Layer, Stage, head, upsampling
+from planners.geometry import stage_shapes, stage_spacings
 from planners.plan import Loss, Network
 from planners.rules.topology import SIMILAR_SPACING, Pyramid
-from planners.topology import PresetRules, Topology
+from planners.topology import Layer, PresetRules, Stage, Topology, head, upsampling
 from planners.wording import millimetres
 
 BASE_FEATURES = 16
@@ -132,7 +131,7 @@ def _stage_layers(
         )
 
 
-def decide_candidate(spacing_mm: PlanSpacing) -> Decision[bool]:
+def decide_candidate(spacing_mm: Sequence[float]) -> Decision[bool]:
     """Whether a V-Net is planned beside the U-Net, for volumes (decision record 0013)."""
     ratio = max(spacing_mm) / min(spacing_mm)
     near = ratio <= NEAR_ISOTROPIC

@@ -24,8 +24,8 @@ from planners import (
     plan_dataset,
     read_nnunet_dataset,
 )
-from planners.memory import count_parameters
-from planners.parts import TOPOLOGIES
+from planners.memory import network_layers
+from planners.registry import TOPOLOGIES
 from planners.rules.topology import Pyramid
 from planners.topology import preset_names
 
@@ -91,7 +91,9 @@ def test_feature_map_estimates_are_those_of_the_module(configuration: Configurat
     )
     assert values == TOPOLOGIES.get(network.family).feature_maps(pyramid, 0)
     assert logits.shape == (1, network.num_outputs, *configuration.patch_shape)
-    assert sum(parameter.numel() for parameter in module.parameters()) == count_parameters(network)
+    assert sum(parameter.numel() for parameter in module.parameters()) == sum(
+        layer.parameters for layer in network_layers(network, configuration.patch_shape)
+    )
 
 
 @pytest.mark.parametrize("preset", ["default", "resenc", "vnet"])

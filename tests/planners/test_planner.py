@@ -30,7 +30,7 @@ from planners import (
     write_document,
 )
 from planners.fingerprint import MEMORY_GB, MOST_CASES, MOST_VOXELS
-from planners.parts import TOPOLOGIES
+from planners.registry import TOPOLOGIES
 from planners.rules.topology import Pyramid
 from planners.topology import preset_names
 

@@ -27,8 +27,7 @@ from planners import (
     with_width,
     write_document,
 )
-from planners.schedule.outlook import spoken
-from planners.schedule.planning import decide_folds, decide_width
+from planners.schedule.planning import decide_folds, decide_width, spoken
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0

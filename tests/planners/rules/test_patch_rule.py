@@ -8,13 +8,13 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.parts import TOPOLOGIES
-from planners.rules.batch import decide_batch_size
-from planners.rules.memory import MemoryBudget
+from planners.registry import TOPOLOGIES
 from planners.rules.patch import (
     Grid,
+    MemoryBudget,
     NoFit,
     PatchFit,
+    decide_batch_size,
     fit_reference_patch,
     fit_trainable_patch,
     start_patch,

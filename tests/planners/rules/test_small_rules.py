@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from planners.fingerprint import ClassSize
 from planners.geometry import SourceShape, SourceSpacing, inverse, transpose
-from planners.parts import TOPOLOGIES
 from planners.plan import Loss
+from planners.registry import TOPOLOGIES
 from planners.rules.axes import decide_axis_order, put_single_slice_first
 from planners.rules.intensity import decide_normalization
 from planners.rules.loss import (
@@ -19,7 +19,7 @@ from planners.rules.loss import (
     decide_loss,
     find_rarity,
 )
-from planners.rules.memory import decide_memory_target, memory_budget
+from planners.rules.patch import decide_memory_target, memory_budget
 from planners.rules.spacing import decide_interpolation
 from planners.topology import find_preset
 

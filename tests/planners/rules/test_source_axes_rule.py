@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners import CaseSize, Fingerprint, explain, plan_dataset
-from planners.rules.source_axes import decide_source_axes, in_acquisition_axes
+from planners.rules.axes import decide_source_axes, in_acquisition_axes
 
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 """Canonical axis of each axis of a file whose slices come first."""

@@ -22,7 +22,7 @@ from planners import (
     read_document,
     write_document,
 )
-from planners.parts import TOPOLOGIES
+from planners.registry import TOPOLOGIES
 from planners.rules.topology import Pyramid, reference_pyramid
 from planners.topologies.residual_unet import blocks
 from planners.topologies.unet import features
