@@ -183,8 +183,12 @@ class Settings(Document):
         ),
     ] = None
     folds: Annotated[
-        Annotated[int, Field(ge=2)] | None,
-        Option(help="Number of folds (default: five, or fewer if time is short).", stage="schedule", metavar="INTEGER"),
+        Annotated[int, Field(ge=1)] | None,
+        Option(
+            help="Number of folds; 1 is a hold-out (default: five, or fewer if time is short).",
+            stage="schedule",
+            metavar="INTEGER",
+        ),
     ] = None
     groups: Annotated[
         OptionalPath,

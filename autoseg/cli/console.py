@@ -95,7 +95,7 @@ def show_result(run: Run) -> None:
 
 
 def show_scores(run: Run) -> None:
-    """The scores of the cross-validation, and their caveats."""
+    """The scores of the cross-validation or hold-out, and their caveats."""
     from autoseg.evaluation.table import format_table
     from autoseg.stages.schedule import read_prepared
     from autoseg.stages.select import score_issues
@@ -106,7 +106,12 @@ def show_scores(run: Run) -> None:
         return
     issues = score_issues(run, read_prepared(run))
     by = "a fold that left it out" if issues else "a network that did not see it"
-    typer.echo(f"Cross-validation: every case predicted by {by}")
+    if run.selection.is_hold_out:
+        typer.echo(
+            f"Hold-out: {count_noun(len(summary.metric_per_case), 'case')} predicted by {by}; others have no score"
+        )
+    else:
+        typer.echo(f"Cross-validation: every case predicted by {by}")
     typer.echo(format_table(summary))
     for issue in issues:
         typer.echo(f"{issue.severity.capitalize()}: {issue}")
@@ -237,7 +242,8 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
             settings = {name: value for name, value in given.items() if value not in (None, [], ())}
             fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
             require_sound_call(missing(mine["dataset"], code="dataset.missing", fix=fix), settings=settings)
-            function(**mine, **settings, reporter=make_reporter(settings.get("budget")))
+            budget = None if "schedule" in settings else settings.get("budget")  # a schedule tells its own time
+            function(**mine, **settings, reporter=make_reporter(budget))
 
         parameters = [*(p.replace(kind=Parameter.KEYWORD_ONLY) for p in own.values()), *shared]
         command.__signature__ = signature(function).replace(parameters=parameters)  # type: ignore[attr-defined]

@@ -18,6 +18,8 @@ from planners import Document
 
 SHUFFLE_SEED = 12345
 """Seed of the shuffled folds (method section 7.9); the same case names get the same folds as in the reference."""
+FOLDS = 5
+"""Of a cross-validation with enough cases and time (method section 7.9); a hold-out is the first of them."""
 
 
 class Split(Document):
@@ -46,36 +48,48 @@ class Splits(Document):
         """Whether every fold validates on cases that it did not train on."""
         return all(split.val for split in self.folds)
 
+    @property
+    def is_hold_out(self) -> bool:
+        """Whether a single fold validates a part of the cases, and the others have no score."""
+        return len(self.folds) == 1 and self.cross_validated
+
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Ids of all cases that some fold validates, sorted."""
+        return tuple(sorted(case_id for split in self.folds for case_id in split.val))
+
 
 def make_splits(
-    case_ids: Sequence[str], *, num_folds: int = 5, groups: Mapping[str, str | None] | None = None
+    case_ids: Sequence[str], *, num_folds: int = FOLDS, groups: Mapping[str, str | None] | None = None
 ) -> Splits:
     """Folds in which every case validates exactly once (method section 7.9); the order of ``case_ids`` does not matter.
+
+    A single fold is a hold-out: the first of the five.
 
     ``groups`` maps case ids to patients: cases of one patient are never on both sides of a fold; a case that is missing
     there, or maps to None, stands alone. Without groups of two or more cases the folds are the reference's for the same
     names; with them, whole groups are dealt to the folds, the largest first, each to the fold with the fewest cases.
     There are as many folds as cases (groups) where these are fewer than ``num_folds``. A single case or group gives one
-    fold that trains on it and validates on nothing. Raises `ValueError` for no case, ids that occur twice, or less than
-    two folds.
+    fold that trains on it and validates on nothing. Raises `ValueError` for no case, ids that occur twice, or no fold.
     """
     # here, because it loads half a second's worth of statistics that no other stage needs
     from sklearn.model_selection import GroupKFold, KFold
 
     ids = sorted(case_ids)
-    if not ids or len(set(ids)) != len(ids) or num_folds < 2:
-        raise ValueError(f"needs distinct ids and at least two folds, found {ids} and {num_folds} folds")
+    if not ids or len(set(ids)) != len(ids) or num_folds < 1:
+        raise ValueError(f"needs distinct ids and at least one fold, found {ids} and {num_folds} folds")
     of_case = _group_numbers(ids, groups or {})
     num_groups = len(set(of_case))
     if num_groups == 1:
         return Splits(folds=(Split(train=tuple(ids), val=()),))
-    num_folds = min(num_folds, num_groups)
+    count = min(num_folds if num_folds > 1 else FOLDS, num_groups)
     if num_groups == len(ids):
-        parts = KFold(num_folds, shuffle=True, random_state=SHUFFLE_SEED).split(ids)
+        parts = KFold(count, shuffle=True, random_state=SHUFFLE_SEED).split(ids)
     else:
-        parts = GroupKFold(num_folds).split(ids, groups=of_case)
+        parts = GroupKFold(count).split(ids, groups=of_case)
     names = np.array(ids, object)  # `ids` and the indices of each part are ascending
-    return Splits(folds=tuple(Split(train=tuple(names[train]), val=tuple(names[val])) for train, val in parts))
+    folds = [Split(train=tuple(names[train]), val=tuple(names[val])) for train, val in parts]
+    return Splits(folds=tuple(folds[:num_folds]))
 
 
 def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None]) -> Splits:

@@ -230,6 +230,7 @@ def _headline(content: ReportContent) -> dict[str, str]:
         dice, under = "not yet", "training or selection is not finished"
     return {
         "dice": dice,
+        "dice_of": "held-out" if selection is not None and selection.is_hold_out else "cross-validated",
         "under_dice": under,
         "model": ABSENT if selection is None else selection.name,
         "folds": "" if selection is None else f"{count_noun(len(selection.folds), 'fold')} each",

@@ -94,6 +94,11 @@ class Selection(Document):
         """Name of the chosen candidate."""
         return candidate_name(self.members)
 
+    @property
+    def is_hold_out(self) -> bool:
+        """Whether one fold was trained, and scores are those of the cases that it left out."""
+        return self.cross_validated and len(self.folds) == 1
+
 
 # --- candidates ---
 
@@ -108,13 +113,14 @@ def candidate_members(name: str) -> tuple[str, ...]:
     return tuple(name.split(JOINT))
 
 
-def select_candidate(scores: Scores) -> Choice:
+def select_candidate(scores: Scores, *, scored_as: str = "cross-validated") -> Choice:
     """The candidate with the highest mean foreground Dice over the cases that all candidates have validated.
 
     Of equals the earlier one wins, single configurations before pairs. A candidate without any validated case cannot be
     compared and takes no part. Where no case is shared, or no class can be scored, the choice falls on the first of
     `FALLBACK` that there is (else the first candidate), ``cross_validated`` is false and the reason says so. A class that
-    is undefined in all cases of a candidate takes no part in its mean. Raises `ValueError` without candidates.
+    is undefined in all cases of a candidate takes no part in its mean. ``scored_as``: how the reason calls the cases. Raises
+    `ValueError` without candidates.
     """
     if not scores:
         raise ValueError("there are no candidates to select from")
@@ -125,7 +131,7 @@ def select_candidate(scores: Scores) -> Choice:
     scored = [(each.mean_dice, each) for each in candidates if each.mean_dice is not None]
     if scored:
         dice, best = max(scored, key=lambda pair: pair[0])
-        over = f"mean foreground Dice {dice:.4f} over {count_noun(len(shared), 'cross-validated case')}"
+        over = f"mean foreground Dice {dice:.4f} over {count_noun(len(shared), f'{scored_as} case')}"
         others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
         listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
         reason = (

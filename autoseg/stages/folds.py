@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import (
+    FOLDS,
     Splits,
     cases_of_groups,
     cases_of_splits,
@@ -19,9 +20,7 @@ from autoseg.settings import Settings
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
-
-FOLDS = 5
-"""Of a cross-validation with enough cases and time (method section 7.9)."""
+from autoseg.wording import count_noun
 
 
 def folds_given(settings: Settings) -> bool:
@@ -45,7 +44,7 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
         return read_splits(settings.splits, case_ids, dataset.left_out)
     groups = groups_of(settings, dataset)
     if not settings.leave_one_group_out:
-        return make_splits(case_ids, num_folds=max(2, settings.folds or num_folds or FOLDS), groups=groups)
+        return make_splits(case_ids, num_folds=settings.folds or num_folds or FOLDS, groups=groups)
     if not any(groups.values()):
         raise AutosegError(
             Issue(
@@ -90,6 +89,9 @@ def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:
             run.say(f"Warning: {settings.splits}: {issue}")
     elif settings.folds is not None and len(splits.folds) < settings.folds:
         run.say(f"{len(splits.folds)} folds instead of {settings.folds}: there are no more cases or groups")
+    if splits.is_hold_out:
+        (split,) = splits.folds
+        run.say(f"Hold-out: {count_noun(len(split.train), 'case')} for training, {len(split.val)} for validation")
 
 
 def fold_inputs(settings: Settings, dataset: DatasetDescription) -> dict[str, str]:

@@ -86,6 +86,8 @@ def schedule(run: Run) -> Generator[Work, None, None]:
             keeps_record=True,
         )
     current = run.schedule
+    if given is not None:
+        run.reporter.expect(current.expected_s)
     if given is not None and run.settings.budget is not None:
         run.say(f"Warning: --budget has no effect: the run follows the schedule {run.settings.schedule}")
     if run.configuration is not None and run.configuration not in names_of(current):
@@ -218,7 +220,7 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     run.folder.stage("schedule").unlink(missing_ok=True)
     save_splits(run, dataset, splits)
     save_document(run.folder.schedule, schedule)
-    announce(run, plan, schedule)
+    announce(run, plan, schedule, is_given=given is not None)
 
 
 def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
@@ -252,6 +254,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         configurations=tuple(settings.configurations),
         num_training_cases=len(dataset.training),
         num_test_cases=len(dataset.test),
+        num_validated_cases=len(splits.validated),
         cross_validated=splits.cross_validated,
         measurements=measured,
         seed=settings.seed,
@@ -284,7 +287,7 @@ def require_unseen(splits: Splits, name: str) -> None:
                 where=name,
                 message="starts from predictions of its first stage for cases that it did not train on, but every fold trains "
                 f"on {', '.join(seen)}",
-                fix="use folds that validate each case once (--folds), or train another configuration",
+                fix="use folds that validate each case once (--folds 2 or more), or train another configuration",
             )
         )
 
@@ -447,17 +450,22 @@ def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: 
     return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
 
 
-def announce(run: Run, plan: Plan, schedule: Schedule) -> None:
-    """Say what is about to be done, how long it will take, and what more time would give."""
+def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False) -> None:
+    """Say what is about to be done, how long it will take, and what more time would give.
+
+    A schedule that ``is_given`` takes the time that was measured where it was made, whatever the budget was there or is here.
+    """
     from autoseg.compute.device import describe_device
 
     announce_trainings(run, schedule, schedule.trainings)
     folds, count = count_noun(schedule.num_folds, "fold"), count_noun(len(schedule.trainings), "configuration")
     device = describe_device(run.device, num_threads=run.num_threads)
+    where = f"where the schedule was made; this machine: {device}" if is_given else f"on this machine ({device})"
     run.say(
-        f"{folds} x {count}, {schedule.trainings[0].num_steps} steps each, about {format_duration(schedule.expected_s)} on this "
-        f"machine ({device})"
+        f"{folds} x {count}, {schedule.trainings[0].num_steps} steps each, about {format_duration(schedule.expected_s)} {where}"
     )
+    if is_given:
+        return
     outlook, warning = describe_outlook(plan, schedule), warn_of_short_budget(plan, schedule)
     if warning:
         run.say(f"Warning: {warning}")

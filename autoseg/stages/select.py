@@ -110,7 +110,7 @@ def choose(run: Run, prepared: Prepared) -> None:
     if prepared.splits.cross_validated:
         for pair in combinations(names, 2):
             scores[candidate_name(pair)] = pair_scores(run, prepared, pair)
-    choice = select_candidate(scores)
+    choice = select_candidate(scores, scored_as="held-out" if prepared.splits.is_hold_out else "cross-validated")
     steps: tuple[KeepLargestComponent, ...] = ()
     trials: tuple[PostprocessingTrial, ...] = ()
     if choice.cross_validated:
@@ -245,7 +245,7 @@ def member_prediction(run: Run, prepared: Prepared, name: str, case_id: str) -> 
 
 def validated_cases(prepared: Prepared) -> list[str]:
     """Ids of all cases that some fold validates, sorted."""
-    return sorted(case_id for split in prepared.splits.folds for case_id in split.val)
+    return list(prepared.splits.validated)
 
 
 def fold_of(prepared: Prepared, case_id: str) -> int:

@@ -49,9 +49,10 @@ def with_mirroring(conditions: Conditions, mirrored: Iterable[Configuration]) ->
 
 
 def validation_s(conditions: Conditions, measured: Measurement) -> float:
-    """Every training case is predicted once, and scored again with and without postprocessing."""
-    each = measured.case_s + 2 * measured.export_s
-    return each * conditions.num_training_cases if conditions.cross_validated else 0.0
+    """Every validated case is predicted once, and scored again with and without postprocessing."""
+    each, cases = measured.case_s + 2 * measured.export_s, conditions.num_validated_cases
+    cases = conditions.num_training_cases if cases is None else cases
+    return each * cases if conditions.cross_validated else 0.0
 
 
 def passing_on_s(conditions: Conditions, configuration: Configuration, measured: Measurement) -> float:

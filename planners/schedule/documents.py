@@ -56,6 +56,8 @@ class Conditions(Document):
     """Configurations that were requested; empty: chosen by rule."""
     num_training_cases: PositiveInt
     num_test_cases: Annotated[int, Field(ge=0)]
+    num_validated_cases: Annotated[int, Field(ge=0)] | None = None
+    """Training cases that some fold validates; none: all of them."""
     cross_validated: bool
     """False: one case, none to validate on."""
     measurements: Annotated[tuple[Measurement, ...], Field(min_length=1), PROSE]

@@ -32,6 +32,7 @@ from planners.schedule.cost import (
     with_mirroring,
 )
 from planners.schedule.documents import Conditions, Measurement, Schedule, Training
+from planners.wording import counted
 
 DEFAULT_CPU_BUDGET_S = 3600.0
 """The default budget on a CPU."""
@@ -194,7 +195,7 @@ def decide_folds(chosen: Sequence[Configuration], conditions: Conditions, share_
         return Decision(
             rule="schedule.folds",
             value=folds,
-            reason=f"{folds} folds were requested; a network of modest width gets {steps} steps in each",
+            reason=f"{counted(folds, 'fold')} {'was' if folds == 1 else 'were'} requested; a network of modest width gets {steps} steps in each",
             source="user",
         )
     return Decision(

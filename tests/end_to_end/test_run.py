@@ -132,6 +132,20 @@ def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path: Path) -
     assert not (tmp_path / "run" / "cross_validation").exists()
 
 
+def test_a_hold_out_is_scored_and_called_one(tmp_path: Path) -> None:
+    dataset = make_phantom(tmp_path, training=3, seed=2)
+    schedule = write_short_schedule(dataset, tmp_path, num_folds=1, cases=3)
+    words = ("--folds", 1, "--schedule", schedule)
+    printed = autoseg("run", dataset, "--out", tmp_path / "run", *words, *CPU_WORDS)
+    assert "Hold-out: 1 case predicted by a network that did not see it" in printed
+    selection = json.loads((tmp_path / "run" / "selection.json").read_text())
+    assert selection["folds"] == [0]
+    assert "1 held-out case" in selection["reason"]
+    page = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "held-out mean Dice" in page
+    assert "cross-validated" not in page
+
+
 def test_plan_explains_and_check_describes(finished: Job, tmp_path: Path) -> None:
     explained = autoseg("plan", finished.dataset, "--out", tmp_path / "plan", "--explain", "--workers", 1)
     assert "3d_fullres" in explained

@@ -436,3 +436,15 @@ def test_six_seconds_and_three_hundredths_of_the_budget_are_kept_back() -> None:
 def test_another_configuration_is_measured_from_8000_steps_each(budget_s: float, wanted: bool) -> None:
     measured = measured_conditions(budget_s, widths=(16,)).measurements
     assert wants_more_candidates(measured, budget_s=budget_s, num_folds=1) is wanted
+
+
+def test_a_hold_out_trains_one_network_and_validates_its_part_of_the_cases() -> None:
+    plan, five = make_plan(), conditions(budget_s=3600.0)
+    one = five.model_copy(update={"num_folds": 1, "folds_given": True, "num_validated_cases": 12})
+    held_out, cross_validated = (
+        plan_schedule(plan, each.model_copy(update={"folds_given": True})) for each in (one, five)
+    )
+    assert held_out.num_folds == 1
+    one_s, five_s = (each.expected_validation_s / len(each.trainings) for each in (held_out, cross_validated))
+    assert one_s == pytest.approx(12 / 60 * five_s)
+    assert "1 fold was requested" in next(d.reason for d in held_out.decisions if d.rule == "schedule.folds")

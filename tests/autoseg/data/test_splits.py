@@ -89,13 +89,24 @@ def test_single_case_trains_on_itself_and_validates_nothing(groups):
     assert not splits.cross_validated
 
 
+@pytest.mark.parametrize("groups", [None, {f"case_{i}": f"p{i // 2}" for i in range(12)}])
+def test_a_single_fold_is_a_hold_out_the_first_of_the_five(groups):
+    ids = [f"case_{i}" for i in range(12)]
+    held_out = make_splits(ids, num_folds=1, groups=groups)
+    assert held_out.folds == make_splits(ids, groups=groups).folds[:1]
+    assert held_out.is_hold_out
+    assert held_out.validated == held_out.folds[0].val
+    assert not make_splits(ids, num_folds=2, groups=groups).is_hold_out
+    assert not make_splits(["only"], num_folds=1).is_hold_out
+
+
 def test_single_patient_is_not_cross_validated():
     assert not make_splits(["a", "b"], groups={"a": "p", "b": "p"}).cross_validated
 
 
-@pytest.mark.parametrize(("case_ids", "num_folds"), [([], 5), (["a", "a"], 5), (["a", "b"], 1)])
+@pytest.mark.parametrize(("case_ids", "num_folds"), [([], 5), (["a", "a"], 5), (["a", "b"], 0)])
 def test_invalid_arguments_are_refused(case_ids, num_folds):
-    with pytest.raises(ValueError, match="at least two folds"):
+    with pytest.raises(ValueError, match="at least one fold"):
         make_splits(case_ids, num_folds=num_folds)
 
 

@@ -42,6 +42,9 @@ def test_any_number_of_folds(dataset: DatasetDescription, tmp_path: Path) -> Non
     run = save(tmp_path, dataset, wanted(dataset, folds=9))
     assert len(run.splits.folds) == 6
     assert said(run) == "6 folds instead of 9: there are no more cases or groups"
+    (tmp_path / "one").mkdir()
+    run = save(tmp_path / "one", dataset, wanted(dataset, folds=1))
+    assert said(run) == "Hold-out: 4 cases for training, 2 for validation"
 
 
 def test_groups_of_a_file_stay_together_and_can_be_left_out(dataset: DatasetDescription, tmp_path: Path) -> None:
