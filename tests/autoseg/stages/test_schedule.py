@@ -55,7 +55,6 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
     file, made = tmp_path / "other.json", short_schedule(planned.plan, num_folds=3, cases=3)
     other = tuple(training.model_copy(update={"configuration": "4d"}) for training in made.trainings)
     for changes, code in (
-        ({"num_folds": 1}, "schedule.other_folds"),
         ({"num_folds": 7}, "schedule.other_folds"),
         ({"trainings": other}, "schedule.unplanned"),
     ):
