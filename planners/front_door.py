@@ -14,7 +14,7 @@ from planners.document import (
     write_document,
 )
 from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
-from planners.explain import explain
+from planners.explanation import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import resampled_shape, transpose

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from planners import ClassSize, Fingerprint, estimate_configuration_memory, explain, plan_dataset, plan_finetuning
-from planners.explain import DEPARTURES, TITLES, WIDTH
+from planners.explanation import DEPARTURES, TITLES, WIDTH
 
 MakeFingerprint = Callable[..., Fingerprint]
 BLEED = ClassSize(name="bleed", num_cases=2, median_volume_ml=0.01, median_share=1e-6, median_components=1.0)
