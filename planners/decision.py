@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import AfterValidator, JsonValue
-from pydantic_core import to_jsonable_python
+from pydantic import AfterValidator, JsonValue, TypeAdapter
 
 from planners.document import PROSE, Document
 
 T = TypeVar("T")
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,7 @@ class Decision(Generic[T]):
         return DecisionRecord(
             rule=self.rule,
             configuration=configuration,
-            value=to_jsonable_python(self.value if shown is None else shown),
+            value=_ANYTHING.dump_python(self.value if shown is None else shown, mode="json"),
             reason=self.reason,
             source=self.source,
             change=self.change,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
 
 
 class _Prose:
@@ -125,7 +125,7 @@ def issues_of(error: ValidationError, *, document: str | bytes | Mapping[str, An
     values: Any = document
     if not isinstance(document, Mapping):
         try:
-            values = from_json(document)
+            values = json.loads(document)
         except ValueError:
             values = None
     faults = error.errors(include_url=False)
