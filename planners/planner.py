@@ -13,7 +13,7 @@ from planners.decision import Decision, DecisionRecord
 from planners.document import Issue, PlanningError
 from planners.fingerprint import Fingerprint
 from planners.geometry import Permutation, SourceSpacing, inverse, transpose
-from planners.plan import ChannelNormalization, Configuration, Loss, Plan
+from planners.plan import ChannelNormalization, Configuration, Loss, Plan, SourceAxes
 from planners.registry import TOPOLOGIES
 from planners.rules.axes import (
     decide_axis_order,
@@ -119,10 +119,7 @@ def plan_dataset(
         fingerprint, memory_gb=memory_gb, device_memory_gb=device_memory_gb, target_spacing_mm=target_spacing_mm
     )
     _refuse(fingerprint, *issues)
-    source_axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
-    if source_axes.value == "acquisition":
-        fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
-    reoriented = any(case.file_axes is not None for case in fingerprint.cases)
+    fingerprint, source_axes, reoriented = _in_source_axes(fingerprint)
     memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
     volume, forward, records = _volume(fingerprint, target_spacing_mm, strict_reference=strict_reference)
     normalization = decide_normalization(fingerprint.channels, fingerprint.median_relative_size_after_cropping)
@@ -137,7 +134,6 @@ def plan_dataset(
         transpose_forward=forward,
     )
     candidates, drafts = _configurations(setting, topology, volume, preset == "default" and not strict_reference)
-    records = (memory.record(), *[source_axes.record()] * reoriented, *records)
     z, y, x = _median([case.shape for case in fingerprint.cases], forward)
     return Plan(
         dataset_name=fingerprint.dataset_name,
@@ -146,7 +142,7 @@ def plan_dataset(
         memory_target_gb=memory.value,
         channels=fingerprint.channels,
         labels=fingerprint.labels,
-        source_axes=source_axes.value,
+        source_axes=source_axes,
         transpose_forward=forward,
         transpose_backward=inverse(forward),
         original_median_spacing_mm=_median([case.spacing_mm for case in fingerprint.cases], forward),
@@ -154,9 +150,7 @@ def plan_dataset(
         intensities=fingerprint.intensities,
         configurations=tuple(configuration for configuration, _ in drafts),
         decisions=(
-            *records,
-            normalization.record(),
-            interpolation.record(),
+            *(memory.record(), *reoriented, *records, normalization.record(), interpolation.record()),
             *candidates,
             *(record for _, own in drafts for record in own),
         ),
@@ -166,6 +160,15 @@ def plan_dataset(
 def _refuse(fingerprint: Fingerprint, *issues: Issue) -> None:
     if issues:
         raise PlanningError(f"dataset {fingerprint.dataset_name} cannot be planned", issues)
+
+
+def _in_source_axes(fingerprint: Fingerprint) -> tuple[Fingerprint, SourceAxes, list[DecisionRecord]]:
+    """The fingerprint along the source axes, these axes, and why; nothing where files have no directions."""
+    axes = decide_source_axes(fingerprint.cases, sided_axis=fingerprint.sided_axis)
+    if axes.value == "acquisition":
+        fingerprint = fingerprint.model_copy(update={"cases": tuple(map(in_acquisition_axes, fingerprint.cases))})
+    known = any(case.file_axes is not None for case in fingerprint.cases)
+    return fingerprint, axes.value, [axes.record()] * known
 
 
 def _median(values: Sequence[Sequence[float]], permutation: Permutation) -> tuple[float, float, float]:
