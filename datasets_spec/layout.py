@@ -32,7 +32,7 @@ class CaseFiles(Document):
     of one case; cases with the same ``{patient}`` stay together; ``{class}`` is the class of a mask; ``{ending}`` is the ending
     of any readable image. Other fields only match. A field never crosses a ``/``; the same field twice must match the
     same text. A pattern that ends in ``/`` is a folder with one DICOM series. A file that matches
-    a label pattern is not an image.
+    a label pattern is not an image, unless ``{class}`` may be any text there and an image pattern has fewer such fields.
     """
 
     images: Annotated[Patterns, Field(min_length=1)]
@@ -87,6 +87,8 @@ class Layout(Document):
     """Words for the user, e.g. ``Decathlon layout``."""
     expects: str
     """What the folder must contain, in words that follow "looked for"."""
+    last_resort: bool = False
+    """Whether this layout is considered only where no other one finds a labelled case, and only if the labels are masks."""
     preference: int = 0
     """Of layouts that find the same number of cases, the one with the highest preference is taken."""
     skip: tuple[str, ...] = (".*",)

@@ -101,14 +101,12 @@ def with_contents(dataset: DatasetDescription, *, cache: Path, num_workers: int)
     size = sum(bytes_ for case in cases for _, bytes_, _ in _state(case))
     workers = workers_worth_starting(num_workers, BYTE_S * size) if not cache.is_dir() else 1
     found = run_jobs(hashes, cases, name=lambda case: f"case {case.case_id}", num_workers=workers)
-    contents = {case.case_id: key_of(of_case) for case, of_case in zip(cases, found, strict=True)}
-
-    def read(cases: tuple[Case, ...]) -> tuple[Case, ...]:
-        return tuple(case.model_copy(update={"content": contents[case.case_id]}) for case in cases)
-
-    content = key_of([[case.case_id, contents[case.case_id]] for case in cases])
+    # a test image may have the name of a training image
+    cases = [case.model_copy(update={"content": key_of(own)}) for case, own in zip(cases, found, strict=True)]
+    content = key_of([[case.case_id, case.content] for case in cases])
+    number = len(dataset.training)
     return dataset.model_copy(
-        update={"training": read(dataset.training), "test": read(dataset.test), "content": content}
+        update={"training": tuple(cases[:number]), "test": tuple(cases[number:]), "content": content}
     )
 
 

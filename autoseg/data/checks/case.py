@@ -281,7 +281,7 @@ def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[
     if np.isfinite(low) and np.isfinite(high):
         message, fix = (
             f"all voxels of channel {channel} are {low:g}",
-            "view the image, and remove the case if it is empty",
+            "view the image, and make sure that it is not empty",
         )
         return [] if low < high else [item.issue(path, message, fix, severity="warning", code="image.constant")]
     bad = ~np.isfinite(voxels)

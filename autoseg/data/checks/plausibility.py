@@ -107,7 +107,8 @@ def unusual_issue(fact: LabelFacts, signs: Sequence[str], *, num_others: int) ->
         case=fact.case_id,
         where=fact.path,
         message=f"the label map is unlike the {num_others} others: {'; '.join(signs)}",
-        fix="make sure that it belongs to this dataset and to its image, or remove the case",
+        fix="make sure that it belongs to this dataset and to its image"
+        + (", or remove the case" if len(signs) >= NUM_SIGNS_OF_ERROR else ""),
     )
 
 
@@ -330,7 +331,11 @@ def _swapped_channels(cases: Sequence[CaseMeasures], channels: Sequence[str]) ->
             found = f"the channels seem to be in a different order from the {len(cases) - 1} others: " + ", ".join(
                 f"{channels[found]} looks like {channels[place]}" for place, found in enumerate(order) if place != found
             )
-        issues.append(_warning(case, found, "reorder the channels, or remove the case", code="image.channel_order"))
+        issues.append(
+            _warning(
+                case, found, "view the channels, and reorder them if they are exchanged", code="image.channel_order"
+            )
+        )
     return issues
 
 

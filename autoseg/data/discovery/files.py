@@ -26,6 +26,8 @@ class FoundFile:
 
     path: str
     fields: Mapping[str, str]
+    num_free: int = 0
+    """Fields of the pattern that may be any text."""
 
     @property
     def channel(self) -> str:
@@ -74,7 +76,12 @@ def match_files(
     """
     expressions = [compile_pattern(pattern, fields=fields, endings=endings) for pattern in patterns]
     matches = ((path, next(filter(None, (each.fullmatch(path) for each in expressions)), None)) for path in files)
-    return tuple(FoundFile(path=path, fields=match.groupdict()) for path, match in matches if match is not None)
+    return tuple(
+        FoundFile(path=path, fields=found, num_free=len(found.keys() - {*fields, ENDING}))
+        for path, match in matches
+        if match is not None
+        for found in [match.groupdict()]
+    )
 
 
 def compile_pattern(pattern: str, *, fields: Mapping[str, str], endings: Sequence[str]) -> re.Pattern[str]:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
-from autoseg.imaging.readers import image_endings, is_dicom, is_dicom_series, is_segmentation, require_text
+from autoseg.imaging.readers import (
+    image_endings,
+    is_dicom,
+    is_dicom_series,
+    is_segmentation,
+    read_label_map,
+    require_text,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun
 from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
-from datasets_spec.layout import FIELD
+from datasets_spec.layout import CLASS, FIELD
 from planners import DocumentError
 
 LISTS = (".csv", ".tsv", ".json")
@@ -92,6 +102,8 @@ def _unlisted(folder: Path, error: OSError) -> Issue:
     return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="check its permissions")
 
 
+SEGMENTS = ".seg.nrrd"
+"""Ending of the segmentations of 3D Slicer: several of one case are one for each structure."""
 Files = dict[str, list[FoundFile]]
 SEARCHED = {"skip", "fields", "case_id", "training", "test", "listing", "without_label"}
 """What of a layout decides which files it finds."""
@@ -141,8 +153,16 @@ def match_layout(root: Path, layout: Layout) -> Match:
         raise AutosegError(_unlisted(Path(error.filename), error)) from error
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test
     labels = _found(files, training.labels, layout)
+    images = _found(files, training.images, layout)
+    if CLASS not in layout.fields:  # a class of any name must not take the image for a mask
+        named = {(file.path, file.fields.get("case")): file.num_free for file in images}
+        labels = [
+            f
+            for f in labels
+            if CLASS not in f.fields or named.get((f.path, f.fields.get("case")), f.num_free) >= f.num_free
+        ]
     taken = {file.path for file in labels}
-    images = [file for file in _found(files, training.images, layout) if file.path not in taken]
+    images = [file for file in images if file.path not in taken]
     test_images: list[FoundFile] = []
     if test is not None:
         taken = {file.path for file in _found(files, test.labels, layout)}
@@ -156,11 +176,20 @@ def match_layout(root: Path, layout: Layout) -> Match:
     counts = count_channels(match)
     if counts and 2 * max(counts.values()) <= len(match.paired):  # names with nothing in common were taken for channels
         return Match(layout=layout, images={}, labels={}, test={})
-    if layout.without_label == "error":
-        return match
-    lone = {case_id: found for case_id, found in match.images.items() if case_id not in match.labels}
+    if layout.last_resort and not (match.paired and _are_masks([root / f.path for f in match.labels[match.paired[0]]])):
+        return Match(layout=layout, images={}, labels={}, test={})
+    # What lies where test images may be is one of them if it has no label map, else a training image.
+    in_test = {file.path for found in match.test.values() for file in found}
     labelled = {case_id: found for case_id, found in match.images.items() if case_id in match.labels}
-    return replace(match, images=labelled, test=lone | match.test)
+    lone = {case_id: found for case_id, found in match.images.items() if case_id not in match.labels}
+    used = {file.path for found in labelled.values() for file in found}
+    test = {
+        case_id: left for case_id, found in match.test.items() if (left := [f for f in found if f.path not in used])
+    }
+    if layout.without_label == "test":
+        return replace(match, images=labelled, test=lone | test)
+    lone = {case_id: left for case_id, found in lone.items() if (left := [f for f in found if f.path not in in_test])}
+    return replace(match, images=labelled | lone, test=test)
 
 
 def count_channels(match: Match) -> Counter[str]:
@@ -169,8 +198,24 @@ def count_channels(match: Match) -> Counter[str]:
 
 
 def best_match(matches: Sequence[Match]) -> Match:
-    """The match with the most cases; of several the one that its layout prefers, then the first."""
-    return max(matches, key=lambda match: (len(match.paired), match.layout.preference))
+    """The match with the most cases; of several the one that its layout prefers, then the first.
+
+    One of a last resort only where no other has a case, or cases have several files of segments.
+    """
+
+    def fits(match: Match) -> bool:
+        segments = [sum(f.path.lower().endswith(SEGMENTS) for f in match.labels[case_id]) for case_id in match.paired]
+        several = 2 * sum(number > 1 for number in segments) > len(segments)
+        return bool(match.paired) and not match.layout.last_resort and not several
+
+    return max(matches, key=lambda m: (fits(m), len(m.paired), m.layout.last_resort, m.layout.preference))
+
+
+def _are_masks(files: Sequence[Path]) -> bool:
+    """Whether no file has more than one value besides 0."""
+    with suppress(AutosegError):
+        return all(np.unique(array[array != 0]).size <= 1 for array in (read_label_map(file).array for file in files))
+    return False
 
 
 def without_cases(root: Path, match: Match, case_ids: Collection[str]) -> Match:
@@ -191,11 +236,14 @@ def rival_matches(matches: Iterable[Match], best: Match) -> tuple[Match, ...]:
     return tuple(
         match
         for match in matches
-        if match is not best and 2 * len(match.paired) >= len(best.paired) and not match.label_files <= best.label_files
+        if match is not best
+        and not match.layout.last_resort
+        and 2 * len(match.paired) >= len(best.paired)
+        and not match.label_files <= best.label_files
     )
 
 
-def _found(files: Sequence[str], patterns: Sequence[str], layout: Layout) -> tuple[FoundFile, ...]:
+def _found(files: Sequence[str], patterns: Sequence[str], layout: Layout) -> Sequence[FoundFile]:
     return match_files(files, patterns, fields=layout.fields, endings=image_endings())
 
 

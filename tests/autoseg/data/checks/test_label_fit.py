@@ -20,14 +20,14 @@ def judge(case, own, *, flipped=0.0, shifted=0.0):
 @pytest.mark.parametrize(
     ("usual", "fit", "expected"),
     [
-        (0.80, {"own": 0.72}, None),  # 0.1 below the others is usual
-        (0.80, {"own": 0.68}, (False, True)),
+        (0.80, {"own": 0.63}, None),  # 0.18 below five others is usual
+        (0.80, {"own": 0.61}, (False, True)),
         (0.39, {"own": 0.10}, None),  # the model does not predict such labels
         (0.41, {"own": 0.10}, (False, True)),
-        (0.80, {"own": 0.75, "flipped": 0.80}, None),  # a gain of 0.06 is usual
-        (0.80, {"own": 0.75, "flipped": 0.82}, (False, False)),
-        (0.80, {"own": 0.75, "shifted": 0.05}, None),
-        (0.80, {"own": 0.75, "shifted": 0.07}, (False, False)),
+        (0.80, {"own": 0.75, "flipped": 0.85}, None),  # a gain of 0.108 is usual among five others
+        (0.80, {"own": 0.75, "flipped": 0.87}, (False, False)),
+        (0.80, {"own": 0.75, "shifted": 0.10}, None),
+        (0.80, {"own": 0.75, "shifted": 0.12}, (False, False)),
         (0.80, {"own": 0.41, "flipped": 0.70}, (False, True)),  # lost: less than half of the usual agreement
         (0.80, {"own": 0.39, "flipped": 0.63}, (False, True)),  # restored: more than 0.8 of it
         (0.80, {"own": 0.39, "flipped": 0.65}, (True, True)),
@@ -48,6 +48,15 @@ def test_among_many_the_worst_tenth_tells_what_is_usual(measure):
         assert (None if found is None else (found.is_certain, found.is_strange)) == expected
 
 
+@pytest.mark.parametrize(("number", "expected"), [(5, None), (40, (False, True))])
+def test_few_cases_make_less_sure(measure, number, expected):
+    """A drop of 0.15 is usual among 5 others, not among 40."""
+    case = measure("odd", np.random.default_rng(0).normal(0, 1, (1, *SHAPE)))
+    known = [judge(case, 0.65), *(judge(case, 0.8) for _ in range(number))]
+    found = _misfit(known, 0, [(0.0, "")] * len(known))
+    assert (None if found is None else (found.is_certain, found.is_strange)) == expected
+
+
 @pytest.mark.parametrize(
     ("is_certain", "is_strange", "more", "severity"),
     [
@@ -59,7 +68,9 @@ def test_among_many_the_worst_tenth_tells_what_is_usual(measure):
 )
 def test_misfits_are_errors_if_certain_or_with_other_signs(is_certain, is_strange, more, severity):
     misfit = Misfit(case_id="c", message="m", is_certain=is_certain, is_strange=is_strange)
-    assert misfit_issue(misfit, "/c", more=more).severity == severity
+    issue = misfit_issue(misfit, "/c", more=more)
+    assert issue.severity == severity
+    assert ("remove the case" in issue.fix) == (severity == "error")  # never on a guess
 
 
 @pytest.mark.parametrize(("number", "expected"), [(3, []), (4, ["odd"])])

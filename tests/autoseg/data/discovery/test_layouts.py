@@ -98,6 +98,10 @@ FOLDERS = {
         ["a/ct.nii.gz", "b/ct.nii.gz"],
         ["a/masks/liver.nii.gz", "a/masks/spleen.nii.gz", "b/masks/liver.nii.gz"],
     ),
+    "case_masks ": (["a/img.nrrd"], ["a/structures/Liver.nrrd", "a/structures/Vessel.nrrd"]),
+    "case_classes": (["a/CT.nrrd", "b/CT.nrrd"], ["a/liver.nrrd", "a/vessel.nrrd", "b/liver.nrrd"]),
+    "case_classes ": (["a/a_IMG_CT.nrrd"], ["a/a_OAR_Brainstem.seg.nrrd", "a/a_OAR_Cochlea_L.seg.nrrd"]),
+    "case_classes  ": (["a/image.nii.gz"], ["a/mask_liver.nii.gz", "a/mask_vessel.nii.gz"]),
     "paired_masks": (["images/a.png", "images/b.png"], ["masks/a/cup.png", "masks/a/disc.png", "masks/b/disc.png"]),
     "class_folders": (["images/a.png", "images/b.png"], ["masks/cup/a.png", "masks/disc/a.png", "masks/disc/b.png"]),
     "flat": (["a.nii.gz", "b_image.nii.gz"], ["a_seg.nii.gz", "b-label.nii.gz"]),
@@ -459,3 +463,93 @@ def test_the_real_hippocampus_is_known(real_data):
     found = discover_dataset(real_data / "Task04_Hippocampus")
     assert found.known == "Medical Segmentation Decathlon, Task04 Hippocampus"
     assert [issue.severity for issue in found.issues] == ["note"]
+
+
+BRATS = ("t1", "t1ce", "t2", "flair")
+TEST_FOLDERS = {
+    "AMOS": (
+        ["imagesTr/amos_0001.nii.gz", "imagesVa/amos_0008.nii.gz", "imagesTs/amos_0002.nii.gz"],
+        ["labelsTr/amos_0001.nii.gz", "labelsVa/amos_0008.nii.gz"],
+        ["amos_0002", "amos_0008"],
+    ),
+    "nnU-Net": (["imagesTr/a_0000.nii.gz", "imagesVal/c_0000.nii.gz"], ["labelsTr/a.nii.gz"], ["c"]),
+    "FLARE21": (
+        ["TrainingImg/train_000_0000.nii.gz", "ValidationImg/validation_001_0000.nii.gz"],
+        ["TrainingMask/train_000.nii.gz"],
+        ["validation_001"],
+    ),
+    "FLARE22": (
+        ["images/FLARE22_Tr_0001_0000.nii.gz", "ValidationImg/FLARETs_0001_0000.nii.gz"],
+        ["labels/FLARE22_Tr_0001.nii.gz"],
+        ["FLARETs_0001"],
+    ),
+    "TestData": (["TrainingData/images/a.nii.gz", "TestData/images/c.nii.gz"], ["TrainingData/labels/a.nii.gz"], ["c"]),
+    "flat TestData": (["images/a.nii.gz", "TestData/c.nii.gz"], ["labels/a.nii.gz"], ["c"]),
+    "PROMISE12": (
+        ["TrainingData/Case01.mhd", "TestData/Case01.mhd"],
+        ["TrainingData/Case01_segmentation.mhd"],
+        ["Case01"],
+    ),
+    "unlabelled validation": (["train/images/a.png", "val/images/c.png"], ["train/masks/a.png"], ["c"]),
+    "labelled validation": (
+        ["train/images/a.png", "val/images/c.png", "test/images/d.png"],
+        ["train/masks/a.png", "val/masks/c.png"],
+        ["d"],
+    ),
+    "BraTS 2021": (
+        [
+            f"{name}/BraTS2021_0000{i}/BraTS2021_0000{i}_{channel}.nii.gz"
+            for i, name in enumerate(["Training", "RSNA_ValidationData"])
+            for channel in BRATS
+        ],
+        ["Training/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
+        ["BraTS2021_00001"],
+    ),
+    "BraTS 2020": (
+        [
+            f"MICCAI_BraTS2020_{name}Data/BraTS20_{name}_001/BraTS20_{name}_001_{channel}.nii.gz"
+            for name in ("Training", "Validation")
+            for channel in BRATS
+        ],
+        ["MICCAI_BraTS2020_TrainingData/BraTS20_Training_001/BraTS20_Training_001_seg.nii.gz"],
+        ["BraTS20_Validation_001"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEST_FOLDERS)
+def test_test_and_validation_folders_hold_test_images(name, tmp_path):
+    images, labels, expected = TEST_FOLDERS[name]
+    write_folder(tmp_path, images=images, labels=labels)
+    found = discover_dataset(tmp_path)
+    assert sorted(case.case_id for case in found.test) == expected
+    of_test = {Path(file).relative_to(tmp_path.resolve()).as_posix() for case in found.test for file in case.images}
+    of_training = {Path(file).relative_to(tmp_path.resolve()).as_posix() for c in found.training for file in c.images}
+    assert of_test.isdisjoint(of_training)
+    assert of_test | of_training == set(images)
+    assert not [issue for issue in found.issues if issue.severity == "error"]
+
+
+def test_numbers_at_the_end_of_names_are_no_channels_if_label_maps_have_them_too(tmp_path):
+    names = [f"frame_{number:04d}" for number in range(3)]
+    write_folder(tmp_path, images=[f"images/{n}.png" for n in names], labels=[f"masks/{n}.png" for n in names])
+    found = discover_dataset(tmp_path)
+    assert [case.case_id for case in found.training] == names
+
+
+def test_files_beside_an_image_are_masks_only_if_they_hold_one_value(tmp_path):
+    write_folder(
+        tmp_path, images=["a/ct.nii.gz", "b/ct.nii.gz"], labels={"a/notes.nii.gz": (0, 1, 2), "b/notes.nii.gz": (0, 1)}
+    )
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert caught.value.codes == ("dataset.unlabelled",)
+
+
+def test_class_of_any_name_does_not_swallow_the_image(tmp_path):
+    write_folder(tmp_path / "data", images=["a/CT.nrrd", "b/CT.nrrd"], labels=["a/liver.nrrd", "b/vessel.nrrd"])
+    spec = tmp_path / "s.toml"
+    spec.write_text('[training]\nimages = ["{case}/CT{ending}"]\nlabels = ["{case}/{class}{ending}"]\n')
+    found = discover_dataset(tmp_path / "data", spec=spec)
+    assert [label.name for label in found.labels.classes] == ["liver", "vessel"]
+    assert [Path(case.images[0]).name for case in found.training] == ["CT.nrrd", "CT.nrrd"]
