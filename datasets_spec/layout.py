@@ -113,6 +113,11 @@ class Layout(Document):
     labels: dict[str, Values] | None = None
     """Name -> value in the label maps, several values: a region; ``background`` is 0 unless it is given; ``ignore`` marks
     voxels that were not annotated. With ``{class}``: name of the class -> any number, which gives the order."""
+    colours: dict[str, Annotated[str, Field(pattern="^#[0-9a-fA-F]{6}$")]] | None = None
+    """Instead of ``labels``, where label files are pictures: name -> colour, e.g. ``liver = "#ff0000"``; other colours are
+    background."""
+    one_hot: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Instead of ``labels``, where label files have a channel for each class: the names of the channels, in order."""
     region_order: tuple[int, ...] | None = None
     """The value of each region, in the order in which they are written (later ones win)."""
     threshold: int | None = None
@@ -135,6 +140,9 @@ class Layout(Document):
             _check_expression("known.case", self.known.case)
         if (self.training is None) == (self.listing is None):
             raise ValueError("either training or listing must be given")
+        given = [name for name in ("labels", "colours", "one_hot") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"only one of {' and '.join(given)} can be given")
         if self.training is not None and not self.training.labels:
             raise ValueError("training.labels must have at least one pattern")
         for pattern in self.patterns:

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import Segmentation, read_label_map, read_segments, split_part
+from autoseg.imaging.readers import read_image, read_label_map, read_segments, split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import KEPT
 from autoseg.wording import count_noun, shorten
 from planners import LabelClass
 
+CHANNEL = "channel"
+"""``FILE#channel2`` names one channel of a label file, ``FILE#ff0000`` a colour, ``FILE#3`` a segment of a DICOM SEG."""
+COLOUR = re.compile("[0-9a-f]{6}")
 WHITE = 255
 """Inside of the masks that image editors save."""
 TABLE_SIZE = 2**16
@@ -164,7 +167,7 @@ def read_mask(
     *,
     threshold: int | None,
     onto: Geometry | None = None,
-    opened: dict[Path, Segmentation] | None = None,
+    opened: dict[Path, Any] | None = None,
 ) -> tuple[NDArray[np.bool_], Geometry]:
     """Where a class is: bool (Z, Y, X), reoriented to ``onto`` if given, and its geometry.
 
@@ -214,7 +217,7 @@ def _overlaid(
     combinations: list[Combination] = [frozenset()]
     state: NDArray[np.int32] | None = None
     grid = onto
-    opened: dict[Path, Segmentation] = {}
+    opened: dict[Path, Any] = {}
     for mask in sorted(case.masks, key=lambda mask: coding.classes.index(mask.label)):
         inside, geometry = read_mask(mask, threshold=coding.threshold, onto=grid, opened=opened)
         if state is None:
@@ -239,17 +242,52 @@ def _overlaid(
     return numbers[state], [combinations[number] for number in present], grid
 
 
-def _read_segment(path: Path, opened: dict[Path, Segmentation]) -> LabelMap:
+def _read_segment(path: Path, opened: dict[Path, Any]) -> LabelMap:
     """A mask from its file, or one segment of a file that is read once for all its segments."""
     file, part = split_part(path)
     if part is None:
         return read_label_map(path)
+    if part.startswith(CHANNEL) or COLOUR.fullmatch(part):
+        return _read_channel(file, part, opened)
     if file not in opened:
         opened[file] = read_segments(file)
     for segment in opened[file].segments:
         if str(segment.number) == part:
             return LabelMap(array=segment.mask.astype(np.uint8), geometry=segment.geometry, may_be_part=True)
     return read_label_map(path)  # raises with the segments that exist
+
+
+def with_way_out(issue: Issue) -> Issue:
+    """A reader's issue about a label file, with what a spec file can do about several channels."""
+    if issue.code != "reader.several_channels":
+        return issue
+    fix = (
+        f'{issue.fix}, or write a spec file (--spec): one_hot = ["liver", "vessel"] if each channel is a class, '
+        'colours = {liver = "#ff0000"} if each colour is one'
+    )
+    return issue.model_copy(update={"fix": fix})
+
+
+def _read_channel(file: Path, part: str, opened: dict[Path, Any]) -> LabelMap:
+    """Where a picture has a colour, or one channel of an image."""
+    if file not in opened:
+        opened[file] = read_image([file])
+    image = opened[file]
+    if not part.startswith(CHANNEL):
+        wanted = np.reshape(list(bytes.fromhex(part)), (3, 1, 1, 1))
+        return LabelMap(array=(image.array[:3] == wanted).all(axis=0).astype(np.uint8), geometry=image.geometry)
+    number = int(part.removeprefix(CHANNEL))
+    fix = "correct one_hot in the spec file, which names every channel, or remove the case"
+    if number >= len(image.array):
+        message = f"{count_noun(len(image.array), 'channel')}, but the spec file names more"
+        raise AutosegError(Issue(code="labels.channel_count", where=str(file), message=message, fix=fix))
+    values = image.array[number]
+    if not np.array_equal(values, np.rint(values)):
+        message = f"fractions in channel {number}, such as {values[values != np.rint(values)][0]:g}: not a mask"
+        raise AutosegError(
+            Issue(code="labels.mask_values", where=str(file), message=message, fix="round them to 0 and 1")
+        )
+    return LabelMap(array=values.astype(np.int64), geometry=image.geometry)
 
 
 def _aligned(path: Path, label_map: LabelMap, onto: Geometry | None) -> LabelMap:

@@ -30,7 +30,7 @@ def test_decathlon_layout_names_its_description_file():
     layout = next(layout for layout in load_layouts() if layout.name == "msd")
     assert layout.description is not None
     assert layout.description.file == "dataset.json"
-    assert layout.patterns == ("imagesTr/{case}{ending}", "labelsTr/{case}{ending}", "imagesTs/{case}{ending}")
+    assert layout.patterns == ("imagesTr/{case}{ending}", "labelsTr/{case}{ending}", "{test}/{case}{ending}")
 
 
 def test_layout_without_test_images_or_description_is_complete():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
-from autoseg.data.labels import read_file_labels, undeclared_values
+from autoseg.data.labels import read_file_labels, undeclared_values, with_way_out
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import (
     SAME_GRID,
@@ -249,7 +249,7 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
                 read_file_labels(item.case, coding, onto=onto) if item.case else read_label_map(Path(item.labels[0]))
             )
         except AutosegError as error:
-            failures += item.unreadable(item.labels[0], error)
+            failures += map(with_way_out, item.unreadable(item.labels[0], error))
         else:
             values, numbers = np.unique(label_map.array, return_counts=True)
             counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))

@@ -16,8 +16,16 @@ import numpy as np
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery.declarations import Declaration, LabelValues, labels_named_by_value
-from autoseg.data.labels import WHITE, Combination, mask_combinations
-from autoseg.imaging.readers import PART_MARK, file_states, is_segmentation, list_segments, read_label_map, split_part
+from autoseg.data.labels import CHANNEL, WHITE, Combination, mask_combinations, with_way_out
+from autoseg.imaging.readers import (
+    PART_MARK,
+    file_states,
+    is_segmentation,
+    list_segments,
+    read_image,
+    read_label_map,
+    split_part,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached
 from autoseg.tracking.progress import Reporter, SilentReporter
@@ -46,6 +54,42 @@ def resolve_segments(cases: Sequence[Case]) -> tuple[tuple[Case, ...], dict[int,
     if len(numbers) == len(names) == len(pairs) and not any(segments.may_overlap for segments in found.values()):
         return tuple(cases), dict(sorted(pairs))
     return tuple(_with_masks(case, named[case.label]) if case.label in named else case for case in cases), {}
+
+
+def resolve_channels(cases: Sequence[Case], layout: Layout) -> tuple[tuple[Case, ...], dict[int, str]] | None:
+    """The cases with a mask for each colour or channel of their label files, where the layout names these; else None."""
+    parts = {name: colour.lower() for name, colour in (layout.colours or {}).items()} or {
+        name: f"{PART_MARK}{CHANNEL}{number}" for number, name in enumerate(layout.one_hot or ())
+    }
+    if not parts:
+        return None
+    masks = (tuple(MaskFile(label=name, file=f"{case.label}{part}") for name, part in parts.items()) for case in cases)
+    return tuple(c.model_copy(update={"label": None, "masks": own}) for c, own in zip(cases, masks, strict=True)), {}
+
+
+def _colours_in(case: Case) -> dict[str, int] | None:
+    """Pixels of each colour in the label file of a case; None if it cannot be read, which the check reports."""
+    try:
+        image = read_image([Path(case.label_files[0])]).array.astype(np.int64)
+    except AutosegError:
+        return None
+    red, green, blue = (image[min(channel, len(image) - 1)] for channel in range(3))
+    values, counts = np.unique((red << 16) + (green << 8) + blue, return_counts=True)
+    return {f"#{value:06x}": count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
+
+
+def _other_colours(found: Sequence[Mapping[str, int] | None], colours: Mapping[str, str], where: str) -> list[Issue]:
+    """A warning about colours that the spec file does not name; the most frequent of them is the background."""
+    total: Counter[str] = Counter()
+    for counts in found:
+        total.update(counts or {})
+    others = [colour for colour, _ in total.most_common() if colour not in {each.lower() for each in colours.values()}]
+    if len(others) < 2:
+        return []
+    shown = shorten([f"{colour} ({count_noun(total[colour], 'pixel')})" for colour in others[1:]])
+    message = f"colours besides the background {others[0]} that no class has, taken for background: {shown}"
+    fix = "name them under colours in the spec file, or save the masks without smooth edges"
+    return [Issue(code="labels.undeclared_colour", severity="warning", where=where, message=message, fix=fix)]
 
 
 def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
@@ -162,10 +206,12 @@ def find_labels(
 
 def _values_in_files(cases: Sequence[Case], reading: LabelReading) -> tuple[int, ...]:
     """All values other than 0, sorted."""
-    found = [counts or {} for counts in reading.of_each(_label_values, dict[int, int], cases)]
+    read = reading.of_each(_label_values, dict[int, int], cases)
+    found = [counts or {} for counts in read]
     _refuse_greys(cases, found)
     values = {value for counts in found for value in counts} - {0}
     if not values:
+        _refuse_unreadable([case for case, counts in zip(cases, read, strict=True) if counts is None])
         where, fix = str(Path(cases[0].label or "").parent), "use label maps whose structures have values of 1 or more"
         message = "no label map has a value other than 0: there is nothing to segment"
         raise AutosegError(Issue(code="labels.all_empty", where=where, message=message, fix=fix))
@@ -181,10 +227,33 @@ def _label_values(case: Case) -> dict[int, int] | None:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
+def _refuse_unreadable(cases: Sequence[Case]) -> None:
+    """Raise the readers' own reasons."""
+    issues = []
+    for case in cases:
+        try:
+            read_label_map(Path(case.label or ""))
+        except AutosegError as error:
+            issues += [with_way_out(issue).model_copy(update={"case": case.case_id}) for issue in error.issues]
+    if issues:
+        raise AutosegError(*issues, headline="No label map can be read:")
+
+
 def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> None:
     total: Counter[int] = Counter()
     for of_case in found:
         total.update(of_case)
+    white = [case for case, counts in zip(cases, found, strict=True) if WHITE in counts]
+    if total.keys() - {0} == {1, WHITE} and not any({1, WHITE} <= counts.keys() for counts in found):
+        raise AutosegError(
+            Issue(
+                code="labels.mixed_masks",
+                where=white[0].label or "",
+                message=f"{count_noun(len(white), 'label map')} with values 0 and {WHITE}, {len(cases) - len(white)} others "
+                "with 0 and 1: one class written in two ways, or two classes",
+                fix="set threshold = 1 in a spec file (--spec) if it is one, else name both in labels",
+            )
+        )
     between = {value: count for value, count in total.items() if 0 < value < WHITE}
     if WHITE not in total or min(total) < 0 or max(total) > WHITE or not between:
         return
@@ -216,8 +285,10 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         )
         raise AutosegError(Issue(code="labels.mixed_kinds", where=maps[0], message=message, fix=fix))
     present = {mask.label for case in cases for mask in case.masks}
-    declared = [name for name in layout.labels or {} if name in present]
-    classes = tuple(declared) if declared else tuple(sorted(present))
+    declared = [name for name in layout.labels or layout.colours or layout.one_hot or () if name in present]
+    others = sorted(present - set(declared))
+    # a public dataset may have got masks of one's own beside it, a spec file lists what is wanted
+    classes = (*declared, *others) if layout.known is not None or not declared else tuple(declared)
     wanted = [replace_masks(case, classes) for case in cases]
     coding = LabelCoding(
         labels=_plain(classes),
@@ -226,6 +297,10 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         later_wins=layout.overlap == "later",
         threshold=layout.threshold,
     )
+    issues: list[Issue] = []
+    if layout.colours:
+        in_files = reading.of_each(_colours_in, dict[str, int], wanted)
+        issues += _other_colours(in_files, layout.colours, layout.title)
     combinations: set[Combination] = set()
     if not coding.later_wins:
         for found in reading.of_each(partial(_combinations, coding=coding), frozenset[Combination], wanted):
@@ -235,6 +310,21 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         values=LabelValues(labels=labels, file_values=tuple(range(len(labels.values) + 1))),
         classes=classes,
         mask_value=_inside_value(wanted, layout.threshold),
+        issues=(*issues, *(_other_masks(others, classes, layout) if declared and others else ())),
+    )
+
+
+def _other_masks(others: Sequence[str], classes: Sequence[str], layout: Layout) -> tuple[Issue, ...]:
+    """A note about masks of classes that the layout does not list."""
+    use = "trained as classes of their own" if set(others) <= set(classes) else "not used"
+    return (
+        Issue(
+            code="labels.other_masks",
+            severity="note",
+            where=layout.title,
+            message=f"masks of {shorten(others)} are not among its labels: they are {use}",
+            fix="list the classes that are wanted under labels in a spec file (--spec)",
+        ),
     )
 
 

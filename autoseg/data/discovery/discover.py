@@ -25,6 +25,7 @@ from autoseg.data.discovery.classes import (
     find_labels,
     only_class,
     replace_masks,
+    resolve_channels,
     resolve_segments,
 )
 from autoseg.data.discovery.declarations import Declaration, find_label_names, read_declaration, with_defaults
@@ -41,6 +42,7 @@ from autoseg.data.discovery.layouts import (
     rival_matches,
     without_cases,
 )
+from autoseg.data.discovery.others import unread_files
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
     PART_MARK,
@@ -81,12 +83,14 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
         if unlabelled
         else "use one of these layouts, describe yours in a spec file (--spec), or pass another folder"
     )
+    others = [] if is_dicom_series(root) else unread_files(root)
+    not_read = "".join(f"\n{other.message}, e.g. {other.where}" for other in others)
     return AutosegError(
         Issue(
             code="dataset.unlabelled" if unlabelled else "dataset.unrecognised",
             where=str(root),
-            message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}",
-            fix=fix,
+            message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}{not_read}",
+            fix="; or ".join([*(other.fix for other in others), fix]),
         )
     )
 
@@ -281,6 +285,7 @@ def discover_dataset(
         *found.issues,
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
+        *(unread_files(root) if match.layout.listing is None else ()),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
     issues += tuple(compare_with_known(description, match.layout))
@@ -368,7 +373,7 @@ def _training_cases(
         )
         for case_id in match.paired
     )
-    cases, names = resolve_segments(cases)
+    cases, names = resolve_channels(cases, match.layout) or resolve_segments(cases)
     name = only_class(cases)
     if name is not None:
         cases = tuple(as_label_map(case) for case in cases)

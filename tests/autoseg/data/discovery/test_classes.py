@@ -6,12 +6,18 @@ import os
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 
+from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.labels import read_case_labels
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
+from autoseg.issues import AutosegError
+from autoseg.tracking.progress import SilentReporter
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
 
@@ -82,3 +88,102 @@ def test_a_file_that_cannot_be_read_is_read_again(masks: Path, tmp_path: Path) -
     assert discover_dataset(masks, cache=cache).labels.has_regions
     shutil.rmtree(cache)
     assert discover_dataset(masks, cache=cache).labels.has_regions
+
+
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 128]], np.uint8)
+INDICES = np.resize([0, 0, 0, 1, 2], (6, 8))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(np.arange(48, dtype=np.uint8).reshape(6, 8)).save(tmp_path / "images" / "a.png")
+    Image.fromarray(COLOURS[INDICES]).save(tmp_path / "masks" / "a.png")
+    return tmp_path
+
+
+def spec_of(folder: Path, text: str) -> Path:
+    path = folder / "spec.toml"
+    path.write_text(text)
+    return path
+
+
+def test_labels_that_cannot_be_read_are_refused_with_the_readers_reason(pictures: Path) -> None:
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(pictures)
+    assert caught.value.codes == ("reader.several_channels",)
+    assert "colours = " in caught.value.issues[0].fix
+    (pictures / "masks" / "a.png").write_bytes(b"")
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(pictures)
+    assert caught.value.codes != ("labels.all_empty",)
+
+
+def test_colours_are_classes_where_a_spec_file_names_them(pictures: Path) -> None:
+    found = discover_dataset(
+        pictures, spec=spec_of(pictures, 'extends = "paired_folders"\n[colours]\ngreen = "#00FF00"\nred = "#ff0000"\n')
+    )
+    assert [label.name for label in found.labels.classes] == ["green", "red"]
+    labels = read_case_labels(found.training[0], found.coding).array
+    np.testing.assert_array_equal(labels[0], np.array([0, 2, 1])[INDICES])
+    assert found.issues == check_dataset(found, num_workers=1, reporter=SilentReporter()) == ()
+
+
+def test_colours_that_no_class_has_are_said(pictures: Path) -> None:
+    Image.fromarray(COLOURS[np.where(INDICES == 2, 3, INDICES)]).save(pictures / "masks" / "a.png")
+    found = discover_dataset(
+        pictures, spec=spec_of(pictures, 'extends = "paired_folders"\n[colours]\nred = "#ff0000"\n')
+    )
+    (issue,) = found.issues
+    assert (issue.code, "#000080 (9 pixels)" in issue.message) == ("labels.undeclared_colour", True)
+
+
+def test_channels_are_classes_where_a_spec_file_names_them(tmp_path: Path) -> None:
+    write(tmp_path / "images" / "a.nii", [0, 1, 2])
+    (tmp_path / "labels").mkdir()
+    first, second = np.zeros((2, 4, 3, 2), np.uint8)
+    first[:3], second[2:] = 1, 1
+    nibabel.save(
+        nibabel.Nifti1Image(np.stack([first, second], -1), np.diag([-1, -1, 1, 1])), tmp_path / "labels" / "a.nii"
+    )
+    spec = spec_of(tmp_path, 'extends = "paired_folders"\none_hot = ["whole", "part"]\n')
+    found = discover_dataset(tmp_path, spec=spec)
+    labels = read_case_labels(found.training[0], found.coding)
+    for label, mask in zip(found.labels.classes, (first, second), strict=True):
+        np.testing.assert_array_equal(np.isin(labels.array, label.values), mask.T.astype(bool))
+    spec_of(tmp_path, 'extends = "paired_folders"\none_hot = ["whole", "part", "third"]\n')
+    found = discover_dataset(tmp_path, spec=spec)
+    with pytest.raises(AutosegError) as caught:
+        read_case_labels(found.training[0], found.coding)
+    assert caught.value.codes == ("labels.channel_count",)
+
+
+def test_masks_of_1_beside_masks_of_255_are_refused(tmp_path: Path) -> None:
+    for name, white in (("a", 1), ("b", 255)):
+        write(tmp_path / "images" / f"{name}.nii", [0, 1, 2])
+        write(tmp_path / "labels" / f"{name}.nii", [0, white])
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert caught.value.codes == ("labels.mixed_masks",)
+    found = discover_dataset(tmp_path, spec=spec_of(tmp_path, 'extends = "paired_folders"\nthreshold = 1\n'))
+    assert [int(read_case_labels(case, found.coding).array.sum()) for case in found.training] == [12, 12]
+    write(tmp_path / "labels" / "b.nii", [0, 1, 255])  # two classes
+    assert discover_dataset(tmp_path).file_values == (0, 1, 255)
+
+
+def test_masks_that_a_list_of_classes_lacks_are_said(masks: Path) -> None:
+    found = discover_dataset(masks, spec=spec_of(masks, 'extends = "case_masks"\n[labels]\nliver = 1\n'))
+    assert [label.name for label in found.labels.classes] == ["liver"]
+    assert [(issue.code, "tumour" in issue.message) for issue in found.issues] == [("labels.other_masks", True)]
+
+
+def test_masks_of_own_names_beside_those_of_a_public_dataset_are_classes(tmp_path: Path) -> None:
+    for name in ("s0001", "s0002"):
+        write(tmp_path / name / "ct.nii.gz", [0, 1, 2])
+        for mask in ("liver", "spleen", "my_lesion"):
+            write(tmp_path / name / "segmentations" / f"{mask}.nii.gz", [0, mask == "liver"])
+    found = discover_dataset(tmp_path)
+    assert found.known
+    assert {label.name for label in found.labels.classes} == {"liver", "spleen", "my_lesion"}
+    assert "labels.other_masks" in [issue.code for issue in found.issues]

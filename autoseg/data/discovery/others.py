@@ -1,0 +1,119 @@
+"""Files of a dataset's folder that are not read, told by their ending: other formats, and annotations that are no label maps."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from autoseg.imaging.readers import image_ending
+from autoseg.issues import Issue
+from autoseg.wording import count_noun
+
+MOST_LISTED = 20_000
+MOST_NESTED = 4
+"""Entries and levels of folders that are looked through."""
+LARGEST_JSON = 2**26
+BY_NIBABEL = 'convert them, e.g. with nibabel: nibabel.save(nibabel.load("a{}"), "a.nii.gz")'
+AS_ARRAY = (
+    'save each array as NIfTI with its spacing, e.g. nibabel.save(nibabel.Nifti1Image(array, affine), "a.nii.gz")'
+)
+AS_PNG = "convert them to PNG"
+UNPACK = "unpack them, or pack them with gzip: .nii.gz"
+WAYS_OUT = {
+    **dict.fromkeys((".mgz", ".mgh", ".img", ".hdr", ".mnc", ".par", ".rec", ".head", ".brik"), BY_NIBABEL),
+    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".zarr", ".n5", ".pt", ".pkl"), AS_ARRAY),
+    **dict.fromkeys((".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip"), UNPACK),
+    **dict.fromkeys((".webp", ".gif", ".heic", ".avif", ".jp2", ".ppm", ".pgm"), AS_PNG),
+}
+"""What to do with files of formats that are not read, by ending."""
+YOLO = re.compile(r"\d+(?:\s+-?\d*\.?\d+(?:e-?\d+)?){4,}\s*")
+"""A line of a YOLO label: class, then a box or the corners of a polygon, as shares of the image."""
+
+
+def _files(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
+    """Files below a folder, and folders whose name ends as such a file does; links to folders are not followed."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir(follow_symlinks=False) or path.suffix.lower() in WAYS_OUT:
+            yield path
+        elif depth:
+            yield from _files(path, depth - 1)
+
+
+def _foreign_ending(path: Path) -> str:
+    name = path.name.lower()
+    return "" if image_ending(path) else next((ending for ending in WAYS_OUT if name.endswith(ending)), "")
+
+
+def _annotation_kind(path: Path) -> str:
+    """COCO, LabelMe, YOLO or Pascal VOC; empty for other files."""
+    try:
+        if path.suffix.lower() == ".json" and path.stat().st_size <= LARGEST_JSON:
+            content = json.loads(path.read_text("utf-8-sig"))
+            keys = content.keys() if isinstance(content, dict) else ()
+            return (
+                "COCO"
+                if {"images", "annotations"} <= {*keys}
+                else "LabelMe"
+                if {"shapes", "imagePath"} <= {*keys}
+                else ""
+            )
+        if path.suffix.lower() == ".txt":
+            with open(path, encoding="utf-8") as file:
+                lines = list(islice(file, 20))
+            return "YOLO" if lines and all(map(YOLO.fullmatch, lines)) else ""
+        if path.suffix.lower() == ".xml":
+            return "Pascal VOC" if "<annotation" in path.read_text("utf-8")[:200] else ""
+    except (OSError, ValueError, RecursionError):
+        return ""
+    return ""
+
+
+def unread_files(root: Path) -> list[Issue]:
+    """One issue for each other format and each kind of annotations among the files below ``root``.
+
+    Volumes are a warning, since they may be cases, the others a note. Of each folder the first JSON, text and XML file is opened.
+    """
+    found: dict[str, list[Path]] = {}
+    kinds: dict[tuple[Path, str], str] = {}
+    annotations: dict[str, list[Path]] = {}
+    for path in islice(_files(root), MOST_LISTED):
+        if ending := _foreign_ending(path):
+            found.setdefault(ending, []).append(path)
+        elif path.suffix.lower() in (".json", ".txt", ".xml"):
+            place = path.parent, path.suffix.lower()
+            if place not in kinds:
+                kinds[place] = _annotation_kind(path)
+            if kinds[place]:
+                annotations.setdefault(kinds[place], []).append(path)
+    issues = [
+        Issue(
+            code="dataset.foreign_format",
+            severity="warning" if WAYS_OUT[ending] in (BY_NIBABEL, UNPACK) else "note",
+            where=str(paths[0]),
+            message=f"{count_noun(len(paths), 'file')} {ending}, a format that is not read",
+            fix=WAYS_OUT[ending].format(ending),
+        )
+        for ending, paths in sorted(found.items())
+    ]
+    issues += [
+        Issue(
+            code="labels.annotation_files",
+            severity="note",
+            where=str(paths[0]),
+            message=f"{count_noun(len(paths), 'file')} of {kind} annotations not used: labels are images of voxel values",
+            fix="draw the boxes or polygons into label maps to train on them",
+        )
+        for kind, paths in sorted(annotations.items())
+    ]
+    return issues
