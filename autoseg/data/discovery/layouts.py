@@ -183,13 +183,14 @@ def match_layout(root: Path, layout: Layout) -> Match:
     labelled = {case_id: found for case_id, found in match.images.items() if case_id in match.labels}
     lone = {case_id: found for case_id, found in match.images.items() if case_id not in match.labels}
     used = {file.path for found in labelled.values() for file in found}
-    test = {
-        case_id: left for case_id, found in match.test.items() if (left := [f for f in found if f.path not in used])
-    }
+    unlabelled = _without_files(match.test, used)
     if layout.without_label == "test":
-        return replace(match, images=labelled, test=lone | test)
-    lone = {case_id: left for case_id, found in lone.items() if (left := [f for f in found if f.path not in in_test])}
-    return replace(match, images=labelled | lone, test=test)
+        return replace(match, images=labelled, test=lone | unlabelled)
+    return replace(match, images=labelled | _without_files(lone, in_test), test=unlabelled)
+
+
+def _without_files(files: Files, paths: Collection[str]) -> Files:
+    return {case_id: left for case_id, found in files.items() if (left := [f for f in found if f.path not in paths])}
 
 
 def count_channels(match: Match) -> Counter[str]:
