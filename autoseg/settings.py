@@ -17,7 +17,7 @@ StageName = Literal["check", "fingerprint", "plan", "preprocess", "schedule", "t
 DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Option:
     """How users see a field of `Settings`."""
 
@@ -25,10 +25,10 @@ class Option:
     """With unit and, where it is not obvious, the default."""
     stage: StageName
     """The first stage that reads it: commands that stop before that stage do not offer it."""
-    decides: bool = True
-    """Changing it changes results, which are then redone."""
     metavar: str = "TEXT"
     """Placeholder in the help text."""
+    decides: bool = True
+    """Changing it changes results, which are then redone."""
 
 
 def parse_duration(value: object) -> object:
@@ -96,130 +96,94 @@ class Settings(Document):
     schema_version: Literal[1] = 1
     dataset: Annotated[Path, AfterValidator(whole_path)]
     """Folder of labelled volumes."""
-    layout: Annotated[str | None, Option(help="Layout to use if several match.", stage="check", metavar="NAME")] = None
-    spec: Annotated[
-        OptionalPath,
-        Option(help="Spec file (TOML) that describes the dataset's layout.", stage="check", metavar="FILE"),
-    ] = None
+    layout: Annotated[str | None, Option("Layout to use if several match.", "check", "NAME")] = None
+    spec: Annotated[OptionalPath, Option("Spec file (TOML) that describes the dataset's layout.", "check", "FILE")] = (
+        None
+    )
     skip_bad: Annotated[
-        bool, Option(help="Leave out cases with errors instead of stopping; the report names them.", stage="check")
+        bool, Option("Leave out cases with errors instead of stopping; the report names them.", "check")
     ] = False
-    exclude: Annotated[Names, Option(help="Leave out this case; can be repeated.", stage="check", metavar="CASE")] = ()
+    exclude: Annotated[Names, Option("Leave out this case; can be repeated.", "check", "CASE")] = ()
     workers: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
-            help="Worker processes for reading and preprocessing (default: one per core).",
-            stage="check",
-            metavar="INTEGER",
-            decides=False,
+            "Worker processes for reading and preprocessing (default: one per core).", "check", "INTEGER", decides=False
         ),
     ] = None
-    strict_reference: Annotated[
-        bool, Option(help="Plan exactly as nnU-Net does, in file axes.", stage="fingerprint")
-    ] = False
-    preset: Annotated[Preset, Option(help="Networks to plan (default: default).", stage="plan", metavar="NAME")] = (
-        "default"
-    )
+    strict_reference: Annotated[bool, Option("Plan exactly as nnU-Net does, in file axes.", "fingerprint")] = False
+    preset: Annotated[Preset, Option("Networks to plan (default: default).", "plan", "NAME")] = "default"
     memory_gb: Annotated[
-        Positive | None,
-        Option(help="GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", stage="plan", metavar="GB"),
+        Positive | None, Option("GPU memory to plan for, in GB (1e9 bytes; default: the preset's).", "plan", "GB")
     ] = None
     target_spacing: Annotated[
         tuple[Positive, Positive, Positive] | None,
         BeforeValidator(parse_spacing),
-        Option(help="Spacing at full resolution, Z,Y,X in mm (default: planned).", stage="plan", metavar="Z,Y,X"),
+        Option("Spacing at full resolution, Z,Y,X in mm (default: planned).", "plan", "Z,Y,X"),
     ] = None
-    pretrained: Annotated[
-        OptionalPath, Option(help="Run folder or bundle to fine-tune, with its plan.", stage="plan", metavar="RUN")
-    ] = None
+    pretrained: Annotated[OptionalPath, Option("Run folder or bundle to fine-tune, with its plan.", "plan", "RUN")] = (
+        None
+    )
     set: Annotated[
         dict[str, str],
         BeforeValidator(parse_changes),
         Option(
-            help="Change a value of the plan or the schedule, e.g. plan.3d_fullres.patch_shape=64,160,160 or "
+            "Change a value of the plan or the schedule, e.g. plan.3d_fullres.patch_shape=64,160,160 or "
             "schedule.epochs=250; can be repeated.",
-            stage="plan",
-            metavar="NAME=VALUE",
+            "plan",
+            "NAME=VALUE",
         ),
     ] = Field(default_factory=dict)
     work: Annotated[
         OptionalPath,
-        Option(
-            help="Folder for preprocessed data (default: in the run folder).",
-            stage="preprocess",
-            metavar="FOLDER",
-            decides=False,
-        ),
+        Option("Folder for preprocessed data (default: in the run folder).", "preprocess", "FOLDER", decides=False),
     ] = None
     budget: Annotated[
         Positive | None,
         BeforeValidator(parse_duration),
         Option(
-            help="Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, nnU-Net's 1000 epochs on a GPU).",
-            stage="schedule",
-            metavar="TIME",
+            "Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, nnU-Net's 1000 epochs on a GPU).",
+            "schedule",
+            "TIME",
         ),
     ] = None
     """Seconds."""
     schedule: Annotated[
-        OptionalPath,
-        Option(help="Use this schedule.json instead of measuring the machine.", stage="schedule", metavar="FILE"),
+        OptionalPath, Option("Use this schedule.json instead of measuring the machine.", "schedule", "FILE")
     ] = None
     configurations: Annotated[
         Names,
-        Option(
-            help="Train these configurations of the plan (default: as the schedule's rule chooses).",
-            stage="schedule",
-            metavar="NAME",
-        ),
+        Option("Train these configurations of the plan (default: as the schedule's rule chooses).", "schedule", "NAME"),
     ] = ()
     mirroring: Annotated[
-        bool, Option(help="Mirror images in training and prediction where the plan allows it.", stage="schedule")
+        bool, Option("Mirror images in training and prediction where the plan allows it.", "schedule")
     ] = True
     splits: Annotated[
-        OptionalPath,
-        Option(
-            help="JSON file with the folds to use, e.g. nnU-Net's splits_final.json.", stage="schedule", metavar="FILE"
-        ),
+        OptionalPath, Option("JSON file with the folds to use, e.g. nnU-Net's splits_final.json.", "schedule", "FILE")
     ] = None
     folds: Annotated[
         Annotated[int, Field(ge=1)] | None,
-        Option(
-            help="Number of folds; 1 is a hold-out (default: five, or fewer if time is short).",
-            stage="schedule",
-            metavar="INTEGER",
-        ),
+        Option("Number of folds; 1 is a hold-out (default: five, or fewer if time is short).", "schedule", "INTEGER"),
     ] = None
     groups: Annotated[
         OptionalPath,
-        Option(
-            help="CSV file with columns case and group; cases of a group stay together.",
-            stage="schedule",
-            metavar="FILE",
-        ),
+        Option("CSV file with columns case and group; cases of a group stay together.", "schedule", "FILE"),
     ] = None
-    leave_one_group_out: Annotated[bool, Option(help="One fold for each group.", stage="schedule")] = False
-    seed: Annotated[
-        int,
-        Field(ge=0),
-        Option(help="Random seed (default: 0).", stage="schedule", metavar="INTEGER"),
-    ] = 0
+    leave_one_group_out: Annotated[bool, Option("One fold for each group.", "schedule")] = False
+    seed: Annotated[int, Field(ge=0), Option("Random seed (default: 0).", "schedule", "INTEGER")] = 0
     device: Annotated[
-        str,
-        Option(help="auto, cpu, cuda, cuda:1 or mps (default: auto).", stage="schedule", metavar="NAME", decides=False),
+        str, Option("auto, cpu, cuda, cuda:1 or mps (default: auto).", "schedule", "NAME", decides=False)
     ] = "auto"
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
-            help="CPU threads; the last digits of results depend on them (default: one per core).",
-            stage="schedule",
-            metavar="INTEGER",
+            "CPU threads; the last digits of results depend on them (default: one per core).",
+            "schedule",
+            "INTEGER",
             decides=False,
         ),
     ] = None
     track: Annotated[
-        Names,
-        Option(help="Also write metrics for tensorboard or mlflow.", stage="train", metavar="NAME", decides=False),
+        Names, Option("Also write metrics for tensorboard or mlflow.", "train", "NAME", decides=False)
     ] = ()
 
 

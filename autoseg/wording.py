@@ -28,7 +28,7 @@ def shorten(names: Sequence[str]) -> str:
 def grouped(issues: Sequence[Issue]) -> list[Issue]:
     """Issues in order; three or more with the same code and fix become one that names their places.
 
-    What all places begin with is said once: ``3d_fullres, fold 0, 12 of this kind (class liver, class spleen …)``.
+    What all places begin with is said once: ``3d_fullres, fold 0, class liver, class spleen … and 6 more``.
     """
     kinds: dict[tuple[str, ...], list[Issue]] = {}
     for issue in issues:
@@ -43,7 +43,7 @@ def grouped(issues: Sequence[Issue]) -> list[Issue]:
         names = shorten([", ".join(place[len(common) :]) for place in places])
         messages = {issue.message for issue in same}
         changes = {
-            "where": ", ".join([*common, f"{len(same)} of this kind ({names})"]),
+            "where": ", ".join([*common, names]),
             "message": same[0].message if len(messages) == 1 else f"for example, {same[0].message}",
         }
         result.append(same[0].model_copy(update=changes))

@@ -113,7 +113,7 @@ def show_scores(run: Run) -> None:
     else:
         typer.echo(f"Cross-validation: every case predicted by {by}")
     typer.echo(format_table(summary))
-    for issue in issues:
+    for issue in grouped(issues):
         typer.echo(f"{issue.severity.capitalize()}: {issue}")
 
 

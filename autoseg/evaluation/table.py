@@ -29,6 +29,7 @@ from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, Evalu
 from autoseg.imaging.readers import is_picture
 from autoseg.issues import Issue
 from autoseg.storage.atomic import load_document, write_text
+from autoseg.wording import grouped
 from planners import Document
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def format_table(summary: Summary) -> str:
     }
     table = pd.DataFrame(texts, index=[*dice.index, "mean of classes"])
     table.columns.name = "class"
-    return "\n".join([table.to_string(), *map(str, score_notes(summary))])
+    return "\n".join([table.to_string(), *map(str, grouped(score_notes(summary)))])
 
 
 def _text(value: object, digits: int) -> str:

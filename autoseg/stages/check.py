@@ -15,7 +15,7 @@ from autoseg.stages.run import Run, keep_first_settings, require_redo
 from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import Cached, key_of, read_content
-from autoseg.wording import count_noun
+from autoseg.wording import count_noun, grouped
 
 BYTE_S = 1e-9
 """Processor time to hash a byte."""
@@ -80,7 +80,7 @@ def _check(run: Run, found: DatasetDescription) -> None:
     run.say(
         f"Check: {errors}, {count_noun(len(warnings), 'warning')}, {count_noun(len(noted) - len(warnings), 'note')}"
     )
-    for issue in warnings:
+    for issue in grouped(warnings):
         run.say(f"  {issue}")
 
 

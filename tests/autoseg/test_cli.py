@@ -120,64 +120,59 @@ def test_unused_options_are_refused_at_once() -> None:
 
 
 LARGE = ("torch", "SimpleITK", "scipy", "pandas", "numpy", "matplotlib", "pydicom", "joblib")
-SAY = """
-import sys
-sys.argv = ["autoseg", *sys.argv[1:]]
+MANY = """
+import contextlib, io, json, sys
 from autoseg.cli import main
-try:
-    main()
-finally:
-    print(*(name for name in {large} if name in sys.modules), file=sys.stderr)
+for words in json.load(sys.stdin):
+    sys.argv, code = ["autoseg", *words], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+    print(json.dumps([code, out.getvalue(), [name for name in {large} if name in sys.modules]]))
 """
+"""Many calls in one process, each with its exit code, what it says and what is loaded then."""
+CALLS = [
+    (["--help"], 0, "import-nnunet"),
+    (["run", "--help"], 0, "--budget"),
+    (["--version"], 0, autoseg.__version__),
+    (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
+    (["train", "data", "-tr", "nnUNetTrainerDA5"], 2, "no trainer classes"),
+    (["predict", "m", "i", "o", "--disable_tta"], 2, "--no-mirroring"),
+    (["run", "data", "--budgt", "2h"], 2, "did you mean --budget?"),
+    (["run", "data", "--target_spacing", "1,1,1"], 2, "did you mean --target-spacing?"),
+    (["run", "data", "--tolerance-mm", "2"], 2, "autoseg evaluate"),
+    (["run", "data", "--nonsense"], 2, "unknown option --nonsense\n"),
+    (["trian", "data"], 2, "did you mean train?"),
+    (["data"], 2, "autoseg run data"),
+    (["run"], 2, "DATASET"),
+    (["run", "absent"], 1, "absent: does not exist; pass the folder of the dataset"),
+    (["run", "data", "--budget", "soon"], 2, "--budget"),
+    (["run", "data", "--schedule", "no.json"], 2, "--schedule no.json: does not exist"),
+    (["predict", "absent", "data", "out"], 1, "absent: does not exist; pass a run folder"),
+    (["evaluate", "absent", "data"], 1, "absent: does not exist"),
+    (["submit", "absent"], 1, "absent: does not exist"),
+]
 
 
-def call(*words: str, folder: Path, **environment: str) -> tuple[int, str, str, list[str]]:
-    """Exit code, what a call in ``folder`` prints, its errors, and which of `LARGE` it loaded."""
-    program = [sys.executable, "-c", SAY.format(large=LARGE), *words]
+def test_help_and_wrong_calls_are_answered_before_anything_large_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    program, calls = MANY.format(large=LARGE), json.dumps([words for words, _, _ in CALLS])
+    environment = {**os.environ, "COLUMNS": "80"}
     done = subprocess.run(
-        program,
+        [sys.executable, "-c", program],
+        input=calls,
         capture_output=True,
         text=True,
-        check=False,
-        cwd=folder,
-        env={**os.environ, "COLUMNS": "80", **environment},
+        check=True,
+        cwd=tmp_path,
+        env=environment,
     )
-    *errors, loaded = done.stderr.split("\n")[:-1]
-    return done.returncode, done.stdout, "\n".join(errors), loaded.split()
-
-
-@pytest.mark.parametrize(
-    ("words", "code", "said"),
-    [
-        (["--help"], 0, "run"),
-        (["run", "--help"], 0, "--budget"),
-        (["--version"], 0, autoseg.__version__),
-        (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
-        (["train", "data", "-tr", "nnUNetTrainerDA5"], 2, "no trainer classes"),
-        (["predict", "m", "i", "o", "--disable_tta"], 2, "--no-mirroring"),
-        (["run", "data", "--budgt", "2h"], 2, "did you mean --budget?"),
-        (["run", "data", "--target_spacing", "1,1,1"], 2, "did you mean --target-spacing?"),
-        (["run", "data", "--tolerance-mm", "2"], 2, "autoseg evaluate"),
-        (["run", "data", "--nonsense"], 2, "unknown option --nonsense\n"),
-        (["trian", "data"], 2, "did you mean train?"),
-        (["data"], 2, "autoseg run data"),
-        (["run"], 2, "DATASET"),
-        (["run", "absent"], 1, "absent: does not exist; pass the folder of the dataset"),
-        (["run", "data", "--budget", "soon"], 2, "--budget"),
-        (["run", "data", "--schedule", "no.json"], 2, "--schedule no.json: does not exist"),
-        (["predict", "absent", "data", "out"], 1, "absent: does not exist; pass a run folder"),
-        (["evaluate", "absent", "data"], 1, "absent: does not exist"),
-        (["submit", "absent"], 1, "absent: does not exist"),
-    ],
-)
-def test_help_and_wrong_calls_are_answered_before_anything_large_is_loaded(
-    tmp_path: Path, words: list[str], code: int, said: str
-) -> None:
-    (tmp_path / "data").mkdir()
-    ended, output, errors, loaded = call(*words, folder=tmp_path)
-    assert (ended, loaded) == (code, [])
-    assert said in f"{output}{errors}\n"
-    assert "Traceback" not in errors
+    for (words, code, said), line in zip(CALLS, done.stdout.splitlines(), strict=True):
+        ended, output, loaded = json.loads(line)
+        assert (words, ended, loaded) == (words, code, [])
+        assert said in output, words
 
 
 def test_hints_name_options_and_fields_that_exist() -> None:
@@ -195,10 +190,11 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "offered"), [("autoseg tra", "train"), ("autoseg run --bud", "--budget")])
-def test_the_shell_completes_commands_and_options(tmp_path: Path, line: str, offered: str) -> None:
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
-    _, output, _, loaded = call(folder=tmp_path, _AUTOSEG_COMPLETE="complete_bash", **words)
-    assert (output.split(), loaded) == ([offered], [])
+def test_the_shell_completes_commands_and_options(line: str, offered: str) -> None:
+    call = [sys.executable, "-c", "import sys; sys.argv = ['autoseg']; from autoseg.cli import main; main()"]
+    asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_AUTOSEG_COMPLETE": "complete_bash"}
+    done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, **asked})
+    assert done.stdout.split() == [offered]
 
 
 def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path: Path) -> None:

@@ -109,6 +109,6 @@ def test_issues_of_one_moment_and_kind_are_said_together() -> None:
         assert said == []
         progress.on_step(StepRecord(step=0, loss=1.0, learning_rate=0.1, wait_s=0.0, duration_s=1.0))
     assert said == [
-        "Warning: 2d, fold 0, 3 of this kind (class liver, class spleen, class aorta): not found",
+        "Warning: 2d, fold 0, class liver, class spleen, class aorta: not found",
         "Note: 2d, fold 0: restarted",
     ]
