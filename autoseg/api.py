@@ -98,7 +98,10 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
     }
     folder = Path(dataset)
     try:
-        found = discover_dataset(folder, layout=settings.layout, spec=settings.spec, exclude=settings.exclude, **how)
+        with how["reporter"].phase("Looking through the folder"):
+            found = discover_dataset(
+                folder, layout=settings.layout, spec=settings.spec, exclude=settings.exclude, **how
+            )
     except AutosegError as error:
         report = _check_unlabelled(folder, error, **how)
         if report is None:
