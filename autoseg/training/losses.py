@@ -58,28 +58,27 @@ def compound_loss(loss: Loss, labels: Labels) -> LossFunction:
 
     A batch without a single valid voxel gives 0 for the voxel term.
     """
-    return _region_loss(loss, labels) if labels.has_regions else _label_loss(loss, labels)
-
-
-def _label_loss(loss: Loss, labels: Labels) -> LossFunction:
-    ignore = labels.ignore
+    table = region_table(labels)
 
     def compute(logits: Tensor, target: Tensor) -> Tensor:
-        valid = None if ignore is None else (target != ignore).unsqueeze(1)
-        clean = target if ignore is None else target.masked_fill(target == ignore, 0)
-        one_hot = torch.zeros_like(logits).scatter_(1, clean.unsqueeze(1), 1.0)
-        probabilities = logits.softmax(1)
-        total = -soft_dice(
-            probabilities[:, 1:],
-            one_hot[:, 1:],
-            valid,
-            batch_dice=loss.batch_dice,
-            squared=loss.region == "squared_dice",
-        )
+        valid = None if labels.ignore is None else (target != labels.ignore).unsqueeze(1)
+        if labels.has_regions:
+            truth = functional.embedding(target, table.to(target.device)).movedim(-1, 1)
+            pair = logits.sigmoid(), truth
+        else:
+            clean = target if labels.ignore is None else target.masked_fill(target == labels.ignore, 0)
+            one_hot = torch.zeros_like(logits).scatter_(1, clean.unsqueeze(1), 1.0)
+            pair = logits.softmax(1)[:, 1:], one_hot[:, 1:]
+        total = -soft_dice(*pair, valid, batch_dice=loss.batch_dice, squared=loss.region == "squared_dice")
         if loss.voxel is None:
             return total
-        each = functional.cross_entropy(logits, clean, reduction="none").unsqueeze(1)
-        return total + _voxel_mean(each, valid, loss.voxel)
+        if not labels.has_regions:
+            each = functional.cross_entropy(logits, clean, reduction="none").unsqueeze(1)
+            return total + _voxel_mean(each, valid, loss.voxel)
+        each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+        mean = _voxel_mean(each, valid, loss.voxel)
+        # with an ignore label the reference sums over regions instead of taking their mean (method section 7.4)
+        return total + (mean if valid is None else mean * logits.shape[1])
 
     return compute
 
@@ -100,25 +99,6 @@ def _voxel_mean(each: Tensor, valid: Tensor | None, term: str) -> Tensor:
     if valid is None:
         return each.mean()
     return (each * valid).sum() / (valid.sum() * each.shape[1]).clamp_min(1)
-
-
-def _region_loss(loss: Loss, labels: Labels) -> LossFunction:
-    table = region_table(labels)
-
-    def compute(logits: Tensor, target: Tensor) -> Tensor:
-        membership = functional.embedding(target, table.to(target.device)).movedim(-1, 1)
-        valid = None if labels.ignore is None else (target != labels.ignore).unsqueeze(1)
-        total = -soft_dice(
-            logits.sigmoid(), membership, valid, batch_dice=loss.batch_dice, squared=loss.region == "squared_dice"
-        )
-        if loss.voxel is None:
-            return total
-        each = functional.binary_cross_entropy_with_logits(logits, membership, reduction="none")
-        mean = _voxel_mean(each, valid, loss.voxel)
-        # with an ignore label the reference sums over regions instead of taking their mean (method section 7.4)
-        return total + (mean if valid is None else mean * logits.shape[1])
-
-    return compute
 
 
 def region_table(labels: Labels) -> Tensor:

@@ -202,30 +202,36 @@ class BatchSource(Dataset[list[Crop]]):
 
     def choose(self, step: int, index: int) -> tuple[np.random.Generator, int, str | None]:
         """The generator of a sample's place, the number of its case, and the class that it must contain, if one was drawn."""
-        rng = generator(self.seed, self.configuration, self.fold, step, index, f"{self.purpose}-patch")
+        rng = self._rng(step, index, f"{self.purpose}-patch")
         number = int(rng.integers(len(self.cases)))
         if self.sought:
-            seeking = generator(self.seed, self.configuration, self.fold, step, index, "sought")
+            seeking = self._rng(step, index, "sought")
             if seeking.random() < SOUGHT_SHARE:
                 return rng, *_draw_containing(seeking, self.sought, int(seeking.integers(len(self.sought))))
-        if self.scarce and is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share):
-            drawing = generator(self.seed, self.configuration, self.fold, step, index, "scarce")
+        if self.scarce and self._is_forced(index):
+            drawing = self._rng(step, index, "scarce")
             place = int(drawing.integers(self.num_classes))
             if place < len(self.scarce):
                 return rng, *_draw_containing(drawing, self.scarce, place)
         return rng, number, None
+
+    def _rng(self, step: int, index: int, purpose: str) -> np.random.Generator:
+        return generator(self.seed, self.configuration, self.fold, step, index, purpose)
+
+    def _is_forced(self, index: int) -> bool:
+        return is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share)
 
     def sample(self, step: int, index: int) -> Crop:
         """One crop: larger than the patch if it will be rotated or scaled."""
         rng, number, shown = self.choose(step, index)
         case = self.cases[number]
         label_map, locations = case.labels, case.locations  # once: each access opens a file
-        changes = Parameters()
+        changes, disturbance = Parameters(), Disturbance()
         if self.purpose == "training":
-            draws = generator(self.seed, self.configuration, self.fold, step, index, "augmentation")
-            changes = draw_parameters(draws, self.recipe)
-        patch = self.recipe.patch
-        crop = patch
+            changes = draw_parameters(self._rng(step, index, "augmentation"), self.recipe)
+            if self.previous_values and self.recipe.augment:
+                disturbance = draw_disturbance(self._rng(step, index, "previous-stage"), len(self.previous_values))
+        crop = patch = self.recipe.patch
         if changes.angles is not None or changes.scale is not None:
             crop = crop_size(patch, rotation=self.recipe.rotation, dummy_2d=self.recipe.dummy_2d)
         flat = (1,) * (3 - len(patch))
@@ -235,8 +241,7 @@ class BatchSource(Dataset[list[Crop]]):
             patch=(*flat, *patch),
             crop=(*flat, *crop),
             locations=locations if shown is None else {shown: locations[shown]},
-            forced=shown is not None
-            or is_forced(index, batch_size=self.batch_size, foreground_share=self.foreground_share),
+            forced=shown is not None or self._is_forced(index),
         )
         image = cut(case.image, start, (*flat, *crop), outside=0).astype(np.float32)
         labels = cut(label_map, start, (*flat, *crop), outside=OUTSIDE_LABEL).astype(np.int16)
@@ -249,15 +254,8 @@ class BatchSource(Dataset[list[Crop]]):
             parameters=changes,
             noise=draw_noise(changes, self.recipe),
             previous_values=self.previous_values,
-            disturbance=self._disturbance(step, index),
+            disturbance=disturbance,
         )
-
-    def _disturbance(self, step: int, index: int) -> Disturbance:
-        """Of the first stage's prediction; none in validation, and none without augmentation."""
-        if not self.previous_values or self.purpose != "training" or not self.recipe.augment:
-            return Disturbance()
-        draws = generator(self.seed, self.configuration, self.fold, step, index, "previous-stage")
-        return draw_disturbance(draws, len(self.previous_values))
 
 
 def _draw_containing(rng: np.random.Generator, classes: Mapping[str, Sequence[int]], place: int) -> tuple[int, str]:

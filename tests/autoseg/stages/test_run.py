@@ -195,7 +195,7 @@ def test_scores_of_a_run_are_not_replaced_by_those_against_other_references(job:
 
 
 def test_scores_are_refused_a_folder_as_their_place_before_anything_is_scored(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["evaluate", str(tmp_path / "absent"), str(tmp_path / "absent"), "--out", "."])
+    done = CliRunner().invoke(app, ["evaluate", str(tmp_path), str(tmp_path), "--out", "."])
     assert isinstance(done.exception, AutosegError)
     assert done.exception.issues[0].where == "." or str(done.exception).startswith(". ")
 
