@@ -74,9 +74,9 @@ def test_without_an_output_file_the_plan_is_explained(tmp_path) -> None:
         ([], 2, "pass DATASET"),
         (["--nnunet-fingerprint", GOLDEN / "fingerprint.json"], 2, "pass DATASET"),
         (["--nnunet-fingerprint", "absent.json", "--nnunet-dataset", "absent.json"], 1, "absent.json"),
-        (["x", "--target-spacing", "1,2"], 2, "three numbers"),
-        (["x", "--target-spacing", "1,0,2"], 2, "greater than 0"),
-        (["x", "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
+        ([GOLDEN, "--target-spacing", "1,2"], 2, "three numbers"),
+        ([GOLDEN, "--target-spacing", "1,0,2"], 2, "greater than 0"),
+        ([GOLDEN, "--nnunet-plans", "plans.json"], 2, "--strict-reference"),
     ],
 )
 def test_bad_calls_are_refused(tmp_path, monkeypatch, arguments, code, message) -> None:

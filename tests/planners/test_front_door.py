@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import iter_modules
 
 import planners
 
@@ -35,3 +36,7 @@ def test_sources_import_only_numpy_pydantic_and_the_standard_library() -> None:
 def test_the_front_door_is_sorted_and_complete() -> None:
     assert len(set(planners.__all__)) == len(planners.__all__)
     assert all(hasattr(planners, name) for name in planners.__all__)
+    modules = {module.name for module in iter_modules(planners.__path__)}
+    assert not modules & set(
+        planners.__all__
+    )  # a module that is loaded first would be taken for what it is called after
