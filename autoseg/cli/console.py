@@ -165,7 +165,7 @@ def readable_errors() -> Iterator[None]:
     except (AutosegError, DocumentError, PlanningError) as error:
         typer.secho(f"autoseg: {error}", fg=typer.colors.RED, err=True)
         logger.debug("failed", exc_info=error)
-        wrong_call = isinstance(error, AutosegError) and all(code.startswith("settings.") for code in error.codes)
+        wrong_call = isinstance(error, AutosegError) and any(code.startswith("settings.") for code in error.codes)
         raise SystemExit(2 if wrong_call else 1) from error
     except KeyboardInterrupt:
         say_interrupted()

@@ -149,6 +149,7 @@ CALLS = [
     (["run"], 2, "DATASET"),
     (["run", "absent"], 1, "absent: does not exist; pass the folder of the dataset"),
     (["run", "data", "--budget", "soon"], 2, "--budget"),
+    (["run", "absent", "--budget", "soon"], 2, "absent: does not exist"),
     (["run", "data", "--schedule", "no.json"], 2, "--schedule no.json: does not exist"),
     (["predict", "absent", "data", "out"], 1, "absent: does not exist; pass a run folder"),
     (["evaluate", "absent", "data"], 1, "absent: does not exist"),

@@ -150,7 +150,7 @@ def test_plans_replace_nothing_but_plans(files: Path) -> None:
 def test_existing_plans_are_reported_before_images_are_read(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     call = (
-        tmp_path / "absent",
+        tmp_path,
         "--strict-reference",
         "--out",
         tmp_path / "run",
