@@ -29,6 +29,8 @@ class Option:
     """Placeholder in the help text."""
     decides: bool = True
     """Changing it changes results, which are then redone."""
+    choices: tuple[str, ...] = ()
+    """Values that shells offer."""
 
 
 def parse_duration(value: object) -> object:
@@ -171,7 +173,10 @@ class Settings(Document):
     leave_one_group_out: Annotated[bool, Option("One fold for each group.", "schedule")] = False
     seed: Annotated[int, Field(ge=0), Option("Random seed (default: 0).", "schedule", "INTEGER")] = 0
     device: Annotated[
-        str, Option("auto, cpu, cuda, cuda:1 or mps (default: auto).", "schedule", "NAME", decides=False)
+        str,
+        Option(
+            "auto, cpu, cuda, cuda:1 or mps (default: auto).", "schedule", "NAME", False, ("auto", "cpu", "cuda", "mps")
+        ),
     ] = "auto"
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
@@ -183,7 +188,8 @@ class Settings(Document):
         ),
     ] = None
     track: Annotated[
-        Names, Option("Also write metrics for tensorboard or mlflow.", "train", "NAME", decides=False)
+        Names,
+        Option("Also write metrics for tensorboard or mlflow.", "train", "NAME", False, ("tensorboard", "mlflow")),
     ] = ()
 
 

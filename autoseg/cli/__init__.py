@@ -41,7 +41,8 @@ def main() -> None:
         try:
             code = app(standalone_mode=False)
         except USAGE_ERROR as error:
-            typer.secho(f"autoseg: {explain_usage_error(error, sys.argv[1:], app)}", fg=typer.colors.RED, err=True)
+            if sys.argv[1:]:  # without any, the help was shown
+                typer.secho(f"autoseg: {explain_usage_error(error, sys.argv[1:], app)}", fg=typer.colors.RED, err=True)
             raise SystemExit(2) from None
     if code == INTERRUPTED:  # typer catches Ctrl-C in a command itself, and leaves nothing of it but the exit code
         say_interrupted()

@@ -264,6 +264,7 @@ def _parameter(name: str, option: Option) -> Parameter:
         show_default=False,
         rich_help_panel=PANELS[option.stage] if option.decides else MACHINE,
         metavar=None if is_switch else option.metavar,
+        autocompletion=(lambda: list(option.choices)) if option.choices else None,
     )
     annotation: Any = Annotated[Union[kind, None], declared]  # noqa: UP007  # known only when it runs
     return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=None)

@@ -135,6 +135,7 @@ for words in json.load(sys.stdin):
 """Many calls in one process, each with its exit code, what it says and what is loaded then."""
 CALLS = [
     (["--help"], 0, "import-nnunet"),
+    ([], 2, "import-nnunet"),
     (["run", "--help"], 0, "--budget"),
     (["--version"], 0, autoseg.__version__),
     (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
@@ -190,12 +191,15 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
     assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == f"autoseg {autoseg.__version__}\n"
 
 
-@pytest.mark.parametrize(("line", "offered"), [("autoseg tra", "train"), ("autoseg run --bud", "--budget")])
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [("autoseg tra", "train"), ("autoseg run --bud", "--budget"), ("autoseg run --device c", "cpu cuda")],
+)
 def test_the_shell_completes_commands_and_options(line: str, offered: str) -> None:
     call = [sys.executable, "-c", "import sys; sys.argv = ['autoseg']; from autoseg.cli import main; main()"]
     asked = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_AUTOSEG_COMPLETE": "complete_bash"}
     done = subprocess.run(call, capture_output=True, text=True, check=True, env={**os.environ, **asked})
-    assert done.stdout.split() == [offered]
+    assert done.stdout.split() == offered.split()
 
 
 def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path: Path) -> None:
