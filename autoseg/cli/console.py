@@ -120,15 +120,15 @@ def show_scores(run: Run) -> None:
 def show_issues(report: CheckReport) -> None:
     """A line for each error, and for each kind of warnings and notes; how many there are."""
     errors = [issue for issue in report.issues if issue.severity == "error"]
-    for issue in [*errors, *grouped([issue for issue in report.issues if issue.severity != "error"])]:
+    shown = [*errors, *grouped([issue for issue in report.issues if issue.severity != "error"])]
+    for issue in shown:
         typer.echo(f"{issue.severity}: {issue}")
     others = report.num_warnings + report.num_notes
     if not report.num_errors and not others:
         typer.echo("No issues found.")
         return
-    typer.echo(
-        f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}"
-    )
+    counts = f"{count_noun(report.num_errors, 'error')}, {'1 warning or note' if others == 1 else f'{others} warnings and notes'}"
+    typer.echo(counts + ("" if len(shown) == len(report.issues) else "; --json lists each"))
 
 
 def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str]) -> None:

@@ -236,7 +236,10 @@ def format_table(summary: Summary) -> str:
     }
     table = pd.DataFrame(texts, index=[*dice.index, "mean of classes"])
     table.columns.name = "class"
-    return "\n".join([table.to_string(), *map(str, grouped(score_notes(summary)))])
+    found = score_notes(summary)
+    warnings = [issue for issue in found if issue.severity == "warning"]
+    notes = [*grouped(warnings), *(issue for issue in found if issue not in warnings)]
+    return "\n".join([table.to_string(), *map(str, notes)])
 
 
 def _text(value: object, digits: int) -> str:
