@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.settings import make_settings
 from autoseg.stages.run import Run, begin_run
 from autoseg.storage.atomic import load_document
@@ -120,9 +121,10 @@ def _check_unlabelled(
     """The report on the images of an unlabelled folder; None if ``error`` is about something else."""
     from autoseg.data.checks import check_images
     from autoseg.data.checks.check import images_report
-    from autoseg.data.discovery.discover import UNLABELLED, find_loose_images
+    from autoseg.data.discovery.discover import UNLABELLED
+    from autoseg.data.discovery.inputs import find_loose_images
 
-    images = find_loose_images(dataset) if error.codes == (UNLABELLED,) else []
+    images = find_loose_images(dataset).images if error.codes == (UNLABELLED,) else []
     if not images:
         return None
     found = check_images(images, num_workers=num_workers, reporter=reporter)
@@ -131,31 +133,55 @@ def _check_unlabelled(
 
 def predict(
     model: Place,
-    source: Place,
+    source: Place | Sequence[Place],
     output: Place,
     *,
+    layout: str | None = None,
+    spec: Place | None = None,
+    part: str | None = None,
+    skip_bad: bool = False,
     probabilities: bool = False,
     mirroring: bool = True,
     device: str = "auto",
     threads: int | None = None,
     reporter: Reporter | None = None,
 ) -> list[Path]:
-    """Segment the images in ``source`` (a file, a folder of images or DICOM series) into the folder ``output``.
+    """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
-    ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks. A second call skips images that
-    are done, unless they changed. Raises `AutosegError` with all issues.
+    ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
+    an image file is the label map of one image. A second call skips images that are done, unless they changed; several at
+    once share the work. ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
+    ``source`` is laid out, if not as the training data. A bad image stops no other: `AutosegError` with all issues is raised
+    at the end, with ``skip_bad`` only where nothing can be done. For arrays see `Predictor`.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
-    from autoseg.inference.predict import find_input_cases, predict_cases
+    from autoseg.imaging.readers import image_ending
+    from autoseg.inference.predict import find_input_cases, predict_cases, predict_file, say_what_is_far
     from autoseg.inference.predictor import Predictor
 
-    reporter = reporter or SilentReporter()
+    reporter, out, sources = reporter or SilentReporter(), Path(output), _sources(source)
     chosen = choose_device(device)
     set_threads(threads or available_cores())
     predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
-    cases = find_input_cases(Path(source), predictor.model.plan.channels, reporter=reporter)
-    return predict_cases(predictor, cases, Path(output), probabilities=probabilities, reporter=reporter)
+    spec = None if spec is None else Path(spec)
+    inputs = find_input_cases(sources, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter)
+    say_what_is_far(inputs, predictor.model.plan, reporter.say)
+    if image_ending(out) and not out.is_dir():
+        return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
+    return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
+
+
+def _sources(source: Any) -> list[Path]:
+    sources = [source] if isinstance(source, str | Path) else source
+    if (
+        not isinstance(sources, list | tuple)
+        or not sources
+        or not all(isinstance(each, str | Path) for each in sources)
+    ):
+        message, fix = f"a {type(source).__name__}", "pass a path or a list of paths; for arrays use autoseg.Predictor"
+        raise AutosegError(Issue(code="predict.source", where="source", message=message, fix=fix))
+    return [Path(each) for each in sources]
 
 
 def evaluate(

@@ -46,10 +46,10 @@ def compare(predictor: Predictor, images: Path, predictions: Path) -> dict[str, 
     classes = evaluated_classes(dataset.labels, dataset.file_values)
     theirs = {image_stem(path): path for path in predictions.iterdir() if path.name.endswith(dataset.file_ending)}
     cases = {}
-    for case in find_input_cases(images, predictor.model.plan.channels):
+    for case in find_input_cases(images, predictor.model.dataset).cases:
         if case.case_id not in theirs:
             continue
-        ours, reference = predictor.predict_files(case.images).labels, read_label_map(theirs[case.case_id]).array
+        ours, reference = predictor.predict_image(case.images).labels, read_label_map(theirs[case.case_id]).array
         scores: dict[str, float | int | None] = {"voxels": ours.size, "different": int((ours != reference).sum())}
         for each in classes:
             a, b = np.isin(ours, each.values), np.isin(reference, each.values)

@@ -41,7 +41,7 @@ DOORS = {
     "mlflow": {"autoseg/tracking/mlflow.py"},
     "tensorboard": {"autoseg/tracking/tensorboard.py"},
     "batchgenerators": {"autoseg/training/augmentation.py"},
-    "SimpleITK": {"autoseg/imaging/readers/itk.py"},
+    "SimpleITK": {"autoseg/imaging/readers/itk.py", "autoseg/imaging/readers/objects.py"},
     "pydicom": {"autoseg/imaging/readers/dicom", "autoseg/imaging/readers/worker.py"},
     "nibabel": {"autoseg/imaging/readers/nifti.py", "autoseg/imaging/readers/dicom_series.py"},
     "nrrd": {"autoseg/imaging/readers/nrrd.py"},
@@ -157,7 +157,16 @@ RUN = PREPROCESS | {
 }
 OPTIONS = {
     "run": RUN,
-    "predict": {"--device", "--mirroring", "--probabilities", "--threads"},
+    "predict": {
+        "--device",
+        "--layout",
+        "--mirroring",
+        "--part",
+        "--probabilities",
+        "--skip-bad",
+        "--spec",
+        "--threads",
+    },
     "evaluate": {"--out", "--tolerance-mm", "--workers"},
     "check": CHECK | {"--json"},
     "plan": PLAN | {"--explain", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans"},

@@ -211,7 +211,20 @@ def predict(
             metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False
         ),
     ],
-    output: Annotated[Path, typer.Argument(help="Folder for the label maps.", show_default=False)],
+    output: Annotated[
+        Path, typer.Argument(help="Folder for the label maps, or the file for that of one image.", show_default=False)
+    ],
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="Layout of INPUT, if not the training data's.", show_default=False)
+    ] = None,
+    spec: Annotated[
+        Path | None, typer.Option("--spec", help="Spec file (TOML) that describes INPUT's layout.", show_default=False)
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="K/N", help="Predict only the K-th of N equal parts.", show_default=False),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="End well even if images cannot be predicted.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
     ] = False,
@@ -222,7 +235,7 @@ def predict(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
-    """Segment new images. A second call skips images that are done and have not changed."""
+    """Segment new images. A second call skips images that are done and have not changed; several calls share the work."""
     require_sound_call(
         missing(model, code="model.not_found", fix="pass a run folder (--out of autoseg run) or a bundle file"),
         missing(source, code="predict.no_input", fix="pass an image file, a folder of images or a DICOM series folder"),
@@ -231,6 +244,10 @@ def predict(
         model,
         source,
         output,
+        layout=layout,
+        spec=spec,
+        part=part,
+        skip_bad=skip_bad,
         probabilities=probabilities,
         mirroring=mirroring,
         device=device,

@@ -2,233 +2,191 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from autoseg.data.discovery.discover import NamedImage, find_loose_images, labels_beside_images
-from autoseg.imaging.readers import image_endings, is_dicom_series, prediction_ending, read_header, require_text
+import numpy as np
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
+from autoseg.imaging.image import Geometry, Image
+from autoseg.imaging.orientation import canonical_geometry
+from autoseg.imaging.readers import (
+    image_ending,
+    image_endings,
+    is_dicom_series,
+    prediction_ending,
+    read_header,
+    read_image,
+    require_text,
+    write_label_map,
+)
 from autoseg.inference.model import Model
-from autoseg.inference.predictions import Job, PredictionFolder, predictions_among
-from autoseg.inference.predictor import Predictor, StoredImage
+from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predictions_among
+from autoseg.inference.predictor import Prediction, Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.prepare import source_orientation
 from autoseg.run_folder import run_of
-from autoseg.storage.atomic import remove_orphans
+from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
 from autoseg.wording import count_noun, shorten
+from planners import IntensityStatistics, Plan, transpose
 
-CHANNEL_SUFFIX = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-"""``CASE_0000``: one file per channel, numbered as in nnU-Net's folders."""
-UNNUMBERED = -1
-"""Channel of a file without a number."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InputCase:
-    """One image to predict."""
-
-    case_id: str
-    images: tuple[Path, ...]
-    """One file or DICOM series with all channels, or one per channel in order."""
+WAIT_S = 0.5
+"""Between two looks at cases that another process is predicting."""
+FAR = 4.0
+"""Times the median of the training cases, or a part of it, in spacing or extent along an axis: worth a word."""
+MOST_LABELS = 32
+LARGEST_LABEL = 255
+SMALLEST_SHARE = 1e-3
+"""Of voxels that are not 0: an image with fewer may be an empty frame with a hot pixel."""
 
 
 def find_input_cases(
-    source: Path, channels: Sequence[str], *, reporter: Reporter | None = None
-) -> tuple[InputCase, ...]:
-    """The images of a file, a folder of files, a DICOM series folder, or a folder of such folders.
+    sources: Path | Sequence[Path],
+    dataset: DatasetDescription,
+    *,
+    layout: str | None = None,
+    spec: Path | None = None,
+    part: str | None = None,
+    reporter: Reporter | None = None,
+) -> Inputs:
+    """The images of files, folders of files, DICOM series folders, or trees of all of these, for a model of ``dataset``.
 
-    With several channels, files or series folders named ``CASE_0000``, ``CASE_0001`` ... belong together, in the order of
-    ``channels``; a file with all channels is a separate case. Several series in one folder are several images, named by
-    folder and SeriesInstanceUID; one of them is given as ``FOLDER#UID``. Images in subfolders are named by the folders that
-    lead to them (`find_loose_images`). Skipped, with a message to ``reporter``: files named as labels of other images,
-    predictions of an earlier call, and files of a run whose folder is inside. Raises `AutosegError` with every image that
-    lacks channels.
+    See `find_inputs`. Left out, too: predictions of an earlier call, and files of a run whose folder is inside; ``part``
+    ``2/8`` takes every eighth case, beginning with the second. What is left out is said to ``reporter``. Raises
+    `AutosegError` where a source does not exist, and where there is nothing to predict.
     """
-    if not source.exists() and not is_dicom_series(source):
-        fix = "pass an image file, a folder of images or a DICOM series folder"
-        raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
-    items = _without_labels(source, find_loose_images(source), reporter or SilentReporter())
-    if not items:
-        endings = ", ".join(sorted(image_endings()))
-        fix = f"pass files that end in {endings}, or folders with a DICOM series"
-        raise AutosegError(Issue(code="predict.no_images", where=str(source), message="no images found", fix=fix))
-    grouped, issues = _group(items, num_channels=len(channels))
-    for case_id, files in sorted(grouped.items()):
-        issues += _check_channels(source, case_id, files, channels)
-    if issues:
-        raise AutosegError(*issues, headline=f"Cannot predict {source}")
-    return tuple(
-        InputCase(case_id=case_id, images=tuple(files[number] for number in sorted(files)))
-        for case_id, files in sorted(grouped.items())
-    )
-
-
-def _without_labels(source: Path, items: list[NamedImage], reporter: Reporter) -> list[NamedImage]:
-    """The images of a folder that may have label maps, predictions and runs next to them."""
-    if not source.is_dir():
-        return items
-    runs = runs_among(source, [path for _, path in items])
-    if runs:
-        names = [root.resolve().name for root in sorted(set(runs.values()))]
-        reporter.say(
-            f"Skipped {count_noun(len(runs), 'file')} of {count_noun(len(names), 'run folder')}: {shorten(names)}"
+    found = []
+    for source in [sources] if isinstance(sources, Path) else sources:
+        if not source.exists() and not is_dicom_series(source):
+            fix = "pass an image file, a folder of images or a DICOM series folder"
+            raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
+        leave_out = partial(_made_by_autoseg, source)
+        found.append(find_inputs(source, dataset, layout=layout, spec=spec, leave_out=leave_out))
+    cases = [case for inputs in found for case in inputs.cases]
+    issues = [issue for inputs in found for issue in inputs.issues]
+    for note in (issue for issue in issues if issue.severity != "error"):
+        (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
+    errors = [issue for issue in issues if issue.severity == "error"]
+    for case_id in (name for name, count in Counter(case.case_id for case in cases).items() if count > 1):
+        first, second = [case.images[0] for case in cases if case.case_id == case_id][:2]
+        message = f"same name as {first}"
+        errors.append(
+            Issue(code="predict.same_name", where=str(second), message=message, fix="rename one of them", case=case_id)
         )
-    items = [(stem, path) for stem, path in items if path not in runs]
-    labels, predictions = labels_beside_images(source), predictions_among([path for _, path in items])
-    skipped = {
-        "label map": [path for _, path in items if path.resolve() in labels and path not in predictions],
-        "prediction": sorted(predictions),
-    }
-    for noun, paths in skipped.items():
-        if paths:
-            reporter.say(f"Skipped {count_noun(len(paths), noun)}: {shorten([path.name for path in paths])}")
-    without = {path for paths in skipped.values() for path in paths}
-    return [(stem, path) for stem, path in items if path not in without]
+    cases = [case for case in cases if not any(error.case == case.case_id for error in errors)]
+    if part is not None:
+        mine = _part(part, {case.case_id for case in cases} | {error.case for error in errors if error.case})
+        cases = [case for case in cases if case.case_id in mine]
+        errors = [error for error in errors if error.case is None or error.case in mine]
+    elif not cases and not errors:
+        message, fix = (
+            "no images found",
+            f"pass files that end in {', '.join(sorted(image_endings()))}, or DICOM series",
+        )
+        where = ", ".join(map(str, [sources] if isinstance(sources, Path) else sources))
+        raise AutosegError(Issue(code="predict.no_images", where=where, message=message, fix=fix))
+    return Inputs(cases=tuple(sorted(cases, key=lambda case: case.case_id)), issues=tuple(errors))
 
 
-def runs_among(source: Path, paths: Sequence[Path]) -> dict[Path, Path]:
-    """Those of ``paths`` made by a run whose folder is ``source`` or below it, each with the folder of its run.
+def _part(part: str, case_ids: Iterable[str]) -> set[str]:
+    """The case ids of part ``k/n``, k from 1."""
+    first, _, count = part.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        message, fix = f"{part!r} is no part", "pass K/N with K from 1 to N, such as 2/8"
+        raise AutosegError(Issue(code="settings.part", where="--part", message=message, fix=fix))
+    return set(sorted(case_ids)[int(first) - 1 :: int(count)])
 
-    The files in a folder of a run that is itself given as ``source`` are meant to be predicted.
+
+def _made_by_autoseg(source: Path, images: Sequence[NamedImage]) -> dict[str, list[Path]]:
+    """What runs and earlier predictions wrote. A folder of a run that is itself the ``source`` is meant to be predicted."""
+    paths = [path for _, path in images]
+    runs = {folder: run_of(folder.resolve()) for folder in {path.parent for path in paths}}
+    whole = source.resolve()
+    of_runs = [path for path in paths if (run := runs[path.parent]) and run.root.is_relative_to(whole)]
+    return {"file that a run wrote": of_runs, "prediction": sorted(predictions_among(paths) - set(of_runs))}
+
+
+def try_jobs(
+    jobs: Sequence[Job],
+    complete: Callable[[Job], Outcome | None],
+    tracker: Tracker,
+    say: Callable[[str], None] | None = None,
+) -> tuple[dict[str, Outcome | None], dict[str, AutosegError]]:
+    """Complete all ``jobs``, one in memory at a time: outcomes and errors by case id. A failing case stops no other.
+
+    Cases that another process is predicting are waited for at the end, and done if it fails.
     """
-    by_folder = {folder: run_of(folder) for folder in {path.parent for path in paths}}
-    found = {path: run.root for path in paths if (run := by_folder[path.parent]) is not None}
-    return {path: root for path, root in found.items() if root.is_relative_to(source)}
+    outcomes: dict[str, Outcome | None] = {}
+    errors: dict[str, AutosegError] = {}
+    left, waiting = list(jobs), False
+    while left:
+        claimed = []
+        for job in left:
+            try:
+                outcomes[job.case_id] = complete(job)
+            except AutosegError as error:
+                errors[job.case_id] = error
+            if outcomes.get(job.case_id) == "being predicted":
+                claimed.append(job)
+            else:
+                tracker.advance(note=job.case_id)
+        if claimed and not waiting and say is not None:
+            say(f"Waiting for {count_noun(len(claimed), 'image')} that another process is predicting")
+        if claimed:
+            time.sleep(WAIT_S)
+        left, waiting = claimed, True
+    return outcomes, errors
 
 
-def _group(items: Sequence[NamedImage], *, num_channels: int) -> tuple[dict[str, dict[int, Path]], list[Issue]]:
-    """Files by case and channel, and an issue for every second file of the same name."""
-    grouped: dict[str, dict[int, Path]] = defaultdict(dict)
-    issues = []
-    for stem, item in items:
-        case_id, channel = _name(stem, num_channels=num_channels)
-        if channel in grouped[case_id]:
-            message = f"same name as {grouped[case_id][channel].name}"
-            issues.append(
-                Issue(
-                    code="predict.same_name", where=str(item), message=message, fix="rename one of them", case=case_id
-                )
-            )
-        grouped[case_id][channel] = item
-    return grouped, issues
-
-
-def _name(stem: str, *, num_channels: int) -> tuple[str, int]:
-    """Case id and channel number."""
-    match = CHANNEL_SUFFIX.fullmatch(stem)
-    if match is None or (num_channels == 1 and match["channel"] != "0000"):
-        return stem, UNNUMBERED
-    return match["case"], int(match["channel"])
-
-
-def _check_channels(source: Path, case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue]:
-    if set(files) in ({UNNUMBERED}, {0}):  # one file, perhaps numbered as the first: it may hold all channels
-        issues = _check_single_file(case_id, files, channels)
-        if issues is not None:
-            return issues
-    numbers = set(files) - {UNNUMBERED}
-    if UNNUMBERED in files:
-        others = ", ".join(files[number].name for number in sorted(numbers))
-        message = f"same case as {others}"
-        return [
-            Issue(
-                code="predict.same_name",
-                where=str(files[UNNUMBERED]),
-                message=message,
-                fix="remove one of them",
-                case=case_id,
-            )
-        ]
-    missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in numbers]
-    extra = [files[number].name for number in sorted(numbers - set(range(len(channels))))]
-    issues = []
-    if missing:
-        message = f"missing {', '.join(missing)}"
-        issues.append(
-            Issue(
-                code="predict.missing_channel", where=str(source), message=message, fix="add these files", case=case_id
-            )
-        )
-    if extra:
-        message = f"{', '.join(extra)}, but the model has {count_noun(len(channels), 'channel')}"
-        issues.append(
-            Issue(code="predict.extra_channel", where=str(source), message=message, fix="remove them", case=case_id)
-        )
-    return issues
-
-
-def _check_single_file(case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue] | None:
-    """Issues of a case of one file; none: the file is one channel of several, and the others are missing."""
-    (path,) = files.values()
-    try:
-        found = read_header(path).num_channels
-    except AutosegError as error:
-        return [issue.model_copy(update={"where": issue.where or str(path), "case": case_id}) for issue in error.issues]
-    if found == len(channels):
-        return []
-    if UNNUMBERED not in files and found == 1:
-        return None
-    message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
-    several = f"use one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
-    fix = several if len(channels) > 1 else "use a single volume of it"
-    return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
-
-
-def try_jobs(jobs: Sequence[Job], complete: Callable[[Job], None], tracker: Tracker) -> dict[str, AutosegError]:
-    """Complete all ``jobs``, one in memory at a time. A failing case does not stop the others: errors by case id."""
-    errors = {}
-    for job in jobs:
-        try:
-            complete(job)
-        except AutosegError as error:
-            errors[job.case_id] = error
-        tracker.advance(note=job.case_id)
-    return errors
-
-
-def complete_jobs(jobs: Sequence[Job], complete: Callable[[Job], None], tracker: Tracker) -> None:
+def complete_jobs(jobs: Sequence[Job], complete: Callable[[Job], Outcome | None], tracker: Tracker) -> None:
     """`try_jobs`, and one `AutosegError` with the issues of all cases that failed."""
-    errors = try_jobs(jobs, complete, tracker)
-    _raise_together(errors, headline=f"{len(errors)} of {len(jobs)} cases could not be predicted")
+    _, errors = try_jobs(jobs, complete, tracker)
+    if errors:
+        headline = f"{len(errors)} of {len(jobs)} cases could not be predicted"
+        raise AutosegError(*_issues(errors), headline=headline)
 
 
-def _raise_together(errors: dict[str, AutosegError], *, headline: str) -> None:
-    issues = [
+def _issues(errors: dict[str, AutosegError]) -> list[Issue]:
+    return [
         issue.model_copy(update={"case": case_id, "where": issue.where or case_id})
         for case_id, error in errors.items()
         for issue in error.issues
     ]
-    if issues:
-        raise AutosegError(*issues, headline=headline)
 
 
 def predict_cases(
     predictor: Predictor,
-    cases: Sequence[InputCase],
+    inputs: Inputs,
     folder: Path,
     *,
     probabilities: bool,
     reporter: Reporter,
     is_own: bool = False,
+    skip_bad: bool = False,
 ) -> list[Path]:
     """Write a label map for every case, ``CASE`` plus the ending of the dataset's label files; returns their paths.
 
     For datasets with a mask file per class, a folder ``CASE`` with such files is written. If the format cannot hold the
-    grid of the image, the image's own format is used, or NIfTI (`prediction_ending`).
+    grid of the image, the image's own format is used, or NIfTI (`prediction_ending`). ``volumes.csv`` lists the volume of
+    each class in each case.
 
-    Cases that are up to date are skipped (`PredictionFolder`). With ``probabilities``, ``CASE.npz`` is written too, with an
-    array ``probabilities``, float32 (K, Z, Y, X). A failing case does not stop the others; all issues are raised together
-    at the end. Raises `AutosegError` at once when ``folder`` has predictions of another model or made in another way, or
-    other files under the names of predictions, or a name that is not text. In a folder that ``is_own``, which only autoseg
+    Cases that are up to date are skipped (`PredictionFolder`), and those that other processes predict meanwhile. With
+    ``probabilities``, ``CASE.npz`` is written too, with an array ``probabilities``, float32 (K, Z, Y, X). A failing case does
+    not stop the others; all issues, those of ``inputs`` included, are raised together at the end, or, with ``skip_bad``,
+    said. Raises `AutosegError` at once when ``folder`` has predictions of another model or made in another way, or other
+    files under the names of predictions, or a name that is not text. In a folder that ``is_own``, which only autoseg
     writes to, whatever does not fit is made again.
     """
     require_text([folder])
     if folder.exists() and not folder.is_dir():
-        fix = "pass a folder for the label maps"
+        fix = "pass a folder for the label maps, or the name of a file that does not exist yet"
         raise AutosegError(Issue(code="predict.not_a_folder", where=str(folder), message="a file", fix=fix))
     sink = PredictionFolder(
         folder=folder,
@@ -239,23 +197,36 @@ def predict_cases(
         with_masks=True,
         is_own=is_own,
     )
-    jobs, errors = _image_jobs(predictor, cases, probabilities=probabilities)
-    remove_orphans(folder, below=False)
-    sink.begin(jobs)
-    with reporter.track("Predicting", len(cases)) as tracker:
-        tracker.advance(len(errors))
-        errors |= try_jobs(jobs, sink.complete, tracker)
+    with reporter.track("Predicting", len(inputs.cases)) as tracker:
+        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, probabilities=probabilities, is_own=is_own)
+        remove_orphans(folder, below=False)
+        remove_claims(folder)
+        sink.begin(jobs)
+        tracker.advance(len(unread))
+        outcomes, errors = try_jobs(jobs, sink.complete, tracker, reporter.say)
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
-    others = f"; the others are in {folder}" if written else ""
-    _raise_together(errors, headline=f"{len(errors)} of {len(cases)} images could not be predicted{others}")
+    if written:
+        sink.write_volumes(jobs)
+    issues = [*inputs.issues, *_issues(unread | errors)]
+    for issue in issues:
+        if skip_bad or issue.severity != "error":
+            reporter.say(f"Skipped: {issue}")
+    reporter.say(_summary(outcomes.values(), sorted({issue.case or issue.where for issue in issues})))
+    bad = {issue.case or issue.where for issue in issues if issue.severity == "error"}
+    if bad and not skip_bad:
+        number = len({case.case_id for case in inputs.cases} | {issue.case or issue.where for issue in issues})
+        others = f"; the others are in {folder}" if written else ""
+        headline = f"{len(bad)} of {number} images could not be predicted{others}"
+        raise AutosegError(*(issue for issue in issues if issue.severity == "error"), headline=headline)
     return written
 
 
 def _image_jobs(
-    predictor: Predictor, cases: Sequence[InputCase], *, probabilities: bool
+    predictor: Predictor, cases: Sequence[InputCase], tracker: Tracker, *, probabilities: bool, is_own: bool
 ) -> tuple[list[Job], dict[str, AutosegError]]:
     """Jobs, and the errors of cases whose header cannot be read."""
     jobs, errors = [], {}
+    beside = Counter(case.images[0].parent for case in cases)
     for case in cases:
         image = case.images[0]
         try:
@@ -263,9 +234,144 @@ def _image_jobs(
         except AutosegError as error:
             errors[case.case_id] = error
             continue
-        predict = partial(predictor.predict_files, case.images, probabilities=probabilities)
+        alone = is_own or beside[image.parent] == 1
+        predict = partial(
+            _predict_case, predictor, case, probabilities=probabilities, tracker=tracker, may_be_labels=not alone
+        )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
     return jobs, errors
+
+
+def _summary(outcomes: Iterable[Outcome | None], skipped: Sequence[str]) -> str:
+    """``3 predicted, 2 already there, 1 skipped: b``."""
+    counts = Counter(outcomes)
+    parts = [f"{counts['predicted']} predicted"]
+    if counts["already there"]:
+        parts.append(f"{counts['already there']} already there")
+    if skipped:
+        parts.append(f"{len(skipped)} skipped: {shorten(skipped)}")
+    return ", ".join(parts)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Tells a tracker of one unit of work, a case, what share of it is done."""
+
+    tracker: Tracker
+    case_id: str
+    told: float = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        share = min(done / total, 0.99)  # the end is told when the label map is written
+        if share > self.told:
+            self.tracker.advance(share - self.told, note=f"{self.case_id}, window {done} of {total}")
+            self.told = share
+
+
+def _predict_case(
+    predictor: Predictor, case: InputCase, *, probabilities: bool, tracker: Tracker, may_be_labels: bool
+) -> Prediction:
+    """Raises `AutosegError` with a note for what is a label map beside images."""
+    image = read_image(case.images)
+    if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
+        message, fix = "looks like a label map beside images", "pass it alone to predict it"
+        where = str(case.images[0])
+        raise AutosegError(Issue(code="predict.label_map", severity="note", where=where, message=message, fix=fix))
+    progress = _Progress(tracker, case.case_id)
+    try:
+        return predictor.predict_image(image, probabilities=probabilities, progress=progress)
+    finally:
+        tracker.advance(-progress.told)
+
+
+def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
+    """Whether an image of one channel holds a few small whole numbers, background 0, where training images did not."""
+    if len(image.array) != 1:
+        return False
+    (array,) = image.array
+    sample = array.ravel()[:: max(1, array.size // 100_000)]  # to answer at once for most images
+    for values in (sample, array):
+        if values.min() < 0 or values.max() > LARGEST_LABEL or not np.array_equal(values, np.floor(values)):
+            return False
+    counts = np.bincount(array.ravel().astype(np.uint8))
+    few = 2 <= np.count_nonzero(counts) <= MOST_LABELS and counts[0] > 0
+    usual = {training[0].percentile_00_5, training[0].median, training[0].percentile_99_5}
+    return bool(
+        few and 1 - counts[0] / array.size >= SMALLEST_SHARE and usual - {training[0].minimum, training[0].maximum}
+    )
+
+
+def far_from_training(geometry: Geometry, plan: Plan) -> str:
+    """What of an image's spacing and extent is far from the training cases', in words; empty if nothing is."""
+    own = canonical_geometry(geometry, source_orientation(geometry, plan))
+    usual_mm = transpose(plan.original_median_spacing_mm, plan.transpose_backward)
+    usual_shape = transpose(plan.original_median_shape, plan.transpose_backward)
+    pairs = {
+        "spacing": (own.spacing_mm, usual_mm),
+        "extent": (np.multiply(own.shape, own.spacing_mm), np.multiply(usual_shape, usual_mm)),
+    }
+    return " and ".join(
+        f"{name} {_sizes(found)} mm, in training about {_sizes(usual)}"
+        for name, (found, usual) in pairs.items()
+        if max(max(a / b, b / a) for a, b in zip(found, usual, strict=True)) > FAR
+    )
+
+
+def _sizes(values: Iterable[float]) -> str:
+    return " x ".join(f"{value:.3g}" for value in values)
+
+
+def say_what_is_far(inputs: Inputs, plan: Plan, say: Callable[[str], None]) -> None:
+    """One line for the images whose spacing or extent is far from the training cases'."""
+    far = {}
+    for case in inputs.cases:
+        try:
+            if words := far_from_training(read_header(case.images[0]).geometry, plan):
+                far[case.case_id] = words
+        except AutosegError:  # told where it is predicted
+            continue
+    if far:
+        first = next(iter(far))
+        say(
+            f"Warning: {count_noun(len(far), 'image')} unlike the training cases, predictions may be wrong: "
+            f"{shorten(list(far))} ({first}: {far[first]} (z, y, x))"
+        )
+
+
+def predict_file(
+    predictor: Predictor, inputs: Inputs, path: Path, *, probabilities: bool, reporter: Reporter
+) -> list[Path]:
+    """Write the label map of the only case as the file ``path``, and ``probabilities`` beside it as ``.npz``.
+
+    Raises `AutosegError` for several cases, where ``path`` exists, and for masks of classes, which are several files.
+    """
+    issues = list(inputs.issues)
+    fix = "pass a folder for the label maps"
+    if len(inputs.cases) > 1:
+        message = f"one file for {len(inputs.cases)} images"
+        issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
+    if path.exists():
+        fix = "remove it, or choose another name"
+        issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
+    if predictor.model.dataset.classes_with_masks:
+        message = "the model writes a mask file for each class"
+        issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
+    if issues:
+        raise AutosegError(*issues)
+    (case,) = inputs.cases
+    with reporter.track("Predicting", 1) as tracker:
+        try:
+            found = _predict_case(predictor, case, probabilities=probabilities, tracker=tracker, may_be_labels=False)
+        except AutosegError as error:
+            raise AutosegError(*_issues({case.case_id: error})) from error
+        tracker.advance(note=case.case_id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_label_map(path, found.labels, found.geometry)
+    if found.probabilities is not None:
+        scores = path.with_name(f"{path.name.removesuffix(image_ending(path))}.npz")
+        with atomic_write(scores) as file:
+            np.savez_compressed(file, probabilities=found.probabilities)
+    return [path]
 
 
 def predict_stored(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,17 +19,20 @@ from numpy.typing import NDArray
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.folders import mask_stem
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
-from autoseg.imaging.readers import files_of, read_image, writable_ending, write_label_map
+from autoseg.imaging.image import Geometry
+from autoseg.imaging.readers import files_of, read_image, read_label_map, writable_ending, write_label_map
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
-from autoseg.storage.atomic import atomic_write, sync_folder, temporary_folder, write_error
+from autoseg.storage.atomic import atomic_write, claimed_folder, sync_folder, write_error, write_text
 from autoseg.storage.cache import FileContent, key_of
 from autoseg.storage.journal import Entry, Journal, file_names, file_state, named_contents
 from planners import Document, Labels
 
 JOURNAL = "predictions.jsonl"
+VOLUMES = "volumes.csv"
 NEW_FOLDER = "choose another output folder, or move the file"
 PROBABILITIES = (".npz", ".npy")
+Outcome = Literal["predicted", "already there", "being predicted"]
 Scores = Literal["full", "half"]
 """How probabilities are kept: ``CASE.npz`` in single precision, or ``CASE.probabilities.npy`` in half precision."""
 
@@ -180,19 +185,28 @@ class PredictionFolder:
             self._refuse_foreign_files(jobs)
         self._require_same_model()
 
-    def complete(self, job: Job) -> None:
-        """Predict and write what is not up to date. Raises `AutosegError` instead of overwriting the user's files."""
+    def complete(self, job: Job) -> Outcome:
+        """Predict and write what is not up to date, and not being predicted by another process.
+
+        Raises `AutosegError` instead of overwriting the user's files.
+        """
         self._require_same_model()  # each time: another process may have begun with another model
         files, found = self._files_of(job), self._look(job)
-        if found.same_inputs and not found.incomplete and not (found.corrected and self.is_own):
+        if self._is_done(found):
             for path in found.corrected:
                 self.say(f"Kept {path}: it was changed after prediction")
-            return
+            return "already there"
         if not self.is_own:
             self._refuse_overwriting(job, files, found)
         try:
-            with temporary_folder(self.folder / job.case_id) as staged:
-                self._write(job.predict(), files, staged)
+            with claimed_folder(self.folder / job.case_id) as staged:
+                if staged is None:
+                    return "being predicted"
+                found = self._look(job)
+                if self._is_done(found):  # by another process, meanwhile
+                    return "already there"
+                prediction = job.predict()
+                self._write(prediction, files, staged)
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
@@ -205,11 +219,42 @@ class PredictionFolder:
                         origin=_origin(job.inputs),
                         inputs=found.inputs,
                         files=named_contents(parts),
+                        volumes_ml=volumes_ml(prediction.labels, prediction.geometry, self.header.classes),
                     )
                 )
                 self._move(job, files, staged, made)
+                return "predicted"
         except OSError as error:
             raise write_error(files.label_map, error) from error
+
+    def _is_done(self, found: _Found) -> bool:
+        return found.same_inputs and not found.incomplete and not (found.corrected and self.is_own)
+
+    def write_volumes(self, jobs: Sequence[Job]) -> None:
+        """Write ``volumes.csv``: the volume of each class in ml, for all cases that the journal lists.
+
+        Label maps that were corrected are measured again. A file of that name that is something else is left as it is.
+        """
+        path, header = self.folder / VOLUMES, ["case", *(f"{each.name} (ml)" for each in self.header.classes)]
+        if path.exists() and path.read_text(errors="replace").splitlines()[:1] != [_csv([header]).strip()]:
+            self.say(f"Left {path} as it is: it does not list the volumes of this model's classes")
+            return
+        changed = {job.case_id: self._look(job).corrected for job in jobs}
+        rows = []
+        for case_id, entries in sorted(self.journal.entries().items()):
+            found = entries[-1].volumes_ml
+            if not any((self.folder / name).exists() for name in file_names(entries)) and not self._masks_of(case_id):
+                continue
+            label_map = next((file for file in changed.get(case_id, ()) if file.parent == self.folder), None)
+            if label_map is not None:
+                drawn = read_label_map(label_map)
+                found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
+            if found:
+                rows.append([case_id, *(f"{found.get(each.name, 0.0):.6g}" for each in self.header.classes)])
+        write_text(path, _csv([header, *rows]))
+
+    def _masks_of(self, case_id: str) -> bool:
+        return (self.folder / case_id).is_dir()
 
     def shown(self, job: Job) -> Path:
         """The path to show: the label map, or the folder of masks."""
@@ -318,6 +363,20 @@ class PredictionFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError as error:
             raise write_error(self.folder, error) from error
+
+
+def volumes_ml(labels: NDArray[np.integer], geometry: Geometry, classes: Sequence[EvaluatedClass]) -> dict[str, float]:
+    """Volume in millilitres of each class in a label map (Z, Y, X)."""
+    counts = dict(zip(*(each.tolist() for each in np.unique(labels, return_counts=True)), strict=True))
+    return {
+        each.name: sum(counts.get(value, 0) for value in each.values) * geometry.voxel_volume_ml for each in classes
+    }
+
+
+def _csv(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def _origin(inputs: Sequence[Path]) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from autoseg.evaluation.postprocessing import apply_postprocessing
 from autoseg.evaluation.selection import labels_from_probabilities, mean_probabilities
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.placement import Placement, restore_labels, restore_probabilities
-from autoseg.imaging.readers import read_image
+from autoseg.imaging.readers import Imagelike, as_image, is_picture
 from autoseg.imaging.resampling import (
     decide_separate_axis,
     resample_argmax,
@@ -122,39 +122,60 @@ class Predictor:
         """
         return cls(model=load_model(Path(path), device=choose_device(device)), mirroring=mirroring)
 
-    def predict(self, image: NDArray[np.floating], *, spacing_mm: Sequence[float]) -> LabelMap:
-        """Label map (Z, Y, X), with the dataset's own label values, of an image (C, Z, Y, X) or (Z, Y, X).
+    def predict(self, image: Imagelike, **place: Any) -> NDArray[np.integer]:
+        """Label map of an image, with the dataset's own label values, in the axes of the image; see `predict_image`."""
+        return self.predict_image(image, **place).labels
 
-        ``spacing_mm`` is (z, y, x). The axes must be those of canonical orientation: z up, y to the back, x to the
-        left of the patient. Raises `AutosegError` for other shapes, other channels, and voxels that are not finite.
+    def predict_image(
+        self,
+        image: Imagelike,
+        *,
+        affine: NDArray[np.floating] | None = None,
+        spacing_mm: Sequence[float] | None = None,
+        axes: str | None = None,
+        probabilities: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Prediction for an image: a path or paths, an `Image`, a SimpleITK or nibabel image, or an array.
+
+        Paths are those of one image: a file per channel, or one with all. Label map and probabilities have the axes of
+        what was given: (Z, Y, X) of files, SimpleITK images and arrays, (X, Y, Z) of nibabel images. An array is
+        (C, Z, Y, X) or (Z, Y, X), and needs its place: its ``affine`` (4, 4), from indices (z, y, x, 1) to RAS in mm as
+        `Image.affine`; or ``spacing_mm`` (z, y, x) with ``axes``, the directions in which z, y and x run, such as "SPL":
+        to Superior, Posterior, Left. Only models of images without directions need no ``axes``. ``progress`` is told how
+        many windows are done, and how many there are.
+
+        Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite.
         """
-        channels = image[None] if image.ndim == 3 else image
-        if channels.ndim != 4 or len(spacing_mm) != 3:
-            message = f"an image of shape {image.shape} with spacing {tuple(spacing_mm)}"
-            fix = "pass (C, Z, Y, X) or (Z, Y, X) and three spacings (z, y, x) in mm"
-            raise AutosegError(Issue(code="image.shape", where="", message=message, fix=fix))
-        z, y, x = channels.shape[1:]
-        geometry = Geometry(
-            shape=(z, y, x), spacing_mm=(float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2]))
+        needs_directions = not (self.model.plan.strict_reference or is_picture(f"a{self.model.dataset.file_ending}"))
+        found, is_reversed = as_image(
+            image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=needs_directions
         )
-        return self.predict_image(Image(array=channels.astype(np.float32), geometry=geometry)).labels
-
-    def predict_files(self, paths: Sequence[Path], *, probabilities: bool = False) -> Prediction:
-        """Prediction for the image in ``paths``: one file per channel, or one with all channels."""
-        return self.predict_image(read_image(paths), probabilities=probabilities)
-
-    def predict_image(self, image: Image, *, probabilities: bool = False) -> Prediction:
-        """Prediction for an image in memory; its geometry decides how it is oriented."""
         expected = self.model.plan.channels
-        if len(image.array) != len(expected):
+        if len(found.array) != len(expected):
             message = (
-                f"{len(image.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
+                f"{len(found.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
             )
             fix = "use one file per channel, in this order"
             raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
-        return self.predict_source(UnpreparedImage(image=image, plan=self.model.plan), probabilities=probabilities)
+        source = UnpreparedImage(image=found, plan=self.model.plan)
+        prediction = self.predict_source(source, probabilities=probabilities, progress=progress)
+        if not is_reversed:
+            return prediction
+        scores = prediction.probabilities
+        return replace(
+            prediction,
+            labels=prediction.labels.transpose(2, 1, 0),
+            probabilities=None if scores is None else scores.transpose(0, 3, 2, 1),
+        )
 
-    def predict_source(self, source: ImageSource, *, probabilities: bool = False) -> Prediction:
+    def predict_source(
+        self,
+        source: ImageSource,
+        *,
+        probabilities: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
         """Prediction for an image that is preprocessed already, or on demand.
 
         The label map of a single configuration is decided slab by slab; probabilities, if asked for or averaged over
@@ -162,8 +183,15 @@ class Predictor:
         """
         model, labels_of_plan = self.model, self.model.plan.labels
         outputs = (
-            run_member(member, source, labels_of_plan, device=model.device, mirroring=self.mirroring)
-            for member in model.members
+            run_member(
+                member,
+                source,
+                labels_of_plan,
+                device=model.device,
+                mirroring=self.mirroring,
+                progress=_part_of(progress, i, len(model.members)),
+            )
+            for i, member in enumerate(model.members)
         )
         scores: Floats | None = None
         if len(model.members) == 1:
@@ -234,21 +262,43 @@ class MemberOutput:
         return decide_separate_axis(own_mm, spacing_mm, separate_z)
 
 
+def _part_of(progress: Callable[[int, int], None] | None, i: int, number: int) -> Callable[[int, int], None]:
+    """Progress in the part ``i`` of ``number`` equal ones."""
+    return lambda done, total: None if progress is None else progress(i * total + done, number * total)
+
+
 def run_member(
-    member: Member, source: ImageSource, labels: Labels, *, device: torch.device, mirroring: bool = True
+    member: Member,
+    source: ImageSource,
+    labels: Labels,
+    *,
+    device: torch.device,
+    mirroring: bool = True,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MemberOutput:
     """The output of one configuration's networks for an image; the first stage of a cascade runs before, if needed."""
     image, placement, previous = source.prepare(member.configuration)
+    stages = 1 + (previous is None and member.previous is not None)
     if previous is None and member.previous is not None:
-        first = run_member(member.previous, source, labels, device=device, mirroring=mirroring)
+        own = _part_of(progress, 0, stages)
+        first = run_member(member.previous, source, labels, device=device, mirroring=mirroring, progress=own)
         previous = first.next_stage(placement, labels)
     if previous is not None:
         image = with_classes(image, previous, labels.values)
-    logits = member_logits(member, image, mirror_axes=member.mirror_axes if mirroring else (), device=device)
+    axes = member.mirror_axes if mirroring else ()
+    told = _part_of(progress, stages - 1, stages)
+    logits = member_logits(member, image, mirror_axes=axes, device=device, progress=told)
     return MemberOutput(logits=logits, placement=placement, configuration=member.configuration)
 
 
-def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], device: torch.device) -> Floats:
+def member_logits(
+    member: Member,
+    image: Floats,
+    *,
+    mirror_axes: Sequence[int],
+    device: torch.device,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Floats:
     """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2).
 
     If memory runs out, fewer windows go through the network at once, and finally sums are kept in main memory. Raises
@@ -260,7 +310,7 @@ def member_logits(member: Member, image: Floats, *, mirror_axes: Sequence[int], 
         attempts.append((1, torch.device("cpu")))
     with kept_heap(device, lambda: sum(_needed_bytes(member, image, batch_size=batch_size, keeps_freed=True))):
         for size, gathered_on in attempts:
-            logits = _try_logits(member, image, mirror_axes, device, size=size, gathered_on=gathered_on)
+            logits = _try_logits(member, image, mirror_axes, device, progress, size=size, gathered_on=gathered_on)
             if logits is not None:
                 return logits
     raise _out_of_memory(member, image, device)
@@ -271,6 +321,7 @@ def _try_logits(
     image: Floats,
     mirror_axes: Sequence[int],
     device: torch.device,
+    progress: Callable[[int, int], None],
     *,
     size: int,
     gathered_on: torch.device,
@@ -287,6 +338,7 @@ def _try_logits(
             device=device,
             batch_size=size,
             gathered_on=gathered_on,
+            progress=progress,
         )
         result: Floats = logits.numpy()
         return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -71,13 +71,14 @@ def predict_logits(
     batch_size: int = 1,
     sums: torch.dtype = torch.float32,
     gathered_on: torch.device | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Tensor:
     """Mean logits of ``networks``, of type ``sums`` (K, a0, a1, a2), on the CPU.
 
     ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
     ``mirror_axes`` are axes of the patch; all their combinations are averaged. ``batch_size`` windows go through the
     network at once. The networks must be on ``device`` and in evaluation mode; sums are accumulated there, or on
-    ``gathered_on``.
+    ``gathered_on``. ``progress`` is told after each batch how many windows are done, and how many there are.
     """
     gathering = device if gathered_on is None else gathered_on
     flat = len(patch) == 2
@@ -99,6 +100,7 @@ def predict_logits(
     jobs: list[tuple[int | slice, ...]] = [
         (i, *place) if flat else place for i in range(padded.shape[1] if flat else 1) for place in places
     ]
+    done = 0
     with torch.inference_mode():
         for group in (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)):
             windows = torch.stack([padded[(slice(None), *where)] for where in group]).to(device)
@@ -107,6 +109,8 @@ def predict_logits(
                 total = torch.zeros((logits.shape[1], *padded.shape[1:]), dtype=sums, device=gathering)
             for where, part in zip(group, logits.to(gathering), strict=True):
                 total[(slice(None), *where)] += part
+            done += len(group)
+            progress(done, len(jobs))
         if total is None:
             raise ValueError(f"an image of shape {tuple(image.shape)} contains no window")
         total /= weight_sum

@@ -177,15 +177,19 @@ def _find_checkpoints(folder: Path, folds: Sequence[int] | None, name: str) -> t
     fix = "train it, or choose other folds with --fold"
     files, issues = {}, []
     for fold in wanted:
-        if fold not in found:
-            where, code, message = folder, "missing_fold", f"fold {fold} does not exist (available: {known})"
-        elif not (file := found[fold] / name).is_file():
-            where, code = found[fold], "unfinished_fold"
-            message = f"fold {fold} has no {name}: its training was not finished"
-        else:
+        file = found[fold] / name if fold in found else None
+        if file is not None and file.is_file():
             files[fold] = file
             continue
-        issues.append(Issue(code=f"import.{code}", where=str(where), message=message, fix=fix))
+        message = f"fold {fold} has no {name}: its training was not finished"
+        issues.append(
+            Issue(
+                code="import.missing_fold" if file is None else "import.unfinished_fold",
+                where=str(folder if file is None else file.parent),
+                message=f"fold {fold} does not exist (available: {known})" if file is None else message,
+                fix=fix,
+            )
+        )
     if not wanted:
         fix = "pass the folder of a trained model"
         issues.append(Issue(code="import.missing_fold", where=str(folder), message="no folds", fix=fix))

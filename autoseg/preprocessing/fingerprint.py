@@ -300,18 +300,19 @@ def describe_unusual_classes(fingerprint: Fingerprint) -> tuple[Issue, ...]:
     num_cases = fingerprint.num_training_cases
     notes: list[Issue] = []
 
-    def note(code: str, message: str, fix: str = "expect scores that vary from case to case") -> None:
+    def note(*, code: str, message: str, fix: str = "expect scores that vary from case to case") -> None:
         notes.append(Issue(code=code, severity="note", where=size.name, message=message, fix=fix))
 
     for size in fingerprint.class_sizes:
         if size.num_cases == 0:
-            note("class.absent", f"in none of the {num_cases} training cases", "expect no predictions of it")
+            message = f"in none of the {num_cases} training cases"
+            note(code="class.absent", message=message, fix="expect no predictions of it")
             continue
         among = "the only case" if size.num_cases == 1 else f"the median of the {size.num_cases} cases"
         where = "the median case" if size.num_cases == num_cases else f"{among} with it"
         if size.median_share < TINY_SHARE:
             share = f"{100 * size.median_share:.2g} % of the volume ({size.median_volume_ml:.3g} ml)"
-            note("class.tiny", f"{share} in {where}")
+            note(code="class.tiny", message=f"{share} in {where}")
         if size.median_components > MANY_COMPONENTS:
-            note("class.fragmented", f"{size.median_components:g} separate components in {where}")
+            note(code="class.fragmented", message=f"{size.median_components:g} separate components in {where}")
     return tuple(notes)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
+from autoseg.compute.memory import free_memory_bytes
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import (
     IDENTITY,
@@ -48,6 +49,8 @@ OUTSIDE = -1
 """Label of background voxels outside the non-zero mask."""
 ANNOTATED = "annotated"
 """Key of the annotated voxels, in datasets with an ignore label."""
+BYTES_PER_VOXEL = 8
+"""Of each channel after resampling: float32, and once more along the last axis to be resampled."""
 LOCATIONS_SEED = 1234
 MOST_LOCATIONS = 10_000
 LEAST_SHARE = 0.01
@@ -104,7 +107,7 @@ def _standardise(values: Floats) -> None:
     """Mean 0 and standard deviation 1, in place; sums run in float64, which long float32 sums need."""
     values -= np.float32(values.mean(dtype=np.float64))
     rows = values.reshape(len(values), -1)
-    squares = sum(float(np.dot(row, row)) for row in rows) if rows.shape[1] > 1 else float(np.dot(values, values))
+    squares = sum(float(np.dot(row, row)) for row in (rows if rows.shape[1] > 1 else rows.T))
     values /= np.float32(max((squares / values.size) ** 0.5, SMALLEST_DIVISOR))
 
 
@@ -188,6 +191,7 @@ def normalise_and_resample(
     def separate_axis(separate_z: bool | None) -> int | None:
         return decide_separate_axis(placement.spacing_mm, placement.resampled_spacing_mm, separate_z)
 
+    _require_memory(cropped, placement)
     image = normalise(cropped.image, configuration.normalization, plan.intensities, cropped.mask)
     for_image, for_labels = configuration.resample_image, configuration.resample_labels
     shape, labels = placement.resampled_shape, cropped.labels
@@ -197,6 +201,20 @@ def normalise_and_resample(
             labels, shape, resampling=for_labels, separate_axis=separate_axis(for_labels.separate_z)
         )
     return Prepared(image=image, labels=labels, placement=placement)
+
+
+def _require_memory(cropped: CroppedCase, placement: Placement) -> None:
+    """Raise `AutosegError` before memory is asked for that is not there."""
+    needed, free = BYTES_PER_VOXEL * len(cropped.image) * math.prod(placement.resampled_shape), free_memory_bytes()
+    if needed > free:
+        sizes = " x ".join(map(str, placement.resampled_shape))
+        message = (
+            f"its {' x '.join(map(str, cropped.geometry.shape))} voxels of "
+            f"{' x '.join(f'{each:g}' for each in cropped.geometry.spacing_mm)} mm become {sizes} at the spacing of the plan, "
+            f"which takes {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+        )
+        fix = "correct the spacing in the file, or use a machine with more memory"
+        raise AutosegError(Issue(code="image.too_large", where="", message=message, fix=fix))
 
 
 def _to_plan_axes(array: NDArray[Any], orientation: Orientation, plan: Plan) -> NDArray[Any]:

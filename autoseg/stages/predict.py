@@ -7,8 +7,9 @@ from collections.abc import Generator
 from functools import partial
 
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.inputs import InputCase, Inputs
 from autoseg.inference.model import load_model
-from autoseg.inference.predict import InputCase, predict_cases
+from autoseg.inference.predict import predict_cases
 from autoseg.inference.predictor import Predictor
 from autoseg.stages.run import Run, StageRecord
 from autoseg.stages.work import Work, read_record
@@ -32,12 +33,17 @@ def predict(run: Run) -> Generator[Work, None, None]:
 
 
 def _predict_test_images(run: Run, dataset: DatasetDescription) -> None:
-    cases = [InputCase(case_id=case.case_id, images=case.image_paths) for case in dataset.test]
+    cases = tuple(InputCase(case_id=case.case_id, images=case.image_paths) for case in dataset.test)
     images, started = {case.case_id: case.content or "" for case in dataset.test}, time.monotonic()
     with hold_lock(run.folder.lock("predict"), what=f"prediction in {run.folder.root}"):
         predictor = Predictor(model=load_model(run.folder.root, device=run.device))
         paths = predict_cases(
-            predictor, cases, run.folder.predictions, probabilities=False, reporter=run.reporter, is_own=True
+            predictor,
+            Inputs(cases=cases),
+            run.folder.predictions,
+            probabilities=False,
+            reporter=run.reporter,
+            is_own=True,
         )
         record = read_record(run.folder, "predict")
         if record is None or record.inputs != images:

@@ -25,6 +25,8 @@ SETTLED_S = 1.0
 """A younger file may lie between its creation and its lock."""
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 """Names that `temporary_path` gives; other programs have files that end in ``.part``, too."""
+CLAIM = ".claim"
+"""Ending of the folders of `claimed_folder`."""
 
 
 def temporary_path(path: Path) -> Path:
@@ -57,6 +59,48 @@ def temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         if handle is not None:
             os.close(handle)
+
+
+@contextmanager
+def claimed_folder(path: Path) -> Iterator[Path | None]:
+    """As `temporary_folder`, but the only one for ``path`` among all processes: None while another one has it.
+
+    What a killed process left in it is removed. Where nothing can be locked, everyone gets a folder of their own.
+    """
+    folder = path.with_name(f".{path.name}{CLAIM}")
+    handle, taken = None, fcntl is not None
+    while taken and handle is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), os.stat(folder)):  # its owner has removed it meanwhile
+                raise FileNotFoundError
+        except OSError as error:
+            if handle is not None:
+                os.close(handle)
+            handle, taken = None, isinstance(error, FileNotFoundError)
+            if isinstance(error, BlockingIOError):
+                yield None
+                return
+    if handle is None:
+        with temporary_folder(path) as own:
+            yield own
+        return
+    try:
+        for left in folder.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def remove_claims(folder: Path) -> None:
+    """Remove the `claimed_folder` of killed processes in ``folder``."""
+    for left in folder.glob(f".*{CLAIM}"):
+        with claimed_folder(left.with_name(left.name[1 : -len(CLAIM)])):
+            pass
 
 
 def remove_orphans(folder: Path, *, below: bool = True) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import write_error
@@ -48,6 +48,8 @@ class Entry(Document):
     """Files that were read, by name, as they were then: unchanged ones need not be hashed again."""
     files: Annotated[tuple[FileContent, ...], AfterValidator(_require_names)]
     """Files that were written, by name: folders may be moved."""
+    volumes_ml: dict[str, float] = Field(default_factory=dict)
+    """What was found in it, by class."""
 
 
 @dataclass(slots=True)

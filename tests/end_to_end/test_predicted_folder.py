@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from builders import Job as FinishedJob
 from builders import Listening, crop_images
 
+from autoseg.data.discovery.inputs import Inputs
 from autoseg.imaging.readers import read_image, write_label_map
-from autoseg.inference.predict import find_input_cases, predict_cases
+from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter, Tracker
@@ -29,8 +33,12 @@ class Job:
     reporter: Listening = field(default_factory=Listening)
 
     def predict(self, *, probabilities: bool = False) -> list[Path]:
-        cases = find_input_cases(self.images, self.predictor.model.plan.channels)
-        return predict_cases(self.predictor, cases, self.out, probabilities=probabilities, reporter=self.reporter)
+        return predict_cases(
+            self.predictor, self.inputs(), self.out, probabilities=probabilities, reporter=self.reporter
+        )
+
+    def inputs(self) -> Inputs:
+        return find_input_cases(self.images, self.predictor.model.dataset)
 
     def image(self, number: int) -> Path:
         return sorted(self.images.iterdir())[number]
@@ -183,7 +191,8 @@ def test_an_image_of_the_same_name_in_another_folder_is_another_image(job: Job, 
 
 def test_what_another_process_has_predicted_meanwhile_is_skipped(job: Job) -> None:
     shutil.rmtree(job.out)
-    first, second = find_input_cases(job.images, job.predictor.model.plan.channels)
+    inputs = job.inputs()
+    first, second = inputs.cases
     times = {}
 
     @dataclass(frozen=True)
@@ -195,12 +204,18 @@ def test_what_another_process_has_predicted_meanwhile_is_skipped(job: Job) -> No
             class Other:
                 def advance(self, amount: float = 1.0, *, note: str = "") -> None:
                     if note == first.case_id:
-                        predict_cases(job.predictor, [second], job.out, probabilities=False, reporter=SilentReporter())
+                        predict_cases(
+                            job.predictor,
+                            Inputs(cases=(second,)),
+                            job.out,
+                            probabilities=False,
+                            reporter=SilentReporter(),
+                        )
                         times.update(job.times())
 
             yield Other()
 
-    predict_cases(job.predictor, [first, second], job.out, probabilities=False, reporter=Meanwhile())
+    predict_cases(job.predictor, inputs, job.out, probabilities=False, reporter=Meanwhile())
     assert len(times) == 2
     assert job.times() == times
 
@@ -248,9 +263,101 @@ def test_predictions_of_another_model_are_refused_or_replaced_in_a_run(job: Job)
         unmirrored.predict()
     assert caught.value.codes == ("predict.other_model",)
     before = job.times()
-    cases = find_input_cases(job.images, job.predictor.model.plan.channels)[:1]
+    cases = Inputs(cases=job.inputs().cases[:1])
     (path,) = predict_cases(
         unmirrored.predictor, cases, job.out, probabilities=False, reporter=SilentReporter(), is_own=True
     )
     assert list(job.times()) == [path.name]  # that of the other case is gone
     assert job.times()[path.name] != before[path.name]
+
+
+def test_a_bad_image_stops_no_other_and_is_named(job: Job) -> None:
+    shutil.rmtree(job.out)
+    job.image(0).write_bytes(b"")
+    with pytest.raises(AutosegError) as caught:
+        job.predict()
+    (issue,) = caught.value.issues
+    assert issue.where == str(job.image(0))
+    (done,) = job.out.glob("*.nii.gz")
+    assert job.reporter.lines[-1] == f"1 predicted, 1 skipped: {issue.case}"
+    written = predict_cases(
+        job.predictor, job.inputs(), job.out, probabilities=False, reporter=job.reporter, skip_bad=True
+    )
+    assert written == [done]
+    assert job.reporter.lines[-1] == f"0 predicted, 1 already there, 1 skipped: {issue.case}"
+
+
+def test_volumes_are_listed_for_every_case_and_follow_corrections(job: Job) -> None:
+    path = job.out / "volumes.csv"
+    table = pandas.read_csv(path, index_col="case")
+    classes = job.predictor.model.dataset.labels.classes
+    assert list(table.columns) == [f"{each.name} (ml)" for each in classes]
+    for label_map in job.out.glob("*.nii.gz"):
+        volume = read_image([label_map])
+        for each in classes:
+            number = np.isin(volume.array, each.values).sum()
+            expected = number * np.prod(volume.spacing_mm) / 1000
+            assert table.loc[label_map.name.removesuffix(".nii.gz"), f"{each.name} (ml)"] == pytest.approx(
+                expected, rel=1e-5
+            )
+    label_map = min(job.out.glob("*.nii.gz"))
+    volume = read_image([label_map])
+    write_label_map(label_map, np.full(volume.array[0].shape, classes[0].values[0], np.uint8), volume.geometry)
+    job.predict()
+    whole = volume.array.size * np.prod(volume.spacing_mm) / 1000
+    assert pandas.read_csv(path, index_col="case").iloc[0, 0] == pytest.approx(whole, rel=1e-5)
+    path.write_text("mine")
+    job.predict()
+    assert path.read_text() == "mine"
+
+
+def test_what_another_process_is_predicting_is_waited_for_and_not_done_twice(job: Job) -> None:
+    shutil.rmtree(job.out)
+    name = job.inputs().cases[0].case_id
+    program = (
+        "import sys, time; from pathlib import Path; from autoseg.storage.atomic import claimed_folder\n"
+        "with claimed_folder(Path(sys.argv[1])) as folder: print(folder, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, job.out / name], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        claimed = Path(other.stdout.readline().strip())
+
+        class Waiting(Listening):
+            def say(self, text: str) -> None:
+                if text.startswith("Waiting"):
+                    (claimed / "half").write_text("")
+                    other.kill()
+                    other.wait()
+                super().say(text)
+
+        reporter = Waiting()
+        written = predict_cases(job.predictor, job.inputs(), job.out, probabilities=False, reporter=reporter)
+    assert len(written) == 2
+    assert "Waiting for 1 image that another process is predicting" in reporter.lines
+    assert sorted(path.name for path in job.out.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_label_map_beside_images_is_skipped_by_its_content(job: Job) -> None:
+    shutil.rmtree(job.out)
+    volume = read_image([job.image(0)])
+    drawn = (volume.array[0] > np.median(volume.array)).astype(np.uint8)
+    write_label_map(job.images / "drawn.nii.gz", drawn, volume.geometry)
+    assert len(job.predict()) == 2
+    assert job.reporter.lines[-1] == "2 predicted, 1 skipped: drawn"
+    (path,) = replace(job, images=job.images / "drawn.nii.gz", out=job.out / "alone").predict()
+    assert path.name == "drawn.nii.gz"
+
+
+def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path) -> None:
+    image, out = job.inputs().cases[0], tmp_path / "new" / "mine.nii.gz"
+    one = Inputs(cases=(image,))
+    (path,) = predict_file(job.predictor, one, out, probabilities=True, reporter=SilentReporter())
+    assert path == out
+    assert sorted(each.name for each in out.parent.iterdir()) == ["mine.npz", "mine.nii.gz"][::-1]
+    expected = read_image([min(job.out.glob("*.nii.gz"))])
+    np.testing.assert_array_equal(read_image([out]).array, expected.array)
+    for inputs in (one, job.inputs()):
+        with pytest.raises(AutosegError) as caught:
+            predict_file(job.predictor, inputs, out, probabilities=False, reporter=SilentReporter())
+        assert caught.value.codes[-1] == "predict.exists"
+    assert caught.value.codes[0] == "predict.one_file"

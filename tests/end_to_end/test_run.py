@@ -9,6 +9,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK
@@ -113,9 +114,27 @@ def test_the_predictor_takes_arrays(finished: Job) -> None:
     )
     image = SimpleITK.DICOMOrient(SimpleITK.ReadImage(path), "LPS")
     array = SimpleITK.GetArrayFromImage(image).astype(np.float32)
-    labels = predictor.predict(array, spacing_mm=image.GetSpacing()[::-1])
+    told: list[tuple[int, int]] = []
+    found = predictor.predict_image(
+        array,
+        spacing_mm=image.GetSpacing()[::-1],
+        axes="SPL",
+        probabilities=True,
+        progress=lambda *windows: told.append(windows),
+    )
+    labels = found.labels
     assert labels.shape == array.shape
-    stored = SimpleITK.GetImageFromArray(predictor.predict_files([path]).labels)
+    assert found.probabilities is not None
+    assert found.probabilities.shape[1:] == array.shape
+    assert told[-1][0] == told[-1][1]
+    assert told == sorted(told)
+    stored_image = nibabel.load(path)
+    np.testing.assert_array_equal(predictor.predict(image), labels)
+    np.testing.assert_array_equal(predictor.predict(stored_image).T, predictor.predict(path))
+    with pytest.raises(AutosegError) as caught:
+        predictor.predict(array, spacing_mm=image.GetSpacing()[::-1])
+    assert caught.value.codes == ("image.no_place",)
+    stored = SimpleITK.GetImageFromArray(predictor.predict_image([path]).labels)
     stored.CopyInformation(SimpleITK.ReadImage(path))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)
 

@@ -145,7 +145,7 @@ def test_prediction_agrees_with_validation(job: Job, tmp_path: Path) -> None:
     predictor = Predictor.load(run.root, device="cpu")
     for case_id in prepared.splits.folds[0].val:
         case = next(case for case in prepared.dataset.training if case.case_id == case_id)
-        got = predictor.predict_files(case.image_paths)
+        got = predictor.predict_image(case.image_paths)
         validated = read_label_map(job.folder.validation(CASCADE, 0) / f"{case_id}.nii.gz")
         np.testing.assert_array_equal(got.labels, validated.array)
 

@@ -30,7 +30,8 @@ from autoseg.data.checks.plausibility import (
     wrong_units,
 )
 from autoseg.data.dataset import DatasetDescription, LabelCoding, describe_dataset
-from autoseg.data.discovery.discover import UNLABELLED, NamedImage
+from autoseg.data.discovery.discover import UNLABELLED
+from autoseg.data.discovery.inputs import NamedImage
 from autoseg.imaging.orientation import canonical_grid
 from autoseg.imaging.readers import image_stem, printable
 from autoseg.issues import AutosegError, Issue

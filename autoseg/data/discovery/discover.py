@@ -45,11 +45,8 @@ from autoseg.data.discovery.layouts import (
 from autoseg.data.discovery.others import unread_files
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
-    PART_MARK,
     image_ending,
-    image_stem,
     is_dicom_series,
-    list_series,
     require_text,
     writable_ending,
 )
@@ -152,88 +149,6 @@ def _is_part_of(match: Match, folder: Path) -> bool:
         return all(Path(file.path).parts[0] == folder.name for case_id in match.paired for file in files[case_id])
 
     return len(match.paired) > 1 and (all_inside(match.images) != all_inside(match.labels))
-
-
-MOST_NESTED = 3
-"""Folders between the one given and an image: patient, study, series; subject, session, kind."""
-
-NamedImage = tuple[str, Path]
-"""Name and path of an image; the path may name one of several series of a folder."""
-
-
-def find_loose_images(source: Path) -> list[NamedImage]:
-    """The image ``source``, or all images in that folder, sorted by path; names that begin with a dot or ``_`` are skipped.
-
-    Several series in one folder are several images, named by folder and SeriesInstanceUID. Images in deeper folders are
-    named by these folders; files there only count if there is no image higher up. Raises `AutosegError` with all names
-    that are not text.
-    """
-    found = _find(source)
-    require_text([path for _, path in found])
-    return found
-
-
-def _find(source: Path) -> list[NamedImage]:
-    if not source.is_dir():
-        return [(source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(source), source)]
-    if is_dicom_series(source):
-        require_text([source.resolve()])
-        return _series(source, source.resolve().name)
-    below = [entry for entry in _visible(source) if entry.is_dir()]
-    series = [found for entry in below for found in _nested_series(entry, entry.name, MOST_NESTED)]
-    files = _files(source, "")
-    if not files and not series:
-        files = [found for entry in below for found in _nested_files(entry, f"{entry.name}_", MOST_NESTED)]
-    return sorted([*files, *series], key=lambda named: named[1])
-
-
-def _visible(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith((".", "_")))
-
-
-def _files(folder: Path, prefix: str) -> list[NamedImage]:
-    return [
-        (prefix + image_stem(entry), entry) for entry in _visible(folder) if entry.is_file() and image_ending(entry)
-    ]
-
-
-def _nested_files(folder: Path, prefix: str, depth: int) -> list[NamedImage]:
-    """Image files in a folder and in those below it, of several levels."""
-    below = [entry for entry in _visible(folder) if entry.is_dir()] if depth else []
-    deeper = [found for entry in below for found in _nested_files(entry, f"{prefix}{entry.name}_", depth - 1)]
-    return [*_files(folder, prefix), *deeper]
-
-
-def _nested_series(folder: Path, name: str, depth: int) -> list[NamedImage]:
-    """Series in a folder, or in those below it: archives have the form PATIENT/STUDY/SERIES."""
-    if is_dicom_series(folder):
-        return _series(folder, name)
-    below = [entry for entry in _visible(folder) if entry.is_dir()] if depth else []
-    return [found for entry in below for found in _nested_series(entry, f"{name}_{entry.name}", depth - 1)]
-
-
-def _series(folder: Path, name: str) -> list[NamedImage]:
-    """The series of a folder; a folder that cannot be read is one image, and reading it raises the error."""
-    try:
-        series = list_series(folder)
-    except AutosegError:
-        series = ()
-    if len(series) <= 1:
-        return [(name, folder)]
-    return [(f"{name}_{each.uid}", each.path) for each in series]
-
-
-def labels_beside_images(folder: Path) -> frozenset[Path]:
-    """Label files of the cases that the best layout finds, symbolic links resolved; no file is read.
-
-    Empty if no image has a label, or if the folder cannot be listed, which reading its images reports.
-    """
-    try:
-        root, layouts = candidate_layouts(folder, None, None)
-        match = best_match(match_layouts(root, layouts))
-    except AutosegError:
-        return frozenset()
-    return frozenset((root / path).resolve() for path in match.label_files)
 
 
 def discover_dataset(

@@ -143,12 +143,17 @@ def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
     return matches
 
 
-def match_layout(root: Path, layout: Layout) -> Match:
-    """What ``layout`` finds in the folder ``root``. Raises `AutosegError` where a folder cannot be listed."""
+def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = None) -> Match:
+    """What ``layout`` finds in the folder ``root``, or among ``files`` below it.
+
+    Raises `AutosegError` where a folder cannot be listed.
+    """
     if layout.listing is not None:
         return _match_list(root, layout)
     try:
-        files = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
+        files = (
+            files if files is not None else list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
+        )
     except OSError as error:
         raise AutosegError(_unlisted(Path(error.filename), error)) from error
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test

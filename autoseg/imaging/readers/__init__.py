@@ -12,6 +12,7 @@ from autoseg.imaging.readers.dicom import PART_MARK, is_dicom, split_part
 from autoseg.imaging.readers.dicom_seg import referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
+from autoseg.imaging.readers.objects import Imagelike, as_image
 from autoseg.imaging.readers.reading import (
     file_states,
     files_of,
@@ -40,10 +41,12 @@ __all__ = [
     "PART_MARK",
     "Format",
     "ImageHeader",
+    "Imagelike",
     "Segment",
     "SegmentNames",
     "Segmentation",
     "SeriesName",
+    "as_image",
     "file_states",
     "files_of",
     "image_ending",

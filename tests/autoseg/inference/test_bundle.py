@@ -162,7 +162,7 @@ def faults(path: Path) -> list[str]:
 def test_a_bundle_predicts_as_its_run(run: Path, bundle: Path, real_data: Path) -> None:
     image = next((real_data / "Task04_Hippocampus" / "imagesTr").glob("hippocampus_*.nii.gz"))
     expected, found = (
-        Predictor.load(model, device="cpu", mirroring=False).predict_files([image], probabilities=True)
+        Predictor.load(model, device="cpu", mirroring=False).predict_image([image], probabilities=True)
         for model in (run, bundle)
     )
     np.testing.assert_array_equal(found.labels, expected.labels)

@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from builders import Listening
 
-from autoseg.imaging.image import Geometry
+from autoseg.data.dataset import Case, DatasetDescription
+from autoseg.data.discovery.inputs import MOST_NESTED, InputCase
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import read_header, write_image
-from autoseg.inference.predict import find_input_cases
+from autoseg.inference.predict import (
+    FAR,
+    LARGEST_LABEL,
+    MOST_LABELS,
+    SMALLEST_SHARE,
+    far_from_training,
+    looks_like_labels,
+)
+from autoseg.inference.predict import find_input_cases as find
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
+from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, Plan, plan_dataset, transpose
 
+CLASSES = Labels(classes=(LabelClass(name="liver", values=(1,)),))
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
 
+def trained_on(channels: list[str], *, layout: str = "msd", cases: tuple[Case, ...] = ()) -> DatasetDescription:
+    return DatasetDescription(
+        name="d",
+        root="",
+        layout=layout,
+        channels=tuple(channels),
+        labels=CLASSES,
+        file_values=(0, 1),
+        file_ending=".nii.gz",
+        training=cases,
+    )
+
+
+def find_input_cases(source: Path, channels: list[str], **options: Any) -> tuple[InputCase, ...]:
+    """Without errors."""
+    found = find(source, trained_on(channels), **options)
+    assert found.issues == ()
+    return found.cases
+
+
+def errors_of(source: Path, channels: list[str]) -> list[tuple[str | None, str]]:
+    return [(issue.case, issue.code) for issue in find(source, trained_on(channels)).issues]
+
+
 def write(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_image(path, np.zeros((3, 4, 5), np.float32), GEOMETRY)
     return path
 
@@ -44,41 +84,34 @@ def test_numbered_channels_belong_together(tmp_path) -> None:
     assert [path.name for path in second.images] == ["y_0000.nii.gz", "y_0001.nii.gz"]
 
 
-def test_every_missing_channel_is_named(tmp_path) -> None:
-    for name in ("x_0001.nii.gz", "y_0000.nii.gz", "z.nii.gz"):
+def test_every_missing_channel_is_named_and_other_cases_are_found(tmp_path) -> None:
+    for name in ("x_0001.nii.gz", "y_0000.nii.gz", "z.nii.gz", "w_0000.nii.gz", "w_0001.nii.gz"):
         write(tmp_path / name)
-    with pytest.raises(AutosegError) as caught:
-        find_input_cases(tmp_path, ["T1", "T2"])
-    assert [(issue.case, issue.code) for issue in caught.value.issues] == [
+    found = find(tmp_path, trained_on(["T1", "T2"]))
+    assert [case.case_id for case in found.cases] == ["w"]
+    assert [(issue.case, issue.code) for issue in found.issues] == [
         ("x", "predict.missing_channel"),
         ("y", "predict.missing_channel"),
         ("z", "image.channels"),
     ]
-    assert "x_0000 (T1)" in caught.value.issues[0].message
+    assert "x_0000 (T1)" in found.issues[0].message
 
 
 def test_surplus_channels_are_named(tmp_path) -> None:
     for number in range(3):
         write(tmp_path / f"x_{number:04d}.nii.gz")
-    with pytest.raises(AutosegError, match=r"x_0002\.nii\.gz") as caught:
-        find_input_cases(tmp_path, ["T1", "T2"])
-    assert caught.value.codes == ("predict.extra_channel",)
+    (issue,) = find(tmp_path, trained_on(["T1", "T2"])).issues
+    assert issue.code == "predict.extra_channel"
+    assert "x_0002.nii.gz" in issue.message
 
 
-def test_two_files_of_one_name_are_refused(tmp_path) -> None:
-    write(tmp_path / "a.nii.gz")
-    write(tmp_path / "a.nrrd")
-    with pytest.raises(AutosegError) as caught:
-        find_input_cases(tmp_path, ["MRI"])
-    assert caught.value.codes == ("predict.same_name",)
-
-
-def test_a_number_and_no_number_for_one_case_are_refused(tmp_path) -> None:
-    for name in ("x.nii.gz", "x_0000.nii.gz"):
+@pytest.mark.parametrize("names", [("a.nii.gz", "a.nrrd"), ("a.nii.gz", "a_0000.nii.gz")])
+def test_two_files_of_one_name_are_refused_and_others_are_found(tmp_path, names) -> None:
+    for name in (*names, "b.nii.gz"):
         write(tmp_path / name)
-    with pytest.raises(AutosegError) as caught:
-        find_input_cases(tmp_path, ["MRI"])
-    assert caught.value.codes == ("predict.same_name",)
+    found = find(tmp_path, trained_on(["MRI"]))
+    assert [case.case_id for case in found.cases] == ["b"]
+    assert [(issue.case, issue.code) for issue in found.issues] == [("a", "predict.same_name")]
 
 
 @pytest.mark.parametrize("names", [("M\udcfcller.nii.gz", "p\udce9.mha"), ("M\udcfcller/a.nii.gz", "p\udce9/q/b.mha")])
@@ -124,8 +157,10 @@ def test_a_folder_of_dicom_series_gives_one_case_each(real_data, tmp_path) -> No
 
 
 def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:
-    with pytest.raises(AutosegError, match=r"mr_prostatex_calcbval_missing_slice.*slices are 3 mm apart but 6 mm"):
-        find_input_cases(real_data / "dicom_series", ["T2"])
+    found = find(real_data / "dicom_series", trained_on(["T2"]))
+    (issue,) = [issue for issue in found.issues if "mr_prostatex_calcbval_missing_slice" in (issue.case or "")]
+    assert "slices are 3 mm apart but 6 mm" in issue.message
+    assert found.cases
 
 
 def test_series_of_one_folder_and_of_folders_below_are_separate_cases(real_data, tmp_path) -> None:
@@ -164,9 +199,7 @@ def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
 
 def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> None:
     image = next((real_data / "ms_lesion_4ch" / "imagesTr").glob("*.nii.gz"))
-    with pytest.raises(AutosegError) as caught:
-        find_input_cases(image, ["FLAIR"])
-    (issue,) = caught.value.issues
+    (issue,) = find(image, trained_on(["FLAIR"])).issues
     assert (issue.code, issue.fix) == ("image.channels", "use a single volume of it")
 
 
@@ -176,7 +209,132 @@ def test_files_in_subfolders_are_named_by_their_folders(tmp_path) -> None:
         write(tmp_path / name)
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["sub-1_anat_t1", "sub-2_anat_t1"]
     write(tmp_path / "a.nii.gz")
-    assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a"]
+    found = [case.case_id for case in find_input_cases(tmp_path, ["MRI"])]
+    assert found == ["a", "sub-1_anat_t1", "sub-2_anat_t1"], "images above and below"
+
+
+def test_dicom_and_nifti_patients_are_found_together(real_data, tmp_path) -> None:
+    (tmp_path / "p1").mkdir()
+    (tmp_path / "p1" / "ct").symlink_to(real_data / "dicom_series" / "mr_prostatex_adc")
+    write(tmp_path / "p2" / "t1.nii.gz")
+    assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["p1_ct", "p2_t1"]
+
+
+def test_links_to_nothing_and_empty_files_are_one_bad_case_each(tmp_path) -> None:
+    write(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").symlink_to(tmp_path / "absent" / "b.nii.gz")
+    (tmp_path / "c.nii.gz").touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = find(tmp_path, trained_on(["MRI"]))
+    assert [case.case_id for case in found.cases] == ["a"]
+    assert [issue.case for issue in found.issues] == ["b", "c"]
+    assert found.issues[0].code == "predict.broken_link"
+
+
+@pytest.mark.parametrize(("depth", "is_found"), [(MOST_NESTED, True), (MOST_NESTED + 1, False)])
+def test_what_lies_too_deep_or_has_a_hidden_name_is_named(tmp_path, depth, is_found) -> None:
+    write(tmp_path / "a.nii.gz")
+    write(tmp_path / "_b.nii.gz")
+    write(tmp_path.joinpath(*"x" * depth, "c.nii.gz"))
+    reporter = Listening()
+    names = [case.case_id for case in find_input_cases(tmp_path, ["MRI"], reporter=reporter)]
+    assert ("_".join((*"x" * depth, "c")) in names) == is_found
+    assert ["_b.nii.gz" in line for line in reporter.lines].count(True) == 1
+    assert any("folders deep" in line for line in reporter.lines) != is_found
+
+
+def test_four_digits_at_the_end_of_a_name_are_no_channel_of_a_file_with_all_channels(tmp_path) -> None:
+    for number in range(3):
+        write(tmp_path / "one" / f"frame_{number:04d}.nii.gz")
+        PIL.Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / f"frame_{number:04d}.png")
+    names = ["frame_0000", "frame_0001", "frame_0002"]
+    assert [case.case_id for case in find_input_cases(tmp_path / "one", ["MRI"])] == names
+    shutil.rmtree(tmp_path / "one")
+    assert [case.case_id for case in find_input_cases(tmp_path, ["red", "green", "blue"])] == names
+
+
+def test_names_of_training_cases_decide_whether_a_lone_number_is_a_channel(tmp_path) -> None:
+    path = write(tmp_path / "BRATS_0000.nii.gz")
+    for images, expected in (
+        ((), "BRATS"),
+        (("BRATS_0486.nii.gz",), "BRATS_0000"),
+        (("hip_001_0000.nii.gz",), "BRATS"),
+    ):
+        cases = tuple(
+            Case(case_id=name.removesuffix(".nii.gz").removesuffix("_0000"), images=(name,)) for name in images
+        )
+        (case,) = find(path, trained_on(["MRI"], cases=cases)).cases
+        assert case.case_id == expected
+
+
+def test_files_named_like_a_class_beside_an_image_are_its_label_maps(tmp_path) -> None:
+    for name in ("p1/ct.nii.gz", "p1/Liver.nii.gz", "p2/ct.nii.gz", "p3/liver.nii.gz", "p2/old.nrrd"):
+        write(tmp_path / name)
+    (tmp_path / "p2" / "old.nrrd").rename(tmp_path / "p2" / "old.seg.nrrd")
+    reporter = Listening()
+    found = [case.case_id for case in find_input_cases(tmp_path, ["CT"], reporter=reporter)]
+    assert found == ["p1_ct", "p2_ct", "p3_liver"]
+    assert any("2 label maps: Liver.nii.gz, old.seg.nrrd" in line for line in reporter.lines)
+
+
+CONTRASTS = ("flair", "t1", "t1ce", "t2")
+
+
+@pytest.mark.parametrize("source", ["", "ValidationData", "ValidationData/BraTS2021_00002"])
+def test_folders_of_a_public_dataset_are_read_as_in_training(tmp_path, source) -> None:
+    for case_id in ("BraTS2021_00001", "BraTS2021_00002"):
+        for contrast in CONTRASTS:
+            write(tmp_path / "ValidationData" / case_id / f"{case_id}_{contrast}.nii.gz")
+    model = trained_on(["t1", "t1ce", "t2", "flair"], layout="brats2021")
+    found = find(tmp_path / source, model)
+    assert found.issues == ()
+    assert [case.case_id for case in found.cases] == ["BraTS2021_00001", "BraTS2021_00002"][source.count("/") :]
+    assert [path.name[16:] for path in found.cases[-1].images] == [f"{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair")]
+    (tmp_path / "ValidationData" / "BraTS2021_00002" / "BraTS2021_00002_t1.nii.gz").unlink()
+    (issue,) = find(tmp_path, model).issues
+    assert (issue.case, issue.code) == ("BraTS2021_00002", "predict.missing_channel")
+
+
+def test_frames_of_acdc_are_cases_and_its_4d_files_are_named(tmp_path) -> None:
+    folder = tmp_path / "testing" / "patient101"
+    for name in ("patient101_frame01", "patient101_frame14", "patient101_frame01_gt", "patient101_4d"):
+        write(folder / f"{name}.nii.gz")
+    for source in (tmp_path, tmp_path / "testing", folder):
+        reporter = Listening()
+        found = find(source, trained_on(["cine MRI"], layout="acdc"), reporter=reporter)
+        assert found.issues == ()
+        assert [case.case_id for case in found.cases] == ["patient101_frame01", "patient101_frame14"]
+        assert any("patient101_4d.nii.gz" in line for line in reporter.lines)
+
+
+def test_layout_and_spec_say_how_the_input_is_laid_out(tmp_path) -> None:
+    for name in ("p1/a_T1.nii.gz", "p1/a_T2.nii.gz", "p1/notes.nii.gz"):
+        write(tmp_path / "in" / name)
+    spec = tmp_path / "mine.toml"
+    spec.write_text(
+        'schema_version = 1\nchannels = ["T1", "T2"]\n[fields]\nchannel = "T1|T2"\n[training]\n'
+        'images = ["{case}/{name}_{channel}{ending}"]\nlabels = ["{case}/seg{ending}"]\n'
+    )
+    reporter = Listening()
+    (case,) = find(tmp_path / "in", trained_on(["T1", "T2"]), spec=spec, reporter=reporter).cases
+    assert (case.case_id, [path.name for path in case.images]) == ("p1", ["a_T1.nii.gz", "a_T2.nii.gz"])
+    assert any("notes.nii.gz" in line for line in reporter.lines)
+    with pytest.raises(AutosegError) as caught:
+        find(tmp_path / "in", trained_on(["T1", "T2"]), layout="none")
+    assert caught.value.codes == ("layout.unknown",)
+
+
+def test_parts_are_disjoint_and_whole(tmp_path) -> None:
+    for number in range(5):
+        write(tmp_path / f"c{number}.nii.gz")
+    (tmp_path / "c5.nii.gz").touch()
+    parts = [find(tmp_path, trained_on(["MRI"]), part=f"{k}/2") for k in (1, 2)]
+    assert [[case.case_id for case in part.cases] for part in parts] == [["c0", "c2", "c4"], ["c1", "c3"]]
+    assert [len(part.issues) for part in parts] == [0, 1]
+    for wrong in ("0/2", "3/2", "1", "a/b"):
+        with pytest.raises(AutosegError) as caught:
+            find(tmp_path, trained_on(["MRI"]), part=wrong)
+        assert caught.value.codes == ("settings.part",)
 
 
 @pytest.mark.parametrize(
@@ -200,8 +358,7 @@ def test_label_maps_next_to_their_images_are_skipped_with_a_message(tmp_path, na
     reporter = Listening()
     assert [case.case_id for case in find_input_cases(tmp_path, channels, reporter=reporter)] == expected
     (said,) = reporter.lines
-    assert said.startswith("Skipped ")
-    assert ("1 label map:" in said) == (len(names) - len(expected) * len(channels) == 1)
+    assert ("skipped 1 label map:" in said) == (len(names) - len(expected) * len(channels) == 1)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +378,7 @@ def test_a_folder_for_training_gives_its_images(real_data) -> None:
     cases = find_input_cases(real_data / "ms_flair_thick", ["FLAIR"], reporter=reporter)
     assert {case.images[0].parent.name for case in cases} <= {"imagesTr", "imagesTs"}
     assert len(cases) >= 6
-    assert "6 label maps" in reporter.lines[0]
+    assert any("6 label maps" in line for line in reporter.lines)
 
 
 def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) -> None:
@@ -243,5 +400,69 @@ def test_what_a_run_made_in_a_folder_is_no_image_of_it(tmp_path, monkeypatch) ->
         assert [case.case_id for case in cases] == ["imagesTr_a", "imagesTr_b", "run_scans_d"], (
             "scans are nothing that a run makes"
         )
-        assert reporter.lines == ["Skipped 2 files of 1 run folder: run"]
+        assert len(reporter.lines) == 1
+        assert "3 files that a run wrote" in reporter.lines[0]
     assert [case.case_id for case in find_input_cases(run.predictions, ["MRI"])] == ["c"], "that was asked for"
+
+
+STATISTICS = IntensityStatistics(
+    mean=100, median=90, std=30, minimum=-10, maximum=300, percentile_00_5=0, percentile_99_5=250
+)
+BINARY = STATISTICS.model_copy(update={"minimum": 0, "median": 255, "percentile_99_5": 255, "maximum": 255})
+
+
+@pytest.fixture
+def real_plan() -> Plan:
+    return plan_dataset(
+        Fingerprint(
+            dataset_name="made",
+            cases=(CaseSize(case_id="a", shape=(20, 80, 80), spacing_mm=(4.0, 1.0, 1.0)),),
+            num_training_cases=1,
+            channels=("MRI",),
+            labels=CLASSES,
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
+        )
+    )
+
+
+def image_of(array: np.ndarray) -> Image:
+    array = array.reshape(1, 1, *array.shape).astype(np.float32)
+    return Image(array=array, geometry=Geometry(shape=array.shape[1:], spacing_mm=(1.0, 1.0, 1.0)))
+
+
+def test_few_small_whole_numbers_are_labels_unless_training_images_were_alike() -> None:
+    labels = np.zeros((100, 100))
+    labels[:4, :4] = 3
+    assert looks_like_labels(image_of(labels), [STATISTICS])
+    assert not looks_like_labels(image_of(labels), [BINARY])
+    values = np.arange(100 * 100).reshape(100, 100)
+    assert looks_like_labels(image_of(values % MOST_LABELS), [STATISTICS])
+    for other in (
+        values % (MOST_LABELS + 1),
+        np.where(labels == 3, LARGEST_LABEL + 1, 0),
+        np.where(labels == 3, -1, 0),
+        labels + 1,
+        labels / 2,
+        np.zeros((100, 100)),
+    ):
+        assert not looks_like_labels(image_of(other), [STATISTICS])
+    number = round(SMALLEST_SHARE * labels.size)
+    for count in (number, number - 1):
+        labels = np.zeros(10_000)
+        labels[:count] = LARGEST_LABEL
+        assert looks_like_labels(image_of(labels.reshape(100, 100)), [STATISTICS]) == (count == number)
+
+
+def test_spacing_and_extent_far_from_the_training_cases_get_a_word(real_plan: Plan) -> None:
+    usual_mm = transpose(real_plan.original_median_spacing_mm, real_plan.transpose_backward)
+    shape = transpose(real_plan.original_median_shape, real_plan.transpose_backward)
+    for factor, expected in ((FAR, ""), (1 / FAR, ""), (FAR * 1.01, "spacing"), (1 / FAR / 1.01, "spacing")):
+        spacing_mm = tuple(each * factor for each in usual_mm)
+        fitting = tuple(max(1, round(size / factor)) for size in shape)
+        words = far_from_training(Geometry(shape=fitting, spacing_mm=spacing_mm), real_plan)
+        assert words.startswith(expected)
+        assert bool(words) == bool(expected)
+    for factor, is_far in ((FAR, False), (FAR + 1, True)):
+        larger = tuple(int(size * factor) for size in shape)
+        assert far_from_training(Geometry(shape=larger, spacing_mm=usual_mm), real_plan).startswith("extent") == is_far

@@ -247,7 +247,7 @@ def test_label_maps_are_those_of_the_reference(
         tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres", reference_layout, labels=labels, axes=axes, **given
     )
     bundle = import_nnunet(trained.folder, tmp_path / "model.zip", say=lambda _: None)
-    found = Predictor.load(bundle, device="cpu").predict_files([image]).labels
+    found = Predictor.load(bundle, device="cpu").predict_image([image]).labels
 
     stored = nibabel.load(image)
     turned = nibabel.as_closest_canonical(stored) if "reader" in given else stored
@@ -435,7 +435,7 @@ def test_a_cascade_takes_its_first_stage_from_the_folder_beside(
     (member,) = predictor.model.members
     assert member.previous is not None
     assert (member.mirror_axes, member.previous.mirror_axes) == ((0, 1, 2), (0,))
-    assert predictor.predict_files([image]).labels.shape == nibabel.load(image).shape[::-1]
+    assert predictor.predict_image([image]).labels.shape == nibabel.load(image).shape[::-1]
 
 
 def test_a_missing_first_stage_is_reported(tmp_path: Path, reference_layout: Layout) -> None:

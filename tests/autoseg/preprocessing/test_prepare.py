@@ -104,6 +104,41 @@ def framed(shape: tuple[int, int, int] = (8, 10, 12)) -> np.ndarray:
     return image
 
 
+@pytest.mark.parametrize("shape", [(7, 1, 1), (1, 7, 1), (1, 1, 7), (1, 1, 1), (1, 7, 7)])
+@pytest.mark.parametrize("scheme", ["ct", "zscore", "rescale_to_0_1", "none"])
+@pytest.mark.parametrize("use_mask", [False, True])
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (1.0, 1.0)])
+def test_boxes_of_any_shape_are_prepared(
+    shape: tuple[int, int, int], scheme: str, use_mask: bool, spacing_mm: tuple[float, ...]
+) -> None:
+    image = np.zeros((12, 13, 14))
+    image[tuple(slice(3, 3 + size) for size in shape)] = np.arange(1, np.prod(shape) + 1).reshape(shape)
+    chosen = configuration(spacing_mm, scheme, use_mask=use_mask)
+    labels = np.ones(image.shape, np.int16)
+    for millimetres in (1.0, 3.0, 0.001):
+        got = prepare_image(volume(image, (millimetres,) * 3), plan(chosen), chosen, labels=labels)
+        assert got.placement.shape_after_cropping == shape
+        assert got.image.shape[1:] == got.placement.resampled_shape
+        assert min(got.placement.resampled_shape) >= 1
+        assert np.isfinite(got.image).all()
+    inside = prepare_image(volume(image), plan(chosen), chosen).image
+    if scheme == "zscore" and np.prod(shape) > 1:
+        np.testing.assert_allclose((inside.mean(), inside.std()), (0, 1), atol=1e-5)
+
+
+def test_memory_is_asked_for_only_where_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 x 20 x 20 voxels of 2 mm become 40 x 40 x 40, of 8 bytes each."""
+    image, chosen = np.ones((20, 20, 20)), configuration((1.0, 1.0, 1.0))
+    for free, is_enough in ((8 * 40**3, True), (8 * 40**3 - 1, False)):
+        monkeypatch.setattr("autoseg.preprocessing.prepare.free_memory_bytes", lambda free=free: free)
+        if is_enough:
+            prepare_image(volume(image, (2.0,) * 3), plan(), chosen)
+            continue
+        with pytest.raises(AutosegError) as caught:
+            prepare_image(volume(image, (2.0,) * 3), plan(), chosen)
+        assert caught.value.codes == ("image.too_large",)
+
+
 def test_the_box_is_cropped_and_outside_is_marked() -> None:
     image = framed()
     image[1, 2, 3:9] = 0  # an open dent: inside the box, outside the mask

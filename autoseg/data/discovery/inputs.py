@@ -1,0 +1,428 @@
+"""What there is to predict in a file, a folder or a tree: cases by content and by the names a model was trained on.
+
+Nothing is left out in silence: what is no case becomes an issue, an error where it should have been one, else a note.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.cases import channel_of
+from autoseg.data.discovery.files import match_files
+from autoseg.data.discovery.layouts import (
+    Match,
+    best_match,
+    candidate_layouts,
+    match_layout,
+    match_layouts,
+    read_layout,
+)
+from autoseg.data.discovery.series import choose_series
+from autoseg.imaging.readers import (
+    PART_MARK,
+    image_ending,
+    image_endings,
+    image_stem,
+    is_dicom_series,
+    is_segmentation,
+    list_series,
+    read_header,
+    require_text,
+    split_part,
+)
+from autoseg.issues import AutosegError, Issue
+from autoseg.wording import count_noun, shorten
+from datasets_spec import Layout, load_known, load_layouts
+from datasets_spec.layout import FIELD
+
+NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+"""``CASE_0000``: a channel, as in nnU-Net's folders, or simply the name of a case."""
+MOST_NESTED = 10
+"""Folders between the one given and an image; deeper ones are named, and not opened."""
+CHANNEL = "channel"
+SEGMENTS = ".seg.nrrd"
+
+NamedImage = tuple[str, Path]
+"""Name and path of an image; the path may name one of several series of a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputCase:
+    """One image to predict."""
+
+    case_id: str
+    images: tuple[Path, ...]
+    """One file or DICOM series with all channels, or one per channel in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What there is to predict, sorted by case id."""
+
+    cases: tuple[InputCase, ...]
+    issues: tuple[Issue, ...] = ()
+    """Errors: what should have been a case, with its id in ``case``; notes: what was left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LooseImages:
+    """The images of a tree, sorted by path."""
+
+    images: list[NamedImage] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
+    """Errors: links to nothing, folders that cannot be listed. Notes: what has a hidden name, or lies too deep."""
+
+
+def find_loose_images(source: Path) -> LooseImages:
+    """The image ``source``, or all images and DICOM series in that folder and below.
+
+    Images are named by the folders that lead to them from ``source``; several series in one folder by folder and
+    SeriesInstanceUID. Links are followed. Names that begin with a dot are not looked at. Raises
+    `AutosegError` with all names that are not text.
+    """
+    found = LooseImages()
+    if source.is_dir():
+        _walk(source, (), found, frozenset())
+    else:
+        name = source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(source)
+        found.images.append((name, source))
+    require_text([path for _, path in found.images])
+    found.images.sort(key=lambda named: named[1])
+    return found
+
+
+def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: frozenset[Path]) -> None:
+    real = folder.resolve()
+    if real in inside:  # a link to a folder above
+        return
+    try:
+        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        message = f"could not be listed ({error.strerror or error})"
+        found.issues.append(Issue(code="predict.unlisted", where=str(folder), message=message, fix="allow reading it"))
+        return
+    if is_series := is_dicom_series(folder):
+        require_text([real])
+        found.images.extend(_series(folder, "_".join(above) or real.name))
+    hidden = [entry.name for entry in entries if entry.name.startswith("_") and (entry.is_dir() or image_ending(entry))]
+    if hidden:
+        message = f"skipped {shorten(hidden)}: a name that begins with _ marks what is no image"
+        found.issues.append(
+            _note(code="predict.hidden", where=str(folder), message=message, fix="rename what should be predicted")
+        )
+    for entry in (each for each in entries if not each.name.startswith("_")):
+        if entry.is_dir():
+            if len(above) < MOST_NESTED:
+                _walk(entry, (*above, entry.name), found, inside | {real})
+            else:
+                message = f"not opened: more than {MOST_NESTED} folders deep"
+                found.issues.append(
+                    _note(
+                        code="predict.too_deep",
+                        where=str(entry),
+                        message=message,
+                        fix="pass a folder nearer to the images",
+                    )
+                )
+        elif image_ending(entry) and not (is_series and image_ending(entry) == ".dcm"):
+            name = "_".join((*above, image_stem(entry)))
+            if entry.exists():
+                found.images.append((name, entry))
+            else:
+                message = f"a link to {os.readlink(entry)}, which does not exist"
+                fix = "fetch it (datalad get, git annex get), or remove the link"
+                issue = Issue(code="predict.broken_link", where=str(entry), message=message, fix=fix, case=name)
+                found.issues.append(issue)
+
+
+def _note(*, code: str, where: str, message: str, fix: str) -> Issue:
+    return Issue(code=code, severity="note", where=where, message=message, fix=fix)
+
+
+def _series(folder: Path, name: str) -> list[NamedImage]:
+    """The series of a folder; a folder that cannot be read is one image, and reading it raises the error."""
+    try:
+        series = list_series(folder)
+    except AutosegError:
+        series = ()
+    if len(series) <= 1:
+        return [(name, folder)]
+    return [(f"{name}_{each.uid}", each.path) for each in series]
+
+
+def labels_beside_images(folder: Path) -> frozenset[Path]:
+    """Label files of the cases that the best layout finds, symbolic links resolved; no file is read.
+
+    Empty if no image has a label, or if the folder cannot be listed, which reading its images reports.
+    """
+    try:
+        root, layouts = candidate_layouts(folder, None, None)
+        match = best_match(match_layouts(root, layouts))
+    except AutosegError:
+        return frozenset()
+    return frozenset((root / path).resolve() for path in match.label_files)
+
+
+def find_inputs(
+    source: Path,
+    dataset: DatasetDescription,
+    *,
+    layout: str | None = None,
+    spec: Path | None = None,
+    leave_out: Callable[[Sequence[NamedImage]], dict[str, list[Path]]] = lambda images: {},
+) -> Inputs:
+    """The cases in ``source`` for a model that was trained on ``dataset``.
+
+    Files of a layout come first: of that by name, of the file ``spec``, or, if it tells channels or public names apart, of
+    the model's own. All other images and DICOM series are cases by `group_channels`; with ``layout`` or ``spec`` they are
+    left out. Label maps beside images are left out, and what ``leave_out`` finds among all images, by what it is.
+    """
+    loose = find_loose_images(source)
+    issues, asked = list(loose.issues), layout is not None or spec is not None
+    cases: list[InputCase] = []
+    taken: set[Path] = set()
+    own = _layout(source, dataset, layout, spec)
+    if source.is_dir() and own is not None and (asked or _tells_apart(own, dataset)):
+        cases, faults, taken = _layout_cases(*_match(source, loose.images, own), dataset)
+        if not cases and not asked:
+            own, faults, taken = None, [], set()
+        issues += faults
+    else:
+        own = None
+    images = [(name, path) for name, path in loose.images if path.resolve() not in taken]
+    if source.is_dir():
+        skipped = leave_out(images)
+        if own is not None:
+            title = "the layout" if asked else own.title
+            unused = [path for _, path in images if asked or _is_skipped(path.relative_to(source).as_posix(), own)]
+            skipped[f"file that {title} does not use"] = unused
+        left = [item for item in images if not any(item[1] in paths for paths in skipped.values())]
+        skipped["label map"] = sorted(_label_maps(source, left, dataset))
+        for noun, paths in skipped.items():
+            if paths:
+                first, _, rest = noun.partition(" that ")
+                what = f"{count_noun(len(paths), first)}{' that ' if rest else ''}{rest}"
+                message = f"skipped {what}: {shorten([path.name for path in paths])}"
+                issues.append(
+                    _note(
+                        code="predict.skipped",
+                        where=str(source),
+                        message=message,
+                        fix="pass one of them alone to predict it",
+                    )
+                )
+        without = {path for paths in skipped.values() for path in paths}
+        images = [(name, path) for name, path in images if path not in without]
+    others, faults = group_channels(images, dataset.channels, numbered=channels_are_numbered(dataset))
+    known = {case.case_id for case in cases}
+    cases += [case for case in others if case.case_id not in known]
+    return Inputs(cases=tuple(sorted(cases, key=lambda case: case.case_id)), issues=(*issues, *faults))
+
+
+def channels_are_numbered(dataset: DatasetDescription) -> bool | None:
+    """Whether ``_0000`` at the end of the names of training images is a channel (true) or part of the case (false).
+
+    None if no training image, or none that is known, ends so.
+    """
+    stems = [(case.case_id, image_stem(case.images[0])) for case in dataset.training]
+    numbered = [(case_id, stem) for case_id, stem in stems if NUMBERED.fullmatch(stem)]
+    return any(stem == f"{case_id}_0000" for case_id, stem in numbered) if numbered else None
+
+
+def group_channels(
+    images: Sequence[NamedImage], channels: Sequence[str], *, numbered: bool | None = None
+) -> tuple[list[InputCase], list[Issue]]:
+    """The cases among ``images``, and an error for each that lacks channels or shares its name with another.
+
+    What a file holds decides: one with all ``channels`` is a case, whatever number its name ends in; files ``CASE_0000``,
+    ``CASE_0001`` ... with one channel each are the channels of a case. A lone ``CASE_0000`` with all channels is named
+    ``CASE`` unless training cases had such numbers in their names (``numbered``).
+    """
+    groups: dict[str, dict[int | None, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for stem, path in images:
+        match = NUMBERED.fullmatch(stem)
+        key = (stem, None) if match is None else (match["case"], int(match["channel"]))
+        groups[key[0]][key[1]].append(path)
+    cases: dict[str, InputCase] = {}
+    issues: list[Issue] = []
+    for name, files in sorted(groups.items()):
+        numbers = sorted(number for number in files if number is not None)
+        single = {number: paths[0] for number, paths in files.items()}
+        issues += [_same_name(path, paths[0], name) for paths in files.values() for path in paths[1:]]
+        if any(len(paths) > 1 for paths in files.values()):
+            continue
+        if numbers and None in files:
+            others = [single[number] for number in numbers]
+            issues.append(_same_name(single[None], others[0], name))
+        elif numbers and len(channels) > 1 and _num_channels(single[numbers[0]]) == 1:
+            faults = _channel_issues(name, {number: single[number] for number in numbers}, channels)
+            issues += faults
+            if not faults:
+                cases[name] = InputCase(case_id=name, images=tuple(single[number] for number in numbers))
+        else:
+            plain = not numbers or (numbers == [0] and numbered is not False)
+            for number, path in single.items():
+                case_id = name if plain else f"{name}_{number:04d}"
+                faults = _file_issues(case_id, path, channels)
+                issues += faults
+                if not faults:
+                    cases[case_id] = InputCase(case_id=case_id, images=(path,))
+    return [cases[case_id] for case_id in sorted(cases)], issues
+
+
+def _same_name(path: Path, other: Path, case_id: str) -> Issue:
+    message = f"same case as {other.name}"
+    return Issue(code="predict.same_name", where=str(path), message=message, fix="rename one of them", case=case_id)
+
+
+def _num_channels(path: Path) -> int | None:
+    try:
+        return read_header(path).num_channels
+    except AutosegError:
+        return None
+
+
+def _channel_issues(case_id: str, files: dict[int, Path], channels: Sequence[str]) -> list[Issue]:
+    where = str(next(iter(files.values())).parent)
+    missing = [f"{case_id}_{i:04d} ({name})" for i, name in enumerate(channels) if i not in files]
+    extra = [path.name for number, path in files.items() if number >= len(channels)]
+    issues = []
+    if missing:
+        message = f"missing {', '.join(missing)}"
+        issues.append(
+            Issue(code="predict.missing_channel", where=where, message=message, fix="add these files", case=case_id)
+        )
+    if extra:
+        message = f"{', '.join(extra)}, but the model has {count_noun(len(channels), 'channel')}"
+        issues.append(
+            Issue(code="predict.extra_channel", where=where, message=message, fix="remove them", case=case_id)
+        )
+    return issues
+
+
+def _file_issues(case_id: str, path: Path, channels: Sequence[str]) -> list[Issue]:
+    """Why a file is not a case with all channels."""
+    try:
+        found = read_header(path).num_channels
+    except AutosegError as error:
+        return [issue.model_copy(update={"where": issue.where or str(path), "case": case_id}) for issue in error.issues]
+    if found == len(channels):
+        return []
+    message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
+    several = f"use one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
+    fix = several if len(channels) > 1 else "use a single volume of it"
+    return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
+
+
+def _label_maps(source: Path, images: Sequence[NamedImage], dataset: DatasetDescription) -> set[Path]:
+    """Label maps that a layout finds beside their images, and files beside others that are named like a class."""
+    labels = labels_beside_images(source)
+    labels |= {path.resolve() for _, path in images if path.name.lower().endswith(SEGMENTS) or is_segmentation(path)}
+    classes = {_plain(label.name) for label in dataset.labels.classes}
+    named = {path for _, path in images if _plain(image_stem(path)) in classes}
+    others = {path.parent for _, path in images if path not in named}
+    return {path for _, path in images if path.resolve() in labels or (path in named and path.parent in others)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _layout(source: Path, dataset: DatasetDescription, name: str | None, spec: Path | None) -> Layout | None:
+    """The layout that was asked for, else that of the model, if it is an installed one."""
+    if spec is not None:
+        return read_layout(spec)
+    if name is not None:
+        return candidate_layouts(source, None, name)[1][0]
+    known = (*load_layouts(), *load_known())
+    return next((each for each in known if each.name == dataset.layout and each.training is not None), None)
+
+
+def _tells_apart(layout: Layout, dataset: DatasetDescription) -> bool:
+    """Whether a layout knows more of its files than that each is a case."""
+    has_channels = any(CHANNEL in FIELD.findall(pattern) for pattern in layout.patterns)
+    return layout.known is not None or (has_channels and len(dataset.channels) > 1)
+
+
+def _match(source: Path, images: Sequence[NamedImage], layout: Layout) -> tuple[Match, Path, set[Path]]:
+    """What the layout finds among ``images``, the folder that paths are relative to, and labels of test images.
+
+    Parts of a dataset fit, too: where nothing is found, the folders above ``source`` are taken for the dataset's.
+    """
+    if layout.listing is not None:
+        return match_layout(source, layout), source, set()
+    match, whole = Match(layout=layout, images={}, labels={}, test={}), source.resolve()
+    for root in (whole, *whole.parents[:2]):
+        files = set()
+        for _, path in images:
+            place = whole / path.relative_to(source)
+            folder, uid = split_part(place)
+            inside = (place if uid is None else folder).relative_to(root).as_posix()
+            files.add(f"{inside}/" if path.is_dir() or uid is not None else inside)
+        used = sorted(file for file in files if not _is_skipped(file, layout))
+        match = match_layout(root, layout, files=used)
+        if match.images or match.test:
+            labels = () if layout.test is None else layout.test.labels
+            found = match_files(used, labels, fields=layout.fields, endings=image_endings())
+            return match, root, {(root / file.path).resolve() for file in found}
+    return match, whole, set()
+
+
+def _is_skipped(file: str, layout: Layout) -> bool:
+    return any(fnmatch.fnmatchcase(part, pattern) for part in file.split("/") for pattern in layout.skip)
+
+
+def _layout_cases(
+    match: Match, root: Path, test_labels: set[Path], dataset: DatasetDescription
+) -> tuple[list[InputCase], list[Issue], set[Path]]:
+    """The cases of a layout, the errors of those that lack channels, and all files that it knows, links resolved."""
+    match, issues = choose_series(root, match, num_workers=1)
+    cases = []
+    taken = {(root / file.path).resolve() for files in match.labels.values() for file in files} | test_labels
+    found = {
+        case_id: match.images.get(case_id, []) + match.test.get(case_id, []) for case_id in match.images | match.test
+    }
+    texts = _texts(match.layout, dataset, {channel_of(file) for files in found.values() for file in files})
+    unused: list[Path] = []
+    for case_id, files in found.items():
+        by_text = {channel_of(file).casefold(): root / file.path for file in reversed(files)}
+        missing, paths = [text for text in texts if text.casefold() not in by_text], []
+        if len(files) == 1 and (not missing or _num_channels(root / files[0].path) == len(dataset.channels)):
+            paths = [root / files[0].path]  # perhaps with all channels in it
+        elif missing:
+            message = f"missing {', '.join(missing)}, found {', '.join(filter(None, by_text)) or files[0].path}"
+            where = str((root / files[0].path).parent)
+            issues.append(
+                Issue(code="predict.missing_channel", where=where, message=message, fix="add these files", case=case_id)
+            )
+        else:
+            paths = [by_text[text.casefold()] for text in texts]
+        if paths:
+            cases.append(InputCase(case_id=case_id, images=tuple(paths)))
+            unused += [root / file.path for file in files if root / file.path not in paths]
+        taken |= {(root / file.path).resolve() for file in files}
+    if unused:
+        message = (
+            f"skipped {count_noun(len(unused), 'file')}, no channel of the model: {shorten([p.name for p in unused])}"
+        )
+        issues.append(
+            _note(code="predict.skipped", where=str(root), message=message, fix="pass one of them alone to predict it")
+        )
+    return cases, issues, taken
+
+
+def _texts(layout: Layout, dataset: DatasetDescription, found: Iterable[str]) -> list[str]:
+    """Texts of ``{channel}`` in the order of the model's channels."""
+    if layout.channels is not None and len(layout.channels) == len(dataset.channels):
+        named = list(layout.channels)
+        return named if {text.casefold() for text in named} & {text.casefold() for text in found} else [""]
+    if all(text.isdigit() for text in found if text):
+        return [f"{number:04d}" for number in range(len(dataset.channels))] if any(found) else [""]
+    return list(dataset.channels)
