@@ -157,7 +157,7 @@ def predict(
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
     from autoseg.imaging.readers import image_ending
-    from autoseg.inference.predict import find_input_cases, predict_cases, predict_file, say_what_is_far
+    from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
     from autoseg.inference.predictor import Predictor
 
     reporter, out, sources = reporter or SilentReporter(), Path(output), _sources(source)
@@ -166,7 +166,6 @@ def predict(
     predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
     spec = None if spec is None else Path(spec)
     inputs = find_input_cases(sources, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter)
-    say_what_is_far(inputs, predictor.model.plan, reporter.say)
     if image_ending(out) and not out.is_dir():
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)

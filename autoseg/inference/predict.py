@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -198,7 +198,9 @@ def predict_cases(
         is_own=is_own,
     )
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, probabilities=probabilities, is_own=is_own)
+        jobs, unread = _image_jobs(
+            predictor, inputs.cases, tracker, reporter.say, probabilities=probabilities, is_own=is_own
+        )
         remove_orphans(folder, below=False)
         remove_claims(folder)
         sink.begin(jobs)
@@ -222,15 +224,22 @@ def predict_cases(
 
 
 def _image_jobs(
-    predictor: Predictor, cases: Sequence[InputCase], tracker: Tracker, *, probabilities: bool, is_own: bool
+    predictor: Predictor,
+    cases: Sequence[InputCase],
+    tracker: Tracker,
+    say: Callable[[str], None],
+    *,
+    probabilities: bool,
+    is_own: bool,
 ) -> tuple[list[Job], dict[str, AutosegError]]:
-    """Jobs, and the errors of cases whose header cannot be read."""
-    jobs, errors = [], {}
+    """Jobs, and the errors of cases whose header cannot be read; says what is unlike the training cases."""
+    jobs, errors, geometries = [], {}, {}
     beside = Counter(case.images[0].parent for case in cases)
     for case in cases:
         image = case.images[0]
         try:
-            ending = prediction_ending(image, read_header(image).geometry, predictor.model.dataset.file_ending)
+            geometry = geometries[case.case_id] = case.geometry or read_header(image).geometry
+            ending = prediction_ending(image, geometry, predictor.model.dataset.file_ending)
         except AutosegError as error:
             errors[case.case_id] = error
             continue
@@ -239,6 +248,7 @@ def _image_jobs(
             _predict_case, predictor, case, probabilities=probabilities, tracker=tracker, may_be_labels=not alone
         )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
+    _say_what_is_far(geometries, predictor.model.plan, say)
     return jobs, errors
 
 
@@ -321,15 +331,9 @@ def _sizes(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.3g}" for value in values)
 
 
-def say_what_is_far(inputs: Inputs, plan: Plan, say: Callable[[str], None]) -> None:
+def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callable[[str], None]) -> None:
     """One line for the images whose spacing or extent is far from the training cases'."""
-    far = {}
-    for case in inputs.cases:
-        try:
-            if words := far_from_training(read_header(case.images[0]).geometry, plan):
-                far[case.case_id] = words
-        except AutosegError:  # told where it is predicted
-            continue
+    far = {case_id: words for case_id, geometry in geometries.items() if (words := far_from_training(geometry, plan))}
     if far:
         first = next(iter(far))
         say(
@@ -365,12 +369,14 @@ def predict_file(
         except AutosegError as error:
             raise AutosegError(*_issues({case.case_id: error})) from error
         tracker.advance(note=case.case_id)
+    _say_what_is_far({case.case_id: found.geometry}, predictor.model.plan, reporter.say)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_label_map(path, found.labels, found.geometry)
     if found.probabilities is not None:
         scores = path.with_name(f"{path.name.removesuffix(image_ending(path))}.npz")
         with atomic_write(scores) as file:
             np.savez_compressed(file, probabilities=found.probabilities)
+    reporter.say(f"1 predicted: {path}")
     return [path]
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.compute.device import choose_device
-from autoseg.compute.memory import is_out_of_memory, micro_batch_sizes, release_memory
+from autoseg.compute.memory import free_memory_bytes, is_out_of_memory, micro_batch_sizes, release_memory
 from autoseg.compute.workarounds import kept_heap
 from autoseg.data.labels import to_file_values
 from autoseg.evaluation.postprocessing import apply_postprocessing
@@ -305,6 +305,9 @@ def member_logits(
     `AutosegError` if that does not fit either.
     """
     batch_size = member.training.batch_size
+    sums_bytes = 4 * member.configuration.network.num_outputs * math.prod(image.shape[1:])
+    if device.type == "cpu" and sums_bytes > free_memory_bytes():
+        raise _out_of_memory(member, image, device)  # before the system ends the process
     attempts = [(size, device) for size in micro_batch_sizes(batch_size)]  # each needs less memory than the one before
     if device.type != "cpu":
         attempts.append((1, torch.device("cpu")))

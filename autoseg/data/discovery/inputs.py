@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery.cases import channel_of
 from autoseg.data.discovery.files import match_files
 from autoseg.data.discovery.layouts import (
     Match,
@@ -25,6 +24,7 @@ from autoseg.data.discovery.layouts import (
     read_layout,
 )
 from autoseg.data.discovery.series import choose_series
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     PART_MARK,
     image_ending,
@@ -60,6 +60,8 @@ class InputCase:
     case_id: str
     images: tuple[Path, ...]
     """One file or DICOM series with all channels, or one per channel in order."""
+    geometry: Geometry | None = None
+    """Of the first image, where its header was read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,10 +272,10 @@ def group_channels(
             plain = not numbers or (numbers == [0] and numbered is not False)
             for number, path in single.items():
                 case_id = name if plain else f"{name}_{number:04d}"
-                faults = _file_issues(case_id, path, channels)
+                case, faults = _whole_case(case_id, path, channels)
                 issues += faults
-                if not faults:
-                    cases[case_id] = InputCase(case_id=case_id, images=(path,))
+                if case is not None:
+                    cases[case_id] = case
     return [cases[case_id] for case_id in sorted(cases)], issues
 
 
@@ -307,18 +309,20 @@ def _channel_issues(case_id: str, files: dict[int, Path], channels: Sequence[str
     return issues
 
 
-def _file_issues(case_id: str, path: Path, channels: Sequence[str]) -> list[Issue]:
-    """Why a file is not a case with all channels."""
+def _whole_case(case_id: str, path: Path, channels: Sequence[str]) -> tuple[InputCase | None, list[Issue]]:
+    """The case of a file with all channels, or why it is none."""
     try:
-        found = read_header(path).num_channels
+        header = read_header(path)
     except AutosegError as error:
-        return [issue.model_copy(update={"where": issue.where or str(path), "case": case_id}) for issue in error.issues]
-    if found == len(channels):
-        return []
-    message = f"{count_noun(found, 'channel')}, but the model needs {len(channels)}: {', '.join(channels)}"
+        update = {"case": case_id}
+        return None, [issue.model_copy(update=update | {"where": issue.where or str(path)}) for issue in error.issues]
+    if header.num_channels == len(channels):
+        return InputCase(case_id=case_id, images=(path,), geometry=header.geometry), []
+    found = count_noun(header.num_channels, "channel")
+    message = f"{found}, but the model needs {len(channels)}: {', '.join(channels)}"
     several = f"use one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
     fix = several if len(channels) > 1 else "use a single volume of it"
-    return [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
+    return None, [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
 
 
 def _label_maps(source: Path, images: Sequence[NamedImage], dataset: DatasetDescription) -> set[Path]:
@@ -389,10 +393,10 @@ def _layout_cases(
     found = {
         case_id: match.images.get(case_id, []) + match.test.get(case_id, []) for case_id in match.images | match.test
     }
-    texts = _texts(match.layout, dataset, {channel_of(file) for files in found.values() for file in files})
+    texts = _texts(match.layout, dataset, {file.channel for files in found.values() for file in files})
     unused: list[Path] = []
     for case_id, files in found.items():
-        by_text = {channel_of(file).casefold(): root / file.path for file in reversed(files)}
+        by_text = {file.channel.casefold(): root / file.path for file in reversed(files)}
         missing, paths = [text for text in texts if text.casefold() not in by_text], []
         if len(files) == 1 and (not missing or _num_channels(root / files[0].path) == len(dataset.channels)):
             paths = [root / files[0].path]  # perhaps with all channels in it
