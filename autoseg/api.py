@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.issues import AutosegError, Issue
+from autoseg.issues import AutosegError
 from autoseg.settings import make_settings
 from autoseg.stages.run import Run, begin_run
 from autoseg.storage.atomic import load_document
@@ -15,6 +15,7 @@ from autoseg.tracking.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     from autoseg.data.checks.check import CheckReport
     from autoseg.evaluation.table import Summary
+    from autoseg.imaging.readers import Imagelike
 
 Place = Path | str
 OF_A_CALL = ("redo", "replan", "reporter", "callbacks")
@@ -133,7 +134,7 @@ def _check_unlabelled(
 
 def predict(
     model: Place,
-    source: Place | Sequence[Place],
+    source: Place | Sequence[Place] | Imagelike,
     output: Place,
     *,
     layout: str | None = None,
@@ -149,38 +150,31 @@ def predict(
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
     ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
-    an image file is the label map of one image. A second call skips images that are done, unless they changed; several at
+    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel. A second call skips images that are done, unless they changed; several at
     once share the work. ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
     ``source`` is laid out, if not as the training data. A bad image stops no other: `AutosegError` with all issues is raised
-    at the end, with ``skip_bad`` only where nothing can be done. For arrays see `Predictor`.
+    at the end, with ``skip_bad`` only where nothing can be done. Arrays need a `Predictor`, which takes their place.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
-    from autoseg.imaging.readers import image_ending
+    from autoseg.imaging.readers import as_image, image_ending
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
     from autoseg.inference.predictor import Predictor
 
-    reporter, out, sources = reporter or SilentReporter(), Path(output), _sources(source)
+    reporter, out = reporter or SilentReporter(), Path(output)
+    several = source if isinstance(source, list | tuple) else [source]
+    paths = [Path(each) for each in several if isinstance(each, str | Path)]
+    image = None if paths and len(paths) == len(several) else as_image(source)[0]
     chosen = choose_device(device)
     set_threads(threads or available_cores())
     predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
+    if image is not None:
+        return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     spec = None if spec is None else Path(spec)
-    inputs = find_input_cases(sources, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter)
+    inputs = find_input_cases(paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter)
     if image_ending(out) and not out.is_dir():
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
-
-
-def _sources(source: Any) -> list[Path]:
-    sources = [source] if isinstance(source, str | Path) else source
-    if (
-        not isinstance(sources, list | tuple)
-        or not sources
-        or not all(isinstance(each, str | Path) for each in sources)
-    ):
-        message, fix = f"a {type(source).__name__}", "pass a path or a list of paths; for arrays use autoseg.Predictor"
-        raise AutosegError(Issue(code="predict.source", where="source", message=message, fix=fix))
-    return [Path(each) for each in sources]
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import (
     image_ending,
     image_endings,
+    image_stem,
     is_dicom_series,
     prediction_ending,
     read_header,
@@ -343,38 +344,45 @@ def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callab
 
 
 def predict_file(
-    predictor: Predictor, inputs: Inputs, path: Path, *, probabilities: bool, reporter: Reporter
+    predictor: Predictor, image: Inputs | Image, path: Path, *, probabilities: bool, reporter: Reporter
 ) -> list[Path]:
-    """Write the label map of the only case as the file ``path``, and ``probabilities`` beside it as ``.npz``.
+    """Write the label map of one image as the file ``path``, and ``probabilities`` beside it as ``.npz``.
 
-    Raises `AutosegError` for several cases, where ``path`` exists, and for masks of classes, which are several files.
+    Raises `AutosegError` for several cases, where ``path`` exists or is no image file, and for masks of classes, which are
+    several files.
     """
-    issues = list(inputs.issues)
+    issues = list(image.issues) if isinstance(image, Inputs) else []
     fix = "pass a folder for the label maps"
-    if len(inputs.cases) > 1:
-        message = f"one file for {len(inputs.cases)} images"
+    if isinstance(image, Inputs) and (len(image.cases) > 1 or not (image.cases or image.issues)):
+        message = f"one file for {len(image.cases)} images"
         issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
-    if path.exists():
-        fix = "remove it, or choose another name"
-        issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
     if predictor.model.dataset.classes_with_masks:
         message = "the model writes a mask file for each class"
         issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
+    if not image_ending(path):
+        fix = f"choose a file name that ends in {predictor.model.dataset.file_ending}"
+        issues.append(Issue(code="predict.one_file", where=str(path), message="no image file", fix=fix))
+    if path.exists():
+        fix = "remove it, or choose another name"
+        issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
     if issues:
         raise AutosegError(*issues)
-    (case,) = inputs.cases
+    name = image.cases[0].case_id if isinstance(image, Inputs) else path.name
     with reporter.track("Predicting", 1) as tracker:
         try:
-            found = _predict_case(predictor, case, probabilities=probabilities, tracker=tracker, may_be_labels=False)
+            if isinstance(image, Image):
+                found = predictor.predict_image(image, probabilities=probabilities, progress=_Progress(tracker, name))
+            else:
+                found = _predict_case(
+                    predictor, image.cases[0], probabilities=probabilities, tracker=tracker, may_be_labels=False
+                )
         except AutosegError as error:
-            raise AutosegError(*_issues({case.case_id: error})) from error
-        tracker.advance(note=case.case_id)
-    _say_what_is_far({case.case_id: found.geometry}, predictor.model.plan, reporter.say)
+            raise AutosegError(*_issues({name: error})) from error
+    _say_what_is_far({name: found.geometry}, predictor.model.plan, reporter.say)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_label_map(path, found.labels, found.geometry)
     if found.probabilities is not None:
-        scores = path.with_name(f"{path.name.removesuffix(image_ending(path))}.npz")
-        with atomic_write(scores) as file:
+        with atomic_write(path.with_name(f"{image_stem(path)}.npz")) as file:
             np.savez_compressed(file, probabilities=found.probabilities)
     reporter.say(f"1 predicted: {path}")
     return [path]

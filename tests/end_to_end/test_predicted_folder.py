@@ -356,6 +356,9 @@ def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path
     assert sorted(each.name for each in out.parent.iterdir()) == ["mine.npz", "mine.nii.gz"][::-1]
     expected = read_image([min(job.out.glob("*.nii.gz"))])
     np.testing.assert_array_equal(read_image([out]).array, expected.array)
+    again = tmp_path / "again.nii.gz"
+    predict_file(job.predictor, read_image(image.images), again, probabilities=False, reporter=SilentReporter())
+    assert again.read_bytes() == out.read_bytes()
     for inputs in (one, job.inputs()):
         with pytest.raises(AutosegError) as caught:
             predict_file(job.predictor, inputs, out, probabilities=False, reporter=SilentReporter())
