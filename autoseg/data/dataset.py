@@ -99,6 +99,8 @@ class DatasetDescription(Document):
     later_mask_wins: bool = False
     threshold: int | None = None
     mask_value: int = 1
+    numbered_channels: bool | None = None
+    """Where the cases are left out: `autoseg.data.discovery.inputs.channels_are_numbered`, which needs their names."""
     file_ending: str
     """Ending of label files, with the dot, e.g. ``.nii.gz``: predictions are written the same way."""
     training: tuple[Case, ...]

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.inputs import channels_are_numbered
 from autoseg.evaluation.selection import Selection
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import unpack_weights
@@ -93,6 +94,7 @@ def without_cases(dataset: DatasetDescription) -> DatasetDescription:
         update={
             "root": "",
             "training": (),
+            "numbered_channels": channels_are_numbered(dataset),
             "test": (),
             "unpaired_images": (),
             "unpaired_labels": (),

@@ -235,7 +235,7 @@ def channels_are_numbered(dataset: DatasetDescription) -> bool | None:
     """
     stems = [(case.case_id, image_stem(case.images[0])) for case in dataset.training]
     numbered = [(case_id, stem) for case_id, stem in stems if NUMBERED.fullmatch(stem)]
-    return any(stem == f"{case_id}_0000" for case_id, stem in numbered) if numbered else None
+    return any(stem == f"{case_id}_0000" for case_id, stem in numbered) if numbered else dataset.numbered_channels
 
 
 def group_channels(

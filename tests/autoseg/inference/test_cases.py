@@ -15,6 +15,7 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.inputs import MOST_NESTED, InputCase
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import read_header, write_image
+from autoseg.inference.bundle import without_cases
 from autoseg.inference.predict import (
     FAR,
     LARGEST_LABEL,
@@ -263,8 +264,9 @@ def test_names_of_training_cases_decide_whether_a_lone_number_is_a_channel(tmp_p
         cases = tuple(
             Case(case_id=name.removesuffix(".nii.gz").removesuffix("_0000"), images=(name,)) for name in images
         )
-        (case,) = find(path, trained_on(["MRI"], cases=cases)).cases
-        assert case.case_id == expected
+        for dataset in (trained_on(["MRI"], cases=cases), without_cases(trained_on(["MRI"], cases=cases))):
+            (case,) = find(path, dataset).cases
+            assert case.case_id == expected
 
 
 def test_files_named_like_a_class_beside_an_image_are_its_label_maps(tmp_path) -> None:
