@@ -317,15 +317,20 @@ def far_from_training(geometry: Geometry, plan: Plan) -> str:
     own = canonical_geometry(geometry, source_orientation(geometry, plan))
     usual_mm = transpose(plan.original_median_spacing_mm, plan.transpose_backward)
     usual_shape = transpose(plan.original_median_shape, plan.transpose_backward)
-    pairs = {
-        "spacing": (own.spacing_mm, usual_mm),
-        "extent": (np.multiply(own.shape, own.spacing_mm), np.multiply(usual_shape, usual_mm)),
-    }
-    return " and ".join(
-        f"{name} {_sizes(found)} mm, in training about {_sizes(usual)}"
-        for name, (found, usual) in pairs.items()
-        if max(max(a / b, b / a) for a, b in zip(found, usual, strict=True)) > FAR
-    )
+    words = []
+    for name, found, usual, fewest in (
+        ("spacing", own.spacing_mm, usual_mm, np.minimum(own.shape, usual_shape)),
+        (
+            "extent",
+            np.multiply(own.shape, own.spacing_mm),
+            np.multiply(usual_shape, usual_mm),
+            np.maximum(own.shape, usual_shape),
+        ),
+    ):
+        ratios = [max(a / b, b / a) for a, b, voxels in zip(found, usual, fewest, strict=True) if voxels > 1]
+        if max(ratios, default=1.0) > FAR:  # the spacing along an axis of one voxel means nothing
+            words.append(f"{name} {_sizes(found)} mm, in training about {_sizes(usual)}")
+    return " and ".join(words)
 
 
 def _sizes(values: Iterable[float]) -> str:

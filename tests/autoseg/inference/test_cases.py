@@ -468,3 +468,9 @@ def test_spacing_and_extent_far_from_the_training_cases_get_a_word(real_plan: Pl
     for factor, is_far in ((FAR, False), (FAR + 1, True)):
         larger = tuple(int(size * factor) for size in shape)
         assert far_from_training(Geometry(shape=larger, spacing_mm=usual_mm), real_plan).startswith("extent") == is_far
+    (_, y, x), flat = shape, Geometry(shape=(1, *shape[1:]), spacing_mm=usual_mm)
+    assert far_from_training(flat, real_plan).startswith("extent"), "a single slice for a model of volumes"
+    slices = real_plan.model_copy(
+        update={"original_median_shape": (1, y, x), "original_median_spacing_mm": (999.0, *usual_mm[1:])}
+    )
+    assert far_from_training(flat, slices) == "", "the spacing of single slices means nothing"
