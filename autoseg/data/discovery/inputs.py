@@ -19,6 +19,7 @@ from autoseg.data.discovery.layouts import (
     Match,
     best_match,
     candidate_layouts,
+    holds_slices,
     match_layout,
     match_layouts,
     read_layout,
@@ -112,7 +113,13 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
         return
     if is_series := is_dicom_series(folder):
         require_text([real])
-        found.images.extend(_series(folder, "_".join(above) or real.name))
+        if holds_slices(folder):
+            found.images.extend(_series(folder, "_".join(above) or real.name))
+        else:
+            fix = "pass a folder with the slices of an image"
+            found.issues.append(
+                _note(code="predict.skipped", where=str(folder), message="skipped: holds segmentations only", fix=fix)
+            )
     hidden = [entry.name for entry in entries if entry.name.startswith("_") and (entry.is_dir() or image_ending(entry))]
     if hidden:
         message = f"skipped {shorten(hidden)}: a name that begins with _ marks what is no image"
@@ -190,8 +197,8 @@ def find_inputs(
     issues, asked = list(loose.issues), layout is not None or spec is not None
     cases: list[InputCase] = []
     taken: set[Path] = set()
-    own = _layout(source, dataset, layout, spec)
-    if source.is_dir() and own is not None and (asked or _tells_apart(own, dataset)):
+    own = _layout(source, dataset, layout, spec) if source.is_dir() else None
+    if own is not None and (asked or _tells_apart(own, dataset)):
         cases, faults, taken = _layout_cases(*_match(source, loose.images, own), dataset)
         if not cases and not asked:
             own, faults, taken = None, [], set()
@@ -223,9 +230,7 @@ def find_inputs(
         without = {path for paths in skipped.values() for path in paths}
         images = [(name, path) for name, path in images if path not in without]
     others, faults = group_channels(images, dataset.channels, numbered=channels_are_numbered(dataset))
-    known = {case.case_id for case in cases}
-    cases += [case for case in others if case.case_id not in known]
-    return Inputs(cases=tuple(sorted(cases, key=lambda case: case.case_id)), issues=(*issues, *faults))
+    return Inputs(cases=tuple(sorted([*cases, *others], key=lambda case: case.case_id)), issues=(*issues, *faults))
 
 
 def channels_are_numbered(dataset: DatasetDescription) -> bool | None:

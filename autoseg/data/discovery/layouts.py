@@ -260,12 +260,12 @@ def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:
         if not file.path.endswith("/"):
             if not (file.path.lower().endswith(".dcm") and is_segmentation(root / file.path)):
                 kept.append(file)
-        elif _holds_slices(root / file.path):
+        elif holds_slices(root / file.path):
             kept.append(replace(file, path=file.path.rstrip("/")))
     return kept
 
 
-def _holds_slices(folder: Path) -> bool:
+def holds_slices(folder: Path) -> bool:
     """Whether a folder has DICOM files other than segmentations."""
     return is_dicom_series(folder) and any(
         is_dicom(file) and not is_segmentation(file) for file in sorted(folder.iterdir()) if file.is_file()

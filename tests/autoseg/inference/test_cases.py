@@ -14,7 +14,7 @@ from builders import Listening
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.inputs import MOST_NESTED, InputCase
 from autoseg.imaging.image import Geometry, Image
-from autoseg.imaging.readers import read_header, write_image
+from autoseg.imaging.readers import is_dicom_series, is_segmentation, read_header, write_image
 from autoseg.inference.bundle import without_cases
 from autoseg.inference.predict import (
     FAR,
@@ -219,6 +219,22 @@ def test_dicom_and_nifti_patients_are_found_together(real_data, tmp_path) -> Non
     (tmp_path / "p1" / "ct").symlink_to(real_data / "dicom_series" / "mr_prostatex_adc")
     write(tmp_path / "p2" / "t1.nii.gz")
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["p1_ct", "p2_t1"]
+
+
+def test_segmentations_beside_a_series_are_no_patients(real_data, tmp_path) -> None:
+    source = real_data / "dicom_seg_ct3slice"
+    (tmp_path / "p1").mkdir()
+    series = next(
+        path for path in sorted(source.rglob("*")) if is_dicom_series(path) and len(list(path.iterdir())) == 3
+    )
+    (tmp_path / "p1" / "ct").symlink_to(series)
+    segments = next(path for path in sorted(source.rglob("*.dcm")) if is_segmentation(path))
+    (tmp_path / "p1" / "seg").mkdir()
+    (tmp_path / "p1" / "seg" / "1.dcm").symlink_to(segments)
+    (tmp_path / "p1" / "beside.dcm").symlink_to(segments)
+    reporter = Listening()
+    assert [case.case_id for case in find_input_cases(tmp_path, ["CT"], reporter=reporter)] == ["p1_ct"]
+    assert len(reporter.lines) == 2
 
 
 def test_links_to_nothing_and_empty_files_are_one_bad_case_each(tmp_path) -> None:
