@@ -207,9 +207,10 @@ def predict_cases(
         sink.begin(jobs)
         tracker.advance(len(unread))
         outcomes, errors = try_jobs(jobs, sink.complete, tracker, reporter.say)
-    written = [sink.shown(job) for job in jobs if job.case_id not in errors]
+    done = [job for job in jobs if job.case_id not in errors]
+    written = [sink.shown(job) for job in done]
     if written:
-        sink.write_volumes(jobs)
+        sink.write_volumes(done)
     issues = [*inputs.issues, *_issues(unread | errors)]
     for issue in issues:
         if skip_bad or issue.severity != "error":
