@@ -236,7 +236,8 @@ class PredictionFolder:
         Label maps of ``jobs`` that were corrected are measured again. A file of that name that is something else is left.
         """
         path, header = self.folder / VOLUMES, ["case", *(f"{each.name} (ml)" for each in self.header.classes)]
-        if path.exists() and path.read_text(errors="replace").splitlines()[:1] != [_csv([header]).strip()]:
+        before = path.read_text(errors="replace") if path.exists() else None
+        if before is not None and not before.startswith(_csv([header])):
             self.say(f"Left {path} as it is: it does not list the volumes of this model's classes")
             return
         changed = {job.case_id: self._look(job).corrected for job in jobs}
@@ -255,7 +256,8 @@ class PredictionFolder:
                 found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
             if found:
                 rows.append([case_id, *(f"{found.get(each.name, 0.0):.6g}" for each in self.header.classes)])
-        write_text(path, _csv([header, *rows]))
+        if (text := _csv([header, *rows])) != before:
+            write_text(path, text)
 
     def shown(self, job: Job) -> Path:
         """The path to show: the label map, or the folder of masks."""
