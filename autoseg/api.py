@@ -125,11 +125,13 @@ def _check_unlabelled(
     from autoseg.data.discovery.discover import UNLABELLED
     from autoseg.data.discovery.inputs import find_loose_images
 
-    images = find_loose_images(dataset).images if error.codes == (UNLABELLED,) else []
-    if not images:
+    if error.codes != (UNLABELLED,):
         return None
-    found = check_images(images, num_workers=num_workers, reporter=reporter)
-    return images_report(dataset, images, found, fix=error.issues[0].fix)
+    loose = find_loose_images(dataset)
+    if not loose.images:
+        return None
+    found = check_images(loose.images, num_workers=num_workers, reporter=reporter)
+    return images_report(dataset, loose.images, (*found, *loose.issues), fix=error.issues[0].fix)
 
 
 def predict(
