@@ -212,10 +212,7 @@ def predict_cases(
     if written:
         sink.write_volumes(done)
     issues = [*inputs.issues, *_issues(unread | errors)]
-    for issue in issues:
-        if skip_bad or issue.severity != "error":
-            reporter.say(f"Skipped: {issue}")
-    reporter.say(_summary(outcomes.values(), sorted({issue.case or issue.where for issue in issues})))
+    _say_what_was_done(outcomes.values(), issues, reporter.say, skip_bad=skip_bad)
     bad = {issue.case or issue.where for issue in issues if issue.severity == "error"}
     if bad and not skip_bad:
         number = len({case.case_id for case in inputs.cases} | {issue.case or issue.where for issue in issues})
@@ -254,15 +251,20 @@ def _image_jobs(
     return jobs, errors
 
 
-def _summary(outcomes: Iterable[Outcome | None], skipped: Sequence[str]) -> str:
-    """``3 predicted, 2 already there, 1 skipped: b``."""
-    counts = Counter(outcomes)
+def _say_what_was_done(
+    outcomes: Iterable[Outcome | None], issues: Sequence[Issue], say: Callable[[str], None], *, skip_bad: bool
+) -> None:
+    """What was skipped, and ``3 predicted, 2 already there, 1 skipped: b``."""
+    for issue in issues:
+        if skip_bad or issue.severity != "error":
+            say(f"Skipped: {issue}")
+    counts, skipped = Counter(outcomes), sorted({issue.case or issue.where for issue in issues})
     parts = [f"{counts['predicted']} predicted"]
     if counts["already there"]:
         parts.append(f"{counts['already there']} already there")
     if skipped:
         parts.append(f"{len(skipped)} skipped: {shorten(skipped)}")
-    return ", ".join(parts)
+    say(", ".join(parts))
 
 
 @dataclass(slots=True)
