@@ -185,7 +185,7 @@ def _label_issues(facts: Sequence[LabelFacts], misfits: Sequence[Misfit], datase
     issues = []
     for fact, signs in zip(facts, unusual_signs(facts, dataset), strict=True):
         misfit = by_case.get(fact.case_id) if fact.paired else None
-        if misfit is not None:
+        if misfit is not None and (misfit.is_sure or signs):
             issues.append(misfit_issue(misfit, fact.path, more=signs))
         elif signs:
             issues.append(unusual_issue(fact, signs, num_others=num_paired - fact.paired))

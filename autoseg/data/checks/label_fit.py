@@ -57,6 +57,8 @@ class Misfit:
     """Whether another arrangement explains what happened to it."""
     is_strange: bool
     """Whether it fits much worse than any other."""
+    is_sure: bool
+    """Whether it is worth a word without other signs that the label map is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +117,17 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
         signs[text] = own + gain
     # Among many: as far below the lowest tenth of the others as that is below their median.
     lowest = 2 * float(np.percentile(usual, TAIL)) - middle if len(usual) >= MANY else float("inf")
-    is_strange = oddness(own, usual, floor=caution * MIN_DROP) < -1 and own < lowest
+    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < lowest
     if not signs and not is_strange:
         return None
+    is_sure = bool(signs) or oddness(own, usual, floor=caution * MIN_DROP) < -1
     agreement = f"its agreement with a prediction from the other cases is {own:.2f}, that of the {len(others)} others {middle:.2f}"
     return Misfit(
         case_id=judged.case.case_id,
         message="; ".join([agreement, *signs]),
         is_certain=own < LOST * middle and max(signs.values(), default=0.0) > RESTORED * middle,
         is_strange=is_strange,
+        is_sure=is_sure,
     )
 
 

@@ -102,6 +102,8 @@ def _unlisted(folder: Path, error: OSError) -> Issue:
     return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="check its permissions")
 
 
+NUM_TRIED = 3
+"""Cases whose files are read where any file beside the image may be a mask."""
 SEGMENTS = ".seg.nrrd"
 """Ending of the segmentations of 3D Slicer: several of one case are one for each structure."""
 Files = dict[str, list[FoundFile]]
@@ -181,7 +183,7 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
     counts = count_channels(match)
     if counts and 2 * max(counts.values()) <= len(match.paired):  # names with nothing in common were taken for channels
         return Match(layout=layout, images={}, labels={}, test={})
-    if layout.last_resort and not (match.paired and _are_masks([root / f.path for f in match.labels[match.paired[0]]])):
+    if layout.last_resort and not _holds_masks(root, match):
         return Match(layout=layout, images={}, labels={}, test={})
     # What lies where test images may be is one of them if it has no label map, else a training image.
     in_test = {file.path for found in match.test.values() for file in found}
@@ -217,8 +219,12 @@ def best_match(matches: Sequence[Match]) -> Match:
     return max(matches, key=lambda m: (fits(m), len(m.paired), m.layout.last_resort, m.layout.preference))
 
 
-def _are_masks(files: Sequence[Path]) -> bool:
-    """Whether no file has more than one value besides 0."""
+def _holds_masks(root: Path, match: Match) -> bool:
+    """Whether files of equal names recur in most cases, and those of the first cases have one value besides 0 at most."""
+    names = Counter(file.fields.get(CLASS) for case_id in match.paired for file in match.labels[case_id])
+    if 2 * max(names.values(), default=0) <= len(match.paired):
+        return False
+    files = [root / file.path for case_id in match.paired[:NUM_TRIED] for file in match.labels[case_id]]
     with suppress(AutosegError):
         return all(np.unique(array[array != 0]).size <= 1 for array in (read_label_map(file).array for file in files))
     return False

@@ -17,44 +17,46 @@ def judge(case, own, *, flipped=0.0, shifted=0.0):
     return _Judged(case, fit, np.zeros((1, 2, 2, 2), np.float16))
 
 
+def judged(found):
+    return None if found is None else (found.is_certain, found.is_strange, found.is_sure)
+
+
 @pytest.mark.parametrize(
     ("usual", "fit", "expected"),
     [
-        (0.80, {"own": 0.63}, None),  # 0.18 below five others is usual
-        (0.80, {"own": 0.61}, (False, True)),
+        (0.80, {"own": 0.72}, None),  # 0.1 below the others is usual
+        (0.80, {"own": 0.63}, (False, True, False)),  # 0.18 below five others needs other signs
+        (0.80, {"own": 0.61}, (False, True, True)),
         (0.39, {"own": 0.10}, None),  # the model does not predict such labels
-        (0.41, {"own": 0.10}, (False, True)),
+        (0.41, {"own": 0.10}, (False, True, True)),
         (0.80, {"own": 0.75, "flipped": 0.85}, None),  # a gain of 0.108 is usual among five others
-        (0.80, {"own": 0.75, "flipped": 0.87}, (False, False)),
+        (0.80, {"own": 0.75, "flipped": 0.87}, (False, False, True)),
         (0.80, {"own": 0.75, "shifted": 0.10}, None),
-        (0.80, {"own": 0.75, "shifted": 0.12}, (False, False)),
-        (0.80, {"own": 0.41, "flipped": 0.70}, (False, True)),  # lost: less than half of the usual agreement
-        (0.80, {"own": 0.39, "flipped": 0.63}, (False, True)),  # restored: more than 0.8 of it
-        (0.80, {"own": 0.39, "flipped": 0.65}, (True, True)),
+        (0.80, {"own": 0.75, "shifted": 0.12}, (False, False, True)),
+        (0.80, {"own": 0.41, "flipped": 0.70}, (False, True, True)),  # lost: less than half of the usual agreement
+        (0.80, {"own": 0.39, "flipped": 0.63}, (False, True, True)),  # restored: more than 0.8 of it
+        (0.80, {"own": 0.39, "flipped": 0.65}, (True, True, True)),
     ],
 )
 def test_misfits_are_judged_against_the_others(measure, usual, fit, expected):
     case = measure("odd", np.random.default_rng(0).normal(0, 1, (1, *SHAPE)))
     known = [judge(case, **fit), *(judge(case, usual) for _ in range(5))]
-    found = _misfit(known, 0, [(0.0, "")] * len(known))
-    assert (None if found is None else (found.is_certain, found.is_strange)) == expected
+    assert judged(_misfit(known, 0, [(0.0, "")] * len(known))) == expected
 
 
 def test_among_many_the_worst_tenth_tells_what_is_usual(measure):
     case = measure("odd", np.random.default_rng(0).normal(0, 1, (1, *SHAPE)))
     others = [judge(case, own) for own in (*np.linspace(0.79, 0.81, 16), 0.5, 0.5, 0.5)]
-    for own, expected in ((0.3, None), (0.15, (False, True))):
-        found = _misfit([judge(case, own), *others], 0, [(0.0, "")] * 20)
-        assert (None if found is None else (found.is_certain, found.is_strange)) == expected
+    for own, expected in ((0.3, None), (0.15, (False, True, True))):
+        assert judged(_misfit([judge(case, own), *others], 0, [(0.0, "")] * 20)) == expected
 
 
-@pytest.mark.parametrize(("number", "expected"), [(5, None), (40, (False, True))])
+@pytest.mark.parametrize(("number", "expected"), [(5, (False, True, False)), (40, (False, True, True))])
 def test_few_cases_make_less_sure(measure, number, expected):
-    """A drop of 0.15 is usual among 5 others, not among 40."""
+    """A drop of 0.15 is worth a word among 40 others, among 5 only with other signs."""
     case = measure("odd", np.random.default_rng(0).normal(0, 1, (1, *SHAPE)))
     known = [judge(case, 0.65), *(judge(case, 0.8) for _ in range(number))]
-    found = _misfit(known, 0, [(0.0, "")] * len(known))
-    assert (None if found is None else (found.is_certain, found.is_strange)) == expected
+    assert judged(_misfit(known, 0, [(0.0, "")] * len(known))) == expected
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_few_cases_make_less_sure(measure, number, expected):
     ],
 )
 def test_misfits_are_errors_if_certain_or_with_other_signs(is_certain, is_strange, more, severity):
-    misfit = Misfit(case_id="c", message="m", is_certain=is_certain, is_strange=is_strange)
+    misfit = Misfit(case_id="c", message="m", is_certain=is_certain, is_strange=is_strange, is_sure=True)
     issue = misfit_issue(misfit, "/c", more=more)
     assert issue.severity == severity
     assert ("remove the case" in issue.fix) == (severity == "error")  # never on a guess
