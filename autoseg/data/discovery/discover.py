@@ -42,7 +42,7 @@ from autoseg.data.discovery.layouts import (
     rival_matches,
     without_cases,
 )
-from autoseg.data.discovery.others import unread_files
+from autoseg.data.discovery.others import FOREIGN, unread_files
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
     image_ending,
@@ -66,12 +66,17 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
     """The error about a folder without a labelled case: what was looked for, and what was found.
 
     ``dataset.unlabelled``: nothing is named like labels, so that the images can be checked and predicted.
-    ``dataset.unrecognised``: there are labels that fit no layout. Faults of a list of cases are given instead.
+    ``dataset.unrecognised``: there are labels that fit no layout. Faults of a list of cases, and formats of which no file is
+    read, are given instead.
     """
     faults = [issue for match in matches for issue in match.issues]
     if faults:
         return AutosegError(*faults, headline=f"{root} lists no usable case:")
     generic = [match for match in matches if match.layout.known is None]
+    others = [] if is_dicom_series(root) else unread_files(root)
+    foreign = [issue.model_copy(update={"severity": "error"}) for issue in others if issue.code == FOREIGN]
+    if foreign and not any(match.images or match.labels or match.test for match in generic):
+        return AutosegError(*foreign)
     by_files = sorted(generic, key=lambda m: (len(m.images) * len(m.labels), m.layout.preference), reverse=True)
     looked_for = "".join(f"\n  - {_expectation(match)}" for match in by_files)
     unlabelled = _is_unlabelled(root, generic)
@@ -80,7 +85,6 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
         if unlabelled
         else "use one of these layouts, describe yours in a spec file (--spec), or pass another folder"
     )
-    others = [] if is_dicom_series(root) else unread_files(root)
     not_read = "".join(f"\n{other.message}, e.g. {other.where}" for other in others)
     return AutosegError(
         Issue(

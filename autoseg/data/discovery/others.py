@@ -13,16 +13,15 @@ from autoseg.imaging.readers import image_ending
 from autoseg.issues import Issue
 from autoseg.wording import count_noun
 
+FOREIGN = "dataset.foreign_format"
 MOST_LISTED = 20_000
 MOST_NESTED = 4
 """Entries and levels of folders that are looked through."""
 LARGEST_JSON = 2**26
-BY_NIBABEL = 'convert them, e.g. with nibabel: nibabel.save(nibabel.load("a{}"), "a.nii.gz")'
-AS_ARRAY = (
-    'save each array as NIfTI with its spacing, e.g. nibabel.save(nibabel.Nifti1Image(array, affine), "a.nii.gz")'
-)
-AS_PNG = "convert them to PNG"
-UNPACK = "unpack them, or pack them with gzip: .nii.gz"
+BY_NIBABEL = 'convert the {}, e.g. with nibabel: nibabel.save(nibabel.load(file), "a.nii.gz")'
+AS_ARRAY = 'save the arrays of the {} as NIfTI: nibabel.save(nibabel.Nifti1Image(array, affine), "a.nii.gz")'
+AS_PNG = "convert the {} to PNG"
+UNPACK = "unpack the {}, or pack them with gzip (.nii.gz)"
 WAYS_OUT = {
     **dict.fromkeys((".mgz", ".mgh", ".img", ".hdr", ".mnc", ".par", ".rec", ".head", ".brik"), BY_NIBABEL),
     **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".zarr", ".n5", ".pt", ".pkl"), AS_ARRAY),
@@ -98,11 +97,11 @@ def unread_files(root: Path) -> list[Issue]:
                 annotations.setdefault(kinds[place], []).append(path)
     issues = [
         Issue(
-            code="dataset.foreign_format",
+            code=FOREIGN,
             severity="warning" if WAYS_OUT[ending] in (BY_NIBABEL, UNPACK) else "note",
             where=str(paths[0]),
-            message=f"{count_noun(len(paths), 'file')} {ending}, a format that is not read",
-            fix=WAYS_OUT[ending].format(ending),
+            message=f"{count_noun(len(paths), f'{ending} file')}: a format that is not read",
+            fix=WAYS_OUT[ending].format(f"{ending} files"),
         )
         for ending, paths in sorted(found.items())
     ]

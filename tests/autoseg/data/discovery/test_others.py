@@ -33,8 +33,18 @@ def test_folder_of_another_format_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
     (issue,) = caught.value.issues
-    assert "3 files .mgz, a format that is not read" in issue.message
-    assert issue.fix.startswith("convert them, e.g. with nibabel")
+    assert (issue.code, issue.severity) == ("dataset.foreign_format", "error")
+    assert issue.message.startswith("3 .mgz files")
+    assert issue.fix.startswith("convert the .mgz files, e.g. with nibabel")
+
+
+def test_images_whose_labels_are_of_another_format_are_unlabelled(dataset: Path) -> None:
+    (dataset / "labels" / "a.nii.gz").unlink()
+    save(dataset / "labels" / "a.mgz")
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(dataset)
+    assert caught.value.codes == ("dataset.unlabelled",)
+    assert "1 .mgz file" in caught.value.issues[0].message
 
 
 @pytest.mark.parametrize(("name", "severity"), [("b.mgz", "warning"), ("b.nii.zst", "warning"), ("b.npz", "note")])
