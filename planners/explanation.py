@@ -26,6 +26,7 @@ TITLES = {
     "axes.order": "Order of the axes",
     "axes.single_slice": "Order of the axes (departure from nnU-Net)",
     "intensity.normalization": "Normalisation",
+    "intensity.by_content": "Normalisation (by intensities)",
     "interpolation.orders": "Resampling",
     "candidates.volumetric": "2D or 3D",
     "candidates.vnet": "V-Net",
@@ -62,13 +63,14 @@ DEPARTURES = frozenset(
     }
 )
 """Rules that fix what nnU-Net would plan wrongly."""
-DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "mirroring.sided_axis"})
+DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "intensity.by_content", "mirroring.sided_axis"})
 """Rules that differ from nnU-Net by choice."""
 EDITED_BY = {
     "patch.shape": ("patch_shape",),
     "topology.stages": ("topology", "features", "kernels", "strides", "blocks", "decoder_blocks"),
     "batch.size": ("batch_size",),
     "intensity.normalization": ("normalization",),
+    "intensity.by_content": ("normalization",),
     "loss.batch_dice": ("loss.batch_dice",),
     "loss.terms": ("loss.region", "loss.voxel"),
     "loss.rare_class": ("loss.region", "loss.voxel"),

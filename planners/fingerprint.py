@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -18,6 +18,7 @@ MOST_LABELS = 1_000_000
 """Entries of the label table."""
 MEMORY_GB = (1e-3, 1e6)
 
+T = TypeVar("T")
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Voxels = Annotated[int, Field(gt=0, le=MOST_VOXELS)]
@@ -135,6 +136,18 @@ class IntensityStatistics(Document):
     percentile_99_5: float
 
 
+class CtEvidence(Document):
+    """What the intensities of one channel say about its training cases."""
+
+    num_ct: Annotated[int, Field(ge=0)]
+    """Cases in Hounsfield units: whole numbers, with air near -1000."""
+    num_other: Annotated[int, Field(ge=0)]
+    """Cases with hardly a negative value, such as MR."""
+    num_unclear: Annotated[int, Field(ge=0)]
+    intensities: IntensityStatistics | None = None
+    """Of all but the others, inside the foreground; none where there are no others, or nothing else."""
+
+
 class CaseSize(Document):
     """Size of one training case after cropping to its non-zero box, in source axes (z, y, x)."""
 
@@ -179,6 +192,8 @@ class Fingerprint(Document):
     labels: Labels
     intensities: tuple[IntensityStatistics, ...]
     """One entry a channel."""
+    ct_evidence: tuple[CtEvidence, ...] = ()
+    """One entry a channel; none in fingerprints made elsewhere."""
     median_relative_size_after_cropping: Annotated[float, Field(gt=0, le=1)]
     sided_axis: Literal[0, 1, 2] | None = None
     """Source axis along which paired left and right structures mirror each other; none: no such pairs."""
@@ -200,17 +215,15 @@ class Fingerprint(Document):
             raise ValueError(f"case ids must differ from each other, found more than once: {repeated}")
         return cases
 
-    @field_validator("intensities")
+    @field_validator("intensities", "ct_evidence")
     @classmethod
-    def _check_intensities(
-        cls, intensities: tuple[IntensityStatistics, ...], info: ValidationInfo
-    ) -> tuple[IntensityStatistics, ...]:
-        channels = info.data.get("channels")
-        if channels is not None and len(intensities) != len(channels):
+    def _check_channels(cls, entries: tuple[T, ...], info: ValidationInfo) -> tuple[T, ...]:
+        channels, name = info.data.get("channels"), info.field_name
+        if channels is not None and len(entries) != len(channels) and (entries or name == "intensities"):
             raise ValueError(
-                f"intensities has {len(intensities)} entries but channels has {len(channels)}; each channel needs one"
+                f"{name} has {len(entries)} entries but channels has {len(channels)}; each channel needs one"
             )
-        return intensities
+        return entries
 
     @property
     def num_label_entries(self) -> int:

@@ -16,7 +16,7 @@ from planners.document import (
 from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
 from planners.explanation import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
-from planners.fingerprint import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels
+from planners.fingerprint import CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, LabelClass, Labels
 from planners.geometry import resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_plans import NnunetModel, nnunet_plans, read_nnunet_model, read_nnunet_plans
@@ -37,6 +37,7 @@ from planners.plan import (
 )
 from planners.planner import plan_dataset
 from planners.registry import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset, Registry, UnknownPartError
+from planners.rules.intensity import normalization_scheme
 from planners.rules.topology import why_untrainable
 from planners.schedule.candidates import (
     budgeted_training,
@@ -78,6 +79,7 @@ __all__ = [
     "ClassSize",
     "Conditions",
     "Configuration",
+    "CtEvidence",
     "Decision",
     "DecisionRecord",
     "Document",
@@ -125,6 +127,7 @@ __all__ = [
     "method_configurations",
     "method_training",
     "nnunet_plans",
+    "normalization_scheme",
     "output_names",
     "plan_dataset",
     "plan_finetuning",

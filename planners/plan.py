@@ -25,7 +25,8 @@ MOST_BLOCKS = 100
 LARGEST_KERNEL = 31
 LARGEST_STRIDE = 16
 
-NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1"]
+NormalizationScheme = Literal["ct", "zscore", "none", "rescale_to_0_1", "rgb_to_0_1", "ct_or_zscore"]
+"""``ct_or_zscore``: each image by its intensities, for channels that are CT in some cases and MR in others."""
 SourceAxes = Literal["anatomical", "acquisition", "ras"]
 T = TypeVar("T")
 Features = Annotated[int, Field(gt=0, le=MOST_FEATURES)]

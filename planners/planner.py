@@ -11,7 +11,7 @@ import numpy as np
 
 from planners.decision import Decision, DecisionRecord
 from planners.document import Issue, PlanningError
-from planners.fingerprint import Fingerprint
+from planners.fingerprint import Fingerprint, IntensityStatistics
 from planners.geometry import Permutation, SourceSpacing, inverse, transpose
 from planners.plan import ChannelNormalization, Configuration, Loss, Plan, SourceAxes
 from planners.registry import TOPOLOGIES
@@ -122,7 +122,10 @@ def plan_dataset(
     fingerprint, source_axes, reoriented = _in_source_axes(fingerprint)
     memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
     volume, forward, records = _volume(fingerprint, target_spacing_mm, strict_reference=strict_reference)
-    normalization = decide_normalization(fingerprint.channels, fingerprint.median_relative_size_after_cropping)
+    evidence = () if strict_reference else fingerprint.ct_evidence
+    normalization = decide_normalization(
+        fingerprint.channels, fingerprint.median_relative_size_after_cropping, evidence
+    )
     interpolation = decide_interpolation()
     setting = _Setting(
         fingerprint=fingerprint,
@@ -147,7 +150,7 @@ def plan_dataset(
         transpose_backward=inverse(forward),
         original_median_spacing_mm=_median([case.spacing_mm for case in fingerprint.cases], forward),
         original_median_shape=(round(z), round(y), round(x)),
-        intensities=fingerprint.intensities,
+        intensities=_intensities(fingerprint, normalization.value),
         configurations=tuple(configuration for configuration, _ in drafts),
         decisions=(
             *(memory.record(), *reoriented, *records, normalization.record(), interpolation.record()),
@@ -155,6 +158,17 @@ def plan_dataset(
             *(record for _, own in drafts for record in own),
         ),
     )
+
+
+def _intensities(
+    fingerprint: Fingerprint, normalization: Sequence[ChannelNormalization]
+) -> tuple[IntensityStatistics, ...]:
+    """Of all cases, or of those that are CT where some are not."""
+    intensities = list(fingerprint.intensities)
+    for channel, (evidence, chosen) in enumerate(zip(fingerprint.ct_evidence, normalization, strict=False)):
+        if chosen.scheme == "ct_or_zscore" and evidence.intensities is not None:
+            intensities[channel] = evidence.intensities
+    return tuple(intensities)
 
 
 def _refuse(fingerprint: Fingerprint, *issues: Issue) -> None:

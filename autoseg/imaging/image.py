@@ -57,6 +57,26 @@ class Geometry(Document):
         return affine
 
 
+AIR_HU = (-1100.0, -900.0)
+"""Air in Hounsfield units, with noise; many scanners cut at -1024."""
+LEAST_AIR = 0.01
+"""Share of the voxels of a CT image that are air."""
+NEGATIVE = -50.0
+"""MR images have hardly a value below, though splines may undershoot; fat and air of CT are below."""
+
+
+def looks_like_ct(channel: NDArray[np.float32]) -> bool | None:
+    """Whether the intensities of one channel of an image are Hounsfield units.
+
+    True: whole numbers, with air near -1000. False: less than one voxel in a hundred is negative. None: neither.
+    """
+    picked = channel.flat[:: max(1, channel.size // 2**20)]  # of large images every n-th voxel
+    if (picked < NEGATIVE).mean() < LEAST_AIR:
+        return False
+    has_air = ((picked > AIR_HU[0]) & (picked < AIR_HU[1])).mean() >= LEAST_AIR
+    return True if has_air and (picked == np.round(picked)).all() else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
     """Intensities: ``array`` is float32 (C, Z, Y, X)."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
 from autoseg.compute.memory import free_memory_bytes
-from autoseg.imaging.image import Geometry, Image
+from autoseg.imaging.image import Geometry, Image, looks_like_ct
 from autoseg.imaging.orientation import (
     IDENTITY,
     Orientation,
@@ -80,6 +80,8 @@ def _normalise_channel(
 ) -> None:
     """In place."""
     scheme = normalization.scheme
+    if scheme == "ct_or_zscore":
+        scheme = "zscore" if looks_like_ct(channel) is False else "ct"
     if scheme == "ct":
         np.clip(channel, statistics.percentile_00_5, statistics.percentile_99_5, out=channel)
         channel -= np.float32(statistics.mean)

@@ -72,6 +72,10 @@ def nnunet_plans(
         found, fix = f"nnU-Net has no counterpart of {plan.preset!r}", f"plan with one of {', '.join(PLANNERS)}"
         issue = Issue(code="plan.not_in_nnunet", where="preset", message=found, fix=fix)
         raise PlanningError(f"plan of {plan.dataset_name} cannot be exported", [issue])
+    if any(entry.scheme not in SCHEMES for each in plan.configurations for entry in each.normalization):
+        found, fix = "nnU-Net normalises all cases of a channel alike", "plan with --strict-reference"
+        issue = Issue(code="plan.not_in_nnunet", where="normalization", message=found, fix=fix)
+        raise PlanningError(f"plan of {plan.dataset_name} cannot be exported", [issue])
     planner, own_name = PLANNERS[plan.preset]
     name = plans_name or own_name
     known = [configuration for configuration in plan.configurations if configuration.network.family in NETWORKS]

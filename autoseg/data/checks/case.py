@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
 from autoseg.data.labels import read_file_labels, undeclared_values, with_way_out
-from autoseg.imaging.image import Geometry, Image
+from autoseg.imaging.image import Geometry, Image, looks_like_ct
 from autoseg.imaging.orientation import (
     SAME_GRID,
     canonical_orientation,
@@ -157,6 +157,8 @@ class CaseMeasures:
     """(C,) of all voxels."""
     zero_share: Annotated[NDArray[np.float64], KEPT]
     """(C,) of voxels that are zero."""
+    looks_like_ct: tuple[bool | None, ...]
+    """Each channel: see `autoseg.imaging.image.looks_like_ct`."""
     thumbnail: Thumbnail
     evidence: Evidence | None
     """For the model of `label_fit`; None where nothing is labelled."""
@@ -188,6 +190,7 @@ def measure_case(
         num_foreground=foreground,
         quantiles=np.stack([_quantiles(channel) for channel in image.array]),
         minima=image.array.min(axis=(1, 2, 3)).astype(np.float64),
+        looks_like_ct=tuple(looks_like_ct(channel) for channel in image.array),
         zero_share=(image.array == 0).mean(axis=(1, 2, 3)),
         thumbnail=thumbnail,
         evidence=gather(thumbnail, len(labels.values)) if has_classes else None,

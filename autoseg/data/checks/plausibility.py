@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.dataset import DatasetDescription
 from autoseg.imaging.image import Geometry
-from autoseg.issues import Issue
-from planners import Severity
+from autoseg.issues import Issue, Severity
+from autoseg.wording import count_noun, shorten
+from planners import CtEvidence, normalization_scheme
 
 T = TypeVar("T")
 MAX_DEVIATIONS = 6.0
@@ -271,7 +272,7 @@ def unusual_intensities(cases: Sequence[CaseMeasures], channels: Sequence[str]) 
         for index, name in enumerate(channels)
         for issue in (
             *_odd_scales(usable, index, name),
-            *(_not_hounsfield(usable, index) if name.upper() == "CT" else ()),
+            *_ct_issues(usable, index, name),
         )
     ] + _swapped_channels(usable, channels)
 
@@ -295,6 +296,26 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
             )
         )
     return issues
+
+
+def _ct_issues(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[Issue]:
+    """What the intensities say about a channel that is CT, or may be: how it will be planned, and images that do not fit."""
+    kinds = [case.looks_like_ct[channel] for case in cases]
+    evidence = CtEvidence(num_ct=kinds.count(True), num_other=kinds.count(False), num_unclear=kinds.count(None))
+    scheme, by_content = normalization_scheme(name, evidence)
+    where = f"channel {name}"
+    found = f"{evidence.num_ct} of {count_noun(len(cases), 'image')} have air near -1000 in whole numbers"
+    if by_content and scheme == "ct":
+        fix = "name the channel CT in dataset.json, or by its true modality to have it z-scored"
+        message = f"{found}: planned as CT"
+        return [Issue(code="channel.looks_like_ct", severity="note", where=where, message=message, fix=fix)]
+    if by_content:
+        others = shorten([case.case_id for case, kind in zip(cases, kinds, strict=True) if kind is False])
+        message = f"{found}, but {others} hardly a negative value: each is normalised as CT or image by image"
+        fix = "make sure that CT and another modality are mixed; convert CT images in other units to Hounsfield units"
+        severity: Severity = "warning" if name.casefold() == "ct" else "note"
+        return [Issue(code="channel.ct_and_other", severity=severity, where=where, message=message, fix=fix)]
+    return _not_hounsfield(cases, channel) if name.casefold() == "ct" else []
 
 
 def _not_hounsfield(cases: Sequence[CaseMeasures], channel: int) -> list[Issue]:

@@ -305,7 +305,7 @@ def _match_list(root: Path, layout: Layout) -> Match:
 def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
     """The public dataset among ``matches`` that finds as many cases as ``match``, the best of all layouts; else ``match``.
 
-    All case ids must match those of the dataset, and the folder's own description must not contradict it. Of several the
+    Cases that are test images of the public dataset may have labels elsewhere. All case ids must match those of the dataset, and the folder's own description must not contradict it. Of several the
     one with the most cases is taken, then the one with the most specific case ids.
     """
     fitting = [
@@ -313,7 +313,7 @@ def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
         for each in matches
         if (known := each.layout.known) is not None
         and each.paired
-        and len(each.paired) >= len(match.paired)
+        and (len(each.paired) >= len(match.paired) or set(match.paired) <= {*each.paired, *each.test})
         and all(re.fullmatch(known.case, case_id) for case_id in each.paired)
         and _agrees_with_description(root, each)
     ]
