@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from autoseg.imaging.image import looks_like_ct
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.prepare import normalise
 from planners import ChannelNormalization, IntensityStatistics
@@ -79,3 +80,34 @@ def test_channels_are_normalised_independently() -> None:
     schemes = (ChannelNormalization(scheme="rgb_to_0_1"), ChannelNormalization(scheme="ct"))
     got = normalise(image, schemes, (STATISTICS, STATISTICS), np.ones((1, 1, 2), bool))
     assert got.reshape(2, 2).tolist() == [[0, 1], [1, 1]]
+
+
+def with_share(share: float, value: float, rest: float) -> np.ndarray:
+    """A thousand voxels, ``share`` of which have ``value``."""
+    image = np.full((1, 10, 100), rest, np.float32)
+    image.flat[: round(share * 1000)] = value
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (with_share(0.01, -1000, 40), True),
+        (with_share(0.009, -1000, 40), False),
+        (with_share(0.5, -1024, 40.5), None),  # not in whole numbers
+        (with_share(0.5, -899, 40), None),
+        (with_share(0.5, -901, 40), True),
+        (with_share(0.5, -1101, 40), None),
+        (with_share(0.5, -51, 40), None),
+        (with_share(0.5, -50, 40), False),
+        (with_share(0.5, 24, 1064), False),  # CT without its intercept
+    ],
+)
+def test_ct_is_told_by_air_in_whole_numbers(image: np.ndarray, expected: bool | None) -> None:
+    assert looks_like_ct(image) is expected
+
+
+def test_mixed_channels_are_normalised_as_what_each_image_is() -> None:
+    ct, mr = with_share(0.3, -1000, 40), np.random.default_rng(0).uniform(0, 900, (1, 10, 100)).astype(np.float32)
+    for image, scheme in ((ct, "ct"), (with_share(0.3, -300.5, 40), "ct"), (mr, "zscore")):
+        np.testing.assert_array_equal(run(image, "ct_or_zscore"), run(image, scheme))

@@ -28,7 +28,17 @@ from autoseg.preprocessing.fingerprint import (
     take_fingerprint,
 )
 from autoseg.tracking.progress import SilentReporter
-from planners import CaseSize, ClassSize, Fingerprint, IntensityStatistics, LabelClass, Labels, plan_dataset
+from planners import (
+    CaseSize,
+    ClassSize,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    PlanningError,
+    nnunet_plans,
+    plan_dataset,
+)
 
 SILENT = SilentReporter()
 
@@ -307,3 +317,33 @@ def test_real_classes_are_one_piece_of_known_volume(real_data, name) -> None:
     ):
         assert got.volume_ml == pytest.approx((read.array == value).sum() / 1000)
         assert 1 <= got.num_components <= 3
+
+
+def test_ct_among_others_is_counted_and_its_intensities_kept_apart(tmp_path):
+    def body(air, tissue):
+        image, labels, grid = case((10, 10, 10), 0, 0.0)
+        image[:], image[3:7], labels[4:6, 4:6, 4:6] = air, tissue, 1
+        return image, labels, grid
+
+    cases = {"ct0": body(-1000.0, 40.0), "ct1": body(-1000.0, 60.0), "unclear": body(-400.5, 50.0)}
+    mixed = fingerprint(make_dataset(tmp_path, {**cases, "mr": body(0.0, 900.0)}))
+    (evidence,) = mixed.ct_evidence
+    assert (evidence.num_ct, evidence.num_other, evidence.num_unclear) == (2, 1, 1)
+    assert evidence.intensities is not None
+    assert (evidence.intensities.minimum, evidence.intensities.maximum) == (40.0, 60.0)
+    assert mixed.intensities[0].maximum == 900.0
+    named = mixed.model_copy(update={"channels": ("CT or MR",)})
+    plan = plan_dataset(named)
+    assert {c.normalization[0].scheme for c in plan.configurations} == {"ct_or_zscore"}
+    assert plan.intensities == (evidence.intensities,)
+    strict = plan_dataset(named, strict_reference=True)
+    assert (strict.configurations[0].normalization[0].scheme, strict.intensities) == ("zscore", mixed.intensities)
+    with pytest.raises(PlanningError) as caught:
+        nnunet_plans(plan)
+    assert [issue.code for issue in caught.value.issues] == ["plan.not_in_nnunet"]
+
+
+def test_without_others_there_are_no_intensities_apart(tmp_path):
+    found = fingerprint(make_dataset(tmp_path, {"a": case((4, 5, 5), 60, 1.0)}))
+    assert found.ct_evidence[0].num_other == 1
+    assert found.ct_evidence[0].intensities is None

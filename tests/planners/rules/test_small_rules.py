@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.fingerprint import ClassSize
+from planners.fingerprint import ClassSize, CtEvidence
 from planners.geometry import SourceShape, SourceSpacing, inverse, transpose
 from planners.plan import Loss
 from planners.registry import TOPOLOGIES
 from planners.rules.axes import decide_axis_order, put_single_slice_first
-from planners.rules.intensity import decide_normalization
+from planners.rules.intensity import MIXED_SHARE, decide_normalization, normalization_scheme
 from planners.rules.loss import (
     RARE_SHARE,
     decide_batch_dice,
@@ -147,3 +147,49 @@ def test_only_a_very_rare_class_changes_the_loss(share: float, pieces: float, pa
     if share * ratio < 0.999 * RARE_SHARE:
         assert decided.value == Loss(voxel="top_k", batch_dice=True)
         assert decided.rule == "loss.rare_class"
+
+
+def evidence(ct: int, other: int = 0, unclear: int = 0) -> CtEvidence:
+    return CtEvidence(num_ct=ct, num_other=other, num_unclear=unclear)
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        ("image", evidence(3), ("ct", True)),
+        ("channel_0", evidence(3, unclear=3), ("ct", True)),
+        ("0", evidence(2, unclear=3), ("zscore", False)),
+        ("image", evidence(0, other=4), ("zscore", False)),
+        ("image", None, ("zscore", False)),
+        ("abdomen CT", evidence(4), ("ct", True)),
+        ("T1", evidence(4), ("zscore", False)),
+        ("MRI", evidence(4, other=4), ("zscore", False)),
+        ("direct", evidence(4), ("zscore", False)),
+        ("CT", evidence(0, other=4), ("ct", False)),
+        ("CT", evidence(4), ("ct", False)),
+        ("CT or MR", evidence(9, other=1), ("ct_or_zscore", True)),
+        ("CT or MR", evidence(0, other=1), ("zscore", False)),
+        ("noNorm", evidence(4), ("none", False)),
+    ],
+)
+def test_intensities_decide_where_a_name_does_not(
+    name: str, found: CtEvidence | None, expected: tuple[str, bool]
+) -> None:
+    assert normalization_scheme(name, found) == expected
+
+
+@pytest.mark.parametrize("name", ["CT", "image"])
+def test_a_few_faulty_images_do_not_make_a_mixed_channel(name: str) -> None:
+    few = round(100 * MIXED_SHARE) - 1
+    assert normalization_scheme(name, evidence(100 - few, other=few))[0] == "ct"
+    assert normalization_scheme(name, evidence(99 - few, other=few + 1))[0] == "ct_or_zscore"
+
+
+def test_evidence_is_told_with_its_numbers_and_is_no_reason_without() -> None:
+    decided = decide_normalization(("image", "T1"), 0.5, [evidence(3), evidence(0, other=3)])
+    assert decided.rule == "intensity.by_content"
+    assert [(entry.scheme, entry.use_mask) for entry in decided.value] == [("ct", False), ("zscore", True)]
+    assert "by channel name: 'T1' is z-scored" in decided.reason
+    assert "3 of 3 cases with air near -1000" in decided.reason
+    by_name = decide_normalization(("CT",), 0.5, [evidence(3)])
+    assert by_name == decide_normalization(("CT",), 0.5)

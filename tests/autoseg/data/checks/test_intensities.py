@@ -55,3 +55,27 @@ def test_exchanged_channels_are_found(measure, order):
     issues = unusual_intensities([*cases, measure("odd", channels(9)[list(order)])], ("T1", "T2", "PD"))
     expected = [] if order == (0, 1, 2) else [("image.channel_order", "odd")]
     assert [(issue.code, issue.case) for issue in issues] == expected
+
+
+@pytest.mark.parametrize(
+    ("channel", "num_other", "expected"),
+    [
+        ("image", 0, [("channel.looks_like_ct", "note")]),
+        ("CT", 0, []),
+        ("MRI", 0, []),
+        ("CT or MR", 2, [("channel.ct_and_other", "note")]),
+        ("CT", 2, [("channel.ct_and_other", "warning")]),
+        ("MRI", 2, []),
+    ],
+)
+def test_how_ct_will_be_planned_is_said_where_intensities_decide(measure, channel, num_other, expected):
+    def image(seed, air):
+        array = np.random.default_rng(seed).integers(0, 400, (1, *SHAPE)).astype(float)
+        array[0, :3] = air
+        return array
+
+    cases = [measure(f"ct{seed}", image(seed, -1000)) for seed in range(4)]
+    others = [measure(f"mr{seed}", image(seed, 0)) for seed in range(num_other)]
+    issues = unusual_intensities([*cases, *others], (channel,))
+    assert [(issue.code, issue.severity) for issue in issues] == expected
+    assert all("mr0" in issue.message for issue in issues if num_other)

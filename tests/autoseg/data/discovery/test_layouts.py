@@ -402,6 +402,31 @@ KNOWN = {
 }
 
 
+def test_amos_with_labelled_validation_cases_in_its_own_list_is_amos(tmp_path):
+    folders = [("Tr", "0001"), ("Tr", "0507"), ("Va", "0008"), ("Ts", "0002")]
+    files = {side: f"images{side}/amos_{number}.nii.gz" for side, number in folders}
+    write_folder(
+        tmp_path,
+        images=[f"images{side}/amos_{number}.nii.gz" for side, number in folders],
+        labels=[f"labels{side}/amos_{number}.nii.gz" for side, number in folders[:3]],
+    )
+    listed = {
+        key: [
+            {"image": f"./images{side}/amos_{number}.nii.gz", "label": f"./labels{side}/amos_{number}.nii.gz"}
+            for side, number in folders
+            if side == of
+        ]
+        for key, of in (("training", "Tr"), ("validation", "Va"))
+    }
+    names = {"0": "background", **{str(value): f"organ {value}" for value in range(1, 16)}}
+    content = {"modality": {"0": "CT"}, "labels": names, **listed, "test": [{"image": f"./{files['Ts']}"}]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    found = discover_dataset(tmp_path)
+    assert found.layout == "amos22"
+    assert [case.case_id for case in found.training] == ["amos_0001", "amos_0507"]
+    assert {case.case_id for case in found.test} >= {"amos_0002"}
+
+
 @pytest.mark.parametrize("layout", load_known(), ids=lambda layout: layout.name)
 def test_public_dataset_is_recognised_by_its_names(layout, tmp_path):
     images, labels = KNOWN[layout.name]
