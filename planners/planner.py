@@ -11,7 +11,7 @@ import numpy as np
 
 from planners.decision import Decision, DecisionRecord
 from planners.document import Issue, PlanningError
-from planners.fingerprint import Fingerprint, IntensityStatistics
+from planners.fingerprint import CtEvidence, Fingerprint, IntensityStatistics
 from planners.geometry import Permutation, SourceSpacing, inverse, transpose
 from planners.plan import ChannelNormalization, Configuration, Loss, Plan, SourceAxes
 from planners.registry import TOPOLOGIES
@@ -122,10 +122,7 @@ def plan_dataset(
     fingerprint, source_axes, reoriented = _in_source_axes(fingerprint)
     memory = decide_memory_target(rules, requested_gb=memory_gb, device_gb=device_memory_gb)
     volume, forward, records = _volume(fingerprint, target_spacing_mm, strict_reference=strict_reference)
-    evidence = () if strict_reference else fingerprint.ct_evidence
-    normalization = decide_normalization(
-        fingerprint.channels, fingerprint.median_relative_size_after_cropping, evidence
-    )
+    normalization, intensities = _normalization(fingerprint, () if strict_reference else fingerprint.ct_evidence)
     interpolation = decide_interpolation()
     setting = _Setting(
         fingerprint=fingerprint,
@@ -150,7 +147,7 @@ def plan_dataset(
         transpose_backward=inverse(forward),
         original_median_spacing_mm=_median([case.spacing_mm for case in fingerprint.cases], forward),
         original_median_shape=(round(z), round(y), round(x)),
-        intensities=_intensities(fingerprint, normalization.value),
+        intensities=intensities,
         configurations=tuple(configuration for configuration, _ in drafts),
         decisions=(
             *(memory.record(), *reoriented, *records, normalization.record(), interpolation.record()),
@@ -160,15 +157,16 @@ def plan_dataset(
     )
 
 
-def _intensities(
-    fingerprint: Fingerprint, normalization: Sequence[ChannelNormalization]
-) -> tuple[IntensityStatistics, ...]:
-    """Of all cases, or of those that are CT where some are not."""
+def _normalization(
+    fingerprint: Fingerprint, evidence: Sequence[CtEvidence]
+) -> tuple[Decision[tuple[ChannelNormalization, ...]], tuple[IntensityStatistics, ...]]:
+    """Schemes, and the intensities of all cases; of those that are CT where some are not."""
+    decided = decide_normalization(fingerprint.channels, fingerprint.median_relative_size_after_cropping, evidence)
     intensities = list(fingerprint.intensities)
-    for channel, (evidence, chosen) in enumerate(zip(fingerprint.ct_evidence, normalization, strict=False)):
-        if chosen.scheme == "ct_or_zscore" and evidence.intensities is not None:
-            intensities[channel] = evidence.intensities
-    return tuple(intensities)
+    for channel, (each, chosen) in enumerate(zip(evidence, decided.value, strict=False)):
+        if chosen.scheme == "ct_or_zscore" and each.intensities is not None:
+            intensities[channel] = each.intensities
+    return decided, tuple(intensities)
 
 
 def _refuse(fingerprint: Fingerprint, *issues: Issue) -> None:

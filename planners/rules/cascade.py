@@ -44,6 +44,13 @@ def search_low_resolution(
     full_voxels = grid_voxels = math.prod(full.median_shape)
     patch_voxels = math.prod(patch)
     covered = patch_voxels / full_voxels
+
+    def decision(
+        value: LowResolution | NoFit | None, reason: str, change: str | None = None
+    ) -> Decision[LowResolution | NoFit | None]:
+        rule = "cascade.low_resolution"
+        return Decision(rule=rule, value=value, reason=reason, source="method 3.10", change=change)
+
     while patch_voxels / grid_voxels < SEEN_SHARE:
         spacing = _coarsen(spacing)
         shape = [old / new * size for old, new, size in zip(full.spacing_mm, spacing, full.median_shape, strict=True)]
@@ -55,13 +62,23 @@ def search_low_resolution(
         )
         result = fit(grid)
         if isinstance(result, NoFit):
-            return _decision(result, f"at {millimetres(spacing)} {result.reason}")
+            return decision(result, f"at {millimetres(spacing)} {result.reason}")
         found, patch_voxels = result, math.prod(result.pyramid.patch)
+    larger = "with larger images or less memory a cascade would be planned"
     if found is None:
-        return _sufficient(covered, patch)
-    if full_voxels / grid_voxels < SMALLEST_GAIN:
-        return _too_similar(covered, full_voxels / grid_voxels, spacing)
-    return _needed(covered, LowResolution(grid=grid, fit=found), patch_voxels / grid_voxels)
+        reason = f"a full-resolution patch of {voxels(patch)} voxels covers {covered:.0%} of the median case, at least {SEEN_SHARE:.0%}, so "
+        return decision(None, f"{reason}no cascade is needed", larger)
+    little = f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}"
+    if (gain := full_voxels / grid_voxels) < SMALLEST_GAIN:
+        reason = f"{little}, but at {millimetres(spacing)}, where a patch would cover enough, a case has only {gain:.2f} times fewer voxels; "
+        return decision(None, f"{reason}below a factor of {SMALLEST_GAIN} no cascade is planned", larger)
+    share = patch_voxels / grid_voxels
+    reason = (
+        f"{little}; at {millimetres(spacing)} a patch of {voxels(found.pyramid.patch)} voxels covers {share:.0%}, so a "
+    )
+    reason += "low-resolution network and a cascade that refines its segmentation are planned"
+    change = "with more memory or smaller images no cascade would be needed"
+    return decision(LowResolution(grid=grid, fit=found), reason, change)
 
 
 def decide_inputs(num_channels: int, previous_stage: str, num_values: int) -> Decision[int]:
@@ -82,38 +99,3 @@ def _coarsen(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
     if not any(fine):
         return tuple(mm * COARSENING for mm in spacing_mm)
     return tuple(mm * COARSENING if is_fine else mm for mm, is_fine in zip(spacing_mm, fine, strict=True))
-
-
-def _decision(
-    value: LowResolution | NoFit | None, reason: str, change: str | None = None
-) -> Decision[LowResolution | NoFit | None]:
-    return Decision(rule="cascade.low_resolution", value=value, reason=reason, source="method 3.10", change=change)
-
-
-def _sufficient(covered: float, patch: tuple[int, ...]) -> Decision[LowResolution | NoFit | None]:
-    return _decision(
-        None,
-        f"a full-resolution patch of {voxels(patch)} voxels covers {covered:.0%} of the median case, at least "
-        f"{SEEN_SHARE:.0%}, so no cascade is needed",
-        "with larger images or less memory a cascade would be planned",
-    )
-
-
-def _too_similar(covered: float, gain: float, spacing: tuple[float, ...]) -> Decision[LowResolution | NoFit | None]:
-    return _decision(
-        None,
-        f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}, but at "
-        f"{millimetres(spacing)}, where a patch would cover enough, a case has only {gain:.2f} times fewer voxels; below a "
-        f"factor of {SMALLEST_GAIN} no cascade is planned",
-        "with larger images or less memory a cascade would be planned",
-    )
-
-
-def _needed(covered: float, low: LowResolution, share: float) -> Decision[LowResolution | NoFit | None]:
-    return _decision(
-        low,
-        f"a full-resolution patch covers {covered:.1%} of the median case, less than {SEEN_SHARE:.0%}; at "
-        f"{millimetres(low.grid.spacing_mm)} a patch of {voxels(low.fit.pyramid.patch)} voxels covers {share:.0%}, so a "
-        "low-resolution network and a cascade that refines its segmentation are planned",
-        "with more memory or smaller images no cascade would be needed",
-    )

@@ -66,7 +66,7 @@ def decide_normalization(
     and CT mixed with something else is normalised image by image (decision record 0170).
     """
     masked = median_relative_size < MASK_BELOW
-    known = evidence or [None] * len(channels)
+    known: Sequence[CtEvidence | None] = evidence or [None] * len(channels)
     schemes = [normalization_scheme(channel, each) for channel, each in zip(channels, known, strict=True)]
     value = [
         ChannelNormalization(scheme=scheme, use_mask=masked and scheme in ("zscore", "ct_or_zscore"))

@@ -43,13 +43,30 @@ def decide_target_spacing(
     finer = [axis for axis in range(3) if axis != coarse]
     finest_pair = float(max(median[finer]))
     if not (median[coarse] > ANISOTROPY * finest_pair and middle[coarse] * ANISOTROPY < min(middle[finer])):
-        return _median_spacing(_triple(median), len(cases))
+        ratio = max(median) / min(median)
+        return Decision(
+            rule="spacing.target",
+            value=_triple(median),
+            reason=f"{millimetres(median)} is the median spacing of {counted(len(cases), 'training case')}; the axes differ by a factor "
+            f"of {ratio:.3g}, or there are too many slices for one axis to count as coarse",
+            source="method 3.2",
+            change=f"an axis more than {ANISOTROPY} times coarser and with less than a third of the voxels of the others "
+            f"would get the {COARSE_PERCENTILE}th percentile of its spacings instead",
+        )
     tenth = float(np.percentile(spacings[:, coarse], COARSE_PERCENTILE))
     chosen = median.copy()
     chosen[coarse] = finest_pair + SPACING_MARGIN_MM if tenth < finest_pair else tenth
     if all(case.shape[coarse] == 1 for case in cases):
         return _single_slices(_triple(chosen), coarse)
-    return _thick_slices(_triple(median), _triple(chosen), coarse)
+    return Decision(
+        rule="spacing.target",
+        value=_triple(chosen),
+        reason=f"median voxels of {millimetres(median)} are more than {ANISOTROPY} times coarser along axis {coarse} "
+        f"of the images, which has few slices; it gets the {COARSE_PERCENTILE}th percentile of its spacings, "
+        f"{chosen[coarse]:.4g} mm, so that cases with thinner slices keep them",
+        source="method 3.2",
+        change=f"with slices at most {ANISOTROPY} times thicker than the in-plane spacing the median would be taken",
+    )
 
 
 def decide_median_shape(
@@ -86,31 +103,6 @@ def median_shape(cases: Sequence[CaseSize], spacing_mm: SourceSpacing) -> Source
     shapes = np.array([case.shape for case in cases])
     z, y, x = np.median(np.round(spacings / np.array(spacing_mm) * shapes), axis=0)
     return SourceShape((float(z), float(y), float(x)))
-
-
-def _median_spacing(median_mm: SourceSpacing, num_cases: int) -> Decision[SourceSpacing]:
-    ratio = max(median_mm) / min(median_mm)
-    return Decision(
-        rule="spacing.target",
-        value=median_mm,
-        reason=f"{millimetres(median_mm)} is the median spacing of {counted(num_cases, 'training case')}; the axes differ by a factor "
-        f"of {ratio:.3g}, or there are too many slices for one axis to count as coarse",
-        source="method 3.2",
-        change=f"an axis more than {ANISOTROPY} times coarser and with less than a third of the voxels of the others "
-        f"would get the {COARSE_PERCENTILE}th percentile of its spacings instead",
-    )
-
-
-def _thick_slices(median_mm: SourceSpacing, chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpacing]:
-    return Decision(
-        rule="spacing.target",
-        value=chosen_mm,
-        reason=f"median voxels of {millimetres(median_mm)} are more than {ANISOTROPY} times coarser along axis {coarse} "
-        f"of the images, which has few slices; it gets the {COARSE_PERCENTILE}th percentile of its spacings, "
-        f"{chosen_mm[coarse]:.4g} mm, so that cases with thinner slices keep them",
-        source="method 3.2",
-        change=f"with slices at most {ANISOTROPY} times thicker than the in-plane spacing the median would be taken",
-    )
 
 
 def _single_slices(chosen_mm: SourceSpacing, coarse: int) -> Decision[SourceSpacing]:
