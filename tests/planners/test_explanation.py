@@ -6,9 +6,18 @@ from collections.abc import Callable
 
 import pytest
 
-from planners import ClassSize, Fingerprint, estimate_configuration_memory, explain, plan_dataset, plan_finetuning
+from planners import (
+    ClassSize,
+    CtEvidence,
+    Fingerprint,
+    estimate_configuration_memory,
+    explain,
+    plan_dataset,
+    plan_finetuning,
+)
 from planners.explanation import DEPARTURES, TITLES, WIDTH
 
+IS_CT = CtEvidence(num_ct=1, num_other=0, num_unclear=0)
 MakeFingerprint = Callable[..., Fingerprint]
 BLEED = ClassSize(name="bleed", num_cases=2, median_volume_ml=0.01, median_share=1e-6, median_components=1.0)
 
@@ -18,7 +27,7 @@ def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
     """Datasets that between them take every rule."""
     return [
         fingerprint_of([(150, 512, 512)] * 20, [(2.5, 0.8, 0.8)] * 20, channels=("CT", "PET")),
-        fingerprint_of([(7, 7, 7)], [(1, 1, 1)]),
+        fingerprint_of([(7, 7, 7)], [(1, 1, 1)], channels=("image",), ct_evidence=(IS_CT,)),
         fingerprint_of([(9, 9, 9)], [(1, 1, 1)], sided_axis=2),
         fingerprint_of([(200, 200, 200)] * 2, [(1, 1, 1)] * 2).model_copy(update={"class_sizes": (BLEED,)}),
         fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
