@@ -27,10 +27,11 @@ def kinds(fingerprint_of: MakeFingerprint) -> list[Fingerprint]:
     """Datasets that between them take every rule."""
     return [
         fingerprint_of([(150, 512, 512)] * 20, [(2.5, 0.8, 0.8)] * 20, channels=("CT", "PET")),
-        fingerprint_of([(7, 7, 7)], [(1, 1, 1)], channels=("image",), ct_evidence=(IS_CT,)),
+        fingerprint_of([(7, 7, 7)], [(1, 1, 1)]),
         fingerprint_of([(9, 9, 9)], [(1, 1, 1)], sided_axis=2),
         fingerprint_of([(200, 200, 200)] * 2, [(1, 1, 1)] * 2).model_copy(update={"class_sizes": (BLEED,)}),
         fingerprint_of([(200, 1, 200)], [(1, 0.5, 1)]),
+        fingerprint_of([(7, 7, 7)], [(1, 1, 1)], channels=("image",), ct_evidence=(IS_CT,)),
         stored_as(fingerprint_of([(20, 200, 200)] * 2, [(5.0, 0.8, 0.8)] * 2), [(0, 1, 2), (0, 1, 2)]),
         stored_as(
             fingerprint_of([(20, 200, 200), (200, 200, 20)], [(5, 0.8, 0.8), (0.8, 0.8, 5)]), [(0, 1, 2), (1, 2, 0)]
