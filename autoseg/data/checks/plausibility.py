@@ -300,17 +300,18 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
 
 def _ct_issues(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[Issue]:
     """What the intensities say about a channel that is CT, or may be: how it will be planned, and images that do not fit."""
-    kinds = [case.looks_like_ct[channel] for case in cases]
+    training = [case for case in cases if case.is_training]  # what the plan will be made from
+    kinds = [case.looks_like_ct[channel] for case in training]
     evidence = CtEvidence(num_ct=kinds.count(True), num_other=kinds.count(False), num_unclear=kinds.count(None))
     scheme, by_content = normalization_scheme(name, evidence)
     where = f"channel {name}"
-    found = f"{evidence.num_ct} of {count_noun(len(cases), 'image')} have air near -1000 in whole numbers"
+    found = f"{evidence.num_ct} of {count_noun(len(training), 'image')} have air near -1000 in whole numbers"
     if by_content and scheme == "ct":
         fix = "name the channel CT in dataset.json, or by its true modality to have it z-scored"
         message = f"{found}: planned as CT"
         return [Issue(code="channel.looks_like_ct", severity="note", where=where, message=message, fix=fix)]
     if by_content:
-        others = shorten([case.case_id for case, kind in zip(cases, kinds, strict=True) if kind is False])
+        others = shorten([case.case_id for case, kind in zip(training, kinds, strict=True) if kind is False])
         message = f"{found}, but {others} hardly a negative value: each is normalised as CT or image by image"
         fix = "make sure that CT and another modality are mixed; convert CT images in other units to Hounsfield units"
         severity: Severity = "warning" if name.casefold() == "ct" else "note"
