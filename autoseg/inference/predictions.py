@@ -206,7 +206,7 @@ class PredictionFolder:
                 if self._is_done(found):  # by another process, meanwhile
                     return "already there"
                 prediction = job.predict()
-                self._write(prediction, files, staged)
+                self._write(prediction, files, staged, job.inputs[0])
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
@@ -332,7 +332,7 @@ class PredictionFolder:
         if issues:
             raise AutosegError(*issues, headline=f"{self.folder} has files that would be overwritten")
 
-    def _write(self, prediction: Prediction, files: _Files, staged: Path) -> None:
+    def _write(self, prediction: Prediction, files: _Files, staged: Path, image: Path) -> None:
         """Write all files of a prediction into the folder ``staged``, under their final names."""
         if files.scores is not None and prediction.probabilities is not None:
             with atomic_write(staged / files.scores.name) as file:
@@ -345,7 +345,7 @@ class PredictionFolder:
             array = np.where(inside, self.dataset.mask_value, 0) if values else prediction.labels
             path = staged / target.relative_to(self.folder)
             path.parent.mkdir(exist_ok=True)
-            write_label_map(path, array, prediction.geometry)
+            write_label_map(path, array, prediction.geometry, source=image)
 
     def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""

@@ -40,8 +40,10 @@ GZIP_MAGIC = b"\x1f\x8b"
 ANY_WINDOW = 47
 """Tells zlib to expect the gzip or its own format, whose check sum it then compares."""
 CHUNK = 2**20
-MOST_PACKED = {"raw": 1, "gzip": 1040, "zlib": 1040}
-"""Bytes that one byte can stand for: deflate writes at most 258 bytes for 2 bits."""
+MOST_PACKED = {"raw": 1, "gzip": 1040, "zlib": 1040, "ascii": 4}
+"""Bytes that one byte can stand for: deflate writes at most 258 bytes for 2 bits, and a number of 8 bytes takes 2 as text."""
+BYTES_OF_WORD = 100
+"""Memory for a number as text while it is read."""
 MOST_BEYOND = 2**26
 """Bytes behind the last voxel that are still read for the check sum."""
 
@@ -88,6 +90,13 @@ def reader_error(path: Path | str, *, code: str, message: str, fix: str) -> Auto
     return AutosegError(Issue(code=code, where=printable(path), message=" ".join(message.split()), fix=fix))
 
 
+def header_note(path: Path, *, code: str, message: str) -> Issue:
+    """What was repaired or chosen in the header of ``path``."""
+    return Issue(
+        code=code, severity="note", where=printable(path), message=message, fix="correct the header of the file"
+    )
+
+
 def make_geometry(
     path: Path,
     *,
@@ -105,7 +114,8 @@ def make_geometry(
     dimensions = len(shape)
     spacing = tuple(abs(value) for value in spacing_mm)
     matrix = np.eye(3)
-    matrix[:dimensions, :dimensions] = direction
+    # a negative spacing runs against the direction of its axis
+    matrix[:dimensions, :dimensions] = np.where(np.less(spacing_mm, 0), -direction, direction)
     matrix, notes = _orthonormal(path, matrix)
     if dimensions == 2:
         shape, origin_mm = (*shape, 1), (*origin_mm, 0.0)
@@ -130,7 +140,7 @@ def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np
     """The direction itself, or the orthonormal one that is nearest to it (polar decomposition)."""
     if not np.isfinite(direction).all():
         raise damaged(path, message=f"the direction is not finite: {direction.tolist()}")
-    skew = float(np.abs(direction.T @ direction - np.eye(3)).max())
+    skew = skew_of(direction)
     if skew <= UNNOTICED_SKEW:
         return direction, ()
     if skew > REPAIRABLE_SKEW:
@@ -143,14 +153,13 @@ def _orthonormal(path: Path, direction: NDArray[np.float64]) -> tuple[NDArray[np
         )
     left, _, right = np.linalg.svd(direction)
     degrees = math.degrees(math.asin(min(1.0, skew)))
-    note = Issue(
-        code="reader.straightened",
-        severity="note",
-        where=printable(path),
-        message=f"its axes were {degrees:.2f} degrees from perpendicular and were straightened",
-        fix="correct the header of the file",
-    )
-    return left @ right, (note,)
+    message = f"its axes were {degrees:.2f} degrees from perpendicular and were straightened"
+    return left @ right, (header_note(path, code="reader.straightened", message=message),)
+
+
+def skew_of(direction: NDArray[np.float64]) -> float:
+    """Largest difference from 1 or 0 of the products of the columns; NaN where a column is none."""
+    return float(np.abs(direction.T @ direction - np.eye(len(direction))).max())
 
 
 # --- names of files ---
@@ -256,7 +265,7 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
     """``count`` numbers of type ``kind`` that begin at byte ``start`` of ``path`` (-1: end with the file), in this
     machine's byte order.
 
-    ``encoding`` is ``raw``, ``gzip``, ``zlib`` or ``bzip2``. Raises `AutosegError` when bytes are missing or a check sum is
+    ``encoding`` is ``raw``, ``gzip``, ``zlib``, ``bzip2`` or ``ascii``. Raises `AutosegError` when bytes are missing or a check sum is
     wrong, before memory is allocated, where the size of the file shows it.
     """
     expected = count * kind.itemsize
@@ -272,10 +281,24 @@ def read_payload(path: Path, start: int, count: int, kind: np.dtype[Any], encodi
         start = held - expected if start < 0 else start
         check_promise(path, expected, max(0, held - start) if start >= 0 else 0, encoding)
         file.seek(start)
+        if encoding == "ascii":
+            return _written_numbers(path, file.read(), count, kind)
         raw = file.read(expected) if encoding == "raw" else _unpack(file.read(), expected, encoding, whole=True)
     if len(raw) < expected:
         raise _truncated(path, expected, len(raw))
     return np.frombuffer(raw, kind, count).astype(kind.newbyteorder("="), copy=False)
+
+
+def _written_numbers(path: Path, text: bytes, count: int, kind: np.dtype[Any]) -> NDArray[Any]:
+    require_memory(path, count * BYTES_OF_WORD)
+    words = text.split(maxsplit=count)[:count]
+    if len(words) < count:
+        message = f"the header declares {count} numbers, but the file has {len(words)}"
+        raise damaged(path, code="reader.truncated", message=message)
+    try:
+        return np.array(words).astype(kind.newbyteorder("="))
+    except (ValueError, OverflowError) as error:
+        raise damaged(path, code="reader.corrupt", message=f"its voxels are no numbers: {str(error)[:200]}") from None
 
 
 def _unpack(data: bytes, number: int, encoding: str, *, whole: bool) -> bytes:
@@ -298,6 +321,8 @@ def _unpack(data: bytes, number: int, encoding: str, *, whole: bool) -> bytes:
             if missing:
                 parts.append(part)
                 missing -= len(part)
+            if not whole and beyond > CHUNK:  # enough is known
+                return b"".join(parts)
             if beyond > MOST_BEYOND:
                 raise zlib.error(f"it has more than {MOST_BEYOND} bytes after the last voxel")
         data = stream.unused_data if encoding == "gzip" and stream.unused_data.startswith(GZIP_MAGIC) else b""

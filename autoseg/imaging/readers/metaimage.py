@@ -71,14 +71,14 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         raise unsupported(
             path, message=f"it has {components} components and the sizes {sizes}", fix="store only one of the two"
         )
-    if _is_true(fields, "binarydata", default=True) is False:
-        raise unsupported(path, message="its voxels are stored as text", fix="store them as binary data")
     name = fields["elementtype"].upper().removesuffix("_ARRAY")
     if name not in TYPES:
         raise unsupported(path, message=f"its voxels are of type {name[:40]!r}", fix=f"store one of {', '.join(TYPES)}")
     is_big = _is_true(fields, "binarydatabyteordermsb", "elementbyteordermsb", default=False)
     kind = np.dtype(TYPES[name]).newbyteorder(">" if is_big else "<")
     encoding = "zlib" if _is_true(fields, "compresseddata", default=False) else "raw"
+    if not _is_true(fields, "binarydata", default=True):
+        encoding = "ascii"
     data, skipped = fields[LAST_KEY], int(fields.get("headersize", "0"))
     file, start = (path, start) if data.upper() == "LOCAL" else (voxel_file(path, data), skipped)
     geometry, notes = _geometry(path, fields, sizes)

@@ -1,14 +1,14 @@
-"""NIfTI files: voxels read with every byte checked, and grids that ITK refuses.
+"""NIfTI files: the grid as ITK understands it, where that is sound, and voxels with every byte checked.
 
-ITK fills what a cut or damaged NIfTI file lacks with zeros and says nothing, so voxels are read here.
+ITK fills what a cut or damaged file lacks with zeros and reports nothing, takes the scale of ``pixdim`` whatever the transform says,
+and writes no file named ``x.nii.nii.gz``; nibabel raises for small faults of a header. So both are read and written here.
 """
 
 from __future__ import annotations
 
+import gzip
 import math
-import os
-from contextlib import suppress
-from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,54 +19,146 @@ from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers.header import (
-    GZIP_MAGIC,
+    UNNOTICED_SKEW,
     ImageHeader,
     check_promise,
     damaged,
     encoding_of,
+    header_note,
     make_geometry,
     read_bytes,
+    skew_of,
     unsupported,
 )
-from autoseg.imaging.readers.itk import itk_header, itk_write
 from autoseg.imaging.readers.registry import Format
-from autoseg.issues import AutosegError
+from autoseg.issues import Issue
 
 LONGEST_HEADER = 540
+MOST_APART = 0.5
+"""Voxels by which two statements of a header on the place or size of voxels may differ without a note."""
+UNITS = {1: 1000.0, 3: 0.001}
+"""Millimetres of a metre and of a micrometre, by ``xyzt_units``; all other numbers mean millimetres."""
+SCANNER = 1
+"""The ``sform_code`` with which ITK prefers the sform to the qform."""
+FIELDS = nibabel.Nifti1Header.template_dtype.names
+PLACE = (*FIELDS[FIELDS.index("qform_code") : FIELDS.index("srow_z") + 1], "xyzt_units")
+"""Fields that place an image in the world, with the first four of ``pixdim``."""
 
 
 def _header(path: Path) -> ImageHeader:
-    """Geometry as ITK understands it; where ITK refuses the grid, as nibabel does, straightened."""
-    own = _own_header(path)
-    with suppress(AutosegError):
-        found = itk_header(path)
-        return replace(own, geometry=found.geometry, notes=found.notes)
-    return own
-
-
-def _own_header(path: Path) -> ImageHeader:
-    header = _parse(path, read_bytes(path, LONGEST_HEADER))
-    affine = np.diag([-1.0, -1.0, 1.0]) @ _affine(path, header)[:3]  # NIfTI looks to Right and Anterior, we do not
-    shape = (*header.get_data_shape(), 1, 1)[:3]
-    spacing = np.linalg.norm(affine[:, :3], axis=0)
-    if not np.isfinite(spacing).all() or (spacing == 0).any():
-        raise damaged(path, message=f"the header gives the voxel size {spacing.tolist()} mm (x, y, z)")
-    geometry, notes = make_geometry(
+    header, repairs = _parse(path)
+    shape = header.get_data_shape()
+    affine, spacing, notes = _grid(path, header, (*shape, 1, 1)[:3])
+    affine[:2] *= -1  # NIfTI looks to Right and Anterior, we do not
+    lengths = np.linalg.norm(affine[:, :3], axis=0)
+    axes = 2 if len(shape) == 2 and skew_of(affine[:2, :2] / lengths[:2]) <= UNNOTICED_SKEW else 3
+    geometry, straightened = make_geometry(
         path,
-        shape=tuple(int(size) for size in shape),
-        spacing_mm=tuple(float(value) for value in spacing),
-        origin_mm=tuple(float(value) for value in affine[:, 3]),
-        direction=affine[:, :3] / spacing,
-        has_orientation=True,
+        shape=(*shape, 1)[:axes],
+        spacing_mm=spacing[:axes],
+        origin_mm=affine[:axes, 3],
+        direction=(affine[:, :3] / lengths)[:axes, :axes],
     )
     kind = _voxel_type(path, header)
     return ImageHeader(
         geometry=geometry,
-        num_channels=math.prod(header.get_data_shape()[3:]) * _num_components(header),
+        num_channels=math.prod(shape[3:]) * _num_components(header),
         pixel_type=str(kind),
-        is_integer=kind.kind in "iu" and _scaling(path, header) == (1.0, 0.0),
-        notes=notes,
+        is_integer=kind.kind in "iu" and header.get_slope_inter() in ((None, None), (1.0, 0.0)),
+        notes=(*repairs, *notes, *straightened),
     )
+
+
+def _stored_header(path: Path) -> Any:
+    """The header of a NIfTI file as it is."""
+    raw = read_bytes(path, LONGEST_HEADER)
+    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
+        if len(raw) >= kind.sizeof_hdr:
+            header = kind(raw[: kind.sizeof_hdr], check=False)
+            if header["sizeof_hdr"] == kind.sizeof_hdr:
+                return header
+    raise damaged(path, code="reader.unknown_format", message="it has no NIfTI header")
+
+
+def _parse(path: Path) -> tuple[Any, list[Issue]]:
+    """The header of a NIfTI file, small faults repaired, and a note on each of these."""
+    header = _stored_header(path)
+    shape, offset = header.get_data_shape(), float(header["vox_offset"])  # which may be no number
+    if not 2 <= len(shape) <= 7 or min(shape) < 1:
+        raise damaged(path, message=f"the header gives the sizes {shape}")
+    if not 0 <= offset < 2**31:
+        raise damaged(path, message=f"the header places the voxels at byte {offset}")
+    repairs = []
+    if offset < header.sizeof_hdr:
+        repairs.append(f"it places the voxels at byte {offset:.0f}, inside the header; they were read behind it")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if math.isfinite(slope) and slope != 0 and not math.isfinite(intercept):
+        header["scl_inter"] = 0
+        repairs.append(f"its values are scaled by {slope:g}, but shifted by {intercept}; they were not shifted")
+    if header["qform_code"] > 0:
+        sizes, quaternion = header["pixdim"][1:4], [float(header[f"quatern_{axis}"]) for axis in "bcd"]
+        if (sizes < 0).any():
+            repairs.append(f"its voxel size is negative, {sizes.tolist()} (x, y, z); the sign was ignored")
+            header["pixdim"][1:4] = np.abs(sizes)
+        if (length := math.hypot(*quaternion)) > 1:
+            for axis, value in zip("bcd", quaternion, strict=True):
+                header[f"quatern_{axis}"] = value / length
+            if length > 1 + UNNOTICED_SKEW:
+                repairs.append(f"its quaternion has the length {length:.4g}; it was scaled to 1")
+        header["pixdim"][0] = header["pixdim"][0] or 1  # as the standard says
+    return header, [header_note(path, code="reader.header_repaired", message=repair) for repair in repairs]
+
+
+def _grid(
+    path: Path, header: Any, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Issue]]:
+    """From voxels (x, y, z) to RAS in mm (3, 4), the voxel size in mm, and notes.
+
+    Of two transforms ITK's choice: the sform if it comes from a scanner, else the qform, and never one that is sheared.
+    """
+    notes = []
+
+    def say(code: str, message: str) -> None:
+        notes.append(header_note(path, code=code, message=message))
+
+    zooms, sform, qform = header["pixdim"][1:4].astype(float), header.get_sform(coded=True)[0], None
+    try:
+        qform = header.get_qform(coded=True)[0]
+    except (HeaderDataError, ValueError) as error:
+        if sform is None:
+            raise damaged(path, message=f"the header gives no orientation ({error})") from None
+    chosen, other = (sform, qform) if qform is None or header["sform_code"] == SCANNER else (qform, sform)
+    if chosen is None and other is None:
+        say("reader.no_orientation", "it has neither qform nor sform: its axes run to Left, Posterior and Superior")
+        chosen = np.diag([-zooms[0], -zooms[1], zooms[2], 1])
+    elif chosen is None or (chosen is sform and qform is not None and not skew_of(_columns(sform)) <= UNNOTICED_SKEW):
+        chosen, other = other, chosen
+    used = "sform" if chosen is sform else "qform"
+    lengths = np.linalg.norm(chosen[:3, :3], axis=0)
+    if not np.isfinite(lengths).all() or (lengths == 0).any():
+        raise damaged(path, message=f"the header gives the voxel size {lengths.tolist()} mm (x, y, z)")
+    if other is not None:
+        corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))]).T
+        apart = np.abs(((other - chosen) @ corners)[:3]).max() / lengths.min()
+        if not apart <= MOST_APART:
+            say(
+                "reader.transforms_differ", f"its qform and its sform are {apart:.3g} voxels apart; the {used} was used"
+            )
+    agrees = np.abs(zooms / lengths - 1) * shape <= MOST_APART
+    if not agrees.all():
+        sizes = f"{lengths.round(4).tolist()} mm (x, y, z), but pixdim gives {zooms.round(4).tolist()}"
+        say("reader.spacing_differs", f"the voxels of its {used} measure {sizes}; the {used} was used")
+    factor = UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
+    if factor != 1:
+        say("reader.unit", f"its unit is the {'metre' if factor > 1 else 'micrometre'}; 1 was read as {factor:g} mm")
+    # rounding apart, pixdim has the digits that were meant
+    return chosen[:3] * factor, np.where(agrees, zooms, lengths) * factor, notes
+
+
+def _columns(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unit vectors along the index axes."""
+    unit: NDArray[np.float64] = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return unit
 
 
 def _voxels(path: Path) -> NDArray[Any]:
@@ -74,88 +166,28 @@ def _voxels(path: Path) -> NDArray[Any]:
 
     Raises `AutosegError` if bytes are missing, the check sum of the compression is wrong, or the type is not a number.
     """
-    header = _parse(path, read_bytes(path, LONGEST_HEADER))
-    kind, components = _voxel_type(path, header), _num_components(header)
-    shape = header.get_data_shape()
-    start = int(header.get_data_offset())
-    expected = start + math.prod(shape) * components * kind.itemsize
+    header, _ = _parse(path)
+    kind, components, shape = _voxel_type(path, header), _num_components(header), header.get_data_shape()
+    start, number = int(header.get_data_offset()), math.prod(shape) * components
+    is_inside = start < header.sizeof_hdr  # then the size of the file says whether four bytes for extensions follow
+    start = header.sizeof_hdr if is_inside else start
+    expected = start + number * kind.itemsize
     check_promise(path, expected, path.stat().st_size, encoding_of(path))
-    raw = read_bytes(path, expected, whole=True)
+    raw = read_bytes(path, expected + 4 * is_inside, whole=True)
+    start += 4 * (len(raw) > expected)
     if len(raw) < expected:
         raise damaged(
             path,
             code="reader.truncated",
             message=f"the header declares {expected} bytes for {shape} voxels, but the file has {len(raw)}",
         )
-    flat = np.frombuffer(raw, kind, math.prod(shape) * components, start)
-    voxels = _to_channels_first(flat, shape, components)
-    slope, intercept = _scaling(path, header)
-    native = voxels.astype(voxels.dtype.newbyteorder("="), copy=False)
-    return native if (slope, intercept) == (1.0, 0.0) else native * np.float64(slope) + np.float64(intercept)
-
-
-def check_written(path: Path) -> None:
-    """Raise `OSError` when a NIfTI file just written lacks bytes: ITK does not notice a full disk.
-
-    Cheap: only the header and the length that ends a gzip file are read.
-    """
-    raw = read_bytes(path, LONGEST_HEADER)
-    if len(raw) < nibabel.Nifti1Header.template_dtype.itemsize:
-        raise OSError("not even the header was written; the disk is probably full")
-    header = _parse(path, raw)
-    expected = int(header.get_data_offset()) + math.prod(header.get_data_shape()) * header.get_data_dtype().itemsize
-    with open(path, "rb") as file:
-        is_compressed = file.read(2) == GZIP_MAGIC
-        size = file.seek(0, os.SEEK_END)
-        if is_compressed:
-            file.seek(-4, os.SEEK_END)
-            size, expected = int.from_bytes(file.read(4), "little"), expected % 2**32
-    if size != expected:
-        raise OSError(f"{size} of {expected} bytes were written; the disk is probably full")
-
-
-def _to_channels_first(flat: NDArray[Any], shape: tuple[int, ...], components: int) -> NDArray[Any]:
-    """Voxels in file order (components, x, y, z, then further axes) as (C, Z, Y, X)."""
-    x, y, z = (*shape, 1, 1)[:3]
-    array = flat.reshape(math.prod(shape[3:]), z, y, x, components)
-    return np.moveaxis(array, -1, 1).reshape(-1, z, y, x)
-
-
-def _scaling(path: Path, header: Any) -> tuple[float, float]:
-    """Slope and intercept; 1 and 0 where the header has none."""
-    try:
-        slope, intercept = header.get_slope_inter()
-    except HeaderDataError as error:
-        raise damaged(path, message=f"the header gives no scaling ({error})") from None
-    return 1.0 if slope is None else float(slope), float(intercept or 0.0)
-
-
-def _parse(path: Path, raw: bytes | bytearray) -> Any:
-    for kind in (nibabel.Nifti1Header, nibabel.Nifti2Header):
-        if len(raw) < kind.template_dtype.itemsize:
-            continue
-        header = kind(bytes(raw[: kind.template_dtype.itemsize]), check=False)
-        if header["sizeof_hdr"] == kind.sizeof_hdr:
-            _check_header(path, header)
-            return header
-    raise damaged(path, code="reader.unknown_format", message="it has no NIfTI header")
-
-
-def _check_header(path: Path, header: Any) -> None:
-    shape = header.get_data_shape()
-    if not 2 <= len(shape) <= 7 or min(shape) < 1:
-        raise damaged(path, message=f"the header gives the sizes {shape}")
-    offset = float(header.get_data_offset())
-    if not 0 <= offset < 2**31:
-        raise damaged(path, message=f"the header places the voxels at byte {offset}")
-
-
-def _affine(path: Path, header: Any) -> NDArray[np.float64]:
-    try:
-        affine: NDArray[np.float64] = header.get_best_affine()
-    except (HeaderDataError, ValueError) as error:
-        raise damaged(path, message=f"the header gives no orientation ({error})") from None
-    return affine
+    x, y, z = (*shape, 1, 1)[:3]  # behind the components, and before further axes
+    array = np.frombuffer(raw, kind, number, start).reshape(-1, z, y, x, components)
+    voxels = np.moveaxis(array, -1, 1).reshape(-1, z, y, x).astype(kind.newbyteorder("="), copy=False)
+    slope, intercept = header.get_slope_inter()
+    if (slope, intercept) in ((None, None), (1.0, 0.0)):
+        return voxels
+    return voxels * np.float64(slope) + np.float64(intercept)
 
 
 def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
@@ -176,9 +208,32 @@ def _num_components(header: Any) -> int:
     return len(header.get_data_dtype().names or (None,))
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    itk_write(path, array, geometry)
-    check_written(path)
+def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None) -> None:
+    """Both transforms say the same; those of ``source``, a NIfTI file of the same grid, are taken as they are."""
+    affine, sizes = geometry.affine[:, [2, 1, 0, 3]], np.array(geometry.spacing_mm[::-1])
+    if geometry.dimensions == 2:  # which says nothing of the thickness
+        affine[:, 2], sizes[2] = (0, 0, 1, 0), 1
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape[::-1][: geometry.dimensions])
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, SCANNER)
+    header.set_sform(affine, SCANNER)
+    header["pixdim"][1:4] = sizes  # not the lengths of rounded vectors
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    if source is not None:
+        given = _stored_header(source)
+        header["pixdim"][:4] = given["pixdim"][:4]
+        for field in PLACE:
+            header[field] = given[field]
+    with open(path, "wb") as file:
+        stream: Any = file
+        if path.name.lower().endswith(".gz"):
+            stream = gzip.GzipFile("", "wb", 6, file, mtime=0)
+        stream.write(header.binaryblock + bytes(4))
+        stream.write(np.ascontiguousarray(array).data)
+        if stream is not file:
+            stream.close()
 
 
-NIFTI = Format(endings=(".nii.gz", ".nii"), read_header=_header, read_voxels=_voxels, write=_write)
+NIFTI = Format(endings=(".nii.gz", ".nii"), read_header=_header, read_voxels=_voxels, write=_write, write_like=_write)

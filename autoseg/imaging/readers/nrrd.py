@@ -38,6 +38,7 @@ TYPES = {
     "f8": ("double",),
 }
 ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
+ENCODINGS |= dict.fromkeys(("ascii", "text", "txt"), "ascii")
 SPATIAL_KINDS = ("domain", "space", "???", "none")
 FLIPS = {
     "right-anterior-superior": (-1.0, -1.0, 1.0),
@@ -104,7 +105,9 @@ def _understand(path: Path, fields: Mapping[str, Any], start: int) -> _Nrrd:
     encoding = ENCODINGS.get(fields["encoding"].lower())
     if encoding is None:
         raise unsupported(
-            path, message=f"its voxels are encoded as {fields['encoding']!r}", fix="store them as raw, gzip or bzip2"
+            path,
+            message=f"its voxels are encoded as {fields['encoding']!r}",
+            fix="store them as raw, gzip, bzip2 or ascii",
         )
     kind, spatial = _kind(path, fields), _spatial_axes(path, fields, len(sizes))
     header = replace(
@@ -124,7 +127,8 @@ def _kind(path: Path, fields: Mapping[str, Any]) -> np.dtype[Any]:
         raise unsupported(
             path, message=f"its voxels are of type {name[:40]!r}", fix="store integers or floating-point numbers"
         )
-    endian = fields.get("endian", "little" if code[1] == "1" else "").lower()
+    has_order = code[1] != "1" and ENCODINGS[fields["encoding"].lower()] != "ascii"
+    endian = fields.get("endian", "" if has_order else "little").lower()
     if endian not in ("little", "big"):
         raise damaged(path, message=f"the header gives the byte order {endian[:40]!r}")
     return np.dtype(code).newbyteorder("<" if endian == "little" else ">")
@@ -138,10 +142,13 @@ def _spatial_axes(path: Path, fields: Mapping[str, Any], num_axes: int) -> tuple
             f"{len(kinds)} kinds" if directions is None else f"{len(kinds)} kinds and {len(directions)} directions"
         )
         raise damaged(path, message=f"it has {num_axes} axes, but {counted}")
+    lengths = fields.get("spacings", np.ones(num_axes)) if directions is None else directions
     spatial = [
         axis
         for axis in range(num_axes)
-        if kinds[axis] in SPATIAL_KINDS and (directions is None or not np.isnan(directions[axis]).all())
+        # a missing spacing of three axes may still be that of space
+        if kinds[axis] in SPATIAL_KINDS
+        and not ((directions is not None or num_axes > 3) and np.isnan(lengths[axis]).all())
     ]
     spatial = spatial[:3]  # a fourth axis of space is time or channels
     if len(spatial) < 2 or num_axes - len(spatial) > 1:
@@ -162,6 +169,10 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
             raise damaged(path, message=f"it has {len(sizes)} axes, but {len(spacings)} spacings")
         spacing = tuple(float(spacings[axis]) if math.isfinite(spacings[axis]) else 1.0 for axis in spatial)
         direction, origin = np.eye(axes), np.zeros(axes)
+        if (lows := fields.get("axis mins", fields.get("axismins"))) is not None and len(lows) == len(sizes):
+            centers = fields.get("centerings", fields.get("centers", "").split())
+            halves = [0 if centers[axis:][:1] == ["node"] else spacing[i] / 2 for i, axis in enumerate(spatial)]
+            origin = np.nan_to_num([lows[axis] + half for axis, half in zip(spatial, halves, strict=True)])
     else:
         vectors = np.array([fields["space directions"][axis] for axis in spatial], np.float64)
         dimensions = min(3, vectors.shape[1])

@@ -37,6 +37,8 @@ class Format:
     """As ``read_voxels``, where a label map is not what an image is: indices of a palette, not its colours."""
     write: Callable[[Path, NDArray[Any], Geometry], None] | None = None
     """Writes an array (Z, Y, X); the file may be left half written when it raises."""
+    write_like: Callable[[Path, NDArray[Any], Geometry, Path], None] | None = None
+    """As ``write``, with all that a file of this format on the same grid says of its place."""
     magic: tuple[bytes, ...] = ()
     """One of these begins every file; none: not checked before reading."""
     voxel_file: Callable[[Path], Path] | None = None
@@ -139,17 +141,19 @@ def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) 
     return writable_ending(image_ending(image)) if is_picture(image) else ".nii.gz"
 
 
-def write_label_map(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
+def write_label_map(
+    path: Path | str, array: NDArray[Any], geometry: Geometry, *, source: Path | str | None = None
+) -> None:
     """Write integers ``array`` (Z, Y, X) with the geometry of its source, in the format that the ending says.
 
-    The smallest integer type that holds all values is used; what was 2D is written 2D. The file appears whole or not at
-    all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
+    The smallest integer type that holds all values is used; what was 2D is written 2D. Where image and label map are NIfTI, both
+    transforms are those of the file ``source``. The file appears whole or not at all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
     """
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     if _is_flat(path) and kind not in (np.uint8, np.uint16):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
-    _write(Path(path), array.astype(kind, copy=False), geometry)
+    _write(Path(path), array.astype(kind, copy=False), geometry, None if source is None else Path(source))
 
 
 def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
@@ -163,11 +167,11 @@ def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> Au
     return reader_error(path, code="reader.not_written", message=message, fix=fix)
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None) -> None:
     require_text([path])  # ITK would end the process
     ending = image_ending(path)
-    write = formats_by_ending()[ending].write if ending in _writable() else None
-    if write is None:
+    target = formats_by_ending()[ending] if ending in _writable() else None
+    if target is None or target.write is None:
         raise _cannot_hold(path, "files with this ending cannot be written", f"use one of {', '.join(_writable())}")
     if array.shape != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
@@ -178,7 +182,10 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
     try:
         with temporary_folder(path) as temporary:
-            write(temporary / path.name, array, geometry)
+            if source is not None and target.write_like is not None and image_ending(source) in target.endings:
+                target.write_like(temporary / path.name, array, geometry, source)
+            else:
+                target.write(temporary / path.name, array, geometry)
             # flush what was written and give it its place, the file that others look for last
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
                 with open(file, "rb") as stream:

@@ -29,7 +29,6 @@ from autoseg.imaging.readers import (
     write_image,
     write_label_map,
 )
-from autoseg.imaging.readers.nifti import check_written
 from autoseg.issues import AutosegError
 
 UNSOUND = ("reader.truncated", "reader.corrupt", "reader.unknown_format")
@@ -366,7 +365,6 @@ from pathlib import Path
 import numpy as np
 from autoseg.issues import AutosegError
 from autoseg.imaging.readers import write_label_map
-from autoseg.imaging.readers.nifti import check_written
 from autoseg.imaging.image import Geometry, Image
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
@@ -390,16 +388,6 @@ def test_a_full_disk_leaves_nothing_behind_and_is_reported(tmp_path: Path, num_b
     for ending, line in zip(endings, said, strict=True):
         assert line.startswith(f"refused {tmp_path / 'a'}{ending}: could not be written")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("num_bytes", [0, 10, 100])
-@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
-def test_a_full_disk_is_distinguished_from_a_damaged_file(tmp_path: Path, ending: str, num_bytes: int) -> None:
-    path = tmp_path / f"a{ending}"
-    write_label_map(path, labels(), geometry())
-    path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(OSError, match="the disk is probably full"):
-        check_written(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -451,26 +439,6 @@ def assert_same_world(first: Image, second: Image) -> None:
 def test_one_path_is_as_good_as_a_list_of_one(tmp_path: Path) -> None:
     write_image(tmp_path / "a.nii.gz", np.ones((3, 4, 5)), geometry())
     assert np.array_equal(read_image(str(tmp_path / "a.nii.gz")).array, read_image([tmp_path / "a.nii.gz"]).array)
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ({"scl_slope": 2.0, "scl_inter": np.nan}, "reader.bad_header"),
-        ({"scl_slope": 2.0, "scl_inter": np.inf}, "reader.bad_header"),
-        ({"sform_code": 0, "qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9}, "reader.bad_header"),
-    ],
-)
-def test_nifti_invalid_headers_are_refused(tmp_path: Path, fields: dict[str, float], code: str) -> None:
-    header = nibabel.Nifti1Header()
-    header.set_data_shape((6, 7, 8))
-    header["magic"], header["vox_offset"] = b"n+1", 352
-    for name, value in fields.items():
-        header[name] = value
-    (tmp_path / "a.nii").write_bytes(header.binaryblock + bytes(4 + 6 * 7 * 8 * 4))
-    with pytest.raises(AutosegError) as caught:
-        read_image(tmp_path / "a.nii")
-    assert caught.value.codes == (code,)
 
 
 def test_a_file_that_begins_as_another_format_is_named(tmp_path: Path) -> None:

@@ -189,12 +189,11 @@ def test_a_header_that_declares_too_much_is_refused_at_once(tmp_path: Path, endi
     ("ending", "old", "new", "code"),
     [
         (".mha", b"MET_SHORT", b"MET_OTHER", "reader.unsupported"),
-        (".mha", b"BinaryData = True", b"BinaryData = False", "reader.unsupported"),
         (".mha", b"DimSize = 5 4 3", b"DimSize = 5 4", "reader.bad_header"),
         (".mha", b"ElementDataFile = LOCAL", b"ElementDataFile = LIST", "reader.unsupported"),
         (".mha", b"ElementDataFile", b"ElementDatumFile", "reader.unknown_format"),
         (".nrrd", b"type: short", b"type: block", "reader.unsupported"),
-        (".nrrd", b"encoding: gzip", b"encoding: ascii", "reader.unsupported"),
+        (".nrrd", b"encoding: gzip", b"encoding: hex", "reader.unsupported"),
         (".nrrd", b"sizes: 5 4 3", b"sizes: 5 four 3", "reader.bad_header"),
         (".nrrd", b"endian: little", b"endian: middle", "reader.bad_header"),
         (".nrrd", b"(0,0,1)", b"(0,0,0)", "reader.bad_header"),
@@ -212,14 +211,74 @@ def test_headers_that_are_not_understood_say_why(
     assert caught.value.codes == (code,)
 
 
-def test_spacings_are_those_of_the_axes_of_space(tmp_path: Path) -> None:
-    """The axis of channels may come last, and has none."""
-    fields = (
-        "type: short\ndimension: 4\nsizes: 6 7 4 2\nkinds: domain domain domain list\nendian: little\nencoding: raw"
-    )
-    path = nrrd(tmp_path / "a.nrrd", f"{fields}\nspacings: 1.5 2 3 nan", bytes(6 * 7 * 4 * 2 * 2))
+RAMP = np.arange(336).astype("<i2")
+SHORT = "type: short\nendian: little\nencoding: raw\n"
+THREE = f"{SHORT}dimension: 3\nsizes: 6 7 8\n"
+FOUR = f"{SHORT}dimension: 4\n"
+SPACE = "space: left-posterior-superior\nspace origin: (1,2,3)\n"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        f"{FOUR}sizes: 2 6 7 4\nkinds: list domain domain domain\nspacings: nan 1.5 2 3",
+        f"{FOUR}sizes: 6 2 7 4\nkinds: domain list domain domain\nspacings: 1.5 nan 2 3",
+        f"{FOUR}sizes: 6 7 4 2\nkinds: domain domain domain list\nspacings: 1.5 2 3 nan",
+        f"{FOUR}sizes: 6 2 7 4\nkinds: space vector space space\n{SPACE}space directions: (-1.5,0,0) none (0,2,0) (0,0,3)",
+        f"{THREE}spacings: -1.5 2 3",
+        f"{THREE}spacings: 1.5 2 3\naxis mins: 10 20 30",
+        f"{THREE}spacings: 1.5 2 3\ncenters: node node node\naxis mins: 10 20 30",
+    ],
+)
+def test_axes_of_channels_anywhere_and_signs_are_read_as_itk_reads_them(tmp_path: Path, fields: str) -> None:
+    same_as_itk(nrrd(tmp_path / "a.nrrd", fields, RAMP.tobytes()))
+
+
+def test_an_axis_without_spacing_is_none_of_space(tmp_path: Path) -> None:
+    """ITK takes the channels for x where the header names no kinds."""
+    path = nrrd(tmp_path / "a.nrrd", f"{FOUR}sizes: 2 6 7 4\nspacings: nan 1.5 2 3", RAMP.tobytes())
     assert read_header(path).geometry.spacing_mm == (3, 2, 1.5)
-    assert read_header(path).num_channels == 2
+    assert np.array_equal(read_image(path).array, RAMP.reshape(4, 7, 6, 2).transpose(3, 0, 1, 2))
+
+
+META = "ObjectType = Image\nNDims = 3\n{}\nDimSize = 6 7 8\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "payload"),
+    [
+        ("ElementSpacing = -1.5 2 3", RAMP.tobytes()),
+        ("ElementSpacing = -1.5 2 -3\nTransformMatrix = 0 1 0 -1 0 0 0 0 1\nOffset = 1 2 3", RAMP.tobytes()),
+        (f"CompressedData = True\nCompressedDataSize = {len(gzip.compress(RAMP.tobytes()))}", gzip.compress(RAMP.tobytes())),
+        ("BinaryData = False", b"".join(b"%d " % value for value in RAMP)),
+    ],
+)
+def test_signs_text_and_gzip_of_metaimage_are_read_as_itk_reads_them(
+    tmp_path: Path, fields: str, payload: bytes
+) -> None:
+    path = tmp_path / "a.mha"
+    path.write_bytes(META.format(fields).encode() + payload)
+    same_as_itk(path)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "text", "txt"])
+@pytest.mark.parametrize(("kind", "name"), [("<i2", "short"), ("<f4", "float"), ("u1", "uchar")])
+def test_numbers_written_as_text_are_read_as_itk_reads_them(
+    tmp_path: Path, encoding: str, kind: str, name: str
+) -> None:
+    fields = f"type: {name}\ndimension: 3\nsizes: 6 7 8\nencoding: {encoding}"
+    text = "\n".join(str(value) for value in (RAMP % 200).astype(kind))
+    same_as_itk(nrrd(tmp_path / "a.nrrd", fields, text.encode()))
+
+
+@pytest.mark.parametrize(
+    ("text", "code"), [(b"7 " * 335, "reader.truncated"), (b"x " * 336, "reader.corrupt"), (b"", "reader.truncated")]
+)
+def test_text_that_is_not_all_numbers_is_refused(tmp_path: Path, text: bytes, code: str) -> None:
+    path = nrrd(tmp_path / "a.nrrd", "type: short\ndimension: 3\nsizes: 6 7 8\nencoding: ascii", text)
+    with pytest.raises(AutosegError) as caught:
+        read_image(path)
+    assert caught.value.codes == (code,)
 
 
 def test_a_compressed_stream_without_end_is_refused(tmp_path: Path) -> None:
