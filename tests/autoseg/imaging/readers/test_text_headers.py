@@ -249,7 +249,10 @@ META = "ObjectType = Image\nNDims = 3\n{}\nDimSize = 6 7 8\nElementType = MET_SH
     [
         ("ElementSpacing = -1.5 2 3", RAMP.tobytes()),
         ("ElementSpacing = -1.5 2 -3\nTransformMatrix = 0 1 0 -1 0 0 0 0 1\nOffset = 1 2 3", RAMP.tobytes()),
-        (f"CompressedData = True\nCompressedDataSize = {len(gzip.compress(RAMP.tobytes()))}", gzip.compress(RAMP.tobytes())),
+        (
+            f"CompressedData = True\nCompressedDataSize = {len(gzip.compress(RAMP.tobytes()))}",
+            gzip.compress(RAMP.tobytes()),
+        ),
         ("BinaryData = False", b"".join(b"%d " % value for value in RAMP)),
     ],
 )
