@@ -40,7 +40,7 @@ UNITS = {1: 1000.0, 3: 0.001}
 """Millimetres of a metre and of a micrometre, by ``xyzt_units``; all other numbers mean millimetres."""
 SCANNER = 1
 """The ``sform_code`` with which ITK prefers the sform to the qform."""
-FIELDS = nibabel.Nifti1Header.template_dtype.names
+FIELDS: Any = nibabel.Nifti1Header.template_dtype.names
 PLACE = (*FIELDS[FIELDS.index("qform_code") : FIELDS.index("srow_z") + 1], "xyzt_units")
 """Fields that place an image in the world, with the first four of ``pixdim``."""
 
