@@ -21,6 +21,7 @@ from autoseg.imaging.readers.header import (
     ImageHeader,
     damaged,
     make_geometry,
+    printable,
     reader_error,
     require_memory,
     unsupported,
@@ -34,8 +35,8 @@ MOST_PACKED = 1040
 SMALL_BYTES = 10**8
 """Pictures below this size are read whatever they promise; they do no harm."""
 MOST_PAGES = 65_536
-DEPTH_AXES = "ZIQTR"
-"""Letters of tifffile for pages that follow one another: depth, a series of images, unknown, time, and record."""
+DEPTH_AXES = "ZIQR"
+"""Letters of tifffile for pages that follow one another: depth, a series of images, unknown, and record; time is none."""
 CHANNEL_AXES = "CS"
 """Channels in planes or pages, and samples of a pixel."""
 ALPHA = (1, 2)
@@ -47,9 +48,19 @@ WIDE = "16B"
 
 
 def _picture_header(
-    path: Path, shape: tuple[int, int, int], *, dimensions: int, samples: int, kind: np.dtype[Any], has_alpha: bool
+    path: Path,
+    shape: tuple[int, int, int],
+    *,
+    dimensions: int,
+    samples: int,
+    kind: np.dtype[Any],
+    has_alpha: bool,
+    turned: int = 1,
 ) -> ImageHeader:
-    """Header of a picture of ``shape`` (z, y, x) whose last sample is transparency if ``has_alpha``."""
+    """Header of a picture of ``shape`` (z, y, x) whose last sample is transparency if ``has_alpha``.
+
+    ``turned`` is its orientation tag, which viewers obey (1: as stored).
+    """
     geometry, _ = make_geometry(
         path,
         shape=shape[::-1][:dimensions],
@@ -58,19 +69,29 @@ def _picture_header(
         direction=np.eye(dimensions),
         has_orientation=False,
     )
-    note = Issue(
-        code="reader.transparency_ignored",
-        severity="note",
-        where=str(path),
-        message="its transparency is ignored: it controls the display and is not measured data",
-        fix="save the image without transparency",
-    )
+    ignored = {
+        "transparency": (has_alpha, "its transparency is ignored: it controls the display and is not measured data"),
+        "orientation": (
+            turned != 1,
+            f"its orientation tag {turned} is ignored: pixels are read in the order of the file",
+        ),
+    }
     return ImageHeader(
         geometry=geometry,
         num_channels=samples - has_alpha,
         pixel_type=kind.name,
         is_integer=kind.kind in "iu",
-        notes=(note,) if has_alpha else (),
+        notes=tuple(
+            Issue(
+                code=f"reader.{name}_ignored",
+                severity="note",
+                where=printable(path),
+                message=message,
+                fix=f"save the image without {name}",
+            )
+            for name, (is_there, message) in ignored.items()
+            if is_there
+        ),
     )
 
 
@@ -186,7 +207,8 @@ def _tiff_axes(path: Path, series: tifffile.TiffPageSeries) -> _Axes:
     plane = sorted((axis for axis, letter in letters.items() if letter in "YX"), key=lambda axis: letters[axis] == "X")
     if len(plane) != 2 or len(depth) > 1 or len(plane) + len(channels) + len(depth) != len(letters):
         shown = ", ".join(f"{letter} {size}" for letter, size in zip(series.axes, series.shape, strict=True))
-        raise unsupported(path, message=f"its axes are {shown}", fix="store one volume or picture in each file")
+        fix = "store one volume or picture in each file, with slices as depth (Z)"
+        raise unsupported(path, message=f"its axes are {shown}", fix=fix)
     extra = series.keyframe.extrasamples
     return _Axes(
         order=(*rest, *channels, *depth, *plane),
@@ -217,6 +239,7 @@ def _tiff_header(path: Path) -> ImageHeader:
             samples=axes.num_samples,
             kind=_tiff_kind(path, series),
             has_alpha=axes.has_alpha,
+            turned=int(tag.value) if (tag := series.keyframe.tags.get("Orientation")) is not None else 1,
         )
 
 
@@ -265,6 +288,9 @@ def _opened_picture(path: Path, name: str) -> Iterator[PIL.Image.Image]:
 
 def _bands(picture: PIL.Image.Image) -> tuple[int, bool]:
     """Samples of a pixel as `_pixels` gives them, and whether the last is transparency."""
+    if _is_wide(picture) and picture.mode != "I;16":
+        letters = _raw_mode(picture).partition(";")[0]
+        return len(letters), letters.endswith("A")
     if picture.mode == "P":
         has_alpha = "transparency" in picture.info
         return 3 + has_alpha, has_alpha
@@ -289,9 +315,13 @@ def _flat_header(name: str) -> Callable[[Path], ImageHeader]:
     return read
 
 
+def _raw_mode(picture: Any) -> str:
+    """How the file stores its pixels, in Pillow's words."""
+    return str(picture.tile[0][3]) if picture.tile else ""
+
+
 def _is_wide(picture: PIL.Image.Image) -> bool:
-    tiles: Any = getattr(picture, "tile", ())
-    return bool(tiles) and str(tiles[0][3]).endswith(WIDE)
+    return _raw_mode(picture).endswith(WIDE)
 
 
 def _flat_voxels(name: str, *, as_labels: bool = False) -> Callable[[Path], NDArray[Any]]:

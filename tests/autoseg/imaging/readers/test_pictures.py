@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
@@ -149,7 +150,7 @@ STACK = np.arange(5 * 2 * 32 * 48, dtype=np.uint16).reshape(5, 2, 32, 48)
     [
         ("imagej.tif", STACK[0], "CYX", STACK[0][:, None]),
         ("imagej.tif", STACK, "ZCYX", STACK.swapaxes(0, 1)),
-        ("imagej.tif", STACK[:, 0], "TYX", STACK[None, :, 0]),
+        ("imagej.tif", STACK[:, 0], "ZYX", STACK[None, :, 0]),
         ("ome.ome.tif", STACK[0], "CYX", STACK[0][:, None]),
         ("ome.ome.tif", STACK.swapaxes(0, 1), "CZYX", STACK.swapaxes(0, 1)),
     ],
@@ -164,11 +165,44 @@ def test_imagej_and_ome_files_say_what_their_pages_are(
     assert read_header(tmp_path / name).num_channels == len(truth)
 
 
-def test_a_film_of_volumes_is_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", STACK, metadata={"axes": "TZYX"}, imagej=True)
+@pytest.mark.parametrize("axes", ["TZYX", "TCYX", "TYX"])
+@pytest.mark.parametrize("how", [{"imagej": True}, {"ome": True}, {}])
+def test_a_film_is_refused(tmp_path: Path, axes: str, how: dict[str, bool]) -> None:
+    array = STACK if len(axes) == 4 else STACK[0]
+    tifffile.imwrite(tmp_path / "a.tif", array, metadata={"axes": axes}, **how)
     with pytest.raises(AutosegError) as caught:
         read_header(tmp_path / "a.tif")
     assert caught.value.codes == ("reader.unsupported",)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_orientation_tag_is_ignored_and_noted(tmp_path: Path, orientation: int) -> None:
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "a.tif", STACK[0, 0], extratags=[tag])
+    assert np.array_equal(read_image(tmp_path / "a.tif").array[0, 0], STACK[0, 0])
+    expected = ["reader.orientation_ignored"] if orientation > 1 else []
+    assert [note.code for note in read_header(tmp_path / "a.tif").notes] == expected
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4])
+def test_16_bits_of_png_are_kept_and_transparency_is_no_channel(tmp_path: Path, samples: int) -> None:
+    pixels = np.random.default_rng(samples).integers(0, 2**16, (7, 9, samples)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(pixels.squeeze()))
+    expected = {1: 1, 2: 1, 3: 3, 4: 3}[samples]
+    assert np.array_equal(read_image(tmp_path / "a.png").array[:, 0], np.moveaxis(pixels, -1, 0)[:expected])
+    assert read_header(tmp_path / "a.png").num_channels == expected
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_tiff_of_any_number_of_bits_is_read(tmp_path: Path, bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (8, 16))
+    packed = values[..., None] >> np.arange(bits - 1, -1, -1) & 1
+    content = np.packbits(packed.reshape(8, -1), axis=1).tobytes() if bits < 16 else values.astype("<u2").tobytes()
+    tags = {256: 16, 257: 8, 258: bits, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: len(content)}
+    entries = b"".join(struct.pack("<HHII", key, 4, 1, value) for key, value in tags.items())
+    head = struct.pack("<4sI", b"II*\0", 8 + len(content))
+    (tmp_path / "a.tif").write_bytes(head + content + struct.pack("<H", len(tags)) + entries + bytes(4))
+    assert np.array_equal(read_image(tmp_path / "a.tif").array[0, 0], values)
 
 
 def bmp(
