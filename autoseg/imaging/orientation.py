@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.image import Geometry, LabelMap, Vector
+from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.issues import AutosegError, Issue
 
 Triple = tuple[int, int, int]
@@ -109,20 +109,14 @@ def canonical_geometry(geometry: Geometry, orientation: Orientation) -> Geometry
         if flip:
             origin = origin + along * geometry.spacing_mm[axis] * (geometry.shape[axis] - 1)
         columns[2 - i] = -along if flip else along
-    z, y, x = orientation.permutation
     return geometry.model_copy(
         update={
-            "shape": (geometry.shape[z], geometry.shape[y], geometry.shape[x]),
-            "spacing_mm": (geometry.spacing_mm[z], geometry.spacing_mm[y], geometry.spacing_mm[x]),
-            "origin_mm": _vector(origin),
-            "direction": tuple(_vector(row) for row in np.stack(columns, axis=1)),
+            "shape": tuple(geometry.shape[axis] for axis in orientation.permutation),
+            "spacing_mm": tuple(geometry.spacing_mm[axis] for axis in orientation.permutation),
+            "origin_mm": tuple(origin.tolist()),
+            "direction": tuple(map(tuple, np.stack(columns, axis=1).tolist())),
         }
     )
-
-
-def _vector(values: NDArray[np.float64]) -> Vector:
-    x, y, z = (float(value) for value in values)
-    return x, y, z
 
 
 def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integer[Any]]:
@@ -134,7 +128,19 @@ def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integ
     own, other = canonical_orientation(label_map.geometry), canonical_orientation(geometry)
     array = label_map.array
     if label_map.may_be_part:
-        return _place_part(label_map, own, geometry, other)
+        part, whole = canonical_geometry(label_map.geometry, own), canonical_geometry(geometry, other)
+        placed = place_part(to_canonical(array, own), part, whole)
+        if placed is not None:
+            return from_canonical(placed, other)
+        raise AutosegError(
+            Issue(
+                code="labels.outside_image",
+                where="",
+                message=f"the label map with {array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm "
+                f"(x, y, z) is not on the grid of its image with {geometry.shape} from {geometry.origin_mm} mm",
+                fix="resample it to the grid of the image",
+            )
+        )
     if own != other:
         array = from_canonical(to_canonical(array, own), other)
     if array.shape != geometry.shape:
@@ -147,24 +153,6 @@ def align_label_map(label_map: LabelMap, geometry: Geometry) -> NDArray[np.integ
             )
         )
     return array
-
-
-def _place_part(
-    label_map: LabelMap, own: Orientation, geometry: Geometry, other: Orientation
-) -> NDArray[np.integer[Any]]:
-    part, whole = canonical_geometry(label_map.geometry, own), canonical_geometry(geometry, other)
-    placed = place_part(to_canonical(label_map.array, own), part, whole)
-    if placed is None:
-        raise AutosegError(
-            Issue(
-                code="labels.outside_image",
-                where="",
-                message=f"the label map with {label_map.array.shape} voxels (z, y, x) from {label_map.geometry.origin_mm} mm "
-                f"(x, y, z) is not on the grid of its image with {geometry.shape} from {geometry.origin_mm} mm",
-                fix="resample it to the grid of the image",
-            )
-        )
-    return from_canonical(placed, other)
 
 
 def part_indices(part: Geometry, whole: Geometry) -> Indices | None:
@@ -191,8 +179,7 @@ def part_indices(part: Geometry, whole: Geometry) -> Indices | None:
 
 def place_part(array: NDArray[Any], part: Geometry, whole: Geometry) -> NDArray[Any] | None:
     """``array`` (Z, Y, X) on the grid ``whole``, zero around it; None where ``part`` is no part of it."""
-    indices = part_indices(part, whole)
-    if indices is None:
+    if (indices := part_indices(part, whole)) is None:
         return None
     placed = np.zeros(whole.shape, array.dtype)
     placed[np.ix_(*indices)] = array
@@ -234,7 +221,8 @@ def grid_differences(found: Geometry, expected: Geometry, tolerances: GridTolera
     """
     differences = []
     if found.shape != expected.shape:
-        differences.append(f"size {_product(found.shape)} voxels instead of {_product(expected.shape)} (z, y, x)")
+        own, other = ("x".join(map(str, grid.shape)) for grid in (found, expected))
+        differences.append(f"size {own} voxels instead of {other} (z, y, x)")
     if not (found.has_orientation and expected.has_orientation):
         return tuple(differences)
     if not np.allclose(found.spacing_mm, expected.spacing_mm, rtol=tolerances.spacing, atol=0):
@@ -247,18 +235,11 @@ def grid_differences(found: Geometry, expected: Geometry, tolerances: GridTolera
             f"origin {_numbers(found.origin_mm)} mm instead of {_numbers(expected.origin_mm)} mm (x, y, z)"
         )
     if np.abs(np.subtract(found.direction, expected.direction)).max() > tolerances.direction:
-        differences.append(f"direction {_rows(found)} instead of {_rows(expected)}")
+        own, other = (" ".join(map(_numbers, grid.direction)) for grid in (found, expected))
+        differences.append(f"direction {own} instead of {other}")
     return tuple(differences)
-
-
-def _product(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape)
 
 
 def _numbers(values: Sequence[float]) -> str:
     """Numbers with enough digits to show a small difference."""
-    return "(" + ", ".join(f"{value:.7g}" for value in values) + ")"
-
-
-def _rows(geometry: Geometry) -> str:
-    return " ".join(_numbers(row) for row in geometry.direction)
+    return f"({', '.join(f'{value:.7g}' for value in values)})"

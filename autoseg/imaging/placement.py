@@ -32,7 +32,7 @@ class Placement(Document):
     transpose_forward: Triple
     shape_before_cropping: Triple
     """Plan axes."""
-    box: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+    box: Box
     spacing_mm: tuple[float, float, float]
     """Of the cropped array before resampling, plan axes."""
     resampled_shape: Triple
@@ -72,7 +72,7 @@ def restore_labels(labels: NDArray[Scalar], placement: Placement, *, fill: int =
     """
     _check_box(labels.shape, placement)
     whole = np.full(placement.shape_before_cropping, fill, labels.dtype)
-    whole[_box_slices(placement)] = labels
+    crop(whole, placement.box)[...] = labels
     return np.ascontiguousarray(to_source_axes(whole, placement))
 
 
@@ -88,7 +88,7 @@ def restore_probabilities(
     whole = np.zeros((len(probabilities), z, y, x), np.float32)
     if not has_regions:
         whole[0] = 1
-    to_plan_axes(whole, placement)[(slice(None), *_box_slices(placement))] = probabilities
+    crop(to_plan_axes(whole, placement), placement.box)[...] = probabilities
     return whole
 
 
@@ -97,10 +97,6 @@ def _check_box(shape: tuple[int, ...], placement: Placement) -> None:
         raise ValueError(
             f"the array has {tuple(shape)} voxels, but the box it came from {placement.shape_after_cropping}"
         )
-
-
-def _box_slices(placement: Placement) -> tuple[slice, ...]:
-    return tuple(slice(start, stop) for start, stop in placement.box)
 
 
 def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
@@ -112,24 +108,18 @@ def nonzero_mask(image: NDArray[Any]) -> NDArray[np.bool_]:
     mask: NDArray[np.bool_] = np.not_equal(image[0], 0)
     for channel in image[1:]:
         np.logical_or(mask, channel, out=mask)
-    _fill_holes(mask[_slices(bounding_box(mask))])
-    return mask
-
-
-def _fill_holes(mask: NDArray[np.bool_]) -> None:
-    """In place. What lies outside the box of a mask is joined to the border, so looking inside the box is enough."""
-    if min(mask.shape) < 3 or mask.all():
-        return
-    components, number = label(~mask)
-    if number == 0:
-        return
+    inside = crop(mask, bounding_box(mask))  # what lies outside is joined to the border
+    if min(inside.shape) < 3 or inside.all():
+        return mask
+    components, number = label(~inside)
     is_hole = np.ones(number + 1, bool)
     is_hole[0] = False
     for axis in range(3):
         for side in (0, -1):
             is_hole[np.take(components, side, axis=axis)] = False
     if is_hole.any():
-        mask |= is_hole[components]
+        inside |= is_hole[components]
+    return mask
 
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box:
@@ -142,11 +132,7 @@ def bounding_box(mask: NDArray[np.bool_]) -> Box:
     return (int(z[0]), int(z[-1]) + 1), (int(y[0]), int(y[-1]) + 1), (int(x[0]), int(x[-1]) + 1)
 
 
-def _slices(box: Box) -> tuple[slice, slice, slice]:
-    z, y, x = (slice(start, stop) for start, stop in box)
-    return z, y, x
-
-
 def crop(array: NDArray[Any], box: Box) -> NDArray[Any]:
     """The part of ``array`` (..., Z, Y, X) inside the half-open ``box``; a view."""
-    return array[(..., *_slices(box))]
+    slices: tuple[Any, ...] = tuple(slice(start, stop) for start, stop in box)
+    return array[(..., *slices)]

@@ -52,21 +52,11 @@ def decide_separate_axis(
     """
     if separate_z is False:
         return None
-    if separate_z or _is_anisotropic(current_mm):
-        axes = _coarsest_axes(current_mm)
-    elif _is_anisotropic(new_mm):
-        axes = _coarsest_axes(new_mm)
-    else:
-        return None
-    return axes[0] if len(axes) == 1 else None
-
-
-def _is_anisotropic(spacing_mm: tuple[float, ...]) -> bool:
-    return max(spacing_mm) / min(spacing_mm) > MAX_ISOTROPIC_RATIO
-
-
-def _coarsest_axes(spacing_mm: tuple[float, ...]) -> list[int]:
-    return [axis for axis, spacing in enumerate(spacing_mm) if max(spacing_mm) / spacing == 1]
+    for spacing_mm in (current_mm, new_mm):
+        if separate_z or max(spacing_mm) / min(spacing_mm) > MAX_ISOTROPIC_RATIO:
+            axes = [axis for axis, spacing in enumerate(spacing_mm) if max(spacing_mm) / spacing == 1]
+            return axes[0] if len(axes) == 1 else None
+    return None
 
 
 def resample_image(image: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None) -> Floats:
@@ -184,26 +174,16 @@ def resample_probabilities(
         for k, scores in enumerate(slab):
             result[k, rows] = scores
         part = result[:, rows]
-        if has_regions:
-            _sigmoid(part)
+        if has_regions:  # a sigmoid through the hyperbolic tangent, which overflows nowhere
+            part *= 0.5
+            np.tanh(part, out=part)
+            part *= 0.5
+            part += 0.5
         else:
-            _softmax(part)
+            part -= part.max(axis=0)
+            np.exp(part, out=part)
+            part /= part.sum(axis=0)
     return result
-
-
-def _sigmoid(logits: Floats) -> None:
-    """In place. Through the hyperbolic tangent, which overflows nowhere."""
-    np.multiply(logits, 0.5, out=logits)
-    np.tanh(logits, out=logits)
-    np.multiply(logits, 0.5, out=logits)
-    np.add(logits, 0.5, out=logits)
-
-
-def _softmax(logits: Floats) -> None:
-    """In place, along the first axis."""
-    np.subtract(logits, logits.max(axis=0), out=logits)
-    np.exp(logits, out=logits)
-    np.divide(logits, logits.sum(axis=0), out=logits)
 
 
 def _unsigned_type(largest: int) -> type[np.uint8] | type[np.uint16]:
@@ -275,19 +255,16 @@ def _logit_slabs(
 ) -> Iterator[tuple[slice, Iterator[Floats]]]:
     """For each slab its rows and, class by class, the resampled logits (rows, shape[1], shape[2]), fresh arrays."""
     axes = _operators(logits.shape[1:], shape, resampling, separate_axis)
-    # linear weights stay within the range of values; cubic ones leave it and would need the range of each channel
-    ranges = _value_ranges(logits, separate_axis) if resampling.order > 1 else None
+    ranges = None
+    if resampling.order > 1:  # linear weights stay within the range of values; cubic ones leave it
+        over = tuple(i + 1 for i in range(3) if i != separate_axis)
+        ranges = logits.min(axis=over, keepdims=True), logits.max(axis=over, keepdims=True)
     for rows in _slab_rows(shape):
         first, last, operator = restrict_outputs(axes[0], rows.start, rows.stop)
         yield (
             rows,
             _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last)),
         )
-
-
-def _value_ranges(logits: NDArray[Any], separate_axis: int | None) -> tuple[NDArray[Any], NDArray[Any]]:
-    over = tuple(i + 1 for i in range(3) if i != separate_axis)
-    return logits.min(axis=over, keepdims=True), logits.max(axis=over, keepdims=True)
 
 
 def _class_slabs(
@@ -318,8 +295,12 @@ def _vote(labels: NDArray[Any], axes: tuple[AxisOperator, ...], order: int) -> N
     """The label with the largest resampled indicator, slab by slab."""
     if order == 0 or all(axis.is_copied for axis in axes):
         return _nearest(labels, axes)
-    codes, values = _compact(labels)
-    lowest = int(codes.min())
+    # codes that lie close together, in the order of the labels, and the label of each code from the lowest on
+    lowest, highest = int(labels.min()), int(labels.max())
+    codes, values = labels, np.arange(lowest, min(highest, lowest + MAX_CODES) + 1).astype(labels.dtype)
+    if highest - lowest >= MAX_CODES:  # else also where some in between are absent: no sorting of all voxels
+        values, codes = np.unique(labels, return_inverse=True)
+        codes, lowest = codes.reshape(labels.shape), 0
     result = np.empty(tuple(axis.new for axis in axes), labels.dtype)
     # slabs lie across the first axis; across the second where single slices are larger than a slab should be
     along = int(math.prod(result.shape[1:]) > _slab_voxels(result.shape) and result.shape[1] > result.shape[0])
@@ -337,15 +318,6 @@ def _nearest(labels: NDArray[Any], axes: tuple[AxisOperator, ...]) -> NDArray[An
         if axis.nearest is not None:
             labels = np.take(labels, axis.nearest, axis=i)
     return labels
-
-
-def _compact(labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Codes that lie close together, in the order of the labels, and the label of each code from the lowest on."""
-    low, high = int(labels.min()), int(labels.max())
-    if high - low < MAX_CODES:  # also where some in between are absent: no sorting of all voxels
-        return labels, np.arange(low, high + 1).astype(labels.dtype)
-    values, codes = np.unique(labels, return_inverse=True)
-    return codes.reshape(labels.shape), values
 
 
 def _vote_in_slab(codes: NDArray[np.int32], axes: tuple[AxisOperator, ...], order: int) -> NDArray[np.int32]:
