@@ -221,8 +221,8 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | N
     header.set_sform(affine, SCANNER)
     header["pixdim"][1:4] = sizes  # not the lengths of rounded vectors
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
-    if source is not None:
-        given = _stored_header(source)
+    given = None if source is None else _stored_header(source)
+    if given is not None and (*given.get_data_shape(), 1)[:3] == array.shape[::-1]:
         header["pixdim"][:4] = given["pixdim"][:4]
         for field in PLACE:
             header[field] = given[field]
