@@ -186,7 +186,7 @@ def layout_table() -> str:
 
     files = (ROOT / "datasets_spec" / "layouts").glob("*.toml")
     layouts = [tomllib.loads(path.read_text(encoding="utf-8")) for path in files]
-    layouts.sort(key=lambda layout: -layout["preference"])
+    layouts.sort(key=lambda layout: (layout.get("last_resort", False), -layout.get("preference", 0)))
     rows = [f"| `{each['name']}` | {_cell(each['title'])} | {_cell(each['expects'])} |" for each in layouts]
     return "\n".join(["| `--layout` | what it is | what it looks for |", "|---|---|---|", *rows])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,12 +68,10 @@ class MLflow(Callback):
         return str(run.info.run_id)
 
     def on_epoch(self, epoch: EpochRecord) -> None:
-        if epoch.step > self.logged:
-            self._log(epoch.values(), epoch.step)
-
-    def _log(self, values: Mapping[str, float], step: int) -> None:
+        if epoch.step <= self.logged:
+            return
         now = int(time.time() * 1000)
-        metrics = [Metric(FORBIDDEN.sub("_", name), value, now, step) for name, value in values.items()]
+        metrics = [Metric(FORBIDDEN.sub("_", name), value, now, epoch.step) for name, value in epoch.values().items()]
         self.client.log_batch(self.run_id, metrics=metrics)
 
     def on_issue(self, issue: Issue) -> None:

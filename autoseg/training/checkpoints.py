@@ -27,7 +27,6 @@ from autoseg.tracking.callbacks import (
     save_issues,
 )
 from autoseg.training.fold_spec import FoldRun, FoldState
-from autoseg.training.loop import Parts
 from autoseg.training.sampling import Batch
 
 CHECKPOINT_FILE, PREVIOUS_FILE = "checkpoint.pt", "previous.pt"
@@ -75,13 +74,6 @@ def read_state(checkpoint: Checkpoint) -> FoldState:
     values["issues"] = [Issue(**issue) for issue in values["issues"]]
     values["history"] = [EpochRecord(**epoch) for epoch in values["history"]]
     return FoldState(**values)
-
-
-def restore(parts: Parts, checkpoint: Checkpoint) -> None:
-    """Give network, optimiser and scaler what the checkpoint holds of them."""
-    parts.network.load_state_dict(checkpoint.network)
-    parts.optimiser.load_state_dict(checkpoint.optimiser)
-    parts.scaler.load_state_dict(checkpoint.scaler)
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

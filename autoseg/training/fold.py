@@ -16,7 +16,6 @@ from autoseg.training.checkpoints import (
     Checkpoints,
     load_latest,
     read_state,
-    restore,
     saved_at_failure,
 )
 from autoseg.training.fold_spec import (
@@ -212,7 +211,9 @@ def _begin(
     if checkpoint is None:
         state = FoldState(micro_batch_size=batch_size, good=copy_weights(parts.network))
     else:
-        restore(parts, checkpoint)
+        parts.network.load_state_dict(checkpoint.network)
+        parts.optimiser.load_state_dict(checkpoint.optimiser)
+        parts.scaler.load_state_dict(checkpoint.scaler)
         state = read_state(checkpoint)
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step

@@ -113,7 +113,7 @@ def _read(
     keep_in: Path | None = None,
 ) -> tuple[list[HeaderReport], dict[CheckItem, VoxelReport]]:
     """Reports on headers, and on the voxels of items with sound headers."""
-    with reporter.track("check headers", len(items)) as tracker:
+    with reporter.track("Checking headers", len(items)) as tracker:
         headers = run_jobs(partial(check_headers, channels=channels), items, name=item_name, tracker=tracker)
     readable = [report.readable for report in headers if report.readable.images or report.readable.labels]
     seconds = CASE_S * len(readable) + VOXEL_S * sum(report.num_voxels for report in headers)
@@ -124,7 +124,7 @@ def _read(
         if keep_in is None
         else Cached(function=check, kind=VoxelReport, state=item_state, folder=keep_in, worth_keeping=is_read_whole)
     )
-    with reporter.track("check voxels", len(readable)) as tracker:
+    with reporter.track("Checking voxels", len(readable)) as tracker:
         voxels = run_jobs(cached, readable, name=item_name, num_workers=workers, tracker=tracker)
     return headers, dict(zip(readable, voxels, strict=True))
 

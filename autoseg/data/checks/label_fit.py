@@ -84,7 +84,7 @@ def find_misfits(
     total = add_up(parts)
     compared = usual_masks(parts)
     judge = partial(_judge, total=total, num_others=len(labelled) - 1, num_classes=num_classes, compared=compared)
-    with reporter.track("compare label maps", len(labelled)) as tracker:
+    with reporter.track("Comparing label maps", len(labelled)) as tracker:
         judged = run_jobs(
             judge, labelled, name=lambda case: f"case {case.case_id}", num_workers=num_workers, tracker=tracker
         )

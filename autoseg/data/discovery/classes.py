@@ -139,7 +139,7 @@ class LabelReading:
         sizes = (size for case in missing for _, size, _ in file_states(case.label_files))
         seconds = sum(FILE_S + BYTE_S * size for size in sizes)
         workers = workers_worth_starting(self.num_workers, seconds)
-        with self.reporter.track("read labels", len(cases)) as tracker:
+        with self.reporter.track("Reading labels", len(cases)) as tracker:
             return run_jobs(
                 cached, cases, name=lambda case: f"case {case.case_id}", num_workers=workers, tracker=tracker
             )

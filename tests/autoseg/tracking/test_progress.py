@@ -112,3 +112,11 @@ def test_issues_of_one_moment_and_kind_are_said_together() -> None:
         "Warning: 2d, fold 0, class liver, class spleen, class aorta: not found",
         "Note: 2d, fold 0: restarted",
     ]
+
+
+def test_without_a_terminal_phases_of_a_known_length_are_lines(caplog) -> None:
+    caplog.set_level(logging.INFO, logger="autoseg.tracking.progress")
+    reporter = LogReporter(RunClock())
+    with reporter.phase("Planning"), reporter.phase("Timing 2d", 20.0):
+        pass
+    assert [record.getMessage() for record in caplog.records] == ["Timing 2d, up to 20 s"]
