@@ -133,18 +133,16 @@ def show_issues(report: CheckReport) -> None:
 
 def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str]) -> None:
     """How to name what has no name, and which command follows; ``arguments`` are the options that the check was given."""
-    channels = [name for name in report.channels if name.startswith("channel_")]
-    classes = [name for name in report.classes if name.startswith("label_")]
-    if channels or classes:
-        names = {str(number): "CT" if name in channels else name for number, name in enumerate(report.channels)}
-        values = {f"NAME_{name[6:]}" if name in classes else name: name[6:] for name in classes}
+    nameless = [name for name in (*report.channels, *report.classes) if name.startswith(("channel_", "label_"))]
+    if nameless and dataset.is_dir():
+        where = dataset / "dataset.json"
         typer.echo(
-            f"Hint: {' and '.join([*channels, *classes])} have no names; {dataset / 'dataset.json'} can give them:"
+            f"Hint: {', '.join(nameless)} have no names; {where} can give them (a channel called CT is planned as CT):"
         )
-        lines = [f'"channel_names": {json.dumps(names)}'] * bool(channels)
-        lines += [
-            f'"labels": {json.dumps({"background": 0, **{name: int(value) for name, value in values.items()}})}'
-        ] * bool(classes)
+        channels = {str(i): name.replace("channel_", "CHANNEL_") for i, name in enumerate(report.channels)}
+        labels = {f"CLASS_{name[6:]}": int(name[6:]) for name in nameless if name.startswith("label_")}
+        lines = [f'"channel_names": {json.dumps(channels)}'] * any(name.startswith("channel_") for name in nameless)
+        lines += [f'"labels": {json.dumps({"background": 0, **labels})}'] * bool(labels)
         typer.echo("  {" + ",\n   ".join(lines) + "}")
     command = shlex.join(["autoseg", "run", str(dataset), "--out", "run", *arguments])
     if report.summary is not None and not report.training:

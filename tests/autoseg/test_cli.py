@@ -209,7 +209,8 @@ def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path:
     shutil.copytree(found / "labelsTr", plain / "labels")
     said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
     assert f"Next: autoseg run {plain} --out run --workers 1" in said
-    named = json.loads(said[said.index("{") : said.rindex("}") + 1].replace("NAME_1", "organ"))
+    named = json.loads(said[said.index("{") : said.rindex("}") + 1].replace("CLASS_1", "organ"))
+    assert named["channel_names"] == {"0": "CHANNEL_0"}
     (plain / "dataset.json").write_text(json.dumps(named))
     said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
     assert "organ" in said
