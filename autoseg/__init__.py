@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoseg.api import check as check
+    from autoseg.api import clean as clean
     from autoseg.api import evaluate as evaluate
     from autoseg.api import fingerprint as fingerprint
     from autoseg.api import plan as plan
@@ -38,10 +39,8 @@ _HOMES = {
     "Run": "autoseg.stages.run",
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
-    **dict.fromkeys(
-        ("check", "evaluate", "fingerprint", "plan", "predict", "preprocess", "run", "select", "submit", "train"),
-        "autoseg.api",
-    ),
+    **dict.fromkeys(("check", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"),
+    **dict.fromkeys(("preprocess", "run", "select", "submit", "train"), "autoseg.api"),
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from autoseg.issues import AutosegError
 from autoseg.settings import make_settings
-from autoseg.stages.run import Run, begin_run
+from autoseg.stages.run import Run, begin_run, described_folder, require_place_for_predictions
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import Reporter, SilentReporter
 
@@ -98,7 +98,7 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
         "num_workers": settings.workers or available_cores(),
         "reporter": reporter or SilentReporter(),
     }
-    folder = Path(dataset)
+    folder = described_folder(Path(dataset))
     try:
         with how["reporter"].phase("Looking through the folder"):
             found = discover_dataset(
@@ -164,6 +164,7 @@ def predict(
     from autoseg.inference.predictor import Predictor
 
     reporter, out = reporter or SilentReporter(), Path(output)
+    require_place_for_predictions(out)
     several = source if isinstance(source, list | tuple) else [source]
     paths = [Path(each) for each in several if isinstance(each, str | Path)]
     image = None if paths and len(paths) == len(several) else as_image(source)[0]
@@ -222,3 +223,13 @@ def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) ->
     folder = RunFolder(Path(run_folder))
     dataset = load_document(DatasetDescription, folder.dataset, fix="pass a run folder, the --out of autoseg run")
     return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else Path(out))
+
+
+def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:
+    """Remove models that were selected before, and what plan and schedule of a run no longer use; returns paths and bytes.
+
+    With ``dry_run`` nothing is removed. The model of the run stays, and so does all that its next call needs.
+    """
+    from autoseg.stages.clean import clean as clean_run
+
+    return clean_run(Run.open(run_folder), dry_run=dry_run)

@@ -1,121 +1,80 @@
-"""The way from a folder of labelled volumes to a report: the stages in order, and the one rule for what is redone."""
+"""The way from a folder of labelled volumes to a report: the stages in order, the one rule for what is redone, the record.
+
+| stage | reads | writes |
+|---|---|---|
+| check | the dataset's files | ``dataset.json`` |
+| fingerprint | ``dataset.json`` | ``fingerprint.json`` |
+| plan | ``fingerprint.json`` | ``plan.json`` |
+| preprocess | ``dataset.json``, ``plan.json`` | ``preprocessed/`` |
+| schedule | ``dataset.json``, ``plan.json``, ``preprocessed/`` | ``schedule.json``, ``splits.json`` |
+| train | ``plan.json``, ``schedule.json``, ``splits.json``, ``preprocessed/`` | ``models/CONFIGURATION/fold_K/`` |
+| validate | ``models/``, ``splits.json``, ``preprocessed/`` | ``models/CONFIGURATION/fold_K/validation/`` |
+| select | ``models/`` | ``selection.json``, ``cross_validation/``, ``model.zip`` |
+| predict | ``model.zip``, test images | ``predictions/`` |
+| report | all documents | ``report/index.html`` |
+"""
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from importlib import import_module
+from importlib.metadata import version
 from typing import Literal
 
+from autoseg import __version__
+from autoseg.data.dataset import DatasetDescription
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
-from autoseg.stages.check import check
-from autoseg.stages.fingerprint import fingerprint
-from autoseg.stages.plan import plan
-from autoseg.stages.predict import predict
-from autoseg.stages.preprocess import preprocess
-from autoseg.stages.record import what_differs, write_record
-from autoseg.stages.report import report
+from autoseg.settings import STAGES, StageName
 from autoseg.stages.run import Run, StageRecord, keep_settings
-from autoseg.stages.schedule import schedule
-from autoseg.stages.select import select
-from autoseg.stages.train import train
-from autoseg.stages.validate import validate
-from autoseg.stages.work import Stage, Work, changed_inputs, read_record, written_document
-from autoseg.storage.atomic import load_document, remove_orphans, save_document
+from autoseg.stages.work import Inputs, Work, changed_inputs, read_record, written_document
+from autoseg.storage.atomic import load_document, load_or_none, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.tracking.callbacks import StageEvent, notify
-from planners import PlanningError
+from planners import Document, PlanningError
 
-STAGES = (
-    Stage(
-        name="check",
-        doing="Checking the dataset",
-        inputs=("the dataset's files",),
-        outputs=("dataset.json",),
-        function=check,
-    ),
-    Stage(
-        name="fingerprint",
-        doing="Measuring the cases",
-        inputs=("dataset.json",),
-        outputs=("fingerprint.json",),
-        function=fingerprint,
-    ),
-    Stage(name="plan", doing="Planning", inputs=("fingerprint.json",), outputs=("plan.json",), function=plan),
-    Stage(
-        name="preprocess",
-        doing="Preprocessing",
-        inputs=("dataset.json", "plan.json"),
-        outputs=("preprocessed/",),
-        function=preprocess,
-    ),
-    Stage(
-        name="schedule",
-        doing="Scheduling",
-        inputs=("dataset.json", "plan.json", "preprocessed/"),
-        outputs=("schedule.json", "splits.json"),
-        function=schedule,
-    ),
-    Stage(
-        name="train",
-        doing="Preparing the training",
-        inputs=("plan.json", "schedule.json", "splits.json", "preprocessed/"),
-        outputs=("models/CONFIGURATION/fold_K/final.safetensors", "models/CONFIGURATION/fold_K/history.jsonl"),
-        function=train,
-    ),
-    Stage(
-        name="validate",
-        doing="Validating",
-        inputs=("models/", "splits.json", "preprocessed/"),
-        outputs=("models/CONFIGURATION/fold_K/validation/",),
-        function=validate,
-    ),
-    Stage(
-        name="select",
-        doing="Selecting",
-        inputs=("models/CONFIGURATION/fold_K/validation/",),
-        outputs=("selection.json", "cross_validation/"),
-        function=select,
-    ),
-    Stage(
-        name="predict",
-        doing="Predicting the test images",
-        inputs=("models/", "selection.json"),
-        outputs=("predictions/",),
-        function=predict,
-    ),
-    Stage(
-        name="report",
-        doing="Writing the report",
-        inputs=("all documents", "cross_validation/"),
-        outputs=("report/index.html",),
-        function=report,
-    ),
-)
-"""Each reads what those before it wrote."""
+State = Literal["running", "finished", "failed", "interrupted"]
+PACKAGES = ("torch", "numpy", "SimpleITK", "scikit-image", "batchgenerators", "blosc2", "pydantic")
+"""Whose versions ``run.json`` names."""
+DOING: dict[StageName, str] = {
+    "check": "Checking the dataset",
+    "fingerprint": "Measuring the cases",
+    "plan": "Planning",
+    "preprocess": "Preprocessing",
+    "schedule": "Scheduling",
+    "train": "Preparing the training",
+    "validate": "Validating",
+    "select": "Selecting",
+    "predict": "Predicting the test images",
+    "report": "Writing the report",
+}
+"""What is shown while a stage works."""
 
 
 def run_stages(run: Run, last: str) -> Run:
     """Run every stage up to and including ``last``; stages that are up to date are skipped.
 
-    Raises `AutosegError`, also for what cannot be planned.
+    Each is the function of its name in its module, and yields units of work. Raises `AutosegError`, also for what cannot be
+    planned.
     """
     try:
-        for stage in STAGES:
-            if stage.name == "train":
+        for name in STAGES[: STAGES.index(last) + 1]:
+            if name == "train":
                 keep_settings(run)
-            with run.reporter.phase(stage.doing), closing(stage.function(run)) as works:
+            stage = getattr(import_module(f"autoseg.stages.{name}"), name)  # those before training do without torch
+            with run.reporter.phase(DOING[name]), closing(stage(run)) as works:
                 for work in works:
                     do_work(run, work)
-            if stage.name == last:
-                keep_settings(run)
-                return run
     except PlanningError as error:
         raise AutosegError(*error.issues, headline=f"{error.headline}:") from error
-    raise KeyError(last)
+    keep_settings(run)
+    return run
 
 
 def run_all(run: Run) -> Run:
@@ -124,28 +83,21 @@ def run_all(run: Run) -> Run:
         remove_orphans(run.folder.root, below=False)
         for folder in run.folder.folders:
             remove_orphans(folder)
-        difference = what_differs(run)
-        if difference is not None:
+        if difference := _what_differs(run):
             run.say(f"Since the last call, {difference}: the remaining results may differ in the last digits")
-        with _recorded(run):
-            return run_stages(run, "report")
-
-
-@contextmanager
-def _recorded(run: Run) -> Iterator[None]:
-    """Keep in ``run.json`` that the block is running, then how it ended."""
-    write_record(run, "running")
-    try:
-        yield
-    except KeyboardInterrupt:
-        with suppress(AutosegError):
-            write_record(run, "interrupted")
-        raise
-    except AutosegError as error:
-        with suppress(AutosegError):  # on a full disk the first error is the one to report
-            write_record(run, "failed", str(error))
-        raise
-    write_record(run, "finished")
+        write_record(run, "running")
+        try:
+            run_stages(run, "report")
+        except KeyboardInterrupt:
+            with suppress(AutosegError):
+                write_record(run, "interrupted")
+            raise
+        except AutosegError as error:
+            with suppress(AutosegError):  # on a full disk the first error is the one to report
+                write_record(run, "failed", str(error))
+            raise
+        write_record(run, "finished")
+        return run
 
 
 def do_work(run: Run, work: Work) -> bool:
@@ -154,13 +106,13 @@ def do_work(run: Run, work: Work) -> bool:
     A unit is up to date when it was finished from the same inputs, by key, and its outputs are complete. While it is
     done its lock is held; its record is written at the end, and the per-case results that it kept until then are removed.
     """
-    if not work.is_recorded:
+    if work.inputs is None:
         with _announced(run, work):
             work.do()
         return True
     folder = run.folder
     with hold_lock(folder.lock(work.name), what=work.what, wait=work.wait, say=run.say):
-        reasons = why_outdated(folder, work)
+        reasons = _why_outdated(folder, work, work.inputs())
         if not reasons:
             shutil.rmtree(folder.cache(work.name), ignore_errors=True)  # of a call that was killed at its very end
             return False
@@ -197,16 +149,94 @@ def _announced(run: Run, work: Work) -> Iterator[None]:
         notify(run.callbacks, "on_stage", event)
 
 
-def why_outdated(folder: RunFolder, work: Work) -> tuple[str, ...]:
+def _why_outdated(folder: RunFolder, work: Work, inputs: Inputs) -> list[str]:
     """Why a unit must be done or redone; empty if it is up to date."""
-    record = read_record(folder, work.name)
-    if record is None:
-        return ("not done yet",)
-    changed = [f"the {name} changed" for name in changed_inputs(folder, work.name, work.inputs())]
+    if read_record(folder, work.name) is None:
+        return ["not done yet"]
+    changed = [f"the {name} changed" for name in changed_inputs(folder, work.name, inputs)]
     missing = [path for path in work.outputs if not (path.exists() and work.is_whole(path))]
-    changed += [f"{path.name} {'is incomplete' if path.exists() else 'is missing'}" for path in missing]
+    changed += [f"{path.name} {'is incomplete or outdated' if path.exists() else 'is missing'}" for path in missing]
     for path, kind in work.edited.items():
         written = written_document(folder, work.name, path, kind)
         if path not in missing and (written is None or key_of(load_document(kind, path)) != key_of(written)):
             changed.append(f"{path.name} was edited")
-    return tuple(changed)
+    return changed
+
+
+class RunRecord(Document):
+    """``run.json``."""
+
+    schema_version: Literal[1] = 1
+    autoseg: str
+    python: str
+    platform: str
+    packages: dict[str, str]
+    device: str
+    processor: str
+    num_threads: int
+    seed: int
+    budget_s: float | None
+    dataset: str
+    started: str
+    """Of the last call; UTC, ISO 8601."""
+    seconds: float
+    """Of the last call."""
+    left_out: tuple[str, ...] = ()
+    """Cases and files that were left out of the dataset because of errors (``--skip-bad``)."""
+    stages_s: dict[str, float]
+    """Seconds of each stage when it was last done."""
+    state: State
+    error: str | None
+
+
+def write_record(run: Run, state: State, error: str | None = None) -> RunRecord:
+    """Write ``run.json`` with the present state."""
+    from autoseg.compute.device import describe_device
+
+    started = datetime.now(UTC) - timedelta(seconds=run.elapsed_s)
+    stages = {path.stem: load_or_none(StageRecord, path) for path in sorted(run.folder.stages.glob("*.json"))}
+    checked = load_or_none(DatasetDescription, run.folder.dataset)
+    record = RunRecord(
+        autoseg=__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages={name: version(name) for name in PACKAGES},
+        device=describe_device(run.device, num_threads=run.num_threads),
+        processor=_processor_name(),
+        num_threads=run.num_threads,
+        seed=run.settings.seed,
+        budget_s=run.settings.budget,
+        dataset=str(run.settings.dataset),
+        started=started.isoformat(timespec="seconds"),
+        left_out=() if checked is None else checked.left_out,
+        seconds=round(run.elapsed_s, 2),
+        stages_s={name: round(each.seconds, 2) for name, each in stages.items() if each is not None},
+        state=state,
+        error=error,
+    )
+    save_document(run.folder.record, record)
+    return record
+
+
+def _what_differs(run: Run) -> str:
+    """What the last call in the run folder was made with, where the last digits of results depend on it and it is otherwise now.
+
+    Empty where nothing is otherwise, or no call was before. Threads are compared with those of the schedule instead.
+    """
+    before = load_or_none(RunRecord, run.folder.record)
+    if before is None:
+        return ""
+    pairs = {
+        "autoseg": (before.autoseg, __version__),
+        "torch": (before.packages.get("torch", "unknown"), version("torch")),
+        "the processor": (before.processor, _processor_name()),
+    }
+    changes = [f"{name} was {old} and is {new}" for name, (old, new) in pairs.items() if old != new]
+    return "; ".join(changes)
+
+
+def _processor_name() -> str:
+    """The processor's capabilities as torch reports them."""
+    import torch
+
+    return f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"

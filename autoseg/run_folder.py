@@ -6,6 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+class _Inside:
+    """A file or folder of this name in the run folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: RunFolder, owner: type[RunFolder]) -> Path:
+        return folder.root / self.name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """Paths inside one run folder. Nothing is created by asking for a path."""
@@ -14,89 +24,50 @@ class RunFolder:
     work: Path | None = None
     """Where preprocessed data goes, if not below ``root``."""
 
-    @property
-    def settings(self) -> Path:
-        return self.root / "settings.json"
-
-    @property
-    def dataset(self) -> Path:
-        return self.root / "dataset.json"
-
-    @property
-    def fingerprint(self) -> Path:
-        return self.root / "fingerprint.json"
-
-    @property
-    def plan(self) -> Path:
-        return self.root / "plan.json"
-
-    @property
-    def schedule(self) -> Path:
-        return self.root / "schedule.json"
-
-    @property
-    def splits(self) -> Path:
-        return self.root / "splits.json"
-
-    @property
-    def selection(self) -> Path:
-        return self.root / "selection.json"
+    settings = _Inside("settings.json")
+    dataset = _Inside("dataset.json")
+    fingerprint = _Inside("fingerprint.json")
+    plan = _Inside("plan.json")
+    schedule = _Inside("schedule.json")
+    splits = _Inside("splits.json")
+    selection = _Inside("selection.json")
+    record = _Inside("run.json")
+    log = _Inside("log.txt")
+    model = _Inside("model.zip")
+    """The selected model, a bundle that needs nothing else in the folder."""
+    previous = _Inside("previous")
+    """Models that were selected before, as bundles: ``2026-11-30_114500_3d_fullres_dice0.884.zip``."""
+    models = _Inside("models")
+    cross_validation = _Inside("cross_validation")
+    """The chosen model's predictions of all training cases, each by a network that did not see it."""
+    predictions = _Inside("predictions")
+    report = _Inside("report")
+    stages = _Inside("stages")
+    locks = _Inside("locks")
+    caches = _Inside("cache")
 
     def stage(self, name: str) -> Path:
         """What a finished stage was made from; decides whether it is redone."""
-        return self.root / "stages" / f"{name}.json"
+        return self.stages / f"{name}.json"
 
     def cache(self, name: str) -> Path:
         """Results of single cases: of files as long as the run exists, of a stage while it is running."""
-        return self.root / "cache" / name
+        return self.caches / name
 
     def lock(self, name: str) -> Path:
         """Lock of a stage or a fold."""
-        return self.root / "locks" / f"{name}.lock"
-
-    @property
-    def cross_validation(self) -> Path:
-        """The chosen model's predictions of all training cases, each by a network that did not see it."""
-        return self.root / "cross_validation"
-
-    @property
-    def record(self) -> Path:
-        return self.root / "run.json"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "log.txt"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    @property
-    def report(self) -> Path:
-        return self.root / "report"
-
-    @property
-    def models(self) -> Path:
-        return self.root / "models"
+        return self.locks / f"{name}.lock"
 
     @property
     def folders(self) -> tuple[Path, ...]:
         """All folders that a run creates; anything else belongs to someone else."""
-        inside = (
-            self.root / "stages",
-            self.root / "locks",
-            self.root / "cache",
-            self.models,
-            self.cross_validation,
-            self.predictions,
-            self.report,
-        )
-        return (*inside, self.all_preprocessed)
+        results = (self.models, self.previous, self.cross_validation, self.predictions, self.report)
+        return (self.stages, self.locks, self.caches, *results, self.all_preprocessed)
 
     @property
     def is_begun(self) -> bool:
         """Whether a run was started in this folder."""
-        return (self.root / "stages").is_dir() and (self.root / "locks").is_dir()
+        return self.stages.is_dir() and self.locks.is_dir()
 
     @property
     def all_preprocessed(self) -> Path:

@@ -6,14 +6,18 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
 from autoseg.issues import AutosegError, Issue
 from planners import Document, Preset
 
-StageName = Literal["check", "fingerprint", "plan", "preprocess", "schedule", "train"]
+StageName = Literal[
+    "check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict", "report"
+]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""In the order in which a run does them."""
 DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?")
 
 
@@ -105,7 +109,14 @@ class Settings(Document):
     skip_bad: Annotated[
         bool, Option("Leave out cases with errors instead of stopping; the report names them.", "check")
     ] = False
-    exclude: Annotated[Names, Option("Leave out this case; can be repeated.", "check", "CASE")] = ()
+    exclude: Annotated[
+        Names,
+        Option(
+            "Leave out this case; can be repeated. A later call replaces the whole list (none: no case).",
+            "check",
+            "CASE",
+        ),
+    ] = ()
     workers: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(
@@ -233,16 +244,23 @@ class Difference:
     option: Option
     before: str
     now: str
+    note: str = ""
 
     def __str__(self) -> str:
-        return f"{flag_of(self.name)} was {self.before} and is {self.now}"
+        return f"{flag_of(self.name)} was {self.before} and is {self.now}{self.note}"
 
 
 def differences(before: Settings, now: Settings) -> tuple[Difference, ...]:
     """Fields with an `Option` that differ, in order."""
     pairs = ((name, option, getattr(before, name), getattr(now, name)) for name, option in options())
     return tuple(
-        Difference(name=name, option=option, before=describe_value(old, name), now=describe_value(new, name))
+        Difference(
+            name=name,
+            option=option,
+            before=describe_value(old, name),
+            now=describe_value(new, name),
+            note=" (a list replaces the earlier one)" if old and isinstance(old, tuple) and new else "",
+        )
         for name, option, old, new in pairs
         if old != new
     )

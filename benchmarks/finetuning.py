@@ -24,7 +24,7 @@ from autoseg.inference.predictor import member_logits
 from autoseg.networks.weights import Transfer
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
-from autoseg.stages.pretrained import Start, fit_weights
+from autoseg.stages.pretrained import fit_weights
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import FoldProgress, SilentReporter
 from autoseg.training.fold import class_counts, train_fold
@@ -97,8 +97,10 @@ def main() -> None:
     cases = [merged_case(run.preprocessed(configuration.data), case_id) for case_id in unseen]
     sys.stdout.write(f"| start | seed | steps | cases | scored | Dice |\n{'|---' * 6}|\n")
     for seed in range(arguments.seeds):
-        start = Start(files=files, plan=plan, configuration=configuration, training=training, fold=0, seed=seed)
-        starts: dict[str, Transfer | None] = {"pretrained": fit_weights(start), "scratch": None}
+        starts: dict[str, Transfer | None] = {
+            "pretrained": fit_weights(files, plan, training, fold=0, seed=seed),
+            "scratch": None,
+        }
         for title, weights in starts.items():
             task = FoldSpec(
                 plan=plan, configuration=configuration, training=training, fold=0, seed=seed,

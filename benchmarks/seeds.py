@@ -20,8 +20,8 @@ from pathlib import Path
 from crash import contents, differences
 
 from autoseg.evaluation.table import Summary, read_summary
+from autoseg.pipeline import RunRecord
 from autoseg.run_folder import RunFolder
-from autoseg.stages.record import RunRecord
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 

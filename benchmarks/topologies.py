@@ -17,8 +17,8 @@ from datetime import date
 from pathlib import Path
 
 from autoseg.evaluation.table import read_summary
+from autoseg.pipeline import RunRecord
 from autoseg.run_folder import RunFolder
-from autoseg.stages.record import RunRecord
 from autoseg.storage.atomic import load_document, write_text
 from planners import Schedule
 

@@ -172,6 +172,7 @@ OPTIONS = {
     "plan": PLAN | {"--explain", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans"},
     "submit": {"--as", "--out"},
     "bundle": set(),
+    "clean": {"--dry-run"},
     "import-nnunet": {"--checkpoint", "--fold"},
     "fingerprint": FINGERPRINT,
     "preprocess": PREPROCESS,

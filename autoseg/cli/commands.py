@@ -204,7 +204,10 @@ def check(
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Run folder of a finished run, or a bundle file.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(help="Run folder, bundle file, or a model in RUN/previous.", show_default=False),
+    ],
     source: Annotated[
         Path,
         typer.Argument(
@@ -334,6 +337,17 @@ def bundle(
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
+def clean(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+) -> None:
+    """Remove the previous models of a run, and trainings and data that its plan and schedule no longer use."""
+    found = autoseg.clean(run_folder, dry_run=dry_run)
+    for path, size in found.items():
+        typer.echo(f"{size / 1e6:10.1f} MB  {path}")
+    typer.echo(f"{sum(found.values()) / 1e6:10.1f} MB  {'would be removed' if dry_run else 'removed'}")
+
+
 def import_nnunet(
     folder: Annotated[
         Path,
@@ -392,6 +406,6 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, check, plan, submit, bundle, import_nnunet, fingerprint, preprocess, train, select, report, demo,
+    run, predict, evaluate, check, plan, submit, bundle, clean, import_nnunet, fingerprint, preprocess, train, select, report, demo,
 )  # fmt: skip
 """In the order of the help text."""

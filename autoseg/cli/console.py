@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import typer
 
 from autoseg.issues import AutosegError, Issue
-from autoseg.settings import Option, Settings, StageName, flag_of, make_settings, options, parse_duration
+from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
 from autoseg.wording import count_noun, grouped
 from planners import DocumentError, PlanningError
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("autoseg")
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
-ORDER: tuple[StageName, ...] = ("check", "fingerprint", "plan", "preprocess", "schedule", "train")
 PANELS: dict[StageName, str] = {
     "check": "The dataset",
     "fingerprint": "The plan",
@@ -219,7 +218,9 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
 
     Its function gets those that were given as ``options``, with the ``reporter`` of the call.
     """
-    shared = [_parameter(name, option) for name, option in options() if ORDER.index(option.stage) <= ORDER.index(until)]
+    shared = [
+        _parameter(name, option) for name, option in options() if STAGES.index(option.stage) <= STAGES.index(until)
+    ]
 
     def declare(function: Callable[..., None]) -> Callable[..., None]:
         own = {p.name: p for p in signature(function, eval_str=True).parameters.values() if p.kind != p.VAR_KEYWORD}

@@ -1,6 +1,7 @@
 """A trained model: described in one document, and packed into one file.
 
-A bundle is a plain zip of JSON and safetensors that is checked when it is opened, and never unpacked.
+A bundle is a plain zip of JSON and safetensors that is checked when it is opened, and never unpacked. A run keeps its model
+in one, with its cases and their cross-validated scores; bundles that are given away have neither.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from planners import Document, DocumentError, Plan, Training, read_document, wri
 
 MANIFEST = "manifest.json"
 DESCRIPTION = "model.json"
+SUMMARY = "summary.json"
+"""Cross-validated scores of the cases of a run."""
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest date a zip file can hold: the same model gives the same bytes."""
 LARGEST_DOCUMENT = 64_000_000
@@ -38,13 +41,13 @@ WindowSums = Literal["float32", "float16"]
 
 
 class ModelDescription(Document):
-    """``model.json`` of a bundle; of a run folder, its documents put together."""
+    """``model.json`` of a bundle."""
 
     schema_version: Literal[1] = 1
     origin: str
     """Where it was trained, as text."""
     dataset: DatasetDescription
-    """Bundles leave out its cases: their paths are private."""
+    """Bundles that leave their run have no cases in it: their paths are private."""
     plan: Plan
     selection: Selection
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
@@ -98,7 +101,7 @@ def without_cases(dataset: DatasetDescription) -> DatasetDescription:
             "test": (),
             "unpaired_images": (),
             "unpaired_labels": (),
-            "findings": (),
+            "issues": (),
             "left_out": (),
             "content": None,
         }
@@ -125,21 +128,29 @@ class Manifest(Document):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BundleFiles:
-    """The model of a bundle."""
+class ModelFiles:
+    """A model on disk, read without running code."""
 
     path: Path
+    """Of the bundle."""
     description: ModelDescription
+    """Everything but the weights."""
     key: str
+    """Changes when the weights or their use change."""
     entries: tuple[Entry, ...]
 
     def where(self, configuration: str, fold: int) -> str:
+        """Names one network's weights in messages."""
         return _part(self.path, weights_name(configuration, fold))
 
     def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
+        """One network's weights by autoseg's names; raises `AutosegError` if they are damaged."""
+        return unpack_weights(self.packed_weights(configuration, fold), where=self.where(configuration, fold))
+
+    def packed_weights(self, configuration: str, fold: int) -> bytes:
+        """One network's weights as the content of a safetensors file."""
         name = weights_name(configuration, fold)
-        entry = next(entry for entry in self.entries if entry.name == name)
-        return unpack_weights(_content(self.path, entry), where=_part(self.path, name))
+        return _content(self.path, next(entry for entry in self.entries if entry.name == name))
 
 
 def weights_name(configuration: str, fold: int) -> str:
@@ -148,19 +159,26 @@ def weights_name(configuration: str, fold: int) -> str:
 
 
 def write_bundle(
-    path: Path, description: ModelDescription, weights: Callable[[str, int], bytes], *, key: str, version: str
+    path: Path,
+    description: ModelDescription,
+    weights: Callable[[str, int], bytes],
+    *,
+    key: str,
+    version: str,
+    summary: Document | None = None,
 ) -> None:
     """Write a bundle atomically; ``weights`` returns the safetensors content of a configuration's fold.
 
-    ``key`` is that of the model, ``version`` that of autoseg. The same model gives the same bytes. Raises
-    `AutosegError` if ``path`` exists or cannot be written.
+    ``key`` is that of the model, ``version`` that of autoseg; ``summary`` has cross-validated scores of cases. The same model
+    gives the same bytes. Raises `AutosegError` if ``path`` cannot be written.
     """
-    check_free(path)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         entries = [_put(archive, DESCRIPTION, write_document(description).encode())]
         for name in description.stages:
             for fold in description.selection.folds:
                 entries.append(_put(archive, weights_name(name, fold), weights(name, fold)))
+        if summary is not None:
+            entries.append(_put(archive, SUMMARY, write_document(summary).encode()))
         manifest = Manifest(autoseg_version=version, key=key, files=tuple(entries))
         _put(archive, MANIFEST, write_document(manifest).encode())
 
@@ -172,7 +190,7 @@ def check_free(path: Path) -> None:
         raise AutosegError(Issue(code="bundle.exists", where=str(path), message="exists already", fix=fix))
 
 
-def open_bundle(path: Path) -> BundleFiles:
+def open_bundle(path: Path) -> ModelFiles:
     """The model of a bundle file. Everything but the weights is read and checked; these are checked on access.
 
     Raises `AutosegError` for a file that is not a bundle, and with all faults for one that is incomplete or has what
@@ -187,9 +205,9 @@ def open_bundle(path: Path) -> BundleFiles:
         _require_none(path, [f"{DESCRIPTION} has {described.size} bytes, more than {LARGEST_DOCUMENT}"])
     description = _document(ModelDescription, path, DESCRIPTION, _content(path, described))
     needed = {weights_name(name, fold) for name in description.stages for fold in description.selection.folds}
-    found = {entry.name for entry in manifest.files} - {DESCRIPTION}
+    found = {entry.name for entry in manifest.files} - {DESCRIPTION, SUMMARY}
     _require_none(path, _difference(needed, found, "the model's description"))
-    return BundleFiles(path=path, description=description, key=manifest.key, entries=manifest.files)
+    return ModelFiles(path=path, description=description, key=manifest.key, entries=manifest.files)
 
 
 def _parts(path: Path) -> list[zipfile.ZipInfo]:

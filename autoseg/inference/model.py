@@ -1,23 +1,24 @@
-"""Trained models: their files in a run folder or a bundle, and their networks in memory."""
+"""Trained models: how a run keeps its own, and their networks in memory."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 import autoseg
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.postprocessing import KeepLargestComponent
-from autoseg.evaluation.selection import Selection
+from autoseg.evaluation.table import Summary
 from autoseg.inference.bundle import (
     ModelDescription,
+    ModelFiles,
     WindowSums,
     check_free,
     open_bundle,
@@ -26,53 +27,11 @@ from autoseg.inference.bundle import (
 )
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.build import build_network
-from autoseg.networks.weights import fill_network, load_weights, read_key, read_weights
+from autoseg.networks.weights import fill_network, load_weights, pack_weights, read_weights
 from autoseg.run_folder import RunFolder
-from autoseg.storage.atomic import load_document
+from autoseg.storage.atomic import atomic_write
 from autoseg.storage.cache import key_of
-from planners import Configuration, Plan, Schedule, Training, issues_of, with_width
-
-
-class ModelFiles(Protocol):
-    """A model on disk, read without running code."""
-
-    @property
-    def description(self) -> ModelDescription:
-        """Everything but the weights."""
-
-    @property
-    def key(self) -> str:
-        """Changes when the weights or their use change."""
-
-    def where(self, configuration: str, fold: int) -> str:
-        """Names one network's weights in messages."""
-
-    def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
-        """One network's weights by autoseg's names; raises `AutosegError` if they are missing or damaged."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunFiles:
-    """The model of a finished run folder."""
-
-    run: RunFolder
-    description: ModelDescription
-    keys: Mapping[str, Sequence[str]]
-    """What the weights were trained from, by configuration, in the order of the folds."""
-
-    @property
-    def key(self) -> str:
-        """Changes when the weights or their use change."""
-        selection = self.description.selection
-        keys = {name: list(keys) for name, keys in self.keys.items()}
-        return key_of(selection.members, selection.folds, selection.postprocessing, keys)
-
-    def where(self, configuration: str, fold: int) -> str:
-        return str(final_weights(self.run, configuration, fold))
-
-    def weights(self, configuration: str, fold: int) -> dict[str, Tensor]:
-        key = self.keys[configuration][self.description.selection.folds.index(fold)]
-        return read_weights(final_weights(self.run, configuration, fold), key=key)
+from planners import Configuration, Plan, Training, with_width
 
 
 def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
@@ -81,97 +40,69 @@ def final_weights(run: RunFolder, configuration: str, fold: int) -> Path:
 
 
 def open_model(path: Path) -> ModelFiles:
-    """The files of a model, a run folder or a bundle file. Weights are not read yet."""
-    if path.is_dir():
-        return open_run(path)
+    """The model of a run folder, whatever has happened in it since it was selected, or of a bundle file.
+
+    Weights are not read yet. Raises `AutosegError` for what is neither, and for a run without a model.
+    """
     if path.is_file():
         return open_bundle(path)
-    fix = "pass a run folder (--out of autoseg run) or a bundle file"
-    raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
-
-
-def open_run(path: Path) -> RunFiles:
-    """The model of a finished run folder.
-
-    Raises `AutosegError` for a folder that is not a run, for an unfinished run, and where plan, schedule or weights are no
-    longer those that the selection was made from.
-    """
     run = RunFolder(path)
-    _require_finished(run)
-    description = _describe(run)
-    keys = _weight_keys(run, description)
-    expected = description.selection.made_from
-    if expected not in (None, selection_key(description.plan, description.trainings, description.dataset, keys)):
-        message = (
-            "made from a different plan, schedule or weights than the run has now: plan.json or schedule.json was edited, or "
-            "networks were trained with other options"
-        )
-        raise _outdated(run.selection, message, run)
-    return RunFiles(run=run, description=description, keys=keys)
-
-
-def _require_finished(run: RunFolder) -> None:
-    needed = (run.dataset, run.plan, run.schedule, run.selection)
-    missing = [file.name for file in needed if not file.is_file()]
-    if missing and ((run.root / "plans.json").is_file() or any(run.root.glob("fold_*/*.pth"))):
-        fix = f"convert it: autoseg import-nnunet {run.root} OUT"
-        raise AutosegError(Issue(code="model.nnunet", where=str(run.root), message="an nnU-Net model", fix=fix))
-    made = [file.name for file in needed if file != run.dataset]  # datasets have their own dataset.json
-    if not run.is_begun and set(made) <= set(missing):
-        message = f"not a run folder: it has none of {', '.join(made)}"
+    if run.model.is_file():
+        return open_bundle(run.model)
+    if not path.exists():
+        fix = "pass a run folder (--out of autoseg run) or a bundle file"
+        raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
+    if (path / "plans.json").is_file() or any(path.glob("fold_*/*.pth")):
+        fix = f"convert it: autoseg import-nnunet {path} OUT"
+        raise AutosegError(Issue(code="model.nnunet", where=str(path), message="an nnU-Net model", fix=fix))
+    if not run.is_begun:
         fix = "pass a folder that autoseg run wrote (--out)"
-        raise AutosegError(Issue(code="model.not_a_run", where=str(run.root), message=message, fix=fix))
-    if missing:
-        raise _unfinished(run.root, f"the run is not finished: no {', '.join(missing)}", run)
+        raise AutosegError(Issue(code="model.not_a_run", where=str(path), message="not a run folder", fix=fix))
+    message, fix = "the run is not finished: no model.zip", f"resume it: autoseg run {path}"
+    if run.selection.is_file():
+        message = "no model.zip: the run is of an earlier version, or the file was lost"
+        fix = f"write it: autoseg select {path}"
+    raise AutosegError(Issue(code="model.unfinished", where=str(path), message=message, fix=fix))
 
 
-def _unfinished(where: Path, message: str, run: RunFolder) -> AutosegError:
-    fix = f"resume it: autoseg run {run.root}"
-    return AutosegError(Issue(code="model.unfinished", where=str(where), message=message, fix=fix))
+def keep_model(
+    run: RunFolder, description: ModelDescription, keys: Mapping[str, Sequence[str]], summary: Summary | None
+) -> Path | None:
+    """Write the model of a run, with the scores of its cases; returns where the one before is kept, if that was another one.
 
-
-def _outdated(where: Path, message: str, run: RunFolder) -> AutosegError:
-    fix = f"undo edits with autoseg plan {run.root} --replan, or train what changed with autoseg run {run.root} --redo"
-    return AutosegError(Issue(code="model.outdated", where=str(where), message=message, fix=fix))
-
-
-def _describe(run: RunFolder) -> ModelDescription:
-    try:
-        return ModelDescription(
-            origin="autoseg",
-            dataset=load_document(DatasetDescription, run.dataset),
-            plan=load_document(Plan, run.plan),
-            selection=load_document(Selection, run.selection),
-            trainings=load_document(Schedule, run.schedule).trainings,
-        )
-    except ValidationError as error:
-        message = f"its documents are inconsistent: {'; '.join(map(str, issues_of(error)))}"
-        raise _outdated(run.root, message, run) from error
-
-
-def _weight_keys(run: RunFolder, description: ModelDescription) -> dict[str, list[str]]:
-    """What the weights of each network were trained from, by configuration, in the order of the folds."""
-    keys: dict[str, list[str]] = {name: [] for name in description.stages}
-    issues: list[Issue] = []
-    for name in description.stages:
-        for fold in description.selection.folds:
-            try:
-                keys[name].append(read_key(final_weights(run, name, fold)))
-            except AutosegError as error:
-                issues += error.issues
-    if issues:
-        raise AutosegError(*issues)
-    return keys
-
-
-def selection_key(
-    plan: Plan, trainings: Sequence[Training], dataset: DatasetDescription, keys: Mapping[str, Sequence[str]]
-) -> str:
-    """Key of what a selection is made from: the documents about the networks in ``keys``, and what those were trained
-    from, fold by fold.
+    ``keys``: what the weights were trained from, by configuration, in the order of the folds. Raises `AutosegError` where
+    some were trained from something else.
     """
-    used = [training for training in trainings if training.configuration in keys]
-    return key_of(plan, used, dataset.coding, {name: list(of_folds) for name, of_folds in keys.items()})
+    selection = description.selection
+    key = key_of(
+        selection.members, selection.folds, selection.postprocessing, {name: list(keys[name]) for name in keys}
+    )
+    kept = _keep_previous(run, key) if run.model.is_file() else None
+
+    def weights(name: str, fold: int) -> bytes:
+        made_from = keys[name][selection.folds.index(fold)]
+        return pack_weights(read_weights(final_weights(run, name, fold), key=made_from), key=made_from)
+
+    write_bundle(run.model, description, weights, key=key, version=autoseg.__version__, summary=summary)
+    return kept
+
+
+def _keep_previous(run: RunFolder, key: str) -> Path | None:
+    """Copy the model of a run to where the next one does not replace it; None for a damaged one, and for one of that key."""
+    try:
+        files = open_bundle(run.model)
+    except AutosegError:
+        return None
+    if files.key == key:
+        return None
+    selection, selected = files.description.selection, datetime.fromtimestamp(run.model.stat().st_mtime)
+    dice = selection.dice_after_postprocessing
+    score = "" if dice is None else f"_dice{dice:.3f}"
+    kept = run.previous / f"{selected:%Y-%m-%d_%H%M%S}_{'+'.join(selection.members)}{score}.zip"
+    if not kept.exists():
+        with atomic_write(kept) as copy, run.model.open("rb") as model:
+            shutil.copyfileobj(model, copy)
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,20 +191,15 @@ def _new_network(configuration: Configuration, training: Training) -> nn.Module:
     return build_network(with_width(configuration.network, training.base_features), seed=None)
 
 
-def bundle_run(folder: Path, out: Path) -> Path:
-    """Write the model of the finished run in ``folder`` as the bundle ``out``, and return ``out``.
+def bundle_run(model: Path, out: Path) -> Path:
+    """Write the ``model`` of a run, or one that it kept, as the bundle ``out``, and return ``out``.
 
     It has the weights of the chosen configurations and their first stages, the plan, how they were trained, the selection
-    with its postprocessing, channels and labels; nothing of the cases. Raises `AutosegError` for an unfinished run, for
-    weights that do not fit the plan, and if ``out`` exists.
+    with its postprocessing, channels and labels; nothing of the cases. Raises `AutosegError` for an unfinished run and if
+    ``out`` exists.
     """
     check_free(out)
-    files = open_run(folder)
+    files = open_model(model)
     description = files.description.model_copy(update={"dataset": without_cases(files.description.dataset)})
-
-    def weights(name: str, fold: int) -> bytes:
-        open_member_network(files, name, fold)  # raises for weights of another network
-        return final_weights(files.run, name, fold).read_bytes()
-
-    write_bundle(out, description, weights, key=files.key, version=autoseg.__version__)
+    write_bundle(out, description, files.packed_weights, key=files.key, version=autoseg.__version__)
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,9 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
 from autoseg.stages.run import Run, keep_first_settings, require_redo
 from autoseg.stages.work import Work, read_record, reads_as
-from autoseg.storage.atomic import save_document
+from autoseg.storage.atomic import load_or_none, save_document
 from autoseg.storage.cache import Cached, key_of, read_content
-from autoseg.wording import count_noun, grouped
+from autoseg.wording import count_noun, grouped, shorten
 
 BYTE_S = 1e-9
 """Processor time to hash a byte."""
@@ -71,7 +72,13 @@ def _check(run: Run, found: DatasetDescription) -> None:
         checked = found.model_copy(update={"issues": tuple(issues)})
     measured = read_record(run.folder, "fingerprint")
     if measured is not None and measured.inputs["dataset"] != trained_on(checked):
-        require_redo(run, ["the dataset changed since its networks were trained"], code="run.dataset_changed")
+        change = describe_change(load_or_none(DatasetDescription, run.folder.dataset), checked)
+        beside = run.folder.root.with_name(f"{run.folder.root.name}_2")
+        again = shlex.join(
+            map(str, ("autoseg", "run", run.settings.dataset, "--out", beside, "--pretrained", run.folder.root))
+        )
+        instead = f"go on from its weights in a new run ({again})"
+        require_redo(run, [change], code="run.dataset_changed", instead=instead)
     save_document(run.folder.dataset, checked)
     noted = [issue for issue in checked.issues if issue.severity != "error"]
     warnings = [issue for issue in noted if issue.severity == "warning"]
@@ -86,8 +93,27 @@ def _check(run: Run, found: DatasetDescription) -> None:
 
 def trained_on(dataset: DatasetDescription) -> str:
     """Key of all of a dataset that trainings depend on: not its place, its test images or the name of its layout."""
-    cases = [[case.case_id, case.content, case.annotated, case.group, case.parts] for case in dataset.training]
-    return key_of(dataset.channels, dataset.coding, cases)
+    return key_of(dataset.channels, dataset.coding, [_trained_parts(case) for case in dataset.training])
+
+
+def _trained_parts(case: Case) -> list[object]:
+    return [case.case_id, case.content, case.annotated, case.group, case.parts]
+
+
+def describe_change(before: DatasetDescription | None, now: DatasetDescription) -> str:
+    """How the training cases of a dataset changed."""
+    known, found = ({case.case_id: case for case in each.training} if each else {} for each in (before, now))
+    shared = known.keys() & found.keys()
+    parts = {
+        "added": found.keys() - known.keys(),
+        "removed": known.keys() - found.keys(),
+        "changed": {each for each in shared if _trained_parts(known[each]) != _trained_parts(found[each])},
+    }
+    named = [f"{shorten(sorted(names))} {verb}" for verb, names in parts.items() if before is not None and names]
+    if before is not None and (before.channels, before.coding) != (now.channels, now.coding):
+        named.append("channels or classes changed")
+    details = f" ({'; '.join(named)})" if named else ""
+    return f"the dataset changed since its networks were trained{details}"
 
 
 def with_contents(dataset: DatasetDescription, *, cache: Path, num_workers: int) -> DatasetDescription:

@@ -99,3 +99,36 @@ def fold_inputs(settings: Settings, dataset: DatasetDescription) -> dict[str, st
     if not folds_given(settings) and settings.groups is None:
         return {}
     return {"choice of folds": key_of(find_splits(settings, dataset), folds_given(settings))}
+
+
+def always_trained_on(splits: Splits) -> tuple[str, ...]:
+    """Cases that every fold trains on, sorted: a first stage has no unseen predictions of them."""
+    case_ids = sorted({case_id for split in splits.folds for case_id in (*split.train, *split.val)})
+    return tuple(case_id for case_id in case_ids if not folds_without(splits, case_id))
+
+
+def folds_without(splits: Splits, case_id: str) -> tuple[int, ...]:
+    """Folds whose networks did not train on a case: the one that validates it, and with folds from a file perhaps more."""
+    return tuple(k for k, split in enumerate(splits.folds) if case_id not in split.train)
+
+
+def require_unseen(splits: Splits, name: str) -> None:
+    """Raise `AutosegError` where a cascade ``name`` cannot be trained because no fold leaves some case out."""
+    if seen := always_trained_on(splits):
+        raise AutosegError(
+            Issue(
+                code="folds.cascade_needs_unseen",
+                where=name,
+                message="starts from predictions of its first stage for cases that it did not train on, but every fold trains "
+                f"on {', '.join(seen)}",
+                fix="use folds that validate each case once (--folds 2 or more), or train another configuration",
+            )
+        )
+
+
+def require_fold(fold: int, num_folds: int) -> None:
+    """Refuse a fold that is not one of 0 ... ``num_folds`` - 1."""
+    if not 0 <= fold < num_folds:
+        available = "0" if num_folds == 1 else f"0 to {num_folds - 1}"
+        message = f"fold {fold} does not exist (available: {available})"
+        raise AutosegError(Issue(code="folds.no_such_fold", where="--fold", message=message, fix="choose one of these"))

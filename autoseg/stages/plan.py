@@ -13,7 +13,16 @@ from autoseg.stages.run import Run, require_redo, trained_folds
 from autoseg.stages.work import Work, changed_inputs, is_edited, read_record, reads_as, written_document
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
-from planners import Configuration, Edit, Plan, edited_plan, find_edits, plan_dataset
+from planners import (
+    Configuration,
+    Edit,
+    Plan,
+    edited_plan,
+    find_edits,
+    plan_dataset,
+    refuse_bad_assignments,
+    trial_training,
+)
 
 
 def plan(run: Run) -> Generator[Work, None, None]:
@@ -25,7 +34,8 @@ def plan(run: Run) -> Generator[Work, None, None]:
     """
     own = planned(run)
     if is_edited(run, "plan", run.folder.plan, Plan, own):
-        _say_edits(run, find_edits(own, run.plan))
+        changes = "; ".join(map(str, find_edits(own, run.plan))) or "nothing that affects results"
+        run.say(f"plan.json was edited: {changes}; keeping it (--replan discards the edits)")
     else:
         yield Work(
             name="plan",
@@ -37,6 +47,11 @@ def plan(run: Run) -> Generator[Work, None, None]:
             do=partial(_save, run, own),
             keeps_record=True,
         )
+    trainings = [
+        trial_training(each, base_features=each.network.features[0], batch_size=each.batch_size, precision="float32")
+        for each in run.plan.configurations
+    ]
+    refuse_bad_assignments(trainings, changes_of(run.settings, "schedule"))
     _describe(run, run.plan)
 
 
@@ -68,17 +83,18 @@ def trained_by(plan: Plan, name: str) -> str:
     return key_of(plan.configuration(name), shared_inputs(plan))
 
 
+def is_trained_by(run: Run, plan: Plan, name: str, fold: int) -> bool | None:
+    """Whether a fold was trained by this plan; None for one that is not finished."""
+    record = read_record(run.folder, f"train-{name}-fold_{fold}")
+    if record is None:
+        return None
+    planned = {configuration.name for configuration in plan.configurations}
+    return name in planned and record.inputs.get("plan") == trained_by(plan, name)
+
+
 def refuse_other_plan(run: Run, plan: Plan) -> None:
     """Raise `AutosegError` where networks were trained by another plan, unless they may be trained again."""
-    planned = {configuration.name for configuration in plan.configurations}
-    records = {
-        (name, fold): read_record(run.folder, f"train-{name}-fold_{fold}") for name, fold in trained_folds(run.folder)
-    }
-    others = [
-        (name, fold)
-        for (name, fold), record in records.items()
-        if record is not None and (name not in planned or record.inputs.get("plan") != trained_by(plan, name))
-    ]
+    others = [fold for fold in trained_folds(run.folder) if is_trained_by(run, plan, *fold) is False]
     require_redo(run, ["the plan changed"], code="run.plan_changed", folds=others)
 
 
@@ -112,13 +128,6 @@ def device_memory_gb(run: Run) -> float | None:
     import torch
 
     return max(1.0, float(round(torch.cuda.get_device_properties(run.device).total_memory / 1e9)))
-
-
-def _say_edits(run: Run, edits: tuple[Edit, ...]) -> None:
-    changes = "; ".join(map(str, edits))
-    run.say(
-        f"plan.json was edited: {changes or 'nothing that affects results'}; keeping it (--replan discards the edits)"
-    )
 
 
 def _describe(run: Run, plan: Plan) -> None:

@@ -22,14 +22,8 @@ def predict(run: Run) -> Generator[Work, None, None]:
     """Label maps of all test images, in the run's ``predictions`` folder; nothing where the dataset has no test images."""
     dataset = run.dataset
     if dataset.test:
-        yield Work(
-            name="predict",
-            what="prediction of the test images",
-            inputs=dict,
-            outputs=[],
-            do=partial(_predict_test_images, run, dataset),
-            is_recorded=False,
-        )
+        do = partial(_predict_test_images, run, dataset)
+        yield Work(name="predict", what="prediction of the test images", do=do)
 
 
 def _predict_test_images(run: Run, dataset: DatasetDescription) -> None:

@@ -34,8 +34,8 @@ def preprocess(run: Run) -> Generator[Work, None, None]:
 
     plan = run.plan
     preflight(run, plan)
-    chosen = candidates(run, plan)
-    yield preprocessing(run, plan, chosen)
+    do = partial(preprocess_configurations, run, plan, candidates(run, plan))
+    yield Work(name="preprocess", what="preprocessing", do=do)
 
 
 def candidates(run: Run, plan: Plan) -> Sequence[Configuration]:
@@ -46,18 +46,6 @@ def candidates(run: Run, plan: Plan) -> Sequence[Configuration]:
         return by_rule
     wanted = [plan.configuration(name) for name in asked]
     return tuple(dict.fromkeys(stage for each in wanted for stage in plan.chain(each.name)))
-
-
-def preprocessing(run: Run, plan: Plan, chosen: Sequence[Configuration]) -> Work:
-    """The work of preprocessing ``chosen`` configurations; several that read the same data share them."""
-    return Work(
-        name="preprocess",
-        what="preprocessing",
-        inputs=dict,
-        outputs=[],
-        do=partial(preprocess_configurations, run, plan, chosen),
-        is_recorded=False,
-    )
 
 
 def preprocess_configurations(run: Run, plan: Plan, chosen: Sequence[Configuration]) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.issues import Issue
 from autoseg.stages.run import Run
-from planners import Configuration, Plan, Training, input_names, output_names, plan_finetuning
+from planners import Configuration, Plan, Schedule, Training, input_names, output_names, plan_finetuning
 
 if TYPE_CHECKING:
-    from autoseg.inference.model import ModelFiles
+    from autoseg.inference.bundle import ModelFiles
     from autoseg.networks.weights import Interface, Transfer
 
 # Rooms that load torch are imported where they are used: stages before training do without it.
@@ -55,38 +54,41 @@ def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
-    """What a fold needs to start from a pretrained model."""
+def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> None:
+    """Say what users should know about a training that starts from another model."""
+    pretrained = open_pretrained(run)
+    if pretrained is None:
+        return
+    from autoseg.networks.weights import describe_transfer
 
-    files: ModelFiles
-    plan: Plan
-    configuration: Configuration
-    training: Training
-    fold: int
-    seed: int
-    """Of the network's random initialisation, which new parts keep."""
+    about = pretrained.description
+    run.say(f"Fine-tuning a model of {about.dataset.name} with its plan: {', '.join(about.stages)}")
+    for training in schedule.trainings:
+        before, after = (interface(each, each.configuration(training.configuration)) for each in (about.plan, plan))
+        for note in describe_transfer(before, after):
+            run.say(f"  {training.configuration}, {note}")
+    if (overlap := find_overlap(pretrained, dataset)) is not None:
+        run.show(overlap)
 
 
-def fit_weights(start: Start) -> Transfer:
-    """The weights of one pretrained network for a fold of the same configuration.
+def fit_weights(files: ModelFiles, plan: Plan, training: Training, *, fold: int, seed: int) -> Transfer:
+    """The weights of one pretrained network for a fold of the same configuration in ``plan``.
 
-    Folds take the pretrained folds in turn, so that the networks of an ensemble start from different weights.
+    Folds take the pretrained folds in turn, so that the networks of an ensemble start from different weights. New parts keep
+    the random initialisation of ``seed``.
     """
     from autoseg.networks.weights import transfer_weights
     from autoseg.training.fold_spec import make_network
 
-    about = start.files.description
-    name = start.configuration.name
-    fold = about.selection.folds[start.fold % len(about.selection.folds)]
-    fresh = make_network(start.configuration, start.training, seed=start.seed)
+    about, name = files.description, training.configuration
+    configuration, before = plan.configuration(name), about.selection.folds[fold % len(about.selection.folds)]
     return transfer_weights(
-        start.files.weights(name, fold),
-        fresh.state_dict(),
-        network=start.configuration.network,
+        files.weights(name, before),
+        make_network(configuration, training, seed=seed).state_dict(),
+        network=configuration.network,
         before=interface(about.plan, about.plan.configuration(name)),
-        after=interface(start.plan, start.configuration),
-        where=start.files.where(name, fold),
+        after=interface(plan, configuration),
+        where=files.where(name, before),
     )
 
 

@@ -8,28 +8,19 @@ from functools import partial
 from math import ceil
 
 from autoseg.delivery.report import read_report, write_report
-from autoseg.settings import as_arguments, given_settings
+from autoseg.pipeline import RunRecord, write_record
+from autoseg.settings import STAGES, as_arguments, given_settings
 from autoseg.stages.plan import plan_edits
-from autoseg.stages.record import RunRecord, write_record
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
 from planners import Schedule
 
-STAGE_ORDER = ("check", "fingerprint", "plan", "preprocess", "schedule", "train", "validate", "select", "predict")
-
 
 def report(run: Run) -> Generator[Work, None, None]:
     """Write ``report/index.html``."""
-    yield Work(
-        name="report",
-        what="the report",
-        inputs=dict,
-        outputs=[],
-        do=partial(_write, run),
-        is_recorded=False,
-    )
+    yield Work(name="report", what="the report", do=partial(_write, run))
 
 
 def _write(run: Run) -> None:
@@ -84,4 +75,4 @@ def durations(stages_s: Mapping[str, float], schedule: Schedule) -> dict[str, fl
         kind, _, fold = stage.partition("-")
         if not fold or fold in folds:
             total[kind] = total.get(kind, 0.0) + seconds
-    return {kind: total[kind] for kind in sorted(total, key=lambda kind: STAGE_ORDER.index(kind))}
+    return {kind: total[kind] for kind in STAGES if kind in total}

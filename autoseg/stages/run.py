@@ -21,7 +21,7 @@ from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, run_of
 from autoseg.settings import Difference, Settings, differences, make_settings, updated
-from autoseg.storage.atomic import load_document, save_document, write_error
+from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
 from autoseg.tracking.callbacks import Callback, make_callbacks
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
@@ -161,8 +161,9 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
     """The dataset, if ``target`` is one, and the run folder of a call.
 
     A folder with ``settings.json``, or in which a run was started, is a run; anything else is a dataset, whose run is in
-    ``out`` (default ``run``).
+    ``out`` (default ``run``). ``dataset.json`` stands for its folder.
     """
+    target = target and described_folder(target)
     if target is not None and (RunFolder(target).settings.is_file() or RunFolder(target).is_begun):
         if out is not None and out.resolve() != target.resolve():
             issue = Issue(
@@ -174,6 +175,11 @@ def find_run(target: Path | None, out: Path | None) -> tuple[Path | None, Path]:
             raise AutosegError(issue)
         return None, target
     return target, Path("run") if out is None else out
+
+
+def described_folder(path: Path) -> Path:
+    """The folder that a ``dataset.json`` describes; any other path itself."""
+    return path.parent if path.name == "dataset.json" and path.is_file() else path
 
 
 def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], **context: Any) -> Run:
@@ -212,6 +218,9 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
         _refuse_differences(run, differences(stored, settings))
     refuse_contradictions(settings, folder)
     refuse_bad_files(settings)
+    if dataset is not None and not dataset.exists():
+        fix = "pass a folder of labelled volumes, or a run folder"
+        raise AutosegError(Issue(code="dataset.missing", where=str(dataset), message="does not exist", fix=fix))
     if needs_device:
         run = _with_device(run)
         run = replace(run, callbacks=(*run.callbacks, *make_callbacks(settings.track, root)))
@@ -293,10 +302,7 @@ def require_planned(plan: Plan, asked: Sequence[str]) -> None:
 
 def trained_folds(folder: RunFolder) -> list[tuple[str, int]]:
     """Configuration and fold of every scheduled training that was begun; of all that are there, where the schedule is lost."""
-    try:
-        schedule = load_document(Schedule, folder.schedule)
-    except AutosegError:
-        schedule = None
+    schedule = load_or_none(Schedule, folder.schedule)
     files = [path for name in ("final.safetensors", "checkpoint.pt") for path in folder.models.glob(f"*/fold_*/{name}")]
     places = {(path.parent.parent.name, path.parent.name.removeprefix("fold_")) for path in files}
     found = sorted((name, int(fold)) for name, fold in places if fold.isdecimal())
@@ -305,26 +311,30 @@ def trained_folds(folder: RunFolder) -> list[tuple[str, int]]:
 
 
 def require_redo(
-    run: Run, changes: Sequence[str], *, code: str, folds: Sequence[tuple[str, int]] | None = None
+    run: Run,
+    changes: Sequence[str],
+    *,
+    code: str,
+    folds: Sequence[tuple[str, int]] | None = None,
+    instead: str = "choose another run folder with --out",
 ) -> None:
     """Raise `AutosegError` where ``folds`` would be trained again because of ``changes``, unless that is asked for.
 
-    Without ``folds`` it is all that were trained, or begun.
+    Without ``folds`` it is all that were trained, or begun; ``instead``: what else can be done.
     """
+    from autoseg.evaluation.selection import Selection
+
     trained = trained_folds(run.folder) if folds is None else folds
     if run.redo or not trained:
         return
-    records = [run.folder.stage(f"train-{name}-fold_{fold}") for name, fold in trained]
-    seconds = sum(load_document(StageRecord, path).seconds for path in records if path.is_file())
-    cost = f"{count_noun(len(trained), 'trained fold')} would be trained again, which took {format_duration(seconds)} before"
-    raise AutosegError(
-        Issue(
-            code=code,
-            where=str(run.folder.root),
-            message=f"{' and '.join(changes)}: {cost}",
-            fix="train again with --redo, choose another run folder with --out, or undo the change",
-        )
-    )
+    records = [load_or_none(StageRecord, run.folder.stage(f"train-{name}-fold_{fold}")) for name, fold in trained]
+    took = format_duration(sum(record.seconds for record in records if record is not None))
+    message = f"{' and '.join(changes)}: {count_noun(len(trained), 'trained fold')} would be trained again, which took {took} before"
+    selection = load_or_none(Selection, run.folder.selection)
+    if selection is not None and selection.dice_after_postprocessing is not None:
+        message += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} in cross-validation"
+    fix = f"train again with --redo (the present model is kept), {instead}, or undo the change"
+    raise AutosegError(Issue(code=code, where=str(run.folder.root), message=message, fix=fix))
 
 
 def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
@@ -425,6 +435,15 @@ def require_place_for_scores(path: Path) -> None:
     except AutosegError as error:
         message = "exists and was not written by autoseg evaluate, so it is not replaced"
         raise AutosegError(Issue(code="scores.not_free", where=str(path), message=message, fix=fix)) from error
+
+
+def require_place_for_predictions(folder: Path) -> None:
+    """Raise `AutosegError` where predictions may not be put into ``folder``: it is a run, or one of a run's own folders."""
+    whole = folder.resolve()
+    run = RunFolder(whole) if RunFolder(whole).is_begun else run_of(whole / "image")
+    if run is not None:
+        message, fix = f"belongs to the run in {run.root}", "choose another output folder"
+        raise AutosegError(Issue(code="predict.into_a_run", where=str(folder), message=message, fix=fix))
 
 
 def start_log(folder: RunFolder) -> None:

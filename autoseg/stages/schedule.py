@@ -12,11 +12,20 @@ from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import changes_of
 from autoseg.stages.check import trained_on
-from autoseg.stages.folds import find_splits, fold_inputs, folds_given, refuse_bad_folds, save_splits
-from autoseg.stages.plan import refuse_other_plan
+from autoseg.stages.folds import (
+    always_trained_on,
+    find_splits,
+    fold_inputs,
+    folds_given,
+    refuse_bad_folds,
+    require_fold,
+    require_unseen,
+    save_splits,
+)
+from autoseg.stages.plan import is_trained_by, refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
-from autoseg.stages.pretrained import find_overlap, interface, open_pretrained
-from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_planned, require_redo, trained_folds
+from autoseg.stages.pretrained import describe_start, open_pretrained
+from autoseg.stages.run import GIVE_ANOTHER, Run, require_planned, require_redo, trained_folds
 from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, reads_as, written_document
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.storage.cache import key_of
@@ -26,7 +35,6 @@ from autoseg.wording import count_noun
 from planners import (
     Conditions,
     Edit,
-    Measurement,
     Plan,
     Schedule,
     Training,
@@ -35,13 +43,11 @@ from planners import (
     extend_schedule,
     find_edits,
     plan_schedule,
-    refuse_bad_assignments,
-    trial_training,
     warn_of_short_budget,
 )
 
 if TYPE_CHECKING:
-    from autoseg.inference.model import ModelFiles
+    from autoseg.inference.bundle import ModelFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +77,13 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     numbers of threads, too.
     """
     dataset, plan, given = run.dataset, run.plan, read_given(run)
-    followed = read_schedule(run)
-    if followed is not None and is_edited(run, "schedule", run.folder.schedule, Schedule):
-        _follow_edited(run, dataset, plan, followed)
+    edited = edited_by_user(run)
+    if edited is not None:
+        splits = fitting_splits(run, dataset, plan, edited, where=str(run.folder.schedule))
+        if not _belong_together(run) or run.splits != splits:
+            save_splits(run, dataset, splits)
+        changes = "; ".join(map(str, schedule_edits(run))) or "nothing that decides"
+        run.say(f"schedule.json was edited: {changes}; keeping it (--replan discards the edits)")
     else:
         yield Work(
             name="schedule",
@@ -81,7 +91,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
             inputs=partial(_inputs, run, dataset, plan, given),
             outputs=[run.folder.schedule, run.folder.splits],
             edited={run.folder.schedule: Schedule},
-            is_whole=lambda _: _read_both(run) is not None,
+            is_whole=lambda _: _belong_together(run),
             do=partial(_make, run, dataset, plan, given),
             keeps_record=True,
         )
@@ -94,36 +104,32 @@ def schedule(run: Run) -> Generator[Work, None, None]:
         before = current.trainings
         current = add_training(run, dataset, plan, run.configuration)
         announce_trainings(run, current, current.trainings[len(before) :])
-    _say_differences(run, current)
+    if (made_for := current.conditions.num_threads) != run.num_threads:
+        run.say(
+            f"The schedule was made for {count_noun(made_for, 'thread')}, this call has {run.num_threads}: results may "
+            "differ in the last digits"
+        )
     preprocessed = {configuration.data for configuration in candidates(run, plan)}
-    others = [plan.configuration(name) for name in names_of(current)]
-    if missing := [configuration for configuration in others if configuration.data not in preprocessed]:
+    scheduled = [plan.configuration(name) for name in names_of(current)]
+    if missing := [configuration for configuration in scheduled if configuration.data not in preprocessed]:
         preprocess_configurations(run, plan, missing)  # scheduled for another machine, or asked for
-    if run.settings.pretrained is not None:
-        for line in describe_start(run, dataset, plan, current):
-            run.say(line)
+    describe_start(run, dataset, plan, current)
 
 
 def preflight(run: Run, plan: Plan) -> None:
     """Refuse folds, files and configurations that no schedule could follow, before anything is preprocessed."""
     dataset, settings = run.dataset, run.settings
     require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
-    given, followed = read_given(run), read_schedule(run)
-    planned = [
-        trial_training(each, base_features=each.network.features[0], batch_size=each.batch_size, precision="float32")
-        for each in plan.configurations
-    ]
-    refuse_bad_assignments(planned, changes_of(settings, "schedule"))
+    given, edited = read_given(run), edited_by_user(run)
     refuse_other_plan(run, plan)
     refuse_bad_folds(settings, dataset)
-    if followed is not None and is_edited(run, "schedule", run.folder.schedule, Schedule):
-        fitting_splits(run, dataset, plan, followed, where=str(run.folder.schedule))
+    if edited is not None:
+        fitting_splits(run, dataset, plan, edited, where=str(run.folder.schedule))
     elif given is not None:
         fitting_splits(run, dataset, plan, given, where=str(settings.schedule))
     if run.fold is not None:
-        known = given or followed
-        splits = find_splits(settings, dataset, None if known is None else known.num_folds)
-        require_fold(run.fold, len(splits.folds))
+        known = given or read_schedule(run)
+        require_fold(run.fold, len(find_splits(settings, dataset, None if known is None else known.num_folds).folds))
 
 
 def names_of(schedule: Schedule) -> list[str]:
@@ -158,20 +164,43 @@ def read_schedule(run: Run) -> Schedule | None:
     return load_document(Schedule, path, fix=CORRECT)
 
 
-def _read_both(run: Run) -> tuple[Schedule, Splits] | None:
-    """Schedule and folds of the run; None where they cannot be read or do not belong together."""
+def edited_by_user(run: Run) -> Schedule | None:
+    """The run's ``schedule.json`` where the user edited it."""
+    found = read_schedule(run)
+    return found if found is not None and is_edited(run, "schedule", run.folder.schedule, Schedule) else None
+
+
+def written_schedule(run: Run) -> Schedule | None:
+    """``schedule.json`` as this stage wrote it, whatever happened to it since; None if unknown."""
+    return written_document(run.folder, "schedule", run.folder.schedule, Schedule)
+
+
+def schedule_edits(run: Run) -> tuple[Edit, ...]:
+    """What the user changed in ``schedule.json``, next to the values that were written."""
+    written = written_schedule(run)
+    return () if written is None else find_edits(written, run.schedule)
+
+
+def _belong_together(run: Run) -> bool:
+    """Whether schedule and folds of the run can be read, and are of each other."""
     try:
-        schedule, splits = run.schedule, run.splits
+        return len(run.splits.folds) == run.schedule.num_folds
     except AutosegError:
-        return None  # `read_schedule` reports a schedule that cannot be read
-    return (schedule, splits) if len(splits.folds) == schedule.num_folds else None
+        return False  # `read_schedule` reports a schedule that cannot be read
 
 
 def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> dict[str, str]:
-    settings, path = run.settings, run.folder.schedule
-    common = {"dataset": trained_on(dataset), **fold_inputs(settings, dataset)}
+    settings = run.settings
+    common = {
+        "dataset": trained_on(dataset),
+        **fold_inputs(settings, dataset),
+        "plan": _plan_key(plan, given or read_schedule(run) or written_schedule(run)),
+    }
+    record, folds = read_record(run.folder, "schedule"), trained_folds(run.folder)
+    if record is not None and folds and all(is_trained_by(run, plan, *fold) for fold in folds):
+        common["plan"] = record.inputs["plan"]  # other configurations no longer matter
     if given is not None:
-        return {**common, "schedule file (--schedule)": key_of(given), "plan": _plan_key(plan, given)}
+        return {**common, "schedule file (--schedule)": key_of(given)}
     chosen = {
         "configurations (--configurations)": settings.configurations or None,
         "mirroring (--no-mirroring)": None if settings.mirroring else False,
@@ -179,7 +208,6 @@ def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule |
     }
     return {
         **common,
-        "plan": _plan_key(plan, read_schedule(run) or written_document(run.folder, "schedule", path, Schedule)),
         "budget": key_of(settings.budget),
         "seed": key_of(settings.seed),
         **{name: key_of(value) for name, value in chosen.items() if value is not None},
@@ -187,7 +215,7 @@ def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule |
 
 
 def _plan_key(plan: Plan, schedule: Schedule | None) -> str:
-    """Key of the configurations that a schedule trains or measured: others do not matter to it."""
+    """Key of the configurations that a schedule trains or was chosen from."""
     if schedule is None:
         return key_of(plan)
     known = {m.configuration for m in schedule.conditions.measurements} | set(names_of(schedule))
@@ -195,17 +223,13 @@ def _plan_key(plan: Plan, schedule: Schedule | None) -> str:
 
 
 def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> None:
-    made, record = read_schedule(run), read_record(run.folder, "schedule")
+    """Put back the schedule that was made from the same before; else make one, which trains everything again."""
     changed = changed_inputs(run.folder, "schedule", _inputs(run, dataset, plan, given))
-    if made is not None and not changed and _is_own(run, made, record):  # only its folds or its record were lost
-        save_splits(run, dataset, find_splits(run.settings, dataset, made.num_folds))
+    if not changed and (known := _known_schedule(run)) is not None:
+        save_splits(run, dataset, find_splits(run.settings, dataset, known.num_folds))
+        save_document(run.folder.schedule, known)
         return
-    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
-    if run.replan and not changed and written is not None:  # the edits are discarded: nothing to train again
-        save_splits(run, dataset, find_splits(run.settings, dataset, written.num_folds))
-        save_document(run.folder.schedule, written)
-        return
-    if changed or made is not None or given is None:  # a file that was given is just copied again
+    if changed or given is None:  # a file is just copied again
         reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
         require_redo(run, reasons, code="run.schedule_changed")
     if given is not None:
@@ -223,12 +247,11 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     announce(run, plan, schedule, is_given=given is not None)
 
 
-def _is_own(run: Run, made: Schedule, record: StageRecord | None) -> bool:
-    """Whether ``schedule.json`` is what this stage wrote; without a record it counts as that once networks were trained by it."""
-    if record is None:
-        return bool(trained_folds(run.folder)) and not (run.redo or run.replan)
-    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
-    return written is not None and key_of(written) == key_of(made)
+def _known_schedule(run: Run) -> Schedule | None:
+    """The schedule as it was written; without a record of that, the one that is there, once networks were trained by it."""
+    if read_record(run.folder, "schedule") is not None:
+        return written_schedule(run)
+    return read_schedule(run) if trained_folds(run.folder) and not (run.redo or run.replan) else None
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
@@ -261,65 +284,42 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         elapsed_s=run.elapsed_s,
     )
     for training in plan_schedule(plan, conditions).trainings:
-        refined = try_compiling(bench, refine(bench, conditions.measurements, training), training, conditions.num_folds)
-        conditions = conditions.model_copy(update={"measurements": refined, "elapsed_s": run.elapsed_s})
+        planned_from, measured = (training.configuration, training.base_features), conditions.measurements
+        mine = next(each for each in measured if (each.configuration, each.base_features) == planned_from)
+        refined = try_compiling(bench, refine(bench, mine, training), training, conditions.num_folds)
+        measurements = tuple(refined if each is mine else each for each in measured)
+        conditions = conditions.model_copy(update={"measurements": measurements, "elapsed_s": run.elapsed_s})
     return with_changes(run, plan_schedule(plan, conditions))
-
-
-def always_trained_on(splits: Splits) -> tuple[str, ...]:
-    """Cases that every fold trains on, sorted: a first stage has no unseen predictions of them."""
-    case_ids = sorted({case_id for split in splits.folds for case_id in (*split.train, *split.val)})
-    return tuple(case_id for case_id in case_ids if not folds_without(splits, case_id))
-
-
-def folds_without(splits: Splits, case_id: str) -> tuple[int, ...]:
-    """Folds whose networks did not train on a case: the one that validates it, and with folds from a file perhaps more."""
-    return tuple(k for k, split in enumerate(splits.folds) if case_id not in split.train)
-
-
-def require_unseen(splits: Splits, name: str) -> None:
-    """Raise `AutosegError` where a cascade ``name`` cannot be trained because no fold leaves some case out."""
-    seen = always_trained_on(splits)
-    if seen:
-        raise AutosegError(
-            Issue(
-                code="folds.cascade_needs_unseen",
-                where=name,
-                message="starts from predictions of its first stage for cases that it did not train on, but every fold trains "
-                f"on {', '.join(seen)}",
-                fix="use folds that validate each case once (--folds 2 or more), or train another configuration",
-            )
-        )
-
-
-def require_fold(fold: int, num_folds: int) -> None:
-    """Refuse a fold that is not one of 0 ... ``num_folds`` - 1."""
-    if not 0 <= fold < num_folds:
-        available = "0" if num_folds == 1 else f"0 to {num_folds - 1}"
-        message = f"fold {fold} does not exist (available: {available})"
-        raise AutosegError(Issue(code="folds.no_such_fold", where="--fold", message=message, fix="choose one of these"))
 
 
 def fitting_splits(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule, *, where: str) -> Splits:
     """The folds of a schedule that was not made for this very run. Raises `AutosegError` where it does not fit them or the plan."""
-    require_fitting(run, plan, schedule, where=where)
-    splits = find_splits(run.settings, dataset, schedule.num_folds)
-    if len(splits.folds) != schedule.num_folds:
+    _require_fitting(run, plan, schedule, where=where)
+    settings = run.settings
+    splits = find_splits(settings, dataset, schedule.num_folds)
+    if (count := len(splits.folds)) != schedule.num_folds:
+        asked = {
+            "--splits": settings.splits is not None,
+            "--leave-one-group-out": settings.leave_one_group_out,
+            "--folds": settings.folds == count,
+        }
+        option = next((name for name, given in asked.items() if given), None)
+        gives = f"{len(dataset.training)} cases give" if option is None else f"{option} gives"
         raise AutosegError(
             Issue(
                 code="schedule.other_folds",
                 where=where,
-                message=f"trains {count_noun(schedule.num_folds, 'fold')}, but {_describe_folds(run, dataset, splits)}",
-                fix=f"use a schedule with {count_noun(len(splits.folds), 'fold')}, or other folds",
+                message=f"trains {count_noun(schedule.num_folds, 'fold')}, but {gives} {count}",
+                fix=f"use a schedule with {count_noun(count, 'fold')}, or other folds",
             )
         )
-    for training in schedule.trainings:
-        if plan.configuration(training.configuration).previous_stage is not None:
-            require_unseen(splits, training.configuration)
+    for name in names_of(schedule):
+        if plan.configuration(name).previous_stage is not None:
+            require_unseen(splits, name)
     return splits
 
 
-def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> None:
+def _require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> None:
     """Refuse a schedule that trains other networks than those of the plan, or a stage without the one before it."""
     planned, scheduled = [configuration.name for configuration in plan.configurations], names_of(schedule)
     issues = [
@@ -332,13 +332,12 @@ def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> 
         for name in scheduled
         if name not in planned
     ]
-    for name in [each for each in scheduled if each in planned]:
-        missing = [stage.name for stage in plan.chain(name) if stage.name not in scheduled]
-        if missing:
+    for name in scheduled:
+        before = plan.chain(name) if name in planned else ()
+        if missing := [stage.name for stage in before if stage.name not in scheduled]:
             message = f"trains {name} without {', '.join(missing)}, from whose predictions it starts"
-            issues.append(
-                Issue(code="schedule.missing_stage", where=where, message=message, fix="train both, or neither")
-            )
+            fix = "train both, or neither"
+            issues.append(Issue(code="schedule.missing_stage", where=where, message=message, fix=fix))
     if run.settings.pretrained is not None and not issues:
         for training in schedule.trainings:
             own = plan.configuration(training.configuration).network.features[0]
@@ -348,33 +347,6 @@ def require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> 
                 issues.append(Issue(code="schedule.other_width", where=where, message=message, fix=fix))
     if issues:
         raise AutosegError(*issues)
-
-
-def _describe_folds(run: Run, dataset: DatasetDescription, splits: Splits) -> str:
-    count, settings = len(splits.folds), run.settings
-    asked = {
-        "--splits": settings.splits is not None,
-        "--leave-one-group-out": settings.leave_one_group_out,
-        "--folds": settings.folds == count,
-    }
-    option = next((name for name, given in asked.items() if given), None)
-    return f"{len(dataset.training)} cases give {count}" if option is None else f"{option} gives {count}"
-
-
-def _follow_edited(run: Run, dataset: DatasetDescription, plan: Plan, edited: Schedule) -> None:
-    where = str(run.folder.schedule)
-    splits = fitting_splits(run, dataset, plan, edited, where=where)
-    both = _read_both(run)
-    if both is None or both[1] != splits:
-        save_splits(run, dataset, splits)
-    changes = "; ".join(map(str, schedule_edits(run)))
-    run.say(f"schedule.json was edited: {changes or 'nothing that decides'}; keeping it (--replan discards the edits)")
-
-
-def schedule_edits(run: Run) -> tuple[Edit, ...]:
-    """What the user changed in ``schedule.json``, next to the values that were written."""
-    written = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
-    return () if written is None else find_edits(written, run.schedule)
 
 
 def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -> Schedule:
@@ -390,11 +362,9 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         if name in scheduled:  # another process was faster
             return schedule
         if run.settings.schedule is not None:
+            where, fix = str(run.settings.schedule), "choose one of these, or use another schedule"
             message = f"does not train {name}; it trains {', '.join(scheduled)}"
-            fix = "choose one of these, or use another schedule"
-            raise AutosegError(
-                Issue(code="schedule.not_trained", where=str(run.settings.schedule), message=message, fix=fix)
-            )
+            raise AutosegError(Issue(code="schedule.not_trained", where=where, message=message, fix=fix))
         chain = plan.chain(name)
         if len(chain) > 1:
             require_unseen(splits, name)
@@ -408,46 +378,25 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
             num_folds=schedule.num_folds,
             precision=schedule.trainings[0].precision,
         )
-        made = written_document(run.folder, "schedule", run.folder.schedule, Schedule)
         elapsed_s = run.elapsed_s
-        schedule = _extended(run, plan, schedule, name, measurements, elapsed_s=elapsed_s)
-        record = read_record(run.folder, "schedule")
-        save_document(run.folder.schedule, schedule)
+
+        def extended(before: Schedule) -> Schedule:
+            """With the training in it; what the user set holds for it, too."""
+            longer = with_changes(run, extend_schedule(plan, before, name, measurements, elapsed_s=elapsed_s))
+            added = longer.trainings[len(before.trainings) :]
+            return longer.model_copy(update={"trainings": (*before.trainings, *added)})
+
+        record, written = read_record(run.folder, "schedule"), written_schedule(run)
+        longer = extended(schedule)
+        save_document(run.folder.schedule, longer)
         if record is not None:  # what autoseg adds is not an edit by the user, whose own edits stay edits
-            own = schedule
-            if made is not None and names_of(made) == scheduled:
-                own = _extended(run, plan, made, name, measurements, elapsed_s=elapsed_s)
-            inputs = {**record.inputs, **({"plan": _plan_key(plan, schedule)} if "plan" in record.inputs else {})}
-            documents = {**record.documents, run.folder.schedule.name: own.model_dump(mode="json")}
-            save_document(
-                run.folder.stage("schedule"), record.model_copy(update={"inputs": inputs, "documents": documents})
-            )
-    return schedule
-
-
-def _extended(
-    run: Run, plan: Plan, schedule: Schedule, name: str, measurements: Sequence[Measurement], *, elapsed_s: float
-) -> Schedule:
-    """The schedule with the configuration ``name``; what the user set holds for what is added, too."""
-    before = schedule.trainings
-    longer = with_changes(run, extend_schedule(plan, schedule, name, measurements, elapsed_s=elapsed_s))
-    return longer.model_copy(update={"trainings": (*before, *longer.trainings[len(before) :])})
-
-
-def describe_start(run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule) -> list[str]:
-    """What the user should know about a training that starts from another model."""
-    from autoseg.networks.weights import describe_transfer
-
-    pretrained = open_pretrained(run)
-    if pretrained is None:
-        return []
-    about = pretrained.description
-    lines = [f"Fine-tuning a model of {about.dataset.name} with its plan: {', '.join(about.stages)}"]
-    for training in schedule.trainings:
-        before, after = (interface(each, each.configuration(training.configuration)) for each in (about.plan, plan))
-        lines += [f"  {training.configuration}, {note}" for note in describe_transfer(before, after)]
-    overlap = find_overlap(pretrained, dataset)
-    return [*lines, *([] if overlap is None else [f"Warning: {overlap}"])]
+            own = extended(written) if written is not None and names_of(written) == scheduled else longer
+            update = {
+                "inputs": {**record.inputs, "plan": _plan_key(plan, longer)},
+                "documents": {**record.documents, run.folder.schedule.name: own.model_dump(mode="json")},
+            }
+            save_document(run.folder.stage("schedule"), record.model_copy(update=update))
+    return longer
 
 
 def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False) -> None:
@@ -480,14 +429,4 @@ def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Trainin
         run.say(
             f"Schedule: {count_noun(schedule.num_folds, 'fold')} x {training.configuration} ({training.base_features} features, "
             f"batch {training.batch_size}, {training.precision}{compiled}), {training.num_steps} steps each"
-        )
-
-
-def _say_differences(run: Run, schedule: Schedule) -> None:
-    """Say if results may differ from those on the machine that made the schedule."""
-    made_for = schedule.conditions.num_threads
-    if made_for != run.num_threads:
-        run.say(
-            f"The schedule was made for {count_noun(made_for, 'thread')}, this call has {run.num_threads}: results may differ in "
-            "the last digits"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.data.dataset import DatasetDescription
 from autoseg.data.labels import to_file_values, to_internal
 from autoseg.data.splits import find_leaks
 from autoseg.evaluation.postprocessing import (
@@ -30,8 +32,8 @@ from autoseg.evaluation.selection import (
 from autoseg.evaluation.table import Summary, read_summary, write_summary
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header, read_label_map
-from autoseg.inference.bundle import stages_of
-from autoseg.inference.model import selection_key
+from autoseg.inference.bundle import ModelDescription
+from autoseg.inference.model import keep_model, open_model
 from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import (
     Job,
@@ -48,30 +50,33 @@ from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import all_keys, stage_keys
 from autoseg.stages.work import Work, is_filled
-from autoseg.storage.atomic import load_document, save_document
+from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
 
 Labelled = NDArray[np.integer]
+DiceByCase = dict[str, dict[str, float | None]]
+"""By case id and class name."""
 
 
 def select(run: Run) -> Generator[Work, None, None]:
-    """Choose the best configuration or pair and its postprocessing; predict all training cases with it."""
+    """Choose the best configuration or pair and its postprocessing; predict all training cases with it; keep it as the model."""
     prepared = read_prepared(run)
+    names = [training.configuration for training in prepared.schedule.trainings]
+    singles = {name: _dice_of_folds(run, prepared, name) for name in names}
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
-    scores = [single_scores(run, prepared, training.configuration) for training in prepared.schedule.trainings]
-    inputs = {"models": key_of(sorted(all_keys(run, prepared).items())), "validation": key_of(scores)}
-    outputs = [run.folder.selection]
+    inputs = {"models": key_of(sorted(all_keys(run, prepared).items())), "validation": key_of(list(singles.values()))}
+    outputs = [run.folder.selection, run.folder.model]
     if prepared.splits.cross_validated:
         folder = run.folder.cross_validation
-        predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in validated_cases(prepared)]
+        predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in prepared.splits.validated]
         outputs += [folder / "summary.json", *predictions]
     yield Work(
         name="select",
         what="the selection",
         inputs=lambda: inputs,
         outputs=outputs,
-        is_whole=lambda path: is_filled(path) and (path != run.folder.selection or selection_fits(run, prepared)),
-        do=partial(choose, run, prepared),
+        is_whole=lambda path: is_filled(path) and (path != run.folder.model or _has_model(run)),
+        do=partial(_choose, run, prepared, singles),
     )
     selection = run.selection
     run.say(f"Selected {selection.name}: {selection.reason}")
@@ -87,37 +92,38 @@ def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:
     return (*([] if overlap is None else [overlap]), *leaks)
 
 
-def selection_fits(run: Run, prepared: Prepared) -> bool:
-    """Whether ``selection.json`` can be read and belongs to the plan, the schedule and the weights of the run."""
+def _has_model(run: Run) -> bool:
+    """Whether the run's model can be read and is the one of its selection."""
     try:
-        selection = load_document(Selection, run.folder.selection)
+        return key_of(open_model(run.folder.model).description.selection) == key_of(run.selection)
     except AutosegError:
         return False
-    return selection.made_from == made_from(run, prepared, selection.members)
 
 
-def made_from(run: Run, prepared: Prepared, members: tuple[str, ...]) -> str:
-    """Hash of all that a selection of ``members`` is made from."""
-    stages = stages_of(prepared.plan, members)
-    keys = {name: stage_keys(run, prepared, name) for name in stages}
-    return selection_key(prepared.plan, prepared.schedule.trainings, prepared.dataset, keys)
+def _dice_of_folds(run: Run, prepared: Prepared, name: str) -> DiceByCase:
+    """Dice of one configuration, from the summaries of its folds."""
+    scores: DiceByCase = {}
+    for fold, split in enumerate(prepared.splits.folds):
+        if split.val:
+            scores |= read_summary(run.folder.validation(name, fold) / "summary.json").dice_by_case()
+    return scores
 
 
-def choose(run: Run, prepared: Prepared) -> None:
-    """Write ``selection.json`` and the cross-validated predictions."""
-    names = [training.configuration for training in prepared.schedule.trainings]
-    scores: dict[str, dict[str, dict[str, float | None]]] = {name: single_scores(run, prepared, name) for name in names}
+def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> None:
+    """Write the model, ``selection.json`` and the cross-validated predictions."""
+    scores = dict(singles)
     if prepared.splits.cross_validated:
-        for pair in combinations(names, 2):
-            scores[candidate_name(pair)] = pair_scores(run, prepared, pair)
+        for pair in combinations(singles, 2):
+            folder = run.folder.models / "ensembles" / "__".join(pair)
+            scores[candidate_name(pair)] = _Candidate(run, prepared, pair).write_and_score(folder).dice_by_case()
     choice = select_candidate(scores, scored_as="held-out" if prepared.splits.is_hold_out else "cross-validated")
+    candidate, summary = _Candidate(run, prepared, choice.members), None
     steps: tuple[KeepLargestComponent, ...] = ()
     trials: tuple[PostprocessingTrial, ...] = ()
     if choice.cross_validated:
-        cases = postprocessing_cases(run, prepared, choice.members)
-        steps, trials = decide_postprocessing(
-            cases, prepared.plan.labels, num_workers=1, keep_in=run.folder.cache("select")
-        )
+        cases, cache = candidate.postprocessing_cases(), run.folder.cache("select")
+        steps, trials = decide_postprocessing(cases, prepared.plan.labels, num_workers=1, keep_in=cache)
+        summary = candidate.write_and_score(run.folder.cross_validation, steps)
     selection = Selection(
         members=choice.members,
         folds=tuple(range(prepared.schedule.num_folds)),
@@ -126,128 +132,90 @@ def choose(run: Run, prepared: Prepared) -> None:
         reason=choice.reason,
         candidates=choice.candidates,
         dice_before_postprocessing=choice.mean_dice,
-        dice_after_postprocessing=choice.mean_dice,
+        dice_after_postprocessing=choice.mean_dice if summary is None else summary.mean_dice,
         postprocessing_trials=trials,
-        made_from=made_from(run, prepared, choice.members),
     )
-    if choice.cross_validated:
-        summary = write_and_score(run, prepared, choice.members, steps, run.folder.cross_validation)
-        selection = selection.model_copy(update={"dice_after_postprocessing": summary.mean_dice})
+    model = ModelDescription(
+        origin="autoseg",
+        dataset=prepared.dataset,
+        plan=prepared.plan,
+        selection=selection,
+        trainings=prepared.schedule.trainings,
+    )
+    kept = keep_model(run.folder, model, {name: stage_keys(run, prepared, name) for name in model.stages}, summary)
     save_document(run.folder.selection, selection)
+    if kept is not None:
+        run.say(f"Kept the previous model as {kept}")
 
 
-def single_scores(run: Run, prepared: Prepared, name: str) -> dict[str, dict[str, float | None]]:
-    """Dice by case and class of one configuration, from the summaries of its folds."""
-    scores: dict[str, dict[str, float | None]] = {}
-    for fold, split in enumerate(prepared.splits.folds):
-        if split.val:
-            scores |= read_summary(run.folder.validation(name, fold) / "summary.json").dice_by_case()
-    return scores
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A configuration, or a pair whose probabilities are averaged, with what its folds predicted of their validation cases."""
+
+    run: Run
+    prepared: Prepared
+    members: tuple[str, ...]
+
+    def write_and_score(self, folder: Path, steps: Sequence[KeepLargestComponent] = ()) -> Summary:
+        """Predictions of all validated cases after postprocessing, in ``folder``, and their summary."""
+        run, dataset, case_ids = self.run, self.prepared.dataset, self.prepared.splits.validated
+        made_from = key_of(self.members, steps)
+        sink = PredictionFolder(folder=folder, dataset=dataset, made_from=made_from, say=run.say, is_own=True)
+        jobs = [
+            Job(case_id=case_id, predict=partial(self._predict, steps, case_id), inputs=self._files(case_id))
+            for case_id in case_ids
+        ]
+        sink.begin(jobs)
+        with run.reporter.track(f"Scoring {candidate_name(self.members)}", 2 * len(jobs)) as tracker:
+            complete_jobs(jobs, sink.complete, tracker)
+            paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
+            cache = run.folder.cache("select")
+            summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=cache)
+        write_summary(folder / "summary.json", summary)
+        return summary
+
+    def postprocessing_cases(self) -> list[PostprocessingCase]:
+        """Loaders of every validated case's prediction and reference."""
+        dataset = self.prepared.dataset
+        return [
+            PostprocessingCase(
+                case_id=case_id,
+                load_prediction=partial(self._load, case_id),
+                load_reference=partial(_load_reference, dataset, case_id),
+                files=(*self._files(case_id), *map(Path, labelled_case(dataset, case_id).label_files)),
+            )
+            for case_id in self.prepared.splits.validated
+        ]
+
+    def _predict(self, steps: Sequence[KeepLargestComponent], case_id: str) -> Prediction:
+        dataset = self.prepared.dataset
+        labels = apply_postprocessing(self._load(case_id), steps, self.prepared.plan.labels)
+        geometry = read_header(self._files(case_id)[0]).geometry
+        return Prediction(labels=to_file_values(labels, dataset.file_values), probabilities=None, geometry=geometry)
+
+    def _load(self, case_id: str) -> Labelled:
+        """Validated label map (Z, Y, X), internal values."""
+        if len(self.members) == 1:
+            label_map = read_label_map(self._files(case_id)[0])
+            return to_internal(label_map.array, self.prepared.dataset.file_values)
+        folders = self._folders(case_id)
+        probabilities = mean_probabilities(load_probabilities(folder, case_id) for folder in folders)
+        return labels_from_probabilities(probabilities, self.prepared.plan.labels)
+
+    def _files(self, case_id: str) -> tuple[Path, ...]:
+        """The label map of each member, then, of a pair, the probabilities."""
+        folders = self._folders(case_id)
+        label_maps = [prediction_path(folder, case_id, self.prepared.dataset) for folder in folders]
+        return (*label_maps, *(probabilities_path(folder, case_id) for folder in folders if len(folders) > 1))
+
+    def _folders(self, case_id: str) -> list[Path]:
+        """Where each member's validation of the case is."""
+        fold = next(k for k, split in enumerate(self.prepared.splits.folds) if case_id in split.val)
+        return [self.run.folder.validation(name, fold) for name in self.members]
 
 
-def pair_scores(run: Run, prepared: Prepared, pair: tuple[str, ...]) -> dict[str, dict[str, float | None]]:
-    """Dice by case and class of two configurations whose probabilities are averaged."""
-    folder = run.folder.models / "ensembles" / "__".join(pair)
-    return write_and_score(run, prepared, pair, (), folder).dice_by_case()
-
-
-def postprocessing_cases(run: Run, prepared: Prepared, members: tuple[str, ...]) -> list[PostprocessingCase]:
-    """Loaders of every validated case's prediction and reference."""
-    return [
-        PostprocessingCase(
-            case_id=case_id,
-            load_prediction=partial(load_prediction, run, prepared, members, case_id),
-            load_reference=partial(load_reference, prepared, case_id),
-            files=files_read(run, prepared, members, case_id),
-        )
-        for case_id in validated_cases(prepared)
-    ]
-
-
-def predicted_files(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
-    """What `load_prediction` reads."""
-    fold = fold_of(prepared, case_id)
-    predicted = [member_prediction(run, prepared, name, case_id) for name in members]
-    probabilities = [
-        probabilities_path(run.folder.validation(name, fold), case_id) for name in members if len(members) > 1
-    ]
-    return (*predicted, *probabilities)
-
-
-def files_read(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> tuple[Path, ...]:
-    """What `load_prediction` and `load_reference` read."""
-    references = map(Path, labelled_case(prepared.dataset, case_id).label_files)
-    return (*predicted_files(run, prepared, members, case_id), *references)
-
-
-def write_and_score(
-    run: Run,
-    prepared: Prepared,
-    members: tuple[str, ...],
-    steps: Sequence[KeepLargestComponent],
-    folder: Path,
-) -> Summary:
-    """Predictions of a candidate with postprocessing for all validated cases, in ``folder``, and their summary."""
-    dataset, case_ids = prepared.dataset, validated_cases(prepared)
-    sink = PredictionFolder(folder=folder, dataset=dataset, made_from=key_of(members, steps), say=run.say, is_own=True)
-    jobs = [
-        Job(
-            case_id=case_id,
-            predict=partial(ensemble_prediction, run, prepared, members, steps, case_id),
-            inputs=predicted_files(run, prepared, members, case_id),
-        )
-        for case_id in case_ids
-    ]
-    sink.begin(jobs)
-    with run.reporter.track(f"Scoring {candidate_name(members)}", 2 * len(jobs)) as tracker:
-        complete_jobs(jobs, sink.complete, tracker)
-        paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
-        summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=run.folder.cache("select"))
-    write_summary(folder / "summary.json", summary)
-    return summary
-
-
-def ensemble_prediction(
-    run: Run, prepared: Prepared, members: tuple[str, ...], steps: Sequence[KeepLargestComponent], case_id: str
-) -> Prediction:
-    """The label map of a validated case after postprocessing."""
-    labels = load_prediction(run, prepared, members, case_id)
-    labels = apply_postprocessing(labels, steps, prepared.plan.labels)
-    geometry = read_header(member_prediction(run, prepared, members[0], case_id)).geometry
-    file_labels = to_file_values(labels, prepared.dataset.file_values)
-    return Prediction(labels=file_labels, probabilities=None, geometry=geometry)
-
-
-def load_prediction(run: Run, prepared: Prepared, members: tuple[str, ...], case_id: str) -> Labelled:
-    """Validated label map (Z, Y, X), internal values, of one configuration or of a pair's mean probabilities."""
-    if len(members) == 1:
-        label_map = read_label_map(member_prediction(run, prepared, members[0], case_id))
-        return to_internal(label_map.array, prepared.dataset.file_values)
-    fold = fold_of(prepared, case_id)
-    probabilities = mean_probabilities(
-        load_probabilities(run.folder.validation(name, fold), case_id) for name in members
-    )
-    return labels_from_probabilities(probabilities, prepared.plan.labels)
-
-
-def load_reference(prepared: Prepared, case_id: str) -> Labelled:
+def _load_reference(dataset: DatasetDescription, case_id: str) -> Labelled:
     """The user's label map (Z, Y, X) on the grid of its image, internal values."""
-    case = next(case for case in prepared.dataset.training if case.case_id == case_id)
-    reference = reference_labels(prepared.dataset, case_id)
-    aligned = align_label_map(reference, read_header(case.image_paths[0]).geometry)
-    return to_internal(aligned, prepared.dataset.file_values)
-
-
-def member_prediction(run: Run, prepared: Prepared, name: str, case_id: str) -> Path:
-    """Path of a configuration's validation of a case."""
-    return prediction_path(run.folder.validation(name, fold_of(prepared, case_id)), case_id, prepared.dataset)
-
-
-def validated_cases(prepared: Prepared) -> list[str]:
-    """Ids of all cases that some fold validates, sorted."""
-    return list(prepared.splits.validated)
-
-
-def fold_of(prepared: Prepared, case_id: str) -> int:
-    """The fold that validates a case."""
-    return next(k for k, split in enumerate(prepared.splits.folds) if case_id in split.val)
+    case = labelled_case(dataset, case_id)
+    aligned = align_label_map(reference_labels(dataset, case_id), read_header(case.image_paths[0]).geometry)
+    return to_internal(aligned, dataset.file_values)

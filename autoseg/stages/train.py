@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from autoseg.compute.executor import available_cores, stop_requests
-from autoseg.inference.model import final_weights
-from autoseg.inference.predictions import JOURNAL
+from autoseg.imaging.placement import Placement
+from autoseg.inference.model import Member, final_weights, load_network
+from autoseg.inference.predict import complete_jobs
+from autoseg.inference.predictions import JOURNAL, Job
+from autoseg.inference.predictor import LabelMap, StoredImage, run_member
 from autoseg.issues import AutosegError
-from autoseg.networks.weights import Transfer, read_key
-from autoseg.preprocessing.prepare import CascadeCase
+from autoseg.networks.weights import read_key
+from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previous
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
-from autoseg.run_folder import RunFolder
-from autoseg.stages.cascade import Handover, hand_over
 from autoseg.stages.check import trained_on
+from autoseg.stages.folds import folds_without, require_fold, require_unseen
 from autoseg.stages.plan import trained_by
-from autoseg.stages.pretrained import Start, fit_weights
+from autoseg.stages.pretrained import fit_weights
 from autoseg.stages.run import Run, require_redo
-from autoseg.stages.schedule import Prepared, read_prepared, require_fold
+from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
+from autoseg.storage.locks import hold_lock
 from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for
 from planners import Configuration, Schedule, Training
 
-Job = tuple[Training, int]
+FoldJob = tuple[Training, int]
 """A configuration and the fold that is trained."""
+HANDOVER = 1
+"""Raised when the same networks and cases would give other label maps to the next stage, so that older ones are made again."""
 
 
 def train(run: Run) -> Generator[Work, None, None]:
@@ -50,7 +55,7 @@ def train(run: Run) -> Generator[Work, None, None]:
             yield training_work(run, prepared, (training, fold), key, tracker, wait=(training, fold) not in asked)
 
 
-def all_jobs(schedule: Schedule) -> list[Job]:
+def all_jobs(schedule: Schedule) -> list[FoldJob]:
     """Every scheduled configuration with every fold."""
     return [(training, fold) for training in schedule.trainings for fold in range(schedule.num_folds)]
 
@@ -62,7 +67,7 @@ def all_keys(run: Run, prepared: Prepared) -> dict[tuple[str, int], str]:
     }
 
 
-def asked_jobs(run: Run, schedule: Schedule) -> list[Job]:
+def asked_jobs(run: Run, schedule: Schedule) -> list[FoldJob]:
     """What this call is about: all, or one configuration or fold. Raises `AutosegError` for a fold that does not exist."""
     if run.fold is not None:
         require_fold(run.fold, schedule.num_folds)
@@ -73,9 +78,9 @@ def asked_jobs(run: Run, schedule: Schedule) -> list[Job]:
     ]
 
 
-def with_stages_before(prepared: Prepared, asked: Sequence[Job]) -> list[Job]:
+def with_stages_before(prepared: Prepared, asked: Sequence[FoldJob]) -> list[FoldJob]:
     """Jobs with, before each cascade, all folds of its first stage: every case needs a network that left it out."""
-    jobs: list[Job] = []
+    jobs: list[FoldJob] = []
     for training, fold in asked:
         stages = prepared.plan.chain(training.configuration)[:-1]
         before = [prepared.schedule.training(stage.name) for stage in stages]
@@ -129,7 +134,9 @@ def is_trained(final: Path, key: str) -> bool:
         return False
 
 
-def training_work(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker, *, wait: bool = False) -> Work:
+def training_work(
+    run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tracker, *, wait: bool = False
+) -> Work:
     """The work of training one configuration on one fold; ``wait``: for another process that does the same."""
     training, fold = job
     name = training.configuration
@@ -145,46 +152,51 @@ def training_work(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tra
     )
 
 
-def train_one(run: Run, prepared: Prepared, job: Job, key: str, tracker: Tracker) -> None:
+def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tracker) -> None:
     """Train one configuration on one fold, from its checkpoint where there is one.
 
     Patches are drawn in `autoseg.training.sampling`; the loss is that of the configuration in ``plan.json``.
     """
     training, fold = job
     name = training.configuration
-    record = f"train-{name}-fold_{fold}"
-    final = final_weights(run.folder, name, fold)
     refuse_trained_otherwise(run, prepared, [job])
-    run.folder.stage(record).unlink(missing_ok=True)
-    final.unlink(missing_ok=True)  # at no moment may other weights pass for those that are trained now
-    forget_validation(run.folder, name, fold)  # on a GPU the same training gives other bits
+    stale = (
+        run.folder.stage(f"train-{name}-fold_{fold}"),
+        final_weights(run.folder, name, fold),  # at no moment may other weights pass for those that are trained now
+        run.folder.stage(f"validate-{name}-fold_{fold}"),  # on a GPU the same training gives other bits
+        run.folder.validation(name, fold) / JOURNAL,
+    )
+    for path in stale:
+        path.unlink(missing_ok=True)
     plan, split = prepared.plan, prepared.splits.folds[fold]
     configuration = plan.configuration(name)
     preprocessed = run.folder.preprocessed(configuration.data)
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
+    on_gpu, seed, files = run.device.type == "cuda", run.settings.seed, prepared.pretrained
+    start = None if files is None else fit_weights(files, plan, training, fold=fold, seed=seed + fold)
     spec = FoldSpec(
         plan=plan,
         configuration=configuration,
         training=training,
         fold=fold,
-        seed=run.settings.seed,
+        seed=seed,
         training_cases=open_cases(preprocessed, split.train, previous),
         validation_cases=open_cases(preprocessed, split.val, previous),
         folder=run.folder.fold(name, fold),
         key=key,
         device=run.device,
-        num_workers=loader_workers(run),
+        num_workers=max(1, run.num_workers - 1) if on_gpu else 0,  # on a CPU they would take the cores that train
         most_workers=available_cores(),
         case_ids=split.train,
-        start=start_weights(run, prepared, training, fold),
+        start=start,
         require_cases=partial(require_cases, preprocessed, expected),
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
         train_fold(spec, (FoldProgress(tracker, run.say), *run.callbacks), should_stop=should_stop)
 
 
-def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[Job]) -> None:
+def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[FoldJob]) -> None:
     """Raise `AutosegError` where folds were trained from something else than now, unless they may be trained again."""
     changed = {
         (training.configuration, fold): changed_inputs(
@@ -198,41 +210,58 @@ def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[Job]) 
     require_redo(run, list(reasons), code="run.trained_from_other", folds=folds)
 
 
-def forget_validation(folder: RunFolder, name: str, fold: int) -> None:
-    """Let a fold be validated again, whatever its weights are called."""
-    folder.stage(f"validate-{name}-fold_{fold}").unlink(missing_ok=True)
-    (folder.validation(name, fold) / JOURNAL).unlink(missing_ok=True)
-
-
 def previous_labels(run: Run, prepared: Prepared, configuration: Configuration) -> Path | None:
     """Folder of the first stage's label maps, made where they are missing; None for a configuration that is not a cascade."""
     before = configuration.previous_stage
-    if before is None:
-        return None
-    handover = Handover(
-        plan=prepared.plan,
-        training=prepared.schedule.training(before),
-        keys=stage_keys(run, prepared, before),
-        following=configuration,
-        splits=prepared.splits,
-    )
-    return hand_over(run, handover)
+    return None if before is None else hand_over(run, prepared, configuration)
 
 
-def start_weights(run: Run, prepared: Prepared, training: Training, fold: int) -> Transfer | None:
-    """What a fold begins from, where that is another model."""
-    if prepared.pretrained is None:
-        return None
-    plan = prepared.plan
-    start = Start(
-        files=prepared.pretrained,
-        plan=plan,
-        configuration=plan.configuration(training.configuration),
-        training=training,
-        fold=fold,
-        seed=run.settings.seed + fold,
-    )
-    return fit_weights(start)
+def hand_over(run: Run, prepared: Prepared, following: Configuration) -> Path:
+    """The folder with the first stage's label map of every case of the splits, on the grid of the ``following`` stage.
+
+    Each is made by the networks of the folds that did not train on the case, and only where it is missing or what it was
+    made from has changed. Processes that need the maps at once wait for the one that makes them. Method section 8.4.
+    """
+    plan, splits = prepared.plan, prepared.splits
+    first = plan.chain(following.name)[-2]
+    keys = stage_keys(run, prepared, first.name)
+    training, stored = prepared.schedule.training(first.name), run.folder.preprocessed(first.data)
+    require_unseen(splits, following.name)
+
+    @lru_cache(maxsize=1)  # cases of the same networks come one after the other
+    def load(folds: tuple[int, ...]) -> Member:
+        paths = {fold: final_weights(run.folder, first.name, fold) for fold in folds}
+        networks = (
+            load_network(path, first, training, device=run.device, key=keys[fold]) for fold, path in paths.items()
+        )
+        return Member(configuration=first, training=training, networks=tuple(networks))
+
+    def predict(case_id: str, folds: tuple[int, ...], made_from: str, placement: Placement) -> LabelMap:
+        image = StoredImage(folder=stored, case_id=case_id, made_from=made_from)
+        return run_member(load(folds), image, plan.labels, device=run.device).next_stage(placement, plan.labels)
+
+    def job(case_id: str, folds: tuple[int, ...]) -> Job:
+        own, other = (open_case(run.folder.preprocessed(each.data), case_id).record for each in (first, following))
+        return Job(
+            case_id=case_id,
+            predict=partial(predict, case_id, folds, own.made_from, other.placement),
+            made_from=key_of(HANDOVER, [keys[fold] for fold in folds], own.made_from, other.made_from),
+        )
+
+    def complete(job: Job) -> None:
+        patch = following.patch_shape
+        store_previous(folder, job.case_id, job.predict(), made_from=job.made_from, patch_shape=patch)
+
+    folder = run.folder.next_stage(first.name, following.name)
+    what = f"prediction of {first.name} for {following.name}"
+    with hold_lock(run.folder.lock(f"hand-over-{first.name}"), what=what, wait=True, say=run.say):
+        case_ids = {case_id for split in splits.folds for case_id in (*split.train, *split.val)}
+        ordered = sorted((folds_without(splits, case_id), case_id) for case_id in case_ids)
+        jobs = [job(case_id, folds) for folds, case_id in ordered]
+        if jobs := [each for each in jobs if not has_previous(folder, each.case_id, each.made_from)]:
+            with run.reporter.track(f"Predicting with {first.name} for {following.name}", len(jobs)) as tracker:
+                complete_jobs(jobs, complete, tracker)
+    return folder
 
 
 def expected_cases(prepared: Prepared, configuration: Configuration, case_ids: Sequence[str]) -> dict[str, str]:
@@ -249,8 +278,3 @@ def open_cases(
     """Stored cases; with the folder ``previous`` also what the first stage of a cascade says of them."""
     cases = [open_case(preprocessed, case_id) for case_id in case_ids]
     return cases if previous is None else [CascadeCase(case, previous) for case in cases]
-
-
-def loader_workers(run: Run) -> int:
-    """Processes that make batches: with a GPU all cores but one; on a CPU none, because they would take its cores."""
-    return max(1, run.num_workers - 1) if run.device.type == "cuda" else 0

@@ -164,64 +164,39 @@ def measure_each(
     )
 
 
-def refine(bench: Bench, measurements: Sequence[Measurement], training: Training) -> tuple[Measurement, ...]:
-    """``measurements`` with the step of ``training`` timed for longer."""
+def refine(bench: Bench, measured: Measurement, training: Training) -> Measurement:
+    """``measured``, from which ``training`` was planned, with its step timed for longer."""
     configuration = bench.plan.configuration(training.configuration)
     longest = min(REFINED_S, 1.5 * TRIAL_SHARE * (bench.run.settings.budget or DEFAULT_CPU_BUDGET_S))
-    mine = measured_for(measurements, training)
-    if longest < 3 * mine.step_s:
-        return tuple(measurements)
-    most = round(longest / mine.step_s)
-    step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most) or mine.step_s
-    return replaced(measurements, mine, {"step_s": step_s})
+    if longest < 3 * measured.step_s:
+        return measured
+    most = round(longest / measured.step_s)
+    step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most)
+    return measured.model_copy(update={"step_s": step_s or measured.step_s})
 
 
-def try_compiling(
-    bench: Bench, measurements: Sequence[Measurement], training: Training, num_folds: int
-) -> tuple[Measurement, ...]:
-    """``measurements`` with the compiled step of ``training``, where that may be faster and the compiler works."""
-    mine = measured_for(measurements, training)
-    if not compiling_may_pay(mine, training.num_steps, num_folds):
-        return tuple(measurements)
-    configuration = bench.plan.configuration(training.configuration)
-    if training.batch_size not in plausible_sizes(configuration, training, bench.run.device):
-        return tuple(measurements)  # on a CPU a process that takes too much is killed, not told
+def try_compiling(bench: Bench, measured: Measurement, training: Training, num_folds: int) -> Measurement:
+    """``measured`` with the compiled step of ``training``, where that may be faster and the compiler works."""
+    device, configuration = bench.run.device, bench.plan.configuration(training.configuration)
+    if not compiling_may_pay(measured, training.num_steps, num_folds):
+        return measured
+    if training.batch_size not in plausible_sizes(configuration, training, device):
+        return measured  # on a CPU a process that takes too much is killed, not told
+    compiled = training.model_copy(update={"compiled": True})
     try:
-        with kept_heap_for(configuration, training, bench.run.device):
-            durations = time_steps(
-                bench,
-                configuration,
-                training.model_copy(update={"compiled": True}),
-                longest_s=LONGEST_COMPILED_S,
-                most=COMPILED_STEPS,
-            )
+        with kept_heap_for(configuration, training, device):
+            durations = time_steps(bench, configuration, compiled, longest_s=LONGEST_COMPILED_S, most=COMPILED_STEPS)
     except Exception as error:  # compilers raise errors of many kinds, and steps run without them, too
-        short = is_out_of_memory(error)
-        found = (
-            "memory is not enough for compiled steps"
-            if short
-            else f"torch.compile does not work here ({first_line(error)})"
-        )
+        found = f"torch.compile does not work here ({first_line(error)})"
+        if is_out_of_memory(error):
+            found = "memory is not enough for compiled steps"
         bench.run.say(f"{found}; steps run without it")
-        return tuple(measurements)
+        return measured
     finally:
-        release_memory(bench.run.device)
+        release_memory(device)
     step_s = settled_mean(durations)
     compile_s = max(0.0, sum(durations[:COMPILING_STEPS]) - COMPILING_STEPS * step_s)
-    return replaced(measurements, mine, {"compiled_step_s": step_s, "compile_s": compile_s})
-
-
-def measured_for(measurements: Sequence[Measurement], training: Training) -> Measurement:
-    """The measurement that a training was planned from."""
-    known = (training.configuration, training.base_features)
-    return next(m for m in measurements if (m.configuration, m.base_features) == known)
-
-
-def replaced(
-    measurements: Sequence[Measurement], old: Measurement, update: dict[str, float]
-) -> tuple[Measurement, ...]:
-    """``measurements`` with one of them changed."""
-    return tuple(m.model_copy(update=update) if m is old else m for m in measurements)
+    return measured.model_copy(update={"compiled_step_s": step_s, "compile_s": compile_s})
 
 
 def measure_precision(bench: Bench, configuration: Configuration) -> Precision:

@@ -13,7 +13,7 @@ from autoseg.inference.predictions import prediction_path, probabilities_path
 from autoseg.inference.predictor import StoredImage
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
-from autoseg.stages.train import Job, all_keys, asked_jobs, expected_cases, expected_s, previous_labels
+from autoseg.stages.train import FoldJob, all_keys, asked_jobs, expected_cases, expected_s, previous_labels
 from autoseg.stages.work import Work, is_filled
 from autoseg.storage.cache import key_of
 
@@ -29,7 +29,7 @@ def validate(run: Run) -> Generator[Work, None, None]:
     run.reporter.expect(prepared.schedule.expected_rest_s)
 
 
-def validation_work(run: Run, prepared: Prepared, job: Job, key: str) -> Work:
+def validation_work(run: Run, prepared: Prepared, job: FoldJob, key: str) -> Work:
     """The work of validating one fold, whose weights have ``key``; probabilities are kept where ensembles are compared."""
     training, fold = job
     name, dataset, case_ids = training.configuration, prepared.dataset, prepared.splits.folds[fold].val
@@ -46,7 +46,7 @@ def validation_work(run: Run, prepared: Prepared, job: Job, key: str) -> Work:
     )
 
 
-def validate_one(run: Run, prepared: Prepared, job: Job, *, key: str, keeps: bool) -> None:
+def validate_one(run: Run, prepared: Prepared, job: FoldJob, *, key: str, keeps: bool) -> None:
     """Predict the validation cases of one fold and score them."""
     training, fold = job
     name, dataset, plan = training.configuration, prepared.dataset, prepared.plan

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
-from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
 from autoseg.stages.run import Run, StageRecord
-from autoseg.storage.atomic import load_document
+from autoseg.storage.atomic import load_document, load_or_none
 from autoseg.storage.cache import key_of
 from planners import Document
 
@@ -21,14 +20,7 @@ D = TypeVar("D", bound=Document)
 
 Inputs = Mapping[str, str]
 """Hash of each input of a unit, by its name in messages."""
-
-
 CORRECT = "correct it, or delete it to redo it"
-
-
-def is_there(path: Path) -> bool:
-    """Whether a file or folder exists."""
-    return path.exists()
 
 
 def is_filled(path: Path) -> bool:
@@ -38,15 +30,7 @@ def is_filled(path: Path) -> bool:
 
 def reads_as(kind: type[Document]) -> Callable[[Path], bool]:
     """Whether a file holds a whole document of this type."""
-
-    def reads(path: Path) -> bool:
-        try:
-            load_document(kind, path)
-        except AutosegError:
-            return False
-        return True
-
-    return reads
+    return lambda path: load_or_none(kind, path) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,16 +41,14 @@ class Work:
     """Of its record and its lock: ``plan``, ``train-2d-fold_0``."""
     what: str
     """In messages: ``the plan``, ``training of 2d, fold 0``."""
-    inputs: Callable[[], Inputs]
-    """Asked before, to see what changed, and after, for the record."""
-    outputs: Sequence[Path]
     do: Callable[[], None]
-    is_whole: Callable[[Path], bool] = is_there
+    inputs: Callable[[], Inputs] | None = None
+    """Asked before, to see what changed, and after, for the record. None: `do` finds out itself, and takes its own locks."""
+    outputs: Sequence[Path] = ()
+    is_whole: Callable[[Path], bool] = Path.exists
     """Whether an output that exists is what the unit leaves; others are made again."""
     wait: bool = True
     """Whether to wait where another process does the same; else that is an error."""
-    is_recorded: bool = True
-    """Whether a record decides what to do; else `do` finds out itself, and takes its own locks."""
     keeps_record: bool = False
     """The record of an earlier result stays until `do` removes it: interrupted before that, nothing is lost."""
     edited: Mapping[Path, type[Document]] = field(default_factory=dict)
@@ -75,10 +57,7 @@ class Work:
 
 def read_record(folder: RunFolder, name: str) -> StageRecord | None:
     """The record of a finished unit; None where it was not finished, or its record cannot be read."""
-    try:
-        return load_document(StageRecord, folder.stage(name))
-    except AutosegError:
-        return None
+    return load_or_none(StageRecord, folder.stage(name))
 
 
 def changed_inputs(folder: RunFolder, name: str, inputs: Inputs) -> tuple[str, ...]:
@@ -109,21 +88,3 @@ def written_document(folder: RunFolder, name: str, path: Path, kind: type[D]) ->
         return None if content is None else kind.model_validate_json(json.dumps(content))
     except ValidationError:
         return None
-
-
-StageFunction = Callable[[Run], Generator[Work, None, None]]
-"""Yields units of work, and resumes when the unit is up to date."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
-    """One step from a folder to a model."""
-
-    name: str
-    doing: str
-    """What is shown while it works."""
-    inputs: tuple[str, ...]
-    """What it reads: documents and folders of the run folder, and the dataset's files."""
-    outputs: tuple[str, ...]
-    """What it writes."""
-    function: StageFunction

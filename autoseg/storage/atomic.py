@@ -255,3 +255,11 @@ def load_document(model: type[D], path: Path, *, fix: str | None = None) -> D:
             for issue in error.issues
         ]
         raise AutosegError(*issues, headline=f"{path} cannot be read:") from error
+
+
+def load_or_none(model: type[D], path: Path) -> D | None:
+    """A document; None where it is missing or cannot be read."""
+    try:
+        return load_document(model, path)
+    except AutosegError:
+        return None

@@ -101,15 +101,12 @@ class Cached(Generic[Item, Result]):
         return self._path(item).is_file()
 
     def _path(self, item: Item) -> Path:
-        return self.folder / f"{self._key(item)}.json"
-
-    def _key(self, item: Item) -> str:
         inner: Any = self.function
         settings: Any = ()
         if isinstance(inner, partial):
             inner, settings = inner.func, (inner.args, sorted(inner.keywords.items()))
         parts = (__version__, f"{inner.__module__}.{inner.__qualname__}", settings, self.state(item))
-        return sha256(repr(parts).encode()).hexdigest()
+        return self.folder / f"{sha256(repr(parts).encode()).hexdigest()}.json"
 
 
 @lru_cache

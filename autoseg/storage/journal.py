@@ -72,7 +72,7 @@ class Journal(Generic[Header]):
         """Write ``header`` unless there is one; returns the one that counts, which may be that of another process."""
         if self.header() is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(header)
+            self.add(header)
         found = self.header()
         return header if found is None else found
 
@@ -86,11 +86,8 @@ class Journal(Generic[Header]):
         self._read_on()
         return self._entries
 
-    def add(self, entry: Entry) -> None:
+    def add(self, document: Document) -> None:
         """Append a line, which is on disk when this returns. Raises `AutosegError` where it cannot be written."""
-        self._append(entry)
-
-    def _append(self, document: Document) -> None:
         line = f"\n{document.model_dump_json()}\n".encode()  # ends a line that was truncated before
         try:
             with open(self.path, "ab", buffering=0) as file:

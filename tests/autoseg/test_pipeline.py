@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from builders import Listening, said
 
-from autoseg.pipeline import STAGES, do_work
+from autoseg.pipeline import do_work
 from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings
 from autoseg.stages.run import Run
@@ -110,11 +110,3 @@ def test_a_document_that_the_user_changed_is_kept_until_it_is_discarded(run: Run
     assert not edited(Run(folder=run.folder, settings=run.settings, replan=True))
     assert do_work(run, work)
     assert not edited(run)
-
-
-def test_each_stage_reads_what_earlier_ones_wrote() -> None:
-    written = {"the dataset's files", "all documents"}
-    for stage in STAGES:
-        for name in stage.inputs:
-            assert any(name.startswith(each) or each.startswith(name) for each in written), (stage.name, name)
-        written |= set(stage.outputs)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +18,10 @@ import torch
 from builders import Impatient, Job, contents, said
 from typer.testing import CliRunner
 
+from autoseg import api
 from autoseg.cli import app
 from autoseg.cli.console import show_scores
-from autoseg.inference.model import bundle_run, final_weights, load_model, open_run
+from autoseg.inference.model import bundle_run, final_weights, load_model, open_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import do_work
 from autoseg.settings import Settings
@@ -25,7 +30,7 @@ from autoseg.stages.schedule import add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.train import all_keys, fold_inputs, training_work
 from autoseg.stages.validate import validation_work
-from autoseg.storage.atomic import load_document
+from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.progress import SilentReporter
 from planners import Plan, Schedule
 
@@ -73,13 +78,10 @@ def test_an_option_that_decides_is_refused_once_something_was_trained(job: Job, 
     assert job.call().settings.seed == 0
 
 
-def test_with_redo_it_is_done_and_without_it_what_is_left_is_refused(job: Job) -> None:
-    before, key = job.results(), key_of_model(job)
+def test_with_redo_it_is_done_and_without_it_what_is_left_is_refused(job: Job, tmp_path: Path) -> None:
+    before, key, model = job.results(), key_of_model(job), job.folder.model.read_bytes()
     job.call("validate", seed=1, redo=True, fold=0)
-    with pytest.raises(AutosegError, match=r"selection\.json"):
-        key_of_model(job)
-    with pytest.raises(AutosegError):
-        bundle_run(job.root, job.root / "model.zip")
+    assert job.folder.model.read_bytes() == model
     with pytest.raises(AutosegError) as caught:
         job.call()
     assert caught.value.codes == ("run.trained_from_other",)
@@ -88,10 +90,10 @@ def test_with_redo_it_is_done_and_without_it_what_is_left_is_refused(job: Job) -
     job.call(redo=True)
     assert (job.folder.fold("2d", 0) / "history.jsonl").read_bytes() == history  # it was trained so already
     assert key_of_model(job) != key
+    assert [path.read_bytes() for path in job.folder.previous.iterdir()] == [model]
     job.call(seed=0, redo=True)
     assert job.results() == before
-    bundle_run(job.root, job.root / "model.zip")
-    assert load_model(job.root / "model.zip", device=torch.device("cpu")).key == key
+    assert load_model(bundle_run(job.root, tmp_path / "m.zip"), device=torch.device("cpu")).key == key
 
 
 def test_an_unfinished_training_is_not_lost_for_an_option(job: Job) -> None:
@@ -154,6 +156,74 @@ def test_impossible_options_are_refused_before_anything_is_overwritten(
     assert (job.results(), job.weights()) == (results, weights)
 
 
+# --- the finished model and the next one
+
+
+KILLED = """
+import os, signal
+from autoseg import api
+from autoseg.tracking.callbacks import Callback
+
+class Kill(Callback):
+    def on_step(self, step):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+api.run({root!r}, seed=1, redo=True, callbacks=[Kill()])
+"""
+
+
+def predicted(model: Path, job: Job, folder: Path) -> dict[str, bytes]:
+    """Label maps of the dataset's test images by a model."""
+    api.predict(model, job.dataset / "imagesTs", folder, device="cpu", threads=1)
+    return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
+
+
+def test_a_training_that_is_killed_leaves_the_model_as_it_was(job: Job, tmp_path: Path) -> None:
+    model, before = job.folder.model.read_bytes(), predicted(job.root, job, tmp_path / "before")
+    done = subprocess.run([sys.executable, "-c", KILLED.format(root=str(job.root))], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not final_weights(job.folder, "2d", 0).exists()
+    edit(job.folder.plan, smaller_batch)
+    assert job.folder.model.read_bytes() == model
+    assert predicted(job.root, job, tmp_path / "after") == before
+    assert bundle_run(job.root, tmp_path / "bundle.zip").exists()
+
+
+def test_what_was_selected_need_not_be_trained_any_more_and_is_kept(job: Job, tmp_path: Path) -> None:
+    model, before = job.folder.model.read_bytes(), predicted(job.root, job, tmp_path / "before")
+    schedule = load_document(Schedule, job.schedule)
+    other = schedule.trainings[0].model_copy(update={"configuration": "3d_fullres"})
+    save_document(tmp_path / "other.json", schedule.model_copy(update={"trainings": (other,)}))
+    run = job.call("report", schedule=tmp_path / "other.json", redo=True)
+    assert run.selection.members == ("3d_fullres",)
+    (kept,) = job.folder.previous.iterdir()
+    assert kept.read_bytes() == model
+    assert f"Kept the previous model as {kept}" in said(run)
+    assert predicted(kept, job, tmp_path / "kept") == before
+    now = predicted(job.root, job, tmp_path / "now")
+    assert now != before
+    needless = {kept, job.folder.models / "2d"}
+    listed, removed = (CliRunner().invoke(app, ["clean", str(job.root), *words]) for words in (["--dry-run"], []))
+    assert set(map(Path, re.findall(r"MB  (/.*)", listed.output))) == needless, listed.output
+    assert "would be removed" in listed.output
+    assert removed.output == listed.output.replace("would be removed", "removed")
+    assert not any(path.exists() for path in needless)
+    assert predicted(job.root, job, tmp_path / "still") == now
+    assert "Redoing" not in said(job.call())
+
+
+def test_a_run_without_a_model_writes_it_when_it_selects(job: Job) -> None:
+    """As version 0.2 left them."""
+    model, weights = open_model(job.root), job.weights()
+    job.folder.model.unlink()
+    with pytest.raises(AutosegError) as caught:
+        key_of_model(job)
+    assert caught.value.issues[0].fix == f"write it: autoseg select {job.root}"
+    assert "Redoing the selection: model.zip is missing" in said(job.call("select"))
+    assert (open_model(job.root).key, open_model(job.root).description) == (model.key, model.description)
+    assert job.weights() == weights
+
+
 # --- the dataset changed
 
 
@@ -174,7 +244,11 @@ def test_a_dataset_that_changed_is_refused_and_nothing_is_overwritten(job: Job, 
     for _ in range(2):
         with pytest.raises(AutosegError) as caught:
             job.call(dataset=smaller)
-        assert caught.value.codes == ("run.dataset_changed",)
+        (issue,) = caught.value.issues
+        assert issue.code == "run.dataset_changed"
+        assert "(phantom_004 removed): 2 trained folds" in issue.message
+        assert "scored Dice 0." in issue.message
+        assert f"autoseg run {smaller} --out {job.root}_2 --pretrained {job.root}" in issue.fix
         assert job.results() == results
         assert key_of_model(job) == key
     assert " again" not in said(job.call())
@@ -239,6 +313,18 @@ def test_an_edit_of_what_is_not_trained_trains_nothing_again(job: Job) -> None:
     weights = job.weights()
     edit(job.folder.plan, lambda plan: plan["configurations"][1].update(batch_size=7))
     assert "3d_fullres.batch_size" in said(job.call())
+    assert job.weights() == weights
+
+
+def test_an_edit_of_what_was_measured_but_not_trained_trains_nothing_again(job: Job, tmp_path: Path) -> None:
+    schedule = load_document(Schedule, job.schedule)
+    measured = schedule.conditions.measurements[0].model_copy(update={"configuration": "3d_fullres"})
+    both = schedule.conditions.model_copy(update={"measurements": (*schedule.conditions.measurements, measured)})
+    save_document(tmp_path / "both.json", schedule.model_copy(update={"conditions": both}))
+    job.call("schedule", schedule=tmp_path / "both.json", redo=True)
+    weights = job.weights()
+    edit(job.folder.plan, lambda plan: plan["configurations"][1].update(batch_size=7))
+    job.call()
     assert job.weights() == weights
 
 
@@ -313,10 +399,14 @@ def test_a_schedule_that_is_lost_after_training_is_not_measured_again_in_passing
     edit(job.folder.settings, lambda settings: settings.update(schedule=None))
     record, schedule = job.folder.stage("schedule"), load_document(Schedule, job.folder.schedule)
     record.unlink()
+    weights = job.weights()
     job.call()  # by the schedule that is there, for nothing else tells how the networks were trained
     assert load_document(Schedule, job.folder.schedule) == schedule
-    weights = job.weights()
     job.folder.schedule.unlink()
+    job.call()  # as it was written
+    assert load_document(Schedule, job.folder.schedule) == schedule
+    for path in (record, job.folder.schedule):
+        path.unlink()
     with pytest.raises(AutosegError) as caught:
         job.call()
     assert caught.value.codes == ("run.schedule_changed",)
@@ -450,14 +540,12 @@ def test_a_fold_that_another_process_retrained_is_not_validated(job: Job) -> Non
     assert caught.value.codes == ("weights.replaced",)
 
 
-def test_a_new_plan_does_not_use_old_weights(job: Job) -> None:
-    weights = job.weights()
+def test_a_new_plan_is_not_that_of_the_model(job: Job) -> None:
+    weights, model = job.weights(), job.folder.model.read_bytes()
     job.call("plan", target_spacing=FINER, redo=True)
-    with pytest.raises(AutosegError):
-        key_of_model(job)
+    assert open_model(job.root).description.plan != Run.open(job.root).plan
     job.call(target_spacing=None, redo=True)
-    assert key_of_model(job)
-    assert job.weights() == weights
+    assert (job.weights(), job.folder.model.read_bytes()) == (weights, model)
 
 
 @pytest.mark.parametrize(
@@ -487,7 +575,7 @@ def test_scores_that_are_too_high_have_a_caveat_on_the_terminal_and_in_the_repor
     prepared = read_prepared(run)
     assert unseen in run.report.read_text()
     assert not score_issues(run, prepared)
-    (known,) = score_issues(run, replace(prepared, pretrained=open_run(job.root)))
+    (known,) = score_issues(run, replace(prepared, pretrained=open_model(job.root)))
     assert known.code == "scores.pretrained_saw_cases"
     assert known.message.startswith("4 of 4 cases")
     cases = [case.case_id for case in prepared.dataset.training]

@@ -176,7 +176,7 @@ def test_plan_explains_and_check_describes(finished: Job, tmp_path: Path) -> Non
     ("words", "code"),
     [
         (["run"], 2),
-        (["run", "x", "--budget", "soon"], 2),
+        (["run", ".", "--budget", "soon"], 2),
         (["frobnicate"], 2),
         (["run", "absent"], 1),
         (["predict", "absent", "a", "b"], 1),

@@ -20,9 +20,10 @@ from builders import CPU, CPU_WORDS, Job, begin, said
 from autoseg import api
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import read_label_map
-from autoseg.inference.model import Member, final_weights, load_network
+from autoseg.inference.model import Member, final_weights, keep_model, load_network, open_model
 from autoseg.inference.predictor import Predictor, StoredImage, run_member
 from autoseg.issues import AutosegError
+from autoseg.networks.weights import read_key
 from autoseg.pipeline import run_stages
 from autoseg.preprocessing.prepare import open_previous
 from autoseg.preprocessing.store import open_case
@@ -138,9 +139,10 @@ def test_prediction_agrees_with_validation(job: Job, tmp_path: Path) -> None:
     """With the networks of one fold alone, a case that it validates gets the very label map of its validation."""
     run = RunFolder(tmp_path / "run")
     shutil.copytree(job.root, run.root, ignore=shutil.ignore_patterns("preprocessed"))
-    selection = load_document(Selection, run.selection)
-    alone = {"members": (CASCADE,), "folds": (0,), "postprocessing": (), "made_from": None}
-    save_document(run.selection, selection.model_copy(update=alone))
+    about = open_model(run.root).description
+    alone = about.selection.model_copy(update={"members": (CASCADE,), "folds": (0,), "postprocessing": ()})
+    keys = {name: [read_key(final_weights(run, name, 0))] for name in (LOW, CASCADE)}
+    keep_model(run, about.model_copy(update={"selection": alone}), keys, None)
     prepared = prepared_of(job)
     predictor = Predictor.load(run.root, device="cpu")
     for case_id in prepared.splits.folds[0].val:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -22,14 +24,13 @@ from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.evaluation.postprocessing import KeepLargestComponent
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import MANIFEST, weights_name, write_bundle
-from autoseg.inference.model import bundle_run, load_model, open_model
+from autoseg.inference.bundle import MANIFEST, ModelDescription, weights_name, write_bundle
+from autoseg.inference.model import bundle_run, keep_model, load_model, open_model
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
-from autoseg.storage.atomic import save_document
 from planners import (
     CaseSize,
     Conditions,
@@ -50,6 +51,7 @@ STATISTICS = IntensityStatistics(
 )
 MEMBERS = ("2d", "3d_fullres")
 FOLDS = (0, 1)
+KEYS = {name: [f"{name} {fold}" for fold in FOLDS] for name in MEMBERS}
 
 
 @pytest.fixture(scope="module")
@@ -107,18 +109,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dice_before_postprocessing=None,
         dice_after_postprocessing=None,
     )
-    for path, document in (
-        (run.dataset, dataset),
-        (run.plan, plan),
-        (run.schedule, schedule),
-        (run.selection, selection),
-    ):
-        save_document(path, document)
     for name in MEMBERS:
         network = with_width(plan.configuration(name).network, schedule.training(name).base_features)
         for fold in FOLDS:
             weights = build_network(network, seed=fold).state_dict()
             save_weights(run.fold(name, fold) / "final.safetensors", weights, key=f"{name} {fold}")
+    model = ModelDescription(
+        origin="autoseg", dataset=dataset, plan=plan, selection=selection, trainings=schedule.trainings
+    )
+    assert keep_model(run, model, KEYS, None) is None
     return run.root
 
 
@@ -187,23 +186,33 @@ def test_a_bundle_replaces_nothing(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_weights_that_do_not_fit_are_not_bundled(run: Path, tmp_path: Path) -> None:
+def test_a_model_needs_nothing_else_of_its_run_and_damaged_it_is_not_bundled(run: Path, tmp_path: Path) -> None:
     other = RunFolder(tmp_path / "other")
-    for path in run.rglob("*"):
-        if path.is_file():
-            target = other.root / path.relative_to(run)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(path.read_bytes())
-    (other.fold("2d", 1) / "final.safetensors").write_bytes(
-        (other.fold("3d_fullres", 1) / "final.safetensors").read_bytes()
-    )
-    with pytest.raises(AutosegError, match=r"fold_1.*another network"):
-        bundle_run(other.root, tmp_path / "model.zip")
-    for name in MEMBERS:
-        (other.fold(name, 0) / "final.safetensors").unlink()
-    with pytest.raises(AutosegError, match=r"(?s)2d.fold_0.*3d_fullres.fold_0"):
-        bundle_run(other.root, tmp_path / "model.zip")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
+    other.root.mkdir()
+    content = RunFolder(run).model.read_bytes()
+    other.model.write_bytes(content)
+    assert open_model(other.root).key == open_model(run).key
+    place = content.index(b"safetensors") + 5000
+    other.model.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    assert refused(lambda: bundle_run(other.root, tmp_path / "model.zip")).codes == ("bundle.damaged",)
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_the_model_before_is_kept_and_only_trained_weights_replace_it(run: Path, tmp_path: Path) -> None:
+    copy = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    before, about = copy.model.read_bytes(), open_model(run).description
+    assert keep_model(copy, about, KEYS, None) is None  # the same one again
+    error = refused(lambda: keep_model(copy, about, {**KEYS, "2d": ["2d 0", "others"]}, None))
+    assert error.codes == ("weights.replaced",)
+    assert copy.model.read_bytes() == before
+    shutil.rmtree(copy.previous)
+    selection = about.selection.model_copy(update={"postprocessing": ()})
+    kept = keep_model(copy, about.model_copy(update={"selection": selection}), KEYS, None)
+    assert kept is not None
+    assert kept.parent == copy.previous
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d_\d{6}_2d\+3d_fullres\.zip", kept.name)
+    assert kept.read_bytes() == before
+    assert open_model(copy.root).description.selection == selection
 
 
 @given(data=st.data())
@@ -336,12 +345,11 @@ def test_datasets_and_unfinished_runs_are_not_models(tmp_path: Path) -> None:
     assert refused(lambda: open_model(data)).codes == ("model.not_a_run",)
     for folder in (begun / "stages", begun / "locks"):
         folder.mkdir(parents=True)
-    for missing in ("dataset.json, plan.json, schedule.json, selection.json", "selection.json"):
-        error = refused(lambda: open_model(begun))
-        assert error.codes == ("model.unfinished",)
-        assert error.issues[0].message.endswith(f": no {missing}")
-        for name in ("dataset.json", "plan.json", "schedule.json"):
-            (begun / name).touch()
+    error = refused(lambda: open_model(begun))
+    assert (error.codes, error.issues[0].fix) == (("model.unfinished",), f"resume it: autoseg run {begun}")
+    (begun / "selection.json").touch()  # as version 0.2 leaves it
+    error = refused(lambda: open_model(begun))
+    assert (error.codes, error.issues[0].fix) == (("model.unfinished",), f"write it: autoseg select {begun}")
 
 
 def test_no_message_says_to_delete_the_description_of_a_dataset(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ import torch
 from builders import Job, begin, contents, make_phantom, said
 from typer.testing import CliRunner
 
+from autoseg import api
 from autoseg.cli import app
 from autoseg.inference.model import load_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.settings import Settings
-from autoseg.stages.run import find_run, require_free
+from autoseg.stages.run import find_run, require_free, require_place_for_predictions
 from autoseg.storage.atomic import load_document
 
 
@@ -49,6 +50,35 @@ def test_options_need_not_be_repeated(tmp_path: Path, data: Path) -> None:
     assert load_document(Settings, later.folder.settings).folds is None  # it is kept once it was followed
     run_stages(later, "plan")
     assert load_document(Settings, later.folder.settings) == later.settings
+
+
+def test_a_dataset_that_does_not_exist_makes_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(AutosegError) as caught:
+        begin(tmp_path / "absent", tmp_path / "run")
+    assert caught.value.codes == ("dataset.missing",)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_description_of_a_dataset_or_a_run_stands_for_its_folder(tmp_path: Path, data: Path) -> None:
+    run = run_stages(begin(data / "dataset.json", tmp_path / "run"), "check")
+    assert run.settings.dataset == data
+    assert find_run(run.folder.dataset, None) == (None, run.folder.root)
+
+
+def test_a_list_replaces_the_earlier_one_and_says_so(tmp_path: Path, data: Path) -> None:
+    run_stages(begin(data, tmp_path / "run", {"exclude": "phantom_001"}), "check")
+    later = begin(tmp_path / "run", None, {"exclude": "phantom_002"})
+    assert later.settings.exclude == ("phantom_002",)
+    assert "--exclude was phantom_001 and is phantom_002 (a list replaces the earlier one)" in said(later)
+
+
+def test_predictions_are_not_put_into_a_run(tmp_path: Path, data: Path) -> None:
+    run = run_stages(begin(data, tmp_path / "run"), "check")
+    for folder in (run.folder.root, run.folder.predictions, run.folder.models / "deep" / "inside"):
+        with pytest.raises(AutosegError) as caught:
+            api.predict("model", "image", folder)
+        assert (caught.value.codes, caught.value.issues[0].where) == (("predict.into_a_run",), str(folder))
+    require_place_for_predictions(run.folder.root / "mine")
 
 
 def test_a_refused_change_does_not_affect_later_calls(tmp_path: Path, data: Path) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from autoseg.data.splits import Split, Splits, make_splits
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
+from autoseg.stages.folds import always_trained_on, folds_without, require_unseen
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import always_trained_on, announce, folds_without, require_unseen
+from autoseg.stages.schedule import announce
 from autoseg.storage.atomic import save_document
 
 
@@ -42,6 +43,13 @@ def test_what_does_not_exist_is_refused_before_anything_is_preprocessed(
         run_stages(begin(planned.folder.root, None, wishes, **context), "train")
     assert caught.value.codes == (code,)
     assert not planned.folder.all_preprocessed.exists()
+
+
+def test_a_bad_change_of_the_schedule_is_refused_by_the_plan_and_not_stored(planned: Run) -> None:
+    with pytest.raises(AutosegError) as caught:
+        run_stages(begin(planned.folder.root, None, {"set": "schedule.WRONG=1"}), "plan")
+    assert caught.value.codes == ("plan.edit_unknown",)
+    assert begin(planned.folder.root).settings.set == {}
 
 
 def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(job: Job) -> None:
