@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import write_series, write_structures
 
 from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
@@ -126,3 +127,22 @@ def test_series_of_unlabelled_cases_follow_the_labelled_ones(series, tmp_path):
         shutil.copyfile(file, folder / "r" / file.name)
     (case,) = discover_dataset(folder).test
     assert uid_of(case.images[0]) == "1.2.1"
+
+
+@pytest.mark.parametrize(
+    ("slices", "structures"),
+    [("ct", "rt.dcm"), ("study/ct", "study/rtstruct/1-1.dcm"), (".", "RS.1.2.3.dcm"), ("ct", "RS_p.dcm")],
+)
+def test_structures_are_labels_wherever_they_usually_lie(tmp_path, slices, structures):
+    for number, case in enumerate("pq"):
+        folder = write_series(tmp_path / case / slices, (3, 20, 30), [1, 0, 0, 0, 1, 0], series=f"1.2.{number}")
+        square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+        file = tmp_path / case / structures
+        file.parent.mkdir(exist_ok=True)
+        drawn = {1: [(1, square)], 2: [(2, square + 2)]}
+        write_structures(file, drawn, read_header(folder).geometry, series=f"1.2.{number}")
+        (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7")
+    found = discover_dataset(tmp_path)
+    assert [label.name for label in found.labels.classes] == ["organ 1", "organ 2"]
+    assert [Path(case.images[0]) for case in found.training] == [(tmp_path / case / slices) for case in "pq"]
+    assert errors(tmp_path) == []
