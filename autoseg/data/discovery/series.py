@@ -18,12 +18,13 @@ from autoseg.imaging.readers import (
     ImageHeader,
     SeriesName,
     files_of,
+    is_structure_set,
     list_series,
     read_header,
     referenced_series,
 )
 from autoseg.issues import AutosegError, Issue
-from autoseg.wording import shorten
+from autoseg.wording import count_noun, shorten
 
 SLICE_S = 0.002
 """Processor time to read the header of a slice."""
@@ -55,7 +56,9 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
     label map lies, or else of all: the one with the most common description, then the one with most slices, then the
     first. A choice by these last rules is a warning (``series.guessed``), else a note (``series.chosen``). A case that
     does not have exactly one series of the given name is an error (``series.not_found``, ``series.several``).
+    Of a case with label maps and RTSTRUCT files the label maps are taken (``series.structures``, a note).
     """
+    match, issues = _without_structures(root, match)
     asked = [*_several(match.images, match.labels), *_several(match.test, {})]
     slices = sum(1 for each in asked for folder in each.folders for _ in files_of(root / folder.path))
     found = run_jobs(
@@ -69,7 +72,6 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
     every = [{each.name.description for each in of} for of in found]
     usual = Counter(name for names in (fitting if any(fitting) else every) for name in names)
     chosen: dict[tuple[str, str], FoundFile] = {}
-    issues: list[Issue] = []
     choices: dict[tuple[str, bool, tuple[str, ...]], list[_Several]] = {}
     wanted = match.layout.series
     for several, candidates in zip(asked, found, strict=True):
@@ -86,6 +88,33 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
             choices.setdefault((best.name.description, len(pool) == 1, tuple(others)), []).append(several)
     issues += [_chosen(root, match, *choice, cases) for choice, cases in choices.items()]
     return replace(match, images=_with_chosen(match.images, chosen), test=_with_chosen(match.test, chosen)), issues
+
+
+def _without_structures(root: Path, match: Match) -> tuple[Match, list[Issue]]:
+    """``match`` without the RTSTRUCT files of cases that have label maps, too: archives often hold both of one drawing."""
+    kept, left = dict(match.labels), []
+    for case_id, files in match.labels.items():
+        maps = [file for file in files if len(files) > 1 and not _is_structures(root / file.path)]
+        if maps and len(maps) < len(files):
+            kept[case_id] = maps
+            left.append(str(root / next(file.path for file in files if file not in maps)))
+    if not left:
+        return match, []
+    note = Issue(
+        code="series.structures",
+        severity="note",
+        where=left[0],
+        message=f"{count_noun(len(left), 'case')} with label maps and RTSTRUCT files: took the label maps",
+        fix="to take the RTSTRUCT files, name them in a spec file (--spec)",
+    )
+    return replace(match, labels=kept), [note]
+
+
+def _is_structures(file: Path) -> bool:
+    try:
+        return is_structure_set(file)
+    except AutosegError:
+        return False
 
 
 def _several(files: Files, labels: Files) -> list[_Several]:

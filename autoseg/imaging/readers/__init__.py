@@ -2,14 +2,14 @@
 
 What is read is named by a path. Most often that is a file. A DICOM series is named by its folder; where a folder holds
 several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names. A
-file of segments, DICOM SEG or ``.seg.nrrd``, is one label map with the numbers of its segments; where they overlap, or where
+file of segments, DICOM SEG, RTSTRUCT or ``.seg.nrrd``, is one label map with the numbers of its segments; where they overlap, or where
 one is wanted alone, ``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read_segments` gives all with their names and
 numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
 """
 
 from autoseg.imaging.image import Segment, Segmentation, SegmentNames
 from autoseg.imaging.readers.dicom import PART_MARK, is_dicom, split_part
-from autoseg.imaging.readers.dicom_seg import referenced_series
+from autoseg.imaging.readers.dicom_seg import is_structure_set, referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
 from autoseg.imaging.readers.objects import Imagelike, as_image
@@ -56,6 +56,7 @@ __all__ = [
     "is_dicom_series",
     "is_picture",
     "is_segmentation",
+    "is_structure_set",
     "list_segments",
     "list_series",
     "prediction_ending",

@@ -46,6 +46,11 @@ def is_dicom_segmentation(file: Path) -> bool:
     return is_dicom(file) and _kind(read_tags(file, ["SOPClassUID"])) is not None
 
 
+def is_structure_set(file: Path) -> bool:
+    """Whether ``file`` is an RTSTRUCT file."""
+    return is_dicom(file) and _kind(read_tags(file, ["SOPClassUID"])) == RTStructureSetStorage
+
+
 def _kind(tags: Any) -> Any:
     uid = tags.get("SOPClassUID")
     return uid if uid in (SegmentationStorage, LABEL_MAP_STORAGE, RTStructureSetStorage) else None

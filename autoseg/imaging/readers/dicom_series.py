@@ -227,17 +227,17 @@ def read_single(file: Path) -> Series:
             direction=np.eye(2),
             has_orientation=False,
         )
-    item = _Slice(
-        file=file,
-        index=0,
-        tags=tags,
-        size=(rows, columns),
-        spacing_mm=np.ones(2),
-        position=np.zeros(3),
-        plane=np.eye(3)[:2],
-        scale=_scale([tags]),
-    )
-    return Series((item,), _header([item], geometry))
+        item = _Slice(
+            file=file,
+            index=0,
+            tags=tags,
+            size=(rows, columns),
+            spacing_mm=np.ones(2),
+            position=np.zeros(3),
+            plane=np.eye(3)[:2],
+            scale=_scale([tags]),
+        )
+        return Series((item,), _header([item], geometry))
 
 
 def series_image(series: Series, path: Path, *, colours: bool = True) -> tuple[ImageHeader, NDArray[np.float32]]:

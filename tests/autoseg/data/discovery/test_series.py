@@ -146,3 +146,15 @@ def test_structures_are_labels_wherever_they_usually_lie(tmp_path, slices, struc
     assert [label.name for label in found.labels.classes] == ["organ 1", "organ 2"]
     assert [Path(case.images[0]) for case in found.training] == [(tmp_path / case / slices) for case in "pq"]
     assert errors(tmp_path) == []
+
+
+def test_label_maps_are_taken_where_structures_lie_beside_them(tmp_path):
+    for number, case in enumerate("pq"):
+        folder = write_series(tmp_path / case / "ct", (3, 20, 30), [1, 0, 0, 0, 1, 0], series=f"1.2.{number}")
+        square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+        write_structures(tmp_path / case / "rtstruct.dcm", {1: [(1, square)]}, read_header(folder).geometry)
+        write_label(tmp_path / case / "seg.nii.gz", folder)
+    found = discover_dataset(tmp_path)
+    assert [Path(case.label).name for case in found.training] == ["seg.nii.gz"] * 2
+    assert [(issue.code, issue.severity) for issue in found.issues] == [("series.structures", "note")]
+    assert errors(tmp_path) == []
