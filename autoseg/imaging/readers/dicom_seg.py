@@ -140,6 +140,8 @@ def _names(file: Path, tags: Any) -> dict[int, str]:
         index = int(number(item, index_tag, -1))
         if index > 0 or (index == 0 and _kind(tags) != LABEL_MAP_STORAGE):
             names[index] = str(item.get(name_tag) or f"segment_{index}").strip()
+    if _kind(tags) == RTStructureSetStorage and 0 in names:  # allowed there, but in label maps 0 is the background
+        names = {index + 1: name for index, name in names.items()}
     if not names or not 0 < min(names) <= max(names) < 2**16:
         raise damaged(file, message=f"its segments have the numbers {sorted(names)}, expected positive numbers")
     return names
@@ -308,6 +310,7 @@ def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64]
     frames = [np.empty((0, math.ceil(math.prod(geometry.shape[1:]) / 8)), np.uint8)]
     if "ROIContourSequence" not in tags:
         raise damaged(file, code="reader.truncated", message="it names structures, but ends before their contours")
+    shift = int(0 in [number(item, "ROINumber", 1) for item in tags.get("StructureSetROISequence") or ()])
     for structure in tags.get("ROIContourSequence") or ():
         masks: dict[int, NDArray[np.bool_]] = {}
         for contour in structure.get("ContourSequence") or ():
@@ -325,6 +328,6 @@ def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64]
                 )
             mask = masks.setdefault(z, np.zeros(geometry.shape[1:], bool))
             mask[polygon(y, x, mask.shape)] ^= True
-        places += [(int(number(structure, "ReferencedROINumber", -1)), z) for z in masks]
+        places += [(int(number(structure, "ReferencedROINumber", -1)) + shift, z) for z in masks]
         frames += [np.packbits(mask)[None] for mask in masks.values()]
     return np.array(places, np.int64).reshape(-1, 2), np.concatenate(frames)

@@ -444,9 +444,9 @@ def _slice_step(path: Path, slices: Sequence[_Slice], normal: NDArray[np.float64
     steps = np.diff([item.position for item in slices], axis=0)
     along = steps @ normal
     usual = float(np.median(along))
-    close = np.flatnonzero(along < UNEVEN_STEP * max(usual, 0))
-    if usual <= 0 or len(close):
-        raise _coinciding(path, *slices[int(close[0]) if len(close) else 0 :][:2])
+    close = np.flatnonzero(along <= UNEVEN_STEP * usual)  # where most coincide, the usual step is 0
+    if len(close):
+        raise _coinciding(path, *slices[int(close[0]) :][:2])
     odd = np.flatnonzero(np.abs(along - usual) > UNEVEN_STEP * usual)
     if len(odd):
         file, after = (slices[int(odd[0]) + k].file.name for k in range(2))

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 from builders import Listening
+from dicom_files import write_series, write_structures
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.inputs import MOST_NESTED, InputCase
@@ -155,6 +156,13 @@ def test_a_folder_of_dicom_series_gives_one_case_each(real_data, tmp_path) -> No
         (tmp_path / name).symlink_to(real_data / "dicom_series" / name)
     ids = [case.case_id for case in find_input_cases(tmp_path, ["T2"])]
     assert ids == ["mr_prostatex_adc", "mr_prostatex_t2_tra"]
+
+
+def test_structures_in_a_folder_of_their_own_are_no_case(tmp_path) -> None:
+    folder = write_series(tmp_path / "p" / "study" / "ct", (3, 20, 30), [1, 0, 0, 0, 1, 0])
+    (tmp_path / "p" / "study" / "rt").mkdir()
+    write_structures(tmp_path / "p" / "study" / "rt" / "1.dcm", {1: []}, read_header(folder).geometry)
+    assert [case.case_id for case in find_input_cases(tmp_path, ["CT"])] == ["p_study_ct"]
 
 
 def test_a_dicom_series_without_a_slice_is_named(real_data) -> None:

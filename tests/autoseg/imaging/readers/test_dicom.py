@@ -471,10 +471,13 @@ def test_a_mosaic_without_its_private_header_is_refused(tmp_path: Path) -> None:
     assert code_of(tmp_path) == code_of(tmp_path / "a.dcm") == "dicom.mosaic"
 
 
-def test_a_slice_that_is_there_twice_is_named_with_both_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("doubled", [[98], [96, 97, 98, 99]])
+def test_a_slice_that_is_there_twice_is_named_with_both_files(tmp_path: Path, doubled: list[int]) -> None:
     write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(4)])
-    shutil.copy(tmp_path / "slice_98.dcm", tmp_path / "export.dcm")
-    with pytest.raises(AutosegError, match=r"export\.dcm and slice_98\.dcm") as caught:
+    for number in doubled:
+        shutil.copy(tmp_path / f"slice_{number}.dcm", tmp_path / f"copy_{number}.dcm")
+    first = doubled[-1]  # names run against the positions
+    with pytest.raises(AutosegError, match=rf"copy_{first}\.dcm and slice_{first}\.dcm") as caught:
         read_image(tmp_path)
     assert caught.value.codes == ("dicom.doubled_slice",)
 

@@ -269,6 +269,17 @@ def test_structures_may_overlap_and_may_be_empty(tmp_path: Path) -> None:
     assert found.overlaps() == {(1, 2): 9}
 
 
+def test_structures_numbered_from_zero_keep_their_names(tmp_path: Path) -> None:
+    geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    path = write_structures(tmp_path / "rt.dcm", {0: [(1, square)], 1: [(2, square)]}, geometry)
+    found = read_segments(path)
+    assert [(segment.number, segment.name, segment.slices) for segment in found.segments] == [
+        (1, "organ 0", (1,)),
+        (2, "organ 1", (2,)),
+    ]
+
+
 def test_cut_structures_are_refused_wherever_they_end(tmp_path: Path) -> None:
     geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
     square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
