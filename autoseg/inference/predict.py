@@ -13,7 +13,7 @@ import numpy as np
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
-from autoseg.imaging.image import Geometry, Image
+from autoseg.imaging.image import Geometry, Image, looks_like_ct
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import (
     image_ending,
@@ -244,7 +244,13 @@ def _image_jobs(
             continue
         alone = is_own or beside[image.parent] == 1
         predict = partial(
-            _predict_case, predictor, case, probabilities=probabilities, tracker=tracker, may_be_labels=not alone
+            _predict_case,
+            predictor,
+            case,
+            probabilities=probabilities,
+            tracker=tracker,
+            say=say,
+            may_be_labels=not alone,
         )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
     _say_what_is_far(geometries, predictor.model.plan, say)
@@ -283,10 +289,21 @@ class _Progress:
 
 
 def _predict_case(
-    predictor: Predictor, case: InputCase, *, probabilities: bool, tracker: Tracker, may_be_labels: bool
+    predictor: Predictor,
+    case: InputCase,
+    *,
+    probabilities: bool,
+    tracker: Tracker,
+    say: Callable[[str], None],
+    may_be_labels: bool,
 ) -> Prediction:
-    """Raises `AutosegError` with a note for what is a label map beside images."""
+    """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected."""
     image = read_image(case.images)
+    for name in not_ct(image, predictor.model.plan):
+        say(
+            f"Warning: {case.case_id}: channel {name} has hardly a negative value, so it is no CT in Hounsfield units as in training; "
+            "predictions may be wrong"
+        )
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -296,6 +313,17 @@ def _predict_case(
         return predictor.predict_image(image, probabilities=probabilities, progress=progress)
     finally:
         tracker.advance(-progress.told)
+
+
+def not_ct(image: Image, plan: Plan) -> list[str]:
+    """Channels that are CT in training, in Hounsfield units, and are not in ``image``."""
+    normalization = plan.configurations[0].normalization
+    channels = zip(plan.channels, image.array, normalization, plan.intensities, strict=False)
+    return [
+        name
+        for name, channel, chosen, training in channels
+        if chosen.scheme == "ct" and training.minimum < 0 and looks_like_ct(channel) is False
+    ]
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -382,7 +410,12 @@ def predict_file(
                 found = predictor.predict_image(image, probabilities=probabilities, progress=_Progress(tracker, name))
             else:
                 found = _predict_case(
-                    predictor, image.cases[0], probabilities=probabilities, tracker=tracker, may_be_labels=False
+                    predictor,
+                    image.cases[0],
+                    probabilities=probabilities,
+                    tracker=tracker,
+                    say=reporter.say,
+                    may_be_labels=False,
                 )
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error

@@ -24,11 +24,22 @@ from autoseg.inference.predict import (
     SMALLEST_SHARE,
     far_from_training,
     looks_like_labels,
+    not_ct,
 )
 from autoseg.inference.predict import find_input_cases as find
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
-from planners import CaseSize, Fingerprint, IntensityStatistics, LabelClass, Labels, Plan, plan_dataset, transpose
+from planners import (
+    CaseSize,
+    ChannelNormalization,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    Plan,
+    plan_dataset,
+    transpose,
+)
 
 CLASSES = Labels(classes=(LabelClass(name="liver", values=(1,)),))
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
@@ -455,6 +466,24 @@ def real_plan() -> Plan:
 def image_of(array: np.ndarray) -> Image:
     array = array.reshape(1, 1, *array.shape).astype(np.float32)
     return Image(array=array, geometry=Geometry(shape=array.shape[1:], spacing_mm=(1.0, 1.0, 1.0)))
+
+
+def test_what_is_no_ct_is_noticed_where_training_images_were(real_plan: Plan) -> None:
+    body = np.full((100, 100), 40.0)
+    mr, ct = image_of(body), image_of(np.where(np.arange(100) < 30, -1000.0, body))
+
+    def trained(scheme: str, minimum: float) -> Plan:
+        statistics = STATISTICS.model_copy(update={"minimum": minimum})
+        scaled = (ChannelNormalization(scheme=scheme),)  # type: ignore[arg-type]
+        configurations = tuple(c.model_copy(update={"normalization": scaled}) for c in real_plan.configurations)
+        return real_plan.model_copy(update={"configurations": configurations, "intensities": (statistics,)})
+
+    name = real_plan.channels[0]
+    assert not_ct(mr, trained("ct", -100.0)) == [name]
+    assert not_ct(ct, trained("ct", -100.0)) == []
+    assert not_ct(mr, trained("ct", 0.0)) == [], "training images were not in Hounsfield units either"
+    assert not_ct(mr, trained("zscore", -100.0)) == []
+    assert not_ct(mr, trained("ct_or_zscore", -100.0)) == []
 
 
 def test_few_small_whole_numbers_are_labels_unless_training_images_were_alike() -> None:
