@@ -86,7 +86,7 @@ def decide_normalization(
         value=tuple(value),
         reason=f"{'; '.join(parts)}; {_mask_words(value, median_relative_size)}",
         source="method 3.11" + (" and decision record 0170" if seen else ""),
-        change="a channel name such as CT or MRI would decide"
+        change="a channel name such as MRI or --strict-reference would leave the choice to the name"
         if seen
         else "another channel name; names nnU-Net does not know are z-scored",
     )

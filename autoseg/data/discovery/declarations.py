@@ -295,9 +295,10 @@ def with_defaults(declaration: Declaration, layout: Layout) -> Declaration:
     """Names from a spec file take precedence over those of the folder, and those over what is known of the dataset."""
     own = declared_by_layout(layout)
     first, second = (declaration, own) if layout.known is not None else (own, declaration)
-    return replace(
-        declaration, channels=first.channels or second.channels, label_values=first.label_values or second.label_values
-    )
+    channels = first.channels or second.channels
+    if layout.known is not None and any(" or " in name for name in own.channels or ()):
+        channels = own.channels  # the folder names only one of the modalities that its cases have
+    return replace(declaration, channels=channels, label_values=first.label_values or second.label_values)
 
 
 def _unnamed(path: Path, message: str, *, code: str) -> Issue:

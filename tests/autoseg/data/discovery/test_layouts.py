@@ -422,7 +422,7 @@ def test_amos_with_labelled_validation_cases_in_its_own_list_is_amos(tmp_path):
     content = {"modality": {"0": "CT"}, "labels": names, **listed, "test": [{"image": f"./{files['Ts']}"}]}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     found = discover_dataset(tmp_path)
-    assert found.layout == "amos22"
+    assert (found.layout, found.channels) == ("amos22", ("CT or MR",))
     assert [case.case_id for case in found.training] == ["amos_0001", "amos_0507"]
     assert {case.case_id for case in found.test} >= {"amos_0002"}
 
