@@ -185,12 +185,15 @@ def evaluate(
     references: Place,
     *,
     tolerance_mm: float | None = None,
+    strict: bool = False,
     workers: int | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
-    """Score label maps, or folders of masks, against references of the same names: Dice, surface distances, volumes.
+    """Score label maps, or folders of masks, against references of the same cases: Dice, surface distances, volumes.
 
-    ``tolerance_mm`` is that of the surface Dice (default 1). Raises `AutosegError` with all issues of both folders.
+    ``references`` is a folder of the same form, or a dataset. Names may differ by words such as ``_mask``, ``_pred`` or
+    ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). What has no counterpart is in ``not_scored`` of the
+    summary, or with ``strict`` an error. Raises `AutosegError` with all issues of both folders.
     """
     from autoseg.compute.executor import available_cores
     from autoseg.evaluation.folders import evaluate_folder
@@ -206,6 +209,7 @@ def evaluate(
         ignore=None if header is None else header.ignore_value,
         threshold=None if header is None else header.threshold,
         tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+        strict=strict,
         num_workers=workers or available_cores(),
         reporter=reporter or SilentReporter(),
     )

@@ -167,7 +167,7 @@ OPTIONS = {
         "--spec",
         "--threads",
     },
-    "evaluate": {"--out", "--tolerance-mm", "--workers"},
+    "evaluate": {"--out", "--strict", "--tolerance-mm", "--workers"},
     "check": CHECK | {"--json"},
     "plan": PLAN | {"--explain", "--nnunet-dataset", "--nnunet-fingerprint", "--nnunet-plans"},
     "submit": {"--as", "--out"},

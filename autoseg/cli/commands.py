@@ -265,11 +265,18 @@ def evaluate(
         Path, typer.Argument(help="Folder of predicted label maps, or of CASE/CLASS masks.", show_default=False)
     ],
     references: Annotated[
-        Path, typer.Argument(help="Folder of reference label maps or masks with the same names.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Folder of reference label maps or masks of the same cases, or a dataset.", show_default=False
+        ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="File for all scores (default: PREDICTIONS/summary.json).", show_default=False),
+        typer.Option(
+            "--out",
+            help="File for all scores, with a CSV beside it (default: PREDICTIONS/summary.json).",
+            show_default=False,
+        ),
     ] = None,
     tolerance_mm: Annotated[
         float | None,
@@ -277,27 +284,35 @@ def evaluate(
             "--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False
         ),
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse predictions without a reference, and the reverse.")
+    ] = False,
     workers: WorkersOption = None,
 ) -> None:
     """Score predictions against references: Dice, surface distances, volumes; per class and case.
 
-    Classes have their names in folders that `autoseg predict` wrote, and are named by value elsewhere.
+    Names may differ by words such as _mask, _seg, _pred or _0000, and by their endings; what has no counterpart is listed.
+    Classes have their names in datasets and in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
     fix = "pass a folder of label maps"
     require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
-    from autoseg.evaluation.table import format_table, write_summary
+    from autoseg.evaluation.table import format_table, require_own_table, write_summary, write_table
     from autoseg.stages.run import require_place_for_scores
     from autoseg.storage.atomic import require_file_name
 
     path = out or predictions / "summary.json"
+    path = path.with_suffix(".json") if path.suffix == ".csv" else path
+    table = path.with_suffix(".csv")
     require_file_name(path)
     require_place_for_scores(path)
+    require_own_table(table)
     summary = autoseg.evaluate(
-        predictions, references, tolerance_mm=tolerance_mm, workers=workers, reporter=make_reporter()
+        predictions, references, tolerance_mm=tolerance_mm, strict=strict, workers=workers, reporter=make_reporter()
     )
     write_summary(path, summary)
+    write_table(table, summary)
     typer.echo(format_table(summary))
-    typer.echo(f"All scores: {path}")
+    typer.echo(f"All scores: {path}, {table}")
 
 
 def submit(

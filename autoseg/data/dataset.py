@@ -39,6 +39,8 @@ class Case(Document):
     """Cases of one group (patient) stay together in splits."""
     content: str | None = None
     """Hash of the content of all its files; none before they were read."""
+    image_contents: tuple[str, ...] = ()
+    """Hash of the content of each image, wherever it is and whatever its name; empty before they were read."""
 
     @property
     def is_labelled(self) -> bool:

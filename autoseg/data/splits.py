@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -158,6 +159,56 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
             issues.append(Issue(code="splits.validated_twice", where=str(path), message=message, fix=fix))
     _refuse(path, issues)
     return Splits(folds=tuple(Split(train=tuple(sorted(f["train"])), val=tuple(sorted(f["val"]))) for f in folds))
+
+
+NUMBERED = (
+    "slices?|slc?|z|frames?|fr|images?|img|im|time|timepoint|tp|visit|ses|session|scan|study|phase|fu|followup|rep|repeat|run|echo|day|week|"
+    "wk|month|year|view|plane|crop|patch|tile|roi|stack|mr|ct"
+)
+NAMED = "left|right|od|os|pre|post|baseline|followup|ed|es|sa|la|[234]ch|cc|mlo|\\d?hc"
+DATE = r"(?:19|20)\d\d[-_]?\d\d[-_]?\d\d"
+SCAN_OF_PATIENT = re.compile(
+    rf"(?i)(?P<patient>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
+)
+"""A name that says which scan or slice of a patient it is: ``pat01_slice003``, ``sub-01_z3``, ``P7-visit3``, ``patient0001_2CH_ED``."""
+MAYBE_OF_PATIENT = re.compile(
+    r"(?i)(?P<visit>.*\d)(?:[-_. ]+[stvdwmy]\d+|[-_]?[a-f])|(?P<numbered>.*\d.*?)[-_. ]+\d+|(?P<named>.+)[-_. ]+[stv]\d+"
+)
+"""A name that may say so: ``P7b``, ``ms01_s2``; ``pat01_003`` may just as well be case 3 of hospital 1."""
+YEAR = re.compile(r"(?:19|20)\d\d")
+
+
+def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
+    """Patient of each case whose name says that it is one of several scans or slices of a patient; others are left out.
+
+    Nothing where all cases would be of one patient, or where a name without a number, such as that of the dataset, stands
+    before most of them.
+    """
+    found = {case_id: match["patient"] for case_id in case_ids if (match := SCAN_OF_PATIENT.fullmatch(case_id))}
+    found |= {case_id: case_id for case_id in set(found.values()) & set(case_ids)}
+    counts = Counter(found.values())
+    kept = {
+        case_id: patient
+        for case_id, patient in sorted(found.items())
+        if counts[patient] > 1 and (2 * counts[patient] <= len(case_ids) or re.search(r"\d", patient))
+    }
+    return {} if len(kept) == len(case_ids) and len(set(kept.values())) == 1 else kept
+
+
+def maybe_of_one_patient(case_ids: Sequence[str]) -> dict[str, str]:
+    """What may be the patient of each case whose name is not sure, of patients with several cases.
+
+    Names that only end in a number count where different ones stand before the number.
+    """
+    found, sure = {}, False
+    for case_id in case_ids:
+        if match := SCAN_OF_PATIENT.fullmatch(case_id) or MAYBE_OF_PATIENT.fullmatch(case_id):
+            (kind, patient), *_ = ((kind, name) for kind, name in match.groupdict().items() if name)
+            if not YEAR.fullmatch(patient):
+                found[case_id] = patient
+                sure = sure or kind in ("patient", "visit")
+    counts = Counter(found.values())
+    return {case_id: patient for case_id, patient in found.items() if counts[patient] > 1 and (sure or len(counts) > 1)}
 
 
 def read_groups(path: Path, case_ids: Sequence[str], left_out: Collection[str] = ()) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Scores a folder of predictions against a folder of references: label maps of the same names, or masks of single classes.
+"""Scores a folder of predictions against its references: a folder of label maps, of masks of classes, or a dataset.
 
 Masks are in a folder for each case, with one file for each class. Their references may be stored in the same way, in the dataset's
 own folders (``CASE/segmentations/CLASS``), in a folder for each class (``CLASS/CASE``), or in one file of segments a case
@@ -7,6 +7,8 @@ own folders (``CASE/segmentations/CLASS``), in a folder for each class (``CLASS/
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.compute.executor import run_jobs
-from autoseg.data.dataset import MaskFile
+from autoseg.data.dataset import DatasetDescription, MaskFile
+from autoseg.data.discovery import discover_dataset
 from autoseg.data.labels import read_mask
-from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare
-from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid, score_case
+from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid, score_case, score_cases
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import LabelMap
 from autoseg.imaging.readers import (
@@ -31,11 +34,18 @@ from autoseg.imaging.readers import (
     read_header,
     read_label_map,
 )
-from autoseg.issues import AutosegError, Issue
+from autoseg.issues import AutosegError, Issue, Severity
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 MAX_FOUND_CLASSES = 1000
 """More distinct values than this are intensities: the references are images, not label maps."""
+
+WORDS = (
+    "labels?|masks?|gt|segs?|seg-manual|segmentations?|segmented|manual|annotations?|anno|truth|ground_?truth|ref|reference|"
+    "preds?|predict(?:ed|ions?)|outputs?|img|images?"
+)
+AROUND_CASE = re.compile(rf"(?i)(?:(?:{WORDS})(?:[-_. ]+|(?=\d)))*(?P<case>.+?)(?:[-_. ]+(?:{WORDS}|0000))*")
+"""What names say besides the case: ``label0001``, ``p1_mask``, ``p1_pred``, and the channel of the image, ``p1_0000``."""
 
 Masks = Mapping[str, Path]
 """Mask file by the name of its class: a file, or one segment of a file (``FILE#3``)."""
@@ -54,25 +64,31 @@ def evaluate_folder(
     ignore: int | None = None,
     threshold: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    strict: bool = False,
     num_workers: int = 1,
     reporter: Reporter | None = None,
 ) -> Summary:
     """Score every prediction in a folder against its reference; cases come in the order of their names.
 
-    Label maps are paired by file name without ending; files that are no images (``summary.json``, logs) are ignored. Without
-    ``classes`` every value but 0 and ``ignore`` that occurs in any reference is a class, named by its value.
+    Label maps are paired by file name without ending, else without words such as ``_mask``, ``_seg``, ``_pred`` or ``_0000``
+    (`pair_names`). Files that are no images (``summary.json``, logs) are ignored. Without ``classes`` every value but 0 and
+    ``ignore`` that occurs in any reference is a class, named by its value. Where ``references`` is a dataset, in any layout
+    that `discover_dataset` reads, its labelled cases are the references, with its own classes and ignore label.
 
     Where the predictions are masks of classes, ``predictions/CASE/CLASS`` is scored against its mask in ``references``; of
     a single class also ``predictions/CASE``. Each class is scored as a separate mask, wherever they overlap, and is
     numbered from 1 on in the summary; without ``classes``, all that are predicted. From ``threshold`` on a voxel of a
     reference belongs to the structure; with none, everything but 0.
 
-    Everything is checked first: raises one `AutosegError` that lists every missing or extra prediction, every file that
-    cannot be read and every pair of grids that differ.
+    Predictions without a reference and references without a prediction are in ``not_scored`` of the summary; with
+    ``strict`` they are errors. All else is checked first: raises one `AutosegError` that lists every file that cannot be
+    read and every pair of grids that differ; also where there is no pair at all.
     """
-    run = _Run(predictions, references, tolerance_mm, num_workers, reporter or SilentReporter())
+    run = _Run(predictions, references, tolerance_mm, strict, num_workers, reporter or SilentReporter())
     if holds_masks(predictions) or (len(classes) == 1 and holds_masks(references)):
         return _evaluate_masks(run, tuple(each.name for each in classes), threshold)
+    if (dataset := _dataset_of(run)) is not None:
+        return _evaluate_dataset(run, dataset, tuple(classes))
     return _evaluate_label_maps(run, tuple(classes), ignore)
 
 
@@ -83,25 +99,105 @@ class _Run:
     predictions: Path
     references: Path
     tolerance_mm: float
+    strict: bool
     num_workers: int
     reporter: Reporter
 
     def refuse(self, issues: Sequence[Issue]) -> None:
         if issues:
-            headline = f"{self.predictions} cannot be compared with {self.references}"
-            raise AutosegError(*issues, headline=headline)
+            raise AutosegError(*issues, headline=f"{self.predictions} cannot be compared with {self.references}")
 
-    def no_prediction(self, where: str) -> Issue:
+    def unpaired(self, references: Mapping[str, str], predictions: Mapping[str, str], num_pairs: int) -> list[Issue]:
+        """Issues about what has no counterpart, by case: where it is. Raises `AutosegError` where there is no pair."""
+        if not num_pairs:
+            message = (
+                f"no file has the name of one in {self.references} ({_first(predictions)}, but {_first(references)})"
+            )
+            fix = "name each prediction as its reference, or as its case"
+            raise AutosegError(Issue(code="evaluation.no_pairs", where=str(self.predictions), message=message, fix=fix))
+        severity: Severity = "error" if self.strict else "warning"
         fix = f"predict this case into {self.predictions}, or move its reference elsewhere"
-        return Issue(code="evaluation.no_prediction", where=where, message="has no prediction", fix=fix)
-
-    def no_reference(self, where: str) -> Issue:
+        issues = [
+            Issue(code="evaluation.no_prediction", severity=severity, where=where, message="has no prediction", fix=fix)
+            for _, where in sorted(references.items())
+        ]
         fix = f"add its reference to {self.references}, or move the prediction elsewhere"
-        return Issue(code="evaluation.no_reference", where=where, message="has no reference", fix=fix)
+        return issues + [
+            Issue(code="evaluation.no_reference", severity=severity, where=where, message="has no reference", fix=fix)
+            for _, where in sorted(predictions.items())
+        ]
+
+
+def _first(names: Collection[str]) -> str:
+    return min(names, default="none")
 
 
 def _name(case: EvaluatedPair | _MaskCase) -> str:
     return f"case {case.case_id}"
+
+
+def pair_names(predictions: Collection[str], references: Collection[str]) -> dict[str, str]:
+    """The reference of each prediction that has one, by names without ending, sorted.
+
+    Equal names belong together. Of the others those do that are equal without `AROUND_CASE`, where only one is on either
+    side.
+    """
+    pairs = {name: name for name in set(predictions) & set(references)}
+    sides: list[dict[str, list[str]]] = []
+    for names in (set(predictions) - pairs.keys(), set(references) - pairs.keys()):
+        sides.append({})
+        for name in names:
+            sides[-1].setdefault(_case_in(name), []).append(name)
+    for case, (name, *others) in sides[0].items():
+        found = sides[1].get(case, [])
+        if len(found) == 1 and not others:
+            pairs[name] = found[0]
+    return dict(sorted(pairs.items()))
+
+
+def _case_in(name: str) -> str:
+    match = AROUND_CASE.fullmatch(name)
+    return match["case"].lower() if match else name
+
+
+# --- datasets ---
+
+
+def _dataset_of(run: _Run) -> DatasetDescription | None:
+    """The dataset that the references are; none where they are label maps alone, or no folder.
+
+    It has folders and no image beside them, or images beside their label maps (``p1``, ``p1_seg``).
+    """
+    names = [image_stem(file) for file in _images(run.references)] if run.references.is_dir() else []
+    cases = Counter(map(_case_in, names))
+    if not (max(cases.values()) > 1 if names else run.references.is_dir() and _folders(run.references)):
+        return None
+    try:
+        return discover_dataset(run.references, num_workers=run.num_workers, reporter=run.reporter)
+    except AutosegError:
+        if names:
+            return None
+        raise
+
+
+def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[EvaluatedClass, ...]) -> Summary:
+    own = evaluated_classes(dataset.labels, dataset.file_values)
+    if classes and {each.name: each.values for each in classes} != {each.name: each.values for each in own}:
+        listed = (", ".join(f"{each.name} {each.key}" for each in of) for of in (classes, own))
+        message = "made with the classes {}, but the references have {}".format(*listed)
+        fix = "evaluate against the dataset that the model was trained on, or against a folder of its label maps"
+        raise AutosegError(Issue(code="evaluation.other_classes", where=str(run.predictions), message=message, fix=fix))
+    predicted = _label_files(run.predictions)
+    cases = {case.case_id: case for case in dataset.training if case.is_labelled}
+    pairs = pair_names(predicted, cases)
+    extra = {name: str(predicted[name]) for name in predicted.keys() - pairs.keys()}
+    missing = {name: cases[name].label_files[0] for name in cases.keys() - set(pairs.values())}
+    unpaired = run.unpaired(missing, extra, len(pairs))
+    run.refuse(unpaired if run.strict else [])
+    with run.reporter.track("Scoring", len(pairs)) as tracker:
+        scored = [(case_id, predicted[name]) for name, case_id in pairs.items()]
+        summary = score_cases(dataset, scored, tracker, tolerance_mm=run.tolerance_mm, num_workers=run.num_workers)
+    return summary.model_copy(update={"not_scored": tuple(unpaired)})
 
 
 # --- label maps ---
@@ -115,49 +211,49 @@ class _Checked:
 
 
 def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore: int | None) -> Summary:
-    pairs, issues = _pair_files(run)
+    files: list[dict[str, Path]] = []
+    issues: list[Issue] = []
+    for folder in (run.predictions, run.references):
+        try:
+            files.append(_label_files(folder))
+        except AutosegError as error:
+            issues += error.issues
+    run.refuse(issues)
+    predicted, expected = files
+    named = pair_names(predicted, expected)
+    pairs = [EvaluatedPair(case_id=n, prediction=predicted[n], reference=expected[r]) for n, r in named.items()]
+    unpaired = run.unpaired(
+        {name: str(expected[name]) for name in expected.keys() - set(named.values())},
+        {name: str(predicted[name]) for name in predicted.keys() - named.keys()},
+        len(pairs),
+    )
     with run.reporter.track("Reading label maps", len(pairs)) as tracker:
         checked = run_jobs(_check_pair, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
-    run.refuse([*issues, *(issue for each in checked for issue in each.issues)])
+    run.refuse([*(unpaired if run.strict else ()), *(issue for each in checked for issue in each.issues)])
     found = frozenset().union(*(each.reference_values for each in checked))
     classes = classes or _classes_of_values(found - {ignore}, run.references)
     _say_unknown_values(checked, classes, ignore, run.reporter)
     score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm)
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         cases = run_jobs(score, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
-    return summarize(cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm)
+    return summarize(cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
 
 
-def _pair_files(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]]:
-    """The pairs that both folders have in common, sorted by name, and the issues that prevent a comparison."""
-    issues: list[Issue] = []
-    predicted, expected = _label_files(run.predictions, issues), _label_files(run.references, issues)
-    if not issues:
-        issues += [run.no_prediction(str(expected[name])) for name in sorted(expected.keys() - predicted.keys())]
-        issues += [run.no_reference(str(predicted[name])) for name in sorted(predicted.keys() - expected.keys())]
-    common = sorted(predicted.keys() & expected.keys())
-    return [EvaluatedPair(case_id=n, prediction=predicted[n], reference=expected[n]) for n in common], issues
-
-
-def _label_files(folder: Path, issues: list[Issue]) -> dict[str, Path]:
-    """Image files of a folder by name without ending; adds to ``issues`` what is wrong with the folder."""
+def _label_files(folder: Path) -> dict[str, Path]:
+    """Image files of a folder by name without ending; `AutosegError` where there is none, or two of one name."""
     if not folder.is_dir():
-        issues.append(_no_folder(folder))
-        return {}
+        raise AutosegError(_no_folder(folder))
     files: dict[str, Path] = {}
+    issues: list[Issue] = []
     for path in _images(folder):
-        name = image_stem(path)
-        if name in files:
-            message = f"same name as {files[name].name}"
-            issues.append(
-                Issue(code="evaluation.duplicate_name", where=str(path), message=message, fix="keep one of them")
-            )
-        files.setdefault(name, path)
+        if (first := files.setdefault(image_stem(path), path)) is not path:
+            message, fix = f"same name as {first.name}", "keep one of them"
+            issues.append(Issue(code="evaluation.duplicate_name", where=str(path), message=message, fix=fix))
     if not files:
-        fix = f"pass a folder with files that end in {', '.join(image_endings())}"
-        issues.append(
-            Issue(code="evaluation.no_label_maps", where=str(folder), message="contains no label maps", fix=fix)
-        )
+        message, fix = "contains no label maps", f"pass a folder with files that end in {', '.join(image_endings())}"
+        issues.append(Issue(code="evaluation.no_label_maps", where=str(folder), message=message, fix=fix))
+    if issues:
+        raise AutosegError(*issues)
     return files
 
 
@@ -180,15 +276,11 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
     predicted, expected = (frozenset(np.unique(each.array).tolist()) - {0} for each in maps)
     try:
         reference = on_whole_grid(maps[1], maps[0].geometry)
-    except AutosegError as error:
-        return _Checked(tuple(_located(issue, pair.reference) for issue in error.issues))
+    except AutosegError as error:  # of an array: the file that it is from is added
+        where = {"where": str(pair.reference)}
+        return _Checked(tuple(issue if issue.where else issue.model_copy(update=where) for issue in error.issues))
     grids = grid_issues(pair.prediction, maps[0].geometry, pair.reference, reference.geometry)
     return _Checked(grids, predicted, expected)
-
-
-def _located(issue: Issue, path: Path) -> Issue:
-    """An issue of an array with the file that the array is from."""
-    return issue if issue.where else issue.model_copy(update={"where": str(path)})
 
 
 def _read_and_score(
@@ -216,10 +308,9 @@ def _say_unknown_values(
     checked: Sequence[_Checked], classes: Sequence[EvaluatedClass], ignore: int | None, reporter: Reporter
 ) -> None:
     known: set[int | None] = {ignore, *(value for each in classes for value in each.values)}
-    unknown = frozenset().union(*(each.prediction_values for each in checked)) - known
-    predicted = {value: sum(value in each.prediction_values for each in checked) for value in sorted(unknown)}
+    predicted = Counter(value for each in checked for value in each.prediction_values - known)
     if predicted:
-        listed = ", ".join(f"{value} (in {number} of {len(checked)})" for value, number in predicted.items())
+        listed = ", ".join(f"{value} (in {number} of {len(checked)})" for value, number in sorted(predicted.items()))
         reporter.say(f"Predictions contain values that are not classes and are scored as background: {listed}")
 
 
@@ -238,29 +329,49 @@ class _MaskCase:
 
 
 def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) -> Summary:
-    predicted = _predicted_masks(run.predictions, names)
+    files = list(_images(run.predictions))
+    predicted: dict[str, Masks]
+    if files and len(names) == 1:
+        predicted = {image_stem(file): {mask_stem(names[0]): file} for file in files}
+    else:
+        folders = _folders(run.predictions)
+        predicted = {below.name: {image_stem(file): file for file in _images(below)} for below in folders}
     names = names or tuple(sorted({name for masks in predicted.values() for name in masks}))
     stems = {mask_stem(name) for name in names}
     expected = _reference_masks(run.references, cases=predicted.keys(), stems=stems)
-    classes = tuple(EvaluatedClass(name=name, values=(number,)) for number, name in enumerate(names, 1))
+    pairs = pair_names(predicted, expected)
     cases = [
         _MaskCase(
-            case_id=case_id,
-            predicted=predicted[case_id],
-            reference=expected[case_id][1],
-            predicted_in=run.predictions / case_id,
-            reference_in=expected[case_id][0],
+            case_id=name,
+            predicted=predicted[name],
+            reference=expected[reference][1],
+            predicted_in=run.predictions / name,
+            reference_in=expected[reference][0],
         )
-        for case_id in sorted(predicted.keys() & expected.keys())
+        for name, reference in pairs.items()
     ]
-    run.refuse(_mask_issues(run, cases, names, predicted.keys(), expected.keys()))
-    unpredicted = sorted({stem for _, masks in expected.values() for stem in masks} - stems)
-    if unpredicted:
+    unpaired = run.unpaired(
+        {name: f"{run.references}, case {name}" for name in expected.keys() - set(pairs.values())},
+        {name: str(run.predictions / name) for name in predicted.keys() - pairs.keys()},
+        len(cases),
+    )
+    fix = "add it, or an empty mask if the case lacks the class"
+    missing = [
+        Issue(code="evaluation.missing_mask", where=str(case.predicted_in), message=f"has no mask of {name}", fix=fix)
+        for case in cases
+        for name in names
+        if mask_stem(name) not in case.predicted
+    ]
+    with run.reporter.track("Reading headers", len(cases)) as tracker:
+        headers = run_jobs(_check_headers, cases, name=_name, num_workers=1, tracker=tracker)
+    run.refuse([*(unpaired if run.strict else ()), *missing, *(issue for each in headers for issue in each)])
+    if unpredicted := sorted({stem for _, masks in expected.values() for stem in masks} - stems):
         run.reporter.say(f"Not scored, because not predicted: {', '.join(unpredicted)}")
+    classes = tuple(EvaluatedClass(name=name, values=(number,)) for number, name in enumerate(names, 1))
     score = partial(_score_masks, classes=classes, threshold=threshold, tolerance_mm=run.tolerance_mm)
     with run.reporter.track("Scoring", len(cases)) as tracker:
         results = run_jobs(score, cases, name=_name, num_workers=run.num_workers, tracker=tracker)
-    return summarize(results, classes, tolerance_mm=run.tolerance_mm)
+    return summarize(results, classes, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
 
 
 def holds_masks(folder: Path) -> bool:
@@ -277,13 +388,6 @@ def _folders(folder: Path) -> list[Path]:
 def _images(folder: Path) -> Iterator[Path]:
     files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
     return (file for file in files if image_ending(file))
-
-
-def _predicted_masks(folder: Path, names: Sequence[str]) -> dict[str, Masks]:
-    files = list(_images(folder))
-    if files and len(names) == 1:
-        return {image_stem(file): {mask_stem(names[0]): file} for file in files}
-    return {below.name: {image_stem(file): file for file in _images(below)} for below in _folders(folder)}
 
 
 def _reference_masks(folder: Path, *, cases: Collection[str], stems: Collection[str]) -> dict[str, tuple[Path, Masks]]:
@@ -329,29 +433,6 @@ def _segments(file: Path) -> Masks:
     }
 
 
-def _mask_issues(
-    run: _Run, cases: Sequence[_MaskCase], names: Sequence[str], predicted: Collection[str], expected: Collection[str]
-) -> list[Issue]:
-    """Unpaired cases, missing masks, and headers that cannot be read or have other grids."""
-    issues = [run.no_prediction(f"{run.references}, case {case}") for case in sorted(set(expected) - set(predicted))]
-    issues += [run.no_reference(str(run.predictions / case)) for case in sorted(set(predicted) - set(expected))]
-    issues += [
-        Issue(
-            code="evaluation.missing_mask",
-            where=str(case.predicted_in),
-            message=f"has no mask of {name}",
-            fix="add it, or an empty mask if the case lacks the class",
-        )
-        for case in cases
-        for name in names
-        if mask_stem(name) not in case.predicted
-    ]
-    with run.reporter.track("Reading headers", len(cases)) as tracker:
-        for found in run_jobs(_check_headers, cases, name=_name, num_workers=1, tracker=tracker):
-            issues += found
-    return issues
-
-
 def _check_headers(case: _MaskCase) -> list[Issue]:
     """Headers that cannot be read, and masks on other grids than the first predicted one."""
     issues: list[Issue] = []
@@ -371,26 +452,21 @@ def _check_headers(case: _MaskCase) -> list[Issue]:
 def _score_masks(
     case: _MaskCase, *, classes: tuple[EvaluatedClass, ...], threshold: int | None, tolerance_mm: float
 ) -> CaseResult:
+    metrics: dict[str, ClassMetrics] = {}
+    for each in classes:
+        stem = mask_stem(each.name)
+        predicted, grid = read_mask(MaskFile(label=each.name, file=str(case.predicted[stem])), threshold=None)
+        expected = np.zeros_like(predicted)
+        if stem in case.reference:
+            reference = MaskFile(label=each.name, file=str(case.reference[stem]))
+            expected, _ = read_mask(reference, threshold=threshold, onto=grid)
+        inside = EvaluatedClass(name=each.name, values=(1,))
+        arrays = predicted.astype(np.uint8), expected.astype(np.uint8)
+        scores = compare(*arrays, classes=[inside], spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
+        metrics[each.key] = scores[each.name]
     return CaseResult(
         case_id=case.case_id,
-        metrics={each.key: _score_mask(case, each.name, threshold, tolerance_mm) for each in classes},
+        metrics=metrics,
         prediction_file=str(case.predicted_in),
         reference_file=str(case.reference_in),
     )
-
-
-def _score_mask(case: _MaskCase, name: str, threshold: int | None, tolerance_mm: float) -> ClassMetrics:
-    stem = mask_stem(name)
-    predicted, grid = read_mask(MaskFile(label=name, file=str(case.predicted[stem])), threshold=None)
-    expected = np.zeros_like(predicted)
-    if stem in case.reference:
-        reference = MaskFile(label=name, file=str(case.reference[stem]))
-        expected, _ = read_mask(reference, threshold=threshold, onto=grid)
-    scores = compare(
-        predicted.astype(np.uint8),
-        expected.astype(np.uint8),
-        classes=[EvaluatedClass(name=name, values=(1,))],
-        spacing_mm=grid.spacing_mm,
-        tolerance_mm=tolerance_mm,
-    )
-    return scores[name]

@@ -113,6 +113,7 @@ def score_cases(
     predictions: Sequence[Predicted],
     tracker: Tracker | None = None,
     *,
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     num_workers: int = 1,
     keep_in: Path | None = None,
 ) -> Summary:
@@ -123,7 +124,7 @@ def score_cases(
     """
     classes = evaluated_classes(dataset.labels, dataset.file_values)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
-    score = partial(_score, coding=dataset.coding, classes=classes, ignore=ignore)
+    score = partial(_score, coding=dataset.coding, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm)
     cached = score if keep_in is None else Cached(function=score, kind=CaseResult, state=_state, folder=keep_in)
     voxels = [prod(read_header(path).geometry.shape) for _, path in predictions]
     results = run_jobs(
@@ -134,17 +135,23 @@ def score_cases(
         need_bytes=VOXEL_BYTES * max(voxels, default=0),
         tracker=tracker,
     )
-    return summarize(results, classes, ignore=ignore)
+    return summarize(results, classes, ignore=ignore, tolerance_mm=tolerance_mm)
 
 
 def _score(
-    scored: tuple[Case, Path], *, coding: LabelCoding, classes: Sequence[EvaluatedClass], ignore: int | None
+    scored: tuple[Case, Path],
+    *,
+    coding: LabelCoding,
+    classes: Sequence[EvaluatedClass],
+    ignore: int | None,
+    tolerance_mm: float,
 ) -> CaseResult:
     case, path = scored
+    prediction, reference = read_label_map(path), _labels(case, coding)
     pair = EvaluatedPair(case_id=case.case_id, prediction=path, reference=Path(case.label_files[0]))
     unscored = frozenset() if case.annotated is None else {each.name for each in classes} - set(case.annotated)
     return score_case(
-        pair, read_label_map(path), _labels(case, coding), classes=classes, ignore=ignore, unscored=unscored
+        pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm, unscored=unscored
     )
 
 

@@ -9,7 +9,7 @@ score nothing start without it.
 * ``mean``: class -> metric -> mean over cases. A class is ``"1"``, a region ``"(1, 2, 3)"``, by its values in the files;
 * ``metric_per_case``: a list of ``{"case_id", "metrics": {class: {metric: value}}, "prediction_file", "reference_file"}``;
 * ``classes``: names and values of the classes; ``counts`` and ``foreground_classes``: how many cases and classes each mean
-  rests on; ``ignore``, ``tolerance_mm``, ``schema_version``.
+  rests on; ``ignore``, ``tolerance_mm``, ``not_scored``, ``schema_version``.
 
 Metrics are ``Dice``, ``IoU``, ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``, ``volume_prediction_ml``,
 ``volume_reference_ml``, ``hausdorff95_mm`` and ``surface_dice``. What is undefined is ``null``, never ``NaN``.
@@ -27,7 +27,7 @@ from pydantic import Field
 
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, stored_name
 from autoseg.imaging.readers import is_picture
-from autoseg.issues import Issue
+from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import load_document, write_text
 from autoseg.wording import grouped
 from planners import Document
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 METRICS = tuple(map(stored_name, ClassMetrics.model_fields))
 """All metrics of the long table, counts included, in order."""
+COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
 LOWER_IS_BETTER = frozenset({"hausdorff95_mm"})
 HARDLY_FOUND = 0.1
 """Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
@@ -84,6 +85,8 @@ class Summary(Document):
     """Mean over the cases in which a metric is defined, by `EvaluatedClass.key`."""
     counts: dict[str, ClassCounts]
     metric_per_case: tuple[CaseResult, ...]
+    not_scored: tuple[Issue, ...] = ()
+    """Predictions without a reference, and references without a prediction."""
 
     @property
     def mean_dice(self) -> float | None:
@@ -159,6 +162,7 @@ def summarize(
     *,
     ignore: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    not_scored: Sequence[Issue] = (),
 ) -> Summary:
     """The summary of cases that are already scored, in the order given.
 
@@ -189,6 +193,7 @@ def summarize(
             for each in classes
         },
         metric_per_case=tuple(cases),
+        not_scored=tuple(not_scored),
     )
 
 
@@ -204,6 +209,24 @@ def write_summary(path: Path, summary: Summary) -> None:
     """Write ``summary.json`` atomically, keys sorted as in nnU-Net; exact floats, no NaN."""
     stored = summary.model_dump(mode="json", by_alias=True)
     write_text(path, json.dumps(stored, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_table(path: Path, summary: Summary) -> None:
+    """Write all scores as CSV, atomically: a row for each case and class, a column for each metric; what is undefined is empty."""
+    table = long_table(summary.metric_per_case, summary.classes)
+    wide = table.pivot(index=["case", "class"], columns="metric", values="value")
+    rows = wide.reindex(index=table.set_index(["case", "class"]).index.unique(), columns=METRICS).reset_index()
+    write_text(path, rows.astype(dict.fromkeys(COUNTS, int)).to_csv(index=False, lineterminator="\n"))
+
+
+def require_own_table(path: Path) -> None:
+    """Raise `AutosegError` where ``path`` is a file that `write_table` did not write."""
+    if path.exists() and not (path.is_file() and path.read_bytes().startswith(b"case,class,Dice,")):
+        message, fix = (
+            "exists and was not written by autoseg evaluate, so it is not replaced",
+            "choose another name with --out",
+        )
+        raise AutosegError(Issue(code="scores.not_free", where=str(path), message=message, fix=fix))
 
 
 def read_summary(path: Path) -> Summary:
@@ -250,7 +273,7 @@ def _text(value: object, digits: int) -> str:
 
 def score_notes(summary: Summary) -> tuple[Issue, ...]:
     """Notes on the scores, the most important first."""
-    warnings, notes = [], []
+    warnings, notes = list(summary.not_scored), []
     cases = summary.metric_per_case
     if cases and all(is_picture(case.reference_file) for case in cases):
         words = "these images have no spacing: mm stands for pixels, and ml for thousands of pixels"

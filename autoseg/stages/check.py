@@ -20,8 +20,8 @@ from autoseg.wording import count_noun, grouped, shorten
 
 BYTE_S = 1e-9
 """Processor time to hash a byte."""
-Contents = tuple[str, ...]
-"""Hash of each file of a case, in the order of its channels, then its labels."""
+Contents = tuple[tuple[str, ...], ...]
+"""Hash of each file of each image of a case, in the order of its channels, then of its labels."""
 
 
 def check(run: Run) -> Generator[Work, None, None]:
@@ -127,12 +127,18 @@ def with_contents(dataset: DatasetDescription, *, cache: Path, num_workers: int)
     size = sum(bytes_ for case in cases for _, bytes_, _ in _state(case))
     workers = workers_worth_starting(num_workers, BYTE_S * size) if not cache.is_dir() else 1
     found = run_jobs(hashes, cases, name=lambda case: f"case {case.case_id}", num_workers=workers)
-    # a test image may have the name of a training image
-    cases = [case.model_copy(update={"content": key_of(own)}) for case, own in zip(cases, found, strict=True)]
-    content = key_of([[case.case_id, case.content] for case in cases])
-    number = len(dataset.training)
+    read = [
+        case.model_copy(
+            update={
+                "content": key_of([sha256 for of_path in of_case for sha256 in of_path]),
+                "image_contents": tuple(key_of(sorted(of_path)) for of_path in of_case[: len(case.images)]),
+            }
+        )
+        for case, of_case in zip(cases, found, strict=True)
+    ]
+    num_training, content = len(dataset.training), key_of([[case.case_id, case.content] for case in read])
     return dataset.model_copy(
-        update={"training": tuple(cases[:number]), "test": tuple(cases[number:]), "content": content}
+        update={"training": tuple(read[:num_training]), "test": tuple(read[num_training:]), "content": content}
     )
 
 
@@ -145,4 +151,4 @@ def _state(case: Case) -> tuple[tuple[str, int, int], ...]:
 
 
 def _contents(case: Case) -> Contents:
-    return tuple(read_content(file, None).sha256 for path in _paths(case) for file in files_of(path))
+    return tuple(tuple(read_content(file, None).sha256 for file in files_of(path)) for path in _paths(case))

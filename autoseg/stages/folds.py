@@ -12,6 +12,7 @@ from autoseg.data.splits import (
     find_leaks,
     leave_one_group_out,
     make_splits,
+    patients_by_name,
     read_groups,
     read_splits,
 )
@@ -43,6 +44,8 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
     if settings.splits is not None:
         return read_splits(settings.splits, case_ids, dataset.left_out)
     groups = groups_of(settings, dataset)
+    if settings.strict_reference and settings.groups is None:
+        groups = {case.case_id: case.group for case in dataset.training}  # the reference knows no patients in names
     if not settings.leave_one_group_out:
         return make_splits(case_ids, num_folds=settings.folds or num_folds or FOLDS, groups=groups)
     if not any(groups.values()):
@@ -68,9 +71,10 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
 
 
 def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str | None]:
-    """Group of each case: as the file says, else as in the dataset."""
+    """Group of each case: as the file says, else as in the dataset, else the patient by the names of the cases."""
     if settings.groups is None:
-        return {case.case_id: case.group for case in dataset.training}
+        named = patients_by_name([case.case_id for case in dataset.training if case.group is None])
+        return {case.case_id: case.group or named.get(case.case_id) for case in dataset.training}
     return dict(read_groups(settings.groups, [case.case_id for case in dataset.training], dataset.left_out))
 
 

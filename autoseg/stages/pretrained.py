@@ -33,23 +33,30 @@ def fit_plan(files: ModelFiles, own: Plan) -> Plan:
 
 
 def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None:
-    """An issue where the pretrained networks may have seen cases that they will be scored on."""
+    """An issue where the pretrained networks have seen images that they will be scored on, or where that is not known.
+
+    Images are compared by content, so copies under other names or with other labels are found, too.
+    """
     before = files.description.dataset
-    known = {path for case in before.training for path in case.images}
-    shared = [case.case_id for case in dataset.training if known & set(case.images)]
+    known = {image for case in before.training for image in (*case.images, *case.image_contents)}
+    shared = [case for case in dataset.training if known & {*case.images, *case.image_contents}]
+    code, so = "scores.pretrained_saw_cases", "so the cross-validation scores are too high"
     if shared:
         message = (
             f"{len(shared)} of {len(dataset.training)} cases were among those that the pretrained model was trained on"
         )
     elif not before.training and before.name == dataset.name:
         message = f"the pretrained model was also trained on {before.name}"
+    elif not any(case.image_contents for case in before.training):
+        code, so = "scores.pretrained_cases_unknown", "so the cross-validation scores may be too high"
+        message = f"the pretrained model does not say on which cases of {before.name} it was trained"
     else:
         return None
     return Issue(
-        code="scores.pretrained_saw_cases",
+        code=code,
         severity="warning",
         where="--pretrained",
-        message=f"{message}, so the cross-validation scores are too high",
+        message=f"{message}, {so}",
         fix="evaluate the model on cases that neither training used",
     )
 

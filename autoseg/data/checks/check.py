@@ -18,7 +18,7 @@ from autoseg.data.checks.case import (
     item_name,
     item_state,
 )
-from autoseg.data.checks.duplicates import find_duplicates, ungrouped_patients
+from autoseg.data.checks.duplicates import find_duplicates, patients_in_names
 from autoseg.data.checks.label_fit import Misfit, find_misfits, misfit_issue
 from autoseg.data.checks.plausibility import (
     LabelFacts,
@@ -174,7 +174,7 @@ def _comparisons(
         *rare_classes(facts, dataset),
         *unusual_intensities(measures, dataset.channels),
         *find_duplicates(measures),
-        *ungrouped_patients(dataset.training, dataset.root),
+        *patients_in_names(dataset.training, dataset.root),
     ]
 
 

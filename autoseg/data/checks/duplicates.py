@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 
 from autoseg.data.checks.case import CaseMeasures
 from autoseg.data.dataset import Case
+from autoseg.data.splits import maybe_of_one_patient, patients_by_name
 from autoseg.issues import Issue, Severity
-from autoseg.wording import NUM_SHOWN, shorten
+from autoseg.wording import NUM_SHOWN, count_noun, shorten
 
 MIN_LABEL_VOXELS = 20
 """Label maps with less foreground may be equal by chance."""
@@ -114,41 +114,32 @@ def _issue(
     return Issue(code=code, severity=severity, case=case.case_id, where=path, message=message, fix=fix)
 
 
-REPEATED = re.compile(
-    r"(?i)(?P<patient>.*[a-z0-9])[-_. ]+(?:"
-    r"(?:s|t|tp|v|ses|session|scan|study|time|timepoint|visit|frame|phase|fu|followup|rep|repeat|run)[-_]?\d+"
-    r"|left|right|od|os|pre|post|baseline|followup)"
-)
-"""A name that ends in the number of a scan: ``ms01_s2``, ``P7-visit3``, ``0012_left``."""
-
-
-def patient_of(case_id: str) -> str | None:
-    """The part of a case id that would be the patient if the rest numbers scans of one; else None."""
-    match = REPEATED.fullmatch(case_id)
-    return match["patient"] if match else None
-
-
-def ungrouped_patients(cases: Iterable[Case], where: str) -> list[Issue]:
-    """One warning about the patients that, by their names, have several cases which are not grouped."""
-    named: dict[str, list[Case]] = {}
-    for case in cases:
-        patient = patient_of(case.case_id)
-        if patient is not None:
-            named.setdefault(patient, []).append(case)
-    apart = {
-        patient: sorted(case.case_id for case in of_patient)
-        for patient, of_patient in sorted(named.items())
-        if len(of_patient) > 1 and len({case.group or case.case_id for case in of_patient}) > 1
-    }
-    if not apart:
-        return []
-    shown = shorten([" and ".join(ids[:NUM_SHOWN]) for ids in apart.values()])
-    return [
-        Issue(
-            code="case.ungrouped_patient",
-            severity="warning",
-            where=where,
-            message=f"by their names, several cases of one patient, which may be in both training and validation: {shown}",
-            fix="list the patients in a file (--groups), or use a spec file whose pattern has {patient} (--spec)",
+def patients_in_names(cases: Iterable[Case], where: str) -> list[Issue]:
+    """A note about cases that the folds keep together by their names, and a warning about names that only may tell patients."""
+    ids = [case.case_id for case in cases if case.group is None]
+    kept = patients_by_name(ids)
+    apart = maybe_of_one_patient([case_id for case_id in ids if case_id not in kept])
+    issues = []
+    if kept:
+        shown, num = _show_patients(kept), len(set(kept.values()))
+        message = (
+            f"by their names, scans or slices of {count_noun(num, 'patient')}, which the folds keep together: {shown}"
         )
-    ]
+        fix = "list the patients in a file if the names mean something else (--groups)"
+        issues.append(
+            Issue(code="case.grouped_by_name", severity="note", where=where, message=message, fix=fix),
+        )
+    if apart:
+        message = f"by their names, perhaps several cases of one patient, which may be in both training and validation: {_show_patients(apart)}"
+        fix = "list the patients in a file (--groups), or use a spec file whose pattern has {patient} (--spec)"
+        issues.append(
+            Issue(code="case.ungrouped_patient", severity="warning", where=where, message=message, fix=fix),
+        )
+    return issues
+
+
+def _show_patients(patients: Mapping[str, str]) -> str:
+    cases: dict[str, list[str]] = {}
+    for case_id, patient in sorted(patients.items()):
+        cases.setdefault(patient, []).append(case_id)
+    return shorten([" and ".join(ids[:NUM_SHOWN]) for ids in cases.values()])

@@ -18,6 +18,8 @@ from autoseg.data.splits import (
     find_leaks,
     leave_one_group_out,
     make_splits,
+    maybe_of_one_patient,
+    patients_by_name,
     read_groups,
     read_splits,
 )
@@ -296,3 +298,68 @@ def test_each_group_is_left_out_once_and_whole(groups) -> None:
 def test_a_single_group_cannot_be_left_out() -> None:
     with pytest.raises(ValueError, match="at least two groups"):
         leave_one_group_out(CASES, dict.fromkeys(CASES, "p"))
+
+
+# --- patients in names
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "other", "patient"),
+    [
+        ("pat01_slice003", "pat01_slice004", "pat02_slice003", "pat01"),
+        ("sub-01_z3", "sub-01_z4", "sub-02_z3", "sub-01"),
+        ("pat01slice003", "pat01slice004", "pat02slice003", "pat01"),
+        ("volume-0_slice_10", "volume-0_slice_11", "volume-1_slice_10", "volume-0"),  # LiTS in slices
+        ("patient001_frame01", "patient001_frame12", "patient002_frame01", "patient001"),  # ACDC
+        ("patient0001_2CH_ED", "patient0001_4CH_ES", "patient0002_2CH_ED", "patient0001"),  # CAMUS
+        ("P_00001_LEFT_CC", "P_00001_RIGHT_MLO", "P_00002_LEFT_CC", "P_00001"),  # CBIS-DDSM
+        ("010_HC", "010_2HC", "011_HC", "010"),  # HC18
+        ("Patient-001_week-000-1", "Patient-001_week-044", "Patient-002_week-000", "Patient-001"),  # LUMIERE
+        ("OAS1_0001_MR1", "OAS1_0001_MR2", "OAS1_0002_MR1", "OAS1_0001"),  # OASIS
+        ("pat01_20190304", "pat01_2020-01-01", "pat02_20200101", "pat01"),
+        ("P7", "P7_followup", "P8", "P7"),
+        ("anna-visit1", "anna-visit2", "bert-visit1", "anna"),
+    ],
+)
+def test_scans_and_slices_of_a_patient_are_known_by_their_names(
+    first: str, second: str, other: str, patient: str
+) -> None:
+    assert patients_by_name([first, second, other]) == {first: patient, second: patient}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "other"),
+    [
+        ("TCGA_CS_4941_19960909_1", "TCGA_CS_4941_19960909_2", "TCGA_CS_4942_19970222_1"),
+        ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001", "BraTS-GLI-00002-000"),
+        ("hospital1_001", "hospital1_002", "hospital2_001"),
+        ("ms01_s1", "ms01_s2", "c02"),
+        ("P7a", "P7b", "P8a"),
+        ("p1_slice1", "p1_slice2", "p1_slice3"),  # all of one patient: no folds without it on both sides
+    ],
+)
+def test_names_that_may_be_of_one_patient_are_not_grouped(first: str, second: str, other: str) -> None:
+    assert patients_by_name([first, second, other]) == {}
+    assert {first, second} <= maybe_of_one_patient([first, second, other]).keys()
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("hippocampus_001", "hippocampus_003"),
+        ("BraTS20_Training_001", "BraTS20_Training_002"),
+        ("2007_000032", "2007_000033", "2008_000001"),
+        ("LIDC-IDRI-0001", "LIDC-IDRI-0002"),
+        ("img_s", "img_t", "img_u"),
+        ("Case00", "Case01"),
+        ("left", "right"),
+    ],
+)
+def test_numbers_of_cases_are_no_patients(names: tuple[str, ...]) -> None:
+    assert patients_by_name(names) == maybe_of_one_patient(names) == {}
+
+
+def test_most_cases_are_not_one_patient_that_has_no_number() -> None:
+    names = [f"scan_slice{i}" for i in range(4)]
+    assert patients_by_name([*names, "b1", "b2", "b3"]) == {}
+    assert len(patients_by_name([*names, "b1", "b2", "b3", "b4"])) == 4

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +15,12 @@ import SimpleITK
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.evaluation.folders import evaluate_folder, holds_masks
+from autoseg.evaluation.folders import evaluate_folder, holds_masks, pair_names
 from autoseg.evaluation.metrics import EvaluatedClass, compare
+from autoseg.evaluation.table import format_table, read_summary
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, align_label_map, canonical_geometry, to_canonical
-from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
+from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_image, write_label_map
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import SilentReporter, Tracker
 
@@ -48,9 +51,9 @@ def write(path: Path, *voxels: int, geometry: Geometry = GRID) -> None:
     write_label_map(path, array, geometry)
 
 
-def refused(predictions: Path, references: Path) -> tuple[Issue, ...]:
+def refused(predictions: Path, references: Path, **options: Any) -> tuple[Issue, ...]:
     with pytest.raises(AutosegError) as caught:
-        evaluate_folder(predictions, references)
+        evaluate_folder(predictions, references, **options)
     return caught.value.issues
 
 
@@ -140,8 +143,8 @@ def test_workers_score_as_one_process_does(folders: tuple[Path, Path]) -> None:
 
 def test_all_issues_come_in_one_list(folders: tuple[Path, Path]) -> None:
     predictions, references = folders
-    write(references / "no_prediction.nii.gz", 1)
-    write(predictions / "no_reference.nii.gz", 1)
+    write(references / "unpredicted.nii.gz", 1)
+    write(predictions / "unexpected.nii.gz", 1)
     write(predictions / "large.nii.gz", 1, geometry=GRID.model_copy(update={"shape": (2, 3, 5)}))
     write(references / "large.nii.gz", 1)
     write(
@@ -153,21 +156,170 @@ def test_all_issues_come_in_one_list(folders: tuple[Path, Path]) -> None:
     write(references / "torn.nii.gz", 1)
     (predictions / "torn.nii.gz").write_bytes((references / "torn.nii.gz").read_bytes()[:60])
 
-    with pytest.raises(AutosegError) as caught:
-        evaluate_folder(predictions, references)
+    issues = refused(predictions, references, strict=True)
 
-    found = [(issue.code, Path(issue.where).name) for issue in caught.value.issues]
+    found = [(issue.code, Path(issue.where).name) for issue in issues]
     assert [pair for pair in found if pair[0].startswith("evaluation.")] == [
-        ("evaluation.no_prediction", "no_prediction.nii.gz"),
-        ("evaluation.no_reference", "no_reference.nii.gz"),
+        ("evaluation.no_prediction", "unpredicted.nii.gz"),
+        ("evaluation.no_reference", "unexpected.nii.gz"),
         ("evaluation.grid_mismatch", "large.nii.gz"),
         ("evaluation.grid_mismatch", "moved.nii.gz"),  # spacing
         ("evaluation.grid_mismatch", "moved.nii.gz"),  # origin
     ]
-    (torn,) = (issue for issue in caught.value.issues if not issue.code.startswith("evaluation."))
+    (torn,) = (issue for issue in issues if not issue.code.startswith("evaluation."))
     assert "torn.nii.gz" in str(torn)
-    assert "has size 2x3x5 voxels instead of 2x3x4 (z, y, x)" in {issue.message for issue in caught.value.issues}
-    assert all(issue.fix for issue in caught.value.issues if issue is not torn)
+    assert "has size 2x3x5 voxels instead of 2x3x4 (z, y, x)" in {issue.message for issue in issues}
+    assert all(issue.fix for issue in issues if issue is not torn)
+
+
+def test_what_has_no_counterpart_is_listed_and_the_rest_is_scored(folders: tuple[Path, Path]) -> None:
+    predictions, references = folders
+    write(references / "unpredicted.nii.gz", 1)
+    write(predictions / "unexpected.nii.gz", 1)
+
+    got = evaluate_folder(predictions, references)
+
+    assert [case.case_id for case in got.metric_per_case] == ["a", "b"]
+    assert [(issue.code, issue.severity, Path(issue.where).name) for issue in got.not_scored] == [
+        ("evaluation.no_prediction", "warning", "unpredicted.nii.gz"),
+        ("evaluation.no_reference", "warning", "unexpected.nii.gz"),
+    ]
+    assert "unpredicted.nii.gz: has no prediction" in format_table(got)
+    assert [issue.severity for issue in refused(predictions, references, strict=True)] == ["error"] * 2
+
+
+def test_folders_without_a_pair_are_refused(folders: tuple[Path, Path]) -> None:
+    for name in ("a", "b"):
+        (folders[0] / f"{name}.nii.gz").rename(folders[0] / f"other_{name}.nii.gz")
+    (issue,) = refused(*folders)
+    assert issue.code == "evaluation.no_pairs"
+    assert "(other_a, but a)" in issue.message
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        ("case1", "case1_mask"),
+        ("case1", "case1-seg"),
+        ("case1_0000", "case1"),
+        ("case1_0000", "case1_seg"),
+        ("case1_pred", "case1_gt"),
+        ("img0001", "label0001"),
+        ("P1", "p1_Segmentation"),
+        ("BraTS-GLI-00000-000", "BraTS-GLI-00000-000-seg"),
+        ("patient001_frame01", "patient001_frame01_gt"),
+        ("pred_7", "7"),
+    ],
+)
+def test_names_that_differ_by_a_word_belong_together(prediction: str, reference: str) -> None:
+    assert pair_names([prediction, "x2"], [reference, "y2"]) == {prediction: reference}
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references"),
+    [
+        (["case_0001"], ["case_0002"]),
+        (["case_1"], ["case_2_mask"]),
+        (["left_1"], ["right_1"]),
+        (["a", "a_pred"], ["a_mask"]),  # which of them?
+        (["a"], ["a_mask", "a_gt"]),
+        (["mask"], ["seg"]),
+    ],
+)
+def test_names_of_other_cases_do_not(predictions: list[str], references: list[str]) -> None:
+    assert pair_names(predictions, references) == {}
+
+
+def test_equal_names_belong_together_whatever_others_are_like() -> None:
+    assert pair_names(["a", "a_mask"], ["a", "a_mask"]) == {"a": "a", "a_mask": "a_mask"}
+
+
+def test_suffixes_and_endings_may_differ(folders: tuple[Path, Path]) -> None:
+    (folders[1] / "a.nii.gz").rename(folders[1] / "a_seg.nii.gz")
+    (folders[1] / "b.nii.gz").unlink()
+    write(folders[1] / "b_mask.mha", 1, 1, 2)
+
+    assert evaluate_folder(*folders, strict=True).dice_by_case()["b"] == {"1": pytest.approx(2 / 3), "2": 0.0}
+
+
+# --- datasets ---
+
+
+def write_dataset(folder: Path, image: str, label: str) -> Path:
+    """Cases a, b and c, in which class 2 is ``tail``; c is annotated for nothing else."""
+    for number, case in enumerate("abc"):
+        intensities = np.random.default_rng(number).normal(100, 20, GRID.shape).astype(np.float32)
+        write_image(folder / image.format(case=case), intensities, GRID)
+        write(folder / label.format(case=case), 1, 1, 2)
+    (folder / "dataset.json").write_text(
+        json.dumps({"labels": {"background": 0, "head": 1, "tail": 2}, "channel_names": {"0": "MRI"}})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz"),
+        ("images/{case}.nii.gz", "labels/{case}_mask.nii.gz"),
+        ("{case}.nii.gz", "{case}_seg.nii.gz"),
+        ("{case}/{case}_mr.nii.gz", "{case}/{case}_seg.nii.gz"),
+    ],
+)
+def test_a_dataset_is_the_reference(folders: tuple[Path, Path], tmp_path: Path, image: str, label: str) -> None:
+    dataset = write_dataset(tmp_path / "dataset", image, label)
+
+    got = evaluate_folder(folders[0], dataset, tolerance_mm=2.0)
+
+    assert got.dice_by_case() == {
+        "a": {"head": 1.0, "tail": 1.0},
+        "b": {"head": pytest.approx(2 / 3), "tail": 0.0},
+    }
+    assert got.tolerance_mm == 2.0
+    assert [(issue.code, Path(issue.where).name) for issue in got.not_scored] == [
+        ("evaluation.no_prediction", Path(label.format(case="c")).name)
+    ]
+    assert [issue.code for issue in refused(folders[0], dataset, strict=True)] == ["evaluation.no_prediction"]
+
+
+def test_predictions_of_a_model_with_other_classes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path / "dataset", "imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz")
+    classes = [EvaluatedClass(name="tail", values=(1,)), EvaluatedClass(name="head", values=(2,))]
+    (issue,) = refused(folders[0], dataset, classes=classes)
+    assert issue.code == "evaluation.other_classes"
+    assert "tail 1, head 2" in issue.message
+
+
+def test_folders_that_are_no_dataset_say_so(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "odd" / "deeper").mkdir(parents=True)
+    (tmp_path / "odd" / "deeper" / "notes.txt").write_text("nothing")
+    assert [issue.code.partition(".")[0] for issue in refused(folders[0], tmp_path / "odd")] == ["dataset"]
+
+
+def test_scores_are_also_a_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    import pandas as pd
+
+    call = ["evaluate", str(folders[0]), str(folders[1])]
+    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "scores.csv")])
+    assert done.exit_code == 0, done.output
+    summary = read_summary(tmp_path / "scores.json")
+    table = pd.read_csv(tmp_path / "scores.csv", dtype={"case": str, "class": str})
+    assert [tuple(row) for row in table[["case", "class"]].to_numpy()] == [
+        (case, each) for case in ("a", "b") for each in ("1", "2")
+    ]
+    for row in table.to_dict("records"):
+        case = next(each for each in summary.metric_per_case if each.case_id == row["case"])
+        stored = case.metrics[row["class"]].model_dump(by_alias=True)
+        assert {name: None if value != value else value for name, value in row.items() if name in stored} == stored
+    assert "0.0" not in (tmp_path / "scores.csv").read_text().splitlines()[1].split(",")[4:8]  # counts are whole
+    assert CliRunner().invoke(app, [*call, "--out", str(tmp_path / "scores.json")]).exit_code == 0  # own files
+    (tmp_path / "scores.csv").write_text("mine")
+    done = CliRunner().invoke(app, [*call, "--out", str(tmp_path / "scores.json")])
+    assert done.exit_code == 1
+    assert (tmp_path / "scores.csv").read_text() == "mine"
+
+
+# --- label maps ---
 
 
 def test_same_grid_in_another_orientation_is_reoriented(folders: tuple[Path, Path]) -> None:
@@ -375,7 +527,7 @@ def test_all_issues_of_masks_come_in_one_list(predictions: Path, tmp_path: Path)
     shutil.rmtree(references / "p2")
     elsewhere = MASK_GRID.model_copy(update={"origin_mm": (90.0, -4.0, 7.0)})
     write_label_map(references / "p0" / "ball.nii.gz", masks(0)["ball"], elsewhere)
-    issues = refused(predictions, references)
+    issues = refused(predictions, references, strict=True)
     found = {(issue.code, issue.where) for issue in issues if "p1" not in str(issue)}
     assert found == {
         ("evaluation.no_reference", str(predictions / "p2")),

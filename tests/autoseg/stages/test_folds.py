@@ -11,11 +11,12 @@ from builders import Listening, begin, make_phantom, said
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.splits import find_leaks
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings
-from autoseg.stages.folds import find_splits, fold_inputs, save_splits
+from autoseg.stages.folds import find_splits, fold_inputs, groups_of, save_splits
 from autoseg.stages.run import Run
 
 
@@ -58,6 +59,21 @@ def test_groups_of_a_file_stay_together_and_can_be_left_out(dataset: DatasetDesc
     with pytest.raises(AutosegError) as caught:
         find_splits(wanted(dataset, groups=groups, leave_one_group_out=True), dataset)
     assert caught.value.codes == ("folds.one_group",)
+
+
+def test_slices_of_a_patient_stay_together_unless_a_file_or_the_reference_decides(
+    dataset: DatasetDescription, tmp_path: Path
+) -> None:
+    names = [f"p{i // 2}_slice{i % 2}" for i in range(6)]
+    cases = tuple(each.model_copy(update={"case_id": name}) for each, name in zip(dataset.training, names, strict=True))
+    sliced = dataset.model_copy(update={"training": cases})
+    pairs = [tuple(names[i : i + 2]) for i in (0, 2, 4)]
+    assert sorted(split.val for split in find_splits(wanted(sliced), sliced).folds) == pairs
+    reference = wanted(sliced, strict_reference=True)
+    assert len(find_splits(reference, sliced).folds) == 5
+    assert find_leaks(find_splits(reference, sliced), groups_of(reference, sliced))
+    (tmp_path / "groups.csv").write_text(f"case,group\n{names[0]},a\n")
+    assert len(find_splits(wanted(sliced, groups=tmp_path / "groups.csv"), sliced).folds) == 5
 
 
 def test_folds_of_a_file_are_used_and_their_leaks_reported(dataset: DatasetDescription, tmp_path: Path) -> None:

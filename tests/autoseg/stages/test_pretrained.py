@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from builders import Job, begin, contents, make_phantom, said, write_short_schedule
 
+from autoseg.data.discovery import discover_dataset
 from autoseg.inference.model import bundle_run, open_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
+from autoseg.stages.check import with_contents
+from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.callbacks import read_history, read_issues
@@ -102,3 +106,29 @@ def test_cases_that_the_model_has_seen_are_reported(pretrained: Job, tmp_path: P
     run: Run = run_stages(begin(pretrained.dataset, tmp_path / "run", wishes), "schedule")
     assert "4 of 4 cases were among those" in said(run)
     assert "too high" in said(run)
+
+
+def test_copies_of_images_that_the_model_has_seen_are_found_by_content(
+    pretrained: Job, target: Path, tmp_path: Path
+) -> None:
+    """In another folder, under other names, with other labels; a bundle does not know its cases."""
+    copy = shutil.copytree(pretrained.dataset, tmp_path / "copy")
+    for path in sorted((copy / "imagesTr").iterdir()):
+        shutil.copy(
+            copy / "labelsTr" / sorted(os.listdir(copy / "labelsTr"))[0], copy / "labelsTr" / f"new_{path.name}"
+        )
+        (copy / "labelsTr" / path.name).unlink()
+        path.rename(path.with_name(f"new_{path.name}"))
+    (copy / "dataset.json").unlink()
+    found, others = (
+        with_contents(discover_dataset(folder), cache=tmp_path / "cache", num_workers=1) for folder in (copy, target)
+    )
+    model = open_model(pretrained.root)
+    seen = find_overlap(model, found)
+    assert seen is not None
+    assert (seen.code, seen.message[:6]) == ("scores.pretrained_saw_cases", "4 of 4")
+    assert find_overlap(model, others.model_copy(update={"name": "other"})) is None
+    bundle = open_model(bundle_run(pretrained.root, tmp_path / "model.autoseg"))
+    unknown = find_overlap(bundle, found.model_copy(update={"name": "other"}))
+    assert unknown is not None
+    assert unknown.code == "scores.pretrained_cases_unknown"

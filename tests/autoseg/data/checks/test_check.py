@@ -292,12 +292,14 @@ def test_intensities_of_another_scale_are_a_warning(folder):
 
 
 def test_names_of_one_patient_are_reported(folder):
-    for old, new in (("c00", "p1_s1"), ("c01", "p1_s2")):
+    for old, new in (("c00", "p1_s1"), ("c01", "p1_s2"), ("c02", "p2_slice1"), ("c03", "p2_slice2")):
         for part in ("imagesTr", "labelsTr"):
             (folder / part / f"{old}.nii.gz").rename(folder / part / f"{new}.nii.gz")
-    issue = only(check(folder))
-    assert (issue.severity, issue.code) == ("warning", "case.ungrouped_patient")
-    assert "p1_s1 and p1_s2" in issue.message
+    maybe, kept = check(folder)
+    assert (maybe.severity, maybe.code) == ("warning", "case.ungrouped_patient")
+    assert "p1_s1 and p1_s2" in maybe.message
+    assert (kept.severity, kept.code) == ("note", "case.grouped_by_name")
+    assert "p2_slice1 and p2_slice2" in kept.message
 
 
 def test_bad_cases_can_be_left_out(folder):

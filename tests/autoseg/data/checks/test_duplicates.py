@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autoseg.data.checks.duplicates import find_duplicates, patient_of
+from autoseg.data.checks.duplicates import find_duplicates
 
 SHAPE = (6, 8, 10)
 
@@ -42,19 +42,3 @@ def test_the_same_channel_twice_is_an_error_unless_most_cases_have_it(measure):
     usual = [measure(f"c{seed}", np.concatenate([image(seed), image(seed + 50)])) for seed in range(2)]
     assert codes([*usual, measure("odd", twice(9))]) == [("error", "image.repeated_channel", "odd")]
     assert codes([usual[0], measure("d", twice(8)), measure("odd", twice(9))]) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "patient"),
-    [
-        ("ms01_s2", "ms01"),
-        ("P7-visit3", "P7"),
-        ("0012_left", "0012"),
-        ("x_t1", "x"),
-        ("case_001", None),
-        ("left", None),
-        ("liver_s", None),
-    ],
-)
-def test_names_that_end_in_the_number_of_a_scan_name_the_patient(name, patient):
-    assert patient_of(name) == patient
