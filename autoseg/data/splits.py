@@ -181,7 +181,7 @@ YEAR = re.compile(r"(?:19|20)\d\d")
 def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     """Patient of each case whose name says that it is one of several scans or slices of a patient; others are left out.
 
-    Nothing where all cases would be of one patient, or where a name without a number, such as that of the dataset, stands
+    Nothing where all cases would be of one patient, or where one name without a number, such as that of the dataset, stands
     before most of them.
     """
     found = {case_id: match["patient"] for case_id in case_ids if (match := SCAN_OF_PATIENT.fullmatch(case_id))}
@@ -190,7 +190,8 @@ def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     kept = {
         case_id: patient
         for case_id, patient in sorted(found.items())
-        if counts[patient] > 1 and (2 * counts[patient] <= len(case_ids) or re.search(r"\d", patient))
+        if counts[patient] > 1
+        and (len(counts) > 1 or 2 * counts[patient] <= len(case_ids) or re.search(r"\d", patient))
     }
     return {} if len(kept) == len(case_ids) and len(set(kept.values())) == 1 else kept
 
