@@ -16,6 +16,7 @@ from pathlib import Path
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.files import match_files
 from autoseg.data.discovery.layouts import (
+    SEGMENTS,
     Match,
     best_match,
     candidate_layouts,
@@ -48,7 +49,6 @@ NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 MOST_NESTED = 10
 """Folders between the one given and an image; deeper ones are named, and not opened."""
 CHANNEL = "channel"
-SEGMENTS = ".seg.nrrd"
 
 NamedImage = tuple[str, Path]
 """Name and path of an image; the path may name one of several series of a folder."""
@@ -167,7 +167,7 @@ def _series(folder: Path, name: str) -> list[NamedImage]:
 
 
 def labels_beside_images(folder: Path) -> frozenset[Path]:
-    """Label files of the cases that the best layout finds, symbolic links resolved; no file is read.
+    """Label files of the cases that the best layout finds, symbolic links resolved.
 
     Empty if no image has a label, or if the folder cannot be listed, which reading its images reports.
     """

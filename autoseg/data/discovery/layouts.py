@@ -148,16 +148,19 @@ def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
 def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = None) -> Match:
     """What ``layout`` finds in the folder ``root``, or among ``files`` below it.
 
-    Raises `AutosegError` where a folder cannot be listed.
+    A layout of a last resort must find masks, except among given files: images to predict have none. Raises `AutosegError`
+    where a folder cannot be listed.
     """
     if layout.listing is not None:
         return _match_list(root, layout)
-    try:
-        files = (
-            files if files is not None else list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
-        )
-    except OSError as error:
-        raise AutosegError(_unlisted(Path(error.filename), error)) from error
+    if files is None:
+        try:
+            listed = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
+        except OSError as error:
+            raise AutosegError(_unlisted(Path(error.filename), error)) from error
+        match = match_layout(root, layout, files=listed)
+        unsure = layout.last_resort and not _holds_masks(root, match)
+        return Match(layout=layout, images={}, labels={}, test={}) if unsure else match
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test
     labels = _found(files, training.labels, layout)
     images = _found(files, training.images, layout)
@@ -182,8 +185,6 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
     )
     counts = count_channels(match)
     if counts and 2 * max(counts.values()) <= len(match.paired):  # names with nothing in common were taken for channels
-        return Match(layout=layout, images={}, labels={}, test={})
-    if layout.last_resort and not _holds_masks(root, match):
         return Match(layout=layout, images={}, labels={}, test={})
     # What lies where test images may be is one of them if it has no label map, else a training image.
     in_test = {file.path for found in match.test.values() for file in found}

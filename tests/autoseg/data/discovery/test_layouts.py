@@ -12,6 +12,7 @@ import SimpleITK
 
 from autoseg.data.dataset import describe_dataset
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.discovery.layouts import match_layout
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
 from autoseg.issues import AutosegError
@@ -578,3 +579,11 @@ def test_class_of_any_name_does_not_swallow_the_image(tmp_path):
     found = discover_dataset(tmp_path / "data", spec=spec)
     assert [label.name for label in found.labels.classes] == ["liver", "vessel"]
     assert [Path(case.images[0]).name for case in found.training] == ["CT.nrrd", "CT.nrrd"]
+
+
+def test_images_to_predict_need_no_masks_beside_them(tmp_path):
+    layout = next(each for each in load_layouts() if each.name == "case_classes")
+    match = match_layout(tmp_path, layout, files=["a/CT.nrrd", "a/T1.nrrd"])
+    assert [file.channel for file in match.images["a"]] == ["CT", "T1"]
+    write_folder(tmp_path, images=["a/CT.nrrd", "a/T1.nrrd"], labels=[])
+    assert not match_layout(tmp_path, layout).images
