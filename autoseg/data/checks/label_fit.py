@@ -32,9 +32,7 @@ MIN_DROP = 0.1
 MIN_GAIN = 0.06
 """By so much another arrangement must fit better than the present one, and than it does in any other case."""
 FEW = 4.0
-"""With so many others both thresholds are twice as high, with more they fall: of 60 random sets each of 5, 6 and 8 cases of
-the hippocampus 2 give a false alarm, where fixed thresholds gave 21; of 108 flipped label maps 103 are found, of 108 moved
-ones 107."""
+"""With so many others both thresholds are twice as high, with more they fall (docs/decisions/0176)."""
 RELIABLE = 0.4
 """Below this median correlation of the others, as for lesions, the model cannot predict labels, and no case is judged."""
 LOST, RESTORED = 0.5, 0.8
