@@ -152,10 +152,11 @@ def predict(
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
     ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
-    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel. A second call skips images that are done, unless they changed; several at
-    once share the work. ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
-    ``source`` is laid out, if not as the training data. A bad image stops no other: `AutosegError` with all issues is raised
-    at the end, with ``skip_bad`` only where nothing can be done. Arrays need a `Predictor`, which takes their place.
+    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel.
+    A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
+    every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
+    A bad image stops no other: `AutosegError` with all issues is raised at the end, with ``skip_bad`` only where nothing can
+    be done. Arrays need a `Predictor`, which takes their place.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
@@ -170,11 +171,15 @@ def predict(
     image = None if paths and len(paths) == len(several) else as_image(source)[0]
     chosen = choose_device(device)
     set_threads(threads or available_cores())
-    predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
+    with reporter.phase("Loading the model"):
+        predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
     if image is not None:
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     spec = None if spec is None else Path(spec)
-    inputs = find_input_cases(paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter)
+    with reporter.phase("Looking for images"):
+        inputs = find_input_cases(
+            paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter
+        )
     if image_ending(out) and not out.is_dir():
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)

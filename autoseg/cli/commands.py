@@ -242,6 +242,7 @@ def predict(
     require_sound_call(
         missing(model, code="model.not_found", fix="pass a run folder (--out of autoseg run) or a bundle file"),
         missing(source, code="predict.no_input", fix="pass an image file, a folder of images or a DICOM series folder"),
+        missing(spec, code="settings.no_file", fix="check the path"),
     )
     written = autoseg.predict(
         model,
