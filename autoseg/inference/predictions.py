@@ -206,7 +206,7 @@ class PredictionFolder:
                 if self._is_done(found):  # by another process, meanwhile
                     return "already there"
                 prediction = job.predict()
-                self._write(prediction, files, staged, job.inputs[0])
+                self._write(prediction, files, staged, job.inputs[0] if job.inputs else None)
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
@@ -332,7 +332,7 @@ class PredictionFolder:
         if issues:
             raise AutosegError(*issues, headline=f"{self.folder} has files that would be overwritten")
 
-    def _write(self, prediction: Prediction, files: _Files, staged: Path, image: Path) -> None:
+    def _write(self, prediction: Prediction, files: _Files, staged: Path, image: Path | None) -> None:
         """Write all files of a prediction into the folder ``staged``, under their final names."""
         if files.scores is not None and prediction.probabilities is not None:
             with atomic_write(staged / files.scores.name) as file:
