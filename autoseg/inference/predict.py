@@ -349,23 +349,18 @@ def far_from_training(geometry: Geometry, plan: Plan) -> str:
     usual_mm = transpose(plan.original_median_spacing_mm, plan.transpose_backward)
     usual_shape = transpose(plan.original_median_shape, plan.transpose_backward)
     words = []
-    for name, found, usual, fewest in (
-        ("spacing", own.spacing_mm, usual_mm, np.minimum(own.shape, usual_shape)),
-        (
-            "extent",
-            np.multiply(own.shape, own.spacing_mm),
-            np.multiply(usual_shape, usual_mm),
-            np.maximum(own.shape, usual_shape),
-        ),
+    for axis, voxels, mm, usual_voxels, usual in zip(
+        "zyx", own.shape, own.spacing_mm, usual_shape, usual_mm, strict=True
     ):
-        ratios = [max(a / b, b / a) for a, b, voxels in zip(found, usual, fewest, strict=True) if voxels > 1]
-        if max(ratios, default=1.0) > FAR:  # the spacing along an axis of one voxel means nothing
-            words.append(f"{name} {_sizes(found)} mm, in training about {_sizes(usual)}")
-    return " and ".join(words)
-
-
-def _sizes(values: Iterable[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)
+        if usual_voxels == 1:  # slices: spacing and extent across them mean nothing
+            continue
+        pairs = {"extent": (voxels * mm, usual_voxels * usual)} | ({"spacing": (mm, usual)} if voxels > 1 else {})
+        words += [
+            f"{name} {found:.3g} mm along {axis}, in training about {expected:.3g}"
+            for name, (found, expected) in pairs.items()
+            if max(found / expected, expected / found) > FAR
+        ]
+    return ", ".join(words)
 
 
 def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callable[[str], None]) -> None:
@@ -375,7 +370,7 @@ def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callab
         first = next(iter(far))
         say(
             f"Warning: {count_noun(len(far), 'image')} unlike the training cases, predictions may be wrong: "
-            f"{shorten(list(far))} ({first}: {far[first]} (z, y, x))"
+            f"{shorten(list(far))} ({first}: {far[first]})"
         )
 
 

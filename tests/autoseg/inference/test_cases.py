@@ -517,6 +517,7 @@ def test_spacing_and_extent_far_from_the_training_cases_get_a_word(real_plan: Pl
         fitting = tuple(max(1, round(size / factor)) for size in shape)
         words = far_from_training(Geometry(shape=fitting, spacing_mm=spacing_mm), real_plan)
         assert words.startswith(expected)
+        assert "extent" not in words
         assert bool(words) == bool(expected)
     for factor, is_far in ((FAR, False), (FAR + 1, True)):
         larger = tuple(int(size * factor) for size in shape)
@@ -526,4 +527,5 @@ def test_spacing_and_extent_far_from_the_training_cases_get_a_word(real_plan: Pl
     slices = real_plan.model_copy(
         update={"original_median_shape": (1, y, x), "original_median_spacing_mm": (999.0, *usual_mm[1:])}
     )
-    assert far_from_training(flat, slices) == "", "the spacing of single slices means nothing"
+    for image in (flat, flat.model_copy(update={"shape": (30, y, x)})):
+        assert far_from_training(image, slices) == "", "the spacing across slices means nothing"
