@@ -71,25 +71,15 @@ def _block(positions: NDArray[np.float64], start: int, stop: int, old: int, orde
     here = positions[start:stop]
     reach = 1 if order == 1 else PREFILTER_REACH + 2
     lowest, highest = math.floor(here[0]) - reach, math.ceil(here[-1]) + reach
-    matrix = _basis(here[:, None] - np.arange(lowest, highest + 1), order)
-    if order == 3:
-        identity = np.eye(highest - lowest + 1)
-        matrix = matrix @ spline_filter1d(identity, order=3, axis=0, mode="mirror")
-    return _fold_edges(matrix, lowest, start, stop, old)
-
-
-def _basis(distance: NDArray[np.float64], order: int) -> NDArray[np.float64]:
-    """B-spline of order 1 or 3 at a distance in voxels."""
-    distance = np.abs(distance)
+    distance = np.abs(here[:, None] - np.arange(lowest, highest + 1))
     if order == 1:
-        return np.maximum(1 - distance, 0.0)
-    inner = 2 / 3 - distance**2 + distance**3 / 2
-    outer = np.maximum(2 - distance, 0.0) ** 3 / 6
-    return np.where(distance < 1, inner, outer)
-
-
-def _fold_edges(matrix: NDArray[np.float64], lowest: int, start: int, stop: int, old: int) -> _Block:
-    """Give the weights of voxels beyond the edge to the edge voxel, which stands for them all."""
+        matrix = np.maximum(1 - distance, 0.0)
+    else:
+        inner = 2 / 3 - distance**2 + distance**3 / 2
+        outer = np.maximum(2 - distance, 0.0) ** 3 / 6
+        prefilter = spline_filter1d(np.eye(highest - lowest + 1), order=3, axis=0, mode="mirror")
+        matrix = np.where(distance < 1, inner, outer) @ prefilter
+    # the edge voxel stands for all beyond the edge, and gets their weights
     columns = np.clip(np.arange(lowest, lowest + matrix.shape[1]), 0, old - 1)
     first, last = int(columns[0]), int(columns[-1]) + 1
     folded = np.zeros((stop - start, last - first))

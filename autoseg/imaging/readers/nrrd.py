@@ -292,7 +292,16 @@ def _named(file: Path, found: _Nrrd) -> list[_Named]:
     entries = _entries(found.fields)
     if not entries:
         raise damaged(file, message="the header names no segments")
-    places = [_place(file, order, entry, found.header.num_channels) for order, entry in enumerate(entries.values())]
+    places, num_layers = [], found.header.num_channels
+    for order, entry in enumerate(entries.values()):
+        layer = entry.get("Layer", str(order if "LabelValue" not in entry else 0))
+        if not layer.isdecimal() or int(layer) >= num_layers:
+            raise damaged(file, message=f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
+        value = entry.get("LabelValue", "1")
+        if not value.isdecimal() or not 0 < int(value) < MOST_SEGMENT_VALUES:
+            wrong = f"the header gives a segment the value {value[:20]!r}, expected a positive whole number"
+            raise damaged(file, message=wrong)
+        places.append((int(layer), int(value)))
     values = [value for _, value in places]
     numbers = values if len(set(values)) == len(values) else range(1, len(values) + 1)
     return [
@@ -308,15 +317,3 @@ def _entries(fields: Mapping[str, Any]) -> dict[int, dict[str, str]]:
         if match := SEGMENT_KEY.fullmatch(key):
             found.setdefault(int(match[1]), {})[match[2]] = value
     return dict(sorted(found.items()))
-
-
-def _place(file: Path, order: int, entry: Mapping[str, str], num_layers: int) -> tuple[int, int]:
-    """Layer and value of a segment."""
-    layer, value = entry.get("Layer", str(order if "LabelValue" not in entry else 0)), entry.get("LabelValue", "1")
-    if not layer.isdecimal() or int(layer) >= num_layers:
-        raise damaged(file, message=f"the header places a segment in layer {layer[:20]!r}, but it has {num_layers}")
-    if not value.isdecimal() or not 0 < int(value) < MOST_SEGMENT_VALUES:
-        raise damaged(
-            file, message=f"the header gives a segment the value {value[:20]!r}, expected a positive whole number"
-        )
-    return int(layer), int(value)
