@@ -302,9 +302,9 @@ def evaluate(
     from autoseg.storage.atomic import require_file_name
 
     path = out or predictions / "summary.json"
+    require_file_name(path)
     path = path.with_suffix(".json") if path.suffix == ".csv" else path
     table = path.with_suffix(".csv")
-    require_file_name(path)
     require_place_for_scores(path)
     require_own_table(table)
     summary = autoseg.evaluate(
