@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import random
 import shutil
 import subprocess
@@ -157,13 +158,16 @@ def tests_of(path: Path) -> list[list[str]]:
 def judge(mutant: Mutant, copy: Path) -> Verdict:
     """Run the tests on a mutant in a copy of the repository, which is as before afterwards."""
     place, started = copy / mutant.path, time.monotonic()
+    environment = {**os.environ, "PYTHONPATH": str(copy)}  # also for the programs that tests start
     original = place.read_text()
     place.write_text(mutant.source)
     try:
         for names in tests_of(mutant.path):
             call = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *names]
             try:
-                done = subprocess.run(call, cwd=copy, capture_output=True, timeout=LIMIT_S, check=False)
+                done = subprocess.run(
+                    call, cwd=copy, env=environment, capture_output=True, timeout=LIMIT_S, check=False
+                )
             except subprocess.TimeoutExpired:
                 return Verdict(mutant=mutant, noticed_by="time limit", seconds=time.monotonic() - started)
             if done.returncode not in (0, 5):
