@@ -63,7 +63,7 @@ def decide_normalization(
 
     ``median_relative_size`` is the median share of an image, 0 to 1, that cropping to its non-zero box leaves.
     Departure ``intensity.by_content``: by ``evidence``, one entry a channel, channels without a telling name are taken for CT,
-    and CT mixed with something else is normalised image by image (decision record 0170).
+    and CT mixed with something else is normalised image by image (decision record 0172).
     """
     masked = median_relative_size < MASK_BELOW
     known: Sequence[CtEvidence | None] = evidence or [None] * len(channels)
@@ -85,7 +85,7 @@ def decide_normalization(
         rule="intensity.by_content" if seen else "intensity.normalization",
         value=tuple(value),
         reason=f"{'; '.join(parts)}; {_mask_words(value, median_relative_size)}",
-        source="method 3.11" + (" and decision record 0170" if seen else ""),
+        source="method 3.11" + (" and decision record 0172" if seen else ""),
         change="a channel name such as MRI or --strict-reference would leave the choice to the name"
         if seen
         else "another channel name; names nnU-Net does not know are z-scored",
