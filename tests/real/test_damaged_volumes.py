@@ -223,7 +223,7 @@ SERIES = "dicom_series/mr_prostatex_t2_tra"
         (lambda files: files[7].unlink(), "dicom.uneven_slices"),
         (
             lambda files: shutil.copyfile(files[3], files[3].with_name("again.dcm")),
-            "dicom.slices_coincide",
+            "dicom.doubled_slice",
         ),
         (lambda files: files[5].write_bytes(files[5].read_bytes()[:3000]), "reader."),
         (lambda files: change(files, shear), "dicom.gantry_tilt"),
