@@ -46,7 +46,7 @@ def test_durations_are_read(text: str, seconds: float) -> None:
     [
         *(("budget", text) for text in ("", "20", "m", "soon", "-5m", "0m", "5m3h", "1e3s")),
         *(("target_spacing", text) for text in ("1,2", "a,b,c", "1,-1,1", "1,inf,1", "nan,1,1", "0,1,1")),
-        ("folds", 1),
+        ("folds", 0),
         ("memory_gb", 0),
         ("preset", "tiny"),
         ("set", "patch_shape=1"),
