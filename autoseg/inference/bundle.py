@@ -54,6 +54,8 @@ class ModelDescription(Document):
     """One for each of ``stages``, perhaps more."""
     window_sums: WindowSums = "float32"
     """Precision in which windows and folds are summed: imported models need that of nnU-Net."""
+    seen_before: tuple[str, ...] | None = ()
+    """Contents of the images that the models it started from were trained on; None where that is not known."""
 
     @field_validator("selection")
     @classmethod
@@ -80,6 +82,14 @@ class ModelDescription(Document):
     def stages(self) -> tuple[str, ...]:
         """Configurations whose networks prediction needs, first stages first."""
         return stages_of(self.plan, self.selection.members)
+
+    @property
+    def seen(self) -> frozenset[str] | None:
+        """Contents of all images that its weights have learnt from; None where that is not known."""
+        contents = [case.image_contents for case in self.dataset.training]
+        if self.seen_before is None or not contents or not all(contents):
+            return None
+        return frozenset(self.seen_before).union(*contents)
 
     def training(self, configuration: str) -> Training:
         """How a configuration was trained; raises `KeyError` for one that was not."""

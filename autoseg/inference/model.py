@@ -200,6 +200,7 @@ def bundle_run(model: Path, out: Path) -> Path:
     """
     check_free(out)
     files = open_model(model)
-    description = files.description.model_copy(update={"dataset": without_cases(files.description.dataset)})
+    changes = {"dataset": without_cases(files.description.dataset), "seen_before": ()}
+    description = files.description.model_copy(update=changes)
     write_bundle(out, description, files.packed_weights, key=files.key, version=autoseg.__version__)
     return out

@@ -35,10 +35,11 @@ def fit_plan(files: ModelFiles, own: Plan) -> Plan:
 def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None:
     """An issue where the pretrained networks have seen images that they will be scored on, or where that is not known.
 
-    Images are compared by content, so copies under other names or with other labels are found, too.
+    Images are compared by content, so copies under other names or with other labels are found, too, and so are those of models
+    that the pretrained one started from.
     """
-    before = files.description.dataset
-    known = {image for case in before.training for image in (*case.images, *case.image_contents)}
+    before, earlier = files.description.dataset, files.description.seen_before
+    known = {image for case in before.training for image in (*case.images, *case.image_contents)}.union(earlier or ())
     shared = [case for case in dataset.training if known & {*case.images, *case.image_contents}]
     code, so = "scores.pretrained_saw_cases", "so the cross-validation scores are too high"
     if shared:
@@ -50,6 +51,9 @@ def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None
     elif not any(case.image_contents for case in before.training):
         code, so = "scores.pretrained_cases_unknown", "so the cross-validation scores may be too high"
         message = f"the pretrained model does not say on which cases of {before.name} it was trained"
+    elif earlier is None:
+        code, so = "scores.pretrained_cases_unknown", "so the cross-validation scores may be too high"
+        message = "the pretrained model started from one that does not say on which cases it was trained"
     else:
         return None
     return Issue(

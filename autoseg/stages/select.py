@@ -135,12 +135,14 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         dice_after_postprocessing=choice.mean_dice if summary is None else summary.mean_dice,
         postprocessing_trials=trials,
     )
+    seen = frozenset[str]() if prepared.pretrained is None else prepared.pretrained.description.seen
     model = ModelDescription(
         origin="autoseg",
         dataset=prepared.dataset,
         plan=prepared.plan,
         selection=selection,
         trainings=prepared.schedule.trainings,
+        seen_before=None if seen is None else tuple(sorted(seen)),
     )
     kept = keep_model(run.folder, model, {name: stage_keys(run, prepared, name) for name in model.stages}, summary)
     save_document(run.folder.selection, selection)

@@ -132,3 +132,19 @@ def test_copies_of_images_that_the_model_has_seen_are_found_by_content(
     unknown = find_overlap(bundle, found.model_copy(update={"name": "other"}))
     assert unknown is not None
     assert unknown.code == "scores.pretrained_cases_unknown"
+
+
+def test_images_of_a_model_before_the_pretrained_one_are_remembered(
+    pretrained: Job, target: Path, tmp_path: Path
+) -> None:
+    first = with_contents(discover_dataset(pretrained.dataset), cache=tmp_path / "cache", num_workers=1)
+    first = first.model_copy(update={"name": "copy"})
+    for start, code in (
+        (pretrained.root, "scores.pretrained_saw_cases"),
+        (bundle_run(pretrained.root, tmp_path / "model.autoseg"), "scores.pretrained_cases_unknown"),
+    ):
+        wishes = {"pretrained": start, "schedule": pretrained.schedule}
+        second = run_stages(begin(target, tmp_path / code, wishes), "select")
+        issue = find_overlap(open_model(second.folder.root), first)
+        assert issue is not None
+        assert issue.code == code
