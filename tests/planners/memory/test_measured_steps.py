@@ -52,9 +52,7 @@ def third_step_bytes(plan: Plan, configuration: str, *, dtype: str, threads: int
     ("preset", "configuration", "batch_size", "threads", "dtype"),
     [
         ("default", "3d_fullres", 2, 1, "float32"),
-        ("default", "3d_fullres", 4, 2, "bfloat16"),
         ("resenc_m", "2d", 32, 2, "float32"),
-        ("resenc_m", "3d_fullres", 2, 2, "bfloat16"),
         ("vnet", "3d_fullres", 2, 2, "bfloat16"),
     ],
 )
