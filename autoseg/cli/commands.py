@@ -361,7 +361,8 @@ def clean(
     found = autoseg.clean(run_folder, dry_run=dry_run)
     for path, size in found.items():
         typer.echo(f"{size / 1e6:10.1f} MB  {path}")
-    typer.echo(f"{sum(found.values()) / 1e6:10.1f} MB  {'would be removed' if dry_run else 'removed'}")
+    total = f"{sum(found.values()) / 1e6:10.1f} MB  {'would be removed' if dry_run else 'removed'}"
+    typer.echo(total if found else "Nothing to remove.")
 
 
 def import_nnunet(

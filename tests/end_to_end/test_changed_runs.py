@@ -208,6 +208,7 @@ def test_what_was_selected_need_not_be_trained_any_more_and_is_kept(job: Job, tm
     assert "would be removed" in listed.output
     assert removed.output == listed.output.replace("would be removed", "removed")
     assert not any(path.exists() for path in needless)
+    assert CliRunner().invoke(app, ["clean", str(job.root)]).output == "Nothing to remove.\n"
     assert predicted(job.root, job, tmp_path / "still") == now
     assert "Redoing" not in said(job.call())
 
