@@ -10,9 +10,8 @@ from pathlib import Path
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.checks import check_dataset, require_clean
 from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
-from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import file_states, files_of
-from autoseg.stages.run import Run, keep_first_settings, require_redo
+from autoseg.stages.run import Run, discover, keep_first_settings, require_redo
 from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import load_or_none, save_document
 from autoseg.storage.cache import Cached, key_of, read_content
@@ -49,17 +48,7 @@ def check(run: Run) -> Generator[Work, None, None]:
 
 def find_dataset(run: Run) -> DatasetDescription:
     """The dataset as it is now, with hashes of its files."""
-    settings = run.settings
-    dataset = discover_dataset(
-        settings.dataset,
-        layout=settings.layout,
-        spec=settings.spec,
-        exclude=settings.exclude,
-        cache=run.folder.cache("labels"),
-        num_workers=run.num_workers,
-        reporter=run.reporter,
-    )
-    return with_contents(dataset, cache=run.folder.cache("contents"), num_workers=run.num_workers)
+    return with_contents(discover(run), cache=run.folder.cache("contents"), num_workers=run.num_workers)
 
 
 def _check(run: Run, found: DatasetDescription) -> None:

@@ -276,18 +276,24 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
 
 
 def _refuse_unknown_names(run: Run, names: set[str]) -> None:
-    settings = run.settings
     if not names.isdisjoint({"layout", "exclude"}):
-        discover_dataset(
-            settings.dataset,
-            layout=settings.layout,
-            spec=settings.spec,
-            exclude=settings.exclude,
-            cache=run.folder.cache("labels"),
-            num_workers=run.num_workers,
-        )
+        discover(run)
     if "configurations" in names and run.folder.plan.is_file():
-        require_planned(run.plan, settings.configurations)
+        require_planned(run.plan, run.settings.configurations)
+
+
+def discover(run: Run) -> DatasetDescription:
+    """The dataset as it is now, by the options of the run. Raises `AutosegError` for unknown layouts and cases."""
+    settings = run.settings
+    return discover_dataset(
+        settings.dataset,
+        layout=settings.layout,
+        spec=settings.spec,
+        exclude=settings.exclude,
+        cache=run.folder.cache("labels"),
+        num_workers=run.num_workers,
+        reporter=run.reporter,
+    )
 
 
 def require_planned(plan: Plan, asked: Sequence[str]) -> None:
