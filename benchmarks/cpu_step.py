@@ -146,22 +146,8 @@ def batches_of(folder: Path, configuration: Configuration, training: Training) -
     )
 
 
-def main() -> None:
-    """Measure, print, keep."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--configuration", default="3d_fullres")
-    parser.add_argument("--features", type=int, help="at full resolution; without, the plan's own")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    run = RunFolder(options.run)
-    plan = load_document(Plan, run.plan)
-    configuration = plan.configuration(options.configuration)
-    features = options.features or configuration.network.features[0]
-    configuration = configuration.model_copy(update={"network": with_width(configuration.network, features)})
-    folder = run.preprocessed(configuration.data)
+def measure(plan: Plan, configuration: Configuration, folder: Path, *, threads: int, rounds: int) -> dict[str, object]:
+    """Times of all kinds of steps in turns, their medians in seconds, and what they are compared with."""
     training = training_of(configuration, "bfloat16")
     source = batches_of(folder, configuration, training)
     images, labels = finish(source[0], source.recipe, CPU)
@@ -171,27 +157,26 @@ def main() -> None:
     operations = step_operations(plain, images, labels)
     times: dict[str, list[float]] = {"product": [], "compiled": [], "torch": [], "batch": []}
     compile_s = seconds(lambda: train_step(compiled, images, labels, 1e-4))
-    for turn in range(options.rounds + 2):
+    for turn in range(rounds + 2):
         with kept_heap_for(configuration, training, CPU):
             found = {
                 "product": mean_seconds(lambda: train_step(product, images, labels, 1e-4)),
                 "compiled": mean_seconds(lambda: train_step(compiled, images, labels, 1e-4)),
             }
-        found |= {
-            "torch": seconds(lambda: train_step(plain, images, labels, 1e-4)),
-            "batch": seconds(lambda turn=turn: [finish(source[10 * turn + i], source.recipe, CPU) for i in range(10)])
-            / 10,
-        }
+        found["torch"] = seconds(lambda: train_step(plain, images, labels, 1e-4))
+        batches = range(10 * turn, 10 * turn + 10)
+        found["batch"] = seconds(lambda batches=batches: [finish(source[k], source.recipe, CPU) for k in batches]) / 10
         if turn >= 2:  # the first ones prepare kernels and memory
             for name, value in found.items():
                 times[name].append(value)
     peaks = {"bfloat16": matrix_peak(torch.bfloat16), "float32": matrix_peak(torch.float32)}
     middle = {name: median(values) for name, values in times.items()}
-    result = {
+    features = configuration.network.features[0]
+    return {
         "command": f"python benchmarks/cpu_step.py RUN --configuration {configuration.name} --features {features} "
-        f"--threads {options.threads}",
+        f"--threads {threads}",
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {options.threads} threads",
+        "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads",
         "torch": torch.__version__,
         "network": f"{plan.dataset_name}, patch {configuration.patch_shape}, batch {configuration.batch_size}, "
         f"{features} features",
@@ -206,9 +191,29 @@ def main() -> None:
         "share_of_bfloat16_peak": round(operations / middle["product"] / peaks["bfloat16"], 3),
         "time_by_operation": where_time_goes(lambda: train_step(product, images, labels, 1e-4)),
     }
-    own = features == plan.configuration(options.configuration).network.features[0]
-    (RESULTS if own else RESULTS.with_stem(f"cpu_step_{features}")).write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+
+
+def main() -> None:
+    """Measure, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--configuration", default="3d_fullres")
+    parser.add_argument("--features", type=int, help="at full resolution; without, the plan's own")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    run = RunFolder(options.run)
+    plan = load_document(Plan, run.plan)
+    planned = plan.configuration(options.configuration)
+    own = planned.network.features[0]
+    features = options.features or own
+    configuration = planned.model_copy(update={"network": with_width(planned.network, features)})
+    folder = run.preprocessed(configuration.data)
+    result = measure(plan, configuration, folder, threads=options.threads, rounds=options.rounds)
+    text = json.dumps(result, indent=2)
+    (RESULTS if features == own else RESULTS.with_stem(f"cpu_step_{features}")).write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":
