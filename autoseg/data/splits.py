@@ -78,7 +78,9 @@ def make_splits(
 
     ids = sorted(case_ids)
     if not ids or len(set(ids)) != len(ids) or num_folds < 1:
-        raise ValueError(f"needs distinct ids and at least one fold, found {ids} and {num_folds} folds")
+        raise ValueError(
+            f"case ids must be distinct and there must be at least one fold, found {ids} and {num_folds} folds"
+        )
     of_case = _group_numbers(ids, groups or {})
     num_groups = len(set(of_case))
     if num_groups == 1:
@@ -105,7 +107,7 @@ def leave_one_group_out(case_ids: Sequence[str], groups: Mapping[str, str | None
         members.setdefault(("case", case_id) if group is None else ("group", group), []).append(case_id)
     if len(members) < 2 or len(set(ids)) != len(ids):
         found = f"{ids} in {len(members)} groups"
-        raise ValueError(f"needs distinct ids and at least two groups, found {found}")
+        raise ValueError(f"case ids must be distinct and there must be at least two groups, found {found}")
     parts = [members[key] for key in sorted(members, key=lambda key: (key[1], key[0]))]
     return Splits(folds=tuple(Split(train=tuple(sorted(set(ids) - set(part))), val=tuple(part)) for part in parts))
 

@@ -184,7 +184,7 @@ def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[Eva
     own = evaluated_classes(dataset.labels, dataset.file_values)
     if classes and {each.name: each.values for each in classes} != {each.name: each.values for each in own}:
         listed = (", ".join(f"{each.name} {each.key}" for each in of) for of in (classes, own))
-        message = "made with the classes {}, but the references have {}".format(*listed)
+        message = "the predictions have the classes {}, but the references have {}".format(*listed)
         fix = "evaluate against the dataset that the model was trained on, or against a folder of its label maps"
         raise AutosegError(Issue(code="evaluation.other_classes", where=str(run.predictions), message=message, fix=fix))
     predicted = _label_files(run.predictions)

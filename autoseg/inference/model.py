@@ -1,4 +1,4 @@
-"""Trained models: how a run keeps its own, and their networks in memory."""
+"""Trained models: the files that a run keeps of its own, and their networks in memory."""
 
 from __future__ import annotations
 

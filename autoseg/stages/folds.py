@@ -71,7 +71,7 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
 
 
 def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str | None]:
-    """Group of each case: as the file says, else as in the dataset, else the patient by the names of the cases."""
+    """Group of each case: from the file with groups, else from the dataset, else the patient that the names suggest."""
     if settings.groups is None:
         named = patients_by_name([case.case_id for case in dataset.training if case.group is None])
         return {case.case_id: case.group or named.get(case.case_id) for case in dataset.training}

@@ -381,7 +381,7 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
         elapsed_s = run.elapsed_s
 
         def extended(before: Schedule) -> Schedule:
-            """With the training in it; what the user set holds for it, too."""
+            """``before`` with the added training, to which the options of the user apply too."""
             longer = with_changes(run, extend_schedule(plan, before, name, measurements, elapsed_s=elapsed_s))
             added = longer.trainings[len(before.trainings) :]
             return longer.model_copy(update={"trainings": (*before.trainings, *added)})

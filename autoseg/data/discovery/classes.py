@@ -87,7 +87,7 @@ def _other_colours(found: Sequence[Mapping[str, int] | None], colours: Mapping[s
     if len(others) < 2:
         return []
     shown = shorten([f"{colour} ({count_noun(total[colour], 'pixel')})" for colour in others[1:]])
-    message = f"colours besides the background {others[0]} that no class has, taken for background: {shown}"
+    message = f"no class has these colours, so they count as background, as {others[0]} does: {shown}"
     fix = "name them under colours in the spec file, or save the masks without smooth edges"
     return [Issue(code="labels.undeclared_colour", severity="warning", where=where, message=message, fix=fix)]
 

@@ -170,7 +170,7 @@ def vector(tags: Any, name: str, size: int) -> NDArray[np.float64]:
 
 
 def owner_of(owners: Sequence[Any], group: str, name: str) -> Any | None:
-    """Of the functional groups of a frame, those that all frames share, and the file: the first item that has ``name``, in its ``group`` or bare."""
+    """The first of ``owners`` (see `frame_owners`) that has the tag ``name``, in its sequence ``group`` or directly."""
     for owner in owners:
         for item in (*(owner.get(group) or ())[:1], owner):
             if item.get(name) not in (None, ""):
@@ -184,7 +184,7 @@ def num_frames(tags: Any) -> int:
 
 
 def frame_owners(file: Path, tags: Any) -> list[list[Any]]:
-    """For each frame, where `owner_of` finds its values: its own functional groups, the shared ones, the file."""
+    """For each frame, where `owner_of` looks for its values: its own functional groups, the shared ones, the file."""
     count = num_frames(tags)
     frames = list(tags.get("PerFrameFunctionalGroupsSequence") or ())
     if frames and len(frames) != count:

@@ -160,7 +160,7 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
         return read_series(_series_of(file)).header.geometry, np.empty(0, np.int64)
     owners = frame_owners(file, tags)
     if not tags.get("PerFrameFunctionalGroupsSequence"):
-        raise damaged(file, message=f"it describes none of {len(owners)} frames")
+        raise damaged(file, message=f"it does not say which segments its {len(owners)} frames show")
 
     def values(name: str, size: int) -> NDArray[np.float64]:
         holders = [owner_of(each, PLACE_TAGS[name], name) for each in owners]
@@ -279,7 +279,7 @@ def _from_labels(labels: NDArray[Any], slices: NDArray[np.int64]) -> tuple[NDArr
 
 
 def _series_of(file: Path) -> Path:
-    """The series that an RTSTRUCT was drawn on: in its folder, in a folder of that, or in one beside it (of two levels)."""
+    """The series that an RTSTRUCT was drawn on. Looks in its folder, in that folder's subfolders, then in those beside it."""
     wanted = {uid for uid in referenced_series(file) if uid}
     home = file.parent
     beside = _folders(home.parent)

@@ -150,7 +150,7 @@ def _grid(
         say("reader.spacing_differs", f"the voxels of its {used} measure {sizes}; the {used} was used")
     factor = UNITS.get(int(header["xyzt_units"]) & 7, 1.0)
     if factor != 1:
-        say("reader.unit", f"its unit is the {'metre' if factor > 1 else 'micrometre'}; 1 was read as {factor:g} mm")
+        say("reader.unit", f"its lengths are in {'metres' if factor > 1 else 'micrometres'}; they were converted to mm")
     # rounding apart, pixdim has the digits that were meant
     return chosen[:3] * factor, np.where(agrees, zooms, lengths) * factor, notes
 
