@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from queue import Queue
 
@@ -34,8 +35,9 @@ MUTATED = (
     "autoseg/stages",
     "autoseg/settings.py",
 )
-LIMIT_S = 600.0
+LIMIT_S = 900.0
 """A test run that takes longer counts as noticing: a mutant may loop for ever."""
+TIME_LIMIT = "time limit"
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
@@ -126,10 +128,6 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
             end = sum(map(len, lines[: node.end_lineno - 1])) + node.end_col_offset  # type: ignore[attr-defined]
             whole = text.encode()
             source = (whole[:start] + f"({after})".encode() + whole[end:]).decode()
-            try:
-                ast.parse(source)
-            except SyntaxError:
-                continue
             yield Mutant(path=path, line=node.lineno, before=before, after=after, source=source)  # type: ignore[attr-defined]
 
 
@@ -138,7 +136,16 @@ def draw(number: int, seed: int, only: str) -> list[Mutant]:
     files = [path for name in MUTATED for path in _files(ROOT / name)]
     chosen = [path.relative_to(ROOT) for path in files if path.relative_to(ROOT).as_posix().startswith(only)]
     everything = [mutant for path in chosen for mutant in mutants_of(path)]
-    return random.Random(seed).sample(everything, min(number, len(everything)))
+    random.Random(seed).shuffle(everything)
+    return list(islice(filter(_is_python, everything), number))
+
+
+def _is_python(mutant: Mutant) -> bool:
+    try:
+        ast.parse(mutant.source)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _files(path: Path) -> list[Path]:
@@ -169,7 +176,7 @@ def judge(mutant: Mutant, copy: Path) -> Verdict:
                     call, cwd=copy, env=environment, capture_output=True, timeout=LIMIT_S, check=False
                 )
             except subprocess.TimeoutExpired:
-                return Verdict(mutant=mutant, noticed_by="time limit", seconds=time.monotonic() - started)
+                return Verdict(mutant=mutant, noticed_by=TIME_LIMIT, seconds=time.monotonic() - started)
             if done.returncode not in (0, 5):
                 return Verdict(mutant=mutant, noticed_by=names[0], seconds=time.monotonic() - started)
     finally:
@@ -211,10 +218,11 @@ def table(verdicts: list[Verdict], command: str) -> str:
     """The result as Markdown: the share that was killed, and the survivors."""
     survivors = [verdict.mutant for verdict in verdicts if verdict.noticed_by is None]
     killed = len(verdicts) - len(survivors)
+    stopped = sum(verdict.noticed_by == TIME_LIMIT for verdict in verdicts)
     lines = [
         "# Mutants",
         "",
-        f"`{command}`: {killed} of {len(verdicts)} killed ({killed / len(verdicts):.0%}).",
+        f"`{command}`: {killed} of {len(verdicts)} killed ({killed / len(verdicts):.0%}), {stopped} of them by the limit of {LIMIT_S:.0f} s.",
         "",
         "Survivors:",
         "",
