@@ -68,11 +68,17 @@ class Known(Document):
     training: Annotated[int, Field(ge=0)] | None = None
     """Labelled cases of the whole dataset."""
     test: Annotated[int, Field(ge=0)] | None = None
+    modality: dict[Literal["CT", "MR"], str] = Field(default_factory=dict)
+    """Where cases differ: regular expression of the case ids of each modality."""
     licence: str
     source: str
     """Who published it, and where to get it or read about it."""
     unverified: tuple[str, ...] = ()
     """Facts of this file that were not verified in a source: check them before relying on them."""
+
+    def modality_of(self, case_id: str) -> str:
+        """Modality of a case; empty where it is not known."""
+        return next((name for name, cases in self.modality.items() if re.fullmatch(cases, case_id)), "")
 
 
 class Layout(Document):
@@ -137,7 +143,8 @@ class Layout(Document):
         if self.patient is not None:
             _check_expression("patient", self.patient)
         if self.known is not None:
-            _check_expression("known.case", self.known.case)
+            for place, expression in {"case": self.known.case, **self.known.modality}.items():
+                _check_expression(f"known.{place}", expression)
         if (self.training is None) == (self.listing is None):
             raise ValueError("either training or listing must be given")
         given = [name for name in ("labels", "colours", "one_hot") if getattr(self, name) is not None]

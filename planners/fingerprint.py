@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -140,12 +141,26 @@ class CtEvidence(Document):
     """What the intensities of one channel say about its training cases."""
 
     num_ct: Annotated[int, Field(ge=0)]
-    """Cases in Hounsfield units: whole numbers, with air near -1000."""
+    """CT by a DICOM tag, by what is known of the dataset, or by intensities in Hounsfield units: whole numbers, air near -1000."""
     num_other: Annotated[int, Field(ge=0)]
-    """Cases with hardly a negative value, such as MR."""
+    """Not CT by tag or record, or with hardly a negative value, such as MR."""
     num_unclear: Annotated[int, Field(ge=0)]
+    num_other_told: Annotated[int, Field(ge=0)] = 0
+    """Of ``num_other`` those by tag or record, which are certain."""
     intensities: IntensityStatistics | None = None
     """Of all but the others, inside the foreground; none where there are no others, or nothing else."""
+
+
+def count_ct(kinds: Iterable[tuple[bool | None, bool]]) -> CtEvidence:
+    """Evidence of the cases of a channel: whether each is CT, and whether a tag or record says so."""
+    count = Counter(kinds)
+    by_kind = {kind: count[kind, True] + count[kind, False] for kind in (True, False, None)}
+    return CtEvidence(
+        num_ct=by_kind[True],
+        num_other=by_kind[False],
+        num_unclear=by_kind[None],
+        num_other_told=count[False, True],
+    )
 
 
 class CaseSize(Document):

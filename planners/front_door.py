@@ -16,7 +16,16 @@ from planners.document import (
 from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
 from planners.explanation import explain
 from planners.finetuning import input_names, output_names, plan_finetuning
-from planners.fingerprint import CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, LabelClass, Labels
+from planners.fingerprint import (
+    CaseSize,
+    ClassSize,
+    CtEvidence,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
+    count_ct,
+)
 from planners.geometry import resampled_shape, transpose
 from planners.interop.nnunet import NnunetDataset, read_nnunet_dataset
 from planners.interop.nnunet_plans import NnunetModel, nnunet_plans, read_nnunet_model, read_nnunet_plans
@@ -111,6 +120,7 @@ __all__ = [
     "candidate_widths",
     "compiling_may_pay",
     "configuration_spacing",
+    "count_ct",
     "describe_outlook",
     "edited_plan",
     "edited_schedule",

@@ -37,6 +37,8 @@ class Case(Document):
     """Classes that were annotated in this case; none: all. The others may be present without being labelled."""
     group: str | None = None
     """Cases of one group (patient) stay together in splits."""
+    modality: str = ""
+    """``CT`` or ``MR`` where that is known of the public dataset; else empty: DICOM tags or intensities tell."""
     content: str | None = None
     """Hash of the content of all its files; none before they were read."""
     image_contents: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Self
 
 import numpy as np
@@ -57,6 +57,7 @@ class Geometry(Document):
         return affine
 
 
+CT = "CT"
 AIR_HU = (-1100.0, -900.0)
 """Air in Hounsfield units, with noise; many scanners cut at -1024."""
 LEAST_AIR = 0.01
@@ -65,11 +66,17 @@ NEGATIVE = -50.0
 """MR images have hardly a value below, though splines may undershoot; fat and air of CT are below."""
 
 
-def looks_like_ct(channel: NDArray[np.float32]) -> bool | None:
-    """Whether the intensities of one channel of an image are Hounsfield units.
+NOT_CT = frozenset(["MR", "PT", "NM", "US", "MG", "CR", "DX", "RF", "XA", "OP", "OPT", "SM", "ES", "XC", "GM"])
+"""Modalities of DICOM that are not CT; others, such as OT and SC, say nothing about the voxels."""
+
+
+def looks_like_ct(channel: NDArray[np.float32], modality: str = "") -> bool | None:
+    """Whether one channel of an image is CT, in Hounsfield units: by its ``modality`` where that tells, else by its intensities.
 
     True: whole numbers, with air near -1000. False: less than one voxel in a hundred is negative. None: neither.
     """
+    if modality == CT or modality in NOT_CT:
+        return modality == CT
     picked = channel.flat[:: max(1, channel.size // 2**20)]  # of large images every n-th voxel
     if (picked < NEGATIVE).mean() < LEAST_AIR:
         return False
@@ -85,6 +92,20 @@ class Image:
     geometry: Geometry
     notes: tuple[Issue, ...] = ()
     """What the reader repaired or left out."""
+    modality: tuple[str, ...] = ()
+    """Of each channel, as DICOM names it (``CT``, ``MR``); empty texts where it is not known, and nothing where none is."""
+
+    def of_modality(self, modality: str) -> Image:
+        """The image itself, or, where a ``modality`` is given, with that in all channels."""
+        return replace(self, modality=(modality,) * len(self.array)) if modality else self
+
+    def ct_evidence(self) -> tuple[tuple[bool | None, bool], ...]:
+        """Of each channel whether it is CT, by `looks_like_ct`, and whether its modality says so, not its intensities."""
+        told = self.modality or [""] * len(self.array)
+        return tuple(
+            (looks_like_ct(channel, each), each == CT or each in NOT_CT)
+            for channel, each in zip(self.array, told, strict=True)
+        )
 
     @property
     def spacing_mm(self) -> Vector:

@@ -13,7 +13,7 @@ import numpy as np
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
-from autoseg.imaging.image import Geometry, Image, looks_like_ct
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import (
     image_ending,
@@ -298,12 +298,9 @@ def _predict_case(
     may_be_labels: bool,
 ) -> Prediction:
     """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected."""
-    image = read_image(case.images)
-    for name in not_ct(image, predictor.model.plan):
-        say(
-            f"Warning: {case.case_id}: channel {name} has hardly a negative value, so it is no CT in Hounsfield units as in training; "
-            "predictions may be wrong"
-        )
+    image = read_image(case.images).of_modality(case.modality)
+    for reason in not_ct(image, predictor.model.plan):
+        say(f"Warning: {case.case_id}: {reason}; predictions may be wrong")
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -316,14 +313,19 @@ def _predict_case(
 
 
 def not_ct(image: Image, plan: Plan) -> list[str]:
-    """Channels that are CT in training, in Hounsfield units, and are not in ``image``."""
+    """Why channels that are CT in training, in Hounsfield units, are not CT in ``image``."""
     normalization = plan.configurations[0].normalization
-    channels = zip(plan.channels, image.array, normalization, plan.intensities, strict=False)
-    return [
-        name
-        for name, channel, chosen, training in channels
-        if chosen.scheme == "ct" and training.minimum < 0 and looks_like_ct(channel) is False
-    ]
+    modality = image.modality or [""] * len(image.array)
+    channels = zip(plan.channels, image.ct_evidence(), modality, normalization, plan.intensities, strict=False)
+    reasons = []
+    for name, (is_ct, told), own, chosen, training in channels:
+        if chosen.scheme == "ct" and is_ct is False and told:
+            reasons.append(f"channel {name} is of modality {own}, in training it was CT")
+        elif chosen.scheme == "ct" and is_ct is False and training.minimum < 0:
+            reasons.append(
+                f"channel {name} has hardly a negative value, so it is no CT in Hounsfield units as in training"
+            )
+    return reasons
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -354,7 +356,10 @@ def far_from_training(geometry: Geometry, plan: Plan) -> str:
     ):
         if usual_voxels == 1:  # slices: spacing and extent across them mean nothing
             continue
-        pairs = {"extent": (voxels * mm, usual_voxels * usual)} | ({"spacing": (mm, usual)} if voxels > 1 else {})
+        if voxels == 1:  # a photograph, or a slice on its own
+            words.append(f"a single slice along {axis}, in training about {usual_voxels:g}")
+            continue
+        pairs = {"extent": (voxels * mm, usual_voxels * usual), "spacing": (mm, usual)}
         words += [
             f"{name} {found:.3g} mm along {axis}, in training about {expected:.3g}"
             for name, (found, expected) in pairs.items()

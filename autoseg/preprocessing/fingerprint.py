@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -17,7 +17,7 @@ from scipy.ndimage import find_objects, generate_binary_structure, label
 from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.labels import LEFT_TO_RIGHT, Places, find_pairs, find_places, read_case_labels
-from autoseg.imaging.image import Image, looks_like_ct
+from autoseg.imaging.image import Image
 from autoseg.imaging.orientation import IDENTITY, canonical_orientation, knows_directions, to_canonical
 from autoseg.imaging.placement import bounding_box, crop, nonzero_mask
 from autoseg.imaging.readers import file_states, read_image
@@ -26,7 +26,7 @@ from autoseg.preprocessing.prepare import box_around
 from autoseg.preprocessing.preprocess import largest_need, locate
 from autoseg.storage.cache import KEPT, Cached
 from autoseg.tracking.progress import Reporter
-from planners import CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, Labels
+from planners import CaseSize, ClassSize, CtEvidence, Fingerprint, IntensityStatistics, Labels, count_ct
 
 MAX_STORED_VALUES = 2**24
 """Intensities kept over all cases and channels (64 MB as float32), so that memory does not grow with the data."""
@@ -69,8 +69,8 @@ class _CaseSummary:
     places: Places
     channels: tuple[Intensities, ...]
     """Inside the foreground; without foreground, inside the non-zero mask."""
-    looks_like_ct: tuple[bool | None, ...]
-    """Each channel inside the non-zero box."""
+    ct_evidence: tuple[tuple[bool | None, bool], ...]
+    """Of each channel inside the non-zero box: see `Image.ct_evidence`."""
 
 
 def take_fingerprint(
@@ -131,10 +131,10 @@ def take_fingerprint(
 
 def _ct_evidence(summaries: Sequence[_CaseSummary], channel: int) -> CtEvidence:
     """How many cases are CT in a channel, and the intensities of those, undecided ones included, where others are not."""
-    kinds = [summary.looks_like_ct[channel] for summary in summaries]
-    ct = [summary.channels[channel] for summary in summaries if summary.looks_like_ct[channel] is not False]
-    counts = {"num_ct": kinds.count(True), "num_other": kinds.count(False), "num_unclear": kinds.count(None)}
-    return CtEvidence(**counts, intensities=pool_intensities(ct) if 0 < len(ct) < len(kinds) else None)
+    kinds = [summary.ct_evidence[channel] for summary in summaries]
+    ct = [summary.channels[channel] for summary, (kind, _) in zip(summaries, kinds, strict=True) if kind is not False]
+    pooled = pool_intensities(ct) if 0 < len(ct) < len(kinds) else None
+    return count_ct(kinds).model_copy(update={"intensities": pooled})
 
 
 def _summarise_cases(
@@ -172,7 +172,7 @@ def _state(case: Case) -> object:
 
 
 def _summarise(case: Case, *, coding: LabelCoding, num_channels: int, canonical: bool, num_values: int) -> _CaseSummary:
-    image = read_image(case.image_paths)
+    image = read_image(case.image_paths).of_modality(case.modality)
     try:
         if len(image.array) != num_channels:
             message = f"{len(image.array)} channels, but the dataset declares {num_channels}"
@@ -218,7 +218,7 @@ def _summarise_arrays(
         channels=tuple(
             summarise_intensities(channel[inside], num_values=num_values) for channel in crop(image.array, box)
         ),
-        looks_like_ct=tuple(looks_like_ct(channel) for channel in crop(image.array, box)),
+        ct_evidence=replace(image, array=crop(image.array, box)).ct_evidence(),
     )
 
 

@@ -62,26 +62,34 @@ def normalise(
     normalization: Sequence[ChannelNormalization],
     intensities: Sequence[IntensityStatistics],
     mask: NDArray[np.bool_],
+    *,
+    modality: Sequence[str] = (),
 ) -> Floats:
     """``image`` (C, a0, a1, a2) with every channel scaled as ``normalization`` says; float32, a new array.
 
     ``intensities`` are those of the dataset's foreground, one entry a channel. ``mask`` (a0, a1, a2) marks the voxels
-    that masked schemes take their statistics from and change; an empty mask leaves the channel as it is.
+    that masked schemes take their statistics from and change; an empty mask leaves the channel as it is. ``modality`` is
+    that of each channel as far as it is known (`Image.modality`).
     Raises `AutosegError` when a channel said to be RGB has values outside 0 to 255.
     """
     result = np.array(image, np.float32, order="C")
-    for channel, scheme, statistics in zip(result, normalization, intensities, strict=True):
-        _normalise_channel(channel, scheme, statistics, mask)
+    told = modality or [""] * len(result)
+    for channel, scheme, statistics, each in zip(result, normalization, intensities, told, strict=True):
+        _normalise_channel(channel, scheme, statistics, mask, each)
     return result
 
 
 def _normalise_channel(
-    channel: Floats, normalization: ChannelNormalization, statistics: IntensityStatistics, mask: NDArray[np.bool_]
+    channel: Floats,
+    normalization: ChannelNormalization,
+    statistics: IntensityStatistics,
+    mask: NDArray[np.bool_],
+    modality: str,
 ) -> None:
     """In place."""
     scheme = normalization.scheme
     if scheme == "ct_or_zscore":
-        scheme = "zscore" if looks_like_ct(channel) is False else "ct"
+        scheme = "zscore" if looks_like_ct(channel, modality) is False else "ct"
     if scheme == "ct":
         np.clip(channel, statistics.percentile_00_5, statistics.percentile_99_5, out=channel)
         channel -= np.float32(statistics.mean)
@@ -127,6 +135,7 @@ class CroppedCase:
     orientation: Orientation
     shape_before_cropping: tuple[int, ...]
     box: Box
+    modality: tuple[str, ...]
 
 
 def source_orientation(geometry: Geometry, plan: Plan) -> Orientation:
@@ -163,7 +172,9 @@ def crop_case(volume: Image, plan: Plan, labels: NDArray[np.integer[Any]] | None
         cropped_labels = crop(_to_plan_axes(labels, orientation, plan), box).astype(np.int16)
         cropped_labels[(cropped_labels == 0) & ~mask] = OUTSIDE
         mask = cropped_labels >= 0
-    return CroppedCase(crop(image, box), cropped_labels, mask, volume.geometry, orientation, image.shape[1:], box)
+    return CroppedCase(
+        crop(image, box), cropped_labels, mask, volume.geometry, orientation, image.shape[1:], box, volume.modality
+    )
 
 
 def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Placement:
@@ -194,7 +205,9 @@ def normalise_and_resample(
         return decide_separate_axis(placement.spacing_mm, placement.resampled_spacing_mm, separate_z)
 
     _require_memory(cropped, placement)
-    image = normalise(cropped.image, configuration.normalization, plan.intensities, cropped.mask)
+    image = normalise(
+        cropped.image, configuration.normalization, plan.intensities, cropped.mask, modality=cropped.modality
+    )
     for_image, for_labels = configuration.resample_image, configuration.resample_labels
     shape, labels = placement.resampled_shape, cropped.labels
     image = resample_image(image, shape, resampling=for_image, separate_axis=separate_axis(for_image.separate_z))

@@ -82,7 +82,7 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
     """
     keys = [stored_key(case, dataset, plan, target.configuration) for target in targets]
     try:
-        volume, labels = read_image(case.image_paths), None
+        volume, labels = read_image(case.image_paths).of_modality(case.modality), None
         if case.is_labelled:
             try:
                 labels = read_case_labels(case, dataset.coding, onto=volume.geometry).array
@@ -120,7 +120,8 @@ def stored_key(case: Case, dataset: DatasetDescription, plan: Plan, configuratio
         include={"dimensions", "spacing_mm", "normalization", "resample_image", "resample_labels"}
     )
     coding = dataset.coding.model_dump(exclude={"labels", "mask_value"})
-    return key_of(STORAGE_VERSION, shared_inputs(plan), coding, configured, case.annotated, case.parts, content)
+    known = [case.modality] if case.modality else []
+    return key_of(STORAGE_VERSION, shared_inputs(plan), coding, configured, case.annotated, case.parts, content, *known)
 
 
 def shared_inputs(plan: Plan) -> dict[str, Any]:

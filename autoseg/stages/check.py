@@ -86,7 +86,8 @@ def trained_on(dataset: DatasetDescription) -> str:
 
 
 def _trained_parts(case: Case) -> list[object]:
-    return [case.case_id, case.content, case.annotated, case.group, case.parts]
+    known = [case.modality] if case.modality else []
+    return [case.case_id, case.content, case.annotated, case.group, case.parts, *known]
 
 
 def describe_change(before: DatasetDescription | None, now: DatasetDescription) -> str:

@@ -39,7 +39,7 @@ _WORDS: dict[NormalizationScheme, str] = {
 
 
 def normalization_scheme(channel: str, evidence: CtEvidence | None) -> tuple[NormalizationScheme, bool]:
-    """Scheme of a channel, and whether its intensities decided it: those of CT where the name says nothing else.
+    """Scheme of a channel, and whether its images decided it, by tags or intensities, where the name says nothing else.
 
     Without ``evidence`` the name decides, as in nnU-Net.
     """
@@ -47,9 +47,13 @@ def normalization_scheme(channel: str, evidence: CtEvidence | None) -> tuple[Nor
     may_be_ct = by_name == "ct" or (
         by_name is None and (SAYS_NOTHING.fullmatch(channel) is not None or MAY_BE_CT.search(channel) is not None)
     )
-    if evidence is not None and may_be_ct and evidence.num_ct:
+    if evidence is not None and may_be_ct:
         total = evidence.num_ct + evidence.num_other + evidence.num_unclear
-        if evidence.num_other >= MIXED_SHARE * total:
+        if evidence.num_other_told == total:
+            return "zscore", by_name == "ct"
+        if not evidence.num_ct:
+            return by_name or "zscore", False
+        if evidence.num_other_told or evidence.num_other >= MIXED_SHARE * total:
             return "ct_or_zscore", True
         if by_name is None and 2 * evidence.num_ct >= total:
             return "ct", True
@@ -77,7 +81,7 @@ def decide_normalization(
         said = f"{channel!r} {_WORDS[scheme]}"
         if by_content and each is not None:
             total = counted(each.num_ct + each.num_other + each.num_unclear, "case")
-            seen.append(f"{said} ({each.num_ct} of {total} with air near -1000 in whole numbers)")
+            seen.append(f"{said} ({each.num_ct} of {total} are CT by tag, record or air near -1000)")
         else:
             named.append(said)
     parts = [f"by channel name: {listed(named)}"] * bool(named) + [f"by intensities: {listed(seen)}"] * bool(seen)

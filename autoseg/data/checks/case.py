@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
 from autoseg.data.labels import read_file_labels, undeclared_values, with_way_out
-from autoseg.imaging.image import Geometry, Image, looks_like_ct
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import (
     SAME_GRID,
     canonical_orientation,
@@ -157,8 +157,8 @@ class CaseMeasures:
     """(C,) of all voxels."""
     zero_share: Annotated[NDArray[np.float64], KEPT]
     """(C,) of voxels that are zero."""
-    looks_like_ct: tuple[bool | None, ...]
-    """Each channel: see `autoseg.imaging.image.looks_like_ct`."""
+    ct_evidence: tuple[tuple[bool | None, bool], ...]
+    """Of each channel: see `autoseg.imaging.image.Image.ct_evidence`."""
     thumbnail: Thumbnail
     evidence: Evidence | None
     """For the model of `label_fit`; None where nothing is labelled."""
@@ -190,7 +190,7 @@ def measure_case(
         num_foreground=foreground,
         quantiles=np.stack([_quantiles(channel) for channel in image.array]),
         minima=image.array.min(axis=(1, 2, 3)).astype(np.float64),
-        looks_like_ct=tuple(looks_like_ct(channel) for channel in image.array),
+        ct_evidence=image.ct_evidence(),
         zero_share=(image.array == 0).mean(axis=(1, 2, 3)),
         thumbnail=thumbnail,
         evidence=gather(thumbnail, len(labels.values)) if has_classes else None,
@@ -276,7 +276,8 @@ def _read_image(item: CheckItem, issues: list[Issue], failures: list[Issue]) -> 
     for channel, voxels in enumerate(image.array):
         path = item.images[channel] if len(item.images) == len(image.array) else where
         issues += _intensity_issues(item, path, channel, voxels)
-    return image if np.isfinite(image.array).all() else None
+    known = item.case.modality if item.case is not None else ""
+    return image.of_modality(known) if np.isfinite(image.array).all() else None
 
 
 def _intensity_issues(item: CheckItem, path: str, channel: int, voxels: NDArray[np.float32]) -> list[Issue]:

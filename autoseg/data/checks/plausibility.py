@@ -17,7 +17,7 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.imaging.image import Geometry
 from autoseg.issues import Issue, Severity
 from autoseg.wording import count_noun, shorten
-from planners import CtEvidence, normalization_scheme
+from planners import count_ct, normalization_scheme
 
 T = TypeVar("T")
 MAX_DEVIATIONS = 6.0
@@ -301,20 +301,30 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
 def _ct_issues(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[Issue]:
     """What the intensities say about a channel that is CT, or may be: how it will be planned, and images that do not fit."""
     training = [case for case in cases if case.is_training]  # what the plan will be made from
-    kinds = [case.looks_like_ct[channel] for case in training]
-    evidence = CtEvidence(num_ct=kinds.count(True), num_other=kinds.count(False), num_unclear=kinds.count(None))
+    kinds = [case.ct_evidence[channel] for case in training]
+    evidence = count_ct(kinds)
     scheme, by_content = normalization_scheme(name, evidence)
     where = f"channel {name}"
-    found = f"{evidence.num_ct} of {count_noun(len(training), 'image')} have air near -1000 in whole numbers"
+    told = all(by_tag for _, by_tag in kinds)
+    why = (
+        "by their DICOM tags or what is known of the dataset"
+        if told
+        else "by air near -1000 in whole numbers or by tag"
+    )
+    found = f"{evidence.num_ct} of {count_noun(len(training), 'image')} are CT {why}"
     if by_content and scheme == "ct":
         fix = "name the channel CT in dataset.json, or by its true modality to have it z-scored"
         message = f"{found}: planned as CT"
         return [Issue(code="channel.looks_like_ct", severity="note", where=where, message=message, fix=fix)]
+    if by_content and scheme == "zscore":
+        message = f"{found}, although the channel is named CT: planned as another modality, z-scored"
+        fix = "name the channel by its modality in dataset.json, or correct the tags"
+        return [Issue(code="channel.not_ct", severity="warning", where=where, message=message, fix=fix)]
     if by_content:
-        others = shorten([case.case_id for case, kind in zip(training, kinds, strict=True) if kind is False])
-        message = f"{found}, but {others} hardly a negative value: each is normalised as CT or image by image"
+        others = shorten([case.case_id for case, (kind, _) in zip(training, kinds, strict=True) if kind is False])
+        message = f"{found}, and {others} are not: each is normalised as CT or image by image"
         fix = "make sure that CT and another modality are mixed; convert CT images in other units to Hounsfield units"
-        severity: Severity = "warning" if name.casefold() == "ct" else "note"
+        severity: Severity = "warning" if name.casefold() == "ct" and not told else "note"
         return [Issue(code="channel.ct_and_other", severity=severity, where=where, message=message, fix=fix)]
     return _not_hounsfield(cases, channel) if name.casefold() == "ct" else []
 

@@ -36,6 +36,7 @@ def make_case(
         label=str(root / labels[0].path) if labels and not masks else None,
         masks=tuple(MaskFile(label=name, file=str(root / masks[name])) for name in sorted(masks)),
         group=_group(layout, case_id, images[0]),
+        modality=layout.known.modality_of(case_id) if layout.known is not None else "",
     )
 
 

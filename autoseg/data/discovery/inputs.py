@@ -10,7 +10,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
@@ -63,6 +63,8 @@ class InputCase:
     """One file or DICOM series with all channels, or one per channel in order."""
     geometry: Geometry | None = None
     """Of the first image, where its header was read."""
+    modality: str = ""
+    """Where it is known of the public dataset that the model was trained on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,7 +232,11 @@ def find_inputs(
         without = {path for paths in skipped.values() for path in paths}
         images = [(name, path) for name, path in images if path not in without]
     others, faults = group_channels(images, dataset.channels, numbered=channels_are_numbered(dataset))
-    return Inputs(cases=tuple(sorted([*cases, *others], key=lambda case: case.case_id)), issues=(*issues, *faults))
+    known = next((each.known for each in load_known() if each.name == dataset.layout and each.known), None)
+    found = sorted([*cases, *others], key=lambda case: case.case_id)
+    if known is not None and known.modality:
+        found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
+    return Inputs(cases=tuple(found), issues=(*issues, *faults))
 
 
 def channels_are_numbered(dataset: DatasetDescription) -> bool | None:

@@ -429,6 +429,7 @@ def _header(slices: Sequence[_Slice], geometry: Geometry, notes: tuple[Issue, ..
         pixel_type=f"{number(tags, 'BitsAllocated', 16):g}-bit integer" if is_integer else "scaled integer",
         is_integer=is_integer,
         notes=notes,
+        modality=str(tags.get("Modality") or ""),
     )
 
 

@@ -59,6 +59,8 @@ class ImageHeader:
     is_integer: bool
     notes: tuple[Issue, ...] = ()
     """What was repaired in the header or left out of the image."""
+    modality: str = ""
+    """As DICOM names it; empty where the format does not tell."""
     may_be_part: bool = False
     """A label map whose grid may be a part of its image's, background around it, as DICOM SEG stores it."""
 

@@ -75,6 +75,9 @@ def read_image(paths: Path | str | Sequence[Path | str]) -> Image:
         array=arrays[0] if len(arrays) == 1 else np.concatenate(arrays),
         geometry=first,
         notes=tuple(note for header, _ in parts for note in header.notes),
+        modality=tuple(header.modality for header, array in parts for _ in array)
+        if any(header.modality for header, _ in parts)
+        else (),
     )
 
 

@@ -15,9 +15,17 @@ STATISTICS = IntensityStatistics(
 )
 
 
-def run(image: np.ndarray, scheme: str, *, use_mask: bool = False, mask: np.ndarray | None = None) -> np.ndarray:
+def run(
+    image: np.ndarray,
+    scheme: str,
+    *,
+    use_mask: bool = False,
+    mask: np.ndarray | None = None,
+    modality: tuple[str, ...] = (),
+) -> np.ndarray:
     mask = np.ones(image.shape, bool) if mask is None else mask
-    return normalise(image[None], (ChannelNormalization(scheme=scheme, use_mask=use_mask),), (STATISTICS,), mask)[0]  # type: ignore[arg-type]
+    chosen = ChannelNormalization(scheme=scheme, use_mask=use_mask)  # type: ignore[arg-type]
+    return normalise(image[None], (chosen,), (STATISTICS,), mask, modality=modality)[0]
 
 
 def cube(*values: float) -> np.ndarray:
@@ -105,9 +113,12 @@ def with_share(share: float, value: float, rest: float) -> np.ndarray:
 )
 def test_ct_is_told_by_air_in_whole_numbers(image: np.ndarray, expected: bool | None) -> None:
     assert looks_like_ct(image) is expected
+    assert looks_like_ct(image, "OT") is expected, "a modality that tells nothing"
+    assert [looks_like_ct(image, modality) for modality in ("CT", "MR")] == [True, False]
 
 
 def test_mixed_channels_are_normalised_as_what_each_image_is() -> None:
     ct, mr = with_share(0.3, -1000, 40), np.random.default_rng(0).uniform(0, 900, (1, 10, 100)).astype(np.float32)
     for image, scheme in ((ct, "ct"), (with_share(0.3, -300.5, 40), "ct"), (mr, "zscore")):
         np.testing.assert_array_equal(run(image, "ct_or_zscore"), run(image, scheme))
+    np.testing.assert_array_equal(run(ct, "ct_or_zscore", modality=("MR",)), run(ct, "zscore"))

@@ -479,11 +479,13 @@ def test_what_is_no_ct_is_noticed_where_training_images_were(real_plan: Plan) ->
         return real_plan.model_copy(update={"configurations": configurations, "intensities": (statistics,)})
 
     name = real_plan.channels[0]
-    assert not_ct(mr, trained("ct", -100.0)) == [name]
+    assert [name in reason for reason in not_ct(mr, trained("ct", -100.0))] == [True]
     assert not_ct(ct, trained("ct", -100.0)) == []
     assert not_ct(mr, trained("ct", 0.0)) == [], "training images were not in Hounsfield units either"
     assert not_ct(mr, trained("zscore", -100.0)) == []
     assert not_ct(mr, trained("ct_or_zscore", -100.0)) == []
+    assert [name in reason for reason in not_ct(ct.of_modality("MR"), trained("ct", 0.0))] == [True], "by its tag"
+    assert not_ct(mr.of_modality("CT"), trained("ct", -100.0)) == []
 
 
 def test_few_small_whole_numbers_are_labels_unless_training_images_were_alike() -> None:
@@ -523,7 +525,10 @@ def test_spacing_and_extent_far_from_the_training_cases_get_a_word(real_plan: Pl
         larger = tuple(int(size * factor) for size in shape)
         assert far_from_training(Geometry(shape=larger, spacing_mm=usual_mm), real_plan).startswith("extent") == is_far
     (_, y, x), flat = shape, Geometry(shape=(1, *shape[1:]), spacing_mm=usual_mm)
-    assert far_from_training(flat, real_plan).startswith("extent"), "a single slice for a model of volumes"
+    assert far_from_training(flat, real_plan) == "a single slice along z, in training about 20"
+    photograph = Geometry(shape=(1, y, x), spacing_mm=(999.0, 1.0, 1.0), dimensions=2, has_orientation=False)
+    tall = real_plan.model_copy(update={"original_median_spacing_mm": (20.0, *usual_mm[1:])})
+    assert far_from_training(photograph, tall).startswith("a single slice"), "about as thick as the volumes are high"
     slices = real_plan.model_copy(
         update={"original_median_shape": (1, y, x), "original_median_spacing_mm": (999.0, *usual_mm[1:])}
     )

@@ -149,8 +149,8 @@ def test_only_a_very_rare_class_changes_the_loss(share: float, pieces: float, pa
         assert decided.rule == "loss.rare_class"
 
 
-def evidence(ct: int, other: int = 0, unclear: int = 0) -> CtEvidence:
-    return CtEvidence(num_ct=ct, num_other=other, num_unclear=unclear)
+def evidence(ct: int, other: int = 0, unclear: int = 0, told: int = 0) -> CtEvidence:
+    return CtEvidence(num_ct=ct, num_other=other, num_unclear=unclear, num_other_told=told)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,11 @@ def evidence(ct: int, other: int = 0, unclear: int = 0) -> CtEvidence:
         ("CT or MR", evidence(9, other=1), ("ct_or_zscore", True)),
         ("CT or MR", evidence(0, other=1), ("zscore", False)),
         ("noNorm", evidence(4), ("none", False)),
+        ("CT", evidence(99, other=1, told=1), ("ct_or_zscore", True)),
+        ("CT", evidence(0, other=2, told=2), ("zscore", True)),
+        ("CT", evidence(0, other=2, told=1), ("ct", False)),
+        ("image", evidence(0, other=2, told=2), ("zscore", False)),
+        ("image", evidence(0, other=2, unclear=2, told=2), ("zscore", False)),
     ],
 )
 def test_intensities_decide_where_a_name_does_not(
@@ -190,6 +195,6 @@ def test_evidence_is_told_with_its_numbers_and_is_no_reason_without() -> None:
     assert decided.rule == "intensity.by_content"
     assert [(entry.scheme, entry.use_mask) for entry in decided.value] == [("ct", False), ("zscore", True)]
     assert "by channel name: 'T1' is z-scored" in decided.reason
-    assert "3 of 3 cases with air near -1000" in decided.reason
+    assert "3 of 3 cases are CT" in decided.reason
     by_name = decide_normalization(("CT",), 0.5, [evidence(3)])
     assert by_name == decide_normalization(("CT",), 0.5)

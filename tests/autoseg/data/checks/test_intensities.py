@@ -79,3 +79,15 @@ def test_how_ct_will_be_planned_is_said_where_intensities_decide(measure, channe
     issues = unusual_intensities([*cases, *others], (channel,))
     assert [(issue.code, issue.severity) for issue in issues] == expected
     assert all("mr0" in issue.message for issue in issues if num_other)
+
+
+def test_tags_tell_ct_from_others_before_intensities(measure):
+    arrays = [np.random.default_rng(seed).integers(-900, 400, (1, *SHAPE)).astype(float) for seed in range(4)]
+    mr = [measure(f"mr{seed}", array, modality="MR") for seed, array in enumerate(arrays)]
+    (issue,) = unusual_intensities(mr, ("CT",))
+    assert (issue.code, issue.severity) == ("channel.not_ct", "warning")
+    ct = [measure(f"ct{seed}", array, modality="CT") for seed, array in enumerate(arrays)]
+    assert unusual_intensities(ct, ("CT",)) == []
+    (issue,) = unusual_intensities([*ct, mr[0]], ("CT",))
+    assert (issue.code, issue.severity) == ("channel.ct_and_other", "note"), "tags are certain, even of one case"
+    assert "mr0" in issue.message

@@ -424,7 +424,7 @@ def test_amos_with_labelled_validation_cases_in_its_own_list_is_amos(tmp_path):
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     found = discover_dataset(tmp_path)
     assert (found.layout, found.channels) == ("amos22", ("CT or MR",))
-    assert [case.case_id for case in found.training] == ["amos_0001", "amos_0507"]
+    assert {case.case_id: case.modality for case in found.training} == {"amos_0001": "CT", "amos_0507": "MR"}
     assert {case.case_id for case in found.test} >= {"amos_0002"}
 
 

@@ -228,7 +228,7 @@ def test_single_files_are_slices_or_flat_images(tmp_path: Path, real_data: Path)
     file = sorted((real_data / "dicom_series" / "mr_prostatex_adc").iterdir())[3]
     got = read_image([file])
     assert np.array_equal(got.array[0], read_image([file.parent]).array[0, [-4]])  # names run against the positions
-    assert got.geometry.dimensions == 3
+    assert (got.geometry.dimensions, got.modality) == (3, ("MR",))
     tags = pydicom.dcmread(file)
     tags.file_meta.MediaStorageSOPClassUID = tags.SOPClassUID = DigitalXRayImageStorageForPresentation
     del tags.ImagePositionPatient, tags.ImageOrientationPatient
