@@ -143,7 +143,7 @@ class Layout(Document):
         if self.patient is not None:
             _check_expression("patient", self.patient)
         if self.known is not None:
-            for place, expression in {"case": self.known.case, **self.known.modality}.items():
+            for place, expression in [("case", self.known.case), *self.known.modality.items()]:
                 _check_expression(f"known.{place}", expression)
         if (self.training is None) == (self.listing is None):
             raise ValueError("either training or listing must be given")
