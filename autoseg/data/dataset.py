@@ -42,7 +42,8 @@ class Case(Document):
     content: str | None = None
     """Hash of the content of all its files; none before they were read."""
     image_contents: tuple[str, ...] = ()
-    """Hash of the content of each image, wherever it is and whatever its name; empty before they were read."""
+    """Hash of the content of each image, wherever it is and whatever its name, and, once it was checked, of the voxels of
+    each channel, whatever their format; empty before they were read."""
 
     @property
     def is_labelled(self) -> bool:

@@ -164,17 +164,22 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
 
 
 NUMBERED = (
-    "slices?|slc?|z|frames?|fr|images?|img|im|time|timepoint|tp|visit|ses|session|scan|study|phase|fu|followup|rep|repeat|run|echo|day|week|"
-    "wk|month|year|view|plane|crop|patch|tile|roi|stack|mr|ct"
+    "slices?|slc?|schicht|coupe|z|frames?|fr|images?|img|im|bild|scan|time|timepoint|tp|visit|ses|session|study|phase|fu|followup|rep|repeat|"
+    "run|echo|day|week|wk|month|year|view|plane|axial|coronal|sagittal|crop|patch|tile|roi|stack|mr|ct|aug|augmented|rot|rotated|noise|copy"
 )
-NAMED = "left|right|od|os|pre|post|baseline|followup|ed|es|sa|la|[234]ch|cc|mlo|\\d?hc"
-DATE = r"(?:19|20)\d\d[-_]?\d\d[-_]?\d\d"
+NAMED = (
+    "left|right|l|r|od|os|(?:pre|mid|post|intra)[-_]?(?:op|rt|tx|contrast|treatment|chemo|nac)?\\d*|baseline|bl|followup|follow-up|fu|ed|es|sa|la|[234]ch|"
+    "cc|mlo|\\d?hc|ax|axial|cor|coronal|sag|sagittal|tra|arterial|venous|portal|delayed|native|orig|original|aug|augmented|[hv]?flip(?:ped)?|"
+    "mirror(?:ed)?|rotated|copy|copie|kopie|\\(\\d+\\)|\\d+(?:m|mo|months?|w|weeks?|d|days?|y|years?)|x\\d+[-_]?y\\d+"
+)
+DATE = r"(?:(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d|\d\d[-_.]\d\d[-_.](?:19|20)\d\d)"
 SCAN_OF_PATIENT = re.compile(
-    rf"(?i)(?P<patient>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
+    rf"(?i)(?P<patient>sub-[a-z0-9]+|TCGA[-_][a-z0-9]{{2}}[-_][a-z0-9]{{4}})[-_].*|"
+    rf"(?P<before>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
 )
-"""A name that says which scan or slice of a patient it is: ``pat01_slice003``, ``sub-01_z3``, ``P7-visit3``, ``patient0001_2CH_ED``."""
+"""A name that says which scan, slice or copy of a patient it is: ``pat01_slice003``, ``sub-01_ses-2_T1w``, ``P7-visit3``, ``patient0001_2CH_ED``."""
 MAYBE_OF_PATIENT = re.compile(
-    r"(?i)(?P<visit>.*\d)(?:[-_. ]+[stvdwmy]\d+|[-_]?[a-f])|(?P<numbered>.*\d.*?)[-_. ]+\d+|(?P<named>.+)[-_. ]+[stv]\d+"
+    r"(?i)(?P<visit>.*\d)(?:[-_. ]*[stvdwmy]\d+|[-_]?[a-flr])|(?P<numbered>.*\d.*?)[-_. ]+\d+|(?P<named>.+)[-_. ]+[stv]\d+"
 )
 """A name that may say so: ``P7b``, ``ms01_s2``; ``pat01_003`` may just as well be case 3 of hospital 1."""
 YEAR = re.compile(r"(?:19|20)\d\d")
@@ -186,7 +191,11 @@ def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     Nothing where all cases would be of one patient, or where one name without a number, such as that of the dataset, stands
     before most of them.
     """
-    found = {case_id: match["patient"] for case_id in case_ids if (match := SCAN_OF_PATIENT.fullmatch(case_id))}
+    found = {
+        case_id: match["patient"] or match["before"]
+        for case_id in case_ids
+        if (match := SCAN_OF_PATIENT.fullmatch(case_id))
+    }
     found |= {case_id: case_id for case_id in set(found.values()) & set(case_ids)}
     counts = Counter(found.values())
     kept = {
@@ -209,7 +218,7 @@ def maybe_of_one_patient(case_ids: Sequence[str]) -> dict[str, str]:
             (kind, patient), *_ = ((kind, name) for kind, name in match.groupdict().items() if name)
             if not YEAR.fullmatch(patient):
                 found[case_id] = patient
-                sure = sure or kind in ("patient", "visit")
+                sure = sure or kind in ("patient", "before", "visit")
     counts = Counter(found.values())
     return {case_id: patient for case_id, patient in found.items() if counts[patient] > 1 and (sure or len(counts) > 1)}
 

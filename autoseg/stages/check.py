@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
-from autoseg.data.checks import check_dataset, require_clean
+from autoseg.data.checks import examine_dataset, require_clean
 from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
 from autoseg.imaging.readers import file_states, files_of
 from autoseg.stages.run import Run, discover, keep_first_settings, require_redo
@@ -52,7 +52,14 @@ def find_dataset(run: Run) -> DatasetDescription:
 
 
 def _check(run: Run, found: DatasetDescription) -> None:
-    issues = check_dataset(found, num_workers=run.num_workers, reporter=run.reporter, keep_in=run.folder.cache("check"))
+    issues, hashes = examine_dataset(
+        found, num_workers=run.num_workers, reporter=run.reporter, keep_in=run.folder.cache("check")
+    )
+    training = (
+        case.model_copy(update={"image_contents": (*case.image_contents, *hashes.get(case.case_id, ()))})
+        for case in found.training
+    )
+    found = found.model_copy(update={"training": tuple(training)})
     if run.settings.skip_bad:
         require_clean(errors_of_dataset(issues))
         checked = leave_out_bad(found, issues)

@@ -124,7 +124,10 @@ def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: S
             message = f"not on the grid of channel {Path(item.images[0]).name}: {'; '.join(differences)}"
             issues.append(
                 item.issue(
-                    path, message, "resample the channels to one grid, or remove the case", code="image.channel_grid"
+                    path,
+                    message,
+                    "resample it, leave it out by a spec file that lists the other channels (--spec), or remove the case",
+                    code="image.channel_grid",
                 )
             )
     return issues

@@ -53,6 +53,13 @@ SEVERITIES = ("error", "warning", "note")
 def check_dataset(
     dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, keep_in: Path | None = None
 ) -> tuple[Issue, ...]:
+    """`examine_dataset` for its issues alone."""
+    return examine_dataset(dataset, num_workers=num_workers, reporter=reporter, keep_in=keep_in)[0]
+
+
+def examine_dataset(
+    dataset: DatasetDescription, *, num_workers: int, reporter: Reporter, keep_in: Path | None = None
+) -> tuple[tuple[Issue, ...], dict[str, tuple[str, ...]]]:
     """All issues of a dataset, those of its discovery included: errors, then warnings, then notes, each sorted by case.
 
     Headers are read first, then the voxels of files with a sound header, by ``num_workers`` processes, one case at a time.
@@ -66,6 +73,8 @@ def check_dataset(
     Warnings: an empty label map, a constant image, a class that no case has, images and label maps unlike the others or
     equal to another one, patients that may be in both training and validation.
     Notes: a class that only one or two cases have, what a reader repaired.
+
+    The second result is a hash of the voxels of each channel of a training case, in canonical axes and whatever its format.
     """
     headers, voxels = _read(
         _items(dataset),
@@ -81,7 +90,11 @@ def check_dataset(
         *_summarise_empty([issue for report in voxels.values() for issue in report.issues], dataset),
         *_comparisons(dataset, headers, voxels, num_workers=num_workers, reporter=reporter),
     ]
-    return _in_order(issues)
+    measured = [report.measures for report in voxels.values() if report.measures is not None]
+    hashes = {
+        each.case_id: tuple(digest.hex() for digest in each.channel_digests) for each in measured if each.is_training
+    }
+    return _in_order(issues), hashes
 
 
 def check_images(images: Sequence[NamedImage], *, num_workers: int, reporter: Reporter) -> tuple[Issue, ...]:

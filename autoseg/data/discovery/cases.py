@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from autoseg.data.dataset import Case, MaskFile
 from autoseg.data.discovery.declarations import Declaration
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Match, count_channels
-from autoseg.imaging.readers import image_ending, image_stem, list_series, read_header, split_part
+from autoseg.imaging.readers import image_ending, image_stem, list_series, read_header, read_label_map, split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -73,8 +75,16 @@ MODALITY = re.compile(r"(?i)(cb)?ct|pet|t1(w|c|ce|gd)?|t2(w|star)?|flair|pdw?|dw
 """Last word of a file name that names a modality; a channel named CT is normalised as CT."""
 
 
-def channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
-    """Texts of ``{channel}`` in channel order, and the files of other texts, by their text."""
+LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
+MOST_VALUES = 256
+"""Of a label map among the channels."""
+
+
+def channel_texts(root: Path, match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+    """Texts of ``{channel}`` in channel order, and the files of other texts, by their text.
+
+    Only channels that a layout or spec file names may be label maps, which would tell networks what they should find.
+    """
     counts = count_channels(match)
     declared = match.layout.channels
     if declared is not None and set(declared) & set(counts):
@@ -83,12 +93,24 @@ def channel_texts(match: Match) -> tuple[tuple[str, ...], dict[str, list[str]]]:
         # a file that most cases lack is no channel: a mask, a raw copy, a note
         texts = tuple(sorted(text for text, count in counts.items() if 2 * count > len(match.paired)))
         texts = texts or tuple(sorted(counts))
+        texts = tuple(text for text in texts if not _names_label_map(root, match, text)) or texts
     dropped: dict[str, list[str]] = {}
     for files in (*match.images.values(), *match.test.values()):
         for file in files:
             if file.channel not in texts:
                 dropped.setdefault(file.channel, []).append(file.path)
     return texts, dropped
+
+
+def _names_label_map(root: Path, match: Match, text: str) -> bool:
+    """Whether the files of a channel are named like label maps, and the first one holds few whole numbers."""
+    if not LABEL_WORD.search(text):
+        return False
+    path = next((file.path for case_id in match.paired for file in match.images[case_id] if file.channel == text), None)
+    try:
+        return path is not None and len(np.unique(read_label_map(root / path).array)) <= MOST_VALUES
+    except AutosegError:
+        return False
 
 
 def channel_names(cases: Sequence[Case], texts: Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +187,8 @@ def folder_issues(
             code="layout.ignored_files",
             severity="note",
             where=str(root / files[0]),
-            message=f"{count_noun(len(files), 'file')} {text!r} not used as a channel: most cases lack it",
+            message=f"{count_noun(len(files), 'file')} {text!r} not used as a channel: "
+            + ("label maps by name and values" if 2 * len(files) > len(match.paired) else "most cases lack it"),
             fix="remove them, or list the channels in a spec file (--spec)",
         )
         for text, files in sorted(dropped.items())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.cases import (
+    LABEL_WORD,
     channel_names,
     channel_texts,
     find_test_cases,
@@ -40,9 +40,10 @@ from autoseg.data.discovery.layouts import (
     match_layouts,
     read_layout,
     rival_matches,
+    test_beside,
     without_cases,
 )
-from autoseg.data.discovery.others import FOREIGN, unread_files
+from autoseg.data.discovery.others import FOREIGN, unread_files, unused_images
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
     image_ending,
@@ -55,11 +56,12 @@ from autoseg.tracking.progress import Reporter, SilentReporter
 from autoseg.wording import count_noun, shorten, suggest
 from datasets_spec import Layout
 
-LABEL_WORD = re.compile(r"(?i)seg|label|mask|gt|annot|truth|roi|manual")
 UNLABELLED = "dataset.unlabelled"
 """Code of the issue that a folder holds images but no labels."""
+MOST_BELOW = 3
+"""Levels of folders, and ..."""
 MOST_AROUND = 50
-"""Number of folders below, or entries of the parent folder, that are searched for the intended dataset."""
+"""... number of folders below, or entries of the parent folder, that are searched for the intended dataset."""
 
 
 def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
@@ -131,8 +133,7 @@ def _num_entries(folder: Path) -> str:
 
 def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
     """The fix if a dataset lies one folder below or above; else empty."""
-    folders = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    folders = folders[:MOST_AROUND]
+    folders = _folders_below(root)
     with suppress(OSError):
         if sum(1 for _ in islice(root.parent.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND:
             folders.append(root.parent)
@@ -141,9 +142,24 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
             matches = match_layouts(folder, layouts)
         except (OSError, AutosegError):
             continue
-        if any(_is_part_of(match, root) if folder == root.parent else match.paired for match in matches):
+        if any(_is_part_of(match, root) if folder == root.parent else len(match.paired) > 1 for match in matches):
             return f"pass {folder} instead, which contains a dataset"
     return ""
+
+
+def _folders_below(root: Path) -> list[Path]:
+    """The first folders below ``root``, those that are nearest first."""
+    found: list[Path] = []
+    level = [root]
+    for _ in range(MOST_BELOW):
+        below = [entry for folder in level for entry in islice(_subfolders(folder), MOST_AROUND)]
+        found, level = [*found, *below], below[:MOST_AROUND]
+    return found[:MOST_AROUND]
+
+
+def _subfolders(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        yield from sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def _is_part_of(match: Match, folder: Path) -> bool:
@@ -188,10 +204,12 @@ def discover_dataset(
     root, candidates = candidate_layouts(folder, layouts, layout)
     matches = match_layouts(root, candidates)
     whole = _recognise(root, matches)
+    beside = test_beside(whole, root)
+    whole = replace(whole, test=whole.test | beside)
     match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)
     declared, declaration_issues = read_declaration(root, match.layout)
     declaration = with_defaults(declared, match.layout)
-    channels, dropped = channel_texts(match)
+    channels, dropped = channel_texts(root, match)
     test, test_issues = find_test_cases(root, match, declaration, channels)
     known = {*whole.images, *whole.labels, *whole.test, *(case.case_id for case in test)}
     test_issues += _excluded(root, exclude, known)
@@ -204,11 +222,25 @@ def discover_dataset(
         *found.issues,
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
+        *_beside_issues(root, beside),
         *(unread_files(root) if match.layout.listing is None else ()),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
+    if match.layout.listing is None:
+        issues += tuple(
+            unused_images(root, match.layout, [path for case in (*training, *test) for path in case.images])
+        )
     issues += tuple(compare_with_known(description, match.layout))
     return description.model_copy(update={"issues": issues, "left_out": tuple(sorted(set(exclude)))})
+
+
+def _beside_issues(root: Path, beside: Files) -> list[Issue]:
+    if not beside:
+        return []
+    folders = sorted({Path(file.path).relative_to(root.parent).parts[0] for files in beside.values() for file in files})
+    message = f"{count_noun(len(beside), 'test case')} taken from {shorten(folders)} beside it"
+    fix = "move the folder elsewhere if they should not be predicted"
+    return [Issue(code="dataset.test_beside", severity="note", where=str(root), message=message, fix=fix)]
 
 
 def _describe(

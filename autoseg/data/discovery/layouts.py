@@ -181,10 +181,9 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
         layout=layout,
         images=_by_case(_readable_series(root, images), layout),
         labels=_by_case(labels, layout),
-        test=_by_case(_readable_series(root, test_images), layout),
+        test=_apart(_by_case(_readable_series(root, test_images), layout)),
     )
-    counts = count_channels(match)
-    if counts and 2 * max(counts.values()) <= len(match.paired):  # names with nothing in common were taken for channels
+    if _is_accident(match):
         return Match(layout=layout, images={}, labels={}, test={})
     # What lies where test images may be is one of them if it has no label map, else a training image.
     in_test = {file.path for found in match.test.values() for file in found}
@@ -197,6 +196,33 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
     return replace(match, images=labelled | _without_files(lone, in_test), test=unlabelled)
 
 
+def _is_accident(match: Match) -> bool:
+    """Whether names of cases were taken for those of channels, or all files are in one folder that should name cases."""
+    counts, paired = count_channels(match), match.paired
+    if counts and 2 * max(counts.values()) <= len(paired):  # names that have nothing in common
+        return True
+    if len(paired) == 1 < len(counts) and sum(CLASS not in file.fields for file in match.labels[paired[0]]) > 1:
+        return True
+    if "folder" not in FIELD.findall(match.layout.case_id):
+        return False
+    return len({file.fields["folder"] for case_id in paired for file in match.images[case_id]}) == 1
+
+
+def _apart(files: Files) -> Files:
+    """Files of equal names in several test folders are several cases, named after their folder, too."""
+    result: Files = {}
+    for case_id, found in files.items():
+        folders: Files = {}
+        for file in found:
+            folders.setdefault(file.path.split("/")[0], []).append(file)
+        channels = [{file.channel for file in each} for each in folders.values()]
+        if len(set().union(*channels)) == sum(map(len, channels)):  # no channel twice
+            result[case_id] = found
+        else:
+            result |= {f"{folder}_{case_id}": each for folder, each in folders.items()}
+    return result
+
+
 def _without_files(files: Files, paths: Collection[str]) -> Files:
     return {case_id: left for case_id, found in files.items() if (left := [f for f in found if f.path not in paths])}
 
@@ -204,6 +230,28 @@ def _without_files(files: Files, paths: Collection[str]) -> Files:
 def count_channels(match: Match) -> Counter[str]:
     """How many paired cases have each text of ``{channel}``."""
     return Counter(text for case_id in match.paired for text in {file.channel for file in match.images[case_id]})
+
+
+TRAINING_FOLDER = re.compile(r"(?i).*train.*|.*(?:^|[_-])tr")
+
+
+def test_beside(match: Match, root: Path) -> Files:
+    """Test images in folders beside ``root``, if that is the training folder of a dataset and has none; absolute paths."""
+    layout = match.layout
+    if match.test or layout.test is None or "test" not in layout.fields or not TRAINING_FOLDER.fullmatch(root.name):
+        return {}
+    try:
+        listed = list_files(root.parent, layout.test.images, fields=layout.fields, skip=layout.skip)
+    except OSError:
+        return {}
+    files = [file for file in listed if re.fullmatch(layout.fields["test"], file.split("/")[0])]
+    labels = {file.path for file in _found(files, layout.test.labels, layout)}
+    beside = [
+        replace(file, path=(root.parent / file.path).as_posix())
+        for file in _found(files, layout.test.images, layout)
+        if file.path not in labels and file.path.split("/")[0] != root.name
+    ]
+    return _by_case(_readable_series(root, beside), layout)
 
 
 def best_match(matches: Sequence[Match]) -> Match:

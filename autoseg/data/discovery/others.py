@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase as fnmatch
 from itertools import islice
 from pathlib import Path
 
-from autoseg.imaging.readers import image_ending
+from autoseg.data.discovery.files import compile_pattern
+from autoseg.imaging.readers import image_ending, image_endings
 from autoseg.issues import Issue
-from autoseg.wording import count_noun
+from autoseg.wording import count_noun, shorten
+from datasets_spec import Layout
 
 FOREIGN = "dataset.foreign_format"
 MOST_LISTED = 20_000
@@ -76,6 +79,35 @@ def _annotation_kind(path: Path) -> str:
     except (OSError, ValueError, RecursionError):
         return ""
     return ""
+
+
+def unused_images(root: Path, layout: Layout, used: Iterable[str]) -> list[Issue]:
+    """A note on images below ``root`` that fit no pattern of ``layout``; those that do are cases, or named otherwise.
+
+    ``used``: other images of cases. What the layout skips by name is left out.
+    """
+    patterns = [compile_pattern(each, fields=layout.fields, endings=image_endings()) for each in layout.patterns]
+    series = [re.compile(f"{each.pattern}.*") for each in patterns if each.pattern.endswith("/")]
+    taken = {*used}
+    unused = []
+    for path in islice(_files(root), MOST_LISTED):
+        place = path.relative_to(root).as_posix()
+        if (
+            image_ending(path)
+            and str(path) not in taken
+            and not any(each.fullmatch(place) for each in (*patterns, *series))
+            and not any(fnmatch(part, name) for part in place.split("/") for name in layout.skip)
+        ):
+            unused.append(place)
+    if not unused:
+        return []
+    message = (
+        f"{count_noun(len(unused), 'image file')} not used, {layout.title} has no place for them: {shorten(unused)}"
+    )
+    fix = (
+        "move them where the others are, or describe the folder in a spec file (--spec), if they belong to the dataset"
+    )
+    return [Issue(code="layout.unused_files", severity="note", where=str(root), message=message, fix=fix)]
 
 
 def unread_files(root: Path) -> list[Issue]:

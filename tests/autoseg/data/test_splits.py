@@ -319,6 +319,14 @@ def test_a_single_group_cannot_be_left_out() -> None:
         ("pat01_20190304", "pat01_2020-01-01", "pat02_20200101", "pat01"),
         ("P7", "P7_followup", "P8", "P7"),
         ("anna-visit1", "anna-visit2", "bert-visit1", "anna"),
+        ("9001104_L", "9001104_R", "9002411_L", "9001104"),
+        ("9001104_00m", "9001104_12m", "9002411_00m", "9001104"),  # OAI
+        ("sub-01_ses-1_T1w", "sub-01_ses-2_T1w", "sub-02_ses-1_T1w", "sub-01"),
+        ("TCGA-18-5592-01Z-00-DX1", "TCGA-18-5592-01Z-00-DX2", "TCGA-21-5784-01Z-00-DX1", "TCGA-18-5592"),
+        ("P01_preop", "P01_postop", "P02_preop", "P01"),
+        ("12345_01-03-2021", "12345_02-03-2022", "23456_01-03-2021", "12345"),
+        ("img01", "img01_aug2", "img02", "img01"),
+        ("img01", "img01 (1)", "img02", "img01"),
     ],
 )
 def test_scans_and_slices_of_a_patient_are_known_by_their_names(
@@ -330,7 +338,9 @@ def test_scans_and_slices_of_a_patient_are_known_by_their_names(
 @pytest.mark.parametrize(
     ("first", "second", "other"),
     [
-        ("TCGA_CS_4941_19960909_1", "TCGA_CS_4941_19960909_2", "TCGA_CS_4942_19970222_1"),
+        ("LIDC-IDRI-0001_1", "LIDC-IDRI-0001_2", "LIDC-IDRI-0002_1"),
+        ("Image_01L", "Image_01R", "Image_02L"),
+        ("HN001T0", "HN001T1", "HN002T0"),
         ("BraTS-GLI-00000-000", "BraTS-GLI-00000-001", "BraTS-GLI-00002-000"),
         ("hospital1_001", "hospital1_002", "hospital2_001"),
         ("ms01_s1", "ms01_s2", "c02"),

@@ -10,6 +10,7 @@ import pytest
 from builders import Job, begin, contents, make_phantom, said, write_short_schedule
 
 from autoseg.data.discovery import discover_dataset
+from autoseg.imaging.readers import read_image, write_image
 from autoseg.inference.model import bundle_run, open_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
@@ -102,8 +103,14 @@ def test_a_run_is_not_pretrained_by_itself(pretrained: Job, tmp_path: Path) -> N
 
 
 def test_cases_that_the_model_has_seen_are_reported(pretrained: Job, tmp_path: Path) -> None:
+    """In another format, too: voxels are compared."""
+    copy = shutil.copytree(pretrained.dataset, tmp_path / "copy")
+    for path in sorted((copy / "imagesTr").iterdir()):
+        image = read_image(path)
+        write_image(path.with_name(path.name.replace(".nii.gz", ".mha")), image.array[0], image.geometry)
+        path.unlink()
     wishes = {"pretrained": pretrained.root, "schedule": pretrained.schedule}
-    run: Run = run_stages(begin(pretrained.dataset, tmp_path / "run", wishes), "schedule")
+    run: Run = run_stages(begin(copy, tmp_path / "run", wishes), "schedule")
     assert "4 of 4 cases were among those" in said(run)
     assert "too high" in said(run)
 

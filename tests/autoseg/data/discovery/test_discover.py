@@ -126,7 +126,8 @@ def test_listed_training_images_may_be_given_by_another_path(dataset):
         (dataset / "imagesTr" / f"{name}.nii.gz").rename(dataset / "imagesTr" / f"{name}_0000.nii.gz")
     redescribe(dataset, training=[{"image": f"./images/{name}_0000.nii.gz"} for name in "ab"])
     found = discover_dataset(dataset, layout="nnunet")
-    assert [(i.severity, i.code) for i in found.issues] == [("warning", "description.missing_image")]
+    issues = [(i.severity, i.code) for i in found.issues]
+    assert issues == [("warning", "description.missing_image"), ("note", "layout.unused_files")]
 
 
 def test_without_description_labels_are_named_by_their_values(dataset):

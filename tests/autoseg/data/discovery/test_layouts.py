@@ -109,12 +109,27 @@ FOLDERS = {
     "flat ": (["a.nrrd", "b.nrrd"], ["a.seg.nrrd", "b.seg.nrrd"]),
     "paired_folders    ": (["images/a.nrrd", "images/b.nrrd"], ["labels/a.seg.nrrd", "labels/b.seg.nrrd"]),
     "case_folders  ": (["a/ct.nrrd", "b/ct.nrrd"], ["a/Segmentation.seg.nrrd", "b/Segment editor.seg.nrrd"]),
+    "flat_folders": (
+        ["p1/v1.nii.gz", "p1/v2_image.nii.gz", "p2/v1.nii.gz", "test/v3.nii.gz"],
+        ["p1/v1_seg.nii.gz", "p1/v2_label.nii.gz", "p2/v1_seg.nii.gz"],
+    ),
+    "case_folders   ": (
+        ["train/a/a.nii.gz", "train/b/b.nii.gz", "test/c.nii.gz"],
+        ["train/a/GT.nii.gz", "train/b/GT.nii.gz"],
+    ),
     "flat_channels": (["a_0000.nii.gz", "a_0001.nii.gz"], ["a_label.nii.gz"]),
     "bids": (
         ["sub-1/anat/sub-1_T1w.nii.gz", "sub-2/ses-1/anat/sub-2_ses-1_T1w.nii.gz", "sub-3/anat/sub-3_T1w.nii.gz"],
         [
             "derivatives/labels/sub-1/anat/sub-1_T1w_seg.nii.gz",
             "derivatives/x/sub-2/ses-1/anat/sub-2_ses-1_T1w_seg.nii.gz",
+        ],
+    ),
+    "bids_derivatives ": (  # VerSe
+        ["rawdata/sub-v4/sub-v4_ct.nii.gz", "rawdata/sub-v5/sub-v5_split-a_ct.nii.gz"],
+        [
+            "derivatives/sub-v4/sub-v4_seg-vert_msk.nii.gz",
+            "derivatives/sub-v5/sub-v5_split-a_seg-vert_msk.nii.gz",
         ],
     ),
     "bids_derivatives": (
@@ -374,6 +389,30 @@ KNOWN = {
         ],
         [f"T/BraTS-GLI-{n}/BraTS-GLI-{n}-seg.nii.gz" for n in ("00005-000", "00005-001", "00006-000")],
     ),
+    "brats2020": (
+        [
+            f"T/{folder}/{folder.split('/')[-1]}_{c}.nii"
+            for folder in ("LGG/BraTS19_TCIA09_141_1", "HGG/Brats18_2013_0_1", "BraTS20_Training_355")
+            for c in ("flair", "t1", "t1ce", "t2")
+        ],
+        [
+            "T/LGG/BraTS19_TCIA09_141_1/BraTS19_TCIA09_141_1_seg.nii",
+            "T/HGG/Brats18_2013_0_1/Brats18_2013_0_1_seg.nii",
+            "T/BraTS20_Training_355/W39_1998.09.19_Segm.nii",
+        ],
+    ),
+    "brats2024_gli": (
+        [
+            f"T/BraTS-GLI-{n}/BraTS-GLI-{n}-{c}.nii.gz"
+            for n in ("00005-100", "00005-101")
+            for c in ("t1n", "t1c", "t2w", "t2f")
+        ],
+        {f"T/BraTS-GLI-{n}/BraTS-GLI-{n}-seg.nii.gz": (0, 1, 2, 3, 4) for n in ("00005-100", "00005-101")},
+    ),
+    "kits19": (
+        [f"data/case_00{n}/imaging.nii.gz" for n in (209, 210)],
+        ["data/case_00209/segmentation.nii.gz"],
+    ),
     "kits23": (
         [f"dataset/case_0000{n}/imaging.nii.gz" for n in (1, 2)],
         [f"dataset/case_0000{n}/segmentation.nii.gz" for n in (1, 2)],
@@ -509,6 +548,20 @@ TEST_FOLDERS = {
         ["labels/FLARE22_Tr_0001.nii.gz"],
         ["FLARETs_0001"],
     ),
+    "FLARE22 with numbers twice": (
+        [
+            "Training/FLARE22_LabeledCase50/images/FLARE22_Tr_0001_0000.nii.gz",
+            "Tuning/images/FLARETs_0001_0000.nii.gz",
+            "Testing/FLARETs_0001_0000.nii.gz",
+        ],
+        ["Training/FLARE22_LabeledCase50/labels/FLARE22_Tr_0001.nii.gz", "Tuning/labels/FLARETs_0001.nii.gz"],
+        ["Testing_FLARETs_0001", "Tuning_FLARETs_0001"],
+    ),
+    "KiTS19": (
+        ["data/case_00001/imaging.nii.gz", "data/case_00210/imaging.nii.gz"],
+        ["data/case_00001/segmentation.nii.gz"],
+        ["case_00210"],
+    ),
     "TestData": (["TrainingData/images/a.nii.gz", "TestData/images/c.nii.gz"], ["TrainingData/labels/a.nii.gz"], ["c"]),
     "flat TestData": (["images/a.nii.gz", "TestData/c.nii.gz"], ["labels/a.nii.gz"], ["c"]),
     "PROMISE12": (
@@ -554,6 +607,61 @@ def test_test_and_validation_folders_hold_test_images(name, tmp_path):
     assert of_test.isdisjoint(of_training)
     assert of_test | of_training == set(images)
     assert not [issue for issue in found.issues if issue.severity == "error"]
+
+
+def test_test_folders_beside_the_training_folder_are_found(tmp_path):
+    images, labels, expected = TEST_FOLDERS["BraTS 2020"]
+    write_folder(tmp_path, images=images, labels=labels)
+    found = discover_dataset(tmp_path / "MICCAI_BraTS2020_TrainingData")
+    assert [case.case_id for case in found.test] == expected
+    assert all(Path(file).is_file() for case in found.test for file in case.images)
+    assert {issue.code: issue.severity for issue in found.issues} == {"dataset.test_beside": "note"}
+    (tmp_path / "MICCAI_BraTS2020_TrainingData").rename(tmp_path / "mine")
+    assert not discover_dataset(tmp_path / "mine").test
+
+
+@pytest.mark.parametrize("layout", ["case_folders", "case_masks"])
+def test_label_maps_are_no_channels_unless_a_spec_file_names_them(tmp_path, layout):
+    """``combined_labels`` beside the masks of AbdomenAtlas; networks would learn to copy it."""
+    images = [f"p{n}/{name}.nii.gz" for n in (1, 2) for name in ("ct", "gt_image")]
+    labels = [f"p{n}/{name}.nii.gz" for n in (1, 2) for name in ("brain_mask_2", "masks/liver", "seg")]
+    write_folder(tmp_path, images=images, labels=labels)
+    for name in ("gt_image", "ct"):  # named like a label map, but without whole numbers
+        for n in (1, 2):
+            path = tmp_path / f"p{n}" / f"{name}.nii.gz"
+            SimpleITK.WriteImage(SimpleITK.Cast(SimpleITK.ReadImage(path), SimpleITK.sitkFloat32) / 7, path)
+    found = discover_dataset(tmp_path, layout=layout)
+    assert found.channels == ("ct", "gt_image")
+    ignored = {issue.where.rpartition("/")[2] for issue in found.issues if issue.code == "layout.ignored_files"}
+    assert ignored == {"brain_mask_2.nii.gz"} | ({"seg.nii.gz"} if layout == "case_masks" else set())
+    spec = tmp_path / "spec.toml"
+    spec.write_text(f'schema_version = 1\nextends = "{layout}"\nchannels = ["ct", "brain_mask_2"]\n')
+    assert discover_dataset(tmp_path, spec=spec).channels == ("ct", "brain_mask_2")
+
+
+def test_images_that_fit_no_pattern_of_the_layout_are_named(tmp_path):
+    images = ["data/volume-1.nii.gz", "other/test-volume-0.nii.gz", "more/.hidden/a.nii.gz"]
+    write_folder(tmp_path, images=images, labels=["data/segmentation-1.nii.gz"])
+    (issue,) = discover_dataset(tmp_path).issues
+    assert (issue.code, issue.severity) == ("layout.unused_files", "note")
+    assert "1 image file " in issue.message
+    assert "other/test-volume-0.nii.gz" in issue.message
+
+
+def test_a_folder_of_many_cases_is_no_case(tmp_path):
+    names = [f"source/crossmoda_{n}" for n in (1, 2)]
+    write_folder(tmp_path, images=[f"{n}_ceT1.nii.gz" for n in names], labels=[f"{n}_Label.nii.gz" for n in names])
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert caught.value.codes == ("dataset.unrecognised",)
+
+
+def test_datasets_some_folders_below_are_suggested(tmp_path):
+    images, labels = FOLDERS["msd"]
+    root = write_folder(tmp_path / "a" / "b" / "c", images=images, labels=labels)
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert f"pass {root} instead" in caught.value.issues[0].fix
 
 
 def test_numbers_at_the_end_of_names_are_no_channels_if_label_maps_have_them_too(tmp_path):
