@@ -223,15 +223,16 @@ def discover_dataset(
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
         *_beside_issues(root, beside),
-        *(unread_files(root) if match.layout.listing is None else ()),
+        *(_other_files(root, match.layout, (*training, *test)) if match.layout.listing is None else ()),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
-    if match.layout.listing is None:
-        issues += tuple(
-            unused_images(root, match.layout, [path for case in (*training, *test) for path in case.images])
-        )
     issues += tuple(compare_with_known(description, match.layout))
     return description.model_copy(update={"issues": issues, "left_out": tuple(sorted(set(exclude)))})
+
+
+def _other_files(root: Path, layout: Layout, cases: Sequence[Case]) -> list[Issue]:
+    """Notes on files that are in no case."""
+    return [*unread_files(root), *unused_images(root, layout, [path for case in cases for path in case.images])]
 
 
 def _beside_issues(root: Path, beside: Files) -> list[Issue]:
