@@ -198,15 +198,17 @@ def predict_cases(
         with_masks=True,
         is_own=is_own,
     )
+    notes: list[Issue] = []
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
         jobs, unread = _image_jobs(
-            predictor, inputs.cases, tracker, reporter.say, probabilities=probabilities, is_own=is_own
+            predictor, inputs.cases, tracker, reporter.say, notes, probabilities=probabilities, is_own=is_own
         )
         remove_orphans(folder, below=False)
         remove_claims(folder)
         sink.begin(jobs)
         tracker.advance(len(unread))
         outcomes, errors = try_jobs(jobs, sink.complete, tracker, reporter.say)
+    _say_notes(notes, reporter.say)
     done = [job for job in jobs if job.case_id not in errors]
     written = [sink.shown(job) for job in done]
     if written:
@@ -227,6 +229,7 @@ def _image_jobs(
     cases: Sequence[InputCase],
     tracker: Tracker,
     say: Callable[[str], None],
+    notes: list[Issue],
     *,
     probabilities: bool,
     is_own: bool,
@@ -250,6 +253,7 @@ def _image_jobs(
             probabilities=probabilities,
             tracker=tracker,
             say=say,
+            notes=notes,
             may_be_labels=not alone,
         )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
@@ -295,10 +299,15 @@ def _predict_case(
     probabilities: bool,
     tracker: Tracker,
     say: Callable[[str], None],
+    notes: list[Issue],
     may_be_labels: bool,
 ) -> Prediction:
-    """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected."""
+    """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected.
+
+    Notes on how the image was read are added to ``notes``.
+    """
     image = read_image(case.images).of_modality(case.modality)
+    notes += [note.model_copy(update={"case": case.case_id}) for note in image.notes]
     for reason in not_ct(image, predictor.model.plan):
         say(f"Warning: {case.case_id}: {reason}; predictions may be wrong")
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
@@ -379,6 +388,14 @@ def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callab
         )
 
 
+def _say_notes(notes: Sequence[Issue], say: Callable[[str], None]) -> None:
+    """One line for each kind of notes on how images were read."""
+    for code in dict.fromkeys(note.code for note in notes):
+        first, *others = [note for note in notes if note.code == code]
+        number = len({note.case for note in others} - {first.case})
+        say(f"Note: {first}" + (f" ({count_noun(number, 'other image')} likewise)" if number else ""))
+
+
 def predict_file(
     predictor: Predictor, image: Inputs | Image, path: Path, *, probabilities: bool, reporter: Reporter
 ) -> list[Path]:
@@ -404,6 +421,7 @@ def predict_file(
     if issues:
         raise AutosegError(*issues)
     name = image.cases[0].case_id if isinstance(image, Inputs) else path.name
+    notes: list[Issue] = []
     with reporter.track("Predicting", 1) as tracker:
         try:
             if isinstance(image, Image):
@@ -415,13 +433,16 @@ def predict_file(
                     probabilities=probabilities,
                     tracker=tracker,
                     say=reporter.say,
+                    notes=notes,
                     may_be_labels=False,
                 )
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
+    _say_notes(notes, reporter.say)
     _say_what_is_far({name: found.geometry}, predictor.model.plan, reporter.say)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_label_map(path, found.labels, found.geometry)
+    source = image.cases[0].images[0] if isinstance(image, Inputs) else None
+    write_label_map(path, found.labels, found.geometry, source=source)
     if found.probabilities is not None:
         with atomic_write(path.with_name(f"{image_stem(path)}.npz")) as file:
             np.savez_compressed(file, probabilities=found.probabilities)

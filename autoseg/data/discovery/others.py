@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from autoseg.data.discovery.files import compile_pattern
-from autoseg.imaging.readers import image_ending, image_endings
+from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings
 from autoseg.issues import Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -21,17 +21,8 @@ MOST_LISTED = 20_000
 MOST_NESTED = 4
 """Entries and levels of folders that are looked through."""
 LARGEST_JSON = 2**26
-BY_NIBABEL = 'convert the {}, e.g. with nibabel: nibabel.save(nibabel.load(file), "a.nii.gz")'
-AS_ARRAY = 'save the arrays of the {} as NIfTI: nibabel.save(nibabel.Nifti1Image(array, affine), "a.nii.gz")'
-AS_PNG = "convert the {} to PNG"
-UNPACK = "unpack the {}, or pack them with gzip (.nii.gz)"
-WAYS_OUT = {
-    **dict.fromkeys((".mgz", ".mgh", ".img", ".hdr", ".mnc", ".par", ".rec", ".head", ".brik"), BY_NIBABEL),
-    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".zarr", ".n5", ".pt", ".pkl"), AS_ARRAY),
-    **dict.fromkeys((".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip"), UNPACK),
-    **dict.fromkeys((".webp", ".gif", ".heic", ".avif", ".jp2", ".ppm", ".pgm"), AS_PNG),
-}
-"""What to do with files of formats that are not read, by ending."""
+VOLUMES = (".mgz", ".mgh", ".img", ".mnc", ".rec", ".brik", ".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip")
+"""Endings of other formats that are volumes: perhaps cases that are missing."""
 YOLO = re.compile(r"\d+(?:\s+-?\d*\.?\d+(?:e-?\d+)?){4,}\s*")
 """A line of a YOLO label: class, then a box or the corners of a polygon, as shares of the image."""
 
@@ -130,10 +121,10 @@ def unread_files(root: Path) -> list[Issue]:
     issues = [
         Issue(
             code=FOREIGN,
-            severity="warning" if WAYS_OUT[ending] in (BY_NIBABEL, UNPACK) else "note",
+            severity="warning" if ending in VOLUMES else "note",
             where=str(paths[0]),
             message=f"{count_noun(len(paths), f'{ending} file')}: a format that is not read",
-            fix=WAYS_OUT[ending].format(f"{ending} files"),
+            fix=WAYS_OUT[ending].format(f"the {ending} files"),
         )
         for ending, paths in sorted(found.items())
     ]

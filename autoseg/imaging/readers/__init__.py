@@ -25,6 +25,7 @@ from autoseg.imaging.readers.reading import (
 )
 from autoseg.imaging.readers.registry import (
     FORMATS,
+    WAYS_OUT,
     Format,
     image_ending,
     image_endings,
@@ -39,6 +40,7 @@ from autoseg.imaging.readers.registry import (
 __all__ = [
     "FORMATS",
     "PART_MARK",
+    "WAYS_OUT",
     "Format",
     "ImageHeader",
     "Imagelike",

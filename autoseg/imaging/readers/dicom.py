@@ -6,6 +6,7 @@ pydicom decodes. Plain pixels are decoded here, compressed ones in a guarded wor
 from __future__ import annotations
 
 import math
+import re
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,16 +22,23 @@ from pydicom.dataelem import RawDataElement
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import get_expected_length
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from autoseg.imaging.readers.guarded import decode
 from autoseg.imaging.readers.header import damaged, printable, unreadable, unsupported
 from autoseg.imaging.readers.registry import image_ending
-from autoseg.imaging.readers.worker import FRAME_TAGS
+from autoseg.imaging.readers.worker import FRAME_TAGS, complete
 from autoseg.issues import AutosegError
 
 PREAMBLE = 128
 MAGIC = b"DICM"
+BARE = re.compile(
+    rb"\x02\0[\0-\x10]\0(?:UL|OB|UI)|\x08\0[\0-\x20]\0(?:UL|CS|UI|DA|TM)"
+    rb"|\x08\0[\0\x01]\0\x04\0\0\0|\x08\0[\x05\x08\x12\x16\x18]\0[\x02-\x40]\0\0\0[0-9A-Z]"
+)
+"""How a file without the preamble begins: with the first elements of group 2 or 8, little endian, as old programs wrote it."""
+DIRECTORY = "DICOMDIR"
+"""The name of a table of contents, which holds no image."""
 PART_MARK = "#"
 """``FOLDER#SeriesInstanceUID`` names one of several series in a folder, ``FILE#5`` segment 5 of a DICOM SEG file."""
 MOST_INFLATED = 2**31
@@ -53,7 +61,8 @@ def split_part(path: Path) -> tuple[Path, str | None]:
 def begins_as_dicom(file: Path) -> bool:
     """Whether ``file`` begins as a DICOM file does. Raises `OSError` where it cannot be read."""
     with open(file, "rb") as stream:
-        return stream.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+        head = stream.read(PREAMBLE + len(MAGIC))
+    return head[PREAMBLE:] == MAGIC or BARE.match(head) is not None
 
 
 def is_dicom(file: Path) -> bool:
@@ -75,20 +84,27 @@ def dicom_candidates(folder: Path) -> list[Path]:
             for file in folder.iterdir()
             if image_ending(file) in ("", ".dcm")
             and not file.name.startswith(".")
+            and file.name.upper() != DIRECTORY
             and (file.is_file() or (file.is_symlink() and not file.exists()))
         )
     except OSError as error:
         raise unreadable(folder, error) from None
 
 
-def read_tags(file: Path, tags: Sequence[str] | None = None, *, pixels: bool = False) -> Any:
+def read_tags(file: Path, tags: Sequence[Any] | None = None, *, pixels: bool = False) -> Any:
     """The data set of ``file`` (all of ``tags``, by default everything), with its pixels if asked for.
 
     Raises `AutosegError` for any fault of the file.
     """
     with tags_of(file):
+        if not begins_as_dicom(file):
+            raise damaged(file, code="reader.unknown_format", message="it does not start like a DICOM file")
         _check_inflated(file)
-        found = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags))
+        names = None if tags is None else list(tags)
+        found = pydicom.dcmread(file, stop_before_pixels=not pixels, specific_tags=names, force=True)
+        if "TransferSyntaxUID" not in found.file_meta:
+            is_implicit, _ = found.original_encoding
+            found.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else ExplicitVRLittleEndian
         for element in map(
             found.get_item, found.keys()
         ):  # pydicom takes what it gets, and a sequence would lose its end
@@ -119,7 +135,12 @@ def tags_of(file: Path) -> Iterator[None]:
 def _check_inflated(file: Path) -> None:
     """Refuse a deflated file that grows without end: pydicom would inflate all of it at once."""
     with open(file, "rb") as stream:
-        stream.seek(PREAMBLE + len(MAGIC))
+        if stream.read(PREAMBLE + len(MAGIC))[PREAMBLE:] != MAGIC:
+            if DeflatedExplicitVRLittleEndian.encode() + b"\0" in stream.read(CHUNK):
+                raise unsupported(
+                    file, message="it is compressed as a whole and has no preamble", fix="store it uncompressed"
+                )
+            return
         meta = pydicom.filereader.read_file_meta_info(file)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
             return
@@ -190,7 +211,20 @@ def frame_owners(file: Path, tags: Any) -> list[list[Any]]:
     if frames and len(frames) != count:
         raise damaged(file, message=f"it describes {len(frames)} of {count} frames")
     shared = list(tags.get("SharedFunctionalGroupsSequence") or ())[:1]
+    # volumes of nuclear medicine keep their place with the detector, as do planar images, where it is none in the patient
+    shared += list(tags.get("DetectorInformationSequence") or ())[:1] if is_reconstructed(tags) else []
     return [[*frames[k : k + 1], *shared, tags] for k in range(count)]
+
+
+def is_reconstructed(tags: Any) -> bool:
+    """Whether an image of nuclear medicine is a volume."""
+    return any(str(word).startswith("RECON") for word in image_type(tags))
+
+
+def image_type(tags: Any) -> list[str]:
+    """The words of ImageType."""
+    found = tags.get("ImageType") or ()
+    return [found] if isinstance(found, str) else list(found)
 
 
 # --- pixels ---
@@ -229,12 +263,12 @@ def _is_packed(file: Path, tags: Any) -> bool:
 def _plain(file: Path, shape: tuple[int, ...]) -> NDArray[Any]:
     """Pixels that are stored as they are; bits above the stored ones belong to something else and are cleared."""
     tags = read_tags(file, FRAME_TAGS.split(), pixels=True)
+    complete(tags)
     with tags_of(file):
         held = len(tags.get("PixelData") or tags.get("FloatPixelData") or tags.get("DoubleFloatPixelData") or b"")
         if held < get_expected_length(tags):
             message = f"the header declares {get_expected_length(tags)} bytes of pixels, but the file has {held}"
             raise damaged(file, code="reader.truncated", message=message)
-        tags.file_meta.setdefault("TransferSyntaxUID", ImplicitVRLittleEndian)
         options: Any = {"correct_unused_bits": False}  # pydicom would take no notice of HighBit
         pixels, _ = get_decoder(tags.file_meta.TransferSyntaxUID).as_array(tags, **options)
         if "PixelData" in tags and tags.BitsAllocated > 1:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.uid import (
     CTImageStorage,
+    EnhancedUSVolumeStorage,
     MRImageStorage,
     ParametricMapStorage,
     PositronEmissionTomographyImageStorage,
@@ -34,7 +35,9 @@ from autoseg.imaging.readers.dicom import (
     decoded,
     dicom_candidates,
     frame_owners,
+    image_type,
     is_dicom,
+    is_reconstructed,
     kind_of,
     number,
     owner_of,
@@ -47,6 +50,7 @@ from autoseg.imaging.readers.dicom import (
 from autoseg.imaging.readers.header import (
     ImageHeader,
     damaged,
+    header_note,
     make_geometry,
     reader_error,
     require_memory,
@@ -77,6 +81,13 @@ BEFORE_META = 144
 """Bytes up to the end of the element that says how long the information on the file itself is."""
 MOSAIC = "MOSAIC"
 """In ImageType: Siemens scanners put all slices of a volume into one picture."""
+IMAGES_IN_GRID = 0x00651050
+"""Private tag: scanners of United Imaging do so, too, and say here how many there are."""
+INVERTED = "MONOCHROME1"
+SHOWN_INVERTED = "it is shown inverted (MONOCHROME1), small values bright: values are read as they are stored"
+IN_PROBE = (
+    "it lies in the axes of an ultrasound probe, not of the patient: they are taken for Left, Posterior and Superior"
+)
 POSITION, ORIENTATION = "ImagePositionPatient", "ImageOrientationPatient"
 PLACE_TAGS = {
     POSITION: "PlanePositionSequence",
@@ -84,12 +95,19 @@ PLACE_TAGS = {
     "PixelSpacing": "PixelMeasuresSequence",
 }
 """Where a file of several frames keeps what places them."""
-NEEDED_TAGS = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber InstanceNumber Modality ImageType "
-    "ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices GridFrameOffsetVector "
-    "Rows Columns NumberOfFrames SamplesPerPixel PhotometricInterpretation BitsAllocated RescaleSlope RescaleIntercept "
-    "DoseGridScaling ModalityLUTSequence PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence"
+VOLUME_TAGS = {
+    POSITION: ("PlanePositionVolumeSequence", "ImagePositionVolume"),
+    ORIENTATION: ("PlaneOrientationVolumeSequence", "ImageOrientationVolume"),
+}
+"""The same of ultrasound, which knows where frames lie to one another, but not in the patient."""
+NEEDED = (
+    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber InstanceNumber Modality "
+    "ImageType ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices "
+    "GridFrameOffsetVector SliceVector DetectorInformationSequence Rows Columns NumberOfFrames SamplesPerPixel "
+    "PhotometricInterpretation BitsAllocated RescaleSlope RescaleIntercept DoseGridScaling ModalityLUTSequence "
+    "PerFrameFunctionalGroupsSequence SharedFunctionalGroupsSequence"
 )
+NEEDED_TAGS = (*NEEDED.split(), IMAGES_IN_GRID)
 RESCALE = ("PixelValueTransformationSequence", "RescaleSlope", "RescaleIntercept")
 OTHER_SCALES = {
     ParametricMapStorage: ("RealWorldValueMappingSequence", "RealWorldValueSlope", "RealWorldValueIntercept"),
@@ -205,15 +223,13 @@ def read_single(file: Path) -> Series:
 
     Raises `AutosegError` for files that are no image, and for several frames without a position.
     """
-    tags = read_tags(file, NEEDED_TAGS.split())
+    tags = read_tags(file, NEEDED_TAGS)
     with tags_of(file):
         kind, fix = kind_of(tags), NO_IMAGES.get(tags.get("SOPClassUID"))
         if fix is not None:
-            raise reader_error(file, code="dicom.not_an_image", message=f"it is a {kind}, not an image", fix=fix)
+            raise reader_error(file, code="dicom.not_an_image", message=f"{kind}: not an image", fix=fix)
         if tags.get("Rows") in (None, "", 0):
-            raise reader_error(
-                file, code="dicom.no_pixels", message=f"it is a {kind}, which has no pixels", fix="use an image"
-            )
+            raise reader_error(file, code="dicom.no_pixels", message=f"{kind}: it has no pixels", fix="use an image")
         if slices := _slices(file, tags):
             return _stack(file, slices)
         if len(frame_owners(file, tags)) > 1:
@@ -277,7 +293,7 @@ def _group(folder: Path) -> dict[str, list[_Slice]]:
     require_text(files)
     groups: dict[str, list[_Slice]] = {}
     for file in files:
-        tags = read_tags(file, NEEDED_TAGS.split())
+        tags = read_tags(file, NEEDED_TAGS)
         with tags_of(file):
             if tags.get("SOPClassUID") not in NO_IMAGES and (slices := _slices(file, tags)):
                 groups.setdefault(str(tags.get("SeriesInstanceUID") or ""), []).extend(slices)
@@ -298,8 +314,8 @@ def _is_slice(file: Path) -> bool:
 def _slices(file: Path, tags: Any) -> list[_Slice]:
     """The frames of a file with their places in space; none where it is of a kind that has none."""
     owners = frame_owners(file, tags)
-    holders = {name: [owner_of(each, group, name) for each in owners] for name, group in PLACE_TAGS.items()}
-    missing = [name for name, found in holders.items() if None in found]
+    found = {name: _holders(owners, name) for name in PLACE_TAGS}
+    missing = [name for name, (holders, _) in found.items() if None in holders]
     missing += [] if tags.get("Rows") not in (None, "") else ["Rows"]
     meta = tags.file_meta.get("FileMetaInformationGroupLength", 0)
     if missing and (not isinstance(meta, int) or BEFORE_META + meta >= file.stat().st_size):
@@ -310,30 +326,47 @@ def _slices(file: Path, tags: Any) -> list[_Slice]:
         raise _unplaced(file, tags)
     if missing:
         return []
+
+    def values(name: str, frame: int, size: int) -> NDArray[np.float64]:
+        holders, tag = found[name]
+        return vector(holders[frame], tag, size)
+
     slices = [
         _Slice(
             file=file,
             index=k,
             tags=tags,
             size=(int(number(tags, "Rows", 0)), int(number(tags, "Columns", 0))),
-            spacing_mm=vector(holders["PixelSpacing"][k], "PixelSpacing", 2),
-            position=vector(holders[POSITION][k], POSITION, 3),
-            plane=vector(holders[ORIENTATION][k], ORIENTATION, 6).reshape(2, 3),
+            spacing_mm=values("PixelSpacing", k, 2),
+            position=values(POSITION, k, 3),
+            plane=values(ORIENTATION, k, 6).reshape(2, 3),
             scale=_scale(owners[k]),
         )
         for k in range(len(owners))
     ]
-    kinds = tags.get("ImageType") or ()
-    if MOSAIC in ([kinds] if isinstance(kinds, str) else kinds):
+    grid = getattr(tags.get(IMAGES_IN_GRID), "value", None) or 1
+    if MOSAIC in image_type(tags) or float(grid) > 1:  # bytes are numbers, too
         return _tiles(slices[0])
-    return _dose_planes(slices) if len(slices) > 1 and holders[POSITION][1] is tags else slices
+    holders, _ = found[POSITION]
+    return _frames_of_one_place(slices) if len(slices) > 1 and holders[0] is holders[1] else slices
+
+
+def _holders(owners: Sequence[Sequence[Any]], name: str) -> tuple[list[Any], str]:
+    """For each frame what has the tag ``name``, or that of ultrasound instead (see `VOLUME_TAGS`), and the name of the tag."""
+    holders = [owner_of(each, PLACE_TAGS[name], name) for each in owners]
+    if None in holders and name in VOLUME_TAGS:
+        group, other = VOLUME_TAGS[name]
+        in_volume = [owner_of(each, group, other) for each in owners]
+        if None not in in_volume:
+            return in_volume, other
+    return holders, name
 
 
 def _unplaced(file: Path, tags: Any) -> AutosegError:
     return reader_error(
         file,
         code="dicom.multiframe",
-        message=f"it is a {kind_of(tags)} of {len(frame_owners(file, tags))} frames without positions in space",
+        message=f"{kind_of(tags)}: {len(frame_owners(file, tags))} frames without positions in space",
         fix="convert it to one file per slice or to NIfTI",
     )
 
@@ -348,12 +381,20 @@ def _scale(owners: Sequence[Any]) -> tuple[float, float]:
     return slope or 1.0, intercept
 
 
-def _dose_planes(slices: Sequence[_Slice]) -> list[_Slice]:
-    """The frames of a file with one position, as doses have them: offsets along the normal place the others."""
-    first = slices[0]
-    if first.tags.get("GridFrameOffsetVector") in (None, ""):
+def _frames_of_one_place(slices: Sequence[_Slice]) -> list[_Slice]:
+    """The frames of a file with one position, as doses and volumes of nuclear medicine are: the others follow along the normal."""
+    first, count = slices[0], len(slices)
+    step_mm = number(first.tags, "SpacingBetweenSlices", 0) or number(first.tags, "SliceThickness", 0)
+    offsets: NDArray[np.float64]
+    if first.tags.get("GridFrameOffsetVector") not in (None, ""):
+        offsets = vector(first.tags, "GridFrameOffsetVector", count)
+    elif is_reconstructed(first.tags) and step_mm:
+        has_order = first.tags.get("SliceVector") not in (None, "")
+        offsets = step_mm * (
+            vector(first.tags, "SliceVector", count) if has_order else np.arange(count, dtype=np.float64)
+        )
+    else:
         raise _unplaced(first.file, first.tags)
-    offsets = vector(first.tags, "GridFrameOffsetVector", len(slices))
     normal = np.cross(*first.plane)
     return [
         replace(item, position=item.position + (offset - offsets[0]) * normal)
@@ -393,16 +434,19 @@ def _tiles(whole: _Slice) -> list[_Slice]:
 
 def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     first = slices[0]
+    if not (first.spacing_mm > 0).all():
+        raise damaged(first.file, message=f"PixelSpacing is {first.spacing_mm.tolist()}")
+    for name in ("SamplesPerPixel", "PhotometricInterpretation"):
+        kinds = {item.file: _kind_of_pixels(item.tags, name) for item in slices}
+        other = next((file for file, kind in kinds.items() if kind != kinds[first.file]), None)
+        if other is not None:
+            raise _differing(path, name, {file: str(kinds[file]) for file in (first.file, other)})
     for name, place in (("size (rows, columns)", "size"), ("PixelSpacing", "spacing_mm"), (ORIENTATION, "plane")):
         ours = np.array(getattr(first, place))
         for item in slices:
             if not np.allclose(ours, theirs := np.array(getattr(item, place)), atol=SAME_PLACE):
-                raise reader_error(
-                    path,
-                    code="dicom.slices_differ",
-                    message=f"{name} is {ours.ravel().tolist()} in {first.file.name} but {theirs.ravel().tolist()} in {item.file.name}",
-                    fix="remove the slices that do not belong to the volume",
-                )
+                shown = {first.file: str(ours.ravel().tolist()), item.file: str(theirs.ravel().tolist())}
+                raise _differing(path, name, shown)
     across, down = first.plane
     normal = np.cross(across, down)
     slices = sorted(slices, key=lambda item: float(normal @ item.position))
@@ -417,18 +461,35 @@ def _stack(path: Path, slices: Sequence[_Slice]) -> Series:
     return Series(tuple(slices), _header(slices, geometry, notes))
 
 
+def _kind_of_pixels(tags: Any, name: str) -> Any:
+    """What of a tag on pixels must be the same in all slices: colours are decoded to RGB, but inverted greys stay as they are."""
+    value = tags.get(name)
+    return int(value or 1) if name == "SamplesPerPixel" else INVERTED if value == INVERTED else "another one"
+
+
+def _differing(path: Path, name: str, values: dict[Path, str]) -> AutosegError:
+    shown = " but ".join(f"{value} in {file.name}" for file, value in values.items())
+    fix = "remove the slices that do not belong to the volume"
+    return reader_error(path, code="dicom.slices_differ", message=f"{name} is {shown}", fix=fix)
+
+
 def _header(slices: Sequence[_Slice], geometry: Geometry, notes: tuple[Issue, ...] = ()) -> ImageHeader:
     tags = slices[0].tags
     is_integer = tags.get("SOPClassUID") != ParametricMapStorage and all(
         value.is_integer() for item in slices for value in item.scale
     )
     is_palette = tags.get("PhotometricInterpretation") == PALETTE
+    said = {
+        "reader.inversion_ignored": (tags.get("PhotometricInterpretation") == INVERTED, SHOWN_INVERTED),
+        "reader.no_orientation": (tags.get("SOPClassUID") == EnhancedUSVolumeStorage, IN_PROBE),
+    }
+    own = [header_note(slices[0].file, code=code, message=text) for code, (holds, text) in said.items() if holds]
     return ImageHeader(
         geometry=geometry,
         num_channels=3 if is_palette else int(number(tags, "SamplesPerPixel", 1)),
         pixel_type=f"{number(tags, 'BitsAllocated', 16):g}-bit integer" if is_integer else "scaled integer",
         is_integer=is_integer,
-        notes=notes,
+        notes=(*notes, *own),
         modality=str(tags.get("Modality") or ""),
     )
 

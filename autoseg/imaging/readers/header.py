@@ -36,6 +36,8 @@ REPAIRABLE_SKEW = 0.05
 LESS_MEMORY = "close other programs, use fewer workers, or leave the case out"
 SMALL_BYTES = 10**8
 """Images below this size are read without looking."""
+MILLIMETRES = ("mm", "millimeter", "millimeters", "millimetre", "millimetres", "?", "none", "")
+"""Units of length that mean millimetres or nothing."""
 GZIP_MAGIC = b"\x1f\x8b"
 ANY_WINDOW = 47
 """Tells zlib to expect the gzip or its own format, whose check sum it then compares."""
@@ -97,6 +99,13 @@ def header_note(path: Path, *, code: str, message: str) -> Issue:
     return Issue(
         code=code, severity="note", where=printable(path), message=message, fix="correct the header of the file"
     )
+
+
+def unit_notes(path: Path, units: Iterable[str]) -> tuple[Issue, ...]:
+    """A note where lengths are in another unit than mm, which other programs do not convert either."""
+    others = [unit for unit in dict.fromkeys(units) if unit.strip().lower() not in MILLIMETRES]
+    message = f"its lengths are in {', '.join(others)}; they were read as mm"
+    return (header_note(path, code="reader.unit_ignored", message=message),) if others else ()
 
 
 def make_geometry(

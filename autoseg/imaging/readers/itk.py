@@ -1,4 +1,4 @@
-"""Reading and writing through SimpleITK, between its x-first and our z-first order; and the formats JPEG and GIPL."""
+"""Reading and writing through SimpleITK, between its x-first and our z-first order; and the format GIPL."""
 
 from __future__ import annotations
 
@@ -33,13 +33,6 @@ from autoseg.imaging.readers.registry import Format, image_ending
 MAX_DIMENSIONS = 4
 MOST_BYTES_EACH = 8
 CORRUPT_JPEG, HARMLESS_JPEG = "Corrupt JPEG data", "extraneous bytes"
-JPEG_BEGIN, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-TAIL = 2**16
-"""Bytes in which the end of a JPEG file must be: cameras add something behind it."""
-MOST_JPEG_PACKED = 5000
-"""No JPEG file packs its pixels into less than this fraction of their bytes, not even constant images."""
-SMALL_BYTES = 10**8
-"""Images below this size are read whatever their header says; they do no harm."""
 GIPL_HEADER_BYTES = 256
 GIPL_TYPES = {1: 1, 7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
 """Size of a voxel by the GIPL header's number of its type."""
@@ -93,9 +86,9 @@ def _cause(text: str) -> str:
 # --- reading ---
 
 
-def itk_header(path: Path, *, is_picture: bool = False) -> ImageHeader:
-    """The header of ``path`` as ITK reads it; of pictures without their resolution tags."""
-    reader = _reader(path)
+def itk_header(path: Path, io: str = "") -> ImageHeader:
+    """The header of ``path`` as ITK reads it, by its ``io`` of that name whatever the ending."""
+    reader = _reader(path, io)
     size, dimensions = reader.GetSize(), reader.GetDimension()
     if not 2 <= dimensions <= MAX_DIMENSIONS:
         raise unsupported(
@@ -106,10 +99,9 @@ def itk_header(path: Path, *, is_picture: bool = False) -> ImageHeader:
     geometry, notes = make_geometry(
         path,
         shape=tuple(size[:axes]),
-        spacing_mm=(1.0,) * axes if is_picture else tuple(reader.GetSpacing()[:axes]),
-        origin_mm=(0.0,) * axes if is_picture else tuple(reader.GetOrigin()[:axes]),
-        direction=np.eye(axes) if is_picture else direction,
-        has_orientation=not is_picture,
+        spacing_mm=tuple(reader.GetSpacing()[:axes]),
+        origin_mm=tuple(reader.GetOrigin()[:axes]),
+        direction=direction,
     )
     pixel_type = SimpleITK.GetPixelIDValueAsString(reader.GetPixelID())
     return ImageHeader(
@@ -121,9 +113,9 @@ def itk_header(path: Path, *, is_picture: bool = False) -> ImageHeader:
     )
 
 
-def itk_voxels(path: Path) -> NDArray[Any]:
+def itk_voxels(path: Path, io: str = "") -> NDArray[Any]:
     """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
-    reader = _reader(path)
+    reader = _reader(path, io)
     require_memory(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * MOST_BYTES_EACH)
     with _itk_call(lambda cause: damaged(path, code="reader.corrupt", message=cause)):
         image = reader.Execute()
@@ -143,11 +135,12 @@ def itk_voxels(path: Path) -> NDArray[Any]:
     return array
 
 
-def _reader(path: Path) -> Any:
+def _reader(path: Path, io: str) -> Any:
     """A SimpleITK reader that has read the header of ``path``."""
     reader = SimpleITK.ImageFileReader()
     with _itk_call(lambda cause: damaged(path, message=cause)):
         reader.SetFileName(str(path))
+        reader.SetImageIO(io)
         reader.ReadImageInformation()
     return reader
 
@@ -167,36 +160,6 @@ def itk_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     image.SetDirection([value for row in geometry.direction[:dimensions] for value in row[:dimensions]])
     with _itk_call(OSError):
         SimpleITK.WriteImage(image, str(path), useCompression=image_ending(path) != ".nii")
-
-
-# --- JPEG: ITK prints what its decoder finds damaged; Pillow and imagecodecs fill it with grey and report nothing ---
-
-
-def _jpeg_header(path: Path) -> ImageHeader:
-    with open(path, "rb") as file:
-        held = file.seek(0, 2)
-        file.seek(max(2, held - TAIL))
-        if JPEG_END not in file.read():
-            raise damaged(path, code="reader.truncated", message="its end is missing")
-    header = itk_header(path, is_picture=True)
-    promised = math.prod(header.geometry.shape) * header.num_channels
-    if promised > max(SMALL_BYTES, MOST_JPEG_PACKED * held):
-        raise damaged(
-            path,
-            code="reader.truncated",
-            message=f"the header declares {promised} values, but the file has {held} bytes",
-        )
-    return header
-
-
-JPEG = Format(
-    endings=(".jpg", ".jpeg"),
-    read_header=_jpeg_header,
-    read_voxels=itk_voxels,
-    magic=(JPEG_BEGIN,),
-    is_picture=True,
-    is_flat=True,
-)
 
 
 # --- GIPL ---

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, read_payload, unsupported, voxel_file
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    damaged,
+    make_geometry,
+    read_payload,
+    unit_notes,
+    unsupported,
+    voxel_file,
+)
 from autoseg.imaging.readers.itk import itk_write
 from autoseg.imaging.readers.registry import Format
 
@@ -87,7 +95,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
         num_channels=components * math.prod(sizes[3:]),
         pixel_type=kind.name,
         is_integer=kind.kind in "iu",
-        notes=notes,
+        notes=(*notes, *unit_notes(path, [fields.get("distanceunits", "")])),
     )
 
     def voxels() -> NDArray[Any]:

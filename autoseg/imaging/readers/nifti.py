@@ -76,6 +76,11 @@ def _stored_header(path: Path) -> Any:
         if len(raw) >= kind.sizeof_hdr:
             header = kind(raw[: kind.sizeof_hdr], check=False)
             if header["sizeof_hdr"] == kind.sizeof_hdr:
+                if not bytes(header["magic"].item())[:1]:
+                    message = "it has a header of Analyze 7.5, which does not say how its voxels lie in the world"
+                    raise unsupported(
+                        path, message=message, fix="convert it to NIfTI with a program that knows its source"
+                    )
                 return header
     raise damaged(path, code="reader.unknown_format", message="it has no NIfTI header")
 
@@ -198,9 +203,9 @@ def _voxel_type(path: Path, header: Any) -> np.dtype[Any]:
         raise damaged(path, message=f"the header names an unknown voxel type ({error})") from None
     kind = np.dtype("u1") if kind.names else kind
     if kind.kind not in "iuf":
-        raise unsupported(
-            path, message=f"its voxels are of type {kind}, not real numbers", fix="store their magnitude instead"
-        )
+        name, is_complex = header.get_value_label("datatype"), kind.kind == "c"
+        fix = "store their magnitude instead" if is_complex else "store whole numbers or single precision"
+        raise unsupported(path, message=f"its voxels are of type {name}", fix=fix)
     return kind
 
 

@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Segment, Segmentation, SegmentNames
-from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, read_payload, unsupported, voxel_file
+from autoseg.imaging.readers.header import (
+    ImageHeader,
+    damaged,
+    make_geometry,
+    read_payload,
+    unit_notes,
+    unsupported,
+    voxel_file,
+)
 from autoseg.imaging.readers.itk import itk_write
 from autoseg.imaging.readers.registry import Format, format_of
 
@@ -89,7 +97,7 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], int]:
     """Fields and keys of the header as pynrrd understands them, and where the voxels begin in the same file."""
     with open(path, "rb") as file:
         content = file.read(LONGEST_HEADER)
-    end = re.search(rb"\r?\n\r?\n", content)
+    end = re.search(rb"\r?\n\r?\n|(?<=LIST)\r?\n", content)  # names of files follow a LIST
     lines = io.BytesIO(content[: end.start()] if end else content)  # bytes: letters of UTF-8 would break lines, too
     try:
         fields = nrrd.read_header([line.decode("utf-8", "surrogateescape") for line in lines])
@@ -194,6 +202,10 @@ def _header(path: Path, fields: Mapping[str, Any], sizes: tuple[int, ...], spati
         origin_mm=origin,
         direction=direction,
     )
+    units = fields.get("space units") or [
+        fields["units"][axis] for axis in spatial if axis < len(fields.get("units", ()))
+    ]
+    notes += unit_notes(path, units)
     return ImageHeader(geometry=geometry, num_channels=1, pixel_type="", is_integer=True, notes=notes)
 
 

@@ -1,4 +1,4 @@
-"""TIFF, PNG and BMP files: read by tifffile, Pillow and imagecodecs, after their headers were compared with their size."""
+"""TIFF, PNG, BMP and JPEG files: read by tifffile, Pillow, imagecodecs and ITK, after their headers were compared with their size."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from autoseg.imaging.readers.header import (
     require_memory,
     unsupported,
 )
-from autoseg.imaging.readers.itk import itk_write
+from autoseg.imaging.readers.itk import itk_header, itk_voxels, itk_write
 from autoseg.imaging.readers.registry import Format
+from autoseg.imaging.readers.worker import tiff_images
 from autoseg.issues import AutosegError, Issue
 
 MOST_PACKED = 1040
@@ -43,6 +44,13 @@ ALPHA = (1, 2)
 """Values of ExtraSamples that mean transparency."""
 SIMPLE_COMPRESSIONS = {1, 5, 8, 32773, 32946}
 """None, LZW, deflate (twice) and PackBits: unpacked here, by loops that end with their input; all others by a worker."""
+SHOWN_INVERTED, PALETTE = 0, 3
+"""Photometric interpretations of TIFF: small values are shown bright, and values stand for colours."""
+OTHER_COLOURS = (6, 8, 9, 10, 32803, 32844, 32845, 34892)
+"""Those whose values are neither grey nor red, green and blue: of YCbCr, Lab, single sensors, and logarithms."""
+JPEG_CODECS = (6, 7, 33007, 34892)
+"""Compressions of TIFF whose decoders turn YCbCr into red, green and blue."""
+ORIENTATION_TAG = 274
 WIDE = "16B"
 """Ends the raw mode of PNG files with 16 bits for each colour, of which Pillow keeps 8."""
 
@@ -54,12 +62,13 @@ def _picture_header(
     dimensions: int,
     samples: int,
     kind: np.dtype[Any],
-    has_alpha: bool,
+    has_alpha: bool = False,
     turned: int = 1,
+    is_inverted: bool = False,
 ) -> ImageHeader:
     """Header of a picture of ``shape`` (z, y, x) whose last sample is transparency if ``has_alpha``.
 
-    ``turned`` is its orientation tag, which viewers obey (1: as stored).
+    ``turned`` is its orientation tag (1: as stored), and ``is_inverted`` says that small values are bright; viewers obey both.
     """
     geometry, _ = make_geometry(
         path,
@@ -75,6 +84,7 @@ def _picture_header(
             turned != 1,
             f"its orientation tag {turned} is ignored: pixels are read in the order of the file",
         ),
+        "inversion": (is_inverted, "it is shown inverted, small values bright: values are read as they are stored"),
     }
     return ImageHeader(
         geometry=geometry,
@@ -151,19 +161,21 @@ def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries
     first = file.pages.first
     num_bytes = first.nbytes * len(file.pages)
     _check_promise(path, num_bytes)
-    images = [series for series in file.series if not series.keyframe.is_reduced and not series.keyframe.is_subifd]
+    images = tiff_images(file)
     if not images:
         raise damaged(path, message="it has no image")
     if len(images) > 1:
-        shown = " and ".join(f"{series.shape} {series.dtype}" for series in images[:2])
-        raise unsupported(
-            path, message=f"its pages differ in size or type ({shown})", fix="store each in a separate file"
-        )
-    for page in images[0].pages:
+        shown = " and ".join(f"{series.name} {series.shape} {series.dtype}".strip() for series in images[:2])
+        raise unsupported(path, message=f"it has {len(images)} images ({shown})", fix="store each in a separate file")
+    series: tifffile.TiffPageSeries = images[0]
+    for page in series.pages:
         if page is None:
             raise damaged(path, code="reader.truncated", message="a page of its image is missing")
         _check_page(path, page, file.filehandle.size)
-    return images[0]
+    kind = series.keyframe.photometric
+    if kind in OTHER_COLOURS and series.keyframe.compression not in JPEG_CODECS:
+        raise unsupported(path, message=f"its colours are stored as {kind.name}", fix="store them as RGB")
+    return series
 
 
 def _check_page(path: Path, page: Any, size: int) -> None:
@@ -228,35 +240,48 @@ def _tiff_kind(path: Path, series: tifffile.TiffPageSeries) -> np.dtype[Any]:
     return kind
 
 
+def _colours(file: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> NDArray[np.uint8] | None:
+    """The palette (3, colours) of a file; None where values are measured: ImageJ and OME colour them for display only."""
+    table = series.keyframe.colormap
+    if series.keyframe.photometric != PALETTE or table is None or file.is_imagej or file.is_ome:
+        return None
+    return np.asarray(table >> 8 if table.max() > 255 else table, np.uint8)
+
+
 def _tiff_header(path: Path) -> ImageHeader:
     with _opened_tiff(path) as file:
         series = _tiff_series(path, file)
-        axes = _tiff_axes(path, series)
+        axes, has_colours = _tiff_axes(path, series), _colours(file, series) is not None
         return _picture_header(
             path,
             axes.shape,
             dimensions=axes.dimensions,
-            samples=axes.num_samples,
-            kind=_tiff_kind(path, series),
+            samples=3 if has_colours else axes.num_samples,
+            kind=np.dtype(np.uint8) if has_colours else _tiff_kind(path, series),
             has_alpha=axes.has_alpha,
             turned=int(tag.value) if (tag := series.keyframe.tags.get("Orientation")) is not None else 1,
+            is_inverted=series.keyframe.photometric == SHOWN_INVERTED,
         )
 
 
-def _tiff_voxels(path: Path) -> NDArray[Any]:
+def _tiff_voxels(path: Path, *, as_labels: bool = False) -> NDArray[Any]:
     with _opened_tiff(path) as file:
         series = _tiff_series(path, file)
-        axes = _tiff_axes(path, series)
+        axes, colours = _tiff_axes(path, series), _colours(file, series)
         require_memory(path, 2 * series.nbytes)
         is_simple = series.keyframe.compression in SIMPLE_COMPRESSIONS
         array = series.asarray(maxworkers=1) if is_simple else decode(path, [path], series.shape, "tiff")
-        return array.transpose(axes.order).reshape(-1, *axes.shape).astype(_tiff_kind(path, series), copy=False)
+        voxels = array.transpose(axes.order).reshape(-1, *axes.shape).astype(_tiff_kind(path, series), copy=False)
+        if colours is None or (as_labels and (colours != colours[0]).any()):
+            return voxels
+        return colours[:, voxels[0]]
 
 
 TIFF = Format(
     endings=(".tif", ".tiff"),
     read_header=_tiff_header,
     read_voxels=_tiff_voxels,
+    read_labels=lambda path: _tiff_voxels(path, as_labels=True),
     write=itk_write,
     magic=(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     is_picture=True,
@@ -272,6 +297,8 @@ def _opened_picture(path: Path, name: str) -> Iterator[PIL.Image.Image]:
     try:
         with PIL.Image.open(path, formats=(name,)) as picture:
             _check_promise(path, picture.width * picture.height * 8)
+            if (count := getattr(picture, "n_frames", 1)) > 1:
+                raise unsupported(path, message=f"it is an animation of {count} pictures", fix="store each in a file")
             yield picture
     except (AutosegError, MemoryError):
         raise
@@ -310,9 +337,18 @@ def _flat_header(name: str) -> Callable[[Path], ImageHeader]:
                 samples=samples,
                 kind=np.dtype(np.uint16 if wide else np.uint8),
                 has_alpha=has_alpha,
+                turned=_turned(picture),
             )
 
     return read
+
+
+def _turned(picture: PIL.Image.Image) -> int:
+    """The orientation tag of a picture; 1 where it has none, or none that can be read."""
+    try:
+        return int(picture.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # broken EXIF does no harm to pixels
+        return 1
 
 
 def _raw_mode(picture: Any) -> str:
@@ -364,3 +400,62 @@ def _flat_format(name: str, ending: str, magic: bytes) -> Format:
 
 PNG = _flat_format("PNG", ".png", b"\x89PNG\r\n\x1a\n")
 BMP = _flat_format("BMP", ".bmp", b"BM")
+
+
+# --- JPEG: ITK prints what its decoder finds damaged; Pillow and imagecodecs fill it with grey and report nothing ---
+
+JPEG_IO = "JPEGImageIO"
+JPEG_BEGIN, JPEG_END, JPEG_SCAN = b"\xff\xd8", b"\xff\xd9", b"\xda"
+JPEG_KINDS = {kind: "baseline" for kind in (0xC0, 0xC1, 0xC2)}
+JPEG_KINDS |= dict.fromkeys((0xC3, 0xC7, 0xCB, 0xCF), "lossless") | dict.fromkeys((0xC5, 0xC6), "hierarchical")
+JPEG_KINDS |= dict.fromkeys((0xC9, 0xCA, 0xCD, 0xCE), "arithmetic coding") | {0xF7: "JPEG-LS"}
+"""Kinds of JPEG by the marker of their frame."""
+JPEG_BITS = 8
+MOST_JPEG_PACKED = 5000
+"""No JPEG file packs its pixels into less than this fraction of their bytes, not even constant images."""
+
+
+def _check_jpeg(path: Path) -> None:
+    """Raise `AutosegError` for a file without its end, which something else may follow, or of a kind that ITK does not read."""
+    content = path.read_bytes()
+    place = len(JPEG_BEGIN)
+    while content[place : place + 1] == b"\xff" and content[place + 1 : place + 2] != JPEG_SCAN:
+        marker, length, bits = (
+            content[place + 1 : place + 2],
+            content[place + 2 : place + 4],
+            content[place + 4 : place + 5],
+        )
+        kind = JPEG_KINDS.get(int.from_bytes(marker), "")
+        if kind and (kind != "baseline" or int.from_bytes(bits) != JPEG_BITS):
+            message = f"it is a JPEG file of {int.from_bytes(bits)} bits, {kind}"
+            raise unsupported(path, message=message, fix="convert it to PNG or TIFF")
+        place += (
+            1 if marker == b"\xff" else 2 + int.from_bytes(length)
+        )  # any number of these bytes may come before a marker
+    if content.find(JPEG_END, place) < 0:  # thumbnails before the first scan have ends of their own
+        raise damaged(path, code="reader.truncated", message="its end is missing")
+
+
+def _jpeg_header(path: Path) -> ImageHeader:
+    _check_jpeg(path)
+    found = itk_header(path, JPEG_IO)
+    promised, held = math.prod(found.geometry.shape) * found.num_channels, path.stat().st_size
+    if promised > max(SMALL_BYTES, MOST_JPEG_PACKED * held):
+        message = f"the header declares {promised} values, but the file has {held} bytes"
+        raise damaged(path, code="reader.truncated", message=message)
+    with PIL.Image.open(path, formats=("JPEG",)) as picture:
+        turned = _turned(picture)
+    shape = found.geometry.shape
+    return _picture_header(
+        path, shape, dimensions=2, samples=found.num_channels, kind=np.dtype(np.uint8), turned=turned
+    )
+
+
+JPEG = Format(
+    endings=(".jpg", ".jpeg", ".jpe", ".jfif"),
+    read_header=_jpeg_header,
+    read_voxels=lambda path: itk_voxels(path, JPEG_IO),
+    magic=(JPEG_BEGIN,),
+    is_picture=True,
+    is_flat=True,
+)

@@ -19,9 +19,39 @@ from autoseg.storage.atomic import sync_folder, temporary_folder, write_error
 from planners import Registry
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.uint32, np.int64)
-NEAREST = {".jpg": ".png", ".jpeg": ".png", ".seg.nrrd": ".nrrd"}
+NEAREST = {**dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), ".png"), ".seg.nrrd": ".nrrd"}
 """For label maps: JPEG changes values, and files of segments name them."""
 LONGEST_MAGIC = 64
+BY_NIBABEL = 'convert {}, e.g. with nibabel: nibabel.save(nibabel.load(file), "a.nii.gz")'
+AS_ARRAY = 'save the arrays of {} as NIfTI: nibabel.save(nibabel.Nifti1Image(array, affine), "a.nii.gz")'
+AS_PNG = "convert {} to PNG"
+AS_TIFF = "export {} as TIFF"
+UNPACK = "unpack {}, or pack with gzip (.nii.gz)"
+WAYS_OUT = {
+    **dict.fromkeys((".mgz", ".mgh", ".img", ".hdr", ".mnc", ".par", ".rec", ".head", ".brik", ".vtk"), BY_NIBABEL),
+    **dict.fromkeys((".npz", ".npy", ".h5", ".hdf5", ".mat", ".zarr", ".n5", ".pt", ".pkl"), AS_ARRAY),
+    **dict.fromkeys((".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip"), UNPACK),
+    **dict.fromkeys((".webp", ".gif", ".heic", ".avif", ".jp2", ".jxl", ".ppm", ".pgm"), AS_PNG),
+    **dict.fromkeys((".czi", ".lif", ".lsm", ".nd2", ".oib", ".svs", ".ndpi", ".mrxs", ".scn", ".vsi"), AS_TIFF),
+}
+"""What to do with files of formats that are not read, by ending; ``{}`` stands for them."""
+OTHER_BEGINNINGS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, whose content was not fetched", "fetch it (git lfs pull)"),
+    (
+        b"/annex/objects/",
+        "a pointer of git-annex, whose content was not fetched",
+        "fetch it (datalad get, git annex get)",
+    ),
+    (b"<!DOCTYPE", "a web page", "download it again"),
+    (b"<html", "a web page", "download it again"),
+    (b"<?xml", "an XML document", "download it again"),
+    (b"PK\3\4", "a zip archive", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "packed with Zstandard", "unpack it"),
+    (b"BZh", "packed with bzip2", "unpack it"),
+    (b"\xfd7zXZ", "packed with xz", "unpack it"),
+    (b"\x89HDF", "an HDF5 file", AS_ARRAY.format("it")),
+)
+"""How files begin that are no image whatever they are called, what they are, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +92,7 @@ FORMATS: Registry[Format] = Registry(
         "tiff": f"{_OWN}.pictures:TIFF",
         "png": f"{_OWN}.pictures:PNG",
         "bmp": f"{_OWN}.pictures:BMP",
-        "jpeg": f"{_OWN}.itk:JPEG",
+        "jpeg": f"{_OWN}.pictures:JPEG",
     },
 )
 
@@ -109,12 +139,26 @@ def format_of(path: Path) -> Format:
     """The format that the ending of ``path`` names. Raises `AutosegError` where none does, or where the file begins otherwise."""
     ending, known = image_ending(path), formats_by_ending()
     if not ending:
-        fix = f"use a file that ends in one of {', '.join(known)}"
+        fix = way_out(path).format("it") or f"use a file that ends in one of {', '.join(known)}"
         raise unsupported(path, message="its ending is not that of an image format", fix=fix)
     with open(path, "rb") as file:
-        if not file.read(LONGEST_MAGIC).startswith(known[ending].magic or b""):
-            raise damaged(path, code="reader.unknown_format", message=f"it is not a {ending} file")
-    return known[ending]
+        head = file.read(LONGEST_MAGIC)
+    for begin, what, fix in OTHER_BEGINNINGS:
+        if head.lower().startswith(begin.lower()):
+            raise unsupported(path, code="reader.unknown_format", message=f"it is {what}", fix=fix)
+    if head.startswith(known[ending].magic or b""):
+        return known[ending]
+    other = next((end for end, each in known.items() if each.magic and head.startswith(each.magic)), "")
+    if other:
+        message, fix = f"it begins as a {other} file does", f"rename it to {image_stem(path)}{other}"
+        raise unsupported(path, code="reader.unknown_format", message=message, fix=fix)
+    raise damaged(path, code="reader.unknown_format", message=f"it is not a {ending} file")
+
+
+def way_out(path: Path | str) -> str:
+    """What to do with a file of a format that is not read, ``{}`` standing for it, by its ending; empty where that says nothing."""
+    name = Path(path).name.lower()
+    return "" if image_ending(path) else next((fix for end, fix in WAYS_OUT.items() if name.endswith(end)), "")
 
 
 def writable_ending(label_ending: str) -> str:

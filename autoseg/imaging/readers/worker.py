@@ -26,6 +26,14 @@ def limit(num_bytes: int, seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
+def complete(tags: Any) -> None:
+    """Fill in what old DICOM files leave out because there was no other way: one grey sample in all of its bits."""
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "BitsStored": tags.get("BitsAllocated")}
+    for name, value in usual.items():
+        if tags.get(name) in (None, ""):
+            setattr(tags, name, value)
+
+
 def decode_dicom(files: list[str], out: str) -> None:
     """Write the stored values of all frames of DICOM ``files`` in that order, (frames, Y, X, samples), to ``out``."""
     import warnings
@@ -36,7 +44,8 @@ def decode_dicom(files: list[str], out: str) -> None:
     warnings.simplefilter("ignore")
     frames = []
     for file in files:
-        tags = pydicom.dcmread(file, specific_tags=FRAME_TAGS.split())
+        tags = pydicom.dcmread(file, specific_tags=FRAME_TAGS.split(), force=True)
+        complete(tags)
         decoder = get_decoder(tags.file_meta.TransferSyntaxUID)
         if decoder.UID.keyword != "JPEGBaseline8Bit" and PLUGIN not in decoder.available_plugins:
             decoder.add_plugin(PLUGIN, (__name__, "decode_frame"))
@@ -78,12 +87,25 @@ def decode_frame(packed: bytes, runner: Any) -> bytes:
     return bytes(pixels.astype(f"<{pixels.dtype.kind}{size}").tobytes())
 
 
+def tiff_images(file: Any) -> list[Any]:
+    """The series of a TIFF file, without thumbnails and lower resolutions; pages that were written one by one are one stack."""
+    import tifffile
+
+    images = [series for series in file.series if not series.keyframe.is_reduced and not series.keyframe.is_subifd]
+    alike = {(series.kind, series.shape, series.dtype, series.axes, len(series.pages)) for series in images}
+    if len(images) < 2 or len(alike) > 1 or images[0].kind != "shaped" or len(images[0].pages) > 1:
+        return images
+    first, pages = images[0], [series.pages[0] for series in images]
+    shape = (len(pages), *first.shape)
+    return [tifffile.TiffPageSeries(pages, shape, first.dtype, f"I{first.axes}", parent=file, kind="stack")]
+
+
 def decode_tiff(files: list[str], out: str) -> None:
-    """Write the pixels of the one TIFF file with the axes of its first series to ``out``."""
+    """Write the pixels of the one image of a TIFF file to ``out``."""
     import tifffile
 
     with tifffile.TiffFile(files[0], _multifile=False) as file:
-        np.save(out, file.series[0].asarray(maxworkers=1))
+        np.save(out, tiff_images(file)[0].asarray(maxworkers=1))
 
 
 def main() -> int:

@@ -22,12 +22,14 @@ from pydicom.uid import (
     CTImageStorage,
     DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
+    EnhancedUSVolumeStorage,
     ExplicitVRLittleEndian,
     HTJ2KLossless,
     JPEG2000Lossless,
     JPEGExtended12Bit,
     JPEGLosslessSV1,
     JPEGLSLossless,
+    NuclearMedicineImageStorage,
     RLELossless,
     VLWholeSlideMicroscopyImageStorage,
 )
@@ -403,6 +405,103 @@ def test_frames_with_one_position_for_all_are_refused(tmp_path: Path) -> None:
     assert code_of(tmp_path / "a.dcm") == code_of(tmp_path) == "dicom.multiframe"
 
 
+@pytest.mark.parametrize("kind", ["with meta", "implicit", "explicit"])
+@pytest.mark.parametrize("ending", [".dcm", ".IMA", ""])
+def test_slices_without_a_preamble_are_read(tmp_path: Path, kind: str, ending: str) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    truth = read_image(tmp_path)
+    for file in sorted(tmp_path.iterdir()):
+        content = file.read_bytes()[132:]
+        if kind != "with meta":
+            tags = pydicom.dcmread(file)
+            del tags.file_meta
+            tags.preamble = None
+            tags.save_as(file, implicit_vr=kind == "implicit", little_endian=True, enforce_file_format=False)
+            content = file.read_bytes()
+        assert content[128:132] != b"DICM"
+        file.write_bytes(content)
+        file.rename(file.with_suffix(ending))
+    got = read_image(tmp_path)
+    assert np.array_equal(got.array, truth.array)
+    assert got.geometry == truth.geometry
+    assert np.array_equal(read_image(file.with_suffix(ending)).array, truth.array[:, :1])
+
+
+def of_frames(path: Path, uid: str, pixels: np.ndarray, **values: object) -> None:
+    """A file of frames ``pixels`` (Z, Y, X) that says nothing of their places but ``values``."""
+    write_slice(path, (0.0, 0.0, 0.0), 0)
+    tags = pydicom.dcmread(path)
+    del tags.ImagePositionPatient, tags.ImageOrientationPatient, tags.RescaleSlope, tags.RescaleIntercept
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = uid
+    tags.NumberOfFrames, tags.PixelData = len(pixels), pixels.astype("<i2").tobytes()
+    for name, value in values.items():
+        setattr(tags, name, value)
+    tags.save_as(path)
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_volumes_of_nuclear_medicine_are_placed_by_their_detector(tmp_path: Path, as_folder: bool) -> None:
+    pixels, detector = np.random.default_rng(0).integers(0, 500, (4, 4, 5)), Dataset()
+    detector.ImagePositionPatient, detector.ImageOrientationPatient = [1, 2, 3], [1, 0, 0, 0, 1, 0]
+    known = {"DetectorInformationSequence": [detector], "SpacingBetweenSlices": -STEP}
+    path, place = tmp_path / "a.dcm", tmp_path if as_folder else tmp_path / "a.dcm"
+    of_frames(path, NuclearMedicineImageStorage, pixels, ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO"], **known)
+    got = read_image(place)
+    assert np.array_equal(got.array[0], pixels[::-1])
+    assert got.geometry.origin_mm == (1, 2, 3 - 3 * STEP)
+    assert got.geometry.spacing_mm == (STEP, 0.5, 0.75)
+    of_frames(path, NuclearMedicineImageStorage, pixels, ImageType=["ORIGINAL", "PRIMARY", "TOMO"], **known)
+    assert code_of(path) == "dicom.multiframe"  # projections
+    gated = {"ImageType": ["ORIGINAL", "PRIMARY", "RECON GATED TOMO"], "SliceVector": [1, 2, 1, 2]}
+    of_frames(path, NuclearMedicineImageStorage, pixels, **known, **gated)
+    assert code_of(place) == "dicom.slices_coincide"
+
+
+def test_a_volume_of_ultrasound_lies_in_the_axes_of_its_probe(tmp_path: Path) -> None:
+    pixels, shared, plane, measures = (
+        np.random.default_rng(0).integers(0, 255, (3, 4, 5)),
+        Dataset(),
+        Dataset(),
+        Dataset(),
+    )
+    plane.ImageOrientationVolume, measures.PixelSpacing = [1, 0, 0, 0, 1, 0], [0.5, 0.75]
+    shared.PlaneOrientationVolumeSequence, shared.PixelMeasuresSequence = [plane], [measures]
+    frames = []
+    for z in range(3):
+        frame, place = Dataset(), Dataset()
+        place.ImagePositionVolume, frame.PlanePositionVolumeSequence = [0, 0, STEP * z], [place]
+        frames.append(frame)
+    groups = {"SharedFunctionalGroupsSequence": [shared], "PerFrameFunctionalGroupsSequence": frames}
+    of_frames(tmp_path / "a.dcm", EnhancedUSVolumeStorage, pixels, **groups)
+    got = read_image(tmp_path / "a.dcm")
+    assert np.array_equal(got.array[0], pixels)
+    assert got.geometry.spacing_mm == (STEP, 0.5, 0.75)
+    assert [note.code for note in got.notes] == ["reader.no_orientation"]
+
+
+def test_slices_of_other_colours_or_inverted_are_refused_in_one_volume(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    first = min(tmp_path.iterdir())
+    for name, value in (("PhotometricInterpretation", "MONOCHROME1"), ("SamplesPerPixel", 3)):
+        tags = pydicom.dcmread(first)
+        setattr(tags, name, value)
+        tags.save_as(first)
+        assert code_of(tmp_path) == "dicom.slices_differ"
+    assert [note.code for note in read_header(first).notes] == ["reader.inversion_ignored"]
+
+
+def test_what_goes_without_saying_may_be_missing_and_spacing_is_positive(tmp_path: Path) -> None:
+    file = tmp_path / "a.dcm"
+    write_slice(file, (0.0, 0.0, 0.0), 7)
+    tags = pydicom.dcmread(file)
+    del tags.SamplesPerPixel, tags.PhotometricInterpretation, tags.BitsStored
+    tags.save_as(file)
+    assert (read_image(file).array == 7 - 1000).all()
+    tags.PixelSpacing = [-0.5, 0.75]
+    tags.save_as(file)
+    assert code_of(file) == "reader.bad_header"
+
+
 def enhanced(path: Path, pixels: np.ndarray, order: list[int], **shared_values: object) -> None:
     """A file of frames of ``pixels`` (Z, Y, X) in the order given, with places, and scales of their own."""
     write_slice(path, (0.0, 0.0, 0.0), 0)
@@ -469,6 +568,10 @@ def test_a_mosaic_without_its_private_header_is_refused(tmp_path: Path) -> None:
     tags.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
     tags.save_as(tmp_path / "a.dcm")
     assert code_of(tmp_path) == code_of(tmp_path / "a.dcm") == "dicom.mosaic"
+    tags.ImageType = ["ORIGINAL", "PRIMARY"]
+    tags.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, "DS", "4")  # United Imaging
+    tags.save_as(tmp_path / "a.dcm")
+    assert code_of(tmp_path / "a.dcm") == "dicom.mosaic"
 
 
 @pytest.mark.parametrize("doubled", [[98], [96, 97, 98, 99]])
@@ -575,8 +678,9 @@ def test_bits_below_the_stored_ones_are_cut_off(tmp_path: Path) -> None:
     assert (read_image(tmp_path).array == -3 - 1000).all()
 
 
-def test_the_companions_that_macos_makes_are_no_slices(tmp_path: Path) -> None:
+def test_companions_and_tables_of_contents_are_no_slices(tmp_path: Path) -> None:
     write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
     (tmp_path / "._slice_99.dcm").write_bytes(b"\0\5\x16\7")
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert read_header(tmp_path).geometry.shape[0] == 3
     assert len(files_of(tmp_path)) == 3

@@ -159,6 +159,12 @@ def test_a_file_cut_by_four_bytes_is_not_taken_for_one_without_extensions(tmp_pa
     assert caught.value.codes == ("reader.truncated",)
 
 
+def test_a_header_of_analyze_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(AutosegError) as caught:
+        read_header(make(tmp_path / "a.nii", magic=b""))
+    assert caught.value.codes == ("reader.unsupported",)
+
+
 def test_every_field_set_to_extremes_gives_an_image_or_one_issue(tmp_path: Path) -> None:
     names = [name for name in nibabel.Nifti1Header.template_dtype.names if name not in ("dim", "sizeof_hdr", "magic")]
     for name in names:

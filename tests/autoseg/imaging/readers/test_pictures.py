@@ -176,12 +176,74 @@ def test_a_film_is_refused(tmp_path: Path, axes: str, how: dict[str, bool]) -> N
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_orientation_tag_is_ignored_and_noted(tmp_path: Path, orientation: int) -> None:
-    tag = (274, "H", 1, orientation, True)
-    tifffile.imwrite(tmp_path / "a.tif", STACK[0, 0], extratags=[tag])
-    assert np.array_equal(read_image(tmp_path / "a.tif").array[0, 0], STACK[0, 0])
+@pytest.mark.parametrize("ending", [".tif", ".png", ".jpg"])
+def test_an_orientation_tag_is_ignored_and_noted(tmp_path: Path, ending: str, orientation: int) -> None:
+    path, pixels = tmp_path / f"a{ending}", (STACK[0, 0] % 8).astype(np.uint8)
+    if ending == ".tif":
+        tifffile.imwrite(path, pixels, extratags=[(274, "H", 1, orientation, True)])
+    else:
+        exif = PIL.Image.Exif()
+        exif[274] = orientation
+        PIL.Image.fromarray(pixels).save(path, exif=exif, quality=100)
+    assert np.allclose(read_image(path).array[0, 0], pixels, atol=1)
     expected = ["reader.orientation_ignored"] if orientation > 1 else []
-    assert [note.code for note in read_header(tmp_path / "a.tif").notes] == expected
+    assert [note.code for note in read_header(path).notes] == expected
+
+
+def test_pages_that_were_written_one_by_one_are_slices(tmp_path: Path) -> None:
+    for kind, compression in ((STACK[:, 0], None), (STACK[:, 0], "zstd"), (COLOURS[None].repeat(3, 0), None)):
+        with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+            for page in kind:
+                file.write(
+                    page, contiguous=False, compression=compression, extrasamples=["unspecified"] * (page.ndim - 2)
+                )
+        expected = kind[None] if kind.ndim == 3 else np.moveaxis(kind, -1, 0)
+        assert np.array_equal(read_image(tmp_path / "a.tif").array, expected)
+
+
+def test_a_palette_of_a_tiff_is_colours_unless_they_only_show_values(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.tif", (STACK[0, 0] % 5).astype(np.uint8)
+    table = np.random.default_rng(0).integers(0, 2**16, (3, 256)).astype(np.uint16)
+    tifffile.imwrite(path, values, photometric="palette", colormap=table)
+    assert np.array_equal(read_image(path).array[:, 0], (table >> 8)[:, values])
+    assert read_header(path).num_channels == 3
+    assert np.array_equal(read_label_map(path).array[0], values)
+    tifffile.imwrite(path, values, imagej=True, colormap=table)
+    assert np.array_equal(read_image(path).array[:, 0], values[None])
+
+
+def test_colours_that_are_not_red_green_and_blue_are_refused_and_inversion_is_noted(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", COLOURS[..., :3], photometric="cielab")
+    with pytest.raises(AutosegError) as caught:
+        read_header(tmp_path / "a.tif")
+    assert caught.value.codes == ("reader.unsupported",)
+    tifffile.imwrite(tmp_path / "a.tif", COLOURS[..., 0], photometric="miniswhite")
+    assert [note.code for note in read_header(tmp_path / "a.tif").notes] == ["reader.inversion_ignored"]
+    assert np.array_equal(read_image(tmp_path / "a.tif").array[0, 0], COLOURS[..., 0])
+
+
+def test_kinds_of_jpeg(tmp_path: Path) -> None:
+    path, picture = tmp_path / "a.jfif", PIL.Image.fromarray(COLOURS[..., 0])
+    picture.save(path, "JPEG")
+    path.write_bytes(path.read_bytes() + bytes(10**5))  # phones add films
+    assert np.array_equal(read_image(path).array[0, 0], np.asarray(PIL.Image.open(path)))
+    for content in (
+        imagecodecs.ljpeg_encode(COLOURS[..., 0], bitspersample=8),
+        imagecodecs.jpegls_encode(COLOURS[..., 0]),
+        imagecodecs.jpeg8_encode(STACK[0, 0] >> 4, bitspersample=12),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(AutosegError) as caught:
+            read_image(path)
+        assert caught.value.codes == ("reader.unsupported",)
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    picture = PIL.Image.fromarray(COLOURS[..., 0])
+    picture.save(tmp_path / "a.png", save_all=True, append_images=[picture.rotate(180)])
+    with pytest.raises(AutosegError) as caught:
+        read_image(tmp_path / "a.png")
+    assert caught.value.codes == ("reader.unsupported",)
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4])

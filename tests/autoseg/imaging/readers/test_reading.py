@@ -484,3 +484,23 @@ def test_an_installed_package_adds_a_format_and_takes_none_over(tmp_path: Path) 
         [sys.executable, "-c", USE, tmp_path / "case.ones"], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["24", "a.b", "True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "fix"),
+    [
+        ("a.nii.gz", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("a.nii", b"/annex/objects/MD5E-s1--0.nii", "datalad get"),
+        ("a.nii.gz", b"<!doctype html><html>", "download"),
+        ("a.nrrd", b"PK\3\4" + bytes(60), "unpack"),
+        ("a.b.png", b"\xff\xd8\xff\xe0" + bytes(60), "a.b.jpg"),
+        ("a.mgz", b"\x1f\x8b", "nibabel"),
+        ("a.svs", b"II*\0", "TIFF"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_with_a_way_out(tmp_path: Path, name: str, content: bytes, fix: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AutosegError) as caught:
+        read_header(tmp_path / name)
+    assert caught.value.codes[0] in ("reader.unknown_format", "reader.unsupported")
+    assert fix in caught.value.issues[0].fix

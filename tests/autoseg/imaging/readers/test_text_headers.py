@@ -197,6 +197,7 @@ def test_a_header_that_declares_too_much_is_refused_at_once(tmp_path: Path, endi
         (".nrrd", b"sizes: 5 4 3", b"sizes: 5 four 3", "reader.bad_header"),
         (".nrrd", b"endian: little", b"endian: middle", "reader.bad_header"),
         (".nrrd", b"(0,0,1)", b"(0,0,0)", "reader.bad_header"),
+        (".nrrd", b"encoding: gzip", b"encoding: gzip\ndata file: LIST\na.raw\nb.raw", "reader.unsupported"),
     ],
 )
 def test_headers_that_are_not_understood_say_why(
@@ -209,6 +210,17 @@ def test_headers_that_are_not_understood_say_why(
     with pytest.raises(AutosegError) as caught:
         read_header(path)
     assert caught.value.codes == (code,)
+
+
+@pytest.mark.parametrize("unit", ["mm", "um", "cm"])
+def test_other_units_than_mm_are_noted(tmp_path: Path, unit: str) -> None:
+    header = PLAIN + f'type: uchar\nencoding: raw\nspace units: "{unit}" "{unit}" "{unit}"'
+    files = [nrrd(tmp_path / "a.nrrd", header, VOXELS.astype("u1").tobytes()), tmp_path / "a.mhd"]
+    (tmp_path / "a.raw").write_bytes(VOXELS.astype("u1").tobytes())
+    files[1].write_bytes(f"DistanceUnits = {unit}\n{MHD}a.raw\n".encode())
+    for file in files:
+        same_as_itk(file)
+        assert [note.code for note in read_header(file).notes] == ["reader.unit_ignored"] * (unit != "mm")
 
 
 RAMP = np.arange(336).astype("<i2")
