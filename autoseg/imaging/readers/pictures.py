@@ -174,7 +174,9 @@ def _tiff_series(path: Path, file: tifffile.TiffFile) -> tifffile.TiffPageSeries
         _check_page(path, page, file.filehandle.size)
     kind = series.keyframe.photometric
     if kind in OTHER_COLOURS and series.keyframe.compression not in JPEG_CODECS:
-        raise unsupported(path, message=f"its colours are stored as {tifffile.PHOTOMETRIC(kind).name}", fix="store them as RGB")
+        raise unsupported(
+            path, message=f"its colours are stored as {tifffile.PHOTOMETRIC(kind).name}", fix="store them as RGB"
+        )
     return series
 
 
