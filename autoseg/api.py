@@ -139,6 +139,9 @@ def predict(
     source: Place | Sequence[Place] | Imagelike,
     output: Place,
     *,
+    affine: Any = None,
+    spacing_mm: Sequence[float] | None = None,
+    axes: str | None = None,
     layout: str | None = None,
     spec: Place | None = None,
     part: str | None = None,
@@ -152,11 +155,12 @@ def predict(
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
     ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
-    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel.
+    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel,
+    or an array with its ``affine``, or with ``spacing_mm`` and ``axes`` (`Predictor.predict_image`).
     A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
     A bad image stops no other: `AutosegError` with all issues is raised at the end, with ``skip_bad`` only where nothing can
-    be done. Arrays need a `Predictor`, which takes their place.
+    be done.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
@@ -168,12 +172,14 @@ def predict(
     require_place_for_predictions(out)
     several = source if isinstance(source, list | tuple) else [source]
     paths = [Path(each) for each in several if isinstance(each, str | Path)]
-    image = None if paths and len(paths) == len(several) else as_image(source)[0]
+    place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
+    in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
     chosen = choose_device(device)
     set_threads(threads or available_cores())
     with reporter.phase("Loading the model"):
         predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
-    if image is not None:
+    if in_memory:
+        image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     spec = None if spec is None else Path(spec)
     with reporter.phase("Looking for images"):

@@ -22,7 +22,6 @@ from autoseg.cli.console import (
 )
 from autoseg.issues import AutosegError
 from autoseg.settings import as_arguments, make_settings
-from autoseg.wording import count_noun
 from planners import write_document
 
 # All else is imported by the functions that use it: help, wrong calls and wrong paths are answered at once.
@@ -258,7 +257,8 @@ def predict(
         threads=threads,
         reporter=make_reporter(),
     )
-    typer.echo(f"{count_noun(len(written), 'label map')} in {output}")
+    if written:
+        typer.echo(f"Label maps: {output}")
 
 
 def evaluate(

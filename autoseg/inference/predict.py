@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
+from autoseg.data.discovery.others import FOREIGN
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import (
@@ -24,6 +26,7 @@ from autoseg.imaging.readers import (
     read_header,
     read_image,
     require_text,
+    split_frame,
     write_label_map,
 )
 from autoseg.inference.model import Model
@@ -65,7 +68,7 @@ def find_input_cases(
     """
     found = []
     for source in [sources] if isinstance(sources, Path) else sources:
-        if not source.exists() and not is_dicom_series(source):
+        if not split_frame(source)[0].exists() and not is_dicom_series(source):
             fix = "pass an image file, a folder of images or a DICOM series folder"
             raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
         leave_out = partial(_made_by_autoseg, source)
@@ -92,7 +95,8 @@ def find_input_cases(
             f"pass files that end in {', '.join(sorted(image_endings()))}, or DICOM series",
         )
         where = ", ".join(map(str, [sources] if isinstance(sources, Path) else sources))
-        raise AutosegError(Issue(code="predict.no_images", where=where, message=message, fix=fix))
+        none = Issue(code="predict.no_images", where=where, message=message, fix=fix)
+        raise AutosegError(none, *(issue for issue in issues if issue.code == FOREIGN))
     return Inputs(cases=tuple(sorted(cases, key=lambda case: case.case_id)), issues=tuple(errors))
 
 
@@ -160,6 +164,16 @@ def _issues(errors: dict[str, AutosegError]) -> list[Issue]:
         for case_id, error in errors.items()
         for issue in error.issues
     ]
+
+
+@contextmanager
+def _naming(image: Path) -> Iterator[None]:
+    """Let errors without a place name ``image``."""
+    try:
+        yield
+    except AutosegError as error:
+        found = [issue.model_copy(update={"where": issue.where or str(image)}) for issue in error.issues]
+        raise AutosegError(*found) from error
 
 
 def predict_cases(
@@ -236,7 +250,7 @@ def _image_jobs(
 ) -> tuple[list[Job], dict[str, AutosegError]]:
     """Jobs, and the errors of cases whose header cannot be read; says what is unlike the training cases."""
     jobs, errors, geometries = [], {}, {}
-    beside = Counter(case.images[0].parent for case in cases)
+    beside = Counter(file.parent for file in {split_frame(case.images[0])[0] for case in cases})
     for case in cases:
         image = case.images[0]
         try:
@@ -316,7 +330,8 @@ def _predict_case(
         raise AutosegError(Issue(code="predict.label_map", severity="note", where=where, message=message, fix=fix))
     progress = _Progress(tracker, case.case_id)
     try:
-        return predictor.predict_image(image, probabilities=probabilities, progress=progress)
+        with _naming(case.images[0]):
+            return predictor.predict_image(image, probabilities=probabilities, progress=progress)
     finally:
         tracker.advance(-progress.told)
 
@@ -474,11 +489,13 @@ def predict_stored(
         scores="half" if keep_probabilities else None,
         is_own=True,
     )
+    images = {case.case_id: case.image_paths[0] for case in model.dataset.training}
     jobs = [
         Job(
             case_id=case.case_id,
             predict=partial(predictor.predict_source, case, probabilities=keep_probabilities),
             made_from=case.made_from,
+            image=image if (image := images.get(case.case_id)) is not None and image.is_file() else None,
         )
         for case in cases
     ]

@@ -20,7 +20,14 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.folders import mask_stem
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import files_of, read_image, read_label_map, writable_ending, write_label_map
+from autoseg.imaging.readers import (
+    files_of,
+    read_image,
+    read_label_map,
+    split_frame,
+    writable_ending,
+    write_label_map,
+)
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, claimed_folder, sync_folder, write_error, write_text
@@ -50,6 +57,8 @@ class Job:
     """Files that are read."""
     ending: str | None = None
     """Of the label map; none: that of the dataset's label files."""
+    image: Path | None = None
+    """File whose transforms the label map carries where both are NIfTI; none: the first of ``inputs``."""
 
 
 class PredictionsHeader(Document):
@@ -206,7 +215,7 @@ class PredictionFolder:
                 if self._is_done(found):  # by another process, meanwhile
                     return "already there"
                 prediction = job.predict()
-                self._write(prediction, files, staged, job.inputs[0] if job.inputs else None)
+                self._write(prediction, files, staged, job.image or next(iter(job.inputs), None))
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
@@ -231,7 +240,7 @@ class PredictionFolder:
         return found.same_inputs and not found.incomplete and not (found.corrected and self.is_own)
 
     def write_volumes(self, jobs: Sequence[Job]) -> None:
-        """Write ``volumes.csv``: the volume of each class in ml, for all cases that the journal lists.
+        """Write ``volumes.csv``: the volume of each class in ml, for all volumes that the journal lists.
 
         Label maps of ``jobs`` that were corrected are measured again. A file of that name that is something else is left.
         """
@@ -256,7 +265,7 @@ class PredictionFolder:
                 found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
             if found:
                 rows.append([case_id, *(f"{found.get(each.name, 0.0):.6g}" for each in self.header.classes)])
-        if (text := _csv([header, *rows])) != before:
+        if (rows or before) and (text := _csv([header, *rows])) != before:
             write_text(path, text)
 
     def shown(self, job: Job) -> Path:
@@ -345,7 +354,7 @@ class PredictionFolder:
             array = np.where(inside, self.dataset.mask_value, 0) if values else prediction.labels
             path = staged / target.relative_to(self.folder)
             path.parent.mkdir(exist_ok=True)
-            write_label_map(path, array, prediction.geometry, source=image)
+            write_label_map(path, array, prediction.geometry, source=None if image is None else split_frame(image)[0])
 
     def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""
@@ -369,7 +378,9 @@ class PredictionFolder:
 
 
 def volumes_ml(labels: NDArray[np.integer], geometry: Geometry, classes: Sequence[EvaluatedClass]) -> dict[str, float]:
-    """Volume in millilitres of each class in a label map (Z, Y, X)."""
+    """Volume in millilitres of each class in a label map (Z, Y, X); none for 2D images, which have no thickness."""
+    if geometry.dimensions == 2:
+        return {}
     known = 1 + max((value for each in classes for value in each.values), default=0)
     counts = np.zeros(known, np.int64)
     for part in labels:  # slice by slice: counting takes eight bytes a voxel

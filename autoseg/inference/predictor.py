@@ -122,6 +122,11 @@ class Predictor:
         """
         return cls(model=load_model(Path(path), device=choose_device(device)), mirroring=mirroring)
 
+    @property
+    def needs_directions(self) -> bool:
+        """Whether an array alone does not say enough: training images told the directions of their axes."""
+        return not (self.model.plan.strict_reference or is_picture(f"a{self.model.dataset.file_ending}"))
+
     def predict(self, image: Imagelike, **place: Any) -> NDArray[np.integer]:
         """Label map of an image, with the dataset's own label values, in the axes of the image; see `predict_image`."""
         return self.predict_image(image, **place).labels
@@ -147,16 +152,16 @@ class Predictor:
 
         Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite.
         """
-        needs_directions = not (self.model.plan.strict_reference or is_picture(f"a{self.model.dataset.file_ending}"))
         found, is_reversed = as_image(
-            image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=needs_directions
+            image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=self.needs_directions
         )
         expected = self.model.plan.channels
         if len(found.array) != len(expected):
             message = (
                 f"{len(found.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
             )
-            fix = "use one file per channel, in this order"
+            several = len(expected) > 1
+            fix = "use one file per channel, in this order" if several else "pass one volume (of a file: FILE#frame1)"
             raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
         source = UnpreparedImage(image=found, plan=self.model.plan)
         prediction = self.predict_source(source, probabilities=probabilities, progress=progress)

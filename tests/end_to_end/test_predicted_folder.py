@@ -19,11 +19,18 @@ from builders import Job as FinishedJob
 from builders import Listening, crop_images
 
 from autoseg.data.discovery.inputs import Inputs
+from autoseg.evaluation.metrics import evaluated_classes
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_image, write_label_map
-from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predict import find_input_cases, predict_cases, predict_file, predict_stored
+from autoseg.inference.predictions import prediction_path, volumes_ml
+from autoseg.inference.predictor import Predictor, StoredImage
 from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
 from autoseg.tracking.progress import SilentReporter, Tracker
+from planners import LabelClass, Labels
+
+LABELS = Labels(classes=(LabelClass(name="liver", values=(1,)),))
 
 
 @dataclass(frozen=True)
@@ -310,6 +317,37 @@ def test_volumes_are_listed_for_every_case_and_follow_corrections(job: Job) -> N
     path.write_text("mine")
     job.predict()
     assert path.read_text() == "mine"
+
+
+def test_slices_without_thickness_have_no_volume(tmp_path: Path) -> None:
+    labels, classes = np.ones((1, 4, 5), np.uint8), evaluated_classes(LABELS, (0, 1))
+    grid = Geometry(shape=labels.shape, spacing_mm=(999.0, 1.0, 1.0))
+    assert volumes_ml(labels, grid, classes) == {"liver": pytest.approx(20 * 0.999)}
+    assert volumes_ml(labels, grid.model_copy(update={"dimensions": 2}), classes) == {}
+
+
+def test_predictions_of_stored_cases_carry_the_transforms_of_their_images(
+    finished: FinishedJob, predictor: Predictor, tmp_path: Path
+) -> None:
+    model = predictor.model
+    case, configuration = model.dataset.training[0], model.plan.configuration(model.plan.configurations[0].name)
+    image = nibabel.load(case.images[0])
+    moved = image.affine.copy()
+    moved[0, 3] += 0.2
+    image.header.set_qform(image.affine, 1)
+    image.header.set_sform(moved, 2)
+    nibabel.save(nibabel.Nifti1Image(image.dataobj, None, image.header), tmp_path / "a.nii.gz")
+    case = case.model_copy(update={"images": (str(tmp_path / "a.nii.gz"),)})
+    dataset = model.dataset.model_copy(update={"training": (case,)})
+    stored = StoredImage(folder=RunFolder(finished.root).preprocessed(configuration.data), case_id=case.case_id)
+    out, reporter = tmp_path / "out", SilentReporter()
+    with reporter.track("", 1) as tracker:
+        predict_stored(
+            replace(model, dataset=dataset), [stored], out, keep_probabilities=False, tracker=tracker, say=reporter.say
+        )
+    written = nibabel.load(prediction_path(out, case.case_id, dataset)).header
+    assert (int(written["qform_code"]), int(written["sform_code"])) == (1, 2)
+    np.testing.assert_allclose(written.get_sform(), moved, atol=1e-4)
 
 
 def test_what_another_process_is_predicting_is_waited_for_and_not_done_twice(job: Job) -> None:

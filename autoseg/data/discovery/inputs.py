@@ -25,10 +25,12 @@ from autoseg.data.discovery.layouts import (
     match_layouts,
     read_layout,
 )
+from autoseg.data.discovery.others import foreign_ending, foreign_formats
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     PART_MARK,
+    frame_path,
     image_ending,
     image_endings,
     image_stem,
@@ -37,6 +39,7 @@ from autoseg.imaging.readers import (
     list_series,
     read_header,
     require_text,
+    split_frame,
     split_part,
 )
 from autoseg.issues import AutosegError, Issue
@@ -83,6 +86,8 @@ class LooseImages:
     images: list[NamedImage] = field(default_factory=list)
     issues: list[Issue] = field(default_factory=list)
     """Errors: links to nothing, folders that cannot be listed. Notes: what has a hidden name, or lies too deep."""
+    foreign: list[Path] = field(default_factory=list)
+    """Files of formats that are not read."""
 
 
 def find_loose_images(source: Path) -> LooseImages:
@@ -95,9 +100,12 @@ def find_loose_images(source: Path) -> LooseImages:
     found = LooseImages()
     if source.is_dir():
         _walk(source, (), found, frozenset())
+    elif foreign_ending(source):
+        found.foreign.append(source)
     else:
-        name = source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(source)
-        found.images.append((name, source))
+        file, frame = split_frame(source)
+        name = source.name.replace(PART_MARK, "_") if is_dicom_series(source) else image_stem(file)
+        found.images.append((name if frame is None else frame_name(name, frame), source))
     require_text([path for _, path in found.images])
     found.images.sort(key=lambda named: named[1])
     return found
@@ -129,7 +137,9 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
             _note(code="predict.hidden", where=str(folder), message=message, fix="rename what should be predicted")
         )
     for entry in (each for each in entries if not each.name.startswith("_")):
-        if entry.is_dir():
+        if foreign_ending(entry):
+            found.foreign.append(entry)
+        elif entry.is_dir():
             if len(above) < MOST_NESTED:
                 _walk(entry, (*above, entry.name), found, inside | {real})
             else:
@@ -197,6 +207,7 @@ def find_inputs(
     """
     loose = find_loose_images(source)
     issues, asked = list(loose.issues), layout is not None or spec is not None
+    issues += _foreign(source, loose.foreign, leave_out)
     cases: list[InputCase] = []
     taken: set[Path] = set()
     own = _layout(source, dataset, layout, spec) if source.is_dir() else None
@@ -212,7 +223,12 @@ def find_inputs(
         skipped = leave_out(images)
         if own is not None:
             title = "the layout" if asked else own.title
-            unused = [path for _, path in images if asked or _is_skipped(path.relative_to(source).as_posix(), own)]
+            full = {path.parent for path in taken}
+            unused = [
+                path
+                for _, path in images
+                if asked or (_is_skipped(path.relative_to(source).as_posix(), own) and path.parent.resolve() in full)
+            ]
             skipped[f"file that {title} does not use"] = unused
         left = [item for item in images if not any(item[1] in paths for paths in skipped.values())]
         skipped["label map"] = sorted(_label_maps(source, left, dataset))
@@ -237,6 +253,16 @@ def find_inputs(
     if known is not None and known.modality:
         found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
     return Inputs(cases=tuple(found), issues=(*issues, *faults))
+
+
+def _foreign(
+    source: Path, files: Sequence[Path], leave_out: Callable[[Sequence[NamedImage]], dict[str, list[Path]]]
+) -> list[Issue]:
+    """Formats that are not read: an error where one was named alone, else as `foreign_formats` says it."""
+    if not source.is_dir():
+        return [each.model_copy(update={"severity": "error", "case": source.name}) for each in foreign_formats(files)]
+    made = {path for paths in leave_out([(path.name, path) for path in files]).values() for path in paths}
+    return foreign_formats(path for path in files if path not in made)
 
 
 def channels_are_numbered(dataset: DatasetDescription) -> bool | None:
@@ -283,10 +309,9 @@ def group_channels(
             plain = not numbers or (numbers == [0] and numbered is not False)
             for number, path in single.items():
                 case_id = name if plain else f"{name}_{number:04d}"
-                case, faults = _whole_case(case_id, path, channels)
+                whole, faults = _whole_cases(case_id, path, channels)
                 issues += faults
-                if case is not None:
-                    cases[case_id] = case
+                cases |= {case.case_id: case for case in whole}
     return [cases[case_id] for case_id in sorted(cases)], issues
 
 
@@ -320,20 +345,33 @@ def _channel_issues(case_id: str, files: dict[int, Path], channels: Sequence[str
     return issues
 
 
-def _whole_case(case_id: str, path: Path, channels: Sequence[str]) -> tuple[InputCase | None, list[Issue]]:
-    """The case of a file with all channels, or why it is none."""
+def frame_name(case_id: str, number: int) -> str:
+    """The case of one volume of a file, from 1."""
+    return f"{case_id}_frame{number:02d}"
+
+
+def _whole_cases(case_id: str, path: Path, channels: Sequence[str]) -> tuple[list[InputCase], list[Issue]]:
+    """The case of a file with all channels, or why it is none; for models of one channel each volume of a file is a case."""
     try:
         header = read_header(path)
     except AutosegError as error:
         update = {"case": case_id}
-        return None, [issue.model_copy(update=update | {"where": issue.where or str(path)}) for issue in error.issues]
+        return [], [issue.model_copy(update=update | {"where": issue.where or str(path)}) for issue in error.issues]
     if header.num_channels == len(channels):
-        return InputCase(case_id=case_id, images=(path,), geometry=header.geometry), []
+        return [InputCase(case_id=case_id, images=(path,), geometry=header.geometry)], []
+    if len(channels) == 1 and header.num_volumes == header.num_channels:
+        cases = [
+            InputCase(case_id=frame_name(case_id, k), images=(frame_path(path, k),), geometry=header.geometry)
+            for k in range(1, header.num_volumes + 1)
+        ]
+        message = f"{len(cases)} volumes, but the model takes one: predicted one by one as {cases[0].case_id} and so on"
+        fix = f"pass {frame_path(path, 1)} to predict the first alone"
+        return cases, [Issue(code="predict.volumes", severity="warning", where=str(path), message=message, fix=fix)]
     found = count_noun(header.num_channels, "channel")
     message = f"{found}, but the model needs {len(channels)}: {', '.join(channels)}"
     several = f"use one file with all of them, or {case_id}_0000 ... {case_id}_{len(channels) - 1:04d}"
-    fix = several if len(channels) > 1 else "use a single volume of it"
-    return None, [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
+    fix = several if len(channels) > 1 else "convert it to grey values"
+    return [], [Issue(code="image.channels", where=str(path), message=message, fix=fix, case=case_id)]
 
 
 def _label_maps(source: Path, images: Sequence[NamedImage], dataset: DatasetDescription) -> set[Path]:
@@ -420,7 +458,12 @@ def _layout_cases(
         else:
             paths = [by_text[text.casefold()] for text in texts]
         if paths:
-            cases.append(InputCase(case_id=case_id, images=tuple(paths)))
+            if len(paths) == len(dataset.channels) == 1 and not paths[0].is_dir() and paths[0].exists():
+                whole, faults = _whole_cases(case_id, paths[0], dataset.channels)
+            else:
+                whole, faults = [InputCase(case_id=case_id, images=tuple(paths))], []
+            cases += whole
+            issues += faults
             unused += [root / file.path for file in files if root / file.path not in paths]
         taken |= {(root / file.path).resolve() for file in files}
     if unused:

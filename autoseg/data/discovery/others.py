@@ -43,7 +43,8 @@ def _files(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
             yield from _files(path, depth - 1)
 
 
-def _foreign_ending(path: Path) -> str:
+def foreign_ending(path: Path) -> str:
+    """The ending of a format that is not read here, but known; else empty."""
     name = path.name.lower()
     return "" if image_ending(path) else next((ending for ending in WAYS_OUT if name.endswith(ending)), "")
 
@@ -106,12 +107,12 @@ def unread_files(root: Path) -> list[Issue]:
 
     Volumes are a warning, since they may be cases, the others a note. Of each folder the first JSON, text and XML file is opened.
     """
-    found: dict[str, list[Path]] = {}
+    foreign: list[Path] = []
     kinds: dict[tuple[Path, str], str] = {}
     annotations: dict[str, list[Path]] = {}
     for path in islice(_files(root), MOST_LISTED):
-        if ending := _foreign_ending(path):
-            found.setdefault(ending, []).append(path)
+        if foreign_ending(path):
+            foreign.append(path)
         elif path.suffix.lower() in (".json", ".txt", ".xml"):
             place = path.parent, path.suffix.lower()
             if place not in kinds:
@@ -119,16 +120,6 @@ def unread_files(root: Path) -> list[Issue]:
             if kinds[place]:
                 annotations.setdefault(kinds[place], []).append(path)
     issues = [
-        Issue(
-            code=FOREIGN,
-            severity="warning" if ending in VOLUMES else "note",
-            where=str(paths[0]),
-            message=f"{count_noun(len(paths), f'{ending} file')}: a format that is not read",
-            fix=WAYS_OUT[ending].format(f"the {ending} files"),
-        )
-        for ending, paths in sorted(found.items())
-    ]
-    issues += [
         Issue(
             code="labels.annotation_files",
             severity="note",
@@ -138,4 +129,21 @@ def unread_files(root: Path) -> list[Issue]:
         )
         for kind, paths in sorted(annotations.items())
     ]
-    return issues
+    return [*foreign_formats(foreign), *issues]
+
+
+def foreign_formats(paths: Iterable[Path]) -> list[Issue]:
+    """One issue for each ending of files that have a `foreign_ending`."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(foreign_ending(path), []).append(path)
+    return [
+        Issue(
+            code=FOREIGN,
+            severity="warning" if ending in VOLUMES else "note",
+            where=str(paths[0]),
+            message=f"{count_noun(len(paths), f'{ending} file')}: a format that is not read",
+            fix=WAYS_OUT[ending].format(f"the {ending} files"),
+        )
+        for ending, paths in sorted(found.items())
+    ]

@@ -1,7 +1,8 @@
 """The door to image files: everything that knows SimpleITK, nibabel and pydicom is behind it.
 
 What is read is named by a path. Most often that is a file. A DICOM series is named by its folder; where a folder holds
-several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names. A
+several, by the folder, ``#`` and the SeriesInstanceUID (``scan/dicom#1.2.840.113``); `list_series` gives these names.
+``cine.nii.gz#frame3`` is the third volume of a file with a fourth axis. A
 file of segments, DICOM SEG, RTSTRUCT or ``.seg.nrrd``, is one label map with the numbers of its segments; where they overlap, or where
 one is wanted alone, ``seg.dcm#3`` is the mask (0 and 1) of segment 3, and `read_segments` gives all with their names and
 numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imaging.orientation.align_label_map` places it.
@@ -16,12 +17,14 @@ from autoseg.imaging.readers.objects import Imagelike, as_image
 from autoseg.imaging.readers.reading import (
     file_states,
     files_of,
+    frame_path,
     is_segmentation,
     list_segments,
     read_header,
     read_image,
     read_label_map,
     read_segments,
+    split_frame,
 )
 from autoseg.imaging.readers.registry import (
     FORMATS,
@@ -51,6 +54,7 @@ __all__ = [
     "as_image",
     "file_states",
     "files_of",
+    "frame_path",
     "image_ending",
     "image_endings",
     "image_stem",
@@ -69,6 +73,7 @@ __all__ = [
     "read_segments",
     "referenced_series",
     "require_text",
+    "split_frame",
     "split_part",
     "writable_ending",
     "write_image",

@@ -40,7 +40,8 @@ BARE = re.compile(
 DIRECTORY = "DICOMDIR"
 """The name of a table of contents, which holds no image."""
 PART_MARK = "#"
-"""``FOLDER#SeriesInstanceUID`` names one of several series in a folder, ``FILE#5`` segment 5 of a DICOM SEG file."""
+"""``FOLDER#SeriesInstanceUID`` names one of several series in a folder, ``FILE#5`` segment 5 of a DICOM SEG file,
+``FILE#frame5`` the fifth volume of a file with four axes."""
 MOST_INFLATED = 2**31
 """Bytes that a deflated file may grow to."""
 CHUNK = 2**20

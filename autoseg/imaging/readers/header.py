@@ -57,6 +57,8 @@ class ImageHeader:
     geometry: Geometry
     num_channels: int
     """Components of a voxel times entries of a fourth axis."""
+    num_volumes: int = 1
+    """Entries of a fourth axis, which may be points in time as well as channels; 1 where voxels have components."""
     pixel_type: str
     is_integer: bool
     notes: tuple[Issue, ...] = ()

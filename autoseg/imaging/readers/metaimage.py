@@ -93,6 +93,7 @@ def _understand(path: Path, fields: Mapping[str, str], start: int) -> _MetaImage
     header = ImageHeader(
         geometry=geometry,
         num_channels=components * math.prod(sizes[3:]),
+        num_volumes=math.prod(sizes[3:]),
         pixel_type=kind.name,
         is_integer=kind.kind in "iu",
         notes=(*notes, *unit_notes(path, [fields.get("distanceunits", "")])),

@@ -63,6 +63,7 @@ def _header(path: Path) -> ImageHeader:
     return ImageHeader(
         geometry=geometry,
         num_channels=math.prod(shape[3:]) * _num_components(header),
+        num_volumes=shape[3] if len(shape) == 4 and _num_components(header) == 1 else 1,
         pixel_type=str(kind),
         is_integer=kind.kind in "iu" and header.get_slope_inter() in ((None, None), (1.0, 0.0)),
         notes=(*repairs, *notes, *straightened),

@@ -48,6 +48,7 @@ TYPES = {
 ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 ENCODINGS |= dict.fromkeys(("ascii", "text", "txt"), "ascii")
 SPATIAL_KINDS = ("domain", "space", "???", "none")
+VOLUME_KINDS = ("list", "time", *SPATIAL_KINDS)
 FLIPS = {
     "right-anterior-superior": (-1.0, -1.0, 1.0),
     "ras": (-1.0, -1.0, 1.0),
@@ -118,9 +119,14 @@ def _understand(path: Path, fields: Mapping[str, Any], start: int) -> _Nrrd:
             fix="store them as raw, gzip, bzip2 or ascii",
         )
     kind, spatial = _kind(path, fields), _spatial_axes(path, fields, len(sizes))
+    others = [axis for axis in range(len(sizes)) if axis not in spatial]
+    kinds = fields.get("kinds", ())
+    are_volumes = all(not kinds or kinds[axis].lower() in VOLUME_KINDS for axis in others)
+    num_channels = math.prod(sizes[axis] for axis in others)
     header = replace(
         _header(path, fields, sizes, spatial),
-        num_channels=math.prod(size for axis, size in enumerate(sizes) if axis not in spatial),
+        num_channels=num_channels,
+        num_volumes=num_channels if are_volumes else 1,
         pixel_type=kind.name,
         is_integer=kind.kind in "iu",
     )

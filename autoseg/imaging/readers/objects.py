@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,7 +42,7 @@ def as_image(
         message = f"a {type(source).__name__} has its own place"
         raise _error(code="image.type", message=message, fix="pass affine, spacing_mm and axes with arrays")
     if isinstance(source, Image):
-        return source, False
+        return _checked(source), False
     if isinstance(source, str | Path):
         return read_image(source), False
     if isinstance(source, list | tuple) and source and all(isinstance(each, str | Path) for each in source):
@@ -74,9 +75,25 @@ def as_image(
     return Image(array=channels, geometry=_of_spacing(shape, spacing_mm, axes, needs_directions)), False
 
 
+def _checked(image: Image) -> Image:
+    """An `Image` that was put together by hand may hold anything."""
+    shape = np.shape(image.array)
+    if not isinstance(image.geometry, Geometry) or len(shape) != 4 or shape[1:] != image.geometry.shape:
+        grid = image.geometry.shape if isinstance(image.geometry, Geometry) else image.geometry
+        message = f"an Image with an array of shape {shape} on a grid of shape {grid}"
+        raise _error(code="image.shape", message=message, fix="pass (C, Z, Y, X), and (Z, Y, X) as its grid")
+    return replace(image, array=_numbers(np.asarray(image.array)))
+
+
 def _of_simpleitk(source: Any) -> Image:
     import SimpleITK
 
+    kind = SimpleITK.GetPixelIDValueAsString(source.GetPixelID())
+    if "label" in kind:  # asking for its voxels would end the process
+        raise _error(code="image.type", message=f"an image of type {kind}", fix="pass SimpleITK.LabelMapToLabel(image)")
+    if not all(source.GetSize()):
+        message = f"an image of size {source.GetSize()}"
+        raise _error(code="image.shape", message=message, fix="pass a volume or a slice")
     array = SimpleITK.GetArrayFromImage(source)
     if source.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)
@@ -105,7 +122,7 @@ def _of_simpleitk(source: Any) -> Image:
 
 def _placed(affine: Any, shape: tuple[int, ...], *, reverse: bool) -> Geometry:
     """The grid of an affine to RAS from indices (z, y, x, 1), or, with ``reverse``, (x, y, z, 1)."""
-    matrix = np.asarray(affine, np.float64)
+    matrix = _float64(affine)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or not np.allclose(matrix[3], (0, 0, 0, 1)):
         raise _error(
             code="image.affine",
@@ -125,7 +142,7 @@ def _placed(affine: Any, shape: tuple[int, ...], *, reverse: bool) -> Geometry:
 def _of_spacing(
     shape: tuple[int, ...], spacing_mm: Sequence[float] | None, axes: str | None, needs_directions: bool
 ) -> Geometry:
-    spacing = np.ravel(np.asarray((1.0, 1.0, 1.0) if spacing_mm is None else spacing_mm, np.float64))
+    spacing = np.ravel(_float64((1.0, 1.0, 1.0) if spacing_mm is None else spacing_mm))
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         message = f"spacing_mm {spacing_mm}"
         raise _error(code="image.spacing", message=message, fix="pass three positive numbers (z, y, x) in mm")
@@ -134,8 +151,9 @@ def _of_spacing(
             message = "an array alone does not say which way its axes run in the body, and how far apart its voxels are"
             raise _error(code="image.no_place", message=message, fix=f"{PLACE}, or spacing_mm= and axes=")
         return _geometry(shape, spacing, (0.0, 0.0, 0.0), np.eye(3), has_orientation=False)
-    letters = axes.upper()
-    if len(letters) != 3 or {letter for letter in letters} - LPS.keys() or spacing_mm is None:
+    letters = str(axes).upper()
+    known = [np.abs(LPS.get(letter, (0, 0, 0))) for letter in letters]
+    if len(letters) != 3 or spacing_mm is None or not np.sum(known, axis=0).all():
         message = f"axes {axes!r} with spacing_mm {spacing_mm}"
         raise _error(
             code="image.axes",
@@ -156,14 +174,23 @@ def _geometry(shape: Any, spacing_mm: Any, origin_mm: Any, direction: NDArray[np
             **others,
         )
     except ValidationError as error:
-        message = "; ".join(str(fault["msg"]) for fault in error.errors())
+        message = "; ".join(str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())
         raise _error(code="image.affine", message=message, fix="resample it to a grid of right angles") from error
 
 
 def _numbers(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.dtype.kind not in "biuf":
         raise _error(code="image.type", message=f"an image of type {array.dtype}", fix="pass real numbers")
-    return np.ascontiguousarray(array, np.float32)
+    with np.errstate(over="ignore"):  # values beyond single precision become infinite, which prediction refuses
+        return np.ascontiguousarray(array, np.float32)
+
+
+def _float64(given: Any) -> NDArray[np.float64]:
+    """What was given as numbers; not a number where it is something else."""
+    try:
+        return np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        return np.array(np.nan)
 
 
 def _error(*, code: str, message: str, fix: str) -> AutosegError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ from autoseg.issues import AutosegError
 
 WHOLE = 1e-4
 """Float label files may miss whole numbers by this much: what scaling by a slope in single precision leaves."""
+FRAME = "frame"
 SAME_PLACE = 1.0
 """Channels whose corners lie within this many voxels of each other are on one grid; headers round differently."""
 
@@ -43,9 +45,12 @@ SAME_PLACE = 1.0
 def read_header(path: Path | str) -> ImageHeader:
     """What the header of ``path`` says, without reading voxels; ``path`` is a file, or a folder with one DICOM series.
 
-    Raises `AutosegError` that names the file and the cause when it is missing, damaged, or no image.
+    Of ``FILE#frame3`` that of the third volume. Raises `AutosegError` that names the file and the cause when it is
+    missing, damaged, or no image.
     """
-    path = Path(path)
+    path, frame = split_frame(Path(path))
+    if frame is not None:
+        return _of_frame(path, read_header(path), frame)
     with _reading(path):
         if path.is_dir() or is_dicom_series(path):
             return read_series(path).header
@@ -124,8 +129,34 @@ def _reading(path: Path) -> Iterator[None]:
         ) from None
 
 
+def split_frame(path: Path) -> tuple[Path, int | None]:
+    """The file of ``FILE#frame3`` and the number of the volume, from 1 along the fourth axis; none where all are meant."""
+    file, part = split_part(path)
+    return (file, int(part.removeprefix(FRAME))) if part and re.fullmatch(rf"{FRAME}\d+", part) else (path, None)
+
+
+def frame_path(file: Path, number: int) -> Path:
+    """The name of one volume of a file, as `split_frame` splits it."""
+    return file.with_name(f"{file.name}{PART_MARK}{FRAME}{number}")
+
+
+def _of_frame(file: Path, header: ImageHeader, frame: int) -> ImageHeader:
+    if not 1 <= frame <= header.num_volumes or header.num_volumes < header.num_channels:
+        last = f"{PART_MARK}{FRAME}{header.num_volumes}"
+        message, fix = (
+            f"it has no volume {frame}",
+            f"name one up to {file.name}{last}" if header.num_volumes > 1 else "pass the file itself",
+        )
+        raise reader_error(file, code="reader.no_such_frame", message=message, fix=fix)
+    return replace(header, num_channels=1, num_volumes=1)
+
+
 def _read(path: Path, *, as_labels: bool = False) -> tuple[ImageHeader, NDArray[Any]]:
     """Header and voxels (C, Z, Y, X) in the type of the file."""
+    path, frame = split_frame(path)
+    if frame is not None:
+        header, voxels = _read(path, as_labels=as_labels)
+        return _of_frame(path, header, frame), voxels[frame - 1 : frame]
     with _reading(path):
         if path.is_dir() or is_dicom_series(path):
             header, voxels = series_image(read_series(path), path)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import PIL.Image
 import pytest
@@ -14,8 +15,9 @@ from dicom_files import write_series, write_structures
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.inputs import MOST_NESTED, InputCase
+from autoseg.data.discovery.others import FOREIGN
 from autoseg.imaging.image import Geometry, Image
-from autoseg.imaging.readers import is_dicom_series, is_segmentation, read_header, write_image
+from autoseg.imaging.readers import frame_path, is_dicom_series, is_segmentation, read_header, write_image
 from autoseg.inference.bundle import without_cases
 from autoseg.inference.predict import (
     FAR,
@@ -217,10 +219,36 @@ def test_a_4d_file_and_colours_hold_all_channels(real_data) -> None:
     assert case.images == (image,)
 
 
-def test_several_volumes_are_too_many_for_a_model_of_one_channel(real_data) -> None:
-    image = next((real_data / "ms_lesion_4ch" / "imagesTr").glob("*.nii.gz"))
-    (issue,) = find(image, trained_on(["FLAIR"])).issues
-    assert (issue.code, issue.fix) == ("image.channels", "use a single volume of it")
+def write_volumes(path: Path, number: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 4, 3, number), np.int16), np.eye(4)), path)
+    return path
+
+
+def test_volumes_of_a_4d_file_are_predicted_one_by_one_by_a_model_of_one_channel(tmp_path) -> None:
+    path = write_volumes(tmp_path / "in" / "heart.nii.gz", 3)
+    reporter = Listening()
+    found = find(path.parent, trained_on(["cine MRI"]), reporter=reporter)
+    assert {case.case_id: case.images for case in found.cases} == {
+        f"heart_frame0{number}": (frame_path(path, number),) for number in (1, 2, 3)
+    }
+    assert any("Warning" in line and str(path) in line for line in reporter.lines)
+    (second,) = find_input_cases(frame_path(path, 2), ["cine MRI"])
+    assert (second.case_id, second.images) == ("heart_frame02", (frame_path(path, 2),))
+    assert errors_of(path.parent, ["T1", "T2"]) == [("heart", "image.channels")]
+
+
+def test_formats_that_are_not_read_are_named_with_a_way_out(tmp_path) -> None:
+    write(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "in" / "deep" / "er" / "orig.mgz").touch()
+    reporter = Listening()
+    assert [case.case_id for case in find_input_cases(tmp_path / "in", ["CT"], reporter=reporter)] == ["a"]
+    assert any("orig.mgz" in line and "nibabel" in line for line in reporter.lines)
+    assert errors_of(tmp_path / "in" / "deep" / "er" / "orig.mgz", ["CT"]) == [("orig.mgz", FOREIGN)]
+    with pytest.raises(AutosegError) as caught:
+        find(tmp_path / "in" / "deep", trained_on(["CT"]))
+    assert caught.value.codes == ("predict.no_images", FOREIGN)
 
 
 def test_files_in_subfolders_are_named_by_their_folders(tmp_path) -> None:
@@ -332,16 +360,24 @@ def test_folders_of_a_public_dataset_are_read_as_in_training(tmp_path, source) -
     assert (issue.case, issue.code) == ("BraTS2021_00002", "predict.missing_channel")
 
 
-def test_frames_of_acdc_are_cases_and_its_4d_files_are_named(tmp_path) -> None:
+def test_frames_of_acdc_are_cases_and_its_4d_files_where_there_are_no_frames(tmp_path) -> None:
     folder = tmp_path / "testing" / "patient101"
-    for name in ("patient101_frame01", "patient101_frame14", "patient101_frame01_gt", "patient101_4d"):
+    for name in ("patient101_frame01", "patient101_frame14", "patient101_frame01_gt"):
         write(folder / f"{name}.nii.gz")
+    series = write_volumes(folder / "patient101_4d.nii.gz", 2)
     for source in (tmp_path, tmp_path / "testing", folder):
         reporter = Listening()
         found = find(source, trained_on(["cine MRI"], layout="acdc"), reporter=reporter)
         assert found.issues == ()
         assert [case.case_id for case in found.cases] == ["patient101_frame01", "patient101_frame14"]
         assert any("patient101_4d.nii.gz" in line for line in reporter.lines)
+    write_volumes(tmp_path / "testing" / "patient102" / "patient102_4d.nii.gz", 2)
+    for source, prefix in ((tmp_path, "testing_patient102_"), (tmp_path / "testing", "patient102_"), (series, "")):
+        found = find(source, trained_on(["cine MRI"], layout="acdc"))
+        number = "101" if source == series else "102"
+        expected = [f"{prefix}patient{number}_4d_frame0{k}" for k in (1, 2)]
+        assert [case.case_id for case in found.cases if "4d" in case.case_id] == expected
+        assert len(found.cases) == (2 if source == series else 4)
 
 
 def test_layout_and_spec_say_how_the_input_is_laid_out(tmp_path) -> None:

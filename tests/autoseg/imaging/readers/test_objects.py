@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import SimpleITK
 
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import SAME_GRID, canonical_grid, canonical_orientation, grid_differences, to_canonical
 from autoseg.imaging.readers import as_image, read_image
 from autoseg.issues import AutosegError
 
 ARRAY = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
 
 def write(path: Path, axes: str, *, channels: int = 1) -> Path:
@@ -76,7 +78,10 @@ SHEARED[0, 1] = 0.5
         (ARRAY, {"spacing_mm": (1, 1, 1)}, "image.no_place"),
         (ARRAY, {"axes": "SPL"}, "image.axes"),
         (ARRAY, {"spacing_mm": (1, 1, 1), "axes": "SPX"}, "image.axes"),
-        (ARRAY, {"spacing_mm": (1, 1, 1), "axes": "SSL"}, "image.affine"),
+        (ARRAY, {"spacing_mm": (1, 1, 1), "axes": "SSL"}, "image.axes"),
+        (ARRAY, {"spacing_mm": (1, 1, 1), "axes": 5}, "image.axes"),
+        (ARRAY, {"spacing_mm": "1 mm", "axes": "SPL"}, "image.spacing"),
+        (ARRAY, {"affine": "RAS"}, "image.affine"),
         (ARRAY, {"spacing_mm": (1, 1)}, "image.spacing"),
         (ARRAY, {"spacing_mm": (1, 0, 1), "axes": "SPL"}, "image.spacing"),
         (ARRAY, {"spacing_mm": (1, float("nan"), 1), "axes": "SPL"}, "image.spacing"),
@@ -88,6 +93,11 @@ SHEARED[0, 1] = 0.5
         (ARRAY[:0], {"affine": np.eye(4)}, "image.shape"),
         (ARRAY.astype(complex), {"affine": np.eye(4)}, "image.type"),
         (SimpleITK.GetImageFromArray(ARRAY), {"affine": np.eye(4)}, "image.type"),
+        (SimpleITK.Image([5, 5, 5], SimpleITK.sitkLabelUInt8), {}, "image.type"),
+        (SimpleITK.Image(), {}, "image.shape"),
+        (Image(array=ARRAY, geometry=GEOMETRY), {}, "image.shape"),
+        (Image(array=ARRAY[None, :2], geometry=GEOMETRY), {}, "image.shape"),
+        (Image(array=ARRAY[None].astype(complex), geometry=GEOMETRY), {}, "image.type"),  # type: ignore[arg-type]
         (ARRAY.tolist(), {}, "image.type"),
         (None, {}, "image.type"),
         ([], {}, "image.type"),

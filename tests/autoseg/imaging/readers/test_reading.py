@@ -21,6 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import (
+    frame_path,
     image_ending,
     image_stem,
     read_header,
@@ -145,6 +146,24 @@ def test_a_4d_nifti_has_its_channels_in_the_fourth_axis(tmp_path: Path) -> None:
     assert np.array_equal(got.array, array.transpose(3, 2, 1, 0))
     assert got.geometry.spacing_mm == (2.5, 0.75, 0.5)
     assert read_header(tmp_path / "a.nii.gz").num_channels == 2
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha", "a.nrrd"])
+def test_a_volume_of_a_4d_file_is_read_alone(tmp_path: Path, name: str) -> None:
+    arrays = np.random.default_rng(0).integers(0, 999, (3, 4, 5, 6)).astype(np.int16)
+    volumes = [SimpleITK.GetImageFromArray(array) for array in arrays]
+    SimpleITK.WriteImage(SimpleITK.JoinSeries(volumes), tmp_path / name)
+    header = read_header(tmp_path / name)
+    assert (header.num_channels, header.num_volumes) == (3, 3)
+    second = frame_path(tmp_path / name, 2)
+    np.testing.assert_array_equal(read_image(second).array, arrays[1:2])
+    assert read_header(second).num_channels == 1
+    for number in (0, 4):
+        with pytest.raises(AutosegError) as caught:
+            read_image(frame_path(tmp_path / name, number))
+        assert caught.value.codes == ("reader.no_such_frame",)
+    SimpleITK.WriteImage(SimpleITK.Compose(volumes), tmp_path / name)
+    assert read_header(tmp_path / name).num_volumes == 1  # components of a voxel
 
 
 def test_colours_are_channels_in_order(tmp_path: Path) -> None:
