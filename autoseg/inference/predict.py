@@ -35,7 +35,7 @@ from autoseg.inference.predictor import Prediction, Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.prepare import source_orientation
 from autoseg.run_folder import run_of
-from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans
+from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans, write_error
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
 from autoseg.wording import count_noun, shorten
@@ -73,7 +73,10 @@ def find_input_cases(
             raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
         leave_out = partial(_made_by_autoseg, source)
         found.append(find_inputs(source, dataset, layout=layout, spec=spec, leave_out=leave_out))
-    cases = [case for inputs in found for case in inputs.cases]
+    # the same image may be named twice, alone and by its folder
+    cases = list(
+        {(case.case_id, *map(Path.resolve, case.images)): case for inputs in found for case in inputs.cases}.values()
+    )
     issues = [issue for inputs in found for issue in inputs.issues]
     for note in (issue for issue in issues if issue.severity != "error"):
         (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
@@ -435,8 +438,13 @@ def predict_file(
         issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
     if issues:
         raise AutosegError(*issues)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     name = image.cases[0].case_id if isinstance(image, Inputs) else path.name
     notes: list[Issue] = []
+    source = split_frame(image.cases[0].images[0])[0] if isinstance(image, Inputs) else None
     with reporter.track("Predicting", 1) as tracker:
         try:
             if isinstance(image, Image):
@@ -455,8 +463,6 @@ def predict_file(
             raise AutosegError(*_issues({name: error})) from error
     _say_notes(notes, reporter.say)
     _say_what_is_far({name: found.geometry}, predictor.model.plan, reporter.say)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    source = image.cases[0].images[0] if isinstance(image, Inputs) else None
     write_label_map(path, found.labels, found.geometry, source=source)
     if found.probabilities is not None:
         with atomic_write(path.with_name(f"{image_stem(path)}.npz")) as file:

@@ -161,7 +161,11 @@ class Predictor:
                 f"{len(found.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
             )
             several = len(expected) > 1
-            fix = "use one file per channel, in this order" if several else "pass one volume (of a file: FILE#frame1)"
+            fix = (
+                "pass (C, Z, Y, X), or one file per channel, in this order"
+                if several
+                else "pass one volume (of a file: FILE#frame1)"
+            )
             raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
         source = UnpreparedImage(image=found, plan=self.model.plan)
         prediction = self.predict_source(source, probabilities=probabilities, progress=progress)

@@ -21,6 +21,8 @@ from autoseg.wording import grouped
 
 logger = logging.getLogger(__name__)
 BAR_WIDTH = 20
+LEAST_PART = 1e-9
+"""Of a unit: less is rounding."""
 
 
 class Tracker(Protocol):
@@ -95,18 +97,26 @@ class _LogTracker:
     last: float
     done: float = 0.0
     done_before: float = 0.0
+    unit_started: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.unit_started = self.started
 
     def found(self, amount: float) -> None:
         self.done_before += amount
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
+        now, before = time.monotonic(), self.done
         self.done += amount
-        now = time.monotonic()
+        if int(self.done) != int(before):
+            self.unit_started = now
         if now - self.last < self.interval_s:
             return
         self.last = now
         finished = self.done_before + self.done
         left = (now - self.started) / self.done * (self.total - finished) if self.done else 0.0
+        if (part := self.done % 1) > LEAST_PART:  # of a long unit, which may take longer than all others
+            left = max(left, (now - self.unit_started) * (1 / part - 1))
         detail = f", {note}" if note else ""
         stage = f", {format_duration(left)} left" if self.done else ""
         logger.info("%s: %.0f of %.0f%s%s%s", self.title, finished, self.total, detail, stage, self.clock.left(left))

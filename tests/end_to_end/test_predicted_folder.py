@@ -404,19 +404,27 @@ def test_what_was_noted_in_headers_is_said_once_and_one_file_keeps_both_transfor
         np.testing.assert_array_equal(*(getattr(nibabel.load(path), name)() for path in (out, job.image(0))))
 
 
+def test_an_image_that_is_named_twice_is_predicted_once(job: Job) -> None:
+    found = find_input_cases([job.images, job.image(0), job.images.parent / "imagesTs"], job.predictor.model.dataset)
+    assert len(found.cases) == 2
+    assert found.issues == ()
+
+
 def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path) -> None:
     image, out = job.inputs().cases[0], tmp_path / "new" / "mine.nii.gz"
     one = Inputs(cases=(image,))
     (path,) = predict_file(job.predictor, one, out, probabilities=True, reporter=SilentReporter())
     assert path == out
     assert sorted(each.name for each in out.parent.iterdir()) == ["mine.npz", "mine.nii.gz"][::-1]
-    expected = read_image([min(job.out.glob("*.nii.gz"))])
-    np.testing.assert_array_equal(read_image([out]).array, expected.array)
+    assert out.read_bytes() == min(job.out.glob("*.nii.gz")).read_bytes()
     again = tmp_path / "again.nii.gz"
     predict_file(job.predictor, read_image(image.images), again, probabilities=False, reporter=SilentReporter())
-    np.testing.assert_array_equal(read_image([again]).array, expected.array)
+    np.testing.assert_array_equal(read_image([again]).array, read_image([out]).array)
     for inputs in (one, job.inputs()):
         with pytest.raises(AutosegError) as caught:
             predict_file(job.predictor, inputs, out, probabilities=False, reporter=SilentReporter())
         assert caught.value.codes[-1] == "predict.exists"
     assert caught.value.codes[0] == "predict.one_file"
+    with pytest.raises(AutosegError) as caught:
+        predict_file(job.predictor, one, out / "below.nii.gz", probabilities=False, reporter=SilentReporter())
+    assert caught.value.codes == ("file.not_written",)

@@ -316,7 +316,7 @@ def group_channels(
 
 
 def _same_name(path: Path, other: Path, case_id: str) -> Issue:
-    message = f"same case as {other.name}"
+    message = f"same case as {other}"
     return Issue(code="predict.same_name", where=str(path), message=message, fix="rename one of them", case=case_id)
 
 

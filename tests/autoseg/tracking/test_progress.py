@@ -61,6 +61,17 @@ def test_what_was_found_done_does_not_make_the_rest_seem_short(caplog) -> None:
     assert not second.endswith(", 0 s left")
 
 
+def test_a_long_unit_of_work_needs_at_least_its_own_time(caplog: pytest.LogCaptureFixture) -> None:
+    """One image of many windows after short ones."""
+    caplog.set_level("INFO")
+    with LogReporter(RunClock(), interval_s=0.0).track("Predicting", 100) as tracker:
+        tracker.advance(99)
+        time.sleep(0.2)
+        tracker.advance(0.001)
+    (minutes,) = re.findall(r"(\d+) min .* left", caplog.records[-1].getMessage())
+    assert int(minutes) >= 3  # 0.2 s are a thousandth
+
+
 def test_a_bar_takes_no_speed_from_what_was_found_done() -> None:
     with TerminalReporter(Console(file=io.StringIO()), RunClock()).track("Training", 1000) as tracker:
         tracker.advance()
