@@ -232,19 +232,7 @@ def find_inputs(
             skipped[f"file that {title} does not use"] = unused
         left = [item for item in images if not any(item[1] in paths for paths in skipped.values())]
         skipped["label map"] = sorted(_label_maps(source, left, dataset))
-        for noun, paths in skipped.items():
-            if paths:
-                first, _, rest = noun.partition(" that ")
-                what = f"{count_noun(len(paths), first)}{' that ' if rest else ''}{rest}"
-                message = f"skipped {what}: {shorten([path.name for path in paths])}"
-                issues.append(
-                    _note(
-                        code="predict.skipped",
-                        where=str(source),
-                        message=message,
-                        fix="pass one of them alone to predict it",
-                    )
-                )
+        issues += [_skipped(source, noun, paths) for noun, paths in skipped.items() if paths]
         without = {path for paths in skipped.values() for path in paths}
         images = [(name, path) for name, path in images if path not in without]
     others, faults = group_channels(images, dataset.channels, numbered=channels_are_numbered(dataset))
@@ -253,6 +241,13 @@ def find_inputs(
     if known is not None and known.modality:
         found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
     return Inputs(cases=tuple(found), issues=(*issues, *faults))
+
+
+def _skipped(source: Path, noun: str, paths: Sequence[Path]) -> Issue:
+    first, _, rest = noun.partition(" that ")
+    what = f"{count_noun(len(paths), first)}{' that ' if rest else ''}{rest}"
+    message, fix = f"skipped {what}: {shorten([path.name for path in paths])}", "pass one of them alone to predict it"
+    return _note(code="predict.skipped", where=str(source), message=message, fix=fix)
 
 
 def _foreign(
