@@ -107,13 +107,19 @@ class _Run:
         if issues:
             raise AutosegError(*issues, headline=f"{self.predictions} cannot be compared with {self.references}")
 
-    def unpaired(self, references: Mapping[str, str], predictions: Mapping[str, str], num_pairs: int) -> list[Issue]:
-        """Issues about what has no counterpart, by case: where it is. Raises `AutosegError` where there is no pair."""
+    def unpaired(
+        self,
+        references: Mapping[str, str],
+        predictions: Mapping[str, str],
+        num_pairs: int,
+        *,
+        fix: str = "name each prediction as its reference, or as its case",
+    ) -> list[Issue]:
+        """Issues about what has no counterpart, by case: where it is. Raises `AutosegError` with ``fix`` where there is no pair."""
         if not num_pairs:
             message = (
                 f"no file has the name of one in {self.references} ({_first(predictions)}, but {_first(references)})"
             )
-            fix = "name each prediction as its reference, or as its case"
             raise AutosegError(Issue(code="evaluation.no_pairs", where=str(self.predictions), message=message, fix=fix))
         severity: Severity = "error" if self.strict else "warning"
         fix = f"predict this case into {self.predictions}, or move its reference elsewhere"
@@ -192,7 +198,9 @@ def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[Eva
     pairs = pair_names(predicted, cases)
     extra = {name: str(predicted[name]) for name in predicted.keys() - pairs.keys()}
     missing = {name: cases[name].label_files[0] for name in cases.keys() - set(pairs.values())}
-    unpaired = run.unpaired(missing, extra, len(pairs))
+    of_test = {case.case_id for case in dataset.test}
+    told = {"fix": "these are its test cases: pass the folder of their label maps"} if of_test & extra.keys() else {}
+    unpaired = run.unpaired(missing, extra, len(pairs), **told)
     run.refuse(unpaired if run.strict else [])
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         scored = [(case_id, predicted[name]) for name, case_id in pairs.items()]

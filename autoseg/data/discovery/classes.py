@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -102,6 +103,34 @@ def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
 def _with_masks(case: Case, names: Mapping[int, str]) -> Case:
     masks = tuple(MaskFile(label=name, file=f"{case.label}{PART_MARK}{number}") for number, name in names.items())
     return case.model_copy(update={"label": None, "masks": masks})
+
+
+def one_spelling(root: Path, cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Issue]]:
+    """The cases with one name for classes whose masks are named alike but for case, spaces and dashes, and a note on them.
+
+    The most frequent spelling is kept. Names that occur together in a case are different classes.
+    """
+    count = Counter(mask.label for case in cases for mask in case.masks)
+    spellings: dict[str, list[str]] = {}
+    for name, _ in sorted(count.items(), key=lambda each: (-each[1], each[0])):
+        spellings.setdefault(re.sub(r"[\s_-]+", " ", name.casefold()).strip(), []).append(name)
+    together = [{mask.label for mask in case.masks} for case in cases]
+    merged = {
+        name: names[0]
+        for names in spellings.values()
+        if len(names) > 1 and not any(len(labels.intersection(names)) > 1 for labels in together)
+        for name in names
+    }
+    if not merged:
+        return tuple(cases), []
+    renamed = (
+        tuple(mask.model_copy(update={"label": merged.get(mask.label, mask.label)}) for mask in case.masks)
+        for case in cases
+    )
+    shown = shorten([f"{name} as {kept}" for name, kept in sorted(merged.items()) if name != kept])
+    message, fix = f"masks whose names differ in spelling only are one class: {shown}", "give them one name"
+    issue = Issue(code="labels.spelling", severity="note", where=str(root), message=message, fix=fix)
+    return tuple(c.model_copy(update={"masks": own}) for c, own in zip(cases, renamed, strict=True)), [issue]
 
 
 FILE_S, BYTE_S = 0.005, 2.5e-6

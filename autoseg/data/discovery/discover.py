@@ -23,6 +23,7 @@ from autoseg.data.discovery.classes import (
     LabelReading,
     as_label_map,
     find_labels,
+    one_spelling,
     only_class,
     replace_masks,
     resolve_channels,
@@ -330,9 +331,11 @@ def _training_cases(
     if name is not None:
         cases = tuple(as_label_map(case) for case in cases)
     issues: list[Issue] = []
+    if match.layout.labels is None:
+        cases, issues = one_spelling(root, cases)
     if declaration.label_values is None:
-        in_tables, issues = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
-        names |= in_tables
+        in_tables, found_issues = find_label_names(root, [Path(case.label) for case in cases if case.label is not None])
+        names, issues = names | in_tables, [*issues, *found_issues]
     found = find_labels(cases, match.layout, declaration, name=name, names=names, reading=reading)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)

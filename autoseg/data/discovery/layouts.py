@@ -16,6 +16,7 @@ from autoseg.data.discovery.declarations import declared_by_layout, read_decathl
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
 from autoseg.imaging.readers import (
     image_endings,
+    image_stem,
     is_dicom,
     is_dicom_series,
     is_segmentation,
@@ -25,7 +26,7 @@ from autoseg.imaging.readers import (
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun
 from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
-from datasets_spec.layout import CLASS, FIELD
+from datasets_spec.layout import CLASS, ENDING, FIELD
 from planners import DocumentError
 
 LISTS = (".csv", ".tsv", ".json")
@@ -106,6 +107,14 @@ NUM_TRIED = 3
 """Cases whose files are read where any file beside the image may be a mask."""
 SEGMENTS = ".seg.nrrd"
 """Ending of the segmentations of 3D Slicer: several of one case are one for each structure."""
+SPLIT_NAME = re.compile(r"(?:(?!\{case\}).)*\{case\}\{\w+\}\{class\}.*")
+"""A pattern in which the name of the case, which no folder gives, ends where that of the class begins."""
+SEPARATOR = re.compile("[-_. ]+")
+NO_CLASS = re.compile(
+    r"(?i)(?:.*[-_ ])?(?:r|v|rater|reader|observer|obs|expert|annotator|manual|gt|version)[-_ ]?[0-9]*|[0-9]+(?:(?:st|nd|rd|th).*)?|"
+    r"(?:pred|result|output|test|val|train).*"
+)
+"""What stands where the name of a class could: raters, versions, predictions."""
 Files = dict[str, list[FoundFile]]
 SEARCHED = {"skip", "fields", "case_id", "training", "test", "listing", "without_label"}
 """What of a layout decides which files it finds."""
@@ -162,8 +171,8 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
         unsure = layout.last_resort and not _holds_masks(root, match)
         return Match(layout=layout, images={}, labels={}, test={}) if unsure else match
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test
-    labels = _found(files, training.labels, layout)
     images = _found(files, training.images, layout)
+    labels = _found(files, training.labels, layout, cases={file.fields.get("case", "") for file in images})
     if CLASS not in layout.fields:  # a class of any name must not take the image for a mask
         named = {(file.path, file.fields.get("case")): file.num_free for file in images}
         labels = [
@@ -271,7 +280,7 @@ def best_match(matches: Sequence[Match]) -> Match:
 def _holds_masks(root: Path, match: Match) -> bool:
     """Whether files of equal names recur in most cases, and those of the first cases have one value besides 0 at most."""
     names = Counter(file.fields.get(CLASS) for case_id in match.paired for file in match.labels[case_id])
-    if 2 * max(names.values(), default=0) <= len(match.paired):
+    if 2 * max(names.values(), default=0) <= len(match.paired) or any(NO_CLASS.fullmatch(name or "") for name in names):
         return False
     files = [root / file.path for case_id in match.paired[:NUM_TRIED] for file in match.labels[case_id]]
     with suppress(AutosegError):
@@ -304,8 +313,33 @@ def rival_matches(matches: Iterable[Match], best: Match) -> tuple[Match, ...]:
     )
 
 
-def _found(files: Sequence[str], patterns: Sequence[str], layout: Layout) -> Sequence[FoundFile]:
-    return match_files(files, patterns, fields=layout.fields, endings=image_endings())
+def _found(
+    files: Sequence[str], patterns: Sequence[str], layout: Layout, *, cases: Collection[str] = ()
+) -> Sequence[FoundFile]:
+    """The files that match ``patterns``; where one has to split ``{case}`` from ``{class}``, by the names of ``cases``."""
+    if not cases or "case" in layout.fields or not any(SPLIT_NAME.fullmatch(pattern) for pattern in patterns):
+        return match_files(files, patterns, fields=layout.fields, endings=image_endings())
+    # ``a_liver`` is no case but a mask of one if ``a`` is a case
+    roots = {name for name in cases if not any(head in cases for head in _heads(name))}
+    of_case: dict[str, list[str]] = {}
+    for file in files:
+        stem = image_stem(file)
+        case = next((head for head in (*_heads(stem), stem) if head in roots), None)
+        if case is not None:
+            of_case.setdefault(case, []).append(file)
+    found = (
+        file
+        for case, own in of_case.items()
+        if len(own) > 1  # more than the image
+        for file in match_files(
+            own, patterns, fields={**layout.fields, "case": re.escape(case)}, endings=image_endings()
+        )
+    )
+    return [replace(file, num_free=len(file.fields.keys() - {*layout.fields, ENDING})) for file in found]
+
+
+def _heads(name: str) -> list[str]:
+    return [name[: match.start()] for match in SEPARATOR.finditer(name)]
 
 
 def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:

@@ -290,6 +290,19 @@ def test_predictions_of_a_model_with_other_classes_are_refused(folders: tuple[Pa
     assert "tail 1, head 2" in issue.message
 
 
+def test_predictions_of_test_cases_need_the_folder_of_their_label_maps(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", "imagesTr/{case}_0000.nii.gz", "labelsTr/{case}.nii.gz")
+    (dataset / "imagesTr").rename(dataset / "imagesTs")
+    write_dataset(dataset, "imagesTr/of_{case}_0000.nii.gz", "labelsTr/of_{case}.nii.gz")
+    for case in "abc":
+        (dataset / "labelsTr" / f"{case}.nii.gz").unlink()
+    (issue,) = refused(folders[0], dataset)
+    assert issue.code == "evaluation.no_pairs"
+    assert issue.fix.startswith("these are its test cases")
+
+
 def test_folders_that_are_no_dataset_say_so(folders: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "odd" / "deeper").mkdir(parents=True)
     (tmp_path / "odd" / "deeper" / "notes.txt").write_text("nothing")

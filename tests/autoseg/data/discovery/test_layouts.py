@@ -103,6 +103,10 @@ FOLDERS = {
     "case_classes": (["a/CT.nrrd", "b/CT.nrrd"], ["a/liver.nrrd", "a/vessel.nrrd", "b/liver.nrrd"]),
     "case_classes ": (["a/a_IMG_CT.nrrd"], ["a/a_OAR_Brainstem.seg.nrrd", "a/a_OAR_Cochlea_L.seg.nrrd"]),
     "case_classes  ": (["a/image.nii.gz"], ["a/mask_liver.nii.gz", "a/mask_vessel.nii.gz"]),
+    "named_masks": (["images/a.png", "images/b_1.png"], ["masks/a_cup.png", "masks/a_disc.png", "masks/b_1_disc.png"]),
+    "named_masks ": (["a_ct.nii.gz", "b_ct.nii.gz"], ["a_left lung_seg.nii.gz", "b_left lung_seg.nii.gz"]),
+    "named_masks  ": (["a.nii.gz", "ab.nii.gz"], ["a_liver.nii.gz", "ab_liver.nii.gz"]),
+    "named_masks   ": (["images/a.png", "images/b.png"], ["cup/a.png", "label_disc/a.png", "label_disc/b.png"]),
     "paired_masks": (["images/a.png", "images/b.png"], ["masks/a/cup.png", "masks/a/disc.png", "masks/b/disc.png"]),
     "class_folders": (["images/a.png", "images/b.png"], ["masks/cup/a.png", "masks/disc/a.png", "masks/disc/b.png"]),
     "flat": (["a.nii.gz", "b_image.nii.gz"], ["a_seg.nii.gz", "b-label.nii.gz"]),
@@ -646,6 +650,27 @@ def test_images_that_fit_no_pattern_of_the_layout_are_named(tmp_path):
     assert (issue.code, issue.severity) == ("layout.unused_files", "note")
     assert "1 image file " in issue.message
     assert "other/test-volume-0.nii.gz" in issue.message
+
+
+def test_masks_whose_names_differ_in_spelling_are_one_class_unless_a_case_has_both(tmp_path):
+    images = [f"p{n}/ct.nii.gz" for n in (1, 2, 3)]
+    labels = ["p1/masks/left_lung.nii.gz", "p2/masks/Left Lung.nii.gz", "p3/masks/left_lung.nii.gz"]
+    write_folder(tmp_path, images=images, labels=labels)
+    found = discover_dataset(tmp_path)
+    assert [each.name for each in found.labels.classes] == ["left_lung"]
+    assert [issue.code for issue in found.issues] == ["labels.spelling"]
+    write_folder(tmp_path, images=[], labels=["p1/masks/Left Lung.nii.gz"])
+    found = discover_dataset(tmp_path)
+    assert [each.name for each in found.labels.classes] == ["Left Lung", "left_lung"]
+
+
+@pytest.mark.parametrize("name", ["r1", "reader2", "1stHO", "2", "t2_anatomy_reader1"])
+def test_masks_of_raters_are_no_classes(tmp_path, name):
+    write_folder(tmp_path, images=["images/a.png"], labels=["masks/a_GTV-1.png"])
+    assert [each.name for each in discover_dataset(tmp_path).labels.classes] == ["GTV-1"]
+    (tmp_path / "masks" / "a_GTV-1.png").rename(tmp_path / "masks" / f"a_{name}.png")
+    with pytest.raises(AutosegError):
+        discover_dataset(tmp_path)
 
 
 def test_a_folder_of_many_cases_is_no_case(tmp_path):
