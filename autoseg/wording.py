@@ -40,10 +40,10 @@ def grouped(issues: Sequence[Issue]) -> list[Issue]:
             continue
         places = [issue.where.split(", ") for issue in same]
         common = [parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, zip(*places, strict=False))]
-        names = shorten([", ".join(place[len(common) :]) for place in places])
+        names = shorten(list(filter(None, dict.fromkeys(", ".join(place[len(common) :]) for place in places))))
         messages = {issue.message for issue in same}
         changes = {
-            "where": ", ".join([*common, names]),
+            "where": ", ".join([*common, *filter(None, [names])]),
             "message": same[0].message if len(messages) == 1 else f"for example, {same[0].message}",
         }
         result.append(same[0].model_copy(update=changes))

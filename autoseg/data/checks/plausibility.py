@@ -173,9 +173,10 @@ def stray_values(facts: Sequence[LabelFacts], dataset: DatasetDescription) -> li
                     code="labels.grey_values",
                     case=fact.case_id,
                     where=fact.path,
-                    message=f"{len(own)} values from {min(own)} to {max(own)} that no other label map has: grey values, not "
-                    "labels",
-                    fix="replace it by a label map, not an image or an interpolated mask, or remove the case",
+                    message=f"{len(own)} values from {min(own)} to {max(own)} that no other label map has: grey values or "
+                    "numbers of objects, not classes",
+                    fix="replace it by a label map, not an image or an interpolated mask, remove the case, or, where each "
+                    "object has a number, set threshold = 1 in a spec file (--spec)",
                 )
             )
     return issues

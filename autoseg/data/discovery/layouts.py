@@ -206,15 +206,18 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
 
 
 def _is_accident(match: Match) -> bool:
-    """Whether names of cases were taken for those of channels, or all files are in one folder that should name cases."""
+    """Whether names of cases were taken for those of channels, or the folder is a collection of other things."""
     counts, paired = count_channels(match), match.paired
     if counts and 2 * max(counts.values()) <= len(paired):  # names that have nothing in common
         return True
-    if len(paired) == 1 < len(counts) and sum(CLASS not in file.fields for file in match.labels[paired[0]]) > 1:
+    lone = len(match.images.keys() - match.labels.keys())
+    several = sum(sum(CLASS not in file.fields for file in match.labels[case_id]) > 1 for case_id in paired)
+    if several > len(paired) - several and (lone > len(paired) - several or len(paired) == 1 < len(counts)):
         return True
     if "folder" not in FIELD.findall(match.layout.case_id):
         return False
-    return len({file.fields["folder"] for case_id in paired for file in match.images[case_id]}) == 1
+    folders = {file.fields["folder"] for case_id in paired for file in match.images[case_id]}
+    return len(folders) == 1 or lone > len(paired) or bool(match.labels.keys() - match.images.keys())
 
 
 def _apart(files: Files) -> Files:

@@ -23,7 +23,7 @@ MOST_NESTED = 4
 LARGEST_JSON = 2**26
 VOLUMES = (".mgz", ".mgh", ".img", ".mnc", ".rec", ".brik", ".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip")
 """Endings of other formats that are volumes: perhaps cases that are missing."""
-YOLO = re.compile(r"\d+(?:\s+-?\d*\.?\d+(?:e-?\d+)?){4,}\s*")
+YOLO = re.compile(r"\d+(?:\s+(?:0?\.\d+|[01](?:\.0*)?)(?:e-\d+)?){4,}\s*")
 """A line of a YOLO label: class, then a box or the corners of a polygon, as shares of the image."""
 
 

@@ -673,6 +673,18 @@ def test_masks_of_raters_are_no_classes(tmp_path, name):
         discover_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("more", [["p1/c_seg.nii.gz"], []])
+def test_folders_with_a_few_label_maps_among_other_things_are_no_dataset(tmp_path, more):
+    """As in the examples of a toolbox, by contrast."""
+    labelled = ["p1/a", "p1/b", "p2/a"]
+    images = [f"{name}.nii.gz" for name in (*labelled, "p3/x0", "p3/x1", "p3/x2")]
+    write_folder(tmp_path, images=images, labels=[f"{name}_seg.nii.gz" for name in labelled])
+    assert discover_dataset(tmp_path).layout == "flat_folders"
+    write_folder(tmp_path, images=[] if more else ["p3/x3.nii.gz"], labels=more)
+    with pytest.raises(AutosegError):
+        discover_dataset(tmp_path)
+
+
 def test_a_folder_of_many_cases_is_no_case(tmp_path):
     names = [f"source/crossmoda_{n}" for n in (1, 2)]
     write_folder(tmp_path, images=[f"{n}_ceT1.nii.gz" for n in names], labels=[f"{n}_Label.nii.gz" for n in names])

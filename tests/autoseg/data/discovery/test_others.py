@@ -62,6 +62,7 @@ def test_cases_of_another_format_are_said(tmp_path: Path, dataset: Path, name: s
         ("labels/a.txt", "0 0.5 0.5 0.1 0.2\n1 0.1 0.1 0.2 0.1 0.3 0.3\n", "YOLO"),
         ("annotations/a.xml", "<annotation><object/></annotation>", "Pascal VOC"),
         ("notes.txt", "0 cases are missing", None),
+        ("bvals.txt", "0 1000 1000 1000 1000 1000", None),
         ("notes.json", '{"images": 3}', None),
         ("notes.xml", "<notes/>", None),
         ("broken.json", "{", None),
