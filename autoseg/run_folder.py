@@ -36,7 +36,7 @@ class RunFolder:
     model = _Inside("model.zip")
     """The selected model, a bundle that needs nothing else in the folder."""
     previous = _Inside("previous")
-    """Models that were selected before, as bundles: ``2026-11-30_114500_3d_fullres_dice0.884.zip``."""
+    """Models that were selected before, as bundles: ``2026-11-30_114500_3d_fullres_dice0.884.zip``; their trainings."""
     models = _Inside("models")
     cross_validation = _Inside("cross_validation")
     """The chosen model's predictions of all training cases, each by a network that did not see it."""
@@ -78,6 +78,15 @@ class RunFolder:
 
     def fold(self, configuration: str, fold: int) -> Path:
         return self.models / configuration / f"fold_{fold}"
+
+    def kept_fold(self, configuration: str, fold: int, key: str) -> Path:
+        """Where the finished training of a fold is kept after another one took its place."""
+        return self.previous / "trainings" / f"{configuration}-fold_{fold}-{key[:16]}"
+
+    @property
+    def kept_schedules(self) -> Path:
+        """Records of the stage ``schedule`` that others replaced."""
+        return self.previous / "schedules"
 
     def next_stage(self, configuration: str, following: str) -> Path:
         """Label maps that ``configuration`` made of all training cases for the stage ``following`` of a cascade."""

@@ -299,10 +299,11 @@ def describe_value(value: object, name: str) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def as_arguments(settings: Settings) -> tuple[str, ...]:
-    """The options that give ``settings`` on a command line, without the dataset."""
+def as_arguments(settings: Settings, *, deciding: bool = False) -> tuple[str, ...]:
+    """The options that give ``settings`` on a command line, without the dataset; or only those ``deciding`` results."""
     words: list[str] = []
-    for each in differences(Settings(dataset=settings.dataset), settings):
+    changed = differences(Settings(dataset=settings.dataset), settings)
+    for each in [each for each in changed if each.option.decides or not deciding]:
         match getattr(settings, each.name), flag_of(each.name):
             case bool(value), flag:
                 words.append(flag if value else f"--no-{flag[2:]}")

@@ -54,6 +54,8 @@ class ModelDescription(Document):
     """One for each of ``stages``, perhaps more."""
     window_sums: WindowSums = "float32"
     """Precision in which windows and folds are summed: imported models need that of nnU-Net."""
+    options: tuple[str, ...] | None = None
+    """Those of its run that decide results, as on a command line; bundles that leave their run have none."""
     seen_before: tuple[str, ...] | None = ()
     """Contents of the images that the models it started from were trained on; None where that is not known."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,6 +96,10 @@ def _keep_previous(run: RunFolder, key: str) -> Path | None:
         return None
     if files.key == key:
         return None
+    for path in run.previous.glob("*.zip"):
+        with suppress(AutosegError):
+            if open_bundle(path).key == files.key:
+                return path
     selection, selected = files.description.selection, datetime.fromtimestamp(run.model.stat().st_mtime)
     dice = selection.dice_after_postprocessing
     score = "" if dice is None else f"_dice{dice:.3f}"
@@ -200,7 +205,7 @@ def bundle_run(model: Path, out: Path) -> Path:
     """
     check_free(out)
     files = open_model(model)
-    changes = {"dataset": without_cases(files.description.dataset), "seen_before": ()}
+    changes = {"dataset": without_cases(files.description.dataset), "seen_before": (), "options": None}
     description = files.description.model_copy(update=changes)
     write_bundle(out, description, files.packed_weights, key=files.key, version=autoseg.__version__)
     return out

@@ -74,7 +74,7 @@ def _check(run: Run, found: DatasetDescription) -> None:
             map(str, ("autoseg", "run", run.settings.dataset, "--out", beside, "--pretrained", run.folder.root))
         )
         instead = f"go on from its weights in a new run ({again})"
-        require_redo(run, [change], code="run.dataset_changed", instead=instead)
+        require_redo(run, [change], code="run.dataset_changed", dataset=checked, instead=instead)
     save_document(run.folder.dataset, checked)
     noted = [issue for issue in checked.issues if issue.severity != "error"]
     warnings = [issue for issue in noted if issue.severity == "warning"]

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +21,9 @@ from autoseg.data.splits import Splits, cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, run_of
-from autoseg.settings import Difference, Settings, differences, make_settings, updated
+from autoseg.settings import Difference, Settings, as_arguments, differences, make_settings, updated
 from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
-from autoseg.tracking.callbacks import Callback, make_callbacks
+from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
 from planners import Document, Fingerprint, Plan, Schedule
@@ -322,25 +323,48 @@ def require_redo(
     *,
     code: str,
     folds: Sequence[tuple[str, int]] | None = None,
+    dataset: DatasetDescription | None = None,
     instead: str = "choose another run folder with --out",
 ) -> None:
     """Raise `AutosegError` where ``folds`` would be trained again because of ``changes``, unless that is asked for.
 
-    Without ``folds`` it is all that were trained, or begun; ``instead``: what else can be done.
+    Without ``folds`` it is all that were trained, or begun; ``dataset``, if it is not that of the run any more; ``instead``:
+    what else can be done.
     """
     from autoseg.evaluation.selection import Selection
 
     trained = trained_folds(run.folder) if folds is None else folds
     if run.redo or not trained:
         return
-    records = [load_or_none(StageRecord, run.folder.stage(f"train-{name}-fold_{fold}")) for name, fold in trained]
-    took = format_duration(sum(record.seconds for record in records if record is not None))
+    histories = [read_history(run.folder.fold(name, fold) / HISTORY_FILE)[0] for name, fold in trained]
+    took = format_duration(sum(epoch.seconds for epochs in histories for epoch in epochs))
     message = f"{' and '.join(changes)}: {count_noun(len(trained), 'trained fold')} would be trained again, which took {took} before"
     selection = load_or_none(Selection, run.folder.selection)
     if selection is not None and selection.dice_after_postprocessing is not None:
         message += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} in cross-validation"
+    if (model := _made_so_before(run, dataset)) is not None:
+        message += (
+            f"; {model} was made with these options and cases: its trainings are used again where nothing else changed"
+        )
     fix = f"train again with --redo (the present model is kept), {instead}, or undo the change"
     raise AutosegError(Issue(code=code, where=str(run.folder.root), message=message, fix=fix))
+
+
+def _made_so_before(run: Run, dataset: DatasetDescription | None) -> Path | None:
+    """The run's model, or one before it, that was made with the present options of the same training cases."""
+    from autoseg.inference.bundle import open_bundle
+    from autoseg.stages.check import trained_on
+
+    dataset, options = (
+        dataset or load_or_none(DatasetDescription, run.folder.dataset),
+        as_arguments(run.settings, deciding=True),
+    )
+    for path in (run.folder.model, *sorted(run.folder.previous.glob("*.zip"), reverse=True)):
+        with suppress(AutosegError):
+            model = open_bundle(path).description
+            if dataset is not None and model.options == options and trained_on(model.dataset) == trained_on(dataset):
+                return path
+    return None
 
 
 def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:

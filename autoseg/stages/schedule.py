@@ -25,9 +25,18 @@ from autoseg.stages.folds import (
 from autoseg.stages.plan import is_trained_by, refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import describe_start, open_pretrained
-from autoseg.stages.run import GIVE_ANOTHER, Run, require_planned, require_redo, trained_folds
-from autoseg.stages.work import CORRECT, Work, changed_inputs, is_edited, read_record, reads_as, written_document
-from autoseg.storage.atomic import load_document, save_document
+from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_planned, require_redo, trained_folds
+from autoseg.stages.work import (
+    CORRECT,
+    Work,
+    changed_inputs,
+    document_of,
+    is_edited,
+    read_record,
+    reads_as,
+    written_document,
+)
+from autoseg.storage.atomic import load_document, load_or_none, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.tracking.progress import format_duration
@@ -189,15 +198,18 @@ def _belong_together(run: Run) -> bool:
         return False  # `read_schedule` reports a schedule that cannot be read
 
 
-def _inputs(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None) -> dict[str, str]:
+def _inputs(
+    run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | None, kept: Schedule | None = None
+) -> dict[str, str]:
+    """What the schedule depends on: that of the run, or the one that is ``kept`` of an earlier model."""
     settings = run.settings
     common = {
         "dataset": trained_on(dataset),
         **fold_inputs(settings, dataset),
-        "plan": _plan_key(plan, given or read_schedule(run) or written_schedule(run)),
+        "plan": _plan_key(plan, given or kept or read_schedule(run) or written_schedule(run)),
     }
     record, folds = read_record(run.folder, "schedule"), trained_folds(run.folder)
-    if record is not None and folds and all(is_trained_by(run, plan, *fold) for fold in folds):
+    if kept is None and record is not None and folds and all(is_trained_by(run, plan, *fold) for fold in folds):
         common["plan"] = record.inputs["plan"]  # other configurations no longer matter
     if given is not None:
         return {**common, "schedule file (--schedule)": key_of(given)}
@@ -236,10 +248,12 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         splits, schedule = fitting_splits(run, dataset, plan, given, where=str(run.settings.schedule)), given
     else:
         splits = find_splits(run.settings, dataset)
-        schedule = measured_schedule(run, dataset, plan, splits)
+        schedule = _kept_schedule(run, dataset, plan) or measured_schedule(run, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
             splits = find_splits(run.settings, dataset, schedule.num_folds)
     # Until here the run has its former schedule: interrupted while it is measured, nothing is lost.
+    if (record := read_record(run.folder, "schedule")) is not None:
+        save_document(run.folder.kept_schedules / f"{key_of(record.inputs)[:16]}.json", record)
     run.folder.schedule.unlink(missing_ok=True)
     run.folder.stage("schedule").unlink(missing_ok=True)
     save_splits(run, dataset, splits)
@@ -252,6 +266,16 @@ def _known_schedule(run: Run) -> Schedule | None:
     if read_record(run.folder, "schedule") is not None:
         return written_schedule(run)
     return read_schedule(run) if trained_folds(run.folder) and not (run.redo or run.replan) else None
+
+
+def _kept_schedule(run: Run, dataset: DatasetDescription, plan: Plan) -> Schedule | None:
+    """The schedule that was made from the same before another one took its place."""
+    for path in sorted(run.folder.kept_schedules.glob("*.json")):
+        record = load_or_none(StageRecord, path)
+        kept = document_of(record, run.folder.schedule.name, Schedule)
+        if record is not None and kept is not None and _inputs(run, dataset, plan, None, kept) == record.inputs:
+            return kept
+    return None
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:

@@ -44,6 +44,7 @@ from autoseg.inference.predictions import (
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
+from autoseg.settings import as_arguments
 from autoseg.stages.folds import groups_of
 from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
@@ -142,6 +143,7 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         plan=prepared.plan,
         selection=selection,
         trainings=prepared.schedule.trainings,
+        options=as_arguments(run.settings, deciding=True),
         seen_before=None if seen is None else tuple(sorted(seen)),
     )
     kept = keep_model(run.folder, model, {name: stage_keys(run, prepared, name) for name in model.stages}, summary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from autoseg.networks.weights import read_key
 from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previous
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
+from autoseg.run_folder import RunFolder
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import folds_without, require_fold, require_unseen
 from autoseg.stages.plan import trained_by
@@ -160,14 +163,15 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
     training, fold = job
     name = training.configuration
     refuse_trained_otherwise(run, prepared, [job])
-    stale = (
-        run.folder.stage(f"train-{name}-fold_{fold}"),
-        final_weights(run.folder, name, fold),  # at no moment may other weights pass for those that are trained now
-        run.folder.stage(f"validate-{name}-fold_{fold}"),  # on a GPU the same training gives other bits
-        run.folder.validation(name, fold) / JOURNAL,
-    )
-    for path in stale:
-        path.unlink(missing_ok=True)
+    for stage in ("train", "validate"):  # on a GPU the same training gives other bits
+        run.folder.stage(f"{stage}-{name}-fold_{fold}").unlink(missing_ok=True)
+    if exchange_training(run.folder, name, fold, key):
+        run.say(f"Restored the training of {name}, fold {fold}, from {run.folder.previous}")
+        tracker.found(training.num_steps)
+        return
+    # At no moment may other weights and their predictions pass for those that are trained now.
+    final_weights(run.folder, name, fold).unlink(missing_ok=True)
+    (run.folder.validation(name, fold) / JOURNAL).unlink(missing_ok=True)
     plan, split = prepared.plan, prepared.splits.folds[fold]
     configuration = plan.configuration(name)
     preprocessed = run.folder.preprocessed(configuration.data)
@@ -194,6 +198,29 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
         train_fold(spec, (FoldProgress(tracker, run.say), *run.callbacks), should_stop=should_stop)
+
+
+def exchange_training(folder: RunFolder, name: str, fold: int, key: str) -> bool:
+    """Keep the finished training of a fold that another one replaces; returns whether that one, by ``key``, was kept and is back.
+
+    Checkpoints and probabilities, most of its bytes, are not kept.
+    """
+    place, kept = folder.fold(name, fold), folder.kept_fold(name, fold, key)
+    with suppress(AutosegError):  # not finished
+        before = read_key(final_weights(folder, name, fold))
+        if before == key:
+            return False
+        for path in (*place.glob("*.pt"), *folder.validation(name, fold).glob("*.npz")):
+            path.unlink()
+        keep_as = folder.kept_fold(name, fold, before)
+        keep_as.parent.mkdir(parents=True, exist_ok=True)
+        if not keep_as.exists():
+            place.replace(keep_as)
+    if not is_trained(kept / final_weights(folder, name, fold).name, key):
+        return False
+    shutil.rmtree(place, ignore_errors=True)
+    kept.replace(place)
+    return True
 
 
 def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[FoldJob]) -> None:

@@ -82,8 +82,12 @@ def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Docume
 
 def written_document(folder: RunFolder, name: str, path: Path, kind: type[D]) -> D | None:
     """The document at ``path`` as the unit ``name`` wrote it, whatever happened to it since; None if unknown."""
-    record = read_record(folder, name)
-    content = None if record is None else record.documents.get(path.name)
+    return document_of(read_record(folder, name), path.name, kind)
+
+
+def document_of(record: StageRecord | None, name: str, kind: type[D]) -> D | None:
+    """The document of this name in the record of a unit; None if there is none."""
+    content = None if record is None else record.documents.get(name)
     try:
         return None if content is None else kind.model_validate_json(json.dumps(content))
     except ValidationError:
