@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Impatient, Job, contents, said
+from builders import Impatient, Job, begin, contents, said
 from typer.testing import CliRunner
 
 from autoseg import api
@@ -25,8 +25,9 @@ from autoseg.inference.model import bundle_run, final_weights, load_model, open_
 from autoseg.issues import AutosegError
 from autoseg.pipeline import do_work
 from autoseg.settings import Settings
-from autoseg.stages.run import Run
-from autoseg.stages.schedule import add_training, read_prepared, schedule_edits
+from autoseg.stages.clean import find_needless
+from autoseg.stages.run import Run, StageRecord
+from autoseg.stages.schedule import _inputs, add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.train import all_keys, fold_inputs, training_work
 from autoseg.stages.validate import validation_work
@@ -90,10 +91,25 @@ def test_with_redo_it_is_done_and_without_it_what_is_left_is_refused(job: Job, t
     job.call(redo=True)
     assert (job.folder.fold("2d", 0) / "history.jsonl").read_bytes() == history  # it was trained so already
     assert key_of_model(job) != key
-    assert [path.read_bytes() for path in job.folder.previous.iterdir()] == [model]
-    job.call(seed=0, redo=True)
+    (kept,) = job.folder.previous.glob("*.zip")
+    assert kept.read_bytes() == model
+    with pytest.raises(AutosegError, match=f"{kept.name} was made with these options and cases"):
+        job.call(seed=0)
+    assert said(job.call(seed=0, redo=True)).count("Restored the training of 2d, fold ") == 2
     assert job.results() == before
+    assert len(list((job.folder.previous / "trainings").iterdir())) == 2  # those of the other seed
     assert load_model(bundle_run(job.root, tmp_path / "m.zip"), device=torch.device("cpu")).key == key
+
+
+def test_a_schedule_that_was_made_from_the_same_before_is_not_measured_again(job: Job) -> None:
+    wishes = {"schedule": "none", "budget": "30s", "configurations": ["2d"]}
+    run, weights = begin(job.root, None, wishes, redo=True), job.weights()
+    inputs, written = _inputs(run, run.dataset, run.plan, None, run.schedule), run.schedule.model_dump(mode="json")
+    record = StageRecord(inputs=inputs, seconds=1.0, documents={job.folder.schedule.name: written})
+    save_document(job.folder.kept_schedules / "earlier.json", record)
+    assert "Timing" not in said(job.call("train", redo=True, **wishes))
+    assert job.weights() == weights
+    assert job.folder.kept_schedules in find_needless(Run.open(job.root))
 
 
 def test_an_unfinished_training_is_not_lost_for_an_option(job: Job) -> None:
@@ -196,7 +212,7 @@ def test_what_was_selected_need_not_be_trained_any_more_and_is_kept(job: Job, tm
     save_document(tmp_path / "other.json", schedule.model_copy(update={"trainings": (other,)}))
     run = job.call("report", schedule=tmp_path / "other.json", redo=True)
     assert run.selection.members == ("3d_fullres",)
-    (kept,) = job.folder.previous.iterdir()
+    (kept,) = job.folder.previous.glob("*.zip")
     assert kept.read_bytes() == model
     assert f"Kept the previous model as {kept}" in said(run)
     assert predicted(kept, job, tmp_path / "kept") == before
