@@ -218,7 +218,7 @@ def test_what_was_selected_need_not_be_trained_any_more_and_is_kept(job: Job, tm
     assert predicted(kept, job, tmp_path / "kept") == before
     now = predicted(job.root, job, tmp_path / "now")
     assert now != before
-    needless = {kept, job.folder.models / "2d"}
+    needless = {kept, job.folder.kept_schedules, job.folder.models / "2d"}
     listed, removed = (CliRunner().invoke(app, ["clean", str(job.root), *words]) for words in (["--dry-run"], []))
     assert set(map(Path, re.findall(r"MB  (/.*)", listed.output))) == needless, listed.output
     assert "would be removed" in listed.output
