@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -77,6 +77,8 @@ def find_input_cases(
     cases = list(
         {(case.case_id, *map(Path.resolve, case.images)): case for inputs in found for case in inputs.cases}.values()
     )
+    number = Counter(file.parent for file in {split_frame(case.images[0])[0] for case in cases})
+    cases = [replace(case, is_beside_others=number[case.images[0].parent] > 1) for case in cases]
     issues = [issue for inputs in found for issue in inputs.issues]
     for note in (issue for issue in issues if issue.severity != "error"):
         (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
@@ -217,9 +219,7 @@ def predict_cases(
     )
     notes: list[Issue] = []
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        jobs, unread = _image_jobs(
-            predictor, inputs.cases, tracker, reporter.say, notes, probabilities=probabilities, is_own=is_own
-        )
+        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, reporter.say, notes, probabilities=probabilities)
         remove_orphans(folder, below=False)
         remove_claims(folder)
         sink.begin(jobs)
@@ -249,11 +249,9 @@ def _image_jobs(
     notes: list[Issue],
     *,
     probabilities: bool,
-    is_own: bool,
 ) -> tuple[list[Job], dict[str, AutosegError]]:
     """Jobs, and the errors of cases whose header cannot be read; says what is unlike the training cases."""
     jobs, errors, geometries = [], {}, {}
-    beside = Counter(file.parent for file in {split_frame(case.images[0])[0] for case in cases})
     for case in cases:
         image = case.images[0]
         try:
@@ -262,7 +260,6 @@ def _image_jobs(
         except AutosegError as error:
             errors[case.case_id] = error
             continue
-        alone = is_own or beside[image.parent] == 1
         predict = partial(
             _predict_case,
             predictor,
@@ -271,7 +268,7 @@ def _image_jobs(
             tracker=tracker,
             say=say,
             notes=notes,
-            may_be_labels=not alone,
+            may_be_labels=case.is_beside_others,
         )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
     _say_what_is_far(geometries, predictor.model.plan, say)
@@ -433,7 +430,7 @@ def predict_file(
     if not image_ending(path):
         fix = f"choose a file name that ends in {predictor.model.dataset.file_ending}"
         issues.append(Issue(code="predict.one_file", where=str(path), message="no image file", fix=fix))
-    if path.exists():
+    if path.resolve().exists():  # also where a folder on the way is not there yet, as in new/../a.nii.gz
         fix = "remove it, or choose another name"
         issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
     if issues:

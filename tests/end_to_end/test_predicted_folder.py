@@ -383,6 +383,9 @@ def test_a_label_map_beside_images_is_skipped_by_its_content(job: Job) -> None:
     write_label_map(job.images / "drawn.nii.gz", drawn, volume.geometry)
     assert len(job.predict()) == 2
     assert job.reporter.lines[-1] == "2 predicted, 1 skipped: drawn"
+    part = find_input_cases(job.images, job.predictor.model.dataset, part="1/3")  # it alone
+    assert [case.case_id for case in part.cases] == ["drawn"]
+    assert predict_cases(job.predictor, part, job.out, probabilities=False, reporter=job.reporter) == []
     (path,) = replace(job, images=job.images / "drawn.nii.gz", out=job.out / "alone").predict()
     assert path.name == "drawn.nii.gz"
 
@@ -428,3 +431,7 @@ def test_one_image_is_written_to_the_file_that_is_named(job: Job, tmp_path: Path
     with pytest.raises(AutosegError) as caught:
         predict_file(job.predictor, one, out / "below.nii.gz", probabilities=False, reporter=SilentReporter())
     assert caught.value.codes == ("file.not_written",)
+    around = out.parent / "absent" / ".." / out.name
+    with pytest.raises(AutosegError) as caught:
+        predict_file(job.predictor, one, around, probabilities=False, reporter=SilentReporter())
+    assert caught.value.codes == ("predict.exists",)

@@ -68,6 +68,8 @@ class InputCase:
     """Of the first image, where its header was read."""
     modality: str = ""
     """Where it is known of the public dataset that the model was trained on."""
+    is_beside_others: bool = False
+    """Whether other images were found in its folder, so that it may be a label map of one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
