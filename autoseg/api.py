@@ -155,8 +155,9 @@ def predict(
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
     ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
-    an image file is the label map of one image, which may be in memory, too: that of `read_image`, SimpleITK or nibabel,
-    or an array with its ``affine``, or with ``spacing_mm`` and ``axes`` (`Predictor.predict_image`).
+    an image file is the label map of one image, which may be a list with a file for each channel, in order, or be in
+    memory: that of `read_image`, SimpleITK or nibabel, or an array with its ``affine``, or with ``spacing_mm`` and ``axes``
+    (`Predictor.predict_image`).
     A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
     A bad image stops no other: `AutosegError` with all issues is raised at the end, with ``skip_bad`` only where nothing can
@@ -164,7 +165,8 @@ def predict(
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
-    from autoseg.imaging.readers import as_image, image_ending
+    from autoseg.data.discovery.inputs import InputCase, Inputs
+    from autoseg.imaging.readers import as_image, image_ending, image_stem
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
     from autoseg.inference.predictor import Predictor
 
@@ -182,11 +184,15 @@ def predict(
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     spec = None if spec is None else Path(spec)
+    to_file = bool(image_ending(out)) and not out.is_dir()
     with reporter.phase("Looking for images"):
-        inputs = find_input_cases(
-            paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter
-        )
-    if image_ending(out) and not out.is_dir():
+        if to_file and len(paths) == len(predictor.model.plan.channels) > 1:
+            inputs = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),))
+        else:
+            inputs = find_input_cases(
+                paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter
+            )
+    if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -66,13 +66,19 @@ def find_input_cases(
     ``2/8`` takes every eighth case, beginning with the second. What is left out is said to ``reporter``. Raises
     `AutosegError` where a source does not exist, and where there is nothing to predict.
     """
-    found = []
+    found, files = [], defaultdict[Path, list[Path]](list)
     for source in [sources] if isinstance(sources, Path) else sources:
         if not split_frame(source)[0].exists() and not is_dicom_series(source):
             fix = "pass an image file, a folder of images or a DICOM series folder"
             raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
+        if source.is_file():
+            files[source.parent].append(source)
+            continue
         leave_out = partial(_made_by_autoseg, source)
         found.append(find_inputs(source, dataset, layout=layout, spec=spec, leave_out=leave_out))
+    for folder, several in files.items():  # which may be channels of one case
+        alone, only = (several[0], []) if len(several) == 1 else (folder, list(dict.fromkeys(several)))
+        found.append(find_inputs(alone, dataset, layout=layout, spec=spec, only=only))
     # the same image may be named twice, alone and by its folder
     cases = list(
         {(case.case_id, *map(Path.resolve, case.images)): case for inputs in found for case in inputs.cases}.values()

@@ -9,7 +9,7 @@ import fnmatch
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -68,7 +68,7 @@ class InputCase:
     """Of the first image, where its header was read."""
     modality: str = ""
     """Where it is known of the public dataset that the model was trained on."""
-    is_beside_others: bool = False
+    is_beside_others: bool = field(default=False, compare=False)
     """Whether other images were found in its folder, so that it may be a label map of one of them."""
 
 
@@ -113,6 +113,12 @@ def find_loose_images(source: Path) -> LooseImages:
     return found
 
 
+def _images_of(files: Sequence[Path]) -> LooseImages:
+    each = [find_loose_images(file) for file in files]
+    images, foreign = ([item for found in each for item in getattr(found, of)] for of in ("images", "foreign"))
+    return LooseImages(sorted(images, key=lambda named: named[1]), foreign=foreign)
+
+
 def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: frozenset[Path]) -> None:
     real = folder.resolve()
     if real in inside:  # a link to a folder above
@@ -138,6 +144,8 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
         found.issues.append(
             _note(code="predict.hidden", where=str(folder), message=message, fix="rename what should be predicted")
         )
+    if not is_series:
+        found.issues.extend(_unfetched(entries, "_".join(above) or real.name))
     for entry in (each for each in entries if not each.name.startswith("_")):
         if foreign_ending(entry):
             found.foreign.append(entry)
@@ -155,14 +163,33 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
                     )
                 )
         elif image_ending(entry) and not (is_series and image_ending(entry) == ".dcm"):
-            name = "_".join((*above, image_stem(entry)))
-            if entry.exists():
-                found.images.append((name, entry))
-            else:
-                message = f"a link to {os.readlink(entry)}, which does not exist"
-                fix = "fetch it (datalad get, git annex get), or remove the link"
-                issue = Issue(code="predict.broken_link", where=str(entry), message=message, fix=fix, case=name)
-                found.issues.append(issue)
+            _take(entry, "_".join((*above, image_stem(entry))), found)
+
+
+def _take(file: Path, name: str, found: LooseImages) -> None:
+    """A file with the ending of an image; links to slices that do not exist are said of their folder (`_unfetched`)."""
+    if file.exists():
+        found.images.append((name, file))
+    elif image_ending(file) != ".dcm":
+        message = f"a link to {os.readlink(file)}, which does not exist"
+        fix = "fetch it (datalad get, git annex get), or remove the link"
+        found.issues.append(Issue(code="predict.broken_link", where=str(file), message=message, fix=fix, case=name))
+
+
+def _unfetched(entries: Sequence[Path], name: str) -> Iterator[Issue]:
+    """Links to nothing that may be slices: an error where they are named so, or lead to the content of an annex."""
+    links = [each for each in entries if image_ending(each) in ("", ".dcm") and each.is_symlink() and not each.exists()]
+    if not links:
+        return
+    is_image = any(image_ending(link) or "annex" in Path(os.readlink(link)).parts for link in links)
+    yield Issue(
+        code="predict.broken_link",
+        severity="error" if is_image else "note",
+        where=str(links[0].parent),
+        message=f"{count_noun(len(links), 'link')} to files that do not exist: {shorten([link.name for link in links])}",
+        fix="fetch them (datalad get, git annex get), or remove the links",
+        case=name if is_image else None,
+    )
 
 
 def _note(*, code: str, where: str, message: str, fix: str) -> Issue:
@@ -199,21 +226,22 @@ def find_inputs(
     *,
     layout: str | None = None,
     spec: Path | None = None,
+    only: Sequence[Path] = (),
     leave_out: Callable[[Sequence[NamedImage]], dict[str, list[Path]]] = lambda images: {},
 ) -> Inputs:
-    """The cases in ``source`` for a model that was trained on ``dataset``.
+    """The cases in ``source``, or among the files ``only`` of that folder, for a model that was trained on ``dataset``.
 
     Files of a layout come first: of that by name, of the file ``spec``, or, if it tells channels or public names apart, of
     the model's own. All other images and DICOM series are cases by `group_channels`; with ``layout`` or ``spec`` they are
-    left out. Label maps beside images are left out, and what ``leave_out`` finds among all images, by what it is.
+    left out. Of a folder label maps beside images are left out, and what ``leave_out`` finds among all images, by what it is.
     """
-    loose = find_loose_images(source)
+    loose, is_tree = _images_of(only) if only else find_loose_images(source), source.is_dir() and not only
     issues, asked = list(loose.issues), layout is not None or spec is not None
-    issues += _foreign(source, loose.foreign, leave_out)
+    issues += _foreign(loose.foreign, is_tree, leave_out)
     cases: list[InputCase] = []
     taken: set[Path] = set()
     own = _layout(source, dataset, layout, spec) if source.is_dir() else None
-    if own is not None and (asked or _tells_apart(own, dataset)):
+    if own is not None and (asked or _tells_apart(own, dataset)) and not (only and own.listing):
         cases, faults, taken = _layout_cases(*_match(source, loose.images, own), dataset)
         if not cases and not asked:
             own, faults, taken = None, [], set()
@@ -221,7 +249,7 @@ def find_inputs(
     else:
         own = None
     images = [(name, path) for name, path in loose.images if path.resolve() not in taken]
-    if source.is_dir():
+    if is_tree:
         skipped = leave_out(images)
         if own is not None:
             title = "the layout" if asked else own.title
@@ -253,11 +281,12 @@ def _skipped(source: Path, noun: str, paths: Sequence[Path]) -> Issue:
 
 
 def _foreign(
-    source: Path, files: Sequence[Path], leave_out: Callable[[Sequence[NamedImage]], dict[str, list[Path]]]
+    files: Sequence[Path], is_tree: bool, leave_out: Callable[[Sequence[NamedImage]], dict[str, list[Path]]]
 ) -> list[Issue]:
     """Formats that are not read: an error where one was named alone, else as `foreign_formats` says it."""
-    if not source.is_dir():
-        return [each.model_copy(update={"severity": "error", "case": source.name}) for each in foreign_formats(files)]
+    if not is_tree:
+        found = [(path, issue) for path in files for issue in foreign_formats([path])]
+        return [issue.model_copy(update={"severity": "error", "case": path.name}) for path, issue in found]
     made = {path for paths in leave_out([(path.name, path) for path in files]).values() for path in paths}
     return foreign_formats(path for path in files if path not in made)
 
@@ -275,7 +304,7 @@ def channels_are_numbered(dataset: DatasetDescription) -> bool | None:
 def group_channels(
     images: Sequence[NamedImage], channels: Sequence[str], *, numbered: bool | None = None
 ) -> tuple[list[InputCase], list[Issue]]:
-    """The cases among ``images``, and an error for each that lacks channels or shares its name with another.
+    """The cases among ``images``, whose names may recur, and an error for each that lacks channels.
 
     What a file holds decides: one with all ``channels`` is a case, whatever number its name ends in; files ``CASE_0000``,
     ``CASE_0001`` ... with one channel each are the channels of a case. A lone ``CASE_0000`` with all channels is named
@@ -286,7 +315,7 @@ def group_channels(
         match = NUMBERED.fullmatch(stem)
         key = (stem, None) if match is None else (match["case"], int(match["channel"]))
         groups[key[0]][key[1]].append(path)
-    cases: dict[str, InputCase] = {}
+    cases: list[InputCase] = []
     issues: list[Issue] = []
     for name, files in sorted(groups.items()):
         numbers = sorted(number for number in files if number is not None)
@@ -297,19 +326,19 @@ def group_channels(
         if numbers and None in files:
             others = [single[number] for number in numbers]
             issues.append(_same_name(single[None], others[0], name))
-        elif numbers and len(channels) > 1 and _num_channels(single[numbers[0]]) == 1:
+        elif numbers and len(channels) > 1 and any(_num_channels(path) == 1 for path in single.values()):
             faults = _channel_issues(name, {number: single[number] for number in numbers}, channels)
             issues += faults
             if not faults:
-                cases[name] = InputCase(case_id=name, images=tuple(single[number] for number in numbers))
+                cases.append(InputCase(case_id=name, images=tuple(single[number] for number in numbers)))
         else:
             plain = not numbers or (numbers == [0] and numbered is not False)
             for number, path in single.items():
                 case_id = name if plain else f"{name}_{number:04d}"
                 whole, faults = _whole_cases(case_id, path, channels)
                 issues += faults
-                cases |= {case.case_id: case for case in whole}
-    return [cases[case_id] for case_id in sorted(cases)], issues
+                cases += whole
+    return sorted(cases, key=lambda case: case.case_id), issues
 
 
 def _same_name(path: Path, other: Path, case_id: str) -> Issue:

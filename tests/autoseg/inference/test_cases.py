@@ -91,6 +91,49 @@ def test_a_folder_gives_sorted_cases_and_skips_the_rest(tmp_path) -> None:
     assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a", "b"]
 
 
+def test_names_of_frames_and_numbered_files_that_recur_are_refused(tmp_path) -> None:
+    write_volumes(tmp_path / "heart.nii.gz", 2)
+    write(tmp_path / "heart_frame01.nii.gz")
+    for name in ("a_0001_0000", "a_0000", "a_0001"):
+        write(tmp_path / f"{name}.nii.gz")
+    found = find(tmp_path, trained_on(["CT"]))
+    assert [case.case_id for case in found.cases] == ["a_0000", "heart_frame02"]
+    assert [(issue.code, issue.case) for issue in found.issues] == [
+        ("predict.same_name", "a_0001"),
+        ("predict.same_name", "heart_frame01"),
+    ]
+
+
+def test_files_of_a_list_are_channels_of_cases_as_in_a_folder(tmp_path) -> None:
+    files = [
+        write(tmp_path / f"{name}.nii.gz") for name in ("a_0000", "a_0001", "b_0000", "b_0001", "c_0000", "c_0001")
+    ]
+    for listed in (files[:4], [files[3], files[0], files[1], files[2], files[0]]):
+        found = find(listed, trained_on(["T1", "T2"]))
+        assert [(case.case_id, case.images) for case in found.cases] == [
+            ("a", tuple(files[:2])),
+            ("b", tuple(files[2:4])),
+        ]
+        assert found.issues == ()
+
+
+def test_links_to_slices_that_were_not_fetched_are_one_bad_case(tmp_path) -> None:
+    write(tmp_path / "a.nii.gz")
+    for folder, name in (("p1", "IM{}"), ("p2", "{}.dcm"), ("p3", "notes{}")):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            target = "/gone" if folder == "p3" else "../.git/annex/objects/aa/key"
+            (tmp_path / folder / name.format(number)).symlink_to(target)
+    reporter = Listening()
+    found = find(tmp_path, trained_on(["CT"]), reporter=reporter)
+    assert [(issue.code, issue.case) for issue in found.issues] == [
+        ("predict.broken_link", "p1"),
+        ("predict.broken_link", "p2"),
+    ]
+    assert any("p3: 3 links" in line for line in reporter.lines)
+    assert [case.case_id for case in found.cases] == ["a"]
+
+
 def test_numbered_channels_belong_together(tmp_path) -> None:
     for name in ("x_0001.nii.gz", "x_0000.nii.gz", "y_0000.nii.gz", "y_0001.nii.gz"):
         write(tmp_path / name)
