@@ -38,10 +38,10 @@ from autoseg.data.discovery.layouts import (
     candidate_layouts,
     choose_known,
     compare_with_known,
+    find_test_beside,
     match_layouts,
     read_layout,
     rival_matches,
-    test_beside,
     without_cases,
 )
 from autoseg.data.discovery.others import FOREIGN, unread_files, unused_images
@@ -205,7 +205,7 @@ def discover_dataset(
     root, candidates = candidate_layouts(folder, layouts, layout)
     matches = match_layouts(root, candidates)
     whole = _recognise(root, matches)
-    beside = test_beside(whole, root)
+    beside = find_test_beside(whole, root)
     whole = replace(whole, test=whole.test | beside)
     match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)
     declared, declaration_issues = read_declaration(root, match.layout)
@@ -224,16 +224,17 @@ def discover_dataset(
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
         *test_issues,
         *_beside_issues(root, beside),
-        *(_other_files(root, match.layout, (*training, *test)) if match.layout.listing is None else ()),
+        *(_other_files(root, match.layout, training, test) if match.layout.listing is None else ()),
     )
     description = _describe(root, match, declaration, channels, training, test, found)
     issues += tuple(compare_with_known(description, match.layout))
     return description.model_copy(update={"issues": issues, "left_out": tuple(sorted(set(exclude)))})
 
 
-def _other_files(root: Path, layout: Layout, cases: Sequence[Case]) -> list[Issue]:
+def _other_files(root: Path, layout: Layout, training: Sequence[Case], test: Sequence[Case]) -> list[Issue]:
     """Notes on files that are in no case."""
-    return [*unread_files(root), *unused_images(root, layout, [path for case in cases for path in case.images])]
+    used = [path for case in (*training, *test) for path in case.images]
+    return [*unread_files(root), *unused_images(root, layout, used, {case.case_id for case in test})]
 
 
 def _beside_issues(root: Path, beside: Files) -> list[Issue]:

@@ -247,7 +247,7 @@ def count_channels(match: Match) -> Counter[str]:
 TRAINING_FOLDER = re.compile(r"(?i).*train.*|.*(?:^|[_-])tr")
 
 
-def test_beside(match: Match, root: Path) -> Files:
+def find_test_beside(match: Match, root: Path) -> Files:
     """Test images in folders beside ``root``, if that is the training folder of a dataset and has none; absolute paths."""
     layout = match.layout
     if match.test or layout.test is None or "test" not in layout.fields or not TRAINING_FOLDER.fullmatch(root.name):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from fnmatch import fnmatchcase as fnmatch
 from itertools import islice
 from pathlib import Path
 
 from autoseg.data.discovery.files import compile_pattern
-from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings
+from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem
 from autoseg.issues import Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -73,10 +73,15 @@ def _annotation_kind(path: Path) -> str:
     return ""
 
 
-def unused_images(root: Path, layout: Layout, used: Iterable[str]) -> list[Issue]:
+OF_LABELS = re.compile(r"(?i)labels?|masks?|gt|segs?|segmentations?")
+"""How names of folders with label maps begin."""
+
+
+def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collection[str] = ()) -> list[Issue]:
     """A note on images below ``root`` that fit no pattern of ``layout``; those that do are cases, or named otherwise.
 
-    ``used``: other images of cases. What the layout skips by name is left out.
+    ``used``: other images of cases. What the layout skips by name is left out, and so are label maps of the cases ``test`` in a
+    folder such as ``labelsTs``, which serve to evaluate.
     """
     patterns = [compile_pattern(each, fields=layout.fields, endings=image_endings()) for each in layout.patterns]
     series = [re.compile(f"{each.pattern}.*") for each in patterns if each.pattern.endswith("/")]
@@ -87,6 +92,7 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str]) -> list[Issue
         if (
             image_ending(path)
             and str(path) not in taken
+            and not (image_stem(path) in test and OF_LABELS.match(path.parent.name))
             and not any(each.fullmatch(place) for each in (*patterns, *series))
             and not any(fnmatch(part, name) for part in place.split("/") for name in layout.skip)
         ):

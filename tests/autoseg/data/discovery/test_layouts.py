@@ -643,6 +643,16 @@ def test_label_maps_are_no_channels_unless_a_spec_file_names_them(tmp_path, layo
     assert discover_dataset(tmp_path, spec=spec).channels == ("ct", "brain_mask_2")
 
 
+def test_label_maps_of_test_cases_are_no_leftovers(tmp_path):
+    write_folder(tmp_path, images=["imagesTr/a.nii.gz", "imagesTs/b.nii.gz"], labels=["labelsTr/a.nii.gz"])
+    (tmp_path / "dataset.json").write_text('{"modality": {"0": "MR"}, "labels": {"0": "background", "1": "x"}}')
+    write_folder(tmp_path, images=[], labels=["labelsTs/b.nii.gz"])
+    assert discover_dataset(tmp_path).issues == ()
+    write_folder(tmp_path, images=[], labels=["labelsTs/c.nii.gz", "raw/b.nii.gz"])
+    (issue,) = discover_dataset(tmp_path).issues
+    assert "labelsTs/c.nii.gz, raw/b.nii.gz" in issue.message
+
+
 def test_images_that_fit_no_pattern_of_the_layout_are_named(tmp_path):
     images = ["data/volume-1.nii.gz", "other/test-volume-0.nii.gz", "more/.hidden/a.nii.gz"]
     write_folder(tmp_path, images=images, labels=["data/segmentation-1.nii.gz"])
