@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -48,6 +49,7 @@ from autoseg.data.discovery.others import FOREIGN, unread_files, unused_images
 from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
     image_ending,
+    image_stem,
     is_dicom_series,
     require_text,
     writable_ending,
@@ -94,7 +96,7 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
             code="dataset.unlabelled" if unlabelled else "dataset.unrecognised",
             where=str(root),
             message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}{not_read}",
-            fix="; or ".join([*(other.fix for other in others), fix]),
+            fix="; or ".join([*(other.fix for other in others), fix]) + _example_spec(root),
         )
     )
 
@@ -146,6 +148,27 @@ def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
         if any(_is_part_of(match, root) if folder == root.parent else len(match.paired) > 1 for match in matches):
             return f"pass {folder} instead, which contains a dataset"
     return ""
+
+
+IMAGE_NAME = re.compile(r"(?i)(?:.*[_-])?(?:images?|img|scan|vol(?:ume)?|ct|cbct|mri?|pet|t1\w*|t2\w*|flair)")
+
+
+def _example_spec(root: Path) -> str:
+    """The entries of a spec file for masks beside the image in a folder for each case, if the folders look like it; else empty."""
+    folders = islice(_subfolders(root), MOST_AROUND)
+    names = [{image_stem(path) for path in folder.iterdir() if image_ending(path)} for folder in folders]
+    common = sorted(set.intersection(*names)) if len(names) > 1 else []
+    image = next((name for name in common if IMAGE_NAME.fullmatch(name)), None)
+    masks = sorted(
+        name for name in set().union(*names) - {image} if 2 * sum(name in each for each in names) > len(names)
+    )
+    if image is None or not masks:
+        return ""
+    return (
+        f'. If all but {image} are masks, the spec file is\n  [training]\n  images = ["{{case}}/{image}{{ending}}"]\n  '
+        'labels = ["{case}/{class}{ending}"]\n  [fields]\n  '
+        f"class = '{'|'.join(map(re.escape, masks))}'"
+    )
 
 
 def _folders_below(root: Path) -> list[Path]:

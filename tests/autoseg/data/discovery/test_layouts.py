@@ -694,6 +694,22 @@ def test_a_few_label_maps_among_other_things_are_not_cases_of_their_own(tmp_path
     assert discover_dataset(tmp_path).layout == "case_folders", "whose errors say what is wrong"
 
 
+def test_masks_beside_something_else_are_told_with_the_spec_file_that_reads_them(tmp_path):
+    write_folder(
+        tmp_path,
+        images=[f"p{n}/{name}.nii.gz" for n in (1, 2) for name in ("ct", "dose")],
+        labels=["p1/left lung.nii.gz", "p2/left lung.nii.gz"],
+    )
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    text = caught.value.issues[0].fix.partition("the spec file is")[2]
+    assert r"class = 'dose|left\ lung'" in text
+    spec = tmp_path / "spec.toml"
+    spec.write_text(text.replace("dose|", ""))
+    found = discover_dataset(tmp_path, spec=spec)
+    assert (len(found.training), [each.name for each in found.labels.classes]) == (2, ["left lung"])
+
+
 def test_a_folder_of_many_cases_is_no_case(tmp_path):
     names = [f"source/crossmoda_{n}" for n in (1, 2)]
     write_folder(tmp_path, images=[f"{n}_ceT1.nii.gz" for n in names], labels=[f"{n}_Label.nii.gz" for n in names])
