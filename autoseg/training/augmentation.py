@@ -52,7 +52,7 @@ class Recipe:
     mirror_axes: tuple[int, ...]
     masked_channels: tuple[int, ...]
     """Channels normalised inside the non-zero mask: set to 0 outside it at the end."""
-    augment: bool = True
+    augment: bool
     further: tuple[Augmentation, ...] = ()
     """Applied after the method's transforms, before mirroring."""
 
@@ -153,9 +153,11 @@ def _chance(rng: np.random.Generator, probability: float) -> bool:
     return bool(rng.random() < probability)
 
 
-def _each(rng: np.random.Generator, recipe: Recipe, draw: Callable[[], float], *, share: float = 1.0) -> PerChannel:
+def _each(
+    rng: np.random.Generator, recipe: Recipe, draw: Callable[[], float], *, share: float | None = None
+) -> PerChannel:
     """A draw for every channel, or for each with probability ``share``."""
-    return tuple(draw() if share >= 1 or _chance(rng, share) else None for _ in range(recipe.num_channels))
+    return tuple(draw() if share is None or _chance(rng, share) else None for _ in range(recipe.num_channels))
 
 
 def _draw_blur(rng: np.random.Generator, channels: int, axes: int) -> tuple[tuple[float, ...] | None, ...]:
@@ -179,8 +181,8 @@ def augment(
     """
     image, labels = rotate_and_scale(parameters, recipe, image, labels)
     image = image.clone()
-    if parameters.noise_sigma is not None and noise is not None:
-        image += parameters.noise_sigma * noise
+    if noise is not None:
+        image += noise
     blur(image, parameters)
     scale_intensity(image, parameters)
     lower_resolution(image, parameters, keep_first_axis=recipe.dummy_2d)
@@ -199,11 +201,12 @@ def augment(
 
 
 def draw_noise(parameters: Parameters, recipe: Recipe) -> Tensor | None:
-    """Independent standard normal noise for every voxel of every channel, float32 (C, patch...); None where none is added."""
+    """Independent normal noise for every voxel of every channel, float32 (C, patch...); None where none is added."""
     if parameters.noise_sigma is None:
         return None
     rng = np.random.Generator(np.random.Philox(parameters.noise_seed))
-    return torch.from_numpy(rng.standard_normal((recipe.num_channels, *recipe.patch), dtype=np.float32))
+    standard = rng.standard_normal((recipe.num_channels, *recipe.patch), dtype=np.float32)
+    return parameters.noise_sigma * torch.from_numpy(standard)
 
 
 def blur(image: Tensor, parameters: Parameters) -> None:
@@ -254,14 +257,14 @@ def lower_resolution(image: Tensor, parameters: Parameters, *, keep_first_axis: 
 
 def change_gamma(image: Tensor, gammas: PerChannel, *, inverted: bool) -> None:
     """``x ** gamma`` on the channel's range, mean and standard deviation restored. Changes ``image``."""
-    sign = -1.0 if inverted else 1.0
     for x, gamma in _changed(image, gammas):
-        before = x * sign
+        before = -x if inverted else x
         low = before.min()
         spread = before.max() - low
         bent = ((before - low) / spread.clamp(min=EPSILON)) ** gamma * spread + low
         ratio = before.std() / bent.std().clamp(min=EPSILON)
-        x.copy_(((bent - bent.mean()) * ratio + before.mean()) * sign)
+        after = (bent - bent.mean()) * ratio + before.mean()
+        x.copy_(-after if inverted else after)
 
 
 def _changed(image: Tensor, values: PerChannel) -> Iterator[tuple[Tensor, float]]:

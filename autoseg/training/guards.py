@@ -76,11 +76,11 @@ def judge_skip(
 
 def find_collapse(history: Sequence[EpochRecord]) -> str | None:
     """What the last epoch lost of what the ones before it had learned, as text; None: nothing."""
-    if len(history) < 2 or history[-1].mean_dice is None or history[-1].loss is None:
-        return None
     *before, last = history
-    best = max((record.mean_dice or 0.0 for record in before), default=0.0)
-    dice, loss = last.mean_dice or 0.0, last.loss or 0.0
+    dice, loss = last.mean_dice, last.loss
+    if dice is None or loss is None:
+        return None
+    best = max((known for record in before if (known := record.mean_dice) is not None), default=dice)
     lowest = min((record.loss for record in before if record.loss is not None), default=loss)
     if best < LEARNED_DICE or dice > COLLAPSED_SHARE * best or loss < lowest + COLLAPSED_LOSS:
         return None
@@ -106,17 +106,19 @@ def unlearned_classes(history: Sequence[EpochRecord], num_epochs: int) -> tuple[
 
 def never_found(history: Sequence[EpochRecord]) -> list[str]:
     """Classes that validation patches contain and that no epoch of a finished training found."""
-    if not history or history[-1].step < LEAST_STEPS:
-        return []
-    known = {name: _known_dice(history, name) for name in history[-1].pseudo_dice}
-    return [name for name, dice in known.items() if dice and max(dice) < FOUND_DICE]
+    return [name for name, dice in _finished_dice(history).items() if dice and max(dice) < FOUND_DICE]
 
 
 def never_seen(history: Sequence[EpochRecord]) -> list[str]:
     """Classes that no validation patch of a finished training contained, and that were predicted in none."""
+    return [name for name, dice in _finished_dice(history).items() if not dice]
+
+
+def _finished_dice(history: Sequence[EpochRecord]) -> dict[str, list[float]]:
+    """By class, the Dice of all epochs that know it; empty for a training too short to judge."""
     if not history or history[-1].step < LEAST_STEPS:
-        return []
-    return [name for name in history[-1].pseudo_dice if not _known_dice(history, name)]
+        return {}
+    return {name: _known_dice(history, name) for name in history[-1].pseudo_dice}
 
 
 def _known_dice(history: Sequence[EpochRecord], name: str) -> list[float]:
@@ -135,20 +137,25 @@ def waiting_share(history: Sequence[EpochRecord], *, on_cpu: bool) -> float | No
 def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> str | None:
     """How the validation loss has risen from its best while the training loss went on falling, and scores with it; None: not so."""
     known = [
-        r for r in history if r.loss is not None and r.validation_loss is not None and r.moving_average is not None
+        (record.step, loss, validation, average)
+        for record in history
+        if (loss := record.loss) is not None
+        and (validation := record.validation_loss) is not None
+        and (average := record.moving_average) is not None
     ]
     width = patience(num_epochs)
     if len(known) < 2 * width:
         return None
+    steps, losses, validation_losses, averages = zip(*known, strict=True)
     ends = range(width, len(known) + 1)
-    validation = [fmean(r.validation_loss or 0.0 for r in known[end - width : end]) for end in ends]
-    training = [fmean(r.loss or 0.0 for r in known[end - width : end]) for end in ends]
+    training, validation = (
+        [fmean(values[end - width : end]) for end in ends] for values in (losses, validation_losses)
+    )
     best = validation.index(min(validation))
     rise, fall = validation[-1] - validation[best], training[best] - training[-1]
-    highest = max(r.moving_average or 0.0 for r in known)
-    if rise < OVERFIT_RISE or fall < OVERFIT_FALL or (known[-1].moving_average or 0.0) >= highest:
+    if rise < OVERFIT_RISE or fall < OVERFIT_FALL or averages[-1] == max(averages):
         return None
-    step = known[best + width - 1].step
+    step = steps[best + width - 1]
     return f"overfitting: since step {step} the training loss fell by {fall:.2f} and the validation loss rose by {rise:.2f}"
 
 

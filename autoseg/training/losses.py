@@ -36,7 +36,7 @@ def soft_dice(
     both = (probabilities * targets).sum(axes)
     power = 2 if squared else 1
     sizes = probabilities.pow(power).sum(axes) + targets.sum(axes)
-    return ((2 * both + SMOOTH) / (sizes + SMOOTH).clamp_min(1e-8)).mean()
+    return ((2 * both + SMOOTH) / (sizes + SMOOTH)).mean()
 
 
 def make_loss(loss: Loss, labels: Labels) -> LossFunction:

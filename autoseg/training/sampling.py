@@ -111,7 +111,7 @@ def cut(array: Sliceable, start: Sequence[int], size: Sequence[int], *, outside:
         slice(min(max(0, s), n), max(0, min(n, s + k))) for s, k, n in zip(start, size, shape, strict=True)
     ]
     piece: NDArray[np.generic] = np.asarray(array[(*(slice(None) for _ in channels), *inside)])
-    if piece.shape[-3:] == tuple(size):
+    if piece.shape == (*channels, *size):
         return piece
     result = np.full((*channels, *size), outside, dtype=piece.dtype)
     target = tuple(slice(i.start - s, i.stop - s) for i, s in zip(inside, start, strict=True))

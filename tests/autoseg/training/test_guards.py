@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_folds import Told, make_case, make_spec, training_with
+from made_folds import Told, make_case, make_spec, steps_saved, training_with
 from torch import nn
 
 from autoseg.issues import AutosegError
@@ -20,7 +20,9 @@ from autoseg.training.fold_spec import FoldRun, FoldState, batch_source
 from autoseg.training.guards import (
     check_classes,
     check_collapse,
+    check_overfitting,
     check_waiting,
+    failure_issue,
     find_collapse,
     find_overfitting,
     is_good,
@@ -28,10 +30,13 @@ from autoseg.training.guards import (
     never_found,
     never_seen,
     patience,
+    shrink_micro_batch,
+    source_by_step,
     unlearned_classes,
     waiting_share,
 )
 from autoseg.training.loop import make_parts, train_step
+from autoseg.training.sampling import worker_died
 
 STEPS = 50
 """An epoch's."""
@@ -103,6 +108,7 @@ def test_restarts_that_cannot_help_are_not_made() -> None:
     """No good step: the weights are those of the last good state already."""
     assert verdict(0, 1, 2) == "fail"
     assert verdict(5, 6, 7, 8, 9, 10, restarts=1, restarted_at=8) == "fail"
+    assert verdict(1, 2, 3) == "restart"  # one good step is enough
     assert verdict(5, 6, 7, 9, 10, 11, restarts=1, restarted_at=8) == "restart"
     assert verdict(20, 21, 22, restarts=2) == "restart"
     assert verdict(20, 21, 22, restarts=3) == "fail"
@@ -139,16 +145,21 @@ def test_a_lost_foreground_is_a_collapse_only_where_there_was_one() -> None:
         (0.5, 0.049, 0.21, True),
         (0.5, 0.051, 0.21, False),  # a tenth of the best is left
         (0.5, 0.0, 0.19, False),  # the loss hardly rose
+        (0.2, 0.0, 0.21, True),  # at each limit
+        (0.5, 0.05, 0.21, True),
+        (0.5, 0.0, 0.2, True),
+        (None, 0.0, 0.21, False),  # no score to lose
+        (0.5, None, 0.21, False),
     ],
 )
-def test_the_limits_of_a_collapse(best: float, dice: float, rise: float, is_collapse: bool) -> None:
+def test_the_limits_of_a_collapse(best: float | None, dice: float | None, rise: float, is_collapse: bool) -> None:
     before, last = epoch(0, loss=0.5, pseudo_dice={"ball": best}), epoch(1, loss=0.5 + rise, pseudo_dice={"ball": dice})
     assert (find_collapse([before, last]) is not None) is is_collapse
 
 
 @pytest.mark.parametrize(
     ("dice", "steps", "num_epochs", "unlearned"),
-    [(0.009, 50, 15, True), (0.011, 50, 15, False), (0.0, 49, 15, False), (0.0, 50, 16, False)],
+    [(0.009, 50, 15, True), (0.01, 50, 15, False), (0.0, 49, 15, False), (0.0, 50, 16, False)],
 )
 def test_the_limits_of_what_is_not_learned(dice: float, steps: int, num_epochs: int, unlearned: bool) -> None:
     """A hundredth of Dice, 150 steps, a fifth of the training."""
@@ -190,25 +201,39 @@ def test_few_steps_prove_nothing() -> None:
     assert never_found(short) == []
 
 
-@pytest.mark.parametrize(("on_cpu", "enough", "too_little"), [(True, 0.51, 0.49), (False, 0.21, 0.19)])
+@pytest.mark.parametrize(("on_cpu", "enough", "too_little"), [(True, 0.5, 0.49), (False, 0.2, 0.19)])
 def test_a_waiting_device_is_noticed(on_cpu: bool, enough: float, too_little: float) -> None:
     slow = [epoch(i, wait_share=enough) for i in range(3)]
     assert waiting_share(slow, on_cpu=on_cpu) == pytest.approx(enough)
     assert waiting_share([*slow[:2], epoch(2, wait_share=too_little)], on_cpu=on_cpu) is None
+    assert waiting_share([epoch(0), epoch(1), *slow[:2]], on_cpu=on_cpu) == pytest.approx(enough)  # only since then
     assert waiting_share(slow[:2], on_cpu=on_cpu) is None  # workers start in the first epoch
 
 
 @pytest.mark.parametrize(
     ("rise", "fall", "is_overfitting"),
-    [(0.102, 0.052, True), (0.098, 0.052, False), (0.102, 0.048, False)],
+    [(0.1, 0.05, True), (0.098, 0.05, False), (0.1, 0.048, False)],
 )
 def test_the_limits_of_overfitting(rise: float, fall: float, is_overfitting: bool) -> None:
     """A validation loss that rises by a tenth from its best while the training loss falls by half as much, on means of two epochs."""
-    better = [epoch(i, loss=0.5, validation_loss=0.5, moving_average=0.8) for i in range(4)]
-    worse = [epoch(i, loss=0.5 - fall, validation_loss=0.5 + rise, moving_average=0.7) for i in range(4, 8)]
+    better = [epoch(i, loss=fall, validation_loss=0.0, moving_average=0.8) for i in range(2)]
+    worse = [epoch(i, loss=0.0, validation_loss=rise, moving_average=0.7) for i in range(2, 4)]
     found = find_overfitting([*better, *worse], 12)
     assert (found is not None) is is_overfitting
     assert found is None or "since step 100" in found
+    assert find_overfitting([*better, *worse][1:], 12) is None  # too few epochs for two means
+
+
+def test_overfitting_is_told_from_the_last_epochs_that_have_all_numbers() -> None:
+    trained = [
+        epoch(i, loss=0.5 - 0.1 * i, validation_loss=value, moving_average=0.5 - 0.01 * i)
+        for i, value in enumerate([0.6, 0.4, 0.2, 0.4, 0.6, 1.0])
+    ]
+    told = "overfitting: since step 150 the training loss fell by 0.30 and the validation loss rose by 0.50"
+    assert find_overfitting(trained, 12) == told
+    for lacks in ("loss", "validation_loss", "moving_average"):
+        hole = epoch(6, **{"loss": 9.0, "validation_loss": 9.0, "moving_average": 0.1, lacks: None})
+        assert find_overfitting([*trained, hole], 12) == told
 
 
 def test_a_rising_validation_loss_alone_is_no_fault_while_scores_rise() -> None:
@@ -304,6 +329,83 @@ def test_more_patches_are_drawn_around_a_class_that_cases_show(tmp_path, shown: 
     assert ("4 training cases" in run.state.issues[0].message) is shown
     assert run.state.sought == ({"ball": 400} if shown else {})
     assert run.new_batches is shown
+
+
+def test_classes_that_were_not_learned_are_named_at_the_end(tmp_path) -> None:
+    dice = {"ball": 0.5, "box": 0.0, "egg": None}
+    run = make_run(tmp_path, [epoch(i, step=100 * (i + 1), pseudo_dice=dice) for i in range(12)])
+    end_epoch(run, check_classes)
+    assert [(issue.code, issue.where) for issue in run.state.issues] == [
+        ("training.class_not_found", "3d_fullres, fold 0, class box"),
+        ("training.class_not_learned", "3d_fullres, fold 0, class box"),
+        ("training.class_not_validated", "3d_fullres, fold 0, class egg"),
+    ]
+
+
+def test_overfitting_is_an_issue_of_the_fold(tmp_path) -> None:
+    losses = [(0.5, 0.2), (0.4, 0.2), (0.3, 0.5), (0.2, 0.6)]
+    run = make_run(
+        tmp_path,
+        [epoch(i, loss=one, validation_loss=other, moving_average=0.5 - 0.1 * i) for i, (one, other) in enumerate(losses)],
+    )
+    assert end_epoch(run, check_overfitting) == ["training.overfitting"]
+    assert run.state.issues[0].where == "3d_fullres, fold 0"
+
+
+def test_each_restart_is_reported(tmp_path) -> None:
+    run = make_run(tmp_path, COLLAPSED)
+    assert [*(end_epoch(run, check_collapse) for _ in range(3))][-1] == ["training.restarted"] * 3
+    assert (run.state.restarts, run.rate_factor) == (3, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ([], "it failed"),
+        ([4], "it failed at step 5"),
+        ([4, 6], "it failed at step 5, and in 2 steps up to step 7"),
+    ],
+)
+def test_a_failure_names_the_first_and_the_last_bad_step(tmp_path, bad: list[int], said: str) -> None:
+    run = make_run(tmp_path, COLLAPSED, skipped_steps=bad)
+    message = failure_issue(run, "it failed", code="training.loss_not_finite").message
+    assert message.partition("; ")[0] == said
+
+
+def test_batches_are_drawn_around_a_class_from_the_step_on_at_which_that_began(tmp_path) -> None:
+    run = make_run(tmp_path, COLLAPSED, sought={"ball": 100})
+    of = source_by_step(batch_source(run.spec, purpose="training"), run.state)
+    assert (dict(of(99).sought), dict(of(100).sought)) == ({}, {"ball": [0, 1, 2, 3]})
+
+
+def test_micro_batches_halve_until_a_single_sample_does_not_fit(tmp_path) -> None:
+    run = make_run(tmp_path, COLLAPSED)
+    run.state.micro_batch_size = 5
+    sizes = [(shrink_micro_batch(run, 7), run.state.micro_batch_size)[1] for _ in range(3)]
+    assert sizes == [3, 2, 1]
+    assert [issue.code for issue in run.state.issues] == ["training.micro_batches"] * 3
+    with pytest.raises(AutosegError) as raised:
+        shrink_micro_batch(run, 7)
+    assert raised.value.codes == ("memory.too_small",)
+    assert steps_saved(run.spec) == 7
+
+
+def test_only_a_killed_worker_is_taken_for_one() -> None:
+    killed = "DataLoader worker (pid 7) is killed by signal: Killed."
+    assert worker_died(RuntimeError(killed))
+    assert not worker_died(RuntimeError("shapes differ"))
+    assert not worker_died(ValueError(killed))
+
+
+@pytest.mark.parametrize(("device", "most"), [("cpu", 8), ("cuda", 2)])
+def test_a_device_that_waits_is_told_what_helps_where_workers_cannot(tmp_path, device: str, most: int) -> None:
+    run = make_run(tmp_path, [made_epoch(i, 0.5, 0.2, waiting=0.6) for i in range(3)])
+    run.spec, run.num_workers = replace(run.spec, device=torch.device(device), most_workers=most), 2
+    assert end_epoch(run, check_waiting) == ["training.data_starved"]
+    (issue,) = run.state.issues
+    assert issue.message == "60% of the training time is spent waiting for patches"
+    assert "--work" in issue.fix
+    assert (run.num_workers, run.new_batches) == (2, False)
 
 
 def test_a_device_that_waits_gets_more_workers(tmp_path) -> None:
