@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,8 +105,10 @@ def test_mirroring_takes_each_allowed_axis_half_of_the_time() -> None:
         ((64, 64, 64), 30, False),
         ((16, 64, 64), 180, True),
         ((22, 64, 64), 30, False),
+        ((20, 60, 60), 30, False),
         ((64, 64), 180, False),
         ((64, 42), 15, False),
+        ((63, 42), 180, False),
         ((64, 43), 180, False),
     ],
 )
@@ -164,11 +169,11 @@ def test_inputs_stay_as_they_are() -> None:
     np.testing.assert_array_equal(labels, before_labels)
 
 
-def test_rotation_and_scaling_agree_with_scipys_affine_transform() -> None:
+@pytest.mark.parametrize(("angles", "scale"), [((0.3, -0.2, 0.4), 1.2), ((0.3, -0.2, 0.4), None), (None, 0.8)])
+def test_rotation_and_scaling_agree_with_scipys_affine_transform(angles, scale: float | None) -> None:
     image, labels = sample()
-    changes = Parameters(angles=(0.3, -0.2, 0.4), scale=1.2)
-    got, got_labels = change(changes, recipe(), image, labels)
-    matrix = rotation_matrix(changes.angles, 3) * 1.2
+    got, got_labels = change(Parameters(angles=angles, scale=scale), recipe(), image, labels)
+    matrix = rotation_matrix(angles, 3) * (1.0 if scale is None else scale)
     offset = (np.array(labels.shape) - 1) / 2 - matrix @ ((np.array(PATCH) - 1) / 2)
     for channel, result in zip(image, got, strict=True):
         expected = ndimage.affine_transform(
@@ -263,32 +268,74 @@ def test_blur_kernels_have_the_methods_lengths(sigma: float, length: int) -> Non
     assert kernel.sum() == pytest.approx(1)
 
 
-def test_low_resolution_agrees_with_torchs_interpolation() -> None:
-    image, labels = sample(PATCH, channels=1)
-    got, _ = change(Parameters(low_resolution=(0.6,)), recipe(channels=1), image, labels)
-    small = [round(n * 0.6) for n in PATCH]
+@pytest.mark.parametrize(
+    ("patch", "factor", "small"),
+    [(PATCH, 0.6, (7, 8, 6)), ((1, 2, 3), 0.5, (1, 1, 2)), ((4, 20, 20), 0.5, (4, 10, 10)), ((14, 9), 0.6, (8, 5))],
+)
+def test_low_resolution_agrees_with_torchs_interpolation(patch, factor: float, small: tuple[int, ...]) -> None:
+    """At least a voxel is left of each axis, and all of the first one of thick slices."""
+    image, labels = sample(patch, channels=1)
+    got, _ = change(Parameters(low_resolution=(factor,)), recipe(patch, channels=1, mirror=()), image, labels)
     x = torch.from_numpy(image)[None]
     down = torch.nn.functional.interpolate(x, size=small, mode="nearest-exact")
-    up = torch.nn.functional.interpolate(down, size=PATCH, mode="trilinear")
+    up = torch.nn.functional.interpolate(down, size=patch, mode="trilinear" if len(patch) == 3 else "bilinear")
     np.testing.assert_array_equal(got, up[0].numpy())
 
 
-@pytest.mark.parametrize("field", ["gamma", "inverted_gamma"])
-def test_gamma_keeps_mean_and_deviation_but_bends_the_scale(field: str) -> None:
+@pytest.mark.parametrize("side", [1, -1])
+def test_gamma_bends_the_scale_and_keeps_mean_and_deviation(side: int) -> None:
+    """Of the image turned upside down where it is inverted."""
     image, labels = sample(PATCH, channels=1)
-    got, _ = change(Parameters(**{field: (1.4,)}), recipe(channels=1), image, labels)
-    assert got.mean() == pytest.approx(image.mean(), abs=1e-5)
-    assert got.std() == pytest.approx(image.std(), rel=1e-4)
-    order = np.argsort(image.ravel())
-    assert (np.diff(got.ravel()[order]) >= -1e-6).all()  # monotone up to float32 rounding
+    changes = Parameters(gamma=(1.4,)) if side == 1 else Parameters(inverted_gamma=(1.4,))
+    got, _ = change(changes, recipe(channels=1), image, labels)
+    x = side * image.astype(float)
+    bent = ((x - x.min()) / np.ptp(x)) ** 1.4
+    expected = side * ((bent - bent.mean()) / bent.std() * x.std() + x.mean())
+    np.testing.assert_allclose(got, expected, atol=1e-4)  # float32
     assert np.abs(got - image).max() > 0.05
 
 
-def test_contrast_stays_within_the_channels_range() -> None:
+def test_contrast_is_about_the_mean_and_within_the_channels_range() -> None:
     image, labels = sample(PATCH, channels=1)
-    got, _ = change(Parameters(contrast=(1.25,)), recipe(channels=1), image, labels)
-    assert got.min() >= image.min()
-    assert got.max() <= image.max()
+    for factor in (0.8, 1.25):
+        got, _ = change(Parameters(contrast=(factor,)), recipe(channels=1), image, labels)
+        expected = ((image - image.mean()) * factor + image.mean()).clip(image.min(), image.max())
+        np.testing.assert_allclose(got, expected, atol=1e-6)  # float32
+    assert got.max() == image.max()
+
+
+def test_equal_scores_go_to_the_smaller_label_and_to_none_outside() -> None:
+    """The voxel of the patch lies between those of the crop."""
+    for values, expected in (([2, 1], 1), ([-1, 2], 2), ([-1, 0], 0)):
+        labels = np.array([values, values], np.int16)
+        _, got = change(
+            Parameters(scale=1.0), recipe((1, 1), channels=1, mirror=()), np.zeros((1, 2, 2), np.float32), labels
+        )
+        assert got.tolist() == [[expected]]
+
+
+def test_draws_are_those_of_earlier_trainings() -> None:
+    """A run resumes with the same draws in later versions, too; see tests/golden/PROVENANCE.md."""
+    golden = json.loads((Path(__file__).parents[2] / "golden" / "augmentation_draws.json").read_text())
+    for name, each in golden.items():
+        patch = tuple(map(int, name.split("x")))
+        drawn = draws(recipe(patch, channels=2, mirror=tuple(range(len(patch)))))
+        assert [*flat_numbers(drawn)] == pytest.approx([*flat_numbers(each)], rel=1e-12), name
+
+
+def draws(chosen: Recipe) -> list[list[object]]:
+    """Samples that draw each change at least once."""
+    return [list(astuple(draw_parameters(np.random.default_rng(seed), chosen))) for seed in (370, 113, 192, 10)]
+
+
+def flat_numbers(values) -> Iterator[float]:
+    """All numbers in nested lists and tuples, with their lengths; -1 for None."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield len(value)
+            yield from flat_numbers(value)
+        else:
+            yield -1 if value is None else value
 
 
 def test_noise_has_the_drawn_deviation_and_follows_from_its_seed() -> None:

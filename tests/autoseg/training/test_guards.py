@@ -346,7 +346,10 @@ def test_overfitting_is_an_issue_of_the_fold(tmp_path) -> None:
     losses = [(0.5, 0.2), (0.4, 0.2), (0.3, 0.5), (0.2, 0.6)]
     run = make_run(
         tmp_path,
-        [epoch(i, loss=one, validation_loss=other, moving_average=0.5 - 0.1 * i) for i, (one, other) in enumerate(losses)],
+        [
+            epoch(i, loss=one, validation_loss=other, moving_average=0.5 - 0.1 * i)
+            for i, (one, other) in enumerate(losses)
+        ],
     )
     assert end_epoch(run, check_overfitting) == ["training.overfitting"]
     assert run.state.issues[0].where == "3d_fullres, fold 0"

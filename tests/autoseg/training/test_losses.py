@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from autoseg.training.losses import (
     deep_supervision_weights,
     make_loss,
+    region_table,
     shrink_labels,
     soft_dice,
     supervise_deeply,
@@ -104,6 +107,47 @@ def test_gradients_agree_with_double_precision() -> None:
     reference = torch.nn.functional.cross_entropy(double, target) - soft_dice(p[:, 1:], g[:, 1:], None, batch_dice=True)
     reference.backward()
     torch.testing.assert_close(single.grad.double(), double.grad, rtol=1e-4, atol=1e-8)  # float32 rounding
+
+
+@pytest.mark.parametrize("labels", [TWO, IGNORING], ids=["all", "ignoring"])
+@pytest.mark.parametrize("term", ["focal", "top_k"])
+def test_further_voxel_terms_agree_with_double_precision(term: str, labels: Labels) -> None:
+    """Focal loss with gamma 2, and the mean of the worst tenth, over voxels that are not ignored."""
+    logits, target = random_case(3, 2)
+    if labels.ignore is not None:
+        target[:, :2] = labels.ignore
+    z, y = logits.double().numpy(), target.numpy()
+    p = (np.exp(z) / np.exp(z).sum(1, keepdims=True)).transpose(0, 2, 3, 4, 1)[y < 3]
+    right = np.take_along_axis(p, y[y < 3][:, None], 1)[:, 0]
+    each = -np.log(right)
+    worst = np.sort(each)[-math.ceil(len(each) / 10) :]
+    expected = ((1 - right) ** 2 * each).mean() if term == "focal" else worst.mean()
+    both, without = (make_loss(Loss(voxel=name, batch_dice=True), labels)(logits, target) for name in (term, None))
+    assert (both - without).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("voxel", ["cross_entropy", "focal", "top_k"])
+def test_the_voxel_term_counts_what_is_left(voxel: str) -> None:
+    """0 where all voxels are ignored; where only one is not, its own."""
+    logits, target = random_case(3, 0)
+    target[:] = 3
+    both, without = (make_loss(Loss(voxel=name, batch_dice=False), IGNORING) for name in (voxel, None))
+    assert both(logits, target) == without(logits, target)
+    target[0, 0, 0, 0] = 2
+    p = logits[0, :, 0, 0, 0].softmax(0)[2].item()
+    expected = -math.log(p) * ((1 - p) ** 2 if voxel == "focal" else 1)
+    assert (both(logits, target) - without(logits, target)).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("predicted", "dice"), [(0.0, 1.0), (1e-5, 0.5), (1.0, 1e-5)])
+def test_an_absent_class_is_right_as_far_as_it_is_not_predicted(predicted: float, dice: float) -> None:
+    """Its smooth term is 1e-5 voxels (method section 7.3)."""
+    p = torch.full((1, 1, 1, 1), predicted)
+    assert soft_dice(p, torch.zeros_like(p), None, batch_dice=False).item() == pytest.approx(dice, rel=1e-4)
+
+
+def test_regions_hold_their_values_and_none_the_ignored() -> None:
+    assert region_table(REGIONS).tolist() == [[0, 0], [1, 0], [1, 1], [0, 0]]
 
 
 def test_squared_dice_squares_the_prediction_only_where_it_is_no_mask() -> None:

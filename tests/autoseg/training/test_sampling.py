@@ -15,7 +15,7 @@ from made_folds import MadeCase, make_case, make_plan, make_spec
 from autoseg.training.fold_spec import batch_source
 from autoseg.training.sampling import ANNOTATED, crop_size, cut, draw_patch, finish, generator, is_forced, load_batches
 
-SIZES = st.tuples(*[st.integers(1, 40)] * 3)
+SIZES, SMALL = (st.tuples(*[st.integers(1, most)] * 3) for most in (40, 8))
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,14 @@ SIZES = st.tuples(*[st.integers(1, 40)] * 3)
         ((512, 512), 180, (602, 602)),
         ((256, 128), 15, (329, 150)),
         ((40, 56, 40), 30, (73, 80, 64)),
+        ((256, 128), 180, (301, 301)),
+        ((64, 10, 10), 30, (75, 27, 47)),
+        ((10, 64, 10), 30, (47, 75, 27)),
+        ((10, 10, 64), 30, (27, 47, 75)),
     ],
 )
 def test_crop_sizes_are_the_methods(patch, degrees, expected) -> None:
-    """The checks of method section 6.1."""
+    """The checks of method section 6.1, and shapes whose corners come furthest from either side."""
     assert crop_size(patch, rotation=math.radians(degrees), dummy_2d=False) == expected
 
 
@@ -44,9 +48,8 @@ def test_free_patches_are_inside_or_around_the_image(shape, patch, seed) -> None
     for s, n, p in zip(start, shape, patch, strict=True):
         if p <= n:
             assert 0 <= s <= n - p
-        else:  # the image lies inside the patch, half the missing voxels on either side, give or take one
-            assert s <= 0
-            assert s + p >= n
+        else:  # half the missing voxels on either side
+            assert -s in ((p - n) // 2, (p - n + 1) // 2)
 
 
 @given(shape=st.tuples(*[st.integers(8, 40)] * 3), seed=st.integers(0, 2**20))
@@ -70,6 +73,17 @@ def test_classes_are_equally_likely_whatever_their_size() -> None:
     assert abs(share - 0.5) < 0.05  # four standard errors of 2000 draws
 
 
+@pytest.mark.parametrize(("forced", "locations"), [(False, {"a": [[0, 0, 0]]}), (True, {"a": []}), (True, {})])
+def test_free_patches_come_from_everywhere(forced: bool, locations: dict[str, list[list[int]]]) -> None:
+    """Unforced ones whatever classes there are, forced ones where there is none."""
+    rng = np.random.default_rng(0)
+    found = {name: np.array(voxels, np.int32).reshape(-1, 3) for name, voxels in locations.items()}
+    starts = [
+        draw_patch(rng, (8, 8, 8), patch=(4, 4, 4), crop=(4, 4, 4), locations=found, forced=forced) for _ in range(60)
+    ]
+    assert all({start[axis] for start in starts} == {0, 1, 2, 3, 4} for axis in range(3))
+
+
 def test_unforced_samples_of_partly_annotated_data_are_centred_on_annotated_voxels() -> None:
     voxel = np.array([[20, 20, 20]], np.int32)
     rng = np.random.default_rng(0)
@@ -83,11 +97,11 @@ def test_forced_share_of_a_batch_is_the_methods(batch_size: int, forced: int) ->
     assert sum(is_forced(i, batch_size=batch_size, foreground_share=0.33) for i in range(batch_size)) == forced
 
 
-@given(shape=SIZES, size=SIZES, start=st.tuples(*[st.integers(-50, 50)] * 3))
+@given(shape=SMALL, size=SMALL, start=st.tuples(*[st.integers(-10, 10)] * 3))
 def test_cutting_agrees_with_padding_first(shape, size, start) -> None:
     array = np.arange(2 * math.prod(shape), dtype=np.float32).reshape(2, *shape)
-    padded = np.pad(array, ((0, 0), *[(100, 100)] * 3), constant_values=-7)
-    expected = padded[(slice(None), *(slice(100 + s, 100 + s + k) for s, k in zip(start, size, strict=True)))]
+    padded = np.pad(array, ((0, 0), *[(20, 20)] * 3), constant_values=-7)
+    expected = padded[(slice(None), *(slice(20 + s, 20 + s + k) for s, k in zip(start, size, strict=True)))]
     np.testing.assert_array_equal(cut(array, start, size, outside=-7), expected)
 
 
@@ -108,6 +122,30 @@ def test_batches_are_the_same_whatever_the_number_of_workers(tmp_path, name: str
         assert torch.equal(labels, labels_2)
     assert not torch.equal(one[0][0], one[1][0])
     assert one[0][0].shape[2:] == make_plan().configuration(name).patch_shape
+
+
+@pytest.mark.parametrize("name", ["3d_fullres", "2d"])
+def test_crops_are_larger_than_the_patch_only_where_they_are_rotated_or_scaled(tmp_path, name: str) -> None:
+    source = batch_source(make_spec(tmp_path, name=name), purpose="training")
+    patch = source.recipe.patch
+    larger = crop_size(patch, rotation=source.recipe.rotation, dummy_2d=source.recipe.dummy_2d)
+    assert larger != patch
+    seen = set()
+    for crop in (source.sample(step, 0) for step in range(40)):
+        rotated, scaled = (value is not None for value in (crop.parameters.angles, crop.parameters.scale))
+        assert crop.image.shape[1:] == crop.labels.shape[1:] == (larger if rotated or scaled else patch)
+        seen.add((rotated, scaled))
+    assert len(seen) == 4
+
+
+def test_crops_beyond_the_image_are_empty_there(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    case = replace(make_case(0, (14, 14, 14)), image=np.ones((1, 14, 14, 14), np.float32))
+    spec = replace(spec, validation_cases=[case])
+    crop = batch_source(spec, purpose="validation").sample(0, 0)
+    inside = crop.labels[0] != -1
+    assert 0 < inside.sum() < inside.numel()
+    assert torch.equal(crop.image[0], inside.float())
 
 
 def test_forced_samples_hold_foreground(tmp_path) -> None:
@@ -137,6 +175,8 @@ def test_a_class_of_few_cases_is_drawn_as_often_as_the_others(tmp_path) -> None:
     one, few = ([without_box(case) if i >= n else case for i, case in enumerate(spec.training_cases)] for n in (1, 2))
     assert not batch_source(replace(spec, training_cases=few), purpose="training").scarce  # a fifth
     assert not batch_source(replace(spec, training_cases=one), purpose="validation").scarce
+    eleven = replace(spec, training_cases=[*few, without_box(make_case(10))])
+    assert list(batch_source(eleven, purpose="training").scarce) == ["box"]  # two of them are less than a fifth
     source = batch_source(replace(spec, training_cases=one), purpose="training")
     assert (dict(source.scarce), source.num_classes) == ({"box": [0]}, 2)
     draws = [(source.choose(step, i), plain.choose(step, i), i) for step in range(400) for i in range(2)]
