@@ -137,25 +137,24 @@ def waiting_share(history: Sequence[EpochRecord], *, on_cpu: bool) -> float | No
 def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> str | None:
     """How the validation loss has risen from its best while the training loss went on falling, and scores with it; None: not so."""
     known = [
-        (record.step, loss, validation, average)
+        (record.step, trained, validated, average)
         for record in history
-        if (loss := record.loss) is not None
-        and (validation := record.validation_loss) is not None
+        if (trained := record.loss) is not None
+        and (validated := record.validation_loss) is not None
         and (average := record.moving_average) is not None
     ]
     width = patience(num_epochs)
     if len(known) < 2 * width:
         return None
-    steps, losses, validation_losses, averages = zip(*known, strict=True)
     ends = range(width, len(known) + 1)
-    training, validation = (
-        [fmean(values[end - width : end]) for end in ends] for values in (losses, validation_losses)
-    )
+    training = [fmean(loss for _, loss, _, _ in known[end - width : end]) for end in ends]
+    validation = [fmean(loss for _, _, loss, _ in known[end - width : end]) for end in ends]
+    averages = [average for _, _, _, average in known]
     best = validation.index(min(validation))
     rise, fall = validation[-1] - validation[best], training[best] - training[-1]
     if rise < OVERFIT_RISE or fall < OVERFIT_FALL or averages[-1] == max(averages):
         return None
-    step = steps[best + width - 1]
+    step = known[best + width - 1][0]
     return f"overfitting: since step {step} the training loss fell by {fall:.2f} and the validation loss rose by {rise:.2f}"
 
 
