@@ -160,7 +160,7 @@ def predict(
     (`Predictor.predict_image`).
     A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
-    A bad image stops no other: `AutosegError` with all issues is raised at the end, with ``skip_bad`` none.
+    A bad image stops no other: `AutosegError` with all issues is raised at the end, unless ``skip_bad``.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
