@@ -83,6 +83,10 @@ def unsupported(path: Path | str, *, code: str = "reader.unsupported", message: 
 
 def unreadable(path: Path | str, error: OSError) -> AutosegError:
     """The error for a file or folder that the operating system refuses to give."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        message = f"a link to {printable(os.readlink(path))}, which does not exist"
+        fix = "fetch it (datalad get, git annex get), or correct the link"
+        return reader_error(path, code="reader.missing", message=message, fix=fix)
     return reader_error(
         path,
         code="reader.missing" if isinstance(error, FileNotFoundError) else "reader.unreadable",

@@ -318,6 +318,16 @@ def test_broken_files_are_named_without_noise(
     assert capfd.readouterr().err == ""
 
 
+def test_a_link_to_nothing_is_named_with_its_target(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").symlink_to("../.git/annex/objects/key")
+    for read in (read_image, read_label_map, read_header):
+        with pytest.raises(AutosegError) as caught:
+            read(tmp_path / "a.nii.gz")  # type: ignore[operator]
+        (issue,) = caught.value.issues
+        assert (issue.code, issue.where) == ("reader.missing", str(tmp_path / "a.nii.gz"))
+        assert "annex/objects/key" in issue.message
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     for read in (read_header, read_label_map):
         with pytest.raises(AutosegError) as caught:
