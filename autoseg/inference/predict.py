@@ -235,7 +235,7 @@ def predict_cases(
     done = [job for job in jobs if job.case_id not in errors]
     written = [sink.shown(job) for job in done]
     if written:
-        sink.write_volumes(done)
+        sink.write_volumes()
     issues = [*inputs.issues, *_issues(unread | errors)]
     _say_what_was_done(outcomes.values(), issues, reporter.say, skip_bad=skip_bad)
     bad = {issue.case or issue.where for issue in issues if issue.severity == "error"}

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -22,6 +23,7 @@ from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     files_of,
+    image_ending,
     read_image,
     read_label_map,
     split_frame,
@@ -239,17 +241,16 @@ class PredictionFolder:
     def _is_done(self, found: _Found) -> bool:
         return found.same_inputs and not found.incomplete and not (found.corrected and self.is_own)
 
-    def write_volumes(self, jobs: Sequence[Job]) -> None:
+    def write_volumes(self) -> None:
         """Write ``volumes.csv``: the volume of each class in ml, for all volumes that the journal lists.
 
-        Label maps of ``jobs`` that were corrected are measured again. A file of that name that is something else is left.
+        Label maps that were corrected are measured again. A file of that name that is something else is left.
         """
         path, header = self.folder / VOLUMES, ["case", *(f"{each.name} (ml)" for each in self.header.classes)]
         before = path.read_text(errors="replace") if path.exists() else None
         if before is not None and not before.startswith(_csv([header])):
             self.say(f"Left {path} as it is: it does not list the volumes of this model's classes")
             return
-        changed = {job.case_id: self._look(job).corrected for job in jobs}
         rows = []
         for case_id, entries in sorted(self.journal.entries().items()):
             found = entries[-1].volumes_ml
@@ -259,10 +260,13 @@ class PredictionFolder:
                 for folder in (self.folder, path.with_name(case_id))
             ):
                 continue
-            label_map = next((file for file in changed.get(case_id, ()) if file.parent == self.folder), None)
-            if label_map is not None:
-                drawn = read_label_map(label_map)
-                found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
+            label_map = next(
+                (each for file in entries[-1].files if image_ending(each := self.folder / file.path)), None
+            )
+            if label_map is not None and file_state(files_of(label_map), entries) == "unknown":
+                with suppress(AutosegError):  # truncated, and made again when it is asked for
+                    drawn = read_label_map(label_map)
+                    found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
             if found:
                 rows.append([case_id, *(f"{found.get(each.name, 0.0):.6g}" for each in self.header.classes)])
         if (rows or before) and (text := _csv([header, *rows])) != before:

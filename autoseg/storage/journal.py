@@ -71,7 +71,10 @@ class Journal(Generic[Header]):
     def begin(self, header: Header) -> Header:
         """Write ``header`` unless there is one; returns the one that counts, which may be that of another process."""
         if self.header() is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise write_error(self.path.parent, error) from error
             self.add(header)
         found = self.header()
         return header if found is None else found

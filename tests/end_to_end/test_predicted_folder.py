@@ -250,6 +250,9 @@ def test_a_file_cannot_be_the_output_folder(job: Job, tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as caught:
         replace(job, out=tmp_path / "file").predict()
     assert caught.value.codes == ("predict.not_a_folder",)
+    with pytest.raises(AutosegError) as caught:
+        replace(job, out=Path("/proc/out")).predict()
+    assert caught.value.codes == ("file.not_written",)
 
 
 def test_probabilities_belong_to_the_image_that_was_predicted(job: Job) -> None:
@@ -313,6 +316,9 @@ def test_volumes_are_listed_for_every_case_and_follow_corrections(job: Job) -> N
     write_label_map(label_map, np.full(volume.array[0].shape, classes[0].values[0], np.uint8), volume.geometry)
     job.predict()
     whole = volume.array.size * np.prod(volume.spacing_mm) / 1000
+    assert pandas.read_csv(path, index_col="case").iloc[0, 0] == pytest.approx(whole, rel=1e-5)
+    others = Inputs(cases=job.inputs().cases[1:])  # a call without the corrected case
+    predict_cases(job.predictor, others, job.out, probabilities=False, reporter=job.reporter)
     assert pandas.read_csv(path, index_col="case").iloc[0, 0] == pytest.approx(whole, rel=1e-5)
     path.write_text("mine")
     job.predict()
