@@ -26,7 +26,7 @@ TITLES = {
     "axes.order": "Order of the axes",
     "axes.single_slice": "Order of the axes (departure from nnU-Net)",
     "intensity.normalization": "Normalisation",
-    "intensity.by_content": "Normalisation (by intensities)",
+    "intensity.by_content": "Normalisation (by the images)",
     "interpolation.orders": "Resampling",
     "candidates.volumetric": "2D or 3D",
     "candidates.vnet": "V-Net",
