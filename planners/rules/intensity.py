@@ -84,7 +84,9 @@ def decide_normalization(
             seen.append(f"{said} ({each.num_ct} of {total} are CT by tag, record or air near -1000)")
         else:
             named.append(said)
-    parts = [f"by channel name: {listed(named)}"] * bool(named) + [f"by tags and intensities: {listed(seen)}"] * bool(seen)
+    parts = [f"by channel name: {listed(named)}"] * bool(named) + [f"by tags and intensities: {listed(seen)}"] * bool(
+        seen
+    )
     return Decision(
         rule="intensity.by_content" if seen else "intensity.normalization",
         value=tuple(value),
