@@ -201,8 +201,12 @@ def read_series(path: Path) -> Series:
         raise reader_error(
             folder,
             code="dicom.no_slices",
-            message=f"it has {kinds.total()} DICOM files, but none is a slice with a position{listed and f': {listed}'}",
-            fix="use the folder of an image series, or convert it to NIfTI",
+            message=f"it has {kinds.total()} DICOM files, but none is a slice with a position: {listed}"
+            if kinds
+            else "a folder without DICOM files",
+            fix="use the folder of an image series, or convert it to NIfTI"
+            if kinds
+            else "use an image file, or the folder of a DICOM series",
         )
     if uid in groups or (len(groups) == 1 and uid is None):
         return _stack(path, groups[uid] if uid in groups else next(iter(groups.values())))

@@ -37,7 +37,8 @@ def as_image(
     """
     placed = affine is not None or spacing_mm is not None or axes is not None
     module = type(source).__module__.partition(".")[0]
-    is_array = isinstance(source, np.ndarray) or module == "torch"
+    source = _array_of_tensor(source) if module == "torch" else source
+    is_array = isinstance(source, np.ndarray)
     if placed and not is_array:
         message = f"a {type(source).__name__} has its own place"
         raise _error(code="image.type", message=message, fix="pass affine, spacing_mm and axes with arrays")
@@ -73,6 +74,13 @@ def as_image(
             )
         return Image(array=channels, geometry=_placed(affine, shape, reverse=False)), False
     return Image(array=channels, geometry=_of_spacing(shape, spacing_mm, axes, needs_directions)), False
+
+
+def _array_of_tensor(tensor: Any) -> Any:
+    """Numbers of a PyTorch tensor, wherever it lies and whatever its precision; other objects of PyTorch as they are."""
+    return (
+        tensor.detach().cpu().float().numpy() if hasattr(tensor, "is_complex") and not tensor.is_complex() else tensor
+    )
 
 
 def _checked(image: Image) -> Image:

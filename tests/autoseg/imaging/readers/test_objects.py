@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import SAME_GRID, canonical_grid, canonical_orientation, grid_differences, to_canonical
@@ -43,6 +44,7 @@ def test_all_forms_of_an_image_lie_where_the_file_lies(tmp_path: Path, axes: str
         (stored, {}, True),
         (whole.array, {"affine": whole.affine}, False),
         (whole.array[0].astype(np.int16), {"affine": whole.affine.tolist()}, False),
+        (torch.tensor(whole.array).bfloat16().requires_grad_(), {"affine": whole.affine}, False),
         (whole.array[0], {"spacing_mm": whole.spacing_mm, "axes": letters}, False),
     ]
     expected = to_canonical(whole.array, canonical_orientation(whole.geometry))
