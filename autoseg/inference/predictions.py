@@ -24,6 +24,7 @@ from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
     files_of,
     image_ending,
+    image_stem,
     read_image,
     read_label_map,
     split_frame,
@@ -253,24 +254,29 @@ class PredictionFolder:
             return
         rows = []
         for case_id, entries in sorted(self.journal.entries().items()):
-            found = entries[-1].volumes_ml
-            if not any(
-                (folder / name).exists()
-                for name in file_names(entries)
-                for folder in (self.folder, path.with_name(case_id))
-            ):
-                continue
-            label_map = next(
-                (each for file in entries[-1].files if image_ending(each := self.folder / file.path)), None
-            )
-            if label_map is not None and file_state(files_of(label_map), entries) == "unknown":
-                with suppress(AutosegError):  # truncated, and made again when it is asked for
-                    drawn = read_label_map(label_map)
-                    found = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
-            if found:
+            folder = self.folder / case_id if self.dataset.classes_with_masks else self.folder
+            paths = [folder / name for name in file_names(entries) if (folder / name).exists()]
+            if paths and (found := self._measured(entries, paths)):
                 rows.append([case_id, *(f"{found.get(each.name, 0.0):.6g}" for each in self.header.classes)])
         if (rows or before) and (text := _csv([header, *rows])) != before:
             write_text(path, text)
+
+    def _measured(self, entries: Sequence[Entry], paths: Sequence[Path]) -> dict[str, float]:
+        """Volumes of a case as predicted, or, where its label map or one of its masks was corrected, as it is now."""
+        volumes, of_masks = (
+            dict(entries[-1].volumes_ml),
+            {mask_stem(each.name): each.name for each in self.header.classes},
+        )
+        for path in paths:
+            if not image_ending(path) or file_state(files_of(path), entries) != "unknown":
+                continue
+            with suppress(AutosegError):  # truncated, and made again when it is asked for
+                drawn = read_label_map(path)
+                if not self.dataset.classes_with_masks:
+                    volumes = volumes_ml(drawn.array, drawn.geometry, self.header.classes)
+                elif name := volumes and of_masks.get(image_stem(path)):
+                    volumes[name] = float(np.count_nonzero(drawn.array)) * drawn.geometry.voxel_volume_ml
+        return volumes
 
     def shown(self, job: Job) -> Path:
         """The path to show: the label map, or the folder of masks."""

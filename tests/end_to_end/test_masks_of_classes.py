@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import zipfile
 from pathlib import Path
@@ -66,6 +67,13 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
         assert set(np.unique(SimpleITK.GetArrayFromImage(mask))) <= {0, 255}
     call("predict", run, tmp_path / "data" / "p0" / "mr.nii.gz", tmp_path / "new")
     assert sorted(path.name for path in (tmp_path / "new" / "mr").iterdir()) == ["ball.nii.gz", "egg.nii.gz"]
+    write(tmp_path / "new" / "mr" / "egg.nii.gz", np.full(SHAPE, 255, np.uint8))
+    assert (
+        call("predict", run, tmp_path / "data" / "p0" / "mr.nii.gz", tmp_path / "new")
+        == f"Label maps: {tmp_path / 'new'}\n"
+    )
+    (volumes,) = csv.DictReader((tmp_path / "new" / "volumes.csv").read_text().splitlines())
+    assert float(volumes["egg (ml)"]) == 2.5 * np.prod(SHAPE) / 1000
     make_dataset(tmp_path / "truth", labelled=5)
     (tmp_path / "wanted").mkdir()
     (tmp_path / "truth" / "p4").rename(tmp_path / "wanted" / "p4")

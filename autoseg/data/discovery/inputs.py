@@ -276,7 +276,8 @@ def find_inputs(
 def _skipped(source: Path, noun: str, paths: Sequence[Path]) -> Issue:
     first, _, rest = noun.partition(" that ")
     what = f"{count_noun(len(paths), first)}{' that ' if rest else ''}{rest}"
-    message, fix = f"skipped {what}: {shorten([path.name for path in paths])}", "pass one of them alone to predict it"
+    names = list(dict.fromkeys(path.name for path in paths))
+    message, fix = f"skipped {what}: {shorten(names)}", "pass one of them alone to predict it"
     return _note(code="predict.skipped", where=str(source), message=message, fix=fix)
 
 
