@@ -8,6 +8,8 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
 
+import torch
+
 from autoseg.compute.executor import available_cores, stop_requests
 from autoseg.imaging.placement import Placement
 from autoseg.inference.model import Member, final_weights, load_network
@@ -177,7 +179,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
     preprocessed = run.folder.preprocessed(configuration.data)
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
-    on_gpu, seed, files = run.device.type == "cuda", run.settings.seed, prepared.pretrained
+    seed, files = run.settings.seed, prepared.pretrained
     start = None if files is None else fit_weights(files, plan, training, fold=fold, seed=seed + fold)
     spec = FoldSpec(
         plan=plan,
@@ -190,7 +192,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
         folder=run.folder.fold(name, fold),
         key=key,
         device=run.device,
-        num_workers=max(1, run.num_workers - 1) if on_gpu else 0,  # on a CPU they would take the cores that train
+        num_workers=num_readers(run.device, run.num_workers),
         most_workers=available_cores(),
         case_ids=split.train,
         start=start,
@@ -198,6 +200,11 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
         train_fold(spec, (FoldProgress(tracker, run.say), *run.callbacks), should_stop=should_stop)
+
+
+def num_readers(device: torch.device, num_workers: int) -> int:
+    """Processes that read patches; on a CPU none, as they would take the cores that train."""
+    return max(1, num_workers - 1) if device.type == "cuda" else 0
 
 
 def exchange_training(folder: RunFolder, name: str, fold: int, key: str) -> bool:

@@ -70,6 +70,9 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
         with pytest.raises(AutosegError) as caught:
             run_stages(begin(planned.folder.root, None, {"schedule": file}), "train")
         assert [(issue.code, issue.where) for issue in caught.value.issues] == [(code, str(file))]
+    save_document(file, short_schedule(planned.plan, num_folds=2, cases=3))
+    with pytest.raises(AutosegError, match=r"fold 2 does not exist \(available: 0 to 1\)"):
+        run_stages(begin(planned.folder.root, None, {"schedule": file}, fold=2), "train")
     assert not planned.folder.all_preprocessed.exists()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from builders import Job
 
 from autoseg.issues import AutosegError
@@ -15,18 +17,32 @@ from autoseg.stages.run import Run
 from autoseg.stages.trials import (
     Bench,
     make_bench,
+    measure_each,
     measure_export,
+    measure_network,
+    measure_precision,
+    measure_preparation,
     measure_steps,
+    median_case,
     refine,
+    sampled_cases,
     settled_mean,
     stored_shapes,
+    time_fitting_steps,
     time_steps,
     try_compiling,
 )
 from autoseg.storage.atomic import TEMPORARY
 from autoseg.training import preflight
 from autoseg.training.preflight import needed_bytes
-from planners import Measurement, Training, preferred_configurations, trial_training
+from planners import (
+    Measurement,
+    Training,
+    candidate_widths,
+    preferred_configurations,
+    short_batch_size,
+    trial_training,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +67,11 @@ def test_everything_that_takes_time_is_measured(bench) -> None:
 def test_a_trial_ends_after_two_steps_where_they_are_slow(bench) -> None:
     training = bench_training(bench, 8)
     configuration = bench.plan.configuration(training.configuration)
+    started = time.perf_counter()
     first, second = time_steps(bench, configuration, training, longest_s=0.0, most=1000)
+    assert 0 < first + second < time.perf_counter() - started
     assert settled_mean([first, second]) == second
+    assert len(time_steps(bench, configuration, training, longest_s=1e9, most=3)) == 3
 
 
 def test_nothing_is_compiled_where_the_whole_batch_does_not_fit(bench, monkeypatch) -> None:
@@ -79,8 +98,12 @@ def test_the_first_steps_do_not_count() -> None:
     assert settled_mean([9.0, 8.0, 7.0, 6.0, 1.0, 3.0, 2.0, 2.0]) == 2.0
 
 
-def test_trials_last_as_the_budget_allows(bench) -> None:
-    assert bench.longest_s == 2.0  # two minutes have no time for more
+@pytest.mark.parametrize(("budget", "longest_s"), [(150.0, 2.0), (500.0, 5.0), (5000.0, 10.0), (None, 10.0)])
+def test_a_trial_takes_a_hundredth_of_the_budget_within_limits(bench, budget: float | None, longest_s: float) -> None:
+    assert with_budget(bench, budget).longest_s == longest_s
+
+
+def test_all_of_a_few_cases_are_measured(bench) -> None:
     assert len(stored_shapes(bench, bench.plan.configuration("3d_fullres"))) == 4
 
 
@@ -100,6 +123,198 @@ def test_wider_networks_take_more(bench: Bench) -> None:
     configuration = bench.plan.configuration("3d_fullres")
     needs = [needed_bytes(configuration, bench_training(bench, width), 2) for width in (8, 16, 32)]
     assert needs == sorted(set(needs))
+
+
+def with_budget(bench: Bench, budget: float | None) -> Bench:
+    settings = bench.run.settings.model_copy(update={"budget": budget})
+    return make_bench(replace(bench.run, settings=settings), bench.dataset, bench.plan)
+
+
+def made_measurement(step_s: float) -> Measurement:
+    return Measurement(
+        configuration="3d_fullres", base_features=8, batch_size=2, precision="float32", step_s=step_s, case_s=0.1
+    )
+
+
+@pytest.mark.parametrize(
+    ("budget", "step_s", "asked"),
+    [
+        (1000.0, 1.5, (15.0, 10)),
+        (1000.0, 5.0, (15.0, 3)),  # three steps just fit
+        (1000.0, 5.01, None),
+        (10_000.0, 1.5, (30.0, 20)),
+        (None, 1.5, (30.0, 20)),
+    ],
+)
+def test_the_chosen_training_is_timed_again_where_three_steps_fit(
+    bench, monkeypatch, budget: float | None, step_s: float, asked: tuple[float, int] | None
+) -> None:
+    calls: list[tuple[float, int]] = []
+    found: list[float | None] = [0.7, None]
+
+    def timed(*given: object, longest_s: float, most: int) -> float | None:
+        calls.append((longest_s, most))
+        return found[len(calls) - 1]
+
+    monkeypatch.setattr(trials, "time_fitting_steps", timed)
+    rich, measured = with_budget(bench, budget), made_measurement(step_s)
+    refined = [refine(rich, measured, bench_training(bench, 8)).step_s for _ in range(2)]
+    assert calls == ([] if asked is None else [asked] * 2)
+    assert refined == ([step_s] * 2 if asked is None else [0.7, step_s])
+
+
+@pytest.mark.parametrize(
+    ("durations", "step_s", "compile_s"),
+    [
+        ([30.0, 10.0, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0], 2.0, 36.0),
+        ([0.1, 0.1, 1.0, 1.0, 2.0, 2.0, 2.0, 2.0], 2.0, 0.0),
+    ],
+)
+def test_compiling_takes_what_the_first_two_steps_take_longer(
+    bench, monkeypatch, durations: list[float], step_s: float, compile_s: float
+) -> None:
+    tried: list[Training] = []
+    monkeypatch.setattr(trials, "compiling_may_pay", lambda *given: True)
+    monkeypatch.setattr(trials, "time_steps", lambda b, c, training, **named: tried.append(training) or durations)
+    measured = try_compiling(bench, made_measurement(9.0), bench_training(bench, 8), 2)
+    assert (measured.step_s, measured.compiled_step_s, measured.compile_s) == (9.0, step_s, compile_s)
+    assert [training.compiled for training in tried] == [True]
+    monkeypatch.setattr(trials, "compiling_may_pay", lambda *given: False)
+    assert try_compiling(bench, made_measurement(9.0), bench_training(bench, 8), 2) == made_measurement(9.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "short", "seconds", "chosen", "timed"),
+    [
+        ("cpu", "bfloat16", {"bfloat16": 0.1, "float32": 0.2}, "bfloat16", 2),
+        ("cpu", "bfloat16", {"bfloat16": 1 / 3, "float32": 0.2}, "float32", 2),
+        ("cpu", "bfloat16", {"bfloat16": 0.34, "float32": 0.2}, "bfloat16", 1),  # too slow to try both
+        ("cpu", "float32", {}, "float32", 0),
+        ("cuda", "bfloat16", {}, "bfloat16", 0),
+    ],
+)
+def test_the_faster_precision_is_chosen(
+    bench, monkeypatch, device: str, short: str, seconds: dict[str, float], chosen: str, timed: int
+) -> None:
+    """Of narrow networks, where two trials fit into six times a step."""
+    tried: list[Training] = []
+
+    def times(b: Bench, configuration: object, training: Training, *, longest_s: float) -> float:
+        tried.append(training)
+        return seconds[training.precision]
+
+    monkeypatch.setattr(trials, "fast_precision", lambda device: short)
+    monkeypatch.setattr(trials, "time_fitting_steps", times)
+    on_device = replace(bench, run=replace(bench.run, device_name=device))
+    configuration = bench.plan.configuration("3d_fullres")
+    assert measure_precision(on_device, configuration) == chosen
+    assert len(tried) == timed
+    assert all(training.base_features == min(candidate_widths(configuration)) for training in tried)
+
+
+@pytest.fixture
+def made_times(bench, monkeypatch) -> list[tuple[str, int, int, bool]]:
+    """Steps of a sixteenth of a second at width 8, and slower in proportion; configuration, width, batch and ``whole`` of each."""
+    calls: list[tuple[str, int, int, bool]] = []
+
+    def timed(b: Bench, configuration: object, training: Training, *, longest_s: float, whole: bool) -> float:
+        calls.append((training.configuration, training.base_features, training.batch_size, whole))
+        return training.base_features / 128
+
+    monkeypatch.setattr(trials, "time_fitting_steps", timed)
+    monkeypatch.setattr(trials, "measure_network", lambda *given: 1.0)
+    monkeypatch.setattr(trials, "measure_export", lambda *given: 2.0)
+    monkeypatch.setattr(trials, "measure_preparation", lambda *given: 3.0)
+    return calls
+
+
+def test_wider_networks_are_timed_while_twice_the_next_one_fits(bench, monkeypatch, made_times) -> None:
+    both = [bench.plan.configuration(name) for name in ("3d_fullres", "2d")]
+    widths = sorted(candidate_widths(both[0]))
+    assert len(widths) > 2
+    patient = replace(bench, longest_s=6 * widths[1] / 128)  # the second one ends just in time for the third
+    monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: False)
+    found = measure_steps(patient, both, budgeted=True, num_folds=2, precision="float32")
+    batch_size = short_batch_size(both[0])
+    assert made_times == [("3d_fullres", width, batch_size, k > 0) for k, width in enumerate(widths[:3])]
+    assert {(m.case_s, m.export_s, m.prepare_s) for m in found} == {(1.0, 2.0, 3.0)}
+    monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: True)
+    measure_steps(patient, both, budgeted=True, num_folds=2, precision="float32")
+    assert {name for name, *_ in made_times[3:]} == {"3d_fullres", "2d"}
+
+
+def test_without_a_budget_only_the_plans_own_networks_are_timed(bench, monkeypatch, made_times) -> None:
+    monkeypatch.setattr(trials, "measure_precision", lambda bench, configuration: made_times.append(configuration.name))
+    both = [bench.plan.configuration(name) for name in ("3d_fullres", "2d")]
+    measure_each(bench, both, budgeted=False, num_folds=2, precision="float32")
+    assert made_times == [(c.name, c.network.features[0], c.batch_size, False) for c in both]
+    made_times.clear()
+    fine_tuned = replace(bench.run, settings=bench.run.settings.model_copy(update={"pretrained": Path("model")}))
+    measure_steps(replace(bench, run=fine_tuned), both[:1], budgeted=True, num_folds=2, precision="float32")
+    assert [width for _, width, *_ in made_times] == [both[0].network.features[0]]
+
+
+def test_as_much_of_a_batch_is_timed_as_fits(bench, monkeypatch) -> None:
+    tried: list[int] = []
+
+    def greedy(*given: object, micro_batch_size: int, **named: object) -> list[float]:
+        tried.append(micro_batch_size)
+        if micro_batch_size > most:
+            raise torch.OutOfMemoryError
+        return [5.0, 2.0]
+
+    monkeypatch.setattr(trials, "time_steps", greedy)
+    configuration, training = bench.plan.configuration("3d_fullres"), bench_training(bench, 8)
+    for most, whole, expected, sizes in (
+        (2, True, 2.0, [2]),
+        (1, False, 2.0, [2, 1]),
+        (1, True, None, [2]),
+        (0, False, None, [2, 1]),
+    ):
+        tried.clear()
+        assert time_fitting_steps(bench, configuration, training, longest_s=1.0, whole=whole) == expected
+        assert tried == sizes
+
+
+@pytest.mark.parametrize(("first", "others", "per_window"), [(0.45, (1.0, 5.0, 3.0), 3.0), (0.5, (), 0.5)])
+def test_a_network_takes_the_median_time_of_its_windows(
+    bench, monkeypatch, first: float, others: tuple[float, ...], per_window: float
+) -> None:
+    """Of three more, where they are done in less than a quarter of a trial (2 s)."""
+    times = iter([first, *others])
+    monkeypatch.setattr(trials, "seconds", lambda action: next(times))
+    monkeypatch.setattr(trials, "count_windows", lambda shape, patch: 4)
+    found = measure_network(bench, bench.plan.configuration("3d_fullres"), bench_training(bench, 8))
+    assert found == per_window * 4
+    assert not list(times)
+
+
+@pytest.mark.parametrize(("scores", "expected"), [(10**12, 7.0), (1, 8.0)])
+def test_export_is_timed_on_some_of_the_scores(bench, monkeypatch, scores: int, expected: float) -> None:
+    """Two seconds for all three outputs, or for two of them, and five for the rest."""
+    assert bench.plan.configuration("3d_fullres").network.num_outputs == 3
+    times = iter([2.0, 5.0])
+    monkeypatch.setattr(trials, "TIMED_SCORES", scores)
+    monkeypatch.setattr(trials, "seconds", lambda action: next(times))
+    assert measure_export(bench, bench.plan.configuration("3d_fullres")) == expected
+
+
+def test_nothing_is_prepared_where_there_are_no_test_images(bench) -> None:
+    untested = replace(bench, dataset=bench.dataset.model_copy(update={"test": ()}))
+    assert measure_preparation(untested, bench.plan.configuration("3d_fullres")) == 0.0
+
+
+@pytest.mark.parametrize(("number", "sampled"), [(4, 4), (25, 25), (26, 13), (51, 17)])
+def test_at_most_25_cases_stand_for_all(bench, number: int, sampled: int) -> None:
+    cases = (bench.dataset.training * 20)[:number]
+    many = replace(bench, dataset=bench.dataset.model_copy(update={"training": cases}))
+    assert len(sampled_cases(many)) == sampled
+
+
+def test_the_median_case_is_that_of_median_size(bench, monkeypatch) -> None:
+    shapes = [(3, 1, 3), (1, 1, 1), (1, 5, 1), (1, 1, 5)]
+    monkeypatch.setattr(trials, "stored_shapes", lambda *given: shapes)
+    assert median_case(bench, bench.plan.configuration("3d_fullres")) == bench.dataset.training[3]
 
 
 def bench_training(bench: Bench, width: int) -> Training:

@@ -1,0 +1,68 @@
+"""Which folds a call trains, how long the rest takes, and who reads patches meanwhile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from autoseg.inference.model import final_weights
+from autoseg.issues import AutosegError
+from autoseg.networks.weights import save_weights
+from autoseg.run_folder import RunFolder
+from autoseg.stages.train import asked_jobs, expected_s, num_readers, with_stages_before
+
+
+class Made(NamedTuple):
+    """A scheduled training."""
+
+    configuration: str
+
+
+FLAT, LOW, HIGH = map(Made, ("2d", "3d_lowres", "3d_cascade_fullres"))
+BY_NAME = {each.configuration: each for each in (FLAT, LOW, HIGH)}
+SCHEDULE = SimpleNamespace(trainings=(FLAT, LOW, HIGH), num_folds=2, training=BY_NAME.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "fold", "number"), [(None, None, 6), ("2d", None, 2), (None, 1, 3), ("2d", 1, 1)]
+)
+def test_a_call_is_about_all_folds_or_those_that_it_names(configuration, fold, number: int) -> None:
+    jobs = asked_jobs(SimpleNamespace(configuration=configuration, fold=fold), SCHEDULE)
+    assert len(jobs) == number
+    assert {training.configuration for training, _ in jobs} == ({configuration} if configuration else set(BY_NAME))
+    assert {each for _, each in jobs} == ({0, 1} if fold is None else {fold})
+
+
+def test_a_fold_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(AutosegError) as caught:
+        asked_jobs(SimpleNamespace(configuration=None, fold=2), SCHEDULE)
+    assert caught.value.codes == ("folds.no_such_fold",)
+
+
+def test_a_cascade_waits_for_all_folds_of_its_first_stage() -> None:
+    chains = {"2d": [FLAT], "3d_lowres": [LOW], "3d_cascade_fullres": [LOW, HIGH]}
+    stages = {name: [SimpleNamespace(name=each.configuration) for each in chain] for name, chain in chains.items()}
+    prepared = SimpleNamespace(plan=SimpleNamespace(chain=stages.__getitem__), schedule=SCHEDULE)
+    jobs = with_stages_before(prepared, [(FLAT, 1), (HIGH, 0), (HIGH, 1)])
+    assert jobs == [(FLAT, 1), (LOW, 0), (LOW, 1), (HIGH, 0), (HIGH, 1)]
+
+
+def test_what_is_trained_and_validated_takes_no_more_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    schedule = SimpleNamespace(expected_training_s=100.0, expected_validation_s=40.0, expected_rest_s=7.0)
+    keys = {("2d", fold): f"key {fold}" for fold in range(4)}
+    for fold, key in ((0, "key 0"), (1, "key 1"), (2, "of another training")):
+        save_weights(final_weights(folder, "2d", fold), {"bias": torch.zeros(1)}, key=key)
+    for fold in (0, 2):
+        folder.validation("2d", fold).mkdir(parents=True)
+        (folder.validation("2d", fold) / "summary.json").touch()
+    assert expected_s(SimpleNamespace(folder=folder), schedule, keys) == 100 * 2 / 4 + 40 * 3 / 4 + 7
+
+
+@pytest.mark.parametrize(("device", "num_workers", "expected"), [("cpu", 4, 0), ("cuda", 4, 3), ("cuda", 1, 1)])
+def test_a_gpu_has_patches_read_by_all_cores_but_one(device: str, num_workers: int, expected: int) -> None:
+    assert num_readers(torch.device(device), num_workers) == expected
