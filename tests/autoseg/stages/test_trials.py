@@ -254,7 +254,13 @@ def test_without_a_budget_only_the_plans_own_networks_are_timed(bench, monkeypat
     assert [width for _, width, *_ in made_times] == [both[0].network.features[0]]
 
 
-def test_as_much_of_a_batch_is_timed_as_fits(bench, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("most", "whole", "expected", "sizes"),
+    [(2, True, 2.0, [2]), (1, False, 2.0, [2, 1]), (1, True, None, [2]), (0, False, None, [2, 1])],
+)
+def test_as_much_of_a_batch_is_timed_as_fits(
+    bench, monkeypatch, most: int, whole: bool, expected: float | None, sizes: list[int]
+) -> None:
     tried: list[int] = []
 
     def greedy(*given: object, micro_batch_size: int, **named: object) -> list[float]:
@@ -265,15 +271,8 @@ def test_as_much_of_a_batch_is_timed_as_fits(bench, monkeypatch) -> None:
 
     monkeypatch.setattr(trials, "time_steps", greedy)
     configuration, training = bench.plan.configuration("3d_fullres"), bench_training(bench, 8)
-    for most, whole, expected, sizes in (
-        (2, True, 2.0, [2]),
-        (1, False, 2.0, [2, 1]),
-        (1, True, None, [2]),
-        (0, False, None, [2, 1]),
-    ):
-        tried.clear()
-        assert time_fitting_steps(bench, configuration, training, longest_s=1.0, whole=whole) == expected
-        assert tried == sizes
+    assert time_fitting_steps(bench, configuration, training, longest_s=1.0, whole=whole) == expected
+    assert tried == sizes
 
 
 @pytest.mark.parametrize(("first", "others", "per_window"), [(0.45, (1.0, 5.0, 3.0), 3.0), (0.5, (), 0.5)])
