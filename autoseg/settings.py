@@ -42,9 +42,9 @@ def parse_duration(value: object) -> object:
     if not isinstance(value, str):
         return value
     match = DURATION.fullmatch(value.strip().lower())
-    hours, minutes, seconds = (float(match[unit] or 0) if match else 0.0 for unit in "hms")
     if match is None or not value.strip():
         raise ValueError(f"{value!r} is not a duration; write for example 90s, 20m, 2h or 1h30m")
+    hours, minutes, seconds = (float(match[unit] or 0) for unit in "hms")
     return hours * 3600 + minutes * 60 + seconds
 
 

@@ -51,6 +51,8 @@ def test_durations_are_read(text: str, seconds: float) -> None:
         ("preset", "tiny"),
         ("set", "patch_shape=1"),
         ("set", "plan.3d_fullres.patch_shape"),
+        *(("set", text) for text in ("network.x=1", "plan=1", "plan.=1", ["plan.x=1", "y"], ["plan.x=1", 2], [1])),
+        *(("exclude", names) for names in ([1], ["a", 2], 3)),
         ("seed", -1),
     ],
 )
@@ -106,6 +108,42 @@ def test_settings_as_arguments_give_them_again() -> None:
         else:
             given[name] = words.pop(0)
     assert make_settings(given) == settings
+
+
+def test_without_options_nothing_is_left_out_fixed_or_switched_off() -> None:
+    settings = make_settings({"dataset": "x"})
+    others = {name: getattr(settings, name) for name, _ in options()}
+    given = {name: others.pop(name) for name in ("preset", "mirroring", "device")}
+    assert given == {"preset": "default", "mirroring": True, "device": "auto"}
+    assert not any(others.values())
+
+
+def test_options_of_the_machine_change_no_result() -> None:
+    assert {name for name, option in options() if not option.decides} == {
+        "workers",
+        "work",
+        "device",
+        "threads",
+        "track",
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        ({"exclude": "a"}, {"exclude": "b,c"}, "--exclude was a and is b,c (a list replaces the earlier one)"),
+        ({}, {"exclude": "b"}, "--exclude was not given and is b"),
+        ({"exclude": "a"}, {"exclude": "none"}, "--exclude was a and is not given"),
+        ({"seed": 1}, {"seed": 2}, "--seed was 1 and is 2"),
+        ({}, {"budget": "90m"}, "--budget was not given and is 1h30m"),
+        ({}, {"memory_gb": 12}, "--memory-gb was not given and is 12.0"),
+        ({}, {"mirroring": False}, "--mirroring was on and is off"),
+        ({}, {"set": "plan.2d.batch_size=4"}, "--set was not given and is plan.2d.batch_size=4"),
+    ],
+)
+def test_differences_are_told_as_users_write_them(before: dict[str, object], now: dict[str, object], text: str) -> None:
+    settings = make_settings({"dataset": "x", **before})
+    assert [str(each) for each in differences(settings, updated(settings, now))] == [text]
 
 
 def test_only_options_that_differ_from_defaults_are_listed() -> None:

@@ -127,7 +127,7 @@ def test_other_files_in_the_folder_are_skipped(folders: tuple[Path, Path]) -> No
     (folders[0] / "._a.nii.gz").write_text("what some systems leave behind")
     (folders[1] / "more").mkdir()
 
-    assert len(evaluate_folder(*folders).metric_per_case) == 2
+    assert len(evaluate_folder(*folders, strict=True).metric_per_case) == 2
 
 
 def test_pairs_may_differ_in_format(folders: tuple[Path, Path]) -> None:
@@ -280,6 +280,14 @@ def test_a_dataset_is_the_reference(folders: tuple[Path, Path], tmp_path: Path, 
         ("evaluation.no_prediction", Path(label.format(case="c")).name)
     ]
     assert [issue.code for issue in refused(folders[0], dataset, strict=True)] == ["evaluation.no_prediction"]
+
+
+def test_an_image_without_labels_is_no_reason_to_read_the_others_as_label_maps(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "dataset", "{case}.nii.gz", "{case}_seg.nii.gz")
+    write_image(dataset / "d.nii.gz", np.random.default_rng(9).normal(100, 20, GRID.shape).astype(np.float32), GRID)
+    assert [each.name for each in evaluate_folder(folders[0], dataset).classes] == ["head", "tail"]
 
 
 def test_predictions_of_a_model_with_other_classes_are_refused(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -520,6 +528,22 @@ def test_each_class_is_scored_as_a_separate_mask(predictions: Path, tmp_path: Pa
                 masks(case, 1)[name], masks(case)[name], classes=[whole], spacing_mm=MASK_GRID.spacing_mm
             )
             assert found[str(number)] == expected[name]
+
+
+def test_masks_of_one_class_need_no_folders_of_cases(predictions: Path, tmp_path: Path) -> None:
+    references = write_masks(tmp_path / "references", "{case}/{name}.nii.gz", shift=0)
+    for case in range(3):
+        write_label_map(tmp_path / "flat" / f"p{case}.nii.gz", masks(case, 1)["egg"], MASK_GRID)
+    egg = EvaluatedClass(name="egg", values=(1,))
+    flat = evaluate_folder(tmp_path / "flat", references, classes=[egg]).metric_per_case
+    deep = evaluate_folder(predictions, references, classes=[egg]).metric_per_case
+    assert [case.metrics for case in flat] == [case.metrics for case in deep]
+    assert [case.reference_file for case in deep] == [str(references / f"p{case}") for case in range(3)]
+
+
+def test_folders_without_images_hold_no_masks(tmp_path: Path) -> None:
+    (tmp_path / "p0" / "segmentations").mkdir(parents=True)
+    assert not holds_masks(tmp_path)
 
 
 def test_a_class_without_a_reference_is_absent_there(predictions: Path, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_surface_dice_by_hand() -> None:
     assert far.surface_dice == 1.0
 
 
-@pytest.mark.parametrize(("spacing", "within"), [(0.1, 1.0), (0.1 * (1 + 5e-7), 1.0), (0.1 * (1 + 2e-6), 0.5)])
+@pytest.mark.parametrize(("spacing", "within"), [(0.1, 1.0), (0.1 * (1 + 5e-7), 1.0), (0.1 * (1 + 1.5e-6), 0.5)])
 def test_distance_equal_to_the_tolerance_counts_as_within(spacing: float, within: float) -> None:
     got = score(volume((0, 0, 0)), volume((0, 0, 3)), spacing_mm=(1.0, 1.0, spacing), tolerance_mm=0.3)
 
@@ -236,6 +236,13 @@ def test_values_that_are_no_class_are_background() -> None:
     prediction[2, 2, 2] = 200
 
     assert score(prediction, volume((0, 0, 0))).dice == 1.0
+
+
+@pytest.mark.parametrize("wrong", ["n_pred", "n_ref"])
+def test_counts_that_contradict_each_other_are_refused(wrong: str) -> None:
+    metrics = score(volume((0, 0, 0)), volume((0, 0, 0))).model_dump()
+    with pytest.raises(ValueError, match="TP \\+ FP"):
+        ClassMetrics(**{**metrics, wrong: metrics[wrong] + 1})
 
 
 def test_shapes_that_differ_are_refused_with_both() -> None:

@@ -83,6 +83,19 @@ def test_the_state_of_a_file_depends_on_its_content(tmp_path: Path) -> None:
     assert file_state([path], one.of("a")) == "missing"
 
 
+def test_an_output_of_several_files_is_as_its_worst(tmp_path: Path) -> None:
+    one, parts = journal(tmp_path), [tmp_path / "a.bin", tmp_path / "a.txt"]
+    for content in ("old", "new"):
+        for part in parts:
+            part.write_text(content)
+        one.add(Entry(item="a", made_from="key", files=named_contents(parts)))
+    assert file_state(parts, one.of("a")) == "current"
+    parts[0].write_text("old")
+    assert file_state(parts, one.of("a")) == "outdated"
+    parts[0].unlink()
+    assert file_state(parts, one.of("a")) == "missing"
+
+
 def test_content_is_read_again_only_where_size_or_time_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("one")

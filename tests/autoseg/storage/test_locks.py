@@ -16,7 +16,7 @@ from autoseg.storage import locks
 from autoseg.storage.locks import hold_lock
 
 
-def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
+def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
     path = tmp_path / "locks" / "x.lock"
     call = (
         "import sys, time, pathlib; from autoseg.storage.locks import hold_lock\n"
@@ -26,11 +26,13 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path) -> None:
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
+        monkeypatch.setattr(locks.time, "sleep", lambda _: pytest.fail("waited for a living owner"))
         with (
             pytest.raises(AutosegError, match=rf"the fold: is being worked on by process {owner.pid} on"),
             hold_lock(path, what="the fold"),
         ):
             pass
+        assert owner.poll() is None
     finally:
         owner.kill()
         owner.communicate()
