@@ -392,7 +392,11 @@ def test_a_label_map_beside_images_is_skipped_by_its_content(job: Job) -> None:
     part = find_input_cases(job.images, job.predictor.model.dataset, part="1/3")  # it alone
     assert [case.case_id for case in part.cases] == ["drawn"]
     assert predict_cases(job.predictor, part, job.out, probabilities=False, reporter=job.reporter) == []
-    (path,) = replace(job, images=job.images / "drawn.nii.gz", out=job.out / "alone").predict()
+    (job.images / "deeper").mkdir()
+    (job.images / "drawn.nii.gz").rename(job.images / "deeper" / "drawn.nii.gz")
+    assert len(job.predict()) == 2
+    assert job.reporter.lines[-1] == "0 predicted, 2 already there, 1 skipped: deeper_drawn"
+    (path,) = replace(job, images=job.images / "deeper" / "drawn.nii.gz", out=job.out / "alone").predict()
     assert path.name == "drawn.nii.gz"
 
 

@@ -69,7 +69,7 @@ class InputCase:
     modality: str = ""
     """Where it is known of the public dataset that the model was trained on."""
     is_beside_others: bool = field(default=False, compare=False)
-    """Whether other images were found in its folder, so that it may be a label map of one of them."""
+    """Whether other images were found with it, so that it may be a label map of one of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
