@@ -83,8 +83,8 @@ def find_input_cases(
     cases = list(
         {(case.case_id, *map(Path.resolve, case.images)): case for inputs in found for case in inputs.cases}.values()
     )
-    several = len({split_frame(case.images[0])[0] for case in cases}) > 1
-    cases = [replace(case, is_beside_others=several) for case in cases]
+    are_several = len({split_frame(case.images[0])[0] for case in cases}) > 1
+    cases = [replace(case, is_beside_others=are_several) for case in cases]
     issues = [issue for inputs in found for issue in inputs.issues]
     for note in (issue for issue in issues if issue.severity != "error"):
         (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
