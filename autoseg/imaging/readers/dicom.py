@@ -251,7 +251,9 @@ def _is_packed(file: Path, tags: Any) -> bool:
     """Whether the pixels are compressed. Raises `AutosegError` where pydicom knows no way to decode them."""
     with tags_of(file):
         syntax = tags.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
-        is_packed = bool(syntax.is_encapsulated)  # an error where it is no transfer syntax
+        if not syntax.is_transfer_syntax:
+            raise unsupported(file, message=f"its transfer syntax {syntax} is not known", fix="store it uncompressed")
+        is_packed = bool(syntax.is_encapsulated)
         try:
             get_decoder(syntax)
         except NotImplementedError:

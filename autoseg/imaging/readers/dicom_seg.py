@@ -30,6 +30,7 @@ from autoseg.imaging.readers.dicom import (
 )
 from autoseg.imaging.readers.dicom_series import LABEL_MAP_STORAGE, ORIENTATION, PLACE_TAGS, POSITION, read_series
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, require_memory
+from autoseg.imaging.readers.registry import format_of, image_ending, is_picture
 from autoseg.issues import Issue
 
 OFF_GRID = 0.05
@@ -121,9 +122,16 @@ def referenced_series(path: Path | str) -> tuple[str, ...]:
 def dicom_grid(file: Path) -> ImageHeader:
     """The grid that holds all frames of a DICOM SEG file, or that of the series of an RTSTRUCT."""
     tags = read_tags(file)
+    notes: tuple[Issue, ...] = ()
     with tags_of(file):
         geometry, _ = _grid(file, tags)
-    return ImageHeader(geometry=geometry, num_channels=1, pixel_type="segments", is_integer=True)
+        if _kind(tags) == RTStructureSetStorage and (image := _series_of(file)).is_file():
+            message = (
+                f"the series that its contours were drawn on is missing; they were drawn on the grid of {image.name}"
+            )
+            fix = "put the folder of that series beside this file"
+            notes = (Issue(code="dicom.other_grid", severity="note", where=str(file), message=message, fix=fix),)
+    return ImageHeader(geometry=geometry, num_channels=1, pixel_type="segments", is_integer=True, notes=notes)
 
 
 def _is_label_map(tags: Any) -> bool:
@@ -157,7 +165,9 @@ def _grid(file: Path, tags: Any) -> tuple[Geometry, NDArray[np.int64]]:
             file, code="reader.no_segments", message=f"it is a {kind_of(tags)}", fix="use a DICOM SEG file"
         )
     if _kind(tags) == RTStructureSetStorage:
-        return read_series(_series_of(file)).header.geometry, np.empty(0, np.int64)
+        image = _series_of(file)
+        header = format_of(image).read_header(image) if image.is_file() else read_series(image).header
+        return header.geometry, np.empty(0, np.int64)
     owners = frame_owners(file, tags)
     if not tags.get("PerFrameFunctionalGroupsSequence"):
         raise damaged(file, message=f"it does not say which segments its {len(owners)} frames show")
@@ -279,7 +289,10 @@ def _from_labels(labels: NDArray[Any], slices: NDArray[np.int64]) -> tuple[NDArr
 
 
 def _series_of(file: Path) -> Path:
-    """The series that an RTSTRUCT was drawn on. Looks in its folder, in that folder's subfolders, then in those beside it."""
+    """The series that an RTSTRUCT was drawn on. Looks in its folder, in that folder's subfolders, then in those beside it.
+
+    Where it is nowhere, the one volume of another format in its folder: the series, converted.
+    """
     wanted = {uid for uid in referenced_series(file) if uid}
     home = file.parent
     beside = _folders(home.parent)
@@ -288,11 +301,14 @@ def _series_of(file: Path) -> Path:
         for candidate in dicom_candidates(folder):
             if is_dicom(candidate) and candidate != file and (uid := series_uid(candidate)) in wanted:
                 return Path(f"{folder}{PART_MARK}{uid}")
+    volumes = [other for other in home.iterdir() if image_ending(other) not in ("", ".dcm") and not is_picture(other)]
+    if len(volumes) == 1 and volumes[0].is_file() and not volumes[0].name.startswith("."):
+        return volumes[0]
     raise reader_error(
         file,
         code="dicom.no_reference_series",
         message=f"the series that its contours were drawn on ({', '.join(sorted(wanted)) or 'not named'}) is not beside it",
-        fix="put the folder of that series beside this file",
+        fix="put the folder of that series beside this file, or the one volume that it was converted to into its folder",
     )
 
 
@@ -314,16 +330,22 @@ def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64]
     for structure in tags.get("ROIContourSequence") or ():
         masks: dict[int, NDArray[np.bool_]] = {}
         for contour in structure.get("ContourSequence") or ():
-            if not str(contour.get("ContourGeometricType")).startswith("CLOSED"):
+            numbers = np.array(contour.get("ContourData") or (), np.float64)
+            if not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED") or not numbers.size:
                 continue  # points and lines enclose nothing
-            points = np.array(contour.get("ContourData") or (), np.float64).reshape(-1, 3)
-            x, y, along = np.linalg.solve(axes, (points - geometry.origin_mm).T)
+            if numbers.size % 3:
+                raise damaged(file, message=f"a contour has {numbers.size} numbers, no multiple of three")
+            x, y, along = np.linalg.solve(axes, (numbers.reshape(-1, 3) - geometry.origin_mm).T)
             z = round(float(along.mean()))
-            if not 0 <= z < geometry.shape[0] or np.abs(along - z).max() > OFF_PLANE:
+            is_beside = (
+                min(x.max(), y.max()) < -0.5 or x.min() > geometry.shape[2] - 0.5 or y.min() > geometry.shape[1] - 0.5
+            )
+            if is_beside or not 0 <= z < geometry.shape[0] or np.abs(along - z).max() > OFF_PLANE:
+                place = [f"{values.min():.2f} to {values.max():.2f}" for values in (along, y, x)]
                 raise reader_error(
                     file,
                     code="dicom.contours_off_grid",
-                    message=f"a contour lies at slice {along.min():.2f} to {along.max():.2f} of the {geometry.shape[0]} of its series",
+                    message=f"a contour lies at {', '.join(place)} (z, y, x) of the {geometry.shape} voxels of its series",
                     fix="use the series that it was drawn on",
                 )
             mask = masks.setdefault(z, np.zeros(geometry.shape[1:], bool))

@@ -271,7 +271,7 @@ def test_pixels_in_a_form_that_is_none_are_refused(tmp_path: Path, syntax: str) 
     (tmp_path / "a.dcm").write_bytes(content.replace(plain, padded))
     with pytest.raises(AutosegError) as caught:
         read_image([tmp_path])
-    assert caught.value.codes == ("reader.bad_header",)
+    assert caught.value.codes == ("reader.unsupported",)
 
 
 @pytest.mark.parametrize("ending", ["", ".dcm", ".IMA"])

@@ -29,6 +29,7 @@ from autoseg.imaging.readers import (
     read_label_map,
     read_segments,
     referenced_series,
+    write_image,
     write_label_map,
 )
 from autoseg.issues import AutosegError
@@ -297,11 +298,47 @@ def test_structures_need_their_series(tmp_path: Path) -> None:
     for contours, series, code in (
         ({1: [(1, square)]}, "1.2.77", "dicom.no_reference_series"),
         ({1: [(3, square)]}, "1.2.3", "dicom.contours_off_grid"),
+        ({1: [(1, square + 20)]}, "1.2.3", "dicom.contours_off_grid"),
+        ({1: [(1, square - [0, 11])]}, "1.2.3", "dicom.contours_off_grid"),
     ):
         path = write_structures(tmp_path / "rt.dcm", contours, geometry, series)
         with pytest.raises(AutosegError) as caught:
             read_label_map(path)
         assert caught.value.codes == (code,)
+
+
+def test_structures_are_drawn_on_the_one_volume_in_their_folder_where_their_series_is_missing(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    geometry = Geometry(shape=(3, 20, 20), spacing_mm=(2.0, 1.0, 1.0), origin_mm=(5.0, 6.0, 7.0))
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    path = write_structures(folder / "rt.dcm", {1: [(1, square)]}, geometry)
+    write_image(folder / "ct.nii.gz", np.zeros(geometry.shape), geometry)
+    label = read_label_map(path)
+    assert np.argwhere(label.array).min(axis=0).tolist() == [1, 4, 4]
+    assert label.array.sum() == 36
+    assert [note.code for note in read_header(path).notes] == ["dicom.other_grid"]
+    write_image(folder / "pet.nii.gz", np.zeros(geometry.shape), geometry)
+    with pytest.raises(AutosegError) as caught:
+        read_label_map(path)
+    assert caught.value.codes == ("dicom.no_reference_series",)
+
+
+def test_contours_without_points_are_skipped_and_those_without_a_type_are_closed(tmp_path: Path) -> None:
+    geometry = read_header(write_series(tmp_path / "ct", (3, 20, 20), [1, 0, 0, 0, 1, 0])).geometry
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    path = write_structures(tmp_path / "rt.dcm", {1: [(1, square), (2, square)]}, geometry)
+    tags = pydicom.dcmread(path)
+    first, second = tags.ROIContourSequence[0].ContourSequence
+    first.ContourData = []
+    del second.ContourGeometricType
+    tags.save_as(path)
+    assert np.flatnonzero(read_label_map(path).array.any(axis=(1, 2))).tolist() == [2]
+    second.ContourData = [1, 2, 3, 4]
+    tags.save_as(path)
+    with pytest.raises(AutosegError) as caught:
+        read_label_map(path)
+    assert caught.value.codes == ("reader.bad_header",)
 
 
 def test_structures_are_no_image_and_beside_slices_no_slice(tmp_path: Path) -> None:
