@@ -283,9 +283,15 @@ def _state(file: Path) -> tuple[str, int, int]:
 
 
 def is_segmentation(path: Path | str) -> bool:
-    """Whether ``path`` is a DICOM SEG file or an NRRD file with segments, or names a segment of one (``FILE#NUMBER``)."""
+    """Whether ``path`` is a DICOM SEG file or an NRRD file with segments, or names a segment of one (``FILE#NUMBER``).
+
+    A damaged file is none: reading it raises the reason.
+    """
     file, _ = split_part(Path(path))
-    return file.is_file() and (has_segments(file) if _is_nrrd(file) else is_dicom_segmentation(file))
+    try:
+        return file.is_file() and (has_segments(file) if _is_nrrd(file) else is_dicom_segmentation(file))
+    except AutosegError:
+        return False
 
 
 def read_segments(path: Path | str) -> Segmentation:

@@ -338,6 +338,14 @@ def test_links_to_nothing_and_empty_files_are_one_bad_case_each(tmp_path) -> Non
     assert found.issues[0].code == "predict.broken_link"
 
 
+def test_a_damaged_header_among_images_leaves_the_others_to_be_predicted(tmp_path) -> None:
+    write(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nrrd").write_text("NRRD0006\nnonsense: 3\n\n")
+    found = find(tmp_path, trained_on(["MRI"]))
+    assert [case.case_id for case in found.cases] == ["a"]
+    assert [(issue.case, issue.severity) for issue in found.issues] == [("b", "error")]
+
+
 @pytest.mark.parametrize(("depth", "is_found"), [(MOST_NESTED, True), (MOST_NESTED + 1, False)])
 def test_what_lies_too_deep_or_has_a_hidden_name_is_named(tmp_path, depth, is_found) -> None:
     write(tmp_path / "a.nii.gz")
