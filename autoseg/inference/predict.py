@@ -66,19 +66,8 @@ def find_input_cases(
     ``2/8`` takes every eighth case, beginning with the second. What is left out is said to ``reporter``. Raises
     `AutosegError` where a source does not exist, and where there is nothing to predict.
     """
-    found, files = [], defaultdict[Path, list[Path]](list)
-    for source in [sources] if isinstance(sources, Path) else sources:
-        if not split_frame(source)[0].exists() and not is_dicom_series(source):
-            fix = "pass an image file, a folder of images or a DICOM series folder"
-            raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
-        if source.is_file():
-            files[source.parent].append(source)
-            continue
-        leave_out = partial(_made_by_autoseg, source)
-        found.append(find_inputs(source, dataset, layout=layout, spec=spec, leave_out=leave_out))
-    for folder, several in files.items():  # which may be channels of one case
-        alone, only = (several[0], []) if len(several) == 1 else (folder, list(dict.fromkeys(several)))
-        found.append(find_inputs(alone, dataset, layout=layout, spec=spec, only=only))
+    sources = [sources] if isinstance(sources, Path) else sources
+    found = list(_inputs_of(sources, dataset, layout=layout, spec=spec))
     # the same image may be named twice, alone and by its folder
     cases = list(
         {(case.case_id, *map(Path.resolve, case.images)): case for inputs in found for case in inputs.cases}.values()
@@ -88,13 +77,7 @@ def find_input_cases(
     issues = [issue for inputs in found for issue in inputs.issues]
     for note in (issue for issue in issues if issue.severity != "error"):
         (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
-    errors = [issue for issue in issues if issue.severity == "error"]
-    for case_id in (name for name, count in Counter(case.case_id for case in cases).items() if count > 1):
-        first, second = [case.images[0] for case in cases if case.case_id == case_id][:2]
-        message = f"same name as {first}"
-        errors.append(
-            Issue(code="predict.same_name", where=str(second), message=message, fix="rename one of them", case=case_id)
-        )
+    errors = [*(issue for issue in issues if issue.severity == "error"), *_same_names(cases)]
     cases = [case for case in cases if not any(error.case == case.case_id for error in errors)]
     if part is not None:
         mine = _part(part, {case.case_id for case in cases} | {error.case for error in errors if error.case})
@@ -105,10 +88,40 @@ def find_input_cases(
             "no images found",
             f"pass files that end in {', '.join(sorted(image_endings()))}, or DICOM series",
         )
-        where = ", ".join(map(str, [sources] if isinstance(sources, Path) else sources))
+        where = ", ".join(map(str, sources))
         none = Issue(code="predict.no_images", where=where, message=message, fix=fix)
         raise AutosegError(none, *(issue for issue in issues if issue.code == FOREIGN))
     return Inputs(cases=tuple(sorted(cases, key=lambda case: case.case_id)), issues=tuple(errors))
+
+
+def _inputs_of(
+    sources: Sequence[Path], dataset: DatasetDescription, *, layout: str | None, spec: Path | None
+) -> Iterator[Inputs]:
+    """What is in each folder, and among the files of one folder, which may be channels of one case."""
+    files = defaultdict[Path, list[Path]](list)
+    for source in sources:
+        if not split_frame(source)[0].exists() and not is_dicom_series(source):
+            fix = "pass an image file, a folder of images or a DICOM series folder"
+            raise AutosegError(Issue(code="predict.no_input", where=str(source), message="does not exist", fix=fix))
+        if source.is_file():
+            files[source.parent].append(source)
+        else:
+            leave_out = partial(_made_by_autoseg, source)
+            yield find_inputs(source, dataset, layout=layout, spec=spec, leave_out=leave_out)
+    for folder, several in files.items():
+        place, only = (several[0], []) if len(several) == 1 else (folder, list(dict.fromkeys(several)))
+        yield find_inputs(place, dataset, layout=layout, spec=spec, only=only)
+
+
+def _same_names(cases: Sequence[InputCase]) -> Iterator[Issue]:
+    """One error for each case id that several ``cases`` have."""
+    images: dict[str, list[Path]] = {}
+    for case in cases:
+        images.setdefault(case.case_id, []).append(case.images[0])
+    for case_id, (first, *others) in images.items():
+        if others:
+            message, fix = f"same name as {first}", "rename one of them"
+            yield Issue(code="predict.same_name", where=str(others[0]), message=message, fix=fix, case=case_id)
 
 
 def _part(part: str, case_ids: Iterable[str]) -> set[str]:
@@ -353,7 +366,7 @@ def not_ct(image: Image, plan: Plan) -> list[str]:
             reasons.append(f"channel {name} is of modality {own}, in training it was CT")
         elif chosen.scheme == "ct" and is_ct is False and training.minimum < 0:
             reasons.append(
-                f"channel {name} has hardly a negative value, so it is no CT in Hounsfield units as in training"
+                f"channel {name} has hardly any negative values, so it is not CT in Hounsfield units as in training"
             )
     return reasons
 

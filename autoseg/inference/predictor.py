@@ -124,7 +124,7 @@ class Predictor:
 
     @property
     def needs_directions(self) -> bool:
-        """Whether an array alone does not say enough: training images told the directions of their axes."""
+        """Whether an array needs its affine or axes: the training images had directions."""
         return not (self.model.plan.strict_reference or is_picture(f"a{self.model.dataset.file_ending}"))
 
     def predict(self, image: Imagelike, **place: Any) -> NDArray[np.integer]:

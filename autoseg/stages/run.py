@@ -355,10 +355,8 @@ def _made_so_before(run: Run, dataset: DatasetDescription | None) -> Path | None
     from autoseg.inference.bundle import open_bundle
     from autoseg.stages.check import trained_on
 
-    dataset, options = (
-        dataset or load_or_none(DatasetDescription, run.folder.dataset),
-        as_arguments(run.settings, deciding=True),
-    )
+    dataset = dataset or load_or_none(DatasetDescription, run.folder.dataset)
+    options = as_arguments(run.settings, deciding=True)
     for path in (run.folder.model, *sorted(run.folder.previous.glob("*.zip"), reverse=True)):
         with suppress(AutosegError):
             model = open_bundle(path).description

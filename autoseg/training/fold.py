@@ -202,7 +202,7 @@ def _take_steps(run: FoldRun) -> None:
 def _begin(
     spec: FoldSpec, callbacks: Sequence[Callback], should_stop: Callable[[], bool]
 ) -> tuple[FoldRun, tuple[Issue, ...]]:
-    """The training as this machine can do it, from the newest checkpoint if there is one, with what is to be told of that."""
+    """The training as this machine can do it, from the newest checkpoint if there is one, with notes on what was adapted."""
     checkpoint, damage = load_latest(spec.folder / CHECKPOINT_FILE, key=spec.key)
     batch_size = spec.training.batch_size
     cleared = clear_fold(spec, most=batch_size if checkpoint is None else checkpoint.state["micro_batch_size"])

@@ -172,7 +172,7 @@ def _example_spec(root: Path) -> str:
 
 
 def _folders_below(root: Path) -> list[Path]:
-    """The first folders below ``root``, those that are nearest first."""
+    """The first `MOST_AROUND` folders below ``root``, nearest first."""
     found: list[Path] = []
     level = [root]
     for _ in range(MOST_BELOW):

@@ -167,7 +167,7 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
 
 
 def _take(file: Path, name: str, found: LooseImages) -> None:
-    """A file with the ending of an image; links to slices that do not exist are said of their folder (`_unfetched`)."""
+    """Add a file that has the ending of an image; broken links to slices are reported with their folder (`_unfetched`)."""
     if file.exists():
         found.images.append((name, file))
     elif image_ending(file) != ".dcm":
@@ -373,7 +373,7 @@ def _channel_issues(case_id: str, files: dict[int, Path], channels: Sequence[str
 
 
 def frame_name(case_id: str, number: int) -> str:
-    """The case of one volume of a file, from 1."""
+    """The case of one volume of a 4D file, counted from 1."""
     return f"{case_id}_frame{number:02d}"
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-from fnmatch import fnmatchcase as fnmatch
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MOST_NESTED = 4
 """Entries and levels of folders that are looked through."""
 LARGEST_JSON = 2**26
 VOLUMES = (".mgz", ".mgh", ".img", ".mnc", ".rec", ".brik", ".nii.zst", ".nii.bz2", ".nii.xz", ".nii.zip")
-"""Endings of other formats that are volumes: perhaps cases that are missing."""
+"""Endings of volumes in formats that are not read: a case may be missing."""
 YOLO = re.compile(r"\d+(?:\s+(?:0?\.\d+|[01](?:\.0*)?)(?:e-\d+)?){4,}\s*")
 """A line of a YOLO label: class, then a box or the corners of a polygon, as shares of the image."""
 
@@ -94,7 +94,7 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
             and str(path) not in taken
             and not (image_stem(path) in test and OF_LABELS.match(path.parent.name))
             and not any(each.fullmatch(place) for each in (*patterns, *series))
-            and not any(fnmatch(part, name) for part in place.split("/") for name in layout.skip)
+            and not any(fnmatchcase(part, name) for part in place.split("/") for name in layout.skip)
         ):
             unused.append(place)
     if not unused:

@@ -84,7 +84,7 @@ def _array_of_tensor(tensor: Any) -> Any:
 
 
 def _checked(image: Image) -> Image:
-    """An `Image` that was put together by hand may hold anything."""
+    """An `Image` built by hand may hold anything."""
     shape = np.shape(image.array)
     if not isinstance(image.geometry, Geometry) or len(shape) != 4 or shape[1:] != image.geometry.shape:
         grid = image.geometry.shape if isinstance(image.geometry, Geometry) else image.geometry

@@ -51,7 +51,7 @@ OTHER_BEGINNINGS = (
     (b"\xfd7zXZ", "packed with xz", "unpack it"),
     (b"\x89HDF", "an HDF5 file", AS_ARRAY.format("it")),
 )
-"""How files begin that are no image whatever they are called, what they are, and what to do."""
+"""First bytes of files that are no image, whatever their ending: what they are, and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
