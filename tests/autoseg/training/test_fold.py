@@ -15,6 +15,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import torch
 from made_folds import (
     StopAt,
     after_steps,
@@ -24,12 +25,17 @@ from made_folds import (
     run,
     same_weights,
     steps_saved,
+    training_with,
 )
 from torch.utils.data import get_worker_info
 
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.store import open_array
-from autoseg.training.fold import train_fold
+from autoseg.tracking.callbacks import EpochRecord, StepRecord
+from autoseg.training import fold
+from autoseg.training.fold import Validated, train_fold
+from autoseg.training.fold_spec import FoldRun, FoldSpec, FoldState, make_fold_parts, make_network
+from autoseg.training.sampling import BatchSource
 
 
 def test_a_small_network_learns_two_shapes(tmp_path) -> None:
@@ -66,6 +72,65 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path) -> None:
     for name in ("final.safetensors", "best.safetensors"):
         assert same_weights(undisturbed, stopped, name=name)
     assert history_of(undisturbed) == history_of(stopped)
+
+
+def begun(spec: FoldSpec, **state: object) -> FoldRun:
+    """A training before its first step."""
+    kept = FoldState(micro_batch_size=2, good={}, **state)  # type: ignore[arg-type]
+    return FoldRun(spec=spec, parts=make_fold_parts(spec), state=kept)
+
+
+def test_an_epoch_is_recorded_from_its_own_steps(tmp_path, monkeypatch) -> None:
+    run = begun(make_spec(tmp_path, steps=12), skipped_steps=[2, 3])
+    scores = iter([({"ball": 0.4, "box": 0.8}, 0.5), ({"ball": 0.2, "box": None}, None), ({"ball": None}, None)])
+
+    def validate(*given: object) -> Validated:
+        dice, loss = next(scores)
+        return Validated(pseudo_dice=dice, loss=loss)
+
+    monkeypatch.setattr(fold, "validate_epoch", validate)
+
+    def finish(last: int) -> EpochRecord:
+        step = StepRecord(step=last, loss=1.0, learning_rate=0.1, wait_s=0.0, duration_s=1.0, skipped=False)
+        return fold.finish_epoch(run, step)
+
+    run.state.losses, run.state.waits, run.state.durations = [1.0, 3.0], [1.0, 1.0, 0.0], [2.0, 3.0, 3.0]
+    first = finish(5)
+    assert (first.epoch, first.step, first.loss, first.validation_loss) == (1, 6, 2.0, 0.5)
+    assert (first.seconds, first.wait_share, first.skipped) == (8.0, 0.25, 1)
+    assert first.moving_average == pytest.approx(0.6)
+    best = run.state.best
+    second = finish(8)
+    assert (second.loss, second.seconds, second.wait_share, second.skipped) == (None, 0.0, 0.0, 0)
+    assert second.moving_average == pytest.approx(0.9 * 0.6 + 0.1 * 0.2)
+    assert run.state.best is best
+    assert run.state.best_score == pytest.approx(0.6)
+    assert finish(11).moving_average == second.moving_average  # nothing new is known
+    assert run.state.history[:2] == [first, second]
+
+
+def test_an_epoch_is_validated_on_patches_of_its_own(tmp_path, monkeypatch) -> None:
+    """Counts of hit, predicted and present voxels are summed over the patches, losses averaged."""
+    spec = training_with(make_spec(tmp_path), validation_batches=2, batch_size=2)
+    run, drawn, losses = begun(spec), [], iter([1.0, 3.0])
+    run = replace(run, parts=replace(run.parts, loss=lambda *given: next(losses)))
+    counts = iter([[[2, 0], [6, 0], [2, 0]], [[1, 0], [0, 0], [4, 0]]])
+    draw = BatchSource.__getitem__
+    monkeypatch.setattr(BatchSource, "__getitem__", lambda source, step: drawn.append(step) or draw(source, step))
+    monkeypatch.setattr(fold, "class_counts", lambda *given: torch.tensor(next(counts), dtype=torch.float64))
+    found = fold.validate_epoch(run, 3)
+    assert drawn == [6, 7]
+    assert found == Validated(pseudo_dice={"ball": 2 * 3 / (6 + 6), "box": None}, loss=2.0)
+    for lacking in (replace(spec, validation_cases=[]), training_with(spec, validation_batches=0)):
+        assert fold.validate_epoch(replace(run, spec=lacking), 3) == Validated(pseudo_dice={}, loss=None)
+
+
+def test_folds_start_from_weights_of_their_own(tmp_path) -> None:
+    spec = replace(make_spec(tmp_path, steps=7), fold=2)
+    drawn = make_network(spec.configuration, spec.training, seed=spec.seed + 2).state_dict()
+    assert all(torch.equal(drawn[name], tensor) for name, tensor in begun(spec).parts.network.state_dict().items())
+    assert spec.num_epochs == 3  # of three steps, the last one shorter
+    assert spec.checkpoint_interval_s < 60  # at most a minute is lost
 
 
 def test_a_stop_request_saves_the_finished_step(tmp_path) -> None:

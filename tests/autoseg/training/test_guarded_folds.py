@@ -154,6 +154,8 @@ def test_a_training_that_runs_out_of_memory_continues_in_micro_batches(tmp_path,
     spec = training_with(make_spec(tmp_path / "a"), validation_batches=0)
     run(spec)
     assert codes_of(spec) == ["training.micro_batches"]
+    best, final = (load_file(spec.folder / f"{name}.safetensors") for name in ("best", "final"))
+    assert all(torch.equal(best[name], final[name]) for name in final)  # nothing was validated
     assert state_of(spec).micro_batch_size == 1
     monkeypatch.setattr(fold_spec, "make_loss", make_loss)
     whole = training_with(make_spec(tmp_path / "b"), validation_batches=0)

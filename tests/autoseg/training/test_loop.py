@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pytest
 import torch
 from made_folds import (
     LABELS,
@@ -16,12 +19,13 @@ from made_folds import (
 from torch import nn
 
 from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
+from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.fold import class_counts
 from autoseg.training.fold_spec import batch_source, make_fold_parts, make_network
-from autoseg.training.loop import Parts, compute_gradient, make_parts, train, train_step
+from autoseg.training.loop import Parts, compute_gradient, make_parts, run_network, train, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.sampling import finish
-from planners import trial_training
+from planners import LabelClass, Labels, learning_rate, trial_training
 
 
 def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
@@ -84,9 +88,70 @@ def test_class_counts_are_those_of_a_hand_count() -> None:
     assert present == [2, 1]
 
 
-def half_parts() -> Parts:
-    """A small network in float16."""
-    changes = {"precision": "float16", "optimiser": "sgd", "momentum": 0.9}
+def test_class_counts_of_regions_leave_ignored_voxels_out() -> None:
+    """A region is predicted where its logit is above 0."""
+    labels = Labels(
+        classes=(LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,))),
+        region_order=(1, 2),
+        ignore=3,
+    )
+    logits = torch.tensor([[[[0.5, 0.5, 0.0]], [[-1.0, 0.0, 2.0]]], [[[9.0, -1.0, 9.0]], [[9.0, 0.1, 9.0]]]])
+    target = torch.tensor([[[1, 2, 0]], [[3, 2, 3]]])
+    assert class_counts(logits, target, labels).tolist() == [[2, 1], [2, 2], [3, 2]]
+
+
+def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
+    parts = half_parts(precision="float32")
+    batch = torch.ones(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
+    control = SimpleNamespace(micro_batch_size=2, rate_factor=0.5, new_batches=False)
+    records: list[StepRecord] = []
+
+    def on_step(record: StepRecord) -> None:
+        records.append(record)
+        control.new_batches = record.step == 5
+
+    def do(steps: range) -> int:
+        return train(parts, [batch] * 9, steps, control=control, on_step=on_step, on_memory_error=records.remove)
+
+    started = time.perf_counter()
+    assert do(range(4, 9)) == 6
+    spent = time.perf_counter() - started
+    assert [record.step for record in records] == [4, 5]
+    assert [record.learning_rate for record in records] == [
+        0.5 * learning_rate(parts.training, step) for step in (4, 5)
+    ]
+    assert all(0 <= record.wait_s < record.duration_s < spent and not record.skipped for record in records)
+    assert not control.new_batches
+    assert (do(range(6, 9)), do(range(0))) == (9, 0)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
+    parts = half_parts(precision="float32")
+    if where == "loss":
+        parts = replace(parts, loss=lambda logits, target: logits.square().mean() * math.inf)
+    else:
+        parts.network.weight.register_hook(lambda gradient: gradient * math.nan)  # type: ignore[union-attr,operator]
+    before = [parameter.detach().clone() for parameter in parts.network.parameters()]
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    assert not train_step(parts, *batch, 0.01)[1]
+    assert all(torch.equal(old, new) for old, new in zip(before, parts.network.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_networks_compute_in_the_precision_of_the_schedule(precision: str, dtype: torch.dtype) -> None:
+    logits = run_network(nn.Conv2d(1, 2, 3), torch.ones(1, 1, 8, 8), precision)
+    assert logits.dtype == dtype  # type: ignore[union-attr]
+
+
+def test_momentum_is_nesterovs() -> None:
+    (group,) = half_parts().optimiser.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+
+
+def half_parts(precision: str = "float16") -> Parts:
+    """A small network in float16, or another precision."""
+    changes = {"precision": precision, "optimiser": "sgd", "momentum": 0.9}
     training = trial_training(make_plan().configuration("2d"), base_features=4, batch_size=1, precision="float32")
     training = training.model_copy(update=changes)
     torch.manual_seed(0)

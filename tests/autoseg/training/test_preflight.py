@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -50,6 +51,55 @@ def test_plan_and_cases_that_do_not_fit_are_refused_before_the_first_step(tmp_pa
         run(replace(spec, training_cases=[]))
     assert raised.value.codes == ("training.no_cases",)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("number", "is_read"), [(2, True), (3, False)])
+def test_classes_of_three_cases_stand_for_all(tmp_path, number: int, is_read: bool) -> None:
+    spec = make_spec(tmp_path)
+    cases = list(spec.training_cases)
+    cases[number] = replace(cases[number], locations={"sphere": cases[number].locations["ball"]})
+    if is_read:
+        with pytest.raises(AutosegError):
+            preflight.require_fit(replace(spec, training_cases=cases))
+    else:
+        preflight.require_fit(replace(spec, training_cases=cases))
+
+
+def test_sizes_of_micro_batches_are_those_that_memory_allows(tmp_path, monkeypatch) -> None:
+    spec = training_with(make_spec(tmp_path), batch_size=6)
+    monkeypatch.setattr(
+        preflight, "free_memory_bytes", lambda: preflight.needed_bytes(spec.configuration, spec.training, 3)
+    )
+    given, cpu, gpu = (spec.configuration, spec.training), torch.device("cpu"), torch.device("cuda")
+    assert preflight.plausible_sizes(*given, cpu) == (3, 2, 1)
+    assert preflight.plausible_sizes(*given, cpu, most=2) == (2, 1)
+    assert preflight.plausible_sizes(*given, gpu) == (6, 3, 2, 1)
+
+
+def test_a_batch_takes_four_bytes_an_intensity_and_eight_a_label(tmp_path) -> None:
+    spec = training_with(make_spec(tmp_path), batch_size=3)
+    voxels = 3 * math.prod(spec.configuration.patch_shape)
+    assert preflight.batch_bytes(spec.configuration, spec.training) == voxels * (4 + 8)
+
+
+@pytest.mark.parametrize("batch_dice", [True, False])
+def test_losses_of_whole_batches_are_said_to_be_computed_twice(tmp_path, batch_dice: bool) -> None:
+    spec = make_spec(tmp_path)
+    loss = spec.configuration.loss.model_copy(update={"batch_dice": batch_dice})
+    spec = replace(spec, configuration=spec.configuration.model_copy(update={"loss": loss}))
+    assert ("computed twice" in preflight.micro_batch_issue(spec, 1).message) is batch_dice
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        ("\n  \nbackend='inductor' raised:\nno compiler\nmore", "no compiler"),
+        ("it raised:", "ValueError"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_that_says_something_stands_for_an_error(message: str, line: str) -> None:
+    assert preflight.first_line(ValueError(message)) == line
 
 
 def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:

@@ -212,11 +212,17 @@ def test_a_long_winding_component_is_one() -> None:
 
 def test_large_components_are_kept_and_inputs_unchanged() -> None:
     classes = np.zeros((1, 10, 10, 10), bool)
-    classes[0, :2] = True  # a fifth of the patch
+    classes[0, 0], classes[0, 1, :5] = True, True  # 15 % of the patch
     before = classes.copy()
     assert (disturb(classes, Disturbance(removals=(Removal(channel=0, choice=0.0),))) == before).all()
     disturb(classes, Disturbance(operations=(Operation(channel=0, name="dilate", radius=3.0),)))
     assert (classes == before).all()
+
+
+def test_slightly_smaller_ones_are_deleted() -> None:
+    classes = np.zeros((1, 10, 10, 10), bool)
+    classes[0, 0], classes[0, 1, :5, :9] = True, True
+    assert not disturb(classes, Disturbance(removals=(Removal(channel=0, choice=0.0),))).any()
 
 
 def test_an_empty_class_stays_empty() -> None:
