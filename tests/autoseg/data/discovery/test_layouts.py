@@ -12,6 +12,7 @@ import SimpleITK
 
 from autoseg.data.dataset import describe_dataset
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.discovery.cases import MOST_VALUES
 from autoseg.data.discovery.layouts import match_layout
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
@@ -643,6 +644,16 @@ def test_label_maps_are_no_channels_unless_a_spec_file_names_them(tmp_path, layo
     assert discover_dataset(tmp_path, spec=spec).channels == ("ct", "brain_mask_2")
 
 
+@pytest.mark.parametrize(("num_values", "is_channel"), [(MOST_VALUES, False), (MOST_VALUES + 1, True)])
+def test_a_channel_named_like_a_label_map_is_one_if_it_has_many_values(tmp_path, num_values, is_channel):
+    for case in "ab":
+        write_image(tmp_path / case / "ct.nii.gz")
+        write_labels(tmp_path / case / "seg.nii.gz", (0, 1))
+        values = np.resize(np.arange(num_values, dtype=np.int16), (8, 8, 8))
+        SimpleITK.WriteImage(SimpleITK.GetImageFromArray(values), tmp_path / case / "annotated.nii.gz")
+    assert ("annotated" in discover_dataset(tmp_path, layout="case_folders").channels) == is_channel
+
+
 def test_label_maps_of_test_cases_are_no_leftovers(tmp_path):
     write_folder(tmp_path, images=["imagesTr/a.nii.gz", "imagesTs/b.nii.gz"], labels=["labelsTr/a.nii.gz"])
     (tmp_path / "dataset.json").write_text('{"modality": {"0": "MR"}, "labels": {"0": "background", "1": "x"}}')
@@ -718,12 +729,13 @@ def test_a_folder_of_many_cases_is_no_case(tmp_path):
     assert caught.value.codes == ("dataset.unrecognised",)
 
 
-def test_datasets_some_folders_below_are_suggested(tmp_path):
+@pytest.mark.parametrize(("below", "is_found"), [("a/b/c", True), ("a/b/c/d", False)])
+def test_datasets_up_to_three_folders_below_are_suggested(tmp_path, below, is_found):
     images, labels = FOLDERS["msd"]
-    root = write_folder(tmp_path / "a" / "b" / "c", images=images, labels=labels)
+    root = write_folder(tmp_path / below, images=images, labels=labels)
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
-    assert f"pass {root} instead" in caught.value.issues[0].fix
+    assert (f"pass {root} instead" in caught.value.issues[0].fix) == is_found
 
 
 def test_numbers_at_the_end_of_names_are_no_channels_if_label_maps_have_them_too(tmp_path):
