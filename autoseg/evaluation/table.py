@@ -281,7 +281,7 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
     for each in summary.classes:
         mean, counts = summary.mean[each.key]["Dice"], summary.counts[each.key]
         if mean is not None and mean < HARDLY_FOUND:
-            message = f"hardly ever found (mean Dice {mean:.3f}), so its predictions are not usable"
+            message = f"hardly ever found (mean Dice {mean:.3f}): these predictions are not usable"
             fix = "train for longer, or add cases with this class"
             warnings.append(
                 Issue(code="scores.hardly_found", severity="warning", where=each.name, message=message, fix=fix)
@@ -289,7 +289,7 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
         left_out = {
             "without it in prediction and reference (not in the means)": counts.both_empty,
             "missed (Dice 0, no distance)": counts.missed,
-            "false positives (Dice 0, no distance)": counts.invented,
+            "falsely predicted (Dice 0, no distance)": counts.invented,
             "with all of its surface next to ignored voxels (no surface scores)": counts.cases
             - counts.both_empty
             - counts.in_mean["surface_dice"],

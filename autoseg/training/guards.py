@@ -223,7 +223,7 @@ def check_classes(run: FoldRun, epoch: EpochRecord) -> None:
             fix = "add cases, or use other folds (--splits)"
         _warn(run, code="training.class_not_found", where=where + name, message=message, fix=fix)
     if epoch.step == run.spec.training.num_steps:
-        fix = "do not rely on its predictions; a longer --budget or more cases with it may help"
+        fix = "do not rely on these predictions; a longer --budget or more cases with it may help"
         for name in never_found(state.history):
             message = "not found in any validation patch"
             _warn(run, code="training.class_not_learned", where=where + name, message=message, fix=fix)
