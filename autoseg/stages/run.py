@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import shlex
 import sys
@@ -478,7 +479,9 @@ def start_log(folder: RunFolder) -> None:
     """Write every line to the run's ``log.txt``. Raises `AutosegError` where the folder is not writable."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(folder.log)
+        handler = logging.FileHandler(folder.log, delay=True)
+        # Without a buffer, which would refuse the line of a signal handler that interrupts the writing of another.
+        handler.stream = io.TextIOWrapper(io.FileIO(folder.log, "ab"), encoding="utf-8", write_through=True)
     except OSError as error:
         raise write_error(folder.log, error) from error
     for other in [each for each in logger.handlers if isinstance(each, logging.FileHandler)]:

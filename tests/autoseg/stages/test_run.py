@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,8 +20,9 @@ from autoseg.cli import app
 from autoseg.inference.model import load_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
+from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings
-from autoseg.stages.run import find_run, require_free, require_place_for_predictions
+from autoseg.stages.run import find_run, logger, require_free, require_place_for_predictions, start_log
 from autoseg.storage.atomic import load_document
 
 
@@ -236,3 +241,30 @@ def test_preprocessed_data_is_not_put_into_the_dataset(tmp_path: Path) -> None:
         begin(dataset, tmp_path / "run", {"work": dataset})
     assert caught.value.codes == ("run.folder_not_free",)
     assert caught.value.issues[0].fix.endswith("--work")
+
+
+def test_no_line_of_a_signal_handler_is_lost_from_the_log(tmp_path: Path) -> None:
+    """Ctrl-C is told by its handler, whatever line is being written when it comes."""
+    start_log(RunFolder(tmp_path))
+    handled, written = [], 0
+
+    def handle(number: int, _: object) -> None:
+        logger.debug("interrupted")
+        handled.append(number)
+
+    def interrupt() -> None:
+        for _ in range(100):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(0.001)
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    while sender.is_alive():
+        logger.debug("a line")
+        written += 1
+    sender.join()
+    signal.signal(signal.SIGUSR1, before)
+    text = (tmp_path / "log.txt").read_text()
+    assert (text.count("interrupted"), text.count("a line")) == (len(handled), written)
+    assert handled
