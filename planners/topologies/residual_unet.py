@@ -21,7 +21,7 @@ MOST_STAGES = 13
 
 def blocks(num_stages: int) -> tuple[int, ...]:
     """Residual blocks of each encoder stage."""
-    return (BLOCKS + BLOCKS[-1:] * max(0, num_stages - len(BLOCKS)))[:num_stages]
+    return (BLOCKS + BLOCKS[-1:] * num_stages)[:num_stages]
 
 
 def feature_maps(pyramid: Pyramid, label_entries: int) -> int:

@@ -38,7 +38,7 @@ def features(num_stages: int) -> tuple[int, ...]:
 
 def convolutions(num_stages: int) -> tuple[int, ...]:
     """Convolutions of each encoder stage; decoder stages have as many as the encoder's at their resolution."""
-    return (CONVOLUTIONS + CONVOLUTIONS[-1:] * max(0, num_stages - len(CONVOLUTIONS)))[:num_stages]
+    return (CONVOLUTIONS + CONVOLUTIONS[-1:] * num_stages)[:num_stages]
 
 
 def kernels(pyramid: Pyramid, spacing_mm: Sequence[float]) -> tuple[tuple[int, ...], ...]:

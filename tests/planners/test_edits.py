@@ -193,6 +193,38 @@ def test_schedules_are_edited_for_one_configuration_or_all(schedule: Schedule) -
     assert edited_schedule(schedule, {}) == schedule
 
 
+def test_the_expected_time_follows_steps_width_and_batch(schedule: Schedule) -> None:
+    """84 steps and the pseudo-Dice's 16; 20 features of batches of four, by the 0.7 s of 16 features and two images."""
+    wishes = {"num_steps": "84", "base_features": "20", "batch_size": "4"}
+    edited = edited_schedule(schedule, wishes)
+    each_s = (84 + 16) * 0.7 * 2 * (20 / 16) * (4 / 2)
+    assert edited.expected_training_s == pytest.approx(each_s * len(schedule.trainings))
+    unmeasured = schedule.model_copy(
+        update={
+            "conditions": schedule.conditions.model_copy(update={"measurements": measurements_of_another(schedule)})
+        }
+    )
+    steps, width = (getattr(schedule.trainings[0], name) for name in ("num_steps", "base_features"))
+    halved = edited_schedule(unmeasured, {"num_steps": str(steps // 2), "batch_size": "6"})
+    share = (steps // 2) * width * 6 / (steps * width * schedule.trainings[0].batch_size)
+    assert halved.expected_training_s == pytest.approx(schedule.expected_training_s * share)
+
+
+def measurements_of_another(schedule: Schedule) -> tuple[Measurement, ...]:
+    (first, *_) = schedule.conditions.measurements
+    return (first.model_copy(update={"configuration": "another"}),)
+
+
+def test_fields_that_length_and_width_imply_can_be_set_too(schedule: Schedule) -> None:
+    training = edited_schedule(schedule, {"num_steps": "60", "warmup_steps": "59"}).trainings[0]
+    assert (training.warmup_steps, training.steps_per_epoch) == (59, 60)
+    longer = edited_schedule(schedule, {"num_steps": "100000"}).trainings[0]
+    before = schedule.trainings[0]
+    assert (longer.warmup_steps, longer.steps_per_epoch) == (before.warmup_steps, before.steps_per_epoch)
+    other = edited_schedule(schedule, {"base_features": "64", "optimiser": "sgd"}).trainings[0]
+    assert other.peak_learning_rate == before.peak_learning_rate
+
+
 def test_epochs_have_the_methods_length(schedule: Schedule) -> None:
     training = edited_schedule(schedule, {"3d_fullres.epochs": "40"}).training("3d_fullres")
     assert (training.num_steps, training.steps_per_epoch) == (10_000, 250)
@@ -221,6 +253,87 @@ def test_schedules_that_make_no_sense_are_refused(schedule: Schedule, wishes: di
     with pytest.raises(PlanningError) as raised:
         edited_schedule(schedule, wishes)
     assert {issue.code for issue in raised.value.issues} == {code}
+
+
+def test_a_value_that_is_refused_is_answered_by_the_present_one(own: Plan, schedule: Schedule) -> None:
+    few = edited_schedule(schedule, {"num_steps": "100"})
+    epochs = edited_schedule(schedule, {"epochs": "7"})
+    refused: tuple[tuple[Any, str, str], ...] = (
+        (few, "epochs", "give e.g. epochs=1"),
+        (epochs, "epochs", "give e.g. epochs=7"),
+        (own, "2d.mirror_axes", "give e.g. 2d.mirror_axes=0,1"),
+        (own, "2d.normalization", "give e.g. 2d.normalization=zscore"),
+        (own, "2d.loss.voxel", "give e.g. 2d.loss.voxel=cross_entropy"),
+        (own, "3d_fullres.topology", "give e.g. 3d_fullres.topology=unet"),
+        (own, "2d.deep_supervision", "give e.g. 2d.deep_supervision=true"),
+    )
+    for before, wish, fix in refused:
+        edited = edited_plan if before is own else edited_schedule
+        with pytest.raises(PlanningError) as raised:
+            edited(before, {wish: "1.5"})
+        assert [issue.fix for issue in raised.value.issues] == [fix]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("2d.batch_size", " 7 ", 7),
+        ("2d.mirror_axes", "[1]", (1,)),
+        ("2d.mirror_axes", "", ()),
+        ("2d.loss.voxel", " none ", None),
+        ("2d.loss.voxel", " focal ", "focal"),
+        ("2d.deep_supervision", "false", False),
+        ("2d.patch_shape", "512, 256", (512, 256)),
+    ],
+)
+def test_values_are_written_as_json_or_with_commas(own: Plan, path: str, text: str, value: Any) -> None:
+    configuration = edited_plan(own, {path: text}).configuration("2d")
+    field = path.removeprefix("2d.")
+    found = configuration.loss.voxel if field == "loss.voxel" else getattr(configuration, field)
+    assert found == value
+
+
+def test_masks_stay_with_channels_that_are_z_scored(fingerprint_of: MakeFingerprint) -> None:
+    cropped = plan_dataset(fingerprint_of([(40, 50, 60)], [(1, 1, 1)], channels=("MRI", "MRI"), relative_size=0.5))
+    edited = edited_plan(cropped, {"normalization": "ct,zscore"}).configurations[0].normalization
+    assert [(channel.scheme, channel.use_mask) for channel in edited] == [("ct", False), ("zscore", True)]
+
+
+def test_the_loss_stays_with_its_family_and_heads_follow_it_unless_they_are_set(own: Plan) -> None:
+    focal = edited_plan(own, {"3d_fullres.loss.voxel": "focal"})
+    again = edited_plan(focal, {"3d_fullres.topology": "unet"}).configuration("3d_fullres")
+    other = edited_plan(focal, {"3d_fullres.topology": "residual_unet"}).configuration("3d_fullres")
+    vnet = edited_plan(focal, {"3d_fullres.topology": "vnet"}).configuration("3d_fullres")
+    assert [each.loss.voxel for each in (again, other, vnet)] == ["focal", "cross_entropy", None]
+    assert (again.deep_supervision, vnet.deep_supervision) == (True, False)
+    single = {"3d_fullres.topology": "residual_unet", "3d_fullres.deep_supervision": "false"}
+    assert not edited_plan(own, single).configuration("3d_fullres").deep_supervision
+
+
+def test_spacings_coarser_than_a_case_leave_a_voxel_and_missing_ones_are_refused(own: Plan) -> None:
+    coarse = edited_plan(own, {"3d_lowres.spacing_mm": "1000,1,1"}).configuration("3d_lowres")
+    assert coarse.median_shape[0] == 1.0
+    for wish in ({"3d_lowres.spacing_mm": "1,1"}, {"3d_lowres.patch_shape": "64,64"}):
+        with pytest.raises(PlanningError) as raised:
+            edited_plan(own, {**wish, "3d_lowres.topology": "unet"})
+        assert {issue.code for issue in raised.value.issues} == {"plan.edit_inconsistent"}
+
+
+def test_the_strides_that_are_set_need_not_be_those_of_the_family(own: Plan) -> None:
+    wishes = {"3d_fullres.topology": "unet", "3d_fullres.patch_shape": "100,100,100"}
+    halved = [[1, 1, 1], [2, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1]]
+    edited = edited_plan(own, {**wishes, "3d_fullres.strides": str(halved)}).configuration("3d_fullres")
+    assert edited.network.strides == tuple(map(tuple, halved))
+
+
+def test_edits_are_said_with_what_the_rules_give(own: Plan) -> None:
+    edited = edited_plan(own, {"2d.mirror_axes": "", "2d.loss.voxel": "none"})
+    assert [str(edit) for edit in find_edits(own, edited)] == [
+        "2d.loss.voxel is none; the rules give cross_entropy",
+        "2d.mirror_axes is empty; the rules give 0,1",
+    ]
+    (back, *_) = (edit for edit in find_edits(edited, own) if edit.path == "2d.mirror_axes")
+    assert str(back) == "2d.mirror_axes is 0,1; the rules give nothing"
 
 
 def test_prose_is_no_edit_and_a_configuration_that_is_missing_is_one(own: Plan) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
@@ -113,6 +114,12 @@ def test_lines_fit_a_page(kinds: list[Fingerprint]) -> None:
     for kind in kinds:
         lines = explain(plan_dataset(kind)).splitlines()
         assert max(map(len, lines)) <= WIDTH + 20  # a section's title is one line, whatever it holds
+
+
+def test_titles_are_underlined(kinds: list[Fingerprint]) -> None:
+    lines = explain(plan_dataset(kinds[0])).splitlines()
+    titles = [above for above, below in pairwise(lines) if below and below == "=" * len(above)]
+    assert titles == ["Plan for drawn"]
 
 
 def test_decisions_are_machine_readable(kinds: list[Fingerprint]) -> None:

@@ -200,3 +200,20 @@ def test_the_advised_budget_counts_every_requested_configuration(plan: Plan) -> 
     advice = warning.split("--budget ")[1].split()[0]
     seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
     assert warn_of_short_budget(plan, requested(plan, "2d", "3d_fullres", budget_s=seconds)) is None
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (("3d_fullres",), "3d_fullres was requested"),
+        (("2d", "3d_fullres"), "2d, 3d_fullres were requested; each gets the same time"),
+        (
+            ("3d_cascade_fullres",),
+            "3d_cascade_fullres was requested, with 3d_lowres before the cascade; each gets the same time",
+        ),
+    ],
+)
+def test_requests_are_told_with_the_stages_that_they_need(plan: Plan, names: tuple[str, ...], told: str) -> None:
+    known = conditions(measurements("2d", "3d_fullres", *CASCADE)).model_copy(update={"configurations": names})
+    reasons = {record.rule: record.reason for record in plan_schedule(plan, known).decisions}
+    assert reasons["schedule.configurations"] == told

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners import Fingerprint, configuration_spacing, plan_dataset, resampled_shape, transpose
-from planners.geometry import Permutation, inverse, round_up, stage_shapes, stage_spacings
+from planners.geometry import (
+    Permutation,
+    inverse,
+    nearest_multiples,
+    round_up,
+    stage_shapes,
+    stage_spacings,
+    total_strides,
+)
 
 
 def test_resampling_rounds_ties_to_even_and_keeps_a_voxel() -> None:
@@ -40,3 +48,8 @@ def test_stages_follow_their_strides() -> None:
     strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
     assert stage_shapes((12, 64, 48), strides) == ((12, 64, 48), (12, 32, 24), (6, 16, 12))
     assert stage_spacings((4.0, 1.0, 0.5), strides)[-1] == pytest.approx((8.0, 4.0, 2.0))
+    assert total_strides(strides) == (2, 4, 4)
+
+
+def test_the_nearest_multiples_are_at_least_one_of_each() -> None:
+    assert nearest_multiples((7, 100, 64), (8, 16, 32)) == ((8, 96, 64), (8, 112, 64))

@@ -15,6 +15,7 @@ from planners import (
     CaseSize,
     ClassSize,
     Configuration,
+    CtEvidence,
     Fingerprint,
     IntensityStatistics,
     LabelClass,
@@ -341,6 +342,54 @@ def test_a_smaller_device_caps_the_preset_and_a_larger_one_changes_nothing(
     capped = plan_dataset(fingerprint, device_memory_gb=4.0)
     assert without_prose(capped) == without_prose(plan_dataset(fingerprint, memory_gb=4.0))
     assert "the device has 4 GB" in capped.decisions[0].reason
+
+
+@pytest.mark.parametrize(
+    ("memory_gb", "told"),
+    [
+        *((4, "with 8 GB the"), (8, "with 12 GB the"), (12, "with 16 GB the"), (16, "with 24 GB the")),
+        *((24, "with 32 GB the"), (32, "with 40 GB the"), (40, "with 48 GB the"), (48, "with 80 GB the")),
+    ],
+)
+def test_the_next_larger_gpu_is_named_with_what_it_would_change(
+    fingerprint_of: Callable[..., Fingerprint], memory_gb: float, told: str
+) -> None:
+    """Of cases larger than any patch."""
+    plan = plan_dataset(fingerprint_of([(600, 600, 600)], [(1, 1, 1)]), memory_gb=memory_gb, strict_reference=True)
+    changes = {d.configuration: d.change or "" for d in plan.decisions if d.rule == "patch.shape"}
+    assert changes["3d_fullres"].startswith(told)
+
+
+def test_intensities_are_those_of_the_cases_that_are_ct_where_some_are_not(
+    fingerprint_of: Callable[..., Fingerprint],
+) -> None:
+    among_ct = STATISTICS.model_copy(update={"mean": 1.5})
+
+    def planned(num_other: int, **options: Any) -> Plan:
+        evidence = CtEvidence(num_ct=5, num_other=num_other, num_unclear=0, intensities=among_ct)
+        made = fingerprint_of([(40, 50, 60)], [(1, 1, 1)], channels=("CT",), ct_evidence=(evidence,))
+        return plan_dataset(made, **options)
+
+    whole = planned(0).intensities
+    assert whole != (among_ct,)
+    assert planned(5).intensities == (among_ct,)
+    assert planned(5, strict_reference=True).intensities == whole
+
+
+def test_beyond_the_largest_common_gpu_only_more_memory_is_named(fingerprint_of: Callable[..., Fingerprint]) -> None:
+    many = fingerprint_of([(600, 600, 600)], [(1, 1, 1)], num_classes=200)
+    plan = plan_dataset(many, memory_gb=80, strict_reference=True)
+    changes = {d.configuration: d.change for d in plan.decisions if d.rule == "patch.shape"}
+    assert changes["3d_fullres"] == "more than 80 GB of memory would allow a larger patch"
+
+
+def test_what_more_memory_would_change_depends_on_the_stage(fingerprint_of: Callable[..., Fingerprint]) -> None:
+    plan = plan_dataset(fingerprint_of([(300, 512, 512)] * 5, [(0.8, 0.8, 0.8)] * 5))
+    changes = {d.configuration: d.change or "" for d in plan.decisions if d.rule == "patch.shape"}
+    assert changes["2d"] == "larger or finer images, but not more memory"
+    assert changes["3d_fullres"].endswith(" voxels")
+    assert changes["3d_cascade_fullres"].endswith("voxels, if a cascade were still needed")
+    assert "or a finer spacing, or no cascade would be needed" in changes["3d_lowres"]
 
 
 def test_left_and_right_are_never_mirrored(fingerprint_of: Callable[..., Fingerprint]) -> None:

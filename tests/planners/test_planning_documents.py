@@ -18,12 +18,15 @@ from planners import (
     Labels,
     Plan,
     Schedule,
+    Training,
     plan_dataset,
     read_document,
     read_nnunet_dataset,
     read_nnunet_plans,
     write_document,
 )
+from planners.fingerprint import count_ct
+from planners.plan import Network
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "plans"
 MakeFingerprint = Callable[..., Fingerprint]
@@ -116,6 +119,25 @@ def test_fields_that_disagree_are_told_beside_other_faults(fingerprint_of: MakeF
     }
 
 
+def test_channels_have_one_entry_each_and_evidence_may_be_missing(fingerprint_of: MakeFingerprint) -> None:
+    made = fingerprint_of([(10, 20, 30)] * 2, [(1, 1, 1)] * 2, channels=("CT", "T1"))
+    evidence = {"num_ct": 1, "num_other": 0, "num_unclear": 0}
+    for changes, faults in (
+        ({"ct_evidence": []}, []),
+        ({"ct_evidence": [evidence, evidence]}, []),
+        ({"ct_evidence": [evidence]}, ["ct_evidence"]),
+        ({"intensities": []}, ["intensities"]),
+        ({"cases.0.file_axes": [0, 2, 1]}, []),
+        ({"cases.0.file_axes": [0, 1, 1]}, ["cases.0.file_axes"]),
+    ):
+        try:
+            read_document(Fingerprint, broken(made, changes), where="fingerprint.json")
+            found = []
+        except DocumentError as error:
+            found = places(error)
+        assert found == faults
+
+
 def test_every_fault_of_a_plan_is_told_in_place(fingerprint_of: MakeFingerprint) -> None:
     plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
     text = broken(
@@ -167,6 +189,87 @@ def test_sizes_beyond_all_sense_are_told_in_place(fingerprint_of: MakeFingerprin
     with pytest.raises(DocumentError) as caught:
         read_document(Plan, broken(plan, {field: number}), where="plan.json")
     assert places(caught.value) == [field.replace("configurations.0", "2d")]
+
+
+@pytest.mark.parametrize(
+    ("field", "inside", "outside"),
+    [
+        ("patch_shape.0", (1, 2_000_000), (0, 2_000_001)),
+        ("median_shape.0", (0.5, 1_000_000), (0, 1_000_000.5)),
+        ("batch_size", (1, 10**12), (0, 10**12 + 1)),
+        ("network.features.0", (1, 100_000), (0, 100_001)),
+        ("network.blocks.0", (1, 100), (0, 101)),
+        ("network.decoder_blocks.0", (1, 100), (0, 101)),
+        ("network.kernels.0.0", (1, 31), (0, 32)),
+        ("network.strides.1.0", (1, 16), (0, 17)),
+        ("network.num_inputs", (1, 10**6), (0, -1)),
+    ],
+)
+def test_the_smallest_and_largest_numbers_of_a_plan(
+    fingerprint_of: MakeFingerprint, field: str, inside: tuple[float, float], outside: tuple[float, float]
+) -> None:
+    """A number that is taken by itself may be inconsistent with others, which is said of other places."""
+    plan = plan_dataset(fingerprint_of([(100, 100, 100)] * 3, [(1, 1, 1)] * 3))
+
+    def refused(value: float) -> bool:
+        try:
+            read_document(Plan, broken(plan, {f"configurations.0.{field}": value}), where="plan.json")
+        except DocumentError as error:
+            return f"2d.{field}" in places(error)
+        return False
+
+    assert [refused(value) for value in (*inside, *outside)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_networks_have_two_or_three_axes(axes: int) -> None:
+    fields = {
+        "family": "unet",
+        "num_inputs": 1,
+        "num_outputs": 2,
+        "features": [4, 8],
+        "kernels": [[3] * axes] * 2,
+        "strides": [[1] * axes, [2] * axes],
+        "blocks": [2, 2],
+        "decoder_blocks": [2],
+    }
+    if axes in (2, 3):
+        assert read_document(Network, json.dumps(fields), where="memory").strides[1] == (2,) * axes
+    else:
+        with pytest.raises(DocumentError):
+            read_document(Network, json.dumps(fields), where="memory")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"blocks": [2, 2]}, "blocks"),
+        ({"kernels": [[3, 3]] * 2}, "kernels"),
+        ({"strides": [[1, 1], [2, 2]]}, "strides"),
+        ({"strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]}, "strides"),
+        ({"strides": [[1, 2], [2, 2], [2, 2]]}, "strides"),
+        ({"kernels": [[3, 3], [3, 2], [3, 3]]}, "kernels"),
+        ({"decoder_blocks": [2]}, "decoder_blocks"),
+        ({"decoder_blocks": [2, 2, 2]}, "decoder_blocks"),
+        ({"features": []}, "features"),
+        ({"family": "transformer"}, "family"),
+    ],
+)
+def test_stages_of_a_network_agree(changes: dict[str, Any], place: str) -> None:
+    fields = {
+        "family": "unet",
+        "num_inputs": 1,
+        "num_outputs": 2,
+        "features": [4, 8, 16],
+        "kernels": [[1, 3], [3, 3], [3, 3]],
+        "strides": [[1, 1], [1, 2], [2, 2]],
+        "blocks": [2, 2, 2],
+        "decoder_blocks": [2, 2],
+    }
+    assert read_document(Network, json.dumps(fields), where="memory").features == (4, 8, 16)
+    with pytest.raises(DocumentError) as caught:
+        read_document(Network, json.dumps(fields | changes), where="memory")
+    assert places(caught.value) == [place]
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
@@ -222,11 +325,127 @@ def test_networks_of_another_datasets_interface_are_refused_at_once(fingerprint_
     )
 
 
+def test_stages_that_lead_back_to_themselves_are_refused_and_others_are_found(
+    fingerprint_of: MakeFingerprint,
+) -> None:
+    plan = plan_dataset(fingerprint_of([(300, 512, 512)] * 5, [(0.8, 0.8, 0.8)] * 5))
+    names = [configuration.name for configuration in plan.configurations]
+    low, cascade = map(names.index, ("3d_lowres", "3d_cascade_fullres"))
+    assert [each.name for each in plan.chain("3d_cascade_fullres")] == ["3d_lowres", "3d_cascade_fullres"]
+    assert [each.name for each in plan.chain("3d_fullres")] == ["3d_fullres"]
+    changes = {
+        f"configurations.{low}.previous_stage": "3d_cascade_fullres",
+        f"configurations.{low}.network.num_inputs": 3,
+    }
+    with pytest.raises(DocumentError) as caught:
+        read_document(Plan, broken(plan, changes), where="plan.json")
+    told = str(caught.value)
+    assert "3d_lowres: its previous stages lead back to itself" in told
+    assert "3d_cascade_fullres: its previous stages lead back to itself" in told
+    assert "3d_fullres: its previous" not in told
+    for field in ("spacing_mm", "normalization", "resample_image", "resample_labels"):
+        other = json.loads(write_document(plan))["configurations"][low if field == "spacing_mm" else cascade][field]
+        if field == "normalization":
+            other = [{"scheme": "none"}]
+        elif field.startswith("resample"):
+            other = {"order": 0, "order_z": 0}
+        with pytest.raises(DocumentError, match=f"3d_cascade_fullres: {field} is not that of 3d_fullres, whose"):
+            read_document(Plan, broken(plan, {f"configurations.{cascade}.{field}": other}), where="plan.json")
+    with pytest.raises(DocumentError, match="2d: one normalization for each of 1 channel"):
+        read_document(Plan, broken(plan, {"configurations.0.normalization": []}), where="plan.json")
+
+
 def test_regions_need_an_order() -> None:
     regions = (LabelClass(name="whole", values=(1, 2)), LabelClass(name="core", values=(2,)))
-    with pytest.raises(ValueError, match="one value for each of the 2 regions"):
-        Labels(classes=regions)
-    assert Labels(classes=regions, region_order=(1, 2)).num_outputs == 2
+    for order in (None, (1,), (1, 2, 1)):
+        with pytest.raises(ValueError, match="one value for each of the 2 regions"):
+            Labels(classes=regions, region_order=order)
+    made = Labels(classes=regions, region_order=(1, 2), ignore=3)
+    assert (made.num_outputs, made.num_entries, made.values) == (2, 4, (1, 2))
+
+
+def test_classes_and_their_values() -> None:
+    one, two, gap = (LabelClass(name=str(value), values=(value,)) for value in (1, 2, 3))
+    made = Labels(classes=(two, one))
+    assert (made.num_outputs, made.num_entries, made.values, made.has_regions) == (3, 3, (1, 2), False)
+    with pytest.raises(ValueError, match=r"without a gap, found \(1, 3\)"):
+        Labels(classes=(one, gap))
+    with pytest.raises(ValueError, match="must differ from each other"):
+        Labels(classes=(one, two.model_copy(update={"name": "1"})))
+    with pytest.raises(ValueError, match="must be 3, one above the others, found 4"):
+        Labels(classes=(one, two), ignore=4)
+    with pytest.raises(ValueError, match="only for regions"):
+        Labels(classes=(one, two), region_order=(1, 2))
+
+
+def regions(*values: tuple[int, ...], order: tuple[int, ...]) -> Labels:
+    classes = tuple(LabelClass(name=f"region {i}", values=each) for i, each in enumerate(values))
+    return Labels(classes=classes, region_order=order)
+
+
+def test_regions_overlap_where_writing_one_after_the_other_loses_a_value() -> None:
+    assert regions((1, 2), (2,), order=(1, 2)).overlaps == ()
+    assert regions((1, 2, 3), (2, 3), (3,), order=(1, 2, 3)).overlaps == ()
+    # the value that the last region writes is its own alone, so that the first region loses what they share
+    assert regions((1, 2), (2, 3), order=(1, 3)).overlaps == (((0, 1), 2),)
+    assert regions((1, 2), (2, 3), order=(1, 2)).overlaps == ()
+    # two values of the same regions cannot be told apart anyway
+    assert regions((1, 2, 3), (2, 3, 4), order=(1, 4)).overlaps == ()
+
+
+def test_ct_is_counted_by_kind_and_what_was_told_apart() -> None:
+    kinds = [(True, True), (True, False), (True, False), (False, True), (False, False), (None, False)]
+    evidence = count_ct([*kinds, (False, True), (False, False), (False, False), (None, True)])
+    assert (evidence.num_ct, evidence.num_other, evidence.num_unclear, evidence.num_other_told) == (3, 5, 2, 2)
+
+
+@pytest.mark.parametrize(("letters", "shown"), [(78, "'" + 78 * "x" + "'"), (79, "'" + 76 * "x" + "...")])
+def test_long_values_are_cut_to_80_characters(letters: int, shown: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        read_document(LabelClass, json.dumps({"name": "a", "values": letters * "x"}), where="memory")
+    assert caught.value.issues[0].message.endswith(f"(found {shown})")
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"steps_per_epoch": 11}, "steps_per_epoch"),
+        ({"warmup_steps": 10}, "warmup_steps"),
+        ({"warmup_steps": -1}, "warmup_steps"),
+        ({"num_steps": 0}, "num_steps"),
+        ({"momentum": 1.01}, "momentum"),
+        ({"foreground_share": -0.01}, "foreground_share"),
+        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"weight_decay": -1e-9}, "weight_decay"),
+        ({"validation_batches": -1}, "validation_batches"),
+        ({"augmentation": ["unheard of"]}, "augmentation"),
+    ],
+)
+def test_bounds_of_a_training(changes: dict[str, Any], place: str) -> None:
+    fields = {
+        "configuration": "2d",
+        "base_features": 1,
+        "batch_size": 1,
+        "num_steps": 10,
+        "steps_per_epoch": 10,
+        "precision": "float32",
+        "optimiser": "sgd",
+        "peak_learning_rate": 0.1,
+        "momentum": 1.0,
+        "weight_decay": 0.0,
+        "warmup_steps": 9,
+        "curve": "cosine",
+        "gradient_clip": 1.0,
+        "deep_supervision": True,
+        "mirroring": True,
+        "augmentation": True,
+        "foreground_share": 0.0,
+        "validation_batches": 0,
+    }
+    assert not read_document(Training, json.dumps(fields), where="memory").compiled
+    with pytest.raises(DocumentError) as caught:
+        read_document(Training, json.dumps(fields | changes), where="memory")
+    assert all(found.startswith(place) for found in places(caught.value))
 
 
 def nnunet_files(**changes: Any) -> tuple[str, str]:
@@ -330,6 +549,8 @@ def test_regions_keep_their_order_and_a_missing_order_is_filled() -> None:
     assert made.has_regions
     assert [label.values for label in made.classes] == [(1, 2, 3), (2, 3), (3,)]
     assert made.region_order == (1, 2, 3)
+    twice = nnunet_files(dataset__labels={"background": 0, "whole": [1, 2], "same": [1, 2]})
+    assert read_nnunet_dataset(*twice).fingerprint.labels.region_order == (1, 1)
     given = read_nnunet_dataset(*nnunet_files(dataset__labels=labels, dataset__regions_class_order=[4, 2, 1]))
     assert given.fingerprint.labels.region_order == (3, 2, 1)
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +32,19 @@ from planners import (
     with_width,
     write_document,
 )
-from planners.schedule.planning import decide_folds, decide_width, spoken
+from planners.schedule.candidates import candidate_widths, short_batch_size
+from planners.schedule.cost import decide_compiling
+from planners.schedule.planning import (
+    decide_configurations,
+    decide_folds,
+    decide_width,
+    extend_schedule,
+    option,
+    rounded,
+    spoken,
+)
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "schedules.json"
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
@@ -337,10 +354,35 @@ def test_the_outlook_does_not_promise_what_would_only_be_measured() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(45, "45 s"), (60, "1 min"), (90, "90 s"), (300, "5 min"), (3600, "1 h"), (7200, "2 h")]
+    ("seconds", "text"),
+    [
+        (45, "45 s"),
+        (60, "1 min"),
+        (90, "90 s"),
+        (119, "119 s"),
+        (120, "2 min"),
+        (300, "5 min"),
+        (3600, "1 h"),
+        (5400, "90 min"),
+        (7200, "2 h"),
+        (7200.4, "2 h"),
+        (9000, "2.5 h"),
+    ],
 )
 def test_durations_are_said_as_they_were_given(seconds, text) -> None:
     assert spoken(seconds) == text
+    assert option(seconds) == text.replace(" min", "m").replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("above", "duration"),
+    [
+        *((0, 60), (60, 120), (120, 300), (300, 600), (600, 900), (900, 1200), (1200, 1800), (1800, 2700)),
+        *((2700, 3600), (3600, 7200), (7200, 10_800)),
+    ],
+)
+def test_durations_are_rounded_up_to_those_that_people_give(above: int, duration: int) -> None:
+    assert rounded(above + 1) == rounded(duration) == duration
 
 
 seconds = st.floats(0.01, 2.0)
@@ -424,7 +466,37 @@ def test_widths_change_at_a_thousand_and_at_150_steps(share_s: float, width: int
 
 @pytest.mark.parametrize(("share_s", "folds"), [(498, 3), (497, 2)])
 def test_a_fold_is_left_out_below_150_steps(share_s: float, folds: int) -> None:
-    assert decide_folds([PLAN.configuration("3d_fullres")], measured_conditions(1.0, folds=3), share_s).value == folds
+    decided = decide_folds([PLAN.configuration("3d_fullres")], measured_conditions(1.0, folds=3), share_s)
+    assert decided.value == folds
+    assert (decided.change is None) is (folds == 3)
+
+
+@pytest.mark.parametrize(("share_s", "name"), [(166, "3d_fullres"), (165, "2d")])
+def test_the_first_configuration_gives_way_below_150_steps(share_s: float, name: str) -> None:
+    known = measured_conditions(1.0, widths=(16,))
+    flat = [m.model_copy(update={"configuration": "2d", "step_s": 0.5}) for m in known.measurements]
+    known = known.model_copy(update={"measurements": (*known.measurements, *flat)})
+    candidates = [PLAN.configuration("3d_fullres"), PLAN.configuration("2d")]
+    assert [each.name for each in decide_configurations(candidates, known, share_s).value] == [name]
+
+
+def test_compiling_must_save_more_than_it_takes() -> None:
+    (measured,) = measured_conditions(1.0, widths=(16,)).measurements
+    for compile_s, pays in ((49.9, True), (50.0, False)):
+        compiled = measured.model_copy(update={"compiled_step_s": 0.5, "compile_s": compile_s})
+        decided = decide_compiling(compiled, 50, 2)
+        assert decided is not None
+        assert decided.value is pays
+
+
+def test_narrower_networks_and_small_batches_are_measured_for_budgets() -> None:
+    flat, volume = PLAN.configuration("2d"), PLAN.configuration("3d_fullres")
+    assert candidate_widths(volume) == (32, 16, 8)
+    narrow = volume.model_copy(update={"network": with_width(volume.network, 16)})
+    assert candidate_widths(narrow) == (16, 8)
+    wide = {"batch_size": 50}
+    assert [short_batch_size(each.model_copy(update=wide)) for each in (flat, volume)] == [4, 2]
+    assert short_batch_size(flat.model_copy(update={"batch_size": 3})) == 3
 
 
 def test_six_seconds_and_three_hundredths_of_the_budget_are_kept_back() -> None:
@@ -448,3 +520,132 @@ def test_a_hold_out_trains_one_network_and_validates_its_part_of_the_cases() -> 
     one_s, five_s = (each.expected_validation_s / len(each.trainings) for each in (held_out, cross_validated))
     assert one_s == pytest.approx(12 / 60 * five_s)
     assert "1 fold was requested" in next(d.reason for d in held_out.decisions if d.rule == "schedule.folds")
+
+
+@pytest.mark.parametrize(
+    ("wide_step_s", "budget"),
+    [(1.1, "20 min"), (2.5, "45 min"), (3.4, "1 h"), (6.8, "2 h"), (13.7, "4 h"), (27.4, "8 h")],
+)
+def test_the_outlook_tries_up_to_48_times_the_budget(wide_step_s: float, budget: str) -> None:
+    """Of ten minutes, where steps of the modest network take a second; each needs 1016 steps of the wide one."""
+    short = measured_conditions(600.0, widths=(32, 16))
+    wide, modest = short.measurements
+    slow = (wide.model_copy(update={"step_s": wide_step_s}), modest)
+    schedule = plan_schedule(PLAN, short.model_copy(update={"measurements": slow}))
+    assert describe_outlook(PLAN, schedule) == f"with {budget}: 32 features"
+
+
+def test_the_outlook_without_a_budget_starts_from_an_hour() -> None:
+    unsaid = measured_conditions(600.0, widths=(32, 16)).model_copy(update={"budget_s": None})
+    wide, modest = unsaid.measurements
+    slow = (wide.model_copy(update={"step_s": 6.8}), modest)
+    schedule = plan_schedule(PLAN, unsaid.model_copy(update={"measurements": slow}))
+    assert describe_outlook(PLAN, schedule) == "with 2 h: 32 features"
+
+
+def two_trainings(num_steps: tuple[int, int], *, late_s: float = 0.0, **changes: Any) -> Schedule:
+    """Of 3D and 2D, by hand, in a budget of 1000 s that is exceeded by ``late_s``; the narrowest network has the only fast steps."""
+    known = measured_conditions(1000.0, folds=5, widths=(16, 8))
+    steps = zip(known.measurements, (2.0, 1.0), strict=True)
+    measured = [m.model_copy(update={"step_s": step_s}) for m, step_s in steps]
+    flat = [m.model_copy(update={"configuration": "2d"}) for m in measured]
+    known = known.model_copy(update={"measurements": (*measured, *flat), "elapsed_s": 204.0, **changes})
+    schedule = plan_schedule(PLAN, known.model_copy(update={"configurations": ("3d_fullres", "2d")}))
+    trainings = (
+        each.model_copy(update={"num_steps": steps}) for each, steps in zip(schedule.trainings, num_steps, strict=True)
+    )
+    spent = {"expected_training_s": 700.0, "expected_validation_s": 50.0, "expected_rest_s": 46.0 + late_s}
+    return schedule.model_copy(update={"trainings": tuple(trainings), **spent})
+
+
+def test_a_budget_is_too_short_below_150_steps_or_when_it_is_exceeded_by_a_tenth() -> None:
+    assert warn_of_short_budget(PLAN, two_trainings((150, 150))) is None
+    assert warn_of_short_budget(PLAN, two_trainings((150, 150), late_s=100.0)) is None
+    few = warn_of_short_budget(PLAN, two_trainings((200, 149)))
+    assert few is not None
+    assert "leaves 149 steps a fold" in few
+    late = warn_of_short_budget(PLAN, two_trainings((150, 150), late_s=100.1))
+    assert late is not None
+    assert "will take about 20 min" in late
+
+
+@pytest.mark.parametrize(
+    ("changes", "budget"),
+    [
+        # (204 s elapsed + 2 trainings x 2 folds x (150 + 16) steps of 1 s + 6 s) / 0.97 is one second over 15 minutes
+        ({}, "20m"),
+        ({"elapsed_s": 202.0}, "15m"),
+        ({"num_folds": 1}, "10m"),
+        ({"folds_given": True}, "45m"),
+    ],
+)
+def test_the_advised_budget_gives_150_steps_in_two_folds(changes: dict[str, Any], budget: str) -> None:
+    warning = warn_of_short_budget(PLAN, two_trainings((100, 100), **changes))
+    assert warning is not None
+    assert f"--budget {budget} or more" in warning
+
+
+def told() -> dict[str, Any]:
+    """Folds, expected times and all fields of the trainings, over budgets, step times, kinds of images and options."""
+    photographs = make_plan(z=1)
+    cascade = plan_dataset(
+        Fingerprint(
+            dataset_name="d",
+            cases=tuple(CaseSize(case_id=f"c{i}", shape=(300, 512, 512), spacing_mm=(0.8, 0.8, 0.8)) for i in range(5)),
+            num_training_cases=60,
+            channels=("CT",),
+            labels=Labels(classes=(LabelClass(name="a", values=(1,)),)),
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
+        )
+    )
+    costs = {"export_s": 0.2, "prepare_s": 0.1, "compiled_step_s": 0.04, "compile_s": 50.0}
+    plain = {
+        f"{budget_s} s, steps of {step_s} s": (PLAN, conditions(budget_s=budget_s, step_s=step_s, tests=7))
+        for budget_s, step_s in product((60, 200, 600, 1200, 3600, 20_000, 100_000), (0.05, 0.2, 2.0))
+    }
+    hour = conditions(budget_s=3600, tests=7)
+    costly = hour.model_copy(
+        update={"measurements": tuple(m.model_copy(update=costs) for m in hour.measurements), "num_validated_cases": 11}
+    )
+    low = tuple(m.model_copy(update={"configuration": "3d_lowres"}) for m in hour.measurements[:3])
+    after = tuple(
+        m.model_copy(update={"configuration": "3d_cascade_fullres", "case_s": 0.7}) for m in hour.measurements[:3]
+    )
+    staged = hour.model_copy(update={"measurements": (*hour.measurements, *low, *after)})
+    gpu = {"device": "cuda", "budget_s": None}
+    asked = {"configurations": ("3d_cascade_fullres",)}
+    others = {
+        "no budget": (PLAN, conditions(budget_s=None, tests=7)),
+        "photographs": (photographs, hour),
+        "costly predictions, compiled": (PLAN, costly),
+        "costly predictions, GPU": (PLAN, costly.model_copy(update=gpu)),
+        "photographs, GPU": (photographs, hour.model_copy(update=gpu)),
+        "cascade": (cascade, staged.model_copy(update=asked)),
+        "cascade, GPU": (cascade, staged.model_copy(update=gpu)),
+        "cascade alone, GPU": (cascade, staged.model_copy(update={**gpu, **asked})),
+    }
+    schedules = {name: plan_schedule(plan, known) for name, (plan, known) in {**plain, **others}.items()}
+    for name, known in (("hour", hour), ("GPU", hour.model_copy(update=gpu))):
+        extended = extend_schedule(
+            cascade, plan_schedule(cascade, known), "3d_cascade_fullres", (*low, *after), elapsed_s=30.0
+        )
+        schedules[f"extended by a cascade, {name}"] = extended
+    return {
+        name: {
+            "folds": schedule.num_folds,
+            "seconds": [schedule.expected_training_s, schedule.expected_validation_s, schedule.expected_rest_s],
+            "trainings": [list(training.model_dump(mode="json").values()) for training in schedule.trainings],
+        }
+        for name, schedule in schedules.items()
+    }
+
+
+def test_schedules_are_those_of_earlier_versions() -> None:
+    """The same times and budget give the same trainings in later versions, too; see tests/golden/PROVENANCE.md."""
+    golden = json.loads(GOLDEN.read_text())
+    found = told()
+    assert found.keys() == golden.keys()
+    for name, each in found.items():
+        assert each.pop("seconds") == pytest.approx(golden[name].pop("seconds"), rel=1e-9)
+        assert each == golden[name]

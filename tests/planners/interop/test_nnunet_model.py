@@ -180,9 +180,11 @@ def test_all_problems_are_told_at_once() -> None:
     ("field", "value"),
     [
         ("nonlin", "torch.nn.ReLU"),
-        ("nonlin_kwargs", {"negative_slope": 0.2}),
+        ("nonlin_kwargs", {"negative_slope": 0.015}),
+        ("nonlin_kwargs", {"negative_slope": 0.009}),
         ("norm_op", "torch.nn.modules.batchnorm.BatchNorm3d"),
-        ("norm_op_kwargs", {"eps": 1e-3, "affine": True}),
+        ("norm_op_kwargs", {"eps": 1.5e-5, "affine": True}),
+        ("norm_op_kwargs", {"eps": 0.9e-5, "affine": True}),
         ("conv_bias", False),
         ("dropout_op", "torch.nn.Dropout3d"),
         ("squeeze_excitation", True),

@@ -1,8 +1,12 @@
-"""The memory model: its monotonies, its parts, and disk and case sizes by hand."""
+"""The memory model: its monotonies, its parts, disk and case sizes by hand, and a table of what it has told so far."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import astuple, replace
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planners import (
+    CaseSize,
     Fingerprint,
     Plan,
     estimate_configuration_memory,
@@ -17,10 +22,11 @@ from planners import (
     estimate_volume_memory,
     plan_dataset,
 )
-from planners.memory import network_layers
-from planners.topology import preset_names
+from planners.memory import Pile, coefficients_for, inference_pile, network_layers, training_pile
+from planners.topology import Layer, preset_names
 
 MakeFingerprint = Callable[..., Fingerprint]
+GOLDEN = Path(__file__).parents[2] / "golden" / "memory.json"
 
 
 @pytest.fixture(scope="session")
@@ -97,13 +103,154 @@ def test_unknown_configurations_are_named(plans: dict[str, Plan]) -> None:
 
 def test_disk_holds_images_and_labels_of_each_stored_configuration(fingerprint_of: MakeFingerprint) -> None:
     fingerprint = fingerprint_of([(100, 100, 100)] * 4, [(1, 1, 1)] * 4, channels=("a", "b"), num_training_cases=8)
-    plan = plan_dataset(fingerprint)
-    disk = estimate_disk(plan, fingerprint)
-    assert set(disk) == {"2d", "3d_fullres"}
-    raw = 8 * 1_000_000 * (2 * 4 + 2)
-    assert 0.5 * raw < disk["3d_fullres"] <= raw
+    disk = estimate_disk(plan_dataset(fingerprint), fingerprint)
+    # eight cases: 95 % of two float32 channels, 5 % of a 16-bit label map
+    assert disk == dict.fromkeys(("2d", "3d_fullres"), int(8 * 1_000_000 * (0.95 * 2 * 4 + 0.05 * 2)))
+
+
+def test_disk_follows_the_axes_of_the_plan(fingerprint_of: MakeFingerprint) -> None:
+    """Slices of 5 mm, axial or sagittal; turned the wrong way they would be resampled to other sizes."""
+    axial = CaseSize(case_id="a", shape=(24, 200, 180), spacing_mm=(5.0, 0.8, 0.8), file_axes=(0, 1, 2))
+    sagittal = CaseSize(case_id="s", shape=(200, 180, 24), spacing_mm=(0.8, 0.8, 5.0), file_axes=(1, 2, 0))
+    made = fingerprint_of([(24, 200, 180)] * 2, [(5.0, 0.8, 0.8)] * 2)
+    for cases, axes in (((axial, sagittal), "acquisition"), ((sagittal, sagittal), "anatomical")):
+        named = tuple(each.model_copy(update={"case_id": f"c{i}"}) for i, each in enumerate(cases))
+        fingerprint = made.model_copy(update={"cases": named})
+        plan = plan_dataset(fingerprint)
+        assert plan.source_axes == axes
+        assert estimate_disk(plan, fingerprint)["3d_fullres"] == int(2 * 24 * 200 * 180 * (0.95 * 4 + 0.05 * 2))
 
 
 def test_prediction_holds_images_and_logits_of_the_case(plans: dict[str, Plan]) -> None:
     # four logits twice, the image three times, one map of weights, four bytes each
     assert estimate_volume_memory(plans["default"].configuration("3d_fullres"), 1000) == 4 * 1000 * (4 * 2 + 3 + 1)
+
+
+FORMATS: tuple[tuple[Any, Any], ...] = (
+    ("float32", "cpu"),
+    ("bfloat16", "cpu"),
+    ("float32", "cuda"),
+    ("bfloat16", "cuda"),
+)
+
+
+ANOTHER_WAY: dict[str, Any] = {"optimiser": "adamw", "window_batch_size": 2, "keeps_freed": True}
+
+
+def told(plans: dict[str, Plan]) -> dict[str, Any]:
+    """Estimates, and the networks' layers summed up by kind of value, of small plans of three families."""
+    estimates, sums = {}, {}
+    for preset, name in product(("default", "resenc_m", "vnet"), ("2d", "3d_fullres")):
+        chosen = plans[preset].configuration(name).model_copy(update={"batch_size": 3})
+        network = chosen.network.model_copy(update={"num_inputs": 2})
+        layers = network_layers(network, chosen.patch_shape)
+        counts = [
+            sum(getattr(layer, kind) for layer in layers) for kind in Layer.__dataclass_fields__ if kind != "name"
+        ]
+        sums[f"{preset} {name}"] = [len(layers), *counts]
+        for (dtype, device), keeps in product(FORMATS, (False, True)):
+            estimate = estimate_configuration_memory(
+                chosen,
+                dtype=dtype,
+                device=device,
+                network=network,
+                **(ANOTHER_WAY if keeps else {}),
+            )
+            estimates[f"{preset} {name} {dtype} {device}{' keeps' * keeps}"] = list(astuple(estimate))
+    return {"estimates": estimates, "layers": sums}
+
+
+def test_estimates_are_those_of_earlier_versions(plans: dict[str, Plan]) -> None:
+    """Plans fit into the same memory in later versions, too; see tests/golden/PROVENANCE.md."""
+    assert told(plans) == json.loads(GOLDEN.read_text())
+
+
+def layer(**values: Any) -> Layer:
+    """A layer of one image with these values and nothing else."""
+    return Layer(**{"name": "x", "parameters": 0, "inputs": 0, "outputs": 0, **values})
+
+
+ALL_SMALL = replace(coefficients_for("bfloat16", "cuda"), returned_from=1e12)
+"""Of a convolution's input and output two copies, four bytes of gradient, two of cast and six of scratch a weight."""
+
+
+@pytest.mark.parametrize(
+    ("layers", "most"),
+    [
+        ([layer(convolved=10)], 2 * 10 * 4),
+        ([layer(normed=10)], 2 * 10 * 4),
+        ([layer(activated=10)], 2 * 10 * 6),
+        ([layer(joined=10)], 2 * 10 * 2),
+        # backward the gradient of the outputs and of what is normed exist at once, a gradient of the way round once
+        ([layer(outputs=10)], 2 * 2 * 10 * 4),
+        ([layer(beside=10)], 2 * 10 * 4),
+        ([layer(outputs=10, beside=10)], 2 * (2 * 10 + 10) * 4),
+        ([layer(inputs=10)], 2 * 2 * 10 * 4),
+        ([layer(inputs=10, outputs=10, beside=10)], 2 * (2 * 10 + 10 + 10) * 4),
+        # scratch and gradient cast while the cast copy has just gone; casts of earlier layers wait, gradients of later ones
+        ([layer(parameters=10)], 10 * (6 + 2)),
+        ([layer(parameters=10), layer(parameters=30)], 30 * (6 + 2) + 10 * 2),
+        ([layer(parameters=20), layer(parameters=10)], 20 * (6 + 2) + 10 * 4),
+        # the last step's gradients exist until the loss is computed, when all casts wait
+        ([layer(parameters=10), layer(parameters=10)], 2 * 10 * (2 + 4)),
+        # the joined gradient waits until the encoder's layer has run
+        ([layer(outputs=30), layer(is_skip=True), layer(joined=10, takes_skip=True)], 2 * 2 * 30 * 4),
+        ([layer(outputs=30, is_skip=True), layer(joined=10, takes_skip=True)], 2 * 10 * 4 + 2 * 2 * 30 * 4),
+        (
+            [layer(outputs=30, is_skip=True), layer(is_skip=True), *[layer(joined=10, takes_skip=True)] * 2],
+            2 * 10 * 4 + 2 * 2 * 30 * 4,
+        ),
+    ],
+)
+def test_a_step_takes_by_hand(layers: list[Layer], most: int) -> None:
+    """A batch of two images, bytes that exist at once."""
+    assert training_pile(layers, 2, [0], ALL_SMALL).most(1.0) == most
+
+
+def test_convolutions_that_copy_much_are_told_by_their_forward_pass() -> None:
+    pile = training_pile([layer(outputs=10)], 2, [0], replace(ALL_SMALL, output_copies=5))
+    assert pile.most(1.0) == 2 * (5 - 1) * 10 * 4
+
+
+def test_the_loss_keeps_copies_of_the_largest_head_and_gradients_of_the_others() -> None:
+    assert training_pile([], 2, [30, 10, 5], ALL_SMALL).most(1.0) == 2 * 4 * (6 * 30 + 10 + 5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "copies", "most"),
+    [
+        ([layer(inputs=10, outputs=20)], 2, 2 * 4 * (10 + 2 * 20)),
+        ([layer(inputs=10, outputs=20)], 1, 2 * 4 * (10 + 2 * 20)),  # a norm writes beside what it reads
+        ([layer(inputs=10, outputs=20)], 3, 2 * 4 * (10 + 3 * 20)),
+        ([layer(parameters=10), layer(parameters=20)], 2, (10 + 20) * 2),
+        ([layer(activated=10, is_skip=True), layer(joined=10, takes_skip=True)], 2, 2 * 10 * (6 + 2)),
+        ([layer(activated=10, is_skip=True), layer(inputs=10)], 2, 2 * 10 * (6 + 4)),
+        ([layer(activated=10, is_skip=True), layer(takes_skip=True), layer(inputs=30)], 2, 2 * 30 * 4),
+    ],
+)
+def test_windows_take_by_hand(layers: list[Layer], copies: float, most: int) -> None:
+    """Two windows: nothing waits but skips and casts of weights."""
+    assert inference_pile(layers, 2, 0, replace(ALL_SMALL, output_copies=copies)).most(1.0) == most
+
+
+def test_logits_of_windows_exist_four_times_or_once_beside_the_network() -> None:
+    assert inference_pile([layer(inputs=10)], 2, 10, ALL_SMALL).most(1.0) == 4 * 2 * 10 * 4
+    assert inference_pile([layer(inputs=100)], 2, 10, ALL_SMALL).most(1.0) == 2 * 10 * 4 + 2 * 100 * 4
+
+
+def test_large_blocks_go_back_at_once_and_gaps_are_left_by_small_ones_only() -> None:
+    pile = Pile(returned_from=100)
+    assert pile.most(1.5) == 0
+    pile.touch((100, 2))
+    pile.touch((99, 1), (50, 1))
+    pile.add([(10, 1)])
+    assert pile.most(1.5) == 200 + 1.5 * 149
+    assert (pile.large, pile.small) == (0, 10)
+
+
+def test_a_processor_gives_blocks_of_32_mib_back() -> None:
+    returned_from = coefficients_for("float32", "cpu").returned_from
+    for size, large in ((32 * 1024**2, True), (32 * 1024**2 - 1, False)):
+        pile = Pile(returned_from=returned_from)
+        pile.add([(size, 1)])
+        assert (pile.large > 0) is large

@@ -53,6 +53,8 @@ def test_only_zscore_uses_the_mask_and_only_below_three_quarters() -> None:
     names = ("CT", "T1", "noNorm")
     assert [entry.use_mask for entry in decide_normalization(names, 0.7499).value] == [False, True, False]
     assert [entry.use_mask for entry in decide_normalization(names, 0.75).value] == [False, False, False]
+    assert "of the median image, at least 75%" in decide_normalization(names, 0.75).reason
+    assert "less than 75%, but no channel is z-scored" in decide_normalization(names[:1], 0.7499).reason
 
 
 def test_interpolation_is_the_methods() -> None:
@@ -72,9 +74,32 @@ def test_memory_target(requested: float | None, device: float | None, expected: 
     assert decide_memory_target(find_preset("resenc_l")[1], requested_gb=requested, device_gb=device).value == expected
 
 
-def test_memory_scales_the_reference() -> None:
-    assert memory_budget(find_preset("resenc_m")[1], 24.0, dimensions=3).feature_maps == 2.04e9
-    assert memory_budget(find_preset("default")[1], 8.0, dimensions=2).feature_maps == 85e6
+def test_a_device_of_the_presets_size_caps_nothing() -> None:
+    (rules, same) = find_preset("default")[1], "8 GB is the preset's default"
+    assert decide_memory_target(rules, requested_gb=None, device_gb=8.0).reason == same
+    assert "the device has 7.9 GB" in decide_memory_target(rules, requested_gb=None, device_gb=7.9).reason
+
+
+@pytest.mark.parametrize(
+    ("preset", "memory_gb", "volumes", "slices", "fitting_slices", "share"),
+    [
+        ("default", 8, 560e6, 85e6, 2, 0.05),
+        ("vnet", 8, 560e6, 85e6, 2, 0.05),
+        ("resenc", 8, 680e6, 135e6, 12, 0.05),
+        ("resenc_m", 8, 680e6, 135e6, 12, 1.0),
+        ("resenc_l", 24, 2100e6, 380e6, 12, 1.0),
+        ("resenc_xl", 40, 3600e6, 560e6, 12, 1.0),
+    ],
+)
+def test_memory_scales_what_the_presets_of_nnunet_fit(
+    preset: str, memory_gb: float, volumes: float, slices: float, fitting_slices: int, share: float
+) -> None:
+    """In one and a half times the memory of each: the table of the method's section 3.1."""
+    rules = find_preset(preset)[1]
+    flat, deep = (memory_budget(rules, 1.5 * memory_gb, dimensions=dimensions) for dimensions in (2, 3))
+    assert (deep.feature_maps, deep.batch, deep.fitting_images) == (1.5 * volumes, 2, 2)
+    assert (flat.feature_maps, flat.batch, flat.fitting_images) == (1.5 * slices, 12, fitting_slices)
+    assert rules.batch_share == share
 
 
 def test_batch_dice_follows_the_stage() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners import CaseSize, Fingerprint, explain, plan_dataset
-from planners.rules.axes import decide_source_axes, in_acquisition_axes
+from planners.rules.axes import decide_mirror_axes, decide_source_axes, in_acquisition_axes
 
 PLANES = {"axial": (0, 1, 2), "coronal": (1, 0, 2), "sagittal": (2, 0, 1)}
 """Canonical axis of each axis of a file whose slices come first."""
@@ -55,6 +55,12 @@ def test_scattered_coarse_axes_are_kept_as_acquired(axial: int, sagittal: int, v
     assert decision.change
 
 
+def test_files_that_do_not_agree_better_are_told_where_the_body_does_not_agree() -> None:
+    stored_turned = [case.model_copy(update={"file_axes": (0, 1, 2)}) for case in cases(11, 89)]
+    assert "(89% along the same axis of their files)" in decide_source_axes(stored_turned, sided_axis=None).reason
+    assert "of their files" not in decide_source_axes(cases(90, 10), sided_axis=None).reason
+
+
 def test_left_and_right_need_the_axes_of_the_body() -> None:
     decision = decide_source_axes(cases(5, 5), sided_axis=2)
     assert decision.value == "anatomical"
@@ -97,3 +103,18 @@ def test_the_plan_follows_and_says_why(fingerprint_of: Any) -> None:
     assert of_mixed.configurations == of_axial.configurations  # the same slices, whatever their plane
     text = " ".join(explain(of_mixed).split())
     assert "50% of the 6 cases with a coarse axis have it along the same anatomical axis" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (0, "right labels, which"),
+        (1, "(a and b), which"),
+        (3, "(a and b, c and d, e and f), which"),
+        (5, "(a and b, c and d, e and f, and 2 more), which"),
+    ],
+)
+def test_three_pairs_of_labels_are_named(number: int, told: str) -> None:
+    pairs = [("a", "b"), ("c", "d"), ("e", "f"), ("g", "h"), ("i", "j")][:number]
+    decided = decide_mirror_axes(3, transpose_forward=(0, 1, 2), sided_axis=2, sided_pairs=pairs)
+    assert told in decided.reason

@@ -22,7 +22,7 @@ def test_threefold_spacing_is_not_coarse_enough(fingerprint_of: MakeFingerprint)
     fingerprint = fingerprint_of([(20, 300, 300)] * 2, [(3, 1, 1)] * 2)
     decision = decide_target_spacing(fingerprint.cases)
     assert decision.value == (3, 1, 1)
-    assert "median spacing" in decision.reason
+    assert "median spacing of 2 training cases; the axes differ by a factor of 3," in decision.reason
 
 
 def test_coarse_axis_takes_its_tenth_percentile(fingerprint_of: MakeFingerprint) -> None:
@@ -40,6 +40,15 @@ def test_coarse_axis_stays_the_coarsest(fingerprint_of: MakeFingerprint) -> None
 def test_many_slices_are_not_coarse(fingerprint_of: MakeFingerprint) -> None:
     fingerprint = fingerprint_of([(100, 300, 300)] * 5, [(mm, 1, 1) for mm in [0.5, 0.5, 5, 5, 5]])
     assert decide_target_spacing(fingerprint.cases).value == (5, 1, 1)
+
+
+@pytest.mark.parametrize(("slices", "chosen"), [(19, 0.9), (20, 5.0)])
+def test_few_slices_are_less_than_a_third_of_the_shorter_side(
+    fingerprint_of: MakeFingerprint, slices: int, chosen: float
+) -> None:
+    thickness = [0.9, 0.9, 5, 5, 5]
+    fingerprint = fingerprint_of([(slices, 60, 300)] * 5, [(mm, 0.5, 0.5) for mm in thickness])
+    assert decide_target_spacing(fingerprint.cases).value[0] == chosen
 
 
 def test_single_slices_are_told_as_such(fingerprint_of: MakeFingerprint) -> None:

@@ -7,7 +7,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planners.rules.topology import reference_pyramid, trainable_pyramid
+from planners.registry import TOPOLOGIES
+from planners.rules.topology import describe_pyramid, reference_pyramid, trainable_pyramid
 
 dimensions = st.sampled_from([2, 3])
 
@@ -29,6 +30,15 @@ def test_coarse_axis_is_halved_later() -> None:
     assert pyramid.kernels[:2] == ((1, 3, 3), (3, 3, 3))
 
 
+def test_stages_are_told_with_halvings_and_the_bottleneck() -> None:
+    spacing = (2.5, 0.8, 0.8)
+    pyramid = reference_pyramid(spacing, (120, 374, 374))
+    network = TOPOLOGIES.get("unet").describe(pyramid, spacing, num_inputs=1, num_outputs=2)
+    reason = describe_pyramid(pyramid, spacing, network).reason
+    assert "downsampled 5, 6 and 6 times" in reason
+    assert "each while it has 8 voxels or more: 7 stages down to 4 x 6 x 6 voxels with 320 features" in reason
+
+
 def test_kernels_stay_three_once_grown() -> None:
     # after one halving in plane, spacings are 1.9 : 1.6; later halvings in plane only would make z finest
     pyramid = reference_pyramid((1.9, 0.8, 0.8), (4, 256, 256))
@@ -39,6 +49,16 @@ def test_kernels_stay_three_once_grown() -> None:
 def test_a_lone_short_finest_axis_ends_all_halving() -> None:
     assert reference_pyramid((1.26, 0.33, 1.03), (28, 11, 188)).num_stages == 1
     assert reference_pyramid((1.26, 0.33, 1.03), (28, 12, 188)).num_stages > 1
+
+
+def test_short_axes_are_skipped_or_padded_where_the_rules_give_one_stage() -> None:
+    # the finest axis is too short alone; the two coarser ones are halved together
+    assert trainable_pyramid((0.4, 1, 1), (9, 9, 9)).strides == ((1, 1, 1), (1, 2, 2))
+    # all are short: those of the finest spacings are padded to eight voxels
+    padded = trainable_pyramid((5, 1, 1.9), (3, 5, 6))
+    assert (padded.patch, padded.strides, padded.divisors) == ((3, 8, 8), ((1, 1, 1), (1, 2, 2)), (1, 2, 2))
+    assert padded.kernels == ((1, 3, 3), (3, 3, 3))
+    assert trainable_pyramid((2, 1, 1), (3.5, 5, 7)).patch == (4, 8, 8)
 
 
 def test_fractional_patches_are_padded_up() -> None:

@@ -22,11 +22,12 @@ from planners import (
     read_document,
     write_document,
 )
+from planners.memory import network_layers
 from planners.registry import TOPOLOGIES
 from planners.rules.topology import Pyramid, reference_pyramid
 from planners.topologies.residual_unet import blocks
 from planners.topologies.unet import features
-from planners.topologies.vnet import convolutions, kernels
+from planners.topologies.vnet import convolutions, decide_candidate, kernels
 
 CUBE = reference_pyramid((1, 1, 1), (128, 128, 128))
 SLICE = reference_pyramid((1, 1), (512, 512))
@@ -61,6 +62,18 @@ def test_vnet_estimate_by_hand() -> None:
     assert TOPOLOGIES.get("vnet").feature_maps(pyramid, 3) == encoder + decoder + 3 * 256
 
 
+def test_a_residual_estimate_counts_skip_paths_that_stride_along_some_axes_only() -> None:
+    halvings = [(2, 2, 2)] * 4 + [(1, 2, 2)] * 2
+    pyramid = Pyramid(
+        patch=(64, 256, 256), strides=((1, 1, 1), *halvings), kernels=((3, 3, 3),) * 7, divisors=(16, 64, 64)
+    )
+    voxels = [4_194_304, 524_288, 65_536, 8192, 1024, 256, 64]
+    maps = [width * size for width, size in zip((32, 64, 128, 256, 320, 320, 320), voxels, strict=True)]
+    blocks_of_two = 2 * sum(count * size for count, size in zip((1, 3, 4, 6, 6, 6, 6), maps, strict=True))
+    expected = maps[0] + blocks_of_two + sum(maps[1:]) + 2 * sum(maps[:-1]) + 3 * voxels[0]
+    assert TOPOLOGIES.get("residual_unet").feature_maps(pyramid, 3) == expected
+
+
 def test_features_double_up_to_the_cap() -> None:
     assert features(6, dimensions=3) == (32, 64, 128, 256, 320, 320)
     assert features(6, dimensions=2) == (32, 64, 128, 256, 512, 512)
@@ -93,6 +106,52 @@ def test_vnet_kernel_bounds_are_ten_and_six_voxels() -> None:
     for size, expected in ((10, 5), (9, 3), (6, 3), (5, 1)):
         single = Pyramid(patch=(size, size), strides=((1, 1),), kernels=((3, 3),), divisors=(1, 1))
         assert kernels(single, (1.0, 1.0)) == ((expected, expected),)
+
+
+def test_a_residual_block_pools_where_it_strides_and_projects_where_the_width_changes() -> None:
+    """Two stages of one resolution, then a halving: of 8 x 8 x 8 voxels, with 4, 6 and 6 features."""
+    network = (
+        TOPOLOGIES.get("residual_unet")
+        .describe(reference_pyramid((1, 1, 1), (16, 16, 16)), (1, 1, 1), num_inputs=1, num_outputs=2)
+        .model_copy(
+            update={
+                "features": (4, 6, 9),
+                "strides": ((1, 1, 1), (1, 1, 1), (2, 2, 2)),
+                "kernels": ((3, 3, 3),) * 3,
+                "blocks": (1, 2, 1),
+                "decoder_blocks": (1, 1),
+            }
+        )
+    )
+    layers = {layer.name: layer for layer in network_layers(network, (8, 8, 8))}
+    apart, halved = layers["encoder 1 block 0 projection"], layers["encoder 2 block 0 projection"]
+    assert "encoder 0 block 0 projection" not in layers
+    assert "encoder 1 block 1 projection" not in layers
+    assert (apart.inputs, apart.outputs, apart.joined, apart.pooled) == (4 * 512, 6 * 512, 0, 0)
+    assert (halved.inputs, halved.outputs, halved.joined, halved.pooled) == (6 * 64, 9 * 64, 6 * 64, 6 * 512)
+    assert [name for name, layer in layers.items() if layer.is_skip] == [
+        "encoder 0 block 0 convolution 1",
+        "encoder 1 block 1 convolution 1",
+    ]
+    flat = network.model_copy(update={"strides": ((1, 1), (1, 1), (2, 2)), "kernels": ((3, 3),) * 3})
+    pooled = {layer.name: layer.pooled for layer in network_layers(flat, (8, 8))}
+    assert set(pooled.values()) == {0}  # torch pools slices in any format
+
+
+@pytest.mark.parametrize(("family", "most"), [("unet", 14), ("residual_unet", 13)])
+def test_networks_have_as_many_stages_as_nnunet_lists_at_most(family: str, most: int) -> None:
+    plan, longest = plan_dataset(small_fingerprint()), 4 * 2 ** (most - 1)
+    edited = edited_plan(plan, {"2d.topology": family, "2d.patch_shape": f"{longest},{longest}"})
+    assert len(edited.configuration("2d").network.features) == most
+    with pytest.raises(PlanningError, match=f"has more than {most} stages; set a smaller patch_shape"):
+        edited_plan(plan, {"2d.topology": family, "2d.patch_shape": f"{2 * longest},{2 * longest}"})
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "near"), [((3.0, 2.0, 2.4), True), ((3.02, 2.0, 2.4), False), ((0.3, 0.15, 0.2), False)]
+)
+def test_a_vnet_is_for_spacings_that_differ_by_half_at_most(spacing_mm: tuple[float, ...], near: bool) -> None:
+    assert decide_candidate(spacing_mm).value is near
 
 
 OTHER = """
