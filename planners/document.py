@@ -25,7 +25,7 @@ class Document(BaseModel):
     turned into a number behind the reader's back.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=True, defer_build=True)
 
 
 Severity = Literal["error", "warning", "note"]

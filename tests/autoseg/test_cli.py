@@ -119,7 +119,7 @@ def test_unused_options_are_refused_at_once() -> None:
     assert all(option in result.output for option in useless if option.startswith("--"))
 
 
-LARGE = ("torch", "SimpleITK", "scipy", "pandas", "numpy", "matplotlib", "pydicom", "joblib")
+LARGE = ("rich", "torch", "SimpleITK", "scipy", "pandas", "numpy", "matplotlib", "pydicom", "joblib")
 MANY = """
 import contextlib, io, json, sys
 from autoseg.cli import main
@@ -134,9 +134,9 @@ for words in json.load(sys.stdin):
 """
 """Many calls in one process, each with its exit code, what it says and what is loaded then."""
 CALLS = [
-    (["--help"], 0, "import-nnunet"),
+    (["--help"], 0, "predict the test images, report. Resumable."),
     ([], 2, "import-nnunet"),
-    (["run", "--help"], 0, "--budget"),
+    (["run", "--help"], 0, "\nTraining:\n  --budget TIME"),
     (["--version"], 0, autoseg.__version__),
     (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),
     (["train", "data", "-tr", "nnUNetTrainerDA5"], 2, "no trainer classes"),
