@@ -135,7 +135,7 @@ def select_candidate(scores: Scores, *, scored_as: str = "cross-validated") -> C
         others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
         listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
         reason = (
-            f"{best.name} has the highest {over}; {listed}" if others else f"{best.name} is the only candidate: {over}"
+            f"{best.name} has the highest {over}; {listed}" if others else f"{best.name} is the only candidate; {over}"
         )
     else:
         best = next((each for name in FALLBACK for each in candidates if each.name == name), candidates[0])

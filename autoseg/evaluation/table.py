@@ -238,7 +238,10 @@ def read_summary(path: Path) -> Summary:
 
 
 def format_table(summary: Summary) -> str:
-    """The summary as text for a terminal: a line for each class, one for the mean over classes, and notes."""
+    """The summary as text for a terminal: a line for each class, one for the mean over classes, and notes.
+
+    ``NSD`` is the normalised surface Dice; ``worst`` the lowest Dice, and its case.
+    """
     import pandas as pd
 
     dice, distance, surface = (
@@ -248,11 +251,11 @@ def format_table(summary: Summary) -> str:
     columns = {
         "Dice": [*dice["mean"], overall["Dice"]],
         "sd": [*dice["sd"], ""],
+        "HD95 mm": [*distance["mean"], overall["hausdorff95_mm"]],
+        f"NSD {summary.tolerance_mm:g} mm": [*surface["mean"], overall["surface_dice"]],
+        "cases": [*dice["cases"], len(summary.metric_per_case)],
         "worst": [*dice["worst"], ""],
         "case": [*dice["worst_case"], ""],
-        "HD95 mm": [*distance["mean"], overall["hausdorff95_mm"]],
-        f"surface Dice {summary.tolerance_mm:g} mm": [*surface["mean"], overall["surface_dice"]],
-        "cases": [*dice["cases"], len(summary.metric_per_case)],
     }
     texts = {
         name: [_text(value, 2 if name == "HD95 mm" else 3) for value in column] for name, column in columns.items()

@@ -80,7 +80,7 @@ def select(run: Run) -> Generator[Work, None, None]:
         do=partial(_choose, run, prepared, singles),
     )
     selection = run.selection
-    run.say(f"Selected {selection.name}: {selection.reason}")
+    run.say(f"Selected: {selection.reason}")
     for step in selection.postprocessing:
         of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} together"
         run.say(f"Postprocessing: keep the largest component of {of}")
