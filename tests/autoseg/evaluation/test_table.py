@@ -133,7 +133,7 @@ def test_summary_has_the_fields_of_nnunet_and_survives_storage(summary: Summary,
 def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     lines = format_table(summary).splitlines()
 
-    assert lines[0].split() == "class Dice sd HD95 mm NSD 1 mm cases worst case".split()
+    assert lines[0].split() == ["class", "Dice", "sd", "HD95", "mm", "NSD", "1", "mm", "cases", "worst", "case"]
     assert lines[1].split() == ["head", "0.556", "0.509", "1.00", "0.500", "3", "0.000", "missed"]
     assert lines[2].split() == ["tail", "1.000", "-", "0.00", "1.000", "1", "1.000", "perfect"]
     assert lines[3].split()[:4] == ["mean", "of", "classes", "0.778"]
