@@ -471,6 +471,15 @@ def test_a_fold_is_left_out_below_150_steps(share_s: float, folds: int) -> None:
     assert (decided.change is None) is (folds == 3)
 
 
+def test_the_slowest_of_several_configurations_decides_on_folds() -> None:
+    known = measured_conditions(1.0, folds=3)
+    slow = [m.model_copy(update={"configuration": "2d", "step_s": 2.0}) for m in known.measurements]
+    known = known.model_copy(update={"measurements": (*known.measurements, *slow)})
+    both = [PLAN.configuration("3d_fullres"), PLAN.configuration("2d")]
+    assert decide_folds(both[:1], known, 700).value == 3
+    assert decide_folds(both, known, 700).value == 2
+
+
 @pytest.mark.parametrize(("share_s", "name"), [(166, "3d_fullres"), (165, "2d")])
 def test_the_first_configuration_gives_way_below_150_steps(share_s: float, name: str) -> None:
     known = measured_conditions(1.0, widths=(16,))
