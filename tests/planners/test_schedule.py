@@ -219,6 +219,14 @@ def test_another_configuration_is_measured_where_the_first_starves_or_is_saturat
     assert not wants(0.2, 1200)
     assert wants(10.0, 1200)
     assert wants(0.2, 200_000)
+    assert not wants(100.0, 200_000)
+
+
+@pytest.mark.parametrize(("momentum", "by_epoch"), [(0.95, False), (0.96, True)])
+def test_only_a_heavy_momentum_changes_the_rate_once_an_epoch(momentum: float, by_epoch: bool) -> None:
+    training = plan_schedule(PLAN, conditions(budget_s=1200)).trainings[0]
+    training = training.model_copy(update={"momentum": momentum, "warmup_steps": 0})
+    assert (learning_rate(training, 1) == learning_rate(training, 0)) is by_epoch
 
 
 def test_a_configuration_that_starves_gives_way() -> None:

@@ -154,6 +154,7 @@ def test_step_on_everything_is_refused_when_one_class_falls() -> None:
 
     assert steps == (A,)
     assert "but that of b falls" in trials[0].reason
+    assert "but" not in trials[2].reason  # that of b alone
 
 
 def test_true_scattered_lesions_forbid_any_step() -> None:

@@ -165,10 +165,11 @@ def test_selection_survives_storage() -> None:
 
 
 def test_score_without_cross_validation_is_refused() -> None:
-    text = write_document(selection()).replace('"cross_validated": true', '"cross_validated": false')
+    for missing in ({}, {"dice_before_postprocessing": None}, {"dice_after_postprocessing": None}):
+        text = write_document(selection(**missing)).replace('"cross_validated": true', '"cross_validated": false')
 
-    with pytest.raises(DocumentError, match="nothing was cross-validated"):
-        read_document(Selection, text, where="selection.json")
+        with pytest.raises(DocumentError, match="nothing was cross-validated"):
+            read_document(Selection, text, where="selection.json")
 
 
 # --- probabilities ---

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autoseg.storage import atomic as half_written
-from autoseg.storage.atomic import atomic_write, remove_orphans, temporary_folder
+from autoseg.storage.atomic import atomic_write, remove_orphans, temporary_folder, write_together
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 WRITER = """
@@ -46,6 +46,21 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path, monkeypatch: pytest.
         writer.communicate()
     assert sorted(remove_orphans(tmp_path)) == written
     assert [path.name for path in tmp_path.rglob("*")] == ["deep"]
+
+
+def test_files_of_one_folder_are_written_together(tmp_path: Path) -> None:
+    contents = {tmp_path / "new" / name: name.encode() for name in ("labels.b2nd", "image.b2nd", "case.json")}
+    write_together(contents)
+    assert {path: path.read_bytes() for path in (tmp_path / "new").iterdir()} == contents
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs a list of open files")
+def test_a_folder_is_not_held_open_for_ever(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with temporary_folder(tmp_path / "x"):
+            pass
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_files_that_were_just_made_are_left_alone(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_only_zscore_uses_the_mask_and_only_below_three_quarters() -> None:
     names = ("CT", "T1", "noNorm")
     assert [entry.use_mask for entry in decide_normalization(names, 0.7499).value] == [False, True, False]
     assert [entry.use_mask for entry in decide_normalization(names, 0.75).value] == [False, False, False]
+    assert "taken inside the non-zero mask" in decide_normalization(names, 0.7499).reason
     assert "of the median image, at least 75%" in decide_normalization(names, 0.75).reason
     assert "less than 75%, but no channel is z-scored" in decide_normalization(names[:1], 0.7499).reason
 
