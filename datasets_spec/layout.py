@@ -123,7 +123,8 @@ class Layout(Document):
     """Instead of ``labels``, where label files are pictures: name -> colour, e.g. ``liver = "#ff0000"``; other colours are
     background."""
     one_hot: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Instead of ``labels``, where label files have a channel for each class: the names of the channels, in order."""
+    """Instead of ``labels``, where label files have a channel for each class: the names of all channels, in order; a channel
+    called ``background`` is no class."""
     region_order: tuple[int, ...] | None = None
     """The value of each region, in the order in which they are written (later ones win)."""
     threshold: int | None = None
@@ -150,6 +151,8 @@ class Layout(Document):
         given = [name for name in ("labels", "colours", "one_hot") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"only one of {' and '.join(given)} can be given")
+        if self.one_hot is not None and (len({*self.one_hot}) < len(self.one_hot) or {*self.one_hot} == {"background"}):
+            raise ValueError("one_hot must name at least one class besides background, each name once")
         if self.training is not None and not self.training.labels:
             raise ValueError("training.labels must have at least one pattern")
         for pattern in self.patterns:

@@ -136,7 +136,7 @@ def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str])
     if nameless and dataset.is_dir():
         where = dataset / "dataset.json"
         typer.echo(
-            f"Hint: {', '.join(nameless)} have no names; {where} can give them (a channel called CT is planned as CT):"
+            f"Hint: {', '.join(nameless)} {'has no name' if len(nameless) == 1 else 'have no names'}; {where} can give them (a channel called CT is planned as CT):"
         )
         channels = {str(i): name.replace("channel_", "CHANNEL_") for i, name in enumerate(report.channels)}
         labels = {f"CLASS_{name[6:]}": int(name[6:]) for name in nameless if name.startswith("label_")}

@@ -15,15 +15,28 @@ from numpy.typing import NDArray
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import read_image, read_label_map, read_segments, split_part
+from autoseg.imaging.readers import (
+    ImageHeader,
+    is_picture,
+    read_header,
+    read_image,
+    read_label_map,
+    read_segments,
+    split_part,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import KEPT
 from autoseg.wording import count_noun, shorten
 from planners import LabelClass
 
-CHANNEL = "channel"
-"""``FILE#channel2`` names one channel of a label file, ``FILE#ff0000`` a colour, ``FILE#3`` a segment of a DICOM SEG."""
+CHANNEL, OF = "channel", "of"
+"""``FILE#channel2of3`` names the last of three channels of a label file, ``FILE#ff0000`` a colour, ``FILE#3`` a segment of a DICOM SEG."""
 COLOUR = re.compile("[0-9a-f]{6}")
+BACKGROUND = "background"
+"""Name of a channel that is no class."""
+SEVERAL_CHANNELS, CHANNEL_COUNT = "reader.several_channels", "labels.channel_count"
+MOST_COLOURS = 16
+"""A picture with more of them is blurred or compressed: its colours are no classes."""
 WHITE = 255
 """Inside of the masks that image editors save."""
 TABLE_SIZE = 2**16
@@ -257,15 +270,55 @@ def _read_segment(path: Path, opened: dict[Path, Any]) -> LabelMap:
     return read_label_map(path)  # raises with the segments that exist
 
 
-def with_way_out(issue: Issue) -> Issue:
-    """A reader's issue about a label file, with what a spec file can do about several channels."""
-    if issue.code != "reader.several_channels":
+def with_way_out(issue: Issue, image: str | None) -> Issue:
+    """A reader's issue about a label file with several channels, with what the file looks like and the entry of a spec file for it.
+
+    ``image``: the image of the same case, if there is one.
+    """
+    if issue.code not in (SEVERAL_CHANNELS, CHANNEL_COUNT):
         return issue
-    fix = (
-        f'{issue.fix}, or write a spec file (--spec): one_hot = ["liver", "vessel"] if each channel is a class, '
-        'colours = {liver = "#ff0000"} if each colour is one'
+    try:
+        header = read_header(issue.where)
+        if image is not None and is_channel_first(header, read_header(image)):
+            return issue.model_copy(update=_channel_first(header.geometry.shape[2]))
+        entry = _entry_for(Path(issue.where))
+    except AutosegError:
+        return issue
+    if not entry:
+        return issue
+    before = "write" if issue.code == CHANNEL_COUNT else f"{issue.fix}, or write a spec file (--spec) with"
+    return issue.model_copy(update={"fix": f"{before} {entry}, with the names of your classes"})
+
+
+def is_channel_first(label: ImageHeader, image: ImageHeader) -> bool:
+    """Whether the first axis of a label file counts its channels, so that each of its axes is one place late."""
+    return label.num_channels > 1 and (label.num_channels, *label.geometry.shape[:2]) == image.geometry.shape
+
+
+def _channel_first(num_channels: int) -> dict[str, str]:
+    message = f"the channels come first: {num_channels} channels, then x, y and z"
+    fix = "move the first axis to the end: np.moveaxis(array, 0, -1)"
+    return {"code": "labels.channel_first", "message": message, "fix": fix}
+
+
+def _entry_for(file: Path) -> str:
+    """The entry of a spec file that reads this file: its colours, or its channels if they are masks; else empty."""
+    channels = read_image([file]).array
+    if is_picture(file) and len(channels) in (3, 4):
+        colours, counts = np.unique(channels[:3].reshape(3, -1), axis=1, return_counts=True)
+        by_size = [bytes(map(int, colour)).hex() for colour in colours.T[np.argsort(-counts, kind="stable")]]
+        shown = by_size[1:] if 1 < len(by_size) <= MOST_COLOURS else ["ff0000"]
+        names = ", ".join(f'class_{number} = "#{colour}"' for number, colour in enumerate(shown, 1))
+        return f"colours = {{{names}}}"
+    masks = channels != 0
+    if any(np.ptp(channel[mask]) > 0 for channel, mask in zip(channels, masks, strict=True) if mask.any()):
+        return ""
+    outside = [number for number in range(len(masks)) if (masks[number] != np.delete(masks, number, 0).any(0)).all()]
+    rest = iter(range(1, len(masks) + 1))
+    names = ", ".join(
+        f'"{BACKGROUND}"' if [number] == outside[:1] else f'"class_{next(rest)}"' for number in range(len(masks))
     )
-    return issue.model_copy(update={"fix": fix})
+    return f"one_hot = [{names}]"
 
 
 def _read_channel(file: Path, part: str, opened: dict[Path, Any]) -> LabelMap:
@@ -276,11 +329,11 @@ def _read_channel(file: Path, part: str, opened: dict[Path, Any]) -> LabelMap:
     if not part.startswith(CHANNEL):
         wanted = np.reshape(list(bytes.fromhex(part)), (3, 1, 1, 1))
         return LabelMap(array=(image.array[:3] == wanted).all(axis=0).astype(np.uint8), geometry=image.geometry)
-    number = int(part.removeprefix(CHANNEL))
-    fix = "correct one_hot in the spec file, which names every channel, or remove the case"
-    if number >= len(image.array):
-        message = f"{count_noun(len(image.array), 'channel')}, but the spec file names more"
-        raise AutosegError(Issue(code="labels.channel_count", where=str(file), message=message, fix=fix))
+    number, total = map(int, part.removeprefix(CHANNEL).split(OF))
+    if total != len(image.array):
+        message = f"{count_noun(len(image.array), 'channel')}, but one_hot in the spec file names {total}"
+        fix = f"name every channel, a background channel as {BACKGROUND}"
+        raise AutosegError(Issue(code=CHANNEL_COUNT, where=str(file), message=message, fix=fix))
     values = image.array[number]
     if not np.array_equal(values, np.rint(values)):
         message = f"fractions in channel {number}, such as {values[values != np.rint(values)][0]:g}: not a mask"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.checks.label_model import Evidence, Thumbnail, gather, make_thumbnail
 from autoseg.data.dataset import Case, LabelCoding
-from autoseg.data.labels import read_file_labels, undeclared_values, with_way_out
+from autoseg.data.labels import is_channel_first, read_file_labels, undeclared_values, with_way_out
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import (
     SAME_GRID,
@@ -134,7 +134,9 @@ def _channel_faults(item: CheckItem, headers: Sequence[ImageHeader], channels: S
 
 
 def _label_grid(item: CheckItem, where: str, label: ImageHeader, image: ImageHeader | None) -> list[Issue]:
-    if image is None or label.may_be_part or not (differences := oriented_differences(label.geometry, image.geometry)):
+    if image is None or label.may_be_part or is_channel_first(label, image):  # reading its voxels says so
+        return []
+    if not (differences := oriented_differences(label.geometry, image.geometry)):
         return []
     message = f"the label map is not on the grid of its image: {'; '.join(differences)}"
     return [item.issue(where, message, "resample the label map to the image, or remove the case", code="labels.grid")]
@@ -255,7 +257,8 @@ def check_voxels(item: CheckItem, *, coding: LabelCoding) -> VoxelReport:
                 read_file_labels(item.case, coding, onto=onto) if item.case else read_label_map(Path(item.labels[0]))
             )
         except AutosegError as error:
-            failures += map(with_way_out, item.unreadable(item.labels[0], error))
+            first = item.images[0] if item.images else None
+            failures += [with_way_out(issue, first) for issue in item.unreadable(item.labels[0], error)]
         else:
             values, numbers = np.unique(label_map.array, return_counts=True)
             counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))

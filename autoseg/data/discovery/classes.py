@@ -17,7 +17,7 @@ import numpy as np
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery.declarations import Declaration, LabelValues, labels_named_by_value
-from autoseg.data.labels import CHANNEL, WHITE, Combination, mask_combinations, with_way_out
+from autoseg.data.labels import BACKGROUND, CHANNEL, OF, WHITE, Combination, mask_combinations, with_way_out
 from autoseg.imaging.readers import (
     PART_MARK,
     file_states,
@@ -60,7 +60,9 @@ def resolve_segments(cases: Sequence[Case]) -> tuple[tuple[Case, ...], dict[int,
 def resolve_channels(cases: Sequence[Case], layout: Layout) -> tuple[tuple[Case, ...], dict[int, str]] | None:
     """The cases with a mask for each colour or channel of their label files, where the layout names these; else None."""
     parts = {name: colour.lower() for name, colour in (layout.colours or {}).items()} or {
-        name: f"{PART_MARK}{CHANNEL}{number}" for number, name in enumerate(layout.one_hot or ())
+        name: f"{PART_MARK}{CHANNEL}{number}{OF}{len(layout.one_hot or ())}"
+        for number, name in enumerate(layout.one_hot or ())
+        if name != BACKGROUND
     }
     if not parts:
         return None
@@ -263,7 +265,9 @@ def _refuse_unreadable(cases: Sequence[Case]) -> None:
         try:
             read_label_map(Path(case.label or ""))
         except AutosegError as error:
-            issues += [with_way_out(issue).model_copy(update={"case": case.case_id}) for issue in error.issues]
+            issues += [
+                with_way_out(issue, case.images[0]).model_copy(update={"case": case.case_id}) for issue in error.issues
+            ]
     if issues:
         raise AutosegError(*issues, headline="No label map can be read:")
 
@@ -334,6 +338,8 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
     if not coding.later_wins:
         for found in reading.of_each(partial(_combinations, coding=coding), frozenset[Combination], wanted):
             combinations |= found or frozenset()
+    if layout.one_hot and combinations and frozenset() not in combinations:
+        issues.append(_no_background(layout))
     labels = labels_of_combinations(classes, combinations)
     return FoundLabels(
         values=LabelValues(labels=labels, file_values=tuple(range(len(labels.values) + 1))),
@@ -341,6 +347,13 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         mask_value=_inside_value(wanted, layout.threshold),
         issues=(*issues, *(_other_masks(others, classes, layout) if declared and others else ())),
     )
+
+
+def _no_background(layout: Layout) -> Issue:
+    """A warning about channels that leave no voxel to the background."""
+    message = "every voxel of every case has a class: a background channel may count as one"
+    fix = f"call it {BACKGROUND} in one_hot of the spec file, if it is one"
+    return Issue(code="labels.no_background", severity="warning", where=layout.title, message=message, fix=fix)
 
 
 def _other_masks(others: Sequence[str], classes: Sequence[str], layout: Layout) -> tuple[Issue, ...]:

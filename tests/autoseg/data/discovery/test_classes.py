@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from autoseg.data.checks import check_dataset
+from autoseg.data.checks.check import require_clean
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.labels import read_case_labels
 from autoseg.imaging.image import Geometry
@@ -139,24 +141,72 @@ def test_colours_that_no_class_has_are_said(pictures: Path) -> None:
     assert (issue.code, "#000080 (9 pixels)" in issue.message) == ("labels.undeclared_colour", True)
 
 
-def test_channels_are_classes_where_a_spec_file_names_them(tmp_path: Path) -> None:
+@pytest.fixture
+def channels(tmp_path: Path) -> Path:
     write(tmp_path / "images" / "a.nii", [0, 1, 2])
     (tmp_path / "labels").mkdir()
-    first, second = np.zeros((2, 4, 3, 2), np.uint8)
-    first[:3], second[2:] = 1, 1
-    nibabel.save(
-        nibabel.Nifti1Image(np.stack([first, second], -1), np.diag([-1, -1, 1, 1])), tmp_path / "labels" / "a.nii"
+    save_channels(tmp_path, [*MASKS])
+    return tmp_path
+
+
+MASKS = np.zeros((2, 4, 3, 2), np.uint8)
+MASKS[0, :3], MASKS[1, 2:, 1:] = 1, 1
+OUTSIDE = 1 - MASKS.max(0)
+
+
+def save_channels(folder: Path, masks: list[np.ndarray], axis: int = -1) -> None:
+    image = nibabel.Nifti1Image(np.stack(masks, axis), np.diag([-1, -1, 1, 1]))
+    nibabel.save(image, folder / "labels" / "a.nii")
+
+
+@pytest.mark.parametrize("background", [None, 0, 1, 2])
+def test_channels_are_classes_where_a_spec_file_names_them(channels: Path, background: int | None) -> None:
+    names, masks = ["whole", "part"], [*MASKS]
+    if background is not None:
+        names.insert(background, "background")
+        masks.insert(background, OUTSIDE)
+    save_channels(channels, masks)
+    found = discover_dataset(
+        channels, spec=spec_of(channels, f'extends = "paired_folders"\none_hot = {json.dumps(names)}\n')
     )
-    spec = spec_of(tmp_path, 'extends = "paired_folders"\none_hot = ["whole", "part"]\n')
-    found = discover_dataset(tmp_path, spec=spec)
     labels = read_case_labels(found.training[0], found.coding)
-    for label, mask in zip(found.labels.classes, (first, second), strict=True):
+    assert [label.name for label in found.labels.classes] == ["whole", "part"]
+    assert found.issues == ()
+    for label, mask in zip(found.labels.classes, MASKS, strict=True):
         np.testing.assert_array_equal(np.isin(labels.array, label.values), mask.T.astype(bool))
-    spec_of(tmp_path, 'extends = "paired_folders"\none_hot = ["whole", "part", "third"]\n')
-    found = discover_dataset(tmp_path, spec=spec)
+
+
+@pytest.mark.parametrize("names", [["whole"], ["whole", "part"], ["whole", "part", "third", "fourth"]])
+def test_a_wrong_number_of_names_is_answered_with_the_channels_of_the_file(channels: Path, names: list[str]) -> None:
+    save_channels(channels, [*MASKS, OUTSIDE])
+    found = discover_dataset(
+        channels, spec=spec_of(channels, f'extends = "paired_folders"\none_hot = {json.dumps(names)}\n')
+    )
+    (issue,) = check_dataset(found, num_workers=1, reporter=SilentReporter())
+    assert issue.code == "labels.channel_count"
+    assert ("3 channels" in issue.message, f"names {len(names)}" in issue.message) == (True, True)
+    assert 'one_hot = ["class_1", "class_2", "background"]' in issue.fix
+
+
+def test_a_background_channel_that_counts_as_a_class_is_said(channels: Path) -> None:
+    save_channels(channels, [OUTSIDE, *MASKS])
+    spec = spec_of(channels, 'extends = "paired_folders"\none_hot = ["bg", "whole", "part"]\n')
+    assert [issue.code for issue in discover_dataset(channels, spec=spec).issues] == ["labels.no_background"]
+
+
+@pytest.mark.parametrize("one_hot", ["", 'one_hot = ["background", "whole", "part"]\n', "[labels]\nwhole = 1\n"])
+def test_channels_before_the_axes_are_said(channels: Path, one_hot: str) -> None:
+    save_channels(channels, [OUTSIDE, *MASKS], axis=0)
+    spec = spec_of(channels, f'extends = "paired_folders"\n{one_hot}')
     with pytest.raises(AutosegError) as caught:
-        read_case_labels(found.training[0], found.coding)
-    assert caught.value.codes == ("labels.channel_count",)
+        require_clean(check_dataset(discover_dataset(channels, spec=spec), num_workers=1, reporter=SilentReporter()))
+    assert caught.value.codes == ("labels.channel_first",)
+
+
+@pytest.mark.parametrize("names", ['["background"]', '["liver", "liver"]'])
+def test_names_of_channels_are_classes_and_differ(channels: Path, names: str) -> None:
+    with pytest.raises(AutosegError, match="one_hot"):
+        discover_dataset(channels, spec=spec_of(channels, f'extends = "paired_folders"\none_hot = {names}\n'))
 
 
 def test_masks_of_1_beside_masks_of_255_are_refused(tmp_path: Path) -> None:
