@@ -112,6 +112,8 @@ class Layout(Document):
     description, ignoring case."""
     without_label: Literal["error", "test"] = "error"
     """What an image without a label map is: an error, or a case to predict."""
+    labels_by_content: bool = False
+    """Whether DICOM SEG and RTSTRUCT files of any name in the folders of the images are labels, where none has the name of one."""
     description: DescriptionFile | None = None
 
     channels: tuple[str, ...] | dict[str, str] | None = None

@@ -134,10 +134,8 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
         if holds_slices(folder):
             found.images.extend(_series(folder, "_".join(above) or real.name))
         else:
-            fix = "pass a folder with the slices of an image"
-            found.issues.append(
-                _note(code="predict.skipped", where=str(folder), message="skipped: holds segmentations only", fix=fix)
-            )
+            message = "skipped: holds segmentations only"
+            found.issues.append(_note(code="predict.skipped", where=str(folder), message=message, fix=""))
     hidden = [entry.name for entry in entries if entry.name.startswith("_") and (entry.is_dir() or image_ending(entry))]
     if hidden:
         message = f"skipped {shorten(hidden)}: a name that begins with _ marks what is no image"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
 from autoseg.imaging.readers import (
+    dicom_candidates,
     image_endings,
     image_stem,
     is_dicom,
@@ -22,6 +23,7 @@ from autoseg.imaging.readers import (
     is_segmentation,
     read_label_map,
     require_text,
+    series_uid,
 )
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun
@@ -116,7 +118,7 @@ NO_CLASS = re.compile(
 )
 """What stands where the name of a class could: raters, versions, predictions."""
 Files = dict[str, list[FoundFile]]
-SEARCHED = {"skip", "fields", "case_id", "training", "test", "listing", "without_label"}
+SEARCHED = {"skip", "fields", "case_id", "training", "test", "listing", "without_label", "labels_by_content"}
 """What of a layout decides which files it finds."""
 
 
@@ -154,8 +156,8 @@ def match_layouts(root: Path, layouts: Iterable[Layout]) -> list[Match]:
     return matches
 
 
-def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = None) -> Match:
-    """What ``layout`` finds in the folder ``root``, or among ``files`` below it.
+def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = None, in_folder: bool = False) -> Match:
+    """What ``layout`` finds in the folder ``root``, or among ``files`` below it, which are all of it if ``in_folder``.
 
     A layout of a last resort must find masks, except among given files: images to predict have none. Raises `AutosegError`
     where a folder cannot be listed.
@@ -167,7 +169,7 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
             listed = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
         except OSError as error:
             raise AutosegError(_unlisted(Path(error.filename), error)) from error
-        match = match_layout(root, layout, files=listed)
+        match = match_layout(root, layout, files=listed, in_folder=True)
         unsure = layout.last_resort and not _holds_masks(root, match)
         return Match(layout=layout, images={}, labels={}, test={}) if unsure else match
     training, test = layout.training or CaseFiles(images=("{case}{ending}",)), layout.test
@@ -180,6 +182,8 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
             for f in labels
             if CLASS not in f.fields or named.get((f.path, f.fields.get("case")), f.num_free) >= f.num_free
         ]
+    if in_folder and layout.labels_by_content:
+        labels = [*labels, *_drawn(root, images, labels, layout)]
     taken = {file.path for file in labels}
     images = [file for file in images if file.path not in taken]
     test_images: list[FoundFile] = []
@@ -355,6 +359,27 @@ def _readable_series(root: Path, files: Sequence[FoundFile]) -> list[FoundFile]:
         elif holds_slices(root / file.path):
             kept.append(replace(file, path=file.path.rstrip("/")))
     return kept
+
+
+def _drawn(root: Path, images: Sequence[FoundFile], labels: Sequence[FoundFile], layout: Layout) -> Iterator[FoundFile]:
+    """DICOM SEG and RTSTRUCT files of any name in the folders of ``images``, for cases that have no labels by name."""
+    labelled = _by_case(labels, layout).keys()
+    for case_id, folders in _by_case(images, layout).items():
+        if case_id not in labelled:
+            for folder in folders:
+                for file in _segmentations(root / folder.path):
+                    yield replace(folder, path=f"{folder.path}{file.name}")
+
+
+def _segmentations(folder: Path) -> list[Path]:
+    """DICOM SEG and RTSTRUCT files of a folder. Each is a series: of others, only the first file is opened for its kind."""
+    by_series: dict[str, list[Path]] = {}
+    with suppress(AutosegError):
+        for file in dicom_candidates(folder):
+            with suppress(AutosegError, OSError):
+                if is_dicom(file):
+                    by_series.setdefault(series_uid(file), []).append(file)
+    return [file for files in by_series.values() if is_segmentation(files[0]) for file in files]
 
 
 def holds_slices(folder: Path) -> bool:

@@ -138,7 +138,11 @@ def _candidates(root: Path, several: _Several) -> tuple[_Candidate, ...]:
         named = [
             (folder, name) for folder, path in zip(several.folders, paths, strict=True) for name in list_series(path)
         ]
-        uids = {uid for label in several.labels for uid in referenced_series(root / label)} if len(named) > 1 else set()
+        uids = (
+            {uid for label in several.labels[:1] for uid in referenced_series(root / label)}
+            if len(named) > 1
+            else set()
+        )
         label = read_header(root / several.labels[0]) if several.labels and len(named) > 1 else None
     except AutosegError:
         return ()

@@ -9,7 +9,7 @@ numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imagi
 """
 
 from autoseg.imaging.image import Segment, Segmentation, SegmentNames
-from autoseg.imaging.readers.dicom import PART_MARK, is_dicom, split_part
+from autoseg.imaging.readers.dicom import dicom_candidates, series_uid, PART_MARK, is_dicom, split_part
 from autoseg.imaging.readers.dicom_seg import is_structure_set, referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
@@ -52,6 +52,7 @@ __all__ = [
     "Segmentation",
     "SeriesName",
     "as_image",
+    "dicom_candidates",
     "file_states",
     "files_of",
     "frame_path",
@@ -73,6 +74,7 @@ __all__ = [
     "read_segments",
     "referenced_series",
     "require_text",
+    "series_uid",
     "split_frame",
     "split_part",
     "writable_ending",

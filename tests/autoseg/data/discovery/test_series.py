@@ -131,7 +131,16 @@ def test_series_of_unlabelled_cases_follow_the_labelled_ones(series, tmp_path):
 
 @pytest.mark.parametrize(
     ("slices", "structures"),
-    [("ct", "rt.dcm"), ("study/ct", "study/rtstruct/1-1.dcm"), (".", "RS.1.2.3.dcm"), ("ct", "RS_p.dcm")],
+    [
+        ("ct", "rt.dcm"),
+        ("study/ct", "study/rtstruct/1-1.dcm"),
+        (".", "RS.1.2.3.dcm"),
+        ("ct", "RS_p.dcm"),
+        ("1.0-NA-1", "2.0-NA-2/1-1.dcm"),
+        ("01-01-2000-NA-CT-1/1.0-NA-1", "01-01-2000-NA-CT-1/2.0-NA-2/1-1.dcm"),
+        (".", "1-1.dcm"),
+        ("study/ct", "study/ct/1.2.826.0.1"),
+    ],
 )
 def test_structures_are_labels_wherever_they_usually_lie(tmp_path, slices, structures):
     for number, case in enumerate("pq"):
