@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autoseg.wording import condensed
 from planners import Issue, Severity
 
 __all__ = ["AutosegError", "Issue", "Severity"]
 
 
 class AutosegError(Exception):
-    """One or more issues that end a command; the message gives all of them, under ``headline`` where it is given."""
+    """One or more issues that end a command; the message gives them, many of one kind together, under ``headline`` if given."""
 
     def __init__(self, *issues: Issue, headline: str | None = None) -> None:
         self.issues = issues
         self.headline = headline
-        lines = [f"  - {issue}" for issue in self.issues] if headline is not None else map(str, self.issues)
+        mark = "" if headline is None else "  - "
+        lines = [f"{mark}{issue}" for issue in condensed(self.issues)]
         super().__init__("\n".join([*([] if headline is None else [headline]), *lines]))
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import takewhile
 
@@ -47,6 +47,27 @@ def grouped(issues: Sequence[Issue]) -> list[Issue]:
             "message": same[0].message if len(messages) == 1 else f"for example, {same[0].message}",
         }
         result.append(same[0].model_copy(update=changes))
+    return result
+
+
+def condensed(issues: Iterable[Issue]) -> list[Issue]:
+    """Issues with those of one kind together: of many, the first `GROUPED` in full, and one that counts the others.
+
+    Issues of cases are of one kind if they have the same code, others if they have the same code and fix.
+    """
+    kinds: dict[tuple[str, ...], list[Issue]] = {}
+    for issue in issues:
+        kind = ("",) if issue.case is not None else (issue.fix, "" if issue.fix else issue.message)
+        kinds.setdefault((issue.code, issue.severity, *kind), []).append(issue)
+    result = []
+    for same in kinds.values():
+        if len(same) <= GROUPED + 1:
+            result += same
+            continue
+        rest = same[GROUPED:]
+        names = shorten(list(dict.fromkeys(issue.case or issue.where for issue in rest)))
+        changes = {"where": f"{len(rest)} more like it", "message": names, "fix": "", "case": None}
+        result += [*same[:GROUPED], rest[0].model_copy(update=changes)]
     return result
 
 

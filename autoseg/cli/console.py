@@ -21,7 +21,7 @@ import typer
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
-from autoseg.wording import count_noun, grouped
+from autoseg.wording import condensed, count_noun, grouped
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def show_scores(run: Run) -> None:
 
 
 def show_issues(report: CheckReport) -> None:
-    """A line for each error, and for each kind of warnings and notes; how many there are."""
-    errors = [issue for issue in report.issues if issue.severity == "error"]
+    """The errors, many of one kind together, a line for each kind of warnings and notes, and how many there are."""
+    errors = condensed(issue for issue in report.issues if issue.severity == "error")
     shown = [*errors, *grouped([issue for issue in report.issues if issue.severity != "error"])]
     for issue in shown:
         typer.echo(f"{issue.severity}: {issue}")

@@ -29,6 +29,7 @@ from autoseg.imaging.readers import (
     image_ending,
     image_endings,
     image_stem,
+    is_debris,
     is_segmentation,
     list_segments,
     read_header,
@@ -390,11 +391,13 @@ def holds_masks(folder: Path) -> bool:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "_")))
+    return sorted(
+        entry for entry in folder.iterdir() if entry.is_dir() and not (is_debris(entry) or entry.name.startswith("_"))
+    )
 
 
 def _images(folder: Path) -> Iterator[Path]:
-    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    files = sorted(entry for entry in folder.iterdir() if entry.is_file() and not is_debris(entry))
     return (file for file in files if image_ending(file))
 
 

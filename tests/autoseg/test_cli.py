@@ -21,7 +21,7 @@ from autoseg.cli import app
 from autoseg.cli.usage import WISHES
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, save_document
 from planners import Plan
@@ -215,6 +215,24 @@ def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path:
     said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
     assert "organ" in said
     assert "Hint" not in said
+
+
+def test_errors_of_one_kind_are_said_together_where_they_concern_many_files() -> None:
+    files = [
+        Issue(
+            code="reader.truncated", case=f"c{n}", where=f"c{n}.nii", message=f"ends at byte {n}", fix="copy it again"
+        )
+        for n in range(60)
+    ]
+    options = [
+        Issue(code="settings.bad_value", where=f"--option{n}", message=f"{n} is too large", fix=f"use {n}")
+        for n in range(6)
+    ]
+    lines = str(AutosegError(*files, *options, headline="Errors:")).splitlines()
+    assert lines[1:4] == [f"  - {issue}" for issue in files[:3]]
+    assert lines[4] == "  - 57 more like it: c3, c4, c5, c6, c7, c8 and 51 more"
+    assert lines[5:] == [f"  - {issue}" for issue in options]
+    assert len(str(AutosegError(*files[:4])).splitlines()) == 4
 
 
 def test_the_package_offers_its_stages() -> None:

@@ -13,7 +13,15 @@ from autoseg.data.dataset import Case, MaskFile
 from autoseg.data.discovery.declarations import Declaration
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Match, count_channels
-from autoseg.imaging.readers import image_ending, image_stem, list_series, read_header, read_label_map, split_part
+from autoseg.imaging.readers import (
+    image_ending,
+    image_stem,
+    is_debris,
+    list_series,
+    read_header,
+    read_label_map,
+    split_part,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -61,7 +69,7 @@ def find_test_cases(
     missing = []
     for listed in declaration.test_files:
         path = Path(os.path.normpath(root / listed))
-        if str(path) in known or path.name.startswith("."):
+        if str(path) in known or is_debris(path):
             continue
         if path.is_file() and image_ending(path):
             case_id = image_stem(path)

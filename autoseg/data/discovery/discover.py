@@ -50,6 +50,7 @@ from autoseg.data.discovery.series import choose_series
 from autoseg.imaging.readers import (
     image_ending,
     image_stem,
+    is_debris,
     is_dicom_series,
     require_text,
     writable_ending,
@@ -122,7 +123,7 @@ def _expectation(match: Match) -> str:
 
 def _summary(root: Path) -> str:
     """The folders (with how many entries) and files of a folder, in a few words."""
-    entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
+    entries = sorted(entry for entry in root.iterdir() if not is_debris(entry))
     names = [f"{entry.name}/ ({_num_entries(entry)})" if entry.is_dir() else entry.name for entry in entries]
     return shorten(names) or "hidden files only"
 
@@ -183,7 +184,7 @@ def _folders_below(root: Path) -> list[Path]:
 
 def _subfolders(folder: Path) -> Iterator[Path]:
     with suppress(OSError):
-        yield from sorted(each for each in folder.iterdir() if each.is_dir() and not each.name.startswith("."))
+        yield from sorted(each for each in folder.iterdir() if each.is_dir() and not is_debris(each))
 
 
 def _is_part_of(match: Match, folder: Path) -> bool:

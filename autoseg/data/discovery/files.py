@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoseg.imaging.readers import image_stem, split_part
+from autoseg.imaging.readers import image_stem, is_debris, split_part
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import shorten
 from datasets_spec import CaseList
@@ -41,7 +41,7 @@ def list_files(
     """Files in ``folder`` and in the folders that ``patterns`` lead into, as sorted paths relative to it.
 
     Folders that a pattern ending in ``/`` names are listed too, with that ``/``. Other folders are not opened: pointing at a
-    folder of a million other files costs nothing. Names that match a shell pattern of ``skip`` are skipped. Raises
+    folder of a million other files costs nothing. Names that `is_debris`, and those that match a shell pattern of ``skip``, are skipped. Raises
     `OSError` where a folder cannot be listed.
     """
     parts = [pattern.split("/") for pattern in patterns]
@@ -56,7 +56,7 @@ def _walk(
 ) -> Iterator[str]:
     for entry in os.scandir(folder):
         path = prefix + entry.name
-        if any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in skip):
+        if is_debris(entry.name) or any(fnmatch.fnmatchcase(entry.name, pattern) for pattern in skip):
             continue
         if not entry.is_dir():
             yield path
@@ -133,7 +133,7 @@ def find_list(root: Path, listing: CaseList) -> Path | None:
     """The first file of ``root`` that ``listing`` names and that is a list of cases, if any."""
     for pattern in listing.files:
         for path in sorted(root.glob(pattern)):
-            if path.is_file() and not path.name.startswith(".") and _rows(path, listing.form, strict=False):
+            if path.is_file() and not is_debris(path) and _rows(path, listing.form, strict=False):
                 return path
     return None
 

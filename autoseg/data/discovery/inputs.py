@@ -34,6 +34,7 @@ from autoseg.imaging.readers import (
     image_ending,
     image_endings,
     image_stem,
+    is_debris,
     is_dicom_series,
     is_segmentation,
     list_series,
@@ -96,7 +97,7 @@ def find_loose_images(source: Path) -> LooseImages:
     """The image ``source``, or all images and DICOM series in that folder and below.
 
     Images are named by the folders that lead to them from ``source``; several series in one folder by folder and
-    SeriesInstanceUID. Links are followed. Names that begin with a dot are not looked at. Raises
+    SeriesInstanceUID. Links are followed. Names that `is_debris` are not looked at. Raises
     `AutosegError` with all names that are not text.
     """
     found = LooseImages()
@@ -124,7 +125,7 @@ def _walk(folder: Path, above: tuple[str, ...], found: LooseImages, inside: froz
     if real in inside:  # a link to a folder above
         return
     try:
-        entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+        entries = sorted(entry for entry in folder.iterdir() if not is_debris(entry))
     except OSError as error:
         message = f"could not be listed ({error.strerror or error})"
         found.issues.append(Issue(code="predict.unlisted", where=str(folder), message=message, fix="allow reading it"))

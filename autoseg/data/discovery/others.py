@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from autoseg.data.discovery.files import compile_pattern
-from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem
+from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem, is_debris
 from autoseg.issues import Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -35,7 +35,7 @@ def _files(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
         return
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith("."):
+        if is_debris(entry.name):
             continue
         if not entry.is_dir(follow_symlinks=False) or path.suffix.lower() in WAYS_OUT:
             yield path

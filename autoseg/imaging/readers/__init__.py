@@ -9,7 +9,7 @@ numbers. Its grid may be a part of the image's (``may_be_part``): `autoseg.imagi
 """
 
 from autoseg.imaging.image import Segment, Segmentation, SegmentNames
-from autoseg.imaging.readers.dicom import dicom_candidates, series_uid, PART_MARK, is_dicom, split_part
+from autoseg.imaging.readers.dicom import PART_MARK, dicom_candidates, is_dicom, series_uid, split_part
 from autoseg.imaging.readers.dicom_seg import is_structure_set, referenced_series
 from autoseg.imaging.readers.dicom_series import SeriesName, is_dicom_series, list_series
 from autoseg.imaging.readers.header import ImageHeader, printable, require_text
@@ -33,6 +33,7 @@ from autoseg.imaging.readers.registry import (
     image_ending,
     image_endings,
     image_stem,
+    is_debris,
     is_picture,
     prediction_ending,
     writable_ending,
@@ -59,6 +60,7 @@ __all__ = [
     "image_ending",
     "image_endings",
     "image_stem",
+    "is_debris",
     "is_dicom",
     "is_dicom_series",
     "is_picture",

@@ -26,7 +26,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from autoseg.imaging.readers.guarded import decode
 from autoseg.imaging.readers.header import damaged, printable, unreadable, unsupported
-from autoseg.imaging.readers.registry import image_ending
+from autoseg.imaging.readers.registry import image_ending, is_debris
 from autoseg.imaging.readers.worker import FRAME_TAGS, complete
 from autoseg.issues import AutosegError
 
@@ -84,7 +84,7 @@ def dicom_candidates(folder: Path) -> list[Path]:
             file
             for file in folder.iterdir()
             if image_ending(file) in ("", ".dcm")
-            and not file.name.startswith(".")
+            and not is_debris(file)
             and file.name.upper() != DIRECTORY
             and (file.is_file() or (file.is_symlink() and not file.exists()))
         )

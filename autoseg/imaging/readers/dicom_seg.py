@@ -30,7 +30,7 @@ from autoseg.imaging.readers.dicom import (
 )
 from autoseg.imaging.readers.dicom_series import LABEL_MAP_STORAGE, ORIENTATION, PLACE_TAGS, POSITION, read_series
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, require_memory
-from autoseg.imaging.readers.registry import format_of, image_ending, is_picture
+from autoseg.imaging.readers.registry import format_of, image_ending, is_debris, is_picture
 from autoseg.issues import Issue
 
 OFF_GRID = 0.05
@@ -302,7 +302,7 @@ def _series_of(file: Path) -> Path:
             if is_dicom(candidate) and candidate != file and (uid := series_uid(candidate)) in wanted:
                 return Path(f"{folder}{PART_MARK}{uid}")
     volumes = [other for other in home.iterdir() if image_ending(other) not in ("", ".dcm") and not is_picture(other)]
-    if len(volumes) == 1 and volumes[0].is_file() and not volumes[0].name.startswith("."):
+    if len(volumes) == 1 and volumes[0].is_file() and not is_debris(volumes[0]):
         return volumes[0]
     raise reader_error(
         file,
@@ -313,7 +313,7 @@ def _series_of(file: Path) -> Path:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_debris(entry))
 
 
 def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -49,6 +50,8 @@ OTHER_BEGINNINGS = (
     (b"\x28\xb5\x2f\xfd", "packed with Zstandard", "unpack it"),
     (b"BZh", "packed with bzip2", "unpack it"),
     (b"\xfd7zXZ", "packed with xz", "unpack it"),
+    (b"RIFF", "a WebP picture", AS_PNG.format("it")),
+    (b"GIF8", "a GIF picture", AS_PNG.format("it")),
     (b"\x89HDF", "an HDF5 file", AS_ARRAY.format("it")),
 )
 """First bytes of files that are no image, whatever their ending: what they are, and what to do."""
@@ -110,6 +113,18 @@ def formats_by_ending() -> dict[str, Format]:
 def image_endings() -> tuple[str, ...]:
     """Endings of single image files, lower case, with the dot. DICOM series are folders."""
     return tuple(formats_by_ending())
+
+
+DEBRIS = re.compile(
+    r"(?i)\..*|@(?:eadir|tmp|recycle|recently-snapshot|syno.*)|#(?:recycle|snapshot)|\$recycle\.bin|__macosx|lost\+found|"
+    r"system volume information|thumbs\.db|desktop\.ini|~\$.*|.*[:\uf03a]zone\.identifier"
+)
+"""Hidden names, and what file servers (Synology, QNAP, NetApp) and systems put beside files: previews, bins, copies, notes."""
+
+
+def is_debris(path: Path | str) -> bool:
+    """Whether the name of a file or folder is one that systems give, so that nobody means it for an image."""
+    return DEBRIS.fullmatch(Path(path).name) is not None
 
 
 def image_ending(path: Path | str) -> str:

@@ -85,10 +85,11 @@ def test_a_file_is_one_case(tmp_path) -> None:
 
 
 def test_a_folder_gives_sorted_cases_and_skips_the_rest(tmp_path) -> None:
-    for name in ("b.nii.gz", "a.nrrd", "._c.nii.gz"):
+    for name in ("b.nii.gz", "a.nrrd", "._c.nii.gz", "@eaDir/a.nii.gz", "__MACOSX/a.nii.gz", "$RECYCLE.BIN/x.nii.gz"):
         write(tmp_path / name)
     (tmp_path / "notes.txt").write_text("hello")
-    assert [case.case_id for case in find_input_cases(tmp_path, ["MRI"])] == ["a", "b"]
+    found = find(tmp_path, trained_on(["MRI"]))
+    assert ([case.case_id for case in found.cases], found.issues) == (["a", "b"], ())
 
 
 def test_names_of_frames_and_numbered_files_that_recur_are_refused(tmp_path) -> None:

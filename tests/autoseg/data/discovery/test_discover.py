@@ -72,6 +72,9 @@ def test_other_files_are_skipped(dataset):
         (dataset / part / "._a.nii.gz").write_bytes(b"stray")
         (dataset / part / "_c.nii.gz").write_bytes(b"stray")
         (dataset / part / "notes.txt").write_text("stray")
+        for folder in ("@eaDir", "__MACOSX", "#recycle"):
+            (dataset / part / folder).mkdir()
+            (dataset / part / folder / "a.nii.gz").write_bytes(b"stray")
     assert discover_dataset(dataset).issues == ()
 
 

@@ -65,7 +65,7 @@ def test_only_folders_that_patterns_lead_into_are_opened(tmp_path):
     ):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    assert list_files(tmp_path, ["one/{case}"], fields={}) == ("a.txt", "one/._b.txt", "one/b.txt")
+    assert list_files(tmp_path, ["one/{case}"], fields={}) == ("a.txt", "one/b.txt")
     assert list_files(tmp_path, ["{case}/images/{file}"], fields={"case": "p[0-9]"}, skip=(".*",)) == (
         "a.txt",
         "p1/images/d.txt",

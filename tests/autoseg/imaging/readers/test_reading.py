@@ -522,6 +522,7 @@ def test_an_installed_package_adds_a_format_and_takes_none_over(tmp_path: Path) 
         ("a.nii", b"/annex/objects/MD5E-s1--0.nii", "datalad get"),
         ("a.nii.gz", b"<!doctype html><html>", "download"),
         ("a.nrrd", b"PK\3\4" + bytes(60), "unpack"),
+        ("a.png", b"RIFF\x30\0\0\0WEBPVP8 " + bytes(60), "PNG"),
         ("a.b.png", b"\xff\xd8\xff\xe0" + bytes(60), "a.b.jpg"),
         ("a.mgz", b"\x1f\x8b", "nibabel"),
         ("a.svs", b"II*\0", "TIFF"),
