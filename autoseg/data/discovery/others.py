@@ -49,28 +49,76 @@ def foreign_ending(path: Path) -> str:
     return "" if image_ending(path) else next((ending for ending in WAYS_OUT if name.endswith(ending)), "")
 
 
+def _json_kind(path: Path) -> str:
+    if path.stat().st_size > LARGEST_JSON:
+        return ""
+    content = json.loads(path.read_text("utf-8-sig"))
+    first = next(iter(content.values() if isinstance(content, dict) else content), None) if content else None
+    named = [set(each) if isinstance(each, dict) else set() for each in (content, first)]
+    if isinstance(content, dict) and content.get("type") in ("FeatureCollection", "Feature"):
+        return "GeoJSON (QuPath)"
+    return next((kind for kind, place, keys in JSON_KEYS if keys <= named[place]), "")
+
+
+def _text_kind(path: Path) -> str:
+    with open(path, encoding="utf-8") as file:
+        lines = list(islice(file, 20))
+    return "YOLO" if lines and all(map(YOLO.fullmatch, lines)) else ""
+
+
+def _xml_kind(path: Path) -> str:
+    with open(path, encoding="utf-8") as file:
+        element = FIRST_ELEMENT.search(file.read(2000))
+    return XML_ELEMENTS.get(element[1], "") if element else ""
+
+
+def _table_kind(path: Path) -> str:
+    with open(path, encoding="utf-8-sig") as file:
+        names = {name.strip(' "\n').lower() for name in re.split("[,;\t]", file.readline(2000))}
+    return next((kind for kind, columns in TABLE_COLUMNS.items() if any(each <= names for each in columns)), "")
+
+
+JSON_KEYS = (
+    ("COCO", 0, {"images", "annotations"}),
+    ("COCO", 1, {"image_id", "category_id"}),
+    ("LabelMe", 0, {"shapes", "imagePath"}),
+    ("VIA", 0, {"_via_img_metadata"}),
+    ("VIA", 1, {"filename", "regions"}),
+    ("Label Studio", 1, {"annotations", "data"}),
+    ("Supervisely", 0, {"objects", "size"}),
+    ("GeoJSON (QuPath)", 1, {"geometry", "type"}),
+)
+"""Keys of the whole (0), or of its first entry (1)."""
+FIRST_ELEMENT = re.compile(r"<([A-Za-z_]\w*)")
+XML_ELEMENTS = {
+    "annotation": "Pascal VOC",
+    "annotations": "CVAT",
+    "ASAP_Annotations": "ASAP",
+    "Annotations": "ImageScope",
+}
+TABLE_COLUMNS: dict[str, tuple[set[str], ...]] = {
+    "VIA": ({"region_shape_attributes"},),
+    "run length": (
+        {"encodedpixels"},
+        {"encoded_pixels"},
+        {"rle"},
+        {"mask_rle"},
+        {"rle_mask"},
+        {"id", "class", "segmentation"},
+    ),
+    "box": ({"xmin", "ymin", "xmax", "ymax"}, {"x1", "y1", "x2", "y2"}, {"coordx", "coordy", "coordz"}),
+}
+KINDS = {".json": _json_kind, ".geojson": _json_kind, ".txt": _text_kind, ".xml": _xml_kind, ".csv": _table_kind}
+MOST_OPENED = 10
+"""Files of one ending in a folder that are opened; further ones are of the kind of the last."""
+
+
 def _annotation_kind(path: Path) -> str:
-    """COCO, LabelMe, YOLO or Pascal VOC; empty for other files."""
+    """The program or format whose annotations a file holds; empty for other files."""
     try:
-        if path.suffix.lower() == ".json" and path.stat().st_size <= LARGEST_JSON:
-            content = json.loads(path.read_text("utf-8-sig"))
-            keys = content.keys() if isinstance(content, dict) else ()
-            return (
-                "COCO"
-                if {"images", "annotations"} <= {*keys}
-                else "LabelMe"
-                if {"shapes", "imagePath"} <= {*keys}
-                else ""
-            )
-        if path.suffix.lower() == ".txt":
-            with open(path, encoding="utf-8") as file:
-                lines = list(islice(file, 20))
-            return "YOLO" if lines and all(map(YOLO.fullmatch, lines)) else ""
-        if path.suffix.lower() == ".xml":
-            return "Pascal VOC" if "<annotation" in path.read_text("utf-8")[:200] else ""
+        return KINDS[path.suffix.lower()](path)
     except (OSError, ValueError, RecursionError):
         return ""
-    return ""
 
 
 OF_LABELS = re.compile(r"(?i)labels?|masks?|gt|segs?|segmentations?")
@@ -111,20 +159,21 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
 def unread_files(root: Path) -> list[Issue]:
     """One issue for each other format and each kind of annotations among the files below ``root``.
 
-    Volumes are a warning, since they may be cases, the others a note. Of each folder the first JSON, text and XML file is opened.
+    Volumes are a warning, since they may be cases, the others a note. Of each folder the first
+    `MOST_OPENED` JSON, text, XML and CSV files are opened.
     """
     foreign: list[Path] = []
-    kinds: dict[tuple[Path, str], str] = {}
+    kinds: dict[tuple[Path, str], list[str]] = {}
     annotations: dict[str, list[Path]] = {}
     for path in islice(_files(root), MOST_LISTED):
         if foreign_ending(path):
             foreign.append(path)
-        elif path.suffix.lower() in (".json", ".txt", ".xml"):
-            place = path.parent, path.suffix.lower()
-            if place not in kinds:
-                kinds[place] = _annotation_kind(path)
-            if kinds[place]:
-                annotations.setdefault(kinds[place], []).append(path)
+        elif path.suffix.lower() in KINDS:
+            opened = kinds.setdefault((path.parent, path.suffix.lower()), [])
+            if len(opened) < MOST_OPENED:
+                opened.append(_annotation_kind(path))
+            if opened[-1]:
+                annotations.setdefault(opened[-1], []).append(path)
     issues = [
         Issue(
             code="labels.annotation_files",

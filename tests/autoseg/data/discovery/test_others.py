@@ -61,6 +61,15 @@ def test_cases_of_another_format_are_said(tmp_path: Path, dataset: Path, name: s
         ("labels/a.json", json.dumps(LABELME), "LabelMe"),
         ("labels/a.txt", "0 0.5 0.5 0.1 0.2\n1 0.1 0.1 0.2 0.1 0.3 0.3\n", "YOLO"),
         ("annotations/a.xml", "<annotation><object/></annotation>", "Pascal VOC"),
+        ("via.json", json.dumps({"a.png12": {"filename": "a.png", "regions": []}}), "VIA"),
+        ("via.json", json.dumps({"_via_settings": {}, "_via_img_metadata": {}}), "VIA"),
+        ("via.csv", "filename,region_count,region_shape_attributes\na.png,0,{}\n", "VIA"),
+        ("labels/a.geojson", json.dumps({"type": "FeatureCollection", "features": []}), "GeoJSON (QuPath)"),
+        ("labels/a.json", json.dumps([{"type": "Feature", "geometry": {}}]), "GeoJSON (QuPath)"),
+        ("annotations.xml", "<?xml version='1.0'?>\n<annotations><image/></annotations>", "CVAT"),
+        ("train.csv", "ImageId,EncodedPixels\na,1 3 10 5\n", "run length"),
+        ("boxes.csv", "filename,xmin,ymin,xmax,ymax,class\na,1,2,3,4,x\n", "box"),
+        ("cases.csv", "patient,age\na,50\n", None),
         ("notes.txt", "0 cases are missing", None),
         ("bvals.txt", "0 1000 1000 1000 1000 1000", None),
         ("notes.json", '{"images": 3}', None),
@@ -70,6 +79,7 @@ def test_cases_of_another_format_are_said(tmp_path: Path, dataset: Path, name: s
 )
 def test_annotations_are_said(dataset: Path, name: str, text: str, kind: str | None) -> None:
     (dataset / name).parent.mkdir(exist_ok=True)
+    (dataset / name).with_stem("0").write_text("{}")
     (dataset / name).write_text(text)
     expected = [] if kind is None else [("labels.annotation_files", "note", True)]
     assert [(i.code, i.severity, f"of {kind} annotations" in i.message) for i in unread_files(dataset)] == expected
