@@ -6,8 +6,8 @@ and writes no file named ``x.nii.nii.gz``; nibabel raises for small faults of a 
 
 from __future__ import annotations
 
-import gzip
 import math
+import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from autoseg.imaging.readers.registry import Format
 from autoseg.issues import Issue
 
 LONGEST_HEADER = 540
+GZIP_FORM = 31
+"""Has zlib write the form of gzip, without a time."""
 MOST_APART = 0.5
 """Voxels by which two statements of a header on the place or size of voxels may differ without a note."""
 UNITS = {1: 1000.0, 3: 0.001}
@@ -233,13 +235,13 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | N
         for field in PLACE:
             header[field] = given[field]
     with open(path, "wb") as file:
-        stream: Any = file
-        if path.name.lower().endswith(".gz"):
-            stream = gzip.GzipFile("", "wb", 6, file, mtime=0)
-        stream.write(header.binaryblock + bytes(4))
-        stream.write(np.ascontiguousarray(array).data)
-        if stream is not file:
-            stream.close()
+        parts = header.binaryblock + bytes(4), np.ascontiguousarray(array).data
+        if not path.name.lower().endswith(".gz"):
+            file.writelines(parts)
+            return
+        packer = zlib.compressobj(6, wbits=GZIP_FORM)  # a GzipFile writes again when it is removed after an error
+        file.writelines(map(packer.compress, parts))
+        file.write(packer.flush())
 
 
 NIFTI = Format(endings=(".nii.gz", ".nii"), read_header=_header, read_voxels=_voxels, write=_write, write_like=_write)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -200,6 +201,7 @@ def test_compiled_steps_are_tried_in_micro_batches_that_memory_allows(tmp_path, 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.skipif(sys.version_info[:3] == (3, 13, 0), reason="torch.compile refuses Python 3.13.0")
 def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     spec = make_spec(tmp_path / "compiled", steps=3)
