@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autoseg.issues import AutosegError
-from autoseg.settings import make_settings
-from autoseg.stages.run import Run, begin_run, described_folder, require_place_for_predictions
+from autoseg.run_folder import require_place_for_predictions
+from autoseg.settings import make_settings, parse_part
+from autoseg.stages.run import Run, begin_run, described_folder
 from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import Reporter, SilentReporter
 
@@ -171,14 +172,14 @@ def predict(
 
     reporter, out = reporter or SilentReporter(), Path(output)
     require_place_for_predictions(out)
+    share = None if part is None else parse_part(part)
     several = source if isinstance(source, list | tuple) else [source]
     paths = [Path(each) for each in several if isinstance(each, str | Path)]
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
-    chosen = choose_device(device)
     set_threads(threads or available_cores())
     with reporter.phase("Loading the model"):
-        predictor = Predictor.load(Path(model), device=str(chosen), mirroring=mirroring)
+        predictor = Predictor.load(Path(model), device=str(choose_device(device)), mirroring=mirroring)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
@@ -189,7 +190,7 @@ def predict(
             inputs = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),))
         else:
             inputs = find_input_cases(
-                paths, predictor.model.dataset, layout=layout, spec=spec, part=part, reporter=reporter
+                paths, predictor.model.dataset, layout=layout, spec=spec, part=share, reporter=reporter
             )
     if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import is_zipfile
+
+from autoseg.issues import AutosegError, Issue
 
 
 class _Inside:
@@ -102,3 +105,60 @@ def run_of(path: Path) -> RunFolder | None:
     return next(
         (run for run in above if run.is_begun and any(path.is_relative_to(folder) for folder in run.folders)), None
     )
+
+
+def find_model(path: Path) -> Path:
+    """The bundle file at ``path``, or that of the run in this folder. Raises `AutosegError` for what has no model."""
+    run = RunFolder(path)
+    found = path if path.is_file() else run.model
+    if found.is_file():
+        if not is_zipfile(found):
+            fix = "pass a run folder, or a file that autoseg bundle or autoseg import-nnunet wrote"
+            message = "not a bundle: no zip file"
+            raise AutosegError(Issue(code="bundle.not_a_bundle", where=str(found), message=message, fix=fix))
+        return found
+    if not path.exists():
+        fix = "pass a run folder (--out of autoseg run) or a bundle file"
+        raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
+    if (path / "plans.json").is_file() or any(path.glob("fold_*/*.pth")):
+        fix = f"convert it: autoseg import-nnunet {path} OUT"
+        raise AutosegError(Issue(code="model.nnunet", where=str(path), message="an nnU-Net model", fix=fix))
+    if not run.is_begun:
+        fix = "pass a folder that autoseg run wrote (--out)"
+        raise AutosegError(Issue(code="model.not_a_run", where=str(path), message="not a run folder", fix=fix))
+    message, fix = "the run is not finished: no model.zip", f"resume it: autoseg run {path}"
+    if run.selection.is_file():
+        message = "no model.zip: the run is of an earlier version, or the file was lost"
+        fix = f"write it: autoseg select {path}"
+    raise AutosegError(Issue(code="model.unfinished", where=str(path), message=message, fix=fix))
+
+
+def require_place_for_run(folder: Path) -> None:
+    """Raise `AutosegError` where ``folder``, or what it would lie in, is a file."""
+    there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if there is not None and not there.is_dir():
+        fix = "choose another folder with --out"
+        raise AutosegError(Issue(code="run.not_a_folder", where=str(there), message="is a file, not a folder", fix=fix))
+
+
+def require_place_for_predictions(folder: Path) -> None:
+    """Raise `AutosegError` where predictions may not be put into ``folder``: it is a run, or one of a run's own folders."""
+    whole = folder.resolve()
+    run = RunFolder(whole) if RunFolder(whole).is_begun else run_of(whole / "image")
+    if run is not None:
+        message, fix = f"belongs to the run in {run.root}", "choose another output folder"
+        raise AutosegError(Issue(code="predict.into_a_run", where=str(folder), message=message, fix=fix))
+
+
+def require_folder_for_predictions(folder: Path) -> None:
+    """Raise `AutosegError` where ``folder`` is a file."""
+    if folder.exists() and not folder.is_dir():
+        fix = "pass a folder for the label maps, or the name of a file that does not exist yet"
+        raise AutosegError(Issue(code="predict.not_a_folder", where=str(folder), message="a file", fix=fix))
+
+
+def check_free(path: Path) -> None:
+    """Raise `AutosegError` if ``path`` exists: bundles replace nothing."""
+    if path.exists() or path.is_symlink():
+        fix = "choose another name for the bundle, or remove it first"
+        raise AutosegError(Issue(code="bundle.exists", where=str(path), message="exists already", fix=fix))

@@ -84,6 +84,22 @@ def parse_changes(value: object) -> object:
     return plain
 
 
+def parse_part(text: str) -> tuple[int, int]:
+    """K and N of ``K/N``. Raises `AutosegError` for other text, and for a K that is not between 1 and N."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+        message, fix = f"{text!r} is no part", "pass K/N with K from 1 to N, such as 2/8"
+        raise AutosegError(Issue(code="settings.part", where="--part", message=message, fix=fix))
+    return int(first), int(count)
+
+
+def known_device(name: str) -> str:
+    """The name of a kind of device, whether this machine has one or not. Raises `ValueError` for other names."""
+    if not re.fullmatch(r"auto|(?:cpu|cuda|mps)(?::\d+)?", name):
+        raise ValueError("not a device; write auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
 def whole_path(path: Path | None) -> Path | None:
     """A path that stays valid when the next call is made from another folder."""
     return None if path is None else path.absolute()
@@ -185,6 +201,7 @@ class Settings(Document):
     seed: Annotated[int, Field(ge=0), Option("Random seed (default: 0).", "schedule", "INTEGER")] = 0
     device: Annotated[
         str,
+        AfterValidator(known_device),
         Option(
             "auto, cpu, cuda, cuda:1 or mps (default: auto).", "schedule", "NAME", False, ("auto", "cpu", "cuda", "mps")
         ),

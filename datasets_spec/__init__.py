@@ -6,10 +6,12 @@ from datasets_spec.layout import (
     DescriptionFile,
     Known,
     Layout,
+    all_layouts,
     load_known,
     load_layouts,
     read_layout,
     read_spec,
+    unknown_layout,
 )
 
 __all__ = [
@@ -18,8 +20,10 @@ __all__ = [
     "DescriptionFile",
     "Known",
     "Layout",
+    "all_layouts",
     "load_known",
     "load_layouts",
     "read_layout",
     "read_spec",
+    "unknown_layout",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -218,6 +219,18 @@ def load_layouts() -> tuple[Layout, ...]:
 def load_known() -> tuple[Layout, ...]:
     """The known public datasets, sorted by name; each has ``known``."""
     return _load("known")
+
+
+def all_layouts() -> tuple[Layout, ...]:
+    """The layouts of the package, and the known datasets that have one of their own."""
+    return (*load_layouts(), *(each for each in load_known() if each.training is not None))
+
+
+def unknown_layout(name: str, layouts: Iterable[Layout]) -> Issue:
+    """The issue that none of ``layouts`` is called ``name``."""
+    message = f"layout {name!r} does not exist (available: {', '.join(each.name for each in layouts)})"
+    fix = "choose one of these, or describe the folder in a spec file (--spec)"
+    return Issue(code="layout.unknown", where="--layout", message=message, fix=fix)
 
 
 def _load(folder: str) -> tuple[Layout, ...]:

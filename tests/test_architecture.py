@@ -20,7 +20,7 @@ BASE = {"issues", "run_folder", "wording", "storage", "compute", "tracking"}
 MAY_IMPORT = {
     "issues": {"wording"},
     "wording": set(),
-    "run_folder": set(),
+    "run_folder": {"issues"},
     "settings": {"issues"},
     "tracking": {"issues", "storage", "wording"},
     "storage": {"issues"},

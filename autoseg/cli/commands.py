@@ -11,6 +11,7 @@ import typer
 import autoseg
 from autoseg.cli.console import (
     OptionalTarget,
+    faults,
     make_reporter,
     missing,
     require_sound_call,
@@ -21,10 +22,18 @@ from autoseg.cli.console import (
     stage_command,
 )
 from autoseg.issues import AutosegError
-from autoseg.settings import as_arguments, make_settings
+from autoseg.run_folder import (
+    check_free,
+    find_model,
+    require_folder_for_predictions,
+    require_place_for_predictions,
+    require_place_for_run,
+)
+from autoseg.settings import as_arguments, make_settings, parse_part
 from planners import write_document
 
 # All else is imported by the functions that use it: help, wrong calls and wrong paths are answered at once.
+A_RUN = "pass a run folder, the --out of autoseg run"
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -239,9 +248,12 @@ def predict(
 ) -> None:
     """Segment new images. A second call skips images that are done and have not changed; several calls share the work."""
     require_sound_call(
-        missing(model, code="model.not_found", fix="pass a run folder (--out of autoseg run) or a bundle file"),
+        faults(find_model, model),
         missing(source, code="predict.no_input", fix="pass an image file, a folder of images or a DICOM series folder"),
-        missing(spec, code="settings.no_file", fix="check the path"),
+        faults(parse_part, part),
+        faults(require_place_for_predictions, output),
+        faults(_require_folder_or_image, output),
+        settings={"layout": layout, "spec": spec, "device": device},
     )
     written = autoseg.predict(
         model,
@@ -259,6 +271,14 @@ def predict(
     )
     if written:
         typer.echo(f"Label maps: {output}")
+
+
+def _require_folder_or_image(output: Path) -> None:
+    if output.is_file():
+        from autoseg.imaging.readers import image_ending
+
+        if not image_ending(output):
+            require_folder_for_predictions(output)
 
 
 def evaluate(
@@ -338,7 +358,7 @@ def submit(
     ] = None,
 ) -> None:
     """Pack the test predictions in the format of a challenge."""
-    require_sound_call(missing(run_folder, code="run.missing", fix="pass a run folder, the --out of autoseg run"))
+    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
     typer.echo(f"Submission: {autoseg.submit(run_folder, kind=kind, out=out)}")
 
 
@@ -347,7 +367,11 @@ def bundle(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
 ) -> None:
     """Pack the model of a run into one file that `autoseg predict` takes on any machine, with nothing about the cases."""
-    require_sound_call(missing(run_folder, code="run.missing", fix="pass a run folder, the --out of autoseg run"))
+    require_sound_call(
+        missing(run_folder, code="run.missing", fix=A_RUN),
+        faults(find_model, run_folder if run_folder.exists() else None),
+        faults(check_free, out),
+    )
     from autoseg.inference.model import bundle_run
 
     typer.echo(f"Bundle: {bundle_run(run_folder, out)} ({out.stat().st_size / 1e6:.1f} MB)")
@@ -358,6 +382,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
 ) -> None:
     """Remove the previous models of a run, and trainings and data that its plan and schedule no longer use."""
+    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
     found = autoseg.clean(run_folder, dry_run=dry_run)
     for path, size in found.items():
         typer.echo(f"{size / 1e6:10.1f} MB  {path}")
@@ -395,7 +420,10 @@ def import_nnunet(
     ] = "final",
 ) -> None:
     """Convert a trained nnU-Net v2 model into a bundle for `autoseg predict`. Runs no code from its files."""
-    require_sound_call(missing(folder, code="import.not_a_model", fix="pass the folder of a trained nnU-Net v2 model"))
+    require_sound_call(
+        missing(folder, code="import.not_a_model", fix="pass the folder of a trained nnU-Net v2 model"),
+        faults(check_free, out),
+    )
     from autoseg.interop.nnunet_model import import_nnunet as import_model
 
     import_model(folder, out, folds=fold or None, checkpoints=checkpoint, say=typer.echo)
@@ -409,6 +437,9 @@ def demo(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Random seed.")] = 0,
 ) -> None:
     """Generate a small phantom dataset and run everything on it."""
+    require_sound_call(
+        faults(require_place_for_run, out), settings={"budget": budget, "device": device, "seed": str(seed)}
+    )
     from autoseg.data.phantom import make_phantom_dataset
 
     dataset = out / "Task99_Phantom"

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 import typer
 
 from autoseg.issues import AutosegError, Issue
+from autoseg.run_folder import find_model, require_place_for_run
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
 from autoseg.wording import condensed, count_noun, grouped
+from datasets_spec import all_layouts, unknown_layout
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
@@ -194,7 +196,7 @@ FILES = ("spec", "pretrained", "schedule", "splits", "groups")
 def require_sound_call(*issues: Iterable[Issue], settings: Mapping[str, Any] | None = None) -> None:
     """Raise `AutosegError` with all that is wrong with a call, before anything large is loaded: ``issues`` and ``settings``."""
     found = [issue for some in issues for issue in some]
-    given = {name: value for name, value in (settings or {}).items() if value not in ("none", ["none"])}
+    given = {name: value for name, value in (settings or {}).items() if value not in (None, "none", ["none"])}
     try:
         make_settings({"dataset": ".", **given})
     except AutosegError as error:
@@ -203,8 +205,23 @@ def require_sound_call(*issues: Iterable[Issue], settings: Mapping[str, Any] | N
         if name in given and not Path(given[name]).exists():
             where, fix = f"{flag_of(name)} {given[name]}", "check the path"
             found.append(Issue(code="settings.no_file", where=where, message="does not exist", fix=fix))
+    if "layout" in given and "spec" not in given:
+        layouts = all_layouts()
+        if given["layout"] not in {each.name for each in layouts}:
+            found.append(unknown_layout(given["layout"], layouts))
+    if "pretrained" in given and Path(given["pretrained"]).exists():
+        found += faults(find_model, Path(given["pretrained"]))
     if found:
         raise AutosegError(*found)
+
+
+def faults(check: Callable[..., object], *values: Any) -> Iterator[Issue]:
+    """The issues that a ``check`` of ``values`` raises; none where they were not given."""
+    try:
+        if None not in values:
+            check(*values)
+    except AutosegError as error:
+        yield from error.issues
 
 
 def missing(path: Path | None, *, code: str, fix: str) -> Iterator[Issue]:
@@ -240,7 +257,11 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
             mine = {name: given.pop(name) for name in own}
             settings = {name: value for name, value in given.items() if value not in (None, [], ())}
             fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
-            require_sound_call(missing(mine["dataset"], code="dataset.missing", fix=fix), settings=settings)
+            require_sound_call(
+                missing(mine["dataset"], code="dataset.missing", fix=fix),
+                faults(require_place_for_run, mine.get("out")),
+                settings=settings,
+            )
             budget = None if "schedule" in settings else settings.get("budget")  # a schedule tells its own time
             function(**mine, **settings, reporter=make_reporter(budget))
 

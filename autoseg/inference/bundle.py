@@ -195,13 +195,6 @@ def write_bundle(
         _put(archive, MANIFEST, write_document(manifest).encode())
 
 
-def check_free(path: Path) -> None:
-    """Raise `AutosegError` if ``path`` exists: bundles replace nothing."""
-    if path.exists() or path.is_symlink():
-        fix = "choose another name for the bundle, or remove it first"
-        raise AutosegError(Issue(code="bundle.exists", where=str(path), message="exists already", fix=fix))
-
-
 def open_bundle(path: Path) -> ModelFiles:
     """The model of a bundle file. Everything but the weights is read and checked; these are checked on access.
 

@@ -21,15 +21,14 @@ from autoseg.inference.bundle import (
     ModelDescription,
     ModelFiles,
     WindowSums,
-    check_free,
     open_bundle,
     without_cases,
     write_bundle,
 )
-from autoseg.issues import AutosegError, Issue
+from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import fill_network, load_weights, pack_weights, read_weights
-from autoseg.run_folder import RunFolder
+from autoseg.run_folder import RunFolder, check_free, find_model
 from autoseg.storage.atomic import atomic_write
 from autoseg.storage.cache import key_of
 from planners import Configuration, Plan, Training, with_width
@@ -45,25 +44,7 @@ def open_model(path: Path) -> ModelFiles:
 
     Weights are not read yet. Raises `AutosegError` for what is neither, and for a run without a model.
     """
-    if path.is_file():
-        return open_bundle(path)
-    run = RunFolder(path)
-    if run.model.is_file():
-        return open_bundle(run.model)
-    if not path.exists():
-        fix = "pass a run folder (--out of autoseg run) or a bundle file"
-        raise AutosegError(Issue(code="model.not_found", where=str(path), message="does not exist", fix=fix))
-    if (path / "plans.json").is_file() or any(path.glob("fold_*/*.pth")):
-        fix = f"convert it: autoseg import-nnunet {path} OUT"
-        raise AutosegError(Issue(code="model.nnunet", where=str(path), message="an nnU-Net model", fix=fix))
-    if not run.is_begun:
-        fix = "pass a folder that autoseg run wrote (--out)"
-        raise AutosegError(Issue(code="model.not_a_run", where=str(path), message="not a run folder", fix=fix))
-    message, fix = "the run is not finished: no model.zip", f"resume it: autoseg run {path}"
-    if run.selection.is_file():
-        message = "no model.zip: the run is of an earlier version, or the file was lost"
-        fix = f"write it: autoseg select {path}"
-    raise AutosegError(Issue(code="model.unfinished", where=str(path), message=message, fix=fix))
+    return open_bundle(find_model(path))
 
 
 def keep_model(

@@ -34,7 +34,7 @@ from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predic
 from autoseg.inference.predictor import Prediction, Predictor, StoredImage
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.prepare import source_orientation
-from autoseg.run_folder import run_of
+from autoseg.run_folder import require_folder_for_predictions, run_of
 from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans, write_error
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
@@ -57,13 +57,13 @@ def find_input_cases(
     *,
     layout: str | None = None,
     spec: Path | None = None,
-    part: str | None = None,
+    part: tuple[int, int] | None = None,
     reporter: Reporter | None = None,
 ) -> Inputs:
     """The images of files, folders of files, DICOM series folders, or trees of all of these, for a model of ``dataset``.
 
     See `find_inputs`. Left out, too: predictions of an earlier call, and files of a run whose folder is inside; ``part``
-    ``2/8`` takes every eighth case, beginning with the second. What is left out is said to ``reporter``. Raises
+    (2, 8) takes every eighth case, beginning with the second. What is left out is said to ``reporter``. Raises
     `AutosegError` where a source does not exist, and where there is nothing to predict.
     """
     sources = [sources] if isinstance(sources, Path) else sources
@@ -80,7 +80,8 @@ def find_input_cases(
     errors = [*(issue for issue in issues if issue.severity == "error"), *_same_names(cases)]
     cases = [case for case in cases if not any(error.case == case.case_id for error in errors)]
     if part is not None:
-        mine = _part(part, {case.case_id for case in cases} | {error.case for error in errors if error.case})
+        named = {case.case_id for case in cases} | {error.case for error in errors if error.case}
+        mine = sorted(named)[part[0] - 1 :: part[1]]
         cases = [case for case in cases if case.case_id in mine]
         errors = [error for error in errors if error.case is None or error.case in mine]
     elif not cases and not errors:
@@ -122,15 +123,6 @@ def _same_names(cases: Sequence[InputCase]) -> Iterator[Issue]:
         if others:
             message, fix = f"same name as {first}", "rename one of them"
             yield Issue(code="predict.same_name", where=str(others[0]), message=message, fix=fix, case=case_id)
-
-
-def _part(part: str, case_ids: Iterable[str]) -> set[str]:
-    """The case ids of part ``k/n``, k from 1."""
-    first, _, count = part.partition("/")
-    if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-        message, fix = f"{part!r} is no part", "pass K/N with K from 1 to N, such as 2/8"
-        raise AutosegError(Issue(code="settings.part", where="--part", message=message, fix=fix))
-    return set(sorted(case_ids)[int(first) - 1 :: int(count)])
 
 
 def _made_by_autoseg(source: Path, images: Sequence[NamedImage]) -> dict[str, list[Path]]:
@@ -224,9 +216,7 @@ def predict_cases(
     writes to, whatever does not fit is made again.
     """
     require_text([folder])
-    if folder.exists() and not folder.is_dir():
-        fix = "pass a folder for the label maps, or the name of a file that does not exist yet"
-        raise AutosegError(Issue(code="predict.not_a_folder", where=str(folder), message="a file", fix=fix))
+    require_folder_for_predictions(folder)
     sink = PredictionFolder(
         folder=folder,
         dataset=predictor.model.dataset,

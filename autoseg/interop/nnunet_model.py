@@ -12,10 +12,11 @@ from typing import Literal
 import autoseg
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import ModelDescription, check_free, write_bundle
+from autoseg.inference.bundle import ModelDescription, write_bundle
 from autoseg.interop.nnunet_checkpoint import ReferenceCheckpoint, read_reference_checkpoint, translate_weights
 from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import pack_weights
+from autoseg.run_folder import check_free
 from autoseg.storage.cache import key_of
 from planners import (
     Configuration,

@@ -21,7 +21,7 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.data.splits import Splits, cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
-from autoseg.run_folder import RunFolder, run_of
+from autoseg.run_folder import RunFolder, require_place_for_run, run_of
 from autoseg.settings import Difference, Settings, as_arguments, differences, make_settings, updated
 from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
@@ -193,6 +193,7 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
     a run that lost them, by `keep_settings`. Raises `AutosegError` before anything is written.
     """
     dataset, root = find_run(target, out)
+    require_place_for_run(root)
     stored = _stored(RunFolder(root))
     if dataset is None and stored is None:
         raise AutosegError(
@@ -464,15 +465,6 @@ def require_place_for_scores(path: Path) -> None:
     except AutosegError as error:
         message = "exists and was not written by autoseg evaluate, so it is not replaced"
         raise AutosegError(Issue(code="scores.not_free", where=str(path), message=message, fix=fix)) from error
-
-
-def require_place_for_predictions(folder: Path) -> None:
-    """Raise `AutosegError` where predictions may not be put into ``folder``: it is a run, or one of a run's own folders."""
-    whole = folder.resolve()
-    run = RunFolder(whole) if RunFolder(whole).is_begun else run_of(whole / "image")
-    if run is not None:
-        message, fix = f"belongs to the run in {run.root}", "choose another output folder"
-        raise AutosegError(Issue(code="predict.into_a_run", where=str(folder), message=message, fix=fix))
 
 
 def start_log(folder: RunFolder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -219,6 +220,8 @@ def write_error(path: Path, error: OSError) -> AutosegError:
     """The error for a ``path`` that could not be written; it names no option because commands name that place differently."""
     message = f"could not be written ({error.strerror or error})"
     fix = "free some space there, allow writing to its folder, or choose another place to write to"
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+        fix = "choose another place to write to"
     return AutosegError(Issue(code="file.not_written", where=str(path), message=message, fix=fix))
 
 

@@ -113,7 +113,7 @@ def test_bad_options_are_refused_together_before_a_run_folder_is_made(
 
 
 def test_unused_options_are_refused_at_once() -> None:
-    useless = ["--skip-bad", "--pretrained", ".", "--layout", "msd", "--spec", ".", "--workers", "1"]
+    useless = ["--skip-bad", "--pretrained", "none", "--layout", "msd", "--spec", ".", "--workers", "1"]
     result = CliRunner().invoke(app, ["plan", *FILES, *useless])
     assert result.exit_code == 2
     assert all(option in result.output for option in useless if option.startswith("--"))
@@ -153,13 +153,29 @@ CALLS = [
     (["run", "absent", "--budget", "soon"], 2, "absent: does not exist"),
     (["run", "data", "--schedule", "no.json"], 2, "--schedule no.json: does not exist"),
     (["predict", "absent", "data", "out"], 1, "absent: does not exist; pass a run folder"),
+    (["predict", "data", "data", "out"], 1, "data: not a run folder"),
+    (["predict", "file", "data", "out"], 1, "file: not a bundle"),
+    (["predict", "m.zip", "data", "out", "--part", "3/2"], 2, "'3/2' is no part"),
+    (["predict", "m.zip", "data", "out", "--device", "foo"], 2, "--device: not a device"),
+    (["predict", "m.zip", "data", "begun"], 1, "begun: belongs to the run"),
+    (["run", "data", "--out", "file"], 1, "file: is a file, not a folder"),
+    (["run", "data", "--out", "file/run"], 1, "file: is a file, not a folder"),
+    (["run", "data", "--device", "foo"], 2, "--device: not a device"),
+    (["run", "data", "--layout", "nolayout"], 1, "layout 'nolayout' does not exist (available: bids"),
+    (["run", "data", "--pretrained", "data"], 1, "data: not a run folder"),
+    (["bundle", "m.zip", "file"], 1, "file: exists already"),
+    (["clean", "absent"], 1, "absent: does not exist; pass a run folder"),
+    (["demo", "--device", "foo"], 2, "not a device"),
     (["evaluate", "absent", "data"], 1, "absent: does not exist"),
     (["submit", "absent"], 1, "absent: does not exist"),
 ]
 
 
 def test_help_and_wrong_calls_are_answered_before_anything_large_is_loaded(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
+    for folder in ("data", "begun/stages", "begun/locks"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "m.zip").write_bytes(b"PK\5\6" + bytes(18))
     program, calls = MANY.format(large=LARGE), json.dumps([words for words, _, _ in CALLS])
     environment = {**os.environ, "COLUMNS": "80"}
     done = subprocess.run(

@@ -389,7 +389,7 @@ def test_a_label_map_beside_images_is_skipped_by_its_content(job: Job) -> None:
     write_label_map(job.images / "drawn.nii.gz", drawn, volume.geometry)
     assert len(job.predict()) == 2
     assert job.reporter.lines[-1] == "2 predicted, 1 skipped: drawn"
-    part = find_input_cases(job.images, job.predictor.model.dataset, part="1/3")  # it alone
+    part = find_input_cases(job.images, job.predictor.model.dataset, part=(1, 3))  # it alone
     assert [case.case_id for case in part.cases] == ["drawn"]
     assert predict_cases(job.predictor, part, job.out, probabilities=False, reporter=job.reporter) == []
     (job.images / "deeper").mkdir()

@@ -27,7 +27,7 @@ from autoseg.imaging.readers import (
 )
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun
-from datasets_spec import CaseFiles, Layout, load_known, load_layouts, read_spec
+from datasets_spec import CaseFiles, Layout, all_layouts, read_spec, unknown_layout
 from datasets_spec.layout import CLASS, ENDING, FIELD
 from planners import DocumentError
 
@@ -39,7 +39,7 @@ def candidate_layouts(
     folder: Path, layouts: Sequence[Layout] | None, name: str | None
 ) -> tuple[Path, Sequence[Layout]]:
     """The folder to search and the layouts to search for."""
-    known = load_layouts() if layouts is None else layouts
+    known = all_layouts() if layouts is None else layouts
     if folder.is_file() and folder.suffix.lower() in LISTS:
         lists = [each for each in known if each.listing is not None]
         return folder.parent.resolve(), [
@@ -48,21 +48,11 @@ def candidate_layouts(
             if each.listing is not None
         ]
     root = _existing_folder(folder)
-    if layouts is None:
-        known = (*known, *(each for each in load_known() if each.training is not None))
     if name is None:
         return root, known
     chosen = [each for each in known if each.name == name]
     if not chosen:
-        names = ", ".join(each.name for each in known)
-        raise AutosegError(
-            Issue(
-                code="layout.unknown",
-                where="--layout",
-                message=f"layout {name!r} does not exist (available: {names})",
-                fix="choose one of these, or describe the folder in a spec file (--spec)",
-            )
-        )
+        raise AutosegError(unknown_layout(name, known))
     return root, chosen
 
 

@@ -31,6 +31,7 @@ from autoseg.inference.predict import (
 from autoseg.inference.predict import find_input_cases as find
 from autoseg.issues import AutosegError
 from autoseg.run_folder import RunFolder
+from autoseg.settings import parse_part
 from planners import (
     CaseSize,
     ChannelNormalization,
@@ -453,12 +454,12 @@ def test_parts_are_disjoint_and_whole(tmp_path) -> None:
     for number in range(5):
         write(tmp_path / f"c{number}.nii.gz")
     (tmp_path / "c5.nii.gz").touch()
-    parts = [find(tmp_path, trained_on(["MRI"]), part=f"{k}/2") for k in (1, 2)]
+    parts = [find(tmp_path, trained_on(["MRI"]), part=(k, 2)) for k in (1, 2)]
     assert [[case.case_id for case in part.cases] for part in parts] == [["c0", "c2", "c4"], ["c1", "c3"]]
     assert [len(part.issues) for part in parts] == [0, 1]
     for wrong in ("0/2", "3/2", "1", "a/b"):
         with pytest.raises(AutosegError) as caught:
-            find(tmp_path, trained_on(["MRI"]), part=wrong)
+            parse_part(wrong)
         assert caught.value.codes == ("settings.part",)
 
 

@@ -20,9 +20,9 @@ from autoseg.cli import app
 from autoseg.inference.model import load_model
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
-from autoseg.run_folder import RunFolder
+from autoseg.run_folder import RunFolder, require_place_for_predictions
 from autoseg.settings import Settings
-from autoseg.stages.run import find_run, logger, require_free, require_place_for_predictions, start_log
+from autoseg.stages.run import find_run, logger, require_free, start_log
 from autoseg.storage.atomic import load_document
 
 
