@@ -406,11 +406,13 @@ def _match_list(root: Path, layout: Layout) -> Match:
 def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
     """The public dataset among ``matches`` that finds as many cases as ``match``, the best of all layouts; else ``match``.
 
-    Cases that are test images of the public dataset may have labels elsewhere. All case ids must match those of the dataset, and the folder's own description must not contradict it. Of several the
-    one with the most cases is taken, then the one with the most specific case ids.
+    Cases that are test images of the public dataset may have labels elsewhere. All case ids must match those of the dataset,
+    and the folder's own description must not contradict it. Of several the one with the most cases is taken, then the one
+    that has fewer images without labels; of equal ones those that have the values of the first label maps, then the one with
+    the most specific case ids, with a note that names the others.
     """
     fitting = [
-        (len(each.paired), len(known.case), each)
+        ((len(each.paired), -len(each.images)), len(known.case), each)
         for each in matches
         if (known := each.layout.known) is not None
         and each.paired
@@ -418,7 +420,30 @@ def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
         and all(re.fullmatch(known.case, case_id) for case_id in each.paired)
         and _agrees_with_description(root, each)
     ]
-    return max(fitting, key=lambda each: each[:2], default=(0, 0, match))[-1]
+    most = max((count for count, *_ in fitting), default=None)
+    equal = sorted((each for each in fitting if each[0] == most), key=lambda each: each[1], reverse=True)
+    same = _with_found_values(root, [each for *_, each in equal])
+    if len(same) > 1:
+        names = " or ".join(each.layout.title for each in same[1:])
+        message = f"taken for {same[0].layout.title}, but it may as well be {names}, which has other classes"
+        fix = f"pass --layout {same[1].layout.name} if it is that"
+        note = Issue(code="known.ambiguous", severity="warning", where=str(root), message=message, fix=fix)
+        return replace(same[0], issues=(*same[0].issues, note))
+    return same[0] if same else match
+
+
+def _with_found_values(root: Path, matches: Sequence[Match]) -> list[Match]:
+    """The first match and those that give its files other classes, without those that lack values of the first label maps."""
+    values = {each.layout.name: declared_by_layout(each.layout).label_values for each in matches}
+    differing = [each for each in matches[1:] if values[each.layout.name] != values[matches[0].layout.name]]
+    if not differing:
+        return list(matches[:1])
+    found: set[int] = set()
+    for file in sorted(matches[0].label_files)[:NUM_TRIED]:
+        with suppress(AutosegError):  # the check tells what is wrong with it
+            found |= set(np.unique(read_label_map(root / file).array).tolist())
+    kept = [each for each in matches if (known := values[each.layout.name]) and found <= set(known.file_values)]
+    return [each for each in kept if each in (matches[0], *differing)] or list(matches[:1])
 
 
 def _agrees_with_description(root: Path, match: Match) -> bool:

@@ -485,6 +485,26 @@ def test_public_dataset_is_recognised_by_its_names(layout, tmp_path):
     assert {issue.severity for issue in found.issues if issue.code == "known.fewer_cases"} == {"note"}
 
 
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "values", "layout", "is_sure"),
+    [
+        (["00003"], ["00210"], (0, 1, 2), "kits19", True),
+        (["00003"], [], (0, 1, 2, 3), "kits23", True),
+        (["00003", "00210"], [], (0, 1, 2), "kits23", True),
+        (["00003", "00400"], [], (0, 1, 2), "kits23", True),
+        (["00003", "00209"], [], (0, 1, 2), "kits19", False),
+    ],
+)
+def test_public_datasets_of_the_same_names_are_told_apart(tmp_path, labelled, unlabelled, values, layout, is_sure):
+    """The folder `data` of KiTS19 itself looks like KiTS23."""
+    images = [f"case_{number}/imaging.nii.gz" for number in (*labelled, *unlabelled)]
+    labels = {f"case_{number}/segmentation.nii.gz": values for number in labelled}
+    found = discover_dataset(write_folder(tmp_path / "data", images=images, labels=labels))
+    assert (found.layout, len(found.training), len(found.test)) == (layout, len(labelled), len(unlabelled))
+    (*ambiguous,) = (issue for issue in found.issues if issue.code == "known.ambiguous")
+    assert [issue.fix for issue in ambiguous] == ([] if is_sure else ["pass --layout kits23 if it is that"])
+
+
 def test_what_is_known_gives_names_regions_and_patients(tmp_path):
     acdc = discover_dataset(write_folder(tmp_path / "a", images=KNOWN["acdc"][0], labels=KNOWN["acdc"][1]))
     assert [case.group for case in acdc.training] == ["patient001", "patient001", "patient002"]
