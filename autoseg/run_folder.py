@@ -84,7 +84,12 @@ class RunFolder:
 
     def kept_fold(self, configuration: str, fold: int, key: str) -> Path:
         """Where the finished training of a fold is kept after another one took its place."""
-        return self.previous / "trainings" / f"{configuration}-fold_{fold}-{key[:16]}"
+        return self.kept_trainings / f"{configuration}-fold_{fold}-{key[:16]}"
+
+    @property
+    def kept_trainings(self) -> Path:
+        """Trainings of folds that others replaced."""
+        return self.previous / "trainings"
 
     @property
     def kept_schedules(self) -> Path:

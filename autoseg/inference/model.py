@@ -16,6 +16,7 @@ import autoseg
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.postprocessing import KeepLargestComponent
+from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary
 from autoseg.inference.bundle import (
     ModelDescription,
@@ -56,9 +57,7 @@ def keep_model(
     some were trained from something else.
     """
     selection = description.selection
-    key = key_of(
-        selection.members, selection.folds, selection.postprocessing, {name: list(keys[name]) for name in keys}
-    )
+    key = model_key(selection, keys)
     kept = _keep_previous(run, key) if run.model.is_file() else None
 
     def weights(name: str, fold: int) -> bytes:
@@ -67,6 +66,12 @@ def keep_model(
 
     write_bundle(run.model, description, weights, key=key, version=autoseg.__version__, summary=summary)
     return kept
+
+
+def model_key(selection: Selection, keys: Mapping[str, Sequence[str]]) -> str:
+    """Key of a model; ``keys`` as of `keep_model`."""
+    weights = {name: list(keys[name]) for name in keys}
+    return key_of(selection.members, selection.folds, selection.postprocessing, weights)
 
 
 def _keep_previous(run: RunFolder, key: str) -> Path | None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
+from autoseg.inference.bundle import ModelDescription, open_bundle
+from autoseg.inference.model import final_weights, model_key
+from autoseg.issues import AutosegError
+from autoseg.networks.weights import read_key
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import write_error
 from autoseg.storage.locks import hold_lock
@@ -14,18 +19,41 @@ def find_needless(run: Run) -> dict[Path, int]:
     """Files and folders that `clean` removes, with their bytes.
 
     These are the models that were selected before, trainings that ``schedule.json`` no longer has, predictions of pairs that
-    were compared, and preprocessed data of configurations that ``plan.json`` no longer has. Raises `AutosegError` for a
-    folder that is no run, or has no schedule yet.
+    were compared, and preprocessed data of configurations that ``plan.json`` no longer has. While another model is
+    unfinished, all trainings of the present one stay. Raises `AutosegError` for a folder that is no run, or has no schedule.
     """
     folder, schedule, plan = run.folder, run.schedule, run.plan
-    trained = {training.configuration for training in schedule.trainings}
+    before = _model_to_return_to(run)
+    num_folds = dict.fromkeys((training.configuration for training in schedule.trainings), schedule.num_folds)
+    if before is not None:
+        for training in before.trainings:
+            name = training.configuration
+            num_folds[name] = max(num_folds.get(name, 0), len(before.selection.folds))
     data = {configuration.data for configuration in plan.configurations}
-    models = [path for path in _inside(folder.models) if path.name not in trained]
-    folds = [fold for name in trained for fold in (folder.models / name).glob("fold_*")]
-    others = [fold for fold in folds if not _is_scheduled(fold, schedule.num_folds)]
+    models = [path for path in _inside(folder.models) if path.name not in num_folds]
+    folds = [(fold, count) for name, count in num_folds.items() for fold in (folder.models / name).glob("fold_*")]
+    others = [fold for fold, count in folds if not _is_scheduled(fold, count)]
     preprocessed = [path for path in _inside(folder.all_preprocessed) if path.name not in data]
-    found = [*_inside(folder.previous), *models, *others, *preprocessed]
-    return {path: _size(path) for path in sorted(found)}
+    kept = set() if before is None else {folder.kept_trainings, folder.kept_schedules}
+    previous = [path for path in _inside(folder.previous) if path not in kept]
+    return {path: _size(path) for path in sorted([*previous, *models, *others, *preprocessed])}
+
+
+def _model_to_return_to(run: Run) -> ModelDescription | None:
+    """The run's model, unless all that it was trained as is scheduled and in its place: another one is unfinished."""
+    try:
+        model = open_bundle(run.folder.model)
+    except AutosegError:
+        return None
+    description, selection = model.description, model.description.selection
+    with suppress(AutosegError):
+        keys = {
+            name: [read_key(final_weights(run.folder, name, fold)) for fold in selection.folds]
+            for name in description.stages
+        }
+        if description.trainings == run.schedule.trainings and model_key(selection, keys) == model.key:
+            return None
+    return description
 
 
 def clean(run: Run, *, dry_run: bool = False) -> dict[Path, int]:
