@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from autoseg.api import plan as plan
     from autoseg.api import predict as predict
     from autoseg.api import preprocess as preprocess
+    from autoseg.api import report as report
     from autoseg.api import run as run
     from autoseg.api import select as select
     from autoseg.api import submit as submit
@@ -40,7 +41,7 @@ _HOMES = {
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(("check", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"),
-    **dict.fromkeys(("preprocess", "run", "select", "submit", "train"), "autoseg.api"),
+    **dict.fromkeys(("preprocess", "report", "run", "select", "submit", "train"), "autoseg.api"),
 }
 __all__ = ["__version__", *_HOMES]
 

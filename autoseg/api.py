@@ -66,8 +66,24 @@ def train(
 
 
 def select(dataset: Place, out: Place | None = None, **options: Any) -> Run:
-    """Choose the best configuration or ensemble by cross-validation. Arguments as of `run`; the result has ``.selection``."""
-    return _until("select", _begin(dataset, out, options, needs_device=True))
+    """Choose the best configuration or ensemble by cross-validation. Arguments as of `run`; the result has ``.selection``.
+
+    Where a model is finished nothing is trained for it: if the dataset, the options or unfinished trainings ask for another
+    one, the selection is that of the finished model.
+    """
+    from autoseg.pipeline import show
+
+    return show(_begin(dataset, out, options, needs_device=True), "select")
+
+
+def report(dataset: Place, out: Place | None = None, **options: Any) -> Run:
+    """Write the report page, and predict the test images. Arguments as of `run`; the result has ``.report``.
+
+    Where a model is finished nothing is trained for it, as with `select`: the page is that of the finished model.
+    """
+    from autoseg.pipeline import show
+
+    return show(_begin(dataset, out, options, needs_device=True), "report")
 
 
 def _begin(dataset: Place, out: Place | None, options: dict[str, Any], **context: Any) -> Run:

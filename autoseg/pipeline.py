@@ -21,23 +21,28 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from importlib.metadata import version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from autoseg import __version__
 from autoseg.data.dataset import DatasetDescription
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
-from autoseg.settings import STAGES, StageName
-from autoseg.stages.run import Run, StageRecord, keep_settings
+from autoseg.settings import STAGES, StageName, as_arguments
+from autoseg.stages.run import Run, StageRecord, keep_settings, trained_folds
 from autoseg.stages.work import Inputs, Work, changed_inputs, read_record, written_document
 from autoseg.storage.atomic import load_document, load_or_none, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
 from autoseg.tracking.callbacks import StageEvent, notify
+from autoseg.tracking.progress import SilentReporter
 from planners import Document, PlanningError
+
+if TYPE_CHECKING:
+    from autoseg.inference.bundle import ModelDescription
 
 State = Literal["running", "finished", "failed", "interrupted"]
 PACKAGES = ("torch", "numpy", "SimpleITK", "scikit-image", "batchgenerators", "blosc2", "pydantic")
@@ -57,14 +62,14 @@ DOING: dict[StageName, str] = {
 """What is shown while a stage works."""
 
 
-def run_stages(run: Run, last: str) -> Run:
-    """Run every stage up to and including ``last``; stages that are up to date are skipped.
+def run_stages(run: Run, last: str, *, first: StageName = "check") -> Run:
+    """Run every stage from ``first`` up to and including ``last``; stages that are up to date are skipped.
 
     Each is the function of its name in its module, and yields units of work. Raises `AutosegError`, also for what cannot be
     planned.
     """
     try:
-        for name in STAGES[: STAGES.index(last) + 1]:
+        for name in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
             if name == "train":
                 keep_settings(run)
             stage = getattr(import_module(f"autoseg.stages.{name}"), name)  # those before training do without torch
@@ -77,7 +82,7 @@ def run_stages(run: Run, last: str) -> Run:
     return run
 
 
-def run_all(run: Run) -> Run:
+def run_all(run: Run, *, first: StageName = "check") -> Run:
     """The whole run, by one process at a time; ``run.json`` says how the last call ended."""
     with hold_lock(run.folder.lock("run"), what=f"the run in {run.folder.root}"):
         remove_orphans(run.folder.root, below=False)
@@ -87,7 +92,7 @@ def run_all(run: Run) -> Run:
             run.say(f"Since the last call, {difference}: the remaining results may differ in the last digits")
         write_record(run, "running")
         try:
-            run_stages(run, "report")
+            run_stages(run, "report", first=first)
         except KeyboardInterrupt:
             with suppress(AutosegError):
                 write_record(run, "interrupted")
@@ -100,6 +105,60 @@ def run_all(run: Run) -> Run:
         return run
 
 
+def show(run: Run, last: Literal["select", "report"]) -> Run:
+    """Bring a run with a finished model up to date without training anything, or show that model (decision record 0201).
+
+    Without a finished model, or with ``redo``, it is the run as far as ``last``.
+    """
+    first: StageName = "check"
+    model = None if run.redo else _finished_model(run)
+    if model is not None:
+        with run.reporter.phase("Comparing the run with its model"):
+            difference = _why_unfinished(run)
+        if difference:
+            what = "page" if last == "report" else "selection"
+            run.say(f"This {what} is that of the finished model: {difference}; autoseg run {run.folder.root} goes on")
+            if last == "report" and not run.report.is_file():
+                _write_page_of(run, model)
+            return replace(run, trains=False)
+        first = "select"
+    return run_all(run, first=first) if last == "report" else run_stages(run, last, first=first)
+
+
+def _finished_model(run: Run) -> ModelDescription | None:
+    from autoseg.inference.bundle import open_bundle
+
+    try:
+        return open_bundle(run.folder.model).description
+    except AutosegError:
+        return None
+
+
+def _why_unfinished(run: Run) -> str:
+    """What must be trained, validated or asked for before the run has a model for its present dataset and options."""
+    try:
+        run_stages(replace(run, trains=False, reporter=SilentReporter(), callbacks=()), "validate")
+    except AutosegError as error:
+        issue, root = error.issues[0], str(run.folder.root)
+        return issue.message if issue.where == root else f"{issue.where}: {issue.message}"
+    return ""
+
+
+def _write_page_of(run: Run, model: ModelDescription) -> None:
+    """The page of a finished model, if the documents of the run are still its own."""
+    from autoseg.stages.check import trained_on
+    from autoseg.stages.report import write_page
+
+    documents = (model.plan, model.trainings, trained_on(model.dataset), model.options)
+    with suppress(AutosegError):
+        present = (run.plan, run.schedule.trainings, trained_on(run.dataset), as_arguments(run.settings, deciding=True))
+        if key_of(*documents) == key_of(*present):
+            write_page(run)
+            write_record(run, "finished")
+            return
+    run.say("Its page is missing, and the documents that it was made from were replaced")
+
+
 def do_work(run: Run, work: Work) -> bool:
     """Do one unit unless it is up to date; returns whether it was done.
 
@@ -107,6 +166,8 @@ def do_work(run: Run, work: Work) -> bool:
     done its lock is held; its record is written at the end, and the per-case results that it kept until then are removed.
     """
     if work.inputs is None:
+        if not run.trains:
+            return False
         with _announced(run, work):
             work.do()
         return True
@@ -116,6 +177,10 @@ def do_work(run: Run, work: Work) -> bool:
         if not reasons:
             shutil.rmtree(folder.cache(work.name), ignore_errors=True)  # of a call that was killed at its very end
             return False
+        # Stages before training refuse what would change trainings, and are done if those are what they were.
+        if not run.trains and work.name != "check" and (work.name not in STAGES or not trained_folds(folder)):
+            fix = f"continue with autoseg run {folder.root}"
+            raise AutosegError(Issue(code="run.unfinished", where=work.what, message=", ".join(reasons), fix=fix))
         if read_record(folder, work.name) is not None:
             run.say(f"Redoing {work.what}: {', '.join(reasons)}")
         if not work.keeps_record:

@@ -77,7 +77,7 @@ def train(
 
 @stage_command(until="train", replans=False)
 def select(dataset: Path, out: Path | None, **options: Any) -> None:
-    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation."""
+    """Choose the best configuration or ensemble, and its postprocessing, by cross-validation. Finished models are not retrained."""
     done = autoseg.select(dataset, out, **options)
     show_scores(done)
     typer.echo(f"Selection: {done.folder.selection}")
@@ -85,8 +85,10 @@ def select(dataset: Path, out: Path | None, **options: Any) -> None:
 
 @stage_command(until="train", replans=False)
 def report(dataset: Path, out: Path | None, **options: Any) -> None:
-    """Write the report page, after the stages that are not done yet, test predictions included."""
-    typer.echo(f"Report: {autoseg.run(dataset, out, **options).report}")
+    """Write the report page, after what is not done yet; of a finished model without training anything."""
+    done = autoseg.report(dataset, out, **options)
+    if done.report.is_file():
+        typer.echo(f"Report: {done.report}")
 
 
 @stage_command(until="fingerprint", replans=False)

@@ -105,8 +105,8 @@ def show_scores(run: Run) -> None:
     if summary is None:
         typer.echo(f"Nothing was cross-validated: {run.selection.reason}")
         return
-    issues = score_issues(run, read_prepared(run))
-    by = "a fold that left it out" if issues else "a network that did not see it"
+    issues = score_issues(run, read_prepared(run)) if run.trains else ()  # folds may be others by now
+    by = "a network that did not see it" if run.trains and not issues else "a fold that left it out"
     if run.selection.is_hold_out:
         typer.echo(
             f"Hold-out: {count_noun(len(summary.metric_per_case), 'case')} predicted by {by}; others have no score"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Set
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.checks import examine_dataset, require_clean
 from autoseg.data.dataset import Case, DatasetDescription, describe_dataset, errors_of_dataset, leave_out_bad
 from autoseg.imaging.readers import file_states, files_of
-from autoseg.stages.run import Run, discover, keep_first_settings, require_redo
+from autoseg.issues import AutosegError
+from autoseg.stages.run import Run, discover, keep_first_settings, require_redo, trained_folds
 from autoseg.stages.work import Work, read_record, reads_as
 from autoseg.storage.atomic import load_or_none, save_document
 from autoseg.storage.cache import Cached, key_of, read_content
@@ -44,6 +46,7 @@ def check(run: Run) -> Generator[Work, None, None]:
         do=partial(_check, run, found),
         keeps_record=True,
     )
+    refuse_other_dataset(run, run.dataset)
 
 
 def find_dataset(run: Run) -> DatasetDescription:
@@ -66,15 +69,7 @@ def _check(run: Run, found: DatasetDescription) -> None:
     else:
         require_clean(issues)
         checked = found.model_copy(update={"issues": tuple(issues)})
-    measured = read_record(run.folder, "fingerprint")
-    if measured is not None and measured.inputs["dataset"] != trained_on(checked):
-        change = describe_change(load_or_none(DatasetDescription, run.folder.dataset), checked)
-        beside = run.folder.root.with_name(f"{run.folder.root.name}_2")
-        again = shlex.join(
-            map(str, ("autoseg", "run", run.settings.dataset, "--out", beside, "--pretrained", run.folder.root))
-        )
-        instead = f"go on from its weights in a new run ({again})"
-        require_redo(run, [change], code="run.dataset_changed", dataset=checked, instead=instead)
+    refuse_other_dataset(run, checked)
     save_document(run.folder.dataset, checked)
     noted = [issue for issue in checked.issues if issue.severity != "error"]
     warnings = [issue for issue in noted if issue.severity == "warning"]
@@ -85,6 +80,35 @@ def _check(run: Run, found: DatasetDescription) -> None:
     )
     for issue in grouped(warnings):
         run.say(f"  {issue}")
+
+
+def refuse_other_dataset(run: Run, dataset: DatasetDescription) -> None:
+    """Raise `AutosegError` where networks were trained on another dataset, unless they may be trained again.
+
+    What counts is what each training was made from; for one that is not finished it is the fingerprint of the run.
+    """
+    now, measured = trained_on(dataset), read_record(run.folder, "fingerprint")
+    folds = trained_folds(run.folder)
+    records = [read_record(run.folder, f"train-{name}-fold_{fold}") or measured for name, fold in folds]
+    made_from = [now if record is None else record.inputs["dataset"] for record in records]
+    others = {fold: key for fold, key in zip(folds, made_from, strict=True) if key != now}
+    if not others:
+        return
+    beside = run.folder.root.with_name(f"{run.folder.root.name}_2")
+    words = ("autoseg", "run", run.settings.dataset, "--out", beside, "--pretrained", run.folder.root)
+    instead = f"go on from its weights in a new run ({shlex.join(map(str, words))})"
+    change = describe_change(_dataset_of(run, set(others.values())), dataset)
+    require_redo(run, [change], code="run.dataset_changed", folds=list(others), dataset=dataset, instead=instead)
+
+
+def _dataset_of(run: Run, keys: Set[str]) -> DatasetDescription | None:
+    """The dataset that trainings were made from, by `trained_on`: that of the run, or of its model; None if it is unknown."""
+    from autoseg.inference.bundle import open_bundle
+
+    known = [load_or_none(DatasetDescription, run.folder.dataset)]
+    with suppress(AutosegError):
+        known.append(open_bundle(run.folder.model).description.dataset)
+    return next((each for each in known if each is not None and trained_on(each) in keys), None)
 
 
 def trained_on(dataset: DatasetDescription) -> str:

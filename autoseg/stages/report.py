@@ -20,10 +20,11 @@ from planners import Schedule
 
 def report(run: Run) -> Generator[Work, None, None]:
     """Write ``report/index.html``."""
-    yield Work(name="report", what="the report", do=partial(_write, run))
+    yield Work(name="report", what="the report", do=partial(write_page, run))
 
 
-def _write(run: Run) -> None:
+def write_page(run: Run) -> None:
+    """The page of a run, from its documents."""
     record = write_record(run, "running")
     content = read_report(
         run.folder,

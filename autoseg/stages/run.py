@@ -61,6 +61,8 @@ class Run:
     """If set, this call trains only that configuration and what it builds on."""
     fold: int | None = None
     """If set, this call trains only that fold."""
+    trains: bool = True
+    """Whether trainings may be done or put back; a call that may not shows the finished model instead."""
     started: float = field(default_factory=time.monotonic)
     """When the budget began."""
 
@@ -274,8 +276,20 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
     deciding = [each for each in changed if each.option.decides]
     if deciding:
         _refuse_unknown_names(run, {each.name for each in deciding})
-        require_redo(run, [str(each) for each in deciding], code="run.option_differs")
+        if not _are_of_model(run):
+            require_redo(run, [str(each) for each in deciding], code="run.option_differs")
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
+
+
+def _are_of_model(run: Run) -> bool:
+    """Whether the run's model was made with the present options, and no other training is begun: stages find what is left to do."""
+    from autoseg.inference.bundle import open_bundle
+
+    records = [run.folder.stage(f"train-{name}-fold_{fold}") for name, fold in trained_folds(run.folder)]
+    with suppress(AutosegError):
+        made_with = open_bundle(run.folder.model).description.options
+        return made_with == as_arguments(run.settings, deciding=True) and all(path.is_file() for path in records)
+    return False
 
 
 def _refuse_unknown_names(run: Run, names: set[str]) -> None:
@@ -338,6 +352,9 @@ def require_redo(
     trained = trained_folds(run.folder) if folds is None else folds
     if run.redo or not trained:
         return
+    if not run.trains:
+        fix = f"continue with autoseg run {run.folder.root}"
+        raise AutosegError(Issue(code=code, where=str(run.folder.root), message=" and ".join(changes), fix=fix))
     histories = [read_history(run.folder.fold(name, fold) / HISTORY_FILE)[0] for name, fold in trained]
     took = format_duration(sum(epoch.seconds for epochs in histories for epoch in epochs))
     message = f"{' and '.join(changes)}: {count_noun(len(trained), 'trained fold')} would be trained again, which took {took} before"

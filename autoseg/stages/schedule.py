@@ -121,7 +121,8 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     preprocessed = {configuration.data for configuration in candidates(run, plan)}
     scheduled = [plan.configuration(name) for name in names_of(current)]
     if missing := [configuration for configuration in scheduled if configuration.data not in preprocessed]:
-        preprocess_configurations(run, plan, missing)  # scheduled for another machine, or asked for
+        # scheduled for another machine, or asked for
+        yield Work(name="preprocess", what="preprocessing", do=partial(preprocess_configurations, run, plan, missing))
     describe_start(run, dataset, plan, current)
 
 
@@ -241,16 +242,22 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         save_splits(run, dataset, find_splits(run.settings, dataset, known.num_folds))
         save_document(run.folder.schedule, known)
         return
-    if changed or given is None:  # a file is just copied again
-        reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
+    reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
+    known = _kept_schedule(run, dataset, plan) if given is None else given
+    if known is None:
         require_redo(run, reasons, code="run.schedule_changed")
-    if given is not None:
-        splits, schedule = fitting_splits(run, dataset, plan, given, where=str(run.settings.schedule)), given
-    else:
         splits = find_splits(run.settings, dataset)
-        schedule = _kept_schedule(run, dataset, plan) or measured_schedule(run, dataset, plan, splits)
+        schedule = measured_schedule(run, dataset, plan, splits)
         if schedule.num_folds < len(splits.folds):
             splits = find_splits(run.settings, dataset, schedule.num_folds)
+    else:
+        if given is not None:
+            splits = fitting_splits(run, dataset, plan, given, where=str(run.settings.schedule))
+        else:
+            splits = find_splits(run.settings, dataset, known.num_folds)
+        schedule = known
+        if changed:  # a file is else just copied again
+            refuse_other_trainings(run, dataset, plan, schedule, splits, reasons)
     # Until here the run has its former schedule: interrupted while it is measured, nothing is lost.
     if (record := read_record(run.folder, "schedule")) is not None:
         save_document(run.folder.kept_schedules / f"{key_of(record.inputs)[:16]}.json", record)
@@ -259,6 +266,23 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     save_splits(run, dataset, splits)
     save_document(run.folder.schedule, schedule)
     announce(run, plan, schedule, is_given=given is not None)
+
+
+def refuse_other_trainings(
+    run: Run, dataset: DatasetDescription, plan: Plan, schedule: Schedule, splits: Splits, reasons: Sequence[str]
+) -> None:
+    """Raise `AutosegError` where a known ``schedule`` would train folds again, or drop what is not finished."""
+    from autoseg.stages.train import fold_inputs as inputs_of
+
+    prepared = Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits, pretrained=open_pretrained(run))
+    names, others = names_of(schedule), []
+    for name, fold in trained_folds(run.folder):
+        record = read_record(run.folder, f"train-{name}-fold_{fold}")
+        stays = name in names and fold < schedule.num_folds
+        inputs = inputs_of(run, prepared, schedule.training(name), fold) if stays else None
+        if record is None or record.inputs != inputs:
+            others.append((name, fold))
+    require_redo(run, reasons, code="run.schedule_changed", folds=others)
 
 
 def _known_schedule(run: Run) -> Schedule | None:

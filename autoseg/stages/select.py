@@ -149,6 +149,7 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
     kept = keep_model(run.folder, model, {name: stage_keys(run, prepared, name) for name in model.stages}, summary)
     save_document(run.folder.selection, selection)
     if kept is not None:
+        run.report.unlink(missing_ok=True)  # it must not pass for that of another model
         run.say(f"Kept the previous model as {kept}")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Impatient, Job, begin, contents, said
+from builders import Impatient, Job, Listening, begin, contents, said
 from typer.testing import CliRunner
 
 from autoseg import api
@@ -408,6 +408,128 @@ def test_a_configuration_that_is_requested_by_name_is_scheduled(job: Job) -> Non
     assert {path: path.read_bytes() for path in (job.folder.schedule, job.folder.splits)} == dict(
         list(made.items())[:2]
     )
+
+
+# --- what the finished model is, is shown without training
+
+
+def unfinished(job: Job) -> None:
+    """A training of other networks was begun."""
+    final_weights(job.folder, "2d", 1).unlink()
+    job.folder.stage("train-2d-fold_1").unlink()
+
+
+def other_seed(job: Job) -> None:
+    """As ``run --redo --seed 1`` leaves a run that is interrupted before the first checkpoint."""
+    edit(job.folder.settings, lambda settings: settings.update(seed=1))
+
+
+def one_case_less(job: Job) -> None:
+    """As long as the images of this dataset are not read, cases may be of any number."""
+    edit(job.folder.settings, lambda settings: settings.update(exclude=["phantom_004"]))
+
+
+def no_dataset(job: Job) -> None:
+    edit(job.folder.settings, lambda settings: settings.update(dataset="/nowhere"))
+
+
+def other_plan(job: Job) -> None:
+    edit(job.folder.plan, smaller_batch)
+
+
+def test_trainings_of_the_finished_model_are_not_cleaned_while_another_is_unfinished(job: Job, tmp_path: Path) -> None:
+    schedule, run = load_document(Schedule, job.folder.schedule), Run.open(job.root)
+    kept, old = job.folder.kept_fold("2d", 0, "key"), job.folder.previous / "old.zip"
+    for path in (kept / "history.jsonl", old):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert set(find_needless(run)) == {old, job.folder.kept_trainings}
+    other = schedule.trainings[0].model_copy(update={"configuration": "3d_fullres"})
+    save_document(job.folder.schedule, schedule.model_copy(update={"trainings": (other,), "num_folds": 1}))
+    assert set(find_needless(run)) == {old}
+    save_document(job.folder.schedule, schedule)
+    job.folder.fold("2d", 0).rename(tmp_path / "replaced")
+    assert set(find_needless(run)) == {old}
+
+
+@pytest.mark.parametrize("command", ["report", "select"])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (unfinished, "training of 2d, fold 1: not done yet"),
+        (other_seed, "the seed changed"),
+        (one_case_less, "(phantom_004 removed)"),
+        (no_dataset, "/nowhere: does not exist"),
+        (other_plan, "the plan changed"),
+    ],
+)
+def test_a_finished_model_is_shown_without_training(
+    job: Job, command: str, change: Callable[[Job], None], difference: str
+) -> None:
+    change(job)
+    before, page = job.results(), (job.folder.report / "index.html").read_bytes()
+    reporter = Listening()
+    run = getattr(api, command)(job.root, reporter=reporter)
+    what = "page" if command == "report" else "selection"
+    (line,) = reporter.lines
+    assert line.startswith(f"This {what} is that of the finished model: ")
+    assert difference in line
+    assert line.endswith(f"; autoseg run {job.root} goes on")
+    assert job.results() == before
+    assert run.report.read_bytes() == page
+    show_scores(run)
+
+
+def test_the_page_of_a_finished_model_is_written_where_its_documents_are_there(job: Job) -> None:
+    page = job.folder.report / "index.html"
+    whole = page.read_text()
+    page.unlink()
+    unfinished(job)
+    assert len(api.report(job.root).report.read_text()) > len(whole) / 2
+    page.unlink()
+    other_plan(job)
+    done = CliRunner().invoke(app, ["report", str(job.root)])
+    assert (done.exit_code, page.exists()) == (0, False)
+    assert "Its page is missing" in done.output
+    assert "Report: " not in done.output
+
+
+def test_without_a_finished_model_report_and_select_train(job: Job) -> None:
+    job.folder.model.unlink()
+    unfinished(job)
+    api.select(job.root)
+    assert key_of_model(job)
+
+
+# --- undoing a change
+
+
+def test_a_case_that_is_added_and_removed_again_needs_no_redo(job: Job, tmp_path: Path) -> None:
+    """`run --redo` was interrupted before it trained."""
+    smaller, weights, model = other_dataset(job, tmp_path), job.weights(), job.folder.model.read_bytes()
+    job.call("schedule", dataset=smaller, redo=True)
+    with pytest.raises(AutosegError) as caught:
+        job.call()
+    assert caught.value.codes == ("run.dataset_changed",)
+    assert "(phantom_004 removed)" in caught.value.issues[0].message
+    reporter = Listening()
+    api.report(job.dataset, job.root, reporter=reporter)
+    assert "finished model" not in reporter.text
+    job.call(dataset=job.dataset)
+    assert (job.weights(), job.folder.model.read_bytes()) == (weights, model)
+
+
+def test_an_option_that_is_taken_back_needs_no_redo_before_something_else_is_trained(job: Job) -> None:
+    weights = job.weights()
+    job.call("schedule", seed=1, redo=True)
+    assert "--seed was 1 and is 0" in said(job.call(seed=0))
+    assert job.weights() == weights
+    job.call("train", seed=1, redo=True, fold=0)
+    final_weights(job.folder, "2d", 0).unlink()  # a checkpoint is left
+    job.folder.stage("train-2d-fold_0").unlink()
+    with pytest.raises(AutosegError) as caught:
+        job.call(seed=0)
+    assert caught.value.codes == ("run.option_differs",)
 
 
 # --- what is lost or damaged
