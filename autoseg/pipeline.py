@@ -139,8 +139,8 @@ def _why_unfinished(run: Run) -> str:
     try:
         run_stages(replace(run, trains=False, reporter=SilentReporter(), callbacks=()), "validate")
     except AutosegError as error:
-        issue, root = error.issues[0], str(run.folder.root)
-        return issue.message if issue.where == root else f"{issue.where}: {issue.message}"
+        issue = error.issues[0]
+        return issue.message if issue.where == str(run.folder.root) else f"{issue.where}: {issue.message}"
     return ""
 
 
@@ -179,8 +179,8 @@ def do_work(run: Run, work: Work) -> bool:
             return False
         # Stages before training refuse what would change trainings, and are done if those are what they were.
         if not run.trains and work.name != "check" and (work.name not in STAGES or not trained_folds(folder)):
-            fix = f"continue with autoseg run {folder.root}"
-            raise AutosegError(Issue(code="run.unfinished", where=work.what, message=", ".join(reasons), fix=fix))
+            message, fix = f"{work.what} ({', '.join(reasons)})", f"continue with autoseg run {folder.root}"
+            raise AutosegError(Issue(code="run.unfinished", where=str(folder.root), message=message, fix=fix))
         if read_record(folder, work.name) is not None:
             run.say(f"Redoing {work.what}: {', '.join(reasons)}")
         if not work.keeps_record:

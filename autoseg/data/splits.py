@@ -173,15 +173,21 @@ NAMED = (
     "mirror(?:ed)?|rotated|copy|copie|kopie|\\(\\d+\\)|\\d+(?:m|mo|months?|w|weeks?|d|days?|y|years?)|x\\d+[-_]?y\\d+"
 )
 DATE = r"(?:(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d|\d\d[-_.]\d\d[-_.](?:19|20)\d\d)"
+FIRST = (
+    "(?:slices?|slc?|schicht|coupe|z|frames?|fr|time|timepoint|tp|visit|ses|session|fu|followup|day|week|wk|month|year|view|plane)"
+    r"[-_]?\d+[-_. ]+"
+)
+PATIENT = r"(?:pat|patient|pt|proband|person|sub|subj|subject|case|vol|volume)[-_]?\d+"
 SCAN_OF_PATIENT = re.compile(
-    rf"(?i)(?P<patient>sub-[a-z0-9]+|TCGA[-_][a-z0-9]{{2}}[-_][a-z0-9]{{4}})[-_].*|"
+    rf"(?i)(?:{FIRST})+(?P<last>{PATIENT})|(?P<patient>sub-[a-z0-9]+|TCGA[-_][a-z0-9]{{2}}[-_][a-z0-9]{{4}})[-_].*|"
     rf"(?P<before>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
 )
-"""A name that says which scan, slice or copy of a patient it is: ``pat01_slice003``, ``sub-01_ses-2_T1w``, ``P7-visit3``, ``patient0001_2CH_ED``."""
+"""A name that says which scan, slice or copy of a patient it is: ``pat01_slice003``, ``sub-01_ses-2_T1w``, ``P7-visit3``, ``patient0001_2CH_ED``, ``z3_sub1``."""
 MAYBE_OF_PATIENT = re.compile(
-    r"(?i)(?P<visit>.*\d)(?:[-_. ]*[stvdwmy]\d+|[-_]?[a-flr])|(?P<numbered>.*\d.*?)[-_. ]+\d+|(?P<named>.+)[-_. ]+[stv]\d+"
+    rf"(?i)(?P<visit>.*\d)[-_. ]*[stvdwmy]\d+|(?P<numbered>.*\d.*?)[-_. ]+\d+(?:[-_. ]+[a-z])?|(?P<scan>.*\d)[-_]?[a-flr]|"
+    rf"(?P<named>.+)[-_. ]+[stv]\d+|(?:{NUMBERED})?[-_]?\d+[-_. ]+(?P<last>{PATIENT})|{FIRST}(?P<other>.*\d.*)"
 )
-"""A name that may say so: ``P7b``, ``ms01_s2``; ``pat01_003`` may just as well be case 3 of hospital 1."""
+"""A name that may say so: ``P7b``, ``ms01_s2``, ``3_sub1``; ``pat01_003`` and ``01-03-A`` may just as well be case 3 of hospital 1."""
 YEAR = re.compile(r"(?:19|20)\d\d")
 
 
@@ -192,7 +198,7 @@ def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     before most of them.
     """
     found = {
-        case_id: match["patient"] or match["before"]
+        case_id: match["patient"] or match["before"] or match["last"]
         for case_id in case_ids
         if (match := SCAN_OF_PATIENT.fullmatch(case_id))
     }
@@ -218,7 +224,7 @@ def maybe_of_one_patient(case_ids: Sequence[str]) -> dict[str, str]:
             (kind, patient), *_ = ((kind, name) for kind, name in match.groupdict().items() if name)
             if not YEAR.fullmatch(patient):
                 found[case_id] = patient
-                sure = sure or kind in ("patient", "before", "visit")
+                sure = sure or kind in ("patient", "before", "last", "visit", "scan")
     counts = Counter(found.values())
     return {case_id: patient for case_id, patient in found.items() if counts[patient] > 1 and (sure or len(counts) > 1)}
 

@@ -456,7 +456,7 @@ def test_trainings_of_the_finished_model_are_not_cleaned_while_another_is_unfini
 @pytest.mark.parametrize(
     ("change", "difference"),
     [
-        (unfinished, "training of 2d, fold 1: not done yet"),
+        (unfinished, "training of 2d, fold 1 (not done yet)"),
         (other_seed, "the seed changed"),
         (one_case_less, "(phantom_004 removed)"),
         (no_dataset, "/nowhere: does not exist"),

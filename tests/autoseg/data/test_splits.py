@@ -326,6 +326,9 @@ def test_a_single_group_cannot_be_left_out() -> None:
         ("P01_preop", "P01_postop", "P02_preop", "P01"),
         ("12345_01-03-2021", "12345_02-03-2022", "23456_01-03-2021", "12345"),
         ("img01", "img01_aug2", "img02", "img01"),
+        ("slice1_pat0", "slice2_pat0", "slice1_pat1", "pat0"),
+        ("z1_sub0", "z2_sub0", "z1_sub1", "sub0"),
+        ("visit1_slice3_case-7", "visit2_slice3_case-7", "visit1_slice3_case-8", "case-7"),
         ("img01", "img01 (1)", "img02", "img01"),
     ],
 )
@@ -345,6 +348,10 @@ def test_scans_and_slices_of_a_patient_are_known_by_their_names(
         ("hospital1_001", "hospital1_002", "hospital2_001"),
         ("ms01_s1", "ms01_s2", "c02"),
         ("P7a", "P7b", "P8a"),
+        ("000-01-A", "000-02-A", "001-01-A"),
+        ("1_pat0", "2_pat0", "1_pat1"),
+        ("img1_pat0", "img2_pat0", "img1_pat1"),
+        ("slice1_A04", "slice2_A04", "slice1_B04"),
         ("p1_slice1", "p1_slice2", "p1_slice3"),  # all of one patient: no folds without it on both sides
     ],
 )
@@ -362,6 +369,12 @@ def test_names_that_may_be_of_one_patient_are_not_grouped(first: str, second: st
         ("LIDC-IDRI-0001", "LIDC-IDRI-0002"),
         ("img_s", "img_t", "img_u"),
         ("Case00", "Case01"),
+        ("case_001", "case_002"),
+        ("IXI002-Guys-0828-T1", "IXI012-HH-1211-T1", "IXI013-HH-1212-T1"),
+        ("hippocampus_001_A", "hippocampus_002_A", "hippocampus_003_B"),
+        ("img01_grade2", "img02_grade2", "img03_grade3"),
+        ("image_01_liver", "image_02_liver", "image_03_spleen"),
+        ("slice1_left", "slice2_left", "slice3_t2"),
         ("left", "right"),
     ],
 )
