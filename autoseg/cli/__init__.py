@@ -49,7 +49,13 @@ def _autoseg(
 
 def make_app(names: Iterable[str] = NAMES) -> typer.Typer:
     """The command line. Only the commands in ``names`` get their options: those of all take longer to make than to answer."""
-    made = typer.Typer(name="autoseg", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+    made = typer.Typer(
+        name="autoseg",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
     made.callback()(_autoseg)
     for name, command in NAMES.items():
         first_line = (command.__doc__ or "").partition("\n")[0]

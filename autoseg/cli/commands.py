@@ -335,7 +335,8 @@ def evaluate(
     write_summary(path, summary)
     write_table(table, summary)
     typer.echo(format_table(summary))
-    typer.echo(f"All scores: {path}, {table}")
+    typer.echo(f"All scores: {path}")
+    typer.echo(f"Table:      {table}")
 
 
 def submit(

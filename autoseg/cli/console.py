@@ -89,7 +89,8 @@ def show_result(run: Run) -> None:
     """The scores, and where everything is."""
     show_scores(run)
     root, predictions = run.folder.root, run.predictions
-    typer.echo(f"Model:       {root}  (autoseg predict {shlex.quote(str(root))} INPUT OUTPUT)")
+    typer.echo(f"Model:       {root}")
+    typer.echo(f"Predict:     autoseg predict {shlex.quote(str(root))} INPUT OUTPUT")
     typer.echo(f"Report:      {run.report}")
     if predictions:
         typer.echo(f"Predictions: {run.folder.predictions}  ({count_noun(len(predictions), 'test image')})")
@@ -109,7 +110,8 @@ def show_scores(run: Run) -> None:
     by = "a network that did not see it" if run.trains and not issues else "a fold that left it out"
     if run.selection.is_hold_out:
         typer.echo(
-            f"Hold-out: {count_noun(len(summary.metric_per_case), 'case')} predicted by {by}; others have no score"
+            f"Hold-out: {count_noun(len(summary.metric_per_case), 'case')} predicted by {by}\n"
+            "          The others have no score"
         )
     else:
         typer.echo(f"Cross-validation: every case predicted by {by}")

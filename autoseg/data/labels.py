@@ -161,10 +161,11 @@ def is_partly_annotated(case: Case, coding: LabelCoding) -> bool:
     return case.annotated is not None and not {label.name for label in coding.labels.classes} <= set(case.annotated)
 
 
-def mask_combinations(case: Case, coding: LabelCoding) -> frozenset[Combination]:
-    """Which classes occur together in the masks of a case; the background is the empty combination."""
-    _, combinations, _ = _overlaid(case, coding, None)
-    return frozenset(combinations)
+def mask_combinations(case: Case, coding: LabelCoding) -> tuple[frozenset[Combination], dict[str, int]]:
+    """Which classes occur together in the masks of a case, the background being the empty combination; values inside masks."""
+    values: dict[str, int] = {}
+    _, combinations, _ = _overlaid(case, coding, None, values)
+    return frozenset(combinations), values
 
 
 def combination_values(coding: LabelCoding) -> dict[Combination, int]:
@@ -187,17 +188,23 @@ def read_mask(
     ``opened`` caches files of segments. Raises `AutosegError` where the file has several values besides 0 and there is no
     threshold.
     """
-    label_map = _aligned(Path(mask.file), _read_segment(Path(mask.file), {} if opened is None else opened), onto)
+    inside, _, geometry = _with_value(mask, threshold, onto, {} if opened is None else opened)
+    return inside, geometry
+
+
+def _with_value(
+    mask: MaskFile, threshold: int | None, onto: Geometry | None, opened: dict[Path, Any]
+) -> tuple[NDArray[np.bool_], int | None, Geometry]:
+    """As `read_mask`, with the value inside; None for an empty mask, and where there is a threshold."""
+    label_map = _aligned(Path(mask.file), _read_segment(Path(mask.file), opened), onto)
     array = label_map.array
     if threshold is not None:
-        return array >= threshold, label_map.geometry
+        return array >= threshold, None, label_map.geometry
     inside = array != 0
-    if inside.any():
-        values = array[inside]
-        low, high = int(values.min()), int(values.max())
-        if low != high:
-            raise AutosegError(_several_values(mask.file, np.unique(values)))
-    return inside, label_map.geometry
+    values = array[inside]
+    if values.size and values.min() != values.max():
+        raise AutosegError(_several_values(mask.file, np.unique(values)))
+    return inside, int(values[0]) if values.size else None, label_map.geometry
 
 
 def _several_values(file: str, values: NDArray[Any]) -> Issue:
@@ -224,15 +231,17 @@ def _combined(case: Case, coding: LabelCoding, onto: Geometry | None) -> LabelMa
 
 
 def _overlaid(
-    case: Case, coding: LabelCoding, onto: Geometry | None
+    case: Case, coding: LabelCoding, onto: Geometry | None, values: dict[str, int] | None = None
 ) -> tuple[NDArray[np.int32], Sequence[Combination], Geometry]:
-    """For each voxel the number of its combination, the combinations, and the geometry."""
+    """For each voxel the number of its combination, the combinations, and the geometry; ``values`` gets those inside masks."""
     combinations: list[Combination] = [frozenset()]
     state: NDArray[np.int32] | None = None
     grid = onto
     opened: dict[Path, Any] = {}
     for mask in sorted(case.masks, key=lambda mask: coding.classes.index(mask.label)):
-        inside, geometry = read_mask(mask, threshold=coding.threshold, onto=grid, opened=opened)
+        inside, value, geometry = _with_value(mask, coding.threshold, grid, opened)
+        if values is not None and value is not None:
+            values[mask.label] = value
         if state is None:
             state, grid = np.zeros(inside.shape, np.int32), onto or geometry
         if inside.shape != state.shape:

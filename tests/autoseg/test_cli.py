@@ -136,6 +136,9 @@ for words in json.load(sys.stdin):
 CALLS = [
     (["--help"], 0, "predict the test images, report. Resumable."),
     ([], 2, "import-nnunet"),
+    (["-h"], 0, "predict the test images, report. Resumable."),
+    (["predict", "-h"], 0, "--mirroring"),
+    (["predict", "m", "i", "o", "--tta"], 2, "unless `--no-mirroring` is given"),
     (["run", "--help"], 0, "\nTraining:\n  --budget TIME"),
     (["--version"], 0, autoseg.__version__),
     (["run", "data", "--epochs", "5"], 2, "--set schedule.epochs=NUMBER"),

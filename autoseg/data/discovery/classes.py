@@ -336,8 +336,9 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         issues += _other_colours(in_files, layout.colours, layout.title)
     combinations: set[Combination] = set()
     if not coding.later_wins:
-        for found in reading.of_each(partial(_combinations, coding=coding), frozenset[Combination], wanted):
-            combinations |= found or frozenset()
+        found = [each for each in reading.of_each(partial(_combinations, coding=coding), Overlaps, wanted) if each]
+        combinations.update(*(overlaps for overlaps, _ in found))
+        issues += _mixed_values([values for _, values in found], layout)
     if layout.one_hot and combinations and frozenset() not in combinations:
         issues.append(_no_background(layout))
     labels = labels_of_combinations(classes, combinations)
@@ -376,10 +377,32 @@ def replace_masks(case: Case, classes: Sequence[str]) -> Case:
     return case.model_copy(update={"masks": tuple(by_name[name] for name in classes if name in by_name)})
 
 
-def _combinations(case: Case, *, coding: LabelCoding) -> frozenset[Combination] | None:
+Overlaps = tuple[frozenset[Combination], dict[str, int]]
+"""What `mask_combinations` finds in a case."""
+
+
+def _mixed_values(found: Sequence[Mapping[str, int]], layout: Layout) -> list[Issue]:
+    """A note on classes whose masks have other values inside in some cases."""
+    of_class: dict[str, Counter[int]] = {}
+    for values in found:
+        for name, value in values.items():
+            of_class.setdefault(name, Counter())[value] += 1
+    mixed = {name: sorted(counts.items()) for name, counts in sorted(of_class.items()) if len(counts) > 1}
+    if not mixed:
+        return []
+    shown = []
+    for name, counts in mixed.items():
+        values_in = ", ".join(f"{value} in {count_noun(number, 'case')}" for value, number in counts)
+        shown.append(f"{name} ({values_in})")
+    message = f"masks of one class have several values inside, which are read as one: {shorten(shown)}"
+    fix = "make sure that they are one class"
+    return [Issue(code="labels.mixed_masks", severity="note", where=layout.title, message=message, fix=fix)]
+
+
+def _combinations(case: Case, *, coding: LabelCoding) -> Overlaps | None:
     """Which classes overlap in a case; None if its masks cannot be read, which the check reports."""
     try:
-        return mask_combinations(case, coding) if case.masks else frozenset()
+        return mask_combinations(case, coding) if case.masks else (frozenset(), {})
     except AutosegError:
         return None
 

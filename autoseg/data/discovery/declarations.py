@@ -307,8 +307,8 @@ def _unnamed(path: Path, message: str, *, code: str) -> Issue:
         severity="warning",
         where=str(path),
         message=message,
-        fix='write {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "name"}}; a channel named CT is '
-        "normalised as CT",
+        fix='write {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "name": 1}}; a channel named CT is planned '
+        "as CT",
     )
 
 

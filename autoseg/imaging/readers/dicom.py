@@ -39,6 +39,7 @@ BARE = re.compile(
 """How a file without the preamble begins: with the first elements of group 2 or 8, little endian, as old programs wrote it."""
 DIRECTORY = "DICOMDIR"
 """The name of a table of contents, which holds no image."""
+LEFTOVER = re.compile(r"(?i)~.*|.*(?:~|\.(?:bak|old|orig|tmp|temp|part|partial|crdownload))")
 PART_MARK = "#"
 """``FOLDER#SeriesInstanceUID`` names one of several series in a folder, ``FILE#5`` segment 5 of a DICOM SEG file,
 ``FILE#frame5`` the fifth volume of a file with four axes."""
@@ -66,6 +67,11 @@ def begins_as_dicom(file: Path) -> bool:
     return head[PREAMBLE:] == MAGIC or BARE.match(head) is not None
 
 
+def is_leftover(file: Path) -> bool:
+    """Whether the name of a file is one that programs give to backups and unfinished copies."""
+    return LEFTOVER.fullmatch(file.name) is not None
+
+
 def is_dicom(file: Path) -> bool:
     """Whether ``file`` begins as a DICOM file does; one that cannot be read is none."""
     try:
@@ -75,7 +81,7 @@ def is_dicom(file: Path) -> bool:
 
 
 def dicom_candidates(folder: Path) -> list[Path]:
-    """Files of a folder that may be DICOM by their names, which can have any ending or none; hidden ones (``._slice.dcm``) are none.
+    """Files of a folder that may be DICOM by their names, which can have any ending or none; hidden ones (``._slice.dcm``) and backups are none.
 
     Links to files that are not there count, too: they may be slices whose content has not been fetched.
     """
@@ -85,6 +91,7 @@ def dicom_candidates(folder: Path) -> list[Path]:
             for file in folder.iterdir()
             if image_ending(file) in ("", ".dcm")
             and not is_debris(file)
+            and not is_leftover(file)
             and file.name.upper() != DIRECTORY
             and (file.is_file() or (file.is_symlink() and not file.exists()))
         )

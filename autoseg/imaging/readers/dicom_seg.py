@@ -32,6 +32,7 @@ from autoseg.imaging.readers.dicom_series import LABEL_MAP_STORAGE, ORIENTATION,
 from autoseg.imaging.readers.header import ImageHeader, damaged, make_geometry, reader_error, require_memory
 from autoseg.imaging.readers.registry import format_of, image_ending, is_debris, is_picture
 from autoseg.issues import Issue
+from autoseg.wording import shorten
 
 OFF_GRID = 0.05
 """Share of a slice step by which a frame may miss its place."""
@@ -125,12 +126,14 @@ def dicom_grid(file: Path) -> ImageHeader:
     notes: tuple[Issue, ...] = ()
     with tags_of(file):
         geometry, _ = _grid(file, tags)
+        if _kind(tags) == RTStructureSetStorage:
+            notes = _open_contours(file, tags)
         if _kind(tags) == RTStructureSetStorage and (image := _series_of(file)).is_file():
             message = (
                 f"the series that its contours were drawn on is missing; they were drawn on the grid of {image.name}"
             )
             fix = "put the folder of that series beside this file"
-            notes = (Issue(code="dicom.other_grid", severity="note", where=str(file), message=message, fix=fix),)
+            notes += (Issue(code="dicom.other_grid", severity="note", where=str(file), message=message, fix=fix),)
     return ImageHeader(geometry=geometry, num_channels=1, pixel_type="segments", is_integer=True, notes=notes)
 
 
@@ -316,6 +319,28 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not is_debris(entry))
 
 
+def _encloses(contour: Any) -> bool:
+    """Whether a contour is closed: points and lines enclose nothing."""
+    return str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED")
+
+
+def _open_contours(file: Path, tags: Any) -> tuple[Issue, ...]:
+    """A note on the structures that have contours which are lines or points."""
+    names = {int(number(i, "ROINumber", -1)): str(i.get("ROIName")) for i in tags.get("StructureSetROISequence") or ()}
+    kinds = {
+        names.get(int(number(structure, "ReferencedROINumber", -1)), "?"): str(contour.ContourGeometricType)
+        for structure in tags.get("ROIContourSequence") or ()
+        for contour in structure.get("ContourSequence") or ()
+        if not _encloses(contour)
+    }
+    if not kinds:
+        return ()
+    shown = shorten([f"{name} ({kind})" for name, kind in sorted(kinds.items())])
+    message = f"contours that are lines or points enclose nothing and are not used: {shown}"
+    fix = "close them where they were drawn, if they are outlines"
+    return (Issue(code="dicom.open_contours", severity="note", where=str(file), message=message, fix=fix),)
+
+
 def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """(n, 2) structure and slice, and the voxels whose centres lie inside an odd number of its contours there.
 
@@ -331,8 +356,8 @@ def _drawn(file: Path, tags: Any, geometry: Geometry) -> tuple[NDArray[np.int64]
         masks: dict[int, NDArray[np.bool_]] = {}
         for contour in structure.get("ContourSequence") or ():
             numbers = np.array(contour.get("ContourData") or (), np.float64)
-            if not str(contour.get("ContourGeometricType") or "CLOSED").startswith("CLOSED") or not numbers.size:
-                continue  # points and lines enclose nothing
+            if not _encloses(contour) or not numbers.size:
+                continue
             if numbers.size % 3:
                 raise damaged(file, message=f"a contour has {numbers.size} numbers, no multiple of three")
             x, y, along = np.linalg.solve(axes, (numbers.reshape(-1, 3) - geometry.origin_mm).T)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from autoseg.imaging.readers.dicom import (
     frame_owners,
     image_type,
     is_dicom,
+    is_leftover,
     is_reconstructed,
     kind_of,
     number,
@@ -52,6 +53,7 @@ from autoseg.imaging.readers.header import (
     damaged,
     header_note,
     make_geometry,
+    printable,
     reader_error,
     require_memory,
     require_text,
@@ -209,7 +211,9 @@ def read_series(path: Path) -> Series:
             else "use an image file, or the folder of a DICOM series",
         )
     if uid in groups or (len(groups) == 1 and uid is None):
-        return _stack(path, groups[uid] if uid in groups else next(iter(groups.values())))
+        series = _stack(path, groups[uid] if uid in groups else next(iter(groups.values())))
+        notes = (*series.header.notes, *_leftovers(folder))
+        return replace(series, header=replace(series.header, notes=notes))
     names = "; ".join(
         f"{len(slices)} slices of {slices[0].tags.get('SeriesDescription') or 'no description'!r}, {folder}{PART_MARK}{name}"
         for name, slices in sorted(groups.items())
@@ -220,6 +224,17 @@ def read_series(path: Path) -> Series:
         message=f"it has {f'no series {uid}, but {len(groups)} other' if uid else f'{len(groups)} series'} ({names})",
         fix="use one of these names, or put each series into its own folder",
     )
+
+
+def _leftovers(folder: Path) -> Iterator[Issue]:
+    """A note on backups and unfinished copies of slices, which are not read."""
+    files = [
+        each for each in folder.iterdir() if is_leftover(each) and (image_ending(each) == ".dcm" or is_dicom(each))
+    ]
+    if files:
+        message = f"skipped {shorten(sorted(file.name for file in files))}: backups or unfinished copies by their names"
+        fix = "rename them if they are slices, else move them elsewhere"
+        yield Issue(code="dicom.leftovers", severity="note", where=printable(folder), message=message, fix=fix)
 
 
 def read_single(file: Path) -> Series:
@@ -554,7 +569,9 @@ def _coinciding(path: Path, one: _Slice, other: _Slice) -> AutosegError:
         code="dicom.slices_coincide",
         message=f"several slices have the same position, those of {names} first: "
         "it contains more than one volume (time points, echoes)",
-        fix="put each volume into its own folder",
+        fix="convert it, for example with dcm2niix, which writes a file for each volume"
+        if one.file == other.file
+        else "put each volume into its own folder",
     )
 
 

@@ -222,6 +222,13 @@ def test_masks_of_1_beside_masks_of_255_are_refused(tmp_path: Path) -> None:
     assert discover_dataset(tmp_path).file_values == (0, 1, 255)
 
 
+def test_masks_of_a_class_with_other_values_in_some_cases_are_said(masks: Path) -> None:
+    assert discover_dataset(masks).issues == ()
+    write(masks / "b" / "masks" / "liver.nii", [0, 255, 255])
+    (issue,) = discover_dataset(masks).issues
+    assert (issue.code, "liver (1 in 1 case, 255 in 1 case)" in issue.message) == ("labels.mixed_masks", True)
+
+
 def test_masks_that_a_list_of_classes_lacks_are_said(masks: Path) -> None:
     found = discover_dataset(masks, spec=spec_of(masks, 'extends = "case_masks"\n[labels]\nliver = 1\n'))
     assert [label.name for label in found.labels.classes] == ["liver"]

@@ -287,6 +287,17 @@ def test_other_files_next_to_slices_are_not_part_of_the_series(tmp_path: Path, e
     assert len(read_image([tmp_path]).array[0]) == 3
 
 
+def test_backups_and_unfinished_copies_of_slices_are_said(tmp_path: Path) -> None:
+    write_stack(tmp_path, [(0.0, 0.0, STEP * i) for i in range(3)])
+    (tmp_path / "~IM0.dcm").touch()
+    shutil.copy(next(tmp_path.glob("[!~]*")), tmp_path / "IM0000.bak")
+    (tmp_path / "notes.bak").write_text("no slice")
+    header = read_header(tmp_path)
+    assert header.geometry.shape[0] == 3
+    (note,) = header.notes
+    assert (note.code, "skipped IM0000.bak, ~IM0.dcm:" in note.message) == ("dicom.leftovers", True)
+
+
 def test_a_folder_without_slices_has_all_its_files_and_a_broken_slice_counts(tmp_path: Path) -> None:
     for name in ("b", "a.txt"):
         (tmp_path / name).write_text("no slice")
@@ -539,6 +550,10 @@ def test_enhanced_files_are_read_whole_or_refused(tmp_path: Path) -> None:
     assert read_header(tmp_path).geometry.shape == (6, 4, 5)
     enhanced(tmp_path / "b.dcm", pixels, [2, 3])
     assert code_of(tmp_path) == "dicom.slices_coincide"
+    enhanced(tmp_path / "a.dcm", pixels, [0, 1, 0, 1])  # of two echoes
+    with pytest.raises(AutosegError) as caught:
+        read_header(tmp_path / "a.dcm")
+    assert [(i.code, "dcm2niix" in i.fix) for i in caught.value.issues] == [("dicom.slices_coincide", True)]
     tags = pydicom.dcmread(tmp_path / "a.dcm")
     del tags.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence
     tags.save_as(tmp_path / "a.dcm")

@@ -268,6 +268,13 @@ def test_structures_may_overlap_and_may_be_empty(tmp_path: Path) -> None:
     found = read_segments(path)
     assert [int(segment.mask.sum()) for segment in found.segments] == [36, 36, 0]
     assert found.overlaps() == {(1, 2): 9}
+    assert read_header(path).notes == ()
+    tags = pydicom.dcmread(path)
+    tags.ROIContourSequence[1].ContourSequence[0].ContourGeometricType = "OPEN_PLANAR"
+    tags.save_as(path)
+    assert [int(segment.mask.sum()) for segment in read_segments(path).segments] == [36, 0, 0]
+    (note,) = read_header(path).notes
+    assert (note.code, "organ 2 (OPEN_PLANAR)" in note.message) == ("dicom.open_contours", True)
 
 
 def test_structures_numbered_from_zero_keep_their_names(tmp_path: Path) -> None:
