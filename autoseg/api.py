@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
 from autoseg.settings import make_settings, parse_part
 from autoseg.stages.run import Run, begin_run, described_folder
@@ -86,10 +87,20 @@ def report(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     return show(_begin(dataset, out, options, needs_device=True), "report")
 
 
+def _path(name: str, given: object) -> Path:
+    """A path that was passed as the argument ``name``. Raises `AutosegError` for anything else."""
+    if isinstance(given, str | PathLike):
+        return Path(given)
+    issue = Issue(
+        code="settings.no_path", where=name, message=f"{given!r:.60} is not a path", fix="pass a path as text or Path"
+    )
+    raise AutosegError(issue)
+
+
 def _begin(dataset: Place, out: Place | None, options: dict[str, Any], **context: Any) -> Run:
     context |= {name: value for name in OF_A_CALL if (value := options.pop(name, None)) is not None}
     context["callbacks"] = tuple(context.get("callbacks", ()))
-    return begin_run(Path(dataset), None if out is None else Path(out), options, **context)
+    return begin_run(_path("dataset", dataset), None if out is None else _path("out", out), options, **context)
 
 
 def _until(stage: str, run: Run) -> Run:
@@ -115,7 +126,7 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
         "num_workers": settings.workers or available_cores(),
         "reporter": reporter or SilentReporter(),
     }
-    folder = described_folder(Path(dataset))
+    folder = described_folder(_path("dataset", dataset))
     try:
         with how["reporter"].phase("Looking through the folder"):
             found = discover_dataset(
@@ -186,7 +197,7 @@ def predict(
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
     from autoseg.inference.predictor import Predictor
 
-    reporter, out = reporter or SilentReporter(), Path(output)
+    reporter, out, model = reporter or SilentReporter(), _path("output", output), _path("model", model)
     require_place_for_predictions(out)
     share = None if part is None else parse_part(part)
     several = source if isinstance(source, list | tuple) else [source]
@@ -195,11 +206,11 @@ def predict(
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
     set_threads(threads or available_cores())
     with reporter.phase("Loading the model"):
-        predictor = Predictor.load(Path(model), device=str(choose_device(device)), mirroring=mirroring)
+        predictor = Predictor.load(model, device=str(choose_device(device)), mirroring=mirroring)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
-    spec = None if spec is None else Path(spec)
+    spec = None if spec is None else _path("spec", spec)
     to_file = bool(image_ending(out)) and not out.is_dir()
     with reporter.phase("Looking for images"):
         if to_file and len(paths) == len(predictor.model.plan.channels) > 1:
@@ -224,7 +235,7 @@ def evaluate(
 ) -> Summary:
     """Score label maps, or folders of masks, against references of the same cases: Dice, surface distances, volumes.
 
-    ``references`` is a folder of the same form, or a dataset. Names may differ by words such as ``_mask``, ``_pred`` or
+    ``references`` is a folder of the same form, or a dataset; two label map files are one case. Names may differ by words such as ``_mask``, ``_pred`` or
     ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). What has no counterpart is in ``not_scored`` of the
     summary, or with ``strict`` an error. Raises `AutosegError` with all issues of both folders.
     """
@@ -233,8 +244,8 @@ def evaluate(
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.inference.predictions import read_predictions_header
 
-    predictions, references = Path(predictions), Path(references)
-    header = read_predictions_header(predictions)
+    predictions, references = _path("predictions", predictions), _path("references", references)
+    header = read_predictions_header(predictions.parent if predictions.is_file() else predictions)
     return evaluate_folder(
         predictions,
         references,
@@ -257,9 +268,9 @@ def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) ->
     from autoseg.delivery.submission import pack_submission
     from autoseg.run_folder import RunFolder
 
-    folder = RunFolder(Path(run_folder))
+    folder = RunFolder(_path("run_folder", run_folder))
     dataset = load_document(DatasetDescription, folder.dataset, fix="pass a run folder, the --out of autoseg run")
-    return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else Path(out))
+    return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else _path("out", out))
 
 
 def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:
@@ -269,4 +280,4 @@ def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:
     """
     from autoseg.stages.clean import clean as clean_run
 
-    return clean_run(Run.open(run_folder), dry_run=dry_run)
+    return clean_run(Run.open(_path("run_folder", run_folder)), dry_run=dry_run)

@@ -314,16 +314,18 @@ def evaluate(
 ) -> None:
     """Score predictions against references: Dice, surface distances, volumes; per class and case.
 
-    Names may differ by words such as _mask, _seg, _pred or _0000, and by their endings; what has no counterpart is listed.
+    Two files are scored as one case. In folders names may differ by words such as _mask, _seg, _pred or _0000, and by their endings; what has no counterpart is listed.
     Classes have their names in datasets and in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
     fix = "pass a folder of label maps"
     require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
     from autoseg.evaluation.table import format_table, require_own_table, write_summary, write_table
+    from autoseg.imaging.readers import image_stem
     from autoseg.stages.run import require_place_for_scores
     from autoseg.storage.atomic import require_file_name
 
-    path = out or predictions / "summary.json"
+    own = predictions.with_name(f"{image_stem(predictions)}_summary.json") if predictions.is_file() else None
+    path = out or own or predictions / "summary.json"
     require_file_name(path)
     path = path.with_suffix(".json") if path.suffix == ".csv" else path
     table = path.with_suffix(".csv")

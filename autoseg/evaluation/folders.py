@@ -81,6 +81,8 @@ def evaluate_folder(
     numbered from 1 on in the summary; without ``classes``, all that are predicted. From ``threshold`` on a voxel of a
     reference belongs to the structure; with none, everything but 0.
 
+    Two files are one case, whatever their names.
+
     Predictions without a reference and references without a prediction are in ``not_scored`` of the summary; with
     ``strict`` they are errors. All else is checked first: raises one `AutosegError` that lists every file that cannot be
     read and every pair of grids that differ; also where there is no pair at all.
@@ -220,6 +222,29 @@ class _Checked:
 
 
 def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore: int | None) -> Summary:
+    pairs, unpaired = _pair_of_files(run) or _pairs_of_folders(run)
+    with run.reporter.track("Reading label maps", len(pairs)) as tracker:
+        checked = run_jobs(_check_pair, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
+    run.refuse([*(unpaired if run.strict else ()), *(issue for each in checked for issue in each.issues)])
+    found = frozenset().union(*(each.reference_values for each in checked))
+    classes = classes or _classes_of_values(found - {ignore}, run.references)
+    _say_unknown_values(checked, classes, ignore, run.reporter)
+    score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm)
+    with run.reporter.track("Scoring", len(pairs)) as tracker:
+        cases = run_jobs(score, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
+    return summarize(cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
+
+
+def _pair_of_files(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]] | None:
+    """Two files, whatever their names; None for folders."""
+    if not (run.predictions.is_file() and run.references.is_file()):
+        return None
+    case_id = image_stem(run.predictions)
+    return [EvaluatedPair(case_id=case_id, prediction=run.predictions, reference=run.references)], []
+
+
+def _pairs_of_folders(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]]:
+    """Files of one case in both folders, and what has no counterpart."""
     files: list[dict[str, Path]] = []
     issues: list[Issue] = []
     for folder in (run.predictions, run.references):
@@ -236,16 +261,7 @@ def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore:
         {name: str(predicted[name]) for name in predicted.keys() - named.keys()},
         len(pairs),
     )
-    with run.reporter.track("Reading label maps", len(pairs)) as tracker:
-        checked = run_jobs(_check_pair, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
-    run.refuse([*(unpaired if run.strict else ()), *(issue for each in checked for issue in each.issues)])
-    found = frozenset().union(*(each.reference_values for each in checked))
-    classes = classes or _classes_of_values(found - {ignore}, run.references)
-    _say_unknown_values(checked, classes, ignore, run.reporter)
-    score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm)
-    with run.reporter.track("Scoring", len(pairs)) as tracker:
-        cases = run_jobs(score, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
-    return summarize(cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
+    return pairs, unpaired
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
@@ -268,7 +284,12 @@ def _label_files(folder: Path) -> dict[str, Path]:
 
 def _no_folder(folder: Path) -> Issue:
     message = "is a file, not a folder" if folder.exists() else "does not exist"
-    return Issue(code="evaluation.no_folder", where=str(folder), message=message, fix="pass a folder of label maps")
+    return Issue(
+        code="evaluation.no_folder",
+        where=str(folder),
+        message=message,
+        fix="pass two folders of label maps, or two files",
+    )
 
 
 def _check_pair(pair: EvaluatedPair) -> _Checked:

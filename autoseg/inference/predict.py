@@ -16,7 +16,6 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.data.discovery.inputs import InputCase, Inputs, NamedImage, find_inputs
 from autoseg.data.discovery.others import FOREIGN
 from autoseg.imaging.image import Geometry, Image
-from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.readers import (
     image_ending,
     image_endings,
@@ -31,20 +30,17 @@ from autoseg.imaging.readers import (
 )
 from autoseg.inference.model import Model
 from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predictions_among
-from autoseg.inference.predictor import Prediction, Predictor, StoredImage
+from autoseg.inference.predictor import Prediction, Predictor, StoredImage, far_from_training, not_ct
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.prepare import source_orientation
 from autoseg.run_folder import require_folder_for_predictions, run_of
 from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans, write_error
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
 from autoseg.wording import count_noun, shorten
-from planners import IntensityStatistics, Plan, transpose
+from planners import IntensityStatistics, Plan
 
 WAIT_S = 0.5
 """Between two looks at cases that another process is predicting."""
-FAR = 4.0
-"""Times the median of the training cases, or a part of it, in spacing or extent along an axis: worth a word."""
 MOST_LABELS = 32
 LARGEST_LABEL = 255
 SMALLEST_SHARE = 1e-3
@@ -264,7 +260,7 @@ def _image_jobs(
     for case in cases:
         image = case.images[0]
         try:
-            geometry = geometries[case.case_id] = case.geometry or read_header(image).geometry
+            geometry = geometries[case.case_id] = _geometry_of(case)
             ending = prediction_ending(image, geometry, predictor.model.dataset.file_ending)
         except AutosegError as error:
             errors[case.case_id] = error
@@ -282,6 +278,10 @@ def _image_jobs(
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
     _say_what_is_far(geometries, predictor.model.plan, say)
     return jobs, errors
+
+
+def _geometry_of(case: InputCase) -> Geometry:
+    return case.geometry or read_header(case.images[0]).geometry
 
 
 def _say_what_was_done(
@@ -331,8 +331,7 @@ def _predict_case(
     """
     image = read_image(case.images).of_modality(case.modality)
     notes += [note.model_copy(update={"case": case.case_id}) for note in image.notes]
-    for reason in not_ct(image, predictor.model.plan):
-        say(f"Warning: {case.case_id}: {reason}; predictions may be wrong")
+    _say_what_is_not_ct(image, case.case_id, predictor.model.plan, say)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -340,25 +339,14 @@ def _predict_case(
     progress = _Progress(tracker, case.case_id)
     try:
         with _naming(case.images[0]):
-            return predictor.predict_image(image, probabilities=probabilities, progress=progress)
+            return predictor.predict_read(image, probabilities=probabilities, progress=progress)
     finally:
         tracker.advance(-progress.told)
 
 
-def not_ct(image: Image, plan: Plan) -> list[str]:
-    """Why channels that are CT in training, in Hounsfield units, are not CT in ``image``."""
-    normalization = plan.configurations[0].normalization
-    modality = image.modality or [""] * len(image.array)
-    channels = zip(plan.channels, image.ct_evidence(), modality, normalization, plan.intensities, strict=False)
-    reasons = []
-    for name, (is_ct, told), own, chosen, training in channels:
-        if chosen.scheme == "ct" and is_ct is False and told:
-            reasons.append(f"channel {name} is of modality {own}, in training it was CT")
-        elif chosen.scheme == "ct" and is_ct is False and training.minimum < 0:
-            reasons.append(
-                f"channel {name} has hardly any negative values, so it is not CT in Hounsfield units as in training"
-            )
-    return reasons
+def _say_what_is_not_ct(image: Image, name: str, plan: Plan, say: Callable[[str], None]) -> None:
+    for reason in not_ct(image, plan):
+        say(f"Warning: {name}: {reason}; predictions may be wrong")
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -376,29 +364,6 @@ def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> 
     return bool(
         few and 1 - counts[0] / array.size >= SMALLEST_SHARE and usual - {training[0].minimum, training[0].maximum}
     )
-
-
-def far_from_training(geometry: Geometry, plan: Plan) -> str:
-    """What of an image's spacing and extent is far from the training cases', in words; empty if nothing is."""
-    own = canonical_geometry(geometry, source_orientation(geometry, plan))
-    usual_mm = transpose(plan.original_median_spacing_mm, plan.transpose_backward)
-    usual_shape = transpose(plan.original_median_shape, plan.transpose_backward)
-    words = []
-    for axis, voxels, mm, usual_voxels, usual in zip(
-        "zyx", own.shape, own.spacing_mm, usual_shape, usual_mm, strict=True
-    ):
-        if usual_voxels == 1:  # slices: spacing and extent across them mean nothing
-            continue
-        if voxels == 1:  # a photograph, or a slice on its own
-            words.append(f"a single slice along {axis}, in training about {usual_voxels:g}")
-            continue
-        pairs = {"extent": (voxels * mm, usual_voxels * usual), "spacing": (mm, usual)}
-        words += [
-            f"{name} {found:.3g} mm along {axis}, in training about {expected:.3g}"
-            for name, (found, expected) in pairs.items()
-            if max(found / expected, expected / found) > FAR
-        ]
-    return ", ".join(words)
 
 
 def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callable[[str], None]) -> None:
@@ -453,8 +418,11 @@ def predict_file(
     source = split_frame(image.cases[0].images[0])[0] if isinstance(image, Inputs) else None
     with reporter.track("Predicting", 1) as tracker:
         try:
+            geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
+            _say_what_is_far({name: geometry}, predictor.model.plan, reporter.say)
             if isinstance(image, Image):
-                found = predictor.predict_image(image, probabilities=probabilities, progress=_Progress(tracker, name))
+                _say_what_is_not_ct(image, name, predictor.model.plan, reporter.say)
+                found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))
             else:
                 found = _predict_case(
                     predictor,
@@ -468,7 +436,6 @@ def predict_file(
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
     _say_notes(notes, reporter.say)
-    _say_what_is_far({name: found.geometry}, predictor.model.plan, reporter.say)
     write_label_map(path, found.labels, found.geometry, source=source)
     if found.probabilities is not None:
         with atomic_write(path.with_name(f"{image_stem(path)}.npz")) as file:

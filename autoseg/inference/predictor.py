@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from autoseg.data.labels import to_file_values
 from autoseg.evaluation.postprocessing import apply_postprocessing
 from autoseg.evaluation.selection import labels_from_probabilities, mean_probabilities
 from autoseg.imaging.image import Geometry, Image
+from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.placement import Placement, restore_labels, restore_probabilities
 from autoseg.imaging.readers import Imagelike, as_image, is_picture
 from autoseg.imaging.resampling import (
@@ -31,9 +33,17 @@ from autoseg.imaging.resampling import (
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.prepare import open_previous, prepare_image, with_classes
+from autoseg.preprocessing.prepare import open_previous, prepare_image, source_orientation, with_classes
 from autoseg.preprocessing.store import open_case, require_cases
-from planners import Configuration, Labels, Plan, estimate_configuration_memory, estimate_volume_memory, with_width
+from planners import (
+    Configuration,
+    Labels,
+    Plan,
+    estimate_configuration_memory,
+    estimate_volume_memory,
+    transpose,
+    with_width,
+)
 
 logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
@@ -42,6 +52,8 @@ NetworkInput = tuple[Floats, Placement, LabelMap | None]
 """An image (C, a0, a1, a2), preprocessed for one configuration; the label map (a0, a1, a2) of a cascade's first stage if it
 was predicted before."""
 GB = 1e9
+FAR = 4.0
+"""Times the median of the training cases, or a part of it, in spacing or extent along an axis: worth a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,25 +162,18 @@ class Predictor:
         to Superior, Posterior, Left. Only models of images without directions need no ``axes``. ``progress`` is told how
         many windows are done, and how many there are.
 
-        Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite.
+        Raises `AutosegError` for other types, shapes, spacings and channels, and voxels that are not finite. Warns
+        (`UserWarning`) of an image that is unlike the training cases: its spacing, its extent, or no CT where that was CT.
         """
         found, is_reversed = as_image(
             image, affine=affine, spacing_mm=spacing_mm, axes=axes, needs_directions=self.needs_directions
         )
-        expected = self.model.plan.channels
-        if len(found.array) != len(expected):
-            message = (
-                f"{len(found.array)} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
-            )
-            several = len(expected) > 1
-            fix = (
-                "pass (C, Z, Y, X), or one file per channel, in this order"
-                if several
-                else "pass one volume (of a file: FILE#frame1)"
-            )
-            raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
-        source = UnpreparedImage(image=found, plan=self.model.plan)
-        prediction = self.predict_source(source, probabilities=probabilities, progress=progress)
+        self._require_channels(found)
+        far = far_from_training(found.geometry, self.model.plan)
+        for reason in (*([far] if far else []), *not_ct(found, self.model.plan)):
+            text = f"the image is unlike the training cases, predictions may be wrong: {reason}"
+            warnings.warn(text, stacklevel=3)
+        prediction = self.predict_read(found, probabilities=probabilities, progress=progress)
         if not is_reversed:
             return prediction
         scores = prediction.probabilities
@@ -177,6 +182,33 @@ class Predictor:
             labels=prediction.labels.transpose(2, 1, 0),
             probabilities=None if scores is None else scores.transpose(0, 3, 2, 1),
         )
+
+    def _require_channels(self, image: Image) -> None:
+        expected, number = self.model.plan.channels, len(image.array)
+        if number == len(expected):
+            return
+        message = f"{number} channels, but the model was trained on {len(expected)}: {', '.join(expected)}"
+        fix = "pass one volume (of a file: FILE#frame1)"
+        if image.array.shape[-1] == len(expected):
+            message, fix = (
+                f"an array of shape {image.array.shape}: {message}",
+                "pass np.moveaxis(array, -1, 0): channels come first",
+            )
+        elif len(expected) > 1:
+            fix = "pass (C, Z, Y, X), or one file per channel, in this order"
+        raise AutosegError(Issue(code="image.channels", where="", message=message, fix=fix))
+
+    def predict_read(
+        self,
+        image: Image,
+        *,
+        probabilities: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Prediction for an image that was read, without warnings. Raises `AutosegError` for other channels."""
+        self._require_channels(image)
+        source = UnpreparedImage(image=image, plan=self.model.plan)
+        return self.predict_source(source, probabilities=probabilities, progress=progress)
 
     def predict_source(
         self,
@@ -387,3 +419,42 @@ def _needed_bytes(member: Member, image: Floats, *, batch_size: int, keeps_freed
         keeps_freed=keeps_freed,
     )
     return windows.inference_bytes, estimate_volume_memory(configuration, math.prod(image.shape[1:]))
+
+
+def not_ct(image: Image, plan: Plan) -> list[str]:
+    """Why channels that are CT in training, in Hounsfield units, are not CT in ``image``."""
+    normalization = plan.configurations[0].normalization
+    modality = image.modality or [""] * len(image.array)
+    channels = zip(plan.channels, image.ct_evidence(), modality, normalization, plan.intensities, strict=False)
+    reasons = []
+    for name, (is_ct, told), own, chosen, training in channels:
+        if chosen.scheme == "ct" and is_ct is False and told:
+            reasons.append(f"channel {name} is of modality {own}, in training it was CT")
+        elif chosen.scheme == "ct" and is_ct is False and training.minimum < 0:
+            reasons.append(
+                f"channel {name} has hardly any negative values, so it is not CT in Hounsfield units as in training"
+            )
+    return reasons
+
+
+def far_from_training(geometry: Geometry, plan: Plan) -> str:
+    """What of an image's spacing and extent is far from the training cases', in words; empty if nothing is."""
+    own = canonical_geometry(geometry, source_orientation(geometry, plan))
+    usual_mm = transpose(plan.original_median_spacing_mm, plan.transpose_backward)
+    usual_shape = transpose(plan.original_median_shape, plan.transpose_backward)
+    words = []
+    for axis, voxels, mm, usual_voxels, usual in zip(
+        "zyx", own.shape, own.spacing_mm, usual_shape, usual_mm, strict=True
+    ):
+        if usual_voxels == 1:  # slices: spacing and extent across them mean nothing
+            continue
+        if voxels == 1:  # a photograph, or a slice on its own
+            words.append(f"a single slice along {axis}, in training about {usual_voxels:g}")
+            continue
+        pairs = {"extent": (voxels * mm, usual_voxels * usual), "spacing": (mm, usual)}
+        words += [
+            f"{name} {found:.3g} mm along {axis}, in training about {expected:.3g}"
+            for name, (found, expected) in pairs.items()
+            if max(found / expected, expected / found) > FAR
+        ]
+    return ", ".join(words)

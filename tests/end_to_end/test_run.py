@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -16,6 +17,7 @@ import SimpleITK
 from builders import CPU_WORDS, Job, make_phantom, write_short_schedule
 from typer.testing import CliRunner
 
+from autoseg import api
 from autoseg.cli import app
 from autoseg.inference.predictor import Predictor
 from autoseg.issues import AutosegError
@@ -88,6 +90,9 @@ def test_predict_evaluate_and_submit(finished: Job, tmp_path: Path) -> None:
     table = autoseg("evaluate", out, finished.dataset / "labelsTs", "--workers", 1)
     assert "bean" in table  # predictions know what their values mean
     assert (out / "summary.json").exists()
+    files = (out / names[0], finished.dataset / "labelsTs" / names[0])
+    assert "bean" in autoseg("evaluate", *files, "--workers", 1)
+    assert (out / names[0].replace(".nii.gz", "_summary.json")).exists()
 
     archive = tmp_path / "submission.zip"
     autoseg("submit", finished.root, "--as", "msd", "--out", archive)
@@ -137,6 +142,33 @@ def test_the_predictor_takes_arrays(finished: Job) -> None:
     stored = SimpleITK.GetImageFromArray(predictor.predict_image([path]).labels)
     stored.CopyInformation(SimpleITK.ReadImage(path))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)
+
+
+def test_the_predictor_warns_of_images_unlike_the_training_cases(finished: Job) -> None:
+    predictor, array = Predictor.load(finished.root, device="cpu"), np.zeros((32, 32, 32), np.float32)
+    with pytest.warns(UserWarning, match="unlike the training cases, predictions may be wrong: extent 3.2 mm along z"):
+        predictor.predict(array, spacing_mm=(0.1, 0.1, 0.1), axes="SPL")
+    with pytest.warns(UserWarning, match="a single slice"):
+        predictor.predict(SimpleITK.GetImageFromArray(array[0]))
+    with pytest.raises(AutosegError) as caught:
+        predictor.predict(array[..., None], affine=np.eye(4))
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.fix) == ("image.channels", "pass np.moveaxis(array, -1, 0): channels come first")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: api.predict("model.zip", "image.nii.gz", None),  # type: ignore[arg-type]
+        lambda: api.predict(None, "image.nii.gz", "out"),  # type: ignore[arg-type]
+        lambda: api.run(3),  # type: ignore[arg-type]
+        lambda: api.evaluate("a", ["b"]),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_path_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(AutosegError) as caught:
+        call()
+    assert caught.value.codes == ("settings.no_path",)
 
 
 def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path: Path) -> None:
