@@ -22,7 +22,7 @@ import typer
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import find_model, require_place_for_run
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
-from autoseg.wording import condensed, count_noun, grouped
+from autoseg.wording import condensed, count_noun, grouped, shorten
 from datasets_spec import all_layouts, unknown_layout
 from planners import DocumentError, PlanningError
 
@@ -139,9 +139,8 @@ def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str])
     nameless = [name for name in (*report.channels, *report.classes) if name.startswith(("channel_", "label_"))]
     if nameless and dataset.is_dir():
         where = dataset / "dataset.json"
-        typer.echo(
-            f"Hint: {', '.join(nameless)} {'has no name' if len(nameless) == 1 else 'have no names'}; {where} can give them (a channel called CT is planned as CT):"
-        )
+        typer.echo(f"Hint: no names for {shorten(nameless)} (a channel called CT is planned as CT)")
+        typer.echo(f"Name them in {where}:")
         channels = {str(i): name.replace("channel_", "CHANNEL_") for i, name in enumerate(report.channels)}
         labels = {f"CLASS_{name[6:]}": int(name[6:]) for name in nameless if name.startswith("label_")}
         lines = [f'"channel_names": {json.dumps(channels)}'] * any(name.startswith("channel_") for name in nameless)
@@ -153,7 +152,7 @@ def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str])
     elif not report.num_errors:
         typer.echo(f"Next: {command}")
     elif {issue.case for issue in report.issues if issue.severity == "error"} < {*report.training, *report.test}:
-        typer.echo(f"Next: correct the errors, or leave these cases out: {command} --skip-bad")
+        typer.echo(f"Next: correct the errors, or leave these cases out:\n  {command} --skip-bad")
     else:
         typer.echo("Next: correct the errors, and check again")
 
