@@ -103,11 +103,12 @@ def _parse(path: Path) -> tuple[Any, list[Issue]]:
     if math.isfinite(slope) and slope != 0 and not math.isfinite(intercept):
         header["scl_inter"] = 0
         repairs.append(f"its values are scaled by {slope:g}, but shifted by {intercept}; they were not shifted")
+    sizes = header["pixdim"][1:4]
+    if (sizes < 0).any() and (header["qform_code"] > 0 or header["sform_code"] <= 0):
+        repairs.append(f"its voxel size is negative, {sizes.tolist()} (x, y, z); the sign was ignored")
+        header["pixdim"][1:4] = np.abs(sizes)
     if header["qform_code"] > 0:
-        sizes, quaternion = header["pixdim"][1:4], [float(header[f"quatern_{axis}"]) for axis in "bcd"]
-        if (sizes < 0).any():
-            repairs.append(f"its voxel size is negative, {sizes.tolist()} (x, y, z); the sign was ignored")
-            header["pixdim"][1:4] = np.abs(sizes)
+        quaternion = [float(header[f"quatern_{axis}"]) for axis in "bcd"]
         if (length := math.hypot(*quaternion)) > 1:
             for axis, value in zip("bcd", quaternion, strict=True):
                 header[f"quatern_{axis}"] = value / length
@@ -149,9 +150,9 @@ def _grid(
         corners = np.array([(*corner, 1) for corner in product(*((0, size - 1) for size in shape))]).T
         apart = np.abs(((other - chosen) @ corners)[:3]).max() / lengths.min()
         if not apart <= MOST_APART:
-            say(
-                "reader.transforms_differ", f"its qform and its sform are {apart:.3g} voxels apart; the {used} was used"
-            )
+            unused = "qform" if used == "sform" else "sform"
+            fault = "its qform and its sform are {:.3g} voxels apart" if apart >= 0 else f"its {unused} is not finite"
+            say("reader.transforms_differ", f"{fault.format(apart)}; the {used} was used")
     agrees = np.abs(zooms / lengths - 1) * shape <= MOST_APART
     if not agrees.all():
         sizes = f"{lengths.round(4).tolist()} mm (x, y, z), but pixdim gives {zooms.round(4).tolist()}"

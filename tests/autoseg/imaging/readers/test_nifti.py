@@ -129,6 +129,13 @@ def test_the_sign_of_a_voxel_size_is_ignored(tmp_path: Path) -> None:
     path = make(tmp_path / "a.nii", codes=(1, 0), pixdim=[-1, -1.5, 2, 3, 0, 0, 0, 0])
     np.testing.assert_allclose(read_image(path).affine[:, [2, 1, 0, 3]], AFFINE, atol=1e-6)
     assert codes_of(path) == ["reader.header_repaired"]
+    path = make(tmp_path / "b.nii", codes=(0, 0), pixdim=[-1, -1.5, 2, 3, 0, 0, 0, 0])
+    assert codes_of(path) == ["reader.header_repaired", "reader.no_orientation"]
+
+
+def test_a_transform_that_is_not_finite_is_said_to_be_so(tmp_path: Path) -> None:
+    (note,) = read_header(make(tmp_path / "a.nii", sform=np.full((4, 4), np.nan))).notes
+    assert (note.code, "sform is not finite; the qform was used" in note.message) == ("reader.transforms_differ", True)
 
 
 @pytest.mark.parametrize(("unit", "factor"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
