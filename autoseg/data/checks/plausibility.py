@@ -327,7 +327,19 @@ def _ct_issues(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[I
         fix = "make sure that CT and another modality are mixed; convert CT images in other units to Hounsfield units"
         severity: Severity = "warning" if name.casefold() == "ct" and not told else "note"
         return [Issue(code="channel.ct_and_other", severity=severity, where=where, message=message, fix=fix)]
-    return _not_hounsfield(cases, channel) if name.casefold() == "ct" else []
+    if name.casefold() != "ct":
+        return []
+    if training and all(
+        kind is False and case.minima[channel] >= HOUNSFIELD_AIR
+        for case, (kind, _) in zip(training, kinds, strict=True)
+    ):
+        message = (
+            f"no value of {count_noun(len(training), 'image')} is below {HOUNSFIELD_AIR:g}, and hardly any is negative: "
+            "not CT in Hounsfield units, but planned as CT"
+        )
+        fix = "name the channel by its modality in dataset.json, or apply the rescale slope and intercept of the source"
+        return [Issue(code="channel.not_ct", severity="warning", where=where, message=message, fix=fix)]
+    return _not_hounsfield(cases, channel)
 
 
 def _not_hounsfield(cases: Sequence[CaseMeasures], channel: int) -> list[Issue]:

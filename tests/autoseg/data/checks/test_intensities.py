@@ -43,6 +43,28 @@ def test_a_ct_without_air_among_others_is_not_in_hounsfield_units(measure, chann
     assert [(issue.code, issue.case) for issue in issues] == [("image.not_hounsfield", case) for case in expected]
 
 
+@pytest.mark.parametrize(
+    ("channel", "minimum", "number", "expected"),
+    [
+        ("CT", 0, 1, ["channel.not_ct"]),
+        ("CT", -200, 1, ["channel.not_ct"]),
+        ("CT", -201, 1, []),
+        ("CT", -160, 8, []),  # clipped: air has the lowest value
+        ("MRI", 0, 1, []),
+    ],
+)
+def test_images_that_are_clearly_no_ct_under_its_name_are_said(measure, channel, minimum, number, expected):
+
+    def image(seed):
+        array = np.random.default_rng(seed).uniform(0, 300, (1, *SHAPE))
+        array[0, 0, 0, :number] = minimum
+        return array
+
+    issues = unusual_intensities([measure(f"c{seed}", image(seed)) for seed in range(3)], (channel,))
+    assert [issue.code for issue in issues] == expected
+    assert all(issue.severity == "warning" for issue in issues)
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_exchanged_channels_are_found(measure, order):
     z = np.linspace(0, 1, 8)[:, None, None] + np.zeros(SHAPE)
