@@ -404,7 +404,9 @@ def _out_of_memory(member: Member, image: Floats, device: torch.device) -> Autos
         f"out of memory for an image of {shape} voxels (as preprocessed) even with one window at a time, which takes about "
         f"{windows:.1f} GB{where}"
     )
-    fix = "close other programs" if on_cpu else "close other programs, or predict with --device cpu"
+    fix = "check the spacing of the image, or close other programs" + (
+        "" if on_cpu else ", or predict with --device cpu"
+    )
     return AutosegError(Issue(code="predict.out_of_memory", where=member.configuration.name, message=message, fix=fix))
 
 

@@ -200,10 +200,14 @@ def test_a_training_that_is_killed_leaves_the_model_as_it_was(job: Job, tmp_path
     done = subprocess.run([sys.executable, "-c", KILLED.format(root=str(job.root))], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not final_weights(job.folder, "2d", 0).exists()
+    own = job.folder.plan.read_bytes()
     edit(job.folder.plan, smaller_batch)
     assert job.folder.model.read_bytes() == model
     assert predicted(job.root, job, tmp_path / "after") == before
     assert bundle_run(job.root, tmp_path / "bundle.zip").exists()
+    job.folder.plan.write_bytes(own)
+    assert "Restored the training of 2d, fold 0" in said(job.call(seed=0)), "going back needs no --redo"
+    assert job.folder.model.read_bytes() == model
 
 
 def test_what_was_selected_need_not_be_trained_any_more_and_is_kept(job: Job, tmp_path: Path) -> None:
