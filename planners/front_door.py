@@ -62,6 +62,7 @@ from planners.schedule.documents import (
     Conditions,
     Measurement,
     Precision,
+    Revision,
     Schedule,
     Training,
     learning_rate,
@@ -75,6 +76,7 @@ from planners.schedule.planning import (
     wants_more_candidates,
     warn_of_short_budget,
 )
+from planners.schedule.revising import revise, steps_left_s, with_revisions
 from planners.topology import Topology
 
 __all__ = [
@@ -111,6 +113,7 @@ __all__ = [
     "Preset",
     "Registry",
     "Resampling",
+    "Revision",
     "Schedule",
     "Severity",
     "Topology",
@@ -149,12 +152,15 @@ __all__ = [
     "read_nnunet_plans",
     "refuse_bad_assignments",
     "resampled_shape",
+    "revise",
     "short_batch_size",
+    "steps_left_s",
     "transpose",
     "trial_training",
     "wants_more_candidates",
     "warn_of_short_budget",
     "why_untrainable",
+    "with_revisions",
     "with_width",
     "write_document",
 ]

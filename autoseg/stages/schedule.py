@@ -45,6 +45,7 @@ from planners import (
     Conditions,
     Edit,
     Plan,
+    Revision,
     Schedule,
     Training,
     describe_outlook,
@@ -53,6 +54,7 @@ from planners import (
     find_edits,
     plan_schedule,
     warn_of_short_budget,
+    with_revisions,
 )
 
 if TYPE_CHECKING:
@@ -69,13 +71,33 @@ class Prepared:
     splits: Splits
     pretrained: ModelFiles | None = None
     """The model that every fold starts from."""
+    replays: bool = False
+    """Revisions of the schedule are the user's: weights depend on them, and no others are made."""
 
 
 def read_prepared(run: Run) -> Prepared:
     """The results of the stages before training. Raises `AutosegError` if any is missing."""
+    schedule, written = run.schedule, written_schedule(run)
     return Prepared(
-        dataset=run.dataset, plan=run.plan, schedule=run.schedule, splits=run.splits, pretrained=open_pretrained(run)
+        dataset=run.dataset,
+        plan=run.plan,
+        schedule=schedule,
+        splits=run.splits,
+        pretrained=open_pretrained(run),
+        replays=run.settings.schedule is not None or (written is not None and written.revisions != schedule.revisions),
     )
+
+
+def save_revisions(run: Run, revisions: Sequence[Revision]) -> Schedule:
+    """Add ``revisions`` to ``schedule.json``; they are no edits by the user. Returns the schedule with them."""
+    with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say):
+        schedule, record = with_revisions(run.schedule, revisions), read_record(run.folder, "schedule")
+        save_document(run.folder.schedule, schedule)
+        if record is not None and (written := written_schedule(run)) is not None:
+            own = with_revisions(written, revisions).model_dump(mode="json")
+            documents = {**record.documents, run.folder.schedule.name: own}
+            save_document(run.folder.stage("schedule"), record.model_copy(update={"documents": documents}))
+    return schedule
 
 
 def schedule(run: Run) -> Generator[Work, None, None]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -22,20 +24,22 @@ from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previ
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
+from autoseg.settings import changes_of
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import folds_without, require_fold, require_unseen
 from autoseg.stages.plan import trained_by
 from autoseg.stages.pretrained import fit_weights
 from autoseg.stages.run import Run, require_redo
-from autoseg.stages.schedule import Prepared, read_prepared
+from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
+from autoseg.tracking.callbacks import Callback, FoldStart
 from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for
-from planners import Configuration, Schedule, Training
+from planners import Configuration, Revision, Schedule, Training, revise, steps_left_s
 
 FoldJob = tuple[Training, int]
 """A configuration and the fold that is trained."""
@@ -50,14 +54,95 @@ def train(run: Run) -> Generator[Work, None, None]:
     jobs = with_stages_before(prepared, asked)
     refuse_trained_otherwise(run, prepared, jobs)
     keys = all_keys(run, prepared)
-    steps = sum(training.num_steps for training, _ in jobs)
-    with run.reporter.track(f"Training {steps} steps", steps) as tracker:
+    left = [pair for pair in names_of(jobs) if not is_trained(final_weights(run.folder, *pair), keys[pair])]
+    steps = sum(prepared.schedule.steps_of(*pair) for pair in names_of(jobs))
+    with run.reporter.track("Training", steps) as tracker:
+        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left)
+        pacer.is_active = not prepared.replays and follows_clock(run) and jobs == all_jobs(prepared.schedule)
         for training, fold in jobs:
             run.reporter.expect(expected_s(run, prepared.schedule, keys))
             key = keys[training.configuration, fold]
             if is_trained(final_weights(run.folder, training.configuration, fold), key):
-                tracker.found(training.num_steps)
-            yield training_work(run, prepared, (training, fold), key, tracker, wait=(training, fold) not in asked)
+                tracker.found(prepared.schedule.steps_of(training.configuration, fold))
+            yield training_work(run, prepared, (training, fold), key, pacer, wait=(training, fold) not in asked)
+
+
+def names_of(jobs: Sequence[FoldJob]) -> list[tuple[str, int]]:
+    """Configuration names and folds of ``jobs``."""
+    return [(training.configuration, fold) for training, fold in jobs]
+
+
+def follows_clock(run: Run) -> bool:
+    """Whether trainings have a time to keep, instead of a number of steps that was set or is the method's."""
+    set_fields = {path.rpartition(".")[2] for path in changes_of(run.settings, "schedule")}
+    edited = {edit.path.rpartition(".")[2] for edit in schedule_edits(run)}
+    return not run.follows_method and {"num_steps", "epochs"}.isdisjoint(set_fields | edited)
+
+
+WARM_UP_STEPS = 4
+"""Of each training of a process: cases are opened, the network is compiled."""
+PACE_STEPS, PACE_S, PACE_SHARE = 3, 5.0, 0.01
+"""The pace is that of so many steps at least, over so many seconds and this share of what is left of the run."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Pacer(Callback):
+    """Keeps a run within its time: follows the pace of training steps, and plans anew what is left where it departs.
+
+    The time is what the schedule expected when this call began to train, however long earlier calls took.
+    """
+
+    run: Run
+    schedule: Schedule
+    tracker: Tracker
+    left: list[tuple[str, int]]
+    """Folds that are not trained yet, in order; the first one trains."""
+    is_active: bool = False
+    ends: float | None = None
+    """When the run should end, by the monotonic clock; none before the first fold starts."""
+    window_s: float = PACE_S
+    skip: int = 0
+    """Steps that are still left out of the pace."""
+    since: tuple[int, float] | None = None
+    """Steps done and time when the pace began to be measured."""
+
+    @property
+    def rest_s(self) -> float:
+        """Predictions, scores and all else after training, at the planned pace."""
+        return self.schedule.expected_validation_s + self.schedule.expected_rest_s
+
+    def on_fold_start(self, fold: FoldStart) -> None:
+        while self.left and self.left[0] != (fold.configuration, fold.fold):  # trained by another process
+            self.left = self.left[1:]
+        if self.ends is None:
+            expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done) + self.rest_s
+            self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
+        self.skip, self.since = WARM_UP_STEPS, None
+
+    def revise(self, done: int) -> Revision | None:
+        """Called after each step with the steps done: another number of steps for the fold that trains, if time asks for it."""
+        if not self.is_active or self.ends is None:
+            return None
+        now, self.skip = time.monotonic(), self.skip - 1
+        if self.since is None:
+            self.since = (done, now) if self.skip <= 0 else None
+            return None
+        steps, seconds = done - self.since[0], now - self.since[1]
+        if steps < PACE_STEPS or seconds < self.window_s:
+            return None
+        self.since = (done, now)
+        revisions = revise(
+            self.schedule, self.left, done=done, step_s=seconds / steps, left_s=self.ends - now, rest_s=self.rest_s
+        )
+        return self._save(revisions) if revisions else None
+
+    def _save(self, revisions: Sequence[Revision]) -> Revision | None:
+        before = sum(self.schedule.steps_of(*job) for job in self.left)
+        self.schedule = save_revisions(self.run, revisions)
+        self.tracker.extend(sum(self.schedule.steps_of(*job) for job in self.left) - before)
+        (name, fold), first = self.left[0], revisions[0]
+        self.run.say(f"{name}, fold {fold}: {first.num_steps} steps from now on; {first.reason}")
+        return first if (first.configuration, first.fold) == (name, fold) else None
 
 
 def all_jobs(schedule: Schedule) -> list[FoldJob]:
@@ -99,7 +184,7 @@ def expected_s(run: Run, schedule: Schedule, keys: Mapping[tuple[str, int], str]
     trained = [pair for pair, key in keys.items() if is_trained(final_weights(run.folder, *pair), key)]
     validated = [pair for pair in trained if (run.folder.validation(*pair) / "summary.json").exists()]
     return (
-        schedule.expected_training_s * (1 - len(trained) / len(keys))
+        steps_left_s(schedule, [pair for pair in keys if pair not in trained])
         + schedule.expected_validation_s * (1 - len(validated) / len(keys))
         + schedule.expected_rest_s
     )
@@ -113,11 +198,18 @@ def fold_inputs(run: Run, prepared: Prepared, training: Training, fold: int) -> 
         **({} if before is None else {"previous stage": key_of(stage_keys(run, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
         "plan": trained_by(plan, training.configuration),
-        "schedule": key_of(training, prepared.schedule.conditions.num_threads),
+        "schedule": key_of(
+            training, prepared.schedule.conditions.num_threads, *replayed_revisions(prepared, training, fold)
+        ),
         "split": key_of(prepared.splits.folds[fold]),
         "seed": key_of(run.settings.seed),
         **({} if pretrained is None else {"pretrained model": key_of(pretrained.key)}),
     }
+
+
+def replayed_revisions(prepared: Prepared, training: Training, fold: int) -> tuple[Revision, ...]:
+    """Revisions that are an input of a fold; those that a run made itself while it trained are a result of it."""
+    return prepared.schedule.revisions_of(training.configuration, fold) if prepared.replays else ()
 
 
 def fold_key(run: Run, prepared: Prepared, training: Training, fold: int) -> str:
@@ -139,9 +231,7 @@ def is_trained(final: Path, key: str) -> bool:
         return False
 
 
-def training_work(
-    run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tracker, *, wait: bool = False
-) -> Work:
+def training_work(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer, *, wait: bool = False) -> Work:
     """The work of training one configuration on one fold; ``wait``: for another process that does the same."""
     training, fold = job
     name = training.configuration
@@ -151,13 +241,13 @@ def training_work(
         inputs=partial(fold_inputs, run, prepared, training, fold),
         outputs=[final_weights(run.folder, name, fold)],
         is_whole=partial(is_trained, key=key),
-        do=partial(train_one, run, prepared, job, key, tracker),
+        do=partial(train_one, run, prepared, job, key, pacer),
         wait=wait,
         keeps_record=True,
     )
 
 
-def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tracker) -> None:
+def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer) -> None:
     """Train one configuration on one fold, from its checkpoint where there is one.
 
     Patches are drawn in `autoseg.training.sampling`; the loss is that of the configuration in ``plan.json``.
@@ -169,7 +259,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
         run.folder.stage(f"{stage}-{name}-fold_{fold}").unlink(missing_ok=True)
     if exchange_training(run.folder, name, fold, key):
         run.say(f"Restored the training of {name}, fold {fold}, from {run.folder.previous}")
-        tracker.found(training.num_steps)
+        pacer.tracker.found(run.schedule.steps_of(name, fold))
         return
     # At no moment may other weights and their predictions pass for those that are trained now.
     final_weights(run.folder, name, fold).unlink(missing_ok=True)
@@ -197,9 +287,11 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, tracker: Tra
         case_ids=split.train,
         start=start,
         require_cases=partial(require_cases, preprocessed, expected),
+        revisions=run.schedule.revisions_of(name, fold),
+        revise=pacer.revise,
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        train_fold(spec, (FoldProgress(tracker, run.say), *run.callbacks), should_stop=should_stop)
+        train_fold(spec, (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks), should_stop=should_stop)
 
 
 def num_readers(device: torch.device, num_workers: int) -> int:

@@ -34,6 +34,9 @@ class Tracker(Protocol):
     def found(self, amount: float) -> None:
         """``amount`` more units were done by an earlier call; they do not count for the speed of this one."""
 
+    def extend(self, amount: float) -> None:
+        """``amount`` more units are to be done than was said, or fewer."""
+
 
 class Reporter(Protocol):
     """What stages report to. They know no terminal; they are given one of these."""
@@ -104,6 +107,9 @@ class _LogTracker:
 
     def found(self, amount: float) -> None:
         self.done_before += amount
+
+    def extend(self, amount: float) -> None:
+        self.total += amount
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         now, before = time.monotonic(), self.done
@@ -206,6 +212,9 @@ class _BarTracker:
 
     def found(self, amount: float) -> None:
         self.task.completed += amount  # an update of the bar would make it a sample of the speed
+
+    def extend(self, amount: float) -> None:
+        self.bar.update(self.task.id, total=(self.task.total or 0.0) + amount)
 
     def advance(self, amount: float = 1.0, *, note: str = "") -> None:
         self.bar.update(self.task.id, advance=amount, note=note)

@@ -146,7 +146,7 @@ class Checkpoints(Callback):
         spec, done = self.run.spec, step.step + 1
         stopping = self.should_stop()
         due = time.monotonic() - self.last_saved > spec.checkpoint_interval_s
-        if stopping or due or done == spec.training.num_steps:
+        if stopping or due or done == self.run.num_steps:
             save(self.run, done)
             self.last_saved = time.monotonic()
         if stopping:

@@ -50,6 +50,22 @@ class Validated:
 
 
 @dataclass(frozen=True, slots=True)
+class Length(Callback):
+    """Applies the revisions of the number of steps: known ones at their step, then those that the spec's ``revise`` gives."""
+
+    run: FoldRun
+
+    def on_step(self, step: StepRecord) -> None:
+        run, done = self.run, step.step + 1
+        if done == run.num_steps:
+            return
+        known = run.spec.revisions[len(run.revisions) :]
+        revision = known[0] if known else run.spec.revise(done)
+        if revision is not None and revision.step == done:
+            run.revisions, run.new_batches = (*run.revisions, revision), True
+
+
+@dataclass(frozen=True, slots=True)
 class EpochHistory(Callback):
     """At the end of an epoch scores validation patches, keeps the best and the last good weights, and calls ``on_epoch``."""
 
@@ -62,7 +78,7 @@ class EpochHistory(Callback):
         state.waits.append(step.wait_s)
         state.durations.append(step.duration_s)
         done = step.step + 1
-        if done % training.steps_per_epoch == 0 or done == training.num_steps:
+        if done % training.steps_per_epoch == 0 or done == self.run.num_steps:
             notify(self.run.listeners, "on_epoch", finish_epoch(self.run, step))
 
 
@@ -159,7 +175,7 @@ def train_fold(
         fold=spec.fold,
         key=spec.key,
         steps_done=run.steps_done,
-        num_steps=spec.training.num_steps,
+        num_steps=run.num_steps,
     )
     notify(run.listeners, "on_fold_start", start)
     try:
@@ -178,14 +194,14 @@ def train_fold(
 
 def _take_steps(run: FoldRun) -> None:
     """All steps that are left; batches are drawn again whenever a callback wants that."""
-    num_steps, source = run.spec.training.num_steps, batch_source(run.spec, purpose="training")
+    source = batch_source(run.spec, purpose="training")
 
     def on_step(record: StepRecord) -> None:
         notify(run.listeners, "on_step", record)
         run.steps_done = record.step + 1
 
-    while run.steps_done < num_steps:
-        steps = range(run.steps_done, num_steps)
+    while run.steps_done < run.num_steps:
+        steps = range(run.steps_done, run.num_steps)
         sought = with_sought(source, tuple(run.state.sought))
         batches = load_batches(sought, steps, num_workers=run.num_workers, device=run.spec.device)
         with readable_errors(run.spec.where):
@@ -217,9 +233,13 @@ def _begin(
         state = read_state(checkpoint)
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step
-    run = FoldRun(spec=spec, parts=parts, state=state, num_workers=spec.num_workers, steps_done=steps_done)
-    # in this order: a skipped step belongs to its epoch, and a checkpoint holds the epoch that ends with its step
-    run.listeners = (Guards(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
+    applied = tuple(revision for revision in spec.revisions if revision.step <= steps_done)
+    run = FoldRun(
+        spec=spec, parts=parts, state=state, num_workers=spec.num_workers, steps_done=steps_done, revisions=applied
+    )
+    # in this order: what ends an epoch depends on the length, a skipped step belongs to its epoch, and a checkpoint holds the
+    # epoch that ends with its step
+    run.listeners = (Length(run), Guards(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
     notes = spec.start.notes if spec.start is not None and checkpoint is None else ()
     adapted = (
         Issue(code="training.weights_adapted", severity="note", where=spec.where, message=note) for note in notes

@@ -18,7 +18,7 @@ from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
 from autoseg.training.losses import make_loss
 from autoseg.training.sampling import BatchSource, PatchSource, with_scarce, with_sought
-from planners import Configuration, Labels, Plan, Training, with_width
+from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
 """Seconds between checkpoints. At most a minute of training may be lost; the rest of the minute is for writing."""
@@ -50,15 +50,15 @@ class FoldSpec:
     require_cases: Callable[[], None] = lambda: None
     """Raises `AutosegError` if the stored cases were replaced; called before anything is saved."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+    revisions: Sequence[Revision] = ()
+    """Of the number of steps, as they are known: each is applied when its step is done."""
+    revise: Callable[[int], Revision | None] = lambda done: None
+    """Called after each step with the steps done, once all known revisions are applied; may give another one."""
 
     @property
     def where(self) -> str:
         """Name of the training in messages, e.g. ``3d_fullres, fold 2``."""
         return f"{self.configuration.name}, fold {self.fold}"
-
-    @property
-    def num_epochs(self) -> int:
-        return -(-self.training.num_steps // self.training.steps_per_epoch)
 
 
 def make_network(configuration: Configuration, training: Training, *, seed: int | None) -> nn.Module:
@@ -153,16 +153,27 @@ class FoldRun:
     num_workers: int = 0
     """Processes that read patches now."""
     steps_done: int = 0
+    revisions: tuple[Revision, ...] = ()
+    """Those of the spec that were applied, and later ones."""
     new_batches: bool = False
-    """Set by a callback: from the next step on, batches must be drawn by other rules or more workers."""
+    """Set by a callback: from the next step on, batches must be drawn by other rules, to another end or by more workers."""
 
     @property
     def micro_batch_size(self) -> int:
         return self.state.micro_batch_size
 
     @property
-    def rate_factor(self) -> float:
-        return self.state.rate_factor
+    def num_steps(self) -> int:
+        """Steps of the training in all, as far as is known now."""
+        return self.revisions[-1].num_steps if self.revisions else self.spec.training.num_steps
+
+    @property
+    def num_epochs(self) -> int:
+        return -(-self.num_steps // self.spec.training.steps_per_epoch)
+
+    def learning_rate(self, step: int) -> float:
+        """That of the schedule, lower after restarts."""
+        return learning_rate(self.spec.training, step, self.revisions) * self.state.rate_factor
 
 
 def add_issue(run: FoldRun, issue: Issue, *, repeat: bool = False) -> None:

@@ -195,7 +195,7 @@ def check_skipped(run: FoldRun, step: StepRecord) -> None:
 
 def check_finite(run: FoldRun, epoch: EpochRecord) -> None:
     """Ends a training whose steps were all skipped: only those shorter than a row of skips come so far."""
-    if epoch.step == len(run.state.skipped_steps) == run.spec.training.num_steps:
+    if epoch.step == len(run.state.skipped_steps) == run.num_steps:
         raise AutosegError(failure_issue(run, "loss or gradient was never finite", code="training.loss_not_finite"))
 
 
@@ -209,7 +209,7 @@ def check_classes(run: FoldRun, epoch: EpochRecord) -> None:
     """Draws more patches around classes that are not learned, and reports at the end which were not."""
     state, where = run.state, f"{run.spec.where}, class "
     known = {issue.where for issue in state.issues if issue.code == "training.class_not_found"}
-    names = [n for n in unlearned_classes(state.history, run.spec.num_epochs) if where + n not in known]
+    names = [n for n in unlearned_classes(state.history, run.num_epochs) if where + n not in known]
     containing = cases_by_class(run.spec.training_cases) if names else {}
     for name in names:
         message, fix = f"not found in any validation patch after {epoch.step} steps", ""
@@ -222,7 +222,7 @@ def check_classes(run: FoldRun, epoch: EpochRecord) -> None:
             message += "; no training case of this fold contains it, so it cannot be learned"
             fix = "add cases, or use other folds (--splits)"
         _warn(run, code="training.class_not_found", where=where + name, message=message, fix=fix)
-    if epoch.step == run.spec.training.num_steps:
+    if epoch.step == run.num_steps:
         fix = "do not rely on these predictions; a longer --budget or more cases with it may help"
         for name in never_found(state.history):
             message = "not found in any validation patch"
@@ -248,7 +248,7 @@ def check_waiting(run: FoldRun, epoch: EpochRecord) -> None:
 
 def check_overfitting(run: FoldRun, epoch: EpochRecord) -> None:
     """Reports when the validation loss rises while the training loss falls."""
-    if (found := find_overfitting(run.state.history, run.spec.num_epochs)) is not None:
+    if (found := find_overfitting(run.state.history, run.num_epochs)) is not None:
         fix = "add cases, or use a shorter --budget; the final weights are still used, and best.safetensors keeps the best"
         _warn(run, code="training.overfitting", message=found, fix=fix)
 

@@ -15,7 +15,7 @@ from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.losses import LossFunction, supervise_deeply
 from autoseg.training.sampling import Batch
-from planners import Labels, Loss, Training, learning_rate
+from planners import Labels, Loss, Training
 
 Forward = Callable[[Tensor], list[Tensor]]
 """Images (N, C, patch...) -> logits at every head."""
@@ -82,9 +82,8 @@ class Control(Protocol):
     def micro_batch_size(self) -> int:
         """Samples computed at once; the gradient is that of the whole batch."""
 
-    @property
-    def rate_factor(self) -> float:
-        """Of the schedule's learning rate."""
+    def learning_rate(self, step: int) -> float:
+        """Of a step (0-based)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +160,7 @@ def train(
         started = time.perf_counter()
         images, labels = next(source)
         waited = time.perf_counter() - started
-        rate = learning_rate(parts.training, step) * control.rate_factor
+        rate = control.learning_rate(step)
         while (outcome := _try_step(parts, images, labels, rate, control.micro_batch_size)) is None:
             on_memory_error(step)
         loss, applied = outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Literal
 
@@ -100,6 +101,30 @@ class Training(Document):
         return steps
 
 
+class Revision(Document):
+    """Another number of steps for one fold, decided while the run trained, because it was slower or faster than planned."""
+
+    configuration: str
+    fold: Annotated[int, Field(ge=0)]
+    step: Annotated[int, Field(ge=0)]
+    """Steps of the fold that were done when it was decided."""
+    num_steps: PositiveInt
+    """Steps of the fold in all, from then on."""
+    planned_steps: PositiveInt
+    """`Training.num_steps` then; a revision of a training of another length is void."""
+    step_s: PositiveFloat
+    """What a step took at that time."""
+    reason: Annotated[str, PROSE]
+
+    @field_validator("num_steps")
+    @classmethod
+    def _check_steps(cls, steps: int, info: ValidationInfo) -> int:
+        done = info.data.get("step")
+        if done is not None and steps <= done:
+            raise ValueError(f"{steps} steps in all, but {done} were done")
+        return steps
+
+
 class Schedule(Document):
     """``schedule.json``: measured once, then an input."""
 
@@ -115,6 +140,8 @@ class Schedule(Document):
     expected_rest_s: Annotated[float, Field(ge=0)]
     """Selection, test predictions and report."""
     decisions: Annotated[tuple[DecisionRecord, ...], PROSE]
+    revisions: tuple[Revision, ...] = ()
+    """In the order in which they take effect in each fold."""
 
     @field_validator("trainings")
     @classmethod
@@ -129,6 +156,19 @@ class Schedule(Document):
     def expected_s(self) -> float:
         """All that is left once the schedule is made."""
         return self.expected_training_s + self.expected_validation_s + self.expected_rest_s
+
+    def revisions_of(self, configuration: str, fold: int) -> tuple[Revision, ...]:
+        """Revisions of one fold that fit its training, in order."""
+        planned = self.training(configuration).num_steps
+        found = (
+            r for r in self.revisions if (r.configuration, r.fold, r.planned_steps) == (configuration, fold, planned)
+        )
+        return tuple(found)
+
+    def steps_of(self, configuration: str, fold: int) -> int:
+        """Steps of one fold, after its revisions."""
+        revisions = self.revisions_of(configuration, fold)
+        return revisions[-1].num_steps if revisions else self.training(configuration).num_steps
 
     def training(self, configuration: str) -> Training:
         """The training of that configuration; `KeyError` lists the scheduled ones."""
@@ -146,14 +186,31 @@ def with_width(network: Network, base_features: int) -> Network:
     return network.model_copy(update={"features": features})
 
 
-def learning_rate(training: Training, step: int) -> float:
+def planned_position(training: Training, step: int, revisions: Sequence[Revision] = ()) -> float:
+    """The step of the training as it was planned that stands where ``step`` of the revised one does (0-based).
+
+    ``revisions`` are of this fold, in order. Each spreads what was left of the plan evenly over the steps that are left, so the
+    position never jumps, and ends at the last planned step with the last step.
+    """
+    position, since, pace = 0.0, 0, 1.0
+    for revision in revisions:
+        if revision.step > step:
+            break
+        position, since = position + pace * (revision.step - since), revision.step
+        pace = (training.num_steps - position) / (revision.num_steps - since)
+    return position + pace * (step - since)
+
+
+def learning_rate(training: Training, step: int, revisions: Sequence[Revision] = ()) -> float:
     """Learning rate of ``step`` (0-based): linear warm-up to the peak, then the curve down to about zero.
 
-    The method's schedule changes it once an epoch (section 7.1), budgeted ones with every step.
+    The method's schedule changes it once an epoch (section 7.1), budgeted ones with every step. It follows the share of the
+    training that is done: ``revisions`` of the fold's length bend the curve.
     """
-    if step < training.warmup_steps:
-        return training.peak_learning_rate * (step + 1) / training.warmup_steps
-    position, length = step - training.warmup_steps, training.num_steps - training.warmup_steps
+    planned = planned_position(training, step, revisions) if revisions else step
+    if planned < training.warmup_steps:
+        return training.peak_learning_rate * min(1.0, (planned + 1) / training.warmup_steps)
+    position, length = planned - training.warmup_steps, training.num_steps - training.warmup_steps
     if training.momentum > 0.95:  # nnU-Net's schedule
         position -= position % training.steps_per_epoch
     progress = position / length

@@ -36,6 +36,7 @@ from autoseg.training import fold
 from autoseg.training.fold import Validated, train_fold
 from autoseg.training.fold_spec import FoldRun, FoldSpec, FoldState, make_fold_parts, make_network
 from autoseg.training.sampling import BatchSource
+from planners import Revision
 
 
 def test_a_small_network_learns_two_shapes(tmp_path) -> None:
@@ -129,7 +130,7 @@ def test_folds_start_from_weights_of_their_own(tmp_path) -> None:
     spec = replace(make_spec(tmp_path, steps=7), fold=2)
     drawn = make_network(spec.configuration, spec.training, seed=spec.seed + 2).state_dict()
     assert all(torch.equal(drawn[name], tensor) for name, tensor in begun(spec).parts.network.state_dict().items())
-    assert spec.num_epochs == 3  # of three steps, the last one shorter
+    assert begun(spec).num_epochs == 3  # of three steps, the last one shorter
     assert spec.checkpoint_interval_s < 60  # at most a minute is lost
 
 
@@ -231,3 +232,43 @@ def test_a_killed_process_that_reads_is_an_error_with_a_fix(tmp_path) -> None:
     (tmp_path / "kill").unlink()
     run(spec)
     assert (tmp_path / "final.safetensors").exists()
+
+
+def test_a_training_of_another_length_is_replayed_bit_for_bit(tmp_path) -> None:
+    """Shortened after the fourth step and lengthened after the sixth; the same once more, from the record, through a kill."""
+    made = {4: revision(4, 8), 6: revision(6, 11)}
+    live, replayed = (
+        replace(make_spec(tmp_path / name, steps=12), checkpoint_interval_s=0.0) for name in ("live", "replayed")
+    )
+    live = replace(live, revise=made.get)
+    run(live)
+    assert [line["step"] for line in history_of(live)] == [3, 6, 9, 11]
+    assert steps_saved(live) == 11
+    replayed = replace(replayed, revisions=tuple(made.values()))
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(replayed, [StopAt(5)])
+    assert steps_saved(replayed) == 5
+    run(replayed)
+    assert same_weights(live, replayed)
+    assert history_of(live) == history_of(replayed)
+
+
+def test_known_revisions_come_before_new_ones_and_nothing_changes_at_the_end(tmp_path) -> None:
+    asked: list[int] = []
+    spec = make_spec(tmp_path, steps=6)
+    spec = replace(spec, revisions=(revision(0, 5), revision(2, 4)), revise=asked.append)
+    run(spec)
+    assert steps_saved(spec) == 4
+    assert asked == [3]  # not before the known ones, nor after the last step
+
+
+def revision(step: int, num_steps: int) -> Revision:
+    return Revision(
+        configuration="3d_fullres",
+        fold=0,
+        step=step,
+        num_steps=num_steps,
+        planned_steps=12,
+        step_s=1.0,
+        reason="the test",
+    )

@@ -25,7 +25,7 @@ from autoseg.training.fold_spec import batch_source, make_fold_parts, make_netwo
 from autoseg.training.loop import Parts, compute_gradient, make_parts, run_network, train, train_step
 from autoseg.training.losses import make_loss
 from autoseg.training.sampling import finish
-from planners import LabelClass, Labels, learning_rate, trial_training
+from planners import LabelClass, Labels, trial_training
 
 
 def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
@@ -103,7 +103,7 @@ def test_class_counts_of_regions_leave_ignored_voxels_out() -> None:
 def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
     parts = half_parts(precision="float32")
     batch = torch.ones(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
-    control = SimpleNamespace(micro_batch_size=2, rate_factor=0.5, new_batches=False)
+    control = SimpleNamespace(micro_batch_size=2, learning_rate=lambda step: 0.01 * step, new_batches=False)
     records: list[StepRecord] = []
 
     def on_step(record: StepRecord) -> None:
@@ -117,9 +117,7 @@ def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
     assert do(range(4, 9)) == 6
     spent = time.perf_counter() - started
     assert [record.step for record in records] == [4, 5]
-    assert [record.learning_rate for record in records] == [
-        0.5 * learning_rate(parts.training, step) for step in (4, 5)
-    ]
+    assert [record.learning_rate for record in records] == [0.04, 0.05]
     assert all(0 <= record.wait_s < record.duration_s < spent and not record.skipped for record in records)
     assert not control.new_batches
     assert (do(range(6, 9)), do(range(0))) == (9, 0)
@@ -179,7 +177,7 @@ def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_redone() -> None
 
     def do_steps(parts: Parts, steps: range) -> list[int]:
         relieved: list[int] = []
-        control = SimpleNamespace(micro_batch_size=1, rate_factor=1.0, new_batches=False)
+        control = SimpleNamespace(micro_batch_size=1, learning_rate=lambda step: 0.01, new_batches=False)
         train(
             parts, [batch] * len(steps), steps, control=control, on_step=lambda _: None, on_memory_error=relieved.append
         )

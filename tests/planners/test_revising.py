@@ -1,0 +1,187 @@
+"""Other numbers of steps while a run trains: when, how many, and what becomes of the learning rate."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from planners import (
+    Conditions,
+    Measurement,
+    Revision,
+    Schedule,
+    Training,
+    learning_rate,
+    revise,
+    steps_left_s,
+    with_revisions,
+)
+from planners.schedule.documents import planned_position
+from planners.schedule.revising import expected_step_s, planned_step_s
+
+FOLDS = [("3d_fullres", 0), ("3d_fullres", 1)]
+
+
+def training_of(num_steps: int = 100, **changes: Any) -> Training:
+    values = {
+        "configuration": "3d_fullres", "base_features": 16, "batch_size": 2, "num_steps": num_steps, "steps_per_epoch": 10,
+        "precision": "float32", "optimiser": "adamw", "peak_learning_rate": 0.004, "momentum": 0.9, "weight_decay": 0.0,
+        "warmup_steps": 10, "curve": "cosine", "gradient_clip": 12.0, "deep_supervision": True, "mirroring": False,
+        "augmentation": True, "foreground_share": 0.33, "validation_batches": 4,
+    }  # fmt: skip
+    return Training.model_validate({**values, **changes})
+
+
+def measured(name: str, step_s: float, **changes: Any) -> Measurement:
+    values = {"configuration": name, "base_features": 16, "batch_size": 2, "precision": "float32", "case_s": 1.0}
+    return Measurement.model_validate({**values, "step_s": step_s, **changes})
+
+
+def schedule_of(*trainings: Training, measurements: tuple[Measurement, ...] = ()) -> Schedule:
+    conditions = Conditions(
+        device="cpu",
+        num_threads=2,
+        budget_s=600.0,
+        elapsed_s=0.0,
+        num_folds=2,
+        num_training_cases=10,
+        num_test_cases=0,
+        cross_validated=True,
+        measurements=measurements or (measured("3d_fullres", 0.5),),
+        seed=0,
+    )
+    return Schedule(
+        conditions=conditions,
+        num_folds=2,
+        trainings=trainings or (training_of(),),
+        expected_training_s=120.0,
+        expected_validation_s=10.0,
+        expected_rest_s=6.0,
+        decisions=(),
+    )
+
+
+def revision(step: int, num_steps: int, *, fold: int = 0, planned_steps: int = 100) -> Revision:
+    return Revision(
+        configuration="3d_fullres",
+        fold=fold,
+        step=step,
+        num_steps=num_steps,
+        planned_steps=planned_steps,
+        step_s=0.7,
+        reason="",
+    )
+
+
+def test_nothing_changes_at_the_planned_pace() -> None:
+    assert revise(schedule_of(), FOLDS, done=20, step_s=0.5, left_s=0.5 * 180 + 16, rest_s=16) == ()
+
+
+@pytest.mark.parametrize(("left_s", "is_revised"), [(109.9, False), (110.1, True), (90.1, False), (89.9, True)])
+def test_a_departure_of_a_tenth_changes_the_steps(left_s: float, is_revised: bool) -> None:
+    """Of two folds of 100 steps, 100 s in all."""
+    found = revise(schedule_of(), FOLDS, done=0, step_s=0.5, left_s=left_s, rest_s=0.0)
+    assert bool(found) == is_revised
+
+
+def test_a_machine_that_is_half_as_fast_gives_all_folds_half_of_what_was_left() -> None:
+    """60 and 100 steps were to take 80 s, predictions 16 s; now it would be twice that, and 112 s are left: 80 s for steps."""
+    found = revise(schedule_of(), FOLDS, done=40, step_s=1.0, left_s=112.0, rest_s=16.0)
+    assert [(r.fold, r.step, r.num_steps, r.planned_steps) for r in found] == [(0, 40, 70, 100), (1, 0, 50, 100)]
+    assert [r.step_s for r in found] == [1.0, 1.0]
+    assert found[0].reason == "a step takes 1 s instead of 0.5 s: 112 s are left for what takes 192 s"
+
+
+def test_every_fold_keeps_a_step_where_no_time_is_left() -> None:
+    found = revise(schedule_of(), FOLDS, done=40, step_s=1.0, left_s=-50.0, rest_s=16.0)
+    assert [(r.step, r.num_steps) for r in found] == [(40, 41), (0, 1)]
+
+
+def test_other_configurations_slow_down_alike() -> None:
+    schedule = schedule_of(
+        training_of(),
+        training_of(200, configuration="2d"),
+        measurements=(measured("3d_fullres", 0.5), measured("2d", 0.1)),
+    )
+    jobs = [("3d_fullres", 1), ("2d", 0)]
+    found = revise(schedule, jobs, done=0, step_s=1.0, left_s=70.0, rest_s=0.0)  # 100 s and 40 s at half the speed
+    assert [(r.configuration, r.num_steps, r.step_s) for r in found] == [("3d_fullres", 50, 1.0), ("2d", 100, 0.2)]
+
+
+def test_steps_that_were_revised_are_counted_from_then_on() -> None:
+    schedule = with_revisions(schedule_of(), [revision(40, 70), revision(0, 50, fold=1)])
+    assert [schedule.steps_of(*fold) for fold in FOLDS] == [70, 50]
+    assert steps_left_s(schedule, FOLDS, done=40) == pytest.approx((30 + 50) * 0.7)
+    assert expected_step_s(schedule, "3d_fullres") == 0.7
+    assert revise(schedule, FOLDS, done=60, step_s=0.7, left_s=0.7 * 60 + 16 * 1.4, rest_s=16) == ()
+    later = with_revisions(schedule, [revision(0, 80, fold=1)])
+    assert [(r.fold, r.step, r.num_steps) for r in later.revisions] == [(0, 40, 70), (1, 0, 80)]
+
+
+def test_revisions_of_a_training_of_another_length_are_void() -> None:
+    schedule = with_revisions(schedule_of(), [revision(40, 70, planned_steps=99)])
+    assert schedule.revisions_of("3d_fullres", 0) == ()
+    assert schedule.steps_of("3d_fullres", 0) == 100
+
+
+def test_the_pace_is_that_of_compiled_steps_or_follows_from_the_expected_time() -> None:
+    fast = measured("3d_fullres", 0.5, compiled_step_s=0.4)
+    assert planned_step_s(schedule_of(training_of(compiled=True), measurements=(fast,)), "3d_fullres") == 0.4
+    assert planned_step_s(schedule_of(training_of(), measurements=(fast,)), "3d_fullres") == 0.5
+    assert planned_step_s(schedule_of(training_of(base_features=32)), "3d_fullres") == 120 / 200
+
+
+@pytest.mark.parametrize(("step", "num_steps", "is_valid"), [(40, 41, True), (40, 40, False), (0, 1, True)])
+def test_a_revision_leaves_a_step(step: int, num_steps: int, is_valid: bool) -> None:
+    if is_valid:
+        assert revision(step, num_steps).num_steps == num_steps
+    else:
+        with pytest.raises(ValidationError, match="40 steps in all, but 40 were done"):
+            revision(step, num_steps)
+
+
+revised = st.lists(st.tuples(st.floats(0.05, 0.9), st.floats(0.3, 3.0)), min_size=1, max_size=4)
+
+
+@given(changes=revised, curve=st.sampled_from(["cosine", "polynomial"]), warmup=st.integers(0, 30))
+def test_the_learning_rate_bends_but_never_jumps(changes: list[tuple[float, float]], curve: str, warmup: int) -> None:
+    training = training_of(300, curve=curve, warmup_steps=warmup)
+    revisions: list[Revision] = []
+    total = training.num_steps
+    done = 0
+    for share, factor in changes:
+        done += max(1, round(share * (total - done)))
+        if done >= total:
+            break
+        total = done + max(1, round(factor * (total - done)))
+        revisions.append(revision(done, total, planned_steps=300))
+    rates = [learning_rate(training, step, revisions) for step in range(total)]
+    positions = [planned_position(training, step, revisions) for step in range(total + 1)]
+    assert positions[0] == 0
+    assert positions[-1] == pytest.approx(300)
+    for step, later in enumerate(range(1, total)):
+        passed = positions[later] - positions[step]
+        assert passed > 0
+        # the curve of the plan nowhere changes by more between two of its steps than warm-up or decay do
+        steepest = max(1 / max(1, warmup), math.pi / 2 / (300 - warmup)) if curve == "cosine" else None
+        if steepest is not None:
+            assert abs(rates[later] - rates[step]) <= training.peak_learning_rate * steepest * passed * 1.001
+    assert max(rates) <= training.peak_learning_rate
+    assert min(rates) > 0
+
+
+def test_without_revisions_the_curve_is_that_of_the_plan() -> None:
+    training = training_of()
+    assert [learning_rate(training, step, ()) for step in range(100)] == [
+        learning_rate(training, s) for s in range(100)
+    ]
+    assert planned_position(training, 33, ()) == 33
+    halved = (revision(20, 60),)  # the 80 steps that were left are done in 40
+    assert planned_position(training, 20, halved) == 20
+    assert planned_position(training, 21, halved) == 22
+    assert learning_rate(training, 21, halved) == learning_rate(training, 22)
