@@ -275,7 +275,7 @@ def test_the_last_good_weights_return_at_half_the_rate(tmp_path) -> None:
     assert end_epoch(run, check_collapse) == ["training.restarted"]
     assert torch.equal(run.parts.network.weight, run.state.good["weight"])
     assert not run.parts.optimiser.state
-    assert (run.state.restarts, run.state.restarted_at, run.rate_factor) == (1, 300, 0.5)
+    assert (run.state.restarts, run.state.restarted_at, run.state.rate_factor) == (1, 300, 0.5)
     assert run.state.issues[0].message == (
         "the training collapsed: the pseudo-Dice fell from 0.70 to 0.00, the loss rose from 0.20 to 1.50; restored the last "
         "good weights, with 0.5 of the planned learning rate"
@@ -315,7 +315,7 @@ def test_a_good_epoch_changes_nothing(tmp_path) -> None:
     for check in (check_collapse, check_classes, check_waiting):
         assert end_epoch(run, check) == []
     assert torch.equal(run.parts.network.weight, before)
-    assert (run.rate_factor, run.new_batches) == (1.0, False)
+    assert (run.state.rate_factor, run.new_batches) == (1.0, False)
 
 
 @pytest.mark.parametrize("shown", [True, False])
@@ -358,7 +358,7 @@ def test_overfitting_is_an_issue_of_the_fold(tmp_path) -> None:
 def test_each_restart_is_reported(tmp_path) -> None:
     run = make_run(tmp_path, COLLAPSED)
     assert [*(end_epoch(run, check_collapse) for _ in range(3))][-1] == ["training.restarted"] * 3
-    assert (run.state.restarts, run.rate_factor) == (3, 0.125)
+    assert (run.state.restarts, run.state.rate_factor) == (3, 0.125)
 
 
 @pytest.mark.parametrize(
