@@ -176,6 +176,9 @@ class Settings(Document):
         ),
     ] = None
     """Seconds."""
+    anyway: Annotated[
+        bool, Option("Train even if the time is too short to learn anything.", "schedule", decides=False)
+    ] = False
     schedule: Annotated[
         OptionalPath, Option("Use this schedule.json instead of measuring the machine.", "schedule", "FILE")
     ] = None

@@ -72,9 +72,9 @@ from planners.schedule.planning import (
     DEFAULT_CPU_BUDGET_S,
     describe_outlook,
     extend_schedule,
+    find_short_budget,
     plan_schedule,
     wants_more_candidates,
-    warn_of_short_budget,
 )
 from planners.schedule.revising import revise, steps_left_s, with_revisions
 from planners.topology import Topology
@@ -134,6 +134,7 @@ __all__ = [
     "explain",
     "extend_schedule",
     "find_edits",
+    "find_short_budget",
     "input_names",
     "issues_of",
     "learning_rate",
@@ -158,7 +159,6 @@ __all__ = [
     "transpose",
     "trial_training",
     "wants_more_candidates",
-    "warn_of_short_budget",
     "why_untrainable",
     "with_revisions",
     "with_width",

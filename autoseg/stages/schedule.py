@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError, Issue
-from autoseg.settings import changes_of
+from autoseg.settings import Settings, changes_of
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import (
     always_trained_on,
@@ -47,13 +47,14 @@ from planners import (
     Plan,
     Revision,
     Schedule,
+    Severity,
     Training,
     describe_outlook,
     edited_schedule,
     extend_schedule,
     find_edits,
+    find_short_budget,
     plan_schedule,
-    warn_of_short_budget,
     with_revisions,
 )
 
@@ -270,6 +271,8 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         require_redo(run, reasons, code="run.schedule_changed")
         splits = find_splits(run.settings, dataset)
         schedule = measured_schedule(run, dataset, plan, splits)
+        if not run.settings.anyway and (short := short_budget_issue(run, plan, schedule)) is not None:
+            raise AutosegError(short)
         if schedule.num_folds < len(splits.folds):
             splits = find_splits(run.settings, dataset, schedule.num_folds)
     else:
@@ -485,11 +488,27 @@ def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False
     )
     if is_given:
         return
-    outlook, warning = describe_outlook(plan, schedule), warn_of_short_budget(plan, schedule)
-    if warning:
-        run.say(f"Warning: {warning}")
-    elif outlook:
+    if (short := short_budget_issue(run, plan, schedule)) is not None:
+        run.show(short)
+    elif outlook := describe_outlook(plan, schedule):
         run.say(f"More time would give, {outlook}")
+
+
+def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None:
+    """What is wrong with a time in which no network can learn, unless the user set the steps."""
+    if sets_steps(run.settings) or (found := find_short_budget(plan, schedule)) is None:
+        return None
+    message, least = found
+    where = "the default budget" if run.settings.budget is None else "--budget"
+    fix = f"give --budget {least} or more for a useful model" if least else "give a larger --budget"
+    severity: Severity = "warning" if run.settings.anyway else "error"
+    more = "" if run.settings.anyway else ", or --anyway to train all the same"
+    return Issue(code="schedule.budget_too_short", severity=severity, where=where, message=message, fix=fix + more)
+
+
+def sets_steps(settings: Settings) -> bool:
+    """Whether the user set the length of trainings, which then no time decides on."""
+    return not {"num_steps", "epochs"}.isdisjoint(path.rpartition(".")[2] for path in changes_of(settings, "schedule"))
 
 
 def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:

@@ -24,13 +24,12 @@ from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previ
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
-from autoseg.settings import changes_of
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import folds_without, require_fold, require_unseen
 from autoseg.stages.plan import trained_by
 from autoseg.stages.pretrained import fit_weights
 from autoseg.stages.run import Run, require_redo
-from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits
+from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits, sets_steps
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -74,9 +73,8 @@ def names_of(jobs: Sequence[FoldJob]) -> list[tuple[str, int]]:
 
 def follows_clock(run: Run) -> bool:
     """Whether trainings have a time to keep, instead of a number of steps that was set or is the method's."""
-    set_fields = {path.rpartition(".")[2] for path in changes_of(run.settings, "schedule")}
-    edited = {edit.path.rpartition(".")[2] for edit in schedule_edits(run)}
-    return not run.follows_method and {"num_steps", "epochs"}.isdisjoint(set_fields | edited)
+    edited = any(edit.path.endswith(".num_steps") for edit in schedule_edits(run))
+    return not (run.follows_method or edited or sets_steps(run.settings))
 
 
 WARM_UP_STEPS = 4

@@ -14,6 +14,8 @@ MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
 0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
 
+HELD_OUT = 5
+"""A hold-out keeps one case of so many for validation."""
 PSEUDO_DICE_STEPS = 16
 """Cost in steps of the pseudo-Dice of a budgeted training: twelve epochs of four batches, forward only, a third each."""
 
@@ -48,10 +50,12 @@ def with_mirroring(conditions: Conditions, mirrored: Iterable[Configuration]) ->
     return conditions.model_copy(update={"measurements": measurements})
 
 
-def validation_s(conditions: Conditions, measured: Measurement) -> float:
-    """Every validated case is predicted once, and scored again with and without postprocessing."""
+def validation_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
+    """Every validated case is predicted once, and scored again with and without postprocessing; of a hold-out, one in five."""
     each, cases = measured.case_s + 2 * measured.export_s, conditions.num_validated_cases
     cases = conditions.num_training_cases if cases is None else cases
+    if folds == 1 < conditions.num_folds:
+        cases = -(-cases // HELD_OUT)
     return each * cases if conditions.cross_validated else 0.0
 
 
@@ -72,14 +76,14 @@ def training_s(measured: Measurement, steps: int, folds: int) -> float:
 
 def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
     """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first; at least 1."""
-    left = share_s - validation_s(conditions, measured) - test_s(conditions, measured, folds)
+    left = share_s - validation_s(conditions, measured, folds) - test_s(conditions, measured, folds)
     paid = math.floor(left / folds / measured.step_s)
-    return max(1, paid - min(PSEUDO_DICE_STEPS, paid // 2))
+    return max(1, paid - min(PSEUDO_DICE_STEPS, -(-paid // 2)))
 
 
 def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int, folds: int) -> float:
     """The inverse of `affordable_steps`: what so many steps of each fold take, prediction of all cases included."""
-    predictions = validation_s(conditions, measured) + test_s(conditions, measured, folds)
+    predictions = validation_s(conditions, measured, folds) + test_s(conditions, measured, folds)
     return training_s(measured, steps, folds) + predictions
 
 

@@ -181,27 +181,31 @@ def decide_configurations(
 
 
 def decide_folds(chosen: Sequence[Configuration], conditions: Conditions, share_s: float) -> Decision[int]:
-    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold, unless the number
-    of folds was given.
+    """All folds, or as few as two where a modest network would get fewer than `FEWEST_STEPS` steps a fold; a hold-out where
+    even the narrowest would in two. The number that was given, if one was.
     """
-    folds = conditions.num_folds
-    steps = 0
-    while True:
-        steps = min(affordable_steps(modest_of(conditions, c.name), conditions, share_s, folds) for c in chosen)
-        if steps >= FEWEST_STEPS or folds <= 2 or conditions.folds_given:
-            break
+    folds, network = conditions.num_folds, "a network of modest width"
+    steps = min(affordable_steps(modest_of(conditions, c.name), conditions, share_s, folds) for c in chosen)
+    while steps < FEWEST_STEPS and folds > 2 and not conditions.folds_given:
         folds -= 1
+        steps = min(affordable_steps(modest_of(conditions, c.name), conditions, share_s, folds) for c in chosen)
+    needs_all = any(c.previous_stage is not None for c in chosen)  # a cascade learns from predictions of every case
+    if steps < FEWEST_STEPS and folds == 2 and not (conditions.folds_given or needs_all):
+        narrowest = [measurements_of(conditions, c.name)[-1] for c in chosen]
+        if min(affordable_steps(m, conditions, share_s, 2) for m in narrowest) < FEWEST_STEPS:
+            folds, network = 1, "the narrowest network"
+            steps = min(affordable_steps(m, conditions, share_s, 1) for m in narrowest)
     if conditions.folds_given:
         return Decision(
             rule="schedule.folds",
             value=folds,
-            reason=f"{counted(folds, 'fold')} {'was' if folds == 1 else 'were'} requested; a network of modest width gets {steps} steps in each",
+            reason=f"{counted(folds, 'fold')} {'was' if folds == 1 else 'were'} requested; {network} gets {steps} steps in each",
             source="user",
         )
     return Decision(
         rule="schedule.folds",
         value=folds,
-        reason=f"with {folds} of {conditions.num_folds} folds a network of modest width gets {steps} steps in each; at least "
+        reason=f"with {folds} of {conditions.num_folds} folds {network} gets {steps} steps in each; at least "
         f"{FEWEST_STEPS} are needed",
         source="docs/decisions/0002",
         change="a larger --budget allows more folds" if folds < conditions.num_folds else None,
@@ -362,7 +366,7 @@ def _train(
         trained.trainings.append(training)
         trained.records += [] if pace.compiling is None else [pace.compiling.record(name)]
         trained.training_s += pace.training_s
-        trained.validation_s += validation_s(conditions, pace.measured)
+        trained.validation_s += validation_s(conditions, pace.measured, folds)
         trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
         trained.rest_s += test_s(conditions, pace.measured, folds)
     return trained
@@ -400,27 +404,31 @@ def describe_outlook(plan: Plan, schedule: Schedule) -> str | None:
     return None
 
 
-def warn_of_short_budget(plan: Plan, schedule: Schedule) -> str | None:
-    """A warning where the budget cannot be kept or leaves too few steps; else None."""
+def find_short_budget(plan: Plan, schedule: Schedule) -> tuple[str, str] | None:
+    """What is wrong with a budget that cannot be kept or leaves too few steps to learn, and the least useful one.
+
+    None where it is long enough. The least one is as ``--budget`` takes it, empty where nothing was measured.
+    """
     conditions = schedule.conditions
-    if conditions.budget_s is None:
+    if follows_method(conditions):
         return None
+    budget_s = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     training = min(schedule.trainings, key=lambda each: each.num_steps)
     expected = conditions.elapsed_s + schedule.expected_s
-    late = expected > conditions.budget_s * 1.1
+    late = expected > budget_s * 1.1
     if training.num_steps >= FEWEST_STEPS and not late:
         return None
-    found = f"a budget of {spoken(conditions.budget_s)} leaves {training.num_steps} steps a fold, fewer than the {FEWEST_STEPS} needed"
+    steps = counted(training.num_steps, "training step")
+    found = f"{spoken(budget_s)} {'is' if budget_s < 120 else 'are'} enough for {steps} a fold; at least {FEWEST_STEPS} are needed"
     if late:
-        found = f"the budget of {spoken(conditions.budget_s)} cannot be kept; this run will take about {spoken(rounded(expected))}"
+        found = f"{spoken(budget_s)} cannot be kept: even the shortest run takes about {spoken(rounded(expected))}"
     measured = measurements_of(with_mirroring(conditions, mirrored_configurations(plan)), training.configuration)
     if not measured:  # a schedule made by hand
-        return found
-    folds = conditions.num_folds if conditions.folds_given else min(2, conditions.num_folds)
+        return found, ""
+    folds = conditions.num_folds if conditions.folds_given else 1
     each_s = seconds_for_steps(measured[-1], conditions, FEWEST_STEPS, folds)
     least = conditions.elapsed_s + each_s * len(schedule.trainings)
-    needed = rounded((least + RESERVE_S) / (1 - RESERVE_SHARE))
-    return f"{found}; give --budget {option(needed)} or more for a useful model"
+    return found, option(rounded((least + RESERVE_S) / (1 - RESERVE_SHARE)))
 
 
 def rounded(seconds: float) -> float:

@@ -23,12 +23,12 @@ from planners import (
     Schedule,
     compiling_may_pay,
     describe_outlook,
+    find_short_budget,
     learning_rate,
     plan_dataset,
     plan_schedule,
     read_document,
     wants_more_candidates,
-    warn_of_short_budget,
     with_width,
     write_document,
 )
@@ -136,10 +136,15 @@ def test_single_slices_are_trained_in_2d_and_mirrored(budget_s: float | None, de
     )
 
 
-def test_little_time_trains_fewer_folds_but_still_two() -> None:
+def test_little_time_trains_fewer_folds_down_to_a_hold_out() -> None:
     few = plan_schedule(PLAN, conditions(budget_s=180))
     assert 2 <= few.num_folds < 5
-    assert plan_schedule(PLAN, conditions(budget_s=60)).num_folds == 2
+    assert plan_schedule(PLAN, conditions(budget_s=60)).num_folds == 1
+
+
+@pytest.mark.parametrize(("share_s", "folds"), [(166 * 2, 2), (166 * 2 - 1, 1)])
+def test_a_hold_out_needs_half_the_time_of_two_folds(share_s: float, folds: int) -> None:
+    assert decide_folds([PLAN.configuration("3d_fullres")], measured_conditions(1.0, folds=3), share_s).value == folds
 
 
 def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:
@@ -147,7 +152,7 @@ def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:
     schedule = plan_schedule(PLAN, asked)
     assert schedule.num_folds == 5
     assert any("requested" in record.reason for record in schedule.decisions if record.rule == "schedule.folds")
-    assert warn_of_short_budget(PLAN, schedule) is not None
+    assert find_short_budget(PLAN, schedule) is not None
 
 
 def test_a_cpu_takes_an_hour_and_a_gpu_the_methods_schedule() -> None:
@@ -288,22 +293,22 @@ def test_the_outlook_names_a_configuration_that_nobody_measured() -> None:
 
 
 def test_a_budget_that_teaches_nothing_is_warned_of_with_one_that_does() -> None:
-    assert warn_of_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=1200))) is None
+    assert find_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=1200))) is None
     starved = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
-    warning = warn_of_short_budget(PLAN, starved)
-    assert warning is not None
-    assert f"{starved.trainings[0].num_steps} steps a fold" in warning
-    advice = warning.split("--budget ")[1].split()[0]
+    found = find_short_budget(PLAN, starved)
+    assert found is not None
+    what, advice = found
+    assert f"enough for {starved.trainings[0].num_steps} training steps a fold" in what
     seconds = float(advice[:-1]) * {"m": 60, "h": 3600}[advice[-1]]
-    assert warn_of_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
+    assert find_short_budget(PLAN, plan_schedule(PLAN, conditions(budget_s=seconds, step_s=3.0))) is None
 
 
 def test_a_budget_that_predictions_alone_exceed_is_said_to_be_too_short() -> None:
     slow = conditions(budget_s=300)
     measurements = tuple(m.model_copy(update={"export_s": 30.0}) for m in slow.measurements)
-    warning = warn_of_short_budget(PLAN, plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
+    warning = find_short_budget(PLAN, plan_schedule(PLAN, slow.model_copy(update={"measurements": measurements})))
     assert warning is not None
-    assert "cannot be kept" in warning
+    assert "cannot be kept" in warning[0]
 
 
 def test_photographs_pay_for_their_mirror_images_from_the_budget() -> None:
@@ -347,10 +352,10 @@ def test_a_configuration_is_trained_once() -> None:
 def test_a_short_schedule_made_by_hand_is_warned_of_without_advice() -> None:
     schedule = plan_schedule(PLAN, conditions(budget_s=120, step_s=3.0))
     by_hand = tuple(t.model_copy(update={"configuration": "3d_fullres_vnet"}) for t in schedule.trainings)
-    warning = warn_of_short_budget(PLAN, schedule.model_copy(update={"trainings": by_hand}))
+    warning = find_short_budget(PLAN, schedule.model_copy(update={"trainings": by_hand}))
     assert warning is not None
-    assert "steps a fold" in warning
-    assert "--budget" not in warning
+    assert "steps a fold" in warning[0]
+    assert warning[1] == ""
 
 
 def test_the_outlook_does_not_promise_what_would_only_be_measured() -> None:
@@ -576,30 +581,30 @@ def two_trainings(num_steps: tuple[int, int], *, late_s: float = 0.0, **changes:
 
 
 def test_a_budget_is_too_short_below_150_steps_or_when_it_is_exceeded_by_a_tenth() -> None:
-    assert warn_of_short_budget(PLAN, two_trainings((150, 150))) is None
-    assert warn_of_short_budget(PLAN, two_trainings((150, 150), late_s=100.0)) is None
-    few = warn_of_short_budget(PLAN, two_trainings((200, 149)))
+    assert find_short_budget(PLAN, two_trainings((150, 150))) is None
+    assert find_short_budget(PLAN, two_trainings((150, 150), late_s=100.0)) is None
+    few = find_short_budget(PLAN, two_trainings((200, 149)))
     assert few is not None
-    assert "leaves 149 steps a fold" in few
-    late = warn_of_short_budget(PLAN, two_trainings((150, 150), late_s=100.1))
+    assert "enough for 149 training steps a fold" in few[0]
+    late = find_short_budget(PLAN, two_trainings((150, 150), late_s=100.1))
     assert late is not None
-    assert "will take about 20 min" in late
+    assert "takes about 20 min" in late[0]
 
 
 @pytest.mark.parametrize(
     ("changes", "budget"),
     [
-        # (204 s elapsed + 2 trainings x 2 folds x (150 + 16) steps of 1 s + 6 s) / 0.97 is one second over 15 minutes
-        ({}, "20m"),
-        ({"elapsed_s": 202.0}, "15m"),
+        # (245 s elapsed + 2 trainings x (150 + 16) steps of 1 s + 6 s) / 0.97 is one second over 10 minutes
+        ({"elapsed_s": 245.0}, "15m"),
+        ({"elapsed_s": 243.0}, "10m"),
         ({"num_folds": 1}, "10m"),
         ({"folds_given": True}, "45m"),
     ],
 )
-def test_the_advised_budget_gives_150_steps_in_two_folds(changes: dict[str, Any], budget: str) -> None:
-    warning = warn_of_short_budget(PLAN, two_trainings((100, 100), **changes))
-    assert warning is not None
-    assert f"--budget {budget} or more" in warning
+def test_the_advised_budget_gives_150_steps_in_a_hold_out(changes: dict[str, Any], budget: str) -> None:
+    found = find_short_budget(PLAN, two_trainings((100, 100), **changes))
+    assert found is not None
+    assert found[1] == budget
 
 
 def told() -> dict[str, Any]:
