@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -339,7 +340,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
             chosen.remove(cascade)
     measure = measure_each if settings.configurations else measure_steps
     names = ", ".join(each.name for each in chosen)
-    with run.reporter.phase(f"Timing {names}", (2 * len(chosen) + 2) * bench.longest_s):
+    with run.reporter.phase(f"Timing {names}", max(0.0, bench.ends - time.monotonic())):
         measured = measure(bench, chosen, budgeted=not run.follows_method, num_folds=len(splits.folds))
     conditions = Conditions(
         device=run.device.type,  # type: ignore[arg-type]  # choose_device knows no others

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,11 @@ from planners import (
     with_width,
 )
 
+TRIALS_SHARE, TRIALS_S = 0.05, 60.0
+"""Trials end after this share of the planned time or so many seconds, whatever is not timed then: they must not use up what
+they plan, and the pace of training corrects them."""
 TRIAL_SHARE = 0.01
-"""Share of the planned time for each trial: trials must not use up the time that they plan."""
+"""Share of the planned time for each trial."""
 SHORTEST_TRIAL_S = 2.0
 LONGEST_TRIAL_S = 10.0
 """Enough where steps are slow."""
@@ -61,6 +65,13 @@ class Bench:
     plan: Plan
     longest_s: float
     """Of one trial."""
+    ends: float = math.inf
+    """When all trials should be over, by the monotonic clock."""
+
+    @property
+    def left_s(self) -> float:
+        """For the next trial: what one may take, or what is left of the time of all."""
+        return max(0.0, min(self.longest_s, self.ends - time.monotonic()))
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -70,8 +81,10 @@ class Bench:
 
 def make_bench(run: Run, dataset: DatasetDescription, plan: Plan) -> Bench:
     """Trials that last as long as the budget allows."""
-    share = TRIAL_SHARE * (run.settings.budget or DEFAULT_CPU_BUDGET_S)
-    return Bench(run=run, dataset=dataset, plan=plan, longest_s=min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, share)))
+    planned_s = run.settings.budget or DEFAULT_CPU_BUDGET_S
+    longest_s = min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, TRIAL_SHARE * planned_s))
+    ends = time.monotonic() + min(TRIALS_S, TRIALS_SHARE * planned_s)
+    return Bench(run=run, dataset=dataset, plan=plan, longest_s=longest_s, ends=ends)
 
 
 FLOAT32: Precision = "float32"
@@ -115,18 +128,23 @@ def measure_steps(
             and not wants_more_candidates(measurements, budget_s=run.settings.budget, num_folds=num_folds)
         ):
             break
+        own: list[Measurement] = []
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
         batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
             training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
-            whole = budgeted and bool(measurements)
-            step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s, whole=whole)
+            whole = budgeted and bool(measurements or own)
+            if own and 2 * GROWTH * own[-1].step_s > bench.left_s:
+                if training.batch_size in plausible_sizes(configuration, training, run.device):
+                    own.append(extrapolated(own, width))
+                continue
+            step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.left_s, whole=whole)
             if step_s is None:
                 run.say(f"{configuration.name} with {width} features does not fit into free memory")
                 break
-            measurements.append(
+            own.append(
                 Measurement(
                     configuration=configuration.name,
                     base_features=width,
@@ -138,8 +156,7 @@ def measure_steps(
                     prepare_s=outside_s[1],
                 )
             )
-            if 2 * GROWTH * step_s > bench.longest_s:
-                break
+        measurements += own
     if not measurements:
         raise AutosegError(memory_issue(bench.plan, configuration, training, run.device))
     return tuple(measurements)
@@ -168,11 +185,20 @@ def refine(bench: Bench, measured: Measurement, training: Training) -> Measureme
     """``measured``, from which ``training`` was planned, with its step timed for longer."""
     configuration = bench.plan.configuration(training.configuration)
     longest = min(REFINED_S, 1.5 * TRIAL_SHARE * (bench.run.settings.budget or DEFAULT_CPU_BUDGET_S))
+    longest = max(0.0, min(longest, bench.ends - time.monotonic()))
     if longest < 3 * measured.step_s:
         return measured
     most = round(longest / measured.step_s)
     step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most)
-    return measured.model_copy(update={"step_s": step_s or measured.step_s})
+    return measured.model_copy(update={"step_s": step_s, "extrapolated": False}) if step_s else measured
+
+
+def extrapolated(measured: Sequence[Measurement], width: int) -> Measurement:
+    """What a network of another width takes, from the last of those ``measured``: operations grow with the square of the width."""
+    last = measured[-1]
+    growth = (width / last.base_features) ** 2
+    changes = {"step_s": last.step_s * growth, "case_s": last.case_s * growth}
+    return last.model_copy(update={"base_features": width, "extrapolated": True, **changes})
 
 
 def try_compiling(bench: Bench, measured: Measurement, training: Training, num_folds: int) -> Measurement:
@@ -212,11 +238,11 @@ def measure_precision(bench: Bench, configuration: Configuration) -> Precision:
     seconds: dict[Precision, float] = {}
     for precision in (short, FLOAT32):
         training = trial_training(configuration, base_features=narrow, batch_size=2, precision=precision)
-        step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.longest_s)
+        step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.left_s)
         if step_s is None:
             raise AutosegError(memory_issue(bench.plan, configuration, training, bench.run.device))
         seconds[precision] = step_s
-        if precision == short and 2 * GROWTH * seconds[short] > bench.longest_s:
+        if precision == short and 2 * GROWTH * seconds[short] > bench.left_s:
             bench.run.say(f"Precision: {short}, which this processor computes in hardware")
             return short
     chosen = min(seconds, key=lambda precision: seconds[precision])
@@ -322,7 +348,7 @@ def measure_network(bench: Bench, configuration: Configuration, training: Traini
 
     with kept_heap_for(configuration, training, device):
         durations = [seconds(run)]
-        if durations[0] < bench.longest_s / 4:
+        if durations[0] < bench.left_s / 4:
             durations = [seconds(run) for _ in range(3)]
     windows = fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
     return median(durations) * windows

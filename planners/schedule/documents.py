@@ -38,6 +38,8 @@ class Measurement(Document):
     """One training step of the network compiled by `torch.compile`; none: not measured, or it does not work here."""
     compile_s: Annotated[float, Field(ge=0)] = 0.0
     """Compiling the network, once for each process that trains."""
+    extrapolated: bool = False
+    """Step and case were not timed: they follow from those of a narrower network."""
 
 
 class Conditions(Document):

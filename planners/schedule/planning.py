@@ -220,7 +220,9 @@ def decide_width(
     """
     options = measurements_of(conditions, configuration.name)
     table = ", ".join(
-        f"{m.base_features} features {affordable_steps(m, conditions, share_s, folds)} steps" for m in options
+        f"{m.base_features} features {affordable_steps(m, conditions, share_s, folds)} steps"
+        + (" (not timed)" if m.extrapolated else "")
+        for m in options
     )
     modest = modest_of(conditions, configuration.name)
     fallback = modest if affordable_steps(modest, conditions, share_s, folds) >= FEWEST_STEPS else options[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -50,7 +51,7 @@ def bench(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     root = shutil.copytree(finished.root, tmp_path_factory.mktemp("trials") / "run")
     run = Run.open(root)
     run = replace(run, settings=run.settings.model_copy(update={"budget": 120.0}), num_threads=1, num_workers=1)
-    return make_bench(run, run.dataset, run.plan)
+    return replace(make_bench(run, run.dataset, run.plan), ends=math.inf)
 
 
 def test_everything_that_takes_time_is_measured(bench) -> None:
@@ -101,6 +102,15 @@ def test_the_first_steps_do_not_count() -> None:
 @pytest.mark.parametrize(("budget", "longest_s"), [(150.0, 2.0), (500.0, 5.0), (5000.0, 10.0), (None, 10.0)])
 def test_a_trial_takes_a_hundredth_of_the_budget_within_limits(bench, budget: float | None, longest_s: float) -> None:
     assert with_budget(bench, budget).longest_s == longest_s
+
+
+@pytest.mark.parametrize(("budget", "all_s"), [(300.0, 15.0), (1200.0, 60.0), (5000.0, 60.0), (None, 60.0)])
+def test_all_trials_end_after_a_twentieth_of_the_budget_or_a_minute(bench, budget: float | None, all_s: float) -> None:
+    before = time.monotonic()
+    limited = with_budget(bench, budget)
+    assert before + all_s <= limited.ends <= time.monotonic() + all_s
+    assert limited.left_s == limited.longest_s
+    assert replace(limited, ends=before).left_s == 0
 
 
 def test_all_of_a_few_cases_are_measured(bench) -> None:
@@ -241,6 +251,22 @@ def test_wider_networks_are_timed_while_twice_the_next_one_fits(bench, monkeypat
     monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: True)
     measure_steps(patient, both, budgeted=True, num_folds=2, precision="float32")
     assert {name for name, *_ in made_times[3:]} == {"3d_fullres", "2d"}
+
+
+def test_networks_that_there_is_no_time_to_time_follow_from_narrower_ones(bench, monkeypatch, made_times) -> None:
+    configuration = bench.plan.configuration("3d_fullres")
+    first, *others = sorted(candidate_widths(configuration))
+    hasty = replace(bench, longest_s=6 * first / 128 - 1e-6)
+    found = measure_steps(hasty, [configuration], budgeted=True, num_folds=2, precision="float32")
+    assert len(made_times) == 1
+    assert [m.base_features for m in found] == [first, *others]
+    assert [m.extrapolated for m in found] == [False, *[True] * len(others)]
+    for m in found:
+        assert (m.step_s, m.case_s) == (pytest.approx(m.base_features**2 / first / 128), (m.base_features / first) ** 2)
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
+    monkeypatch.setattr(trials, "time_fitting_steps", lambda *given, **named: first / 128)
+    alone = measure_steps(hasty, [configuration], budgeted=True, num_folds=2, precision="float32")
+    assert [m.base_features for m in alone] == [first]
 
 
 def test_without_a_budget_only_the_plans_own_networks_are_timed(bench, monkeypatch, made_times) -> None:
