@@ -98,11 +98,12 @@ def doors(path: Path) -> Iterator[str]:
 
 
 def hidden_state(path: Path) -> Iterator[str]:
-    """No printing outside the command line, and nothing read from the environment."""
+    """No printing outside the command line, and nothing read from the environment; one library is configured by it alone."""
     for node in ast.walk(SOURCES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             yield f"line {node.lineno} prints"
-        if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv"):
+        reads = isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv", "putenv")
+        if reads and name_of(path) != "autoseg/compute/__init__.py":
             yield f"line {node.lineno} reads the environment"
 
 
@@ -142,6 +143,7 @@ FINGERPRINT = CHECK | {"--out", "--redo", "--strict-reference"}
 PLAN = FINGERPRINT | {"--memory-gb", "--preset", "--pretrained", "--replan", "--set", "--target-spacing"}
 PREPROCESS = PLAN | {"--work"}
 RUN = PREPROCESS | {
+    "--anyway",
     "--budget",
     "--configurations",
     "--device",

@@ -1,1 +1,7 @@
 """Running jobs on this machine: executor, device, memory."""
+
+import os
+
+# Read by libgomp, which computes for torch on CPUs, when it is loaded: threads sleep while they wait for each other. By
+# default they spin, and beside other programs a step takes ten times as long (decision 0200).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
