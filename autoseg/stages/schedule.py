@@ -357,10 +357,11 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )
-    for training in plan_schedule(plan, conditions).trainings:
+    planned = plan_schedule(plan, conditions)
+    for training in planned.trainings:
         planned_from, measured = (training.configuration, training.base_features), conditions.measurements
         mine = next(each for each in measured if (each.configuration, each.base_features) == planned_from)
-        refined = try_compiling(bench, refine(bench, mine, training), training, conditions.num_folds)
+        refined = try_compiling(bench, refine(bench, mine, training), training, planned.num_folds)
         measurements = tuple(refined if each is mine else each for each in measured)
         conditions = conditions.model_copy(update={"measurements": measurements, "elapsed_s": run.elapsed_s})
     return with_changes(run, plan_schedule(plan, conditions))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -40,6 +41,7 @@ from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for
 from planners import Configuration, Revision, Schedule, Training, revise, steps_left_s
 
+logger = logging.getLogger(__name__)
 FoldJob = tuple[Training, int]
 """A configuration and the fold that is trained."""
 HANDOVER = 1
@@ -79,8 +81,10 @@ def follows_clock(run: Run) -> bool:
 
 WARM_UP_STEPS = 4
 """Of each training of a process: cases are opened, the network is compiled."""
-PACE_STEPS, PACE_S, PACE_SHARE = 3, 5.0, 0.01
+PACE_STEPS, PACE_S, PACE_SHARE = 3, 8.0, 0.015
 """The pace is that of so many steps at least, over so many seconds and this share of what is left of the run."""
+WORTH_SAYING = 0.25
+"""Share by which the number of steps must change to be said; all changes are in ``schedule.json``."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,6 +107,8 @@ class Pacer(Callback):
     """Steps that are still left out of the pace."""
     since: tuple[int, float] | None = None
     """Steps done and time when the pace began to be measured."""
+    said: int = 0
+    """The number of steps that the user knows."""
 
     @property
     def rest_s(self) -> float:
@@ -115,7 +121,7 @@ class Pacer(Callback):
         if self.ends is None:
             expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done) + self.rest_s
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
-        self.skip, self.since = WARM_UP_STEPS, None
+        self.skip, self.since, self.said = WARM_UP_STEPS, None, fold.num_steps
 
     def revise(self, done: int) -> Revision | None:
         """Called after each step with the steps done: another number of steps for the fold that trains, if time asks for it."""
@@ -136,10 +142,14 @@ class Pacer(Callback):
 
     def _save(self, revisions: Sequence[Revision]) -> Revision | None:
         before = sum(self.schedule.steps_of(*job) for job in self.left)
+        planned = self.schedule.steps_of(*self.left[0])
         self.schedule = save_revisions(self.run, revisions)
         self.tracker.extend(sum(self.schedule.steps_of(*job) for job in self.left) - before)
         (name, fold), first = self.left[0], revisions[0]
-        self.run.say(f"{name}, fold {fold}: {first.num_steps} steps from now on; {first.reason}")
+        logger.debug("%s, fold %d: %d steps from now on; %s", name, fold, first.num_steps, first.reason)
+        if abs(first.num_steps - self.said) > WORTH_SAYING * self.said:
+            self.said = first.num_steps
+            self.run.say(f"{name}, fold {fold}: {first.num_steps} steps instead of {planned}: {first.reason}")
         return first if (first.configuration, first.fold) == (name, fold) else None
 
 

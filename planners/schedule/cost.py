@@ -87,8 +87,9 @@ def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int,
     return training_s(measured, steps, folds) + predictions
 
 
-WORTH_COMPILING_S = 400.0
-"""Seconds of training from which compiling may pay: it saves about 15 % and takes about a minute (docs/decisions/0113)."""
+WORTH_COMPILING_S = 900.0
+"""Seconds of training from which compiling may pay: it saves about 15 % and takes a minute, or several on a busy machine
+(docs/decisions/0113)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

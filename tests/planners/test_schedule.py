@@ -452,11 +452,11 @@ def test_compiling_never_costs_more_than_it_saves(budget: float, plain: float, f
     assert schedule.expected_s <= max(budget, without.expected_s) + 1
 
 
-def test_compiling_may_pay_from_400_seconds_of_training() -> None:
+def test_compiling_may_pay_from_900_seconds_of_training() -> None:
     measured = measured_conditions(1.0).measurements[0]
-    assert compiling_may_pay(measured, 401, 1)
-    assert compiling_may_pay(measured, 81, 5)
-    assert not compiling_may_pay(measured, 400, 1)
+    assert compiling_may_pay(measured, 901, 1)
+    assert compiling_may_pay(measured, 181, 5)
+    assert not compiling_may_pay(measured, 900, 1)
 
 
 def measured_conditions(budget_s: float, *, folds: int = 1, widths: tuple[int, ...] = (32, 16, 8)) -> Conditions:
