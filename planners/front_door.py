@@ -70,6 +70,7 @@ from planners.schedule.documents import (
 )
 from planners.schedule.planning import (
     DEFAULT_CPU_BUDGET_S,
+    FEWEST_STEPS,
     describe_outlook,
     extend_schedule,
     find_short_budget,
@@ -82,6 +83,7 @@ from planners.topology import Topology
 __all__ = [
     "AUGMENTATIONS",
     "DEFAULT_CPU_BUDGET_S",
+    "FEWEST_STEPS",
     "LOSSES",
     "PROSE",
     "TOPOLOGIES",

@@ -99,9 +99,11 @@ def show_result(run: Run) -> None:
 def show_scores(run: Run) -> None:
     """The scores of the cross-validation or hold-out, and their caveats."""
     from autoseg.evaluation.table import format_table
-    from autoseg.stages.schedule import read_prepared
+    from autoseg.stages.schedule import no_use_issues, read_prepared
     from autoseg.stages.select import score_issues
 
+    for issue in no_use_issues(run.schedule):
+        typer.echo(f"Warning: {issue}")
     summary = run.summary
     if summary is None:
         typer.echo(f"Nothing was cross-validated: {run.selection.reason}")

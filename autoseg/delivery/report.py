@@ -68,6 +68,8 @@ class ReportContent:
     selection: Selection | None = None
     summary: Summary | None = None
     """Scores of the chosen model's validation predictions after postprocessing; only of cross-validated cases."""
+    warnings: Sequence[Issue] = ()
+    """About the model as a whole; they come first."""
     caveats: Sequence[Issue] = ()
     """Caveats of these scores; none: every case was predicted by networks that did not see it."""
     trainings: Sequence[FoldLog] = ()
@@ -95,6 +97,7 @@ class ReportContent:
 def read_report(
     folder: RunFolder,
     *,
+    warnings: Sequence[Issue] = (),
     caveats: Sequence[Issue] = (),
     settings: Mapping[str, str],
     edits: Sequence[Edit] = (),
@@ -118,6 +121,7 @@ def read_report(
         decisions=[each for document in (plan, schedule) if document is not None for each in document.decisions],
         selection=selection,
         summary=summary,
+        warnings=warnings,
         caveats=caveats,
         trainings=[] if schedule is None else read_trainings(folder, schedule),
         pictures=[

@@ -12,7 +12,7 @@ from autoseg.pipeline import RunRecord, write_record
 from autoseg.settings import STAGES, as_arguments, given_settings
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import read_prepared, schedule_edits
+from autoseg.stages.schedule import no_use_issues, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
 from planners import Schedule
@@ -28,6 +28,7 @@ def write_page(run: Run) -> None:
     record = write_record(run, "running")
     content = read_report(
         run.folder,
+        warnings=no_use_issues(run.schedule),
         caveats=score_issues(run, read_prepared(run)),
         settings=given_settings(run.settings),
         edits=(*plan_edits(run), *schedule_edits(run)),

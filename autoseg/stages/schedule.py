@@ -43,6 +43,7 @@ from autoseg.storage.locks import hold_lock
 from autoseg.tracking.progress import format_duration
 from autoseg.wording import count_noun
 from planners import (
+    FEWEST_STEPS,
     Conditions,
     Edit,
     Plan,
@@ -506,6 +507,19 @@ def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None
     severity: Severity = "warning" if run.settings.anyway else "error"
     more = "" if run.settings.anyway else ", or --anyway to train all the same"
     return Issue(code="schedule.budget_too_short", severity=severity, where=where, message=message, fix=fix + more)
+
+
+def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
+    """That a model is of no use, where one of its networks trained too few steps to learn; else nothing."""
+    jobs = [(each.configuration, fold) for each in schedule.trainings for fold in range(schedule.num_folds)]
+    least = min(schedule.steps_of(*job) for job in jobs)
+    if least >= FEWEST_STEPS:
+        return ()
+    message = (
+        f"is of no use: a network trained {count_noun(least, 'step')}, and at least {FEWEST_STEPS} are needed to learn"
+    )
+    fix = "train for longer, with a larger --budget or more steps"
+    return (Issue(code="model.of_no_use", severity="warning", where="This model", message=message, fix=fix),)
 
 
 def sets_steps(settings: Settings) -> bool:

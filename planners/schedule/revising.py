@@ -66,7 +66,7 @@ def revise(
             num_steps=total - count + max(1, round(count * share)),
             planned_steps=schedule.training(each).num_steps,
             step_s=paces[each],
-            reason=f"{pace}: {left_s:.0f} s are left for what takes {needed + rest_s * slowness:.0f} s",
+            reason=f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {needed + rest_s * slowness:.0f} s",
         )
         for (each, fold), total, count in zip(jobs, steps, undone, strict=True)
     )

@@ -246,7 +246,7 @@ def test_folds_that_leave_no_case_out_are_refused(job: Job, tmp_path: Path) -> N
 def test_a_cascade_that_is_asked_for_is_added_to_the_schedule(job: Job, tmp_path: Path) -> None:
     """The rule alone chooses full resolution; the budget is spent again on both stages of the cascade."""
     run = tmp_path / "run"
-    wishes = {"memory_gb": MEMORY_GB, "budget": "10s"}
+    wishes = {"memory_gb": MEMORY_GB, "budget": "10s", "folds": 2, "anyway": True}
     done = run_stages(begin(job.dataset, run, wishes, fold=0, configuration=CASCADE), "validate")
     assert f"Adding {LOW} and {CASCADE} to the schedule" in said(done)
     schedule = load_document(Schedule, RunFolder(run).schedule)

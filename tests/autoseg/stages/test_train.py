@@ -8,12 +8,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from builders import short_schedule
+from made_folds import make_plan
 
 from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
 from autoseg.stages.train import asked_jobs, expected_s, num_readers, with_stages_before
+from planners import Revision, with_revisions
 
 
 class Made(NamedTuple):
@@ -53,14 +56,20 @@ def test_a_cascade_waits_for_all_folds_of_its_first_stage() -> None:
 
 def test_what_is_trained_and_validated_takes_no_more_time(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    schedule = SimpleNamespace(expected_training_s=100.0, expected_validation_s=40.0, expected_rest_s=7.0)
+    schedule = short_schedule(make_plan(), num_folds=4, steps=25)  # of a second
+    schedule = schedule.model_copy(update={"expected_validation_s": 40.0, "expected_rest_s": 7.0})
     keys = {("2d", fold): f"key {fold}" for fold in range(4)}
     for fold, key in ((0, "key 0"), (1, "key 1"), (2, "of another training")):
         save_weights(final_weights(folder, "2d", fold), {"bias": torch.zeros(1)}, key=key)
     for fold in (0, 2):
         folder.validation("2d", fold).mkdir(parents=True)
         (folder.validation("2d", fold) / "summary.json").touch()
-    assert expected_s(SimpleNamespace(folder=folder), schedule, keys) == 100 * 2 / 4 + 40 * 3 / 4 + 7
+    assert expected_s(SimpleNamespace(folder=folder), schedule, keys) == 2 * 25 + 40 * 3 / 4 + 7
+    shortened = Revision(
+        configuration="2d", fold=3, step=0, num_steps=10, planned_steps=25, step_s=2.0, reason="the test"
+    )
+    revised = with_revisions(schedule, [shortened])
+    assert expected_s(SimpleNamespace(folder=folder), revised, keys) == (25 + 10) * 2 + 40 * 3 / 4 + 7
 
 
 @pytest.mark.parametrize(("device", "num_workers", "expected"), [("cpu", 4, 0), ("cuda", 4, 3), ("cuda", 1, 1)])

@@ -1,0 +1,104 @@
+"""Runs that are slower or faster than planned: other numbers of steps, which are kept, replayed and no edit by the user."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from builders import Job, begin, contents, said
+from safetensors.torch import load_file
+
+from autoseg.inference.model import final_weights
+from autoseg.issues import AutosegError
+from autoseg.pipeline import run_stages
+from autoseg.stages import schedule as scheduling
+from autoseg.stages import train as training_stage
+from autoseg.stages.schedule import no_use_issues, short_budget_issue
+from autoseg.storage.atomic import load_document, save_document
+from autoseg.tracking.callbacks import read_history
+from planners import Schedule
+
+
+@pytest.fixture
+def hurried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """A run with a budget that measured a machine on which 40 steps take no time at all."""
+    monkeypatch.setattr(training_stage, "PACE_S", 0.0)
+    monkeypatch.setattr(training_stage, "PACE_STEPS", 2)
+    known = load_document(Schedule, job.schedule)
+    (measured,) = known.conditions.measurements
+    instant = measured.model_copy(update={"step_s": 1e-6, "base_features": known.trainings[0].base_features})
+    known = known.model_copy(
+        update={
+            "conditions": known.conditions.model_copy(update={"measurements": (instant,)}),
+            "trainings": tuple(t.model_copy(update={"num_steps": 40, "steps_per_epoch": 20}) for t in known.trainings),
+            "expected_validation_s": 0.0,
+            "expected_rest_s": 0.01,
+        }
+    )
+    monkeypatch.setattr(scheduling, "measured_schedule", lambda *given: known)
+    return Job(dataset=job.dataset, schedule=tmp_path / "schedule.json", root=tmp_path / "hurried")
+
+
+def test_a_slow_machine_shortens_what_is_left_and_a_schedule_file_repeats_it(hurried: Job, tmp_path: Path) -> None:
+    wishes = {"budget": "1h", "anyway": True, "configurations": "2d"}
+    run = hurried.call("train", dataset=hurried.dataset, **wishes)
+    schedule = run.schedule
+    first, second = (schedule.revisions_of("2d", fold) for fold in range(2))
+    # the first four steps are left out, the pace is that of the next ones; then there is no time for more
+    assert first[0].step >= 6
+    assert [r.num_steps for r in first][-1] < 40
+    assert (second[0].step, second[0].num_steps) == (0, 1)
+    for fold in range(2):
+        history, _ = read_history(hurried.folder.fold("2d", fold) / "history.jsonl")
+        assert history[-1].step == schedule.steps_of("2d", fold)
+    assert "steps instead of 40: a step takes" in said(run)
+    weights = contents(hurried.folder.models, "final.safetensors")
+    again = hurried.call("train")
+    assert "edited" not in said(again)
+    assert contents(hurried.folder.models, "final.safetensors") == weights
+
+    shutil.copy(hurried.folder.schedule, hurried.schedule)
+    wishes = {"schedule": hurried.schedule, "configurations": "2d"}
+    replayed = Job(dataset=hurried.dataset, schedule=hurried.schedule, root=tmp_path / "replayed")
+    replayed.call("train", dataset=hurried.dataset, **wishes)
+    for fold in range(2):  # the bytes differ in the key of what they were made from
+        ours, theirs = (load_file(final_weights(each.folder, "2d", fold)) for each in (hurried, replayed))
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert load_document(Schedule, replayed.folder.schedule).revisions == schedule.revisions
+
+
+def test_revisions_that_a_user_changes_are_another_training(hurried: Job) -> None:
+    hurried.call("train", dataset=hurried.dataset, budget="1h", anyway=True, configurations="2d")
+    schedule = load_document(Schedule, hurried.folder.schedule)
+    changed = tuple(r.model_copy(update={"num_steps": r.num_steps + 1}) for r in schedule.revisions)
+    save_document(hurried.folder.schedule, schedule.model_copy(update={"revisions": changed}))
+    with pytest.raises(AutosegError) as caught:
+        hurried.call("train")
+    assert caught.value.codes == ("run.trained_from_other",)
+
+
+def test_a_time_in_which_nothing_is_learned_is_refused_with_the_least_useful_one(hurried: Job) -> None:
+    wishes = {"budget": "90s", "configurations": "2d"}
+    with pytest.raises(AutosegError) as caught:
+        hurried.call("schedule", dataset=hurried.dataset, **wishes)
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.where, issue.severity) == ("schedule.budget_too_short", "--budget", "error")
+    assert "--anyway" in issue.fix
+    assert not hurried.folder.schedule.exists()
+    run = begin(hurried.root, None, {"set": "schedule.num_steps=40"})
+    schedule = scheduling.measured_schedule()
+    assert short_budget_issue(run, run.plan, schedule) is None
+    run = run_stages(begin(hurried.root, None, {"set": "none", "anyway": True}), "schedule")
+    assert "of no use" not in said(run)
+    assert short_budget_issue(run, run.plan, schedule).severity == "warning"
+
+
+@pytest.mark.parametrize(("steps", "is_useful"), [(149, False), (150, True)])
+def test_a_model_that_learned_nothing_is_said_to_be_of_no_use(finished: Job, steps: int, is_useful: bool) -> None:
+    schedule = load_document(Schedule, finished.schedule)
+    schedule = schedule.model_copy(
+        update={"trainings": tuple(t.model_copy(update={"num_steps": steps}) for t in schedule.trainings)}
+    )
+    assert [issue.code for issue in no_use_issues(schedule)] == ([] if is_useful else ["model.of_no_use"])
