@@ -298,6 +298,11 @@ def changes_of(settings: Settings, document: Literal["plan", "schedule"]) -> dic
     return {path: text for (where, path), text in own.items() if where == document}
 
 
+def sets_steps(settings: Settings) -> bool:
+    """Whether the user set the length of trainings, which then no time decides on."""
+    return not {"num_steps", "epochs"}.isdisjoint(path.rpartition(".")[2] for path in changes_of(settings, "schedule"))
+
+
 def as_duration(seconds: float) -> str:
     """Seconds as users write them: ``1h30m``, ``20m``, ``90s``; `parse_duration` reads it again."""
     hours, rest = divmod(seconds, 3600)

@@ -181,7 +181,7 @@ OPTIONS = {
     "train": RUN | {"--configuration", "--fold"},
     "select": RUN - {"--replan"},
     "report": RUN - {"--replan"},
-    "demo": {"--budget", "--device", "--out", "--seed"},
+    "demo": {"--device", "--out", "--seed"},
 }
 """No manual tuning: a new option is a decision, made here."""
 

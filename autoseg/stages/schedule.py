@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError, Issue
-from autoseg.settings import Settings, changes_of
+from autoseg.settings import changes_of, sets_steps
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import (
     always_trained_on,
@@ -91,13 +91,14 @@ def read_prepared(run: Run) -> Prepared:
     )
 
 
-def save_revisions(run: Run, revisions: Sequence[Revision]) -> Schedule:
-    """Add ``revisions`` to ``schedule.json``; they are no edits by the user. Returns the schedule with them."""
+def save_revisions(run: Run, revisions: Sequence[Revision], *, all_of: tuple[str, int] | None = None) -> Schedule:
+    """Add ``revisions`` to ``schedule.json``, or replace all of a fold; no edits by the user. Returns the schedule with them."""
     with hold_lock(run.folder.lock("schedule"), what="the schedule", wait=True, say=run.say):
-        schedule, record = with_revisions(run.schedule, revisions), read_record(run.folder, "schedule")
+        schedule = with_revisions(run.schedule, revisions, all_of=all_of)
+        record = read_record(run.folder, "schedule")
         save_document(run.folder.schedule, schedule)
         if record is not None and (written := written_schedule(run)) is not None:
-            own = with_revisions(written, revisions).model_dump(mode="json")
+            own = with_revisions(written, revisions, all_of=all_of).model_dump(mode="json")
             documents = {**record.documents, run.folder.schedule.name: own}
             save_document(run.folder.stage("schedule"), record.model_copy(update={"documents": documents}))
     return schedule
@@ -301,7 +302,14 @@ def refuse_other_trainings(
     """Raise `AutosegError` where a known ``schedule`` would train folds again, or drop what is not finished."""
     from autoseg.stages.train import fold_inputs as inputs_of
 
-    prepared = Prepared(dataset=dataset, plan=plan, schedule=schedule, splits=splits, pretrained=open_pretrained(run))
+    prepared = Prepared(
+        dataset=dataset,
+        plan=plan,
+        schedule=schedule,
+        splits=splits,
+        pretrained=open_pretrained(run),
+        replays=run.settings.schedule is not None,
+    )
     names, others = names_of(schedule), []
     for name, fold in trained_folds(run.folder):
         record = read_record(run.folder, f"train-{name}-fold_{fold}")
@@ -358,10 +366,12 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )
-    planned = plan_schedule(plan, conditions)
+    planned = with_changes(run, plan_schedule(plan, conditions))
     for training in planned.trainings:
         planned_from, measured = (training.configuration, training.base_features), conditions.measurements
-        mine = next(each for each in measured if (each.configuration, each.base_features) == planned_from)
+        mine = next((each for each in measured if (each.configuration, each.base_features) == planned_from), None)
+        if mine is None:  # the user set another width
+            continue
         refined = try_compiling(bench, refine(bench, mine, training), training, planned.num_folds)
         measurements = tuple(refined if each is mine else each for each in measured)
         conditions = conditions.model_copy(update={"measurements": measurements, "elapsed_s": run.elapsed_s})
@@ -520,11 +530,6 @@ def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
     )
     fix = "train for longer, with a larger --budget or more steps"
     return (Issue(code="model.of_no_use", severity="warning", where="This model", message=message, fix=fix),)
-
-
-def sets_steps(settings: Settings) -> bool:
-    """Whether the user set the length of trainings, which then no time decides on."""
-    return not {"num_steps", "epochs"}.isdisjoint(path.rpartition(".")[2] for path in changes_of(settings, "schedule"))
 
 
 def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:

@@ -25,12 +25,13 @@ from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previ
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
 from autoseg.run_folder import RunFolder
+from autoseg.settings import sets_steps
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import folds_without, require_fold, require_unseen
 from autoseg.stages.plan import trained_by
 from autoseg.stages.pretrained import fit_weights
 from autoseg.stages.run import Run, require_redo
-from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits, sets_steps
+from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits
 from autoseg.stages.work import Work, changed_inputs
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -299,7 +300,11 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
         revise=pacer.revise,
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        train_fold(spec, (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks), should_stop=should_stop)
+        applied = train_fold(
+            spec, (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks), should_stop=should_stop
+        )
+    if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
+        save_revisions(run, applied, all_of=(name, fold))
 
 
 def num_readers(device: torch.device, num_workers: int) -> int:

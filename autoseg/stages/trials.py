@@ -24,6 +24,7 @@ from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
+from autoseg.settings import sets_steps
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
@@ -49,6 +50,8 @@ from planners import (
 TRIALS_SHARE, TRIALS_S = 0.05, 60.0
 """Trials end after this share of the planned time or so many seconds, whatever is not timed then: they must not use up what
 they plan, and the pace of training corrects them."""
+FEW_TRIALS_S = 10.0
+"""Where the user set the steps: trials only tell how long they will take."""
 TRIAL_SHARE = 0.01
 """Share of the planned time for each trial."""
 SHORTEST_TRIAL_S = 2.0
@@ -83,7 +86,8 @@ def make_bench(run: Run, dataset: DatasetDescription, plan: Plan) -> Bench:
     """Trials that last as long as the budget allows."""
     planned_s = run.settings.budget or DEFAULT_CPU_BUDGET_S
     longest_s = min(LONGEST_TRIAL_S, max(SHORTEST_TRIAL_S, TRIAL_SHARE * planned_s))
-    ends = time.monotonic() + min(TRIALS_S, TRIALS_SHARE * planned_s)
+    limit_s = FEW_TRIALS_S if sets_steps(run.settings) else TRIALS_S
+    ends = time.monotonic() + min(limit_s, TRIALS_SHARE * planned_s)
     return Bench(run=run, dataset=dataset, plan=plan, longest_s=longest_s, ends=ends)
 
 

@@ -32,7 +32,7 @@ from autoseg.training.loop import run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
 from autoseg.training.sampling import finish, load_batches, with_sought
-from planners import Labels
+from planners import Labels, Revision
 
 MOVING_AVERAGE_SHARE = 0.9
 """Of the previous value (method section 7.6)."""
@@ -158,8 +158,8 @@ def class_counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
 
 def train_fold(
     spec: FoldSpec, callbacks: Sequence[Callback] = (), *, should_stop: Callable[[], bool] = lambda: False
-) -> None:
-    """Train to the schedule's last step, or resume from the checkpoint in the spec's folder.
+) -> tuple[Revision, ...]:
+    """Train to the schedule's last step, or resume from the checkpoint in the spec's folder. Returns the revisions applied.
 
     Leaves ``final.safetensors``, ``best.safetensors`` (best moving average of the pseudo-Dice), ``history.jsonl``,
     ``issues.json`` and ``checkpoint.pt``. If ``should_stop`` says so after a step, that step is saved and `KeyboardInterrupt`
@@ -190,6 +190,7 @@ def train_fold(
         raise
     finally:
         notify(run.listeners, "on_fold_end", FoldEnd(steps_done=run.steps_done, error=error))
+    return run.revisions
 
 
 def _take_steps(run: FoldRun) -> None:

@@ -72,8 +72,12 @@ def revise(
     )
 
 
-def with_revisions(schedule: Schedule, revisions: Sequence[Revision]) -> Schedule:
-    """``schedule`` with ``revisions``, which replace those of the same folds at the same step."""
+def with_revisions(schedule: Schedule, revisions: Sequence[Revision], *, all_of: Job | None = None) -> Schedule:
+    """``schedule`` with ``revisions``, which replace those of the same folds at the same step; ``all_of`` a fold: all of its."""
     replaced = {(r.configuration, r.fold, r.step) for r in revisions}
-    kept = (r for r in schedule.revisions if (r.configuration, r.fold, r.step) not in replaced)
+    kept = (
+        r
+        for r in schedule.revisions
+        if (r.configuration, r.fold, r.step) not in replaced and (r.configuration, r.fold) != all_of
+    )
     return schedule.model_copy(update={"revisions": (*kept, *revisions)})

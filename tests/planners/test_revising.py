@@ -121,6 +121,7 @@ def test_steps_that_were_revised_are_counted_from_then_on() -> None:
     assert revise(schedule, FOLDS, done=60, step_s=0.7, left_s=0.7 * 60 + 16 * 1.4, rest_s=16) == ()
     later = with_revisions(schedule, [revision(0, 80, fold=1)])
     assert [(r.fold, r.step, r.num_steps) for r in later.revisions] == [(0, 40, 70), (1, 0, 80)]
+    assert with_revisions(later, [], all_of=FOLDS[1]).revisions == (revision(40, 70),)
 
 
 def test_revisions_of_a_training_of_another_length_are_void() -> None:
