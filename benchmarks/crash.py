@@ -71,7 +71,12 @@ def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[st
 
 def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
     """A short schedule for the dataset, so that every run does the same steps."""
-    probe = begin_run(dataset, work / "probe", {"budget": "10s", "device": "cpu", "threads": 1}, needs_device=True)
+    probe = begin_run(
+        dataset,
+        work / "probe",
+        {"budget": "10s", "anyway": True, "folds": 2, "device": "cpu", "threads": 1},
+        needs_device=True,
+    )
     schedule = run_stages(probe, "schedule").schedule
     short = {"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2, "compiled": compiled}
     trainings = tuple(t.model_copy(update=short) for t in schedule.trainings)

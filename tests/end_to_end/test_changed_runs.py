@@ -30,7 +30,7 @@ from autoseg.stages.clean import find_needless
 from autoseg.stages.run import Run, StageRecord
 from autoseg.stages.schedule import _inputs, add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
-from autoseg.stages.train import all_keys, fold_inputs, training_work
+from autoseg.stages.train import Pacer, all_keys, fold_inputs, training_work
 from autoseg.stages.validate import validation_work
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.progress import SilentReporter
@@ -653,7 +653,8 @@ def work_of(run: Run, fold: int, *, validate: bool = False) -> object:
     if validate:
         return lambda: do_work(run, validation_work(run, prepared, (training, fold), key))
     with SilentReporter().track("", 2) as tracker:
-        work = training_work(run, prepared, (training, fold), key, tracker)
+        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=[("2d", fold)])
+        work = training_work(run, prepared, (training, fold), key, pacer)
     return lambda: do_work(run, work)
 
 
