@@ -26,17 +26,14 @@ def test_a_few_steps_on_six_real_cases_learn_and_keep_their_geometry(real_data, 
 
     call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(dataset), "--out", str(run)]
     few = ["--folds", "2", "--configurations", "3d_fullres"]
-    for field, value in (("num_steps", 60), ("steps_per_epoch", 20), ("base_features", 8)):
+    for field, value in (("num_steps", 40), ("base_features", 8)):
         few += ["--set", f"schedule.{field}={value}"]
     done = subprocess.run(
         [*call, *few, "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    member = json.loads((run / "selection.json").read_text())["members"][0]
-    history = [
-        json.loads(line) for line in (run / "models" / member / "fold_0" / "history.jsonl").read_text().splitlines()
-    ]
-    assert history[-1]["loss"] < history[0]["loss"] - 0.3
+    scores = json.loads((run / "cross_validation" / "summary.json").read_text())
+    assert scores["foreground_mean"]["Dice"] > 0.2  # about 0.05 without training
     for name in names[6:]:
         image = SimpleITK.ReadImage(dataset / "imagesTs" / name)
         prediction = SimpleITK.ReadImage(run / "predictions" / name)
