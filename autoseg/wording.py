@@ -53,7 +53,8 @@ def grouped(issues: Sequence[Issue]) -> list[Issue]:
 def condensed(issues: Iterable[Issue]) -> list[Issue]:
     """Issues with those of one kind together: of many, the first `GROUPED` in full, and one that counts the others.
 
-    Issues of cases are of one kind if they have the same code, others if they have the same code and fix.
+    Issues of cases are of one kind if they have the same code, others if they have the same code and fix. Several of one place are
+    different ones, and stay.
     """
     kinds: dict[tuple[str, ...], list[Issue]] = {}
     for issue in issues:
@@ -61,11 +62,12 @@ def condensed(issues: Iterable[Issue]) -> list[Issue]:
         kinds.setdefault((issue.code, issue.severity, *kind), []).append(issue)
     result = []
     for same in kinds.values():
-        if len(same) <= GROUPED + 1:
+        places = {issue.case or issue.where for issue in same}
+        if len(same) <= GROUPED + 1 or len(places) < len(same):
             result += same
             continue
         rest = same[GROUPED:]
-        names = shorten(list(dict.fromkeys(issue.case or issue.where for issue in rest)))
+        names = shorten([issue.case or issue.where for issue in rest])
         changes = {"where": f"{len(rest)} more like it", "message": names, "fix": "", "case": None}
         result += [*same[:GROUPED], rest[0].model_copy(update=changes)]
     return result
