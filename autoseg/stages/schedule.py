@@ -526,7 +526,7 @@ def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
     if least >= FEWEST_STEPS:
         return ()
     message = (
-        f"is of no use: a network trained {count_noun(least, 'step')}, and at least {FEWEST_STEPS} are needed to learn"
+        f"of no use, since a network trained only {count_noun(least, 'step')} and at least {FEWEST_STEPS} are needed"
     )
     fix = "train for longer, with a larger --budget or more steps"
     return (Issue(code="model.of_no_use", severity="warning", where="This model", message=message, fix=fix),)
