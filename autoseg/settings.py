@@ -299,7 +299,7 @@ def changes_of(settings: Settings, document: Literal["plan", "schedule"]) -> dic
 
 
 def sets_steps(settings: Settings) -> bool:
-    """Whether the user set the length of trainings, which then no time decides on."""
+    """Whether the user set the number of training steps or epochs."""
     return not {"num_steps", "epochs"}.isdisjoint(path.rpartition(".")[2] for path in changes_of(settings, "schedule"))
 
 

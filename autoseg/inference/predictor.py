@@ -53,7 +53,7 @@ NetworkInput = tuple[Floats, Placement, LabelMap | None]
 was predicted before."""
 GB = 1e9
 FAR = 4.0
-"""Times the median of the training cases, or a part of it, in spacing or extent along an axis: worth a word."""
+"""A spacing or extent that is this many times that of the median training case, or that fraction of it, gets a warning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -508,7 +508,7 @@ def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False
 
 
 def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None:
-    """What is wrong with a time in which no network can learn, unless the user set the steps."""
+    """An issue where the budget is too short for any network to learn; None if it is not, or the user set the steps."""
     if sets_steps(run.settings) or (found := find_short_budget(plan, schedule)) is None:
         return None
     message, least = found

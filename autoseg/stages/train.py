@@ -75,7 +75,7 @@ def names_of(jobs: Sequence[FoldJob]) -> list[tuple[str, int]]:
 
 
 def follows_clock(run: Run) -> bool:
-    """Whether trainings have a time to keep, instead of a number of steps that was set or is the method's."""
+    """Whether a time decides on the number of steps, not the user or the method."""
     edited = any(edit.path.endswith(".num_steps") for edit in schedule_edits(run))
     return not (run.follows_method or edited or sets_steps(run.settings))
 
@@ -125,7 +125,7 @@ class Pacer(Callback):
         self.skip, self.since, self.said = WARM_UP_STEPS, None, fold.num_steps
 
     def revise(self, done: int) -> Revision | None:
-        """Called after each step with the steps done: another number of steps for the fold that trains, if time asks for it."""
+        """Called after each step with the steps done. Another number of steps for the fold that trains, or None to keep it."""
         if not self.is_active or self.ends is None:
             return None
         now, self.skip = time.monotonic(), self.skip - 1
@@ -141,7 +141,8 @@ class Pacer(Callback):
         )
         return self._save(revisions) if revisions else None
 
-    def _save(self, revisions: Sequence[Revision]) -> Revision | None:
+    def _save(self, revisions: Sequence[Revision]) -> Revision:
+        """Keep the revisions of all folds that are left; returns that of the fold that trains, the first one."""
         before = sum(self.schedule.steps_of(*job) for job in self.left)
         planned = self.schedule.steps_of(*self.left[0])
         self.schedule = save_revisions(self.run, revisions)
@@ -151,7 +152,7 @@ class Pacer(Callback):
         if abs(first.num_steps - self.said) > WORTH_SAYING * self.said:
             self.said = first.num_steps
             self.run.say(f"{name}, fold {fold}: {first.num_steps} steps instead of {planned}: {first.reason}")
-        return first if (first.configuration, first.fold) == (name, fold) else None
+        return first
 
 
 def all_jobs(schedule: Schedule) -> list[FoldJob]:

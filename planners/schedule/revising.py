@@ -1,4 +1,4 @@
-"""When a run that is slower or faster than it was planned gets other numbers of steps, and which."""
+"""New numbers of steps for a run that trains slower or faster than planned."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from planners.schedule.cost import measurement_of
 from planners.schedule.documents import Revision, Schedule
 
 Job = tuple[str, int]
-"""Name of a configuration, and the fold that is trained."""
+"""Configuration name and fold."""
 MOST_DEPARTURE = 0.1
 """Steps are planned anew where what is left would end more than this share early or late."""
 

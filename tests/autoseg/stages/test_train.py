@@ -15,7 +15,9 @@ from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
-from autoseg.stages.train import asked_jobs, expected_s, num_readers, with_stages_before
+from autoseg.stages import train as train_module
+from autoseg.stages.train import Pacer, asked_jobs, expected_s, num_readers, with_stages_before
+from autoseg.tracking.callbacks import FoldStart
 from planners import Revision, with_revisions
 
 
@@ -70,6 +72,59 @@ def test_what_is_trained_and_validated_takes_no_more_time(tmp_path: Path) -> Non
     )
     revised = with_revisions(schedule, [shortened])
     assert expected_s(SimpleNamespace(folder=folder), revised, keys) == (25 + 10) * 2 + 40 * 3 / 4 + 7
+
+
+class Clock:
+    """A clock that is set by hand, and what a `Pacer` says and saves by it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.said = 1000.0, []
+        monkeypatch.setattr(train_module.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(train_module, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
+
+    def pacer(self, steps: int = 1000) -> Pacer:
+        """One fold of ``steps`` steps of a second, and nothing after it."""
+        schedule = short_schedule(make_plan(), num_folds=1, steps=steps)
+        schedule = schedule.model_copy(update={"expected_validation_s": 0.0, "expected_rest_s": 0.0})
+        tracker = SimpleNamespace(extend=lambda amount: None)
+        run = SimpleNamespace(schedule=schedule, say=self.said.append)
+        pacer = Pacer(run=run, schedule=schedule, tracker=tracker, left=[("2d", 0)], is_active=True)
+        pacer.on_fold_start(FoldStart(configuration="2d", fold=0, key="", steps_done=0, num_steps=steps))
+        return pacer
+
+    def first_revision(self, pacer: Pacer, step_s: float) -> int | None:
+        """Steps done when the first of 99 steps of that length changes the number of steps."""
+        for done in range(1, 100):  # nothing is asked after the last one
+            self.now += step_s
+            if pacer.revise(done) is not None:
+                return done
+        return None
+
+
+@pytest.mark.parametrize(
+    ("steps", "step_s", "first"),
+    [
+        (100, 2.0, 8),  # four steps left out, then 8 s
+        (100, 2.7, 7),  # three steps at least
+        (100, 20.0, 7),
+        (1000, 2.0, 12),  # 15 s of 1000 that are left
+        (100, 1.0, None),
+    ],
+)
+def test_the_pace_is_that_of_a_few_steps_and_seconds(monkeypatch, steps: int, step_s: float, first: int | None) -> None:
+    clock = Clock(monkeypatch)
+    assert clock.first_revision(clock.pacer(steps), step_s) == first
+    inactive = clock.pacer(steps)
+    inactive.is_active = False
+    assert clock.first_revision(inactive, step_s) is None
+
+
+@pytest.mark.parametrize(("step_s", "is_said"), [(1.3, False), (1.4, True)])
+def test_changes_of_a_quarter_are_said(monkeypatch, step_s: float, is_said: bool) -> None:
+    """1000 steps of a second; a step that takes 1.3 s leaves time for 773 of them in all, one of 1.4 s for 720."""
+    clock = Clock(monkeypatch)
+    assert clock.first_revision(clock.pacer(), step_s) is not None
+    assert len(clock.said) == is_said
 
 
 @pytest.mark.parametrize(("device", "num_workers", "expected"), [("cpu", 4, 0), ("cuda", 4, 3), ("cuda", 1, 1)])
