@@ -5,13 +5,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from planners.decision import DecisionRecord
+from planners.decision import DecisionRecord, counted, gigabytes, listed, millimetres, voxels
 from planners.edits import Edit, find_edits
 from planners.memory import estimate_configuration_memory
 from planners.plan import Configuration, Plan
 from planners.registry import TOPOLOGIES
 from planners.rules.topology import why_untrainable
-from planners.wording import counted, gigabytes, listed, millimetres, voxels
 
 WIDTH = 100
 """Characters a line."""

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from planners.decision import Decision, DecisionRecord
+from planners.decision import Decision, DecisionRecord, listed, millimetres, voxels
 from planners.document import Issue, PlanningError
 from planners.fingerprint import MOST_VOXELS, Labels
 from planners.geometry import Axis, transpose
 from planners.plan import Configuration, Plan, SourceAxes
-from planners.rules.cascade import decide_inputs
+from planners.rules.spacing import decide_inputs
 from planners.schedule.candidates import shows_slices
 from planners.schedule.documents import with_width
-from planners.wording import listed, millimetres, voxels
 
 SOURCE = "method 11 and decision record 0102"
 DIRECTIONS: dict[SourceAxes, str] = {

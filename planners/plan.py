@@ -8,12 +8,11 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from planners.decision import DecisionRecord
+from planners.decision import DecisionRecord, counted
 from planners.document import PROSE, Document, InvalidError
 from planners.fingerprint import MOST_VOXELS, IntensityStatistics, Labels, PositiveFloat, PositiveInt, Voxels
 from planners.geometry import Axis, Permutation, nearest_multiples, total_strides
 from planners.registry import LOSSES, TOPOLOGIES, require_installed
-from planners.wording import counted
 
 MOST_PATCH_VOXELS = 2 * MOST_VOXELS
 """Along one axis; a patch may be longer than the longest case, since it is rounded up until the strides divide it."""

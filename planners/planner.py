@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from planners.decision import Decision, DecisionRecord
+from planners.decision import Decision, DecisionRecord, voxels
 from planners.document import Issue, PlanningError
 from planners.fingerprint import CtEvidence, Fingerprint, IntensityStatistics
 from planners.geometry import Permutation, SourceSpacing, inverse, transpose
@@ -24,7 +24,6 @@ from planners.rules.axes import (
     in_acquisition_axes,
     put_single_slice_first,
 )
-from planners.rules.cascade import LowResolution, decide_inputs, search_low_resolution
 from planners.rules.intensity import decide_normalization
 from planners.rules.limits import find_issues, find_size_issues
 from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss, find_rarity
@@ -41,10 +40,17 @@ from planners.rules.patch import (
     fit_trainable_patch,
     memory_budget,
 )
-from planners.rules.spacing import Interpolation, decide_interpolation, decide_median_shape, decide_target_spacing
+from planners.rules.spacing import (
+    Interpolation,
+    LowResolution,
+    decide_inputs,
+    decide_interpolation,
+    decide_median_shape,
+    decide_target_spacing,
+    search_low_resolution,
+)
 from planners.rules.topology import Pyramid, describe_pyramid
 from planners.topology import PresetRules, Topology, find_preset
-from planners.wording import voxels
 
 LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
 """Common sizes of GPU memory, to say what more of it would change."""

@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from planners.decision import counted
 from planners.document import Document, DocumentError, Issue, issues_of, within
 from planners.fingerprint import (
     MOST_CASES,
@@ -29,7 +30,6 @@ from planners.fingerprint import (
     Voxels,
 )
 from planners.plan import SourceAxes
-from planners.wording import counted
 
 READERS: dict[str, SourceAxes | None] = {
     "SimpleITKIO": None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import AliasChoices, Field, JsonValue, ValidationError
 
+from planners.decision import counted
 from planners.document import DocumentError, Issue, PlanningError, issues_of, within
 from planners.fingerprint import IntensityStatistics, Labels
 from planners.geometry import Axis, inverse
@@ -34,7 +35,6 @@ from planners.interop.plans_file import (
 )
 from planners.plan import ChannelNormalization, Configuration, Loss, Network, Plan, Resampling
 from planners.topology import find_preset
-from planners.wording import counted
 
 PLANNERS: dict[str, tuple[str, str]] = {
     "default": ("ExperimentPlanner", "nnUNetPlans"),

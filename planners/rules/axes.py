@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from planners.decision import Decision
+from planners.decision import Decision, counted, millimetres, voxels
 from planners.fingerprint import CaseSize
 from planners.geometry import Axis, Permutation, SourceShape, SourceSpacing, inverse, transpose
 from planners.plan import SourceAxes
 from planners.rules.spacing import ANISOTROPY
-from planners.wording import counted, millimetres, voxels
 
 AGREEMENT = 0.9
 """Share of the cases with a coarse axis that must have it along the same anatomical axis."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from planners.decision import Decision
+from planners.decision import Decision, counted, listed
 from planners.fingerprint import CtEvidence
 from planners.plan import ChannelNormalization, NormalizationScheme
-from planners.wording import counted, listed
 
 SCHEME_OF_CHANNEL: dict[str, NormalizationScheme] = {
     "ct": "ct",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from planners.decision import millimetres
 from planners.document import Issue
 from planners.fingerprint import MEMORY_GB, MOST_CASES, MOST_LABELS, MOST_VOXELS, SPACING_MM, Fingerprint
 from planners.geometry import SourceShape, SourceSpacing
-from planners.wording import millimetres
 
 
 def find_issues(

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from planners.decision import Decision
+from planners.decision import Decision, amount, counted, voxels
 from planners.rules.topology import Pyramid, PyramidRule, reference_pyramid, trainable_pyramid
 from planners.topology import PresetRules
-from planners.wording import amount, counted, voxels
 
 REFERENCE_BATCH = {3: 2, 2: 12}
 """Batch size that the feature-map references stand for, by dimensions (method section 3.1)."""

@@ -6,10 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from planners.decision import Decision
+from planners.decision import Decision, counted, listed, millimetres, voxels
 from planners.geometry import round_up
 from planners.plan import Configuration, Network
-from planners.wording import counted, listed, millimetres, voxels
 
 SMALLEST_EDGE = 4
 """Voxels that an axis has left at least after it was halved (method section 3.7)."""

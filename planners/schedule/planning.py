@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from planners.decision import Decision, DecisionRecord
+from planners.decision import Decision, DecisionRecord, counted
 from planners.plan import Configuration, Plan
 from planners.schedule.candidates import (
     METHOD_EPOCHS,
@@ -32,7 +32,6 @@ from planners.schedule.cost import (
     with_mirroring,
 )
 from planners.schedule.documents import Conditions, Measurement, Schedule, Training
-from planners.wording import counted
 
 DEFAULT_CPU_BUDGET_S = 3600.0
 """The default budget on a CPU."""

@@ -13,12 +13,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from planners.decision import Decision
+from planners.decision import Decision, millimetres
 from planners.geometry import stage_shapes, stage_spacings
 from planners.plan import Loss, Network
 from planners.rules.topology import SIMILAR_SPACING, Pyramid
 from planners.topology import Layer, PresetRules, Stage, Topology, head, upsampling
-from planners.wording import millimetres
 
 BASE_FEATURES = 16
 LARGEST_FEATURES = 256

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from planners.rules.cascade import LowResolution, search_low_resolution
 from planners.rules.patch import Grid, PatchFit
+from planners.rules.spacing import LowResolution, search_low_resolution
 from planners.rules.topology import Pyramid
 
 FULL = Grid(spacing_mm=(1.0, 1.0, 1.0), median_shape=(100.0, 100.0, 100.0), dataset_voxels=1e6)

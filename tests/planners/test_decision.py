@@ -1,10 +1,10 @@
-"""Numbers as reasons say them."""
+"""Reasons: numbers as decisions say them."""
 
 from __future__ import annotations
 
 import pytest
 
-from planners.wording import amount, counted, gigabytes, listed, millimetres, voxels
+from planners.decision import amount, counted, gigabytes, listed, millimetres, voxels
 
 
 @pytest.mark.parametrize(
