@@ -33,7 +33,7 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
 from autoseg.settings import STAGES, StageName, as_arguments
 from autoseg.stages.run import Run, StageRecord, keep_settings, trained_folds
-from autoseg.stages.work import Inputs, Work, changed_inputs, read_record, written_document
+from autoseg.stages.work import GivenUpError, Inputs, Work, changed_inputs, read_record, written_document
 from autoseg.storage.atomic import load_document, load_or_none, remove_orphans, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
@@ -186,8 +186,11 @@ def do_work(run: Run, work: Work) -> bool:
         if not work.keeps_record:
             folder.stage(work.name).unlink(missing_ok=True)
         started = time.monotonic()
-        with _announced(run, work):
-            work.do()
+        try:
+            with _announced(run, work):
+                work.do()
+        except GivenUpError:
+            return False
         record = StageRecord(
             inputs=dict(work.inputs()),
             seconds=time.monotonic() - started,

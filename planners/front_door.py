@@ -64,6 +64,7 @@ from planners.schedule.documents import (
     Precision,
     Revision,
     Schedule,
+    Start,
     Training,
     learning_rate,
     with_width,
@@ -77,7 +78,7 @@ from planners.schedule.planning import (
     plan_schedule,
     wants_more_candidates,
 )
-from planners.schedule.revising import revise, steps_left_s, with_revisions
+from planners.schedule.revising import planned_step_s, revise, steps_left_s, with_revisions
 from planners.topology import Topology
 
 __all__ = [
@@ -118,6 +119,7 @@ __all__ = [
     "Revision",
     "Schedule",
     "Severity",
+    "Start",
     "Topology",
     "Training",
     "UnknownPartError",
@@ -148,6 +150,7 @@ __all__ = [
     "plan_dataset",
     "plan_finetuning",
     "plan_schedule",
+    "planned_step_s",
     "preferred_configurations",
     "read_document",
     "read_nnunet_dataset",

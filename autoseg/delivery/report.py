@@ -143,7 +143,7 @@ def read_trainings(folder: RunFolder, schedule: Schedule) -> list[FoldLog]:
     """History and issues of every scheduled training; damage of a history is one more issue."""
     logs = []
     for name in (training.configuration for training in schedule.trainings):
-        for fold in range(schedule.num_folds):
+        for fold in [each for each in range(schedule.num_folds) if schedule.steps_of(name, each)]:
             history, damage = read_history(folder.fold(name, fold) / HISTORY_FILE)
             issues = (*read_issues(folder.fold(name, fold)), *([] if damage is None else [damage]))
             logs.append(FoldLog(configuration=name, fold=fold, history=history, issues=issues))

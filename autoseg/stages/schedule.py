@@ -77,6 +77,11 @@ class Prepared:
     replays: bool = False
     """Revisions of the schedule are the user's: weights depend on them, and no others are made."""
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """Ids of all cases that a fold validates which is not left out, sorted."""
+        return tuple(sorted(case_id for fold in self.schedule.folds for case_id in self.splits.folds[fold].val))
+
 
 def read_prepared(run: Run) -> Prepared:
     """The results of the stages before training. Raises `AutosegError` if any is missing."""
@@ -493,12 +498,11 @@ def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False
     from autoseg.compute.device import describe_device
 
     announce_trainings(run, schedule, schedule.trainings)
-    folds, count = count_noun(schedule.num_folds, "fold"), count_noun(len(schedule.trainings), "configuration")
     device = describe_device(run.device, num_threads=run.num_threads)
     where = f"where the schedule was made; this machine: {device}" if is_given else f"on this machine ({device})"
-    run.say(
-        f"{folds} x {count}, {schedule.trainings[0].num_steps} steps each, about {format_duration(schedule.expected_s)} {where}"
-    )
+    jobs = len(schedule.folds) * len(schedule.trainings)
+    networks = "One network" if jobs == 1 else f"{jobs} networks, one after the other"
+    run.say(f"{networks}, about {format_duration(schedule.expected_s)} {where}")
     if is_given:
         return
     if (short := short_budget_issue(run, plan, schedule)) is not None:
@@ -521,8 +525,7 @@ def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None
 
 def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
     """That a model is of no use, where one of its networks trained too few steps to learn; else nothing."""
-    jobs = [(each.configuration, fold) for each in schedule.trainings for fold in range(schedule.num_folds)]
-    least = min(schedule.steps_of(*job) for job in jobs)
+    least = min(schedule.steps_of(each.configuration, fold) for each in schedule.trainings for fold in schedule.folds)
     if least >= FEWEST_STEPS:
         return ()
     message = (
@@ -534,9 +537,10 @@ def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
 
 def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:
     """One line for each configuration."""
+    of, each = ("of", "") if len(schedule.folds) == 1 else ("x", " each")
     for training in trainings:
         compiled = ", compiled" if training.compiled else ""
         run.say(
-            f"Schedule: {count_noun(schedule.num_folds, 'fold')} x {training.configuration} ({training.base_features} features, "
-            f"batch {training.batch_size}, {training.precision}{compiled}), {training.num_steps} steps each"
+            f"Schedule: {count_noun(len(schedule.folds), 'fold')} {of} {training.configuration} ({training.base_features} features, "
+            f"batch {training.batch_size}, {training.precision}{compiled}), {training.num_steps} steps{each}"
         )

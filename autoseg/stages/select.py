@@ -53,6 +53,7 @@ from autoseg.stages.train import all_keys, stage_keys
 from autoseg.stages.work import Work, is_filled
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
+from autoseg.wording import count_noun
 
 Labelled = NDArray[np.integer]
 DiceByCase = dict[str, dict[str, float | None]]
@@ -65,11 +66,12 @@ def select(run: Run) -> Generator[Work, None, None]:
     names = [training.configuration for training in prepared.schedule.trainings]
     singles = {name: _dice_of_folds(run, prepared, name) for name in names}
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
-    inputs = {"models": key_of(sorted(all_keys(run, prepared).items())), "validation": key_of(list(singles.values()))}
+    keys = {job: key for job, key in all_keys(run, prepared).items() if job[1] in prepared.schedule.folds}
+    inputs = {"models": key_of(sorted(keys.items())), "validation": key_of(list(singles.values()))}
     outputs = [run.folder.selection, run.folder.model]
     if prepared.splits.cross_validated:
         folder = run.folder.cross_validation
-        predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in prepared.splits.validated]
+        predictions = [prediction_path(folder, case_id, prepared.dataset) for case_id in prepared.validated]
         outputs += [folder / "summary.json", *predictions]
     yield Work(
         name="select",
@@ -87,10 +89,25 @@ def select(run: Run) -> Generator[Work, None, None]:
 
 
 def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:
-    """Caveats of the scores: networks that were trained on cases they are scored on, or on other cases of the same patients."""
+    """Caveats of the scores: folds that were left out, networks that were trained on cases they are scored on, or on other cases
+    of the same patients.
+    """
     overlap = None if prepared.pretrained is None else find_overlap(prepared.pretrained, prepared.dataset)
     leaks = find_leaks(prepared.splits, groups_of(run.settings, prepared.dataset))
-    return (*([] if overlap is None else [overlap]), *leaks)
+    return (*_left_out(run, prepared), *([] if overlap is None else [overlap]), *leaks)
+
+
+def _left_out(run: Run, prepared: Prepared) -> list[Issue]:
+    """That some folds were left out, so that their cases have no score."""
+    schedule, splits = prepared.schedule, prepared.splits
+    left_out = [fold for fold in range(schedule.num_folds) if fold not in schedule.folds]
+    if not left_out:
+        return []
+    numbers = f"{'fold' if len(left_out) == 1 else 'folds'} {' and '.join(map(str, left_out))}"
+    cases = f"{len(prepared.validated)} of {count_noun(len(splits.validated), 'case')}"
+    message = f"{numbers} of {schedule.num_folds} could not be trained in time, so scores are of {cases}"
+    fix = f"train more with autoseg train {run.folder.root} --fold {left_out[0]} and then autoseg run {run.folder.root}"
+    return [Issue(code="scores.folds_left_out", severity="warning", where="cross-validation", message=message, fix=fix)]
 
 
 def _has_model(run: Run) -> bool:
@@ -104,8 +121,8 @@ def _has_model(run: Run) -> bool:
 def _dice_of_folds(run: Run, prepared: Prepared, name: str) -> DiceByCase:
     """Dice of one configuration, from the summaries of its folds."""
     scores: DiceByCase = {}
-    for fold, split in enumerate(prepared.splits.folds):
-        if split.val:
+    for fold in prepared.schedule.folds:
+        if prepared.splits.folds[fold].val:
             scores |= read_summary(run.folder.validation(name, fold) / "summary.json").dice_by_case()
     return scores
 
@@ -117,7 +134,7 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         for pair in combinations(singles, 2):
             folder = run.folder.models / "ensembles" / "__".join(pair)
             scores[candidate_name(pair)] = _Candidate(run, prepared, pair).write_and_score(folder).dice_by_case()
-    choice = select_candidate(scores, scored_as="held-out" if prepared.splits.is_hold_out else "cross-validated")
+    choice = select_candidate(scores, scored_as="held-out" if len(prepared.schedule.folds) == 1 else "cross-validated")
     candidate, summary = _Candidate(run, prepared, choice.members), None
     steps: tuple[KeepLargestComponent, ...] = ()
     trials: tuple[PostprocessingTrial, ...] = ()
@@ -127,7 +144,7 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         summary = candidate.write_and_score(run.folder.cross_validation, steps)
     selection = Selection(
         members=choice.members,
-        folds=tuple(range(prepared.schedule.num_folds)),
+        folds=prepared.schedule.folds,
         postprocessing=steps,
         cross_validated=choice.cross_validated,
         reason=choice.reason,
@@ -146,7 +163,8 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         options=as_arguments(run.settings, deciding=True),
         seen_before=None if seen is None else tuple(sorted(seen)),
     )
-    kept = keep_model(run.folder, model, {name: stage_keys(run, prepared, name) for name in model.stages}, summary)
+    keys = {name: stage_keys(run, prepared, name, selection.folds) for name in model.stages}
+    kept = keep_model(run.folder, model, keys, summary)
     save_document(run.folder.selection, selection)
     if kept is not None:
         run.report.unlink(missing_ok=True)  # it must not pass for that of another model
@@ -163,7 +181,7 @@ class _Candidate:
 
     def write_and_score(self, folder: Path, steps: Sequence[KeepLargestComponent] = ()) -> Summary:
         """Predictions of all validated cases after postprocessing, in ``folder``, and their summary."""
-        run, dataset, case_ids = self.run, self.prepared.dataset, self.prepared.splits.validated
+        run, dataset, case_ids = self.run, self.prepared.dataset, self.prepared.validated
         made_from = key_of(self.members, steps)
         sink = PredictionFolder(folder=folder, dataset=dataset, made_from=made_from, say=run.say, is_own=True)
         jobs = [
@@ -189,7 +207,7 @@ class _Candidate:
                 load_reference=partial(_load_reference, dataset, case_id),
                 files=(*self._files(case_id), *map(Path, labelled_case(dataset, case_id).label_files)),
             )
-            for case_id in self.prepared.splits.validated
+            for case_id in self.prepared.validated
         ]
 
     def _predict(self, steps: Sequence[KeepLargestComponent], case_id: str) -> Prediction:

@@ -32,15 +32,15 @@ from autoseg.stages.plan import trained_by
 from autoseg.stages.pretrained import fit_weights
 from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits
-from autoseg.stages.work import Work, changed_inputs
+from autoseg.stages.work import GivenUpError, Work, changed_inputs
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
-from autoseg.tracking.callbacks import Callback, FoldStart
+from autoseg.tracking.callbacks import Callback, FoldEnd, FoldStart
 from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for
-from planners import Configuration, Revision, Schedule, Training, revise, steps_left_s
+from planners import Configuration, Revision, Schedule, Training, planned_step_s, revise, steps_left_s
 
 logger = logging.getLogger(__name__)
 FoldJob = tuple[Training, int]
@@ -50,7 +50,13 @@ HANDOVER = 1
 
 
 def train(run: Run) -> Generator[Work, None, None]:
-    """Train what is asked for and not trained yet; the first stage of a cascade before it, on all folds."""
+    """Train what is asked for and not trained yet; the first stage of a cascade before it, on all folds.
+
+    Where a time decides on the number of steps, each fold is validated at once, so that what predictions take is known.
+    """
+    from autoseg.stages.validate import validation_work  # it builds on this module
+
+    take_in(run)
     prepared = read_prepared(run)
     asked = asked_jobs(run, prepared.schedule)
     jobs = with_stages_before(prepared, asked)
@@ -59,14 +65,37 @@ def train(run: Run) -> Generator[Work, None, None]:
     left = [pair for pair in names_of(jobs) if not is_trained(final_weights(run.folder, *pair), keys[pair])]
     steps = sum(prepared.schedule.steps_of(*pair) for pair in names_of(jobs))
     with run.reporter.track("Training", steps) as tracker:
-        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left)
+        pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left, whole=first_stages(prepared))
         pacer.is_active = not prepared.replays and follows_clock(run) and jobs == all_jobs(prepared.schedule)
         for training, fold in jobs:
-            run.reporter.expect(expected_s(run, prepared.schedule, keys))
-            key = keys[training.configuration, fold]
-            if is_trained(final_weights(run.folder, training.configuration, fold), key):
-                tracker.found(prepared.schedule.steps_of(training.configuration, fold))
+            pair = training.configuration, fold
+            if not pacer.schedule.steps_of(*pair):
+                continue
+            run.reporter.expect(expected_s(run, pacer.schedule, keys))
+            final, key = final_weights(run.folder, *pair), keys[pair]
+            if is_trained(final, key):
+                tracker.found(prepared.schedule.steps_of(*pair))
             yield training_work(run, prepared, (training, fold), key, pacer, wait=(training, fold) not in asked)
+            if pacer.is_active and prepared.splits.folds[fold].val and is_trained(final, key):
+                started = time.monotonic()
+                yield validation_work(run, prepared, (training, fold), key)
+                pacer.predicted(time.monotonic() - started)
+
+
+def take_in(run: Run) -> None:
+    """Schedule a fold that was left out, where a call asks for it."""
+    schedule = run.schedule
+    if run.fold is None or run.fold >= schedule.num_folds:
+        return
+    for name in [training.configuration for training in schedule.trainings]:
+        if run.configuration in (None, name) and not schedule.steps_of(name, run.fold):
+            save_revisions(run, schedule.revisions_of(name, run.fold), all_of=(name, run.fold))
+
+
+def first_stages(prepared: Prepared) -> tuple[str, ...]:
+    """Scheduled configurations from whose predictions of all cases another one starts."""
+    names = [training.configuration for training in prepared.schedule.trainings]
+    return tuple(name for name in names if prepared.plan.configuration(name).next_stage in names)
 
 
 def names_of(jobs: Sequence[FoldJob]) -> list[tuple[str, int]]:
@@ -99,7 +128,9 @@ class Pacer(Callback):
     schedule: Schedule
     tracker: Tracker
     left: list[tuple[str, int]]
-    """Folds that are not trained yet, in order; the first one trains."""
+    """Folds that are not trained yet, in order, those that were left out among them; the first one trains."""
+    whole: tuple[str, ...] = ()
+    """Configurations of which no fold may be left out."""
     is_active: bool = False
     ends: float | None = None
     """When the run should end, by the monotonic clock; none before the first fold starts."""
@@ -110,19 +141,44 @@ class Pacer(Callback):
     """Steps done and time when the pace began to be measured."""
     said: int = 0
     """The number of steps that the user knows."""
+    step_s: float | None = None
+    """What a step took when the pace was last measured."""
+    caution: float = 1.0
+    """How much more than steps predictions slow down."""
+    is_unpredicted: bool = False
+    """Whether a fold was trained, and not yet validated."""
+    gives_up: bool = False
+    """Whether the fold that trains is left out: it would get too few steps."""
+
+    @property
+    def fold_s(self) -> float:
+        """Predicting and scoring the validation cases of one fold, at the planned pace."""
+        return self.schedule.expected_validation_s / (self.schedule.num_folds * len(self.schedule.trainings))
 
     @property
     def rest_s(self) -> float:
-        """Predictions, scores and all else after training, at the planned pace."""
-        return self.schedule.expected_validation_s + self.schedule.expected_rest_s
+        """All that comes after the last training, at the planned pace."""
+        return self.schedule.expected_rest_s
+
+    def predicted(self, seconds: float) -> None:
+        """Predicting and scoring the validation cases of the last fold took so long."""
+        if self.fold_s and self.is_unpredicted:
+            planned_s = planned_step_s(self.schedule, self.left[0][0])
+            self.caution = seconds / self.fold_s / ((self.step_s or planned_s) / planned_s)
+        self.is_unpredicted = False
+
+    def on_fold_end(self, end: FoldEnd) -> None:
+        self.is_unpredicted = end.error is None
 
     def on_fold_start(self, fold: FoldStart) -> None:
         while self.left and self.left[0] != (fold.configuration, fold.fold):  # trained by another process
             self.left = self.left[1:]
         if self.ends is None:
-            expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done) + self.rest_s
+            kept = sum(self.schedule.steps_of(*job) > 0 for job in self.left)
+            expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done)
+            expected_s += kept * self.fold_s + self.rest_s
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
-        self.skip, self.since, self.said = WARM_UP_STEPS, None, fold.num_steps
+        self.skip, self.since, self.said, self.gives_up = WARM_UP_STEPS, None, fold.num_steps, False
 
     def revise(self, done: int) -> Revision | None:
         """Called after each step with the steps done. Another number of steps for the fold that trains, or None to keep it."""
@@ -135,19 +191,36 @@ class Pacer(Callback):
         steps, seconds = done - self.since[0], now - self.since[1]
         if steps < PACE_STEPS or seconds < self.window_s:
             return None
-        self.since = (done, now)
+        self.since, self.step_s = (done, now), seconds / steps
         revisions = revise(
-            self.schedule, self.left, done=done, step_s=seconds / steps, left_s=self.ends - now, rest_s=self.rest_s
+            self.schedule,
+            self.left,
+            done=done,
+            step_s=self.step_s,
+            left_s=self.ends - now,
+            rest_s=self.rest_s,
+            fold_s=self.fold_s,
+            caution=self.caution,
+            whole=self.whole,
         )
         return self._save(revisions) if revisions else None
 
-    def _save(self, revisions: Sequence[Revision]) -> Revision:
-        """Keep the revisions of all folds that are left; returns that of the fold that trains, the first one."""
-        before = sum(self.schedule.steps_of(*job) for job in self.left)
-        planned = self.schedule.steps_of(*self.left[0])
+    def _save(self, revisions: Sequence[Revision]) -> Revision | None:
+        """Keep the revisions of all folds that are left; returns that of the fold that trains, the first one, unless it is left out."""
+        before = {job: self.schedule.steps_of(*job) for job in self.left}
+        planned = before[self.left[0]]
         self.schedule = save_revisions(self.run, revisions)
-        self.tracker.extend(sum(self.schedule.steps_of(*job) for job in self.left) - before)
+        now = {job: self.schedule.steps_of(*job) for job in self.left}
+        self.tracker.extend(sum(now.values()) - sum(before.values()))
+        for each in revisions:
+            job = (each.configuration, each.fold)
+            if bool(before[job]) != bool(now[job]):
+                verb = "is trained after all" if now[job] else "is left out"
+                self.run.say(f"{each.configuration}, fold {each.fold}, {verb}: {each.reason}")
         (name, fold), first = self.left[0], revisions[0]
+        if not first.num_steps:
+            self.gives_up = True
+            return None
         logger.debug("%s, fold %d: %d steps from now on; %s", name, fold, first.num_steps, first.reason)
         if abs(first.num_steps - self.said) > WORTH_SAYING * self.said:
             self.said = first.num_steps
@@ -191,11 +264,12 @@ def with_stages_before(prepared: Prepared, asked: Sequence[FoldJob]) -> list[Fol
 
 def expected_s(run: Run, schedule: Schedule, keys: Mapping[tuple[str, int], str]) -> float:
     """Seconds that the rest of the run takes, without what is done; ``keys`` are of the weights of all folds."""
-    trained = [pair for pair, key in keys.items() if is_trained(final_weights(run.folder, *pair), key)]
+    kept = [pair for pair in keys if schedule.steps_of(*pair)]
+    trained = [pair for pair in kept if is_trained(final_weights(run.folder, *pair), keys[pair])]
     validated = [pair for pair in trained if (run.folder.validation(*pair) / "summary.json").exists()]
     return (
-        steps_left_s(schedule, [pair for pair in keys if pair not in trained])
-        + schedule.expected_validation_s * (1 - len(validated) / len(keys))
+        steps_left_s(schedule, [pair for pair in kept if pair not in trained])
+        + schedule.expected_validation_s * (len(kept) - len(validated)) / len(keys)
         + schedule.expected_rest_s
     )
 
@@ -227,10 +301,10 @@ def fold_key(run: Run, prepared: Prepared, training: Training, fold: int) -> str
     return key_of(fold, sorted(fold_inputs(run, prepared, training, fold).items()))
 
 
-def stage_keys(run: Run, prepared: Prepared, name: str) -> list[str]:
-    """`fold_key` of every fold of a configuration."""
-    training = prepared.schedule.training(name)
-    return [fold_key(run, prepared, training, fold) for fold in range(prepared.schedule.num_folds)]
+def stage_keys(run: Run, prepared: Prepared, name: str, folds: Sequence[int] | None = None) -> list[str]:
+    """`fold_key` of ``folds`` of a configuration, or of every one."""
+    training, folds = prepared.schedule.training(name), range(prepared.schedule.num_folds) if folds is None else folds
+    return [fold_key(run, prepared, training, fold) for fold in folds]
 
 
 def is_trained(final: Path, key: str) -> bool:
@@ -301,9 +375,13 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
         revise=pacer.revise,
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        applied = train_fold(
-            spec, (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks), should_stop=should_stop
-        )
+        callbacks = (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks)
+        try:
+            applied = train_fold(spec, callbacks, should_stop=lambda: should_stop() or pacer.gives_up)
+        except KeyboardInterrupt:
+            if not pacer.gives_up:
+                raise
+            raise GivenUpError from None  # its checkpoint stays, for a call that asks for it
     if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
         save_revisions(run, applied, all_of=(name, fold))
 

@@ -24,7 +24,7 @@ def validate(run: Run) -> Generator[Work, None, None]:
     keys = all_keys(run, prepared)
     for training, fold in asked_jobs(run, prepared.schedule):
         run.reporter.expect(expected_s(run, prepared.schedule, keys))
-        if prepared.splits.folds[fold].val:
+        if prepared.splits.folds[fold].val and prepared.schedule.steps_of(training.configuration, fold):
             yield validation_work(run, prepared, (training, fold), keys[training.configuration, fold])
     run.reporter.expect(prepared.schedule.expected_rest_s)
 

@@ -33,6 +33,10 @@ def reads_as(kind: type[Document]) -> Callable[[Path], bool]:
     return lambda path: load_or_none(kind, path) is not None
 
 
+class GivenUpError(Exception):
+    """Raised by `Work.do` where a unit is left undone on purpose: it gets no record."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """One unit of a stage: a whole stage, or one fold of a configuration."""

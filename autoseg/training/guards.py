@@ -46,6 +46,8 @@ STARVED_SHARE, STARVED_SHARE_CPU = 0.2, 0.5
 """Of the time. A CPU reads and cuts its patches itself: healthy small trainings spend up to 0.4 on it."""
 OVERFIT_RISE, OVERFIT_FALL = 0.1, 0.05
 """The validation loss rises by this from its best while the training loss falls by that: both beyond the noise of epochs."""
+OVERFIT_PATCHES = 32
+"""Validation patches in each mean that is compared, at least: with half of them a healthy training of 216 steps was warned of."""
 
 Verdict = Literal["skip", "restart", "fail"]
 
@@ -134,8 +136,11 @@ def waiting_share(history: Sequence[EpochRecord], *, on_cpu: bool) -> float | No
     return fmean(record.wait_share for record in recent)
 
 
-def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> str | None:
-    """How the validation loss has risen from its best while the training loss went on falling, and scores with it; None: not so."""
+def find_overfitting(history: Sequence[EpochRecord], num_epochs: int, patches: int) -> str | None:
+    """How the validation loss has risen from its best while the training loss went on falling, and scores with it; None: not so.
+
+    Each epoch validates so many ``patches``.
+    """
     known = [
         (record.step, trained, validated, average)
         for record in history
@@ -143,7 +148,7 @@ def find_overfitting(history: Sequence[EpochRecord], num_epochs: int) -> str | N
         and (validated := record.validation_loss) is not None
         and (average := record.moving_average) is not None
     ]
-    width = patience(num_epochs)
+    width = max(patience(num_epochs), -(-OVERFIT_PATCHES // max(1, patches)))
     if len(known) < 2 * width:
         return None
     ends = range(width, len(known) + 1)
@@ -248,7 +253,8 @@ def check_waiting(run: FoldRun, epoch: EpochRecord) -> None:
 
 def check_overfitting(run: FoldRun, epoch: EpochRecord) -> None:
     """Reports when the validation loss rises while the training loss falls."""
-    if (found := find_overfitting(run.state.history, run.num_epochs)) is not None:
+    patches = run.spec.training.validation_batches * run.spec.training.batch_size
+    if (found := find_overfitting(run.state.history, run.num_epochs, patches)) is not None:
         fix = "add cases, or use a shorter --budget; the final weights are still used, and best.safetensors keeps the best"
         _warn(run, code="training.overfitting", message=found, fix=fix)
 

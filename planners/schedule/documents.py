@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from planners.decision import DecisionRecord
 from planners.document import PROSE, Document
@@ -110,8 +110,8 @@ class Revision(Document):
     fold: Annotated[int, Field(ge=0)]
     step: Annotated[int, Field(ge=0)]
     """Steps of the fold that were done when it was decided."""
-    num_steps: PositiveInt
-    """Steps of the fold in all, from then on."""
+    num_steps: Annotated[int, Field(ge=0)]
+    """Steps of the fold in all, from then on; 0: it is left out, for want of time."""
     planned_steps: PositiveInt
     """`Training.num_steps` then; a revision of a training of another length is void."""
     step_s: PositiveFloat
@@ -122,9 +122,20 @@ class Revision(Document):
     @classmethod
     def _check_steps(cls, steps: int, info: ValidationInfo) -> int:
         done = info.data.get("step")
-        if done is not None and steps <= done:
+        if done is not None and 0 < steps <= done:
             raise ValueError(f"{steps} steps in all, but {done} were done")
         return steps
+
+
+class Start(Document):
+    """What one fold starts from: its own weights at the end of an earlier training."""
+
+    configuration: str
+    fold: Annotated[int, Field(ge=0)]
+    key: str
+    """Of the weights: hash of all that they were trained from."""
+    num_steps: PositiveInt
+    """Steps that they were trained, in all."""
 
 
 class Schedule(Document):
@@ -144,6 +155,8 @@ class Schedule(Document):
     decisions: Annotated[tuple[DecisionRecord, ...], PROSE]
     revisions: tuple[Revision, ...] = ()
     """In the order in which they take effect in each fold."""
+    starts: tuple[Start, ...] = ()
+    """Folds that go on from trained weights; others start from random ones."""
 
     @field_validator("trainings")
     @classmethod
@@ -154,23 +167,41 @@ class Schedule(Document):
             raise ValueError(f"trains {', '.join(twice)} more than once; leave one training of each configuration")
         return trainings
 
+    @model_validator(mode="after")
+    def _check_folds(self) -> Self:
+        if not self.folds:
+            raise ValueError("its revisions leave out every fold; leave one in")
+        return self
+
     @property
     def expected_s(self) -> float:
         """All that is left once the schedule is made."""
         return self.expected_training_s + self.expected_validation_s + self.expected_rest_s
 
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Folds that are trained in every configuration: none of them is left out."""
+        names = [training.configuration for training in self.trainings]
+        return tuple(fold for fold in range(self.num_folds) if all(self.steps_of(name, fold) for name in names))
+
     def revisions_of(self, configuration: str, fold: int) -> tuple[Revision, ...]:
-        """Revisions of one fold that fit its training, in order."""
-        planned = self.training(configuration).num_steps
-        found = (
-            r for r in self.revisions if (r.configuration, r.fold, r.planned_steps) == (configuration, fold, planned)
-        )
-        return tuple(found)
+        """Revisions of one fold that fit its training, in order, without those that leave it out."""
+        return tuple(r for r in self._revisions_of(configuration, fold) if r.num_steps)
 
     def steps_of(self, configuration: str, fold: int) -> int:
-        """Steps of one fold, after its revisions."""
-        revisions = self.revisions_of(configuration, fold)
+        """Steps of one fold, after its revisions; 0: it is left out."""
+        revisions = self._revisions_of(configuration, fold)
         return revisions[-1].num_steps if revisions else self.training(configuration).num_steps
+
+    def _revisions_of(self, configuration: str, fold: int) -> list[Revision]:
+        planned = self.training(configuration).num_steps
+        return [
+            r for r in self.revisions if (r.configuration, r.fold, r.planned_steps) == (configuration, fold, planned)
+        ]
+
+    def start_of(self, configuration: str, fold: int) -> Start | None:
+        """The trained weights that one fold goes on from; None: it starts from random ones."""
+        return next((each for each in self.starts if (each.configuration, each.fold) == (configuration, fold)), None)
 
     def training(self, configuration: str) -> Training:
         """The training of that configuration; `KeyError` lists the scheduled ones."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from planners.schedule.cost import measurement_of
-from planners.schedule.documents import Revision, Schedule
+from planners.schedule.documents import Revision, Schedule, planned_position
+from planners.schedule.planning import FEWEST_STEPS
 
 Job = tuple[str, int]
 """Configuration name and fold."""
@@ -39,37 +40,91 @@ def steps_left_s(schedule: Schedule, jobs: Iterable[Job], *, done: int = 0) -> f
 
 
 def revise(
-    schedule: Schedule, jobs: Sequence[Job], *, done: int, step_s: float, left_s: float, rest_s: float
+    schedule: Schedule,
+    jobs: Sequence[Job],
+    *,
+    done: int,
+    step_s: float,
+    left_s: float,
+    rest_s: float = 0.0,
+    fold_s: float = 0.0,
+    caution: float = 1.0,
+    whole: Collection[str] = (),
 ) -> tuple[Revision, ...]:
     """Other numbers of steps for ``jobs`` such that the run ends in time; empty where the present ones do.
 
-    ``done`` steps of the first job are done, at ``step_s`` seconds each now. ``left_s`` seconds are left for the whole run;
-    predictions and all else after training take ``rest_s`` of them at the planned pace, and at another one in proportion. All
-    jobs get the same share of what was left to them. At least one step is left to each.
+    ``jobs`` are all that are not trained, in order, those that were left out before among them. ``done`` steps of the first
+    one are done, at ``step_s`` seconds each now. ``left_s`` seconds are left for the whole run. Of these, at the planned pace,
+    ``rest_s`` go to all that comes after training and ``fold_s`` to predictions of each job; they slow down ``caution`` times
+    as much as steps. All jobs get the same share of what was planned for them.
+
+    Where one would get fewer than `FEWEST_STEPS`, or fewer than planned if that is less, the last fold is left out for the
+    others, as many times as needed; one fold stays, and so do all of configurations that are needed ``whole`` and those that go on
+    from trained weights. A later revision may take a fold in again.
     """
     name = jobs[0][0]
     slowness = step_s / planned_step_s(schedule, name)
     paces = {each: planned_step_s(schedule, each) * slowness for each, _ in jobs}
-    steps = [schedule.steps_of(*job) for job in jobs]
-    undone = [steps[0] - done, *steps[1:]]
-    needed = sum(count * paces[each] for count, (each, _) in zip(undone, jobs, strict=True))
-    share = max(0.0, left_s - rest_s * slowness) / needed
-    if abs(share - 1) <= MOST_DEPARTURE:
+    steps = {job: schedule.steps_of(*job) for job in jobs}
+    walked = {job: done if job == jobs[0] else 0 for job in jobs}
+
+    def time_for_steps(chosen: Sequence[Job]) -> float:
+        return max(0.0, left_s - (rest_s + fold_s * len(chosen)) * slowness * caution)
+
+    kept = [job for job in jobs if steps[job]]
+    needed = sum((steps[job] - walked[job]) * paces[job[0]] for job in kept)
+    if abs(time_for_steps(kept) / needed - 1) <= MOST_DEPARTURE:
         return ()
-    before = expected_step_s(schedule, name)
-    pace = f"a step takes {step_s:.2g} s instead of {before:.2g} s"
+    chosen, totals = list(jobs), {}
+    while chosen:
+        planned = {job: schedule.training(job[0]).num_steps for job in chosen}
+        undone = {job: planned[job] - _position(schedule, job, walked[job]) for job in chosen}
+        share = time_for_steps(chosen) / sum(count * paces[each] for (each, _), count in undone.items())
+        totals = {job: walked[job] + max(1, round(count * share)) for job, count in undone.items()}
+        fewer = _without_a_fold(schedule, jobs, chosen, whole)
+        if fewer is None or all(totals[job] >= min(FEWEST_STEPS, planned[job]) for job in chosen):
+            break
+        chosen, totals = fewer, {}
+    pace = f"a step takes {step_s:.2g} s instead of {expected_step_s(schedule, name):.2g} s"
+    takes = needed + max(0.0, left_s) - time_for_steps(kept)
+    reason = f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {takes:.0f} s"
     return tuple(
         Revision(
-            configuration=each,
-            fold=fold,
-            step=total - count,
-            num_steps=total - count + max(1, round(count * share)),
-            planned_steps=schedule.training(each).num_steps,
-            step_s=paces[each],
-            reason=f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {needed + rest_s * slowness:.0f} s",
+            configuration=job[0],
+            fold=job[1],
+            step=walked[job],
+            num_steps=totals.get(job, 0),
+            planned_steps=schedule.training(job[0]).num_steps,
+            step_s=paces[job[0]],
+            reason=reason if job in totals else f"{reason}, too little for {FEWEST_STEPS} steps",
         )
-        for (each, fold), total, count in zip(jobs, steps, undone, strict=True)
+        for job in jobs
+        if steps[job] or job in totals
     )
+
+
+def _position(schedule: Schedule, job: Job, done: int) -> float:
+    """The planned step that stands where ``done`` steps of a fold do."""
+    return planned_position(schedule.training(job[0]), done, schedule.revisions_of(*job))
+
+
+def _without_a_fold(
+    schedule: Schedule, jobs: Sequence[Job], chosen: Sequence[Job], whole: Collection[str]
+) -> list[Job] | None:
+    """``chosen`` without their last fold that may be left out of all configurations; None where none may.
+
+    What is scheduled and not among ``jobs`` is trained.
+    """
+    trained = {each.configuration: schedule.num_folds for each in schedule.trainings}
+    for name, _ in jobs:
+        trained[name] -= 1
+    for fold in sorted({fold for _, fold in chosen}, reverse=True):
+        names = [name for name, each in chosen if each == fold]
+        others = [job for job in chosen if job[1] != fold]
+        stays = all(trained[name] or any(name == each for each, _ in others) for name in names)
+        if stays and not any(name in whole or schedule.start_of(name, fold) for name in names):
+            return others
+    return None
 
 
 def with_revisions(schedule: Schedule, revisions: Sequence[Revision], *, all_of: Job | None = None) -> Schedule:

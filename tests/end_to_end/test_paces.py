@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.stages import schedule as scheduling
 from autoseg.stages import train as training_stage
-from autoseg.stages.schedule import no_use_issues, short_budget_issue
+from autoseg.stages.schedule import no_use_issues, read_prepared, short_budget_issue
+from autoseg.stages.select import score_issues
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.callbacks import read_history
-from planners import Schedule
+from planners import Revision, Schedule, revise
 
 
 @pytest.fixture
@@ -43,19 +45,19 @@ def hurried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def test_a_slow_machine_shortens_what_is_left_and_a_schedule_file_repeats_it(hurried: Job, tmp_path: Path) -> None:
     wishes = {"budget": "1h", "anyway": True, "configurations": "2d"}
-    run = hurried.call("train", dataset=hurried.dataset, **wishes)
+    run = hurried.call("select", dataset=hurried.dataset, **wishes)
     schedule = run.schedule
-    first, second = (schedule.revisions_of("2d", fold) for fold in range(2))
+    first = schedule.revisions_of("2d", 0)
     # the first four steps are left out, the pace is that of the next ones; then there is no time for more
     assert first[0].step >= 6
-    assert [r.num_steps for r in first][-1] < 40
-    assert (second[0].step, second[0].num_steps) == (0, 1)
-    for fold in range(2):
-        history, _ = read_history(hurried.folder.fold("2d", fold) / "history.jsonl")
-        assert history[-1].step == schedule.steps_of("2d", fold)
+    assert first[-1].num_steps < 40
+    history, _ = read_history(hurried.folder.fold("2d", 0) / "history.jsonl")
+    assert history[-1].step == schedule.steps_of("2d", 0)
     assert "steps instead of 40: a step takes" in said(run)
+    assert "2d, fold 1, is left out: a step takes" in said(run)
+    assert (schedule.folds, run.selection.folds) == ((0,), (0,))
     weights = contents(hurried.folder.models, "final.safetensors")
-    again = hurried.call("train")
+    again = hurried.call("select")
     assert "edited" not in said(again)
     assert contents(hurried.folder.models, "final.safetensors") == weights
 
@@ -63,10 +65,55 @@ def test_a_slow_machine_shortens_what_is_left_and_a_schedule_file_repeats_it(hur
     wishes = {"schedule": hurried.schedule, "configurations": "2d"}
     replayed = Job(dataset=hurried.dataset, schedule=hurried.schedule, root=tmp_path / "replayed")
     replayed.call("train", dataset=hurried.dataset, **wishes)
-    for fold in range(2):  # the bytes differ in the key of what they were made from
-        ours, theirs = (load_file(final_weights(each.folder, "2d", fold)) for each in (hurried, replayed))
-        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    # the bytes differ in the key of what they were made from
+    ours, theirs = (load_file(final_weights(each.folder, "2d", 0)) for each in (hurried, replayed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert not final_weights(replayed.folder, "2d", 1).exists()
     assert load_document(Schedule, replayed.folder.schedule).revisions == schedule.revisions
+
+
+def test_a_fold_that_was_left_out_is_trained_where_it_is_asked_for(hurried: Job) -> None:
+    run = hurried.call("select", dataset=hurried.dataset, budget="1h", anyway=True, configurations="2d")
+    (caveat,) = score_issues(run, read_prepared(run))
+    assert caveat.code == "scores.folds_left_out"
+    assert caveat.message == "fold 1 of 2 could not be trained in time, so scores are of 2 of 4 cases"
+    assert len(run.summary.metric_per_case) == 2
+    first = final_weights(run.folder, "2d", 0).read_bytes()
+    run = hurried.call("train", fold=1)
+    assert run.schedule.folds == (0, 1)
+    assert run.schedule.steps_of("2d", 1) == 40
+    run = hurried.call("select")
+    assert run.selection.folds == (0, 1)
+    assert score_issues(run, read_prepared(run)) == ()
+    assert len(run.summary.metric_per_case) == 4
+    assert final_weights(run.folder, "2d", 0).read_bytes() == first
+    assert "edited" not in said(run)
+
+
+def test_a_fold_that_is_given_up_while_it_trains_is_resumed_where_it_is_asked_for(
+    hurried: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the time is over when the first fold is trained."""
+
+    def revise_later(
+        schedule: Schedule, jobs: list[tuple[str, int]], *, done: int, **given: Any
+    ) -> tuple[Revision, ...]:
+        return revise(schedule, jobs, done=done, **given) if jobs[0][1] == 1 and done >= 20 else ()
+
+    monkeypatch.setattr(training_stage, "revise", revise_later)
+    run = hurried.call("select", dataset=hurried.dataset, budget="1h", anyway=True, configurations="2d")
+    assert run.schedule.folds == (0,)
+    (left_out,) = run.schedule.revisions
+    assert (left_out.fold, left_out.num_steps) == (1, 0)
+    assert not run.folder.stage("train-2d-fold_1").exists()
+    checkpoint = run.folder.fold("2d", 1) / "checkpoint.pt"
+    assert checkpoint.is_file()
+    assert "fold 1, is left out" in said(run)
+    assert "not done yet" not in said(hurried.call("select"))
+    run = hurried.call("train", fold=1)
+    history, _ = read_history(run.folder.fold("2d", 1) / "history.jsonl")
+    assert history[-1].step == 40
+    assert run.schedule.revisions == ()
 
 
 def test_revisions_that_a_user_changes_are_another_training(hurried: Job) -> None:

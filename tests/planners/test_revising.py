@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from planners import (
     Measurement,
     Revision,
     Schedule,
+    Start,
     Training,
     learning_rate,
     revise,
@@ -90,27 +92,101 @@ def test_a_departure_of_a_tenth_changes_the_steps(left_s: float, is_revised: boo
 
 
 def test_a_machine_that_is_half_as_fast_gives_all_folds_half_of_what_was_left() -> None:
-    """60 and 100 steps were to take 80 s, predictions 16 s; now it would be twice that, and 112 s are left: 80 s for steps."""
-    found = revise(schedule_of(), FOLDS, done=40, step_s=1.0, left_s=112.0, rest_s=16.0)
-    assert [(r.fold, r.step, r.num_steps, r.planned_steps) for r in found] == [(0, 40, 70, 100), (1, 0, 50, 100)]
+    """240 and 400 steps were to take 320 s, predictions 16 s; now it would be twice that, and 352 s are left: 320 s for steps."""
+    found = revise(schedule_of(training_of(400)), FOLDS, done=160, step_s=1.0, left_s=352.0, rest_s=16.0)
+    assert [(r.fold, r.step, r.num_steps, r.planned_steps) for r in found] == [(0, 160, 280, 400), (1, 0, 200, 400)]
     assert [r.step_s for r in found] == [1.0, 1.0]
-    assert found[0].reason == "a step takes 1 s instead of 0.5 s: 112 s are left for what takes 192 s"
+    assert found[0].reason == "a step takes 1 s instead of 0.5 s: 352 s are left for what takes 672 s"
 
 
-def test_every_fold_keeps_a_step_where_no_time_is_left() -> None:
+def test_predictions_slow_down_as_much_as_was_measured() -> None:
+    """As before: 32 s of the 352 s are for predictions, those of each fold among them, at half the pace of steps."""
+    schedule = schedule_of(training_of(400))
+    found = revise(schedule, FOLDS, done=160, step_s=1.0, left_s=352.0, rest_s=4.0, fold_s=14.0, caution=0.5)
+    assert [(r.fold, r.num_steps) for r in found] == [(0, 280), (1, 200)]
+
+
+def test_one_fold_keeps_a_step_where_no_time_is_left() -> None:
     found = revise(schedule_of(), FOLDS, done=40, step_s=1.0, left_s=-50.0, rest_s=16.0)
-    assert [(r.step, r.num_steps) for r in found] == [(40, 41), (0, 1)]
+    assert [(r.step, r.num_steps) for r in found] == [(40, 41), (0, 0)]
 
 
 def test_other_configurations_slow_down_alike() -> None:
     schedule = schedule_of(
-        training_of(),
-        training_of(200, configuration="2d"),
+        training_of(400),
+        training_of(800, configuration="2d"),
         measurements=(measured("3d_fullres", 0.5), measured("2d", 0.1)),
     )
     jobs = [("3d_fullres", 1), ("2d", 0)]
-    found = revise(schedule, jobs, done=0, step_s=1.0, left_s=70.0, rest_s=0.0)  # 100 s and 40 s at half the speed
-    assert [(r.configuration, r.num_steps, r.step_s) for r in found] == [("3d_fullres", 50, 1.0), ("2d", 100, 0.2)]
+    found = revise(schedule, jobs, done=0, step_s=1.0, left_s=280.0)  # 400 s and 160 s at half the speed
+    assert [(r.configuration, r.num_steps, r.step_s) for r in found] == [("3d_fullres", 200, 1.0), ("2d", 400, 0.2)]
+
+
+def applied(schedule: Schedule, jobs: Sequence[tuple[str, int]] = FOLDS, **changes: Any) -> dict[tuple[str, int], int]:
+    """Steps of the folds after a revision at half a second a step, without predictions."""
+    revised = with_revisions(schedule, revise(schedule, jobs, **{"done": 0, "step_s": 0.5, **changes}))
+    return {job: revised.steps_of(*job) for job in jobs}
+
+
+@pytest.mark.parametrize(
+    ("planned", "left_s", "steps"),
+    [
+        (400, 150.0, [150, 150]),
+        (400, 148.9, [298, 0]),  # 148.9 steps each
+        (100, 120.0, [120, 120]),  # planned for fewer, it was asked for
+        (100, 89.0, [178, 0]),
+    ],
+)
+def test_a_fold_that_would_get_fewer_than_150_steps_is_left_out(planned: int, left_s: float, steps: list[int]) -> None:
+    found = applied(schedule_of(training_of(planned)), left_s=left_s)
+    assert list(found.values()) == steps
+
+
+def test_the_fold_that_trains_is_given_up_where_another_one_is_trained() -> None:
+    schedule = schedule_of(training_of(400))
+    assert applied(schedule, FOLDS[1:], done=60, left_s=45.0) == {FOLDS[1]: 150}
+    (found,) = revise(schedule, FOLDS[1:], done=60, step_s=0.5, left_s=44.0)
+    assert (found.step, found.num_steps) == (60, 0)
+    assert found.reason.endswith("44 s are left for what takes 170 s, too little for 150 steps")
+    assert applied(schedule, done=60, left_s=44.0) == {FOLDS[0]: 148, FOLDS[1]: 0}, "one has to stay"
+
+
+def test_a_fold_is_taken_in_again_when_the_machine_gets_faster() -> None:
+    schedule = schedule_of(training_of(400))
+    slow = with_revisions(schedule, revise(schedule, FOLDS, done=40, step_s=2.0, left_s=400.0))
+    assert [slow.steps_of(*job) for job in FOLDS] == [240, 0]
+    assert slow.folds == (0,)
+    assert revise(slow, FOLDS, done=60, step_s=2.0, left_s=360.0) == ()
+    fast = applied(slow, done=60, left_s=300.0)
+    assert fast[FOLDS[0]] > 150
+    assert fast[FOLDS[1]] > 150
+    assert sum(fast.values()) == pytest.approx(60 + 600, abs=1)
+
+
+def test_folds_that_are_needed_stay() -> None:
+    """Those of a cascade's first stage, and those that go on from trained weights."""
+    schedule = schedule_of(training_of(400))
+    assert applied(schedule, left_s=100.0, whole=("3d_fullres",)) == {FOLDS[0]: 100, FOLDS[1]: 100}
+    start = Start(configuration="3d_fullres", fold=1, key="", num_steps=400)
+    continued = schedule.model_copy(update={"starts": (start,)})
+    assert applied(continued, left_s=100.0) == {FOLDS[0]: 0, FOLDS[1]: 200}
+
+
+def test_a_fold_is_left_out_of_all_configurations() -> None:
+    schedule = schedule_of(
+        training_of(400),
+        training_of(400, configuration="2d"),
+        measurements=(measured("3d_fullres", 0.5), measured("2d", 0.5)),
+    )
+    jobs = [*FOLDS, ("2d", 0), ("2d", 1)]
+    assert list(applied(schedule, jobs, left_s=200.0).values()) == [200, 0, 200, 0]
+
+
+def test_a_schedule_trains_a_fold() -> None:
+    left_out = [revision(0, 0, fold=fold).model_dump() for fold in (0, 1)]
+    assert Schedule.model_validate({**schedule_of().model_dump(), "revisions": tuple(left_out[:1])}).folds == (1,)
+    with pytest.raises(ValidationError, match="leave out every fold"):
+        Schedule.model_validate({**schedule_of().model_dump(), "revisions": tuple(left_out)})
 
 
 def test_steps_that_were_revised_are_counted_from_then_on() -> None:
@@ -137,7 +213,9 @@ def test_the_pace_is_that_of_compiled_steps_or_follows_from_the_expected_time() 
     assert planned_step_s(schedule_of(training_of(base_features=32)), "3d_fullres") == 120 / 200
 
 
-@pytest.mark.parametrize(("step", "num_steps", "is_valid"), [(40, 41, True), (40, 40, False), (0, 1, True)])
+@pytest.mark.parametrize(
+    ("step", "num_steps", "is_valid"), [(40, 41, True), (40, 40, False), (0, 1, True), (40, 0, True)]
+)
 def test_a_revision_leaves_a_step(step: int, num_steps: int, is_valid: bool) -> None:
     if is_valid:
         assert revision(step, num_steps).num_steps == num_steps

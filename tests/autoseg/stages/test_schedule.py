@@ -78,8 +78,8 @@ def test_a_given_schedule_that_does_not_fit_is_refused_before_anything_is_prepro
 
 def test_singular_is_used_for_one(planned: Run) -> None:
     announce(planned, planned.plan, short_schedule(planned.plan, num_folds=1, cases=2))
-    assert "Schedule: 1 fold x 2d" in said(planned)
-    assert "\n1 fold x 1 configuration, " in said(planned)
+    assert "Schedule: 1 fold of 2d (" in said(planned)
+    assert "\nOne network, about " in said(planned)
     for plural in ("1 folds", "1 configurations", "1 warnings", "1 notes", "1 threads"):
         assert plural not in said(planned)
 

@@ -17,7 +17,7 @@ from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
 from autoseg.stages import train as train_module
 from autoseg.stages.train import Pacer, asked_jobs, expected_s, num_readers, with_stages_before
-from autoseg.tracking.callbacks import FoldStart
+from autoseg.tracking.callbacks import FoldEnd, FoldStart
 from planners import Revision, with_revisions
 
 
@@ -117,6 +117,21 @@ def test_the_pace_is_that_of_a_few_steps_and_seconds(monkeypatch, steps: int, st
     inactive = clock.pacer(steps)
     inactive.is_active = False
     assert clock.first_revision(inactive, step_s) is None
+
+
+def test_what_predictions_take_is_measured_beside_the_steps(monkeypatch) -> None:
+    """Steps that take twice as long as planned, predictions three times: they slow down half as much again."""
+    clock = Clock(monkeypatch)
+    pacer = clock.pacer()
+    pacer.schedule = pacer.run.schedule = pacer.schedule.model_copy(update={"expected_validation_s": 10.0})
+    assert clock.first_revision(pacer, 2.0) is not None
+    pacer.predicted(30.0)
+    assert pacer.caution == 1.0, "predictions of a fold that was trained before"
+    pacer.on_fold_end(FoldEnd(steps_done=1000))
+    pacer.predicted(30.0)
+    assert pacer.caution == 1.5
+    pacer.predicted(60.0)
+    assert pacer.caution == 1.5
 
 
 @pytest.mark.parametrize(("step_s", "is_said"), [(1.3, False), (1.4, True)])

@@ -75,7 +75,7 @@ def test_a_healthy_training_is_left_alone(until: int, noise: list[float], waitin
     ]
     assert find_collapse(history) is None
     assert is_good(history)
-    assert find_overfitting(history, 12) is None
+    assert find_overfitting(history, 12, 16) is None
     assert waiting_share(history, on_cpu=False) is None
     if until > 1:
         assert unlearned_classes(history, 12) == ()
@@ -218,10 +218,11 @@ def test_the_limits_of_overfitting(rise: float, fall: float, is_overfitting: boo
     """A validation loss that rises by a tenth from its best while the training loss falls by half as much, on means of two epochs."""
     better = [epoch(i, loss=fall, validation_loss=0.0, moving_average=0.8) for i in range(2)]
     worse = [epoch(i, loss=0.0, validation_loss=rise, moving_average=0.7) for i in range(2, 4)]
-    found = find_overfitting([*better, *worse], 12)
+    found = find_overfitting([*better, *worse], 12, 16)
     assert (found is not None) is is_overfitting
     assert found is None or "since step 100" in found
-    assert find_overfitting([*better, *worse][1:], 12) is None  # too few epochs for two means
+    assert find_overfitting([*better, *worse][1:], 12, 16) is None  # too few epochs for two means
+    assert find_overfitting([*better, *worse], 12, 15) is None  # 32 patches are three epochs
 
 
 def test_overfitting_is_told_from_the_last_epochs_that_have_all_numbers() -> None:
@@ -230,16 +231,16 @@ def test_overfitting_is_told_from_the_last_epochs_that_have_all_numbers() -> Non
         for i, value in enumerate([0.6, 0.4, 0.2, 0.4, 0.6, 1.0])
     ]
     told = "overfitting: since step 150 the training loss fell by 0.30 and the validation loss rose by 0.50"
-    assert find_overfitting(trained, 12) == told
+    assert find_overfitting(trained, 12, 16) == told
     for lacks in ("loss", "validation_loss", "moving_average"):
         hole = epoch(6, **{"loss": 9.0, "validation_loss": 9.0, "moving_average": 0.1, lacks: None})
-        assert find_overfitting([*trained, hole], 12) == told
+        assert find_overfitting([*trained, hole], 12, 16) == told
 
 
 def test_a_rising_validation_loss_alone_is_no_fault_while_scores_rise() -> None:
     """Cross-entropy punishes certainty: it often rises while the overlap still gets better."""
     history = [*HEALTHY[:7], *(epoch(i, validation_loss=0.1 * i) for i in range(7, 12))]
-    assert find_overfitting(history, 12) is None
+    assert find_overfitting(history, 12, 16) is None
 
 
 def made_epoch(number: int, dice: float, loss: float, *, waiting: float = 0.0) -> EpochRecord:
@@ -351,6 +352,9 @@ def test_overfitting_is_an_issue_of_the_fold(tmp_path) -> None:
             for i, (one, other) in enumerate(losses)
         ],
     )
+    run.spec = training_with(run.spec, batch_size=2, validation_batches=4)
+    assert end_epoch(run, check_overfitting) == [], "eight validation patches an epoch are too few"
+    run.spec = training_with(run.spec, batch_size=2, validation_batches=8)
     assert end_epoch(run, check_overfitting) == ["training.overfitting"]
     assert run.state.issues[0].where == "3d_fullres, fold 0"
 
