@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from planners.schedule.cost import measurement_of
 from planners.schedule.documents import Revision, Schedule, planned_position
@@ -75,16 +75,7 @@ def revise(
     needed = sum((steps[job] - walked[job]) * paces[job[0]] for job in kept)
     if abs(time_for_steps(kept) / needed - 1) <= MOST_DEPARTURE:
         return ()
-    chosen, totals = list(jobs), {}
-    while chosen:
-        planned = {job: schedule.training(job[0]).num_steps for job in chosen}
-        undone = {job: planned[job] - _position(schedule, job, walked[job]) for job in chosen}
-        share = time_for_steps(chosen) / sum(count * paces[each] for (each, _), count in undone.items())
-        totals = {job: walked[job] + max(1, round(count * share)) for job, count in undone.items()}
-        fewer = _without_a_fold(schedule, jobs, chosen, whole)
-        if fewer is None or all(totals[job] >= min(FEWEST_STEPS, planned[job]) for job in chosen):
-            break
-        chosen, totals = fewer, {}
+    totals = _divided(schedule, walked, paces, time_for_steps, whole)
     pace = f"a step takes {step_s:.2g} s instead of {expected_step_s(schedule, name):.2g} s"
     takes = needed + max(0.0, left_s) - time_for_steps(kept)
     reason = f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {takes:.0f} s"
@@ -103,9 +94,36 @@ def revise(
     )
 
 
-def _position(schedule: Schedule, job: Job, done: int) -> float:
-    """The planned step that stands where ``done`` steps of a fold do."""
-    return planned_position(schedule.training(job[0]), done, schedule.revisions_of(*job))
+def _divided(
+    schedule: Schedule,
+    walked: Mapping[Job, int],
+    paces: Mapping[str, float],
+    time_for_steps: Callable[[Sequence[Job]], float],
+    whole: Collection[str],
+) -> dict[Job, int]:
+    """Steps in all of the folds that are not left out of those that have ``walked`` so many; empty where all are."""
+    chosen = list(walked)
+    while chosen:
+        totals = _shared(schedule, {job: walked[job] for job in chosen}, paces, time_for_steps(chosen))
+        planned = {job: schedule.training(job[0]).num_steps for job in chosen}
+        is_short = any(totals[job] < min(FEWEST_STEPS, planned[job]) for job in chosen)
+        fewer = _without_a_fold(schedule, list(walked), chosen, whole) if is_short else None
+        if fewer is None:
+            return totals
+        chosen = fewer
+    return {}
+
+
+def _shared(
+    schedule: Schedule, walked: Mapping[Job, int], paces: Mapping[str, float], seconds: float
+) -> dict[Job, int]:
+    """Steps of each fold in all, of which so many are ``walked``: the same share of what is left of its plan, in ``seconds``."""
+    undone = {}
+    for job, done in walked.items():
+        training = schedule.training(job[0])
+        undone[job] = training.num_steps - planned_position(training, done, schedule.revisions_of(*job))
+    share = seconds / sum(count * paces[name] for (name, _), count in undone.items())
+    return {job: walked[job] + max(1, round(count * share)) for job, count in undone.items()}
 
 
 def _without_a_fold(
