@@ -186,6 +186,9 @@ class Settings(Document):
         Names,
         Option("Train these configurations of the plan (default: as the schedule's rule chooses).", "schedule", "NAME"),
     ] = ()
+    race: Annotated[
+        bool, Option("Let candidate networks race on one fold where there is time; else the rule chooses.", "schedule")
+    ] = True
     mirroring: Annotated[
         bool, Option("Mirror images in training and prediction where the plan allows it.", "schedule")
     ] = True

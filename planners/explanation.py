@@ -11,6 +11,7 @@ from planners.memory import estimate_configuration_memory
 from planners.plan import Configuration, Plan
 from planners.registry import TOPOLOGIES
 from planners.rules.topology import why_untrainable
+from planners.schedule.documents import Schedule
 
 WIDTH = 100
 """Characters a line."""
@@ -29,6 +30,7 @@ TITLES = {
     "interpolation.orders": "Resampling",
     "candidates.volumetric": "2D or 3D",
     "candidates.vnet": "V-Net",
+    "candidates.residual_unet": "Residual encoder",
     "cascade.low_resolution": "Cascade",
     "cascade.inputs": "Inputs",
     "patch.trainable": "Trainable network (departure from nnU-Net)",
@@ -51,7 +53,20 @@ TITLES = {
     "finetuning.loss": "Loss",
     "finetuning.mirroring": "Mirroring",
 }
-"""Heading of each decision."""
+"""Heading of each decision of a plan ..."""
+SCHEDULE_TITLES = {
+    "schedule.single_slices": "Single slices",
+    "schedule.race": "Race",
+    "schedule.configurations": "Configurations",
+    "schedule.asked_for": "Configurations",
+    "schedule.folds": "Folds",
+    "schedule.length": "Length",
+    "schedule.width": "Width",
+    "schedule.optimiser": "Optimiser",
+    "schedule.mirroring": "Mirroring",
+    "schedule.compiling": "Compiled steps",
+}
+"""... and of a schedule."""
 DEPARTURES = frozenset(
     {
         "axes.single_slice",
@@ -64,6 +79,8 @@ DEPARTURES = frozenset(
 """Rules that fix what nnU-Net would plan wrongly."""
 DIFFERENCES = frozenset({"axes.acquisition", "axes.source", "intensity.by_content", "mirroring.sided_axis"})
 """Rules that differ from nnU-Net by choice."""
+NNUNET_NAMES = (None, "2d", "3d_lowres", "3d_fullres", "3d_cascade_fullres")
+"""Configurations that nnU-Net plans, and none: departures are listed for these, not for candidates beside them."""
 EDITED_BY = {
     "patch.shape": ("patch_shape",),
     "topology.stages": ("topology", "features", "kernels", "strides", "blocks", "decoder_blocks"),
@@ -109,6 +126,17 @@ def explain(plan: Plan, *, own: Plan | None = None) -> str:
         parts.append("\n".join(("Other fields", "-" * 12, *(line for edit in left for line in _edited(edit)))))
     if not any(decision.rule == "finetuning.plan" for decision in plan.decisions):
         parts.append(_departures(plan))
+    return "\n\n".join(parts) + "\n"
+
+
+def explain_schedule(schedule: Schedule) -> str:
+    """What is trained for how long, decision by decision: folds, configurations, widths, and what a race found."""
+    general = [decision for decision in schedule.decisions if decision.configuration is None]
+    parts = [_section("Schedule", general)]
+    for training in schedule.trainings:
+        mine = [decision for decision in schedule.decisions if decision.configuration == training.configuration]
+        title = f"{training.configuration}: {counted(training.base_features, 'feature')}, {counted(training.num_steps, 'step')} a fold"
+        parts.append(_section(title, mine))
     return "\n\n".join(parts) + "\n"
 
 
@@ -187,7 +215,9 @@ def _section(
 
 
 def _decision(decision: DecisionRecord, edits: Sequence[Edit]) -> list[str]:
-    lines = _wrap(f"* {TITLES.get(decision.rule, decision.rule)}: {_capital(decision.reason)}.", indent="  ")
+    lines = _wrap(
+        f"* {(TITLES | SCHEDULE_TITLES).get(decision.rule, decision.rule)}: {_capital(decision.reason)}.", indent="  "
+    )
     if decision.change:
         lines += _wrap(f"  Would change it: {decision.change}.", indent="  ")
     lines += [line for edit in edits for line in _edited(edit)]
@@ -202,8 +232,9 @@ def _departures(plan: Plan) -> str:
             *(f"It cannot be trained: {fault}." for fault in faults),
         ]
         return "\n".join(line for paragraph in paragraphs for line in _wrap(paragraph, indent="  "))
-    fixed = [decision for decision in plan.decisions if decision.rule in DEPARTURES]
-    different = [decision for decision in plan.decisions if _differs(plan, decision)]
+    planned_there = [decision for decision in plan.decisions if decision.configuration in NNUNET_NAMES]
+    fixed = [decision for decision in planned_there if decision.rule in DEPARTURES]
+    different = [decision for decision in planned_there if _differs(plan, decision)]
     paragraphs = [f"Departures from nnU-Net: {_places(fixed)}." if fixed else "No departures from nnU-Net were needed."]
     if different:
         paragraphs.append(f"Different from nnU-Net by choice: {_places(different)}.")

@@ -151,6 +151,7 @@ RUN = PREPROCESS | {
     "--groups",
     "--leave-one-group-out",
     "--mirroring",
+    "--race",
     "--schedule",
     "--seed",
     "--splits",

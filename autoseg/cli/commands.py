@@ -126,14 +126,14 @@ def plan(
     """Show what would be done with a dataset, and why. Trains nothing."""
     from autoseg.interop.nnunet_plans import require_place_for_plans, write_nnunet_plans
     from autoseg.stages.plan import planned as rules_plan
-    from planners import explain
+    from planners import explain, explain_schedule
 
     if nnunet_plans is not None:
         inputs = (nnunet_fingerprint, nnunet_dataset, options.get("spec"), options.get("pretrained"))
         require_place_for_plans(nnunet_plans, [path for path in inputs if path is not None])
     if dataset is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
         planned, ending, reader = _plan_from_nnunet(nnunet_fingerprint, nnunet_dataset, out, options)
-        own = None
+        own, scheduled = None, None
     elif dataset is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         if nnunet_plans is not None and not options.get("strict_reference"):
             raise typer.BadParameter(
@@ -143,7 +143,7 @@ def plan(
         done = autoseg.plan(dataset, out, **options)
         planned, ending, reader = done.plan, done.dataset.file_ending, None
         typer.echo(f"Plan: {done.folder.plan}")
-        own = rules_plan(done, changed=False)
+        own, scheduled = rules_plan(done, changed=False), done.schedule if done.folder.schedule.is_file() else None
     else:
         raise typer.BadParameter("pass DATASET, or both --nnunet-fingerprint and --nnunet-dataset")
     if nnunet_plans is not None:
@@ -152,6 +152,8 @@ def plan(
         typer.echo(f"nnU-Net plans: {nnunet_plans}{others}")
     if explanation or (dataset is None and nnunet_plans is None and out is None):
         typer.echo(explain(planned, own=own))
+        if scheduled is not None:
+            typer.echo(explain_schedule(scheduled))
 
 
 def _plan_from_nnunet(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -247,6 +247,7 @@ def _inputs(
         return {**common, "schedule file (--schedule)": key_of(given)}
     chosen = {
         "configurations (--configurations)": settings.configurations or None,
+        "race (--no-race)": None if settings.race else False,
         "mirroring (--no-mirroring)": None if settings.mirroring else False,
         "changes (--set)": changes_of(settings, "schedule") or None,
     }
@@ -343,7 +344,8 @@ def _kept_schedule(run: Run, dataset: DatasetDescription, plan: Plan) -> Schedul
 
 
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
-    """Time a few steps, apply the pure rule, then the user's changes."""
+    """Time a few steps, let candidates race where that says something, apply the pure rule, then the user's changes."""
+    from autoseg.stages.race import hold_race, may_race
     from autoseg.stages.trials import make_bench, measure_each, measure_steps, refine, try_compiling
 
     settings, bench, chosen = run.settings, make_bench(run, dataset, plan), list(candidates(run, plan))
@@ -371,6 +373,10 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )
+    if may_race(bench):
+        began = time.monotonic()
+        conditions = hold_race(bench, conditions, splits)
+        bench = replace(bench, ends=bench.ends + time.monotonic() - began)
     planned = with_changes(run, plan_schedule(plan, conditions))
     for training in planned.trainings:
         planned_from, measured = (training.configuration, training.base_features), conditions.measurements

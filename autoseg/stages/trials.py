@@ -41,6 +41,7 @@ from planners import (
     Training,
     candidate_widths,
     compiling_may_pay,
+    modest_width,
     short_batch_size,
     trial_training,
     wants_more_candidates,
@@ -116,11 +117,13 @@ def measure_steps(
     budgeted: bool,
     num_folds: int,
     precision: Precision | None = None,
+    modest: bool = False,
 ) -> tuple[Measurement, ...]:
     """Measurements of ``candidates``, in order of preference, narrow widths first until time or memory forbids.
 
     A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
-    batch size are measured. ``precision`` is measured too where it is not given. Raises `AutosegError` where nothing fits into memory.
+    batch size are measured; ``modest``: only a modest width. ``precision`` is measured too where it is not given. Raises
+    `AutosegError` where nothing fits into memory.
     """
     run = bench.run
     precision = precision or measure_precision(bench, candidates[0])
@@ -135,6 +138,7 @@ def measure_steps(
         own: list[Measurement] = []
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
+        widths = [modest_width(widths)] if modest else widths
         batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
@@ -173,6 +177,7 @@ def measure_each(
     budgeted: bool,
     num_folds: int,
     precision: Precision | None = None,
+    modest: bool = False,
 ) -> tuple[Measurement, ...]:
     """`measure_steps` of every one of ``configurations``: none is left out."""
     precision = precision or measure_precision(bench, configurations[0])
@@ -180,7 +185,7 @@ def measure_each(
         measured
         for configuration in configurations
         for measured in measure_steps(
-            bench, [configuration], budgeted=budgeted, num_folds=num_folds, precision=precision
+            bench, [configuration], budgeted=budgeted, num_folds=num_folds, precision=precision, modest=modest
         )
     )
 

@@ -135,6 +135,23 @@ def records_of_left_out(plan: Plan) -> list[DecisionRecord]:
     return [decision.record()]
 
 
+def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
+    """Short trainings mirror only images without a common orientation (2D photographs, microscopy)."""
+    value = shows_slices(plan) and bool(configuration.mirror_axes)
+    reason = (
+        "2D images have no common orientation"
+        if value
+        else "images have a common orientation, short trainings learn better without mirroring, and mirrored predictions would "
+        "cost training time"
+    )
+    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="docs/decisions/0041")
+
+
+def mirrored_configurations(plan: Plan) -> list[Configuration]:
+    """Those that budgeted trainings, and then predictions, mirror."""
+    return [configuration for configuration in plan.configurations if mirroring_decision(plan, configuration).value]
+
+
 def trial_training(
     configuration: Configuration, *, base_features: int, batch_size: int, precision: Precision
 ) -> Training:

@@ -14,10 +14,34 @@ MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
 0.84, 32 features 0.82; one seed, machine shared with other work (docs/decisions/0002)."""
 
+DEFAULT_CPU_BUDGET_S = 3600.0
+"""The default budget on a CPU."""
+ENOUGH_STEPS = 1000
+"""Steps that a wider network must still get: 16 features reached a Dice of 0.87 after 622 steps
+and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (docs/decisions/0041)."""
+FEWEST_STEPS = 150
+"""With fewer steps a network learns nothing; fewer folds are trained instead."""
+SATURATED_STEPS = 8000
+"""Beyond this another configuration gains more than further steps of the first."""
+RESERVE_SHARE = 0.03
+"""Of the budget, reserved for selection, postprocessing, report and timing noise."""
+RESERVE_S = 6.0
+
 HELD_OUT = 5
 """A hold-out keeps one case of so many for validation."""
 PSEUDO_DICE_STEPS = 16
 """Cost in steps of the pseudo-Dice of a budgeted training: twelve epochs of four batches, forward only, a third each."""
+
+
+def follows_method(conditions: Conditions) -> bool:
+    """Whether nnU-Net's schedule is followed: on a GPU without a budget."""
+    return conditions.budget_s is None and conditions.device == "cuda"
+
+
+def usable_s(conditions: Conditions) -> float:
+    """What is left of the budget for training and predicting."""
+    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
+    return budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
 
 
 def measurements_of(conditions: Conditions, configuration: str) -> list[Measurement]:
@@ -38,7 +62,13 @@ def modest_of(conditions: Conditions, configuration: str) -> Measurement:
 
 def nearest_to_modest(options: Sequence[Measurement]) -> Measurement:
     """The one of ``options`` nearest to `MODEST_WIDTH` features."""
-    return min(options, key=lambda m: abs(m.base_features - MODEST_WIDTH))
+    width = modest_width([m.base_features for m in options])
+    return next(m for m in options if m.base_features == width)
+
+
+def modest_width(widths: Sequence[int]) -> int:
+    """The one of ``widths`` nearest to `MODEST_WIDTH`."""
+    return min(widths, key=lambda width: abs(width - MODEST_WIDTH))
 
 
 def with_mirroring(conditions: Conditions, mirrored: Iterable[Configuration]) -> Conditions:

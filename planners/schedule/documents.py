@@ -42,6 +42,55 @@ class Measurement(Document):
     """Step and case were not timed: they follow from those of a narrower network."""
 
 
+class Raced(Document):
+    """What one candidate of a race has reached by the end of one round."""
+
+    configuration: str
+    base_features: PositiveInt
+    reason: Annotated[str, PROSE]
+    """Why it is a candidate."""
+    steps: PositiveInt
+    """Of its training so far, those of earlier rounds included."""
+    seconds: PositiveFloat
+    """That these steps took."""
+    dice: tuple[Fraction | None, ...]
+    """Of each case of the round, the mean over its classes; none where the case has no score."""
+    difference: float | None = None
+    """Mean over cases of its Dice less that of the favourite; none for the favourite, and where no case is scored for both."""
+    interval: tuple[float, float] | None = None
+    """Of the difference: 95 %, paired by case, Student t; none below two cases."""
+    verdict: Literal["favourite", "goes on", "dropped", "won", "lost"]
+    """``won`` and ``lost`` in the last round only, which decides whether the favourite is replaced."""
+
+
+class Round(Document):
+    """One round of a race: every candidate has trained for the same time, and is scored on the same whole cases."""
+
+    cases: tuple[str, ...]
+    """Validation cases of the first fold."""
+    raced: Annotated[tuple[Raced, ...], Field(min_length=1)]
+    """The favourite first."""
+
+
+class Race(Document):
+    """Candidates that were trained for a short time on one fold, to choose the one that is trained for the rest."""
+
+    rounds: tuple[Round, ...] = ()
+    note: str = ""
+    """Why there was none, or why it ended early; the rule's favourite is trained then."""
+
+    @property
+    def favourite(self) -> Raced | None:
+        """The rule's choice in the last round."""
+        return self.rounds[-1].raced[0] if self.rounds else None
+
+    @property
+    def winner(self) -> Raced | None:
+        """The challenger that replaces the favourite, if one does."""
+        raced = self.rounds[-1].raced if self.rounds else ()
+        return next((each for each in raced if each.verdict == "won"), None)
+
+
 class Conditions(Document):
     """All that a schedule depends on besides the plan."""
 
@@ -64,6 +113,8 @@ class Conditions(Document):
     cross_validated: bool
     """False: one case, none to validate on."""
     measurements: Annotated[tuple[Measurement, ...], Field(min_length=1), PROSE]
+    race: Annotated[Race | None, PROSE] = None
+    """None: none was held, as the user chose."""
     seed: Annotated[int, Field(ge=0)]
 
 

@@ -13,14 +13,22 @@ from planners.schedule.candidates import (
     budgeted_training,
     method_configurations,
     method_training,
+    mirrored_configurations,
+    mirroring_decision,
     preferred_configurations,
     records_of_left_out,
-    shows_slices,
 )
 from planners.schedule.cost import (
+    DEFAULT_CPU_BUDGET_S,
+    ENOUGH_STEPS,
+    FEWEST_STEPS,
+    RESERVE_S,
+    RESERVE_SHARE,
+    SATURATED_STEPS,
     affordable_steps,
     budgeted_pace,
     fixed_pace,
+    follows_method,
     measurement_of,
     measurements_of,
     modest_of,
@@ -28,23 +36,12 @@ from planners.schedule.cost import (
     passing_on_s,
     seconds_for_steps,
     test_s,
+    usable_s,
     validation_s,
     with_mirroring,
 )
 from planners.schedule.documents import Conditions, Measurement, Schedule, Training
-
-DEFAULT_CPU_BUDGET_S = 3600.0
-"""The default budget on a CPU."""
-ENOUGH_STEPS = 1000
-"""Steps that a wider network must still get: 16 features reached a Dice of 0.87 after 622 steps
-and 0.88 after 1134 on the hippocampus, 32 features only 0.71 after 210 (docs/decisions/0041)."""
-FEWEST_STEPS = 150
-"""With fewer steps a network learns nothing; fewer folds are trained instead."""
-SATURATED_STEPS = 8000
-"""Beyond this another configuration gains more than further steps of the first."""
-RESERVE_SHARE = 0.03
-"""Of the budget, reserved for selection, postprocessing, report and timing noise."""
-RESERVE_S = 6.0
+from planners.schedule.race import records_of_race
 
 
 def plan_schedule(plan: Plan, conditions: Conditions) -> Schedule:
@@ -79,7 +76,15 @@ def candidate_configurations(plan: Plan, conditions: Conditions) -> tuple[Config
     """What a schedule may train: the requested configurations, each after its stages, or those that the rule chooses from."""
     if conditions.configurations:
         return tuple(dict.fromkeys(stage for name in conditions.configurations for stage in plan.chain(name)))
-    return method_configurations(plan) if follows_method(conditions) else preferred_configurations(plan)
+    by_rule = method_configurations(plan) if follows_method(conditions) else preferred_configurations(plan)
+    won = None if conditions.race is None else conditions.race.winner
+    beaten = None if conditions.race is None else conditions.race.favourite
+    if won is None or beaten is None:
+        return by_rule
+    first = plan.configuration(won.configuration)
+    if follows_method(conditions):  # as many networks as the method has
+        return tuple(dict.fromkeys(first if each.name == beaten.configuration else each for each in by_rule))
+    return tuple(dict.fromkeys((first, *by_rule)))
 
 
 def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
@@ -102,6 +107,7 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_rest_s=trained.rest_s + RESERVE_S,
         decisions=(
             *([] if conditions.configurations else records_of_left_out(plan)),
+            *records_of_race(conditions),
             chosen.record(shown=[c.name for c in chosen.value]),
             folds.record(),
             *trained.records,
@@ -116,12 +122,6 @@ def measured_configurations(plan: Plan, conditions: Conditions) -> tuple[Configu
     if not measured or (conditions.configurations and len(measured) < len(candidates)):
         raise ValueError(f"no step was measured of {', '.join(c.name for c in candidates if c not in measured)}")
     return measured
-
-
-def usable_s(conditions: Conditions) -> float:
-    """What is left of the budget for training and predicting."""
-    budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
-    return budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
 
 
 def _requested(
@@ -154,7 +154,7 @@ def decide_configurations(
     def modest_steps(configuration: Configuration) -> int:
         return affordable_steps(modest_of(conditions, configuration.name), conditions, usable_s, conditions.num_folds)
 
-    first = candidates[0]
+    first, raced = candidates[0], conditions.race is not None and conditions.race.winner is not None
     if modest_steps(first) < FEWEST_STEPS:
         first = max(candidates, key=modest_steps)
     chosen = [first]
@@ -172,8 +172,8 @@ def decide_configurations(
     return Decision(
         rule="schedule.configurations",
         value=tuple(chosen),
-        reason=f"of {names}, {first.name} is trained ({modest_steps(first)} steps a fold for a network of modest width); others only if "
-        f"each then gets {SATURATED_STEPS} steps a fold at full width",
+        reason=f"of {names}, {first.name} is trained{', which won the race' if raced else ''} ({modest_steps(first)} steps a fold for a "
+        f"network of modest width); others only if each then gets {SATURATED_STEPS} steps a fold at full width",
         source="docs/decisions/0041",
         change="with a larger --budget more configurations are trained",
     )
@@ -224,6 +224,14 @@ def decide_width(
         for m in options
     )
     modest = modest_of(conditions, configuration.name)
+    won = None if conditions.race is None else conditions.race.winner
+    if won is not None and won.configuration == configuration.name and won.base_features > modest.base_features:
+        return Decision(
+            rule="schedule.width",
+            value=next(m for m in options if m.base_features == won.base_features),
+            reason=f"the time allows {table}; {won.base_features} features won the race",
+            source="docs/decisions/0206",
+        )
     fallback = modest if affordable_steps(modest, conditions, share_s, folds) >= FEWEST_STEPS else options[-1]
     wider = [m for m in options if m.base_features > modest.base_features]
     value = next((m for m in wider if affordable_steps(m, conditions, share_s, folds) >= ENOUGH_STEPS), fallback)
@@ -235,23 +243,6 @@ def decide_width(
         source="docs/decisions/0041",
         change="a larger --budget allows a wider network" if value is not options[0] else None,
     )
-
-
-def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
-    """Short trainings mirror only images without a common orientation (2D photographs, microscopy)."""
-    value = shows_slices(plan) and bool(configuration.mirror_axes)
-    reason = (
-        "2D images have no common orientation"
-        if value
-        else "images have a common orientation, short trainings learn better without mirroring, and mirrored predictions would "
-        "cost training time"
-    )
-    return Decision(rule="schedule.mirroring", value=value, reason=reason, source="docs/decisions/0041")
-
-
-def mirrored_configurations(plan: Plan) -> list[Configuration]:
-    """Those that budgeted trainings, and then predictions, mirror."""
-    return [configuration for configuration in plan.configurations if mirroring_decision(plan, configuration).value]
 
 
 def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
@@ -274,7 +265,7 @@ def method_schedule(plan: Plan, conditions: Conditions) -> Schedule:
         expected_training_s=trained.training_s,
         expected_validation_s=trained.validation_s,
         expected_rest_s=trained.rest_s,
-        decisions=(length.record(), *reasons, *trained.records),
+        decisions=(length.record(), *reasons, *records_of_race(conditions), *trained.records),
     )
 
 
@@ -371,11 +362,6 @@ def _train(
         trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
         trained.rest_s += test_s(conditions, pace.measured, folds)
     return trained
-
-
-def follows_method(conditions: Conditions) -> bool:
-    """Whether nnU-Net's schedule is followed: on a GPU without a budget."""
-    return conditions.budget_s is None and conditions.device == "cuda"
 
 
 FACTORS = (2, 4, 6, 12, 24, 48)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from planners.schedule.cost import measurement_of
+from planners.schedule.cost import FEWEST_STEPS, measurement_of
 from planners.schedule.documents import Revision, Schedule, planned_position
-from planners.schedule.planning import FEWEST_STEPS
 
 Job = tuple[str, int]
 """Configuration name and fold."""

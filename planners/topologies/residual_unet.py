@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from planners.decision import Decision, millimetres
 from planners.geometry import stage_shapes
 from planners.plan import Network
 from planners.rules.topology import Pyramid
@@ -75,6 +76,17 @@ def layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
     yield from decoder_layers(network, stages)
 
 
+def decide_candidate(spacing_mm: Sequence[float]) -> Decision[bool]:
+    """A residual encoder is planned beside the U-Net for all volumes: its kernels follow the spacing as the U-Net's do."""
+    return Decision(
+        rule="candidates.residual_unet",
+        value=True,
+        reason=f"residual blocks fit voxels of {millimetres(spacing_mm)} as the U-Net does, so a residual encoder is a candidate; it costs more a "
+        "step, so a race decides",
+        source="docs/decisions/0206",
+    )
+
+
 _M = PresetRules(
     feature_maps_3d=680_000_000,
     feature_maps_2d=135_000_000,
@@ -90,6 +102,7 @@ TOPOLOGY = Topology(
     layers=layers,
     feature_maps=feature_maps,
     most_stages=MOST_STAGES,
+    decide_candidate=decide_candidate,
     presets={
         "resenc": replace(_M, batch_share=0.05),
         "resenc_m": _M,

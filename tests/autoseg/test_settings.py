@@ -27,6 +27,7 @@ FULL = {
     "set": ["plan.3d_fullres.patch_shape=64,160,160", "schedule.epochs=250"],
     "configurations": "2d",
     "mirroring": False,
+    "race": False,
     "skip_bad": True,
     "folds": 3,
     "memory_gb": 12,
@@ -101,7 +102,7 @@ def test_settings_as_arguments_give_them_again() -> None:
     given: dict[str, object] = {"dataset": "data"}
     while words:
         name = words.pop(0).removeprefix("--").replace("-", "_")
-        if name in ("no_mirroring", "skip_bad"):
+        if name in ("no_mirroring", "no_race", "skip_bad"):
             given[name.removeprefix("no_")] = name == "skip_bad"
         elif name == "set":
             given["set"] = {**given.get("set", {}), **dict([words.pop(0).split("=", 1)])}  # type: ignore[dict-item]
@@ -113,8 +114,8 @@ def test_settings_as_arguments_give_them_again() -> None:
 def test_without_options_nothing_is_left_out_fixed_or_switched_off() -> None:
     settings = make_settings({"dataset": "x"})
     others = {name: getattr(settings, name) for name, _ in options()}
-    given = {name: others.pop(name) for name in ("preset", "mirroring", "device")}
-    assert given == {"preset": "default", "mirroring": True, "device": "auto"}
+    given = {name: others.pop(name) for name in ("preset", "race", "mirroring", "device")}
+    assert given == {"preset": "default", "race": True, "mirroring": True, "device": "auto"}
     assert not any(others.values())
 
 

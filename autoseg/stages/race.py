@@ -1,0 +1,255 @@
+"""Race: candidates train for the same short time on the first fold and are scored on whole cases; `planners` decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autoseg.compute.executor import available_cores, stop_requests
+from autoseg.data.splits import Split, Splits
+from autoseg.evaluation.scoring import score_cases
+from autoseg.evaluation.table import case_ranks
+from autoseg.inference.model import Member, Model, load_network
+from autoseg.inference.predict import predict_stored
+from autoseg.inference.predictions import prediction_path
+from autoseg.inference.predictor import StoredImage
+from autoseg.issues import AutosegError
+from autoseg.networks.weights import Transfer, read_weights
+from autoseg.preprocessing.store import open_case
+from autoseg.settings import changes_of
+from autoseg.stages.preprocess import preprocess_configurations
+from autoseg.stages.train import num_readers
+from autoseg.stages.trials import Bench, measure_each
+from autoseg.storage.atomic import temporary_folder
+from autoseg.tracking.callbacks import Callback, StepRecord
+from autoseg.tracking.progress import Tracker
+from autoseg.training.fold import FINAL_FILE, train_fold
+from autoseg.training.fold_spec import FoldSpec
+from autoseg.training.preflight import kept_heap_for
+from autoseg.wording import count_noun
+from planners import (
+    Conditions,
+    Entry,
+    Measurement,
+    Race,
+    RacePlan,
+    Result,
+    Round,
+    Schedule,
+    Training,
+    budgeted_training,
+    challengers,
+    describe_round,
+    judge,
+    mirroring_decision,
+    plan_race,
+    plan_schedule,
+    race_limit_s,
+    race_s,
+    survivors,
+    why_no_race,
+)
+
+
+class _LateError(Exception):
+    """The race has taken all the time that it may take."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """Where and on what a race is held."""
+
+    bench: Bench
+    folder: Path
+    """For weights and predictions; removed after the race."""
+    split: Split
+    case_ids: tuple[str, ...]
+    """That are predicted."""
+    ends: float
+    """By the monotonic clock."""
+    tracker: Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch(Callback):
+    """Shows the steps of a race, and ends it when it takes too long."""
+
+    course: _Course
+
+    def on_step(self, step: StepRecord) -> None:
+        """Raises `_LateError` after the race's end."""
+        self.course.tracker.advance(note=f"loss {step.loss:.2f}")
+        if time.monotonic() > self.course.ends:
+            raise _LateError
+
+
+def may_race(bench: Bench) -> bool:
+    """Whether the user left the choice of networks to the rules: nothing of the schedule is given, and no pretrained network."""
+    settings = bench.run.settings
+    return settings.race and not (settings.configurations or settings.pretrained or changes_of(settings, "schedule"))
+
+
+def hold_race(bench: Bench, conditions: Conditions, splits: Splits) -> Conditions:
+    """``conditions`` with what was measured for a race and what it found, or why none was held.
+
+    Weights and predictions are in a folder of the run that is removed at the end. An interrupted race starts again.
+    """
+    run, plan, split, started = bench.run, bench.plan, splits.folds[0], time.monotonic()
+    schedule = plan_schedule(plan, conditions)
+    if note := why_no_race(plan, conditions, schedule, num_cases=len(split.val)):
+        return conditions.model_copy(update={"race": Race(note=note)})
+    timed = measure_challengers(bench, conditions, schedule)
+    left_s = race_s(conditions) - (time.monotonic() - started)
+    planned = plan_race(plan, timed, schedule, num_cases=len(split.val), left_s=left_s)
+    if isinstance(planned, str):
+        return timed.model_copy(update={"race": Race(note=planned)})
+    names = ", ".join(name_of(entry, planned) for entry in planned.entries)
+    run.say(f"Race of {names} on {count_noun(planned.num_cases, 'case')} of the first fold")
+    race = run_race(bench, split, planned, ends=started + race_limit_s(conditions))
+    if (won := race.winner) is not None:
+        run.say(f"Race: {won.configuration} takes the place of the rule's choice")
+        timed = with_widths(bench, timed, won.configuration)
+    return timed.model_copy(update={"race": race, "elapsed_s": run.elapsed_s})
+
+
+def name_of(entry: Entry, planned: RacePlan) -> str:
+    """Its configuration, with the width where that sets it apart."""
+    width, usual = entry.measured.base_features, planned.entries[0].measured.base_features
+    return entry.name if width == usual else f"{entry.name} with {width} features"
+
+
+def measure_challengers(bench: Bench, conditions: Conditions, schedule: Schedule) -> Conditions:
+    """``conditions`` with a measurement of each challenger that has none, its data preprocessed."""
+    plan, known = bench.plan, {m.configuration for m in conditions.measurements}
+    names = challengers(plan, conditions, schedule.trainings[0].configuration)
+    missing = [plan.configuration(name) for name in names if name not in known]
+    if not missing:
+        return conditions
+    preprocess_configurations(bench.run, plan, missing)
+    return _with_measurements(conditions, _measured(bench, conditions, [each.name for each in missing], modest=True))
+
+
+def with_widths(bench: Bench, conditions: Conditions, name: str) -> Conditions:
+    """``conditions`` with the widths of the winner that were not measured for the race."""
+    known = {m.base_features for m in conditions.measurements if m.configuration == name}
+    measured = _measured(bench, conditions, [name], modest=False)
+    return _with_measurements(conditions, [m for m in measured if m.base_features not in known])
+
+
+def _measured(bench: Bench, conditions: Conditions, names: Sequence[str], *, modest: bool) -> Sequence[Measurement]:
+    budgeted, precision = not bench.run.follows_method, conditions.measurements[0].precision
+    found: list[Measurement] = []
+    for name in names:
+        # steps of each for as long as a trial may take, whatever the trials before the race have left
+        own = replace(bench, ends=time.monotonic() + 3 * bench.longest_s)
+        try:
+            found += measure_each(
+                own,
+                [bench.plan.configuration(name)],
+                budgeted=budgeted,
+                num_folds=conditions.num_folds,
+                precision=precision,
+                modest=modest and budgeted,
+            )
+        except AutosegError as error:  # it does not fit into memory
+            bench.run.say(f"{name} does not take part in the race: {error}")
+    return found
+
+
+def _with_measurements(conditions: Conditions, more: Sequence[Measurement]) -> Conditions:
+    return conditions.model_copy(update={"measurements": (*conditions.measurements, *more)})
+
+
+def run_race(bench: Bench, split: Split, planned: RacePlan, *, ends: float) -> Race:
+    """The race, in a folder that is removed afterwards; over at the latest when the monotonic clock says ``ends``."""
+    run, every = bench.run, -(-len(split.val) // planned.num_cases)
+    with (
+        temporary_folder(run.folder.root / "race") as folder,
+        run.reporter.track("Race", planned.expected_steps) as tracker,
+    ):
+        case_ids = split.val[::every]
+        return _rounds(
+            _Course(bench=bench, folder=folder, split=split, case_ids=case_ids, ends=ends, tracker=tracker), planned
+        )
+
+
+def _rounds(course: _Course, planned: RacePlan) -> Race:
+    """All rounds, each told when it ends; those before the race has taken too long."""
+    rounds: list[Round] = []
+    run, entries = course.bench.run, planned.entries
+    before: dict[Entry, Result] = {}
+    while entries:
+        results: list[Result] = []
+        for entry in entries:
+            try:
+                result = take_part(course, entry, planned.round_s(len(rounds)), before.get(entry), number=len(rounds))
+            except _LateError:
+                return Race(rounds=tuple(rounds), note="it took longer than it may, as the machine became slower")
+            except AutosegError as error:
+                if entry is entries[0]:
+                    return Race(rounds=tuple(rounds), note=f"{entry.name} could not be trained")
+                run.say(f"{entry.name} leaves the race: {error}")
+                continue
+            before[entry] = result
+            results.append(result)
+        rounds.append(judge(course.case_ids, results))
+        for sentence in describe_round(rounds[-1]):
+            run.say(f"Race: {sentence}")
+        entries = survivors(entries, rounds[-1])
+    return Race(rounds=tuple(rounds))
+
+
+def take_part(course: _Course, entry: Entry, seconds: float, before: Result | None, *, number: int) -> Result:
+    """Train a candidate for so many seconds at its measured pace, from its weights of the round ``before``, and score it."""
+    run, plan = course.bench.run, course.bench.plan
+    configuration = plan.configuration(entry.name)
+    stored = run.folder.preprocessed(configuration.data)
+    place = course.folder / f"{entry.name}-{entry.measured.base_features}"
+    mirroring = mirroring_decision(plan, configuration).value and run.settings.mirroring
+    training = budgeted_training(configuration, entry.measured, entry.steps(seconds), mirroring=mirroring)
+    training = training.model_copy(update={"validation_batches": 0})
+    start = None if before is None else Transfer(weights=read_weights(place / str(number - 1) / FINAL_FILE), notes=())
+    spec = FoldSpec(
+        plan=plan,
+        configuration=configuration,
+        training=training,
+        fold=0,
+        seed=run.settings.seed + number,  # other patches than in the round before
+        training_cases=[open_case(stored, case_id) for case_id in course.split.train],
+        validation_cases=(),
+        folder=place / str(number),
+        key=f"race {number}",
+        device=run.device,
+        num_workers=num_readers(run.device, run.num_workers),
+        most_workers=available_cores(),
+        case_ids=course.split.train,
+        start=start,
+    )
+    started = time.monotonic()
+    with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
+        train_fold(spec, (_Watch(course),), should_stop=should_stop)
+    took = time.monotonic() - started
+    return Result(
+        entry=entry,
+        steps=training.num_steps + (0 if before is None else before.steps),
+        seconds=took + (0.0 if before is None else before.seconds),
+        dice=score(course, training, spec.folder),
+    )
+
+
+def score(course: _Course, training: Training, folder: Path) -> tuple[float | None, ...]:
+    """Mean Dice over classes of each case of the race, by the weights in ``folder``; none where a case has no score."""
+    run, plan, dataset = course.bench.run, course.bench.plan, course.bench.dataset
+    configuration = plan.configuration(training.configuration)
+    network = load_network(folder / FINAL_FILE, configuration, training, device=run.device)
+    member = Member(configuration=configuration, training=training, networks=(network,))
+    model = Model(dataset=dataset, plan=plan, members=(member,), device=run.device, key="race")
+    stored, out = run.folder.preprocessed(configuration.data), folder / "validation"
+    images = [StoredImage(folder=stored, case_id=case_id) for case_id in course.case_ids]
+    with run.reporter.track(f"Scoring {configuration.name} in the race", len(images)) as tracker:
+        predict_stored(model, images, out, keep_probabilities=False, tracker=tracker, say=run.say)
+    paths = [(case_id, prediction_path(out, case_id, dataset)) for case_id in course.case_ids]
+    dice = case_ranks(score_cases(dataset, paths, num_workers=run.num_workers)).dropna()
+    return tuple(float(dice[case_id]) if case_id in dice.index else None for case_id in course.case_ids)
