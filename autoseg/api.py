@@ -100,7 +100,9 @@ def _path(name: str, given: object) -> Path:
 def _begin(dataset: Place, out: Place | None, options: dict[str, Any], **context: Any) -> Run:
     context |= {name: value for name in OF_A_CALL if (value := options.pop(name, None)) is not None}
     context["callbacks"] = tuple(context.get("callbacks", ()))
-    return begin_run(_path("dataset", dataset), None if out is None else _path("out", out), options, **context)
+    target, folder = _path("dataset", dataset), None if out is None else _path("out", out)
+    with context.setdefault("reporter", SilentReporter()).phase("Starting"):  # torch is loaded
+        return begin_run(target, folder, options, **context)
 
 
 def _until(stage: str, run: Run) -> Run:
@@ -204,8 +206,8 @@ def predict(
     paths = [Path(each) for each in several if isinstance(each, str | Path)]
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
-    set_threads(threads or available_cores())
     with reporter.phase("Loading the model"):
+        set_threads(threads or available_cores())
         predictor = Predictor.load(model, device=str(choose_device(device)), mirroring=mirroring)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)

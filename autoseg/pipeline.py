@@ -72,10 +72,11 @@ def run_stages(run: Run, last: str, *, first: StageName = "check") -> Run:
         for name in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
             if name == "train":
                 keep_settings(run)
-            stage = getattr(import_module(f"autoseg.stages.{name}"), name)  # those before training do without torch
-            with run.reporter.phase(DOING[name]), closing(stage(run)) as works:
-                for work in works:
-                    do_work(run, work)
+            with run.reporter.phase(DOING[name]):
+                stage = getattr(import_module(f"autoseg.stages.{name}"), name)  # those before training do without torch
+                with closing(stage(run)) as works:
+                    for work in works:
+                        do_work(run, work)
     except PlanningError as error:
         raise AutosegError(*error.issues, headline=f"{error.headline}:") from error
     keep_settings(run)

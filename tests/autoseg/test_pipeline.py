@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from builders import Listening, said
+from builders import Listening, make_phantom, said
 
-from autoseg.pipeline import do_work
+import autoseg
+from autoseg.pipeline import DOING, do_work
 from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings
 from autoseg.stages.run import Run
 from autoseg.stages.work import Work, is_edited
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
+from autoseg.tracking.progress import SilentReporter
 from planners import DecisionRecord, LabelClass, Labels
 
 
@@ -110,3 +114,16 @@ def test_a_document_that_the_user_changed_is_kept_until_it_is_discarded(run: Run
     assert not edited(Run(folder=run.folder, settings=run.settings, replan=True))
     assert do_work(run, work)
     assert not edited(run)
+
+
+def test_something_is_shown_from_the_start_of_a_call_to_its_end(tmp_path: Path) -> None:
+    shown: list[str] = []
+
+    class Showing(SilentReporter):
+        @contextmanager
+        def phase(self, title: str, at_most_s: float | None = None) -> Iterator[None]:
+            shown.append(title)
+            yield
+
+    autoseg.fingerprint(make_phantom(tmp_path / "dataset"), tmp_path / "run", reporter=Showing())
+    assert shown == ["Starting", DOING["check"], DOING["fingerprint"]]
