@@ -18,6 +18,14 @@ PROSE: Final = _Prose()
 """``Annotated[str, PROSE]`` marks a field that explains and decides nothing: rewording it redoes no work."""
 
 
+class _Added:
+    """The type of `ADDED`."""
+
+
+ADDED: Final = _Added()
+"""``Annotated[float, ADDED] = 0.0`` marks a field that older documents lack: at its default it changes no key and redoes no work."""
+
+
 class Document(BaseModel):
     """A frozen value that is stored as JSON.
 
@@ -93,10 +101,15 @@ def write_document(document: Document) -> str:
 
 
 def essence(value: object) -> Any:
-    """A document, or a plain value that may hold some, as plain JSON values without the fields marked as `PROSE`."""
+    """A document, or a plain value that may hold some, as plain JSON values without the fields marked as `PROSE`, or `ADDED` and at
+    their default."""
     if isinstance(value, Document):
-        fields = type(value).model_fields.items()
-        return {name: essence(getattr(value, name)) for name, field in fields if PROSE not in field.metadata}
+        kept = {
+            name: getattr(value, name)
+            for name, field in type(value).model_fields.items()
+            if PROSE not in field.metadata and not (ADDED in field.metadata and getattr(value, name) == field.default)
+        }
+        return {name: essence(entry) for name, entry in kept.items()}
     if isinstance(value, Mapping):
         return {str(key): essence(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

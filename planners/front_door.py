@@ -71,6 +71,7 @@ from planners.schedule.documents import (
     Start,
     Training,
     learning_rate,
+    planned_position,
     with_width,
 )
 from planners.schedule.planning import (
@@ -178,6 +179,7 @@ __all__ = [
     "plan_finetuning",
     "plan_race",
     "plan_schedule",
+    "planned_position",
     "planned_step_s",
     "preferred_configurations",
     "race_limit_s",

@@ -32,7 +32,7 @@ from autoseg.training.loop import run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
 from autoseg.training.sampling import finish, load_batches, with_sought
-from planners import Labels, Revision
+from planners import Labels, Revision, planned_position
 
 MOVING_AVERAGE_SHARE = 0.9
 """Of the previous value (method section 7.6)."""
@@ -63,6 +63,25 @@ class Length(Callback):
         revision = known[0] if known else run.spec.revise(done)
         if revision is not None and revision.step == done:
             run.revisions, run.new_batches = (*run.revisions, revision), True
+
+
+@dataclass(frozen=True, slots=True)
+class WeightAverage(Callback):
+    """Averages the weights of the last steps, over the share of the training that the schedule says."""
+
+    run: FoldRun
+
+    def on_step(self, step: StepRecord) -> None:
+        run, training, state = self.run, self.run.spec.training, self.run.state
+        left = training.num_steps - planned_position(training, step.step, run.revisions)
+        if left > training.averaged_share * training.num_steps or step.skipped:
+            return
+        state.averaged += 1
+        for name, weights in run.parts.network.state_dict().items():
+            if state.averaged == 1:
+                state.average[name] = weights.detach().clone()
+            else:
+                state.average[name].lerp_(weights.detach(), 1 / state.averaged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +201,7 @@ def train_fold(
         for issue in issues:
             add_issue(run, issue, repeat=True)
         _take_steps(run)
-        weights = run.parts.network.state_dict()
+        weights = run.state.average or run.parts.network.state_dict()
         save_weights(spec.folder / BEST_FILE, run.state.best or weights, key=spec.key)
         save_weights(spec.folder / FINAL_FILE, weights, key=spec.key)
     except BaseException as raised:
@@ -232,6 +251,7 @@ def _begin(
         parts.optimiser.load_state_dict(checkpoint.optimiser)
         parts.scaler.load_state_dict(checkpoint.scaler)
         state = read_state(checkpoint)
+        state.average = {name: weights.to(spec.device) for name, weights in state.average.items()}
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step
     applied = tuple(revision for revision in spec.revisions if revision.step <= steps_done)
@@ -240,7 +260,7 @@ def _begin(
     )
     # in this order: what ends an epoch depends on the length, a skipped step belongs to its epoch, and a checkpoint holds the
     # epoch that ends with its step
-    run.listeners = (Length(run), Guards(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
+    run.listeners = (Length(run), Guards(run), WeightAverage(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
     notes = spec.start.notes if spec.start is not None and checkpoint is None else ()
     adapted = (
         Issue(code="training.weights_adapted", severity="note", where=spec.where, message=note) for note in notes

@@ -140,6 +140,10 @@ class FoldState:
     best_score: float = -math.inf
     best: dict[str, Tensor] = field(default_factory=dict)
     """Weights with the best moving average; empty before the first."""
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Mean of the weights of the last steps; empty before they begin."""
+    averaged: int = 0
+    """Steps whose weights are in it."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -273,6 +273,7 @@ def restart(run: FoldRun, found: str, steps_done: int, *, code: str) -> None:
         raise AutosegError(failure_issue(run, found, code=code))
     run.parts.network.load_state_dict(state.good)
     run.parts.optimiser.state.clear()
+    state.average, state.averaged = {}, 0
     state.restarts, state.restarted_at = state.restarts + 1, steps_done
     state.rate_factor /= 2
     message = f"{found}; restored the last good weights, with {state.rate_factor:g} of the planned learning rate"

@@ -15,6 +15,9 @@ WEIGHT_DECAY = 3e-5
 MODEST_RATE = 4e-3
 """Peak learning rate of AdamW at 16 features (docs/decisions/0041)."""
 
+AVERAGED_SHARE = 0.2
+"""Of a short training: the mean of its last weights (docs/decisions/0214)."""
+
 
 def method_training(configuration: Configuration, measured: Measurement) -> Training:
     """1000 epochs of 250 steps, Nesterov SGD with momentum 0.99, polynomial decay (method section 7.1)."""
@@ -62,6 +65,7 @@ def budgeted_training(
             "curve": "cosine",
             "warmup_steps": min(50, num_steps // 10),
             "mirroring": mirroring,
+            "averaged_share": AVERAGED_SHARE,
             "validation_batches": min(4, steps_per_epoch),
         }
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from planners.decision import DecisionRecord
-from planners.document import PROSE, Document
+from planners.document import ADDED, PROSE, Document
 from planners.fingerprint import PositiveFloat, PositiveInt
 from planners.plan import Network
 from planners.registry import AUGMENTATIONS, require_installed
@@ -142,6 +142,8 @@ class Training(Document):
     foreground_share: Fraction
     compiled: bool = False
     """Training steps run through `torch.compile`."""
+    averaged_share: Annotated[Fraction, ADDED] = 0.0
+    """Last share of the training whose weights are averaged evenly to the final ones; 0: they are those of the last step."""
     validation_batches: Annotated[int, Field(ge=0)]
     """Batches for the pseudo-Dice after each epoch."""
 

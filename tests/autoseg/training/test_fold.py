@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import blosc2
@@ -24,15 +24,18 @@ from made_folds import (
     make_spec,
     run,
     same_weights,
+    state_of,
     steps_saved,
     training_with,
 )
+from safetensors.torch import load_file
 from torch.utils.data import get_worker_info
 
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.store import open_array
-from autoseg.tracking.callbacks import EpochRecord, StepRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, StepRecord
 from autoseg.training import fold
+from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import Validated, train_fold
 from autoseg.training.fold_spec import FoldRun, FoldSpec, FoldState, make_fold_parts, make_network
 from autoseg.training.sampling import BatchSource
@@ -260,6 +263,42 @@ def test_known_revisions_come_before_new_ones_and_nothing_changes_at_the_end(tmp
     run(spec)
     assert steps_saved(spec) == 4
     assert asked == [3]  # not before the known ones, nor after the last step
+
+
+@dataclass
+class Weights(Callback):
+    """The network after each step, from its checkpoint."""
+
+    spec: FoldSpec
+    found: list[dict[str, torch.Tensor]] = field(default_factory=list)
+
+    def on_step(self, step: StepRecord) -> None:
+        checkpoint = load_checkpoint(self.spec.folder / "checkpoint.pt", key=self.spec.key)
+        assert checkpoint is not None
+        self.found.append(checkpoint.network)
+
+
+@pytest.mark.parametrize(("share", "last"), [(0.0, 1), (0.25, 2), (0.3, 3), (1.0, 10)])
+def test_final_weights_are_the_mean_of_the_last_share(tmp_path, share: float, last: int) -> None:
+    spec = replace(make_spec(tmp_path, steps=10), checkpoint_interval_s=0.0)
+    spec = replace(spec, training=spec.training.model_copy(update={"averaged_share": share}))
+    weights = Weights(spec)
+    run(spec, weights)
+    final = load_file(tmp_path / "final.safetensors")
+    for name, tensor in final.items():
+        mean = torch.stack([each[name] for each in weights.found[-last:]]).mean(0)
+        # a mean that is updated step by step rounds in float32 at each of at most ten steps
+        torch.testing.assert_close(tensor, mean, rtol=1e-5, atol=1e-6)
+
+
+def test_the_averaged_share_is_that_of_the_training_as_it_is_revised(tmp_path) -> None:
+    """Of twelve planned steps only eight are taken; each of the last four stands for two, the last two for the last four."""
+    spec = replace(make_spec(tmp_path, steps=12), checkpoint_interval_s=0.0, revisions=(revision(4, 8),))
+    spec = replace(spec, training=spec.training.model_copy(update={"averaged_share": 0.34}))
+    weights = Weights(spec)
+    run(spec, weights)
+    assert len(weights.found) == 8
+    assert state_of(spec).averaged == 2
 
 
 def revision(step: int, num_steps: int) -> Revision:
