@@ -260,7 +260,14 @@ def _begin(
     )
     # in this order: what ends an epoch depends on the length, a skipped step belongs to its epoch, and a checkpoint holds the
     # epoch that ends with its step
-    run.listeners = (Length(run), Guards(run), WeightAverage(run), EpochHistory(run), Checkpoints(run, should_stop), *callbacks)
+    run.listeners = (
+        Length(run),
+        Guards(run),
+        WeightAverage(run),
+        EpochHistory(run),
+        Checkpoints(run, should_stop),
+        *callbacks,
+    )
     notes = spec.start.notes if spec.start is not None and checkpoint is None else ()
     adapted = (
         Issue(code="training.weights_adapted", severity="note", where=spec.where, message=note) for note in notes

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from builders import Listening, make_phantom, said
+from made_folds import make_plan
 
 import autoseg
 from autoseg.pipeline import DOING, do_work
@@ -18,7 +19,7 @@ from autoseg.stages.work import Work, is_edited
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import SilentReporter
-from planners import DecisionRecord, LabelClass, Labels
+from planners import DecisionRecord, LabelClass, Labels, essence, trial_training
 
 
 def record(reason: str = "because", value: int = 1) -> DecisionRecord:
@@ -28,6 +29,13 @@ def record(reason: str = "because", value: int = 1) -> DecisionRecord:
 def test_rewording_a_reason_changes_no_key() -> None:
     assert key_of(record()) == key_of(record(reason="for another reason"))
     assert key_of(record()) != key_of(record(value=2))
+
+
+def test_a_field_that_older_documents_lack_changes_a_key_only_when_it_is_used() -> None:
+    training = trial_training(make_plan().configurations[0], base_features=8, batch_size=2, precision="float32")
+    plain = training.model_copy(update={"averaged_share": 0.0})
+    assert "averaged_share" not in essence(plain)
+    assert essence(training)["averaged_share"] == training.averaged_share > 0
 
 
 @pytest.fixture
