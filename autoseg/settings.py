@@ -170,7 +170,8 @@ class Settings(Document):
         Positive | None,
         BeforeValidator(parse_duration),
         Option(
-            "Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, nnU-Net's 1000 epochs on a GPU).",
+            "Time for the whole run, e.g. 20m or 2h (default: one hour on a CPU, nnU-Net's 1000 epochs on a GPU); +1h gives a "
+            "run that much more, and goes on from its trained weights.",
             "schedule",
             "TIME",
         ),

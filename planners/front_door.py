@@ -94,7 +94,14 @@ from planners.schedule.race import (
     survivors,
     why_no_race,
 )
-from planners.schedule.revising import planned_step_s, revise, steps_left_s, with_revisions
+from planners.schedule.revising import (
+    continue_schedule,
+    expected_step_s,
+    planned_step_s,
+    revise,
+    steps_left_s,
+    with_revisions,
+)
 from planners.topology import Topology
 
 __all__ = [
@@ -150,6 +157,7 @@ __all__ = [
     "challengers",
     "compiling_may_pay",
     "configuration_spacing",
+    "continue_schedule",
     "count_ct",
     "describe_outlook",
     "describe_round",
@@ -159,6 +167,7 @@ __all__ = [
     "estimate_configuration_memory",
     "estimate_disk",
     "estimate_volume_memory",
+    "expected_step_s",
     "explain",
     "explain_schedule",
     "extend_schedule",

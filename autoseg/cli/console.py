@@ -200,8 +200,9 @@ def require_sound_call(*issues: Iterable[Issue], settings: Mapping[str, Any] | N
     """Raise `AutosegError` with all that is wrong with a call, before anything large is loaded: ``issues`` and ``settings``."""
     found = [issue for some in issues for issue in some]
     given = {name: value for name, value in (settings or {}).items() if value not in (None, "none", ["none"])}
+    whole = {name: value.strip().removeprefix("+") if name == "budget" else value for name, value in given.items()}
     try:
-        make_settings({"dataset": ".", **given})
+        make_settings({"dataset": ".", **whole})
     except AutosegError as error:
         found += error.issues
     for name in FILES:

@@ -56,7 +56,7 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
         raise AutosegError(Issue(code="weights.missing", where=str(path), message="does not exist", fix=fix)) from error
     except UNREADABLE as error:
         raise unreadable(str(path), error) from error
-    if key not in (None, _key_within(content)):
+    if key not in (None, key_within(content)):
         message = "another process has trained it with other options in the meantime"
         raise AutosegError(
             Issue(code="weights.replaced", where=str(path), message=message, fix="run the same command again")
@@ -64,7 +64,7 @@ def read_weights(path: Path, *, key: str | None = None) -> dict[str, Tensor]:
     return weights
 
 
-def _key_within(content: bytes) -> str:
+def key_within(content: bytes) -> str:
     """What the weights in the content of a readable safetensors file were trained from: its header is JSON after 8 bytes."""
     end = 8 + int.from_bytes(content[:8], "little")
     return str(json.loads(content[8:end]).get("__metadata__", {}).get("key", ""))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Generator, Mapping
 from functools import partial
-from math import ceil
 
 from autoseg.delivery.report import read_report, write_report
 from autoseg.pipeline import RunRecord, write_record
-from autoseg.settings import STAGES, as_arguments, given_settings
+from autoseg.settings import STAGES, given_settings
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import no_use_issues, read_prepared, schedule_edits
@@ -41,15 +40,12 @@ def write_page(run: Run) -> None:
 
 def commands(run: Run) -> dict[str, str]:
     """Shell commands for what comes next."""
-    root, settings = run.folder.root, run.settings
-    hours = max(2, ceil(2 * (settings.budget or 0) / 3600))
-    longer = settings.model_copy(update={"budget": 3600.0 * hours, "schedule": None})
-    beside = ("run", settings.dataset, "--out", root.with_name(f"{root.name}_{hours}h"), *as_arguments(longer))
+    root = run.folder.root
     useful = {
         "Segment new images": ("predict", root, "FOLDER_OF_IMAGES", "predictions"),
         "Score predictions": ("evaluate", "predictions", "FOLDER_OF_REFERENCES"),
         "Resume this run": ("run", root),
-        "Train for longer in a new run": beside,
+        "Train for an hour more": ("run", root, "--budget", "+1h"),
     }
     if run.dataset.test:
         useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")

@@ -27,7 +27,7 @@ from autoseg.storage.atomic import load_document, load_or_none, save_document, w
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
-from planners import Document, Fingerprint, Plan, Schedule
+from planners import DEFAULT_CPU_BUDGET_S, Document, Fingerprint, Plan, Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +61,8 @@ class Run:
     """If set, this call trains only that configuration and what it builds on."""
     fold: int | None = None
     """If set, this call trains only that fold."""
+    added_s: float | None = None
+    """Seconds that this call adds to the budget (``--budget +1h``)."""
     trains: bool = True
     """Whether trainings may be done or put back; a call that may not shows the finished model instead."""
     started: float = field(default_factory=time.monotonic)
@@ -207,6 +209,7 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
             )
         )
     given = {**given, **({} if dataset is None else {"dataset": dataset})}
+    given, added_s = with_added_time(RunFolder(root), stored, given)
     settings = make_settings(given) if stored is None else updated(stored, given)
     folder = RunFolder(root, settings.work)
     require_text([root, *([] if settings.work is None else [settings.work])])
@@ -217,6 +220,7 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
         settings=settings,
         num_threads=settings.threads or available_cores(),
         num_workers=settings.workers or available_cores(),
+        added_s=added_s,
         **context,
     )
     if stored is not None:
@@ -233,6 +237,31 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
     if not any((settings.set, settings.layout, settings.spec, settings.exclude)):
         keep_first_settings(run)
     return run
+
+
+def with_added_time(
+    folder: RunFolder, stored: Settings | None, given: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], float | None]:
+    """``given`` with the whole budget instead of what ``--budget +1h`` adds to it, and the seconds that are added, if any.
+
+    A schedule file that the run followed has done its part then. Raises `AutosegError` where there is nothing to add to.
+    """
+    text = given.get("budget")
+    if not isinstance(text, str) or not text.strip().startswith("+"):
+        return given, None
+    where, more = f"--budget {text}", text.strip()[1:]
+    added_s = make_settings({"dataset": folder.root, "budget": more}).budget or 0.0
+    schedule = load_or_none(Schedule, folder.schedule)
+    if stored is None or schedule is None:
+        message = f"adds time to a run that was begun, and {folder.root} has none"
+        fix = f"pass --budget {more} for a new run, or the folder of a run"
+        raise AutosegError(Issue(code="run.nothing_to_add_to", where=where, message=message, fix=fix))
+    if given.get("schedule") not in (None, "none"):
+        raise AutosegError(_contradiction(where, f"--schedule {given['schedule']} says how long is trained"))
+    known = schedule.conditions
+    default = DEFAULT_CPU_BUDGET_S if known.device == "cpu" else round(known.elapsed_s + schedule.expected_s)
+    total = (known.budget_s or default if stored.budget is None else stored.budget) + added_s
+    return {**given, "budget": total, "schedule": "none"}, added_s
 
 
 def keep_first_settings(run: Run) -> None:
@@ -276,8 +305,9 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
     deciding = [each for each in changed if each.option.decides]
     if deciding:
         _refuse_unknown_names(run, {each.name for each in deciding})
-        if not _are_of_model(run):
-            require_redo(run, [str(each) for each in deciding], code="run.option_differs")
+        costly = [each for each in deciding if run.added_s is None or each.name not in ("budget", "schedule")]
+        if costly and not _are_of_model(run):
+            require_redo(run, [str(each) for each in costly], code="run.option_differs")
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
 
 

@@ -26,7 +26,15 @@ from autoseg.stages.folds import (
 from autoseg.stages.plan import is_trained_by, refuse_other_plan
 from autoseg.stages.preprocess import candidates, preprocess_configurations
 from autoseg.stages.pretrained import describe_start, open_pretrained
-from autoseg.stages.run import GIVE_ANOTHER, Run, StageRecord, require_planned, require_redo, trained_folds
+from autoseg.stages.run import (
+    GIVE_ANOTHER,
+    Run,
+    StageRecord,
+    keep_settings,
+    require_planned,
+    require_redo,
+    trained_folds,
+)
 from autoseg.stages.work import (
     CORRECT,
     Work,
@@ -62,6 +70,10 @@ from planners import (
 
 if TYPE_CHECKING:
     from autoseg.inference.bundle import ModelFiles
+
+
+FILE_INPUT = "schedule file (--schedule)"
+"""What a schedule that was given is made from, in its record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +130,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     """
     dataset, plan, given = run.dataset, run.plan, read_given(run)
     edited = edited_by_user(run)
-    if edited is not None:
+    if edited is not None and run.added_s is None:
         splits = fitting_splits(run, dataset, plan, edited, where=str(run.folder.schedule))
         if not _belong_together(run) or run.splits != splits:
             save_splits(run, dataset, splits)
@@ -244,7 +256,7 @@ def _inputs(
     if kept is None and record is not None and folds and all(is_trained_by(run, plan, *fold) for fold in folds):
         common["plan"] = record.inputs["plan"]  # other configurations no longer matter
     if given is not None:
-        return {**common, "schedule file (--schedule)": key_of(given)}
+        return {**common, FILE_INPUT: key_of(given)}
     chosen = {
         "configurations (--configurations)": settings.configurations or None,
         "race (--no-race)": None if settings.race else False,
@@ -257,6 +269,12 @@ def _inputs(
         "seed": key_of(settings.seed),
         **{name: key_of(value) for name, value in chosen.items() if value is not None},
     }
+
+
+def follows_file(run: Run) -> bool:
+    """Whether the run's schedule was made from a file (``--schedule``), also where that is no option any more."""
+    record = read_record(run.folder, "schedule")
+    return record is not None and FILE_INPUT in record.inputs
 
 
 def _plan_key(plan: Plan, schedule: Schedule | None) -> str:
@@ -276,6 +294,11 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         return
     reasons = [f"the {name} changed" for name in changed] or ["schedule.json is missing or was edited"]
     known = _kept_schedule(run, dataset, plan) if given is None else given
+    adds_time = run.added_s is not None and not run.redo
+    if adds_time and (known is None or not known.starts):
+        from autoseg.stages.more_time import schedule_with_more_time
+
+        known = schedule_with_more_time(run, dataset, plan)
     if known is None:
         require_redo(run, reasons, code="run.schedule_changed")
         splits = find_splits(run.settings, dataset)
@@ -290,7 +313,7 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
         else:
             splits = find_splits(run.settings, dataset, known.num_folds)
         schedule = known
-        if changed:  # a file is else just copied again
+        if changed and not adds_time:  # a file is else just copied again
             refuse_other_trainings(run, dataset, plan, schedule, splits, reasons)
     # Until here the run has its former schedule: interrupted while it is measured, nothing is lost.
     if (record := read_record(run.folder, "schedule")) is not None:
@@ -299,6 +322,8 @@ def _make(run: Run, dataset: DatasetDescription, plan: Plan, given: Schedule | N
     run.folder.stage("schedule").unlink(missing_ok=True)
     save_splits(run, dataset, splits)
     save_document(run.folder.schedule, schedule)
+    if adds_time:  # killed from now on, the run goes on with the added time
+        keep_settings(run)
     announce(run, plan, schedule, is_given=given is not None)
 
 
@@ -307,6 +332,7 @@ def refuse_other_trainings(
 ) -> None:
     """Raise `AutosegError` where a known ``schedule`` would train folds again, or drop what is not finished."""
     from autoseg.stages.train import fold_inputs as inputs_of
+    from autoseg.stages.train import goes_on
 
     prepared = Prepared(
         dataset=dataset,
@@ -321,7 +347,7 @@ def refuse_other_trainings(
         record = read_record(run.folder, f"train-{name}-fold_{fold}")
         stays = name in names and fold < schedule.num_folds
         inputs = inputs_of(run, prepared, schedule.training(name), fold) if stays else None
-        if record is None or record.inputs != inputs:
+        if (record is None or record.inputs != inputs) and not goes_on(run.folder, schedule, name, fold):
             others.append((name, fold))
     require_redo(run, reasons, code="run.schedule_changed", folds=others)
 
@@ -444,6 +470,10 @@ def _require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) ->
                 issues.append(Issue(code="schedule.other_width", where=where, message=message, fix=fix))
     if issues:
         raise AutosegError(*issues)
+    if schedule.starts:
+        from autoseg.stages.more_time import require_starts
+
+        require_starts(run.folder, schedule)
 
 
 def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -> Schedule:
@@ -503,13 +533,17 @@ def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False
     """
     from autoseg.compute.device import describe_device
 
+    if schedule.starts:
+        from autoseg.stages.more_time import describe_continuing
+
+        run.say(describe_continuing(run, schedule))
     announce_trainings(run, schedule, schedule.trainings)
     device = describe_device(run.device, num_threads=run.num_threads)
     where = f"where the schedule was made; this machine: {device}" if is_given else f"on this machine ({device})"
     jobs = len(schedule.folds) * len(schedule.trainings)
     networks = "One network" if jobs == 1 else f"{jobs} networks, one after the other"
     run.say(f"{networks}, about {format_duration(schedule.expected_s)} {where}")
-    if is_given:
+    if is_given or schedule.starts:
         return
     if (short := short_budget_issue(run, plan, schedule)) is not None:
         run.show(short)
@@ -531,7 +565,9 @@ def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None
 
 def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
     """That a model is of no use, where one of its networks trained too few steps to learn; else nothing."""
-    least = min(schedule.steps_of(each.configuration, fold) for each in schedule.trainings for fold in schedule.folds)
+    jobs = [(each.configuration, fold) for each in schedule.trainings for fold in schedule.folds]
+    before = {(each.configuration, each.fold): each.num_steps for each in schedule.starts}
+    least = min(schedule.steps_of(*job) + before.get(job, 0) for job in jobs)
     if least >= FEWEST_STEPS:
         return ()
     message = (

@@ -20,7 +20,7 @@ from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import JOURNAL, Job
 from autoseg.inference.predictor import LabelMap, StoredImage, run_member
 from autoseg.issues import AutosegError
-from autoseg.networks.weights import read_key
+from autoseg.networks.weights import Transfer, read_key
 from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previous
 from autoseg.preprocessing.preprocess import stored_key
 from autoseg.preprocessing.store import StoredCase, open_case, require_cases
@@ -153,12 +153,7 @@ class Pacer(Callback):
     @property
     def fold_s(self) -> float:
         """Predicting and scoring the validation cases of one fold, at the planned pace."""
-        return self.schedule.expected_validation_s / (self.schedule.num_folds * len(self.schedule.trainings))
-
-    @property
-    def rest_s(self) -> float:
-        """All that comes after the last training, at the planned pace."""
-        return self.schedule.expected_rest_s
+        return fold_s(self.schedule)
 
     def predicted(self, seconds: float) -> None:
         """Predicting and scoring the validation cases of the last fold took so long."""
@@ -176,7 +171,7 @@ class Pacer(Callback):
         if self.ends is None:
             kept = sum(self.schedule.steps_of(*job) > 0 for job in self.left)
             expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done)
-            expected_s += kept * self.fold_s + self.rest_s
+            expected_s += kept * self.fold_s + self.schedule.expected_rest_s
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
         self.skip, self.since, self.said, self.gives_up = WARM_UP_STEPS, None, fold.num_steps, False
 
@@ -198,7 +193,7 @@ class Pacer(Callback):
             done=done,
             step_s=self.step_s,
             left_s=self.ends - now,
-            rest_s=self.rest_s,
+            rest_s=self.schedule.expected_rest_s,
             fold_s=self.fold_s,
             caution=self.caution,
             whole=self.whole,
@@ -226,6 +221,11 @@ class Pacer(Callback):
             self.said = first.num_steps
             self.run.say(f"{name}, fold {fold}: {first.num_steps} steps instead of {planned}: {first.reason}")
         return first
+
+
+def fold_s(schedule: Schedule) -> float:
+    """Seconds of predicting and scoring the validation cases of one fold, at the planned pace."""
+    return schedule.expected_validation_s / (schedule.num_folds * len(schedule.trainings))
 
 
 def all_jobs(schedule: Schedule) -> list[FoldJob]:
@@ -278,6 +278,7 @@ def fold_inputs(run: Run, prepared: Prepared, training: Training, fold: int) -> 
     """All that the weights of a fold depend on; a schedule for other hardware gives other bits."""
     plan, pretrained = prepared.plan, prepared.pretrained
     before = plan.configuration(training.configuration).previous_stage
+    start = prepared.schedule.start_of(training.configuration, fold)
     return {
         **({} if before is None else {"previous stage": key_of(stage_keys(run, prepared, before))}),
         "dataset": trained_on(prepared.dataset),
@@ -288,6 +289,7 @@ def fold_inputs(run: Run, prepared: Prepared, training: Training, fold: int) -> 
         "split": key_of(prepared.splits.folds[fold]),
         "seed": key_of(run.settings.seed),
         **({} if pretrained is None else {"pretrained model": key_of(pretrained.key)}),
+        **({} if start is None else {"start": key_of(start.key)}),
     }
 
 
@@ -353,8 +355,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
     preprocessed = run.folder.preprocessed(configuration.data)
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
-    seed, files = run.settings.seed, prepared.pretrained
-    start = None if files is None else fit_weights(files, plan, training, fold=fold, seed=seed + fold)
+    seed, start = starting_point(run, prepared, job)
     spec = FoldSpec(
         plan=plan,
         configuration=configuration,
@@ -384,6 +385,25 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
             raise GivenUpError from None  # its checkpoint stays, for a call that asks for it
     if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
         save_revisions(run, applied, all_of=(name, fold))
+
+
+def starting_point(run: Run, prepared: Prepared, job: FoldJob) -> tuple[int, Transfer | None]:
+    """The seed of a fold's training, and the weights that it starts from; none: random ones.
+
+    A training that goes on from its own weights draws other patches than the one before.
+    """
+    from autoseg.stages.more_time import find_start  # it builds on this module
+
+    (training, fold), seed, files = job, run.settings.seed, prepared.pretrained
+    if (start := prepared.schedule.start_of(training.configuration, fold)) is not None:
+        return seed + start.num_steps, Transfer(weights=find_start(run.folder, start), notes=())
+    return seed, None if files is None else fit_weights(files, prepared.plan, training, fold=fold, seed=seed + fold)
+
+
+def goes_on(folder: RunFolder, schedule: Schedule, name: str, fold: int) -> bool:
+    """Whether the weights in the place of a fold are those that its training starts from."""
+    start = schedule.start_of(name, fold)
+    return start is not None and is_trained(final_weights(folder, name, fold), start.key)
 
 
 def num_readers(device: torch.device, num_workers: int) -> int:
@@ -421,7 +441,9 @@ def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[FoldJo
             run.folder, f"train-{training.configuration}-fold_{fold}", fold_inputs(run, prepared, training, fold)
         )
         for training, fold in jobs
-        if final_weights(run.folder, training.configuration, fold).is_file()
+        if prepared.schedule.steps_of(training.configuration, fold)
+        and final_weights(run.folder, training.configuration, fold).is_file()
+        and not goes_on(run.folder, prepared.schedule, training.configuration, fold)
     }
     reasons = dict.fromkeys(f"the {each} changed" for names in changed.values() for each in names)
     folds = [job for job, names in changed.items() if names]

@@ -1,12 +1,39 @@
-"""New numbers of steps for a run that trains slower or faster than planned."""
+"""New numbers of steps for a run that trains slower or faster than planned, and a schedule for one that gets more time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from planners.schedule.cost import FEWEST_STEPS, measurement_of
-from planners.schedule.documents import Revision, Schedule, planned_position
+from planners.decision import Decision, counted
+from planners.plan import Plan
+from planners.schedule.candidates import METHOD_STEPS_PER_EPOCH
+from planners.schedule.cost import (
+    FEWEST_STEPS,
+    RESERVE_S,
+    affordable_steps,
+    measurement_of,
+    measurements_of,
+    passing_on_s,
+    test_s,
+    training_s,
+    usable_s,
+    validation_s,
+    with_mirroring,
+)
+from planners.schedule.documents import (
+    Conditions,
+    Measurement,
+    Revision,
+    Schedule,
+    Start,
+    Training,
+    planned_position,
+)
 
+CONTINUED_RATE = 0.5
+"""Peak rate of a training that goes on from trained weights, as a share of the first one's (docs/decisions/0204)."""
+CONTINUED_WARMUP, CONTINUED_WARMUP_SHARE = 25, 0.05
+"""Its warm-up: at most so many steps, and this share of them."""
 Job = tuple[str, int]
 """Configuration name and fold."""
 MOST_DEPARTURE = 0.1
@@ -49,6 +76,7 @@ def revise(
     fold_s: float = 0.0,
     caution: float = 1.0,
     whole: Collection[str] = (),
+    most_departure: float = MOST_DEPARTURE,
 ) -> tuple[Revision, ...]:
     """Other numbers of steps for ``jobs`` such that the run ends in time; empty where the present ones do.
 
@@ -72,7 +100,7 @@ def revise(
 
     kept = [job for job in jobs if steps[job]]
     needed = sum((steps[job] - walked[job]) * paces[job[0]] for job in kept)
-    if abs(time_for_steps(kept) / needed - 1) <= MOST_DEPARTURE:
+    if abs(time_for_steps(kept) / needed - 1) <= most_departure:
         return ()
     totals = _divided(schedule, walked, paces, time_for_steps, whole)
     pace = f"a step takes {step_s:.2g} s instead of {expected_step_s(schedule, name):.2g} s"
@@ -153,3 +181,121 @@ def with_revisions(schedule: Schedule, revisions: Sequence[Revision], *, all_of:
         if (r.configuration, r.fold, r.step) not in replaced and (r.configuration, r.fold) != all_of
     )
     return schedule.model_copy(update={"revisions": (*kept, *revisions)})
+
+
+def continue_schedule(
+    plan: Plan,
+    schedule: Schedule,
+    starts: Sequence[Start],
+    *,
+    step_s: Mapping[str, float],
+    added_s: float,
+    elapsed_s: float,
+    num_threads: int,
+) -> Schedule:
+    """``added_s`` seconds more for a finished run: a warm restart of its trainings from ``starts``, with the same networks.
+
+    ``step_s``: what a step of each configuration took; ``elapsed_s`` of the added time are over. Folds that were left out are
+    trained from random weights if all then get at least `FEWEST_STEPS`, else they stay left out.
+    """
+    known = schedule.conditions
+    measured = {
+        each.configuration: _as_trained(schedule, each, step_s[each.configuration]) for each in schedule.trainings
+    }
+    replaced = {(name, each.base_features) for name, each in measured.items()}
+    others = [m for m in known.measurements if (m.configuration, m.base_features) not in replaced]
+    update = {"budget_s": added_s, "elapsed_s": elapsed_s, "num_threads": num_threads}
+    conditions = known.model_copy(update={**update, "measurements": (*measured.values(), *others)})
+    names = {each.configuration for each in starts}
+    left_out = [fold for fold in range(schedule.num_folds) if fold not in {each.fold for each in starts}]
+    longer = _longer(plan, schedule, conditions, measured, names)
+    shortest = min(each.num_steps for each in longer.trainings)
+    if left_out and shortest < FEWEST_STEPS:
+        fewer = schedule.model_copy(update={"num_folds": schedule.num_folds - len(left_out)})
+        longer = _longer(plan, fewer, conditions, measured, names).model_copy(update={"num_folds": schedule.num_folds})
+    else:
+        left_out = []
+    before = max(each.num_steps for each in starts)
+    decision = Decision(
+        rule="schedule.continued",
+        value=[each.num_steps for each in longer.trainings],
+        reason=f"{added_s:.0f} s more: every fold goes on from its own weights, which were trained {counted(before, 'step')}, with "
+        f"{CONTINUED_RATE:g} of the first peak rate",
+        source="docs/decisions/0204",
+        change="with --redo all is trained anew for the whole budget",
+    )
+    return longer.model_copy(
+        update={
+            "starts": tuple(starts),
+            "decisions": (*(d for d in schedule.decisions if d.rule != decision.rule), decision.record()),
+            "revisions": tuple(_left_out(each, fold, step_s) for each in longer.trainings for fold in left_out),
+        }
+    )
+
+
+def _left_out(training: Training, fold: int, step_s: Mapping[str, float]) -> Revision:
+    """A fold that stays left out."""
+    return Revision(
+        configuration=training.configuration,
+        fold=fold,
+        step=0,
+        num_steps=0,
+        planned_steps=training.num_steps,
+        step_s=step_s[training.configuration],
+        reason=f"the added time is too little for {FEWEST_STEPS} steps of all folds",
+    )
+
+
+def _as_trained(schedule: Schedule, training: Training, step_s: float) -> Measurement:
+    """What was measured of a training's network, with what a step took while it was trained."""
+    name, width = training.configuration, training.base_features
+    options = measurements_of(schedule.conditions, name)
+    nearest = min(options, key=lambda m: abs(m.base_features - width), default=None)
+    if nearest is None:  # a schedule made by hand
+        case_s = schedule.expected_validation_s / schedule.conditions.num_training_cases or step_s
+        nearest = Measurement(
+            configuration=name, base_features=width, batch_size=training.batch_size, precision=training.precision,
+            step_s=step_s, case_s=case_s,
+        )  # fmt: skip
+    compiled = {"compiled_step_s": step_s if training.compiled else None, "compile_s": 0.0}
+    return nearest.model_copy(update={"base_features": width, "step_s": step_s, "extrapolated": False, **compiled})
+
+
+def _longer(
+    plan: Plan,
+    schedule: Schedule,
+    conditions: Conditions,
+    measured: Mapping[str, Measurement],
+    continued: Collection[str],
+) -> Schedule:
+    """``schedule`` with the steps that fit into the time of ``conditions``, shared evenly by its trainings."""
+    mirrored = [plan.configuration(each.configuration) for each in schedule.trainings if each.mirroring]
+    now = with_mirroring(conditions, mirrored)
+    folds, share = schedule.num_folds, usable_s(conditions) / len(schedule.trainings)
+    trainings, seconds = [], {"training": 0.0, "validation": 0.0, "rest": RESERVE_S}
+    for before in schedule.trainings:
+        name = before.configuration
+        found = measurement_of(now, name, before.base_features) or measured[name]
+        passing = passing_on_s(now, plan.configuration(name), found)
+        steps = affordable_steps(found, now, share - passing, folds)
+        rate = 1.0 if schedule.starts or name not in continued else CONTINUED_RATE
+        trainings.append(_continued_training(before, steps, rate))
+        seconds["training"] += training_s(found, steps, folds)
+        seconds["validation"] += validation_s(now, found, folds) + passing
+        seconds["rest"] += test_s(now, found, folds)
+    expected = {f"expected_{kind}_s": each for kind, each in seconds.items()}
+    return schedule.model_copy(update={"conditions": conditions, "trainings": tuple(trainings), **expected})
+
+
+def _continued_training(before: Training, num_steps: int, rate: float) -> Training:
+    """A training of so many steps more: the same network and curve, a short warm-up, ``rate`` times the peak."""
+    steps_per_epoch = max(1, min(METHOD_STEPS_PER_EPOCH, round(num_steps / 12)))
+    warmup = min(CONTINUED_WARMUP, int(CONTINUED_WARMUP_SHARE * num_steps)) if before.warmup_steps else 0
+    update = {
+        "num_steps": num_steps,
+        "steps_per_epoch": steps_per_epoch,
+        "warmup_steps": warmup,
+        "peak_learning_rate": before.peak_learning_rate * rate,
+        "validation_batches": min(before.validation_batches, steps_per_epoch),
+    }
+    return before.model_copy(update=update)
