@@ -307,7 +307,10 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
         _refuse_unknown_names(run, {each.name for each in deciding})
         costly = [each for each in deciding if run.added_s is None or each.name not in ("budget", "schedule")]
         if costly and not _are_of_model(run):
-            require_redo(run, [str(each) for each in costly], code="run.option_differs")
+            instead = "choose another run folder with --out"
+            if [each.name for each in costly] == ["budget"]:
+                instead = f"add time to the trained networks (autoseg run {run.folder.root} --budget +1h), {instead}"
+            require_redo(run, [str(each) for each in costly], code="run.option_differs", instead=instead)
         run.say(f"Changed since the last call: {'; '.join(map(str, deciding))}")
 
 

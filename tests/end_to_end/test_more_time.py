@@ -15,12 +15,13 @@ from autoseg.inference.bundle import open_bundle
 from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import read_key
+from autoseg.stages import more_time
 from autoseg.stages import schedule as scheduling
 from autoseg.stages.clean import clean
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import no_use_issues
 from autoseg.storage.atomic import load_document, save_document
-from planners import Revision, Schedule, with_revisions
+from planners import Plan, Revision, Schedule, with_revisions
 
 MORE: dict[str, Any] = {"budget": "+6s", "anyway": True}
 """Too little for more than a step of each fold, whatever the machine."""
@@ -147,6 +148,28 @@ def test_it_needs_a_run_and_nothing_else_may_change(job: Job, tmp_path: Path) ->
             job.call(**MORE, **changes)
         assert caught.value.codes == (code,)
     assert job.results() == results
+
+
+@pytest.mark.parametrize(("steps", "is_enough"), [(149, False), (150, True)])
+def test_at_least_150_steps_are_added(job: Job, monkeypatch: pytest.MonkeyPatch, steps: int, is_enough: bool) -> None:
+    def continued(plan: Plan, schedule: Schedule, *given: Any, **others: Any) -> Schedule:
+        (training,) = schedule.trainings
+        return schedule.model_copy(update={"trainings": (training.model_copy(update={"num_steps": steps}),)})
+
+    monkeypatch.setattr(more_time, "continue_schedule", continued)
+    if is_enough:
+        assert job.call("schedule", budget="+1h").schedule.trainings[0].num_steps == steps
+        return
+    with pytest.raises(AutosegError) as caught:
+        job.call("schedule", budget="+1h")
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.where) == ("schedule.budget_too_short", "--budget +1h")
+    assert issue.message == "is enough for 149 steps more of each fold; at least 150 are needed"
+
+
+def test_another_budget_is_refused_with_the_way_to_add_to_it(job: Job) -> None:
+    with pytest.raises(AutosegError, match=r"add time to the trained networks \(autoseg run .* --budget \+1h\)"):
+        job.call(budget="2h")
 
 
 def test_a_run_that_is_not_finished_gets_more_steps(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,19 +12,26 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from planners import (
+    CaseSize,
     Conditions,
+    Fingerprint,
+    IntensityStatistics,
+    LabelClass,
+    Labels,
     Measurement,
     Revision,
     Schedule,
     Start,
     Training,
+    continue_schedule,
     learning_rate,
+    plan_dataset,
     revise,
     steps_left_s,
     with_revisions,
 )
 from planners.schedule.documents import planned_position
-from planners.schedule.revising import expected_step_s, planned_step_s
+from planners.schedule.revising import CONTINUED_RATE, expected_step_s, planned_step_s
 
 FOLDS = [("3d_fullres", 0), ("3d_fullres", 1)]
 
@@ -264,3 +271,69 @@ def test_without_revisions_the_curve_is_that_of_the_plan() -> None:
     assert planned_position(training, 20, halved) == 20
     assert planned_position(training, 21, halved) == 22
     assert learning_rate(training, 21, halved) == learning_rate(training, 22)
+
+
+# --- more time
+
+PLAN = plan_dataset(
+    Fingerprint(
+        dataset_name="d",
+        cases=tuple(CaseSize(case_id=f"c{i}", shape=(36, 50, 35), spacing_mm=(1.0, 1.0, 1.0)) for i in range(10)),
+        num_training_cases=10,
+        channels=("MRI",),
+        labels=Labels(classes=(LabelClass(name="a", values=(1,)),)),
+        intensities=(
+            IntensityStatistics(
+                mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
+            ),
+        ),
+        median_relative_size_after_cropping=1.0,
+    )
+)
+
+
+def more(schedule: Schedule, added_s: float, *, step_s: float = 0.5, starts: tuple[int, ...] = (0, 1)) -> Schedule:
+    """The schedule for so much more time, of which six seconds and three hundredths are kept back."""
+    given = [Start(configuration="3d_fullres", fold=fold, key=f"key {fold}", num_steps=400) for fold in starts]
+    pace = {"step_s": {"3d_fullres": step_s}, "elapsed_s": 0.0, "num_threads": 1}
+    return continue_schedule(PLAN, schedule, given, added_s=added_s, **pace)
+
+
+def test_more_time_is_planned_from_what_steps_took() -> None:
+    """2 folds of 400 steps of half a second, 16 of them for the pseudo-Dice, and ten cases of a second."""
+    longer = more(schedule_of(training_of(400)), (400 + 10 + 6) / 0.97, step_s=0.5)
+    (training,) = longer.trainings
+    assert (training.num_steps, training.steps_per_epoch, training.warmup_steps) == (384, 32, 19)
+    assert training.peak_learning_rate == CONTINUED_RATE * 0.004
+    assert training.base_features == 16
+    assert more(schedule_of(training_of(400)), (400 + 10 + 6) / 0.97, step_s=1.0).trainings[0].num_steps == 184
+    assert (longer.expected_training_s, longer.expected_validation_s, longer.expected_rest_s) == (400.0, 10.0, 6.0)
+    assert (longer.conditions.budget_s, longer.conditions.num_threads) == (pytest.approx(416 / 0.97), 1)
+    assert planned_step_s(longer, "3d_fullres") == 0.5
+    assert [each.rule for each in longer.decisions] == ["schedule.continued"]
+    assert Schedule.model_validate(longer.model_dump()) == longer
+
+
+def test_the_peak_is_lowered_once() -> None:
+    twice = more(more(schedule_of(training_of(400)), 400.0), 1200.0)
+    assert twice.trainings[0].peak_learning_rate == CONTINUED_RATE * 0.004
+    assert [each.rule for each in twice.decisions] == ["schedule.continued"]
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(519, 25), (500, 25), (499, 24), (20, 1), (19, 0)])
+def test_the_warm_up_is_25_steps_or_a_twentieth(steps: int, warmup: int) -> None:
+    longer = more(schedule_of(training_of(400)), (steps + 16 + 10 + 6.001) / 0.97)
+    assert (longer.trainings[0].num_steps, longer.trainings[0].warmup_steps) == (steps, warmup)
+    without = more(schedule_of(training_of(400, warmup_steps=0)), 600.0)
+    assert without.trainings[0].warmup_steps == 0
+
+
+@pytest.mark.parametrize(("steps", "folds"), [(150, (0, 1)), (149, (0,))])
+def test_a_fold_that_was_left_out_is_trained_if_all_get_150_steps(steps: int, folds: tuple[int, ...]) -> None:
+    before = with_revisions(schedule_of(training_of(400)), [revision(0, 0, fold=1, planned_steps=400)])
+    longer = more(before, (steps + 16 + 10 + 6.001) / 0.97, starts=(0,))
+    assert longer.folds == folds
+    assert longer.num_folds == 2
+    assert longer.steps_of("3d_fullres", 0) > 150 or folds == (0, 1)
+    assert longer.start_of("3d_fullres", 1) is None
+    assert Schedule.model_validate(longer.model_dump()) == longer
