@@ -10,7 +10,9 @@ import pytest
 import torch
 from builders import Impatient, Job, begin, contents, said
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from autoseg.cli import app
 from autoseg.inference.bundle import open_bundle
 from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
@@ -57,7 +59,9 @@ def test_every_fold_goes_on_from_its_own_weights(job: Job) -> None:
     assert "Going on" not in said(again)
 
     clean(again)
-    run = job.call("select", **MORE)
+    done = CliRunner().invoke(app, ["train", str(job.root), "--budget", "+6s"])
+    assert done.exit_code == 0, done.output
+    run = job.call("select")
     assert [each.num_steps for each in run.schedule.starts] == [3, 3]
     assert run.schedule.trainings[0].peak_learning_rate == training.peak_learning_rate
     assert run.settings.budget == 612.0
@@ -143,6 +147,11 @@ def test_it_needs_a_run_and_nothing_else_may_change(job: Job, tmp_path: Path) ->
     with pytest.raises(AutosegError) as caught:
         begin(job.dataset, tmp_path / "new", {"budget": "+1h"})
     assert caught.value.codes == ("run.nothing_to_add_to",)
+    for words in (
+        ["run", str(job.dataset), "--out", str(tmp_path / "new"), "--budget", "+1h"],
+        ["run", str(job.root), "--budget", "+0h"],
+    ):
+        assert isinstance(CliRunner().invoke(app, words).exception, AutosegError)
     for changes, code in (({"seed": 1}, "run.option_differs"), ({"schedule": job.schedule}, "settings.contradiction")):
         with pytest.raises(AutosegError) as caught:
             job.call(**MORE, **changes)
