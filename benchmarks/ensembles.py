@@ -23,9 +23,9 @@ from scipy import stats
 from torch import Tensor, nn
 
 from autoseg.data.labels import to_internal
+from autoseg.evaluation.label_maps import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.metrics import dice_coefficient
 from autoseg.evaluation.scoring import labelled_case, reference_labels
-from autoseg.evaluation.selection import labels_from_probabilities, mean_probabilities
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header
 from autoseg.inference.model import Member

@@ -118,6 +118,10 @@ def show_scores(run: Run) -> None:
     else:
         typer.echo(f"Cross-validation: every case predicted by {by}")
     typer.echo(format_table(summary))
+    if run.selection.dice_corrected is not None:
+        typer.echo(f"Corrected mean Dice: {run.selection.dice_corrected:.3f}: {run.selection.correction}")
+    elif run.selection.correction:
+        typer.echo(f"Mean Dice {run.selection.correction}")
     for issue in grouped(issues):
         typer.echo(f"{issue.severity.capitalize()}: {issue}")
 

@@ -225,7 +225,8 @@ def _headline(content: ReportContent) -> dict[str, str]:
     """The few numbers at the top."""
     selection, summary = content.selection, content.summary
     if summary is not None:
-        dice = _number(summary.mean_dice)
+        corrected = None if selection is None else selection.dice_corrected
+        dice = _number(summary.mean_dice if corrected is None else corrected)
         unseen = "a fold that left it out, but see Scores" if content.caveats else "a network that did not see it"
         under = f"over {count_noun(len(summary.metric_per_case), 'case')}, each predicted by {unseen}"
     elif selection is not None:

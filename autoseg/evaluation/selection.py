@@ -1,46 +1,70 @@
-"""Which configuration, or pair of them, is the model, and how the probabilities of several become one label map.
+"""Which configurations are the model, and what is done with their probabilities, by out-of-fold evidence.
 
-Method sections 8.2, 9.4 and 9.5.
+Each choice beyond the best single configuration (ensembles, the decoder, postprocessing) is made only where the paired 95 % interval of
+what it gains lies above zero. Method sections 9.3 to 9.5 are the starting point.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
+from scipy.special import stdtrit
 
-from autoseg.evaluation.metrics import mean_of_defined
-from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
-from autoseg.imaging.resampling import write_overlaps
-from autoseg.issues import AutosegError, Issue
+from autoseg.evaluation.label_maps import (
+    Counts,
+    Decoder,
+    KeepLargestComponent,
+    RemoveSmallComponents,
+    Step,
+    trial_steps,
+)
 from autoseg.wording import count_noun
 from planners import PROSE, Document, Labels
 
-Scores = Mapping[str, Mapping[str, Mapping[str, float | None]]]
-"""Dice by candidate, case id and class name; none where a class is in neither prediction nor reference."""
+Dices = NDArray[np.float64]
+"""(N, C): of each case and class, NaN where undefined."""
 
-JOINT = " + "
 FALLBACK = ("3d_fullres", "3d_lowres", "2d")
 """Used where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
+LEAST_CASES = 10
+"""Cases, or patients, from which an interval is trusted: the fewer, the less it covers."""
+CONFIDENCE = 0.95
+QUARTERS = 4
+"""Weights of ensembles are multiples of one over this: finer ones fit the cases at hand and no others."""
 
-THRESHOLD = 0.5
-"""A voxel belongs to a region whose probability is above this (method section 8.2)."""
-
-Members = Annotated[tuple[str, ...], Field(min_length=1, max_length=2)]
+Members = Annotated[tuple[str, ...], Field(min_length=1)]
+Weights = tuple[Annotated[float, Field(gt=0, le=1)], ...]
 
 
 # --- documents ---
 
 
+class Recipe(Document):
+    """How label maps are made from trained configurations."""
+
+    members: Members
+    weights: Weights = ()
+    decoder: Decoder = "argmax"
+    postprocessing: tuple[Step, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Of the members, with their weights."""
+        return candidate_name(self.members, self.weights)
+
+
 class Candidate(Document):
-    """One configuration or pair, scored over the cases that all compared candidates have validated."""
+    """One configuration or ensemble, scored over the validated cases."""
 
     name: str
-    """``2d``, ``3d_fullres``, ``2d + 3d_fullres``."""
+    """``2d``, ``2d + 3d_fullres``, ``0.25 2d + 0.75 3d_fullres``."""
     members: Members
+    weights: Weights = ()
     mean_dice: float | None
     """Mean foreground Dice: over cases for each class, then over classes. None: nothing to compare."""
     dice_per_class: dict[str, float | None]
@@ -48,17 +72,37 @@ class Candidate(Document):
     """Compared cases."""
 
 
-class Choice(Document):
-    """What the comparison of candidates says."""
+class Trial(Document):
+    """A choice that was tried: what it gains in Dice over going without, and whether it was made."""
 
-    name: str
-    members: Members
-    candidates: tuple[Candidate, ...]
-    """Singles first, then pairs, in the order given."""
-    cross_validated: bool
-    """Whether validated cases decided. If not, no score here may be shown as a cross-validated one."""
-    mean_dice: float | None
-    reason: Annotated[str, PROSE]
+    what: str
+    accepted: bool
+    gain: float | None = None
+    """Mean paired difference over cases, of the mean Dice of the classes that it is about. None: undefined, or not recorded."""
+    low: float | None = None
+    """The 95 % interval of the gain, by Student's t over cases, or over patients where they have several."""
+    high: float | None = None
+    num_cases: int | None = None
+    reason: Annotated[str, PROSE] = ""
+
+    def __str__(self) -> str:
+        if self.gain is None or self.num_cases is None:
+            return self.what
+        interval = "" if self.low is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.what}: {self.gain:+.4f}{interval} over {count_noun(self.num_cases, 'case')}"
+
+
+class EarlierTrial(Document):
+    """A trial of postprocessing by version 0.2, which knew no intervals."""
+
+    step: KeepLargestComponent
+    accepted: bool
+    dice_before: float | None
+    dice_after: float | None
+    reason: str
+
+    def __str__(self) -> str:
+        return str(self.step)
 
 
 class Selection(Document):
@@ -66,33 +110,45 @@ class Selection(Document):
 
     schema_version: Literal[1] = 1
     members: Members
-    """Configuration names; the probabilities of two are averaged."""
+    """Configuration names; the probabilities of several are averaged."""
+    weights: Weights = ()
+    """Of the members, adding up to one; none: the plain mean."""
+    decoder: Decoder = "argmax"
     folds: Annotated[tuple[int, ...], Field(min_length=1)]
     """Folds of each member whose logits are averaged."""
-    postprocessing: tuple[KeepLargestComponent, ...]
+    postprocessing: tuple[Step, ...]
     """In the order in which they are applied."""
     cross_validated: bool
     reason: Annotated[str, PROSE]
     candidates: tuple[Candidate, ...]
     dice_before_postprocessing: float | None
-    """Cross-validated mean foreground Dice of the members."""
+    """Cross-validated mean foreground Dice of the members, by the largest probability."""
     dice_after_postprocessing: float | None
-    """The same after postprocessing, which was decided on these very cases."""
-    postprocessing_trials: tuple[PostprocessingTrial, ...] = ()
+    """The same by the decoder and after postprocessing, on the very cases that the choices were made on."""
+    dice_corrected: float | None = None
+    """The same where the choices for the cases of each fold are made on those of the others. None: not corrected."""
+    correction: Annotated[str, PROSE] = ""
+    """How that was done, or why not."""
+    trials: tuple[Trial, ...] = ()
+    """In the order in which they were made, each on top of those accepted before."""
+    postprocessing_trials: tuple[EarlierTrial, ...] = ()
+    """Those of version 0.2, which are read and no longer made."""
     made_from: str | None = None
     """Hash of plan, trainings and weights that it belongs to; none: written before there was one, or elsewhere."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        scored = self.dice_before_postprocessing is not None or self.dice_after_postprocessing is not None
-        if scored and not self.cross_validated:
+        scores = self.dice_before_postprocessing, self.dice_after_postprocessing, self.dice_corrected
+        if any(score is not None for score in scores) and not self.cross_validated:
             raise ValueError("a score is given although nothing was cross-validated")
+        if self.weights and (len(self.weights) != len(self.members) or abs(sum(self.weights) - 1) > 1e-6):
+            raise ValueError(f"{len(self.members)} members need as many weights that add up to 1")
         return self
 
     @property
     def name(self) -> str:
         """Name of the chosen candidate."""
-        return candidate_name(self.members)
+        return candidate_name(self.members, self.weights)
 
     @property
     def is_hold_out(self) -> bool:
@@ -103,112 +159,228 @@ class Selection(Document):
 # --- candidates ---
 
 
-def candidate_name(members: Sequence[str]) -> str:
-    """``2d + 3d_fullres`` for two configurations, the name itself for one."""
-    return JOINT.join(members)
+def candidate_name(members: Sequence[str], weights: Sequence[float] = ()) -> str:
+    """``2d + 3d_fullres`` for two configurations, with weights before them, the name itself for one."""
+    parts = zip(members, weights, strict=True) if weights else ()
+    return " + ".join(f"{weight:g} {name}" for name, weight in parts) or " + ".join(members)
 
 
-def candidate_members(name: str) -> tuple[str, ...]:
-    """The configurations that a candidate's name stands for."""
-    return tuple(name.split(JOINT))
+def candidate_recipes(names: Sequence[str]) -> tuple[Recipe, ...]:
+    """Each configuration alone, pairs and all of them with equal weights, then all weights in steps of a quarter."""
+    plain = [*combinations(names, 1), *combinations(names, 2), *([tuple(names)] if len(names) > 2 else [])]
+    recipes = [Recipe(members=members) for members in plain]
+    for parts in _splits(QUARTERS, len(names)):
+        weighted = {name: part / QUARTERS for name, part in zip(names, parts, strict=True) if part}
+        if len(set(weighted.values())) > 1 or (len(weighted) > 2 and len(weighted) != len(names)):
+            recipes.append(Recipe(members=tuple(weighted), weights=tuple(weighted.values())))
+    return tuple(recipes)
 
 
-def select_candidate(scores: Scores, *, scored_as: str = "cross-validated") -> Choice:
-    """The candidate with the highest mean foreground Dice over the cases that all candidates have validated.
+def _splits(total: int, number: int) -> Iterator[tuple[int, ...]]:
+    """All ways to write ``total`` as a sum of ``number`` integers from 0 on."""
+    if number == 1:
+        yield (total,)
+        return
+    for first in range(total + 1):
+        yield from ((first, *rest) for rest in _splits(total - first, number - 1))
 
-    Of equals the earlier one wins, single configurations before pairs. A candidate without any validated case cannot be
-    compared and takes no part. Where no case is shared, or no class can be scored, the choice falls on the first of
-    `FALLBACK` that there is (else the first candidate), ``cross_validated`` is false and the reason says so. A class that
-    is undefined in all cases of a candidate takes no part in its mean. ``scored_as``: how the reason calls the cases. Raises
-    `ValueError` without candidates.
+
+def without_comparison(names: Sequence[str], validated: bool) -> tuple[str, str]:
+    """The configuration to use where nothing has a score, the first of `FALLBACK` that there is, and why."""
+    name = next((each for each in FALLBACK if each in names), names[0])
+    why = "no validated case has a class to score" if validated else "no fold validates on any case"
+    return name, f"{name} is used without comparison: {why}, so nothing was cross-validated"
+
+
+# --- gains ---
+
+
+def dice_of(counts: Counts) -> Dices:
+    """Dice from counts (..., C, 3), NaN where a class is in neither label map."""
+    total = counts[..., 1] + counts[..., 2]
+    return np.where(total > 0, 2 * counts[..., 0] / np.maximum(total, 1), np.nan)
+
+
+def class_means(dices: Dices) -> NDArray[np.float64]:
+    """Mean over cases of each class, of those in which it is defined; NaN where there are none."""
+    defined = np.isfinite(dices)
+    number = defined.sum(axis=0)
+    return np.where(number > 0, np.where(defined, dices, 0).sum(axis=0) / np.maximum(number, 1), np.nan)
+
+
+def mean_dice(dices: Dices) -> float | None:
+    """Mean over cases for each class, then over the classes that have one; none where no class has."""
+    means = class_means(dices)
+    defined = means[np.isfinite(means)]
+    return float(defined.mean()) if len(defined) else None
+
+
+def paired_gain(before: Dices, after: Dices, units: Sequence[str]) -> tuple[float, float, float, int, int] | None:
+    """Mean gain, its 95 % interval, the cases and the units it is over; none where no Dice is defined.
+
+    Cases of one unit, a patient, count as one. A class that only one of both finds in a case without it goes from 0 to 1 or
+    back: nothing was there to find, and one found nothing. Student's t needs two units; the interval of one has no end.
     """
-    if not scores:
-        raise ValueError("there are no candidates to select from")
-    names = sorted(scores, key=lambda name: len(candidate_members(name)))
-    validated = [set(scores[name]) for name in names if scores[name]]
-    shared = sorted(set.intersection(*validated)) if validated else []
-    candidates = tuple(_score_candidate(name, scores[name], shared) for name in names)
-    scored = [(each.mean_dice, each) for each in candidates if each.mean_dice is not None]
-    if scored:
-        dice, best = max(scored, key=lambda pair: pair[0])
-        over = f"mean foreground Dice {dice:.4f} over {count_noun(len(shared), f'{scored_as} case')}"
-        others = sorted((pair for pair in scored if pair[1] is not best), key=lambda pair: -pair[0])
-        listed = ", ".join(f"{each.name} {dice:.4f}" for dice, each in others)
-        reason = (
-            f"{best.name} has the highest {over}; {listed}" if others else f"{best.name} is the only candidate; {over}"
-        )
-    else:
-        best = next((each for name in FALLBACK for each in candidates if each.name == name), candidates[0])
-        why = "no case was validated by all candidates" if validated else "no fold validates on any case"
-        reason = f"{best.name} is used without comparison: {why}, so nothing was cross-validated"
-    return Choice(
-        name=best.name,
-        members=best.members,
-        candidates=candidates,
-        cross_validated=bool(scored),
-        mean_dice=best.mean_dice,
-        reason=reason,
-    )
+    defined = np.isfinite(before) | np.isfinite(after)
+    differences = np.where(defined, np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0), 0)
+    number = defined.sum(axis=1)
+    cases = [i for i in range(len(units)) if number[i]]
+    by_unit: dict[str, list[float]] = {}
+    for i in cases:
+        by_unit.setdefault(units[i], []).append(float(differences[i].sum() / number[i]))
+    if not by_unit:
+        return None
+    gains = np.array([np.mean(each) for each in by_unit.values()])
+    size = len(gains)
+    half = np.inf
+    if size > 1:
+        half = float(stdtrit(size - 1, (1 + CONFIDENCE) / 2) * gains.std(ddof=1) / np.sqrt(size))
+    mean = float(gains.mean())
+    return mean, mean - half, mean + half, len(cases), size
 
 
-def _score_candidate(name: str, cases: Mapping[str, Mapping[str, float | None]], shared: Sequence[str]) -> Candidate:
-    own = [cases[case] for case in shared if case in cases]
-    classes = dict.fromkeys(name for case in cases.values() for name in case)
-    per_class = {each: mean_of_defined(case[each] for case in own) for each in classes}
-    return Candidate(
-        name=name,
-        members=candidate_members(name),
-        mean_dice=mean_of_defined(per_class.values()),
-        dice_per_class=per_class,
-        num_cases=len(own),
-    )
+def judge(
+    what: object, before: Dices, after: Dices, units: Sequence[str], about: Sequence[int], names: Sequence[str] = ()
+) -> Trial:
+    """Whether a choice is worth making: the interval of its gain over the classes ``about`` lies above zero.
 
-
-# --- probabilities ---
-
-
-def mean_probabilities(members: Iterable[NDArray[np.floating]]) -> NDArray[np.float32]:
-    """The plain mean of the members' probabilities, each (K, Z, Y, X) in [0, 1], as float32 of that shape.
-
-    Members may be generated one by one; two arrays are in memory at a time. Raises `AutosegError` where shapes differ, and
-    `ValueError` without members.
+    With ``names`` of all classes, no class's mean Dice may fall either (method section 9.3).
     """
-    total: NDArray[np.float32] | None = None
-    number = 0
-    for member in members:
-        if total is None:
-            total = np.zeros(member.shape, dtype=np.float32)
-        elif member.shape != total.shape:
-            message = f"have shapes {total.shape} and {member.shape} (classes, z, y, x)"
-            fix = "predict the same image with all members, from the same plan"
-            raise AutosegError(Issue(code="ensemble.shape_mismatch", where="members", message=message, fix=fix))
-        total += member
-        number += 1
-    if total is None:
-        raise ValueError("an ensemble needs at least one member")
-    total /= number
-    return total
+    found = paired_gain(before[:, about], after[:, about], units)
+    if found is None:
+        return Trial(what=str(what), accepted=False, reason="no case has a score")
+    gain, low, high, num_cases, num_units = found
+    means = class_means(before), class_means(after)
+    fallen = [name for name, old, new in zip(names, *means, strict=True) if new < old] if names else []
+    reason = ""
+    if np.array_equal(before, after, equal_nan=True):
+        reason = "changes no score"
+    elif num_units < LEAST_CASES:
+        reason = f"fewer than {LEAST_CASES} {'cases' if num_units == num_cases else 'patients'}"
+    elif low <= 0:
+        reason = "the interval does not lie above zero"
+    elif fallen:
+        reason = f"the mean Dice of {', '.join(fallen)} falls"
+    limits = {} if np.isinf(low) else {"low": low, "high": high}
+    return Trial(what=str(what), accepted=not reason, gain=gain, num_cases=num_cases, reason=reason, **limits)
 
 
-def labels_from_probabilities(probabilities: NDArray[np.floating], labels: Labels) -> NDArray[np.uint8 | np.uint16]:
-    """Internal label values, (Z, Y, X), from probabilities (K, Z, Y, X).
+# --- choosing ---
 
-    Classes: the channel with the largest probability, the first of equals; channel 0 is the background. Regions: each region
-    whose probability is above `THRESHOLD` writes its value of ``region_order``, later ones over earlier ones; combinations that this would
-    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there
-    are fewer than 255 foreground values, else ``uint16``. Raises `AutosegError` where K does not fit the labels.
+
+class Evidence(Protocol):
+    """What recipes score on validated cases, counted when asked for."""
+
+    @property
+    def candidates(self) -> tuple[Recipe, ...]:
+        """What may be chosen from: single configurations first."""
+
+    @property
+    def has_ranked(self) -> bool:
+        """Whether RankSEG can be tried."""
+
+    @property
+    def labels(self) -> Labels:
+        """The classes."""
+
+    def of_candidates(self, cases: Sequence[str]) -> Counts:
+        """(cases, candidates, C, 3)."""
+
+    def of_steps(self, recipe: Recipe, trials: Sequence[Step], cases: Sequence[str]) -> Counts:
+        """(cases, 1 + trials, C, 3): of a recipe, and of each further step on top of it alone."""
+
+
+def choose(evidence: Evidence, cases: Sequence[str], units: Sequence[str]) -> tuple[Recipe, tuple[Trial, ...]]:
+    """The recipe for a model, and what was tried, on ``cases`` of ``units`` (patients).
+
+    The single configuration with the highest mean Dice, of equals the first, is the start. Then, each kept where `judge` accepts
+    it: the best of plain ensembles, the best of weighted ones, RankSEG, and postprocessing.
     """
-    if probabilities.ndim != 4 or probabilities.shape[0] != labels.num_outputs:
-        message = f"have shape {probabilities.shape}, but these labels need ({labels.num_outputs}, z, y, x)"
-        fix = "use the probabilities that a model of this dataset made"
-        raise AutosegError(Issue(code="ensemble.class_mismatch", where="probabilities", message=message, fix=fix))
-    result = np.zeros(probabilities.shape[1:], dtype=np.uint8 if max(labels.values) < 255 else np.uint16)
-    if labels.region_order is not None:
-        for probability, value in zip(probabilities, labels.region_order, strict=True):
-            result[probability > THRESHOLD] = value
-        if labels.overlaps:
-            write_overlaps(result, [probability > THRESHOLD for probability in probabilities], labels.overlaps)
-        return result
-    for z in range(probabilities.shape[1]):  # slice by slice: argmax makes 64-bit numbers
-        result[z] = probabilities[:, z].argmax(axis=0)
-    return result
+    everything = range(len(evidence.labels.classes))
+    dices = dice_of(evidence.of_candidates(cases))
+    found = [mean_dice(dices[:, i]) for i in range(len(evidence.candidates))]
+    means = [-1.0 if mean is None else mean for mean in found]
+    singles, plain, weighted = _kinds(evidence.candidates)
+    best = max(singles, key=lambda i: means[i])
+    trials = []
+    for group in filter(None, (plain, weighted)):
+        i = max(group, key=lambda i: means[i])
+        what = f"{evidence.candidates[i].name} instead of {evidence.candidates[best].name}"
+        trials.append(judge(what, dices[:, best], dices[:, i], units, everything))
+        best = i if trials[-1].accepted else best
+    recipe = evidence.candidates[best]
+    if evidence.has_ranked:
+        ranked = recipe.model_copy(update={"decoder": "rankseg"})
+        after = dice_of(evidence.of_steps(ranked, (), cases))[:, 0]
+        trials.append(judge("RankSEG", dices[:, best], after, units, everything))
+        recipe = ranked if trials[-1].accepted else recipe
+    steps, tried = _choose_steps(evidence, recipe, cases, units)
+    return recipe.model_copy(update={"postprocessing": steps}), (*trials, *tried)
+
+
+def _kinds(candidates: Sequence[Recipe]) -> tuple[list[int], list[int], list[int]]:
+    """Which are single configurations, ensembles with equal weights, and others."""
+    singles = [i for i, each in enumerate(candidates) if len(each.members) == 1]
+    plain = [i for i, each in enumerate(candidates) if len(each.members) > 1 and not each.weights]
+    return singles, plain, [i for i, each in enumerate(candidates) if each.weights]
+
+
+def _choose_steps(
+    evidence: Evidence, recipe: Recipe, cases: Sequence[str], units: Sequence[str]
+) -> tuple[tuple[Step, ...], list[Trial]]:
+    """The postprocessing that helps: of all classes together; then for each its largest component or those that are
+    large enough, whichever gains more; and filling of holes."""
+    names = [each.name for each in evidence.labels.classes]
+    steps, trials = trial_steps(evidence.labels), []
+    accepted: tuple[Step, ...] = ()
+    dices = dice_of(evidence.of_steps(recipe, steps, cases))
+
+    def try_out(step: Step) -> Trial:
+        about = [names.index(name) for name in step.classes]
+        return judge(step, dices[:, 0], dices[:, 1 + steps.index(step)], units, about, names)
+
+    if len(names) > 1:
+        trials.append(try_out(steps[0]))
+        if trials[0].accepted:
+            accepted, steps = steps[:1], steps[1:]
+            dices = dice_of(evidence.of_steps(recipe.model_copy(update={"postprocessing": accepted}), steps, cases))
+    holes: tuple[Step, ...] = ()
+    for name in names:
+        own = [step for step in steps if step.classes == (name,)]
+        small = [(try_out(step), step) for step in own if isinstance(step, RemoveSmallComponents)]
+        first = (try_out(own[0]), own[0])
+        last = (try_out(own[-1]), own[-1])
+        best = max(
+            small, key=lambda pair: -1.0 if pair[0].gain is None else pair[0].gain
+        )  # of equals the smallest volume
+        trials += [first[0], best[0], last[0]]
+        kept = [pair for pair in (first, best) if pair[0].accepted]
+        if kept:
+            accepted += (max(kept, key=lambda pair: pair[0].gain or 0)[1],)
+        holes += (last[1],) if last[0].accepted else ()
+    return (*accepted, *holes), trials
+
+
+def corrected_dices(
+    evidence: Evidence,
+    parts: Sequence[Sequence[str]],
+    units: Sequence[str],
+    chosen: Recipe,
+    dices: Dices,
+) -> tuple[Dices, int]:
+    """Dice of all cases where the choices for each part are made on the others, and for how many parts they are those of ``chosen``.
+
+    ``parts`` are the cases of each fold, one after the other as in ``units``; ``dices`` has their Dice by the recipe ``chosen``.
+    """
+    result, same, start = dices.copy(), 0, 0
+    cases = [case for part in parts for case in part]
+    for part in parts:
+        own = slice(start, start + len(part))
+        start = own.stop
+        others = [i for i in range(len(cases)) if not own.start <= i < own.stop]
+        recipe, _ = choose(evidence, [cases[i] for i in others], [units[i] for i in others])
+        if recipe == chosen:
+            same += 1
+        else:
+            result[own] = dice_of(evidence.of_steps(recipe, (), part))[:, 0]
+    return result, same

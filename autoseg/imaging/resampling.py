@@ -173,17 +173,29 @@ def resample_probabilities(
     for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
         for k, scores in enumerate(slab):
             result[k, rows] = scores
-        part = result[:, rows]
-        if has_regions:  # a sigmoid through the hyperbolic tangent, which overflows nowhere
-            part *= 0.5
-            np.tanh(part, out=part)
-            part *= 0.5
-            part += 0.5
-        else:
-            part -= part.max(axis=0)
-            np.exp(part, out=part)
-            part /= part.sum(axis=0)
+        to_probabilities(result[:, rows], has_regions=has_regions)
     return result
+
+
+def resample_slabs(
+    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+) -> Iterator[tuple[slice, list[Floats]]]:
+    """The resampled logits, slab by slab along the first axis: rows, and for each class a fresh (rows, shape[1], shape[2])."""
+    for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
+        yield rows, list(slab)
+
+
+def to_probabilities(scores: Floats, *, has_regions: bool) -> None:
+    """Make logits (K, ...) probabilities, in place: a softmax over all, or with ``has_regions`` a sigmoid for each."""
+    if has_regions:  # a sigmoid through the hyperbolic tangent, which overflows nowhere
+        scores *= 0.5
+        np.tanh(scores, out=scores)
+        scores *= 0.5
+        scores += 0.5
+    else:
+        scores -= scores.max(axis=0)
+        np.exp(scores, out=scores)
+        scores /= scores.sum(axis=0)
 
 
 def _unsigned_type(largest: int) -> type[np.uint8] | type[np.uint16]:

@@ -15,7 +15,7 @@ from torch import nn
 import autoseg
 from autoseg.compute.device import usable_precision
 from autoseg.data.dataset import DatasetDescription
-from autoseg.evaluation.postprocessing import KeepLargestComponent
+from autoseg.evaluation.label_maps import Decoder, Step
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import Summary
 from autoseg.inference.bundle import (
@@ -71,7 +71,8 @@ def keep_model(
 def model_key(selection: Selection, keys: Mapping[str, Sequence[str]]) -> str:
     """Key of a model; ``keys`` as of `keep_model`."""
     weights = {name: list(keys[name]) for name in keys}
-    return key_of(selection.members, selection.folds, selection.postprocessing, weights)
+    changes = [each for each in (selection.weights, selection.decoder) if each not in ((), "argmax")]
+    return key_of(selection.members, selection.folds, selection.postprocessing, weights, *changes)
 
 
 def _keep_previous(run: RunFolder, key: str) -> Path | None:
@@ -120,8 +121,11 @@ class Model:
     dataset: DatasetDescription
     plan: Plan
     members: tuple[Member, ...]
-    """One configuration, or two whose probabilities are averaged."""
-    postprocessing: tuple[KeepLargestComponent, ...] = ()
+    """One configuration, or several whose probabilities are averaged."""
+    weights: tuple[float, ...] = ()
+    """Of the members; none: the plain mean."""
+    decoder: Decoder = "argmax"
+    postprocessing: tuple[Step, ...] = ()
     device: torch.device
     key: str
     """Changes when the weights or their use change."""
@@ -138,6 +142,8 @@ def load_model(path: Path, *, device: torch.device) -> Model:
         dataset=about.dataset,
         plan=about.plan,
         members=tuple(load_member(files, name, device=device) for name in about.selection.members),
+        weights=about.selection.weights,
+        decoder=about.selection.decoder,
         postprocessing=about.selection.postprocessing,
         device=device,
         key=files.key,

@@ -455,8 +455,8 @@ def predict_stored(
 ) -> None:
     """Write a label map for every stored case into one of a run's own folders (method section 8.3).
 
-    With ``keep_probabilities``, a half-precision array (K, Z, Y, X) is kept too, for ensembles of configurations. Cases that
-    are up to date are skipped; predictions of another model, or of other cases, are removed. Raises `AutosegError` at the
+    What RankSEG decides otherwise is kept, too, and with ``keep_probabilities`` a half-precision array (K, Z, Y, X), for ensembles of
+    configurations. Cases that are up to date are skipped; predictions of another model, or of other cases, are removed. Raises `AutosegError` at the
     end with the issues of all cases that failed.
     """
     predictor = Predictor(model=model)
@@ -466,13 +466,14 @@ def predict_stored(
         made_from=key_of(model.key, keep_probabilities),
         say=say,
         scores="half" if keep_probabilities else None,
+        with_ranked=True,
         is_own=True,
     )
     images = {case.case_id: case.image_paths[0] for case in model.dataset.training}
     jobs = [
         Job(
             case_id=case.case_id,
-            predict=partial(predictor.predict_source, case, probabilities=keep_probabilities),
+            predict=partial(predictor.predict_source, case, probabilities=keep_probabilities, ranked=True),
             made_from=case.made_from,
             image=image if (image := images.get(case.case_id)) is not None and image.is_file() else None,
         )

@@ -105,9 +105,20 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
 
 
 def load_probabilities(folder: Path, case_id: str) -> NDArray[np.float16]:
-    """Probabilities (K, Z, Y, X) of a validated case."""
-    array: NDArray[np.float16] = np.load(probabilities_path(folder, case_id), allow_pickle=False)
+    """Probabilities (K, Z, Y, X) of a validated case; they stay on disk until they are used."""
+    array: NDArray[np.float16] = np.load(probabilities_path(folder, case_id), mmap_mode="r", allow_pickle=False)
     return array
+
+
+def ranked_path(folder: Path, case_id: str) -> Path:
+    """Where RankSEG decides otherwise than the label map of a validated case, and what."""
+    return folder / f"{case_id}.rankseg.npy"
+
+
+def load_ranked(folder: Path, case_id: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Places of voxels in a label map made flat, and the values that RankSEG gives them."""
+    places, values = np.load(ranked_path(folder, case_id), allow_pickle=False)
+    return places, values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,10 +130,11 @@ class _Files:
     masks: Mapping[Path, tuple[int, ...]]
     """Image files with the label values inside each; no values: the label map itself."""
     scores: Path | None
+    ranked: Path | None
 
     @property
     def all(self) -> tuple[Path, ...]:
-        return (*self.masks, *([self.scores] if self.scores else ()))
+        return (*self.masks, *(path for path in (self.scores, self.ranked) if path is not None))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +170,8 @@ class PredictionFolder:
     """Key of the model and of how it is used."""
     say: Callable[[str], None]
     scores: Scores | None = None
+    with_ranked: bool = False
+    """Keep what RankSEG decides otherwise, too."""
     with_masks: bool = False
     """Write a folder ``CASE`` with a mask per class if the dataset has such files."""
     is_own: bool = False
@@ -296,7 +310,12 @@ class PredictionFolder:
         if self.with_masks and self.dataset.classes_with_masks:
             masks = {folder / f"{mask_stem(label.name)}{ending}": label.values for label in self.dataset.labels.classes}
         scores = {"full": self.folder / f"{job.case_id}.npz", "half": probabilities_path(self.folder, job.case_id)}
-        return _Files(label_map=path, masks=masks, scores=scores[self.scores] if self.scores else None)
+        return _Files(
+            label_map=path,
+            masks=masks,
+            scores=scores[self.scores] if self.scores else None,
+            ranked=ranked_path(self.folder, job.case_id) if self.with_ranked else None,
+        )
 
     def _look(self, job: Job) -> _Found:
         entries = self.journal.of(job.case_id)
@@ -359,6 +378,10 @@ class PredictionFolder:
                     np.savez_compressed(file, probabilities=prediction.probabilities)
                 else:
                     np.save(file, prediction.probabilities.astype(np.float16), allow_pickle=False)
+        if files.ranked is not None and prediction.ranked is not None:
+            differs = np.flatnonzero(prediction.ranked != prediction.labels)
+            with atomic_write(staged / files.ranked.name) as file:
+                np.save(file, np.stack([differs, prediction.ranked.reshape(-1)[differs]]), allow_pickle=False)
         for target, values in files.masks.items():
             inside = np.isin(prediction.labels, values)
             array = np.where(inside, self.dataset.mask_value, 0) if values else prediction.labels
@@ -369,7 +392,7 @@ class PredictionFolder:
     def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""
         for name in file_names(self.journal.of(job.case_id)):
-            if name.endswith(PROBABILITIES) and (files.scores is None or name != files.scores.name):
+            if name.endswith(PROBABILITIES) and self.folder / name not in (files.scores, files.ranked):
                 (self.folder / name).unlink(missing_ok=True)
         for path in made:
             place = self.folder / path.relative_to(staged)

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +19,13 @@ from autoseg.compute.device import choose_device
 from autoseg.compute.memory import free_memory_bytes, is_out_of_memory, micro_batch_sizes, release_memory
 from autoseg.compute.workarounds import kept_heap
 from autoseg.data.labels import to_file_values
-from autoseg.evaluation.postprocessing import apply_postprocessing
-from autoseg.evaluation.selection import labels_from_probabilities, mean_probabilities
+from autoseg.evaluation.label_maps import (
+    apply_postprocessing,
+    labels_from_probabilities,
+    mean_probabilities,
+    probability_slabs,
+    rank_labels,
+)
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
 from autoseg.imaging.placement import Placement, restore_labels, restore_probabilities
@@ -29,6 +35,7 @@ from autoseg.imaging.resampling import (
     resample_argmax,
     resample_probabilities,
     resample_regions,
+    resample_slabs,
 )
 from autoseg.inference.model import Member, Model, load_model
 from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
@@ -116,6 +123,8 @@ class Prediction:
     probabilities: Floats | None
     """(K, Z, Y, X), 0 to 1, if asked for; channels are background and classes, or regions."""
     geometry: Geometry
+    ranked: LabelMap | None = None
+    """As ``labels``, by RankSEG instead of the largest probability, if asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,12 +224,13 @@ class Predictor:
         source: ImageSource,
         *,
         probabilities: bool = False,
+        ranked: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> Prediction:
         """Prediction for an image that is preprocessed already, or on demand.
 
         The label map of a single configuration is decided slab by slab; probabilities, if asked for or averaged over
-        two configurations, are held at full size.
+        several configurations, are held at full size. With ``ranked`` the label maps of both decoders, whatever the model's is.
         """
         model, labels_of_plan = self.model, self.model.plan.labels
         outputs = (
@@ -235,19 +245,36 @@ class Predictor:
             for i, member in enumerate(model.members)
         )
         scores: Floats | None = None
+        ranks, by_rank = ranked or model.decoder == "rankseg", None
         if len(model.members) == 1:
             output = next(outputs)
-            labels = output.label_map(labels_of_plan)
+            if ranks:
+                labels, by_rank = output.ranked_maps(labels_of_plan)
+            else:
+                labels = output.label_map(labels_of_plan)
             scores = output.probabilities(labels_of_plan) if probabilities else None
         else:
-            scores = mean_probabilities(output.probabilities(labels_of_plan) for output in outputs)
-            labels = labels_from_probabilities(scores, labels_of_plan)
-        labels = apply_postprocessing(labels, model.postprocessing, labels_of_plan)
+            scores = mean_probabilities((output.probabilities(labels_of_plan) for output in outputs), model.weights)
+            if ranks:
+                slabs = probability_slabs(scores)
+                labels, by_rank = rank_labels(slabs, scores.shape[1:], labels_of_plan, are_logits=False)
+            else:
+                labels = labels_from_probabilities(scores, labels_of_plan)
+        if not ranked and by_rank is not None:
+            labels, by_rank = by_rank, None
+        finish = partial(self._finish, voxel_mm3=1000 * source.geometry.voxel_volume_ml)
         return Prediction(
-            labels=to_file_values(labels, model.dataset.file_values),
+            labels=finish(labels),
             probabilities=scores if probabilities else None,
             geometry=source.geometry,
+            ranked=None if by_rank is None else finish(by_rank),
         )
+
+    def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
+        """After postprocessing, with the values of the dataset's own files."""
+        model = self.model
+        done = apply_postprocessing(labels, model.postprocessing, model.plan.labels, voxel_mm3=voxel_mm3)
+        return to_file_values(done, model.dataset.file_values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,6 +293,13 @@ class MemberOutput:
         """
         decided = self._decide(self.placement.shape_after_cropping, self.placement.spacing_mm, labels)
         return restore_labels(decided, self.placement)
+
+    def ranked_maps(self, labels: Labels) -> tuple[LabelMap, LabelMap]:
+        """`label_map`, and the one by RankSEG."""
+        shape, axis = self.placement.shape_after_cropping, self._separate_axis(self.placement.spacing_mm)
+        slabs = resample_slabs(self.logits, shape, resampling=self.configuration.resample_logits, separate_axis=axis)
+        plain, ranked = rank_labels(slabs, shape, labels, are_logits=True)
+        return restore_labels(plain, self.placement), restore_labels(ranked, self.placement)
 
     def probabilities(self, labels: Labels) -> Floats:
         """(K, Z, Y, X), in the axes of the source image, all at full size; background outside the crop."""

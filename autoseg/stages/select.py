@@ -1,37 +1,49 @@
-"""Select: chooses the model by cross-validation, decides its postprocessing, and scores the result."""
+"""Select: chooses the model, its decoder and its postprocessing by out-of-fold evidence, and scores the result."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from itertools import combinations
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from math import prod
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.labels import to_file_values, to_internal
 from autoseg.data.splits import find_leaks
-from autoseg.evaluation.postprocessing import (
-    KeepLargestComponent,
-    PostprocessingCase,
-    PostprocessingTrial,
+from autoseg.evaluation.label_maps import (
+    Counts,
+    Step,
     apply_postprocessing,
-    decide_postprocessing,
+    count_ensembles,
+    count_trials,
+    ensemble_labels,
+    ensemble_slabs,
+    rank_labels,
 )
+from autoseg.evaluation.metrics import ClassMetrics
 from autoseg.evaluation.scoring import labelled_case, reference_labels, score_cases
 from autoseg.evaluation.selection import (
+    Candidate,
+    Recipe,
     Selection,
-    candidate_name,
-    labels_from_probabilities,
-    mean_probabilities,
-    select_candidate,
+    Trial,
+    candidate_recipes,
+    choose,
+    class_means,
+    corrected_dices,
+    dice_of,
+    mean_dice,
+    without_comparison,
 )
 from autoseg.evaluation.table import Summary, read_summary, write_summary
 from autoseg.imaging.orientation import align_label_map
-from autoseg.imaging.readers import read_header, read_label_map
+from autoseg.imaging.readers import file_states, read_header, read_label_map
 from autoseg.inference.bundle import ModelDescription
 from autoseg.inference.model import keep_model, open_model
 from autoseg.inference.predict import complete_jobs
@@ -39,8 +51,10 @@ from autoseg.inference.predictions import (
     Job,
     PredictionFolder,
     load_probabilities,
+    load_ranked,
     prediction_path,
     probabilities_path,
+    ranked_path,
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
@@ -52,22 +66,26 @@ from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import all_keys, stage_keys
 from autoseg.stages.work import Work, is_filled
 from autoseg.storage.atomic import save_document
-from autoseg.storage.cache import key_of
+from autoseg.storage.cache import KEPT, Cached, key_of
 from autoseg.wording import count_noun
+from planners import Labels
 
 Labelled = NDArray[np.integer]
-DiceByCase = dict[str, dict[str, float | None]]
-"""By case id and class name."""
+KeptCounts = Annotated[Counts, KEPT]
+VOXEL_S = 3e-7
+"""Processor time to read a voxel of a prediction and its reference, and to try all steps on it."""
+VOXEL_BYTES = 40
 
 
 def select(run: Run) -> Generator[Work, None, None]:
-    """Choose the best configuration or pair and its postprocessing; predict all training cases with it; keep it as the model."""
+    """Choose the model and its postprocessing; predict all training cases with it; keep it."""
     prepared = read_prepared(run)
     names = [training.configuration for training in prepared.schedule.trainings]
-    singles = {name: _dice_of_folds(run, prepared, name) for name in names}
+    summaries = {name: _summaries(run, prepared, name) for name in names}
+    dices = [{case: dice for each in own for case, dice in each.dice_by_case().items()} for own in summaries.values()]
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
     keys = {job: key for job, key in all_keys(run, prepared).items() if job[1] in prepared.schedule.folds}
-    inputs = {"models": key_of(sorted(keys.items())), "validation": key_of(list(singles.values()))}
+    inputs = {"models": key_of(sorted(keys.items())), "validation": key_of(dices)}
     outputs = [run.folder.selection, run.folder.model]
     if prepared.splits.cross_validated:
         folder = run.folder.cross_validation
@@ -79,13 +97,13 @@ def select(run: Run) -> Generator[Work, None, None]:
         inputs=lambda: inputs,
         outputs=outputs,
         is_whole=lambda path: is_filled(path) and (path != run.folder.model or _has_model(run)),
-        do=partial(_choose, run, prepared, singles),
+        do=partial(_choose, run, prepared, summaries),
     )
     selection = run.selection
     run.say(f"Selected: {selection.reason}")
-    for step in selection.postprocessing:
-        of = step.classes[0] if len(step.classes) == 1 else f"{', '.join(step.classes)} together"
-        run.say(f"Postprocessing: keep the largest component of {of}")
+    for trial in selection.trials:
+        if trial.accepted:
+            run.say(f"Accepted: {trial}")
 
 
 def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:
@@ -118,41 +136,15 @@ def _has_model(run: Run) -> bool:
         return False
 
 
-def _dice_of_folds(run: Run, prepared: Prepared, name: str) -> DiceByCase:
-    """Dice of one configuration, from the summaries of its folds."""
-    scores: DiceByCase = {}
-    for fold in prepared.schedule.folds:
-        if prepared.splits.folds[fold].val:
-            scores |= read_summary(run.folder.validation(name, fold) / "summary.json").dice_by_case()
-    return scores
+def _summaries(run: Run, prepared: Prepared, name: str) -> list[Summary]:
+    """Scores of one configuration's folds."""
+    folds = [fold for fold in prepared.schedule.folds if prepared.splits.folds[fold].val]
+    return [read_summary(run.folder.validation(name, fold) / "summary.json") for fold in folds]
 
 
-def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> None:
+def _choose(run: Run, prepared: Prepared, summaries: Mapping[str, Sequence[Summary]]) -> None:
     """Write the model, ``selection.json`` and the cross-validated predictions."""
-    scores = dict(singles)
-    if prepared.splits.cross_validated:
-        for pair in combinations(singles, 2):
-            folder = run.folder.models / "ensembles" / "__".join(pair)
-            scores[candidate_name(pair)] = _Candidate(run, prepared, pair).write_and_score(folder).dice_by_case()
-    choice = select_candidate(scores, scored_as="held-out" if len(prepared.schedule.folds) == 1 else "cross-validated")
-    candidate, summary = _Candidate(run, prepared, choice.members), None
-    steps: tuple[KeepLargestComponent, ...] = ()
-    trials: tuple[PostprocessingTrial, ...] = ()
-    if choice.cross_validated:
-        cases, cache = candidate.postprocessing_cases(), run.folder.cache("select")
-        steps, trials = decide_postprocessing(cases, prepared.plan.labels, num_workers=1, keep_in=cache)
-        summary = candidate.write_and_score(run.folder.cross_validation, steps)
-    selection = Selection(
-        members=choice.members,
-        folds=prepared.schedule.folds,
-        postprocessing=steps,
-        cross_validated=choice.cross_validated,
-        reason=choice.reason,
-        candidates=choice.candidates,
-        dice_before_postprocessing=choice.mean_dice,
-        dice_after_postprocessing=choice.mean_dice if summary is None else summary.mean_dice,
-        postprocessing_trials=trials,
-    )
+    selection, summary = _selected(run, prepared, summaries)
     seen = frozenset[str]() if prepared.pretrained is None else prepared.pretrained.description.seen
     model = ModelDescription(
         origin="autoseg",
@@ -171,25 +163,304 @@ def _choose(run: Run, prepared: Prepared, singles: Mapping[str, DiceByCase]) -> 
         run.say(f"Kept the previous model as {kept}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A configuration, or a pair whose probabilities are averaged, with what its folds predicted of their validation cases."""
+def _selected(
+    run: Run, prepared: Prepared, summaries: Mapping[str, Sequence[Summary]]
+) -> tuple[Selection, Summary | None]:
+    """What is chosen, and, if cases were validated, its scores; their predictions are written."""
+    names, parts = list(summaries), _parts(prepared)
+    cases = [case_id for part in parts for case_id in part]
+    evidence = RunEvidence(run=run, prepared=prepared, names=names, single_counts=_counts(summaries))
+    before = dice_of(evidence.of_candidates(cases))
+    compared = [_candidate(each, before[:, i], prepared.plan.labels) for i, each in enumerate(evidence.candidates)]
+    summary: Summary | None = None
+    corrected, correction = None, ""
+    trials: tuple[Trial, ...] = ()
+    if all(each.mean_dice is None for each in compared):
+        name, reason = without_comparison(names, bool(cases))
+        recipe = Recipe(members=(name,))
+    else:
+        groups = groups_of(run.settings, prepared.dataset)
+        units = [groups.get(case_id) or f"case {case_id}" for case_id in cases]
+        recipe, trials = choose(evidence, cases, units)
+        summary = evidence.write_and_score(recipe)
+        corrected, correction = _corrected(evidence, parts, units, recipe, summary)
+        scored_as = "held-out" if len(prepared.schedule.folds) == 1 else "cross-validated"
+        reason = _reason(recipe, compared, trials, scored_as)
+    chosen = next(each for each in compared if (each.members, each.weights) == (recipe.members, recipe.weights))
+    selection = Selection(
+        members=recipe.members,
+        weights=recipe.weights,
+        decoder=recipe.decoder,
+        folds=prepared.schedule.folds,
+        postprocessing=recipe.postprocessing,
+        cross_validated=summary is not None,
+        reason=reason,
+        candidates=_worth_showing(compared, chosen),
+        dice_before_postprocessing=chosen.mean_dice,
+        dice_after_postprocessing=None if summary is None else summary.mean_dice,
+        dice_corrected=corrected,
+        correction=correction,
+        trials=trials,
+    )
+    return selection, summary
+
+
+def _candidate(recipe: Recipe, dices: NDArray[np.float64], labels: Labels) -> Candidate:
+    means = class_means(dices) if len(dices) else np.full(len(labels.classes), np.nan)
+    return Candidate(
+        name=recipe.name,
+        members=recipe.members,
+        weights=recipe.weights,
+        mean_dice=mean_dice(dices),
+        dice_per_class={
+            each.name: float(mean) if np.isfinite(mean) else None
+            for each, mean in zip(labels.classes, means, strict=True)
+        },
+        num_cases=len(dices),
+    )
+
+
+def _worth_showing(compared: Sequence[Candidate], chosen: Candidate) -> tuple[Candidate, ...]:
+    """All but the ensembles with other weights, of which only the best and the chosen one are shown."""
+    weighted = [each for each in compared if each.weights and each.mean_dice is not None]
+    best = max(weighted, key=lambda each: each.mean_dice or 0.0, default=chosen)
+    return tuple(each for each in compared if not each.weights or each in (best, chosen))
+
+
+def _reason(recipe: Recipe, compared: Sequence[Candidate], trials: Sequence[Trial], scored_as: str) -> str:
+    """Why these members, with the scores of the others."""
+    singles = [each for each in compared if len(each.members) == 1]
+    others = [each for each in compared if not each.weights and each.members != recipe.members]
+    listed = ", ".join(
+        f"{each.name} {each.mean_dice:.4f}"
+        for each in sorted(others, key=lambda each: -(each.mean_dice or 0.0))
+        if each.mean_dice is not None
+    )
+    chosen = next(each for each in compared if (each.members, each.weights) == (recipe.members, recipe.weights))
+    score = f"mean foreground Dice {chosen.mean_dice:.4f} over {count_noun(chosen.num_cases, f'{scored_as} case')}"
+    if len(compared) == 1:
+        return f"{chosen.name} is the only candidate; {score}"
+    if len(recipe.members) == 1:
+        what = "the only configuration that could be scored" if not listed else "the best single configuration"
+        better = "" if len(singles) == len(compared) else ", and no ensemble is surely better"
+        return f"{chosen.name} is {what}{better}; {score}; {listed}"
+    gain = next(
+        trial for trial in reversed(trials) if trial.accepted and trial.what.startswith(f"{chosen.name} instead")
+    )
+    return f"{gain}; {score}; {listed}"
+
+
+def _parts(prepared: Prepared) -> list[tuple[str, ...]]:
+    """Validated cases of each fold; one that several folds validate is of the first."""
+    seen: set[str] = set()
+    parts = []
+    for split in (prepared.splits.folds[fold] for fold in prepared.schedule.folds):
+        parts.append(tuple(case_id for case_id in split.val if case_id not in seen))
+        seen |= set(split.val)
+    return [part for part in parts if part]
+
+
+def _corrected(
+    evidence: RunEvidence, parts: Sequence[Sequence[str]], units: Sequence[str], recipe: Recipe, summary: Summary
+) -> tuple[float | None, str]:
+    """Mean Dice without the advantage of having chosen on the scored cases, and how that was done."""
+    if len(parts) < 2:
+        return None, "not corrected: the choices were made on the cases that are scored"
+    by_case = summary.dice_by_case()
+    scored = [[np.nan if dice is None else dice for dice in by_case[case].values()] for part in parts for case in part]
+    dices, same = corrected_dices(evidence, parts, units, recipe, np.array(scored, np.float64))
+    how = f"the choices for the cases of each fold were made on those of the others, in {same} of {len(parts)} as here"
+    return mean_dice(dices), how
+
+
+def _counts(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, Counts]]:
+    """Counts (C, 3) by configuration and case."""
+    return {
+        name: {
+            case.case_id: np.array([(of.tp, of.n_pred, of.n_ref) for of in _in_order(case.metrics, each)], np.int64)
+            for each in own
+            for case in each.metric_per_case
+        }
+        for name, own in summaries.items()
+    }
+
+
+def _in_order(metrics: Mapping[str, ClassMetrics], summary: Summary) -> list[ClassMetrics]:
+    return [metrics[each.key] for each in summary.classes]
+
+
+# --- evidence ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidatedCase:
+    """Where the predictions of a case are, by networks that did not see it. Holds paths only."""
+
+    case_id: str
+    dataset: DatasetDescription
+    labels: Labels
+    folders: Mapping[str, Path]
+    """Of the validation, by configuration."""
+
+    def label_map_path(self, name: str) -> Path:
+        """Of one configuration."""
+        return prediction_path(self.folders[name], self.case_id, self.dataset)
+
+    def files(self, members: Sequence[str], *, ranked: bool) -> tuple[Path, ...]:
+        """All that is read for a recipe, the reference left out."""
+        label_maps = [self.label_map_path(name) for name in members]
+        if len(members) > 1:
+            return (*label_maps, *(probabilities_path(self.folders[name], self.case_id) for name in members))
+        return (*label_maps, *([ranked_path(self.folders[members[0]], self.case_id)] if ranked else ()))
+
+    def load(self, recipe: Recipe) -> Labelled:
+        """Label map (Z, Y, X) by the recipe's members and decoder, internal values."""
+        names = recipe.members
+        if len(names) == 1:
+            array = read_label_map(self.label_map_path(names[0])).array
+            if recipe.decoder == "rankseg":
+                where, values = load_ranked(self.folders[names[0]], self.case_id)
+                array = array.copy()
+                array.reshape(-1)[where] = values
+            return to_internal(array, self.dataset.file_values)
+        probabilities = [load_probabilities(self.folders[name], self.case_id) for name in names]
+        if recipe.decoder == "rankseg":
+            slabs = ensemble_slabs(probabilities, recipe.weights)
+            return rank_labels(slabs, probabilities[0].shape[1:], self.labels, are_logits=False)[1]
+        return ensemble_labels(self.load_members(names), probabilities, recipe.weights, self.labels)
+
+    def load_members(self, names: Sequence[str]) -> list[Labelled]:
+        """Label map of each configuration."""
+        return [self.load(Recipe(members=(name,))) for name in names]
+
+    def load_reference(self) -> Labelled:
+        """The user's label map (Z, Y, X) on the grid of its image, internal values."""
+        case = labelled_case(self.dataset, self.case_id)
+        grid = read_header(case.image_paths[0]).geometry
+        aligned = align_label_map(reference_labels(self.dataset, self.case_id), grid)
+        return to_internal(aligned, self.dataset.file_values)
+
+    def counted(self, counts: Counts) -> Counts:
+        """Counts (..., C, 3) without the classes that the case is not annotated for."""
+        annotated = labelled_case(self.dataset, self.case_id).annotated
+        if annotated is None:
+            return counts
+        known = np.array([each.name in annotated for each in self.labels.classes])
+        result: Counts = counts * known[:, None]
+        return result
+
+
+def count_case_ensembles(case: ValidatedCase, *, names: Sequence[str], weights: Sequence[Sequence[float]]) -> Counts:
+    """(ensembles, C, 3) of one case."""
+    probabilities = [load_probabilities(case.folders[name], case.case_id) for name in names]
+    label_maps, reference = case.load_members(names), case.load_reference()
+    return case.counted(count_ensembles(label_maps, probabilities, weights, reference, case.labels))
+
+
+def count_case_steps(case: ValidatedCase, *, recipe: Recipe, trials: Sequence[Step]) -> Counts:
+    """(1 + trials, C, 3) of one case."""
+    voxel_mm3 = 1000 * read_header(case.label_map_path(recipe.members[0])).geometry.voxel_volume_ml
+    prediction = apply_postprocessing(case.load(recipe), recipe.postprocessing, case.labels, voxel_mm3=voxel_mm3)
+    return case.counted(count_trials(prediction, case.load_reference(), trials, case.labels, voxel_mm3=voxel_mm3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunEvidence:
+    """`Evidence` from the validation of a run; what was counted is kept, and cached on disk until the stage has ended."""
 
     run: Run
     prepared: Prepared
-    members: tuple[str, ...]
+    names: Sequence[str]
+    single_counts: Mapping[str, Mapping[str, Counts]]
+    """(C, 3) by configuration and case."""
+    known: dict[object, Counts] = field(default_factory=dict)
 
-    def write_and_score(self, folder: Path, steps: Sequence[KeepLargestComponent] = ()) -> Summary:
-        """Predictions of all validated cases after postprocessing, in ``folder``, and their summary."""
-        run, dataset, case_ids = self.run, self.prepared.dataset, self.prepared.validated
-        made_from = key_of(self.members, steps)
-        sink = PredictionFolder(folder=folder, dataset=dataset, made_from=made_from, say=run.say, is_own=True)
+    @property
+    def labels(self) -> Labels:
+        """The classes."""
+        return self.prepared.plan.labels
+
+    @cached_property
+    def candidates(self) -> tuple[Recipe, ...]:
+        """Single configurations, and ensembles of them."""
+        return candidate_recipes(self.names)
+
+    @cached_property
+    def has_ranked(self) -> bool:
+        """Whether validation kept what RankSEG decides otherwise; versions before 0.3 did not."""
+        return all(
+            ranked_path(folder, case.case_id).is_file()
+            for case in self._cases.values()
+            for folder in case.folders.values()
+        )
+
+    @cached_property
+    def _cases(self) -> dict[str, ValidatedCase]:
+        return {
+            case_id: ValidatedCase(
+                case_id=case_id,
+                dataset=self.prepared.dataset,
+                labels=self.labels,
+                folders={name: self.run.folder.validation(name, fold) for name in self.names},
+            )
+            for fold in reversed(self.prepared.schedule.folds)
+            for case_id in self.prepared.splits.folds[fold].val
+        }
+
+    def of_candidates(self, cases: Sequence[str]) -> Counts:
+        """(cases, candidates, C, 3)."""
+        ensembles = [each for each in self.candidates if len(each.members) > 1]
+        singles = np.array([[self.single_counts[name][case] for name in self.names] for case in cases], np.int64)
+        singles = singles.reshape(len(cases), len(self.names), len(self.labels.classes), 3)
+        if not ensembles:
+            return singles
+        weights = tuple(tuple(_weight_of(each, name) for name in self.names) for each in ensembles)
+        count = partial(count_case_ensembles, names=tuple(self.names), weights=weights)
+        return np.concatenate([singles, self._count(cases, count, tuple(self.names), ranked=False)], axis=1)
+
+    def of_steps(self, recipe: Recipe, trials: Sequence[Step], cases: Sequence[str]) -> Counts:
+        """(cases, 1 + trials, C, 3)."""
+        count = partial(count_case_steps, recipe=recipe, trials=tuple(trials))
+        return self._count(cases, count, recipe.members, ranked=recipe.decoder == "rankseg")
+
+    def _count(self, cases: Sequence[str], count: partial[Counts], members: Sequence[str], *, ranked: bool) -> Counts:
+        """What ``count`` returns for each case, counted where it is not known."""
+
+        def state(case: ValidatedCase) -> object:
+            own = labelled_case(case.dataset, case.case_id)
+            files = (*case.files(members, ranked=ranked), *map(Path, own.label_files))
+            return case.case_id, own.annotated, file_states(files)
+
+        kind = repr((count.func.__name__, count.keywords))
+        missing = [self._cases[case] for case in cases if (kind, case) not in self.known]
+        if missing:
+            voxels = [prod(read_header(case.label_map_path(members[0])).geometry.shape) for case in missing]
+            cached = Cached(function=count, kind=KeptCounts, state=state, folder=self.run.folder.cache("select"))
+            found = run_jobs(
+                cached,
+                missing,
+                name=lambda case: f"case {case.case_id}",
+                num_workers=workers_worth_starting(self.run.num_workers, VOXEL_S * sum(voxels)),
+                need_bytes=VOXEL_BYTES * max(voxels),
+            )
+            self.known.update({(kind, case.case_id): counts for case, counts in zip(missing, found, strict=True)})
+        return np.array([self.known[kind, case] for case in cases])
+
+    def write_and_score(self, recipe: Recipe) -> Summary:
+        """Predictions of all validated cases by a recipe, in the run's folder for them, and their summary."""
+        run, dataset = self.run, self.prepared.dataset
+        folder, case_ids = run.folder.cross_validation, self.prepared.validated
+        sink = PredictionFolder(folder=folder, dataset=dataset, made_from=key_of(recipe), say=run.say, is_own=True)
         jobs = [
-            Job(case_id=case_id, predict=partial(self._predict, steps, case_id), inputs=self._files(case_id))
+            Job(
+                case_id=case_id,
+                predict=partial(self._predict, recipe, case_id),
+                inputs=self._cases[case_id].files(recipe.members, ranked=recipe.decoder == "rankseg"),
+            )
             for case_id in case_ids
         ]
         sink.begin(jobs)
-        with run.reporter.track(f"Scoring {candidate_name(self.members)}", 2 * len(jobs)) as tracker:
+        with run.reporter.track(f"Scoring {recipe.name}", 2 * len(jobs)) as tracker:
             complete_jobs(jobs, sink.complete, tracker)
             paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
             cache = run.folder.cache("select")
@@ -197,48 +468,17 @@ class _Candidate:
         write_summary(folder / "summary.json", summary)
         return summary
 
-    def postprocessing_cases(self) -> list[PostprocessingCase]:
-        """Loaders of every validated case's prediction and reference."""
-        dataset = self.prepared.dataset
-        return [
-            PostprocessingCase(
-                case_id=case_id,
-                load_prediction=partial(self._load, case_id),
-                load_reference=partial(_load_reference, dataset, case_id),
-                files=(*self._files(case_id), *map(Path, labelled_case(dataset, case_id).label_files)),
-            )
-            for case_id in self.prepared.validated
-        ]
-
-    def _predict(self, steps: Sequence[KeepLargestComponent], case_id: str) -> Prediction:
-        dataset = self.prepared.dataset
-        labels = apply_postprocessing(self._load(case_id), steps, self.prepared.plan.labels)
-        geometry = read_header(self._files(case_id)[0]).geometry
-        return Prediction(labels=to_file_values(labels, dataset.file_values), probabilities=None, geometry=geometry)
-
-    def _load(self, case_id: str) -> Labelled:
-        """Validated label map (Z, Y, X), internal values."""
-        if len(self.members) == 1:
-            label_map = read_label_map(self._files(case_id)[0])
-            return to_internal(label_map.array, self.prepared.dataset.file_values)
-        folders = self._folders(case_id)
-        probabilities = mean_probabilities(load_probabilities(folder, case_id) for folder in folders)
-        return labels_from_probabilities(probabilities, self.prepared.plan.labels)
-
-    def _files(self, case_id: str) -> tuple[Path, ...]:
-        """The label map of each member, then, of a pair, the probabilities."""
-        folders = self._folders(case_id)
-        label_maps = [prediction_path(folder, case_id, self.prepared.dataset) for folder in folders]
-        return (*label_maps, *(probabilities_path(folder, case_id) for folder in folders if len(folders) > 1))
-
-    def _folders(self, case_id: str) -> list[Path]:
-        """Where each member's validation of the case is."""
-        fold = next(k for k, split in enumerate(self.prepared.splits.folds) if case_id in split.val)
-        return [self.run.folder.validation(name, fold) for name in self.members]
+    def _predict(self, recipe: Recipe, case_id: str) -> Prediction:
+        case = self._cases[case_id]
+        geometry = read_header(case.label_map_path(recipe.members[0])).geometry
+        voxel_mm3 = 1000 * geometry.voxel_volume_ml
+        labels = apply_postprocessing(case.load(recipe), recipe.postprocessing, self.labels, voxel_mm3=voxel_mm3)
+        return Prediction(
+            labels=to_file_values(labels, case.dataset.file_values), probabilities=None, geometry=geometry
+        )
 
 
-def _load_reference(dataset: DatasetDescription, case_id: str) -> Labelled:
-    """The user's label map (Z, Y, X) on the grid of its image, internal values."""
-    case = labelled_case(dataset, case_id)
-    aligned = align_label_map(reference_labels(dataset, case_id), read_header(case.image_paths[0]).geometry)
-    return to_internal(aligned, dataset.file_values)
+def _weight_of(recipe: Recipe, name: str) -> float:
+    """Weight of one configuration in an ensemble, 0 if it is no member."""
+    weights = recipe.weights or (1 / len(recipe.members),) * len(recipe.members)
+    return dict(zip(recipe.members, weights, strict=True)).get(name, 0.0)

@@ -19,7 +19,7 @@ from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.discovery.classes import labels_of_combinations
 from autoseg.data.labels import combination_values, read_case_labels, read_file_labels, to_file_values, to_internal
-from autoseg.evaluation.selection import labels_from_probabilities
+from autoseg.evaluation.label_maps import labels_from_probabilities
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, read_segments, write_label_map
 from autoseg.imaging.resampling import resample_regions

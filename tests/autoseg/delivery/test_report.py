@@ -40,10 +40,10 @@ from autoseg.delivery.report import (
     render_report,
     write_report,
 )
+from autoseg.evaluation.label_maps import KeepLargestComponent
 from autoseg.evaluation.metrics import EvaluatedClass, compare
-from autoseg.evaluation.postprocessing import KeepLargestComponent, PostprocessingTrial
 from autoseg.evaluation.scoring import score_cases
-from autoseg.evaluation.selection import Selection, select_candidate
+from autoseg.evaluation.selection import Candidate, Selection, Trial
 from autoseg.evaluation.table import CaseResult, Summary, summarize, write_summary
 from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
@@ -164,22 +164,33 @@ def history(fold: int) -> list[EpochRecord]:
 
 @pytest.fixture(scope="module")
 def selection(summary: Summary) -> Selection:
-    scores = summary.dice_by_case()
-    choice = select_candidate({"2d": {k: {n: 0.5 for n in v} for k, v in scores.items()}, "3d_fullres": scores})
     step = KeepLargestComponent(classes=("head <b>", "tail"))
-    trial = PostprocessingTrial(
-        step=step, accepted=True, dice_before=0.7, dice_after=0.8, reason="it goes from 0.7 to 0.8"
+    kept = Trial(what=str(step), accepted=True, gain=0.021, low=0.004, high=0.038, num_cases=12)
+    refused = Trial(
+        what="RankSEG",
+        accepted=False,
+        gain=0.001,
+        low=-0.002,
+        high=0.004,
+        num_cases=12,
+        reason="does not lie above zero",
     )
+    dices = {"2d": 0.5, "3d_fullres": summary.mean_dice}
     return Selection(
-        members=choice.members,
+        members=("3d_fullres",),
         folds=(0, 1, 2, 3, 4),
         postprocessing=(step,),
         cross_validated=True,
-        reason=choice.reason,
-        candidates=choice.candidates,
+        reason="3d_fullres is the best single configuration",
+        candidates=tuple(
+            Candidate(name=name, members=(name,), mean_dice=dice, dice_per_class={"head <b>": dice}, num_cases=12)
+            for name, dice in dices.items()
+        ),
         dice_before_postprocessing=0.7,
         dice_after_postprocessing=0.8,
-        postprocessing_trials=(trial,),
+        dice_corrected=0.7912,
+        correction="choices were made on the other folds",
+        trials=(refused, kept),
     )
 
 
@@ -261,14 +272,17 @@ def test_all_text_of_the_dataset_is_escaped(page: Page) -> None:
 def test_page_shows_the_scores(page: Page, summary: Summary) -> None:
     text = page.text
 
-    assert f"cross-validated mean Dice {summary.mean_dice:.3f}" in text
+    assert "cross-validated mean Dice 0.791" in text
     assert "over 5 cases" in text
     for each in CLASSES:
         assert f"{each.name} {summary.mean[each.key]['Dice']:.3f}" in text
     assert "1 missed" in text
     assert "case_missed 0.000" in text
     assert "3d_fullres (chosen)" in text
-    assert "keep only the largest connected component of head <b>, tail" in text
+    assert "Mean Dice with all choices 0.8000; corrected for having chosen on these cases 0.7912 (choices" in text
+    gained = "largest component of head <b>, tail together: +0.0210 [+0.0040, +0.0380] over 12 cases"
+    assert text.count(gained) == 2  # among what was accepted, and what was tried
+    assert "RankSEG: +0.0010 [-0.0020, +0.0040] over 12 cases: not accepted, does not lie above zero" in text
 
 
 def test_cases_come_worst_first(page: Page) -> None:
@@ -293,14 +307,13 @@ def test_page_shows_decisions_issues_and_times(page: Page) -> None:
 
 
 def test_without_cross_validation_no_score_is_shown(content: ReportContent) -> None:
-    choice = select_candidate({"2d": {}, "3d_fullres": {}})
     selection = Selection(
-        members=choice.members,
+        members=("3d_fullres",),
         folds=(0,),
         postprocessing=(),
         cross_validated=False,
-        reason=choice.reason,
-        candidates=choice.candidates,
+        reason="nothing was validated",
+        candidates=(),
         dice_before_postprocessing=None,
         dice_after_postprocessing=None,
     )

@@ -1,29 +1,32 @@
-"""Largest components, and the rule that decides whether keeping only them helps."""
+"""Largest and large components, holes, and what each step would change."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydantic import TypeAdapter
 from scipy import ndimage
 
-from autoseg.evaluation.postprocessing import (
+from autoseg.evaluation.label_maps import (
+    SMALLEST_MM3,
+    FillHoles,
     KeepLargestComponent,
-    PostprocessingCase,
-    PostprocessingTrial,
-    apply_postprocessing,
-    decide_postprocessing,
+    RemoveSmallComponents,
+    Step,
+    count_agreement,
+    count_trials,
+    trial_steps,
 )
+from autoseg.evaluation.label_maps import apply_postprocessing as apply_with_volume
 from autoseg.issues import AutosegError
-from planners import LabelClass, Labels, read_document, write_document
+from planners import LabelClass, Labels
+
+apply_postprocessing = partial(apply_with_volume, voxel_mm3=1.0)
 
 TWO = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
 REGIONS = Labels(
@@ -35,19 +38,6 @@ ALL = KeepLargestComponent(classes=("a", "b"))
 
 def row(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.uint8).reshape(1, 1, -1)
-
-
-def constant(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-def cases_of(*pairs: tuple[np.ndarray, np.ndarray]) -> list[PostprocessingCase]:
-    return [
-        PostprocessingCase(
-            case_id=f"case{i}", load_prediction=partial(constant, p), load_reference=partial(constant, r)
-        )
-        for i, (p, r) in enumerate(pairs)
-    ]
 
 
 def test_smaller_component_becomes_background() -> None:
@@ -135,142 +125,100 @@ def flood(mask: np.ndarray) -> list[set[tuple[int, ...]]]:
     return components
 
 
-def test_step_on_everything_is_accepted_when_the_mean_rises_and_no_class_falls() -> None:
-    cases = cases_of((row(1, 2, 2, 0, 1), row(1, 2, 2, 0, 0)))
-
-    steps, trials = decide_postprocessing(cases, TWO)
-
-    assert steps == (ALL,)
-    assert [trial.accepted for trial in trials] == [True, False, False]
-    assert trials[0].dice_before == pytest.approx((2 / 3 + 1) / 2)
-    assert trials[0].dice_after == 1.0
+# --- volumes and holes ---
 
 
-def test_step_on_everything_is_refused_when_one_class_falls() -> None:
-    """Class a gains a lot, b loses its only voxel: only the own step of a remains."""
-    cases = cases_of((row(1, 1, 1, 0, 1, 1, 0, 2), row(1, 1, 1, 0, 0, 0, 0, 2)))
+@pytest.mark.parametrize(
+    ("voxel_mm3", "smallest_mm3", "left"),
+    [(1.0, 2.0, [2, 3]), (1.0, 2.01, [3]), (0.1, 0.3, [3]), (0.1, 0.2, [2, 3]), (0.5, 1.6, []), (4.0, 3.9, [1, 2, 3])],
+)
+def test_components_below_a_volume_in_mm3_go(voxel_mm3: float, smallest_mm3: float, left: list[int]) -> None:
+    step = RemoveSmallComponents(classes=("a",), smallest_mm3=smallest_mm3)
 
-    steps, trials = decide_postprocessing(cases, TWO)
+    got = apply_with_volume(row(1, 0, 1, 1, 0, 1, 1, 1, 2), (step,), TWO, voxel_mm3=voxel_mm3)
 
-    assert steps == (A,)
-    assert "but that of b falls" in trials[0].reason
-    assert "but" not in trials[2].reason  # that of b alone
-
-
-def test_true_scattered_lesions_forbid_any_step() -> None:
-    scattered = row(1, 0, 1, 0, 2, 0, 1, 1, 0, 2)
-
-    steps, trials = decide_postprocessing(cases_of((scattered, scattered)), TWO)
-
-    assert steps == ()
-    assert len(trials) == 3
+    assert [len(part) for part in "".join(map(str, got.ravel())).replace("2", "0").split("0") if part] == left
+    assert got.ravel()[-1] == 2
 
 
-def test_unchanged_mean_accepts_nothing() -> None:
-    compact = row(1, 1, 2, 2)
-
-    assert decide_postprocessing(cases_of((compact, compact)), TWO)[0] == ()
-
-
-def test_single_class_is_tried_once() -> None:
-    one = Labels(classes=(LabelClass(name="a", values=(1,)),))
-
-    steps, trials = decide_postprocessing(cases_of((row(1, 1, 0, 1), row(1, 1, 0, 0))), one)
-
-    assert steps == (A,)
-    assert len(trials) == 1
+def ring(*, opening: int = 1) -> np.ndarray:
+    """A closed shell of class 1 around background with a voxel of class 2, in 3D; ``opening`` is the value of one voxel of the shell."""
+    labels = np.zeros((5, 5, 5), dtype=np.uint8)
+    labels[1:4, 1:4, 1:4] = 1
+    labels[2, 2, 2] = 0
+    labels[1, 2, 2] = opening
+    return labels
 
 
-def test_class_that_never_occurs_forbids_the_step_on_everything() -> None:
-    """The foreground mean is undefined then, and a comparison with it is false; a's own step decides."""
-    steps, trials = decide_postprocessing(cases_of((row(1, 1, 0, 1), row(1, 1, 0, 0))), TWO)
+@pytest.mark.parametrize(("opening", "filled"), [(1, True), (0, False)])
+def test_holes_are_filled_where_they_are_closed(opening: int, filled: bool) -> None:
+    got = apply_postprocessing(ring(opening=opening), (FillHoles(classes=("a",)),), TWO)
 
-    assert steps == (A,)
-    assert (trials[0].accepted, trials[0].dice_before, trials[2].dice_before) == (False, None, None)
+    assert got[2, 2, 2] == int(filled)
+    assert np.count_nonzero(got != ring(opening=opening)) == int(filled)
 
 
-def test_ignored_voxels_do_not_decide() -> None:
+def test_other_classes_inside_a_hole_stay() -> None:
+    labels = np.zeros((1, 5, 6), dtype=np.uint8)
+    labels[0, :, :5] = 1
+    labels[0, 1:4, 1:4] = [[0, 0, 0], [0, 2, 0], [0, 0, 0]]
+
+    got = apply_postprocessing(labels, (FillHoles(classes=("a",)),), TWO)
+
+    assert got[0, 1:4, 1:4].tolist() == [[1, 1, 1], [1, 2, 1], [1, 1, 1]]
+    assert not got[0, :, 5].any()
+
+
+def test_a_hole_in_one_slice_of_a_volume_is_open() -> None:
+    labels = np.zeros((3, 3, 3), dtype=np.uint8)
+    labels[1] = 1
+    labels[1, 1, 1] = 0
+
+    assert np.array_equal(apply_postprocessing(labels, (FillHoles(classes=("a",)),), TWO), labels)
+
+
+def test_a_hole_of_a_region_gets_the_value_that_the_region_writes() -> None:
+    got = apply_postprocessing(row(2, 0, 1, 0, 2, 0), (FillHoles(classes=("whole",)),), REGIONS)
+
+    assert got.ravel().tolist() == [2, 1, 1, 1, 2, 0]
+
+
+def test_steps_are_told_apart_by_their_kind() -> None:
+    adapter: TypeAdapter[Step] = TypeAdapter(Step)
+    for step in trial_steps(TWO):
+        assert adapter.validate_json(adapter.dump_json(step)) == step
+    assert adapter.validate_json('{"kind": "keep_largest_component", "classes": ["a"]}') == A
+
+
+# --- what steps would change ---
+
+
+def test_each_class_is_tried_with_every_step() -> None:
+    one = Labels(classes=TWO.classes[:1])
+
+    assert len(trial_steps(one)) == 2 + len(SMALLEST_MM3)
+    assert trial_steps(TWO)[0] == ALL
+    assert len(trial_steps(TWO)) == 1 + 2 * len(trial_steps(one))
+
+
+def test_agreement_is_counted_without_ignored_voxels() -> None:
     labels = Labels(classes=TWO.classes, ignore=3)
-    cases = cases_of((row(1, 1, 0, 1, 2), row(1, 1, 0, 3, 2)))
 
-    steps, trials = decide_postprocessing(cases, labels)
+    got = count_agreement(row(1, 1, 1, 2, 0, 2), row(1, 3, 2, 3, 1, 2), labels)
 
-    assert steps == ()
-    assert trials[1].dice_before == trials[1].dice_after == 1.0
+    assert got.tolist() == [[1, 2, 2], [1, 1, 2]]
 
 
-def test_later_region_is_judged_on_top_of_the_accepted_ones() -> None:
-    """The step on the whole removes the core's stray voxel too, so that nothing is left for the core's own step."""
-    prediction = row(1, 1, 2, 2, 0, 1, 0, 2)
-    reference = row(1, 1, 2, 2, 0, 0, 0, 0)
-
-    steps, trials = decide_postprocessing(cases_of((prediction, reference)), REGIONS)
-
-    assert steps == (KeepLargestComponent(classes=("whole", "core")),)
-    assert trials[2].dice_before == 1.0
-
-
-def test_no_cases_decide_nothing() -> None:
-    assert decide_postprocessing([], TWO) == ((), ())
-
-
-def test_steps_and_trials_survive_storage() -> None:
-    _, trials = decide_postprocessing(cases_of((row(1, 1, 0, 1), row(1, 1, 0, 0))), TWO)
-
-    for trial in trials:
-        assert read_document(PostprocessingTrial, write_document(trial), where="trial") == trial
-
-
-def test_workers_decide_as_one_process_does() -> None:
-    pairs = [(row(1, 2, 2, 0, 1), row(1, 2, 2, 0, 0)), (row(1, 0, 0, 1, 1), row(1, 0, 0, 1, 1))]
-
-    assert decide_postprocessing(cases_of(*pairs), TWO, num_workers=2) == decide_postprocessing(cases_of(*pairs), TWO)
-
-
-@dataclass(slots=True)
-class CountingLoader:
-    """Counts how often its array was loaded."""
-
-    array: np.ndarray
-    loads: int = 0
-
-    def __call__(self) -> np.ndarray:
-        self.loads += 1
-        return self.array
-
-
-def test_many_classes_need_two_rounds_of_reading() -> None:
-    """Classes without shared values are tried together: one round for everything, one for all of them."""
-    many = Labels(classes=tuple(LabelClass(name=str(i), values=(i,)) for i in range(1, 21)))
-    loader = CountingLoader(np.arange(21, dtype=np.uint8).reshape(1, 1, -1))
-    case = PostprocessingCase(case_id="a", load_prediction=loader, load_reference=loader)
-
-    decide_postprocessing([case], many)
-
-    assert loader.loads == 4
-
-
-def test_what_was_tried_on_a_case_is_not_tried_again_after_a_kill(tmp_path: Path) -> None:
-    loader = CountingLoader(row(1, 2, 2, 0, 1))
-    case = PostprocessingCase(
-        case_id="a", load_prediction=loader, load_reference=lambda: row(1, 2, 2, 0, 0), files=(tmp_path / "read",)
-    )
-    decided = [decide_postprocessing([case], TWO, keep_in=tmp_path / "kept") for _ in range(2)]
-    assert decided == [decide_postprocessing([case], TWO)] * 2
-    once = loader.loads // 2
-    (tmp_path / "read").touch()
-    decide_postprocessing([case], TWO, keep_in=tmp_path / "kept")
-    assert loader.loads == 3 * once
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    pairs=st.lists(st.tuples(*[arrays(np.uint8, (1, 3, 5), elements=st.integers(0, 3))] * 2), min_size=1, max_size=3),
+    pair=st.sampled_from([(3, 4, 5), (1, 6, 6)]).flatmap(
+        lambda shape: st.tuples(*[arrays(np.uint8, shape, elements=st.integers(0, 3))] * 2)
+    ),
     labels=st.sampled_from(
         [
             TWO,
             REGIONS,
-            Labels(classes=(*TWO.classes, LabelClass(name="c", values=(3,)))),
+            Labels(classes=TWO.classes, ignore=3),
             Labels(
                 classes=(
                     LabelClass(name="w", values=(1, 2, 3)),
@@ -281,50 +229,47 @@ def test_what_was_tried_on_a_case_is_not_tried_again_after_a_kill(tmp_path: Path
             ),
         ]
     ),
+    voxel_mm3=st.sampled_from([0.3, 1.0, 2.5]),
 )
-def test_decision_agrees_with_the_rule_taken_one_class_at_a_time(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], labels: Labels
+def test_counts_are_those_after_each_step(
+    pair: tuple[np.ndarray, np.ndarray], labels: Labels, voxel_mm3: float
 ) -> None:
-    pairs = [tuple(np.where(each > len(labels.values), 0, each) for each in pair) for pair in pairs]  # type: ignore[misc]
+    prediction, reference = pair
+    prediction = np.where(prediction > len(labels.values), 0, prediction)
+    reference = np.where(reference > len(labels.values) + (labels.ignore is not None), 0, reference)
+    steps = trial_steps(labels)
 
-    steps, trials = decide_postprocessing(cases_of(*pairs), labels)
+    got = count_trials(prediction, reference, steps, labels, voxel_mm3=voxel_mm3)
 
-    assert steps == slow_decision(pairs, labels)
-    assert steps == tuple(trial.step for trial in trials if trial.accepted)
+    assert np.array_equal(got[0], count_agreement(prediction, reference, labels))
+    for step, counts in zip(steps, got[1:], strict=True):
+        after = apply_with_volume(prediction, (step,), labels, voxel_mm3=voxel_mm3)
+        assert np.array_equal(counts, count_agreement(after, reference, labels)), step
+        slow = slow_step(prediction, step, labels, voxel_mm3)
+        assert np.array_equal(after, slow), step
 
 
-def slow_decision(pairs: Sequence[tuple[np.ndarray, np.ndarray]], labels: Labels) -> tuple[KeepLargestComponent, ...]:
-    """Method section 9.3, word by word, with NaN as numpy has it."""
-    predictions = [prediction.copy() for prediction, _ in pairs]
-    references = [reference for _, reference in pairs]
+def slow_step(array: np.ndarray, step: Step, labels: Labels, voxel_mm3: float) -> np.ndarray:
+    """A step by scipy's own labelling, one component or hole at a time."""
     values = {each.name: each.values for each in labels.classes}
-    accepted = []
-
-    def means(of: Sequence[np.ndarray]) -> dict[str, float]:
-        result = {}
-        for name, own in values.items():
-            dices = []
-            for prediction, reference in zip(of, references, strict=True):
-                p, r = np.isin(prediction, own), np.isin(reference, own)
-                if p.any() or r.any():
-                    dices.append(2 * (p & r).sum() / (p.sum() + r.sum()))
-            result[name] = fmean(dices) if dices else float("nan")
+    mask = np.isin(array, [value for name in step.classes for value in values[name]])
+    result = array.copy()
+    if isinstance(step, FillHoles):
+        flat = array.shape[0] == 1
+        around = np.pad(~mask, [(0, 0) if flat else (1, 1), (1, 1), (1, 1)], constant_values=True)
+        background, _ = ndimage.label(around)  # through faces; in one slice none of them leads out of it
+        inner = background[(slice(None) if flat else slice(1, -1), slice(1, -1), slice(1, -1))]
+        place = list(values).index(step.classes[0])
+        value = values[step.classes[0]][0] if labels.region_order is None else labels.region_order[place]
+        result[(inner > 0) & (inner != background[0, 0, 0]) & (array == 0)] = value
         return result
-
-    def keep(array: np.ndarray, own: Sequence[int]) -> np.ndarray:
-        components, number = ndimage.label(np.isin(array, own), np.ones((3, 3, 3)))
-        sizes = [(components == i + 1).sum() for i in range(number)]
-        small = [i + 1 for i in range(number) if sizes[i] < max(sizes)]
-        return np.where(np.isin(components, small), 0, array)
-
-    changed = [keep(array, labels.values) for array in predictions]
-    before, after = means(predictions), means(changed)
-    if fmean(after.values()) > fmean(before.values()) and not any(after[name] < before[name] for name in values):
-        accepted.append(KeepLargestComponent(classes=tuple(values)))
-        predictions = changed
-    for name, own in values.items() if len(values) > 1 else ():
-        changed = [keep(array, own) for array in predictions]
-        if means(changed)[name] > means(predictions)[name]:
-            accepted.append(KeepLargestComponent(classes=(name,)))
-            predictions = changed
-    return tuple(accepted)
+    components, number = ndimage.label(mask, np.ones((3, 3, 3)))
+    sizes = [int((components == i + 1).sum()) for i in range(number)]
+    for i, size in enumerate(sizes):
+        if isinstance(step, KeepLargestComponent):
+            goes = size < max(sizes)
+        else:
+            goes = size * voxel_mm3 < step.smallest_mm3 - 1e-9
+        if goes:
+            result[components == i + 1] = 0
+    return result

@@ -22,11 +22,19 @@ import autoseg
 from autoseg.cli import app
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.evaluation.postprocessing import KeepLargestComponent
+from autoseg.evaluation.label_maps import (
+    FillHoles,
+    KeepLargestComponent,
+    RemoveSmallComponents,
+    apply_postprocessing,
+    mean_probabilities,
+    probability_slabs,
+    rank_labels,
+)
 from autoseg.evaluation.selection import Selection
-from autoseg.inference.bundle import MANIFEST, ModelDescription, weights_name, write_bundle
+from autoseg.inference.bundle import MANIFEST, ModelDescription, ModelFiles, weights_name, write_bundle
 from autoseg.inference.model import bundle_run, keep_model, load_model, open_model
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Prediction, Predictor
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import save_weights
@@ -167,6 +175,50 @@ def test_a_bundle_predicts_as_its_run(run: Path, bundle: Path, real_data: Path) 
     np.testing.assert_array_equal(found.labels, expected.labels)
     np.testing.assert_array_equal(found.probabilities, expected.probabilities)
     assert set(np.unique(found.labels)) <= {0, 3, 7}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": (0.25, 0.75)},
+        {"weights": (0.25, 0.75), "decoder": "rankseg"},
+        {
+            "members": ("3d_fullres",),
+            "decoder": "rankseg",
+            "postprocessing": (
+                RemoveSmallComponents(classes=("Posterior",), smallest_mm3=5.0),
+                FillHoles(classes=("Anterior",)),
+            ),
+        },
+    ],
+    ids=["weights", "weights and RankSEG", "one configuration by RankSEG"],
+)
+def test_everything_that_is_selected_is_done_in_prediction(
+    run: Path, tmp_path: Path, real_data: Path, changes: dict[str, object]
+) -> None:
+    image = next((real_data / "Task04_Hippocampus" / "imagesTr").glob("hippocampus_*.nii.gz"))
+
+    def predict(**changes: object) -> tuple[Prediction, ModelFiles]:
+        copy = RunFolder(shutil.copytree(run, tmp_path / str(len(list(tmp_path.iterdir())))))
+        about = open_model(copy.root).description
+        selection = about.selection.model_copy(update={"postprocessing": (), **changes})
+        keep_model(copy, about.model_copy(update={"selection": selection}), KEYS, None)
+        packed = bundle_run(copy.root, copy.root / "packed.zip")
+        predictor = Predictor.load(packed, device="cpu", mirroring=False)
+        return predictor.predict_image(image, probabilities=True), open_model(packed)
+
+    alone = [predict(members=(name,))[0].probabilities for name in changes.get("members", MEMBERS)]  # type: ignore[attr-defined]
+    scores = mean_probabilities(alone, changes.get("weights", ()))  # type: ignore[arg-type]
+    plain, ranked = rank_labels(probability_slabs(scores), scores.shape[1:], LABELS, are_logits=False)
+    decided = ranked if "decoder" in changes else plain
+    expected = apply_postprocessing(decided, changes.get("postprocessing", ()), LABELS, voxel_mm3=1.0)  # type: ignore[arg-type]
+
+    found, files = predict(**changes)
+
+    np.testing.assert_allclose(found.probabilities, scores, atol=1e-6)
+    differs = found.labels != np.array([0, 3, 7])[expected]
+    assert np.count_nonzero(differs) <= 2  # ties to the last digit between logits and probabilities
+    assert len({files.key, open_model(run).key, predict(members=files.description.selection.members)[1].key}) == 3
 
 
 def test_a_bundle_is_the_same_model_and_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,485 @@
+"""Label maps from probabilities: the mean of several models, the largest probability or RankSEG, and postprocessing.
+
+Method sections 8.2, 9.3 and 9.5. RankSEG (Dai and Li, JMLR 2023; Wang and Dai, NeurIPS 2025) chooses for each class as many voxels as
+make its expected Dice largest, where the largest probability makes the expected number of wrong voxels smallest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import ndimage
+from skimage.measure import label
+
+from autoseg.evaluation.metrics import BoolArray, IntArray
+from autoseg.imaging.resampling import to_probabilities, write_overlaps
+from autoseg.issues import AutosegError, Issue
+from planners import Document, Labels
+
+Floats = NDArray[np.floating]
+LabelMap = NDArray[np.uint8 | np.uint16]
+Decoder = Literal["argmax", "rankseg"]
+"""``argmax``: the largest probability, of regions all above `THRESHOLD`. ``rankseg``: the largest expected Dice."""
+Slab = tuple[slice, Sequence[NDArray[np.floating]]]
+"""Rows of the first axis, and for each class the scores (rows, a1, a2) there."""
+
+THRESHOLD = 0.5
+"""A voxel belongs to a region whose probability is above this (method section 8.2)."""
+CERTAIN = 0.999
+"""For RankSEG, a voxel whose largest probability is above this has the probabilities 1 and 0, and a region's that is above, or below
+the rest of 1, likewise. That leaves few voxels to look at again, and shifts expected volumes by less than a thousandth of the image."""
+SLAB_VOXELS = 2**20
+Counts = NDArray[np.int64]
+"""(..., C, 3): of each class the voxels in prediction and reference, in the prediction, and in the reference."""
+ROUNDING = 1e-6
+"""Relative slack of volumes, so that ten voxels of 0.1 mm³ are not smaller than 1 mm³."""
+COUNTED_AT_ONCE = 2**20
+"""Voxels; counting takes 16 bytes for each."""
+SMALLEST_MM3 = tuple(digit * 10.0**power for power in range(5) for digit in (1, 2, 5))
+"""Volumes below which components are removed on trial: 1 mm³ to 50 ml; for pictures without spacing, pixels."""
+
+
+# --- several models ---
+
+
+def mean_probabilities(members: Iterable[Floats], weights: Sequence[float] = ()) -> NDArray[np.float32]:
+    """The mean of the members' probabilities, each (K, Z, Y, X) in [0, 1], as float32 of that shape.
+
+    ``weights`` has one for each member and adds up to one; none: the plain mean. Members may be generated one by one; two
+    arrays are in memory at a time. Raises `AutosegError` where shapes differ, and `ValueError` without members.
+    """
+    total: NDArray[np.float32] | None = None
+    number = 0
+    for member in members:
+        if total is None:
+            total = np.zeros(member.shape, dtype=np.float32)
+        elif member.shape != total.shape:
+            message = f"have shapes {total.shape} and {member.shape} (classes, z, y, x)"
+            fix = "predict the same image with all members, from the same plan"
+            raise AutosegError(Issue(code="ensemble.shape_mismatch", where="members", message=message, fix=fix))
+        total += member * np.float32(weights[number]) if weights else member
+        number += 1
+    if total is None:
+        raise ValueError("an ensemble needs at least one member")
+    if not weights:
+        total /= number
+    return total
+
+
+# --- the largest probability ---
+
+
+def labels_from_probabilities(probabilities: Floats, labels: Labels) -> LabelMap:
+    """Internal label values, (Z, Y, X), from probabilities (K, Z, Y, X).
+
+    Classes: the channel with the largest probability, the first of equals; channel 0 is the background. Regions: each region
+    whose probability is above `THRESHOLD` writes its value of ``region_order``, later ones over earlier ones; combinations that this would
+    lose have values of their own (`planners.Labels.overlaps`). ``uint8`` if there
+    are fewer than 255 foreground values, else ``uint16``. Raises `AutosegError` where K does not fit the labels.
+    """
+    if probabilities.ndim != 4 or probabilities.shape[0] != labels.num_outputs:
+        message = f"have shape {probabilities.shape}, but these labels need ({labels.num_outputs}, z, y, x)"
+        fix = "use the probabilities that a model of this dataset made"
+        raise AutosegError(Issue(code="ensemble.class_mismatch", where="probabilities", message=message, fix=fix))
+    result = np.zeros(probabilities.shape[1:], dtype=_type_for(labels))
+    for rows, part in probability_slabs(probabilities):
+        result[rows] = decide(part, labels)
+    return result
+
+
+def probability_slabs(probabilities: Floats) -> Iterator[Slab]:
+    """Views of probabilities (K, Z, Y, X), slab by slab along Z."""
+    size = max(1, SLAB_VOXELS // max(1, math.prod(probabilities.shape[2:])))
+    for start in range(0, probabilities.shape[1], size):
+        rows = slice(start, min(start + size, probabilities.shape[1]))
+        yield rows, list(probabilities[:, rows])
+
+
+def decide(scores: Sequence[Floats], labels: Labels) -> LabelMap:
+    """Internal label values (...) from the probabilities (...) of each class or region, as `labels_from_probabilities`."""
+    if labels.region_order is not None:
+        return _compose([each > THRESHOLD for each in scores], labels)
+    return _largest(scores, labels)[0]
+
+
+def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -> tuple[LabelMap, Floats]:
+    """The class with the largest of ``scores``, the first of equals, and that score; with ``leads`` how far it is above the others."""
+    result = np.zeros(scores[0].shape, dtype=_type_for(labels))
+    best, second = scores[0].copy(), None
+    for k, each in enumerate(
+        scores[1:], 1
+    ):  # class by class: argmax along a first axis is slow and makes 64-bit numbers
+        if leads:
+            lower = np.minimum(best, each)
+            second = lower if second is None else np.maximum(second, lower, out=second)
+        result[each > best] = k
+        np.maximum(best, each, out=best)
+    return result, best if second is None else np.subtract(best, second, out=best)
+
+
+def _compose(masks: Sequence[NDArray[np.bool_]], labels: Labels) -> LabelMap:
+    """Label values where regions are, one mask for each."""
+    result = np.zeros(masks[0].shape, dtype=_type_for(labels))
+    for mask, value in zip(masks, labels.region_order or (), strict=True):
+        result[mask] = value
+    write_overlaps(result, masks, labels.overlaps)
+    return result
+
+
+def _type_for(labels: Labels) -> type[np.uint8] | type[np.uint16]:
+    return np.uint8 if max(labels.values) < 255 else np.uint16
+
+
+# --- the largest expected Dice ---
+
+
+def rank_labels(
+    slabs: Iterable[Slab], shape: tuple[int, int, int], labels: Labels, *, are_logits: bool
+) -> tuple[LabelMap, LabelMap]:
+    """Two label maps (*shape), internal values: of the largest probability, and of RankSEG.
+
+    ``slabs`` cover the first axis, with the probabilities or the logits of every class. For each class with probabilities p, the
+    background included, S(t) is the sum of the t largest and m that of all: it claims the t voxels that make
+    2 S(t) / (t + m + 1) largest. A class none of whose p is above `THRESHOLD` claims nothing. Voxels that exactly one class claims are
+    safe, k of a class with the sum s. A voxel that several claim, or none, goes to the claimant, or the class that claims others, with
+    the largest gain 2 / (k + m + 2) * (p - s / (k + m + 1)). Regions keep all that they claim.
+
+    Voxels that are `CERTAIN` are only counted, so that memory stays a few slabs above the label maps where a model is sure of itself.
+    """
+    plain: LabelMap = np.zeros(shape, dtype=_type_for(labels))
+    size, certain = math.prod(shape[1:]), np.zeros(labels.num_outputs)
+    places, kept = [], []
+    for rows, scores in slabs:
+        if labels.has_regions:
+            masks = [each > (0 if are_logits else THRESHOLD) for each in scores]
+            plain[rows] = _compose(masks, labels)
+            doubtful = [_is_doubtful(each, are_logits) for each in scores]
+            where = np.flatnonzero(np.logical_or.reduce(doubtful))
+            certain += [np.count_nonzero(mask) - np.count_nonzero(mask.reshape(-1)[where]) for mask in masks]
+        else:
+            plain[rows], lead = _largest(scores, labels, leads=are_logits)
+            where = np.flatnonzero(lead <= (_LEAD + math.log(len(scores) - 1) if are_logits else CERTAIN))
+        places.append(where + rows.start * size)
+        kept.append(np.array([each.reshape(-1)[where] for each in scores], np.float32))
+    place, p = np.concatenate(places), np.concatenate(kept, axis=1)
+    if are_logits:
+        to_probabilities(p, has_regions=labels.has_regions)
+    if not labels.has_regions:
+        counts = [np.count_nonzero(plain == k) for k in range(len(certain))]
+        certain += np.array(counts) - np.bincount(plain.reshape(-1)[place], minlength=len(certain))
+    ranked, found = plain.copy(), _rank(p, certain, labels)
+    if found is not None:
+        ranked.reshape(-1)[place] = found
+    return plain, ranked
+
+
+_LEAD = math.log(CERTAIN / (1 - CERTAIN))
+"""Of a logit above 0, or above each of the others, shared among these."""
+
+
+def _is_doubtful(scores: Floats, are_logits: bool) -> NDArray[np.bool_]:
+    low, high = (-_LEAD, _LEAD) if are_logits else (1 - CERTAIN, CERTAIN)
+    return (scores >= low) & (scores <= high)
+
+
+def _rank(p: NDArray[np.float32], certain: NDArray[np.float64], labels: Labels) -> LabelMap | None:
+    """Label values of voxels with probabilities ``p`` (K, n), beside ``certain`` ones; none where no class claims anything."""
+    expected = certain + p.sum(axis=1, dtype=np.float64)
+    limits = [_limit(*of) for of in zip(p, certain, expected, strict=True)]
+    if not np.isfinite(limits).any():
+        return None
+    claims = np.array([each > limit for each, limit in zip(p, limits, strict=True)])
+    if labels.has_regions:
+        return _compose(list(claims), labels)
+    claimants = claims.sum(axis=0, dtype=np.uint16)
+    result: LabelMap = np.zeros(claimants.shape, dtype=_type_for(labels))
+    count, mass = certain.astype(np.float64), certain.astype(np.float64)
+    for k, own in enumerate(claims):
+        alone = own & (claimants == 1)
+        result[alone] = k
+        count[k] += np.count_nonzero(alone)
+        mass[k] += p[k][alone].sum(dtype=np.float64)
+    is_open = claimants != 1
+    gains = p[:, is_open] - (mass / (count + expected + 1))[:, None]
+    gains *= (2 / (count + expected + 2))[:, None]
+    may = np.where(claimants[is_open] > 1, claims[:, is_open], np.isfinite(limits)[:, None])
+    result[is_open] = np.where(may, gains, -np.inf).argmax(axis=0)
+    return result
+
+
+def _limit(p: NDArray[np.float32], certain: float, expected: float) -> float:
+    """Above which probability a class claims a voxel; infinite if it claims none.
+
+    A voxel raises 2 S / (t + m + 1) if its probability is above half of that value: raising one and then the other ends, after a
+    few rounds, at the largest value, without sorting (Dinkelbach's method for fractions).
+    """
+    values = p[p > 1 - CERTAIN]
+    limit, best = THRESHOLD, 0.0
+    while True:
+        chosen = values[values > limit]
+        number = certain + len(chosen)
+        if not number:
+            return math.inf
+        value = 2 * (certain + float(chosen.sum(dtype=np.float64))) / (number + expected + 1)
+        if value <= best:
+            return max(limit, 1 - CERTAIN)
+        limit, best = value / 2, value
+
+
+# --- postprocessing ---
+
+
+class KeepLargestComponent(Document):
+    """Keep the largest connected component of the union of these classes; the other voxels become background."""
+
+    kind: Literal["keep_largest_component"] = "keep_largest_component"
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Names of classes or regions, taken together as one mask."""
+
+    def __str__(self) -> str:
+        return f"largest component of {_together(self.classes)}"
+
+    def removed(self, sizes: NDArray[np.integer], voxel_mm3: float) -> BoolArray:
+        """Which components go, by their sizes in voxels; several of equal largest size all stay."""
+        is_smaller: BoolArray = sizes < sizes.max(initial=0)
+        return is_smaller
+
+
+class RemoveSmallComponents(Document):
+    """Remove connected components of the union of these classes that are smaller than a volume."""
+
+    kind: Literal["remove_small_components"] = "remove_small_components"
+    classes: Annotated[tuple[str, ...], Field(min_length=1)]
+    smallest_mm3: Annotated[float, Field(gt=0)]
+    """Components of this volume stay. For pictures without spacing: pixels."""
+
+    def __str__(self) -> str:
+        return f"components of {_together(self.classes)} from {self.smallest_mm3:g} mm³"
+
+    def removed(self, sizes: NDArray[np.integer], voxel_mm3: float) -> BoolArray:
+        """Which components go, by their sizes in voxels."""
+        is_small: BoolArray = sizes * voxel_mm3 < self.smallest_mm3 * (1 - ROUNDING)
+        return is_small
+
+
+class FillHoles(Document):
+    """Give a class the background that it encloses; other classes inside it stay."""
+
+    kind: Literal["fill_holes"] = "fill_holes"
+    classes: Annotated[tuple[str, ...], Field(min_length=1, max_length=1)]
+
+    def __str__(self) -> str:
+        return f"holes of {self.classes[0]} filled"
+
+
+Step = Annotated[KeepLargestComponent | RemoveSmallComponents | FillHoles, Field(discriminator="kind")]
+
+
+def _together(classes: Sequence[str]) -> str:
+    return classes[0] if len(classes) == 1 else f"{', '.join(classes)} together"
+
+
+def apply_postprocessing(
+    labels: IntArray, steps: Sequence[Step], classes: Labels, *, voxel_mm3: float
+) -> NDArray[np.integer]:
+    """A new label map after all steps, in order.
+
+    ``labels`` is integer (Z, Y, X) with the internal values that ``classes`` describes; ``voxel_mm3`` is the volume of one of
+    its voxels. Components are connected through faces, edges and corners (26 neighbours in 3D, 8 where an axis has size 1),
+    and the background that a hole must be cut off from through faces. A voxel removed from a region becomes background for all its
+    labels; a hole of a region gets the value that the region writes. Without steps, a copy. Raises `AutosegError` for a step on a class
+    that does not exist.
+    """
+    result = labels.copy()
+    for step in steps:
+        mask = np.isin(result, _values_of(step, classes))
+        if not (box := ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0]):
+            continue
+        if isinstance(step, FillHoles):
+            result[box][_holes(mask[box], labels.shape) & (result[box] == 0)] = _written(step, classes)
+        else:
+            components = _components(mask[box])
+            goes = step.removed(np.bincount(components.reshape(-1))[1:], voxel_mm3)
+            result[box][np.concatenate([[False], goes])[components]] = 0
+    return result
+
+
+def _values_of(step: Step, classes: Labels) -> list[int]:
+    """Label values of the classes of a step."""
+    known = {each.name: each.values for each in classes.classes}
+    if missing := [name for name in step.classes if name not in known]:
+        message = f"names {', '.join(missing)}, but the classes are {', '.join(known)}"
+        fix = "use the postprocessing that was chosen for this dataset"
+        raise AutosegError(Issue(code="postprocessing.unknown_class", where="postprocessing", message=message, fix=fix))
+    return [value for name in step.classes for value in known[name]]
+
+
+def _written(step: FillHoles, classes: Labels) -> int:
+    """The value that filled voxels of a class or region get."""
+    place = [each.name for each in classes.classes].index(step.classes[0])
+    return classes.classes[place].values[0] if classes.region_order is None else classes.region_order[place]
+
+
+def _components(mask: BoolArray) -> IntArray:
+    components: IntArray = label(mask, connectivity=mask.ndim)  # type: ignore[no-untyped-call]
+    return components
+
+
+def _holes(mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+    """Voxels that ``mask``, a part of an array of ``shape``, encloses; in one slice, within the slice."""
+    flat = tuple(axis for axis, size in enumerate(shape) if size == 1 < max(shape))
+    inside = mask.squeeze(axis=flat)
+    filled: BoolArray = ndimage.binary_fill_holes(inside) & ~inside
+    return np.expand_dims(filled, flat)
+
+
+# --- counting ---
+
+
+def trial_steps(classes: Labels) -> tuple[Step, ...]:
+    """All steps that are worth a trial: first on all classes as one mask, if there are several, then on each."""
+    names = [each.name for each in classes.classes]
+    together = (KeepLargestComponent(classes=tuple(names)),) if len(names) > 1 else ()
+    return (*together, *(step for name in names for step in _steps_on(name)))
+
+
+def _steps_on(name: str) -> Iterator[Step]:
+    yield KeepLargestComponent(classes=(name,))
+    for smallest_mm3 in SMALLEST_MM3:
+        yield RemoveSmallComponents(classes=(name,), smallest_mm3=smallest_mm3)
+    yield FillHoles(classes=(name,))
+
+
+def count_agreement(prediction: IntArray, reference: IntArray, classes: Labels) -> Counts:
+    """(C, 3) of two label maps; voxels whose reference is the ignore value take no part."""
+    highest = max(classes.values) + 2  # the ignore value is one above the others
+    flat = np.zeros(highest * highest, np.int64)
+    predicted, true = np.ravel(prediction), np.ravel(reference)
+    for start in range(0, predicted.size, COUNTED_AT_ONCE):
+        part = slice(start, start + COUNTED_AT_ONCE)
+        flat += np.bincount(predicted[part].astype(np.intp) * highest + true[part], minlength=flat.size)
+    pairs = flat.reshape(highest, highest)
+    if classes.ignore is not None:
+        pairs[:, classes.ignore] = 0
+    values = [list(each.values) for each in classes.classes]
+    return np.array([(pairs[np.ix_(of, of)].sum(), pairs[of].sum(), pairs[:, of].sum()) for of in values], np.int64)
+
+
+def count_trials(
+    prediction: IntArray, reference: IntArray, trials: Sequence[Step], classes: Labels, *, voxel_mm3: float
+) -> Counts:
+    """(1 + trials, C, 3): as it is, and after each step alone.
+
+    Both label maps are (Z, Y, X), internal values. Components are found once for all steps on the same classes, and what each step removes is
+    added up from what every component holds.
+    """
+    whole = count_agreement(prediction, reference, classes)
+    result = np.repeat(whole[None], 1 + len(trials), axis=0)
+    for names in dict.fromkeys(step.classes for step in trials):
+        own = [(i, step) for i, step in enumerate(trials, 1) if step.classes == names]
+        mask = np.isin(prediction, _values_of(own[0][1], classes))
+        if not (box := ndimage.find_objects(mask.astype(np.uint8), max_label=1)[0]):
+            continue
+        inside, truth = mask[box], reference[box]
+        components = _components(inside)
+        sizes = np.bincount(components.reshape(-1))[1:]
+        held: Counts | None = None
+        for i, step in own:
+            if isinstance(step, FillHoles):
+                filled = _holes(inside, prediction.shape) & (prediction[box] == 0)
+                if filled.any():
+                    value = np.full(np.count_nonzero(filled), _written(step, classes))
+                    result[i, :, :2] += count_agreement(value, truth[filled], classes)[:, :2]
+                continue
+            goes = step.removed(sizes, voxel_mm3)
+            if not goes.any():
+                continue
+            if held is None:
+                held = _held(components[inside], prediction[box][inside], truth[inside], classes)
+            result[i, :, :2] -= held[goes].sum(axis=0)
+    return result
+
+
+def _held(components: IntArray, prediction: IntArray, reference: IntArray, classes: Labels) -> Counts:
+    """(components, C, 2): the voxels of each class in each component that agree, and all; of the voxels of a mask."""
+    number = int(components.max())
+    held = np.zeros((number, len(classes.classes), 2), np.int64)
+    scored = reference != (-1 if classes.ignore is None else classes.ignore)
+    for c, each in enumerate(classes.classes):
+        inside = np.isin(prediction, each.values) & scored
+        agree = inside & np.isin(reference, each.values)
+        for column, which in enumerate((agree, inside)):
+            held[:, c, column] = np.bincount(components[which], minlength=number + 1)[1:]
+    return held
+
+
+# --- ensembles of label maps that were decided before ---
+
+
+def ensemble_labels(
+    label_maps: Sequence[NDArray[np.integer]], probabilities: Sequence[Floats], weights: Sequence[float], labels: Labels
+) -> NDArray[np.integer]:
+    """The label map of an ensemble, from those of its members (Z, Y, X) and their probabilities (K, Z, Y, X), which may stay on disk.
+
+    Only where members differ are probabilities read: a class that is first for all is first in every mean of them.
+    """
+    result = label_maps[0].copy()
+    for where, p in _where_members_differ(label_maps, probabilities):
+        result.reshape(-1)[where] = decide(list(np.tensordot(_whole(weights, len(p)), p, 1)), labels)
+    return result
+
+
+def count_ensembles(
+    label_maps: Sequence[NDArray[np.integer]],
+    probabilities: Sequence[Floats],
+    weights: Sequence[Sequence[float]],
+    reference: NDArray[np.integer],
+    labels: Labels,
+) -> Counts:
+    """(ensembles, C, 3): agreement of each ensemble with the reference; ``weights`` has one for each member, perhaps 0."""
+    differ = np.zeros(reference.size, dtype=bool)
+    result = np.zeros((len(weights), len(labels.classes), 3), dtype=np.int64)
+    for where, p in _where_members_differ(label_maps, probabilities):
+        differ[where] = True
+        truth = reference.reshape(-1)[where]
+        for i, each in enumerate(weights):
+            decided = decide(list(np.tensordot(np.asarray(each, np.float32), p, 1)), labels)
+            result[i] += count_agreement(decided, truth, labels)
+    same = ~differ
+    return result + count_agreement(label_maps[0].reshape(-1)[same], reference.reshape(-1)[same], labels)
+
+
+def ensemble_slabs(probabilities: Sequence[Floats], weights: Sequence[float]) -> Iterator[Slab]:
+    """The weighted mean of probabilities (K, Z, Y, X) that may stay on disk, slab by slab along Z; no weights: the plain mean."""
+    whole = _whole(weights, len(probabilities))
+    for parts in zip(*map(probability_slabs, probabilities), strict=True):
+        rows = parts[0][0]
+        yield (
+            rows,
+            [
+                sum(w * np.asarray(p, np.float32) for w, p in zip(whole, of, strict=True))
+                for of in zip(*(part for _, part in parts), strict=True)
+            ],
+        )
+
+
+def _whole(weights: Sequence[float], number: int) -> NDArray[np.float32]:
+    return np.asarray(weights or [1 / number] * number, np.float32)
+
+
+def _where_members_differ(
+    label_maps: Sequence[NDArray[np.integer]], probabilities: Sequence[Floats]
+) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
+    """Places of some voxels, and the members' probabilities (M, K, n) there, until all have come."""
+    differ = np.zeros(label_maps[0].shape, dtype=bool)
+    for each in label_maps[1:]:
+        differ |= each != label_maps[0]
+    places = np.flatnonzero(differ)
+    for start in range(0, len(places), SLAB_VOXELS):
+        where = places[start : start + SLAB_VOXELS]
+        yield where, np.array([each.reshape(len(each), -1)[:, where] for each in probabilities], np.float32)
