@@ -105,7 +105,9 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def test_every_candidate_is_cross_validated(job: Job) -> None:
     selection = load_document(Selection, job.folder.selection)
-    assert {candidate.name for candidate in selection.candidates} == {LOW, CASCADE, f"{LOW} + {CASCADE}"}
+    assert [candidate.name for candidate in selection.candidates[:3]] == [LOW, CASCADE, f"{LOW} + {CASCADE}"]
+    assert len(selection.candidates) == 4  # and the best with other weights
+    assert len(selection.members) == 1  # four cases are too few for anything else
     assert all(candidate.num_cases == 4 for candidate in selection.candidates)
     assert len(list(job.folder.predictions.glob("*.nii.gz"))) == 1
 

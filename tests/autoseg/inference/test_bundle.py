@@ -194,9 +194,9 @@ def test_a_bundle_predicts_as_its_run(run: Path, bundle: Path, real_data: Path) 
     ids=["weights", "weights and RankSEG", "one configuration by RankSEG"],
 )
 def test_everything_that_is_selected_is_done_in_prediction(
-    run: Path, tmp_path: Path, real_data: Path, changes: dict[str, object]
+    run: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    image = next((real_data / "Task04_Hippocampus" / "imagesTr").glob("hippocampus_*.nii.gz"))
+    image = np.random.default_rng(0).normal(2, 1, (6, 20, 24)).astype(np.float32)
 
     def predict(**changes: object) -> tuple[Prediction, ModelFiles]:
         copy = RunFolder(shutil.copytree(run, tmp_path / str(len(list(tmp_path.iterdir())))))
@@ -205,7 +205,8 @@ def test_everything_that_is_selected_is_done_in_prediction(
         keep_model(copy, about.model_copy(update={"selection": selection}), KEYS, None)
         packed = bundle_run(copy.root, copy.root / "packed.zip")
         predictor = Predictor.load(packed, device="cpu", mirroring=False)
-        return predictor.predict_image(image, probabilities=True), open_model(packed)
+        place = {"spacing_mm": (1.0, 1.0, 1.0), "axes": "SPL"}
+        return predictor.predict_image(image, probabilities=True, **place), open_model(packed)  # type: ignore[arg-type]
 
     alone = [predict(members=(name,))[0].probabilities for name in changes.get("members", MEMBERS)]  # type: ignore[attr-defined]
     scores = mean_probabilities(alone, changes.get("weights", ()))  # type: ignore[arg-type]
@@ -218,7 +219,7 @@ def test_everything_that_is_selected_is_done_in_prediction(
     np.testing.assert_allclose(found.probabilities, scores, atol=1e-6)
     differs = found.labels != np.array([0, 3, 7])[expected]
     assert np.count_nonzero(differs) <= 2  # ties to the last digit between logits and probabilities
-    assert len({files.key, open_model(run).key, predict(members=files.description.selection.members)[1].key}) == 3
+    assert files.key != open_model(run).key
 
 
 def test_a_bundle_is_the_same_model_and_the_same_bytes(run: Path, bundle: Path, tmp_path: Path) -> None:
