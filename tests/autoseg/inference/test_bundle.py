@@ -196,7 +196,7 @@ def test_a_bundle_predicts_as_its_run(run: Path, bundle: Path, real_data: Path) 
 def test_everything_that_is_selected_is_done_in_prediction(
     run: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    image = np.random.default_rng(0).normal(2, 1, (6, 20, 24)).astype(np.float32)
+    image = np.random.default_rng(0).normal(2, 1, (10, 20, 24)).astype(np.float32)
 
     def predict(**changes: object) -> tuple[Prediction, ModelFiles]:
         copy = RunFolder(shutil.copytree(run, tmp_path / str(len(list(tmp_path.iterdir())))))
