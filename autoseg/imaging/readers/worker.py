@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,12 @@ def decode_dicom(files: list[str], out: str) -> None:
         # Pillow knows the colours of JPEG, and imagecodecs all else; without a choice pydicom tries one after the other
         plugin = "" if decoder.UID.keyword in ("JPEGBaseline8Bit", "JPEGExtended12Bit") else PLUGIN
         options: Any = {"allow_excess_frames": False}
-        pixels, _ = decoder.as_array(tags, decoding_plugin=plugin, **options)
+        try:
+            pixels, _ = decoder.as_array(tags, decoding_plugin=plugin, **options)
+        except Exception as error:  # of one slice among many: which one
+            if isinstance(error, MemoryError) or len(files) == 1:
+                raise
+            raise ValueError(f"{Path(file).name}: {last_line(error)}") from error
         frames.append(pixels.reshape(-1, tags.Rows, tags.Columns, tags.SamplesPerPixel))
     np.save(out, np.concatenate(frames))
 
@@ -62,6 +68,9 @@ def decode_dicom(files: list[str], out: str) -> None:
 PLUGIN = "imagecodecs"
 CODECS = (("JPEGLS", "jpegls"), ("JPEG2000", "jpeg2k"), ("HTJ2K", "htj2k"), ("JPEG", "jpeg8"))
 """Codec of imagecodecs by how the keyword of a transfer syntax begins; the first that fits."""
+
+END_OF_IMAGE, PADDING = b"\xff\xd9", b"\0\xff"
+"""The last marker of every kind of JPEG, and what encoders put after it."""
 
 
 def is_available(_syntax: str) -> bool:
@@ -77,6 +86,8 @@ def decode_frame(packed: bytes, runner: Any) -> bytes:
     if keyword == "RLELossless":
         runner.set_option("planar_configuration", 1)
         return bytes(imagecodecs.dicomrle_decode(packed, f"<u{runner.bits_allocated // 8}"))
+    if not packed.rstrip(PADDING).endswith(END_OF_IMAGE):  # most decoders fill in what is missing, and say nothing
+        raise ValueError("its compressed pixels are cut off: they have no end marker")
     codec = next(codec for begin, codec in CODECS if keyword.startswith(begin))
     pixels = getattr(imagecodecs, f"{codec}_decode")(packed)
     size = max(pixels.dtype.itemsize, runner.bits_allocated // 8)
@@ -108,6 +119,12 @@ def decode_tiff(files: list[str], out: str) -> None:
         np.save(out, tiff_images(file)[0].asarray(maxworkers=1))
 
 
+def last_line(error: Exception) -> str:
+    """Of what a decoder says; its kind where it says nothing."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def main() -> int:
     """Exit status: 0 done, 1 failed."""
     limit(int(sys.argv[1]), int(sys.argv[2]))
@@ -117,8 +134,7 @@ def main() -> int:
         sys.stdout.write("it needs more memory than its header declares\n")
         return 1
     except Exception as error:  # each decoder has its own errors
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        sys.stdout.write(f"\n{lines[-1] if lines else type(error).__name__}\n")
+        sys.stdout.write(f"\n{last_line(error)}\n")
         return 1
     return 0
 

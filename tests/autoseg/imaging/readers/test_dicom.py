@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import imagecodecs
@@ -617,7 +618,7 @@ def test_one_slice_is_the_same_however_it_is_stored(name: str) -> None:
     assert np.array_equal(read_image(get_testdata_file(name)).array[0, 0], truth)
 
 
-@pytest.mark.parametrize(
+ENCODERS = pytest.mark.parametrize(
     ("syntax", "encode", "most"),
     [
         (JPEGLosslessSV1, lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12), 0),
@@ -627,18 +628,52 @@ def test_one_slice_is_the_same_however_it_is_stored(name: str) -> None:
         (JPEGLSLossless, lambda a: imagecodecs.jpegls_encode(a), 0),
     ],
 )
-def test_compressed_pixels_are_those_that_were_stored(tmp_path: Path, syntax: UID, encode, most: int) -> None:
-    """Two slices of twelve bits, with one offset table filled and one empty."""
-    pixels = np.random.default_rng(0).integers(0, 4096, (2, 16, 24)).astype(np.uint16)
-    for z, plane in enumerate(pixels):
-        write_slice(tmp_path / f"{z}.dcm", (0.0, 0.0, STEP * z), 0)
-        tags = pydicom.dcmread(tmp_path / f"{z}.dcm")
-        tags.Rows, tags.Columns = plane.shape
+
+
+def write_compressed(folder: Path, syntax: UID, frames: Sequence[bytes]) -> None:
+    """Slices of 16 x 24 pixels of twelve bits, every second one with a filled offset table."""
+    for z, frame in enumerate(frames):
+        write_slice(folder / f"{z}.dcm", (0.0, 0.0, STEP * z), 0)
+        tags = pydicom.dcmread(folder / f"{z}.dcm")
+        tags.Rows, tags.Columns = 16, 24
         tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 12, 11, 0
         tags.file_meta.TransferSyntaxUID = syntax
-        tags.PixelData = encapsulate([encode(plane)], has_bot=bool(z))
+        tags.PixelData = encapsulate([frame], has_bot=bool(z % 2))
         tags["PixelData"].is_undefined_length = True
-        tags.save_as(tmp_path / f"{z}.dcm")
+        tags.save_as(folder / f"{z}.dcm")
+
+
+def noisy_slices(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 4096, (count, 16, 24)).astype(np.uint16)
+
+
+@ENCODERS
+def test_compressed_pixels_that_are_cut_off_are_refused_by_the_name_of_the_slice(
+    tmp_path: Path, syntax: UID, encode, most: int
+) -> None:
+    """Most decoders fill in what is missing and say nothing."""
+    frames = [encode(plane) for plane in noisy_slices(3)]
+    write_compressed(tmp_path, syntax, [frames[0], frames[1][: len(frames[1]) * 3 // 4], frames[2]])
+    with pytest.raises(AutosegError) as caught:
+        read_image(tmp_path)
+    assert caught.value.codes == ("reader.corrupt",)
+    assert "1.dcm: " in str(caught.value)
+
+
+@ENCODERS
+@pytest.mark.parametrize("padding", [b"\0", b"\xff"])
+def test_bytes_after_the_end_of_compressed_pixels_do_no_harm(
+    tmp_path: Path, syntax: UID, encode, most: int, padding: bytes
+) -> None:
+    pixels = noisy_slices(1)
+    write_compressed(tmp_path, syntax, [encode(pixels[0]) + padding])
+    assert np.abs(read_image(tmp_path / "0.dcm").array[0] + 1000 - pixels).max() <= most
+
+
+@ENCODERS
+def test_compressed_pixels_are_those_that_were_stored(tmp_path: Path, syntax: UID, encode, most: int) -> None:
+    pixels = noisy_slices(2)
+    write_compressed(tmp_path, syntax, [encode(plane) for plane in pixels])
     assert np.abs(read_image(tmp_path).array[0] + 1000 - pixels).max() <= most
 
 
