@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, JsonValue, TypeAdapter, ValidationError
 
@@ -31,6 +31,7 @@ PLAN_FIELDS = (
 SCHEDULE_FIELDS = (
     *("epochs", "num_steps", "base_features", "batch_size", "mirroring", "augmentation", "foreground_share"),
     *("optimiser", "peak_learning_rate", "curve", "warmup_steps", "momentum", "weight_decay", "gradient_clip"),
+    "averaged_share",
 )
 """What can be set of a training of a schedule."""
 
@@ -116,6 +117,22 @@ def edited_schedule(schedule: Schedule, assignments: Mapping[str, str]) -> Sched
     factor = new_s / old_s if edited != schedule.trainings else 1
     expected_s = schedule.expected_training_s * factor
     return _validated(schedule, {"trainings": edited, "expected_training_s": expected_s}, issues)
+
+
+def unknown_fields(document: Literal["plan", "schedule"], assignments: Mapping[str, str]) -> tuple[Issue, ...]:
+    """An issue for each assignment that no plan or schedule could have, whatever its configurations are called."""
+    fields = PLAN_FIELDS if document == "plan" else SCHEDULE_FIELDS
+    return tuple(
+        Issue(
+            code="plan.edit_unknown",
+            where=f"{document}.{path}",
+            message="no such field can be set",
+            fix=f"set one of {', '.join(fields)}, of all configurations ({document}.{fields[0]}) or of one "
+            f"({document}.CONFIGURATION.{fields[0]})",
+        )
+        for path in assignments
+        if not {path, path.partition(".")[2]} & set(fields)
+    )
 
 
 def refuse_bad_assignments(trainings: Sequence[Training], assignments: Mapping[str, str]) -> None:

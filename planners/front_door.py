@@ -13,7 +13,7 @@ from planners.document import (
     read_document,
     write_document,
 )
-from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments
+from planners.edits import Edit, edited_plan, edited_schedule, find_edits, refuse_bad_assignments, unknown_fields
 from planners.explanation import explain, explain_schedule
 from planners.finetuning import input_names, output_names, plan_finetuning
 from planners.fingerprint import (
@@ -205,6 +205,7 @@ __all__ = [
     "survivors",
     "transpose",
     "trial_training",
+    "unknown_fields",
     "wants_more_candidates",
     "why_no_race",
     "why_untrainable",

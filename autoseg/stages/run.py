@@ -22,12 +22,12 @@ from autoseg.data.splits import Splits, cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, require_place_for_run, run_of
-from autoseg.settings import Difference, Settings, as_arguments, differences, make_settings, updated
+from autoseg.settings import Difference, Settings, as_arguments, changes_of, differences, make_settings, updated
 from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import count_noun
-from planners import DEFAULT_CPU_BUDGET_S, Document, Fingerprint, Plan, Schedule
+from planners import DEFAULT_CPU_BUDGET_S, Document, Fingerprint, Plan, Schedule, unknown_fields
 
 if TYPE_CHECKING:
     import torch
@@ -418,8 +418,11 @@ def _made_so_before(run: Run, dataset: DatasetDescription | None) -> Path | None
 
 
 def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
-    """Refuse options that cannot be followed together, all at once."""
-    issues = []
+    """Refuse options that cannot be followed, alone or together, all at once."""
+    issues = [
+        *unknown_fields("plan", changes_of(settings, "plan")),
+        *unknown_fields("schedule", changes_of(settings, "schedule")),
+    ]
     if settings.pretrained is not None:
         if settings.pretrained.resolve() == folder.root.resolve():
             raise AutosegError(

@@ -257,7 +257,9 @@ def _duplicates(root: Path, case_id: str, files: Sequence[FoundFile], field: str
         if kept is not file:
             message = f"{kept.path} is for the same case and {field}"
             fix = "keep one of them, or choose one in a spec file (--spec)"
-            if field == CLASS:
+            if field == CLASS and not file.path.lower().endswith(
+                (".seg.nrrd", ".dcm")
+            ):  # their classes have names of their own
                 fix += ', where labels = ["{case}/{class}{ending}"] makes each a class'
             issues.append(_error(root, case_id, file, message, fix, code="case.duplicate_file"))
     return issues

@@ -332,6 +332,27 @@ def test_series_with_labels_beside_them(real_data, tmp_path, inside, label, endi
     assert int((array == 1).sum()) == int((expected.array == 1).sum())
 
 
+def test_labelled_studies_of_a_patient_are_cases_of_one_group(real_data, tmp_path):
+    """As TCIA keeps them; a patient with one study is no different."""
+    for study in ("one/a", "one/b", "two/a"):
+        copy_series(real_data, tmp_path / study / "1.000-CT")
+        (tmp_path / study / "2.000-SEG").mkdir()
+        shutil.copyfile(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path / study / "2.000-SEG" / "1-1.dcm")
+    found = discover_dataset(tmp_path)
+    assert {case.case_id: case.group for case in found.training} == {"one_a": "one", "one_b": "one", "two_a": "two"}
+    shutil.rmtree(tmp_path / "one" / "b")
+    assert [case.case_id for case in discover_dataset(tmp_path).training] == ["one", "two"]
+
+
+def test_two_files_of_segments_for_one_case_are_refused_without_advice_on_names(real_data, tmp_path):
+    copy_series(real_data, tmp_path / "one" / "CT")
+    for name in ("SEG1", "SEG2"):
+        (tmp_path / "one" / name).mkdir()
+        shutil.copyfile(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path / "one" / name / "1-1.dcm")
+    (issue,) = [issue for issue in discover_dataset(tmp_path).issues if issue.code == "case.duplicate_file"]
+    assert "{class}" not in issue.fix
+
+
 def write_slicer(path: Path, array, names: dict[str, int]) -> None:
     """A label map with segments of these names and values."""
     image = SimpleITK.GetImageFromArray(np.asarray(array, np.uint8))

@@ -47,9 +47,24 @@ def test_what_does_not_exist_is_refused_before_anything_is_preprocessed(
 
 def test_a_bad_change_of_the_schedule_is_refused_by_the_plan_and_not_stored(planned: Run) -> None:
     with pytest.raises(AutosegError) as caught:
-        run_stages(begin(planned.folder.root, None, {"set": "schedule.WRONG=1"}), "plan")
-    assert caught.value.codes == ("plan.edit_unknown",)
+        run_stages(begin(planned.folder.root, None, {"set": "schedule.num_steps=WRONG"}), "plan")
+    assert caught.value.codes == ("plan.edit_value",)
     assert begin(planned.folder.root).settings.set == {}
+
+
+@pytest.mark.parametrize("name", ["plan.colour", "plan.2d.loss.colour", "schedule.steps", "schedule.2d.steps"])
+def test_a_change_of_what_no_configuration_has_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with pytest.raises(AutosegError) as caught:
+        begin(make_phantom(tmp_path / "data"), tmp_path / "run", {"set": f"{name}=1"})
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [("plan.edit_unknown", name)]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["plan.loss.name", "plan.4d.loss.name", "schedule.averaged_share", "schedule.4d.epochs"]
+)
+def test_what_some_configuration_may_have_is_left_to_the_plan(tmp_path: Path, name: str) -> None:
+    begin(make_phantom(tmp_path / "data"), tmp_path / "run", {"set": f"{name}=1"})
 
 
 def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(job: Job) -> None:

@@ -162,7 +162,14 @@ def test_folder_is_recognised_by_what_is_in_it(name, tmp_path):
 
 
 def test_every_layout_that_comes_with_the_package_has_an_example():
-    tested = {name.strip() for name in FOLDERS} | {"nnunet_list", "json_list", "table", "dicom", "dicom_cases"}
+    tested = {name.strip() for name in FOLDERS} | {
+        "nnunet_list",
+        "json_list",
+        "table",
+        "dicom",
+        "dicom_cases",
+        "dicom_studies",
+    }
     assert {layout.name for layout in load_layouts()} == tested
 
 
