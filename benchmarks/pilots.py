@@ -170,7 +170,7 @@ def score(fold: Fold, training: Training, folder: Path, key: str) -> list[float]
     with reporter.track("validation", len(images)) as tracker:
         predict_stored(model, images, out, keep_probabilities=False, tracker=tracker, say=reporter.say)
     paths = [(case_id, prediction_path(out, case_id, fold.dataset)) for case_id in fold.split.val]
-    return [mean.dice or 0.0 for mean in score_cases(fold.dataset, paths).mean.values()]
+    return [mean["Dice"] or 0.0 for mean in score_cases(fold.dataset, paths).mean.values()]
 
 
 def main() -> None:

@@ -31,6 +31,8 @@ TITLES = {
     "candidates.volumetric": "2D or 3D",
     "candidates.vnet": "V-Net",
     "candidates.residual_unet": "Residual encoder",
+    "candidates.small_patch": "Smaller patch for little time",
+    "candidates.coarse": "Coarser voxels for little time",
     "cascade.low_resolution": "Cascade",
     "cascade.inputs": "Inputs",
     "patch.trainable": "Trainable network (departure from nnU-Net)",

@@ -51,6 +51,7 @@ from planners.rules.topology import why_untrainable
 from planners.schedule.candidates import (
     budgeted_training,
     candidate_widths,
+    little_time_configurations,
     method_configurations,
     method_training,
     mirroring_decision,
@@ -79,6 +80,7 @@ from planners.schedule.planning import (
     extend_schedule,
     find_short_budget,
     plan_schedule,
+    starves,
     wants_more_candidates,
 )
 from planners.schedule.race import (
@@ -177,6 +179,7 @@ __all__ = [
     "issues_of",
     "judge",
     "learning_rate",
+    "little_time_configurations",
     "method_configurations",
     "method_training",
     "mirroring_decision",
@@ -201,6 +204,7 @@ __all__ = [
     "resampled_shape",
     "revise",
     "short_batch_size",
+    "starves",
     "steps_left_s",
     "survivors",
     "transpose",

@@ -34,6 +34,7 @@ from planners.rules.patch import (
     PatchFit,
     decide_batch_size,
     decide_memory_target,
+    decide_smaller_patch,
     describe_departure,
     describe_patch,
     fit_reference_patch,
@@ -43,17 +44,22 @@ from planners.rules.patch import (
 from planners.rules.spacing import (
     Interpolation,
     LowResolution,
+    decide_coarse_grid,
     decide_inputs,
     decide_interpolation,
     decide_median_shape,
     decide_target_spacing,
     search_low_resolution,
+    structure_width_mm,
 )
 from planners.rules.topology import Pyramid, describe_pyramid
 from planners.topology import PresetRules, Topology, find_preset
 
 LARGER_TARGETS_GB = (8.0, 12.0, 16.0, 24.0, 32.0, 40.0, 48.0, 80.0)
 """Common sizes of GPU memory, to say what more of it would change."""
+
+LITTLE_MEMORY = 8
+"""Candidates for little time are planned for so many times less memory, which gives about as many times fewer voxels a patch."""
 
 Draft = tuple[Configuration, tuple[DecisionRecord, ...]]
 """A configuration with the decisions that led to it."""
@@ -249,7 +255,33 @@ def _configurations(
             if candidate.value:
                 role = replace(fullres, name=f"3d_fullres_{beside.name}", topology=beside)
                 drafts.append(_fit_and_configure(setting, role, volume))
+    if not setting.strict_reference:
+        own, little = _for_little_time(setting, fullres, volume, fitted.fit)
+        records, drafts = [*records, *own], [*drafts, *little]
     return records, drafts
+
+
+def _for_little_time(
+    setting: _Setting, fullres: _Role, volume: Grid, own: PatchFit
+) -> tuple[list[DecisionRecord], list[Draft]]:
+    """A smaller patch at full resolution, and coarser voxels with as many: candidates where a step of the whole patch takes long.
+
+    Both are planned by the same rules for less memory; nothing where the patch is small already.
+    """
+    little = replace(setting, memory_target_gb=setting.memory_target_gb / LITTLE_MEMORY)
+    fitted = _fit(little, fullres, volume)
+    smaller = decide_smaller_patch(own.pyramid.patch, fitted.fit.pyramid.patch)
+    if not smaller.value:
+        return [smaller.record()], []
+    role = replace(fullres, name="3d_fullres_small")
+    drafts = [_configure(little, role, volume, fitted)]
+    fingerprint = setting.fingerprint
+    width_mm = structure_width_mm(fingerprint.class_sizes)
+    coarse = decide_coarse_grid(volume, width_mm=width_mm, num_cases=fingerprint.num_training_cases)
+    if coarse.value is not None:
+        role = _Role(name="3d_coarse", topology=fullres.topology, data="3d_coarse")
+        drafts.append(_fit_and_configure(little, role, coarse.value))
+    return [smaller.record(), coarse.record(shown=coarse.value is not None)], drafts
 
 
 def _decide_low_resolution(

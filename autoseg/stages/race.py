@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoseg.compute.executor import available_cores, stop_requests
@@ -21,7 +20,7 @@ from autoseg.preprocessing.store import open_case
 from autoseg.settings import changes_of
 from autoseg.stages.preprocess import preprocess_configurations
 from autoseg.stages.train import num_readers
-from autoseg.stages.trials import Bench, measure_each
+from autoseg.stages.trials import Bench, measure_beside
 from autoseg.storage.atomic import temporary_folder
 from autoseg.tracking.callbacks import Callback, StepRecord
 from autoseg.tracking.progress import Tracker
@@ -32,7 +31,6 @@ from autoseg.wording import count_noun
 from planners import (
     Conditions,
     Entry,
-    Measurement,
     Race,
     RacePlan,
     Result,
@@ -110,7 +108,7 @@ def hold_race(bench: Bench, conditions: Conditions, splits: Splits) -> Condition
     race = run_race(bench, split, planned, ends=started + race_limit_s(conditions))
     if (won := race.winner) is not None:
         run.say(f"Race: {won.configuration} takes the place of the rule's choice")
-        timed = with_widths(bench, timed, won.configuration)
+        timed = measure_beside(bench, timed, [won.configuration])
     return timed.model_copy(update={"race": race, "elapsed_s": run.elapsed_s})
 
 
@@ -124,42 +122,10 @@ def measure_challengers(bench: Bench, conditions: Conditions, schedule: Schedule
     """``conditions`` with a measurement of each challenger that has none, its data preprocessed."""
     plan, known = bench.plan, {m.configuration for m in conditions.measurements}
     names = challengers(plan, conditions, schedule.trainings[0].configuration)
-    missing = [plan.configuration(name) for name in names if name not in known]
-    if not missing:
-        return conditions
-    preprocess_configurations(bench.run, plan, missing)
-    return _with_measurements(conditions, _measured(bench, conditions, [each.name for each in missing], modest=True))
-
-
-def with_widths(bench: Bench, conditions: Conditions, name: str) -> Conditions:
-    """``conditions`` with the widths of the winner that were not measured for the race."""
-    known = {m.base_features for m in conditions.measurements if m.configuration == name}
-    measured = _measured(bench, conditions, [name], modest=False)
-    return _with_measurements(conditions, [m for m in measured if m.base_features not in known])
-
-
-def _measured(bench: Bench, conditions: Conditions, names: Sequence[str], *, modest: bool) -> Sequence[Measurement]:
-    budgeted, precision = not bench.run.follows_method, conditions.measurements[0].precision
-    found: list[Measurement] = []
-    for name in names:
-        # steps of each for as long as a trial may take, whatever the trials before the race have left
-        own = replace(bench, ends=time.monotonic() + 3 * bench.longest_s)
-        try:
-            found += measure_each(
-                own,
-                [bench.plan.configuration(name)],
-                budgeted=budgeted,
-                num_folds=conditions.num_folds,
-                precision=precision,
-                modest=modest and budgeted,
-            )
-        except AutosegError as error:  # it does not fit into memory
-            bench.run.say(f"{name} does not take part in the race: {error}")
-    return found
-
-
-def _with_measurements(conditions: Conditions, more: Sequence[Measurement]) -> Conditions:
-    return conditions.model_copy(update={"measurements": (*conditions.measurements, *more)})
+    missing = [name for name in names if name not in known]
+    if missing:
+        preprocess_configurations(bench.run, plan, [plan.configuration(name) for name in missing])
+    return measure_beside(bench, conditions, missing, modest=not bench.run.follows_method)
 
 
 def run_race(bench: Bench, split: Split, planned: RacePlan, *, ends: float) -> Race:

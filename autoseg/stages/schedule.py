@@ -64,7 +64,9 @@ from planners import (
     extend_schedule,
     find_edits,
     find_short_budget,
+    little_time_configurations,
     plan_schedule,
+    starves,
     with_revisions,
 )
 
@@ -372,7 +374,7 @@ def _kept_schedule(run: Run, dataset: DatasetDescription, plan: Plan) -> Schedul
 def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits: Splits) -> Schedule:
     """Time a few steps, let candidates race where that says something, apply the pure rule, then the user's changes."""
     from autoseg.stages.race import hold_race, may_race
-    from autoseg.stages.trials import make_bench, measure_each, measure_steps, refine, try_compiling
+    from autoseg.stages.trials import make_bench, measure_beside, measure_each, measure_steps, refine, try_compiling
 
     settings, bench, chosen = run.settings, make_bench(run, dataset, plan), list(candidates(run, plan))
     for cascade in [each for each in chosen if each.previous_stage is not None]:
@@ -399,6 +401,11 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
     )
+    if starves(plan, conditions) and settings.pretrained is None:
+        little = little_time_configurations(plan)
+        preprocess_configurations(run, plan, little)
+        beside = measure_beside(bench, conditions, [each.name for each in little])
+        conditions = beside.model_copy(update={"elapsed_s": run.elapsed_s})
     if may_race(bench):
         began = time.monotonic()
         conditions = hold_race(bench, conditions, splits)

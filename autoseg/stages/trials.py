@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -34,6 +34,7 @@ from autoseg.training.preflight import first_line, kept_heap_for, memory_issue, 
 from autoseg.training.sampling import BatchSource, finish
 from planners import (
     DEFAULT_CPU_BUDGET_S,
+    Conditions,
     Configuration,
     Measurement,
     Plan,
@@ -55,6 +56,8 @@ FEW_TRIALS_S = 10.0
 """Where the user set the steps: trials only tell how long they will take."""
 TRIAL_SHARE = 0.01
 """Share of the planned time for each trial."""
+BESIDE_TRIALS = 1.5
+"""Trials that each further configuration may take, whatever the trials before have left: wider networks are extrapolated."""
 SHORTEST_TRIAL_S = 2.0
 LONGEST_TRIAL_S = 10.0
 """Enough where steps are slow."""
@@ -188,6 +191,30 @@ def measure_each(
             bench, [configuration], budgeted=budgeted, num_folds=num_folds, precision=precision, modest=modest
         )
     )
+
+
+def measure_beside(bench: Bench, conditions: Conditions, names: Sequence[str], *, modest: bool = False) -> Conditions:
+    """``conditions`` with measurements of further configurations, timed for a little while each; at a ``modest`` width only.
+
+    What does not fit into memory is left out, and said.
+    """
+    known = {(m.configuration, m.base_features) for m in conditions.measurements}
+    found: list[Measurement] = []
+    for name in names:
+        own = replace(bench, ends=time.monotonic() + BESIDE_TRIALS * bench.longest_s)
+        try:
+            found += measure_each(
+                own,
+                [bench.plan.configuration(name)],
+                budgeted=not bench.run.follows_method,
+                num_folds=conditions.num_folds,
+                precision=conditions.measurements[0].precision,
+                modest=modest,
+            )
+        except AutosegError as error:
+            bench.run.say(f"{name} is left out: {error}")
+    new = tuple(m for m in found if (m.configuration, m.base_features) not in known)
+    return conditions.model_copy(update={"measurements": (*conditions.measurements, *new)})
 
 
 def refine(bench: Bench, measured: Measurement, training: Training) -> Measurement:

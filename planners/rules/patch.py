@@ -232,6 +232,23 @@ def describe_patch(
     )
 
 
+SMALLER = 2
+"""A smaller patch is a candidate where it has at least so many times fewer voxels."""
+
+
+def decide_smaller_patch(own: Sequence[int], smaller: Sequence[int]) -> Decision[bool]:
+    """Whether a smaller patch at the same resolution is worth planning for runs with little time."""
+    gain = math.prod(own) / math.prod(smaller)
+    told = f"a patch of {voxels(smaller)} voxels, for less memory, has {gain:.3g} times fewer than {voxels(own)}"
+    worth = gain >= SMALLER
+    return Decision(
+        rule="candidates.small_patch",
+        value=worth,
+        reason=f"{told}, so it is a candidate where time is short" if worth else f"{told}, too few to save time",
+        source="docs/decisions/0207",
+    )
+
+
 def describe_departure(fit: PatchFit, flaw: str) -> Decision[tuple[int, ...]]:
     """Departure: a trainable patch where nnU-Net's rule gives none (decision record 0011)."""
     return Decision(

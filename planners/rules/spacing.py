@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planners.decision import Decision, counted, millimetres, voxels
-from planners.fingerprint import CaseSize
+from planners.fingerprint import CaseSize, ClassSize
 from planners.geometry import SourceShape, SourceSpacing
 from planners.plan import Resampling
 from planners.rules.patch import Grid, NoFit, PatchFit
@@ -238,3 +238,54 @@ def _coarsen(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
     if not any(fine):
         return tuple(mm * COARSENING for mm in spacing_mm)
     return tuple(mm * COARSENING if is_fine else mm for mm, is_fine in zip(spacing_mm, fine, strict=True))
+
+
+# --- little time ---
+
+COARSE_GAIN = 8
+"""A coarse configuration has at most so many times fewer voxels than full resolution."""
+FEWEST_ACROSS = 4
+"""Voxels that the smallest structure must have across."""
+
+
+def structure_width_mm(sizes: Sequence[ClassSize]) -> float | None:
+    """How wide the smallest class is: the diameter of a ball as large as its median component; None if nothing is known."""
+    volumes = [each.median_volume_ml / max(1.0, each.median_components) for each in sizes if each.num_cases]
+    return min((6000 * volume / math.pi) ** (1 / 3) for volume in volumes) if volumes else None
+
+
+def decide_coarse_grid(full: Grid, *, width_mm: float | None, num_cases: int) -> Decision[Grid | None]:
+    """A coarser grid for little time: at most `COARSE_GAIN` times fewer voxels, structures still `FEWEST_ACROSS` voxels wide.
+
+    ``full`` is that of full resolution, three plan axes; ``width_mm`` the width of the smallest structure, none if it is not
+    known. None where that allows less than half of the voxels to be saved.
+    """
+
+    def across(spacing_mm: Sequence[float]) -> float:
+        return 0.0 if width_mm is None else width_mm / math.prod(spacing_mm) ** (1 / 3)
+
+    spacing, whole = full.spacing_mm, math.prod(full.spacing_mm)
+    while math.prod(spacing) < COARSE_GAIN * whole and across(_coarsen(spacing)) >= FEWEST_ACROSS:
+        spacing = _coarsen(spacing)
+    gain, found = math.prod(spacing) / whole, width_mm is not None
+    known = (
+        f"the smallest structure is about {width_mm:.3g} mm wide" if found else "how wide structures are is not known"
+    )
+    if gain < SMALLEST_GAIN:
+        reason, grid = f"{known}, so it would have fewer than {FEWEST_ACROSS} voxels across on a coarser grid", None
+    else:
+        shape = (old / new * size for old, new, size in zip(full.spacing_mm, spacing, full.median_shape, strict=True))
+        median_shape = tuple(float(max(1, round(size))) for size in shape)
+        voxels_in_all = math.prod(median_shape) * num_cases
+        grid = Grid(spacing_mm=spacing, median_shape=median_shape, dataset_voxels=voxels_in_all)
+        reason = (
+            f"at {millimetres(spacing)} a case has {gain:.3g} times fewer voxels; {known}, {across(spacing):.3g} voxels across there, so a "
+            "coarse network is a candidate where time is short"
+        )
+    return Decision(
+        rule="candidates.coarse",
+        value=grid,
+        reason=reason,
+        source="docs/decisions/0207",
+        change=f"larger structures would allow up to {COARSE_GAIN} times fewer voxels" if gain < COARSE_GAIN else None,
+    )

@@ -75,6 +75,8 @@ WIDTHS = (32, 16, 8)
 """Base features that are worth measuring, widest first; the plan's own width is the first."""
 _FIRST = ("3d_fullres", "2d")
 """Names in order of preference."""
+LITTLE_TIME = ("3d_coarse", "3d_fullres_small")
+"""Where a step of the whole patch takes too long, by preference (docs/decisions/0207)."""
 SHORT_BATCH = {2: 4, 3: 2}
 """Batch size by dimensions in budgeted runs: in the same time more steps beat larger batches (docs/decisions/0041)."""
 
@@ -94,10 +96,17 @@ def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
     """Configurations in order of preference: 3D full resolution, 2D, then other topologies. Of single slices only 2D. A plan
     with none of these (of a pretrained cascade) gives its first stages.
     """
-    left_out = _left_out(plan)
+    left_out = (*_left_out(plan), *LITTLE_TIME)
     alone = {c.name: c for c in plan.configurations if c.previous_stage is None and c.name not in left_out}
     names = [*_FIRST, *(name for name in alone if name.startswith("3d_fullres_"))]
     return tuple(alone[name] for name in names if name in alone) or tuple(alone.values())
+
+
+def little_time_configurations(plan: Plan) -> tuple[Configuration, ...]:
+    """Coarser voxels and smaller patches, in order of preference: measured only where the preferred configuration starves."""
+    left_out = _left_out(plan)
+    found = {c.name: c for c in plan.configurations if c.name not in left_out}
+    return tuple(found[name] for name in LITTLE_TIME if name in found)
 
 
 def method_configurations(plan: Plan) -> tuple[Configuration, ...]:

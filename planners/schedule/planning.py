@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from planners.decision import Decision, DecisionRecord, counted
 from planners.plan import Configuration, Plan
 from planners.schedule.candidates import (
+    LITTLE_TIME,
     METHOD_EPOCHS,
     METHOD_STEPS_PER_EPOCH,
     budgeted_training,
+    little_time_configurations,
     method_configurations,
     method_training,
     mirrored_configurations,
@@ -53,6 +55,15 @@ def plan_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     return (method_schedule if follows_method(conditions) else budgeted_schedule)(plan, conditions)
 
 
+def starves(plan: Plan, conditions: Conditions) -> bool:
+    """Whether the preferred configuration gets so few steps that `little_time_configurations` are worth measuring."""
+    if conditions.configurations or follows_method(conditions) or not little_time_configurations(plan):
+        return False
+    first = measured_configurations(plan, conditions)[0]
+    modest = modest_of(with_mirroring(conditions, mirrored_configurations(plan)), first.name)
+    return affordable_steps(modest, conditions, usable_s(conditions), conditions.num_folds) < FEWEST_STEPS
+
+
 def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
     """Whether the next configuration is worth measuring, after ``measured`` of those before it.
 
@@ -76,7 +87,8 @@ def candidate_configurations(plan: Plan, conditions: Conditions) -> tuple[Config
     """What a schedule may train: the requested configurations, each after its stages, or those that the rule chooses from."""
     if conditions.configurations:
         return tuple(dict.fromkeys(stage for name in conditions.configurations for stage in plan.chain(name)))
-    by_rule = method_configurations(plan) if follows_method(conditions) else preferred_configurations(plan)
+    in_time = (*preferred_configurations(plan), *little_time_configurations(plan))
+    by_rule = method_configurations(plan) if follows_method(conditions) else in_time
     won = None if conditions.race is None else conditions.race.winner
     beaten = None if conditions.race is None else conditions.race.favourite
     if won is None or beaten is None:
@@ -147,19 +159,23 @@ def decide_configurations(
 ) -> Decision[tuple[Configuration, ...]]:
     """As many configurations, in order of preference, as each can be trained to saturation.
 
-    If a modest network of the first gets too few steps, the configuration that gets the most takes its place.
+    Where a modest network of the first would get too few steps to learn, one for little time takes its place, if it was measured
+    and gets enough; else the configuration that gets the most.
     """
-    names = ", ".join(c.name for c in candidates)
+    names, starving = ", ".join(c.name for c in candidates), ""
 
     def modest_steps(configuration: Configuration) -> int:
         return affordable_steps(modest_of(conditions, configuration.name), conditions, usable_s, conditions.num_folds)
 
     first, raced = candidates[0], conditions.race is not None and conditions.race.winner is not None
-    if modest_steps(first) < FEWEST_STEPS:
-        first = max(candidates, key=modest_steps)
+    if modest_steps(first) < FEWEST_STEPS and not raced:
+        starving = f", as {first.name} would get only {modest_steps(first)} steps a fold"
+        little = [c for c in candidates if c.name in LITTLE_TIME and modest_steps(c) >= FEWEST_STEPS]
+        first = little[0] if little else max(candidates, key=modest_steps)
+        starving = "" if first is candidates[0] else starving
     chosen = [first]
     for candidate in candidates:
-        if candidate is first:
+        if candidate is first or candidate.name in LITTLE_TIME:
             continue
         trial = [*chosen, candidate]
         share = usable_s / len(trial)
@@ -172,7 +188,7 @@ def decide_configurations(
     return Decision(
         rule="schedule.configurations",
         value=tuple(chosen),
-        reason=f"of {names}, {first.name} is trained{', which won the race' if raced else ''} ({modest_steps(first)} steps a fold for a "
+        reason=f"of {names}, {first.name} is trained{', which won the race' if raced else starving} ({modest_steps(first)} steps a fold for a "
         f"network of modest width); others only if each then gets {SATURATED_STEPS} steps a fold at full width",
         source="docs/decisions/0041",
         change="with a larger --budget more configurations are trained",
@@ -443,7 +459,8 @@ def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
     for training in other.trainings:
         known = before.get(training.configuration)
         if known is None:
-            gains.append(f"{training.configuration} too")
+            stay = before.keys() <= {each.configuration for each in other.trainings}
+            gains.append(f"{training.configuration} {'too' if stay else 'instead'}")
         elif training.base_features > known.base_features:
             gains.append(f"{training.base_features} features")
     left = [c.name for c in preferred_configurations(plan) if not measurements_of(longer, c.name)]

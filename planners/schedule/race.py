@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 
 from planners.decision import Decision, DecisionRecord, counted
 from planners.plan import Plan
-from planners.schedule.candidates import mirrored_configurations, preferred_configurations
+from planners.schedule.candidates import little_time_configurations, mirrored_configurations, preferred_configurations
 from planners.schedule.cost import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
@@ -72,7 +72,7 @@ class RacePlan:
 
     @property
     def expected_steps(self) -> int:
-        """Of all rounds, if the slowest survive."""
+        """Of all rounds, if those survive that make the most."""
         sizes = round_sizes(len(self.entries))
         steps = [
             sorted((entry.steps(self.round_s(r)) for entry in self.entries), reverse=True) for r in range(len(sizes))
@@ -121,8 +121,8 @@ def why_no_race(plan: Plan, conditions: Conditions, schedule: Schedule, *, num_c
         return f"the first fold has {found}, at least {FEWEST_CASES} are needed"
     if plan.configuration(favourite).previous_stage is not None:
         return f"{favourite} depends on the stage before it"
-    if not challengers(plan, conditions, favourite):
-        return f"the plan has nothing beside {favourite}"
+    if not challengers(plan, conditions, favourite) and len(_entries(plan, conditions, schedule)) < 2:
+        return f"the plan has nothing beside {favourite}, and no other width comes close"
     own = _width_of_race(plan, conditions, favourite)
     if (steps := math.floor(race_s(conditions) / 2 / own.step_s)) < FEWEST_STEPS:
         return _too_short(favourite, steps)
@@ -140,9 +140,9 @@ def challengers(plan: Plan, conditions: Conditions, favourite: str) -> dict[str,
     """
     own = plan.configuration(favourite)
     reasons: dict[str, str] = {}
-    low = [] if not preferred_configurations(plan) else [c for c in plan.configurations if c.next_stage is not None]
-    for each in (*preferred_configurations(plan), *low):
-        same_images = (each.data, each.patch_shape) == (own.data, own.patch_shape)
+    low = [each for each in plan.configurations if each.next_stage is not None]
+    little = [each for each in little_time_configurations(plan) if measurements_of(conditions, each.name)]
+    for each in (*preferred_configurations(plan), *low, *little):
         if each.name == favourite or each.previous_stage is not None:
             continue
         if follows_method(conditions) and each.data != own.data:
@@ -153,7 +153,7 @@ def challengers(plan: Plan, conditions: Conditions, favourite: str) -> dict[str,
             reasons[each.name] = "coarser voxels: a patch sees more of a case"
         elif each.network.family != own.network.family:
             reasons[each.name] = f"another network: {each.network.family}"
-        elif not same_images:
+        else:
             reasons[each.name] = "another patch: other steps in the same time"
     return reasons
 

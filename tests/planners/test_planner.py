@@ -32,6 +32,7 @@ from planners import (
 )
 from planners.fingerprint import MEMORY_GB, MOST_CASES, MOST_VOXELS
 from planners.registry import TOPOLOGIES
+from planners.rules.patch import decide_smaller_patch
 from planners.rules.topology import Pyramid
 from planners.topology import preset_names
 
@@ -128,7 +129,7 @@ def test_worked_example_b(fingerprint_of: Callable[..., Fingerprint]) -> None:
     assert cascade.network.num_inputs == 1 + 2
 
 
-BESIDE = {"3d_fullres_residual_unet", "3d_fullres_vnet"}
+BESIDE = {"3d_fullres_residual_unet", "3d_fullres_vnet", "3d_fullres_small", "3d_coarse"}
 """Candidates of budgeted runs, which nnU-Net does not plan."""
 
 
@@ -415,7 +416,7 @@ def test_vnet_is_a_candidate_for_near_isotropic_volumes(fingerprint_of: Callable
     assert (vnet.data, vnet.network.family, vnet.deep_supervision) == ("3d_fullres", "vnet", False)
     assert (vnet.loss.region, vnet.loss.voxel) == ("squared_dice", None)
     far = plan_dataset(fingerprint_of([(100, 100, 100)], [(1.51, 1.0, 1.2)]))
-    assert [configuration.name for configuration in far.configurations] == [
+    assert [c.name for c in far.configurations if c.name != "3d_fullres_small"] == [
         "2d",
         "3d_fullres",
         "3d_fullres_residual_unet",
@@ -525,8 +526,10 @@ def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
     rare, usual = plan(1e-6), plan(1e-3)
     assert {c.name: c.loss.voxel for c in rare.configurations} == {
         "2d": "cross_entropy",  # six voxels are much of a slice
+        "3d_coarse": "top_k",
         "3d_fullres": "top_k",
         "3d_fullres_residual_unet": "top_k",
+        "3d_fullres_small": "cross_entropy",  # an eighth of the voxels
         "3d_fullres_vnet": None,
     }
     assert usual.configuration("3d_fullres").loss.voxel == "cross_entropy"
@@ -535,3 +538,55 @@ def test_a_very_rare_class_chooses_the_loss_and_the_plan_says_why() -> None:
     assert "Bleed fills about 5.8 of the" in text
     assert "loss.rare_class (3d_fullres)" in text
     assert "decision record 0116" in text
+
+
+def little_time(plan: Plan) -> list[str]:
+    return [c.name for c in plan.configurations if c.name in ("3d_fullres_small", "3d_coarse")]
+
+
+def ball_of(width_mm: float, *, components: float = 1.0) -> ClassSize:
+    """A class whose components are so wide."""
+    volume_ml = math.pi / 6 * width_mm**3 / 1000 * components
+    return ClassSize(name="a", num_cases=5, median_volume_ml=volume_ml, median_share=0.1, median_components=components)
+
+
+@pytest.mark.parametrize(
+    ("width_mm", "gain"),
+    # twice the spacing along each axis is 8 times fewer voxels, 4 of which are 8 mm; 5.04 mm allow half of the voxels
+    [(50.0, 8), (8.3, 8), (6.5, 4), (5.2, 2), (4.9, None), (1.0, None)],
+)
+def test_voxels_are_coarser_as_far_as_the_smallest_structure_allows(
+    fingerprint_of: Callable[..., Fingerprint], width_mm: float, gain: float | None
+) -> None:
+    cubes = fingerprint_of([(160, 160, 160)] * 5, [(1.0, 1.0, 1.0)] * 5)
+    sizes = (ball_of(100.0), ball_of(width_mm, components=7.0))
+    plan = plan_dataset(cubes.model_copy(update={"class_sizes": sizes}))
+    assert little_time(plan) == ["3d_fullres_small", *(["3d_coarse"] if gain else [])]
+    if gain is not None:
+        coarse = plan.configuration("3d_coarse")
+        found = math.prod(coarse.spacing_mm)
+        assert gain <= found * 1.1
+        assert found < 8 * 1.1
+        assert width_mm / found ** (1 / 3) >= 4
+        assert coarse.data == "3d_coarse"
+    assert little_time(plan_dataset(cubes)) == ["3d_fullres_small"]  # nothing is known of structures
+    assert plan.configuration("3d_fullres_small").data == "3d_fullres"
+
+
+def test_a_patch_is_smaller_only_where_that_saves_half_of_it(fingerprint_of: Callable[..., Fingerprint]) -> None:
+    def planned(size: int, **options: Any) -> Plan:
+        return plan_dataset(fingerprint_of([(size,) * 3] * 5, [(1.0, 1.0, 1.0)] * 5), **options)
+
+    assert little_time(planned(64)) == []
+    large = planned(160)
+    full, small = (large.configuration(name).patch_shape for name in ("3d_fullres", "3d_fullres_small"))
+    assert 4 < math.prod(full) / math.prod(small) < 12
+    assert little_time(planned(160, strict_reference=True)) == []
+    said = {d.rule: d for d in large.decisions if d.rule.startswith("candidates.")}
+    assert said["candidates.small_patch"].value is True
+    assert said["candidates.coarse"].value is False
+
+
+@pytest.mark.parametrize(("smaller", "worth"), [((4, 4, 4), True), ((4, 4, 5), False)])
+def test_half_of_the_voxels_must_be_saved(smaller: tuple[int, ...], worth: bool) -> None:
+    assert decide_smaller_patch((4, 4, 8), smaller).value is worth

@@ -150,7 +150,10 @@ def test_candidates_have_reasons() -> None:
     flat = plan_of((1, 200, 200))
     assert challengers(flat, conditions(FLAT), "2d") == {}
     known = conditions(FLAT)
-    assert why_no_race(flat, known, plan_schedule(flat, known), num_cases=12) == "the plan has nothing beside 2d"
+    alone = why_no_race(flat, known, plan_schedule(flat, known), num_cases=12)
+    assert str(alone).startswith("the plan has nothing beside 2d")
+    wide = conditions(measured("2d", 0.35, 32), measured("2d", 0.1))
+    assert why_no_race(flat, wide, plan_schedule(flat, wide), num_cases=12) is None
 
 
 def test_before_the_methods_schedule_only_other_networks_for_the_same_images_race() -> None:

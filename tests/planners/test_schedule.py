@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planners import (
+    FEWEST_STEPS,
     CaseSize,
+    ClassSize,
     Conditions,
     Fingerprint,
     IntensityStatistics,
@@ -28,6 +30,7 @@ from planners import (
     plan_dataset,
     plan_schedule,
     read_document,
+    starves,
     wants_more_candidates,
     with_width,
     write_document,
@@ -39,6 +42,7 @@ from planners.schedule.planning import (
     decide_folds,
     decide_width,
     extend_schedule,
+    measured_configurations,
     option,
     rounded,
     spoken,
@@ -500,6 +504,69 @@ def test_the_first_configuration_gives_way_below_150_steps(share_s: float, name:
     known = known.model_copy(update={"measurements": (*known.measurements, *flat)})
     candidates = [PLAN.configuration("3d_fullres"), PLAN.configuration("2d")]
     assert [each.name for each in decide_configurations(candidates, known, share_s).value] == [name]
+
+
+CUBES = plan_dataset(
+    Fingerprint(
+        dataset_name="d",
+        cases=tuple(CaseSize(case_id=f"c{i}", shape=(160, 160, 160), spacing_mm=(1.0, 1.0, 1.0)) for i in range(20)),
+        num_training_cases=20,
+        channels=("MRI",),
+        labels=Labels(classes=(LabelClass(name="a", values=(1,)),)),
+        intensities=(STATISTICS,),
+        median_relative_size_after_cropping=1.0,
+        class_sizes=(
+            ClassSize(name="a", num_cases=20, median_volume_ml=100.0, median_share=0.1, median_components=1.0),
+        ),
+    )
+)
+"""Large enough that coarser voxels and a smaller patch are planned for little time."""
+
+
+def little_time_conditions(**step_s: float) -> Conditions:
+    """One fold, nothing to predict; steps of one second, or as given, of a modest width of these configurations."""
+    (first,) = measured_conditions(1.0, widths=(16,)).measurements
+    names = {"full": "3d_fullres", "coarse": "3d_coarse", "small": "3d_fullres_small", "flat": "2d"}
+    measured = [first.model_copy(update={"configuration": names[key], "step_s": s}) for key, s in step_s.items()]
+    return measured_conditions(1.0).model_copy(update={"measurements": tuple(measured)})
+
+
+@pytest.mark.parametrize(
+    ("share_s", "step_s", "name"),
+    [
+        (FEWEST_STEPS + 16, {"coarse": 0.1, "small": 0.1}, "3d_fullres"),
+        (FEWEST_STEPS + 15, {"coarse": 0.1, "small": 0.1}, "3d_coarse"),
+        (FEWEST_STEPS + 15, {"small": 0.1}, "3d_fullres_small"),
+        (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 0.99}, "3d_fullres_small"),  # coarse ones starve, too
+        (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 1.0}, "3d_fullres"),
+        (160, {"coarse": 3.0, "small": 3.0, "flat": 0.5}, "2d"),  # all starve: the one with the most steps
+    ],
+)
+def test_a_starving_patch_gives_way_to_coarser_voxels_or_a_smaller_one(
+    share_s: float, step_s: dict[str, float], name: str
+) -> None:
+    known = little_time_conditions(full=1.0, **step_s)
+    decided = decide_configurations(measured_configurations(CUBES, known), known, share_s)
+    assert [each.name for each in decided.value] == [name]
+    assert name in decided.reason
+
+
+def test_candidates_for_little_time_are_measured_where_the_preferred_one_starves() -> None:
+    def starving(budget_s: float, **changes: Any) -> bool:
+        return starves(CUBES, little_time_conditions(full=1.0).model_copy(update={"budget_s": budget_s, **changes}))
+
+    enough = (FEWEST_STEPS + 16 + 6) / 0.97
+    assert starving(enough - 1)
+    assert not starving(enough + 1)
+    assert not starving(enough - 1, configurations=("3d_fullres",))
+    assert not starves(CUBES, little_time_conditions(full=1.0).model_copy(update={"budget_s": None, "device": "cuda"}))
+    assert not starves(PLAN, little_time_conditions(full=1.0))  # its patch is small
+
+
+def test_candidates_for_little_time_are_no_further_configurations() -> None:
+    known = little_time_conditions(full=0.01, coarse=0.001, small=0.001, flat=0.01)
+    decided = decide_configurations(measured_configurations(CUBES, known), known, 200.0)
+    assert [each.name for each in decided.value] == ["3d_fullres", "2d"]
 
 
 def test_compiling_must_save_more_than_it_takes() -> None:

@@ -10,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from builders import Impatient, Job, Listening
+from builders import Impatient, Job, Listening, begin, crop_images, make_phantom, said
 
 from autoseg.data.splits import Split, make_splits
+from autoseg.pipeline import run_stages
 from autoseg.stages.race import hold_race, may_race, measure_challengers, run_race
 from autoseg.stages.run import Run
 from autoseg.stages.trials import Bench, make_bench
 from autoseg.tracking.progress import Reporter
-from planners import Conditions, Entry, Measurement, Race, RacePlan, plan_schedule
+from planners import Conditions, Entry, Measurement, Race, RacePlan, plan_schedule, preferred_configurations
 
 
 def measured(name: str, width: int = 4, step_s: float = 1.0) -> Measurement:
@@ -122,6 +123,29 @@ def test_challengers_are_measured_at_a_modest_width(bench: Bench) -> None:
     found = measure_challengers(bench, known, plan_schedule(bench.plan, known))
     widths = {m.configuration: m.base_features for m in found.measurements[1:]}
     assert widths == {"2d": 16, "3d_fullres_residual_unet": 16, "3d_fullres_vnet": 16}
+
+
+def test_a_whole_race_from_conditions_to_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a run holds it, but with steps that are said to be fast, and no end by the clock: it depends on no machine."""
+    dataset = make_phantom(tmp_path, training=25)
+    crop_images(dataset, 16)
+    run = run_stages(begin(dataset, tmp_path / "run", {"budget": 100.0}), "preprocess")
+    bench = replace(make_bench(run, run.dataset, run.plan), ends=math.inf)
+    names = [each.name for each in preferred_configurations(run.plan)]
+    known = conditions(bench, *(measured(name, 2, 0.01 * (i + 1)) for i, name in enumerate(names)))
+    known = known.model_copy(update={"budget_s": 100.0, "num_folds": 5, "num_training_cases": 25})
+    monkeypatch.setattr("autoseg.stages.race.race_limit_s", lambda conditions: math.inf)
+    found = hold_race(bench, known, make_splits([case.case_id for case in bench.cases]))
+    assert found.race is not None
+    assert found.race.note == ""
+    first = found.race.rounds[0]
+    assert len(first.cases) == 5
+    assert first.raced[0].configuration == names[0] == "3d_fullres"
+    assert len(first.raced) > 1
+    assert all(each.steps >= 150 for each in first.raced)
+    said_of = [record for record in plan_schedule(run.plan, found).decisions if record.rule == "schedule.race"]
+    assert f"over 5 cases after {found.race.rounds[-1].raced[-1].steps} steps" in said_of[0].reason
+    assert "Race of 3d_fullres, " in said(run)
 
 
 @pytest.mark.parametrize(

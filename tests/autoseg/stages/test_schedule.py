@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from autoseg.data.splits import Split, Splits, make_splits
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
-from autoseg.stages.folds import always_trained_on, folds_without, require_unseen
+from autoseg.stages.folds import always_trained_on, find_splits, folds_without, require_unseen
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import announce
+from autoseg.stages.schedule import announce, measured_schedule
 from autoseg.storage.atomic import save_document
 
 
@@ -125,3 +125,14 @@ def test_cases_that_every_fold_trains_on_are_named() -> None:
     assert caught.value.codes == ("folds.cascade_needs_unseen",)
     assert "b, x" in caught.value.issues[0].message
     assert always_trained_on(make_splits(["alone"])) == ("alone",)
+
+
+def test_smaller_patches_are_timed_where_the_whole_one_starves(finished: Job, tmp_path: Path) -> None:
+    """On any machine: the budget is over before it begins."""
+    wishes = {"memory_gb": 0.3, "budget": 5.0, "anyway": True}
+    run = run_stages(begin(finished.dataset, tmp_path / "run", wishes), "preprocess")
+    made = measured_schedule(run, run.dataset, run.plan, find_splits(run.settings, run.dataset))
+    names = {measured.configuration for measured in made.conditions.measurements}
+    assert "3d_fullres_small" in names
+    assert made.conditions.race is not None  # none was held
+    assert made.conditions.race.rounds == ()
