@@ -244,8 +244,8 @@ def _coarsen(spacing_mm: tuple[float, ...]) -> tuple[float, ...]:
 
 COARSE_GAIN = 8
 """A coarse configuration has at most so many times fewer voxels than full resolution."""
-FEWEST_ACROSS = 4
-"""Voxels that the smallest structure must have across."""
+FEWEST_ACROSS = 8
+"""Voxels that the smallest structure must have across: coarse labels of such a ball still have a Dice of 0.94 (docs/decisions/0207)."""
 
 
 def structure_width_mm(sizes: Sequence[ClassSize]) -> float | None:

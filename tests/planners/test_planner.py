@@ -552,8 +552,8 @@ def ball_of(width_mm: float, *, components: float = 1.0) -> ClassSize:
 
 @pytest.mark.parametrize(
     ("width_mm", "gain"),
-    # twice the spacing along each axis is 8 times fewer voxels, 4 of which are 8 mm; 5.04 mm allow half of the voxels
-    [(50.0, 8), (8.3, 8), (6.5, 4), (5.2, 2), (4.9, None), (1.0, None)],
+    # twice the spacing along each axis is 8 times fewer voxels, 8 of which are 16 mm; 10.08 mm allow half of the voxels
+    [(50.0, 8), (16.6, 8), (13.0, 4), (10.4, 2), (9.8, None), (1.0, None)],
 )
 def test_voxels_are_coarser_as_far_as_the_smallest_structure_allows(
     fingerprint_of: Callable[..., Fingerprint], width_mm: float, gain: float | None
@@ -567,7 +567,7 @@ def test_voxels_are_coarser_as_far_as_the_smallest_structure_allows(
         found = math.prod(coarse.spacing_mm)
         assert gain <= found * 1.1
         assert found < 8 * 1.1
-        assert width_mm / found ** (1 / 3) >= 4
+        assert width_mm / found ** (1 / 3) >= 8
         assert coarse.data == "3d_coarse"
     assert little_time(plan_dataset(cubes)) == ["3d_fullres_small"]  # nothing is known of structures
     assert plan.configuration("3d_fullres_small").data == "3d_fullres"
