@@ -76,7 +76,7 @@ WIDTHS = (32, 16, 8)
 _FIRST = ("3d_fullres", "2d")
 """Names in order of preference."""
 LITTLE_TIME = ("3d_coarse", "3d_fullres_small")
-"""Where a step of the whole patch takes too long, by preference (docs/decisions/0207)."""
+"""Where a step of the whole patch takes too long: coarser voxels before 2D, a smaller patch after it (docs/decisions/0207)."""
 SHORT_BATCH = {2: 4, 3: 2}
 """Batch size by dimensions in budgeted runs: in the same time more steps beat larger batches (docs/decisions/0041)."""
 

@@ -159,8 +159,8 @@ def decide_configurations(
 ) -> Decision[tuple[Configuration, ...]]:
     """As many configurations, in order of preference, as each can be trained to saturation.
 
-    Where a modest network of the first would get too few steps to learn, one for little time takes its place, if it was measured
-    and gets enough; else the configuration that gets the most.
+    Where a modest network of the first would get too few steps to learn, coarser voxels take its place, else the one of the others
+    that gets the most, else a smaller patch: the first of these that gets enough.
     """
     names, starving = ", ".join(c.name for c in candidates), ""
 
@@ -169,10 +169,12 @@ def decide_configurations(
 
     first, raced = candidates[0], conditions.race is not None and conditions.race.winner is not None
     if modest_steps(first) < FEWEST_STEPS and not raced:
-        starving = f", as {first.name} would get only {modest_steps(first)} steps a fold"
-        little = [c for c in candidates if c.name in LITTLE_TIME and modest_steps(c) >= FEWEST_STEPS]
-        first = little[0] if little else max(candidates, key=modest_steps)
-        starving = "" if first is candidates[0] else starving
+        most = max((c for c in candidates if c.name not in LITTLE_TIME), key=modest_steps)
+        by_name = {each.name: each for each in candidates}
+        coarse, small = (by_name.get(name, most) for name in LITTLE_TIME)
+        starved, first = first, next((c for c in (coarse, most, small) if modest_steps(c) >= FEWEST_STEPS), most)
+        if first is not starved:
+            starving = f", as {starved.name} would get only {modest_steps(starved)} steps a fold"
     chosen = [first]
     for candidate in candidates:
         if candidate is first or candidate.name in LITTLE_TIME:

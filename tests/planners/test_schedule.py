@@ -539,7 +539,15 @@ def little_time_conditions(**step_s: float) -> Conditions:
         (FEWEST_STEPS + 15, {"small": 0.1}, "3d_fullres_small"),
         (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 0.99}, "3d_fullres_small"),  # coarse ones starve, too
         (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 1.0}, "3d_fullres"),
-        (160, {"coarse": 3.0, "small": 3.0, "flat": 0.5}, "2d"),  # all starve: the one with the most steps
+        (FEWEST_STEPS + 15, {"coarse": 0.9, "small": 0.1, "flat": 0.1}, "3d_coarse"),
+        (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 0.1, "flat": 0.9}, "2d"),
+        (FEWEST_STEPS + 15, {"coarse": 1.0, "small": 0.9, "flat": 1.0}, "3d_fullres_small"),
+        (FEWEST_STEPS + 15, {"coarse": 1.1, "small": 1.0, "flat": 1.0}, "3d_fullres"),  # all starve
+        (
+            FEWEST_STEPS - 50,
+            {"coarse": 0.9, "small": 0.9, "flat": 0.95},
+            "2d",
+        ),  # most steps but for those of little time
     ],
 )
 def test_a_starving_patch_gives_way_to_coarser_voxels_or_a_smaller_one(
