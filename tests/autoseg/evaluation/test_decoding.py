@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rankseg
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -181,8 +183,6 @@ def test_regions_claim_each_for_itself(seed: int, scale: float) -> None:
 
 
 def test_rank_agrees_with_the_package() -> None:
-    rankseg = pytest.importorskip("rankseg")
-    torch = pytest.importorskip("torch")
     rng = np.random.default_rng(0)
     for number in (2, 3, 5):
         p = softmax(rng.normal(size=(number, 4, 8, 9)) * 3)
