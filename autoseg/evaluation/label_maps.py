@@ -34,12 +34,11 @@ CERTAIN = 0.999
 """For RankSEG, a voxel whose largest probability is above this has the probabilities 1 and 0, and a region's that is above, or below
 the rest of 1, likewise. That leaves few voxels to look at again, and shifts expected volumes by less than a thousandth of the image."""
 SLAB_VOXELS = 2**20
+"""Voxels that are decided or counted at once; counting takes 16 bytes for each."""
 Counts = NDArray[np.int64]
 """(..., C, 3): of each class the voxels in prediction and reference, in the prediction, and in the reference."""
 ROUNDING = 1e-6
 """Relative slack of volumes, so that ten voxels of 0.1 mm³ are not smaller than 1 mm³."""
-COUNTED_AT_ONCE = 2**20
-"""Voxels; counting takes 16 bytes for each."""
 SMALLEST_MM3 = tuple(digit * 10.0**power for power in range(5) for digit in (1, 2, 5))
 """Volumes below which components are removed on trial: 1 mm³ to 50 ml; for pictures without spacing, pixels."""
 
@@ -62,7 +61,8 @@ def mean_probabilities(members: Iterable[Floats], weights: Sequence[float] = ())
             message = f"have shapes {total.shape} and {member.shape} (classes, z, y, x)"
             fix = "predict the same image with all members, from the same plan"
             raise AutosegError(Issue(code="ensemble.shape_mismatch", where="members", message=message, fix=fix))
-        total += member * np.float32(weights[number]) if weights else member
+        for of_class, own in zip(total, member, strict=True):
+            of_class += own * np.float32(weights[number]) if weights else own
         number += 1
     if total is None:
         raise ValueError("an ensemble needs at least one member")
@@ -110,13 +110,11 @@ def decide(scores: Sequence[Floats], labels: Labels) -> LabelMap:
 def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -> tuple[LabelMap, Floats]:
     """The class with the largest of ``scores``, the first of equals, and that score; with ``leads`` how far it is above the others."""
     result = np.zeros(scores[0].shape, dtype=_type_for(labels))
-    best, second = scores[0].copy(), None
-    for k, each in enumerate(
-        scores[1:], 1
-    ):  # class by class: argmax along a first axis is slow and makes 64-bit numbers
+    best, second, spare = scores[0].copy(), None, np.empty_like(scores[0])
+    for k, each in enumerate(scores[1:], 1):  # class by class: argmax along a first axis is slow and makes 64-bit numbers
         if leads:
-            lower = np.minimum(best, each)
-            second = lower if second is None else np.maximum(second, lower, out=second)
+            np.minimum(best, each, out=spare)
+            second = spare.copy() if second is None else np.maximum(second, spare, out=second)
         result[each > best] = k
         np.maximum(best, each, out=best)
     return result, best if second is None else np.subtract(best, second, out=best)
@@ -360,8 +358,8 @@ def count_agreement(prediction: IntArray, reference: IntArray, classes: Labels) 
     highest = max(classes.values) + 2  # the ignore value is one above the others
     flat = np.zeros(highest * highest, np.int64)
     predicted, true = np.ravel(prediction), np.ravel(reference)
-    for start in range(0, predicted.size, COUNTED_AT_ONCE):
-        part = slice(start, start + COUNTED_AT_ONCE)
+    for start in range(0, predicted.size, SLAB_VOXELS):
+        part = slice(start, start + SLAB_VOXELS)
         flat += np.bincount(predicted[part].astype(np.intp) * highest + true[part], minlength=flat.size)
     pairs = flat.reshape(highest, highest)
     if classes.ignore is not None:

@@ -230,13 +230,14 @@ def _worth_showing(compared: Sequence[Candidate], chosen: Candidate) -> tuple[Ca
 def _reason(recipe: Recipe, compared: Sequence[Candidate], trials: Sequence[Trial], scored_as: str) -> str:
     """Why these members, with the scores of the others."""
     singles = [each for each in compared if len(each.members) == 1]
-    others = [each for each in compared if not each.weights and each.members != recipe.members]
+    made_of = recipe.members, recipe.weights
+    others = [each for each in compared if not each.weights and (each.members, each.weights) != made_of]
     listed = ", ".join(
         f"{each.name} {each.mean_dice:.4f}"
         for each in sorted(others, key=lambda each: -(each.mean_dice or 0.0))
         if each.mean_dice is not None
     )
-    chosen = next(each for each in compared if (each.members, each.weights) == (recipe.members, recipe.weights))
+    chosen = next(each for each in compared if (each.members, each.weights) == made_of)
     score = f"mean foreground Dice {chosen.mean_dice:.4f} over {count_noun(chosen.num_cases, f'{scored_as} case')}"
     if len(compared) == 1:
         return f"{chosen.name} is the only candidate; {score}"
