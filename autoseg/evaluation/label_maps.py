@@ -111,7 +111,9 @@ def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -
     """The class with the largest of ``scores``, the first of equals, and that score; with ``leads`` how far it is above the others."""
     result = np.zeros(scores[0].shape, dtype=_type_for(labels))
     best, second, spare = scores[0].copy(), None, np.empty_like(scores[0])
-    for k, each in enumerate(scores[1:], 1):  # class by class: argmax along a first axis is slow and makes 64-bit numbers
+    for k, each in enumerate(
+        scores[1:], 1
+    ):  # class by class: argmax along a first axis is slow and makes 64-bit numbers
         if leads:
             np.minimum(best, each, out=spare)
             second = spare.copy() if second is None else np.maximum(second, spare, out=second)
