@@ -382,7 +382,7 @@ def _say_notes(notes: Sequence[Issue], say: Callable[[str], None]) -> None:
     for code in dict.fromkeys(note.code for note in notes):
         first, *others = [note for note in notes if note.code == code]
         number = len({note.case for note in others} - {first.case})
-        say(f"Note: {first}" + (f" ({count_noun(number, 'other image')} likewise)" if number else ""))
+        say(f"Note: {first}" + (f" ({count_noun(number, 'other image')} with a note like this)" if number else ""))
 
 
 def predict_file(

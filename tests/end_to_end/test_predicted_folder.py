@@ -408,7 +408,7 @@ def test_what_was_noted_in_headers_is_said_once_and_one_file_keeps_both_transfor
         nibabel.save(image, file)
     job.predict()
     (line,) = [line for line in job.reporter.lines if line.startswith("Note: ")]
-    assert line.endswith("(1 other image likewise)")
+    assert line.endswith("(1 other image with a note like this)")
     out = tmp_path / "a.nii.gz"
     predict_file(
         job.predictor, Inputs(cases=job.inputs().cases[:1]), out, probabilities=False, reporter=SilentReporter()
