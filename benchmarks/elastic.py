@@ -1,11 +1,11 @@
 """Whether a run keeps its budget while other programs take the processor, and uses it when they go.
 
-    python benchmarks/elastic.py --work DIR [--budget 4m] [--dataset DATASET] [--hogs none half three-quarters leaves]
+    python benchmarks/elastic.py --work DIR [--budget 4m] [--dataset DATASET] [--hogs none half three-quarters leaves] [--options …]
 
 Runs `autoseg run` on a phantom dataset (or DATASET) with a budget, once for each kind of hog: programs that do nothing but
 count. `half`: as many as there are cores, from the middle of the training on, so that half of the machine is left;
 `three-quarters`: half, then three times as many; `leaves`: as many as cores from the first trial step on until a third of the
-budget is over. What a run took and how its trainings changed is printed as a table. A run may take its budget, 5 % and 20 s;
+budget is over. What a run took and how its trainings changed is printed as a table; a fold that was left out has 0 steps. A run may take its budget, 5 % and 20 s;
 where the hog leaves early it must use 90 % of it.
 """
 
@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--hogs", nargs="+", choices=HOGS, default=list(HOGS))
     parser.add_argument("--out", type=Path, help="Markdown file for the table")
+    parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="Options of autoseg run, last")
     arguments = parser.parse_args()
     budget_s = float(str(parse_duration(arguments.budget)))
     dataset = arguments.dataset or arguments.work / "Task99_Phantom"
@@ -91,7 +92,9 @@ def main() -> None:
     for name in arguments.hogs:
         run = arguments.work / name
         call = [sys.executable, "-m", "autoseg", "run", str(dataset), "--out", str(run), "--budget", arguments.budget]
-        seconds, code = run_beside([*call, "--device", "cpu"], arguments.work / f"{name}.log", budget_s, HOGS[name])
+        seconds, code = run_beside(
+            [*call, "--device", "cpu", *arguments.options], arguments.work / f"{name}.log", budget_s, HOGS[name]
+        )
         if code:
             sys.exit(f"{name}: exit code {code}; see {arguments.work / f'{name}.log'}")
         schedule = read_document(Schedule, (run / "schedule.json").read_text(), where="schedule.json")

@@ -34,6 +34,7 @@ def options(arguments: argparse.Namespace, seed: int, steps: int) -> dict[str, o
         "seed": seed,
         "device": arguments.device,
     }
+    given |= {"threads": arguments.threads, "work": arguments.work / "work"}
     return {**given, "set": {name: str(value) for name, value in changes.items()}, "budget": "1h", "anyway": True}
 
 
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     steps, name = arguments.steps, arguments.dataset.name
     rates = " ".join(f"{rate:g}" for rate in arguments.rates)

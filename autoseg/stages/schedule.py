@@ -132,7 +132,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
     """
     dataset, plan, given = run.dataset, run.plan, read_given(run)
     edited = edited_by_user(run)
-    if edited is not None and run.added_s is None:
+    if edited is not None and (run.added_s is None or run.redo):
         splits = fitting_splits(run, dataset, plan, edited, where=str(run.folder.schedule))
         if not _belong_together(run) or run.splits != splits:
             save_splits(run, dataset, splits)
