@@ -97,6 +97,8 @@ class _Role:
     has_low_resolution: bool = False
     previous_stage: str | None = None
     next_stage: str | None = None
+    for_little_time: bool = False
+    """Planned for less memory than there is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,13 +275,13 @@ def _for_little_time(
     smaller = decide_smaller_patch(own.pyramid.patch, fitted.fit.pyramid.patch)
     if not smaller.value:
         return [smaller.record()], []
-    role = replace(fullres, name="3d_fullres_small")
+    role = replace(fullres, name="3d_fullres_small", for_little_time=True)
     drafts = [_configure(little, role, volume, fitted)]
     fingerprint = setting.fingerprint
     width_mm = structure_width_mm(fingerprint.class_sizes)
     coarse = decide_coarse_grid(volume, width_mm=width_mm, num_cases=fingerprint.num_training_cases)
     if coarse.value is not None:
-        role = _Role(name="3d_coarse", topology=fullres.topology, data="3d_coarse")
+        role = _Role(name="3d_coarse", topology=fullres.topology, data="3d_coarse", for_little_time=True)
         drafts.append(_fit_and_configure(little, role, coarse.value))
     return [smaller.record(), coarse.record(shown=coarse.value is not None)], drafts
 
@@ -426,7 +428,9 @@ def _decide_loss(
 
 
 def _with_more_memory(setting: _Setting, role: _Role, grid: Grid, fit: PatchFit) -> str:
-    """What the next larger common GPU would change about the patch."""
+    """What the next larger common GPU would change about the patch; of one for little time, more time does."""
+    if role.for_little_time:
+        return "with more time 3d_fullres is trained, with its larger patch"
     if fit.num_steps == 0:
         if role.next_stage is not None:
             return "with more memory the spacing might be finer, or no cascade needed"
