@@ -30,8 +30,9 @@ from planners.schedule.documents import (
     planned_position,
 )
 
-CONTINUED_RATE = 0.5
-"""Peak rate of a training that goes on from trained weights, as a share of the first one's (docs/decisions/0204)."""
+CONTINUED_RATE = 1.0
+"""Peak rate of a training that goes on from trained weights, as a share of the first one's: half of it scored 0.002 to 0.003 less
+(docs/decisions/0204)."""
 CONTINUED_WARMUP, CONTINUED_WARMUP_SHARE = 25, 0.05
 """Its warm-up: at most so many steps, and this share of them."""
 Job = tuple[str, int]
@@ -219,8 +220,8 @@ def continue_schedule(
     decision = Decision(
         rule="schedule.continued",
         value=[each.num_steps for each in longer.trainings],
-        reason=f"{added_s:.0f} s more: every fold goes on from its own weights, which were trained {counted(before, 'step')}, with "
-        f"{CONTINUED_RATE:g} of the first peak rate",
+        reason=f"{added_s:.0f} s more: every fold goes on from its own weights, which were trained {counted(before, 'step')}, and "
+        "the learning rate starts anew",
         source="docs/decisions/0204",
         change="with --redo all is trained anew for the whole budget",
     )

@@ -314,7 +314,7 @@ def test_more_time_is_planned_from_what_steps_took() -> None:
     assert Schedule.model_validate(longer.model_dump()) == longer
 
 
-def test_the_peak_is_lowered_once() -> None:
+def test_a_second_addition_keeps_the_peak_rate() -> None:
     twice = more(more(schedule_of(training_of(400)), 400.0), 1200.0)
     assert twice.trainings[0].peak_learning_rate == CONTINUED_RATE * 0.004
     assert [each.rule for each in twice.decisions] == ["schedule.continued"]
