@@ -11,7 +11,7 @@ import numpy as np
 
 from planners.decision import Decision, DecisionRecord, voxels
 from planners.document import Issue, PlanningError
-from planners.fingerprint import CtEvidence, Fingerprint, IntensityStatistics
+from planners.fingerprint import CtEvidence, Fingerprint, IntensityStatistics, find_issues, find_size_issues
 from planners.geometry import Permutation, SourceSpacing, inverse, transpose
 from planners.plan import ChannelNormalization, Configuration, Loss, Plan, SourceAxes
 from planners.registry import TOPOLOGIES
@@ -25,7 +25,6 @@ from planners.rules.axes import (
     put_single_slice_first,
 )
 from planners.rules.intensity import decide_normalization
-from planners.rules.limits import find_issues, find_size_issues
 from planners.rules.loss import decide_batch_dice, decide_deep_supervision, decide_loss, find_rarity
 from planners.rules.patch import (
     Grid,

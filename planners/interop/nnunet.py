@@ -134,7 +134,7 @@ _Millimetres = Annotated[float, Field(ge=SPACING_MM[0], le=SPACING_MM[1])]
 
 
 class _FingerprintFile(Document):
-    """Bounds are those of planning (`planners.rules.limits`), reported by the file's own names."""
+    """Bounds are those of planning (`planners.fingerprint`), reported by the file's own names."""
 
     spacings: Annotated[tuple[tuple[_Millimetres, _Millimetres, _Millimetres], ...], Field(min_length=1)]
     shapes_after_crop: Annotated[tuple[tuple[Voxels, Voxels, Voxels], ...], Field(min_length=1)]

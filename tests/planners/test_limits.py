@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from planners import Fingerprint
+from planners.fingerprint import find_issues, find_size_issues
 from planners.geometry import SourceShape, SourceSpacing
-from planners.rules.limits import find_issues, find_size_issues
 
 MakeFingerprint = Callable[..., Fingerprint]
 NO_WISHES: dict[str, Any] = {"memory_gb": None, "device_memory_gb": None, "target_spacing_mm": None}
