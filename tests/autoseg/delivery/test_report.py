@@ -10,13 +10,14 @@ import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib
 import matplotlib.image
 import numpy as np
 import pytest
+from builders import short_schedule
+from made_folds import make_plan
 
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery import discover_dataset
@@ -49,7 +50,7 @@ from autoseg.issues import Issue
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import save_document
 from autoseg.tracking.callbacks import EpochRecord, history_text, save_issues
-from planners import DecisionRecord, Edit, LabelClass, Labels
+from planners import DecisionRecord, Edit, LabelClass, Labels, Revision
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 CLASSES = (EvaluatedClass(name="head <b>", values=(1,)), EvaluatedClass(name="tail", values=(2,)))
@@ -367,7 +368,17 @@ def test_same_content_gives_the_same_page(content: ReportContent) -> None:
 
 def test_trainings_are_read_with_what_went_wrong(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    schedule = SimpleNamespace(trainings=(SimpleNamespace(configuration="2d"),), num_folds=3)
+    whole = short_schedule(make_plan(), num_folds=4)
+    left_out = Revision(
+        configuration="2d",
+        fold=3,
+        step=0,
+        num_steps=0,
+        planned_steps=whole.trainings[0].num_steps,
+        step_s=1.0,
+        reason="the test",
+    )
+    schedule = whole.model_copy(update={"revisions": (left_out,)})
     for fold in (0, 1):
         folder.fold("2d", fold).mkdir(parents=True)
         (folder.fold("2d", fold) / "history.jsonl").write_text(history_text(history(fold)))
@@ -375,7 +386,7 @@ def test_trainings_are_read_with_what_went_wrong(tmp_path: Path) -> None:
     with open(folder.fold("2d", 1) / "history.jsonl", "a") as file:
         file.write("{")
 
-    first, damaged, missing = read_trainings(folder, schedule)  # type: ignore[arg-type]
+    first, damaged, missing = read_trainings(folder, schedule)
 
     assert (first.history, first.issues) == (history(0), (LOST,))
     assert damaged.history == history(1)
