@@ -270,7 +270,7 @@ def _corrected(
     by_case = summary.dice_by_case()
     scored = [[np.nan if dice is None else dice for dice in by_case[case].values()] for part in parts for case in part]
     dices, same = corrected_dices(evidence, parts, units, recipe, np.array(scored, np.float64))
-    how = f"the choices for the cases of each fold were made on those of the others, in {same} of {len(parts)} as here"
+    how = f"for each fold, model and postprocessing were chosen on the other folds; {same} of {len(parts)} chose the same as all together"
     return mean_dice(dices), how
 
 

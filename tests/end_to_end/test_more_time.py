@@ -131,7 +131,7 @@ def test_a_fold_that_was_left_out_stays_so_while_the_time_is_short(job: Job, tmp
         ("+0s", "settings.bad_value"),
         ("+soon", "settings.bad_value"),
         ("+", "settings.bad_value"),
-        ("+20s", "schedule.budget_too_short"),
+        ("+6s", "schedule.budget_too_short"),  # all of it is kept back for the report
     ],
 )
 def test_nonsense_is_refused(job: Job, added: str, code: str) -> None:

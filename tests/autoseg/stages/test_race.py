@@ -119,10 +119,10 @@ def test_without_enough_cases_nothing_is_measured_and_the_reason_is_kept(bench: 
 
 
 def test_challengers_are_measured_at_a_modest_width(bench: Bench) -> None:
-    known = conditions(bench, measured("3d_fullres"))
+    known = conditions(bench, measured("3d_fullres"), measured("3d_fullres_vnet"), measured("3d_fullres_residual_unet"))
     found = measure_challengers(bench, known, plan_schedule(bench.plan, known))
-    widths = {m.configuration: m.base_features for m in found.measurements[1:]}
-    assert widths == {"2d": 16, "3d_fullres_residual_unet": 16, "3d_fullres_vnet": 16}
+    assert found.measurements[:3] == known.measurements
+    assert [(m.configuration, m.base_features) for m in found.measurements[3:]] == [("2d", 16)]
 
 
 def test_a_whole_race_from_conditions_to_a_schedule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
