@@ -1,19 +1,20 @@
 """What ensembles and averaged weights give at equal training, measured before a rule is made of it.
 
-    python benchmarks/ensembles.py RUN --steps 930 1860 [--folds 0 1 2 3 4] [--features 16] [--seed 0] [--mirrored]
+    python benchmarks/ensembles.py RUN --steps 930 1860 [--folds 0 1 2 3 4] [--features 16] [--seed 0] [--mirrored] [--set augmentation=false]
 
 RUN is the folder of `autoseg preprocess`. For each number of steps and each fold the first configuration is trained, and its
 weights are averaged along the way by several rules; then every configuration is trained with its share of the steps, and their
 probabilities are averaged. All predict the fold's validation cases at full resolution. A row gives the mean foreground Dice over
 the cases, and the paired difference to the plain training with its 95 % interval (Student t over cases). Finished folds, in
-RUN/ensembles, are not trained again. Rows are appended to ``results/ensembles.md``.
+RUN/ensembles, are not trained again. ``--set`` changes a field of the training, to try an idea. Rows are appended to ``results/ensembles.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -32,7 +33,6 @@ from autoseg.inference.model import Member
 from autoseg.inference.predictor import MemberOutput, StoredImage, run_member
 from autoseg.networks.weights import fill_network
 from autoseg.preprocessing.store import open_case
-from autoseg.run_folder import RunFolder
 from autoseg.stages.folds import find_splits
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import write_text
@@ -84,6 +84,7 @@ class Bench:
     features: int
     seed: int
     mirrored: bool
+    changes: dict[str, object]
     device = torch.device("cpu")
 
     def training(self, configuration: Configuration, steps: int) -> Training:
@@ -96,7 +97,7 @@ class Bench:
             case_s=1.0,
         )
         training = budgeted_training(configuration, measured, steps, mirroring=self.mirrored)
-        return training.model_copy(update={"averaged_share": 0.0})
+        return training.model_copy(update={"averaged_share": 0.0, **self.changes})
 
     def train(
         self, configuration: Configuration, steps: int, fold: int
@@ -180,13 +181,15 @@ def mean_dice(predicted: np.ndarray, reference: np.ndarray, labels: Labels) -> f
         masks = [np.isin(array, each.values) for array in (predicted, reference)]
         counts = (int(np.count_nonzero(mask)) for mask in (masks[0] & masks[1], *masks))
         found.append(dice_coefficient(*counts))
-    return float(np.mean([value for value in found if value is not None]))
+    known = [value for value in found if value is not None]
+    return float(np.mean(known)) if known else float("nan")
 
 
 def row(name: str, scores: Scores, base: Scores) -> str:
     """A line of the table."""
     values = np.array([scores[case_id] for case_id in base])
     differences = values - np.array(list(base.values()))
+    values, differences = (each[~np.isnan(differences)] for each in (values, differences))  # cases without a Dice
     if not differences.any():
         return f"| {name} | {values.mean():.4f} | |"
     half = stats.t.ppf(0.975, len(values) - 1) * differences.std(ddof=1) / np.sqrt(len(values))
@@ -202,34 +205,38 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mirrored", action="store_true", help="train with mirroring, and predict with and without it")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help="change fields of the training")
     arguments = parser.parse_args()
-    bench = Bench(Run.open(arguments.run), arguments.features, arguments.seed, arguments.mirrored)
+    changes = {name: json.loads(value) for name, _, value in (each.partition("=") for each in arguments.set)}
+    bench = Bench(Run.open(arguments.run), arguments.features, arguments.seed, arguments.mirrored, changes)
     for steps in arguments.steps:
-        scores: dict[str, Scores] = {}
-        for fold in arguments.folds:
-            name = f"{steps}_{arguments.features}_{arguments.seed}_{'mirrored_' * arguments.mirrored}{fold}.json"
-            kept = RunFolder(arguments.run).root / "ensembles" / name
-            if not kept.exists():
-                kept.parent.mkdir(exist_ok=True)
-                write_text(kept, json.dumps(bench.fold(steps, fold), indent=1))
-            for rule, cases in json.loads(kept.read_text()).items():
-                scores.setdefault(rule, {}).update(cases)
-        base = next(iter(scores.values()))
+        scores = of_folds(bench, steps, arguments.folds)
+        base = next(
+            iter((of_folds(replace(bench, changes={}), steps, arguments.folds) if changes else scores).values())
+        )
         title = f"{bench.run.dataset.name}: {steps} steps a fold, {arguments.features} features"
-        title += ", trained with mirroring" if arguments.mirrored else ""
+        title += "".join(f", {each}" for each in ["trained with mirroring"] * arguments.mirrored + arguments.set)
         about = f"{len(base)} cases of folds {', '.join(map(str, arguments.folds))}, seed {arguments.seed}, {date.today().isoformat()}."
-        lines = [
-            f"## {title}",
-            "",
-            about,
-            "",
-            "| | mean foreground Dice | difference to the first row |",
-            "|---|---|---|",
-        ]
+        against = "the final weights of the unchanged training" if changes else "the first row"
+        lines = [f"## {title}", "", about, "", f"| | mean foreground Dice | difference to {against} |", "|---|---|---|"]
         lines += [row(rule, cases, base) for rule, cases in scores.items()]
         before = RESULTS.read_text() if RESULTS.exists() else "# Ensembles and averaged weights\n"
         write_text(RESULTS, before + "\n" + "\n".join(lines) + "\n")
         print("\n".join(lines), flush=True)
+
+
+def of_folds(bench: Bench, steps: int, folds: Sequence[int]) -> dict[str, Scores]:
+    """Scores of the cases of all ``folds`` by rule; folds that are known are not trained again."""
+    scores: dict[str, Scores] = {}
+    kind = "_".join(["mirrored"] * bench.mirrored + [f"{name}={value}" for name, value in bench.changes.items()])
+    for fold in folds:
+        kept = bench.run.folder.root / "ensembles" / f"{steps}_{bench.features}_{bench.seed}_{kind}_{fold}.json"
+        if not kept.exists():
+            kept.parent.mkdir(exist_ok=True)
+            write_text(kept, json.dumps(bench.fold(steps, fold), indent=1))
+        for rule, cases in json.loads(kept.read_text()).items():
+            scores.setdefault(rule, {}).update(cases)
+    return scores
 
 
 if __name__ == "__main__":
