@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from planners import (
@@ -40,7 +39,7 @@ from planners import (
     write_document,
 )
 from planners.explanation import SCHEDULE_TITLES
-from planners.schedule.race import paired_difference, round_sizes, share_of_round, student_975
+from planners.schedule.race import paired_difference, round_sizes, share_of_round
 
 STATISTICS = IntensityStatistics(
     mean=1.0, median=1.0, std=1.0, minimum=0.0, maximum=4.0, percentile_00_5=0.1, percentile_99_5=3.0
@@ -220,11 +219,6 @@ def test_the_next_width_races_where_the_rule_could_almost_take_it(wide_step_s: f
 
 
 # --- what the rounds say ---
-
-
-@pytest.mark.parametrize("freedom", [*range(1, 30), 100, 1000])
-def test_the_quantile_is_students(freedom: int) -> None:
-    assert student_975(freedom) == pytest.approx(student.ppf(0.975, freedom), rel=4e-4)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=30))
