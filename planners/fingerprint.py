@@ -1,4 +1,4 @@
-"""What planning depends on: sizes, spacings, intensities, channels and labels; and what is out of range, before anything is computed."""
+"""What planning depends on: sizes, spacings, intensities, channels and labels, and which values are out of range."""
 
 from __future__ import annotations
 

@@ -52,7 +52,13 @@ DOORS = {
     "blosc2": {"autoseg/preprocessing/store.py"},
 }
 """Packages that only one room may import."""
-PURE = {"numpy", "scipy", "pydantic", "planners", *sys.stdlib_module_names} - {"os", "subprocess", "socket", "random", "time"}
+PURE = {"numpy", "scipy", "pydantic", "planners", *sys.stdlib_module_names} - {
+    "os",
+    "subprocess",
+    "socket",
+    "random",
+    "time",
+}
 
 
 def name_of(path: Path) -> str:

@@ -93,7 +93,7 @@ class Trial(Document):
 
 
 class EarlierTrial(Document):
-    """A trial of postprocessing by version 0.2, which knew no intervals."""
+    """A postprocessing trial of version 0.2, which has no interval."""
 
     step: KeepLargestComponent
     accepted: bool
@@ -126,7 +126,7 @@ class Selection(Document):
     dice_after_postprocessing: float | None
     """The same by the decoder and after postprocessing, on the very cases that the choices were made on."""
     dice_corrected: float | None = None
-    """The same where the choices for the cases of each fold are made on those of the others. None: not corrected."""
+    """The same, with the choices for each fold made on the cases of the other folds. None: not corrected."""
     correction: Annotated[str, PROSE] = ""
     """How that was done, or why not."""
     trials: tuple[Trial, ...] = ()

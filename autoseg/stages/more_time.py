@@ -69,7 +69,7 @@ def schedule_with_more_time(run: Run, dataset: DatasetDescription, plan: Plan) -
     longer = with_changes(run, longer)
     fewest = min(each.num_steps for each in longer.trainings)
     if fewest < FEWEST_STEPS and not (run.settings.anyway or sets_steps(run.settings)):
-        message = f"is enough for {count_noun(fewest, 'step')} more of each fold; at least {FEWEST_STEPS} are needed"
+        message = f"adds {count_noun(fewest, 'step')} to each fold; at least {FEWEST_STEPS} are needed"
         fix = "add more time, or pass --anyway to train all the same"
         raise AutosegError(Issue(code="schedule.budget_too_short", where=where, message=message, fix=fix))
     return longer
