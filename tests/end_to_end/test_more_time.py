@@ -173,7 +173,7 @@ def test_at_least_150_steps_are_added(job: Job, monkeypatch: pytest.MonkeyPatch,
         job.call("schedule", budget="+1h")
     (issue,) = caught.value.issues
     assert (issue.code, issue.where) == ("schedule.budget_too_short", "--budget +1h")
-    assert issue.message == "is enough for 149 steps more of each fold; at least 150 are needed"
+    assert issue.message == "adds 149 steps to each fold; at least 150 are needed"
 
 
 def test_another_budget_is_refused_with_the_way_to_add_to_it(job: Job) -> None:
