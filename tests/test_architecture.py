@@ -52,7 +52,7 @@ DOORS = {
     "blosc2": {"autoseg/preprocessing/store.py"},
 }
 """Packages that only one room may import."""
-PURE = {"numpy", "scipy", "pydantic", "planners", *sys.stdlib_module_names} - {
+PURE = {"numpy", "pydantic", "planners", *sys.stdlib_module_names} - {
     "os",
     "subprocess",
     "socket",

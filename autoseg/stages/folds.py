@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import (
     FOLDS,
@@ -76,6 +78,12 @@ def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str 
         named = patients_by_name([case.case_id for case in dataset.training if case.group is None])
         return {case.case_id: case.group or named.get(case.case_id) for case in dataset.training}
     return dict(read_groups(settings.groups, [case.case_id for case in dataset.training], dataset.left_out))
+
+
+def units_of(settings: Settings, dataset: DatasetDescription, case_ids: Sequence[str]) -> tuple[str, ...]:
+    """What counts once in an interval: the group of each case, or the case itself."""
+    groups = groups_of(settings, dataset)
+    return tuple(groups.get(case_id) or f"case {case_id}" for case_id in case_ids)
 
 
 def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:

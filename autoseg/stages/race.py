@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from autoseg.compute.executor import available_cores, stop_requests
 from autoseg.data.splits import Split, Splits
 from autoseg.evaluation.scoring import score_cases
+from autoseg.evaluation.selection import paired_gain
 from autoseg.evaluation.table import case_ranks
 from autoseg.inference.model import Member, Model, load_network
 from autoseg.inference.predict import predict_stored
@@ -18,6 +22,7 @@ from autoseg.issues import AutosegError
 from autoseg.networks.weights import Transfer, read_weights
 from autoseg.preprocessing.store import open_case
 from autoseg.settings import changes_of
+from autoseg.stages.folds import units_of
 from autoseg.stages.preprocess import preprocess_configurations
 from autoseg.stages.train import num_readers
 from autoseg.stages.trials import Bench, measure_beside
@@ -65,6 +70,8 @@ class _Course:
     split: Split
     case_ids: tuple[str, ...]
     """That are predicted."""
+    units: tuple[str, ...]
+    """The patient of each of them, or the case itself."""
     ends: float
     """By the monotonic clock."""
     tracker: Tracker
@@ -136,9 +143,16 @@ def run_race(bench: Bench, split: Split, planned: RacePlan, *, ends: float) -> R
         run.reporter.track("Race", planned.expected_steps) as tracker,
     ):
         case_ids = split.val[::every]
-        return _rounds(
-            _Course(bench=bench, folder=folder, split=split, case_ids=case_ids, ends=ends, tracker=tracker), planned
+        course = _Course(
+            bench=bench,
+            folder=folder,
+            split=split,
+            case_ids=case_ids,
+            units=units_of(run.settings, bench.dataset, case_ids),
+            ends=ends,
+            tracker=tracker,
         )
+        return _rounds(course, planned)
 
 
 def _rounds(course: _Course, planned: RacePlan) -> Race:
@@ -160,11 +174,22 @@ def _rounds(course: _Course, planned: RacePlan) -> Race:
                 continue
             before[entry] = result
             results.append(result)
-        rounds.append(judge(course.case_ids, results))
+        compared = [compared_with(results[0], each, course.units) for each in results[1:]]
+        rounds.append(judge(course.case_ids, [results[0], *compared]))
         for sentence in describe_round(rounds[-1]):
             run.say(f"Race: {sentence}")
         entries = survivors(entries, rounds[-1])
     return Race(rounds=tuple(rounds))
+
+
+def compared_with(favourite: Result, result: Result, units: Sequence[str]) -> Result:
+    """``result`` with what it gains over the favourite."""
+    before, after = (np.array(each.dice, np.float64)[:, None] for each in (favourite, result))
+    found = paired_gain(before, after, units)
+    if found is None:
+        return result
+    mean, low, high, _, num_units = found
+    return replace(result, difference=mean, interval=(low, high) if num_units > 1 else None)
 
 
 def take_part(course: _Course, entry: Entry, seconds: float, before: Result | None, *, number: int) -> Result:

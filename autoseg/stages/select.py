@@ -59,7 +59,7 @@ from autoseg.inference.predictions import (
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import as_arguments
-from autoseg.stages.folds import groups_of
+from autoseg.stages.folds import groups_of, units_of
 from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
@@ -179,8 +179,7 @@ def _selected(
         name, reason = without_comparison(names, bool(cases))
         recipe = Recipe(members=(name,))
     else:
-        groups = groups_of(run.settings, prepared.dataset)
-        units = [groups.get(case_id) or f"case {case_id}" for case_id in cases]
+        units = units_of(run.settings, prepared.dataset, cases)
         recipe, trials = choose(evidence, cases, units)
         summary = evidence.write_and_score(recipe)
         corrected, correction = _corrected(evidence, parts, units, recipe, summary)

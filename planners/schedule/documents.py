@@ -56,9 +56,10 @@ class Raced(Document):
     dice: tuple[Fraction | None, ...]
     """Of each case of the round, the mean over its classes; none where the case has no score."""
     difference: float | None = None
-    """Mean over cases of its Dice less that of the favourite; none for the favourite, and where no case is scored for both."""
+    """Mean over cases of its Dice less that of the favourite; none for the favourite, and where no case is scored. A case in
+    which only one of both finds a class counts 1 for the other."""
     interval: tuple[float, float] | None = None
-    """Of the difference: 95 %, paired by case, Student t; none below two cases."""
+    """Of the difference: 95 %, Student t over cases, or over patients where they have several; none below two of them."""
     verdict: Literal["favourite", "goes on", "dropped", "won", "lost"]
     """``won`` and ``lost`` in the last round only, which decides whether the favourite is replaced."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
 from planners.decision import Decision, DecisionRecord, counted
 from planners.plan import Plan
@@ -86,6 +85,10 @@ class Result:
     steps: int
     seconds: float
     dice: tuple[float | None, ...]
+    difference: float | None = None
+    """Mean over cases of its Dice less the favourite's; none for the favourite, and where no case is scored."""
+    interval: tuple[float, float] | None = None
+    """Of the difference: 95 %, paired; none where too few cases are scored."""
 
 
 def share_of_round(number: int) -> int:
@@ -230,25 +233,6 @@ def _with_horizon(race: RacePlan, conditions: Conditions, schedule: Schedule) ->
 # --- what the rounds say ---
 
 
-def paired_difference(
-    dice: Sequence[float | None], others: Sequence[float | None]
-) -> tuple[float | None, tuple[float, float] | None]:
-    """Mean of ``dice`` less ``others`` over the cases that both score, and its 95 % interval (Student t).
-
-    Without such a case no mean; below two cases no interval.
-    """
-    found = [a - b for a, b in zip(dice, others, strict=True) if a is not None and b is not None]
-    if not found:
-        return None, None
-    from scipy.special import stdtrit  # no schedule without a race pays for loading it
-
-    mean = fmean(found)
-    if len(found) < 2:
-        return mean, None
-    half = float(stdtrit(len(found) - 1, 0.975)) * stdev(found) / math.sqrt(len(found))
-    return mean, (mean - half, mean + half)
-
-
 def judge(cases: Sequence[str], results: Sequence[Result]) -> Round:
     """The round with its verdicts; the first of ``results`` is the favourite's.
 
@@ -256,28 +240,29 @@ def judge(cases: Sequence[str], results: Sequence[Result]) -> Round:
     challenger would be left, the round is the last: a challenger wins only if the interval lies above zero.
     """
     favourite, *others = results
-    compared = [(each, *paired_difference(each.dice, favourite.dice)) for each in others]
-    kept = _kept([(each.entry, mean, interval) for each, mean, interval in compared])
-    raced = [_raced(favourite, None, None, "favourite")]
-    for each, mean, interval in compared:
+    kept = _kept(others)
+    raced = [_raced(favourite, "favourite")]
+    for each in others:
         if len(results) > 2:
             verdict = "goes on" if each.entry in kept else "dropped"
         else:
-            verdict = "won" if interval is not None and interval[0] > 0 else "lost"
-        raced.append(_raced(each, mean, interval, verdict))
+            verdict = "won" if each.interval is not None and each.interval[0] > 0 else "lost"
+        raced.append(_raced(each, verdict))
     return Round(cases=tuple(cases), raced=tuple(raced))
 
 
-def _kept(compared: Sequence[tuple[Entry, float | None, tuple[float, float] | None]]) -> list[Entry]:
+def _kept(others: Sequence[Result]) -> list[Entry]:
     """Challengers of the better half, the favourite counted in, that may still win."""
     may_win = [
-        (mean, entry) for entry, mean, interval in compared if mean is not None and not (interval and interval[1] < 0)
+        (each.difference, each.entry)
+        for each in others
+        if each.difference is not None and not (each.interval and each.interval[1] < 0)
     ]
     ranked = sorted(may_win, key=lambda pair: -pair[0])
-    return [entry for _, entry in ranked[: -(-(len(compared) + 1) // 2) - 1]]
+    return [entry for _, entry in ranked[: -(-(len(others) + 1) // 2) - 1]]
 
 
-def _raced(result: Result, mean: float | None, interval: tuple[float, float] | None, verdict: str) -> Raced:
+def _raced(result: Result, verdict: str) -> Raced:
     return Raced(
         configuration=result.entry.name,
         base_features=result.entry.measured.base_features,
@@ -285,8 +270,8 @@ def _raced(result: Result, mean: float | None, interval: tuple[float, float] | N
         steps=result.steps,
         seconds=result.seconds,
         dice=result.dice,
-        difference=mean,
-        interval=interval,
+        difference=result.difference,
+        interval=result.interval,
         verdict=verdict,  # type: ignore[arg-type]
     )
 
@@ -315,7 +300,7 @@ def _sentence(raced: Raced, favourite: Raced) -> str:
         return f"{name} has no case to compare with {favourite.configuration}"
     low, high = raced.interval
     verb = "lost to" if high < 0 else "beat" if raced.verdict == "won" else "led" if low > 0 else "did not beat"
-    cases = sum(a is not None and b is not None for a, b in zip(raced.dice, favourite.dice, strict=True))
+    cases = sum(a is not None or b is not None for a, b in zip(raced.dice, favourite.dice, strict=True))
     return (
         f"{name} {verb} {favourite.configuration}: {raced.difference:+.3f} [{low:.3f}, {high:.3f}] over "
         f"{counted(cases, 'case')} after {counted(raced.steps, 'step')}"

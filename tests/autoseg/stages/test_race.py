@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 from builders import Impatient, Job, Listening, begin, crop_images, make_phantom, said
+from scipy.stats import ttest_1samp
 
 from autoseg.data.splits import Split, make_splits
 from autoseg.pipeline import run_stages
-from autoseg.stages.race import hold_race, may_race, measure_challengers, run_race
+from autoseg.stages.race import compared_with, hold_race, may_race, measure_challengers, run_race
 from autoseg.stages.run import Run
 from autoseg.stages.trials import Bench, make_bench
 from autoseg.tracking.progress import Reporter
-from planners import Conditions, Entry, Measurement, Race, RacePlan, plan_schedule, preferred_configurations
+from planners import Conditions, Entry, Measurement, Race, RacePlan, Result, plan_schedule, preferred_configurations
 
 
 def measured(name: str, width: int = 4, step_s: float = 1.0) -> Measurement:
@@ -75,6 +76,20 @@ def test_candidates_train_for_the_same_time_and_survivors_go_on(bench: Bench, sp
         assert held_on.raced[0].seconds > first.raced[0].seconds
     told = [line for line in listening.lines if line.startswith("Race: ")]
     assert len(told) == 2  # each challenger once
+
+
+def test_a_difference_counts_patients_once_and_what_only_one_finds() -> None:
+    favourite, other = (
+        Result(entry=entry("2d"), steps=1, seconds=1.0, dice=dice)
+        for dice in ((0.5, 0.7, 0.6, None, None), (0.6, 0.9, 0.65, 0.0, None))
+    )
+    found = compared_with(favourite, other, ("p", "p", "q", "r", "s"))
+    expected = ttest_1samp([0.15, 0.05, -1.0], 0).confidence_interval(0.95)
+    assert found.difference == pytest.approx((0.15 + 0.05 - 1.0) / 3)
+    assert found.interval == pytest.approx((expected.low, expected.high))
+    assert compared_with(favourite, other, ("p",) * 5).interval is None
+    nothing = replace(favourite, dice=(None,) * 5)
+    assert compared_with(nothing, nothing, ("p", "p", "q", "r", "s")).difference is None
 
 
 def test_a_race_that_takes_too_long_keeps_only_whole_rounds(bench: Bench, split: Split) -> None:
