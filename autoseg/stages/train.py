@@ -71,7 +71,8 @@ def train(run: Run) -> Generator[Work, None, None]:
             pair = training.configuration, fold
             if not pacer.schedule.steps_of(*pair):
                 continue
-            run.reporter.expect(expected_s(run, pacer.schedule, keys))
+            slowdown = 1.0 if pacer.is_active else pacer.slowdown  # a schedule that is revised knows the pace
+            run.reporter.expect(slowdown * expected_s(run, pacer.schedule, keys))
             final, key = final_weights(run.folder, *pair), keys[pair]
             if is_trained(final, key):
                 tracker.found(prepared.schedule.steps_of(*pair))
@@ -155,11 +156,20 @@ class Pacer(Callback):
         """Predicting and scoring the validation cases of one fold, at the planned pace."""
         return fold_s(self.schedule)
 
+    @property
+    def slowdown(self) -> float:
+        """How much longer a step takes than planned; 1 before one was timed."""
+        return 1.0 if self.step_s is None else self.step_s / planned_step_s(self.schedule, self.left[0][0])
+
+    def expected_s(self, done: int) -> float:
+        """What is left of the run after so many steps of the first fold, at the planned pace."""
+        kept = sum(self.schedule.steps_of(*job) > 0 for job in self.left)
+        return steps_left_s(self.schedule, self.left, done=done) + kept * self.fold_s + self.schedule.expected_rest_s
+
     def predicted(self, seconds: float) -> None:
         """Predicting and scoring the validation cases of the last fold took so long."""
         if self.fold_s and self.is_unpredicted:
-            planned_s = planned_step_s(self.schedule, self.left[0][0])
-            self.caution = seconds / self.fold_s / ((self.step_s or planned_s) / planned_s)
+            self.caution = seconds / self.fold_s / self.slowdown
         self.is_unpredicted = False
 
     def on_fold_end(self, end: FoldEnd) -> None:
@@ -169,15 +179,16 @@ class Pacer(Callback):
         while self.left and self.left[0] != (fold.configuration, fold.fold):  # trained by another process
             self.left = self.left[1:]
         if self.ends is None:
-            kept = sum(self.schedule.steps_of(*job) > 0 for job in self.left)
-            expected_s = steps_left_s(self.schedule, self.left, done=fold.steps_done)
-            expected_s += kept * self.fold_s + self.schedule.expected_rest_s
+            expected_s = self.expected_s(fold.steps_done)
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
         self.skip, self.since, self.said, self.gives_up = WARM_UP_STEPS, None, fold.num_steps, False
 
     def revise(self, done: int) -> Revision | None:
-        """Called after each step with the steps done. Another number of steps for the fold that trains, or None to keep it."""
-        if not self.is_active or self.ends is None:
+        """Called after each step with the steps done. Another number of steps for the fold that trains, or None to keep it.
+
+        Where the number of steps is set, the pace tells how long the rest of the run takes.
+        """
+        if self.ends is None:
             return None
         now, self.skip = time.monotonic(), self.skip - 1
         if self.since is None:
@@ -187,6 +198,9 @@ class Pacer(Callback):
         if steps < PACE_STEPS or seconds < self.window_s:
             return None
         self.since, self.step_s = (done, now), seconds / steps
+        if not self.is_active:
+            self.run.reporter.expect(self.slowdown * self.expected_s(done))
+            return None
         revisions = revise(
             self.schedule,
             self.left,

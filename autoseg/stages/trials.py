@@ -111,6 +111,9 @@ COMPILING_STEPS = 2
 """The first steps, in which the forward and the backward pass are compiled."""
 GROWTH = 3.0
 """A network twice as wide takes up to this much longer; so that a trial is only started if it fits."""
+USUAL_GROWTH = 2.5
+"""What a network twice as wide is taken to cost where it is not timed: between moving its feature maps, twice as many bytes, and
+its operations, four times as many (docs/decisions/0215). The chosen network is timed again."""
 
 
 def measure_steps(
@@ -230,9 +233,9 @@ def refine(bench: Bench, measured: Measurement, training: Training) -> Measureme
 
 
 def extrapolated(measured: Sequence[Measurement], width: int) -> Measurement:
-    """What a network of another width takes, from the last of those ``measured``: operations grow with the square of the width."""
+    """What a network of another width takes, from the last of those ``measured``."""
     last = measured[-1]
-    growth = (width / last.base_features) ** 2
+    growth = USUAL_GROWTH ** math.log2(width / last.base_features)
     changes = {"step_s": last.step_s * growth, "case_s": last.case_s * growth}
     return last.model_copy(update={"base_features": width, "extrapolated": True, **changes})
 

@@ -78,7 +78,8 @@ class Clock:
     """A clock that is set by hand, and what a `Pacer` says and saves by it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.said = 1000.0, []
+        self.now, self.said, self.expected = 1000.0, [], []
+        self.expect = self.expected.append
         monkeypatch.setattr(train_module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(train_module, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
 
@@ -87,7 +88,7 @@ class Clock:
         schedule = short_schedule(make_plan(), num_folds=1, steps=steps)
         schedule = schedule.model_copy(update={"expected_validation_s": 0.0, "expected_rest_s": 0.0})
         tracker = SimpleNamespace(extend=lambda amount: None)
-        run = SimpleNamespace(schedule=schedule, say=self.said.append)
+        run = SimpleNamespace(schedule=schedule, say=self.said.append, reporter=self)
         pacer = Pacer(run=run, schedule=schedule, tracker=tracker, left=[("2d", 0)], is_active=True)
         pacer.on_fold_start(FoldStart(configuration="2d", fold=0, key="", steps_done=0, num_steps=steps))
         return pacer
@@ -117,6 +118,17 @@ def test_the_pace_is_that_of_a_few_steps_and_seconds(monkeypatch, steps: int, st
     inactive = clock.pacer(steps)
     inactive.is_active = False
     assert clock.first_revision(inactive, step_s) is None
+
+
+def test_where_the_steps_are_set_the_pace_tells_how_long_the_run_takes(monkeypatch) -> None:
+    clock = Clock(monkeypatch)
+    pacer = clock.pacer(100)
+    pacer.is_active = False
+    pacer.schedule = pacer.schedule.model_copy(update={"expected_validation_s": 10.0, "expected_rest_s": 2.0})
+    clock.first_revision(pacer, 0.5)  # each 16 steps, after four
+    assert clock.expected[0] == pytest.approx(0.5 * (80 + 10 + 2))
+    assert clock.expected[1] == pytest.approx(0.5 * (64 + 10 + 2))
+    assert pacer.slowdown == 0.5
 
 
 def test_what_predictions_take_is_measured_beside_the_steps(monkeypatch) -> None:
