@@ -91,7 +91,7 @@ class Bench:
         measured = Measurement(
             configuration=configuration.name,
             base_features=self.features,
-            batch_size=short_batch_size(configuration),
+            batch_size=short_batch_size(configuration, "cpu"),
             precision="bfloat16",
             step_s=1.0,
             case_s=1.0,

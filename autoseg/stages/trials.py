@@ -26,6 +26,7 @@ from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.settings import sets_steps
 from autoseg.stages.run import Run
+from autoseg.stages.train import num_readers
 from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import is_mean_over_samples, make_parts, run_network, train_step
@@ -145,7 +146,7 @@ def measure_steps(
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
         widths = [modest_width(widths)] if modest else widths
-        batch_size = short_batch_size(configuration) if budgeted else configuration.batch_size
+        batch_size = short_batch_size(configuration, run.device.type) if budgeted else configuration.batch_size
         outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
         for width in widths:
             training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
@@ -329,7 +330,10 @@ def time_steps(
     most: int = WARM_UP_STEPS + TIMED_STEPS,
     micro_batch_size: int | None = None,
 ) -> list[float]:
-    """Seconds of real training steps, data included: at most so many or so long, but two whatever they take."""
+    """Seconds that training steps take, data included: at most so many or so long, but two whatever they take.
+
+    Readers that work beside the steps are not started for a trial: see `pipelined_s`.
+    """
     run = bench.run
     folder = run.folder.preprocessed(configuration.data)
     source = BatchSource(
@@ -349,14 +353,30 @@ def time_steps(
     parts = make_parts(network, make_loss(loss, labels), training, run.device, separable=separable)
     parts.network.train()
     durations: list[float] = []
+    readers, begun = num_readers(run.device, run.num_workers), time.perf_counter()
     for step in range(most):
         started = time.perf_counter()
-        images, target = finish(source[step], source.recipe, run.device)
+        crops = source[step]
+        read = time.perf_counter()
+        images, target = finish(crops, source.recipe, run.device)
         train_step(parts, images, target, 1e-6, micro_batch_size=micro_batch_size)
-        durations.append(time.perf_counter() - started)
-        if len(durations) > 1 and sum(durations) > longest_s:
+        wait_for(run.device)
+        done = time.perf_counter()
+        durations.append(pipelined_s(read - started, done - read, readers))
+        if len(durations) > 1 and done - begun > longest_s:
             break
     return durations
+
+
+def pipelined_s(read_s: float, step_s: float, readers: int) -> float:
+    """Seconds from one step to the next, where ``readers`` processes read batches in ``read_s`` each; none: the step waits."""
+    return max(step_s, read_s / readers) if readers else read_s + step_s
+
+
+def wait_for(device: torch.device) -> None:
+    """Until a GPU has done what was queued."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def settled_mean(durations: Sequence[float]) -> float:
@@ -382,8 +402,7 @@ def measure_network(bench: Bench, configuration: Configuration, training: Traini
     def run() -> None:
         with torch.inference_mode():
             run_network(network, window, training.precision)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            wait_for(device)
 
     with kept_heap_for(configuration, training, device):
         durations = [seconds(run)]

@@ -71,6 +71,25 @@ def budgeted_training(
     )
 
 
+LONG_TRAINING = 50_000
+"""Steps from which nnU-Net's recipe is followed, with fewer epochs: AdamW's rate is measured for short trainings only."""
+
+
+def long_training(
+    configuration: Configuration, measured: Measurement, num_steps: int, *, compiled: bool = False
+) -> Training:
+    """nnU-Net's recipe, mirroring included, with as many whole epochs as there is time for, and a short pseudo-Dice after each."""
+    epochs = num_steps // METHOD_STEPS_PER_EPOCH
+    return method_training(configuration, measured).model_copy(
+        update={
+            "batch_size": measured.batch_size,
+            "num_steps": epochs * METHOD_STEPS_PER_EPOCH,
+            "compiled": compiled,
+            "validation_batches": 4,
+        }
+    )
+
+
 WIDTHS = (32, 16, 8)
 """Base features that are worth measuring, widest first; the plan's own width is the first."""
 _FIRST = ("3d_fullres", "2d")
@@ -78,7 +97,7 @@ _FIRST = ("3d_fullres", "2d")
 LITTLE_TIME = ("3d_coarse", "3d_fullres_small")
 """Where a step of the whole patch takes too long: coarser voxels before 2D, a smaller patch after it (docs/decisions/0207)."""
 SHORT_BATCH = {2: 4, 3: 2}
-"""Batch size by dimensions in budgeted runs: in the same time more steps beat larger batches (docs/decisions/0041)."""
+"""Batch size by dimensions in budgeted runs on CPUs: in the same time more steps beat larger batches (docs/decisions/0041)."""
 
 
 def candidate_widths(configuration: Configuration) -> tuple[int, ...]:
@@ -87,9 +106,10 @@ def candidate_widths(configuration: Configuration) -> tuple[int, ...]:
     return (own, *(width for width in WIDTHS if width < own))
 
 
-def short_batch_size(configuration: Configuration) -> int:
-    """Batch size of a budgeted run."""
-    return min(configuration.batch_size, SHORT_BATCH[configuration.dimensions])
+def short_batch_size(configuration: Configuration, device: str) -> int:
+    """Batch size of a budgeted run. A GPU gets the plan's own, which fills it: there a smaller one hardly takes less time."""
+    own = configuration.batch_size
+    return own if device == "cuda" else min(own, SHORT_BATCH[configuration.dimensions])
 
 
 def preferred_configurations(plan: Plan) -> tuple[Configuration, ...]:
@@ -148,8 +168,11 @@ def records_of_left_out(plan: Plan) -> list[DecisionRecord]:
     return [decision.record()]
 
 
-def mirroring_decision(plan: Plan, configuration: Configuration) -> Decision[bool]:
+def mirroring_decision(plan: Plan, configuration: Configuration, *, long: bool = False) -> Decision[bool]:
     """Short trainings mirror only images without a common orientation (2D photographs, microscopy)."""
+    if long and configuration.mirror_axes:
+        reason = "nnU-Net's recipe mirrors"
+        return Decision(rule="schedule.mirroring", value=True, reason=reason, source="method section 6.2")
     value = shows_slices(plan) and bool(configuration.mirror_axes)
     reason = (
         "2D images have no common orientation"

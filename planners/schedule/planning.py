@@ -9,10 +9,12 @@ from planners.decision import Decision, DecisionRecord, counted
 from planners.plan import Configuration, Plan
 from planners.schedule.candidates import (
     LITTLE_TIME,
+    LONG_TRAINING,
     METHOD_EPOCHS,
     METHOD_STEPS_PER_EPOCH,
     budgeted_training,
     little_time_configurations,
+    long_training,
     method_configurations,
     method_training,
     mirrored_configurations,
@@ -357,21 +359,23 @@ def _train(
             training = training.model_copy(update={"compiled": pace.compiled})
         else:
             width = decide_width(configuration, conditions, share_s, folds)
-            pace = budgeted_pace(
-                width.value, conditions, share_s - passing_on_s(conditions, configuration, width.value), folds
-            )
+            own_s = share_s - passing_on_s(conditions, configuration, width.value)
+            pace = budgeted_pace(width.value, conditions, own_s, folds)
             mirroring = mirroring_decision(plan, configuration)
-            optimiser = Decision(  # about as good as the best SGD after 300 steps, better after 1000
-                rule="schedule.optimiser",
-                value="adamw",
-                reason="nnU-Net's SGD with momentum 0.99 needs thousands of steps to converge; AdamW with warm-up and cosine decay "
-                f"learns more in {pace.steps}",
-                source="docs/decisions/0041",
+            longer = (
+                pace
+                if mirroring.value
+                else budgeted_pace(_mirrored(width.value, configuration), conditions, own_s, folds)
             )
-            training = budgeted_training(
-                configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
-            )
-            shown = width.value.base_features
+            is_long = longer.steps >= LONG_TRAINING
+            if is_long:
+                pace, mirroring = longer, mirroring_decision(plan, configuration, long=True)
+                training = long_training(configuration, pace.measured, pace.steps, compiled=pace.compiled)
+            else:
+                training = budgeted_training(
+                    configuration, pace.measured, pace.steps, mirroring=mirroring.value, compiled=pace.compiled
+                )
+            shown, optimiser = width.value.base_features, decide_optimiser(pace.steps, is_long=is_long)
             trained.records += [width.record(name, shown=shown), optimiser.record(name), mirroring.record(name)]
         trained.trainings.append(training)
         trained.records += [] if pace.compiling is None else [pace.compiling.record(name)]
@@ -380,6 +384,29 @@ def _train(
         trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
         trained.rest_s += test_s(conditions, pace.measured, folds)
     return trained
+
+
+def _mirrored(measured: Measurement, configuration: Configuration) -> Measurement:
+    """What a network takes that predicts all mirror images of a case."""
+    return measured.model_copy(update={"case_s": measured.case_s * 2 ** len(configuration.mirror_axes)})
+
+
+def decide_optimiser(steps: int, *, is_long: bool) -> Decision[str]:
+    """nnU-Net's SGD for long trainings, AdamW for short ones: about as good as the best SGD after 300 steps, better after 1000."""
+    if is_long:
+        return Decision(
+            rule="schedule.optimiser",
+            value="sgd",
+            reason=f"{steps} steps are enough for nnU-Net's recipe with {steps // METHOD_STEPS_PER_EPOCH} instead of {METHOD_EPOCHS} epochs",
+            source="method section 7.1",
+        )
+    return Decision(
+        rule="schedule.optimiser",
+        value="adamw",
+        reason="nnU-Net's SGD with momentum 0.99 needs thousands of steps to converge; AdamW with warm-up and cosine decay "
+        f"learns more in {steps}",
+        source="docs/decisions/0041",
+    )
 
 
 FACTORS = (2, 4, 6, 12, 24, 48)

@@ -592,8 +592,49 @@ def test_narrower_networks_and_small_batches_are_measured_for_budgets() -> None:
     narrow = volume.model_copy(update={"network": with_width(volume.network, 16)})
     assert candidate_widths(narrow) == (16, 8)
     wide = {"batch_size": 50}
-    assert [short_batch_size(each.model_copy(update=wide)) for each in (flat, volume)] == [4, 2]
-    assert short_batch_size(flat.model_copy(update={"batch_size": 3})) == 3
+    assert [short_batch_size(each.model_copy(update=wide), "cpu") for each in (flat, volume)] == [4, 2]
+    assert short_batch_size(flat.model_copy(update={"batch_size": 3}), "cpu") == 3
+    assert [short_batch_size(each.model_copy(update=wide), "cuda") for each in (flat, volume)] == [50, 50]
+
+
+@pytest.mark.parametrize(("budget_s", "is_long"), [(51_578, True), (51_577, False)])
+def test_from_50_000_steps_the_methods_recipe_is_followed_with_fewer_epochs(budget_s: float, is_long: bool) -> None:
+    known = measured_conditions(budget_s, widths=(32,)).model_copy(
+        update={"cross_validated": True, "num_training_cases": 1}
+    )
+    schedule = plan_schedule(PLAN, known)
+    (training,) = schedule.trainings
+    assert (training.optimiser, training.momentum) == (("sgd", 0.99) if is_long else ("adamw", 0.9))
+    assert training.mirroring is is_long
+    assert training.num_steps == 50_000 if is_long else 50_000 <= training.num_steps < 50_010  # eight images of a case
+    assert schedule.expected_validation_s == (8 if is_long else 1)
+    assert training.num_steps % 250 == 0 or not is_long
+    assert not is_long or (training.curve, training.averaged_share, training.batch_size) == ("polynomial", 0.0, 2)
+
+
+def test_an_hour_of_a_fast_gpu_is_used() -> None:
+    """A GPU that takes 0.1 s for a step of 32 features, 2 s for a case of 100 and 8 s to export it."""
+    shares = {32: 1.0, 16: 0.6, 8: 0.45}
+    measurements = tuple(
+        Measurement(
+            configuration=name, base_features=width, batch_size=2, precision="bfloat16",
+            step_s=step_s * share, case_s=2 * share, export_s=8.0,
+        )
+        for name, step_s in (("3d_fullres", 0.1), ("2d", 0.06))
+        for width, share in shares.items()
+    )  # fmt: skip
+    known = conditions(budget_s=3600.0, device="cuda").model_copy(
+        update={"measurements": measurements, "num_training_cases": 100, "elapsed_s": 600.0}
+    )
+    schedule = plan_schedule(PLAN, known)
+    (training,) = schedule.trainings
+    assert training.base_features == 32
+    fitting = (3600 - 600 - (2 + 2 * 8) * 100) / 0.1 / 5
+    assert 0.85 * fitting < training.num_steps < fitting  # 114 s are reserved, a tenth of what is left here
+    half_day = plan_schedule(PLAN, known.model_copy(update={"budget_s": 43_200.0}))
+    assert [each.optimiser for each in half_day.trainings] == ["adamw", "sgd"]  # 39 000 and 65 000 steps
+    day = plan_schedule(PLAN, known.model_copy(update={"budget_s": 86_400.0}))
+    assert {each.optimiser for each in day.trainings} == {"sgd"}
 
 
 def test_six_seconds_and_three_hundredths_of_the_budget_are_kept_back() -> None:

@@ -25,6 +25,7 @@ from autoseg.stages.trials import (
     measure_preparation,
     measure_steps,
     median_case,
+    pipelined_s,
     refine,
     sampled_cases,
     settled_mean,
@@ -245,7 +246,7 @@ def test_wider_networks_are_timed_while_twice_the_next_one_fits(bench, monkeypat
     patient = replace(bench, longest_s=6 * widths[1] / 128)  # the second one ends just in time for the third
     monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: False)
     found = measure_steps(patient, both, budgeted=True, num_folds=2, precision="float32")
-    batch_size = short_batch_size(both[0])
+    batch_size = short_batch_size(both[0], "cpu")
     assert made_times == [("3d_fullres", width, batch_size, k > 0) for k, width in enumerate(widths[:3])]
     assert {(m.case_s, m.export_s, m.prepare_s) for m in found} == {(1.0, 2.0, 3.0)}
     monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: True)
@@ -347,3 +348,10 @@ def bench_training(bench: Bench, width: int) -> Training:
     return trial_training(
         bench.plan.configuration("3d_fullres"), base_features=width, batch_size=2, precision="float32"
     )
+
+
+@pytest.mark.parametrize(
+    ("read_s", "step_s", "readers", "expected"), [(1.2, 0.1, 12, 0.1), (1.5, 0.1, 12, 0.125), (0.2, 0.1, 0, 0.3)]
+)
+def test_readers_work_beside_the_steps(read_s: float, step_s: float, readers: int, expected: float) -> None:
+    assert pipelined_s(read_s, step_s, readers) == pytest.approx(expected)
