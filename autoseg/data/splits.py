@@ -164,13 +164,16 @@ def read_splits(path: Path, case_ids: Sequence[str], left_out: Collection[str] =
 
 
 NUMBERED = (
-    "slices?|slc?|schicht|coupe|z|frames?|fr|images?|img|im|bild|scan|time|timepoint|tp|visit|ses|session|study|phase|fu|followup|rep|repeat|"
-    "run|echo|day|week|wk|month|year|view|plane|axial|coronal|sagittal|crop|patch|tile|roi|stack|mr|ct|aug|augmented|rot|rotated|noise|copy"
+    "slices?|slc?|schicht|ebene|coupe|corte|fetta|z|frames?|fr|images?|img|im|bild|aufnahme|scan|time|timepoint|tp|zeitpunkt|visit|ses|session|study|phase|"
+    "fu|followup|rep|repeat|run|echo|acq(?:uisition)?|ser(?:ies?)?|mpr|fx|fraction|day|week|wk|month|year|view|plane|level|layer|section|axial|coronal|sagittal|"
+    "crop|patch|tile|block|part|roi|object|lesions?|nodules?|tumou?rs?|polyps?|tooth|stack|mr|ct|cbct|aug|augmented|rot|rotated|noise|copy"
 )
 NAMED = (
     "left|right|l|r|od|os|(?:pre|mid|post|intra)[-_]?(?:op|rt|tx|contrast|treatment|chemo|nac)?\\d*|baseline|bl|followup|follow-up|fu|ed|es|sa|la|[234]ch|"
     "cc|mlo|\\d?hc|ax|axial|cor|coronal|sag|sagittal|tra|arterial|venous|portal|delayed|native|orig|original|aug|augmented|[hv]?flip(?:ped)?|"
-    "mirror(?:ed)?|rotated|copy|copie|kopie|\\(\\d+\\)|\\d+(?:m|mo|months?|w|weeks?|d|days?|y|years?)|x\\d+[-_]?y\\d+"
+    "mirror(?:ed)?|rotated|copy|copie|kopie|\\(\\d+\\)|\\d+(?:m|mo|months?|w|weeks?|d|days?|y|years?|%)|x\\d+[-_]?y\\d+|r\\d+[-_]?c\\d+|row[-_]?\\d+[-_]?col[-_]?\\d+|"
+    "t[12](?:w|c|ce|gd|n|f|km|dual|spir|star)?|[tv]\\d\\d?|flair|dwi|adc|pdw?|swi|dce|cta?|cect|nect|mri?|pet|cbct|img|image|insp(?:iration)?|exp(?:iration)?|inhale|exhale|[ei]bhct|"
+    "rest|stress|systol(?:e|ic)|diastol(?:e|ic)|half[-_]sequence|retest|(?:rater|reader|observer|expert|annotator)\\d*"
 )
 DATE = r"(?:(?:19|20)\d\d[-_.]?\d\d[-_.]?\d\d|\d\d[-_.]\d\d[-_.](?:19|20)\d\d)"
 FIRST = (
@@ -179,15 +182,26 @@ FIRST = (
 )
 PATIENT = r"(?:pat|patient|pt|proband|person|sub|subj|subject|case|vol|volume)[-_]?\d+"
 SCAN_OF_PATIENT = re.compile(
-    rf"(?i)(?:{FIRST})+(?P<last>{PATIENT})|(?P<patient>sub-[a-z0-9]+|TCGA[-_][a-z0-9]{{2}}[-_][a-z0-9]{{4}})[-_].*|"
-    rf"(?P<before>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
+    rf"(?i)(?:{FIRST})+(?P<last>{PATIENT})|"
+    rf"(?P<patient>sub-[a-z0-9]+|TCGA[-_][a-z0-9]{{2}}[-_][a-z0-9]{{4}}|(?:ADNI_)?\d{{3}}_S_\d{{4}})[-_].*|"
+    rf"(?P<before>.*?[a-z0-9])(?:[-_. ]+(?:(?:{NUMBERED})[-_ ]?\d+(?:[-_]\d+)?|{NAMED}|{DATE})|(?:slice|frame|visit|timepoint|session)[-_]?\d+)+"
+    r"(?:(?:_\d+){2}(?:_\d+\.\d+){2}|(?:(?<=\d)[-_. ]+[a-z]{2,})?)"
 )
 """A name that says which scan, slice or copy of a patient it is: ``pat01_slice003``, ``sub-01_ses-2_T1w``, ``P7-visit3``, ``patient0001_2CH_ED``, ``z3_sub1``."""
 MAYBE_OF_PATIENT = re.compile(
     rf"(?i)(?P<visit>.*\d)[-_. ]*[stvdwmy]\d+|(?P<numbered>.*\d.*?)[-_. ]+\d+(?:[-_. ]+[a-z])?|(?P<scan>.*\d)[-_]?[a-flr]|"
-    rf"(?P<named>.+)[-_. ]+[stv]\d+|(?:{NUMBERED})?[-_]?\d+[-_. ]+(?P<last>{PATIENT})|{FIRST}(?P<other>.*\d.*)"
+    rf"(?P<named>.+)[-_. ]+[stv]\d+|(?:{NUMBERED}|[stv])?[-_]?\d+[-_. ]+(?P<last>{PATIENT})|(?:{FIRST}|(?:left|right|pre|post|baseline)[-_. ]+)(?P<other>.*\d.*)"
 )
 """A name that may say so: ``P7b``, ``ms01_s2``, ``3_sub1``; ``pat01_003`` and ``01-03-A`` may just as well be case 3 of hospital 1."""
+COLLECTION = re.compile(
+    r"(?i)(?:train(?:ing)?|test(?:ing)?|val(?:id(?:ation)?)?|benign|malignant|normal|healthy|control)s?|"
+    r"(?:cent(?:er|re)|site|hosp(?:ital)?|clinic|institut(?:e|ion)|batch|data(?:set)?|cohort|group|fold|vendor|scanner|domain|task|class|grade|stage)[-_ ]?[a-z]?\d*"
+)
+"""Names of what holds many patients."""
+COUNTED = re.compile(
+    r"(?i)[-_. ]*(?:(?:images?|img|im|bild|aufnahme|scan|ct|mr|crop|patch|tile|object|lesions?|nodules?|tumou?rs?|polyps?|tooth)[-_ ]?\d+|\(\d+\))(?:[-_. ]+[a-z]+)?"
+)
+"""What only numbers the images of a collection, where no number stands before: ``benign (1)``, ``train_img003``."""
 YEAR = re.compile(r"(?:19|20)\d\d")
 
 
@@ -197,10 +211,11 @@ def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     Nothing where all cases would be of one patient, or where one name without a number, such as that of the dataset, stands
     before most of them.
     """
+    known = set(case_ids)
     found = {
         case_id: match["patient"] or match["before"] or match["last"]
         for case_id in case_ids
-        if (match := SCAN_OF_PATIENT.fullmatch(case_id))
+        if (match := SCAN_OF_PATIENT.fullmatch(case_id)) and not _is_of_collection(case_id, match["before"], known)
     }
     found |= {case_id: case_id for case_id in set(found.values()) & set(case_ids)}
     counts = Counter(found.values())
@@ -213,16 +228,24 @@ def patients_by_name(case_ids: Sequence[str]) -> dict[str, str]:
     return {} if len(kept) == len(case_ids) and len(set(kept.values())) == 1 else kept
 
 
+def _is_of_collection(case_id: str, before: str | None, known: Collection[str]) -> bool:
+    """Whether what stands ``before`` the number of an image names a class, a part of the dataset or a hospital, no patient."""
+    if not before or before in known:
+        return False
+    has_number = re.search(r"\d", before) is not None
+    return bool(COLLECTION.fullmatch(before) or (not has_number and COUNTED.fullmatch(case_id.removeprefix(before))))
+
+
 def maybe_of_one_patient(case_ids: Sequence[str]) -> dict[str, str]:
     """What may be the patient of each case whose name is not sure, of patients with several cases.
 
     Names that only end in a number count where different ones stand before the number.
     """
-    found, sure = {}, False
+    found, sure, known = {}, False, set(case_ids)
     for case_id in case_ids:
         if match := SCAN_OF_PATIENT.fullmatch(case_id) or MAYBE_OF_PATIENT.fullmatch(case_id):
             (kind, patient), *_ = ((kind, name) for kind, name in match.groupdict().items() if name)
-            if not YEAR.fullmatch(patient):
+            if not (YEAR.fullmatch(patient) or (kind == "before" and _is_of_collection(case_id, patient, known))):
                 found[case_id] = patient
                 sure = sure or kind in ("patient", "before", "last", "visit", "scan")
     counts = Counter(found.values())

@@ -330,6 +330,24 @@ def test_a_single_group_cannot_be_left_out() -> None:
         ("z1_sub0", "z2_sub0", "z1_sub1", "sub0"),
         ("visit1_slice3_case-7", "visit2_slice3_case-7", "visit1_slice3_case-8", "case-7"),
         ("img01", "img01 (1)", "img02", "img01"),
+        ("P001-t2", "P001-t3", "P002-t2", "P001"),
+        ("Patient 1 Visit 2", "Patient 1 Visit 3", "Patient 2 Visit 2", "Patient 1"),
+        ("pat01_CT", "pat01_MR", "pat02_CT", "pat01"),
+        ("1_T1DUAL", "1_T2SPIR", "2_T1DUAL", "1"),  # CHAOS
+        ("UCSF-PDGM-0004_T1", "UCSF-PDGM-0004_FLAIR", "UCSF-PDGM-0005_T1", "UCSF-PDGM-0004"),
+        ("LIDC-IDRI-0001_nodule1", "LIDC-IDRI-0001_nodule2", "LIDC-IDRI-0002_nodule1", "LIDC-IDRI-0001"),
+        ("OAS2_0001_MR1_mpr-1", "OAS2_0001_MR2_mpr-1", "OAS2_0002_MR1_mpr-1", "OAS2_0001"),
+        ("005_S_0223_I1", "005_S_0223_I2", "006_S_0498_I3", "005_S_0223"),  # ADNI
+        ("case_001_insp", "case_001_exp", "case_002_insp", "case_001"),
+        ("pat01_series002", "pat01_series005", "pat02_series002", "pat01"),
+        ("video01_frame_80_endo", "video01_frame_81_endo", "video09_frame_80_endo", "video01"),  # CholecSeg8k
+        (
+            "case1_day2_slice_0001_266_266_1.50_1.50",  # UW-Madison
+            "case1_day20_slice_0001_266_266_1.50_1.50",
+            "case2_day1_slice_0001_266_266_1.50_1.50",
+            "case1",
+        ),
+        ("S01_r0_c1", "S01_r1_c1", "S02_r0_c0", "S01"),
     ],
 )
 def test_scans_and_slices_of_a_patient_are_known_by_their_names(
@@ -350,6 +368,7 @@ def test_scans_and_slices_of_a_patient_are_known_by_their_names(
         ("P7a", "P7b", "P8a"),
         ("000-01-A", "000-02-A", "001-01-A"),
         ("1_pat0", "2_pat0", "1_pat1"),
+        ("left_knee001", "right_knee001", "left_knee002"),
         ("img1_pat0", "img2_pat0", "img1_pat1"),
         ("slice1_A04", "slice2_A04", "slice1_B04"),
         ("p1_slice1", "p1_slice2", "p1_slice3"),  # all of one patient: no folds without it on both sides
@@ -376,6 +395,10 @@ def test_names_that_may_be_of_one_patient_are_not_grouped(first: str, second: st
         ("image_01_liver", "image_02_liver", "image_03_spleen"),
         ("slice1_left", "slice2_left", "slice3_t2"),
         ("left", "right"),
+        ("benign (1)", "benign (2)", "malignant (1)", "malignant (2)"),  # BUSI
+        ("train_img001", "train_img002", "val_img003", "val_img004"),
+        ("center1_scan001", "center1_scan002", "center2_scan001", "center2_scan002"),
+        ("liver_ct_1", "liver_ct_2", "spleen_ct_1"),
     ],
 )
 def test_numbers_of_cases_are_no_patients(names: tuple[str, ...]) -> None:
