@@ -149,7 +149,7 @@ def pair_names(predictions: Collection[str], references: Collection[str]) -> dic
     """The reference of each prediction that has one, by names without ending, sorted.
 
     Equal names belong together. Of the others those do that are equal without `AROUND_CASE`, where only one is on either
-    side.
+    side, and those of one side that all add the same ending to a name of the other (``p1_GTV``, ``p2_GTV``).
     """
     pairs = {name: name for name in set(predictions) & set(references)}
     sides: list[dict[str, list[str]]] = []
@@ -161,7 +161,23 @@ def pair_names(predictions: Collection[str], references: Collection[str]) -> dic
         found = sides[1].get(case, [])
         if len(found) == 1 and not others:
             pairs[name] = found[0]
+    left, right = set(predictions) - pairs.keys(), set(references) - set(pairs.values())
+    pairs |= _pairs_of_one_suffix(left, right)
+    pairs |= {prediction: reference for reference, prediction in _pairs_of_one_suffix(right, left).items()}
     return dict(sorted(pairs.items()))
+
+
+def _pairs_of_one_suffix(names: Collection[str], longer: Collection[str]) -> dict[str, str]:
+    """The one of ``longer`` that adds to each name an ending that is the same for all; none where endings or partners differ."""
+    found = {name: [other for other in longer if re.match(re.escape(name) + "[-_. ]", other, re.I)] for name in names}
+    found = {name: others for name, others in found.items() if others}
+    endings = {other[len(name) :].lower() for name, others in found.items() for other in others}
+    if len(endings) != 1 or any(
+        len(others) > 1 or _case_in(others[0]) == _case_in(name) for name, others in found.items()
+    ):
+        return {}
+    is_sure = len(found) > 1 or not any(map(str.isdigit, "".join(endings)))
+    return {name: others[0] for name, others in found.items()} if is_sure else {}
 
 
 def _case_in(name: str) -> str:

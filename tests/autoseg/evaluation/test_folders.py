@@ -230,6 +230,23 @@ def test_names_of_other_cases_do_not(predictions: list[str], references: list[st
     assert pair_names(predictions, references) == {}
 
 
+@pytest.mark.parametrize(
+    ("suffix", "names", "is_paired"),
+    [
+        ("_GTV", ["p1", "p2"], True),
+        ("_label-lesion_mask", ["sub-1", "sub-2"], True),
+        ("_ses-1", ["sub-1", "sub-2"], True),
+        ("_T1w", ["a"], False),  # perhaps another case
+        ("_lesion", ["a"], True),
+    ],
+)
+def test_names_of_one_side_may_all_end_in_the_same(suffix: str, names: list[str], is_paired: bool) -> None:
+    longer = [f"{name}{suffix}" for name in names]
+    assert pair_names(names, longer) == (dict(zip(names, longer, strict=True)) if is_paired else {})
+    assert pair_names(longer, names) == (dict(zip(longer, names, strict=True)) if is_paired else {})
+    assert pair_names(names, [*longer, f"{names[0]}_other"]) == {}
+
+
 def test_equal_names_belong_together_whatever_others_are_like() -> None:
     assert pair_names(["a", "a_mask"], ["a", "a_mask"]) == {"a": "a", "a_mask": "a_mask"}
 
