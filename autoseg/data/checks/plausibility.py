@@ -279,7 +279,9 @@ def unusual_intensities(cases: Sequence[CaseMeasures], channels: Sequence[str]) 
 
 
 def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[Issue]:
-    """Images whose spread of intensities is far from that of every other one."""
+    """Images whose spread of intensities is far from that of every other one; a note where z-scoring removes the scale."""
+    evidence = count_ct([case.ct_evidence[channel] for case in cases if case.is_training])
+    is_removed = normalization_scheme(name, evidence)[0] == "zscore"
     widths = [float(case.quantiles[channel, -1] - case.quantiles[channel, 0]) for case in cases]
     spread = [(case, math.log(width)) for case, width in zip(cases, widths, strict=True) if width > 0]
     issues = []
@@ -294,7 +296,7 @@ def _odd_scales(cases: Sequence[CaseMeasures], channel: int, name: str) -> list[
                 f"{math.exp(others.min()):.3g} to {math.exp(others.max()):.3g}",
                 "make sure that its intensities have the same unit as the others",
                 code="image.scale",
-            )
+            ).model_copy(update={"severity": "note"} if is_removed else {})
         )
     return issues
 

@@ -22,6 +22,13 @@ def test_another_scale_is_reported_among_enough_others(measure, factor, number, 
     assert [(issue.code, issue.case) for issue in issues] == [("image.scale", case) for case in expected]
 
 
+@pytest.mark.parametrize(("channel", "severity"), [("MRI", "note"), ("noNorm", "warning")])
+def test_another_scale_is_a_note_where_each_image_is_z_scored(measure, channel, severity):
+    cases = [measure(f"c{seed}", noise(seed)) for seed in range(4)]
+    (issue,) = unusual_intensities([*cases, measure("odd", noise(99, 30))], (channel,))
+    assert (issue.code, issue.severity) == ("image.scale", severity)
+
+
 @pytest.mark.parametrize(
     ("channel", "air", "low", "expected"),
     [
