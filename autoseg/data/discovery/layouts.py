@@ -190,7 +190,7 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
         return Match(layout=layout, images={}, labels={}, test={})
     # What lies where test images may be is one of them if it has no label map, else a training image.
     in_test = {file.path for found in match.test.values() for file in found}
-    labelled = {case_id: found for case_id, found in match.images.items() if case_id in match.labels}
+    labelled = {case_id: _outside(found, in_test) for case_id, found in match.images.items() if case_id in match.labels}
     lone = {case_id: found for case_id, found in match.images.items() if case_id not in match.labels}
     used = {file.path for found in labelled.values() for file in found}
     unlabelled = _without_files(match.test, used)
@@ -227,6 +227,12 @@ def _apart(files: Files) -> Files:
         else:
             result |= {f"{folder}_{case_id}": each for folder, each in folders.items()}
     return result
+
+
+def _outside(found: list[FoundFile], in_test: Collection[str]) -> list[FoundFile]:
+    """Images of a case without those of a test case of the same number, where all its channels are left."""
+    left = [file for file in found if file.path not in in_test]
+    return left if {file.channel for file in left} == {file.channel for file in found} else found
 
 
 def _without_files(files: Files, paths: Collection[str]) -> Files:

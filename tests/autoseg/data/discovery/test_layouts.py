@@ -596,6 +596,27 @@ TEST_FOLDERS = {
     ),
     "TestData": (["TrainingData/images/a.nii.gz", "TestData/images/c.nii.gz"], ["TrainingData/labels/a.nii.gz"], ["c"]),
     "flat TestData": (["images/a.nii.gz", "TestData/c.nii.gz"], ["labels/a.nii.gz"], ["c"]),
+    "prefixes": (
+        ["image-001.mhd", "test/image-001.mhd", "test/image-100.mhd"],
+        ["labels-001.mhd"],
+        ["001", "100"],
+    ),
+    "LiTS": (
+        ["Training Batch 1/volume-0.nii", "LITS-Challenge-Test-Data/test-volume-0.nii"],
+        ["Training Batch 1/segmentation-0.nii"],
+        ["0"],
+    ),
+    "BTCV": (["Training/img0001.nii.gz", "Testing/img/img0061.nii.gz"], ["Training/label0001.nii.gz"], ["0061"]),
+    "flat": (
+        ["p1.nii.gz", "p2.nii.gz", "test/p5.nii.gz"],
+        ["p1_seg.nii.gz", "p2_seg.nii.gz", "test/p5_seg.nii.gz"],
+        ["p5"],
+    ),
+    "flat channels": (
+        ["p1_0000.nii.gz", "p1_0001.nii.gz", "test/p5_0000.nii.gz", "test/p5_0001.nii.gz"],
+        ["p1_seg.nii.gz"],
+        ["p5"],
+    ),
     "PROMISE12": (
         ["TrainingData/Case01.mhd", "TestData/Case01.mhd"],
         ["TrainingData/Case01_segmentation.mhd"],
@@ -615,6 +636,15 @@ TEST_FOLDERS = {
         ],
         ["Training/BraTS2021_00000/BraTS2021_00000_seg.nii.gz"],
         ["BraTS2021_00001"],
+    ),
+    "BraTS 2020 unpacked into a folder of its own": (
+        [
+            f"{folder}/BraTS20_{name}_001/BraTS20_{name}_001_{channel}.nii"
+            for folder, name in (("MICCAI_TrainingData", "Training"), ("ValidationData/MICCAI", "Validation"))
+            for channel in BRATS
+        ],
+        ["MICCAI_TrainingData/BraTS20_Training_001/BraTS20_Training_001_seg.nii"],
+        ["BraTS20_Validation_001"],
     ),
     "BraTS 2020": (
         [
