@@ -182,6 +182,13 @@ def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Pla
     source_mm = canonical_geometry(cropped.geometry, cropped.orientation).spacing_mm
     spacing_mm = transpose(source_mm, plan.transpose_forward)
     target_mm = configuration_spacing(configuration, spacing_mm)
+    if cropped.geometry.dimensions == 2 and not plan.strict_reference:  # of unknown thickness: one slice of a volume
+        across = plan.transpose_forward.index(cropped.orientation.permutation.index(0))
+        if plan.original_median_shape[across] > 1:
+            spacing_mm = tuple(
+                target if axis == across else mm
+                for axis, (mm, target) in enumerate(zip(spacing_mm, target_mm, strict=True))
+            )
     size = tuple(stop - start for start, stop in cropped.box)
     return Placement(
         source=cropped.geometry,

@@ -183,6 +183,19 @@ def test_a_flat_configuration_keeps_its_slices() -> None:
     assert got.placement.resampled_spacing_mm == (5, 1, 1)
 
 
+@pytest.mark.parametrize(("depth", "transpose"), [(20, (0, 1, 2)), (20, (1, 2, 0)), (1, (0, 1, 2))])
+def test_a_picture_is_one_slice_of_the_volumes_a_plan_is_for(depth: int, transpose: tuple[int, int, int]) -> None:
+    """Its thickness is unknown: the 999 pixels that stand for it would become as many slices."""
+    made = plan(transpose=transpose).model_copy(
+        update={"original_median_shape": tuple((depth, 20, 20)[axis] for axis in transpose)}
+    )
+    chosen = configuration((2.0, 2.0, 2.0))
+    picture = volume(framed()[3:4], (999.0, 1.0, 1.0), dimensions=2, has_orientation=False)
+    got = prepare_image(picture, made, chosen).placement
+    assert min(got.resampled_shape) == (1 if depth > 1 else 4)
+    assert max(got.resampled_shape) == (4 if depth > 1 else 500)
+
+
 def test_an_empty_image_is_kept_whole() -> None:
     got = prepare_image(
         volume(np.zeros((4, 5, 6))), plan(), configuration((1.0, 1.0, 1.0)), labels=np.zeros((4, 5, 6), int)
