@@ -13,7 +13,7 @@ from autoseg.compute.device import choose_device
 from autoseg.issues import AutosegError
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cpu!", ""])
+@pytest.mark.parametrize("name", ["tpu", "xpu", "toaster", "cuda:x", "cpu!", ""])
 def test_unknown_names_are_refused(name: str) -> None:
     with pytest.raises(AutosegError, match=r"does not exist; this machine has .*cpu"):
         choose_device(name)

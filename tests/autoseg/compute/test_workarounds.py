@@ -29,32 +29,34 @@ def after_a_block():
 
 torch.ones(1000)
 before = workarounds._resident_bytes()
-within = []
-with contextlib.suppress(KeyError), workarounds.kept_heap(torch.device("{device}"), lambda: {held}):
-    within += [after_a_block() for _ in range({number})]
-    raise KeyError
-print(json.dumps([within, workarounds._resident_bytes() - before]))
+for device, held in {calls}:
+    within = []
+    with contextlib.suppress(KeyError), workarounds.kept_heap(torch.device(device), lambda: eval(held)):
+        within += [after_a_block() for _ in range({number})]
+        raise KeyError
+    print(json.dumps([within, workarounds._resident_bytes() - before]))
 """
 
 
-def resident_bytes(device: str, held: str) -> tuple[list[int], int]:
-    """What is resident after each of some blocks was filled and freed, and after the end, which an error brings."""
-    program = PROGRAM.format(block=BLOCK, number=NUMBER, pause=WATCH_INTERVAL_S / 2, device=device, held=held)
+def resident_bytes(*calls: tuple[str, str], number: int) -> list[tuple[list[int], int]]:
+    """For each device and number of bytes, what is resident after each of some blocks was filled and freed, and after the end,
+    which an error brings.
+    """
+    program = PROGRAM.format(block=BLOCK, number=number, pause=WATCH_INTERVAL_S / 2, calls=calls)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    within, at_the_end = json.loads(done.stdout)
-    return within, at_the_end
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_freed_blocks_stay_within_bounds_and_go_back_at_the_end() -> None:
-    within, at_the_end = resident_bytes("cpu", str(2 * BLOCK))
+    ((within, at_the_end),) = resident_bytes(("cpu", str(2 * BLOCK)), number=NUMBER)
     assert sum(resident > BLOCK - NOISE for resident in within) > NUMBER / 2
     assert max(within) < 6 * BLOCK  # what a process that grows with every block could take before it is seen
     assert at_the_end < NOISE
 
 
-@pytest.mark.parametrize(
-    ("device", "held"), [("cpu", "float('inf')"), ("cpu", "0.9 * workarounds.free_memory_bytes()"), ("cuda", "0")]
-)
-def test_nothing_is_kept_where_others_need_it_or_it_would_not_help(device: str, held: str) -> None:
-    within, at_the_end = resident_bytes(device, held)
-    assert max(*within, at_the_end) < NOISE
+def test_nothing_is_kept_where_others_need_it_or_it_would_not_help() -> None:
+    calls = (("cpu", "float('inf')"), ("cpu", "0.9 * workarounds.free_memory_bytes()"), ("cuda", "0"))
+    found = resident_bytes(*calls, number=3)
+    assert len(found) == len(calls)
+    for call, (within, at_the_end) in zip(calls, found, strict=True):
+        assert max(*within, at_the_end) < NOISE, call
