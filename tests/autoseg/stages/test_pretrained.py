@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from builders import Job, begin, contents, make_phantom, said, write_short_schedule
+from builders import Job, begin, contents, crop_images, make_phantom, said, write_short_schedule
 
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.readers import read_image, write_image
@@ -29,6 +29,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run that has learnt something of one phantom dataset."""
     folder = tmp_path_factory.mktemp("pretrained")
     dataset = make_phantom(folder, seed=11)
+    crop_images(dataset, 32)
     schedule = write_short_schedule(dataset, folder, steps=30)
     made = load_document(Schedule, schedule)
     trainings = tuple(
@@ -45,6 +46,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def target(tmp_path: Path) -> Path:
     """Other phantoms, one class of which has another name."""
     folder = make_phantom(tmp_path / "target", seed=12)
+    crop_images(folder, 32)
     path = folder / "dataset.json"
     path.write_text(path.read_text().replace('"ring"', '"torus"'))
     return folder
@@ -146,11 +148,14 @@ def test_images_of_a_model_before_the_pretrained_one_are_remembered(
 ) -> None:
     first = with_contents(discover_dataset(pretrained.dataset), cache=tmp_path / "cache", num_workers=1)
     first = first.model_copy(update={"name": "copy"})
+    made = load_document(Schedule, pretrained.schedule)
+    short = tuple(each.model_copy(update={"num_steps": 2, "steps_per_epoch": 1}) for each in made.trainings)
+    save_document(tmp_path / "short.json", made.model_copy(update={"trainings": short}))
     for start, code in (
         (pretrained.root, "scores.pretrained_saw_cases"),
         (bundle_run(pretrained.root, tmp_path / "model.autoseg"), "scores.pretrained_cases_unknown"),
     ):
-        wishes = {"pretrained": start, "schedule": pretrained.schedule}
+        wishes = {"pretrained": start, "schedule": tmp_path / "short.json"}
         second = run_stages(begin(target, tmp_path / code, wishes), "select")
         issue = find_overlap(open_model(second.folder.root), first)
         assert issue is not None
