@@ -75,19 +75,24 @@ def test_linked_files_exist(page: Path) -> None:
 
 
 def test_python_examples_pass_mypy(tmp_path: Path) -> None:
-    files = []
-    for page in PAGES:
-        for number, (language, block) in enumerate(FENCE.findall(page.read_text())):
-            if language == "python":
-                files.append(tmp_path / f"{page.stem.replace('-', '_')}_{number}.py")
-                files[-1].write_text(block)
-    files.append(tmp_path / "notebook.py")
-    files[-1].write_text("\n".join(cell.source for cell in read_notebook().cells if cell.cell_type == "code"))
-    # of the package itself only the types count here: its own errors are those of `make types`, with stricter options
-    options = ("--allow-untyped-defs", "--allow-untyped-calls", "--no-warn-unused-ignores", "--follow-imports=silent")
-    call = [sys.executable, "-m", "mypy", *options, "--cache-dir", str(tmp_path / "cache"), *map(str, files)]
+    blocks = {
+        f"{page.stem.replace('-', '_')}_{number}": block
+        for page in PAGES
+        for number, (language, block) in enumerate(FENCE.findall(page.read_text()))
+        if language == "python"
+    }
+    blocks["notebook"] = "\n".join(cell.source for cell in read_notebook().cells if cell.cell_type == "code")
+    files = [tmp_path / f"{name}.py" for name in blocks]
+    # Options of the examples alone, and the cache of `make types`: what that has read of the package is not read again.
+    options = "# mypy: allow-untyped-defs, allow-untyped-calls, no-warn-unused-ignores\n"
+    for file, block in zip(files, blocks.values(), strict=True):
+        file.write_text(options + block)
+    call = [sys.executable, "-m", "mypy", *map(str, files)]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    # errors of the package itself are those of `make types`
+    found = [line for line in done.stdout.splitlines() if "error:" in line and Path(line.split(":")[0]).parent == tmp_path]
+    assert (found, done.stderr) == ([], "")
+    assert done.returncode in (0, 1)
 
 
 def read_notebook() -> nbformat.NotebookNode:

@@ -20,7 +20,7 @@ from autoseg.imaging.readers import read_image, read_label_map, write_image, wri
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 
-CASES = 30
+CASES = 20
 
 
 def edit(change: Callable[[np.ndarray], np.ndarray] | None = None, **header: object) -> Callable[[Path], None]:
@@ -217,6 +217,20 @@ def test_a_real_mask_stored_as_jpeg_is_reported_as_grey(real_data, tmp_path, qua
 SERIES = "dicom_series/mr_prostatex_t2_tra"
 
 
+@pytest.fixture(scope="module")
+def sound_series(real_data, tmp_path_factory):
+    """A folder of one patient, with whose series nothing is wrong."""
+    folder = tmp_path_factory.mktemp("series")
+    series = folder / "p1" / "scan"
+    series.mkdir(parents=True)
+    for file in sorted((real_data / SERIES).iterdir()):
+        shutil.copyfile(file, series / file.name)
+    geometry = read_image([series]).geometry
+    write_label_map(folder / "p1" / "seg.nii.gz", np.resize([0, 0, 1], geometry.shape), geometry)
+    assert alarms(folder) == {}
+    return folder
+
+
 @pytest.mark.parametrize(
     ("damage", "code"),
     [
@@ -230,16 +244,10 @@ SERIES = "dicom_series/mr_prostatex_t2_tra"
         (lambda files: change(files[4:5], lambda tags, k: setattr(tags, "Rows", 100)), "dicom.slices_differ"),
     ],
 )
-def test_damaged_real_dicom_series_are_named(real_data, tmp_path, damage, code):
-    series = tmp_path / "p1" / "scan"
-    series.mkdir(parents=True)
-    for file in sorted((real_data / SERIES).iterdir()):
-        shutil.copyfile(file, series / file.name)
-    geometry = read_image([series]).geometry
-    write_label_map(tmp_path / "p1" / "seg.nii.gz", np.resize([0, 0, 1], geometry.shape), geometry)
-    assert alarms(tmp_path) == {}
-    damage(sorted(series.iterdir()))
-    found = alarms(tmp_path)["p1"]
+def test_damaged_real_dicom_series_are_named(sound_series, tmp_path, damage, code):
+    folder = copy(sound_series, tmp_path / "data")
+    damage(sorted((folder / "p1" / "scan").iterdir()))
+    found = alarms(folder)["p1"]
     assert any(found_code.startswith(code) for found_code, _ in found), found
 
 

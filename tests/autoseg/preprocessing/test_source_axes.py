@@ -104,9 +104,10 @@ def test_real_labels_come_back_from_every_orientation(real_data: Path, tmp_path:
     plan = made_plan(real_data, tmp_path, ("axial",) * 2)
     plan = plan.model_copy(update={"source_axes": source_axes})
     worst = 1.0
-    for direction in directions():
+    for number, direction in enumerate(directions()):
         geometry = Geometry(shape=image.shape, spacing_mm=spacing_mm, direction=rows(direction))  # type: ignore[arg-type]
-        for factor in (1.0, 0.8):
+        # a third is resampled, which takes long: of every order of axes, with flips of each
+        for factor in (1.0, 0.8) if number % 3 == 0 else (1.0,):
             configuration = plan.configurations[0].model_copy(
                 update={"dimensions": 3, "spacing_mm": tuple(factor * value for value in along_plan(geometry, plan))}
             )

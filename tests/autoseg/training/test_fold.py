@@ -173,7 +173,7 @@ def test_times_of_an_epoch_are_those_of_all_its_steps(tmp_path) -> None:
 
 def test_two_processes_give_the_same_bits(tmp_path) -> None:
     support = Path(__file__).parents[2] / "support"
-    call = f"import sys; sys.path.insert(0, {str(support)!r}); import made_folds as t, torch, pathlib; torch.set_num_threads(2); t.run(t.make_spec(pathlib.Path(sys.argv[1])))"
+    call = f"import sys; sys.path.insert(0, {str(support)!r}); import made_folds as t, torch, pathlib; torch.set_num_threads(2); t.run(t.make_spec(pathlib.Path(sys.argv[1]), steps=3))"
     # threads that wait for each other take turns where other tests have the cores, instead of keeping them busy
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
     for name in ("a", "b"):
