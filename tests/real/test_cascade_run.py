@@ -37,7 +37,7 @@ from planners import Conditions, Measurement, Plan, Schedule, budgeted_training
 LOW, CASCADE = "3d_lowres", "3d_cascade_fullres"
 MEMORY_GB = 0.02
 """Patches of 16x24x16 voxels then, of cases of about 36x50x35."""
-STEPS = 16
+STEPS = 8
 COMPARED = ("*.safetensors", "*.nii.gz", "*.b2nd", "selection.json", "summary.json")
 
 
@@ -70,7 +70,7 @@ def make_schedule(plan: Plan, names: tuple[str, ...]) -> Schedule:
     return Schedule(
         conditions=conditions,
         num_folds=2,
-        trainings=tuple(t.model_copy(update={"steps_per_epoch": 8}) for t in trainings),
+        trainings=tuple(t.model_copy(update={"steps_per_epoch": 4}) for t in trainings),
         expected_training_s=1.0,
         expected_validation_s=1.0,
         expected_rest_s=1.0,

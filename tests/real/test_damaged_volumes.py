@@ -20,7 +20,7 @@ from autoseg.imaging.readers import read_image, read_label_map, write_image, wri
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 
-CASES = 20
+CASES = 30
 
 
 def edit(change: Callable[[np.ndarray], np.ndarray] | None = None, **header: object) -> Callable[[Path], None]:
