@@ -69,7 +69,7 @@ def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[st
     ]
 
 
-def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
+def make_schedule(dataset: Path, work: Path, *, compiled: bool = False, steps: int = STEPS) -> Path:
     """A short schedule for the dataset, so that every run does the same steps."""
     probe = begin_run(
         dataset,
@@ -78,7 +78,7 @@ def make_schedule(dataset: Path, work: Path, *, compiled: bool = False) -> Path:
         needs_device=True,
     )
     schedule = run_stages(probe, "schedule").schedule
-    short = {"num_steps": STEPS, "steps_per_epoch": 8, "warmup_steps": 2, "compiled": compiled}
+    short = {"num_steps": steps, "steps_per_epoch": 8, "warmup_steps": 2, "compiled": compiled}
     trainings = tuple(t.model_copy(update=short) for t in schedule.trainings)
     path = work / "schedule.json"
     save_document(path, schedule.model_copy(update={"trainings": trainings}))
@@ -136,10 +136,10 @@ def kill_after(call: list[str], run: Path, before: Sequence[str], delay_s: float
     return None
 
 
-def crash(work: Path, *, kills: int, seed: int, compiled: bool = False) -> None:
+def crash(work: Path, *, kills: int, seed: int, compiled: bool = False, steps: int = STEPS) -> None:
     dataset = work / "Task99_Phantom"
     make_phantom_dataset(dataset, num_training=4, num_test=1, seed=3)
-    schedule = make_schedule(dataset, work, compiled=compiled)
+    schedule = make_schedule(dataset, work, compiled=compiled, steps=steps)
     started = time.time()
     subprocess.run(command(dataset, work / "undisturbed", "--schedule", str(schedule)), check=True, capture_output=True)
     whole = time.time() - started

@@ -14,5 +14,5 @@ def test_a_killed_run_ends_with_the_same_bytes(tmp_path, capsys) -> None:
     assert spec.loader is not None
     crash = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(crash)
-    crash.crash(tmp_path, kills=2, seed=1)
+    crash.crash(tmp_path, kills=2, seed=1, steps=10)
     assert "2 kills in" in capsys.readouterr().out

@@ -50,6 +50,7 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
     (tmp_path / "spec.toml").write_text('extends = "case_masks"\nwithout_label = "test"\n')
     run = tmp_path / "run"
     spec, short = ("--spec", tmp_path / "spec.toml"), ("--folds", "2", "--set", "schedule.num_steps=10")
+    short += ("--set", "schedule.base_features=8")
     call("run", tmp_path / "data", *spec, "--out", run, *short, "--configurations", "3d_fullres", *CPU_WORDS)
     plan = json.loads((run / "plan.json").read_text())
     assert [label["name"] for label in plan["labels"]["classes"]] == ["ball", "egg"]

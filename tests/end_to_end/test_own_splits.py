@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from builders import begin, make_phantom, said
+from builders import begin, crop_images, make_phantom, said
 
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
@@ -14,6 +14,7 @@ from autoseg.pipeline import run_stages
 
 def test_one_given_fold_is_trained_and_others_are_not_made_up(tmp_path: Path) -> None:
     dataset, splits = make_phantom(tmp_path, seed=5), tmp_path / "splits_final.json"
+    crop_images(dataset, 32)
     names = sorted(path.name.removesuffix(".nii.gz") for path in (dataset / "labelsTr").glob("*.nii.gz"))
     splits.write_text(json.dumps([{"train": names[:2], "val": names[2:]}]))
     wishes = {"budget": "5s", "splits": splits, "configurations": "2d", "set": "schedule.num_steps=10"}

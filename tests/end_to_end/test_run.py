@@ -14,7 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK
-from builders import CPU_WORDS, Job, make_phantom, write_short_schedule
+from builders import CPU_WORDS, Job, crop_images, make_phantom, write_short_schedule
 from typer.testing import CliRunner
 
 from autoseg import api
@@ -173,6 +173,7 @@ def test_what_is_no_path_is_refused(call: Callable[[], object]) -> None:
 
 def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path: Path) -> None:
     dataset = make_phantom(tmp_path, training=1, test=1, seed=2)
+    crop_images(dataset, 32)
     schedule = write_short_schedule(dataset, tmp_path, num_folds=1, cases=1)
     printed = autoseg("run", dataset, "--out", tmp_path / "run", "--schedule", schedule, *CPU_WORDS)
     assert "Nothing was cross-validated" in printed
@@ -185,6 +186,7 @@ def test_one_case_trains_but_is_not_said_to_be_cross_validated(tmp_path: Path) -
 
 def test_a_hold_out_is_scored_and_called_one(tmp_path: Path) -> None:
     dataset = make_phantom(tmp_path, training=3, seed=2)
+    crop_images(dataset, 32)
     schedule = write_short_schedule(dataset, tmp_path, num_folds=1, cases=3)
     words = ("--folds", 1, "--schedule", schedule)
     printed = autoseg("run", dataset, "--out", tmp_path / "run", *words, *CPU_WORDS)

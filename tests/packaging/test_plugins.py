@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from builders import CPU_WORDS
 from safetensors import safe_open
 
 from autoseg.data.phantom import make_phantom_dataset
@@ -39,7 +40,7 @@ def test_a_run_uses_the_parts_of_an_installed_package(with_plugin, tmp_path: Pat
         "--folds",
         "2",
     )
-    with_plugin.call("autoseg", "run", dataset, "--out", run, *parts, *few, "--device", "cpu", "--budget", "1m")
+    with_plugin.call("autoseg", "run", dataset, "--out", run, *parts, *few, *CPU_WORDS, "--budget", "1m")
     (planned,) = [c for c in json.loads((run / "plan.json").read_text())["configurations"] if c["name"] == "3d_fullres"]
     assert (planned["network"]["family"], planned["loss"]["name"]) == ("tiny", "plain_cross_entropy")
     losses = [float(line.split()[1]) for line in (run / "steps.txt").read_text().splitlines()]

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import SimpleITK
+from builders import CPU_WORDS
 
 
 def test_a_few_steps_on_six_real_cases_learn_and_keep_their_geometry(real_data, tmp_path) -> None:
@@ -25,11 +26,11 @@ def test_a_few_steps_on_six_real_cases_learn_and_keep_their_geometry(real_data, 
     (dataset / "dataset.json").write_text(json.dumps(description))
 
     call = [sys.executable, "-c", "from autoseg.cli import main; main()", "run", str(dataset), "--out", str(run)]
-    few = ["--folds", "2", "--configurations", "3d_fullres"]
-    for field, value in (("num_steps", 40), ("base_features", 8)):
-        few += ["--set", f"schedule.{field}={value}"]
+    few = ["--folds", "2", "--configurations", "3d_fullres", "--target-spacing", "1.6,1.6,1.6"]
+    for field, value in (("schedule.num_steps", 30), ("schedule.base_features", 8), ("plan.3d_fullres.batch_size", 4)):
+        few += ["--set", f"{field}={value}"]
     done = subprocess.run(
-        [*call, *few, "--device", "cpu", "--threads", "1"], capture_output=True, text=True, check=False
+        [*call, *few, *CPU_WORDS], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     scores = json.loads((run / "cross_validation" / "summary.json").read_text())
