@@ -90,7 +90,9 @@ def test_python_examples_pass_mypy(tmp_path: Path) -> None:
     call = [sys.executable, "-m", "mypy", *map(str, files)]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     # errors of the package itself are those of `make types`
-    found = [line for line in done.stdout.splitlines() if "error:" in line and Path(line.split(":")[0]).parent == tmp_path]
+    found = [
+        line for line in done.stdout.splitlines() if "error:" in line and Path(line.split(":")[0]).parent == tmp_path
+    ]
     assert (found, done.stderr) == ([], "")
     assert done.returncode in (0, 1)
 

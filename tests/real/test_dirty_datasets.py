@@ -41,7 +41,9 @@ def few(hippocampus):
     for name in ("imagesTr", "labelsTr"):
         for path in sorted((hippocampus / name).glob("*.nii.gz"))[20:]:
             path.unlink()
-    (hippocampus / "dataset.json").write_text('{"modality": {"0": "MRI"}, "labels": {"1": "Anterior", "2": "Posterior"}}')
+    (hippocampus / "dataset.json").write_text(
+        '{"modality": {"0": "MRI"}, "labels": {"1": "Anterior", "2": "Posterior"}}'
+    )
     return hippocampus
 
 

@@ -29,9 +29,7 @@ def test_a_few_steps_on_six_real_cases_learn_and_keep_their_geometry(real_data, 
     few = ["--folds", "2", "--configurations", "3d_fullres", "--target-spacing", "1.6,1.6,1.6"]
     for field, value in (("schedule.num_steps", 30), ("schedule.base_features", 8), ("plan.3d_fullres.batch_size", 4)):
         few += ["--set", f"{field}={value}"]
-    done = subprocess.run(
-        [*call, *few, *CPU_WORDS], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*call, *few, *CPU_WORDS], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     scores = json.loads((run / "cross_validation" / "summary.json").read_text())
     assert scores["foreground_mean"]["Dice"] > 0.2  # about 0.05 without training
