@@ -4,7 +4,7 @@
     python benchmarks/foreign_files.py --installed      # the test data of nibabel, pydicom, highdicom and scikit-image
 
 Each file is read alone, in a child process of its own, by autoseg and by each of nibabel, SimpleITK, pydicom, highdicom, tifffile and
-Pillow that claims it. Compared are the voxels, whatever the order of axes, and where readers tell it, the place of the corners in the
+Pillow that claims it. A reader that ends its process has refused the file. Compared are the voxels, whatever the order of axes, and where readers tell it, the place of the corners in the
 world. A difference is *silent* where autoseg reads a file otherwise than all others that read it, and has no note on it; the exit
 status is then 1.
 """
@@ -18,13 +18,13 @@ import multiprocessing
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import permutations, product
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import highdicom
 import nibabel
@@ -39,6 +39,7 @@ from autoseg.imaging.readers import image_endings, is_dicom, read_header, read_i
 from autoseg.issues import AutosegError
 
 ROOT = Path(__file__).resolve().parents[1]
+Result = TypeVar("Result")
 PACKAGES = ("nibabel", "pydicom", "highdicom", "skimage")
 MOST_SECONDS = 120
 SAME_VALUE = 1e-5
@@ -121,7 +122,10 @@ def by_pillow(path: Path) -> Reading:
         frames = []
         for index in range(getattr(picture, "n_frames", 1)):
             picture.seek(index)
-            frames.append(np.asarray(picture.convert("RGB") if picture.mode == "P" else picture))
+            shown = {"P": "RGB", "1": "L"}.get(
+                picture.mode
+            )  # one bit is black and white, of which Pillow makes 0 and 1
+            frames.append(np.asarray(picture.convert(shown) if shown else picture))
         return Reading(np.squeeze(np.stack(frames)))
 
 
@@ -205,9 +209,9 @@ class Row:
     words: str = ""
 
 
-def judge(path: Path) -> Row:
+def judge(path: Path, without: Collection[str] = ()) -> Row:
     """Read one file by all and compare."""
-    readings = {name: attempt(READERS[name], path) for name in claims(path)}
+    readings = {name: attempt(READERS[name], path) for name in claims(path) if name not in without}
     mine = readings.pop("autoseg")
     others = {name: reading for name, reading in readings.items() if reading.array is not None}
     if mine.array is None:
@@ -238,10 +242,22 @@ def attempt(read: Callable[[Path], Reading], path: Path) -> Reading:
 
 
 def judge_alone(path: Path) -> Row:
-    """`judge` in a child process: some readers end theirs."""
+    """`judge` in a child process: some readers end theirs, and are left out then."""
+    row = in_child(lambda: judge(path))
+    if row is not None:
+        return row
+    ended = [name for name in claims(path) if in_child(lambda name=name: bool(attempt(READERS[name], path))) is None]
+    row = None if "autoseg" in ended else in_child(lambda: judge(path, without=ended))
+    if row is None:
+        return Row(path, "SILENT", f"autoseg ended the process, or took over {MOST_SECONDS} s")
+    return Row(path, row.kind, "; ".join([*filter(None, [row.words]), f"{', '.join(ended)} ended the process"]))
+
+
+def in_child(function: Callable[[], Result]) -> Result | None:
+    """What ``function`` returns in a process of its own; None if that ended, or took too long."""
 
     def work(pipe: Connection) -> None:
-        pipe.send(judge(path))
+        pipe.send(function())
 
     context: Any = multiprocessing.get_context("fork")
     receiving, sending = context.Pipe(duplex=False)
@@ -249,12 +265,12 @@ def judge_alone(path: Path) -> Row:
     child.start()
     sending.close()
     try:
-        row = receiving.recv() if receiving.poll(MOST_SECONDS) else Row(path, "SILENT", f"over {MOST_SECONDS} s")
+        found: Result | None = receiving.recv() if receiving.poll(MOST_SECONDS) else None
     except EOFError:
-        row = Row(path, "SILENT", "a reader ended the process")
+        found = None
     child.kill()
     child.join()
-    return row
+    return found
 
 
 def files_in(folder: Path) -> Iterator[Path]:

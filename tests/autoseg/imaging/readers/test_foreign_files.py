@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import nibabel
 import numpy as np
+import PIL.Image
 import pytest
 
 BENCH = Path(__file__).parents[4] / "benchmarks" / "foreign_files.py"
@@ -33,6 +37,30 @@ def bench() -> ModuleType:
 )
 def test_public_files_are_read_as_by_others_or_refused(bench: ModuleType, name: str, kind: str) -> None:
     assert bench.judge(SHIPPED / name).kind == kind
+
+
+def test_pictures_of_one_bit_are_black_and_white_for_all(bench: ModuleType, tmp_path: Path) -> None:
+    for ending in (".bmp", ".png"):
+        PIL.Image.fromarray(np.eye(16, dtype=bool)).save(tmp_path / f"a{ending}")
+        assert bench.judge(tmp_path / f"a{ending}").kind == "same"
+
+
+def test_a_reader_that_ends_its_process_is_named_and_is_no_silent_difference(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.in_child(lambda: os._exit(1)) is None
+
+    def in_place(function: Callable[[], object]) -> object:
+        with suppress(SystemExit):
+            return function()
+
+    path = SHIPPED / "anatomical.nii"
+    monkeypatch.setattr(bench, "in_child", in_place)
+    monkeypatch.setitem(bench.READERS, "SimpleITK", lambda _: sys.exit())
+    row = bench.judge_alone(path)
+    assert (row.kind, row.words) == ("same", "SimpleITK ended the process")
+    monkeypatch.setitem(bench.READERS, "autoseg", lambda _: sys.exit())
+    assert bench.judge_alone(path).kind == "SILENT"
 
 
 def test_a_silent_difference_of_values_or_place_is_seen(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
