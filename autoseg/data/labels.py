@@ -17,6 +17,7 @@ from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import (
     ImageHeader,
+    is_lossy,
     is_picture,
     read_header,
     read_image,
@@ -37,6 +38,9 @@ BACKGROUND = "background"
 SEVERAL_CHANNELS, CHANNEL_COUNT = "reader.several_channels", "labels.channel_count"
 MOST_COLOURS = 16
 """A picture with more of them is blurred or compressed: its colours are no classes."""
+EXPORT_AS_PNG = (
+    "export the masks as PNG from where they were drawn: JPEG changes values and colours, converting it does not help"
+)
 WHITE = 255
 """Inside of the masks that image editors save."""
 TABLE_SIZE = 2**16
@@ -290,6 +294,8 @@ def with_way_out(issue: Issue, image: str | None) -> Issue:
         header = read_header(issue.where)
         if image is not None and is_channel_first(header, read_header(image)):
             return issue.model_copy(update=_channel_first(header.geometry.shape[2]))
+        if is_lossy(issue.where):
+            return issue.model_copy(update={"fix": EXPORT_AS_PNG})
         entry = _entry_for(Path(issue.where))
     except AutosegError:
         return issue

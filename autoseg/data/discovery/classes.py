@@ -17,10 +17,20 @@ import numpy as np
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, LabelCoding, MaskFile
 from autoseg.data.discovery.declarations import Declaration, LabelValues, labels_named_by_value
-from autoseg.data.labels import BACKGROUND, CHANNEL, OF, WHITE, Combination, mask_combinations, with_way_out
+from autoseg.data.labels import (
+    BACKGROUND,
+    CHANNEL,
+    EXPORT_AS_PNG,
+    OF,
+    WHITE,
+    Combination,
+    mask_combinations,
+    with_way_out,
+)
 from autoseg.imaging.readers import (
     PART_MARK,
     file_states,
+    is_lossy,
     is_segmentation,
     list_segments,
     read_image,
@@ -232,7 +242,20 @@ def find_labels(
         if name is not None and len(values) == 1:
             names = {values[0]: name} | dict(names or {})
         found = FoundLabels(values=labels_named_by_value(values, names))
-    return _with_unannotated(found, cases)
+    lossy = _lossy(cases, found) if layout.threshold is None else []
+    return _with_unannotated(replace(found, issues=(*found.issues, *lossy)), cases)
+
+
+def _lossy(cases: Sequence[Case], found: FoundLabels) -> list[Issue]:
+    """A warning on label files that do not keep their values, unless they are masks of black and white."""
+    files = [path for case in cases for path in dict.fromkeys(split_part(Path(f))[0] for f in case.label_files)]
+    lossy = [path for path in files if is_lossy(path)]
+    if not lossy or found.values.file_values == (0, WHITE):
+        return []
+    message = (
+        f"{count_noun(len(lossy), 'label file')} saved as JPEG, which changes values: borders of classes are wrong"
+    )
+    return [Issue(code="labels.lossy", severity="warning", where=str(lossy[0]), message=message, fix=EXPORT_AS_PNG)]
 
 
 def _values_in_files(cases: Sequence[Case], reading: LabelReading) -> tuple[int, ...]:
@@ -304,7 +327,8 @@ def _refuse_greys(cases: Sequence[Case], found: Sequence[Mapping[int, int]]) -> 
             where=with_greys[0],
             message=f"{count_noun(len(with_greys), 'label map')} with grey values between 0 and {WHITE} "
             f"({shorten(list(map(str, sorted(between))))}): edges of a smoothed or compressed mask, not labels",
-            fix=f"save masks of 0 and {WHITE}, or set threshold = 128 in a spec file (--spec)",
+            fix=f"{'export them as PNG' if is_lossy(with_greys[0]) else f'save masks of 0 and {WHITE}'}, or set threshold = 128 in a "
+            "spec file (--spec)",
         )
     )
 
@@ -331,7 +355,7 @@ def _labels_of_masks(cases: Sequence[Case], layout: Layout, reading: LabelReadin
         threshold=layout.threshold,
     )
     issues: list[Issue] = []
-    if layout.colours:
+    if layout.colours and not any(is_lossy(split_part(Path(f))[0]) for case in wanted for f in case.label_files):
         in_files = reading.of_each(_colours_in, dict[str, int], wanted)
         issues += _other_colours(in_files, layout.colours, layout.title)
     combinations: set[Combination] = set()

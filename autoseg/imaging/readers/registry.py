@@ -80,6 +80,8 @@ class Format:
     """Stores no place in the world: no orientation, and a spacing of 1 whatever its resolution tags say."""
     is_flat: bool = False
     """Holds one slice of whole numbers from 0 upwards."""
+    is_lossy: bool = False
+    """Does not keep values exactly."""
 
 
 _OWN = "autoseg.imaging.readers"
@@ -143,6 +145,12 @@ def is_picture(path: Path | str) -> bool:
     """Whether the ending is that of a format without a place in the world, such as PNG or TIFF."""
     found = formats_by_ending().get(image_ending(path))
     return found is not None and found.is_picture
+
+
+def is_lossy(path: Path | str) -> bool:
+    """Whether the ending is that of a format that changes values, so that it cannot hold labels exactly: JPEG."""
+    found = formats_by_ending().get(image_ending(path))
+    return found is not None and found.is_lossy
 
 
 def _is_flat(path: Path | str) -> bool:

@@ -15,7 +15,7 @@ from PIL import Image
 from autoseg.data.checks import check_dataset
 from autoseg.data.checks.check import require_clean
 from autoseg.data.discovery import discover_dataset
-from autoseg.data.labels import read_case_labels
+from autoseg.data.labels import EXPORT_AS_PNG, read_case_labels
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_label_map
 from autoseg.issues import AutosegError
@@ -139,6 +139,22 @@ def test_colours_that_no_class_has_are_said(pictures: Path) -> None:
     )
     (issue,) = found.issues
     assert (issue.code, "#000080 (9 pixels)" in issue.message) == ("labels.undeclared_colour", True)
+
+
+def test_masks_saved_as_jpeg_are_to_be_exported_as_png(pictures: Path) -> None:
+    (pictures / "masks" / "a.png").unlink()
+    Image.fromarray(COLOURS[INDICES]).save(pictures / "masks" / "a.jpg")
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(pictures)
+    assert caught.value.issues[0].fix == EXPORT_AS_PNG
+    spec = spec_of(pictures, 'extends = "paired_folders"\n[colours]\nred = "#ff0000"\n')
+    assert [(i.code, i.fix) for i in discover_dataset(pictures, spec=spec).issues] == [("labels.lossy", EXPORT_AS_PNG)]
+    flat = np.zeros((16, 16), np.uint8)
+    for value, codes in ((16, ["labels.lossy"]), (255, [])):
+        Image.fromarray(flat).save(pictures / "images" / "a.png")
+        flat[:8] = value
+        Image.fromarray(flat).save(pictures / "masks" / "a.jpg", quality=100)
+        assert [issue.code for issue in discover_dataset(pictures).issues] == codes
 
 
 @pytest.fixture
