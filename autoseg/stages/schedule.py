@@ -37,6 +37,7 @@ from autoseg.stages.run import (
 )
 from autoseg.stages.work import (
     CORRECT,
+    FILE_INPUT,
     Work,
     changed_inputs,
     document_of,
@@ -72,10 +73,6 @@ from planners import (
 
 if TYPE_CHECKING:
     from autoseg.inference.bundle import ModelFiles
-
-
-FILE_INPUT = "schedule file (--schedule)"
-"""What a schedule that was given is made from, in its record."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,8 @@ D = TypeVar("D", bound=Document)
 
 Inputs = Mapping[str, str]
 """Hash of each input of a unit, by its name in messages."""
+FILE_INPUT = "schedule file (--schedule)"
+"""Input of a schedule that was given, in place of the options that one is made from by measuring."""
 CORRECT = "correct it, or delete it to redo it"
 
 
@@ -65,10 +67,16 @@ def read_record(folder: RunFolder, name: str) -> StageRecord | None:
 
 
 def changed_inputs(folder: RunFolder, name: str, inputs: Inputs) -> tuple[str, ...]:
-    """What a finished unit was made from that is different now, by name; nothing for a unit that was not finished."""
+    """What a finished unit was made from that is different now, by name; nothing for a unit that was not finished.
+
+    Where a file was given before or now, but not both, nothing is said of the options that only the other one depends on.
+    """
     record = read_record(folder, name)
     before = inputs if record is None else record.inputs
-    return tuple(each for each in dict.fromkeys([*inputs, *before]) if before.get(each) != inputs.get(each))
+    changed = [each for each in dict.fromkeys([*inputs, *before]) if before.get(each) != inputs.get(each)]
+    if FILE_INPUT in inputs.keys() ^ before.keys():
+        changed = [each for each in changed if each == FILE_INPUT or each in inputs.keys() & before.keys()]
+    return tuple(changed)
 
 
 def is_edited(run: Run, name: str, path: Path, kind: type[Document], own: Document | None = None) -> bool:
