@@ -82,7 +82,7 @@ def _picture_header(
         "transparency": (has_alpha, "its transparency is ignored: it controls the display and is not measured data"),
         "orientation": (
             turned != 1,
-            f"its orientation tag {turned} (EXIF) is ignored: rows and columns are those of the file, as viewers may not show it",
+            f"its orientation tag {turned} (EXIF) is ignored: rows and columns are used as stored, viewers may show it rotated",
         ),
         "inversion": (is_inverted, "it is shown inverted, small values bright: values are read as they are stored"),
     }
