@@ -146,8 +146,8 @@ def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str])
     if nameless and dataset.is_dir():
         where = dataset / "dataset.json"
         typer.echo(f"Hint: no names for {shorten(nameless)} (a channel called CT is planned as CT)")
-        typer.echo(f"Name them in {where}:")
-        channels = {str(i): name.replace("channel_", "CHANNEL_") for i, name in enumerate(report.channels)}
+        typer.echo(f"Name them in {where}, e.g. (write what each one is):")
+        channels = {str(i): _example_name(report, i) for i in range(len(report.channels))}
         labels = {f"CLASS_{name[6:]}": int(name[6:]) for name in nameless if name.startswith("label_")}
         lines = [f'"channel_names": {json.dumps(channels)}'] * any(name.startswith("channel_") for name in nameless)
         lines += [f'"labels": {json.dumps({"background": 0, **labels})}'] * bool(labels)
@@ -161,6 +161,16 @@ def show_next_step(report: CheckReport, dataset: Path, arguments: Sequence[str])
         typer.echo(f"Next: correct the errors, or leave these cases out:\n  {command} --skip-bad")
     else:
         typer.echo("Next: correct the errors, and check again")
+
+
+def _example_name(report: CheckReport, index: int) -> str:
+    """The name of a channel, or one that a person might give to it: CT where it looks like CT."""
+    name = report.channels[index]
+    if not name.startswith("channel_"):
+        return name
+    if any(issue.code == "channel.looks_like_ct" and issue.where == f"channel {name}" for issue in report.issues):
+        return "CT"
+    return "MRI" if len(report.channels) == 1 else f"MRI_{index + 1}"
 
 
 @contextmanager

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 import autoseg
 from autoseg.cli import app
+from autoseg.cli.console import show_next_step
 from autoseg.cli.usage import WISHES
+from autoseg.data.checks.check import CheckReport
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.issues import AutosegError, Issue
@@ -229,11 +231,26 @@ def test_a_check_says_what_to_do_next_and_how_to_name_what_has_no_name(tmp_path:
     said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
     assert f"Next: autoseg run {plain} --out run --workers 1" in said
     named = json.loads(said[said.index("{") : said.rindex("}") + 1].replace("CLASS_1", "organ"))
-    assert named["channel_names"] == {"0": "CHANNEL_0"}
+    assert named["channel_names"] == {"0": "MRI"}
     (plain / "dataset.json").write_text(json.dumps(named))
     said = CliRunner().invoke(app, ["check", str(plain), "--workers", "1"]).output
     assert "organ" in said
     assert "Hint" not in said
+
+
+def test_names_of_channels_are_proposed_by_what_they_look_like(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ct = Issue(code="channel.looks_like_ct", severity="note", where="channel channel_0", message="", fix="")
+    for channels, issues, names in (
+        (["channel_0"], (ct,), {"0": "CT"}),
+        (["channel_0", "channel_1", "PET"], (ct,), {"0": "CT", "1": "MRI_2", "2": "PET"}),
+        (["channel_0", "channel_1"], (), {"0": "MRI_1", "1": "MRI_2"}),
+    ):
+        show_next_step(CheckReport(root="", channels=tuple(channels), issues=issues), tmp_path, [])
+        said = capsys.readouterr().out
+        assert "(write what each one is)" in said
+        assert json.loads(said[said.index("{") : said.rindex("}") + 1]) == {"channel_names": names}
 
 
 def test_errors_of_one_kind_are_said_together_where_they_concern_many_files() -> None:
