@@ -71,8 +71,9 @@ def find_input_cases(
     are_several = len({split_frame(case.images[0])[0] for case in cases}) > 1
     cases = [replace(case, is_beside_others=are_several) for case in cases]
     issues = [issue for inputs in found for issue in inputs.issues]
+    reporter = reporter or SilentReporter()
     for note in (issue for issue in issues if issue.severity != "error"):
-        (reporter or SilentReporter()).say(f"{note.severity.capitalize()}: {note}")
+        reporter.warn(str(note)) if note.severity == "warning" else reporter.say(f"Note: {note}")
     errors = [*(issue for issue in issues if issue.severity == "error"), *_same_names(cases)]
     cases = [case for case in cases if not any(error.case == case.case_id for error in errors)]
     if part is not None:
@@ -224,7 +225,7 @@ def predict_cases(
     )
     notes: list[Issue] = []
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, reporter.say, notes, probabilities=probabilities)
+        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, reporter.warn, notes, probabilities=probabilities)
         remove_orphans(folder, below=False)
         remove_claims(folder)
         sink.begin(jobs)
@@ -250,12 +251,12 @@ def _image_jobs(
     predictor: Predictor,
     cases: Sequence[InputCase],
     tracker: Tracker,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
     notes: list[Issue],
     *,
     probabilities: bool,
 ) -> tuple[list[Job], dict[str, AutosegError]]:
-    """Jobs, and the errors of cases whose header cannot be read; says what is unlike the training cases."""
+    """Jobs, and the errors of cases whose header cannot be read; warns of what is unlike the training cases."""
     jobs, errors, geometries = [], {}, {}
     for case in cases:
         image = case.images[0]
@@ -271,12 +272,12 @@ def _image_jobs(
             case,
             probabilities=probabilities,
             tracker=tracker,
-            say=say,
+            warn=warn,
             notes=notes,
             may_be_labels=case.is_beside_others,
         )
         jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
-    _say_what_is_far(geometries, predictor.model.plan, say)
+    _warn_of_far(geometries, predictor.model.plan, warn)
     return jobs, errors
 
 
@@ -321,7 +322,7 @@ def _predict_case(
     *,
     probabilities: bool,
     tracker: Tracker,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
     notes: list[Issue],
     may_be_labels: bool,
 ) -> Prediction:
@@ -331,7 +332,7 @@ def _predict_case(
     """
     image = read_image(case.images).of_modality(case.modality)
     notes += [note.model_copy(update={"case": case.case_id}) for note in image.notes]
-    _say_what_is_not_ct(image, case.case_id, predictor.model.plan, say)
+    _warn_of_no_ct(image, case.case_id, predictor.model.plan, warn)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -344,9 +345,9 @@ def _predict_case(
         tracker.advance(-progress.told)
 
 
-def _say_what_is_not_ct(image: Image, name: str, plan: Plan, say: Callable[[str], None]) -> None:
+def _warn_of_no_ct(image: Image, name: str, plan: Plan, warn: Callable[[str], None]) -> None:
     for reason in not_ct(image, plan):
-        say(f"Warning: {name}: {reason}; predictions may be wrong")
+        warn(f"{name}: {reason}; predictions may be wrong")
 
 
 def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> bool:
@@ -366,13 +367,13 @@ def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> 
     )
 
 
-def _say_what_is_far(geometries: Mapping[str, Geometry], plan: Plan, say: Callable[[str], None]) -> None:
-    """One line for the images whose spacing or extent is far from the training cases'."""
+def _warn_of_far(geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[[str], None]) -> None:
+    """One warning of the images whose spacing or extent is far from the training cases'."""
     far = {case_id: words for case_id, geometry in geometries.items() if (words := far_from_training(geometry, plan))}
     if far:
         first = next(iter(far))
-        say(
-            f"Warning: {count_noun(len(far), 'image')} unlike the training cases, predictions may be wrong: "
+        warn(
+            f"{count_noun(len(far), 'image')} unlike the training cases, predictions may be wrong: "
             f"{shorten(list(far))} ({first}: {far[first]})"
         )
 
@@ -419,9 +420,9 @@ def predict_file(
     with reporter.track("Predicting", 1) as tracker:
         try:
             geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
-            _say_what_is_far({name: geometry}, predictor.model.plan, reporter.say)
+            _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn)
             if isinstance(image, Image):
-                _say_what_is_not_ct(image, name, predictor.model.plan, reporter.say)
+                _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn)
                 found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))
             else:
                 found = _predict_case(
@@ -429,7 +430,7 @@ def predict_file(
                     image.cases[0],
                     probabilities=probabilities,
                     tracker=tracker,
-                    say=reporter.say,
+                    warn=reporter.warn,
                     notes=notes,
                     may_be_labels=False,
                 )

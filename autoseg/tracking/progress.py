@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -43,6 +44,9 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None:
         """One line for the user: what was decided, and why."""
+
+    def warn(self, text: str) -> None:
+        """A warning for the user: a result may be wrong."""
 
     def expect(self, seconds: float) -> None:
         """Announce how long the rest of the whole run will take."""
@@ -129,10 +133,13 @@ class _LogTracker:
 
 
 class SilentReporter:
-    """Shows nothing; for library use and tests."""
+    """Shows nothing, and gives warnings to Python (`warnings`); for library use and tests."""
 
     def say(self, text: str) -> None:
         logger.debug(text)
+
+    def warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
     def expect(self, seconds: float) -> None:
         logger.debug("about %s left", format_duration(seconds))
@@ -155,6 +162,9 @@ class LogReporter:
 
     def say(self, text: str) -> None:
         logger.info(text)
+
+    def warn(self, text: str) -> None:
+        self.say(f"Warning: {text}")
 
     def expect(self, seconds: float) -> None:
         self.clock.expect(seconds)
@@ -231,6 +241,9 @@ class TerminalReporter:
     def say(self, text: str) -> None:
         logger.debug(text)
         self.console.print(text, highlight=False, markup=False)
+
+    def warn(self, text: str) -> None:
+        self.say(f"Warning: {text}")
 
     def expect(self, seconds: float) -> None:
         self.clock.expect(seconds)

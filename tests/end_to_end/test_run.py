@@ -144,12 +144,16 @@ def test_the_predictor_takes_arrays(finished: Job) -> None:
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(stored, "LPS")), labels)
 
 
-def test_the_predictor_warns_of_images_unlike_the_training_cases(finished: Job) -> None:
+def test_the_predictor_warns_of_images_unlike_the_training_cases(finished: Job, tmp_path: Path) -> None:
     predictor, array = Predictor.load(finished.root, device="cpu"), np.zeros((32, 32, 32), np.float32)
     with pytest.warns(UserWarning, match="unlike the training cases, predictions may be wrong: extent 3.2 mm along z"):
         predictor.predict(array, spacing_mm=(0.1, 0.1, 0.1), axes="SPL")
     with pytest.warns(UserWarning, match="a single slice"):
         predictor.predict(SimpleITK.GetImageFromArray(array[0]))
+    thin = SimpleITK.GetImageFromArray(array[:8])
+    thin.SetSpacing((0.1, 0.1, 0.1))
+    with pytest.warns(UserWarning, match="1 image unlike the training cases"):
+        api.predict(finished.root, thin, tmp_path / "a.nii.gz", device="cpu")
     with pytest.raises(AutosegError) as caught:
         predictor.predict(array[..., None], affine=np.eye(4))
     (issue,) = caught.value.issues

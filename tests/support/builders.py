@@ -32,6 +32,9 @@ class Listening(SilentReporter):
     def say(self, text: str) -> None:
         self.lines.append(text)
 
+    def warn(self, text: str) -> None:
+        self.say(f"Warning: {text}")
+
     @property
     def text(self) -> str:
         """All lines."""
