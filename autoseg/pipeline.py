@@ -189,12 +189,12 @@ def do_work(run: Run, work: Work) -> bool:
         started = time.monotonic()
         try:
             with _announced(run, work):
-                work.do()
+                earlier_s = work.do() or 0.0
         except GivenUpError:
             return False
         record = StageRecord(
             inputs=dict(work.inputs()),
-            seconds=time.monotonic() - started,
+            seconds=earlier_s + time.monotonic() - started,
             documents={
                 path.name: load_document(kind, path).model_dump(mode="json") for path, kind in work.edited.items()
             },

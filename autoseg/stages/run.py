@@ -158,7 +158,7 @@ class StageRecord(Document):
 
     inputs: dict[str, str]
     seconds: float
-    """What the unit took."""
+    """What the unit took, and earlier calls that it resumed."""
     documents: dict[str, JsonValue] = Field(default_factory=dict)
     """Each editable document as the unit wrote it, by file name."""
 

@@ -148,6 +148,8 @@ class Pacer(Callback):
     """How much more than steps predictions slow down."""
     is_unpredicted: bool = False
     """Whether a fold was trained, and not yet validated."""
+    earlier_s: float = 0.0
+    """What earlier calls spent on the fold that trains."""
     gives_up: bool = False
     """Whether the fold that trains is left out: it would get too few steps."""
 
@@ -181,6 +183,7 @@ class Pacer(Callback):
         if self.ends is None:
             expected_s = self.expected_s(fold.steps_done)
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
+        self.earlier_s = fold.earlier_s
         self.skip, self.since, self.said, self.gives_up = WARM_UP_STEPS, None, fold.num_steps, False
 
     def revise(self, done: int) -> Revision | None:
@@ -347,8 +350,8 @@ def training_work(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: P
     )
 
 
-def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer) -> None:
-    """Train one configuration on one fold, from its checkpoint where there is one.
+def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer) -> float:
+    """Train one configuration on one fold, from its checkpoint where there is one; returns the seconds of earlier calls.
 
     Patches are drawn in `autoseg.training.sampling`; the loss is that of the configuration in ``plan.json``.
     """
@@ -360,7 +363,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
     if exchange_training(run.folder, name, fold, key):
         run.say(f"Restored the training of {name}, fold {fold}, from {run.folder.previous}")
         pacer.tracker.found(run.schedule.steps_of(name, fold))
-        return
+        return 0.0
     # At no moment may other weights and their predictions pass for those that are trained now.
     final_weights(run.folder, name, fold).unlink(missing_ok=True)
     (run.folder.validation(name, fold) / JOURNAL).unlink(missing_ok=True)
@@ -399,6 +402,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
             raise GivenUpError from None  # its checkpoint stays, for a call that asks for it
     if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
         save_revisions(run, applied, all_of=(name, fold))
+    return pacer.earlier_s
 
 
 def starting_point(run: Run, prepared: Prepared, job: FoldJob) -> tuple[int, Transfer | None]:

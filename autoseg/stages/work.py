@@ -47,7 +47,8 @@ class Work:
     """Of its record and its lock: ``plan``, ``train-2d-fold_0``."""
     what: str
     """In messages: ``the plan``, ``training of 2d, fold 0``."""
-    do: Callable[[], None]
+    do: Callable[[], float | None]
+    """Returns the seconds that earlier calls spent on it, where it resumed what they began."""
     inputs: Callable[[], Inputs] | None = None
     """Asked before, to see what changed, and after, for the record. None: `do` finds out itself, and takes its own locks."""
     outputs: Sequence[Path] = ()

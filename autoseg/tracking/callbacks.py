@@ -135,6 +135,8 @@ class FoldStart:
     steps_done: int
     """By earlier calls."""
     num_steps: int
+    earlier_s: float = 0.0
+    """Seconds that earlier calls took, up to the checkpoint that is resumed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ def save(run: FoldRun, step: int) -> None:
     """Write the training's state after ``step`` steps, unless its stored cases were replaced meanwhile."""
     run.spec.require_cases()
     state: dict[str, Any] = {each.name: getattr(run.state, each.name) for each in fields(FoldState)}
+    state["earlier_s"] += time.monotonic() - run.started
     state["issues"] = [issue.model_dump() for issue in run.state.issues]
     state["history"] = [asdict(epoch) for epoch in run.state.history]
     checkpoint = Checkpoint(

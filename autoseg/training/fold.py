@@ -195,6 +195,7 @@ def train_fold(
         key=spec.key,
         steps_done=run.steps_done,
         num_steps=run.num_steps,
+        earlier_s=run.state.earlier_s,
     )
     notify(run.listeners, "on_fold_start", start)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,6 +145,8 @@ class FoldState:
     """Mean of the weights of the last steps; empty before they begin."""
     averaged: int = 0
     """Steps whose weights are in it."""
+    earlier_s: float = 0.0
+    """Seconds that earlier calls took; in a checkpoint those of the call that wrote it are among them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -159,6 +162,8 @@ class FoldRun:
     steps_done: int = 0
     revisions: tuple[Revision, ...] = ()
     """Those of the spec that were applied, and later ones."""
+    started: float = field(default_factory=time.monotonic)
+    """By the monotonic clock."""
     new_batches: bool = False
     """Set by a callback: from the next step on, batches must be drawn by other rules, to another end or by more workers."""
 

@@ -14,8 +14,8 @@ import autoseg
 from autoseg.pipeline import DOING, do_work
 from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings
-from autoseg.stages.run import Run
-from autoseg.stages.work import Work, is_edited
+from autoseg.stages.run import Run, StageRecord
+from autoseg.stages.work import FILE_INPUT, Work, changed_inputs, is_edited, read_record
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
 from autoseg.tracking.progress import SilentReporter
@@ -70,6 +70,24 @@ def test_changes_are_reported(run: Run) -> None:
         "Redoing the stage: the budget changed",
         "Redoing the stage: output is missing",
     ]
+
+
+def test_what_earlier_calls_spent_counts(run: Run) -> None:
+    work = Work(name="stage", what="the stage", inputs=dict, outputs=[], do=lambda: 100.0)
+    assert do_work(run, work)
+    record = read_record(run.folder, "stage")
+    assert record is not None
+    assert 100.0 < record.seconds < 200.0
+
+
+def test_only_the_file_is_said_to_change_where_a_schedule_was_given_before(run: Run) -> None:
+    measured = {"dataset": "same", "budget": "1h", "seed": "0"}
+    given = {"dataset": "same", FILE_INPUT: "key"}
+    for before, now in ((measured, given), (given, measured)):
+        save_document(run.folder.stage("schedule"), StageRecord(inputs=before, seconds=1.0))
+        assert changed_inputs(run.folder, "schedule", now) == (FILE_INPUT,)
+        assert changed_inputs(run.folder, "schedule", {**now, "dataset": "other"}) == ("dataset", FILE_INPUT)
+    assert changed_inputs(run.folder, "schedule", {**given, "budget": "2h"}) == ("budget",)
 
 
 def test_a_damaged_record_means_that_the_work_is_redone(run: Run) -> None:

@@ -33,7 +33,7 @@ from torch.utils.data import get_worker_info
 
 from autoseg.issues import AutosegError
 from autoseg.preprocessing.store import open_array
-from autoseg.tracking.callbacks import Callback, EpochRecord, StepRecord
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldStart, StepRecord
 from autoseg.training import fold
 from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import Validated, train_fold
@@ -158,14 +158,26 @@ class SlowCase:
         return self.label_map
 
 
+@dataclass(frozen=True)
+class Starts(Callback):
+    """Keeps what earlier calls took."""
+
+    earlier_s: list[float]
+
+    def on_fold_start(self, fold: FoldStart) -> None:
+        self.earlier_s.append(fold.earlier_s)
+
+
 def test_times_of_an_epoch_are_those_of_all_its_steps(tmp_path) -> None:
     """Two steps of an epoch, a stop, the third: the pause of the first step's batch is in the record."""
     case = make_case(0)
     slow = SlowCase(case.image, case.locations, case.labels, iter([0.5]))
-    spec = replace(make_spec(tmp_path, steps=3), training_cases=[slow])
+    spec, began = replace(make_spec(tmp_path, steps=3), training_cases=[slow]), time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         train_fold(spec, should_stop=after_steps(2))
-    run(spec)
+    resumed = Starts([])
+    run(spec, resumed)
+    assert 0.5 < resumed.earlier_s[0] < time.monotonic() - began
     (line,) = (json.loads(text) for text in (tmp_path / "history.jsonl").read_text().splitlines())
     assert line["seconds"] > 0.5
     assert line["wait_share"] * line["seconds"] > 0.5
