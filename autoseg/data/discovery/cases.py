@@ -10,16 +10,21 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.dataset import Case, MaskFile
+from autoseg.data.discovery.classes import unique_names
 from autoseg.data.discovery.declarations import Declaration
 from autoseg.data.discovery.files import FoundFile
 from autoseg.data.discovery.layouts import Match, count_channels
 from autoseg.imaging.readers import (
+    PART_MARK,
     image_ending,
     image_stem,
     is_debris,
+    is_segmentation,
+    list_segments,
     list_series,
     read_header,
     read_label_map,
+    referenced_series,
     split_part,
 )
 from autoseg.issues import AutosegError, Issue
@@ -56,6 +61,48 @@ def _group(layout: Layout, case_id: str, image: FoundFile) -> str | None:
             return group
     found = re.search(layout.patient, case_id) if layout.patient else None
     return found[0] if found else image.fields.get("patient")
+
+
+def with_all_segments(root: Path, match: Match, cases: Sequence[Case]) -> tuple[tuple[Case, ...], list[Issue]]:
+    """The cases, those with several files of segments with the structures of all, and errors about these."""
+    made, issues = [], []
+    for case in cases:
+        files = [root / file.path for file in match.labels[case.case_id]]
+        if case.label is not None and _are_parts(files):
+            case, found = _join_segments(case, files)
+            issues += found
+        made.append(case)
+    return tuple(made), issues
+
+
+def _are_parts(files: Sequence[Path]) -> bool:
+    """Whether several label files of a case are files of segments drawn on the same series: organs in one, tumours in another."""
+    if len(files) < 2 or not all(map(is_segmentation, files)):
+        return False
+    return len({frozenset(referenced_series(file)) for file in files}) == 1
+
+
+def _join_segments(case: Case, files: Sequence[Path]) -> tuple[Case, list[Issue]]:
+    """The case with the structures of all its files of segments as masks, and errors about names that several files have.
+
+    Raises `AutosegError` where a file cannot be read.
+    """
+    masks: dict[str, MaskFile] = {}
+    issues = []
+    for file in files:
+        twice: dict[str, list[str]] = {}
+        for number, name in unique_names(list_segments(file).by_number).items():
+            mask = MaskFile(label=name, file=f"{file}{PART_MARK}{number}")
+            known = masks.setdefault(name.casefold(), mask)
+            if known is not mask:
+                twice.setdefault(str(split_part(Path(known.file))[0]), []).append(name)
+        for other, names in twice.items():
+            message = f"it has structures that {other} has, too: {shorten(names)}"
+            fix = "keep one file, or remove or rename these structures in one of them"
+            issues.append(
+                Issue(code="case.duplicate_structure", case=case.case_id, where=str(file), message=message, fix=fix)
+            )
+    return case.model_copy(update={"label": None, "masks": tuple(masks.values())}), issues
 
 
 def find_test_cases(
@@ -242,7 +289,9 @@ def _unpaired_files(root: Path, match: Match) -> list[Issue]:
         elif not images:
             message, fix = "the label map has no image", "add an image of the same name, or remove the label map"
             issues.append(_error(root, case_id, labels[0], message, fix, code="case.unpaired_label"))
-        issues += _duplicates(root, case_id, images, "channel") + _duplicates(root, case_id, labels, CLASS)
+        issues += _duplicates(root, case_id, images, "channel")
+        if not _are_parts([root / file.path for file in labels]):
+            issues += _duplicates(root, case_id, labels, CLASS)
     for case_id, files in sorted(match.test.items()):
         issues += _duplicates(root, case_id, files, "channel")
     return issues

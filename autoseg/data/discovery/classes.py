@@ -59,10 +59,11 @@ def resolve_segments(cases: Sequence[Case]) -> tuple[tuple[Case, ...], dict[int,
         for case in cases
         if case.label is not None and is_segmentation(case.label)
     }
-    named = {label: _unique_names(segments.by_number) for label, segments in found.items()}
+    named = {label: unique_names(segments.by_number) for label, segments in found.items()}
     pairs = {pair for table in named.values() for pair in table.items()}
     numbers, names = {number for number, _ in pairs}, {name for _, name in pairs}
-    if len(numbers) == len(names) == len(pairs) and not any(segments.may_overlap for segments in found.values()):
+    may_overlap = any(segments.may_overlap for segments in found.values()) or any(case.masks for case in cases)
+    if len(numbers) == len(names) == len(pairs) and not may_overlap:
         return tuple(cases), dict(sorted(pairs))
     return tuple(_with_masks(case, named[case.label]) if case.label in named else case for case in cases), {}
 
@@ -105,7 +106,7 @@ def _other_colours(found: Sequence[Mapping[str, int] | None], colours: Mapping[s
     return [Issue(code="labels.undeclared_colour", severity="warning", where=where, message=message, fix=fix)]
 
 
-def _unique_names(names: Mapping[int, str]) -> dict[int, str]:
+def unique_names(names: Mapping[int, str]) -> dict[int, str]:
     count = Counter(names.values())
     return {
         number: name if name and count[name] == 1 else f"{name or 'segment'}_{number}" for number, name in names.items()

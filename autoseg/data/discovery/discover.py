@@ -18,6 +18,7 @@ from autoseg.data.discovery.cases import (
     find_test_cases,
     folder_issues,
     make_case,
+    with_all_segments,
 )
 from autoseg.data.discovery.classes import (
     FoundLabels,
@@ -43,15 +44,18 @@ from autoseg.data.discovery.layouts import (
     match_layouts,
     read_layout,
     rival_matches,
+    segmentations_in,
     without_cases,
 )
 from autoseg.data.discovery.others import FOREIGN, unread_files, unused_images
-from autoseg.data.discovery.series import choose_series
+from autoseg.data.discovery.series import choose_series, find_flat, tell_apart
 from autoseg.imaging.readers import (
     image_ending,
     image_stem,
     is_debris,
     is_dicom_series,
+    list_series,
+    referenced_series,
     require_text,
     writable_ending,
 )
@@ -85,6 +89,8 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
         return AutosegError(*foreign)
     by_files = sorted(generic, key=lambda m: (len(m.images) * len(m.labels), m.layout.preference), reverse=True)
     looked_for = "".join(f"\n  - {_expectation(match)}" for match in by_files)
+    if is_dicom_series(root) and (drawn := segmentations_in(root)):
+        return AutosegError(_mixed_folder(root, drawn, [match.layout for match in generic]))
     unlabelled = _is_unlabelled(root, generic)
     fix = _suggestion(root, [match.layout for match in generic]) or (
         "add label maps, or write a spec file that says where they are (--spec)"
@@ -99,6 +105,23 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
             message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}{not_read}",
             fix="; or ".join([*(other.fix for other in others), fix]) + _example_spec(root),
         )
+    )
+
+
+def _mixed_folder(root: Path, drawn: Sequence[Path], layouts: Sequence[Layout]) -> Issue:
+    """The error about slices and files of segments in one folder, which could not be told apart by their series."""
+    try:
+        series = {each.uid: each for each in list_series(root)}
+    except AutosegError as error:
+        return error.issues[0]
+    num_here = sum(not series.keys().isdisjoint(referenced_series(file)) for file in drawn)
+    return Issue(
+        code="dataset.one_folder",
+        where=str(root),
+        message=f"{len(series)} DICOM series and {count_noun(len(drawn), 'DICOM SEG or RTSTRUCT file')} in one folder, "
+        f"{num_here} of them drawn on one of these series",
+        fix=_suggestion(root, layouts)
+        or "make a folder for each case with its slices and its labels, and pass the folder of these folders",
     )
 
 
@@ -230,7 +253,7 @@ def discover_dataset(
     matches = match_layouts(root, candidates)
     whole = _recognise(root, matches)
     beside = find_test_beside(whole, root)
-    whole = replace(whole, test=whole.test | beside)
+    whole, apart_issues = tell_apart(root, replace(whole, test=whole.test | beside))
     match, series_issues = choose_series(root, without_cases(root, whole, exclude), num_workers=num_workers)
     declared, declaration_issues = read_declaration(root, match.layout)
     declaration = with_defaults(declared, match.layout)
@@ -243,6 +266,7 @@ def discover_dataset(
     training, found = _training_cases(root, match, declaration, channels, reading=reading)
     issues = (
         *declaration_issues,
+        *apart_issues,
         *series_issues,
         *found.issues,
         *folder_issues(root, match, whole, rival_matches(matches, whole), declaration, dropped),
@@ -313,6 +337,8 @@ def _recognise(root: Path, matches: Sequence[Match]) -> Match:
         for file in found
     )
     if not match.paired:
+        match = find_flat(root, [each.layout for each in matches]) or match
+    if not match.paired:
         raise explain_nothing(root, matches)
     return match
 
@@ -351,6 +377,9 @@ def _training_cases(
         )
         for case_id in match.paired
     )
+    joined: list[Issue] = []
+    if not (match.layout.colours or match.layout.one_hot):
+        cases, joined = with_all_segments(root, match, cases)
     cases, names = resolve_channels(cases, match.layout) or resolve_segments(cases)
     name = only_class(cases)
     if name is not None:
@@ -364,4 +393,4 @@ def _training_cases(
     found = find_labels(cases, match.layout, declaration, name=name, names=names, reading=reading)
     if found.classes:
         cases = tuple(replace_masks(case, found.classes) for case in cases)
-    return cases, replace(found, issues=(*issues, *found.issues))
+    return cases, replace(found, issues=(*joined, *issues, *found.issues))

@@ -363,11 +363,11 @@ def _drawn(root: Path, images: Sequence[FoundFile], labels: Sequence[FoundFile],
     for case_id, folders in _by_case(images, layout).items():
         if case_id not in labelled:
             for folder in folders:
-                for file in _segmentations(root / folder.path):
+                for file in segmentations_in(root / folder.path):
                     yield replace(folder, path=f"{folder.path}{file.name}")
 
 
-def _segmentations(folder: Path) -> list[Path]:
+def segmentations_in(folder: Path) -> list[Path]:
     """DICOM SEG and RTSTRUCT files of a folder. Each is a series: of others, only the first file is opened for its kind."""
     by_series: dict[str, list[Path]] = {}
     with suppress(AutosegError):

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from autoseg.data.discovery.files import compile_pattern
-from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem, is_debris
+from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem, is_debris, split_part
 from autoseg.issues import Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
@@ -134,12 +134,14 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
     patterns = [compile_pattern(each, fields=layout.fields, endings=image_endings()) for each in layout.patterns]
     series = [re.compile(f"{each.pattern}.*") for each in patterns if each.pattern.endswith("/")]
     taken = {*used}
+    folders = {split_part(Path(each))[0] for each in taken}
     unused = []
     for path in islice(_files(root), MOST_LISTED):
         place = path.relative_to(root).as_posix()
         if (
             image_ending(path)
             and str(path) not in taken
+            and path.parent not in folders
             and not (image_stem(path) in test and OF_LABELS.match(path.parent.name))
             and not any(each.fullmatch(place) for each in (*patterns, *series))
             and not any(fnmatchcase(part, name) for part in place.split("/") for name in layout.skip)

@@ -1,23 +1,25 @@
-"""Chooses one DICOM series for each image whose folders hold several, and says which and why."""
+"""Chooses one DICOM series for each image whose folders hold several, and says which and why; tells apart patients in one folder."""
 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.discovery.files import FoundFile
-from autoseg.data.discovery.layouts import Files, Match
+from autoseg.data.discovery.layouts import Files, Match, segmentations_in
 from autoseg.imaging.orientation import canonical_grid, oriented_differences, part_indices
 from autoseg.imaging.readers import (
     PART_MARK,
     ImageHeader,
     SeriesName,
     files_of,
+    is_dicom_series,
     is_structure_set,
     list_series,
     read_header,
@@ -25,7 +27,10 @@ from autoseg.imaging.readers import (
 )
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
+from datasets_spec import Layout
 
+NO_NAME = re.compile(r"[^\w.-]")
+"""What is replaced in PatientIDs, which name cases and so files."""
 SLICE_S = 0.002
 """Processor time to read the header of a slice."""
 
@@ -88,6 +93,73 @@ def choose_series(root: Path, match: Match, *, num_workers: int) -> tuple[Match,
             choices.setdefault((best.name.description, len(pool) == 1, tuple(others)), []).append(several)
     issues += [_chosen(root, match, *choice, cases) for choice, cases in choices.items()]
     return replace(match, images=_with_chosen(match.images, chosen), test=_with_chosen(match.test, chosen)), issues
+
+
+def find_flat(root: Path, layouts: Iterable[Layout]) -> Match | None:
+    """The series of several patients that lie in the folder ``root`` itself, with the labels drawn on them; None if it has none."""
+    layout = next((each for each in layouts if each.labels_by_content), None)
+    if layout is None or not is_dicom_series(root):
+        return None
+    labels = [FoundFile(path=str(file), fields={}) for file in segmentations_in(root)]
+    match = Match(
+        layout=layout, images={root.name: [FoundFile(path=str(root), fields={})]}, labels={root.name: labels}, test={}
+    )
+    return match if _series_drawn_on(root, match, root.name) else None
+
+
+def tell_apart(root: Path, match: Match) -> tuple[Match, list[Issue]]:
+    """``match`` with a case for each series of a folder whose labels were drawn on several of its series, and a note on it.
+
+    Such a case is named after its patient, or series, if several of a patient have labels. Labels of a series that is not
+    there stay without an image; series without labels are left out.
+    """
+    images, labels, issues = dict(match.images), dict(match.labels), []
+    for case_id, (folder, *_) in sorted(match.images.items()):
+        series = _series_drawn_on(root, match, case_id)
+        if not series:
+            continue
+        of_series: dict[str, list[FoundFile]] = {}
+        for file in labels.pop(case_id):
+            of_series.setdefault(_drawn_on(root / file.path), []).append(file)
+        del images[case_id]
+        drawn = {uid: each for uid, each in series.items() if uid in of_series}
+        patients = Counter(each.patient for each in drawn.values())
+        for uid, files in of_series.items():
+            if uid not in series:
+                labels |= {f"{case_id}_{Path(file.path).name}": [file] for file in files}
+                continue
+            patient = drawn[uid].patient
+            name = NO_NAME.sub("_", patient if patient and patients[patient] == 1 else f"{patient or case_id}_{uid}")
+            fields = {**folder.fields, **({"patient": patient} if patient else {})}
+            images[name], labels[name] = [replace(folder, path=str(series[uid].path), fields=fields)], files
+        left = len(series) - len(drawn)
+        more = f"; not used: {left} without labels" if left else ""
+        message = f"{len(drawn)} DICOM series with labels in one folder: each is a case{more}"
+        fix = "put the files of each patient into a folder of its own if that is wrong"
+        where = str(root / folder.path)
+        issues.append(Issue(code="series.one_folder", severity="note", where=where, message=message, fix=fix))
+    return replace(match, images=images, labels=labels), issues
+
+
+def _series_drawn_on(root: Path, match: Match, case_id: str) -> dict[str, SeriesName]:
+    """All series in the one image folder of a case, by UID, where its labels were drawn on several of them; else none."""
+    folders, labels = match.images[case_id], match.labels.get(case_id, ())
+    if len(folders) != 1 or len(labels) < 2 or not (root / folders[0].path).is_dir():
+        return {}
+    drawn_on = {_drawn_on(root / file.path) for file in labels} - {""}
+    try:
+        found = {each.uid: each for each in list_series(root / folders[0].path)} if len(drawn_on) > 1 else {}
+    except AutosegError:  # the check reports it
+        return {}
+    return found if len(found.keys() & drawn_on) > 1 else {}
+
+
+def _drawn_on(file: Path) -> str:
+    """UID of the series that a file of segments was drawn on; empty if it tells none, or cannot be read."""
+    try:
+        return next(iter(referenced_series(file)), "")
+    except AutosegError:
+        return ""
 
 
 def _without_structures(root: Path, match: Match) -> tuple[Match, list[Issue]]:

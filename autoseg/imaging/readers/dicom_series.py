@@ -103,7 +103,7 @@ VOLUME_TAGS = {
 }
 """The same of ultrasound, which knows where frames lie to one another, but not in the patient."""
 NEEDED = (
-    "SOPClassUID SOPInstanceUID SeriesInstanceUID SeriesDescription SeriesNumber InstanceNumber Modality "
+    "SOPClassUID SOPInstanceUID PatientID SeriesInstanceUID SeriesDescription SeriesNumber InstanceNumber Modality "
     "ImageType ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices "
     "GridFrameOffsetVector SliceVector DetectorInformationSequence Rows Columns NumberOfFrames SamplesPerPixel "
     "PhotometricInterpretation BitsAllocated RescaleSlope RescaleIntercept DoseGridScaling ModalityLUTSequence "
@@ -153,6 +153,8 @@ class SeriesName:
     description: str
     number: str
     uid: str
+    patient: str
+    """PatientID; empty where it was removed."""
     modality: str
     num_slices: int
 
@@ -180,6 +182,7 @@ def list_series(folder: Path | str) -> tuple[SeriesName, ...]:
             description=str(slices[0].tags.get("SeriesDescription") or "no description").strip(),
             number=f"{number(slices[0].tags, 'SeriesNumber', -1):g}" if slices[0].tags.get("SeriesNumber") else "",
             uid=uid,
+            patient=str(slices[0].tags.get("PatientID") or "").strip(),
             modality=str(slices[0].tags.get("Modality") or ""),
             num_slices=len(slices),
         )

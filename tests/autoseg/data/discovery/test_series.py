@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pydicom
@@ -12,7 +13,9 @@ from dicom_files import write_series, write_structures
 
 from autoseg.data.checks import check_dataset
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.labels import read_case_labels
 from autoseg.imaging.readers import read_header, read_image, write_label_map
+from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
 
 SERIES = {"ct": "ct_body_jpeg2000/dicom", "t2": "mr_prostatex_t2_tra", "adc": "mr_prostatex_adc"}
@@ -155,6 +158,71 @@ def test_structures_are_labels_wherever_they_usually_lie(tmp_path, slices, struc
     assert [label.name for label in found.labels.classes] == ["organ 1", "organ 2"]
     assert [Path(case.images[0]) for case in found.training] == [(tmp_path / case / slices) for case in "pq"]
     assert errors(tmp_path) == []
+
+
+def write_together(folder, *, series, structures):
+    """Series and structures in one folder; ``structures``: file name -> series and names of what is drawn on it."""
+    square = np.array([[3.5, 3.5], [3.5, 9.5], [9.5, 9.5], [9.5, 3.5]])
+    folder.mkdir(parents=True)
+    for patient, uid in series.items():
+        with TemporaryDirectory() as place:
+            alone = write_series(Path(place), (3, 20, 30), [1, 0, 0, 0, 1, 0], series=uid)
+            geometry = read_header(alone).geometry
+            for slice_ in alone.iterdir():
+                tags = pydicom.dcmread(slice_)
+                tags.PatientID = patient.split("|")[0]
+                tags.save_as(folder / f"{uid}.{slice_.name}", enforce_file_format=True)
+    for name, (uid, numbers) in structures.items():
+        drawn = {number: [(1, square + number)] for number in numbers}
+        write_structures(folder / name, drawn, geometry, series=uid)
+
+
+@pytest.mark.parametrize("below", ["", "dicom"])
+def test_patients_in_one_folder_are_told_apart_by_series(tmp_path, below):
+    root = tmp_path / "root"
+    folder = root / below
+    write_together(
+        folder,
+        series={"a": "1.1", "b 2": "1.2", "c|1": "1.3", "c|2": "1.4", "d": "1.5"},
+        structures={f"RS.{n}.dcm": (f"1.{n}", [1]) for n in (1, 2, 3, 4, 9)},
+    )
+    found = discover_dataset(root)
+    cases = {case.case_id: (case.group, case.images[0], case.label_files[0]) for case in found.training}
+    assert cases == {
+        name: (patient, f"{folder}#1.{n}", f"{folder / f'RS.{n}.dcm'}")
+        for n, (name, patient) in enumerate({"a": "a", "b_2": "b 2", "c_1.3": "c", "c_1.4": "c"}.items(), 1)
+    }
+    assert [issue.code for issue in found.issues] == ["series.one_folder", "case.unpaired_label"]
+    assert "not used: 1 without labels" in found.issues[0].message
+
+
+def test_structures_of_no_series_beside_them_are_counted(tmp_path):
+    root = tmp_path / "root"
+    write_together(root, series={"a": "1.1", "b": "1.2"}, structures={"x.dcm": ("1.1", [1]), "y.dcm": ("1.9", [1])})
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(root)
+    (issue,) = caught.value.issues
+    assert issue.code == "dataset.one_folder"
+    assert "2 DICOM series and 2 DICOM SEG or RTSTRUCT files in one folder, 1 of them drawn on" in issue.message
+
+
+def test_structures_of_one_series_in_several_files_are_joined_unless_names_are_the_same(tmp_path):
+    for case, tumour in (("p", 2), ("q", 1)):
+        structures = {"RS.1.dcm": ("1.1", [1, 3]), "RS.2.dcm": ("1.1", [tumour])}
+        write_together(tmp_path / case, series={case: "1.1"}, structures=structures)
+    found = discover_dataset(tmp_path)
+    first, second = found.training
+    assert {mask.label: Path(mask.file).name for mask in first.masks} == {
+        "organ 1": "RS.1.dcm#1",
+        "organ 2": "RS.2.dcm#2",
+        "organ 3": "RS.1.dcm#3",
+    }
+    (issue,) = [issue for issue in found.issues if issue.severity == "error"]
+    assert (issue.code, issue.case, Path(issue.where).name) == ("case.duplicate_structure", "q", "RS.2.dcm")
+    assert "organ 1" in issue.message
+    assert len(second.masks) == 2
+    labels = read_case_labels(first, found.coding).array
+    assert set(np.unique(labels)) > {0}
 
 
 def test_label_maps_are_taken_where_structures_lie_beside_them(tmp_path):
