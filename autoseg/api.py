@@ -190,8 +190,7 @@ def predict(
     (`Predictor.predict_image`).
     A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
-    A bad image stops no other: `AutosegError` with all issues is raised at the end, unless ``skip_bad``. Images that are
-    unlike the training cases are warned of, without a ``reporter`` by `warnings`.
+    A bad image stops no other: all issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
