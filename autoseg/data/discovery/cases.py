@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -77,9 +78,10 @@ def with_all_segments(root: Path, match: Match, cases: Sequence[Case]) -> tuple[
 
 def _are_parts(files: Sequence[Path]) -> bool:
     """Whether several label files of a case are files of segments drawn on the same series: organs in one, tumours in another."""
-    if len(files) < 2 or not all(map(is_segmentation, files)):
-        return False
-    return len({frozenset(referenced_series(file)) for file in files}) == 1
+    if len(files) > 1 and all(map(is_segmentation, files)):
+        with suppress(AutosegError):  # the check reports it
+            return len({frozenset(referenced_series(file)) for file in files}) == 1
+    return False
 
 
 def _join_segments(case: Case, files: Sequence[Path]) -> tuple[Case, list[Issue]]:
@@ -87,22 +89,23 @@ def _join_segments(case: Case, files: Sequence[Path]) -> tuple[Case, list[Issue]
 
     Raises `AutosegError` where a file cannot be read.
     """
-    masks: dict[str, MaskFile] = {}
+    masks: list[MaskFile] = []
+    owners: dict[str, Path] = {}
     issues = []
     for file in files:
-        twice: dict[str, list[str]] = {}
+        twice: dict[Path, list[str]] = {}
         for number, name in unique_names(list_segments(file).by_number).items():
-            mask = MaskFile(label=name, file=f"{file}{PART_MARK}{number}")
-            known = masks.setdefault(name.casefold(), mask)
-            if known is not mask:
-                twice.setdefault(str(split_part(Path(known.file))[0]), []).append(name)
+            if (owner := owners.setdefault(name.casefold(), file)) != file:
+                twice.setdefault(owner, []).append(name)
+            else:
+                masks.append(MaskFile(label=name, file=f"{file}{PART_MARK}{number}"))
         for other, names in twice.items():
             message = f"it has structures that {other} has, too: {shorten(names)}"
             fix = "keep one file, or remove or rename these structures in one of them"
             issues.append(
                 Issue(code="case.duplicate_structure", case=case.case_id, where=str(file), message=message, fix=fix)
             )
-    return case.model_copy(update={"label": None, "masks": tuple(masks.values())}), issues
+    return case.model_copy(update={"label": None, "masks": tuple(masks)}), issues
 
 
 def find_test_cases(
@@ -290,7 +293,7 @@ def _unpaired_files(root: Path, match: Match) -> list[Issue]:
             message, fix = "the label map has no image", "add an image of the same name, or remove the label map"
             issues.append(_error(root, case_id, labels[0], message, fix, code="case.unpaired_label"))
         issues += _duplicates(root, case_id, images, "channel")
-        if not _are_parts([root / file.path for file in labels]):
+        if any(file.fields.get(CLASS) for file in labels) or not _are_parts([root / file.path for file in labels]):
             issues += _duplicates(root, case_id, labels, CLASS)
     for case_id, files in sorted(match.test.items()):
         issues += _duplicates(root, case_id, files, "channel")
