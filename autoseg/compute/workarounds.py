@@ -1,10 +1,10 @@
-"""Workarounds for problems of libraries: glibc's heap, and 3D gradients of oneDNN on processors with AMX."""
+"""Workarounds: glibc's heap, 3D gradients of oneDNN on processors with AMX, few descriptors."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_weight
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows, where there is no such limit
+    resource = None  # type: ignore[assignment]
 
 from autoseg.compute.memory import call_glibc, free_memory_bytes, trim_heap
 
@@ -32,6 +37,8 @@ FEW_SLICES = 12
 """Volumes with more slices were never seen to hang under kernels that overlap; the thickest that did had 8."""
 LARGE_SLICE = 30_000
 """Channels of the source times voxels of a slice of the result; the smallest that hung had 36 864."""
+MOST_FILES = 65536
+"""Descriptors are enough for anything here; some programs walk through all that they may have, which can be a billion."""
 SHORT_FORMATS = (torch.bfloat16, torch.float16)
 
 
@@ -197,3 +204,17 @@ class _SliceGradient(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             at_bias = upstream.sum((0, 2, 3, 4))
         return at_input, at_weight, at_bias, None, None, None
+
+
+def raise_file_limit(most: int = MOST_FILES) -> None:
+    """Let this process, and those that it starts, open as many files as the system allows it, up to ``most``.
+
+    Tensors travel between processes as open files, and the usual limit is 1024.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

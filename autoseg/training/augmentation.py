@@ -77,6 +77,11 @@ class Parameters:
     further: tuple[Any, ...] = ()
     """What each of the recipe's further augmentations drew."""
 
+    @property
+    def moves(self) -> bool:
+        """Whether the sample is rotated or scaled, for which its crop must be larger than the patch."""
+        return self.angles is not None or self.scale is not None
+
 
 class Augmentation(Protocol):
     """A transform that an installed package adds (entry points ``autoseg.augmentations``) and a schedule names."""
@@ -278,7 +283,7 @@ def rotate_and_scale(parameters: Parameters, recipe: Recipe, image: Tensor, labe
     ``image`` (C, crop...) and ``labels`` (M, crop...) become (C, patch...) and (M, patch...). Voxels from outside the crop
     are 0 in images and -1 in label maps.
     """
-    if parameters.angles is None and parameters.scale is None:
+    if not parameters.moves:
         where = (slice(None), *centre(labels.shape[1:], recipe.patch))
         return image[where], labels[where]
     if not recipe.dummy_2d:

@@ -7,9 +7,10 @@ preprocessed ones, (a0, a1, a2) in plan axes; a 2D patch is cut as (1, a1, a2).
 
 from __future__ import annotations
 
+import logging
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
@@ -19,10 +20,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from autoseg.issues import AutosegError
+from autoseg.compute.workarounds import raise_file_limit
+from autoseg.issues import AutosegError, Issue
 from autoseg.training.augmentation import OUTSIDE_LABEL, Parameters, Recipe, augment, draw_noise, draw_parameters
 from autoseg.training.previous_stage import Disturbance, draw_disturbance, previous_classes
 
+logger = logging.getLogger(__name__)
+PATIENCE_S = 60.0
+"""A batch that takes longer is worth a word: it takes seconds from a slow disk."""
+MOST_IN_FLIGHT, MOST_AHEAD = 12, 4
+"""Batches that workers may have ready together, and each of them alone."""
 SOUGHT_SHARE = 1 / 3
 """Of all samples, drawn around classes that were not learned."""
 SCARCE_SHARE = 1 / 5
@@ -169,10 +176,85 @@ class Crop:
     disturbance: Disturbance = Disturbance()  # noqa: RUF009  # a frozen value
     """What is done to them."""
 
-    def pin_memory(self) -> Crop:
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedBatch:
+    """The crops of a batch in two tensors: every tensor that another process sends costs descriptors, and a copy to the device.
+
+    Samples that will be rotated or scaled come first, all with crops of one shape; then the others, with crops of the patch's.
+    """
+
+    numbers: Tensor
+    """float32 (n,): all images, then all noise."""
+    labels: Tensor
+    """int16 (m,)."""
+    patch: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of each sample's image, (C, crop...)."""
+    places: tuple[int, ...]
+    """Of each sample in the batch."""
+    parameters: tuple[Parameters, ...]
+    disturbances: tuple[Disturbance, ...]
+    previous_values: tuple[int, ...]
+
+    def pin_memory(self) -> PackedBatch:
         """A copy in pinned memory; a DataLoader calls it by this name."""
-        noise = None if self.noise is None else self.noise.pin_memory()
-        return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory(), noise=noise)
+        return replace(self, numbers=self.numbers.pin_memory(), labels=self.labels.pin_memory())
+
+    def to(self, device: torch.device) -> PackedBatch:
+        """The same on a device; from pinned memory nothing waits for the copies."""
+        numbers, labels = (each.to(device, non_blocking=True) for each in (self.numbers, self.labels))
+        return replace(self, numbers=numbers, labels=labels)
+
+    def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """Views of each sample: image (C, crop...), labels (M, crop...) and noise (C, patch...), if there is any."""
+        maps = 2 if self.previous_values else 1
+        noisy = [sample.noise_sigma is not None for sample in self.parameters]
+        with_noise = [(shape[0], *self.patch) for shape, has_noise in zip(self.shapes, noisy, strict=True) if has_noise]
+        images = _views(self.numbers, [*self.shapes, *with_noise])
+        labels = _views(self.labels, [(maps, *shape[1:]) for shape in self.shapes])
+        noise = iter(images[len(self.shapes) :])
+        for image, label, has_noise in zip(images, labels, noisy, strict=False):
+            yield image, label, next(noise) if has_noise else None
+
+    def crops(self) -> list[Crop]:
+        """The samples as they were packed, in order."""
+        crops = [
+            Crop(
+                image=image,
+                labels=labels,
+                parameters=parameters,
+                noise=noise,
+                previous_values=self.previous_values,
+                disturbance=disturbance,
+            )
+            for (image, labels, noise), parameters, disturbance in zip(
+                self.tensors(), self.parameters, self.disturbances, strict=True
+            )
+        ]
+        return [crop for _, crop in sorted(zip(self.places, crops, strict=True), key=lambda pair: pair[0])]
+
+
+def pack(crops: Sequence[Crop], patch: tuple[int, ...]) -> PackedBatch:
+    """The crops of a batch of patches of that shape, copied into two tensors."""
+    places = sorted(range(len(crops)), key=lambda i: not crops[i].parameters.moves)
+    ordered = [crops[i] for i in places]
+    noise = [crop.noise for crop in ordered if crop.noise is not None]
+    return PackedBatch(
+        numbers=torch.cat([each.flatten() for each in (*(crop.image for crop in ordered), *noise)]),
+        labels=torch.cat([crop.labels.flatten() for crop in ordered]),
+        patch=patch,
+        shapes=tuple(tuple(crop.image.shape) for crop in ordered),
+        places=tuple(places),
+        parameters=tuple(crop.parameters for crop in ordered),
+        disturbances=tuple(crop.disturbance for crop in ordered),
+        previous_values=ordered[0].previous_values,
+    )
+
+
+def _views(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    parts = torch.split(flat, [math.prod(shape) for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,7 +314,7 @@ class BatchSource(Dataset[list[Crop]]):
             if self.previous_values and self.recipe.augment:
                 disturbance = draw_disturbance(self._rng(step, index, "previous-stage"), len(self.previous_values))
         crop = patch = self.recipe.patch
-        if changes.angles is not None or changes.scale is not None:
+        if changes.moves:
             crop = crop_size(patch, rotation=self.recipe.rotation, dummy_2d=self.recipe.dummy_2d)
         flat = (1,) * (3 - len(patch))
         start = draw_patch(
@@ -290,10 +372,10 @@ def with_scarce(source: BatchSource) -> BatchSource:
     return replace(source, scarce=scarce, num_classes=len(showing)) if scarce else source
 
 
-def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:
+def finish(crops: Sequence[Crop] | PackedBatch, recipe: Recipe, device: torch.device) -> Batch:
     """The batch of augmented crops, on ``device``; classes of a first stage are channels behind those of the image."""
     done = []
-    for crop in crops:
+    for crop in crops.crops() if isinstance(crops, PackedBatch) else crops:
         image, labels = (each.to(device, non_blocking=True) for each in (crop.image, crop.labels))
         noise = None if crop.noise is None else crop.noise.to(device, non_blocking=True)
         image, labels = augment(crop.parameters, recipe, image, labels, noise)
@@ -305,7 +387,7 @@ def finish(crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Messenger(Dataset[list[Crop] | Exception]):
+class _Messenger(Dataset[PackedBatch | Exception]):
     """A source for workers: errors with a message come back as values.
 
     Raised there, they would arrive as a traceback in a message instead of an `AutosegError`.
@@ -313,29 +395,67 @@ class _Messenger(Dataset[list[Crop] | Exception]):
 
     source: BatchSource
 
-    def __getitem__(self, step: int) -> list[Crop] | Exception:
+    def __getitem__(self, step: int) -> PackedBatch | Exception:
         try:
-            return self.source[step]
+            return pack(self.source[step], self.source.recipe.patch)
         except (AutosegError, MemoryError) as error:
             return error
 
 
-def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of ``steps`` in order, on ``device``, from crops that ``num_workers`` workers read (0: this process).
+def load_crops(
+    source: BatchSource,
+    steps: range,
+    *,
+    num_workers: int,
+    device: torch.device,
+    say: Callable[[Issue], None] = lambda issue: logger.warning("%s", issue),
+    patience_s: float = PATIENCE_S,
+) -> Iterator[Sequence[Crop] | PackedBatch]:
+    """The crops of the batches of ``steps`` in order, read by ``num_workers`` workers (0: this process), for `finish`.
 
-    What a case's arrays raise is raised here, in any worker; see `worker_died` for a worker that was killed.
+    What a case's arrays raise is raised here, in any worker; see `worker_died` for a worker that was killed. ``say`` is called
+    whenever no batch came for ``patience_s`` seconds.
     """
-    loader: DataLoader[list[Crop] | Exception] = DataLoader(
+    if not num_workers and device.type != "cuda":
+        yield from map(source.__getitem__, steps)
+        return
+    raise_file_limit()
+    loader: DataLoader[PackedBatch | Exception] = DataLoader(
         _Messenger(source=source),
         batch_size=None,
         sampler=steps,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=4 if num_workers else None,
+        prefetch_factor=max(1, min(MOST_AHEAD, MOST_IN_FLIGHT // num_workers)) if num_workers else None,
+        timeout=patience_s if num_workers else 0,
     )
-    for crops in loader:
+    batches = iter(loader)
+    while (crops := _next_batch(batches, patience_s, say)) is not None:
         if isinstance(crops, Exception):
             raise crops
+        yield crops
+
+
+def _next_batch(
+    batches: Iterator[PackedBatch | Exception], patience_s: float, say: Callable[[Issue], None]
+) -> PackedBatch | Exception | None:
+    """The next one however long it takes, None at the end; ``say`` is called after each time of that length."""
+    waited = 0.0
+    while True:
+        try:
+            return next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader timed out"):
+                raise
+        waited += patience_s
+        message = f"no batch came for {waited:.0f} s; the processes that read patches are slow or hang"
+        fix = "look at the disk's load, or interrupt and resume with --workers 1"
+        say(Issue(code="training.no_batch", severity="warning", where="reading patches", message=message, fix=fix))
+
+
+def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of ``steps`` in order, on ``device``; see `load_crops`."""
+    for crops in load_crops(source, steps, num_workers=num_workers, device=device):
         yield finish(crops, source.recipe, device)
 
 

@@ -1,4 +1,4 @@
-"""Freed memory stays where a training has enough of it, and only then; seen in processes of their own."""
+"""Workarounds, seen in processes of their own: freed memory stays where a training has enough of it; more files may be open."""
 
 from __future__ import annotations
 
@@ -60,3 +60,16 @@ def test_nothing_is_kept_where_others_need_it_or_it_would_not_help() -> None:
     assert len(found) == len(calls)
     for call, (within, at_the_end) in zip(calls, found, strict=True):
         assert max(*within, at_the_end) < NOISE, call
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_the_system_lets_it() -> None:
+    program = """
+import resource
+from autoseg.compute.workarounds import raise_file_limit
+for soft, most in ((256, 1024), (512, 256), (256, 10**9)):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 2048))
+    raise_file_limit(most)
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["1024 2048", "512 2048", "2048 2048"]

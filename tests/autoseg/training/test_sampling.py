@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +18,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_folds import MadeCase, make_case, make_plan, make_spec
 
+from autoseg.issues import Issue
+from autoseg.training.augmentation import Recipe
 from autoseg.training.fold_spec import batch_source
-from autoseg.training.sampling import ANNOTATED, crop_size, cut, draw_patch, finish, generator, is_forced, load_batches
+from autoseg.training.sampling import (
+    ANNOTATED,
+    BatchSource,
+    Crop,
+    crop_size,
+    cut,
+    draw_patch,
+    finish,
+    generator,
+    is_forced,
+    load_batches,
+    load_crops,
+    pack,
+)
 
 SIZES, SMALL = (st.tuples(*[st.integers(1, most)] * 3) for most in (40, 8))
 
@@ -122,6 +143,87 @@ def test_batches_are_the_same_whatever_the_number_of_workers(tmp_path, name: str
         assert torch.equal(labels, labels_2)
     assert not torch.equal(one[0][0], one[1][0])
     assert one[0][0].shape[2:] == make_plan().configuration(name).patch_shape
+
+
+FEW_FILES = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from made_folds import make_spec
+
+from autoseg.training.fold_spec import batch_source
+from autoseg.training.sampling import load_crops
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+    source = replace(batch_source(make_spec(Path("."), name="2d"), purpose="training"), batch_size=354)
+    for crops in load_crops(source, range(2), num_workers=2, device=torch.device("cpu")):
+        print(len(crops.crops()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tensors travel in another way")
+def test_large_batches_arrive_with_few_descriptors(tmp_path) -> None:
+    """A descriptor for each sample's tensors would be 708 for a batch."""
+    (tmp_path / "load.py").write_text(FEW_FILES)
+    path = os.pathsep.join([str(Path(__file__).parents[2] / "support"), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "load.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["354"] * 2), done.stderr
+
+
+@dataclass(frozen=True)
+class SlowSource:
+    """A source whose batches take their time."""
+
+    source: BatchSource
+    seconds: float
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.source.recipe
+
+    def __getitem__(self, step: int) -> list[Crop]:
+        time.sleep(self.seconds)
+        return self.source[step]
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, False), (1.2, True)])
+def test_a_batch_that_does_not_come_is_told_and_waited_for(tmp_path, seconds: float, told: bool) -> None:
+    source = batch_source(make_spec(tmp_path, name="2d"), purpose="training")
+    slow = cast(BatchSource, SlowSource(source, seconds))
+    issues: list[Issue] = []
+    patience_s = 0.5 if told else 30.0
+    loaded = [
+        *load_crops(slow, range(1), num_workers=1, device=torch.device("cpu"), say=issues.append, patience_s=patience_s)
+    ]
+    assert len(loaded) == 1
+    assert {issue.code for issue in issues} == ({"training.no_batch"} if told else set())
+
+
+def test_packing_changes_nothing(tmp_path) -> None:
+    """Samples that are rotated or scaled come first, so that their crops, which are larger, lie side by side."""
+    source = replace(batch_source(make_spec(tmp_path, name="2d"), purpose="training"), batch_size=40)
+    crops = source[0]
+    packed = pack(crops, source.recipe.patch)
+    moves = [parameters.moves for parameters in packed.parameters]
+    assert moves == sorted(moves, reverse=True)
+    assert set(moves) == {True, False}
+    for before, after in zip(crops, packed.crops(), strict=True):
+        assert torch.equal(before.image, after.image)
+        assert torch.equal(before.labels, after.labels)
+        assert (before.parameters, before.disturbance) == (after.parameters, after.disturbance)
+        assert (before.noise is None) == (after.noise is None)
+        assert before.noise is None or torch.equal(before.noise, after.noise)
 
 
 @pytest.mark.parametrize("name", ["3d_fullres", "2d"])
