@@ -38,7 +38,7 @@ class EpochRecord:
     seconds: float
     """Of the steps, validation patches left out."""
     wait_share: float
-    """Share of those seconds spent waiting for batches."""
+    """Share of those seconds spent waiting for patches to be read."""
     validation_loss: float | None = None
     """On the same validation patches, at full resolution only."""
     skipped: int = 0
@@ -148,11 +148,13 @@ class StepRecord:
     loss: float
     learning_rate: float
     wait_s: float
-    """Seconds spent waiting for the batch."""
+    """Seconds spent waiting for patches to be read, not for their augmentation."""
     duration_s: float
     """Of the whole step, waiting included."""
     skipped: bool = False
     """Loss or gradient was not finite, so the weights were not updated."""
+    lag: int = 0
+    """Steps that were done before this one's result was read: the weights are those after them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import io
 import os
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ from autoseg.tracking.callbacks import (
     save_issues,
 )
 from autoseg.training.fold_spec import FoldRun, FoldState
-from autoseg.training.sampling import Batch
 
 CHECKPOINT_FILE, PREVIOUS_FILE = "checkpoint.pt", "previous.pt"
 DAMAGE = (RuntimeError, TypeError, KeyError, AttributeError, EOFError, ValueError, zipfile.BadZipFile, OSError)
@@ -144,6 +143,8 @@ class Checkpoints(Callback):
 
     def on_step(self, step: StepRecord) -> None:
         """Raises `KeyboardInterrupt` after saving if the training should stop."""
+        if step.lag:  # the weights are not those after this step
+            return
         spec, done = self.run.spec, step.step + 1
         stopping = self.should_stop()
         due = time.monotonic() - self.last_saved > spec.checkpoint_interval_s
@@ -160,16 +161,7 @@ class Checkpoints(Callback):
             save_issues(self.run.spec.folder, self.run.state.issues, key=self.run.spec.key)
 
 
-def saved_at_failure(batches: Iterator[Batch], steps: Sequence[int], run: FoldRun) -> Iterator[Batch]:
-    """The batches of ``steps``; if one cannot be made, the steps before it are saved first.
-
-    No step is half done there, as it may be where other errors come from.
-    """
-    for step in steps:
-        try:
-            batch = next(batches)
-        except Exception:
-            if step > 0:
-                save(run, step)
-            raise
-        yield batch
+def save_steps(run: FoldRun, done: int) -> None:
+    """Save the steps done, if there are any, before an error ends the training between two of them."""
+    if done > 0:
+        save(run, done)

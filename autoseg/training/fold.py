@@ -16,7 +16,7 @@ from autoseg.training.checkpoints import (
     Checkpoints,
     load_latest,
     read_state,
-    saved_at_failure,
+    save_steps,
 )
 from autoseg.training.fold_spec import (
     FoldRun,
@@ -28,11 +28,11 @@ from autoseg.training.fold_spec import (
     make_fold_parts,
 )
 from autoseg.training.guards import Guards, is_good, readable_errors, shrink_micro_batch
-from autoseg.training.loop import run_network, train
+from autoseg.training.loop import load_optimiser, run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
-from autoseg.training.sampling import finish, load_batches, with_sought
-from planners import Labels, Revision, planned_position
+from autoseg.training.sampling import finish, load_crops, with_sought
+from planners import Labels, Revision
 
 MOVING_AVERAGE_SHARE = 0.9
 """Of the previous value (method section 7.6)."""
@@ -57,7 +57,7 @@ class Length(Callback):
 
     def on_step(self, step: StepRecord) -> None:
         run, done = self.run, step.step + 1
-        if done == run.num_steps:
+        if done == run.num_steps or step.lag:
             return
         known = run.spec.revisions[len(run.revisions) :]
         revision = known[0] if known else run.spec.revise(done)
@@ -72,9 +72,8 @@ class WeightAverage(Callback):
     run: FoldRun
 
     def on_step(self, step: StepRecord) -> None:
-        run, training, state = self.run, self.run.spec.training, self.run.state
-        left = training.num_steps - planned_position(training, step.step, run.revisions)
-        if left > training.averaged_share * training.num_steps or step.skipped:
+        run, state = self.run, self.run.state
+        if not run.averages(step.step) or step.skipped:
             return
         state.averaged += 1
         for name, weights in run.parts.network.state_dict().items():
@@ -224,15 +223,23 @@ def _take_steps(run: FoldRun) -> None:
     while run.steps_done < run.num_steps:
         steps = range(run.steps_done, run.num_steps)
         sought = with_sought(source, tuple(run.state.sought))
-        batches = load_batches(sought, steps, num_workers=run.num_workers, device=run.spec.device)
+        crops = load_crops(
+            sought,
+            steps,
+            num_workers=run.num_workers,
+            device=run.spec.device,
+            say=lambda issue: add_issue(run, issue.model_copy(update={"where": run.spec.where})),
+        )
         with readable_errors(run.spec.where):
             train(
                 run.parts,
-                saved_at_failure(batches, steps, run),
+                crops,
                 steps,
+                make_batch=lambda crops: finish(crops, source.recipe, run.spec.device),
                 control=run,
                 on_step=on_step,
                 on_memory_error=lambda step: shrink_micro_batch(run, step),
+                on_batch_error=lambda done: save_steps(run, done),
             )
 
 
@@ -249,7 +256,7 @@ def _begin(
         state = FoldState(micro_batch_size=batch_size, good=copy_weights(parts.network))
     else:
         parts.network.load_state_dict(checkpoint.network)
-        parts.optimiser.load_state_dict(checkpoint.optimiser)
+        load_optimiser(parts.optimiser, checkpoint.optimiser)
         parts.scaler.load_state_dict(checkpoint.scaler)
         state = read_state(checkpoint)
         state.average = {name: weights.to(spec.device) for name, weights in state.average.items()}

@@ -19,7 +19,7 @@ from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
 from autoseg.training.losses import make_loss
 from autoseg.training.sampling import BatchSource, PatchSource, with_scarce, with_sought
-from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, with_width
+from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, planned_position, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
 """Seconds between checkpoints. At most a minute of training may be lost; the rest of the minute is for writing."""
@@ -179,6 +179,19 @@ class FoldRun:
     @property
     def num_epochs(self) -> int:
         return -(-self.num_steps // self.spec.training.steps_per_epoch)
+
+    def averages(self, step: int) -> bool:
+        """Whether the weights after a step are part of the average."""
+        training = self.spec.training
+        left = training.num_steps - planned_position(training, step, self.revisions)
+        return left <= training.averaged_share * training.num_steps
+
+    def reads_after(self, step: int) -> bool:
+        """Whether an epoch or the training ends with a step, its weights are averaged, or a known revision follows it."""
+        done = step + 1
+        known = self.spec.revisions[len(self.revisions) :]
+        ends = done % self.spec.training.steps_per_epoch == 0 or done == self.num_steps
+        return ends or self.averages(step) or any(revision.step == done for revision in known)
 
     def learning_rate(self, step: int) -> float:
         """That of the schedule, lower after restarts."""

@@ -195,7 +195,8 @@ def check_skipped(run: FoldRun, step: StepRecord) -> None:
     message = f"{what} at step {step.step + 1}; such steps are skipped"
     _warn(run, code="training.loss_not_finite", message=message)
     if verdict == "restart":
-        restart(run, f"{what} repeatedly, last at step {step.step + 1}", step.step + 1, code="training.loss_not_finite")
+        found = f"{what} repeatedly, last at step {step.step + 1}"
+        restart(run, found, step.step + step.lag + 1, code="training.loss_not_finite")
 
 
 def check_finite(run: FoldRun, epoch: EpochRecord) -> None:

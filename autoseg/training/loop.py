@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,12 @@ Criterion = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Logits at every head and a label map -> scalar."""
 Backward = Callable[[Tensor], None]
 """Accumulates gradients of a scalar."""
+Loaded = TypeVar("Loaded")
+"""What a batch is made from."""
+READ_EVERY = 10
+"""Steps between readings of a GPU's results: each lets it run dry for as long as it takes to give it the next kernels."""
+LONGEST_UNREAD_S = 1.0
+"""Where steps are slow, every one of them may be read, and an interruption comes soon."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -82,6 +88,9 @@ class Control(Protocol):
     def micro_batch_size(self) -> int:
         """Samples computed at once; the gradient is that of the whole batch."""
 
+    def reads_after(self, step: int) -> bool:
+        """Whether the result of a step must be known before the next one: where weights are looked at, or rules may change."""
+
     def learning_rate(self, step: int) -> float:
         """Of a step (0-based)."""
 
@@ -101,6 +110,11 @@ class Parts:
     separable: bool = False
     """The loss of a batch is the mean of its samples' losses."""
 
+    @property
+    def reads_late(self) -> bool:
+        """Whether the optimiser itself steps over what is not finite, so that nobody must read the loss before the next step."""
+        return bool(self.optimiser.defaults["fused"])
+
 
 def make_parts(
     network: nn.Module, loss: LossFunction, training: Training, device: torch.device, *, separable: bool = False
@@ -113,7 +127,7 @@ def make_parts(
     return Parts(
         network=network,
         step_network=torch.compile(network, dynamic=False) if training.compiled else network,
-        optimiser=make_optimiser(network, training),
+        optimiser=make_optimiser(network, training, fused=device.type == "cuda"),
         scaler=torch.amp.GradScaler(device.type, enabled=training.precision == "float16"),
         loss=loss,
         training=training,
@@ -122,14 +136,17 @@ def make_parts(
     )
 
 
-def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+def make_optimiser(network: nn.Module, training: Training, *, fused: bool = False) -> torch.optim.Optimizer:
     """Nesterov SGD or AdamW on all parameters, with the schedule's decay (method section 7.1).
 
-    Without momentum: plain SGD.
+    Without momentum: plain SGD. ``fused``: in a few kernels, which can step over what is not finite.
     """
     if training.optimiser == "adamw":
         return torch.optim.AdamW(
-            network.parameters(), lr=training.peak_learning_rate, weight_decay=training.weight_decay
+            network.parameters(),
+            lr=training.peak_learning_rate,
+            weight_decay=training.weight_decay,
+            fused=fused or None,
         )
     return torch.optim.SGD(
         network.parameters(),
@@ -137,47 +154,149 @@ def make_optimiser(network: nn.Module, training: Training) -> torch.optim.Optimi
         momentum=training.momentum,
         nesterov=training.momentum > 0,
         weight_decay=training.weight_decay,
+        fused=fused or None,
     )
+
+
+def load_optimiser(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on from the state of an optimiser on this or another device."""
+    groups = [{**group, "fused": optimiser.defaults["fused"]} for group in state["param_groups"]]
+    optimiser.load_state_dict({**state, "param_groups": groups})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a step found out, on its way from the device."""
+
+    numbers: Tensor
+    """float32 (3,): loss, norm of the gradient, the scaler's scale."""
+    scaled: bool
+    """The gradient scaler acts."""
+    ready: torch.cuda.Event | None
+    """When the numbers are there and the step is done; none: now."""
+
+    def read(self) -> tuple[float, bool]:
+        """Wait for the loss, and whether weights were updated."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        loss, norm, scale = self.numbers.tolist()
+        overflown = self.scaled and scale >= 1  # a smaller scale would still help
+        return loss, math.isfinite(loss) and (overflown or math.isfinite(norm))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Untold:
+    """A step that the device was given, of whose result nobody knows yet."""
+
+    step: int
+    rate: float
+    result: Result
+    wait_s: float
+    duration_s: float = 0.0
+    ahead_s: float = 0.0
+    """Wait for the next batch."""
+    arrival: torch.cuda.Event | None = None
+    """When that came; what the device had to do until then was no waiting."""
+
+    def record(self, lag: int) -> StepRecord:
+        """Waits for the result. ``lag``: steps done since."""
+        began = time.perf_counter()
+        loss, applied = self.result.read()
+        waited = self.wait_s
+        if self.result.ready is not None and self.arrival is not None:
+            self.arrival.synchronize()
+            waited += min(self.ahead_s, self.result.ready.elapsed_time(self.arrival) / 1000)
+        return StepRecord(
+            step=self.step,
+            loss=loss,
+            learning_rate=self.rate,
+            wait_s=waited,
+            duration_s=self.duration_s + time.perf_counter() - began,
+            skipped=not applied,
+            lag=lag,
+        )
 
 
 def train(
     parts: Parts,
-    batches: Iterable[Batch],
+    loaded: Iterable[Loaded],
     steps: Sequence[int],
     *,
+    make_batch: Callable[[Loaded], Batch],
     control: Control,
     on_step: Callable[[StepRecord], None],
     on_memory_error: Callable[[int], None],
+    on_batch_error: Callable[[int], None] = lambda step: None,
 ) -> int:
-    """Do ``steps`` with one batch each, and call ``on_step`` after each of them; returns the steps done in all.
+    """Do ``steps`` with one batch each, and call ``on_step`` for each of them, in order; returns the steps done in all.
+
+    A batch is made on the device from what was ``loaded``. Where the device works on its own (`Parts.reads_late`), it gets the
+    next batch before it is asked for a step's result, and that only every so many steps, so that it never has to wait; the records then
+    come several at a time.
 
     Ends early where new batches are wanted. A step that runs out of memory is done again after ``on_memory_error``, which is
-    given its number and sets smaller micro-batches or raises.
+    given its number and sets smaller micro-batches or raises. ``on_batch_error`` is called with the steps done when a batch cannot be
+    had, before that error is raised.
     """
     parts.network.train()
-    source = iter(batches)
-    for step in steps:
+    source, untold, late = iter(loaded), list[_Untold](), parts.reads_late
+    told_at = time.perf_counter()
+
+    def tell() -> None:
+        nonlocal told_at
+        while untold:
+            first = untold.pop(0)
+            on_step(first.record(lag=len(untold)))
+        told_at = time.perf_counter()
+
+    def fetch(step: int) -> tuple[Batch, float, torch.cuda.Event | None]:
         started = time.perf_counter()
-        images, labels = next(source)
-        waited = time.perf_counter() - started
+        try:
+            ready = next(source)
+            waited = time.perf_counter() - started
+            return make_batch(ready), waited, _record_event(parts.device)
+        except Exception:
+            tell()
+            on_batch_error(step)
+            raise
+
+    upcoming: Batch | None = None
+    for left, step in zip(range(len(steps) - 1, -1, -1), steps, strict=True):
+        started, waited = time.perf_counter(), 0.0
+        if upcoming is None:
+            upcoming, waited, _ = fetch(step)
         rate = control.learning_rate(step)
-        while (outcome := _try_step(parts, images, labels, rate, control.micro_batch_size)) is None:
+        while (result := _try_step(parts, *upcoming, rate, control.micro_batch_size)) is None:
+            tell()
             on_memory_error(step)
-        loss, applied = outcome
-        spent = time.perf_counter() - started
-        on_step(
-            StepRecord(step=step, loss=loss, learning_rate=rate, wait_s=waited, duration_s=spent, skipped=not applied)
-        )
+        upcoming = None
+        untold.append(done := _Untold(step=step, rate=rate, result=result, wait_s=waited))
+        if late and left:
+            upcoming, done.ahead_s, done.arrival = fetch(step + 1)
+        now = time.perf_counter()
+        done.duration_s = now - started
+        due = (step + 1) % READ_EVERY == 0 or now - told_at > LONGEST_UNREAD_S or control.reads_after(step)
+        if not (late and left) or due:
+            tell()
         if control.new_batches:
             control.new_batches = False
             return step + 1
     return steps[-1] + 1 if steps else 0
 
 
-def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> tuple[float, bool] | None:
+def _record_event(device: torch.device) -> torch.cuda.Event | None:
+    """The moment at which the device will have done what it was given."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: int) -> Result | None:
     """A step; None where memory ran out, with all memory of the attempt released."""
     try:
-        return train_step(parts, images, labels, rate, micro_batch_size=size)
+        return queue_step(parts, images, labels, rate, micro_batch_size=size)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -192,27 +311,51 @@ def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: i
 def train_step(
     parts: Parts, images: Tensor, labels: Tensor, rate: float, *, micro_batch_size: int | None = None
 ) -> tuple[float, bool]:
-    """Forward, backward, clipped update at learning rate ``rate``. Returns the loss, and whether weights were updated.
+    """`queue_step`, waited for: the loss, and whether weights were updated."""
+    return queue_step(parts, images, labels, rate, micro_batch_size=micro_batch_size).read()
+
+
+def queue_step(
+    parts: Parts, images: Tensor, labels: Tensor, rate: float, *, micro_batch_size: int | None = None
+) -> Result:
+    """Forward, backward, clipped update at learning rate ``rate``, given to the device.
 
     ``images`` float32 (N, C, patch...), ``labels`` int64 (N, patch...) with internal values. ``micro_batch_size``
     samples are computed at once (none: all), with the gradient of the whole batch. Where loss or gradient is not finite,
     nothing is updated; in float16 the scaler handles an overflow of the gradient, which counts as a normal step as long as
     its scale has not shrunk below 1.
     """
-    for group in parts.optimiser.param_groups:
+    optimiser, scaler = parts.optimiser, parts.scaler
+    for group in optimiser.param_groups:
         group["lr"] = rate
     images = images.to(parts.device, non_blocking=True)
     labels = labels.to(parts.device, non_blocking=True)
     loss = compute_gradient(parts, images, labels, min(micro_batch_size or len(images), len(images)))
-    parts.scaler.unscale_(parts.optimiser)
+    scaler.unscale_(optimiser)
     norm = nn.utils.clip_grad_norm_(parts.network.parameters(), parts.training.gradient_clip)
-    value = float(loss)
-    overflown = parts.scaler.is_enabled() and parts.scaler.get_scale() >= 1  # a smaller scale would still help
-    finite = math.isfinite(value) and (overflown or math.isfinite(float(norm)))
-    if finite or parts.scaler.is_enabled():  # the scaler steps over what is not finite by itself
-        parts.scaler.step(parts.optimiser)
-        parts.scaler.update()
-    return value, finite
+    scale = scaler.scale(torch.ones((), device=parts.device))
+    numbers = torch.stack([loss.float(), norm.float(), scale.float()])
+    if parts.reads_late:
+        _give_momentum(optimiser)
+        if not scaler.is_enabled():
+            optimiser.found_inf = (~numbers[:2].isfinite().all()).float()  # type: ignore[attr-defined]  # as the scaler does
+        scaler.step(optimiser)
+        scaler.update()
+        numbers = numbers.to("cpu", non_blocking=True)
+        return Result(numbers=numbers, scaled=scaler.is_enabled(), ready=_record_event(parts.device))
+    result = Result(numbers=numbers, scaled=scaler.is_enabled(), ready=None)
+    if result.read()[1] or scaler.is_enabled():  # the scaler steps over what is not finite by itself
+        scaler.step(optimiser)
+        scaler.update()
+    return result
+
+
+def _give_momentum(optimiser: torch.optim.Optimizer) -> None:
+    """A momentum of 0 where there is none yet: a fused first step that is stepped over would leave it undefined."""
+    for group in optimiser.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.grad is not None and optimiser.state[parameter].get("momentum_buffer") is None:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) -> Tensor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +19,28 @@ from made_folds import (
     run,
     training_with,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
 from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.fold import class_counts
 from autoseg.training.fold_spec import batch_source, make_fold_parts, make_network
-from autoseg.training.loop import Parts, compute_gradient, make_parts, run_network, train, train_step
+from autoseg.training.loop import (
+    Parts,
+    compute_gradient,
+    load_optimiser,
+    make_optimiser,
+    make_parts,
+    queue_step,
+    run_network,
+    train,
+    train_step,
+)
 from autoseg.training.losses import make_loss
-from autoseg.training.sampling import finish
+from autoseg.training.sampling import Batch, finish
 from planners import LabelClass, Labels, trial_training
+
+AUGMENTATION_S = 0.02
 
 
 def test_a_schedule_without_momentum_trains_with_plain_sgd(tmp_path) -> None:
@@ -100,10 +115,22 @@ def test_class_counts_of_regions_leave_ignored_voxels_out() -> None:
     assert class_counts(logits, target, labels).tolist() == [[2, 1], [2, 2], [3, 2]]
 
 
+def made_control(**changes: object) -> SimpleNamespace:
+    """What may change from step to step, and does not."""
+    usual = {"micro_batch_size": 1, "learning_rate": lambda step: 0.01, "reads_after": lambda step: False}
+    return SimpleNamespace(**{**usual, "new_batches": False, **changes})
+
+
+def make_slowly(batch: Batch) -> Batch:
+    """An augmentation that takes long."""
+    time.sleep(AUGMENTATION_S)
+    return batch
+
+
 def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
     parts = half_parts(precision="float32")
     batch = torch.ones(2, 1, 8, 8), torch.zeros(2, 8, 8, dtype=torch.int64)
-    control = SimpleNamespace(micro_batch_size=2, learning_rate=lambda step: 0.01 * step, new_batches=False)
+    control = made_control(micro_batch_size=2, learning_rate=lambda step: 0.01 * step)
     records: list[StepRecord] = []
 
     def on_step(record: StepRecord) -> None:
@@ -111,7 +138,15 @@ def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
         control.new_batches = record.step == 5
 
     def do(steps: range) -> int:
-        return train(parts, [batch] * 9, steps, control=control, on_step=on_step, on_memory_error=records.remove)
+        return train(
+            parts,
+            [batch] * 9,
+            steps,
+            make_batch=make_slowly,
+            control=control,
+            on_step=on_step,
+            on_memory_error=records.remove,
+        )
 
     started = time.perf_counter()
     assert do(range(4, 9)) == 6
@@ -119,8 +154,129 @@ def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
     assert [record.step for record in records] == [4, 5]
     assert [record.learning_rate for record in records] == [0.04, 0.05]
     assert all(0 <= record.wait_s < record.duration_s < spent and not record.skipped for record in records)
+    assert all(record.duration_s - record.wait_s > AUGMENTATION_S for record in records)  # which is no waiting
     assert not control.new_batches
     assert (do(range(6, 9)), do(range(0))) == (9, 0)
+
+
+LATE = {"sgd": {"momentum": 0.9}, "plain": {"optimiser": "sgd", "momentum": 0.0}, "adamw": {"optimiser": "adamw"}}
+"""Optimisers, each fused: they step over what is not finite by themselves, and results are read late, as on a GPU."""
+
+
+def late_parts(precision: str = "float32", **changes: object) -> Parts:
+    return half_parts(precision, fused=True, **changes)
+
+
+@dataclass
+class Recorded:
+    """A training of some steps, of which ``bad`` ones have a loss that is not finite, told as it goes."""
+
+    parts: Parts
+    bad: tuple[int, ...] = ()
+    control: SimpleNamespace = field(default_factory=lambda: made_control())
+    made: int = 0
+    records: list[StepRecord] = field(default_factory=list)
+    made_before: list[int] = field(default_factory=list)
+    """Batches that were made when each record came."""
+
+    def make(self, step: int) -> Batch:
+        self.made += 1
+        images = torch.full((1, 1, 8, 8), math.inf if step in self.bad else 1.0 + 0.01 * step)
+        return images, torch.zeros(1, 8, 8, dtype=torch.int64)
+
+    def on_step(self, record: StepRecord) -> None:
+        self.records.append(record)
+        self.made_before.append(self.made)
+
+    def train(self, steps: range, loaded: Iterable[int] | None = None, **options: Any) -> int:
+        return train(
+            self.parts,
+            steps if loaded is None else loaded,
+            steps,
+            make_batch=self.make,
+            control=self.control,
+            on_step=self.on_step,
+            on_memory_error=lambda step: None,
+            **options,
+        )
+
+    @property
+    def weights(self) -> Tensor:
+        return torch.cat([parameter.detach().flatten() for parameter in self.parts.network.parameters()])
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_steps_that_are_read_late_are_those_that_are_read_at_once(name: str) -> None:
+    """Steps that are not finite change nothing, not even the first one, and are told like the others."""
+    bad = (0, 7, 8)
+    late, soon = (Recorded(half_parts("float32", fused=fused, **LATE[name]), bad) for fused in (True, False))
+    assert (late.train(range(25)), soon.train(range(25))) == (25, 25)
+    assert [record.step for record in late.records] == [*range(25)]
+    assert [record.step for record in late.records if record.skipped] == [*bad]
+    assert [record.skipped for record in late.records] == [record.skipped for record in soon.records]
+    losses = ([record.loss for record in each.records if not record.skipped] for each in (late, soon))
+    assert [*next(losses)] == pytest.approx([*next(losses)], rel=1e-5)  # fused sums go in another order
+    assert torch.allclose(late.weights, soon.weights, rtol=1e-5, atol=1e-7)
+    assert soon.made_before == [*range(1, 26)]
+    assert late.made_before == [11] * 10 + [21] * 10 + [25] * 5  # the next batch is given before the results are read
+    assert [record.lag for record in late.records] == [*range(9, -1, -1), *range(9, -1, -1), *range(4, -1, -1)]
+    assert {record.lag for record in soon.records} == {0}
+
+
+def test_results_are_read_where_weights_are_looked_at_and_where_steps_are_slow(monkeypatch) -> None:
+    wanted = Recorded(late_parts(), control=made_control(reads_after=lambda step: step == 2))
+    wanted.train(range(7))
+    assert [record.lag for record in wanted.records] == [2, 1, 0, 3, 2, 1, 0]
+    slow = Recorded(late_parts())
+    monkeypatch.setattr("autoseg.training.loop.LONGEST_UNREAD_S", 0.0)
+    slow.train(range(7))
+    assert {record.lag for record in slow.records} == {0}
+
+
+def test_new_batches_drop_the_one_that_was_made_ahead() -> None:
+    late = Recorded(late_parts())
+    late.control.reads_after = lambda step: step == 3
+    tell = late.on_step
+    late.on_step = lambda record: (tell(record), setattr(late.control, "new_batches", record.step == 3))  # type: ignore[assignment,method-assign]
+    assert late.train(range(9)) == 4
+    assert (late.made, len(late.records)) == (5, 4)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("good", [0, 1, 4])
+def test_steps_before_a_batch_that_cannot_be_had_are_told_first(fused: bool, good: int) -> None:
+    def loaded() -> Iterator[int]:
+        yield from range(good)
+        raise OSError("gone")
+
+    each, saved = Recorded(half_parts("float32", fused=fused)), []
+    with pytest.raises(OSError, match="gone"):
+        each.train(range(9), loaded(), on_batch_error=lambda done: saved.append((done, len(each.records))))
+    assert saved == [(good, good)]
+
+
+def test_the_scaler_steps_over_an_overflow_without_being_asked() -> None:
+    late, soon = (half_parts(fused=fused) for fused in (True, False))
+    for parts in (late, soon):
+        parts.network.weight.register_hook(lambda gradient: gradient * float("inf"))  # type: ignore[union-attr,operator]
+    batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    applied = [[queue_step(parts, *batch, 0.01).read()[1] for _ in range(20)] for parts in (late, soon)]
+    assert applied == [[True] * 17 + [False] * 3] * 2
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_optimisers_go_on_from_each_others_state(name: str) -> None:
+    """That of a CPU on a GPU, and the other way round."""
+    for first, then in ((False, True), (True, False)):
+        begun = Recorded(half_parts("float32", fused=first, **LATE[name]))
+        begun.train(range(3))
+        gone_on = Recorded(half_parts("float32", fused=then, **LATE[name]))
+        gone_on.parts.network.load_state_dict(begun.parts.network.state_dict())
+        load_optimiser(gone_on.parts.optimiser, deepcopy(begun.parts.optimiser.state_dict()))
+        assert gone_on.parts.optimiser.param_groups[0]["fused"] == (then or None)
+        for each in (begun, gone_on):
+            each.train(range(3, 8))
+        assert torch.allclose(begun.weights, gone_on.weights, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -147,15 +303,15 @@ def test_momentum_is_nesterovs() -> None:
     assert (group["momentum"], group["nesterov"]) == (0.9, True)
 
 
-def half_parts(precision: str = "float16") -> Parts:
+def half_parts(precision: str = "float16", *, fused: bool = False, **changes: object) -> Parts:
     """A small network in float16, or another precision."""
-    changes = {"precision": precision, "optimiser": "sgd", "momentum": 0.9}
+    changes = {"precision": precision, "optimiser": "sgd", "momentum": 0.9, **changes}
     training = trial_training(make_plan().configuration("2d"), base_features=4, batch_size=1, precision="float32")
     training = training.model_copy(update=changes)
     torch.manual_seed(0)
-    return make_parts(
-        nn.Conv2d(1, 2, 3, padding=1), lambda logits, target: logits.square().mean(), training, torch.device("cpu")
-    )
+    network = nn.Conv2d(1, 2, 3, padding=1)
+    parts = make_parts(network, lambda logits, target: logits.square().mean(), training, torch.device("cpu"))
+    return replace(parts, optimiser=make_optimiser(network, training, fused=fused))
 
 
 def test_gradients_that_stay_infinite_at_any_scale_are_not_applied() -> None:
@@ -177,9 +333,14 @@ def test_memory_that_runs_out_in_the_optimiser_lets_the_step_be_redone() -> None
 
     def do_steps(parts: Parts, steps: range) -> list[int]:
         relieved: list[int] = []
-        control = SimpleNamespace(micro_batch_size=1, learning_rate=lambda step: 0.01, new_batches=False)
         train(
-            parts, [batch] * len(steps), steps, control=control, on_step=lambda _: None, on_memory_error=relieved.append
+            parts,
+            [batch] * len(steps),
+            steps,
+            make_batch=lambda batch: batch,
+            control=made_control(),
+            on_step=lambda _: None,
+            on_memory_error=relieved.append,
         )
         return relieved
 
