@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -185,7 +185,7 @@ class Result:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Untold:
+class _Given:
     """A step that the device was given, of whose result nobody knows yet."""
 
     step: int
@@ -217,6 +217,26 @@ class _Untold:
         )
 
 
+@dataclass(slots=True, kw_only=True)
+class _Untold:
+    """The steps whose results were not read yet."""
+
+    on_step: Callable[[StepRecord], None]
+    steps: list[_Given] = field(default_factory=list)
+    told_at: float = field(default_factory=time.perf_counter)
+
+    def tell(self) -> None:
+        """Wait for all results, and tell them in order."""
+        while self.steps:
+            first = self.steps.pop(0)
+            self.on_step(first.record(lag=len(self.steps)))
+        self.told_at = time.perf_counter()
+
+    def is_due(self, step: int) -> bool:
+        """Whether it is time, after a step."""
+        return (step + 1) % READ_EVERY == 0 or time.perf_counter() - self.told_at > LONGEST_UNREAD_S
+
+
 def train(
     parts: Parts,
     loaded: Iterable[Loaded],
@@ -239,24 +259,17 @@ def train(
     had, before that error is raised.
     """
     parts.network.train()
-    source, untold, late = iter(loaded), list[_Untold](), parts.reads_late
-    told_at = time.perf_counter()
-
-    def tell() -> None:
-        nonlocal told_at
-        while untold:
-            first = untold.pop(0)
-            on_step(first.record(lag=len(untold)))
-        told_at = time.perf_counter()
+    source, untold = iter(loaded), _Untold(on_step=on_step)
 
     def fetch(step: int) -> tuple[Batch, float, torch.cuda.Event | None]:
         started = time.perf_counter()
         try:
             ready = next(source)
             waited = time.perf_counter() - started
-            return make_batch(ready), waited, _record_event(parts.device)
+            arrival = _record_event(parts.device)
+            return make_batch(ready), waited, arrival
         except Exception:
-            tell()
+            untold.tell()
             on_batch_error(step)
             raise
 
@@ -267,17 +280,17 @@ def train(
             upcoming, waited, _ = fetch(step)
         rate = control.learning_rate(step)
         while (result := _try_step(parts, *upcoming, rate, control.micro_batch_size)) is None:
-            tell()
+            untold.tell()
             on_memory_error(step)
         upcoming = None
-        untold.append(done := _Untold(step=step, rate=rate, result=result, wait_s=waited))
-        if late and left:
-            upcoming, done.ahead_s, done.arrival = fetch(step + 1)
-        now = time.perf_counter()
-        done.duration_s = now - started
-        due = (step + 1) % READ_EVERY == 0 or now - told_at > LONGEST_UNREAD_S or control.reads_after(step)
-        if not (late and left) or due:
-            tell()
+        given = _Given(step=step, rate=rate, result=result, wait_s=waited)
+        untold.steps.append(given)
+        goes_on = parts.reads_late and left > 0
+        if goes_on:
+            upcoming, given.ahead_s, given.arrival = fetch(step + 1)
+        given.duration_s = time.perf_counter() - started
+        if not goes_on or untold.is_due(step) or control.reads_after(step):
+            untold.tell()
         if control.new_batches:
             control.new_batches = False
             return step + 1
