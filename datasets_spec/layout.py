@@ -61,6 +61,15 @@ class CaseList(Document):
     ``test``. ``nnunet``: the field ``dataset`` of nnU-Net's ``dataset.json``."""
 
 
+class NamedVolumes(Document):
+    """A text file beside a 4D image that says which of its volumes are cases: lines such as ``ED: 1``."""
+
+    file: str
+    keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    ending: str
+    """At the end of the name of the 4D image, and not in names of cases."""
+
+
 class Known(Document):
     """What is known of one public dataset, beyond its layout."""
 
@@ -71,6 +80,8 @@ class Known(Document):
     test: Annotated[int, Field(ge=0)] | None = None
     modality: dict[Literal["CT", "MR"], str] = Field(default_factory=dict)
     """Where cases differ: regular expression of the case ids of each modality."""
+    volumes: NamedVolumes | None = None
+    """Which volumes of a 4D image are predicted."""
     licence: str
     source: str
     """Who published it, and where to get it or read about it."""

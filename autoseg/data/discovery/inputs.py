@@ -46,7 +46,7 @@ from autoseg.imaging.readers import (
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout, load_known, load_layouts
-from datasets_spec.layout import FIELD
+from datasets_spec.layout import FIELD, NamedVolumes
 
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """``CASE_0000``: a channel, as in nnU-Net's folders, or simply the name of a case."""
@@ -269,7 +269,42 @@ def find_inputs(
     found = sorted([*cases, *others], key=lambda case: case.case_id)
     if known is not None and known.modality:
         found = [replace(case, modality=known.modality_of(case.case_id)) for case in found]
+    if known is not None and known.volumes is not None and is_tree:
+        found, faults = _named_volumes(found, faults, known.volumes)
     return Inputs(cases=tuple(found), issues=(*issues, *faults))
+
+
+def _named_volumes(
+    cases: Sequence[InputCase], faults: Sequence[Issue], named: NamedVolumes
+) -> tuple[list[InputCase], list[Issue]]:
+    """Of each 4D image the volumes that the text file beside it names, as cases of the dataset; all where there is none."""
+    kept: list[InputCase] = []
+    chosen: dict[Path, tuple[int, ...]] = {}
+    for case in cases:
+        file, number = split_frame(case.images[0])
+        if number is None or not (numbers := _listed_volumes(file.parent / named.file, named.keys)):
+            kept.append(case)
+            continue
+        chosen[file] = numbers
+        if number in numbers:
+            kept.append(replace(case, case_id=frame_name(image_stem(file).removesuffix(named.ending), number)))
+    left = [fault for fault in faults if fault.code != "predict.volumes" or Path(fault.where) not in chosen]
+    if chosen:
+        message = f"of {count_noun(len(chosen), '4D image')} the volumes that {named.file} names are predicted ({', '.join(named.keys)})"
+        fix = "pass one of the images alone to predict all of its volumes"
+        left.append(_note(code="predict.volumes", where=str(next(iter(chosen)).parent), message=message, fix=fix))
+    return sorted(kept, key=lambda case: case.case_id), left
+
+
+def _listed_volumes(path: Path, keys: Sequence[str]) -> tuple[int, ...]:
+    """Numbers after ``keys`` in a text file of lines ``key: number``; empty where it cannot be read or lacks one."""
+    try:
+        lines = [line.partition(":") for line in path.read_text("utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ()
+    found = {key.strip(): value.strip() for key, _, value in lines}
+    texts = [found.get(key, "") for key in keys]
+    return tuple(map(int, texts)) if all(text.isdecimal() for text in texts) else ()
 
 
 def _skipped(source: Path, noun: str, paths: Sequence[Path]) -> Issue:

@@ -426,6 +426,25 @@ def test_frames_of_acdc_are_cases_and_its_4d_files_where_there_are_no_frames(tmp
         assert len(found.cases) == (2 if source == series else 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ED: 1\nES: 3\nGroup: DCM\n", ["patient101_frame01", "patient101_frame03"]),
+        ("ED: 1\n", [f"patient101_patient101_4d_frame0{k}" for k in (1, 2, 3)]),
+        ("ED: one\nES: 2\n", [f"patient101_patient101_4d_frame0{k}" for k in (1, 2, 3)]),
+    ],
+)
+def test_volumes_that_acdc_names_beside_a_4d_file_are_its_cases(tmp_path, text, expected) -> None:
+    series = write_volumes(tmp_path / "patient101" / "patient101_4d.nii.gz", 3)
+    (tmp_path / "patient101" / "Info.cfg").write_text(text)
+    acdc, reporter = trained_on(["cine MRI"], layout="acdc"), Listening()
+    found = find(tmp_path, acdc, reporter=reporter)
+    assert ([case.case_id for case in found.cases], found.issues) == (expected, ())
+    assert [case.images[0] for case in found.cases] == [frame_path(series, int(name[-1])) for name in expected]
+    assert sum("volumes" in line for line in reporter.lines) == 1
+    assert len(find(series, acdc).cases) == len(find(tmp_path, trained_on(["MRI"])).cases) == 3
+
+
 def test_layout_and_spec_say_how_the_input_is_laid_out(tmp_path) -> None:
     for name in ("p1/a_T1.nii.gz", "p1/a_T2.nii.gz", "p1/notes.nii.gz"):
         write(tmp_path / "in" / name)
