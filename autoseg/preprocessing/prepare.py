@@ -185,10 +185,9 @@ def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Pla
     if cropped.geometry.dimensions == 2 and not plan.strict_reference:  # of unknown thickness: one slice of a volume
         across = plan.transpose_forward.index(cropped.orientation.permutation.index(0))
         if plan.original_median_shape[across] > 1:
-            spacing_mm = tuple(
-                target if axis == across else mm
-                for axis, (mm, target) in enumerate(zip(spacing_mm, target_mm, strict=True))
-            )
+            pairs = zip(spacing_mm, target_mm, strict=True)
+            first, second, third = (target if axis == across else own for axis, (own, target) in enumerate(pairs))
+            spacing_mm = first, second, third
     size = tuple(stop - start for start, stop in cropped.box)
     return Placement(
         source=cropped.geometry,
