@@ -48,6 +48,8 @@ COMPARED = (
     "summary.json",
 )
 STEPS = 24
+SPACING_MM = "2,2,2"
+"""Twice that of the phantoms: stages are short then, and there are as many of them."""
 POLL_S = 0.002
 
 
@@ -65,6 +67,8 @@ def command(dataset: Path, out: Path, *extra: str, verb: str = "run") -> list[st
         "cpu",
         "--threads",
         "1",
+        "--target-spacing",
+        SPACING_MM,
         *extra,
     ]
 
@@ -74,7 +78,14 @@ def make_schedule(dataset: Path, work: Path, *, compiled: bool = False, steps: i
     probe = begin_run(
         dataset,
         work / "probe",
-        {"budget": "10s", "anyway": True, "folds": 2, "device": "cpu", "threads": 1},
+        {
+            "budget": "10s",
+            "anyway": True,
+            "folds": 2,
+            "device": "cpu",
+            "threads": 1,
+            "target_spacing": SPACING_MM,
+        },
         needs_device=True,
     )
     schedule = run_stages(probe, "schedule").schedule
