@@ -37,6 +37,9 @@ from planners import (
     transpose,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(volumes|format that is not read):UserWarning")
+"""Said to Python where no reporter is given."""
+
 CLASSES = Labels(classes=(LabelClass(name="liver", values=(1,)),))
 GEOMETRY = Geometry(shape=(3, 4, 5), spacing_mm=(1.0, 1.0, 1.0))
 
