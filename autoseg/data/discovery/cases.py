@@ -195,12 +195,12 @@ def _modality(case: Case) -> str:
     """Modality of a case with one image, from its DICOM headers or the last word of its name; empty if unknown."""
     if len(case.images) > 1:
         return ""
-    folder, uid = split_part(case.image_paths[0])
+    folder, _ = split_part(case.image_paths[0])
     if not folder.is_dir():
         word = image_stem(case.image_paths[0]).rpartition("_")[2]
         return word.upper() if word.casefold() == "ct" else word if MODALITY.fullmatch(word) else ""
     try:
-        return next((name.modality for name in list_series(folder) if uid in (None, name.uid)), "")
+        return next((name.modality for name in list_series(case.image_paths[0])), "")
     except AutosegError:
         return ""
 

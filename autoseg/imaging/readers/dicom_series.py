@@ -43,6 +43,7 @@ from autoseg.imaging.readers.dicom import (
     number,
     owner_of,
     read_tags,
+    series_uid,
     split_part,
     table_values,
     tags_of,
@@ -169,16 +170,16 @@ def is_dicom_series(path: Path | str) -> bool:
 
 
 def list_series(folder: Path | str) -> tuple[SeriesName, ...]:
-    """The image series directly in ``folder``, sorted by SeriesInstanceUID; none where it holds no slices.
+    """The image series directly in ``folder``, sorted by SeriesInstanceUID, or the one of ``FOLDER#UID``; none without slices.
 
     What has no position in space (reports, segmentations, scans of paper) is no image series.
     Raises `AutosegError` when a DICOM file of the folder is damaged.
     """
-    folder = Path(folder)
-    groups = _group(folder)
+    folder, wanted = split_part(Path(folder))
+    groups = _group(folder, wanted)
     return tuple(
         SeriesName(
-            path=folder if len(groups) == 1 else Path(f"{folder}{PART_MARK}{uid}"),
+            path=folder if len(groups) == 1 and wanted is None else Path(f"{folder}{PART_MARK}{uid}"),
             description=str(slices[0].tags.get("SeriesDescription") or "no description").strip(),
             number=f"{number(slices[0].tags, 'SeriesNumber', -1):g}" if slices[0].tags.get("SeriesNumber") else "",
             uid=uid,
@@ -197,7 +198,7 @@ def read_series(path: Path) -> Series:
     doubled, of different size, or when the gantry was tilted.
     """
     folder, uid = split_part(path)
-    groups = _group(folder)
+    groups = _group(folder, uid) or _group(folder)
     if not groups:
         kinds = Counter(
             kind_of(read_tags(file, ["SOPClassUID"])) for file in dicom_candidates(folder) if is_dicom(file)
@@ -309,10 +310,11 @@ def _untiled(frames: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
 # --- slices ---
 
 
-def _group(folder: Path) -> dict[str, list[_Slice]]:
-    """Slices with a position, by SeriesInstanceUID."""
+def _group(folder: Path, uid: str | None = None) -> dict[str, list[_Slice]]:
+    """Slices with a position, by SeriesInstanceUID; with ``uid`` those of one series: folders may hold those of many patients."""
     files = [file for file in dicom_candidates(folder) if _is_slice(file)]
     require_text(files)
+    files = [file for file in files if uid is None or series_uid(file) == uid]
     groups: dict[str, list[_Slice]] = {}
     for file in files:
         tags = read_tags(file, NEEDED_TAGS)

@@ -344,13 +344,13 @@ def test_labelled_studies_of_a_patient_are_cases_of_one_group(real_data, tmp_pat
     assert [case.case_id for case in discover_dataset(tmp_path).training] == ["one", "two"]
 
 
-def test_two_files_of_segments_for_one_case_are_refused_without_advice_on_names(real_data, tmp_path):
+def test_two_files_of_segments_for_one_case_are_refused_where_they_name_the_same(real_data, tmp_path):
     copy_series(real_data, tmp_path / "one" / "CT")
     for name in ("SEG1", "SEG2"):
         (tmp_path / "one" / name).mkdir()
         shutil.copyfile(real_data / "dicom_seg_ct3slice" / "liver.dcm", tmp_path / "one" / name / "1-1.dcm")
-    (issue,) = [issue for issue in discover_dataset(tmp_path).issues if issue.code == "case.duplicate_file"]
-    assert "{class}" not in issue.fix
+    (issue,) = [issue for issue in discover_dataset(tmp_path).issues if issue.code == "case.duplicate_structure"]
+    assert "structures that" in issue.message
 
 
 def write_slicer(path: Path, array, names: dict[str, int]) -> None:

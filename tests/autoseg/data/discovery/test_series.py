@@ -166,7 +166,7 @@ def write_together(folder, *, series, structures):
     folder.mkdir(parents=True)
     for patient, uid in series.items():
         with TemporaryDirectory() as place:
-            alone = write_series(Path(place), (3, 20, 30), [1, 0, 0, 0, 1, 0], series=uid)
+            alone = write_series(Path(place), (2, 20, 30), [1, 0, 0, 0, 1, 0], series=uid)
             geometry = read_header(alone).geometry
             for slice_ in alone.iterdir():
                 tags = pydicom.dcmread(slice_)
