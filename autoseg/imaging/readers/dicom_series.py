@@ -188,6 +188,7 @@ def list_series(folder: Path | str) -> tuple[SeriesName, ...]:
             num_slices=len(slices),
         )
         for uid, slices in sorted(groups.items())
+        if wanted in (None, uid)
     )
 
 
@@ -198,7 +199,8 @@ def read_series(path: Path) -> Series:
     doubled, of different size, or when the gantry was tilted.
     """
     folder, uid = split_part(path)
-    groups = _group(folder, uid) or _group(folder)
+    groups = _group(folder, uid)
+    groups = groups if uid is None or uid in groups else _group(folder)
     if not groups:
         kinds = Counter(
             kind_of(read_tags(file, ["SOPClassUID"])) for file in dicom_candidates(folder) if is_dicom(file)
@@ -311,10 +313,13 @@ def _untiled(frames: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _group(folder: Path, uid: str | None = None) -> dict[str, list[_Slice]]:
-    """Slices with a position, by SeriesInstanceUID; with ``uid`` those of one series: folders may hold those of many patients."""
+    """Slices with a position, by SeriesInstanceUID; with ``uid`` those of one series, as folders may hold many patients.
+
+    One that does not say is read for all: a broken one makes reading any of them fail.
+    """
     files = [file for file in dicom_candidates(folder) if _is_slice(file)]
     require_text(files)
-    files = [file for file in files if uid is None or series_uid(file) == uid]
+    files = [file for file in files if uid is None or series_uid(file) in (uid, "")]
     groups: dict[str, list[_Slice]] = {}
     for file in files:
         tags = read_tags(file, NEEDED_TAGS)
