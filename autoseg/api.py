@@ -196,8 +196,10 @@ def predict(
     from autoseg.compute.executor import available_cores
     from autoseg.data.discovery.inputs import InputCase, Inputs
     from autoseg.imaging.readers import as_image, image_ending, image_stem
+    from autoseg.inference.model import load_model
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
     from autoseg.inference.predictor import Predictor
+    from autoseg.wording import as_line
 
     reporter, out, model = reporter or SilentReporter(), _path("output", output), _path("model", model)
     require_place_for_predictions(out)
@@ -208,7 +210,8 @@ def predict(
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
     with reporter.phase("Loading the model"):
         set_threads(threads or available_cores())
-        predictor = Predictor.load(model, device=str(choose_device(device)), mirroring=mirroring)
+        chosen = choose_device(device, lambda issue: reporter.say(as_line(issue)))
+        predictor = Predictor(model=load_model(model, device=chosen), mirroring=mirroring)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)

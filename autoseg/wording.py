@@ -1,4 +1,4 @@
-"""Counts, long lists and issues of one kind in messages."""
+"""Counts, long lists, errors of libraries and issues of one kind in messages."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ GROUPED = 3
 def count_noun(number: int, noun: str) -> str:
     """``1 case``, ``2 cases``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, or its type if none does."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
+
+
+def as_line(issue: Issue) -> str:
+    """``Warning: where: what; fix``."""
+    return f"{issue.severity.capitalize()}: {issue}"
 
 
 def shorten(names: Sequence[str]) -> str:

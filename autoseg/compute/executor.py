@@ -31,6 +31,8 @@ WORKER_BYTES = 350_000_000
 """Of a worker process with its libraries loaded."""
 USABLE_SHARE = 0.8
 """Of the free memory; the rest is for what other programs start meanwhile."""
+MOST_READERS, MOST_AHEAD = 12, 4
+"""Processes that read patches for one training, which have as many batches in flight together, and batches of each of them."""
 START_S = 2.0
 """Processor time that a worker takes to load its libraries."""
 Item = TypeVar("Item")
@@ -94,6 +96,28 @@ def available_cores() -> int:
 def workers_that_fit(num_workers: int, need_bytes: int, *, free_bytes: int) -> int:
     """As many of ``num_workers`` as fit into memory together, each with an item of ``need_bytes``; one at least."""
     return max(1, min(num_workers, int(free_bytes * USABLE_SHARE) // (need_bytes + WORKER_BYTES)))
+
+
+def readers_that_fit(cores: int, batch_bytes: int, *, free_bytes: int, shared_bytes: int, trainings: int = 1) -> int:
+    """Processes that read patches for one of several ``trainings`` on this machine, of which each leaves itself a core.
+
+    `MOST_READERS` at most, and as many as fit into this training's share of free memory with the batches that are in flight, each of
+    ``batch_bytes``; these are in shared memory. One at least, or none where not even that one's batches fit there: then the training
+    reads its patches itself.
+    """
+    free, shared = int(free_bytes * USABLE_SHARE) // trainings, shared_bytes // trainings
+
+    most = max(1, min(MOST_READERS, cores // trainings - 1))
+    for readers in range(most, 0, -1):
+        held = readers * batches_ahead(readers) * batch_bytes
+        if held <= shared and (readers == 1 or readers * WORKER_BYTES + held <= free):
+            return readers
+    return 0
+
+
+def batches_ahead(readers: int) -> int:
+    """Batches that each of so many processes may have in flight."""
+    return max(1, min(MOST_AHEAD, MOST_READERS // readers))
 
 
 def workers_worth_starting(num_workers: int, seconds: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +13,21 @@ if TYPE_CHECKING:
     import torch
 
 KIB = 1024
-PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "failed to allocate", "could not allocate")
-"""In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA has its own type."""
+PHRASES = (
+    "can't allocate memory",
+    "out of memory",
+    "alloc_failed",
+    "failed to allocate",
+    "could not allocate",
+    "unable to find an engine",
+    "cudnn_status_internal_error",
+    "cudnn_status_not_supported",
+    "cudnn_status_execution_failed",
+    "cudnn_status_mapping_error",
+    "cublas_status_not_initialized",
+)
+"""In messages of torch's allocators for CPUs and Apple's GPUs, of cuBLAS and of cuDNN; only CUDA has its own type. cuDNN finds no
+engine, or fails inside one, where the workspace does not fit; where something else is wrong, not even one sample is computed."""
 ONEDNN = ("could not create a primitive", "could not create a memory object")
 """Whole messages of oneDNN when it cannot allocate its code or its buffers (seen in a process of limited size)."""
 
@@ -58,6 +72,14 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     if available is None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return max(0, min([available, *(left for folder in _groups(root) if (left := _left(folder)) is not None)]))
+
+
+def free_shared_bytes(root: Path = Path("/")) -> int:
+    """Bytes of shared memory that processes may still take, often few in containers; systems without a limit have `free_memory_bytes`."""
+    try:
+        return shutil.disk_usage(root / "dev" / "shm").free
+    except OSError:
+        return free_memory_bytes(root)
 
 
 def _available(meminfo: Path) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.compute.executor import available_cores, stop_requests
+from autoseg.compute.executor import stop_requests
 from autoseg.data.splits import Split, Splits
 from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.selection import paired_gain
@@ -24,7 +24,7 @@ from autoseg.preprocessing.store import open_case
 from autoseg.settings import changes_of
 from autoseg.stages.folds import units_of
 from autoseg.stages.preprocess import preprocess_configurations
-from autoseg.stages.train import num_readers
+from autoseg.stages.train import readers
 from autoseg.stages.trials import Bench, measure_beside
 from autoseg.storage.atomic import temporary_folder
 from autoseg.tracking.callbacks import Callback, StepRecord
@@ -202,6 +202,7 @@ def take_part(course: _Course, entry: Entry, seconds: float, before: Result | No
     training = budgeted_training(configuration, entry.measured, entry.steps(seconds), mirroring=mirroring)
     training = training.model_copy(update={"validation_batches": 0})
     start = None if before is None else Transfer(weights=read_weights(place / str(number - 1) / FINAL_FILE), notes=())
+    num_workers, most_workers = readers(run, configuration, training)
     spec = FoldSpec(
         plan=plan,
         configuration=configuration,
@@ -213,8 +214,8 @@ def take_part(course: _Course, entry: Entry, seconds: float, before: Result | No
         folder=place / str(number),
         key=f"race {number}",
         device=run.device,
-        num_workers=num_readers(run.device, run.num_workers),
-        most_workers=available_cores(),
+        num_workers=num_workers,
+        most_workers=most_workers,
         case_ids=course.split.train,
         start=start,
     )

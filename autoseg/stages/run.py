@@ -26,7 +26,7 @@ from autoseg.settings import Difference, Settings, as_arguments, changes_of, dif
 from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
-from autoseg.wording import count_noun
+from autoseg.wording import as_line, count_noun
 from planners import DEFAULT_CPU_BUDGET_S, Document, Fingerprint, Plan, Schedule, unknown_fields
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Run:
 
     def show(self, issue: Issue) -> None:
         """An issue for the user; errors are raised instead."""
-        self.say(f"{issue.severity.capitalize()}: {issue}")
+        self.say(as_line(issue))
 
 
 class StageRecord(Document):
@@ -230,10 +230,13 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
     if dataset is not None and not dataset.exists():
         fix = "pass a folder of labelled volumes, or a run folder"
         raise AutosegError(Issue(code="dataset.missing", where=str(dataset), message="does not exist", fix=fix))
+    lines: list[str] = []
     if needs_device:
-        run = _with_device(run)
+        run = _with_device(run, lines)
         run = replace(run, callbacks=(*run.callbacks, *make_callbacks(settings.track, root)))
     start_log(folder)
+    for line in lines:
+        run.say(line)
     if not any((settings.set, settings.layout, settings.spec, settings.exclude)):
         keep_first_settings(run)
     return run
@@ -290,11 +293,15 @@ def _stored(folder: RunFolder) -> Settings | None:
     return load_document(Settings, folder.settings, fix=fix) if folder.settings.is_file() else None
 
 
-def _with_device(run: Run) -> Run:
-    from autoseg.compute.device import choose_device, set_threads
+def _with_device(run: Run, lines: list[str]) -> Run:
+    """The run on its device; ``lines`` get what there is to say of it, once there is a log."""
+    from autoseg.compute.device import choose_device, introduce_device, set_threads
 
     set_threads(run.num_threads)
-    return replace(run, device_name=str(choose_device(run.settings.device)))
+    issues: list[Issue] = []
+    device = choose_device(run.settings.device, issues.append)
+    lines += [f"Device: {introduce_device(device, num_threads=run.num_threads)}", *map(as_line, issues)]
+    return replace(run, device_name=str(device))
 
 
 def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
-import torch
-
 from autoseg.compute.executor import available_cores, stop_requests
 from autoseg.imaging.placement import Placement
 from autoseg.inference.model import Member, final_weights, load_network
@@ -34,12 +32,12 @@ from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, schedule_edits
 from autoseg.stages.work import GivenUpError, Work, changed_inputs
 from autoseg.storage.cache import key_of
-from autoseg.storage.locks import hold_lock
+from autoseg.storage.locks import hold_lock, owners_here
 from autoseg.tracking.callbacks import Callback, FoldEnd, FoldStart
 from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
-from autoseg.training.preflight import kept_heap_for
+from autoseg.training.preflight import kept_heap_for, num_readers
 from planners import Configuration, Revision, Schedule, Training, planned_step_s, revise, steps_left_s
 
 logger = logging.getLogger(__name__)
@@ -373,6 +371,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
     seed, start = starting_point(run, prepared, job)
+    num_workers, most_workers = readers(run, configuration, training)
     spec = FoldSpec(
         plan=plan,
         configuration=configuration,
@@ -384,8 +383,8 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
         folder=run.folder.fold(name, fold),
         key=key,
         device=run.device,
-        num_workers=num_readers(run.device, run.num_workers),
-        most_workers=available_cores(),
+        num_workers=num_workers,
+        most_workers=most_workers,
         case_ids=split.train,
         start=start,
         require_cases=partial(require_cases, preprocessed, expected),
@@ -424,9 +423,17 @@ def goes_on(folder: RunFolder, schedule: Schedule, name: str, fold: int) -> bool
     return start is not None and is_trained(final_weights(folder, name, fold), start.key)
 
 
-def num_readers(device: torch.device, num_workers: int) -> int:
-    """Processes that read patches; on a CPU none, as they would take the cores that train."""
-    return max(1, num_workers - 1) if device.type == "cuda" else 0
+def readers(run: Run, configuration: Configuration, training: Training) -> tuple[int, int]:
+    """Processes that read patches, and how many there may be where the device waits for batches.
+
+    Cores and memory are shared with other processes of this machine that train in the same run.
+    """
+    trainings = max(1, len(owners_here(run.folder.locks.glob("train-*.lock"))))
+    now, most = (
+        num_readers(configuration, training, run.device, cores, trainings=trainings)
+        for cores in (run.num_workers, max(run.num_workers, available_cores()))
+    )
+    return now, most
 
 
 def exchange_training(folder: RunFolder, name: str, fold: int, key: str) -> bool:

@@ -31,8 +31,9 @@ from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import is_mean_over_samples, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.preflight import first_line, kept_heap_for, memory_issue, plausible_sizes
+from autoseg.training.preflight import kept_heap_for, memory_issue, plausible_sizes
 from autoseg.training.sampling import BatchSource, finish
+from autoseg.wording import first_line
 from planners import (
     DEFAULT_CPU_BUDGET_S,
     Conditions,

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -112,8 +112,28 @@ def _owner_is_dead(handle: int) -> bool:
     noted = _noted_owner(handle)
     if fcntl is None or noted is None or noted[1] != socket.gethostname():  # on Windows signal 0 is Ctrl-C
         return False
+    return not _is_alive(noted[0])
+
+
+def _is_alive(pid: int) -> bool:
+    """A living process of another user also counts."""
     try:
-        os.kill(noted[0], 0)
-    except OSError as error:  # a living process of another user also counts
-        return error.errno == errno.ESRCH
-    return False
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True
+
+
+def owners_here(paths: Iterable[Path]) -> frozenset[int]:
+    """Living processes of this machine that have, or last had, one of these locks."""
+    owners = set()
+    for path in paths:
+        with suppress(OSError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                noted = _noted_owner(handle)
+            finally:
+                os.close(handle)
+            if fcntl is not None and noted is not None and noted[1] == socket.gethostname() and _is_alive(noted[0]):
+                owners.add(noted[0])
+    return frozenset(owners)

@@ -166,6 +166,8 @@ class FoldRun:
     """By the monotonic clock."""
     new_batches: bool = False
     """Set by a callback: from the next step on, batches must be drawn by other rules, to another end or by more workers."""
+    retried_size: int = 0
+    """Size of micro-batches with which a step that ran out of memory was tried again after the device's memory was released."""
 
     @property
     def micro_batch_size(self) -> int:

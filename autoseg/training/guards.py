@@ -311,8 +311,15 @@ def source_by_step(source: BatchSource, state: FoldState) -> Callable[[int], Bat
 
 
 def shrink_micro_batch(run: FoldRun, step: int) -> None:
-    """A step ran out of memory that was free when training began: smaller micro-batches, or an end that is saved."""
+    """A step ran out of memory that was free when training began: smaller micro-batches, or an end that is saved.
+
+    Memory of a GPU may only have been in pieces, or held for sizes that are gone: once for each size of micro-batches the step is
+    tried again as it is, now that it was released.
+    """
     spec, state = run.spec, run.state
+    if spec.device.type != "cpu" and run.retried_size != state.micro_batch_size:
+        run.retried_size = state.micro_batch_size
+        return
     if state.micro_batch_size == 1:
         save(run, step)
         raise AutosegError(memory_issue(spec.plan, spec.configuration, spec.training, spec.device))

@@ -10,12 +10,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from autoseg.compute.memory import free_memory_bytes, is_out_of_memory, micro_batch_sizes, release_memory
+from autoseg.compute.executor import readers_that_fit
+from autoseg.compute.memory import (
+    free_memory_bytes,
+    free_shared_bytes,
+    is_out_of_memory,
+    micro_batch_sizes,
+    release_memory,
+)
 from autoseg.compute.workarounds import kept_heap
 from autoseg.issues import AutosegError, Issue
-from autoseg.training.fold_spec import FoldSpec, make_fold_parts
+from autoseg.training.fold_spec import FoldSpec, configuration_recipe, make_fold_parts
 from autoseg.training.loop import Parts, is_mean_over_samples, train_step
-from autoseg.training.sampling import ANNOTATED, PatchSource
+from autoseg.training.sampling import ANNOTATED, PatchSource, crop_size
+from autoseg.wording import first_line
 from planners import Configuration, Labels, Plan, Training, estimate_configuration_memory, with_width
 
 logger = logging.getLogger(__name__)
@@ -56,10 +64,12 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
 
 def micro_batch_issue(spec: FoldSpec, size: int) -> Issue:
     """Says that steps run in micro-batches of ``size`` samples."""
-    message = f"a batch of {spec.training.batch_size} samples does not fit into memory; it is split into micro-batches of {size}"
+    message, longer = f"a batch of {spec.training.batch_size} samples does not fit into memory", "a little longer"
+    message += f"; it is split into micro-batches of {size}"
     if not is_mean_over_samples(spec.configuration.loss, spec.plan.labels):
-        message += ", each computed twice because the loss is that of the whole batch"
-    message += ". The gradient is that of the whole batch; steps take longer"
+        message += ", each computed forward twice because the loss is that of the whole batch"
+        longer = "about a third longer"
+    message += f". The gradient is that of the whole batch; steps take {longer}"
     return Issue(code="training.micro_batches", severity="note", where=spec.where, message=message)
 
 
@@ -112,6 +122,8 @@ def find_micro_batch(spec: FoldSpec, *, most: int | None = None) -> int | None:
 
     Steps are tried with separate parts, which are discarded. ``most``: no larger ones.
     """
+    if spec.device.type != "cpu":
+        release_memory(spec.device)  # what an earlier training left in the allocator's hands may be in the way
     sizes = plausible_sizes(spec.configuration, spec.training, spec.device, most=most)
     return next((size for size in sizes if survives_step(spec, size)), None)
 
@@ -145,6 +157,33 @@ def needed_bytes(configuration: Configuration, training: Training, size: int, *,
 def batch_bytes(configuration: Configuration, training: Training) -> int:
     """Memory of the images (float32) and labels (int64) of a batch, whatever the size of micro-batches."""
     return training.batch_size * math.prod(configuration.patch_shape) * (4 * configuration.network.num_inputs + 8)
+
+
+def crops_bytes(configuration: Configuration, training: Training) -> int:
+    """Memory of a batch before its augmentation, at most: images in float32 and label maps in 16 bits, with room to rotate, and noise."""
+    recipe, channels = configuration_recipe(configuration, training), len(configuration.normalization)
+    crop = (
+        crop_size(recipe.patch, rotation=recipe.rotation, dummy_2d=recipe.dummy_2d) if recipe.augment else recipe.patch
+    )
+    maps = 2 if configuration.previous_stage is not None else 1
+    sample = math.prod(crop) * (4 * channels + 2 * maps) + math.prod(recipe.patch) * 4 * channels
+    return training.batch_size * sample
+
+
+def num_readers(
+    configuration: Configuration, training: Training, device: torch.device, cores: int, *, trainings: int = 1
+) -> int:
+    """Processes that read patches, with so many ``trainings`` on the ``cores`` of this machine; on a CPU none, as they would take the
+    cores that train."""
+    if device.type != "cuda":
+        return 0
+    return readers_that_fit(
+        cores,
+        crops_bytes(configuration, training),
+        free_bytes=free_memory_bytes(),
+        shared_bytes=free_shared_bytes(),
+        trainings=trainings,
+    )
 
 
 def kept_heap_for(
@@ -194,12 +233,6 @@ def why_not_compiled(spec: FoldSpec, most: int) -> str | None:
     except Exception as error:
         return None if is_out_of_memory(error) else first_line(error)
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message that says something, or its type if none does."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line and not line.endswith("raised:")), type(error).__name__)
 
 
 def memory_issue(plan: Plan, configuration: Configuration, training: Training, device: torch.device) -> Issue:

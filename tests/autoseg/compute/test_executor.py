@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from autoseg.compute.executor import available_cores, run_jobs, workers_that_fit, workers_worth_starting
+from autoseg.compute.executor import (
+    available_cores,
+    batches_ahead,
+    readers_that_fit,
+    run_jobs,
+    workers_that_fit,
+    workers_worth_starting,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import SilentReporter
 
@@ -110,6 +117,44 @@ def test_workers_are_as_many_as_fit_into_memory() -> None:
     assert workers_that_fit(8, 2 * gb, free_bytes=int(11.76 * gb)) == 4  # four fifths for 2.35 GB each
     assert workers_that_fit(8, 2 * gb, free_bytes=int(11.74 * gb)) == 3
     assert workers_that_fit(8, 2 * gb, free_bytes=gb) == 1
+
+
+PLENTY = 10**13
+
+
+@pytest.mark.parametrize(
+    ("cores", "trainings", "readers"), [(1, 1, 1), (4, 1, 3), (13, 1, 12), (64, 1, 12), (16, 4, 3), (16, 16, 1)]
+)
+def test_patches_are_read_by_all_cores_but_those_that_train(cores: int, trainings: int, readers: int) -> None:
+    found = readers_that_fit(cores, 10**6, free_bytes=PLENTY, shared_bytes=PLENTY, trainings=trainings)
+    assert found == readers
+
+
+def test_at_most_twelve_batches_are_in_flight() -> None:
+    ahead = [batches_ahead(readers) for readers in range(1, 13)]
+    assert ahead == [4, 4, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert max(readers * each for readers, each in enumerate(ahead, 1)) == 12
+
+
+def test_readers_and_their_batches_share_free_memory() -> None:
+    """Three readers have 12 batches of 1 GB and three times 0.35 GB, two have 8: four fifths of free memory, for each training."""
+    gb = 10**9
+
+    def found(free_gb: float, trainings: int = 1) -> int:
+        free = int(free_gb * gb)
+        return readers_that_fit(
+            3 * trainings + trainings, gb, free_bytes=free, shared_bytes=PLENTY, trainings=trainings
+        )
+
+    assert [found(16.32), found(16.31)] == [3, 2]
+    assert [found(10.88), found(10.87), found(0.1)] == [2, 1, 1]
+    assert [found(32.64, 2), found(32.62, 2)] == [3, 2]
+
+
+def test_batches_in_flight_must_fit_into_shared_memory() -> None:
+    gb = 10**9
+    found = [readers_that_fit(9, gb, free_bytes=PLENTY, shared_bytes=shared * gb) for shared in (8, 7, 4, 3)]
+    assert found == [8, 7, 1, 0], "none: the training reads its patches itself"
 
 
 def test_little_work_starts_no_processes() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from autoseg.compute.memory import free_memory_bytes
+from autoseg.compute.memory import free_memory_bytes, is_out_of_memory
 
 GIB = 2**30
 
@@ -51,3 +52,33 @@ def test_version_one_is_understood(tmp_path: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert 0 < free_memory_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+        RuntimeError("FIND was unable to find an engine to execute this computation"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 4.00 GB)"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+    ],
+)
+def test_errors_of_libraries_that_lack_memory_count_as_such(error: Exception) -> None:
+    assert is_out_of_memory(error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_BAD_PARAM"),
+        RuntimeError("CUDA error: device-side assert triggered"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+        ValueError("out of memory"),
+    ],
+)
+def test_other_errors_do_not(error: Exception) -> None:
+    assert not is_out_of_memory(error)

@@ -16,7 +16,7 @@ from autoseg.issues import AutosegError
 from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
 from autoseg.stages import train as train_module
-from autoseg.stages.train import Pacer, asked_jobs, expected_s, num_readers, with_stages_before
+from autoseg.stages.train import Pacer, asked_jobs, expected_s, with_stages_before
 from autoseg.tracking.callbacks import FoldEnd, FoldStart
 from planners import Revision, with_revisions
 
@@ -152,8 +152,3 @@ def test_changes_of_a_quarter_are_said(monkeypatch, step_s: float, is_said: bool
     clock = Clock(monkeypatch)
     assert clock.first_revision(clock.pacer(), step_s) is not None
     assert len(clock.said) == is_said
-
-
-@pytest.mark.parametrize(("device", "num_workers", "expected"), [("cpu", 4, 0), ("cuda", 4, 3), ("cuda", 1, 1)])
-def test_a_gpu_has_patches_read_by_all_cores_but_one(device: str, num_workers: int, expected: int) -> None:
-    assert num_readers(torch.device(device), num_workers) == expected

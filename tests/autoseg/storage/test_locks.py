@@ -13,7 +13,7 @@ import pytest
 
 from autoseg.issues import AutosegError
 from autoseg.storage import locks
-from autoseg.storage.locks import hold_lock
+from autoseg.storage.locks import hold_lock, owners_here
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
@@ -33,9 +33,11 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
         ):
             pass
         assert owner.poll() is None
+        assert owners_here([path, tmp_path / "missing.lock"]) == {owner.pid}
     finally:
         owner.kill()
         owner.communicate()
+    assert owners_here([path]) == frozenset()
     with hold_lock(path, what="the fold"):
         assert Path(path).exists()
 

@@ -397,6 +397,14 @@ def test_micro_batches_halve_until_a_single_sample_does_not_fit(tmp_path) -> Non
     assert steps_saved(run.spec) == 7
 
 
+def test_a_gpu_tries_each_size_twice(tmp_path) -> None:
+    """A GPU is only named here: what is decided about it needs none."""
+    run = make_run(tmp_path, COLLAPSED)
+    run.state.micro_batch_size, run.spec = 5, replace(run.spec, device=torch.device("cuda"))
+    sizes = [(shrink_micro_batch(run, 7), run.state.micro_batch_size)[1] for _ in range(7)]
+    assert sizes == [5, 3, 3, 2, 2, 1, 1]
+
+
 def test_only_a_killed_worker_is_taken_for_one() -> None:
     killed = "DataLoader worker (pid 7) is killed by signal: Killed."
     assert worker_died(RuntimeError(killed))

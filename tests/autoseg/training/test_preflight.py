@@ -26,6 +26,7 @@ from torch._inductor import config as inductor_config
 from autoseg.issues import AutosegError
 from autoseg.training import loop, preflight
 from autoseg.training.fold import train_fold
+from autoseg.wording import first_line
 
 
 def test_plan_and_cases_that_do_not_fit_are_refused_before_the_first_step(tmp_path) -> None:
@@ -88,7 +89,7 @@ def test_losses_of_whole_batches_are_said_to_be_computed_twice(tmp_path, batch_d
     spec = make_spec(tmp_path)
     loss = spec.configuration.loss.model_copy(update={"batch_dice": batch_dice})
     spec = replace(spec, configuration=spec.configuration.model_copy(update={"loss": loss}))
-    assert ("computed twice" in preflight.micro_batch_issue(spec, 1).message) is batch_dice
+    assert ("a third longer" in preflight.micro_batch_issue(spec, 1).message) is batch_dice
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_losses_of_whole_batches_are_said_to_be_computed_twice(tmp_path, batch_d
     ],
 )
 def test_the_first_line_that_says_something_stands_for_an_error(message: str, line: str) -> None:
-    assert preflight.first_line(ValueError(message)) == line
+    assert first_line(ValueError(message)) == line
 
 
 def test_too_little_memory_for_a_single_sample_is_refused_before_the_first_step(tmp_path, monkeypatch) -> None:
@@ -213,3 +214,22 @@ def test_compiled_steps_learn_the_same(tmp_path, monkeypatch) -> None:
         for name in ("compiled", "plain")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # sums in another order, three steps long
+
+
+def test_a_gpu_has_its_patches_read_by_processes_and_a_cpu_reads_them_itself(tmp_path) -> None:
+    """A GPU is only named here."""
+    spec = make_spec(tmp_path)
+    found = [
+        preflight.num_readers(spec.configuration, spec.training, torch.device(name), 4) for name in ("cuda", "cpu")
+    ]
+    assert found == [3, 0]
+
+
+def test_crops_that_will_be_rotated_take_more_than_patches(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    plain = spec.training.model_copy(update={"augmentation": False})
+    voxels = math.prod(spec.configuration.patch_shape) * spec.training.batch_size
+    assert preflight.crops_bytes(spec.configuration, plain) == voxels * (4 + 2 + 4)
+    assert preflight.crops_bytes(spec.configuration, spec.training) > 1.6 * preflight.crops_bytes(
+        spec.configuration, plain
+    )
