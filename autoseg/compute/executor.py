@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -234,6 +235,43 @@ def _run_alone(job: Job[Item, Result], item: Item) -> Outcome[Result]:
         fix = "close other programs, leave it out, or use a machine with more memory"
         outcome = Outcome(issues=(Issue(code="job.worker_killed", where=job.name(item), message=message, fix=fix),))
     return outcome
+
+
+@dataclass(slots=True)
+class Background:
+    """Works beside this thread, one at a time. What a work raises is raised by the next call of a method."""
+
+    seconds: float = 0.0
+    """What the last one took."""
+    _thread: threading.Thread | None = None
+    _error: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a work has not ended."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, work: Callable[[], None]) -> None:
+        """Begin once the one before has ended. The process does not end before it."""
+        self.finish()
+        self._thread = threading.Thread(target=self._do, args=(work,))
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until it has ended."""
+        if self._thread is not None:
+            self._thread.join()
+        error, self._thread, self._error = self._error, None, None
+        if error is not None:
+            raise error
+
+    def _do(self, work: Callable[[], None]) -> None:
+        started = time.perf_counter()
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+        self.seconds = time.perf_counter() - started
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from autoseg.training.fold_spec import (
     FoldRun,
     FoldSpec,
     FoldState,
+    SavedBest,
     add_issue,
     batch_source,
     copy_weights,
@@ -251,20 +252,26 @@ def _begin(
     batch_size = spec.training.batch_size
     cleared = clear_fold(spec, most=batch_size if checkpoint is None else checkpoint.state["micro_batch_size"])
     spec = cleared.spec
-    parts = make_fold_parts(spec)
+    parts, saved = make_fold_parts(spec), SavedBest()
     if checkpoint is None:
         state = FoldState(micro_batch_size=batch_size, good=copy_weights(parts.network))
     else:
         parts.network.load_state_dict(checkpoint.network)
         load_optimiser(parts.optimiser, checkpoint.optimiser)
         parts.scaler.load_state_dict(checkpoint.scaler)
-        state = read_state(checkpoint)
+        state, saved = read_state(checkpoint)
         state.average = {name: weights.to(spec.device) for name, weights in state.average.items()}
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step
     applied = tuple(revision for revision in spec.revisions if revision.step <= steps_done)
     run = FoldRun(
-        spec=spec, parts=parts, state=state, num_workers=spec.num_workers, steps_done=steps_done, revisions=applied
+        spec=spec,
+        parts=parts,
+        state=state,
+        saved=saved,
+        num_workers=spec.num_workers,
+        steps_done=steps_done,
+        revisions=applied,
     )
     # in this order: what ends an epoch depends on the length, a skipped step belongs to its epoch, and a checkpoint holds the
     # epoch that ends with its step

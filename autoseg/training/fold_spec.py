@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from autoseg.compute.executor import Background
 from autoseg.issues import Issue
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import Transfer
@@ -22,7 +23,8 @@ from autoseg.training.sampling import BatchSource, PatchSource, with_scarce, wit
 from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, planned_position, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
-"""Seconds between checkpoints. At most a minute of training may be lost; the rest of the minute is for writing."""
+"""Seconds between checkpoints, longer only where writing them takes long. At most a minute of training may be lost; the rest of the
+minute is for writing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,7 @@ class FoldSpec:
     require_cases: Callable[[], None] = lambda: None
     """Raises `AutosegError` if the stored cases were replaced; called before anything is saved."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
+    """At least; 0: after every step."""
     revisions: Sequence[Revision] = ()
     """Of the number of steps, as they are known: each is applied when its step is done."""
     revise: Callable[[int], Revision | None] = lambda done: None
@@ -149,6 +152,15 @@ class FoldState:
     """Seconds that earlier calls took; in a checkpoint those of the call that wrote it are among them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SavedBest:
+    """The best weights that have a file of their own."""
+
+    best: dict[str, Tensor] = field(default_factory=dict)
+    step: int | None = None
+    """Of the first checkpoint with them; none: there is no such file."""
+
+
 @dataclass(slots=True, kw_only=True)
 class FoldRun:
     """The training of one fold under way."""
@@ -166,6 +178,9 @@ class FoldRun:
     """By the monotonic clock."""
     new_batches: bool = False
     """Set by a callback: from the next step on, batches must be drawn by other rules, to another end or by more workers."""
+    writer: Background = field(default_factory=Background)
+    """Writes checkpoints."""
+    saved: SavedBest = field(default_factory=SavedBest)
     retried_size: int = 0
     """Size of micro-batches with which a step that ran out of memory was tried again after the device's memory was released."""
 

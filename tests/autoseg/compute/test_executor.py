@@ -9,11 +9,13 @@ import os
 import signal
 import time
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 
 from autoseg.compute.executor import (
+    Background,
     available_cores,
     batches_ahead,
     readers_that_fit,
@@ -155,6 +157,22 @@ def test_batches_in_flight_must_fit_into_shared_memory() -> None:
     gb = 10**9
     found = [readers_that_fit(9, gb, free_bytes=PLENTY, shared_bytes=shared * gb) for shared in (8, 7, 4, 3)]
     assert found == [8, 7, 1, 0], "none: the training reads its patches itself"
+
+
+def test_work_in_the_background_is_done_in_order_and_its_errors_are_raised_by_the_next_call() -> None:
+    beside, may_go, done = Background(), Event(), []
+    beside.finish()
+    beside.start(lambda: done.append(may_go.wait(60)))
+    assert beside.is_busy
+    may_go.set()
+    beside.start(lambda: done.append(1 / 0))
+    assert done == [True]
+    with pytest.raises(ZeroDivisionError):
+        beside.start(lambda: done.append("never"))
+    assert not beside.is_busy
+    beside.start(lambda: done.append("after"))
+    beside.finish()
+    assert done == [True, "after"]
 
 
 def test_little_work_starts_no_processes() -> None:

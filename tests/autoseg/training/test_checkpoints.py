@@ -17,7 +17,7 @@ from made_folds import (
 )
 
 from autoseg.issues import AutosegError
-from autoseg.training.checkpoints import load_checkpoint, load_latest, save_steps
+from autoseg.training.checkpoints import load_checkpoint, load_latest, pause_s, save, save_steps
 from autoseg.training.fold_spec import FoldRun, FoldState, make_fold_parts
 
 
@@ -89,3 +89,40 @@ def test_a_checkpoint_is_not_called_damaged_where_memory_is_too_little(tmp_path,
     monkeypatch.setattr(torch, "load", lambda *given, **named: take())
     with pytest.raises((RuntimeError, MemoryError)):
         load_latest(tmp_path / "checkpoint.pt", key="key")
+
+
+def test_best_weights_are_written_when_they_changed(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    state = FoldState(micro_batch_size=2, good={"a": torch.zeros(2)}, best={"a": torch.ones(2)})
+    run = FoldRun(spec=spec, parts=make_fold_parts(spec), state=state)
+
+    def best_after(step: int) -> float:
+        save(run, step)
+        found = load_checkpoint(tmp_path / "checkpoint.pt", key=spec.key)
+        assert found is not None
+        assert found.step == step
+        return float(found.state["best"]["a"][0])
+
+    def files() -> list[str]:
+        return sorted(path.name for path in tmp_path.glob("best-*"))
+
+    assert (best_after(1), files()) == (1.0, ["best-1.pt"])
+    first = (tmp_path / "best-1.pt").stat()
+    assert (best_after(2), files()) == (1.0, ["best-1.pt"])
+    assert (tmp_path / "best-1.pt").stat() == first
+    state.best = state.good
+    assert (best_after(3), files()) == (0.0, ["best-1.pt"]), "in the checkpoint; the one before needs the file"
+    assert (best_after(4), files()) == (0.0, [])
+    state.best = {"a": torch.full((2,), 5.0)}
+    assert (best_after(5), files()) == (5.0, ["best-5.pt"])
+    (tmp_path / "best-5.pt").unlink()
+    found, (issue,) = load_latest(tmp_path / "checkpoint.pt", key=spec.key)
+    assert found is not None
+    assert (found.step, issue.code) == (4, "checkpoint.damaged")
+
+
+@pytest.mark.parametrize(
+    ("cost_s", "pause"), [(0.0, 45.0), (0.9, 45.0), (1.0, 50.0), (11.0, 550.0), (12.0, 600.0), (60.0, 600.0)]
+)
+def test_checkpoints_cost_a_fiftieth_of_the_time(cost_s: float, pause: float) -> None:
+    assert pause_s(45.0, cost_s) == pytest.approx(pause)
