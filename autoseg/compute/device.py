@@ -181,7 +181,7 @@ def _why_unavailable() -> str:
     if torch.version.cuda is None:
         return "is built for CPUs only"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return f"(CUDA {torch.version.cuda}) says: {first_line(error)}"
     return f"(CUDA {torch.version.cuda}) finds no GPU"

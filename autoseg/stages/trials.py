@@ -26,12 +26,11 @@ from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.settings import sets_steps
 from autoseg.stages.run import Run
-from autoseg.stages.train import num_readers
 from autoseg.storage.atomic import temporary_folder
 from autoseg.training.fold_spec import configuration_recipe, make_network, previous_values
 from autoseg.training.loop import is_mean_over_samples, make_parts, run_network, train_step
 from autoseg.training.losses import make_loss
-from autoseg.training.preflight import kept_heap_for, memory_issue, plausible_sizes
+from autoseg.training.preflight import kept_heap_for, memory_issue, num_readers, plausible_sizes
 from autoseg.training.sampling import BatchSource, finish
 from autoseg.wording import first_line
 from planners import (
@@ -354,7 +353,7 @@ def time_steps(
     parts = make_parts(network, make_loss(loss, labels), training, run.device, separable=separable)
     parts.network.train()
     durations: list[float] = []
-    readers, begun = num_readers(run.device, run.num_workers), time.perf_counter()
+    readers, begun = num_readers(configuration, training, run.device, run.num_workers), time.perf_counter()
     for step in range(most):
         started = time.perf_counter()
         crops = source[step]
