@@ -140,14 +140,18 @@ class _Files:
             other.unlink(missing_ok=True)
 
 
-def read_state(checkpoint: Checkpoint) -> tuple[FoldState, SavedBest]:
-    """The state that a checkpoint holds, and where its best weights are."""
-    values = dict(checkpoint.state)
-    step = values.pop(BEST_STEP, None)
+def read_state(checkpoint: Checkpoint) -> FoldState:
+    """The state that a checkpoint holds."""
+    values = {name: value for name, value in checkpoint.state.items() if name != BEST_STEP}
     values["issues"] = [Issue(**issue) for issue in values["issues"]]
     values["history"] = [EpochRecord(**epoch) for epoch in values["history"]]
-    state = FoldState(**values)
-    return state, SavedBest() if step is None else SavedBest(best=state.best, step=step)
+    return FoldState(**values)
+
+
+def saved_best(checkpoint: Checkpoint, state: FoldState) -> SavedBest:
+    """Where the best weights of the ``state`` of a checkpoint are."""
+    step = checkpoint.state.get(BEST_STEP)
+    return SavedBest() if step is None else SavedBest(best=state.best, step=step)
 
 
 def load_latest(path: Path, *, key: str) -> tuple[Checkpoint | None, tuple[Issue, ...]]:
@@ -224,7 +228,7 @@ class Checkpoints(Callback):
         stopping = self.should_stop()
         is_last = stopping or done == run.num_steps
         if is_last or self._is_due():
-            self.taken_s = save(run, done, wait=is_last)
+            self.taken_s = save(run, done, wait=is_last or not run.spec.checkpoint_interval_s)
             self.last_saved = time.monotonic()
         if stopping:
             raise KeyboardInterrupt

@@ -17,6 +17,7 @@ from autoseg.training.checkpoints import (
     load_latest,
     read_state,
     save_steps,
+    saved_best,
 )
 from autoseg.training.fold_spec import (
     FoldRun,
@@ -259,7 +260,8 @@ def _begin(
         parts.network.load_state_dict(checkpoint.network)
         load_optimiser(parts.optimiser, checkpoint.optimiser)
         parts.scaler.load_state_dict(checkpoint.scaler)
-        state, saved = read_state(checkpoint)
+        state = read_state(checkpoint)
+        saved = saved_best(checkpoint, state)
         state.average = {name: weights.to(spec.device) for name, weights in state.average.items()}
     state.micro_batch_size = cleared.micro_batch_size
     steps_done = 0 if checkpoint is None else checkpoint.step

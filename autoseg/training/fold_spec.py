@@ -53,7 +53,7 @@ class FoldSpec:
     require_cases: Callable[[], None] = lambda: None
     """Raises `AutosegError` if the stored cases were replaced; called before anything is saved."""
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
-    """At least; 0: after every step."""
+    """At least; 0: after every step, which waits for it."""
     revisions: Sequence[Revision] = ()
     """Of the number of steps, as they are known: each is applied when its step is done."""
     revise: Callable[[int], Revision | None] = lambda done: None
