@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from autoseg.data.checks.check import CheckReport
     from autoseg.evaluation.table import Summary
     from autoseg.imaging.readers import Imagelike
+    from autoseg.inference.predictor import Predictor
 
 Place = Path | str
 OF_A_CALL = ("redo", "replan", "reporter", "callbacks")
@@ -192,14 +193,9 @@ def predict(
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
     A bad image stops no other: all issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
-    from autoseg.compute.device import choose_device, set_threads
-    from autoseg.compute.executor import available_cores
     from autoseg.data.discovery.inputs import InputCase, Inputs
     from autoseg.imaging.readers import as_image, image_ending, image_stem
-    from autoseg.inference.model import load_model
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
-    from autoseg.inference.predictor import Predictor
-    from autoseg.wording import as_line
 
     reporter, out, model = reporter or SilentReporter(), _path("output", output), _path("model", model)
     require_place_for_predictions(out)
@@ -209,9 +205,7 @@ def predict(
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
     with reporter.phase("Loading the model"):
-        set_threads(threads or available_cores())
-        chosen = choose_device(device, lambda issue: reporter.say(as_line(issue)))
-        predictor = Predictor(model=load_model(model, device=chosen), mirroring=mirroring)
+        predictor = _load_predictor(model, device, mirroring=mirroring, threads=threads, say=reporter.say)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
@@ -227,6 +221,21 @@ def predict(
     if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
+
+
+def _load_predictor(
+    model: Path, device: str, *, mirroring: bool, threads: int | None, say: Callable[[str], None]
+) -> Predictor:
+    """The model on the device of that name; ``say`` is told what is wrong with another."""
+    from autoseg.compute.device import choose_device, set_threads
+    from autoseg.compute.executor import available_cores
+    from autoseg.inference.model import load_model
+    from autoseg.inference.predictor import Predictor
+    from autoseg.wording import as_line
+
+    set_threads(threads or available_cores())
+    chosen = choose_device(device, lambda issue: say(as_line(issue)))
+    return Predictor(model=load_model(model, device=chosen), mirroring=mirroring)
 
 
 def evaluate(

@@ -5,3 +5,8 @@ import os
 # Read by libgomp, which computes for torch on CPUs, when it is loaded: threads sleep while they wait for each other. By
 # default they spin, and beside other programs a step takes ten times as long (decision 0200).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def visible_gpus() -> str | None:
+    """What ``CUDA_VISIBLE_DEVICES`` says of the GPUs that a process sees; None where it is not set, and all are seen."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 
+from autoseg.compute import visible_gpus
 from autoseg.compute.memory import free_memory_bytes
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import count_noun, first_line
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 GB = 1e9
 ASKING_S = 20.0
 """For which nvidia-smi may take to answer; a driver that hangs must not stop a run on the CPU."""
-HIDING = "CUDA_VISIBLE_DEVICES"
 LEAST_DRIVER = {"12.6": 525, "13.0": 580}
 """Of NVIDIA's drivers, by the CUDA that torch was built for, newest last (CUDA's release notes)."""
 LEAST_CAPABILITY = {"12.6": 5.0, "13.0": 7.5}
@@ -162,9 +161,9 @@ def unusable_gpu_issue(root: Path = Path("/")) -> Issue | None:
     gpu = find_gpu(root)
     if gpu is None:
         return None
-    hidden = os.environ.get(HIDING)
-    if hidden is not None:
-        message, fix = f"no GPU is used: {HIDING} is {hidden!r}, and {gpu.name} is hidden", f"unset {HIDING} to use it"
+    if (visible := visible_gpus()) is not None:
+        message = f"no GPU is used: {gpu.name} is hidden, as CUDA_VISIBLE_DEVICES is {visible!r}"
+        fix = "unset CUDA_VISIBLE_DEVICES to use it"
         return Issue(code="device.hidden", severity="note", where="--device", message=message, fix=fix)
     driver = f" with driver {gpu.driver}" if gpu.driver else ""
     message, fix = (
