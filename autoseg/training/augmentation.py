@@ -224,12 +224,16 @@ def blur(image: Tensor, parameters: Parameters) -> None:
 def correlate(x: Tensor, weights: NDArray[np.float64], axis: int) -> Tensor:
     """Sum of ``x`` shifted along ``axis`` times the odd number of ``weights``; mirrored at both ends, which do not repeat."""
     size, half = x.shape[axis], len(weights) // 2
-    sources = np.pad(np.arange(size), half, mode="reflect")
-    padded = x.index_select(axis, torch.from_numpy(sources).to(x.device))
+    padded = x.index_select(axis, torch.from_numpy(reflected(size, half)).to(x.device))
     result = torch.zeros_like(x)
     for shift, weight in enumerate(weights):
         result.add_(padded.narrow(axis, shift, size), alpha=float(weight))
     return result
+
+
+def reflected(size: int, half: int) -> NDArray[np.int64]:
+    """Numbers of the voxels of an axis with so many more at both ends: mirrored, without the last one twice."""
+    return np.pad(np.arange(size), half, mode="reflect")
 
 
 def gaussian_kernel(sigma: float) -> NDArray[np.float64]:
@@ -315,10 +319,8 @@ def rotation_matrix(angles: tuple[float, ...] | None, axes: int) -> NDArray[np.f
     return matrix
 
 
-def sampling_grid(
-    parameters: Parameters, patch: Sequence[int], crop: Sequence[int], device: torch.device | str = "cpu"
-) -> Tensor:
-    """Where each patch voxel is read from, as `torch.nn.functional.grid_sample` wants it: (1, patch..., axes).
+def affine_matrix(parameters: Parameters, patch: Sequence[int], crop: Sequence[int]) -> NDArray[np.float64]:
+    """Where each patch voxel is read from, for `torch.nn.functional.affine_grid`: (axes, axes + 1).
 
     Voxel i of the patch (size p) is read at ``R S (i - (p - 1) / 2) + (n - 1) / 2`` of the crop (size n). In torch's
     coordinates, which run from -1 to 1 between the outer borders of the outermost voxels, that is the matrix
@@ -326,8 +328,14 @@ def sampling_grid(
     """
     matrix = rotation_matrix(parameters.angles, len(patch)) * (parameters.scale or 1.0)
     matrix = matrix * np.array(patch) / np.array(crop)[:, None]
-    theta = np.concatenate([matrix[::-1, ::-1], np.zeros((len(patch), 1))], axis=1)
-    affine = torch.tensor(theta[None], dtype=torch.float32).to(device)
+    return np.concatenate([matrix[::-1, ::-1], np.zeros((len(patch), 1))], axis=1)
+
+
+def sampling_grid(
+    parameters: Parameters, patch: Sequence[int], crop: Sequence[int], device: torch.device | str = "cpu"
+) -> Tensor:
+    """The places of `affine_matrix`, as `torch.nn.functional.grid_sample` wants them: (1, patch..., axes)."""
+    affine = torch.tensor(affine_matrix(parameters, patch, crop)[None], dtype=torch.float32).to(device)
     grid: Tensor = functional.affine_grid(affine, [1, 1, *patch], align_corners=False)
     return grid
 

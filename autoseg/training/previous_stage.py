@@ -7,12 +7,13 @@ Drawn first and then applied, on the device that holds the patch, like all augme
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +29,8 @@ REMOVABLE_SHARE = 0.15
 """Components that fill this share of the patch or more are kept."""
 EXACT_FLOATS = 2**24
 """Whole numbers below this are exact in float32."""
+ROUNDS_AT_ONCE = 4
+"""Of numbering components, before a GPU is asked whether more are needed."""
 FAR = 10_000
 """A squared distance above all that are searched for, which fits into 16 bits."""
 
@@ -190,3 +193,86 @@ def label_on_gpu(mask: Tensor) -> Tensor:
         if torch.equal(leap, numbers):
             return ((size + 1 - numbers) * mask).long()
         numbers = leap
+
+
+def disturbance_tables(
+    disturbances: Sequence[Disturbance], num_channels: int, axes: int
+) -> dict[str, NDArray[np.generic]]:
+    """What `disturb_batch` needs to know, for `autoseg.training.batch_augmentation.send`."""
+    ones = (1,) * axes
+    tables: dict[str, NDArray[np.generic]] = {}
+    for turn in range(max(len(each.operations) for each in disturbances)):
+        chosen = [(i, each.operations[turn]) for i, each in enumerate(disturbances) if turn < len(each.operations)]
+        operations, name = [operation for _, operation in chosen], f"shape.{turn}"
+        twice = [operation.name in ("close", "open") for operation in operations]
+        reach = max(math.floor(operation.radius) for operation in operations)
+        limits = np.array([operation.radius**2 for operation in operations], np.float32).reshape(-1, *ones)
+        tables |= {
+            f"{name}.samples": np.array([i for i, _ in chosen]),
+            f"{name}.rows": np.array([i * num_channels + operation.channel for i, operation in chosen]),
+            f"{name}.eroded": np.array([o.name in ("erode", "open") for o in operations]).reshape(-1, *ones),
+            f"{name}.limit": limits,
+            f"{name}.squares": (np.arange(-reach, reach + 1) ** 2).astype(np.int16),
+        }
+        if any(twice):
+            tables[f"{name}.again"] = limits * np.array(twice, np.float32).reshape(-1, *ones)
+    removals = [(i * num_channels + r.channel, r.choice) for i, each in enumerate(disturbances) for r in each.removals]
+    if removals:
+        tables["removal.rows"] = np.array([row for row, _ in removals])
+        tables["removal.choices"] = np.array([[choice] for _, choice in removals])
+    return tables
+
+
+def disturb_batch(classes: Tensor, tables: Mapping[str, Tensor]) -> None:
+    """`disturb` of all samples together, on a GPU. Changes ``classes``, bool (N, K, axes...), contiguous.
+
+    The operations of each sample take their turns, those of all samples in one turn at once.
+    """
+    rows, turn = classes.flatten(0, 1), 0
+    while (name := f"shape.{turn}") + ".rows" in tables:
+        places, samples, eroded = (tables[f"{name}.{part}"] for part in ("rows", "samples", "eroded"))
+        before = rows.index_select(0, places)
+        after = _grow(before, eroded, tables[f"{name}.limit"], tables[f"{name}.squares"])
+        if f"{name}.again" in tables:
+            after = _grow(after, ~eroded, tables[f"{name}.again"], tables[f"{name}.squares"])
+        added = after > before
+        classes.index_copy_(0, samples, classes.index_select(0, samples) > added[:, None])
+        rows.index_copy_(0, places, after)
+        turn += 1
+    if "removal.rows" in tables:
+        places = tables["removal.rows"]
+        rows.index_copy_(0, places, remove_components(rows.index_select(0, places), tables["removal.choices"]))
+
+
+def _grow(masks: Tensor, eroded: Tensor, limits: Tensor, squares: Tensor) -> Tensor:
+    """Masks (R, axes...) dilated, or eroded where that is said, by squared radii; ``squares``: of the distances on one axis."""
+    reach, axes = len(squares) // 2, range(1, masks.ndim)
+    distances = masks.new_full((len(masks), *(masks.shape[axis] + 2 * reach for axis in axes)), FAR, dtype=torch.int16)
+    inner = distances
+    for axis in axes:
+        inner = inner.narrow(axis, reach, masks.shape[axis])
+    inner.masked_fill_(masks != eroded, 0)
+    for axis in axes:
+        distances = (distances.unfold(axis, len(squares), 1) + squares).amin(-1)
+    return (distances <= limits) != eroded
+
+
+def remove_components(masks: Tensor, choices: Tensor) -> Tensor:
+    """Masks (R, axes...) without one of their small components each, as `remove_component` chooses it by ``choices`` (R, 1)."""
+    size = masks[0].numel()
+    pool = functional.max_pool3d if masks.ndim == 4 else functional.max_pool2d
+    numbers = torch.arange(size, 0, -1, device=masks.device, dtype=torch.float32).view(masks.shape[1:]) * masks
+    while True:
+        for _ in range(ROUNDS_AT_ONCE):
+            before = numbers
+            highest = pool(numbers[:, None], 3, stride=1, padding=1)[:, 0]
+            places = torch.where(masks, size - highest, 0.0).long()
+            numbers = highest.flatten(1).gather(1, places.flatten(1)).view_as(masks) * masks
+        if torch.equal(before, numbers):  # waits for the device
+            break
+    roots = (size - numbers).flatten(1).long().clamp_(max=size - 1)
+    sizes = torch.zeros_like(roots).scatter_add_(1, roots, masks.flatten(1).long())
+    small = (sizes > 0) & (sizes < REMOVABLE_SHARE * size)
+    ranks = small.cumsum(1)
+    chosen = small & (ranks == (choices * ranks[:, -1:]).floor() + 1)
+    return masks > chosen.gather(1, roots).view_as(masks)

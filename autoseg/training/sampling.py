@@ -12,6 +12,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,7 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from autoseg.compute.workarounds import raise_file_limit
 from autoseg.issues import AutosegError, Issue
 from autoseg.training.augmentation import OUTSIDE_LABEL, Parameters, Recipe, augment, draw_noise, draw_parameters
-from autoseg.training.previous_stage import Disturbance, draw_disturbance, previous_classes
+from autoseg.training.batch_augmentation import augment_batch, make_tables, send
+from autoseg.training.previous_stage import (
+    Disturbance,
+    disturb_batch,
+    disturbance_tables,
+    draw_disturbance,
+    previous_classes,
+)
 
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
@@ -206,16 +214,23 @@ class PackedBatch:
         numbers, labels = (each.to(device, non_blocking=True) for each in (self.numbers, self.labels))
         return replace(self, numbers=numbers, labels=labels)
 
+    def stacks(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
+        """Views: images (n, C, crop...) and labels (n, M, crop...) of samples with crops of one shape, and noise (n, C, patch...)."""
+        shapes = {shape: len([*same]) for shape, same in groupby(self.shapes)}
+        maps = 2 if self.previous_values else 1
+        noisy = sum(sample.noise_sigma is not None for sample in self.parameters)
+        noise_shape = (noisy, self.shapes[0][0], *self.patch)
+        *images, noise = _views(self.numbers, [*((count, *shape) for shape, count in shapes.items()), noise_shape])
+        labels = _views(self.labels, [(count, maps, *shape[1:]) for shape, count in shapes.items()])
+        return [*zip(images, labels, strict=True)], noise if noisy else None
+
     def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
         """Views of each sample: image (C, crop...), labels (M, crop...) and noise (C, patch...), if there is any."""
-        maps = 2 if self.previous_values else 1
-        noisy = [sample.noise_sigma is not None for sample in self.parameters]
-        with_noise = [(shape[0], *self.patch) for shape, has_noise in zip(self.shapes, noisy, strict=True) if has_noise]
-        images = _views(self.numbers, [*self.shapes, *with_noise])
-        labels = _views(self.labels, [(maps, *shape[1:]) for shape in self.shapes])
-        noise = iter(images[len(self.shapes) :])
-        for image, label, has_noise in zip(images, labels, noisy, strict=False):
-            yield image, label, next(noise) if has_noise else None
+        stacks, noise = self.stacks()
+        left = iter(() if noise is None else noise)
+        samples = (pair for stack in stacks for pair in zip(*stack, strict=True))
+        for (image, labels), parameters in zip(samples, self.parameters, strict=True):
+            yield image, labels, None if parameters.noise_sigma is None else next(left)
 
     def crops(self) -> list[Crop]:
         """The samples as they were packed, in order."""
@@ -374,6 +389,8 @@ def with_scarce(source: BatchSource) -> BatchSource:
 
 def finish(crops: Sequence[Crop] | PackedBatch, recipe: Recipe, device: torch.device) -> Batch:
     """The batch of augmented crops, on ``device``; classes of a first stage are channels behind those of the image."""
+    if device.type == "cuda":
+        return finish_together(crops if isinstance(crops, PackedBatch) else pack(crops, recipe.patch), recipe, device)
     done = []
     for crop in crops.crops() if isinstance(crops, PackedBatch) else crops:
         image, labels = (each.to(device, non_blocking=True) for each in (crop.image, crop.labels))
@@ -384,6 +401,23 @@ def finish(crops: Sequence[Crop] | PackedBatch, recipe: Recipe, device: torch.de
             image = torch.cat([image, found.float()])
         done.append((image, labels))
     return torch.stack([image for image, _ in done]), torch.stack([labels[0] for _, labels in done]).long()
+
+
+def finish_together(packed: PackedBatch, recipe: Recipe, device: torch.device) -> Batch:
+    """The same with all samples in the same kernels, and labels that may differ where two tie (decision 0217)."""
+    tables = make_tables(packed.parameters, recipe, packed.shapes[0][1:])
+    tables["order"] = np.argsort(packed.places)
+    if packed.previous_values:
+        tables |= disturbance_tables(packed.disturbances, len(packed.previous_values), len(recipe.patch))
+        tables["values"] = np.array(packed.previous_values, np.int16).reshape(-1, *[1] * len(recipe.patch))
+    sent = send(tables, device)
+    stacks, noise = packed.to(device).stacks()
+    images, labels = augment_batch(stacks, noise, packed.parameters, sent, recipe)
+    if packed.previous_values:
+        found = labels[:, 1:2] == sent["values"]
+        disturb_batch(found, sent)
+        images = torch.cat([images, found.float()], 1)
+    return images.index_select(0, sent["order"]), labels[:, 0].index_select(0, sent["order"]).long()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
