@@ -110,7 +110,8 @@ def readers_that_fit(cores: int, batch_bytes: int, *, free_bytes: int, shared_by
 
     most = max(1, min(MOST_READERS, cores // trainings - 1))
     for readers in range(most, 0, -1):
-        held = readers * batches_ahead(readers) * batch_bytes
+        parts = [readers - validation_readers(readers), validation_readers(readers)]
+        held = sum(part * batches_ahead(part) for part in parts if part) * batch_bytes
         if held <= shared and (readers == 1 or readers * WORKER_BYTES + held <= free):
             return readers
     return 0
@@ -119,6 +120,11 @@ def readers_that_fit(cores: int, batch_bytes: int, *, free_bytes: int, shared_by
 def batches_ahead(readers: int) -> int:
     """Batches that each of so many processes may have in flight."""
     return max(1, min(MOST_AHEAD, MOST_READERS // readers))
+
+
+def validation_readers(readers: int) -> int:
+    """How many of so many processes read the patches of validation, which are a sixth; the rest those of training."""
+    return 0 if readers < 2 else max(1, readers // 6)
 
 
 def workers_worth_starting(num_workers: int, seconds: float) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from autoseg.compute.executor import validation_readers
 from autoseg.issues import Issue
 from autoseg.networks.weights import save_weights
 from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord, notify
@@ -24,6 +27,7 @@ from autoseg.training.fold_spec import (
     FoldSpec,
     FoldState,
     SavedBest,
+    ValidationReading,
     add_issue,
     batch_source,
     copy_weights,
@@ -33,7 +37,7 @@ from autoseg.training.guards import Guards, is_good, readable_errors, shrink_mic
 from autoseg.training.loop import load_optimiser, run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
-from autoseg.training.sampling import finish, load_crops, with_sought
+from autoseg.training.sampling import Batch, finish, load_crops, with_sought
 from planners import Labels, Revision
 
 MOVING_AVERAGE_SHARE = 0.9
@@ -136,44 +140,68 @@ def finish_epoch(run: FoldRun, step: StepRecord) -> EpochRecord:
 
 
 def validate_epoch(run: FoldRun, epoch: int) -> Validated:
-    """Dice per class over the validation patches of an epoch, counts summed first, and the mean loss."""
+    """Dice per class over the validation patches of an epoch, counts summed first, and the mean loss.
+
+    Losses stay on the device until the end, so that no step waits for one.
+    """
     parts, labels, count = run.parts, run.spec.plan.labels, run.spec.training.validation_batches
     if not run.spec.validation_cases or not count:
         return Validated(pseudo_dice={}, loss=None)
-    source = batch_source(run.spec, purpose="validation")
     totals = torch.zeros(3, len(labels.classes), dtype=torch.float64)
     losses = []
     parts.network.eval()
     with torch.inference_mode():
-        for step in range(epoch * count, (epoch + 1) * count):
-            batch = finish(source[step], source.recipe, parts.device)
+        for batch in _validation_batches(run, range(epoch * count, (epoch + 1) * count)):
             for images, target in zip(*(torch.split(part, run.micro_batch_size) for part in batch), strict=True):
                 logits = run_network(parts.network, images, parts.training.precision)
                 logits = logits[0] if isinstance(logits, list) else logits
-                losses.append(float(parts.loss(logits, target)))
-                totals += class_counts(logits.float().cpu(), target.cpu(), labels)
+                losses.append(parts.loss(logits, target))
+                totals += class_counts(logits, target, labels)
     parts.network.train()
     hits, predicted, present = totals.tolist()
     scores = {
         label.name: 2 * h / (p + r) if p + r else None
         for label, h, p, r in zip(labels.classes, hits, predicted, present, strict=True)
     }
-    return Validated(pseudo_dice=scores, loss=sum(losses) / len(losses) if losses else None)
+    known = torch.stack(losses).tolist() if losses else []
+    return Validated(pseudo_dice=scores, loss=sum(known) / len(known) if known else None)
+
+
+def _validation_batches(run: FoldRun, steps: range) -> Iterator[Batch]:
+    """The validation batches of ``steps``; where processes read patches, they go on to read those of the next epoch."""
+    if run.validation is None or run.validation.next_step != steps.start:
+        run.stop_validation()
+        readers = validation_readers(run.num_workers)
+        source = batch_source(run.spec, purpose="validation")
+        onwards = range(steps.start, sys.maxsize)
+        crops = load_crops(source, onwards, num_workers=readers, device=run.spec.device, say=partial(_say, run))
+        run.validation = ValidationReading(crops=crops, recipe=source.recipe, next_step=steps.start)
+    for _ in steps:
+        run.validation.next_step += 1
+        yield finish(next(run.validation.crops), run.validation.recipe, run.spec.device)
+
+
+def _say(run: FoldRun, issue: Issue) -> None:
+    add_issue(run, issue.model_copy(update={"where": run.spec.where}))
 
 
 def class_counts(logits: Tensor, target: Tensor, labels: Labels) -> Tensor:
-    """Voxels hit, predicted and present per class, float64 (3, classes); ignored voxels left out.
+    """Voxels hit, predicted and present per class, float64 (3, classes), in main memory; ignored voxels left out.
 
-    ``logits`` (N, K, ...), ``target`` int64 (N, ...).
+    ``logits`` (N, K, ...), ``target`` int64 (N, ...), on any device, where they are counted.
     """
     table = region_table(labels).bool()
-    truth = table[target].movedim(-1, 1)
-    guess = logits > 0 if labels.has_regions else table[logits.argmax(1)].movedim(-1, 1)
-    if labels.ignore is not None:
-        valid = (target != labels.ignore).unsqueeze(1)
-        truth, guess = truth & valid, guess & valid
-    axes = (0, *range(2, logits.ndim))
-    return torch.stack([(truth & guess).sum(axes), guess.sum(axes), truth.sum(axes)]).double()
+    valid = slice(None) if labels.ignore is None else (target != labels.ignore).flatten()
+    if not labels.has_regions:
+        pairs = (target * len(table) + logits.argmax(1)).flatten()[valid]
+        found = torch.bincount(pairs, minlength=len(table) ** 2).cpu().reshape(len(table), -1).double()
+        of = table.double()  # of each pair of a true and a predicted value, whether a class has the values
+        return torch.stack([((of.T @ found) * of.T).sum(1), of.T @ found.sum(0), of.T @ found.sum(1)])
+    counts = []
+    for k, of_class in enumerate(table.to(target.device).T):  # one by one: all at once take gigabytes
+        truth, guess = of_class[target].flatten()[valid], (logits[:, k] > 0).flatten()[valid]
+        counts.append(torch.stack([(truth & guess).sum(), guess.sum(), truth.sum()]))
+    return torch.stack(counts, dim=1).cpu().double()
 
 
 def train_fold(
@@ -210,6 +238,7 @@ def train_fold(
         error = raised
         raise
     finally:
+        run.stop_validation()
         notify(run.listeners, "on_fold_end", FoldEnd(steps_done=run.steps_done, error=error))
     return run.revisions
 
@@ -228,9 +257,9 @@ def _take_steps(run: FoldRun) -> None:
         crops = load_crops(
             sought,
             steps,
-            num_workers=run.num_workers,
+            num_workers=run.num_workers - validation_readers(run.num_workers),
             device=run.spec.device,
-            say=lambda issue: add_issue(run, issue.model_copy(update={"where": run.spec.where})),
+            say=partial(_say, run),
         )
         with readable_errors(run.spec.where):
             train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from autoseg.tracking.callbacks import Callback, EpochRecord, notify
 from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
 from autoseg.training.losses import make_loss
-from autoseg.training.sampling import BatchSource, PatchSource, with_scarce, with_sought
+from autoseg.training.sampling import BatchSource, Crop, PackedBatch, PatchSource, with_scarce, with_sought
 from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, planned_position, with_width
 
 CHECKPOINT_INTERVAL_S = 45.0
@@ -162,6 +162,15 @@ class SavedBest:
 
 
 @dataclass(slots=True, kw_only=True)
+class ValidationReading:
+    """Validation patches as they are read, epoch after epoch."""
+
+    crops: Iterator[Sequence[Crop] | PackedBatch]
+    recipe: Recipe
+    next_step: int
+
+
+@dataclass(slots=True, kw_only=True)
 class FoldRun:
     """The training of one fold under way."""
 
@@ -181,6 +190,7 @@ class FoldRun:
     writer: Background = field(default_factory=Background)
     """Writes checkpoints."""
     saved: SavedBest = field(default_factory=SavedBest)
+    validation: ValidationReading | None = None
     retried_size: int = 0
     """Size of micro-batches with which a step that ran out of memory was tried again after the device's memory was released."""
 
@@ -196,6 +206,12 @@ class FoldRun:
     @property
     def num_epochs(self) -> int:
         return -(-self.num_steps // self.spec.training.steps_per_epoch)
+
+    def stop_validation(self) -> None:
+        """End the processes that read validation patches."""
+        if self.validation is not None and isinstance(self.validation.crops, Generator):
+            self.validation.crops.close()
+        self.validation = None
 
     def averages(self, step: int) -> bool:
         """Whether the weights after a step are part of the average."""

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from autoseg.compute.executor import batches_ahead
 from autoseg.compute.workarounds import raise_file_limit
 from autoseg.issues import AutosegError, Issue
 from autoseg.training.augmentation import OUTSIDE_LABEL, Parameters, Recipe, augment, draw_noise, draw_parameters
@@ -36,8 +37,6 @@ from autoseg.training.previous_stage import (
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """A batch that takes longer is worth a word: it takes seconds from a slow disk."""
-MOST_IN_FLIGHT, MOST_AHEAD = 12, 4
-"""Batches that workers may have ready together, and each of them alone."""
 SOUGHT_SHARE = 1 / 3
 """Of all samples, drawn around classes that were not learned."""
 SCARCE_SHARE = 1 / 5
@@ -460,7 +459,7 @@ def load_crops(
         sampler=steps,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=max(1, min(MOST_AHEAD, MOST_IN_FLIGHT // num_workers)) if num_workers else None,
+        prefetch_factor=batches_ahead(num_workers) if num_workers else None,
         timeout=patience_s if num_workers else 0,
     )
     batches = iter(loader)

@@ -20,6 +20,7 @@ from autoseg.compute.executor import (
     batches_ahead,
     readers_that_fit,
     run_jobs,
+    validation_readers,
     workers_that_fit,
     workers_worth_starting,
 )
@@ -138,15 +139,17 @@ def test_at_most_twelve_batches_are_in_flight() -> None:
     assert max(readers * each for readers, each in enumerate(ahead, 1)) == 12
 
 
+def test_a_sixth_of_the_readers_reads_for_validation() -> None:
+    assert [validation_readers(readers) for readers in (0, 1, 2, 11, 12)] == [0, 0, 1, 1, 2]
+
+
 def test_readers_and_their_batches_share_free_memory() -> None:
-    """Three readers have 12 batches of 1 GB and three times 0.35 GB, two have 8: four fifths of free memory, for each training."""
+    """Three readers have 8 + 4 batches of 1 GB and three times 0.35 GB, two have 4 + 4: four fifths of free memory, for each training."""
     gb = 10**9
 
     def found(free_gb: float, trainings: int = 1) -> int:
         free = int(free_gb * gb)
-        return readers_that_fit(
-            3 * trainings + trainings, gb, free_bytes=free, shared_bytes=PLENTY, trainings=trainings
-        )
+        return readers_that_fit(4 * trainings, gb, free_bytes=free, shared_bytes=PLENTY, trainings=trainings)
 
     assert [found(16.32), found(16.31)] == [3, 2]
     assert [found(10.88), found(10.87), found(0.1)] == [2, 1, 1]
@@ -154,9 +157,10 @@ def test_readers_and_their_batches_share_free_memory() -> None:
 
 
 def test_batches_in_flight_must_fit_into_shared_memory() -> None:
+    """Eight readers have 7 + 4 batches, seven have 12 + 4, two and a single one 4 + 4 and 4; the others more than ten."""
     gb = 10**9
-    found = [readers_that_fit(9, gb, free_bytes=PLENTY, shared_bytes=shared * gb) for shared in (8, 7, 4, 3)]
-    assert found == [8, 7, 1, 0], "none: the training reads its patches itself"
+    found = [readers_that_fit(9, gb, free_bytes=PLENTY, shared_bytes=shared * gb) for shared in (11, 10, 8, 7, 4, 3)]
+    assert found == [8, 2, 2, 1, 1, 0], "none: the training reads its patches itself"
 
 
 def test_work_in_the_background_is_done_in_order_and_its_errors_are_raised_by_the_next_call() -> None:

@@ -119,7 +119,7 @@ def test_an_epoch_is_validated_on_patches_of_its_own(tmp_path, monkeypatch) -> N
     """Counts of hit, predicted and present voxels are summed over the patches, losses averaged."""
     spec = training_with(make_spec(tmp_path), validation_batches=2, batch_size=2)
     run, drawn, losses = begun(spec), [], iter([1.0, 3.0])
-    run = replace(run, parts=replace(run.parts, loss=lambda *given: next(losses)))
+    run = replace(run, parts=replace(run.parts, loss=lambda *given: torch.tensor(next(losses))))
     counts = iter([[[2, 0], [6, 0], [2, 0]], [[1, 0], [0, 0], [4, 0]]])
     draw = BatchSource.__getitem__
     monkeypatch.setattr(BatchSource, "__getitem__", lambda source, step: drawn.append(step) or draw(source, step))
@@ -129,6 +129,22 @@ def test_an_epoch_is_validated_on_patches_of_its_own(tmp_path, monkeypatch) -> N
     assert found == Validated(pseudo_dice={"ball": 2 * 3 / (6 + 6), "box": None}, loss=2.0)
     for lacking in (replace(spec, validation_cases=[]), training_with(spec, validation_batches=0)):
         assert fold.validate_epoch(replace(run, spec=lacking), 3) == Validated(pseudo_dice={}, loss=None)
+
+
+def test_validation_patches_are_read_beside_and_give_the_same_scores(tmp_path) -> None:
+    """By one process of two, which goes on from epoch to epoch, and begins anew elsewhere."""
+    spec = training_with(make_spec(tmp_path), validation_batches=2, batch_size=2)
+    here, beside = begun(spec), replace(begun(spec), num_workers=2)
+    found = [[fold.validate_epoch(run, epoch) for epoch in (1, 2)] for run in (here, beside)]
+    assert found[0] == found[1]
+    assert found[0][0] != found[0][1]
+    reading = beside.validation
+    assert reading is not None
+    assert reading.next_step == 6
+    assert fold.validate_epoch(beside, 1) == found[0][0]
+    assert beside.validation is not reading
+    beside.stop_validation()
+    assert beside.validation is None
 
 
 def test_folds_start_from_weights_of_their_own(tmp_path) -> None:
