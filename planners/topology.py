@@ -109,6 +109,8 @@ class Layer:
     """Values that the convolution reads."""
     outputs: int
     """Values that it writes."""
+    multiplications: int = 0
+    """Of values with weights, in the forward pass; 0: unknown."""
     convolved: int = 0
     """Convolution outputs that wait as the input of a norm."""
     normed: int = 0
@@ -147,6 +149,7 @@ def conv_block(name: str, inputs: int, outputs: int, stage: Stage, size_before: 
         parameters=inputs * outputs * stage.kernel + 3 * outputs,
         inputs=inputs * size_before,
         outputs=size,
+        multiplications=inputs * stage.kernel * size,
         convolved=size,
         activated=size,
         is_skip=is_skip,
@@ -164,6 +167,7 @@ def residual_block(
             parameters=inputs * outputs + 2 * outputs,
             inputs=inputs * stage.voxels,
             outputs=size,
+            multiplications=inputs * size,
             convolved=size,
             joined=inputs * stage.voxels if pools else 0,
             pooled=inputs * size_before if pools and stage.axes == 3 else 0,
@@ -181,6 +185,7 @@ def upsampling(name: str, below: int, features: int, stage_below: Stage, stage: 
         parameters=below * features * stage_below.step + features,
         inputs=below * stage_below.voxels,
         outputs=features * stage.voxels,
+        multiplications=below * features * stage.voxels,
         joined=2 * features * stage.voxels,
         takes_skip=True,
     )
@@ -193,4 +198,5 @@ def head(name: str, features: int, outputs: int, stage: Stage) -> Layer:
         parameters=features * outputs + outputs,
         inputs=features * stage.voxels,
         outputs=outputs * stage.voxels,
+        multiplications=features * outputs * stage.voxels,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from planners.decision import Decision
+from planners.memory import network_layers
 from planners.plan import Configuration
 from planners.schedule.documents import Conditions, Measurement
 
@@ -177,3 +178,67 @@ def decide_compiling(measured: Measurement, num_steps: int, folds: int) -> Decis
         f"folds save {saved:.0f} s, compiling takes {measured.compile_s:.0f} s",
         source="measured on this machine",
     )
+
+
+# --- on paper, for GPUs that are not at hand ---
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU by its data sheet."""
+
+    name: str
+    bandwidth: float
+    """Of its memory, bytes a second."""
+    peak: float
+    """Multiplications and additions of 16-bit numbers a second in matrix units, sums in float32."""
+
+
+CARDS = (
+    Card("T4", 320e9, 65e12),
+    Card("RTX 3090", 936e9, 71e12),
+    Card("RTX 4090", 1008e9, 165e12),
+    Card("A100", 1555e9, 312e12),
+    Card("H100", 3350e9, 989e12),
+    Card("H200", 4800e9, 989e12),
+)
+BANDWIDTH_SHARE, PEAK_SHARE, LAUNCH_S = 0.12, 0.67, 8e-6
+"""What nnU-Net reaches of a data sheet. The bytes are the fewest that could be moved, so conversions and float32 copies are in the share.
+Fitted to nine of its public epoch times (docs/decisions/0229): each within 12 %, six others within 26 %."""
+
+
+def modelled_step_s(configuration: Configuration, card: Card, *, backward: bool = True) -> float | None:
+    """Seconds of a step on paper, in 16-bit precision; None for a topology that does not tell its multiplications.
+
+    Each operation takes what its bytes take, its multiplications, or its launch, whichever is longest.
+    """
+    total, batch = 0.0, configuration.batch_size
+    layers = network_layers(configuration.network, configuration.patch_shape)
+    if not any(layer.multiplications for layer in layers):
+        return None
+
+    def operation(values: int, multiplications: int = 0, launches: int = 1) -> float:
+        by_bytes = 2 * values * batch / (BANDWIDTH_SHARE * card.bandwidth)
+        return max(by_bytes, 2 * multiplications * batch / (PEAK_SHARE * card.peak), launches * LAUNCH_S)
+
+    for layer in layers:
+        convolution = operation(layer.inputs + layer.outputs, layer.multiplications)
+        total += convolution * (3 if backward else 1)  # backward: of the input, and of the weights
+        if layer.convolved:  # a norm reads its map twice and writes it; activations once more. Backward reads two maps
+            total += operation(4 * layer.outputs, launches=2)
+            total += operation(6 * layer.outputs, launches=2) if backward else 0.0
+    return total
+
+
+def modelled_fold_h(configuration: Configuration, card: Card) -> float | None:
+    """Hours of nnU-Net's schedule for one fold on paper: 1000 epochs of 250 steps and 50 validation batches."""
+    step, forward = modelled_step_s(configuration, card), modelled_step_s(configuration, card, backward=False)
+    return None if step is None or forward is None else 1000 * (250 * step + 50 * forward) / 3600
+
+
+def spread_h(jobs: Sequence[float], gpus: int) -> float:
+    """Hours until the last of ``jobs`` (hours each) is done on so many GPUs, longest first."""
+    busy = [0.0] * gpus
+    for hours in sorted(jobs, reverse=True):
+        busy[busy.index(min(busy))] += hours
+    return max(busy)

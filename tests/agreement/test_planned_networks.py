@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.issues import AutosegError
 from autoseg.networks.blocks import ResidualBlock
@@ -58,8 +59,10 @@ def odd_fingerprint(shape: tuple[int, int, int], spacing_mm: tuple[float, float,
     )
 
 
-def run_on_meta(configuration: Configuration) -> tuple[nn.Module, torch.Tensor, int]:
-    """The module, its logits for one patch, and the values that the operations of method section 3.8 put out."""
+def run_on_meta(configuration: Configuration) -> tuple[nn.Module, torch.Tensor, int, int]:
+    """The module, its logits for one patch, the values that the operations of method section 3.8 put out, and the
+    multiplications that torch counts.
+    """
     network = configuration.network
     with torch.device("meta"):
         module = build_network(network, seed=None).eval()
@@ -76,13 +79,15 @@ def run_on_meta(configuration: Configuration) -> tuple[nn.Module, torch.Tensor, 
         # a skip path counts once: by its projection, or where the width stays by its pooling
         if isinstance(part, ResidualBlock) and part.project is None and part.pool is not None:
             part.pool.register_forward_hook(count)
-    return module, module(image), values
+    with FlopCounterMode(display=False) as counter:  # type: ignore[no-untyped-call]  # counts additions, too
+        logits = module(image)
+    return module, logits, values, counter.get_total_flops() // 2
 
 
 @pytest.mark.parametrize("configuration", golden_configurations())
 def test_feature_map_estimates_are_those_of_the_module(configuration: Configuration) -> None:
     network = configuration.network
-    module, logits, values = run_on_meta(configuration)
+    module, logits, values, multiplications = run_on_meta(configuration)
     pyramid = Pyramid(
         patch=configuration.patch_shape,
         strides=network.strides,
@@ -91,9 +96,13 @@ def test_feature_map_estimates_are_those_of_the_module(configuration: Configurat
     )
     assert values == TOPOLOGIES.get(network.family).feature_maps(pyramid, 0)
     assert logits.shape == (1, network.num_outputs, *configuration.patch_shape)
-    assert sum(parameter.numel() for parameter in module.parameters()) == sum(
-        layer.parameters for layer in network_layers(network, configuration.patch_shape)
-    )
+    layers = network_layers(network, configuration.patch_shape)
+    assert sum(parameter.numel() for parameter in module.parameters()) == sum(layer.parameters for layer in layers)
+    lower_heads = [
+        layer for layer in layers if layer.name.startswith("head ") and layer.name != "head 0"
+    ]  # unused here
+    counted = sum(layer.multiplications for layer in layers) - sum(layer.multiplications for layer in lower_heads)
+    assert counted == multiplications
 
 
 @pytest.mark.parametrize("preset", ["default", "resenc", "vnet"])

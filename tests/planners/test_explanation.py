@@ -110,6 +110,15 @@ def test_the_page_says_which_networks_of_a_strict_plan_cannot_be_trained(kinds: 
     assert "cannot be trained" not in explain(plan_dataset(kinds[0], strict_reference=True))
 
 
+def test_the_page_tells_hours_on_gpus_of_networks_that_can_be_trained(kinds: list[Fingerprint]) -> None:
+    page = explain(plan_dataset(kinds[0]))
+    table = page[page.index("Hours on a GPU") :].splitlines()
+    header = next(line for line in table if "8 GPUs" in line)
+    assert header.split()[:2] == ["3d_fullres", "2d"]
+    assert sum(line.endswith(" h") for line in table) == 6
+    assert "Hours on a GPU" not in explain(plan_dataset(kinds[1], strict_reference=True))
+
+
 def test_lines_fit_a_page(kinds: list[Fingerprint]) -> None:
     for kind in kinds:
         lines = explain(plan_dataset(kind)).splitlines()

@@ -16,11 +16,13 @@ from planners import (
     CaseSize,
     ClassSize,
     Conditions,
+    Configuration,
     Fingerprint,
     IntensityStatistics,
     LabelClass,
     Labels,
     Measurement,
+    Network,
     Plan,
     Schedule,
     compiling_may_pay,
@@ -35,8 +37,9 @@ from planners import (
     with_width,
     write_document,
 )
+from planners.schedule import cost
 from planners.schedule.candidates import candidate_widths, short_batch_size
-from planners.schedule.cost import decide_compiling
+from planners.schedule.cost import CARDS, Card, decide_compiling, modelled_fold_h, spread_h
 from planners.schedule.planning import (
     decide_configurations,
     decide_folds,
@@ -47,6 +50,7 @@ from planners.schedule.planning import (
     rounded,
     spoken,
 )
+from planners.topology import Layer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "schedules.json"
 
@@ -787,3 +791,59 @@ def test_schedules_are_those_of_earlier_versions() -> None:
     for name, each in found.items():
         assert each.pop("seconds") == pytest.approx(golden[name].pop("seconds"), rel=1e-9)
         assert each == golden[name]
+
+
+# --- on paper ---
+
+
+def cube_network(
+    patch: tuple[int, ...], kernels: tuple[Any, ...], strides: tuple[Any, ...], inputs: int, outputs: int
+) -> Configuration:
+    """nnU-Net's U-Net for a patch, batch 2."""
+    own = PLAN.configuration("3d_fullres")
+    features = tuple(min(32 << stage, 320) for stage in range(len(strides)))
+    network = Network(
+        family="unet", num_inputs=inputs, num_outputs=outputs, features=features, kernels=kernels, strides=strides,
+        blocks=(2,) * len(strides), decoder_blocks=(2,) * (len(strides) - 1),
+    )  # fmt: skip
+    return own.model_copy(update={"patch_shape": patch, "batch_size": 2, "network": network})
+
+
+ONE, TWO, FLAT_STEP, FLAT_KERNEL, CUBE_KERNEL = (1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 3, 3), (3, 3, 3)
+EPOCHS_S = {
+    "liver": (cube_network((128,) * 3, (CUBE_KERNEL,) * 6, (ONE, *[TWO] * 5), 1, 3), (41.1, 70.96, 101.54)),
+    "heart": (cube_network((80, 192, 160), (CUBE_KERNEL,) * 6, (ONE, *[TWO] * 4, FLAT_STEP), 1, 2), (48.53, 79.0, 138.4)),
+    "prostate": (
+        cube_network(
+            (20, 256, 320), (FLAT_KERNEL, FLAT_KERNEL, *[CUBE_KERNEL] * 5),
+            (ONE, FLAT_STEP, FLAT_STEP, TWO, TWO, FLAT_STEP, FLAT_STEP), 2, 3,
+        ),
+        (43.87, 70.58, 124.73),
+    ),
+}  # fmt: skip
+"""Networks of three MSD tasks, and nnU-Net's public epoch times on an A100, a V100 and an RTX 2080 Ti (docs/decisions/0229)."""
+
+
+@pytest.mark.parametrize("task", EPOCHS_S)
+def test_hours_on_paper_meet_public_epoch_times_within_twelve_percent(task: str) -> None:
+    cards = (Card("A100", 1555e9, 312e12), Card("V100", 900e9, 125e12), Card("RTX 2080 Ti", 616e9, 57e12))
+    configuration, measured = EPOCHS_S[task]
+    for card, seconds in zip(cards, measured, strict=True):
+        hours = modelled_fold_h(configuration, card)
+        assert hours is not None
+        assert hours * 3.6 == pytest.approx(seconds, rel=0.12)
+
+
+def test_a_topology_that_tells_no_multiplications_has_no_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer(name="x", parameters=1, inputs=1, outputs=1)
+    monkeypatch.setattr(cost, "network_layers", lambda *of: (layer,))
+    assert modelled_fold_h(PLAN.configuration("3d_fullres"), CARDS[0]) is None
+
+
+@given(st.lists(st.floats(0.1, 50), min_size=1, max_size=20), st.integers(1, 8))
+def test_folds_are_spread_over_gpus(hours: list[float], gpus: int) -> None:
+    spread = spread_h(hours, gpus)
+    assert max(max(hours), sum(hours) / gpus) <= spread + 1e-9
+    assert spread <= sum(hours) / gpus + max(hours) + 1e-9
+    assert spread_h(hours, 1) == pytest.approx(sum(hours))
+    assert spread_h([3.0, 3.0, 2.0, 2.0, 2.0], 2) == 7.0
