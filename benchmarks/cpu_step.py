@@ -23,6 +23,7 @@ from statistics import median
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -52,20 +53,24 @@ GROUPS = {
 """Words in the names of torch's operations; the first group that fits takes the time."""
 
 
+class TorchsNorm(InstanceNorm):
+    """torch's own instance norm, and what follows it one by one."""
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None, slope: float = 1.0) -> torch.Tensor:
+        result = functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=1e-5)
+        result = result if skip is None else result + skip
+        return result if slope == 1 else functional.leaky_relu(result, slope, inplace=True)
+
+
 def torchs_own(network: nn.Module) -> nn.Module:
     """The same network and weights with torch's own instance norm; changes ``network``."""
     for module in network.modules():
         for name, child in module.named_children():
             if isinstance(child, InstanceNorm):
-                own = nn.InstanceNorm3d if _is_3d(network) else nn.InstanceNorm2d
-                replaced = own(child.weight.shape[0], eps=1e-5, affine=True)
+                replaced = TorchsNorm(child.weight.shape[0])
                 replaced.load_state_dict(child.state_dict())
                 setattr(module, name, replaced)
     return network
-
-
-def _is_3d(network: nn.Module) -> bool:
-    return any(parameter.ndim == 5 for parameter in network.parameters())
 
 
 def parts_of(

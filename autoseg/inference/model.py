@@ -27,7 +27,7 @@ from autoseg.inference.bundle import (
     write_bundle,
 )
 from autoseg.issues import AutosegError
-from autoseg.networks.build import build_network
+from autoseg.networks.build import build_network, place
 from autoseg.networks.weights import fill_network, load_weights, pack_weights, read_weights
 from autoseg.run_folder import RunFolder, check_free, find_model
 from autoseg.storage.atomic import atomic_write
@@ -155,7 +155,7 @@ def load_member(files: ModelFiles, name: str, *, device: torch.device) -> Member
     about = files.description
     configuration, training = about.plan.configuration(name), about.training(name)
     training = training.model_copy(update={"precision": usable_precision(training.precision, device)})
-    networks = tuple(open_member_network(files, name, fold).to(device).eval() for fold in about.selection.folds)
+    networks = tuple(place(open_member_network(files, name, fold), device).eval() for fold in about.selection.folds)
     before = configuration.previous_stage
     previous = None if before is None else load_member(files, before, device=device)
     return Member(
@@ -181,7 +181,7 @@ def load_network(
     """One network with trained weights, in evaluation mode; ``key``: what they must have been trained from."""
     network = _new_network(configuration, training)
     load_weights(weights, network, key=key)
-    return network.to(device).eval()
+    return place(network, device).eval()
 
 
 def _new_network(configuration: Configuration, training: Training) -> nn.Module:

@@ -1,6 +1,6 @@
-"""Building blocks of all networks (method sections 5.1, 5.3), in channels-last memory.
+"""Building blocks of all networks (method sections 5.1, 5.3), in channels-last memory but on GPUs that do not profit from it.
 
-Matrix units take that layout as it is, and torch's own conversions are slow in 3D (decision 0111). Tensors keep their shape; only
+Matrix units take that layout as it is, and torch's own conversions are slow in 3D (decisions 0111, 0219). Tensors keep their shape; only
 the order of their numbers in memory changes. Shapes: N batch, C channels, then the spatial axes of the patch, (Z, Y, X) or (Y, X).
 """
 
@@ -14,11 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from autoseg.compute.workarounds import convolve_3d, convolve_transposed_3d
-
-NEGATIVE_SLOPE = 0.01
-"""Of the leaky ReLU (method section 3.9)."""
-EPSILON = 1e-5
-"""Added to the variance (method section 5.1)."""
+from autoseg.networks.norms import NEGATIVE_SLOPE, is_channels_last, norm_activate
 
 
 def same_padding(kernel: Sequence[int]) -> tuple[int, ...]:
@@ -52,8 +48,9 @@ class InstanceNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return instance_norm(x, self.weight, self.bias)
+    def forward(self, x: Tensor, skip: Tensor | None = None, slope: float = 1.0) -> Tensor:
+        """See `norm_activate`."""
+        return norm_activate(x, self.weight, self.bias, skip=skip, slope=slope)
 
 
 class AveragePool(nn.Module):
@@ -68,20 +65,17 @@ class AveragePool(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """Convolution, instance norm and, unless switched off, leaky ReLU."""
+    """Convolution, instance norm, the skip path that may be given, and leaky ReLU."""
 
-    def __init__(
-        self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], *, activate: bool = True
-    ) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int]) -> None:
         super().__init__()
         convolution = CONVOLUTION[len(kernel)]
         self.conv = convolution(inputs, outputs, tuple(kernel), tuple(stride), same_padding(kernel))
         self.norm = InstanceNorm(outputs)
-        self.activate = activate
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        return functional.leaky_relu(x, NEGATIVE_SLOPE, inplace=True) if self.activate else x
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        y: Tensor = self.norm(before_norm(self.conv, x), skip, NEGATIVE_SLOPE)
+        return y
 
 
 class ResidualBlock(nn.Module):
@@ -91,7 +85,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         ones = (1,) * len(kernel)
         self.conv1 = ConvBlock(inputs, outputs, kernel, stride)
-        self.conv2 = ConvBlock(outputs, outputs, kernel, ones, activate=False)
+        self.conv2 = ConvBlock(outputs, outputs, kernel, ones)
         self.pool = AveragePool(stride) if max(stride) > 1 else None
         self.project = None
         if inputs != outputs:
@@ -102,7 +96,24 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         skip = x if self.pool is None else self.pool(x)
         skip = skip if self.project is None else self.project(skip)
-        return functional.leaky_relu(self.conv2(self.conv1(x)) + skip, NEGATIVE_SLOPE, inplace=True)
+        y: Tensor = self.conv2(self.conv1(x), skip)
+        return y
+
+
+def before_norm(convolution: nn.Module, x: Tensor) -> Tensor:
+    """``convolution(x)`` for a norm, which takes a bias away again: on CUDA without it (decision 0219).
+
+    The parameter stays, so that files of weights are the same everywhere; it gets no gradient there.
+    """
+    if x.device.type != "cuda" or convolution.bias is None:
+        y: Tensor = convolution(x)
+        return y
+    given: Any = convolution
+    if isinstance(convolution, nn.ConvTranspose2d | nn.ConvTranspose3d):
+        up = functional.conv_transpose3d if x.ndim == 5 else functional.conv_transpose2d
+        return up(x, given.weight, None, given.stride)
+    convolve = functional.conv3d if x.ndim == 5 else functional.conv2d
+    return convolve(x, given.weight, None, given.stride, given.padding)
 
 
 def conv_blocks(inputs: int, outputs: int, kernel: Sequence[int], stride: Sequence[int], count: int) -> nn.Sequential:
@@ -138,14 +149,17 @@ def initialise(network: nn.Module, *, generator: torch.Generator) -> None:
             nn.init.zeros_(module.conv2.norm.bias)
 
 
-def memory_format(axes: int) -> torch.memory_format:
-    """The layout of networks with so many spatial axes."""
+def memory_format(axes: int, *, channels_last: bool = True) -> torch.memory_format:
+    """A layout of networks with so many spatial axes."""
+    if not channels_last:
+        return torch.contiguous_format
     return torch.channels_last_3d if axes == 3 else torch.channels_last
 
 
-def arrange(network: nn.Module, axes: int) -> nn.Module:
+def arrange(network: nn.Module, axes: int, *, channels_last: bool = True) -> nn.Module:
     """The network with its weights in the layout of its convolutions; shapes and values stay."""
-    return network.to(memory_format=memory_format(axes))  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
+    layout = memory_format(axes, channels_last=channels_last)
+    return network.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]  # torch's stub lacks it
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -160,26 +174,15 @@ def channels_first(x: Tensor) -> Tensor:
     return result
 
 
-def instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Each channel of each sample brought to mean 0 and variance 1, then scaled and shifted; keeps ``x``'s type and layout.
-
-    On a CPU torch's group norm with one channel a group is fast for contiguous input and slow for channels last (ten
-    times, in 3D), and its instance norm copies to float32 rows and back; there, samples go through batch norm one by one.
-    A compiler optimises group norm itself, and cannot see into the other.
-    """
-    if x.device.type == "cpu" and not x.is_contiguous() and not torch.compiler.is_compiling():
-        result: Tensor = _NormBySample.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-        return result
-    return functional.group_norm(x, x.shape[1], weight, bias, eps=EPSILON)
-
-
 def average_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
-    """Mean over blocks of ``stride``, which divides the spatial sizes; channels last, and the type stays.
+    """Mean over blocks of ``stride``, which divides the spatial sizes; layout and type stay.
 
-    torch's pooling over three axes supports neither this layout nor bfloat16 on CPUs; over two axes it supports both.
+    torch's pooling over three axes supports neither channels last nor bfloat16 on CPUs; over two axes it supports both.
     """
     if len(stride) == 2:
         return functional.avg_pool2d(x, tuple(stride))
+    if x.device.type == "cuda" and not is_channels_last(x):
+        return functional.avg_pool3d(x, tuple(stride))
     rows = x.movedim(1, -1)
     planes = rows.flatten(0, 1).movedim(-1, 1)
     pooled = functional.avg_pool2d(planes, tuple(stride[1:])).movedim(1, -1)
@@ -214,33 +217,3 @@ class _Relayout(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _convert(gradients[0], not ctx.last), None
-
-
-class _NormBySample(torch.autograd.Function):
-    """Instance norm of a channels-last batch: torch's batch norm, one sample at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        result = torch.empty_like(x)
-        means, deviations = (weight.new_empty(x.shape[:2]) for _ in range(2))
-        parts = zip(torch.split(x, 1), torch.split(result, 1), means, deviations, strict=True)
-        for sample, *out in parts:
-            torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, EPSILON, out=tuple(out))
-        ctx.save_for_backward(x, weight, means, deviations)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight, means, deviations = ctx.saved_tensors
-        upstream = gradients[0].contiguous(memory_format=memory_format(x.ndim - 2))
-        result = torch.empty_like(x)
-        weights, biases = torch.zeros_like(weight), torch.zeros_like(weight)
-        parts = zip(*(torch.split(each, 1) for each in (upstream, x, result)), means, deviations, strict=True)
-        for given, sample, out, mean, deviation in parts:
-            at_input, at_weight, at_bias = torch.ops.aten.native_batch_norm_backward(
-                given, sample, weight, None, None, mean, deviation, True, EPSILON, [True, True, True]
-            )
-            out.copy_(at_input)
-            weights += at_weight
-            biases += at_bias
-        return result, weights, biases

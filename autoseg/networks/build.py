@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import pairwise
 
@@ -16,6 +16,7 @@ from autoseg.networks.blocks import (
     ConvBlock,
     InstanceNorm,
     arrange,
+    before_norm,
     channels_first,
     channels_last,
     conv_blocks,
@@ -23,6 +24,7 @@ from autoseg.networks.blocks import (
     residual_blocks,
     same_padding,
 )
+from autoseg.networks.norms import why_not_fused
 from planners import TOPOLOGIES, Network
 
 
@@ -49,6 +51,45 @@ def find_module(family: str) -> Callable[..., nn.Module]:
     return make
 
 
+def place(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network on its device, in the layout that is fast there (decision 0219).
+
+    On a CUDA device torch then tries all ways to compute each convolution once, since patches do not change their size.
+    """
+    network = network.to(device)
+    if device.type != "cuda":
+        return network
+    torch.backends.cudnn.benchmark = True
+    return lay_out(network, channels_last=why_not_fused(device) is None)
+
+
+def lay_out(network: nn.Module, *, channels_last: bool) -> nn.Module:
+    """The network of a CUDA device in one layout or the other, and without gradients of biases that a norm takes away."""
+    for module in network.modules():
+        if isinstance(module, UNet | VNet):
+            module.channels_last = channels_last
+        for convolution in _before_norms(module):
+            if convolution.bias is not None:
+                convolution.bias.requires_grad_(False)
+    axes = next((parameter.ndim - 2 for parameter in network.parameters() if parameter.ndim > 2), 3)
+    return arrange(network, axes, channels_last=channels_last)
+
+
+def _before_norms(module: nn.Module) -> Iterator[nn.Module]:
+    """Convolutions right within ``module`` that a norm follows."""
+    if isinstance(module, ConvBlock):
+        yield module.conv
+    elif isinstance(module, VNetStage):
+        yield from module.convolutions
+    elif isinstance(module, VNet):
+        yield from (*module.down, *module.up)
+
+
+def finished(logits: Tensor) -> Tensor:
+    """Logits as the loss takes them: contiguous on a CPU; on a GPU any layout is as fast, and a copy would be lost time."""
+    return logits if logits.device.type == "cuda" else channels_first(logits)
+
+
 class UNet(nn.Module):
     """Encoder, decoder with skips, and one head for every decoder stage.
 
@@ -63,6 +104,7 @@ class UNet(nn.Module):
         residual = network.family == "residual_unet"
         ones = (1,) * len(kernels[0])
         self.deep_supervision = deep_supervision
+        self.channels_last = True
         self.stem = ConvBlock(network.num_inputs, features[0], kernels[0], ones) if residual else nn.Identity()
         inputs = features[0] if residual else network.num_inputs
         stack = residual_blocks if residual else conv_blocks
@@ -80,7 +122,7 @@ class UNet(nn.Module):
             self.heads.append(CONVOLUTION[len(ones)](features[i], network.num_outputs, ones))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        x = self.stem(channels_last(x))
+        x = self.stem(channels_last(x) if self.channels_last else x)
         skips = []
         for stage in self.encoder:
             x = stage(x)
@@ -91,7 +133,7 @@ class UNet(nn.Module):
         for i in reversed(range(len(self.decoder))):
             x = self.decoder[i](torch.cat((self.upsample[i](x), skips.pop()), dim=1))
             if i == 0 or everywhere:
-                logits.insert(0, channels_first(self.heads[i](x)))
+                logits.insert(0, finished(self.heads[i](x)))
         return logits if everywhere else logits[0]
 
 
@@ -124,13 +166,16 @@ class VNetStage(nn.Module):
             convolution(a, b, tuple(kernel), padding=padding) for a, b in pairwise(widths)
         )
         self.activations = nn.ModuleList(NormedPReLU(outputs) for _ in range(count))
-        self.repeated = [i % inputs for i in range(outputs)] if inputs != outputs else None
+        self.inputs, self.outputs = inputs, outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.repeated is None else x[:, self.repeated]
+        skip = x
+        if self.inputs != self.outputs:
+            times = -(-self.outputs // self.inputs)
+            skip = x.repeat(1, times, *(1,) * (x.ndim - 2))[:, : self.outputs]
         last = len(self.convolutions) - 1
         for i, (convolve, activate) in enumerate(zip(self.convolutions, self.activations, strict=True)):
-            x = convolve(x)
+            x = before_norm(convolve, x)
             if i == last:
                 x = x + skip.to(x.dtype)  # the image is float32 whatever the convolutions compute in
             x = activate(x)
@@ -148,6 +193,7 @@ class VNet(nn.Module):
         super().__init__()
         features, kernels, strides = network.features, network.kernels, network.strides
         axes = len(kernels[0])
+        self.channels_last = True
         self.down = nn.ModuleList()
         self.down_activations = nn.ModuleList()
         self.encoder = nn.ModuleList([VNetStage(network.num_inputs, features[0], kernels[0], network.blocks[0])])
@@ -168,13 +214,13 @@ class VNet(nn.Module):
         self.head = CONVOLUTION[axes](2 * features[0], network.num_outputs, (1,) * axes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.encoder[0](channels_last(x))
+        x = self.encoder[0](channels_last(x) if self.channels_last else x)
         skips = [x]
         for down, activate, stage in zip(self.down, self.down_activations, self.encoder[1:], strict=True):
-            x = stage(activate(down(x)))
+            x = stage(activate(before_norm(down, x)))
             skips.append(x)
         skips.pop()  # the bottleneck goes up itself
         for i in reversed(range(len(self.decoder))):
-            up = self.up_activations[i](self.up[i](x))
+            up = self.up_activations[i](before_norm(self.up[i], x))
             x = self.decoder[i](torch.cat((up, skips.pop()), dim=1))
-        return channels_first(self.head(x))
+        return finished(self.head(x))

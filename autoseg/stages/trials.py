@@ -21,7 +21,7 @@ from autoseg.inference.predictions import prediction_path
 from autoseg.inference.predictor import MemberOutput
 from autoseg.inference.sliding_window import count_windows
 from autoseg.issues import AutosegError
-from autoseg.networks.build import build_network
+from autoseg.networks.build import build_network, place
 from autoseg.preprocessing.prepare import CascadeCase, prepare_image
 from autoseg.preprocessing.store import open_case
 from autoseg.settings import sets_steps
@@ -396,7 +396,7 @@ TIMED_SCORES = 50_000_000
 def measure_network(bench: Bench, configuration: Configuration, training: Training) -> float:
     """Seconds that one network takes for a case of mean size, from timed windows."""
     device = bench.run.device
-    network = build_network(with_width(configuration.network, training.base_features)).to(device).eval()
+    network = place(build_network(with_width(configuration.network, training.base_features)), device).eval()
     window = torch.zeros((1, configuration.network.num_inputs, *configuration.patch_shape), device=device)
 
     def run() -> None:

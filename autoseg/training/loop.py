@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.compute.memory import is_out_of_memory, release_memory
+from autoseg.networks.build import place
 from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.losses import LossFunction, supervise_deeply
 from autoseg.training.sampling import Batch
@@ -123,7 +124,7 @@ def make_parts(
 
     Compiling happens in the first step.
     """
-    network = network.to(device)
+    network = place(network, device)
     return Parts(
         network=network,
         step_network=torch.compile(network, dynamic=False) if training.compiled else network,

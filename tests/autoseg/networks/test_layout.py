@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from autoseg.networks.blocks import average_pool, channels_first, channels_last, instance_norm, memory_format
+from autoseg.networks.blocks import average_pool, channels_first, channels_last, memory_format
+from autoseg.networks.norms import instance_norm
 
 SHAPES = st.lists(st.integers(1, 7), min_size=2, max_size=3).flatmap(
     lambda spatial: st.tuples(st.integers(1, 3), st.integers(1, 5)).map(lambda front: (*front, *spatial))
