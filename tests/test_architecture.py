@@ -50,6 +50,7 @@ DOORS = {
     "PIL": {"autoseg/imaging/readers/pictures.py"},
     "typer": {"autoseg/cli/"},
     "blosc2": {"autoseg/preprocessing/store.py"},
+    "triton": {"autoseg/networks/kernels.py"},
 }
 """Packages that only one room may import."""
 PURE = {"numpy", "pydantic", "planners", *sys.stdlib_module_names} - {

@@ -122,10 +122,13 @@ class UNet(nn.Module):
             self.heads.append(CONVOLUTION[len(ones)](features[i], network.num_outputs, ones))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        x = self.stem(channels_last(x) if self.channels_last else x)
+        x = channels_last(x) if self.channels_last else x
         skips = []
-        for stage in self.encoder:
-            x = stage(x)
+        for i, stage in enumerate(self.encoder):
+            if i == 0 and isinstance(self.stem, ConvBlock) and isinstance(stage, nn.Sequential):
+                x = stage[1:](stage[0](x, self.stem))
+            else:
+                x = stage(x)
             skips.append(x)
         skips.pop()  # the bottleneck goes up itself
         everywhere = self.deep_supervision and self.training
@@ -169,17 +172,21 @@ class VNetStage(nn.Module):
         self.inputs, self.outputs = inputs, outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        skip = x
-        if self.inputs != self.outputs:
-            times = -(-self.outputs // self.inputs)
-            skip = x.repeat(1, times, *(1,) * (x.ndim - 2))[:, : self.outputs]
+        image = x
         last = len(self.convolutions) - 1
         for i, (convolve, activate) in enumerate(zip(self.convolutions, self.activations, strict=True)):
             x = before_norm(convolve, x)
             if i == last:
-                x = x + skip.to(x.dtype)  # the image is float32 whatever the convolutions compute in
+                x = x + self._widen(image.to(x.dtype))  # an image is float32 whatever the convolutions compute in
             x = activate(x)
         return x
+
+    def _widen(self, x: Tensor) -> Tensor:
+        """Channels in turn up to the width."""
+        if self.inputs == self.outputs:
+            return x
+        times = -(-self.outputs // self.inputs)
+        return x.repeat(1, times, *(1,) * (x.ndim - 2)).narrow(1, 0, self.outputs)
 
 
 class VNet(nn.Module):

@@ -243,10 +243,17 @@ def forward(
     _moments[grid.sums](x, means, squares, *sizes, grid.chunk, **grid.tiles)
     merge = (grid.across, grid.samples)
     _merge_moments[merge](means, squares, mean, scale, *sizes, grid.chunk, grid.parts, epsilon, **grid.merging)
-    y = torch.empty_like(x)
-    has = skip is not None
-    _apply[grid.maps](x, skip if has else x, y, mean, scale, weight, bias, *sizes, slope, has_skip=has, **grid.tiles)
-    return y, mean, scale
+    return apply(x, mean, scale, weight, bias, skip, slope), mean, scale
+
+
+def apply(
+    x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float
+) -> Tensor:
+    """The result alone, from mean and reciprocal standard deviation."""
+    grid, y, has = _Grid(x), torch.empty_like(x), skip is not None
+    numbers = (mean, scale, weight, bias)
+    _apply[grid.maps](x, skip if has else x, y, *numbers, grid.voxels, grid.channels, slope, has_skip=has, **grid.tiles)
+    return y
 
 
 def backward(

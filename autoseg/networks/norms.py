@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -128,6 +129,25 @@ def fused_norm_backward(
     return at_x.to(x.dtype), at_weight.to(weight.dtype), at_bias.to(bias.dtype), at_skip
 
 
+@torch.library.custom_op("autoseg::norm_again", mutates_args=())
+def fused_norm_again(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    """The result of `fused_norm` once more, from the numbers that it gave."""
+    result = (_widened(x) - _spread(mean, x)) * _spread(scale, x) * _spread(weight, x) + _spread(bias, x)
+    return torch.where(result > 0, result, result * slope).to(x.dtype)
+
+
+@fused_norm_again.register_kernel("cuda")
+def _(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    from autoseg.networks import kernels
+
+    return kernels.apply(x, mean, scale, weight, bias, None, slope)
+
+
+@fused_norm_again.register_fake
+def _(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
+    return torch.empty_like(x)
+
+
 @fused_norm.register_kernel("cuda")
 def _(x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float) -> tuple[Tensor, Tensor, Tensor]:
     from autoseg.networks import kernels  # where Triton is installed
@@ -190,6 +210,49 @@ def _differentiate(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor | None, 
 
 
 fused_norm.register_autograd(_differentiate, setup_context=_keep)
+
+
+def norm_convolved(
+    x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """What a convolution with ``kernel`` at stride 1 makes of `norm_activate`, and the latter itself.
+
+    Of both only ``x`` waits for the backward pass, which computes the convolution's input again: one read and one write more, and
+    a quarter of the maps of a residual block less.
+    """
+    result: tuple[Tensor, Tensor] = _NormConvolved.apply(x, weight, bias, kernel, tuple(padding))  # type: ignore[no-untyped-call]
+    return result
+
+
+class _NormConvolved(torch.autograd.Function):
+    """Convolution of a norm's result."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        y, mean, scale = torch.ops.autoseg.norm(x, weight, bias, None, NEGATIVE_SLOPE)
+        ctx.padding = padding
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, mean, scale, weight, bias, kernel)
+        convolve = functional.conv3d if x.ndim == 5 else functional.conv2d
+        return convolve(y, kernel.to(x.dtype), None, 1, padding), y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, mean, scale, weight, bias, kernel = ctx.saved_tensors
+        y = torch.ops.autoseg.norm_again(x, mean, scale, weight, bias, NEGATIVE_SLOPE)
+        ones = [1] * (x.ndim - 2)
+        at_y, at_kernel, _ = torch.ops.aten.convolution_backward(
+            gradients[0], y, kernel.to(x.dtype), None, ones, list(ctx.padding), ones, False, [0] * len(ones), 1,
+            [True, True, False],
+        )  # fmt: skip
+        del y
+        at_y = at_y if gradients[1] is None else at_y + gradients[1]
+        at_x, at_weight, at_bias, _ = torch.ops.autoseg.norm_backward(
+            at_y, x, None, mean, scale, weight, bias, NEGATIVE_SLOPE
+        )
+        return at_x, at_weight, at_bias, at_kernel.to(kernel.dtype), None
 
 
 def _dense(x: Tensor) -> Tensor:

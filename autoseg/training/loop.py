@@ -385,6 +385,8 @@ def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) ->
     def backward(loss: Tensor) -> None:
         parts.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
+    if images.device.type == "cuda":  # a CPU's heap has fewer gaps where the last step's gradients are kept until here
+        parts.optimiser.zero_grad(set_to_none=True)
     if size < len(images):
         parts.optimiser.zero_grad(set_to_none=True)
         return accumulate(forward, criterion, backward, images, labels, size=size, separable=parts.separable)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,9 +46,12 @@ def make_loss(loss: Loss, labels: Labels) -> LossFunction:
     Label maps hold internal values; the ignore value counts nowhere.
     """
     compute: LossFunction = LOSSES.get(loss.name)(loss, labels)
+    in_slabs = loss.name == "compound" and loss.voxel != "top_k"
 
     def in_float32(logits: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
+            if in_slabs and logits.device.type == "cuda" and logits.numel() > SLAB_VALUES:
+                return sum_slabs(loss, labels, logits, target)
             return compute(logits.float(), target)
 
     return in_float32
@@ -58,29 +62,119 @@ def compound_loss(loss: Loss, labels: Labels) -> LossFunction:
 
     A batch without a single valid voxel gives 0 for the voxel term.
     """
-    table = region_table(labels)
+    terms = _voxel_terms(loss, labels)
 
     def compute(logits: Tensor, target: Tensor) -> Tensor:
-        valid = None if labels.ignore is None else (target != labels.ignore).unsqueeze(1)
-        if labels.has_regions:
-            truth = functional.embedding(target, table.to(target.device)).movedim(-1, 1)
-            pair = logits.sigmoid(), truth
-        else:
-            clean = target if labels.ignore is None else target.masked_fill(target == labels.ignore, 0)
-            one_hot = torch.zeros_like(logits).scatter_(1, clean.unsqueeze(1), 1.0)
-            pair = logits.softmax(1)[:, 1:], one_hot[:, 1:]
-        total = -soft_dice(*pair, valid, batch_dice=loss.batch_dice, squared=loss.region == "squared_dice")
-        if loss.voxel is None:
+        probabilities, truth, each, valid = terms(logits, target)
+        squared = loss.region == "squared_dice"
+        total = -soft_dice(probabilities, truth, valid, batch_dice=loss.batch_dice, squared=squared)
+        if each is None:
             return total
-        if not labels.has_regions:
-            each = functional.cross_entropy(logits, clean, reduction="none").unsqueeze(1)
-            return total + _voxel_mean(each, valid, loss.voxel)
-        each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
-        mean = _voxel_mean(each, valid, loss.voxel)
+        mean = _voxel_mean(each, valid, loss.voxel or "")
         # with an ignore label the reference sums over regions instead of taking their mean (method section 7.4)
-        return total + (mean if valid is None else mean * logits.shape[1])
+        return total + (mean * logits.shape[1] if labels.has_regions and valid is not None else mean)
 
     return compute
+
+
+Terms = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None, Tensor | None]]
+
+
+def _voxel_terms(loss: Loss, labels: Labels) -> Terms:
+    """Logits and label map -> probabilities and truth (N, classes or regions, ...), cross-entropies (N, K or 1, ...) if there is
+    such a term, and which voxels count (N, 1, ...) if not all do.
+    """
+    table = region_table(labels)
+
+    def compute(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        valid = None if labels.ignore is None else (target != labels.ignore).unsqueeze(1)
+        each = None
+        if labels.has_regions:
+            truth = functional.embedding(target, table.to(target.device)).movedim(-1, 1)
+            if loss.voxel is not None:
+                each = functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+            return logits.sigmoid(), truth, each, valid
+        clean = target if labels.ignore is None else target.masked_fill(target == labels.ignore, 0)
+        one_hot = torch.zeros_like(logits).scatter_(1, clean.unsqueeze(1), 1.0)
+        classes = logits.shape[1] - 1
+        pair = [part.narrow(1, 1, classes) for part in (logits.softmax(1), one_hot)]
+        if loss.voxel is not None:
+            each = functional.cross_entropy(logits, clean, reduction="none").unsqueeze(1)
+        return pair[0], pair[1], each, valid
+
+    return compute
+
+
+SLAB_VALUES = 2**24
+"""Logits from which a GPU computes the loss in slabs: six float32 copies of so many take 0.4 GB."""
+
+
+def sum_slabs(loss: Loss, labels: Labels, logits: Tensor, target: Tensor) -> Tensor:
+    """`compound_loss` of logits in any format, whose float32 copies exist for a slab of the first spatial axis at a time.
+
+    Its sums over voxels are taken slab by slab, and its gradient, too, from that of the sums: exact, for one more pass. Not for
+    ``top_k``.
+    """
+    result: Tensor = _Slabs.apply(logits, target, loss, labels)  # type: ignore[no-untyped-call]
+    return result
+
+
+def _slab_sums(terms: Terms, loss: Loss, logits: Tensor, target: Tensor) -> list[Tensor]:
+    """Of a slab: overlaps and sizes (N, classes or regions), cross-entropies, and how many of them count."""
+    probabilities, truth, each, valid = terms(logits.float(), target)
+    axes = tuple(range(2, logits.ndim))
+    if valid is not None:
+        probabilities, truth = probabilities * valid, truth * valid
+    both = (probabilities * truth).sum(axes)
+    sizes = probabilities.pow(2 if loss.region == "squared_dice" else 1).sum(axes) + truth.sum(axes)
+    if each is None:
+        return [both, sizes]
+    each = (1 - torch.exp(-each)) ** FOCAL_GAMMA * each if loss.voxel == "focal" else each
+    count = torch.full((), each.numel(), device=each.device) if valid is None else valid.sum() * each.shape[1]
+    return [both, sizes, (each if valid is None else each * valid).sum(), count.float()]
+
+
+def _loss_of_sums(loss: Loss, labels: Labels, sums: Sequence[Tensor], outputs: int) -> Tensor:
+    both, sizes, *voxels = (each.sum(0) if loss.batch_dice and each.ndim else each for each in sums)
+    total = -((2 * both + SMOOTH) / (sizes + SMOOTH)).mean()
+    if not voxels:
+        return total
+    mean = voxels[0] / voxels[1].clamp_min(1)
+    return total + (mean * outputs if labels.has_regions and labels.ignore is not None else mean)
+
+
+class _Slabs(torch.autograd.Function):
+    """See `sum_slabs`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, loss: Loss, labels: Labels) -> Tensor:
+        terms = _voxel_terms(loss, labels)
+        slices = max(1, SLAB_VALUES * logits.shape[2] // logits.numel())
+        slabs = zip(torch.split(logits, slices, 2), torch.split(target, slices, 1), strict=True)
+        parts = [_slab_sums(terms, loss, *slab) for slab in slabs]
+        with torch.enable_grad():
+            sums = [torch.stack(each).sum(0).requires_grad_() for each in zip(*parts, strict=True)]
+            result = _loss_of_sums(loss, labels, sums, logits.shape[1])
+        slopes = torch.autograd.grad(result, sums, allow_unused=True)
+        ctx.save_for_backward(logits, target, *(s for s in slopes[:3] if s is not None))
+        ctx.slices, ctx.loss, ctx.terms = slices, loss, terms
+        return result.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        logits, target, *slopes = ctx.saved_tensors
+        result = torch.empty_like(logits)
+        slabs = zip(
+            *(torch.split(each, ctx.slices, axis) for each, axis in ((logits, 2), (target, 1), (result, 2))),
+            strict=True,
+        )
+        for part, labels, out in slabs:
+            with torch.enable_grad():
+                given = part.detach().requires_grad_()
+                sums = _slab_sums(ctx.terms, ctx.loss, given, labels)[: len(slopes)]
+            (slope,) = torch.autograd.grad(sums, given, [gradients[0] * each for each in slopes])
+            out.copy_(slope)
+        return result, None, None, None
 
 
 def _voxel_mean(each: Tensor, valid: Tensor | None, term: str) -> Tensor:

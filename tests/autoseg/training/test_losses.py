@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from autoseg.training import losses
 from autoseg.training.losses import (
     deep_supervision_weights,
     make_loss,
@@ -177,3 +178,22 @@ def test_heads_are_weighted() -> None:
     parts = [loss(head, shrink_labels(target, head.shape[2:])).item() for head in logits]
     expected = (parts[0] + 0.5 * parts[1]) / 1.5
     assert supervise_deeply(loss, logits, target).item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [TWO, IGNORING, REGIONS, REGIONS.model_copy(update={"ignore": 3})])
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize(("voxel", "region"), [("cross_entropy", "dice"), ("focal", "dice"), (None, "squared_dice")])
+def test_slabs_give_the_whole_loss_and_its_gradient(monkeypatch, labels, batch_dice, voxel, region) -> None:
+    """Of three slices each, the last of one; a whole slab has no valid voxel."""
+    logits, target = random_case(labels.num_outputs, 2 if labels.ignore is None else 3)
+    if labels.ignore is not None:
+        target[:, 3:] = 3
+    chosen = Loss(batch_dice=batch_dice, voxel=voxel, region=region)
+    whole, slabs = (logits.clone().requires_grad_() for _ in range(2))
+    expected = make_loss(chosen, labels)(whole, target)
+    monkeypatch.setattr(losses, "SLAB_VALUES", 3 * logits.numel() // 4)
+    found = losses.sum_slabs(chosen, labels, slabs, target)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # float32 sums in another order
+    (2 * expected).backward()
+    (2 * found).backward()
+    torch.testing.assert_close(slabs.grad, whole.grad, rtol=1e-4, atol=1e-7)
