@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -25,11 +27,17 @@ from made_folds import (
     training_with,
 )
 from safetensors.torch import load_file
+from torch.nn import Module
+from torch.optim import Optimizer
 
 from autoseg.issues import AutosegError
-from autoseg.training import fold, fold_spec, guards
+from autoseg.tracking.callbacks import Callback, StepRecord
+from autoseg.training import fold, fold_spec, guards, loop
+from autoseg.training.augmentation import Recipe
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
+from autoseg.training.sampling import Batch, Crop, finish
+from planners import Training
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_a_fix(tmp_path) -> None:
@@ -103,6 +111,70 @@ def test_repeated_bad_steps_restart_at_half_the_rate_and_resume_with_the_same_bi
     run(stopped)
     assert decisions_of(stopped) == decisions_of(undisturbed)
     assert same_weights(stopped, undisturbed)
+
+
+@dataclass
+class Lags(Callback):
+    """Keeps by how much each record was late."""
+
+    lags: list[int] = field(default_factory=list)
+
+    def on_step(self, step: StepRecord) -> None:
+        self.lags.append(step.lag)
+
+
+@pytest.fixture
+def late(monkeypatch) -> None:
+    """Trainings as on a GPU: the optimiser skips what is not finite, and results are read every tenth step."""
+    monkeypatch.setattr(loop, "make_optimiser", partial(fused_optimiser, loop.make_optimiser))
+    monkeypatch.setattr(loop, "LONGEST_UNREAD_S", float("inf"))
+
+
+def fused_optimiser(make: Callable[..., Optimizer], network: Module, training: Training, *, fused: bool) -> Optimizer:
+    return make(network, training, fused=True)
+
+
+def test_a_training_that_is_read_late_resumes_with_the_same_bits(tmp_path, late) -> None:
+    """It is saved where it was read: every tenth step, and at the ends of epochs."""
+    undisturbed, spec = (
+        training_with(make_spec(tmp_path / name, steps=24, name="2d"), steps_per_epoch=12) for name in ("a", "b")
+    )
+    lags = Lags()
+    run(undisturbed, lags)
+    assert lags.lags == [*range(9, -1, -1), 1, 0, *range(7, -1, -1), 0, 0, 0, 0]  # the last steps are averaged
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(spec, should_stop=after_steps(2))
+    assert steps_saved(spec) == 12
+    run(spec)
+    assert history_of(spec) == history_of(undisturbed)
+    assert same_weights(spec, undisturbed)
+
+
+def test_bad_steps_that_are_read_late_restart_once_for_all_that_were_done(tmp_path, late) -> None:
+    """Those after the third in a row were computed with the same bad weights; they count no more."""
+    spec = training_with(make_spec(tmp_path, steps=30, name="2d"), steps_per_epoch=30)
+    batches = BadBatches(range(13, 19))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "finish", batches.finish)
+        run(spec)
+    state = state_of(spec)
+    assert state.skipped_steps == [*range(13, 19)]
+    assert (state.restarts, state.restarted_at) == (1, 20)
+    assert codes_of(spec) == ["training.loss_not_finite", "training.restarted"]
+    assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "final.safetensors").values())
+
+
+@dataclass
+class BadBatches:
+    """Batches of which those of some steps hold no numbers."""
+
+    bad: range
+    made: int = 0
+
+    def finish(self, crops: Sequence[Crop], recipe: Recipe, device: torch.device) -> Batch:
+        images, labels = finish(crops, recipe, device)
+        self.made += 1
+        return (images * np.nan if self.made - 1 in self.bad else images), labels
 
 
 def test_a_training_that_cannot_recover_names_the_case(tmp_path) -> None:
