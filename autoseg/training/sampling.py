@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ from autoseg.training.previous_stage import (
 logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """A batch that takes longer is worth a word: it takes seconds from a slow disk."""
+LOOK_S = 5.0
+"""Between looks at workers while no batch comes."""
 SOUGHT_SHARE = 1 / 3
 """Of all samples, drawn around classes that were not learned."""
 SCARCE_SHARE = 1 / 5
@@ -460,7 +463,7 @@ def load_crops(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=batches_ahead(num_workers) if num_workers else None,
-        timeout=patience_s if num_workers else 0,
+        timeout=min(LOOK_S, patience_s) if num_workers else 0,
     )
     batches = iter(loader)
     while (crops := _next_batch(batches, patience_s, say)) is not None:
@@ -473,14 +476,17 @@ def _next_batch(
     batches: Iterator[PackedBatch | Exception], patience_s: float, say: Callable[[Issue], None]
 ) -> PackedBatch | Exception | None:
     """The next one however long it takes, None at the end; ``say`` is called after each time of that length."""
-    waited = 0.0
+    began, told = time.monotonic(), 0
     while True:
         try:
             return next(batches, None)
-        except RuntimeError as error:
+        except RuntimeError as error:  # a worker that was killed is seen by now, too
             if not str(error).startswith("DataLoader timed out"):
                 raise
-        waited += patience_s
+        waited = time.monotonic() - began
+        if waited < (told + 1) * patience_s:
+            continue
+        told += 1
         message = f"no batch came for {waited:.0f} s; the processes that read patches are slow or hang"
         fix = "look at the disk's load, or interrupt and resume with --workers 1"
         say(Issue(code="training.no_batch", severity="warning", where="reading patches", message=message, fix=fix))
