@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
@@ -27,10 +27,11 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoseg.networks.build import build_network
+from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.fold_spec import configuration_recipe
-from autoseg.training.loop import make_parts, train_step
+from autoseg.training.loop import make_parts, train
 from autoseg.training.losses import make_loss
-from autoseg.training.sampling import BatchSource, load_batches
+from autoseg.training.sampling import BatchSource, finish, load_crops
 from planners import (
     Configuration,
     Plan,
@@ -41,7 +42,7 @@ from planners import (
 )
 
 RESULTS = Path(__file__).resolve().parent / "results" / "gpu_steps.json"
-WARM_UP_STEPS = 5
+WARM_UP_STEPS, MOST_STEPS = 5, 100_000
 MARGIN = 1.4
 """Volumes are so much longer than the patch on every axis: larger than most turned crops, small enough to be made fast."""
 BLOCK = 8
@@ -118,6 +119,33 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass(slots=True, kw_only=True)
+class Stopwatch:
+    """Lets steps be done for some seconds, after those that warm up, and keeps their records."""
+
+    seconds: float
+    micro_batch_size: int
+    begun: float = 0.0
+    records: list[StepRecord] = field(default_factory=list)
+    new_batches: bool = False
+    """Ends the steps."""
+
+    def reads_after(self, step: int) -> bool:
+        return step + 1 == WARM_UP_STEPS
+
+    def learning_rate(self, step: int) -> float:
+        return 1e-3
+
+    def on_step(self, record: StepRecord) -> None:
+        self.records.append(record)
+        if len(self.records) == WARM_UP_STEPS:
+            self.begun = time.perf_counter()
+        self.new_batches = self.begun > 0 and time.perf_counter() - self.begun > self.seconds and not record.lag
+
+    def on_memory_error(self, step: int) -> None:
+        raise MemoryError(f"step {step} does not fit")
+
+
 def measure(
     plan: Plan, configuration: Configuration, device: torch.device, arguments: argparse.Namespace
 ) -> dict[str, object]:
@@ -149,28 +177,27 @@ def measure(
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    batches = load_batches(source, range(100_000), num_workers=arguments.workers, device=device)
-    waits, durations = [], []
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < arguments.seconds or len(durations) <= WARM_UP_STEPS:
-        started = time.perf_counter()
-        images, labels = next(batches)
-        waited = time.perf_counter() - started
-        train_step(parts, images, labels, 1e-3)  # reads the loss, so the device has done the step
-        waits.append(waited)
-        durations.append(time.perf_counter() - started)
-        if len(durations) == WARM_UP_STEPS:
-            begun = time.perf_counter()
-    settled, waited = durations[WARM_UP_STEPS:], waits[WARM_UP_STEPS:]
+    watch = Stopwatch(seconds=arguments.seconds, micro_batch_size=training.batch_size)
+    train(
+        parts,
+        load_crops(source, range(MOST_STEPS), num_workers=arguments.workers, device=device),
+        range(MOST_STEPS),
+        make_batch=lambda crops: finish(crops, source.recipe, device),
+        control=watch,
+        on_step=watch.on_step,
+        on_memory_error=watch.on_memory_error,
+    )
+    settled = watch.records[WARM_UP_STEPS:]
+    spent, waited = (sum(getattr(record, name) for record in settled) for name in ("duration_s", "wait_s"))
     return {
         "patch": configuration.patch_shape,
         "batch": configuration.batch_size,
         "steps": len(settled),
-        "steps_per_s": round(len(settled) / sum(settled), 3),
-        "waiting_share": round(sum(waited) / sum(settled), 4),
+        "steps_per_s": round(len(settled) / spent, 3),
+        "waiting_share": round(waited / spent, 4),
         "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 3) if device.type == "cuda" else None,
         "estimate_gb": round(estimated_gb(plan, configuration, device), 3),
-        "operations_per_s": step_operations(plan, configuration) * len(settled) / sum(settled),
+        "operations_per_s": step_operations(plan, configuration) * len(settled) / spent,
     }
 
 
