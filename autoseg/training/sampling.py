@@ -492,12 +492,6 @@ def _next_batch(
         say(Issue(code="training.no_batch", severity="warning", where="reading patches", message=message, fix=fix))
 
 
-def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
-    """The batches of ``steps`` in order, on ``device``; see `load_crops`."""
-    for crops in load_crops(source, steps, num_workers=num_workers, device=device):
-        yield finish(crops, source.recipe, device)
-
-
 def worker_died(error: BaseException) -> bool:
     """Whether an error is torch's for a worker that was killed; it is raised wherever training then is."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from autoseg.tracking.callbacks import ISSUES_FILE, Callback, StepRecord, read_i
 from autoseg.training.checkpoints import CHECKPOINT_FILE, load_checkpoint, read_state
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec, FoldState, batch_source
+from autoseg.training.sampling import Batch, BatchSource, finish, load_crops
 from planners import (
     CaseSize,
     Fingerprint,
@@ -90,6 +91,12 @@ def make_spec(folder: Path, *, steps: int = 6, training: Training | None = None,
         key="key",
         device=torch.device("cpu"),
     )
+
+
+def load_batches(source: BatchSource, steps: range, *, num_workers: int, device: torch.device) -> Iterator[Batch]:
+    """The batches of ``steps`` in order, as a training makes them."""
+    for crops in load_crops(source, steps, num_workers=num_workers, device=device):
+        yield finish(crops, source.recipe, device)
 
 
 def run(spec: FoldSpec, *callbacks: Callback) -> None:

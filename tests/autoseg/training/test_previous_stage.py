@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from made_folds import load_batches
 from scipy import ndimage
 from skimage import measure, morphology
 
@@ -28,7 +29,7 @@ from autoseg.training.previous_stage import (
     label_on_gpu,
     previous_classes,
 )
-from autoseg.training.sampling import BatchSource, load_batches
+from autoseg.training.sampling import BatchSource
 
 DRAWS = 6000
 CHANNELS = 3

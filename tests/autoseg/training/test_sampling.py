@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_folds import MadeCase, make_case, make_plan, make_spec
+from made_folds import MadeCase, load_batches, make_case, make_plan, make_spec
 
 from autoseg.issues import Issue
 from autoseg.training.augmentation import Recipe
@@ -31,7 +31,6 @@ from autoseg.training.sampling import (
     finish,
     generator,
     is_forced,
-    load_batches,
     load_crops,
     pack,
 )
