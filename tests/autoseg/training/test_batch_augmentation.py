@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from spies import Spy
 
 from autoseg.training import batch_augmentation
 from autoseg.training.augmentation import Parameters, Recipe, draw_noise, draw_parameters, make_recipe
@@ -35,45 +33,6 @@ KINDS = {
     "cascade": {"patch": (14, 24, 12), "full": (112, 192, 96), "batch": 2, "classes": 19},
 }
 """Of the reference's plans (001, 004, 030, 025): the structure in small."""
-
-VIEWS = {
-    "view",
-    "_unsafe_view",
-    "reshape",
-    "t",
-    "transpose",
-    "permute",
-    "select",
-    "slice",
-    "unsqueeze",
-    "squeeze",
-    "expand",
-}
-VIEWS |= {"as_strided", "split", "split_with_sizes", "unbind", "detach", "alias", "narrow", "_reshape_alias", "unfold"}
-VIEWS |= {"lift_fresh"}
-WAITS = {"_local_scalar_dense", "equal", "_unique2", "nonzero", "bincount"}
-
-
-@dataclass
-class Spy(TorchDispatchMode):
-    """Counts kernels and waits for the device, and sees which devices meet."""
-
-    kernels: int = 0
-    waits: int = 0
-    met: Counter[frozenset[str]] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = function._schema.name.removeprefix("aten::")
-        result = function(*args, **(kwargs or {}))
-        if name not in VIEWS and not name.startswith("empty"):
-            self.kernels += 1
-            self.waits += name in WAITS
-            tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
-            self.met[frozenset(each.device.type for each in tensors)] += 1
-        return result
 
 
 def recipe_of(patch: tuple[int, ...], channels: int = 1, **_: object) -> Recipe:

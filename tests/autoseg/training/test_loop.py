@@ -19,6 +19,7 @@ from made_folds import (
     run,
     training_with,
 )
+from spies import Spy
 from torch import Tensor, nn
 
 from autoseg.compute.workarounds import MMAP_THRESHOLD_BYTES, kept_heap
@@ -159,7 +160,11 @@ def test_steps_follow_the_schedule_until_new_batches_are_wanted() -> None:
     assert (do(range(6, 9)), do(range(0))) == (9, 0)
 
 
-LATE = {"sgd": {"momentum": 0.9}, "plain": {"optimiser": "sgd", "momentum": 0.0}, "adamw": {"optimiser": "adamw"}}
+LATE = {
+    "sgd": {"optimiser": "sgd", "momentum": 0.9},
+    "plain": {"optimiser": "sgd", "momentum": 0.0},
+    "adamw": {"optimiser": "adamw"},
+}
 """Optimisers, each fused: they step over what is not finite by themselves, and results are read late, as on a GPU."""
 
 
@@ -262,6 +267,23 @@ def test_the_scaler_steps_over_an_overflow_without_being_asked() -> None:
     batch = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
     applied = [[queue_step(parts, *batch, 0.01).read()[1] for _ in range(20)] for parts in (late, soon)]
     assert applied == [[True] * 17 + [False] * 3] * 2
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("name", LATE)
+def test_a_step_that_is_read_late_waits_for_nothing(tmp_path, name: str, precision: str) -> None:
+    """With the product's loss and micro-batches; the scaler that is not fused asks whether there was an overflow."""
+    spec = training_with(make_spec(tmp_path, name="2d"), precision=precision, **LATE[name])
+    source, waits = batch_source(spec, purpose="training"), []
+    batch = finish(source[0], source.recipe, spec.device)
+    for fused in (True, False):
+        parts = make_fold_parts(spec)
+        parts = replace(parts, optimiser=make_optimiser(parts.network, spec.training, fused=fused))
+        with Spy() as spy:
+            queue_step(parts, *batch, 0.01, micro_batch_size=1)
+        waits.append(spy.waits)
+    assert waits[0] == 0
+    assert (waits[1] > 0) == (precision == "float16" or name == "adamw")
 
 
 @pytest.mark.parametrize("name", LATE)
