@@ -44,6 +44,14 @@ class Coefficients:
     """Bytes for each parameter of the layer that runs backward, beside the gradient: reordered, or in another format."""
     logit_copies: float
     """float32 copies of a head's logits that the loss keeps or makes."""
+    logits_at_once: float
+    """Values of a head of which such copies exist at once; larger ones are computed in slabs."""
+    computed_again: float
+    """Share of `planners.topology.Layer.again` that does not wait, because it is computed once more."""
+    norm_maps: float
+    """Gradient maps of a layer's output size that exist while activation and norm run backward, beside what waits of it."""
+    kept_gradients: float
+    """Share of the last step's gradients of weights that still exists when the loss is computed."""
     returned_from: float
     """Bytes from which a freed block goes back to the system at once; smaller ones stay with the process."""
     spread: float
@@ -64,13 +72,16 @@ LABEL_BYTES = 8
 _CPU: dict[str, float] = {
     # glibc maps blocks of 32 MiB and more one by one and gives them back; smaller ones share a heap that only its end
     # shrinks. 1.6 is what the heap held of the small blocks' most, measured on networks of 0.8 to 3 GB
-    "returned_from": 32 * 1024**2, "spread": 1.6,
+    "returned_from": 32 * 1024**2, "spread": 1.6, "logits_at_once": math.inf, "computed_again": 0, "norm_maps": 2,
+    "kept_gradients": 1,
     # a network of two features takes 180 MB: imports 70, threads and compiled kernels 110
     "overhead_bytes": 180e6,
 }  # fmt: skip
 _CUDA: dict[str, float] = {
-    # reasoned, not measured: the caching allocator gives nothing back and splits blocks; libraries take workspaces
-    "returned_from": math.inf, "spread": 1.15, "overhead_bytes": 300e6,
+    # counted on fake tensors (benchmarks/fake_gpu.py), never measured. 0.9 GB is for the context, for workspaces of libraries and
+    # for gaps; the slabs are those of autoseg/training/losses.py
+    "returned_from": math.inf, "spread": 1, "overhead_bytes": 0.9e9, "logits_at_once": 2**24, "computed_again": 1,
+    "norm_maps": 1, "kept_gradients": 0,  # the result of the norm is gone by then
 }  # fmt: skip
 _FULL: dict[str, float] = {
     # copies: oneDNN reorders maps into its blocked layout and back, found by running single convolutions
@@ -82,10 +93,9 @@ _HALF_CPU: dict[str, float] = {
     "output_copies": 1, "cast_weight": 2, "weight_scratch": 6, "logit_copies": 6,
 }  # fmt: skip
 _HALF_CUDA: dict[str, float] = {
-    # reasoned, not measured: group norm runs in float32 under CUDA's autocast: its input and output are cast up, and
-    # the output down again for the next convolution
-    "convolved": 4, "normed": 4, "activated": 6, "joined": 2, "pooled": 0, "gradient": 4, "input_copies": 2,
-    "output_copies": 2, "cast_weight": 2, "weight_scratch": 6, "logit_copies": 6,
+    # maps keep their format, and what convolutions copy are workspaces
+    "convolved": 2, "normed": 2, "activated": 2, "joined": 2, "pooled": 0, "gradient": 2, "input_copies": 1,
+    "output_copies": 1, "cast_weight": 2, "weight_scratch": 2, "logit_copies": 6,
 }  # fmt: skip
 
 
@@ -266,8 +276,8 @@ def training_pile(layers: Sequence[Layer], batch: int, heads: Sequence[int], num
     for layer in layers:
         pile.add(waiting_blocks(layer, batch, numbers))
         pile.touch((batch * layer.outputs * numbers.gradient, numbers.output_copies - 1))
-    # the previous step's gradients of weights are dropped only between the loss and the backward pass
-    gradients = [(layer.parameters * WEIGHT_BYTES, 1.0) for layer in layers]
+    # the previous step's gradients of weights are dropped only between the loss and the backward pass, on a CPU
+    gradients = [(layer.parameters * WEIGHT_BYTES, numbers.kept_gradients) for layer in layers]
     pile.touch(*gradients, *loss_blocks(batch, heads, numbers))
     unused: list[
         tuple[float, float]
@@ -276,7 +286,7 @@ def training_pile(layers: Sequence[Layer], batch: int, heads: Sequence[int], num
         inputs, outputs, beside = (
             batch * values * numbers.gradient for values in (layer.inputs, layer.outputs, layer.beside)
         )
-        pile.touch((outputs, 2), (beside, 1))  # activation and norm
+        pile.touch((outputs, numbers.norm_maps), (beside, 1))  # activation and norm
         if layer.takes_skip:
             unused.append((batch * layer.joined * numbers.gradient, 1.0))
             pile.add(unused[-1:])
@@ -316,12 +326,21 @@ def inference_pile(layers: Sequence[Layer], batch: int, logits: int, numbers: Co
 
 def waiting_blocks(layer: Layer, batch: int, numbers: Coefficients) -> list[tuple[float, float]]:
     """What waits of a layer for its backward pass: values by kind, and the cast copy of its weights."""
-    kinds = ("convolved", "normed", "activated", "joined", "pooled")
+    kinds = ("convolved", "normed", "joined", "pooled")
     values = [(batch * getattr(layer, kind) * getattr(numbers, kind), 1.0) for kind in kinds]
+    activated = layer.activated - numbers.computed_again * layer.again
+    values.insert(2, (batch * activated * numbers.activated, 1.0))
     return [*values, (layer.parameters * numbers.cast_weight, 1.0)]
 
 
 def loss_blocks(batch: int, heads: Sequence[int], numbers: Coefficients) -> list[tuple[float, float]]:
     """The loss at its highest: at the highest resolution, when other heads have only their gradients left."""
     copies = [numbers.logit_copies, *([1.0] * (len(heads) - 1))]
-    return [(batch * logits * WEIGHT_BYTES, count) for logits, count in zip(heads, copies, strict=True)]
+    blocks = [
+        (min(batch * logits, numbers.logits_at_once) * WEIGHT_BYTES, count)
+        for logits, count in zip(heads, copies, strict=True)
+    ]
+    # where slabs are taken, logits and their gradient wait in the network's format
+    return blocks + [
+        (batch * logits * numbers.gradient, 2.0) for logits in heads if batch * logits > numbers.logits_at_once
+    ]

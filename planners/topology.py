@@ -117,6 +117,8 @@ class Layer:
     """Norm outputs that wait as the input of an activation which changes nothing in place."""
     activated: int = 0
     """Activation outputs, which wait as the next convolution's input too."""
+    again: int = 0
+    """Of the activation outputs those that a GPU computes once more instead of keeping them."""
     joined: int = 0
     """Values that wait only as a convolution's input: concatenations, pooled maps."""
     pooled: int = 0
@@ -173,7 +175,7 @@ def residual_block(
             pooled=inputs * size_before if pools and stage.axes == 3 else 0,
         )
     first = conv_block(f"{name} convolution 0", inputs, outputs, stage, size_before)
-    yield replace(first, beside=size)
+    yield replace(first, beside=size, again=size)
     second = conv_block(f"{name} convolution 1", outputs, outputs, stage, stage.voxels, is_skip=is_skip)
     yield replace(second, beside=size)
 

@@ -18,6 +18,7 @@ from planners import (
     Edit,
     Plan,
     edited_plan,
+    estimate_configuration_memory,
     find_edits,
     plan_dataset,
     refuse_bad_assignments,
@@ -130,11 +131,21 @@ def device_memory_gb(run: Run) -> float | None:
     return max(1.0, float(round(torch.cuda.get_device_properties(run.device).total_memory / 1e9)))
 
 
+def most_needed_gb(plan: Plan) -> float:
+    """Memory of a CUDA GPU in GB (1e9 bytes) that training takes, of the configuration that takes most."""
+    estimates = (
+        estimate_configuration_memory(configuration, dtype="bfloat16", device="cuda")
+        for configuration in plan.configurations
+        if len(configuration.network.features) > 1
+    )
+    return max((estimate.training_bytes / 1e9 for estimate in estimates), default=0.0)
+
+
 def _describe(run: Run, plan: Plan) -> None:
     device_gb = device_memory_gb(run) if run.settings.pretrained is None else None
-    if run.settings.memory_gb is None and device_gb is not None and device_gb < plan.memory_target_gb:
+    if run.settings.memory_gb is None and device_gb is not None and device_gb < (needed := most_needed_gb(plan)):
         run.say(
-            f"Note: this run was planned for {plan.memory_target_gb:g} GB, but the GPU has {device_gb:g} GB: what does not fit "
+            f"Note: this plan needs about {needed:.1f} GB, but the GPU has {device_gb:g} GB: what does not fit "
             f"is computed in micro-batches; --memory-gb {device_gb:g} plans for this GPU"
         )
     for sentence in describe_unusual_classes(run.fingerprint):

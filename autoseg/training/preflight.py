@@ -142,11 +142,14 @@ def plausible_sizes(
     return tuple(size for size in sizes if needed_bytes(configuration, training, size) <= free)
 
 
-def needed_bytes(configuration: Configuration, training: Training, size: int, *, keeps_freed: bool = False) -> int:
-    """Main memory of a training on a CPU with micro-batches of ``size`` samples; see `kept_heap` for ``keeps_freed``."""
+def needed_bytes(
+    configuration: Configuration, training: Training, size: int, *, keeps_freed: bool = False, on_gpu: bool = False
+) -> int:
+    """Memory of a training with micro-batches of ``size`` samples, of a CPU or a CUDA GPU; see `kept_heap` for ``keeps_freed``."""
     return estimate_configuration_memory(
         configuration,
         dtype=training.precision,
+        device="cuda" if on_gpu else "cpu",
         optimiser=training.optimiser,
         batch_size=size,
         network=with_width(configuration.network, training.base_features),
@@ -237,7 +240,9 @@ def why_not_compiled(spec: FoldSpec, most: int) -> str | None:
 
 def memory_issue(plan: Plan, configuration: Configuration, training: Training, device: torch.device) -> Issue:
     """Says that not even one sample at a time fits, or not with the whole batch, which is in memory at once."""
-    needed, held = needed_bytes(configuration, training, 1), batch_bytes(configuration, training)
+    on_gpu = device.type == "cuda"
+    needed = needed_bytes(configuration, training, 1, on_gpu=on_gpu)
+    held = batch_bytes(configuration, training)
     what, fix = "a single sample", f"plan smaller patches with --memory-gb below {plan.memory_target_gb:.3g}"
     if held > needed:
         needed += held

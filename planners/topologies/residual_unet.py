@@ -60,7 +60,8 @@ def describe(pyramid: Pyramid, spacing_mm: Sequence[float], *, num_inputs: int, 
 def layers(network: Network, stages: Sequence[Stage]) -> Iterator[Layer]:
     """Stem, encoder and decoder."""
     width = network.features[0]
-    yield conv_block("stem", network.num_inputs, width, stages[0], stages[0].voxels)
+    stem = conv_block("stem", network.num_inputs, width, stages[0], stages[0].voxels)
+    yield replace(stem, again=stem.activated)
     for index, (stage, wanted, count) in enumerate(zip(stages, network.features, network.blocks, strict=True)):
         for block in range(count):
             yield from residual_block(

@@ -11,7 +11,7 @@ import torch
 from builders import Listening, begin, make_phantom, said
 
 from autoseg.pipeline import run_stages
-from autoseg.stages.plan import plan_edits
+from autoseg.stages.plan import most_needed_gb, plan_edits
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import save_document
 from planners import Plan
@@ -47,11 +47,18 @@ def test_a_run_is_planned_for_the_gpu_that_it_begins_on(planned: Run, monkeypatc
     assert plan_again(begin(planned.folder.root, None, {"memory_gb": None})) == plan
 
 
-def test_a_run_keeps_its_plan_on_a_smaller_gpu_with_a_note(planned: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan, small = planned.plan, on_gpu(planned, monkeypatch, num_bytes=5_930_000_000)
-    assert plan_again(small) == plan
-    assert "the GPU has 6 GB" in said(small)
-    assert "--memory-gb 6" in said(small)
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_run_keeps_its_plan_on_a_smaller_gpu_with_a_note_if_it_is_too_small(
+    planned: Run, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """By what training takes, not by the target, which small images do not fill."""
+    needed = most_needed_gb(planned.plan)
+    assert 1 < needed < 7
+    gigabytes = int(needed) + fits
+    small = on_gpu(planned, monkeypatch, num_bytes=gigabytes * 10**9)
+    assert plan_again(small) == planned.plan
+    assert (f"but the GPU has {gigabytes} GB" in said(small)) is not fits
+    assert (f"--memory-gb {gigabytes}" in said(small)) is not fits
 
 
 def test_a_plan_put_into_the_folder_is_used_and_its_edits_reported(planned: Run, tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_sizes_of_micro_batches_are_those_that_memory_allows(tmp_path, monkeypat
     assert preflight.plausible_sizes(*given, gpu) == (6, 3, 2, 1)
 
 
+def test_what_does_not_fit_on_a_gpu_is_told_by_its_own_estimate(tmp_path) -> None:
+    spec = make_spec(tmp_path)
+    cpu, gpu = (preflight.needed_bytes(spec.configuration, spec.training, 1, on_gpu=given) for given in (False, True))
+    assert cpu != gpu
+    issue = preflight.memory_issue(spec.plan, spec.configuration, spec.training, torch.device("cuda"))
+    assert f"about {gpu / 1e9:.1f} GB" in issue.message
+
+
 def test_a_batch_takes_four_bytes_an_intensity_and_eight_a_label(tmp_path) -> None:
     spec = training_with(make_spec(tmp_path), batch_size=3)
     voxels = 3 * math.prod(spec.configuration.patch_shape)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoseg.training.losses import SLAB_VALUES
 from planners import (
     CaseSize,
     Fingerprint,
@@ -171,7 +172,10 @@ def layer(**values: Any) -> Layer:
     return Layer(**{"name": "x", "parameters": 0, "inputs": 0, "outputs": 0, **values})
 
 
-ALL_SMALL = replace(coefficients_for("bfloat16", "cuda"), returned_from=1e12)
+ALL_SMALL = replace(
+    coefficients_for("bfloat16", "cpu"), returned_from=1e12, convolved=4, normed=4, activated=6, gradient=4, input_copies=2,
+    output_copies=2,
+)  # fmt: skip
 """Of a convolution's input and output two copies, four bytes of gradient, two of cast and six of scratch a weight."""
 
 
@@ -215,6 +219,37 @@ def test_convolutions_that_copy_much_are_told_by_their_forward_pass() -> None:
 
 def test_the_loss_keeps_copies_of_the_largest_head_and_gradients_of_the_others() -> None:
     assert training_pile([], 2, [30, 10, 5], ALL_SMALL).most(1.0) == 2 * 4 * (6 * 30 + 10 + 5)
+
+
+ON_GPU = coefficients_for("bfloat16", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("layers", "most"),
+    [
+        # what is computed again does not wait
+        ([layer(activated=30, again=10)], 2 * (30 - 10) * 2),
+        # of a norm's gradients one exists beside what waits, and of a convolution's one of its output and one of its input
+        ([layer(outputs=10)], 2 * 10 * 2),
+        ([layer(inputs=10, outputs=10)], 2 * 2 * 10 * 2),
+        # the last step's gradients are gone before the loss
+        ([layer(parameters=10), layer(parameters=10)], 10 * (2 + 2 + 4) + 10 * 2 - 10 * 2),
+    ],
+)
+def test_a_step_on_a_gpu_takes_by_hand(layers: list[Layer], most: int) -> None:
+    assert training_pile(layers, 2, [0], ON_GPU).most(1.0) == most
+
+
+def test_large_logits_are_copied_in_slabs_on_a_gpu_only() -> None:
+    at_once = int(ON_GPU.logits_at_once)
+    assert training_pile([], 1, [at_once], ON_GPU).most(1.0) == 6 * 4 * at_once
+    # beside a slab, logits and their gradient wait in two bytes each
+    assert training_pile([], 1, [2 * at_once], ON_GPU).most(1.0) == 6 * 4 * at_once + 2 * 2 * 2 * at_once
+    assert training_pile([], 1, [2 * at_once], ALL_SMALL).most(1.0) == 6 * 4 * 2 * at_once
+
+
+def test_slabs_are_those_of_the_loss() -> None:
+    assert ON_GPU.logits_at_once == SLAB_VALUES
 
 
 @pytest.mark.parametrize(
