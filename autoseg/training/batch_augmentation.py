@@ -24,7 +24,6 @@ from autoseg.training.augmentation import (
     PerChannel,
     Recipe,
     affine_matrix,
-    gaussian_kernel,
     reflected,
 )
 
@@ -80,11 +79,18 @@ def _add_blur(tables: Tables, samples: Sequence[Parameters], recipe: Recipe) -> 
         return
     tables["blur.rows"] = np.array([row for row, _ in pairs])
     for axis, size in enumerate(recipe.patch):
-        kernels = [gaussian_kernel(sigmas[axis]) for _, sigmas in pairs]
-        longest = max(map(len, kernels))
-        weights = np.array([np.pad(kernel, (longest - len(kernel)) // 2) for kernel in kernels], np.float32)
-        tables[f"blur.{axis}"] = weights.T.reshape(longest, len(pairs), *[1] * len(recipe.patch))
-        tables[f"blur.{axis}.sources"] = reflected(size, longest // 2)
+        weights = gaussian_kernels(np.array([sigmas[axis] for _, sigmas in pairs]))
+        tables[f"blur.{axis}"] = weights.T.reshape(-1, len(pairs), *[1] * len(recipe.patch))
+        tables[f"blur.{axis}.sources"] = reflected(size, weights.shape[1] // 2)
+
+
+def gaussian_kernels(sigmas: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`gaussian_kernel` of each, (R, n), those that are shorter than the longest with weights of 0 at both ends."""
+    halves = np.round((6 * sigmas + 0.5 - 1) / 2)[:, None]
+    places = np.arange(-halves.max(), halves.max() + 1)
+    weights = np.exp(-0.5 * (places / sigmas[:, None]) ** 2) * (np.abs(places) <= halves)
+    normalised: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return normalised
 
 
 def _add_low_resolution(tables: Tables, samples: Sequence[Parameters], recipe: Recipe) -> None:
@@ -98,23 +104,29 @@ def _add_low_resolution(tables: Tables, samples: Sequence[Parameters], recipe: R
             continue
         shape = [len(rows), *[1] * len(recipe.patch)]
         shape[axis + 1] = size
-        found = [coarse_neighbours(size, max(1, round(size * factor))) for factor in factors]
-        for name, values in zip(("first", "second", "share"), zip(*found, strict=True), strict=True):
-            tables[f"low.{axis}.{name}"] = np.stack(values).reshape(shape)
+        small = np.array([max(1, round(size * factor)) for factor in factors])
+        first, second, share = coarse_neighbours(size, small)
+        tables[f"low.{axis}.first"], tables[f"low.{axis}.second"] = first.reshape(shape), second.reshape(shape)
+        tables[f"low.{axis}.share"] = share.reshape(shape)
 
 
-def coarse_neighbours(size: int, small: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Taking ``small`` of ``size`` voxels by the nearest and going back linearly: between which voxels each one then is.
+def coarse_neighbours(
+    size: int, small: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Taking ``small`` (R,) of ``size`` voxels by the nearest and going back linearly: between which two each one then is, (R, size).
 
-    In float32, like `torch.nn.functional.interpolate`: rounding decides which voxel is the nearest.
+    With how far it is from the first. In float32, like `torch.nn.functional.interpolate`: rounding decides which voxel is the nearest.
     """
-    half, one = np.float32(0.5), np.float32(1)
-    there, back = np.float32(size) / np.float32(small), np.float32(small) / np.float32(size)
+    half, coarse = np.float32(0.5), small[:, None].astype(np.float32)
+    there, back = np.float32(size) / coarse, coarse / np.float32(size)
     place = np.maximum((np.arange(size, dtype=np.float32) + half) * back - half, np.float32(0))
-    low = np.minimum(place.astype(np.int64), small - 1)
-    share = np.clip(place - low.astype(np.float32), np.float32(0), one)
-    nearest = np.minimum(((np.arange(small, dtype=np.float32) + half) * there).astype(np.int64), size - 1)
-    return nearest[low], nearest[np.minimum(low + 1, small - 1)], share
+    low = np.minimum(place.astype(np.int64), small[:, None] - 1)
+    share = np.clip(place - low.astype(np.float32), np.float32(0), np.float32(1))
+    first, second = (
+        np.minimum(((each.astype(np.float32) + half) * there).astype(np.int64), size - 1)
+        for each in (low, np.minimum(low + 1, small[:, None] - 1))
+    )
+    return first, second, share
 
 
 def send(tables: Tables, device: torch.device) -> dict[str, Tensor]:
