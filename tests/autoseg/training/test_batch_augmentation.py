@@ -127,6 +127,20 @@ def test_a_batch_takes_few_kernels_and_no_waiting(kind: str, monkeypatch) -> Non
         assert one.waits > 10 * MOST_WAITS
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_votes_that_do_not_fit_at_once_are_taken_sample_by_sample(kind: str, monkeypatch) -> None:
+    crops, recipe = made_batch(2, much=True, **{**KINDS[kind], "batch": 12})
+    assert sum(crop.parameters.moves for crop in crops) > 2
+    packed = pack(crops, recipe.patch)
+    spies, found = (Spy(), Spy()), []
+    for most, spy in zip((batch_augmentation.VOTES_AT_ONCE, 1), spies, strict=True):
+        monkeypatch.setattr(batch_augmentation, "VOTES_AT_ONCE", most)
+        with spy:
+            found.append(finish_together(packed, recipe, CPU))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert spies[0].kernels < spies[1].kernels
+
+
 def test_many_small_components_take_few_waits() -> None:
     """Each sample of a batch loses one."""
     rng, recipe = np.random.default_rng(3), recipe_of((24, 24, 24))
