@@ -217,13 +217,14 @@ class PackedBatch:
         return replace(self, numbers=numbers, labels=labels)
 
     def stacks(self) -> tuple[list[tuple[Tensor, Tensor]], Tensor | None]:
-        """Views: images (n, C, crop...) and labels (n, M, crop...) of samples with crops of one shape, and noise (n, C, patch...)."""
-        shapes = {shape: len([*same]) for shape, same in groupby(self.shapes)}
+        """Views: images (n, C, crop...) and labels (n, M, crop...), those that move apart from the others; noise (n, C, patch...)."""
+        moves = [sample.moves for sample in self.parameters]  # small crops of both kinds may have the same shape
+        same = [(key[1], len([*each])) for key, each in groupby(zip(moves, self.shapes, strict=True))]
         maps = 2 if self.previous_values else 1
         noisy = sum(sample.noise_sigma is not None for sample in self.parameters)
         noise_shape = (noisy, self.shapes[0][0], *self.patch)
-        *images, noise = _views(self.numbers, [*((count, *shape) for shape, count in shapes.items()), noise_shape])
-        labels = _views(self.labels, [(count, maps, *shape[1:]) for shape, count in shapes.items()])
+        *images, noise = _views(self.numbers, [*((count, *shape) for shape, count in same), noise_shape])
+        labels = _views(self.labels, [(count, maps, *shape[1:]) for shape, count in same])
         return [*zip(images, labels, strict=True)], noise if noisy else None
 
     def tensors(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:

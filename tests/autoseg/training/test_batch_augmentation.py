@@ -30,9 +30,10 @@ KINDS = {
     "2d": {"patch": (24, 20), "full": (56, 40), "batch": 366},
     "anisotropic": {"patch": (5, 32, 28), "full": (20, 256, 224), "batch": 4, "channels": 2},
     "isotropic": {"patch": (16, 16, 16), "full": (128, 128, 128), "batch": 2, "channels": 4},
+    "tiny": {"patch": (5, 5), "full": (5, 5), "batch": 12},
     "cascade": {"patch": (14, 24, 12), "full": (112, 192, 96), "batch": 2, "classes": 19},
 }
-"""Of the reference's plans (001, 004, 030, 025): the structure in small."""
+"""Of the reference's plans (001, 004, 030, 025) the structure in small, and patches whose crops are not larger."""
 
 
 def recipe_of(patch: tuple[int, ...], channels: int = 1, **_: object) -> Recipe:
