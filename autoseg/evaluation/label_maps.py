@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,17 @@ Floats = NDArray[np.floating]
 LabelMap = NDArray[np.uint8 | np.uint16]
 Decoder = Literal["argmax", "rankseg"]
 """``argmax``: the largest probability, of regions all above `THRESHOLD`. ``rankseg``: the largest expected Dice."""
+
+
+class Probabilities(Protocol):
+    """Probabilities (K, Z, Y, X), in memory or on disk; slices along Z are arrays."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, where: Any, /) -> NDArray[np.floating]: ...
+
+
 Slab = tuple[slice, Sequence[NDArray[np.floating]]]
 """Rows of the first axis, and for each class the scores (rows, a1, a2) there."""
 
@@ -92,12 +103,16 @@ def labels_from_probabilities(probabilities: Floats, labels: Labels) -> LabelMap
     return result
 
 
-def probability_slabs(probabilities: Floats) -> Iterator[Slab]:
-    """Views of probabilities (K, Z, Y, X), slab by slab along Z."""
-    size = max(1, SLAB_VOXELS // max(1, math.prod(probabilities.shape[2:])))
-    for start in range(0, probabilities.shape[1], size):
-        rows = slice(start, min(start + size, probabilities.shape[1]))
+def probability_slabs(probabilities: Probabilities) -> Iterator[Slab]:
+    """Probabilities (K, Z, Y, X), slab by slab along Z."""
+    for rows in _slabs(probabilities.shape[1:]):
         yield rows, list(probabilities[:, rows])
+
+
+def _slabs(shape: Sequence[int]) -> Iterator[slice]:
+    """Rows of the first axis of a volume, so many together as have `SLAB_VOXELS`."""
+    size = max(1, SLAB_VOXELS // max(1, math.prod(shape[1:])))
+    return (slice(start, min(start + size, shape[0])) for start in range(0, shape[0], size))
 
 
 def decide(scores: Sequence[Floats], labels: Labels) -> LabelMap:
@@ -422,7 +437,10 @@ def _held(components: IntArray, prediction: IntArray, reference: IntArray, class
 
 
 def ensemble_labels(
-    label_maps: Sequence[NDArray[np.integer]], probabilities: Sequence[Floats], weights: Sequence[float], labels: Labels
+    label_maps: Sequence[NDArray[np.integer]],
+    probabilities: Sequence[Probabilities],
+    weights: Sequence[float],
+    labels: Labels,
 ) -> NDArray[np.integer]:
     """The label map of an ensemble, from those of its members (Z, Y, X) and their probabilities (K, Z, Y, X), which may stay on disk.
 
@@ -436,7 +454,7 @@ def ensemble_labels(
 
 def count_ensembles(
     label_maps: Sequence[NDArray[np.integer]],
-    probabilities: Sequence[Floats],
+    probabilities: Sequence[Probabilities],
     weights: Sequence[Sequence[float]],
     reference: NDArray[np.integer],
     labels: Labels,
@@ -454,7 +472,7 @@ def count_ensembles(
     return result + count_agreement(label_maps[0].reshape(-1)[same], reference.reshape(-1)[same], labels)
 
 
-def ensemble_slabs(probabilities: Sequence[Floats], weights: Sequence[float]) -> Iterator[Slab]:
+def ensemble_slabs(probabilities: Sequence[Probabilities], weights: Sequence[float]) -> Iterator[Slab]:
     """The weighted mean of probabilities (K, Z, Y, X) that may stay on disk, slab by slab along Z; no weights: the plain mean."""
     whole = _whole(weights, len(probabilities))
     for parts in zip(*map(probability_slabs, probabilities), strict=True):
@@ -473,13 +491,13 @@ def _whole(weights: Sequence[float], number: int) -> NDArray[np.float32]:
 
 
 def _where_members_differ(
-    label_maps: Sequence[NDArray[np.integer]], probabilities: Sequence[Floats]
+    label_maps: Sequence[NDArray[np.integer]], probabilities: Sequence[Probabilities]
 ) -> Iterator[tuple[NDArray[np.intp], NDArray[np.float32]]]:
     """Places of some voxels, and the members' probabilities (M, K, n) there, until all have come."""
-    differ = np.zeros(label_maps[0].shape, dtype=bool)
-    for each in label_maps[1:]:
-        differ |= each != label_maps[0]
-    places = np.flatnonzero(differ)
-    for start in range(0, len(places), SLAB_VOXELS):
-        where = places[start : start + SLAB_VOXELS]
-        yield where, np.array([each.reshape(len(each), -1)[:, where] for each in probabilities], np.float32)
+    shape = label_maps[0].shape
+    for rows in _slabs(shape):
+        differ = np.logical_or.reduce([each[rows] != label_maps[0][rows] for each in label_maps])
+        if differ.any():
+            where = np.flatnonzero(differ)
+            p = [each[:, rows].reshape(each.shape[0], -1)[:, where] for each in probabilities]
+            yield where + rows.start * math.prod(shape[1:]), np.array(p, np.float32)

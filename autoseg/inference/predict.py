@@ -456,7 +456,7 @@ def predict_stored(
 ) -> None:
     """Write a label map for every stored case into one of a run's own folders (method section 8.3).
 
-    What RankSEG decides otherwise is kept, too, and with ``keep_probabilities`` a half-precision array (K, Z, Y, X), for ensembles of
+    What RankSEG decides otherwise is kept, too, and with ``keep_probabilities`` probabilities (K, Z, Y, X), for ensembles of
     configurations. Cases that are up to date are skipped; predictions of another model, or of other cases, are removed. Raises `AutosegError` at the
     end with the issues of all cases that failed.
     """
@@ -466,7 +466,7 @@ def predict_stored(
         dataset=model.dataset,
         made_from=key_of(model.key, keep_probabilities),
         say=say,
-        scores="half" if keep_probabilities else None,
+        scores="rounded" if keep_probabilities else None,
         with_ranked=True,
         is_own=True,
     )

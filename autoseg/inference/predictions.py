@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.folders import mask_stem
+from autoseg.evaluation.label_maps import SLAB_VOXELS, Probabilities
 from autoseg.evaluation.metrics import EvaluatedClass, evaluated_classes
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import (
@@ -33,6 +35,7 @@ from autoseg.imaging.readers import (
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
+from autoseg.preprocessing.store import StoredArray, open_array, pack_array
 from autoseg.storage.atomic import atomic_write, claimed_folder, sync_folder, write_error, write_text
 from autoseg.storage.cache import FileContent, key_of
 from autoseg.storage.journal import Entry, Journal, file_names, file_state, named_contents
@@ -41,10 +44,12 @@ from planners import Document, Labels
 JOURNAL = "predictions.jsonl"
 VOLUMES = "volumes.csv"
 NEW_FOLDER = "choose another output folder, or move the file"
-PROBABILITIES = (".npz", ".npy")
+PROBABILITIES = (".npz", ".npy", ".b2nd")
+STEPS = 4096
+"""Of probabilities that are kept for ensembles."""
 Outcome = Literal["predicted", "already there", "being predicted"]
-Scores = Literal["full", "half"]
-"""How probabilities are kept: ``CASE.npz`` in single precision, or ``CASE.probabilities.npy`` in half precision."""
+Scores = Literal["full", "rounded"]
+"""How probabilities are kept: ``CASE.npz`` in single precision, or ``CASE.probabilities.b2nd`` rounded, for ensembles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,14 +105,51 @@ def prediction_path(folder: Path, case_id: str, dataset: DatasetDescription) -> 
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:
-    """Half-precision probabilities of a case, kept for ensembles."""
-    return folder / f"{case_id}.probabilities.npy"
+    """Probabilities of a case, kept for ensembles."""
+    return folder / f"{case_id}.probabilities.b2nd"
 
 
-def load_probabilities(folder: Path, case_id: str) -> NDArray[np.float16]:
+def kept_probabilities(folder: Path, case_id: str) -> Path:
+    """`probabilities_path`, or where versions before 0.3 kept them, if they did."""
+    earlier = folder / f"{case_id}.probabilities.npy"
+    return earlier if earlier.is_file() else probabilities_path(folder, case_id)
+
+
+def pack_probabilities(probabilities: NDArray[np.float32]) -> bytes:
+    """A file of probabilities (K, Z, Y, X), of which slabs along Z can be read.
+
+    They are rounded to multiples of 1 / `STEPS`, at most as far as half precision rounds those of a half and more. So voxels of which a
+    model is sure are all alike, and take hardly any space.
+    """
+    steps = np.empty(probabilities.shape, np.uint16)
+    for of_class, given in zip(steps, probabilities, strict=True):
+        np.rint(given * np.float32(STEPS), out=of_class, casting="unsafe")
+    rows = max(1, SLAB_VOXELS // max(1, math.prod(steps.shape[2:])))
+    return pack_array(steps, (rows, *steps.shape[2:]))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptProbabilities:
+    """What `pack_probabilities` kept; it stays on disk until it is used."""
+
+    steps: StoredArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(K, Z, Y, X)."""
+        return self.steps.shape
+
+    def __getitem__(self, where: Any) -> NDArray[np.float32]:
+        return self.steps[where].astype(np.float32) / np.float32(STEPS)
+
+
+def load_probabilities(folder: Path, case_id: str) -> Probabilities:
     """Probabilities (K, Z, Y, X) of a validated case; they stay on disk until they are used."""
-    array: NDArray[np.float16] = np.load(probabilities_path(folder, case_id), mmap_mode="r", allow_pickle=False)
-    return array
+    path = kept_probabilities(folder, case_id)
+    if path.suffix == ".npy":
+        array: NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        return array
+    return KeptProbabilities(open_array(path))
 
 
 def ranked_path(folder: Path, case_id: str) -> Path:
@@ -309,7 +351,7 @@ class PredictionFolder:
         masks: dict[Path, tuple[int, ...]] = {path: ()}
         if self.with_masks and self.dataset.classes_with_masks:
             masks = {folder / f"{mask_stem(label.name)}{ending}": label.values for label in self.dataset.labels.classes}
-        scores = {"full": self.folder / f"{job.case_id}.npz", "half": probabilities_path(self.folder, job.case_id)}
+        scores = {"full": self.folder / f"{job.case_id}.npz", "rounded": probabilities_path(self.folder, job.case_id)}
         return _Files(
             label_map=path,
             masks=masks,
@@ -377,7 +419,7 @@ class PredictionFolder:
                 if self.scores == "full":
                     np.savez_compressed(file, probabilities=prediction.probabilities)
                 else:
-                    np.save(file, prediction.probabilities.astype(np.float16), allow_pickle=False)
+                    file.write(pack_probabilities(prediction.probabilities))
         if files.ranked is not None and prediction.ranked is not None:
             differs = np.flatnonzero(prediction.ranked != prediction.labels)
             with atomic_write(staged / files.ranked.name) as file:

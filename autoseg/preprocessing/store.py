@@ -242,7 +242,7 @@ def open_array(path: Path) -> StoredArray:
 
 
 def _unreadable(path: Path, error: Exception) -> AutosegError:
-    fix = "delete it and run the same command again, which then preprocesses the case again"
+    fix = "delete it and run the same command again, which makes it again"
     return AutosegError(Issue(code="store.damaged", where=str(path), message=f"could not be read ({error})", fix=fix))
 
 

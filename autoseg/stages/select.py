@@ -50,10 +50,10 @@ from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import (
     Job,
     PredictionFolder,
+    kept_probabilities,
     load_probabilities,
     load_ranked,
     prediction_path,
-    probabilities_path,
     ranked_path,
 )
 from autoseg.inference.predictor import Prediction
@@ -310,7 +310,7 @@ class ValidatedCase:
         """All that is read for a recipe, the reference left out."""
         label_maps = [self.label_map_path(name) for name in members]
         if len(members) > 1:
-            return (*label_maps, *(probabilities_path(self.folders[name], self.case_id) for name in members))
+            return (*label_maps, *(kept_probabilities(self.folders[name], self.case_id) for name in members))
         return (*label_maps, *([ranked_path(self.folders[members[0]], self.case_id)] if ranked else ()))
 
     def load(self, recipe: Recipe) -> Labelled:
@@ -326,7 +326,8 @@ class ValidatedCase:
         probabilities = [load_probabilities(self.folders[name], self.case_id) for name in names]
         if recipe.decoder == "rankseg":
             slabs = ensemble_slabs(probabilities, recipe.weights)
-            return rank_labels(slabs, probabilities[0].shape[1:], self.labels, are_logits=False)[1]
+            _, depth, height, width = probabilities[0].shape
+            return rank_labels(slabs, (depth, height, width), self.labels, are_logits=False)[1]
         return ensemble_labels(self.load_members(names), probabilities, recipe.weights, self.labels)
 
     def load_members(self, names: Sequence[str]) -> list[Labelled]:

@@ -446,7 +446,7 @@ def exchange_training(folder: RunFolder, name: str, fold: int, key: str) -> bool
         before = read_key(final_weights(folder, name, fold))
         if before == key:
             return False
-        for path in (*place.glob("*.pt"), *folder.validation(name, fold).glob("*.probabilities.npy")):
+        for path in (*place.glob("*.pt"), *folder.validation(name, fold).glob("*.probabilities.*")):
             path.unlink()
         keep_as = folder.kept_fold(name, fold, before)
         keep_as.parent.mkdir(parents=True, exist_ok=True)

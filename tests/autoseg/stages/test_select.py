@@ -23,9 +23,19 @@ from autoseg.evaluation.label_maps import (
 from autoseg.evaluation.selection import Recipe
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_label_map, write_label_map
-from autoseg.inference.predictions import Job, PredictionFolder, load_ranked, ranked_path
+from autoseg.inference.predictions import (
+    STEPS,
+    Job,
+    PredictionFolder,
+    load_probabilities,
+    load_ranked,
+    pack_probabilities,
+    probabilities_path,
+    ranked_path,
+)
 from autoseg.inference.predictor import Prediction
 from autoseg.stages.select import ValidatedCase, count_case_ensembles, count_case_steps
+from autoseg.stages.validate import space_needed
 from planners import LabelClass, Labels
 
 LABELS = Labels(classes=(LabelClass(name="a", values=(1,)), LabelClass(name="b", values=(2,))))
@@ -66,8 +76,8 @@ def validated(tmp_path: Path) -> tuple[ValidatedCase, list[np.ndarray], np.ndarr
     kept = []
     for name in NAMES:
         powers = np.exp(2 * rng.normal(size=(3, *GRID.shape)) + 1.5 * (np.arange(3)[:, None, None, None] == reference))
-        kept.append((powers / powers.sum(axis=0)).astype(np.float16))
-        scores = kept[-1].astype(np.float32)
+        scores = (np.rint(powers / powers.sum(axis=0) * STEPS) / STEPS).astype(np.float32)
+        kept.append(scores)
         plain, ranked = rank_labels(probability_slabs(scores), GRID.shape, LABELS, are_logits=False)
         prediction = Prediction(labels=in_files(plain), probabilities=scores, geometry=GRID, ranked=in_files(ranked))
         sink = PredictionFolder(
@@ -75,7 +85,7 @@ def validated(tmp_path: Path) -> tuple[ValidatedCase, list[np.ndarray], np.ndarr
             dataset=dataset,
             made_from="a test",
             say=print,
-            scores="half",
+            scores="rounded",
             with_ranked=True,
             is_own=True,
         )
@@ -85,6 +95,36 @@ def validated(tmp_path: Path) -> tuple[ValidatedCase, list[np.ndarray], np.ndarr
         assert sink.complete(job) == "already there"
     folders = {name: tmp_path / name for name in NAMES}
     return ValidatedCase(case_id="x", dataset=dataset, labels=LABELS, folders=folders), kept, reference
+
+
+def test_probabilities_are_kept_to_a_few_thousandths_and_sure_voxels_take_no_space(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    p = np.zeros((3, 40, 256, 256), np.float32)
+    p[0] = 1 - 1e-4
+    p[1] = 1e-4
+    p[:, 17:19, 50:90, 60:80] = rng.dirichlet([1, 1, 1], (2, 40, 20)).transpose(3, 0, 1, 2)
+    path = probabilities_path(tmp_path, "x")
+    path.write_bytes(pack_probabilities(p))
+
+    found = load_probabilities(tmp_path, "x")
+
+    assert found.shape == p.shape
+    assert np.abs(found[:, 10:30] - p[:, 10:30]).max() <= 0.5 / STEPS + 1e-7
+    assert path.stat().st_size < 2 * p.nbytes // 4 / 200, "of half precision"
+
+
+def test_space_for_what_is_still_to_be_kept_is_that_of_what_is_there(tmp_path: Path) -> None:
+    places = [tmp_path / str(i) for i in range(5)]
+    assert space_needed(places, 1000.0) == 5000
+    places[0].write_bytes(bytes(100))
+    places[3].write_bytes(bytes(200))
+    assert space_needed(places, 1000.0) == 3 * 150
+
+
+def test_probabilities_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    p = np.random.default_rng(5).random((2, 3, 4, 5)).astype(np.float16)
+    np.save(tmp_path / "x.probabilities.npy", p)
+    assert np.array_equal(load_probabilities(tmp_path, "x")[:, 1:3], p[:, 1:3])
 
 
 def test_only_what_rankseg_decides_otherwise_is_kept(
@@ -109,7 +149,7 @@ def test_a_missing_file_of_rankseg_is_made_again(validated: tuple[ValidatedCase,
         dataset=case.dataset,
         made_from="a test",
         say=print,
-        scores="half",
+        scores="rounded",
         with_ranked=True,
         is_own=True,
     )
