@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from autoseg.compute.device import use_device
 from autoseg.compute.executor import validation_readers
 from autoseg.issues import Issue
 from autoseg.networks.weights import save_weights
@@ -216,6 +217,7 @@ def train_fold(
     there, and a later call resumes from the last checkpoint.
     """
     require_fit(spec)
+    use_device(spec.device)
     run, issues = _begin(spec, callbacks, should_stop)
     error: BaseException | None = None
     start = FoldStart(
