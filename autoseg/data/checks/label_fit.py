@@ -35,6 +35,9 @@ FEW = 4.0
 """With so many others both thresholds are twice as high, with more they fall (docs/decisions/0176)."""
 RELIABLE = 0.4
 """Below this median correlation of the others, as for lesions, the model cannot predict labels, and no case is judged."""
+SAME_BY_INTENSITY = 0.8
+"""With this share of the others' agreement by intensities alone, a label map lies where it should, and its image has another
+field of view, which the model of places cannot know."""
 LOST, RESTORED = 0.5, 0.8
 """A label map with less than the first share of the usual agreement, which another arrangement brings above the second,
 is certainly misplaced."""
@@ -98,7 +101,7 @@ def _judge(
         return None
     predicted = predict(case.thumbnail, without(total, case.evidence, num_others))
     fit = fit_label_map(case.thumbnail, predicted, num_classes, compared)
-    return None if fit is None else _Judged(case, fit, predicted[compared].astype(np.float16))
+    return None if fit is None else _Judged(case, fit, predicted[0][compared].astype(np.float16))
 
 
 def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, str]]) -> Misfit | None:
@@ -115,7 +118,12 @@ def _misfit(known: Sequence[_Judged], index: int, swaps: Sequence[tuple[float, s
         signs[text] = own + gain
     # Among many: as far below the lowest tenth of the others as that is below their median.
     lowest = 2 * float(np.percentile(usual, TAIL)) - middle if len(usual) >= MANY else float("inf")
-    is_strange = oddness(own, usual, floor=MIN_DROP) < -1 and own < lowest
+    usual_by_intensity = float(np.median([other.fit.by_intensity for other in others]))
+    is_strange = (
+        oddness(own, usual, floor=MIN_DROP) < -1
+        and own < lowest
+        and judged.fit.by_intensity < SAME_BY_INTENSITY * usual_by_intensity
+    )
     if not signs and not is_strange:
         return None
     is_sure = bool(signs) or oddness(own, usual, floor=caution * MIN_DROP) < -1
@@ -141,6 +149,9 @@ def _flip_signs(fit: Fit, others: Sequence[_Judged], min_gain: float) -> dict[st
 
 
 def _shift_signs(judged: _Judged, others: Sequence[_Judged], min_gain: float) -> dict[str, float]:
+    """The shift by which the label map fits better than by any in other cases, also judged by intensities alone."""
+    if judged.fit.shifted_by_intensity < MIN_GAIN / 2:  # another field of view moves the image with its label map
+        return {}
     usual = max(other.fit.shifted for other in others)
     if judged.fit.shifted < min_gain or judged.fit.shifted < usual + min_gain:
         return {}

@@ -98,6 +98,8 @@ ATLAS_WEIGHT = 0.3
 """Share of the mean mask in the prediction. With 0 the left-right flip of a hippocampus is missed, with 0.5 a wrong mask
 of the brain stands out less among cases with different fields of view."""
 RIDGE = 1e-4
+NUM_INTENSITIES = 8
+"""Features of a channel."""
 USUAL_SHARE = 0.8
 """Classes that fewer cases have are not compared."""
 FARTHEST_SHIFT = 0.3
@@ -128,6 +130,10 @@ class Fit:
     """Blocks (z, y, x) by which moving the union fits best."""
     shifted: float
     """Gain in agreement of the union by this shift."""
+    by_intensity: float
+    """``own`` for a prediction from intensities alone, which another field of view does not change."""
+    shifted_by_intensity: float
+    """``shifted`` for that prediction."""
 
 
 def masks(labels: NDArray[np.int16], num_classes: int) -> Array:
@@ -171,19 +177,24 @@ def without(total: Evidence, part: Evidence, num_others: int) -> Evidence:
     )
 
 
-def predict(thumbnail: Thumbnail, others: Evidence) -> Array:
-    """Where the others' evidence expects the masks: scores (M, z, y, x), standardised."""
-    diagonal = np.diag(np.diag(others.moments) + 1e-6).astype(np.float64)
-    weights = np.linalg.solve(others.moments + RIDGE * diagonal, others.products.astype(np.float64))
-    shape = thumbnail.image.shape[1:]
-    scores = (_features(thumbnail) @ weights.astype(np.float32)).T.reshape(-1, *shape)
-    return np.stack(
-        [
-            (1 - ATLAS_WEIGHT) * _standardised(np.maximum(score, 0))
-            + ATLAS_WEIGHT * _standardised(_resized(mean, shape))
-            for score, mean in zip(scores, others.atlas, strict=True)
-        ]
+def predict(thumbnail: Thumbnail, others: Evidence) -> tuple[Array, Array]:
+    """Where the others' evidence expects the masks, and where by intensities alone: scores (M, z, y, x), standardised."""
+    columns, shape = _features(thumbnail), thumbnail.image.shape[1:]
+    of_intensity = [*range(NUM_INTENSITIES * len(thumbnail.image)), -1]
+    whole, by_intensity = (
+        _scores(columns, others, list(used), shape) for used in (range(columns.shape[1]), of_intensity)
     )
+    atlas = np.stack([_standardised(_resized(mean, shape)) for mean in others.atlas])
+    return (1 - ATLAS_WEIGHT) * whole + ATLAS_WEIGHT * atlas, by_intensity
+
+
+def _scores(columns: Array, others: Evidence, used: Sequence[int], shape: Sequence[int]) -> Array:
+    """The regression on the ``used`` features, cut off below 0."""
+    moments = others.moments[np.ix_(used, used)].astype(np.float64)
+    diagonal = np.diag(np.diag(moments) + 1e-6)
+    weights = np.linalg.solve(moments + RIDGE * diagonal, others.products[used].astype(np.float64))
+    scores = (columns[:, used] @ weights.astype(np.float32)).T.reshape(-1, *shape)
+    return np.stack([_standardised(np.maximum(score, 0)) for score in scores])
 
 
 def usual_masks(parts: Sequence[Evidence]) -> NDArray[np.bool_]:
@@ -194,17 +205,27 @@ def usual_masks(parts: Sequence[Evidence]) -> NDArray[np.bool_]:
     return usual
 
 
-def fit_label_map(thumbnail: Thumbnail, predicted: Array, num_classes: int, compared: NDArray[np.bool_]) -> Fit | None:
-    """How the ``compared`` masks of the label map fit ``predicted`` (M, z, y, x), as they are, flipped, and moved.
+def fit_label_map(
+    thumbnail: Thumbnail, predictions: tuple[Array, Array], num_classes: int, compared: NDArray[np.bool_]
+) -> Fit | None:
+    """How the ``compared`` masks of the label map fit those of `predict`, as they are, flipped, and moved.
 
     None where the label map is empty.
     """
     if thumbnail.labels is None or not thumbnail.labels.any():
         return None
-    each, predicted = masks(thumbnail.labels, num_classes)[compared], predicted[compared]
+    each = masks(thumbnail.labels, num_classes)[compared]
+    predicted, by_intensity = (of[compared] for of in predictions)
     z, y, x = (agreement(np.flip(each, axis=axis + 1), predicted) for axis in range(3))
-    shift, gain = _best_shift(each[-1], predicted[-1])
-    return Fit(own=agreement(each, predicted), flips=(z, y, x), shift=shift, shifted=gain)
+    shift = _best_shift(each[-1], predicted[-1])
+    return Fit(
+        own=agreement(each, predicted),
+        flips=(z, y, x),
+        shift=shift,
+        shifted=_gain(each[-1], predicted[-1], shift),
+        by_intensity=agreement(each, by_intensity),
+        shifted_by_intensity=_gain(each[-1], by_intensity[-1], shift),
+    )
 
 
 def agreement(each: Array, predicted: Array) -> float:
@@ -229,7 +250,7 @@ def mean_correlations(predicted: Array, each: Array) -> Array:
 
 
 def _features(thumbnail: Thumbnail) -> Array:
-    """(voxels, F): intensities at three scales, edges, squares, and polynomials of the place."""
+    """(voxels, F): of each channel `NUM_INTENSITIES`, at three scales, edges and squares; polynomials of the place; 1."""
     columns: list[NDArray[np.floating]] = []
     shape = thumbnail.image.shape[1:]
     for channel in thumbnail.image.astype(np.float32):
@@ -257,8 +278,8 @@ def _standardised(array: Array) -> Array:
     return standard
 
 
-def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]:
-    """The shift in blocks by which the mask agrees best with the score, and the gain in agreement."""
+def _best_shift(mask: Array, score: Array) -> tuple[int, int, int]:
+    """The shift in blocks by which the mask agrees best with the score."""
     padded = [fft.next_fast_len(2 * size) for size in mask.shape]
     spectrum = fft.rfftn(score - score.mean(), padded) * np.conj(fft.rfftn(mask, padded))
     overlap = fft.irfftn(spectrum, padded)
@@ -266,5 +287,10 @@ def _best_shift(mask: Array, score: Array) -> tuple[tuple[int, int, int], float]
     tried = overlap[np.ix_(*(np.arange(-r, r + 1) for r in reach))]
     best = np.unravel_index(int(tried.argmax()), tried.shape)
     z, y, x = (int(index) - r for index, r in zip(best, reach, strict=True))
-    moved = ndimage.shift(mask, (z, y, x), order=0, prefilter=False)  # voxels that leave the image are lost
-    return (z, y, x), agreement(moved[None], score[None]) - agreement(mask[None], score[None])
+    return z, y, x
+
+
+def _gain(mask: Array, score: Array, shift: tuple[int, int, int]) -> float:
+    """By how much moving the mask improves its agreement with the score."""
+    moved = ndimage.shift(mask, shift, order=0, prefilter=False)  # voxels that leave the image are lost
+    return agreement(moved[None], score[None]) - agreement(mask[None], score[None])

@@ -12,8 +12,15 @@ from autoseg.tracking.progress import SilentReporter
 SHAPE = (10, 10, 10)
 
 
-def judge(case, own, *, flipped=0.0, shifted=0.0):
-    fit = Fit(own=own, flips=(0.0, 0.0, flipped), shift=(0, 0, 2), shifted=shifted)
+def judge(case, own, *, flipped=0.0, shifted=0.0, by_intensity=None, shifted_by_intensity=0.1):
+    fit = Fit(
+        own=own,
+        flips=(0.0, 0.0, flipped),
+        shift=(0, 0, 2),
+        shifted=shifted,
+        by_intensity=own / 2 if by_intensity is None else by_intensity,
+        shifted_by_intensity=shifted_by_intensity,
+    )
     return _Judged(case, fit, np.zeros((1, 2, 2, 2), np.float16))
 
 
@@ -25,6 +32,11 @@ def judged(found):
     ("usual", "fit", "expected"),
     [
         (0.80, {"own": 0.72}, None),  # 0.1 below the others is usual
+        (0.80, {"own": 0.61, "by_intensity": 0.31}, (False, True, True)),
+        (0.80, {"own": 0.61, "by_intensity": 0.33}, None),  # of more than 0.8 of 0.4: another field of view
+        (0.80, {"own": 0.75, "shifted": 0.12, "shifted_by_intensity": 0.02}, None),
+        (0.80, {"own": 0.75, "shifted": 0.12, "shifted_by_intensity": 0.04}, (False, False, True)),
+        (0.80, {"own": 0.65}, None),  # and by intensities alone 0.81 of theirs
         (0.80, {"own": 0.63}, (False, True, False)),  # 0.18 below five others needs other signs
         (0.80, {"own": 0.61}, (False, True, True)),
         (0.39, {"own": 0.10}, None),  # the model does not predict such labels
@@ -53,9 +65,9 @@ def test_among_many_the_worst_tenth_tells_what_is_usual(measure):
 
 @pytest.mark.parametrize(("number", "expected"), [(5, (False, True, False)), (40, (False, True, True))])
 def test_few_cases_make_less_sure(measure, number, expected):
-    """A drop of 0.15 is worth a word among 40 others, among 5 only with other signs."""
+    """A drop of 0.17 is worth a word among 40 others, among 5 only with other signs."""
     case = measure("odd", np.random.default_rng(0).normal(0, 1, (1, *SHAPE)))
-    known = [judge(case, 0.65), *(judge(case, 0.8) for _ in range(number))]
+    known = [judge(case, 0.63), *(judge(case, 0.8) for _ in range(number))]
     assert judged(_misfit(known, 0, [(0.0, "")] * len(known))) == expected
 
 
@@ -86,6 +98,21 @@ def test_a_flipped_label_map_is_found_among_three_others(measure, number, expect
     cases = [case(f"c{seed}", seed) for seed in range(number - 1)] + [case("odd", 9, flip=True)]
     found = find_misfits(cases, 1, num_workers=1, reporter=SilentReporter())
     assert [misfit.case_id for misfit in found if misfit.is_certain] == expected
+
+
+def test_another_field_of_view_is_no_misfit(measure):
+    """Image and label map moved together: only their place is unlike that of the others."""
+
+    def case(name, seed, *, place=(4, 4, 4), off=0):
+        labels = np.zeros((20, 20, 20), np.uint8)
+        labels[tuple(slice(at, at + 8) for at in place)] = 1
+        image = 30 * labels[None] + np.random.default_rng(seed).normal(100, 5, (1, *labels.shape))
+        return measure(name, image, np.roll(labels, off, 2))
+
+    others = [case(f"c{seed}", seed) for seed in range(6)]
+    for odd, expected in ((case("odd", 9, place=(4, 4, 10)), []), (case("odd", 9, off=6), ["odd"])):
+        found = find_misfits([*others, odd], 1, num_workers=1, reporter=SilentReporter())
+        assert [misfit.case_id for misfit in found if misfit.is_sure] == expected
 
 
 @pytest.mark.parametrize(("having", "expected"), [(3, False), (4, True)])
