@@ -68,6 +68,8 @@ class NamedVolumes(Document):
     keys: Annotated[tuple[str, ...], Field(min_length=1)]
     ending: str
     """At the end of the name of the 4D image, and not in names of cases."""
+    images: Patterns = ()
+    """4D images of test cases; each is used where its folder has no other test image."""
 
 
 class Known(Document):

@@ -1,6 +1,6 @@
 """Scores a folder of predictions against its references: a folder of label maps, of masks of classes, or a dataset.
 
-Masks are in a folder for each case, with one file for each class. Their references may be stored in the same way, in the dataset's
+A label map may also lie in a folder of its case (``CASE/CASE``, ``CASE/seg``). Masks are in a folder for each case, with one file for each class. Their references may be stored in the same way, in the dataset's
 own folders (``CASE/segmentations/CLASS``), in a folder for each class (``CLASS/CASE``), or in one file of segments a case
 (DICOM SEG, ``.seg.nrrd``). A class without a reference file is absent there.
 """
@@ -37,6 +37,7 @@ from autoseg.imaging.readers import (
 )
 from autoseg.issues import AutosegError, Issue, Severity
 from autoseg.tracking.progress import Reporter, SilentReporter
+from autoseg.wording import shorten
 
 MAX_FOUND_CLASSES = 1000
 """More distinct values than this are intensities: the references are images, not label maps."""
@@ -76,6 +77,8 @@ def evaluate_folder(
     ``ignore`` that occurs in any reference is a class, named by its value. Where ``references`` is a dataset, in any layout
     that `discover_dataset` reads, its labelled cases are the references, with its own classes and ignore label.
 
+    Label maps in folders of their own, ``CASE/CASE`` or ``CASE/seg``, are named by the folder.
+
     Where the predictions are masks of classes, ``predictions/CASE/CLASS`` is scored against its mask in ``references``; of
     a single class also ``predictions/CASE``. Each class is scored as a separate mask, wherever they overlap, and is
     numbered from 1 on in the summary; without ``classes``, all that are predicted. From ``threshold`` on a voxel of a
@@ -88,9 +91,12 @@ def evaluate_folder(
     read and every pair of grids that differ; also where there is no pair at all.
     """
     run = _Run(predictions, references, tolerance_mm, strict, num_workers, reporter or SilentReporter())
-    if holds_masks(predictions) or (len(classes) == 1 and holds_masks(references)):
+    in_folders = {folder for folder in (predictions, references) if _maps_in_folders(folder, classes)}
+    if predictions not in in_folders and (
+        holds_masks(predictions) or (len(classes) == 1 and references not in in_folders and holds_masks(references))
+    ):
         return _evaluate_masks(run, tuple(each.name for each in classes), threshold)
-    if (dataset := _dataset_of(run)) is not None:
+    if references not in in_folders and (dataset := _dataset_of(run)) is not None:
         return _evaluate_dataset(run, dataset, tuple(classes))
     return _evaluate_label_maps(run, tuple(classes), ignore)
 
@@ -281,9 +287,11 @@ def _pairs_of_folders(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]]:
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    """Image files of a folder by name without ending; `AutosegError` where there is none, or two of one name."""
+    """Image files of a folder by name without ending, or by that of their own folder; `AutosegError` where there is none, or two of one name."""
     if not folder.is_dir():
         raise AutosegError(_no_folder(folder))
+    if in_folders := _maps_in_folders(folder):
+        return in_folders
     files: dict[str, Path] = {}
     issues: list[Issue] = []
     for path in _images(folder):
@@ -296,6 +304,23 @@ def _label_files(folder: Path) -> dict[str, Path]:
     if issues:
         raise AutosegError(*issues)
     return files
+
+
+def _maps_in_folders(folder: Path, classes: Sequence[EvaluatedClass] = ()) -> dict[str, Path]:
+    """The label map of each case where every folder holds one image, named after the case or ``seg``; else none.
+
+    The name of one of the ``classes`` makes it a mask.
+    """
+    if not folder.is_dir() or any(_images(folder)):
+        return {}
+    found = {below.name: files for below in _folders(folder) if (files := list(_images(below)))}
+    stems = {mask_stem(each.name).casefold() for each in classes}
+    for name, files in found.items():
+        stem = image_stem(files[0])
+        is_named = re.fullmatch(WORDS, stem, re.I) or _case_in(stem) == _case_in(name)
+        if len(files) > 1 or not is_named or stem.casefold() in stems or is_segmentation(files[0]):
+            return {}
+    return {name: file for name, (file,) in found.items()}
 
 
 def _no_folder(folder: Path) -> Issue:
@@ -382,7 +407,14 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
     else:
         folders = _folders(run.predictions)
         predicted = {below.name: {image_stem(file): file for file in _images(below)} for below in folders}
-    names = names or tuple(sorted({name for masks in predicted.values() for name in masks}))
+    found = Counter(name for masks in predicted.values() for name in masks)
+    if not names and len(predicted) > 1 and max(found.values(), default=0) == 1:
+        message = (
+            f"its folders have no file of the same name ({shorten(sorted(found))}), so none is the mask of a class"
+        )
+        fix = "keep one label map in each, named as its folder or seg, or name masks by their class, as CASE/CLASS"
+        raise AutosegError(Issue(code="evaluation.no_masks", where=str(run.predictions), message=message, fix=fix))
+    names = names or tuple(sorted(found))
     stems = {mask_stem(name) for name in names}
     expected = _reference_masks(run.references, cases=predicted.keys(), stems=stems)
     pairs = pair_names(predicted, expected)

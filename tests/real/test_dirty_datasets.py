@@ -73,6 +73,18 @@ def test_foreign_label_map_in_the_place_of_a_good_one_is_refused(few, real_data)
     assert "labels.grid" in {f.code for f in errors}
 
 
+def test_another_field_of_view_is_no_misfit(real_data):
+    """The image of hippocampus_125 shows its hippocampus elsewhere than the others; its label map is right."""
+    dataset = discover_dataset(real_data / "Task04_Hippocampus")
+    numbers = {"125", "175", "355", "162", "268", "299"}
+    chosen = dataset.model_copy(
+        update={"training": tuple(case for case in dataset.training if case.case_id[-3:] in numbers)}
+    )
+    issues = check_dataset(chosen, num_workers=1, reporter=SilentReporter())
+    assert len(chosen.training) == len(numbers)
+    assert not [f for f in issues if f.code == "labels.misfit"]
+
+
 def test_truncated_and_swapped_files_are_found_together(few):
     images, labels = few / "imagesTr", few / "labelsTr"
     (images / "hippocampus_004.nii.gz").write_bytes((images / "hippocampus_004.nii.gz").read_bytes()[:5000])

@@ -13,11 +13,13 @@ import numpy as np
 from autoseg.data.dataset import Case, MaskFile
 from autoseg.data.discovery.classes import unique_names
 from autoseg.data.discovery.declarations import Declaration
-from autoseg.data.discovery.files import FoundFile
-from autoseg.data.discovery.layouts import Match, count_channels
+from autoseg.data.discovery.files import FoundFile, list_files, match_files
+from autoseg.data.discovery.layouts import TRAINING_FOLDER, Match, count_channels
 from autoseg.imaging.readers import (
     PART_MARK,
+    frame_path,
     image_ending,
+    image_endings,
     image_stem,
     is_debris,
     is_segmentation,
@@ -126,7 +128,53 @@ def find_test_cases(
             cases.setdefault(case_id, Case(case_id=case_id, images=(str(path),)))
         else:
             missing.append(listed)
-    return tuple(cases[case_id] for case_id in sorted(cases)), _missing_images(root, match, missing, "test")
+    issues = _missing_images(root, match, missing, "test") + _add_named_volumes(root, match.layout, cases)
+    return tuple(cases[case_id] for case_id in sorted(cases)), issues
+
+
+def _add_named_volumes(root: Path, layout: Layout, cases: dict[str, Case]) -> list[Issue]:
+    """Add test cases that are volumes of 4D images in folders without other test images; warnings where nothing names them."""
+    named = layout.known.volumes if layout.known is not None else None
+    if named is None:
+        return []
+    files: list[tuple[Path, str | None]] = []
+    for place in (root, *([root.parent] if TRAINING_FOLDER.fullmatch(root.name) else [])):
+        with suppress(OSError):
+            listed = list_files(place, named.images, fields=layout.fields)
+            found = match_files(listed, named.images, fields=layout.fields, endings=image_endings())
+            files += [(place / each.path, each.fields.get("patient")) for each in found]
+    full = {Path(image).parent for case in cases.values() for image in case.images}
+    issues = []
+    for file, patient in files:
+        if file.parent in full:
+            continue
+        for number in (numbers := listed_volumes(file.parent / named.file, named.keys)):
+            case_id = frame_name(image_stem(file).removesuffix(named.ending), number)
+            image = str(frame_path(file, number))
+            cases[case_id] = Case(case_id=case_id, images=(image,), group=patient)
+        if not numbers:
+            message = f"not predicted: {named.file} beside it names no {' and '.join(named.keys)}"
+            fix = f"add {named.file}, or predict the file with autoseg predict"
+            issues.append(
+                Issue(code="dataset.no_volumes", severity="warning", where=str(file), message=message, fix=fix)
+            )
+    return issues
+
+
+def frame_name(case_id: str, number: int) -> str:
+    """The case of one volume of a 4D file, counted from 1."""
+    return f"{case_id}_frame{number:02d}"
+
+
+def listed_volumes(path: Path, keys: Sequence[str]) -> tuple[int, ...]:
+    """Numbers after ``keys`` in a text file of lines ``key: number``; empty where it cannot be read or lacks one."""
+    try:
+        lines = [line.partition(":") for line in path.read_text("utf-8", errors="replace").splitlines()]
+    except OSError:
+        return ()
+    found = {key.strip(): value.strip() for key, _, value in lines}
+    texts = [found.get(key, "") for key in keys]
+    return tuple(map(int, texts)) if all(text.isdecimal() for text in texts) else ()
 
 
 MODALITY = re.compile(r"(?i)(cb)?ct|pet|t1(w|c|ce|gd)?|t2(w|star)?|flair|pdw?|dwi|adc|[st]em")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autoseg.data.dataset import DatasetDescription
+from autoseg.data.discovery.cases import frame_name, listed_volumes
 from autoseg.data.discovery.files import match_files
 from autoseg.data.discovery.layouts import (
     SEGMENTS,
@@ -282,7 +283,7 @@ def _named_volumes(
     chosen: dict[Path, tuple[int, ...]] = {}
     for case in cases:
         file, number = split_frame(case.images[0])
-        if number is None or not (numbers := _listed_volumes(file.parent / named.file, named.keys)):
+        if number is None or not (numbers := listed_volumes(file.parent / named.file, named.keys)):
             kept.append(case)
             continue
         chosen[file] = numbers
@@ -294,17 +295,6 @@ def _named_volumes(
         fix = "pass one of the images alone to predict all of its volumes"
         left.append(_note(code="predict.volumes", where=str(next(iter(chosen)).parent), message=message, fix=fix))
     return sorted(kept, key=lambda case: case.case_id), left
-
-
-def _listed_volumes(path: Path, keys: Sequence[str]) -> tuple[int, ...]:
-    """Numbers after ``keys`` in a text file of lines ``key: number``; empty where it cannot be read or lacks one."""
-    try:
-        lines = [line.partition(":") for line in path.read_text("utf-8", errors="replace").splitlines()]
-    except OSError:
-        return ()
-    found = {key.strip(): value.strip() for key, _, value in lines}
-    texts = [found.get(key, "") for key in keys]
-    return tuple(map(int, texts)) if all(text.isdecimal() for text in texts) else ()
 
 
 def _skipped(source: Path, noun: str, paths: Sequence[Path]) -> Issue:
@@ -404,11 +394,6 @@ def _channel_issues(case_id: str, files: dict[int, Path], channels: Sequence[str
             Issue(code="predict.extra_channel", where=where, message=message, fix="remove them", case=case_id)
         )
     return issues
-
-
-def frame_name(case_id: str, number: int) -> str:
-    """The case of one volume of a 4D file, counted from 1."""
-    return f"{case_id}_frame{number:02d}"
 
 
 def _whole_cases(case_id: str, path: Path, channels: Sequence[str]) -> tuple[list[InputCase], list[Issue]]:

@@ -77,6 +77,26 @@ def test_case_is_scored_with_the_spacing_of_its_reference(folders: tuple[Path, P
     assert got.metrics["(1, 2)"].volume_reference_ml == pytest.approx(0.003)
 
 
+@pytest.mark.parametrize("predicted", ["{0}/{0}", "{0}/seg", "{0}/{0}_pred", "{0}"])
+@pytest.mark.parametrize("expected", ["{0}/{0}", "{0}/Label", "{0}"])
+def test_label_maps_may_lie_in_folders_of_their_cases(tmp_path: Path, predicted: str, expected: str) -> None:
+    for case_id, voxels in (("a", (1, 1, 2)), ("b", (1,))):
+        write(tmp_path / "p" / f"{predicted.format(case_id)}.nii.gz", *voxels)
+        write(tmp_path / "r" / f"{expected.format(case_id)}.nii.gz", 1, 1, 2)
+    got = evaluate_folder(tmp_path / "p", tmp_path / "r", classes=[WHOLE])
+    assert got.dice_by_case() == {"a": {"whole": 1.0}, "b": {"whole": 0.5}}
+
+
+def test_folders_of_files_that_are_neither_label_maps_nor_masks_are_explained(tmp_path: Path) -> None:
+    for case_id in ("a", "b"):
+        for name in (case_id, f"{case_id}_uncertainty"):
+            write(tmp_path / "p" / case_id / f"{name}.nii.gz", 1)
+        write(tmp_path / "r" / f"{case_id}.nii.gz", 1)
+    (issue,) = refused(tmp_path / "p", tmp_path / "r")
+    assert issue.code == "evaluation.no_masks"
+    assert "CASE/CLASS" in issue.fix
+
+
 def test_folder_is_scored_case_by_case(folders: tuple[Path, Path]) -> None:
     got = evaluate_folder(*folders)
 

@@ -100,21 +100,6 @@ def test_a_flipped_label_map_is_found_among_three_others(measure, number, expect
     assert [misfit.case_id for misfit in found if misfit.is_certain] == expected
 
 
-def test_another_field_of_view_is_no_misfit(measure):
-    """Image and label map moved together: only their place is unlike that of the others."""
-
-    def case(name, seed, *, place=(4, 4, 4), off=0):
-        labels = np.zeros((20, 20, 20), np.uint8)
-        labels[tuple(slice(at, at + 8) for at in place)] = 1
-        image = 30 * labels[None] + np.random.default_rng(seed).normal(100, 5, (1, *labels.shape))
-        return measure(name, image, np.roll(labels, off, 2))
-
-    others = [case(f"c{seed}", seed) for seed in range(6)]
-    for odd, expected in ((case("odd", 9, place=(4, 4, 10)), []), (case("odd", 9, off=6), ["odd"])):
-        found = find_misfits([*others, odd], 1, num_workers=1, reporter=SilentReporter())
-        assert [misfit.case_id for misfit in found if misfit.is_sure] == expected
-
-
 @pytest.mark.parametrize(("having", "expected"), [(3, False), (4, True)])
 def test_classes_of_most_cases_are_compared(having, expected):
     """Four of five cases are enough."""

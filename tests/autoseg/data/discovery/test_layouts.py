@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
@@ -15,7 +16,7 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.data.discovery.cases import MOST_VALUES
 from autoseg.data.discovery.layouts import match_layout
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.readers import write_label_map
+from autoseg.imaging.readers import frame_path, write_label_map
 from autoseg.issues import AutosegError
 from datasets_spec import load_known, load_layouts
 
@@ -510,6 +511,26 @@ def test_public_datasets_of_the_same_names_are_told_apart(tmp_path, labelled, un
     assert (found.layout, len(found.training), len(found.test)) == (layout, len(labelled), len(unlabelled))
     (*ambiguous,) = (issue for issue in found.issues if issue.code == "known.ambiguous")
     assert [issue.fix for issue in ambiguous] == ([] if is_sure else ["pass --layout kits23 if it is that"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("ED: 1\nES: 3\n", ["patient102_frame01", "patient102_frame03"]), ("ED: 1\n", [])],
+)
+def test_test_patients_of_acdc_may_have_a_4d_file_only(tmp_path, text, expected):
+    write_folder(tmp_path, images=KNOWN["acdc"][0], labels=KNOWN["acdc"][1])
+    for patient in ("patient101", "patient102"):
+        file = tmp_path / "testing" / patient / f"{patient}_4d.nii.gz"
+        file.parent.mkdir(exist_ok=True)
+        nib.save(nib.Nifti1Image(np.zeros((4, 5, 6, 3), np.float32), np.eye(4)), file)
+        (file.parent / "Info.cfg").write_text(text)
+    for acdc in (discover_dataset(tmp_path), discover_dataset(tmp_path / "training")):
+        assert [case.case_id for case in acdc.test] == ["patient101_frame01", *expected]
+        assert [case.images for case in acdc.test[1:]] == [
+            (str(frame_path(file, int(name[-2:]))),) for name in expected
+        ]
+        unread = [issue.where for issue in acdc.issues if issue.code == "dataset.no_volumes"]
+        assert unread == ([] if expected else [str(file)])
 
 
 def test_what_is_known_gives_names_regions_and_patients(tmp_path):
