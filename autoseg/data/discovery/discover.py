@@ -10,6 +10,8 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.discovery.cases import (
     LABEL_WORD,
@@ -47,7 +49,7 @@ from autoseg.data.discovery.layouts import (
     segmentations_in,
     without_cases,
 )
-from autoseg.data.discovery.others import FOREIGN, unread_files, unused_images
+from autoseg.data.discovery.others import FOREIGN, MOST_LISTED, files_below, foreign_ending, unread_files, unused_images
 from autoseg.data.discovery.series import choose_series, find_flat, tell_apart
 from autoseg.imaging.readers import (
     image_ending,
@@ -55,6 +57,7 @@ from autoseg.imaging.readers import (
     is_debris,
     is_dicom_series,
     list_series,
+    read_label_map,
     referenced_series,
     require_text,
     writable_ending,
@@ -178,6 +181,57 @@ IMAGE_NAME = re.compile(r"(?i)(?:.*[_-])?(?:images?|img|scan|vol(?:ume)?|ct|cbct
 
 
 def _example_spec(root: Path) -> str:
+    """The entries of a spec file for the files below ``root``, as far as their names tell; else empty."""
+    return _spec_of_masks(root) or _spec_of_pairs(root)
+
+
+MOST_LABELS = 20
+"""Values of a file that is taken for a label map although its name does not say so."""
+NUMBER = re.compile("[0-9]+")
+SURE_WORD = re.compile("(?i)truth|manual|gt|label")
+"""Masks may also be those of a field of view."""
+
+
+def _spec_of_pairs(root: Path) -> str:
+    """The entries of a spec file for images and label maps that have the same number in their names, or the same folder."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in islice(files_below(root), MOST_LISTED):
+        if not (ending := image_ending(path) or foreign_ending(path)):
+            continue
+        place, stem = path.relative_to(root), path.name[: -len(ending)]
+        number = NUMBER.search(stem)
+        case = number[0] if number else place.parent.name
+        name = f"{stem[: number.start()]}{{case}}{stem[number.end() :]}" if number else stem
+        folders = "".join(f"{'{case}' if part == case else part}/" for part in place.parts[:-1])
+        if case and '"' not in f"{folders}{name}":
+            found.setdefault(f"{folders}{name}{{ending}}", {})[case] = path
+    many = {pattern: files for pattern, files in found.items() if len(files) > 1}
+    named = [each for each in many if LABEL_WORD.search(each)]
+    labels = min(named, key=lambda each: ("test" in each.casefold(), not SURE_WORD.search(each)), default=None)
+    labels = labels or next(
+        (each for each, files in islice(many.items(), MOST_AROUND) if _holds_labels(min(files.values()))), None
+    )
+    if labels is None:
+        return ""
+    shared = {each: len(files.keys() & many[labels].keys()) for each, files in many.items() if each != labels}
+    images = max(shared, key=lambda each: (shared[each], -len(each)), default="")
+    if 2 * shared.get(images, 0) <= len(many[labels]):
+        return ""
+    fields = "\n  [fields]\n  case = '[0-9]+'" if all(map(str.isdecimal, many[labels])) else ""
+    image, label = (min(many[each].values()).relative_to(root) for each in (images, labels))
+    return (
+        f". If {image} is an image and {label} its label map, the spec file is\n  [training]\n"
+        f'  images = ["{images}"]\n  labels = ["{labels}"]{fields}'
+    )
+
+
+def _holds_labels(file: Path) -> bool:
+    with suppress(AutosegError):
+        return len(np.unique(read_label_map(file).array)) <= MOST_LABELS
+    return False
+
+
+def _spec_of_masks(root: Path) -> str:
     """The entries of a spec file for masks beside the image in a folder for each case, if the folders look like it; else empty."""
     folders = islice(_subfolders(root), MOST_AROUND)
     names = [{image_stem(path) for path in folder.iterdir() if image_ending(path)} for folder in folders]

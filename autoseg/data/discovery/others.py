@@ -12,7 +12,7 @@ from pathlib import Path
 
 from autoseg.data.discovery.files import compile_pattern
 from autoseg.imaging.readers import WAYS_OUT, image_ending, image_endings, image_stem, is_debris, split_part
-from autoseg.issues import Issue
+from autoseg.issues import Issue, Severity
 from autoseg.wording import count_noun, shorten
 from datasets_spec import Layout
 
@@ -27,7 +27,7 @@ YOLO = re.compile(r"\d+(?:\s+(?:0?\.\d+|[01](?:\.0*)?)(?:e-\d+)?){4,}\s*")
 """A line of a YOLO label: class, then a box or the corners of a polygon, as shares of the image."""
 
 
-def _files(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
+def files_below(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
     """Files below a folder, and folders whose name ends as such a file does; links to folders are not followed."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -40,7 +40,7 @@ def _files(folder: Path, depth: int = MOST_NESTED) -> Iterator[Path]:
         if not entry.is_dir(follow_symlinks=False) or path.suffix.lower() in WAYS_OUT:
             yield path
         elif depth:
-            yield from _files(path, depth - 1)
+            yield from files_below(path, depth - 1)
 
 
 def foreign_ending(path: Path) -> str:
@@ -136,7 +136,7 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
     taken = {*used}
     folders = {split_part(Path(each))[0] for each in taken}
     unused = []
-    for path in islice(_files(root), MOST_LISTED):
+    for path in islice(files_below(root), MOST_LISTED):
         place = path.relative_to(root).as_posix()
         if (
             image_ending(path)
@@ -149,13 +149,15 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
             unused.append(place)
     if not unused:
         return []
+    folder = os.path.commonpath([Path(place).parent.parent for place in unused])
     message = (
         f"{count_noun(len(unused), 'image file')} not used, {layout.title} has no place for them: {shorten(unused)}"
     )
-    fix = (
-        "move them where the others are, or describe the folder in a spec file (--spec), if they belong to the dataset"
-    )
-    return [Issue(code="layout.unused_files", severity="note", where=str(root), message=message, fix=fix)]
+    # most of a dataset was left out: what was found is a part of it, or another one
+    severity: Severity = "warning" if len(unused) > len(taken) else "note"
+    instead = f"pass {root / folder} to use these, " if folder else ""
+    fix = f"move them where the others are, {instead}or describe the folder in a spec file (--spec), if they belong to the dataset"
+    return [Issue(code="layout.unused_files", severity=severity, where=str(root), message=message, fix=fix)]
 
 
 def unread_files(root: Path) -> list[Issue]:
@@ -167,7 +169,7 @@ def unread_files(root: Path) -> list[Issue]:
     foreign: list[Path] = []
     kinds: dict[tuple[Path, str], list[str]] = {}
     annotations: dict[str, list[Path]] = {}
-    for path in islice(_files(root), MOST_LISTED):
+    for path in islice(files_below(root), MOST_LISTED):
         if foreign_ending(path):
             foreign.append(path)
         elif path.suffix.lower() in KINDS:

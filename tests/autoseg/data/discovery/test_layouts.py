@@ -431,6 +431,10 @@ KNOWN = {
         [f"dataset/case_0000{n}/segmentation.nii.gz" for n in (1, 2)],
     ),
     "amos22": (["imagesTr/amos_0001.nii.gz", "imagesTs/amos_0002.nii.gz"], ["labelsTr/amos_0001.nii.gz"]),
+    "drive": (
+        ["training/images/21_training.tif", "training/mask/21_training_mask.png", "test/images/01_test.tif"],
+        ["training/1st_manual/21_manual1.png"],
+    ),
     "promise12": (["Case00.mhd", "Case01.mhd"], ["Case00_segmentation.mhd", "Case01_segmentation.mhd"]),
     "flare22": (["images/FLARE22_Tr_0001_0000.nii.gz"], ["labels/FLARE22_Tr_0001.nii.gz"]),
     "totalsegmentator": (
@@ -740,6 +744,62 @@ def test_label_maps_of_test_cases_are_no_leftovers(tmp_path):
     write_folder(tmp_path, images=[], labels=["labelsTs/c.nii.gz", "raw/b.nii.gz"])
     (issue,) = discover_dataset(tmp_path).issues
     assert "labelsTs/c.nii.gz, raw/b.nii.gz" in issue.message
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "others"),
+    [
+        ("Training Set/{0}AB/lgemri.nrrd", "Training Set/{0}AB/laendo.nrrd", ()),  # LA 2018
+        (
+            "Training_Input/ISIC_{0}.bmp",
+            "Part1_GroundTruth/ISIC_{0}_segmentation.png",
+            ("Training_Input/ISIC_{0}_x.png",),
+        ),
+        (
+            "eyes/{0}_eye.tif",
+            "vessels/{0}_manual1.png",
+            ("field/{0}_view_mask_b.png", "test/{0}_manual1.png"),
+        ),  # as in DRIVE
+        (
+            "source/crossmoda_{0}_ceT1.nii.gz",
+            "source/crossmoda_{0}_Label.nii.gz",
+            ("target/crossmoda_9{0}_hrT2.nii.gz",),
+        ),
+    ],
+)
+def test_the_spec_file_that_an_unknown_layout_is_refused_with_reads_it(tmp_path, image, label, others):
+    root = tmp_path / "data"
+    for case in ("21", "22", "23"):
+        write_folder(root, images=[image.format(case)], labels=[label.format(case)])
+        write_folder(root, images=[other.format(case) for other in others], labels=[])
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(root)
+    lines = caught.value.issues[0].fix.partition("the spec file is\n")[2]
+    (tmp_path / "spec.toml").write_text(lines)
+    found = discover_dataset(root, spec=tmp_path / "spec.toml")
+    assert [case.image_paths[0] for case in found.training] == [root / image.format(n) for n in ("21", "22", "23")]
+    assert [case.label for case in found.training] == [str(root / label.format(n)) for n in ("21", "22", "23")]
+
+
+def test_channels_without_labels_are_offered_no_spec_file(tmp_path):
+    write_folder(
+        tmp_path, images=[f"{case}/{name}.nrrd" for case in ("p1", "p2") for name in ("pre", "post")], labels=[]
+    )
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert "[training]" not in caught.value.issues[0].fix
+
+
+def test_a_folder_too_high_of_which_most_is_left_out_is_a_warning(tmp_path):
+    for number in (1, 2):
+        for place in ("Validation", "Training/Labeled", "Training/Unlabeled"):
+            case = f"{place[-3:]}{number}"
+            write_folder(
+                tmp_path, images=[f"{place}/{case}/{case}_sa.nii.gz"], labels=[f"{place}/{case}/{case}_sa_gt.nii.gz"]
+            )
+    issue = next(issue for issue in discover_dataset(tmp_path).issues if issue.code == "layout.unused_files")
+    assert issue.severity == "warning"
+    assert f"pass {tmp_path / 'Training'} " in issue.fix
 
 
 def test_images_that_fit_no_pattern_of_the_layout_are_named(tmp_path):
