@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from autoseg.api import preprocess as preprocess
     from autoseg.api import report as report
     from autoseg.api import run as run
+    from autoseg.api import schedule as schedule
     from autoseg.api import select as select
+    from autoseg.api import status as status
     from autoseg.api import submit as submit
     from autoseg.api import train as train
     from autoseg.imaging.image import Image as Image
@@ -41,7 +43,7 @@ _HOMES = {
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(("check", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"),
-    **dict.fromkeys(("preprocess", "report", "run", "select", "submit", "train"), "autoseg.api"),
+    **dict.fromkeys(("preprocess", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"),
 }
 __all__ = ["__version__", *_HOMES]
 

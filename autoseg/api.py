@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
@@ -19,29 +19,36 @@ if TYPE_CHECKING:
     from autoseg.evaluation.table import Summary
     from autoseg.imaging.readers import Imagelike
     from autoseg.inference.predictor import Predictor
+    from autoseg.stages.cluster import UnitStatus
 
 Place = Path | str
 OF_A_CALL = ("redo", "replan", "reporter", "callbacks")
 """Options that are not stored in the run."""
 
 
-def run(dataset: Place, out: Place | None = None, **options: Any) -> Run:
+def run(
+    dataset: Place, out: Place | None = None, *, cluster: str | None = None, slurm_options: str = "", **options: Any
+) -> Run:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report.
 
     ``dataset`` is a folder of labelled volumes, or a run folder, which is resumed; ``out`` is the run folder (default
     ``run``). ``options`` are fields of `Settings` (``budget="2h"``, ``device="cpu"``; others keep the values stored in the
     run) and those of this call: ``redo=True``, trained networks may be replaced; ``replan=True``, edits of ``plan.json`` and
     ``schedule.json`` are discarded; ``callbacks``, called at stages, steps, epochs and folds; ``reporter``, shows progress.
-    Raises `AutosegError` with all issues.
+    With ``cluster`` (``dask://HOST:PORT``, ``dask-local:4``, ``slurm``; ``slurm_options`` are sbatch's) the work is sent there
+    and waited for; ``callbacks`` stay here, so they are refused. Raises `AutosegError` with all issues.
     """
     from autoseg.pipeline import run_all
+
+    if cluster is not None:
+        return _run_there(dataset, out, options, cluster=cluster, slurm_options=slurm_options, until="report")
 
     return run_all(_begin(dataset, out, options, needs_device=True))
 
 
-def fingerprint(dataset: Place, out: Place | None = None, **options: Any) -> Run:
+def fingerprint(dataset: Place, out: Place | None = None, *, cluster: str | None = None, **options: Any) -> Run:
     """Measure sizes, spacings and intensities of a dataset; arguments as of `run`. The result has ``.fingerprint``."""
-    return _until("fingerprint", _begin(dataset, out, options))
+    return _spread("fingerprint", dataset, out, options, cluster)
 
 
 def plan(dataset: Place, out: Place | None = None, **options: Any) -> Run:
@@ -49,9 +56,30 @@ def plan(dataset: Place, out: Place | None = None, **options: Any) -> Run:
     return _until("plan", _begin(dataset, out, options))
 
 
-def preprocess(dataset: Place, out: Place | None = None, **options: Any) -> Run:
+def preprocess(dataset: Place, out: Place | None = None, *, cluster: str | None = None, **options: Any) -> Run:
     """Crop, normalise and resample every case for the configurations that may be trained. Arguments as of `run`."""
-    return _until("preprocess", _begin(dataset, out, options))
+    return _spread("preprocess", dataset, out, options, cluster)
+
+
+def _spread(
+    stage: str, dataset: Place, out: Place | None, options: dict[str, Any], cluster: str | None, **context: Any
+) -> Run:
+    """The stages of a run up to ``stage``, in this process; the cases are done by the workers of a Dask cluster, if one is given."""
+    if cluster is None:
+        return _until(stage, _begin(dataset, out, options, **context))
+    from autoseg.compute.cluster import open_dask, parse_cluster
+    from autoseg.compute.executor import spread_over
+
+    address = parse_cluster(cluster)
+    if address.kind == "slurm":
+        message, fix = (
+            "Slurm takes whole commands, not cases",
+            "use autoseg run or train, or submit this command with sbatch",
+        )
+        raise AutosegError(Issue(code="settings.contradiction", where="--cluster slurm", message=message, fix=fix))
+    begun = _begin(dataset, out, options, **context)
+    with open_dask(address, folder=begun.folder.root.absolute()) as workers, spread_over(workers):
+        return _until(stage, begun)
 
 
 def train(
@@ -60,11 +88,74 @@ def train(
     *,
     configuration: str | None = None,
     fold: int | None = None,
+    wait: bool = False,
+    cluster: str | None = None,
+    slurm_options: str = "",
     **options: Any,
 ) -> Run:
-    """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`."""
-    only = {"configuration": configuration, "fold": fold}
-    return _until("validate", _begin(dataset, out, options, needs_device=True, **only))
+    """Train and validate all that is scheduled, or one ``configuration`` or ``fold``. Other arguments as of `run`.
+
+    Where another process trains what is asked for, that is an error, or, with ``wait``, waited for.
+    """
+    only: dict[str, Any] = {"configuration": configuration, "fold": fold}
+    if cluster is not None:
+        return _run_there(dataset, out, options, cluster=cluster, slurm_options=slurm_options, until="train", **only)
+    return _until("validate", _begin(dataset, out, options, needs_device=True, waits=wait, **only))
+
+
+def job_scripts(
+    dataset: Place, out: Place | None = None, *, until: Literal["train", "report"] = "report", **options: Any
+) -> list[Path]:
+    """Write the job scripts that `run` (or, ``until="train"``, `train`) would submit to Slurm, and submit nothing."""
+    from autoseg.compute.cluster import parse_cluster
+    from autoseg.stages.cluster import write_scripts
+
+    address, slurm_options = parse_cluster(options.pop("cluster", "slurm")), options.pop("slurm_options", "")
+    only = {name: options.pop(name, None) for name in ("configuration", "fold")}
+    begun, given = _begin_there(dataset, out, options, **only)
+    return write_scripts(begun, address, given, until=until, slurm_options=slurm_options)
+
+
+def _run_there(
+    dataset: Place,
+    out: Place | None,
+    options: dict[str, Any],
+    *,
+    cluster: str,
+    slurm_options: str,
+    until: Literal["train", "report"],
+    **only: Any,
+) -> Run:
+    from autoseg.compute.cluster import parse_cluster
+    from autoseg.stages.cluster import run_there
+
+    address = parse_cluster(cluster)
+    begun, given = _begin_there(dataset, out, options, **only)
+    return run_there(begun, address, given, until=until, slurm_options=slurm_options)
+
+
+def _begin_there(dataset: Place, out: Place | None, options: dict[str, Any], **only: Any) -> tuple[Run, dict[str, Any]]:
+    """A run whose work is done elsewhere, and the settings that were given."""
+    if options.get("callbacks"):
+        message, fix = "callbacks are called where the work is done", "omit them, or the cluster"
+        raise AutosegError(Issue(code="settings.contradiction", where="callbacks", message=message, fix=fix))
+    given = {name: value for name, value in options.items() if name not in OF_A_CALL}
+    return _begin(dataset, out, options, **only), given
+
+
+def status(run_folder: Place) -> list[UnitStatus]:
+    """What of a run is done, what runs where, what waits and what failed with its log."""
+    from autoseg.stages.cluster import status as status_of
+
+    return status_of(Run.open(_path("run_folder", run_folder)))
+
+
+def schedule(dataset: Place, out: Place | None = None, *, cluster: str | None = None, **options: Any) -> Run:
+    """All before training: the last step times the machine and decides what is trained for how long. Arguments as of `run`.
+
+    A Dask ``cluster`` gets the cases. The result has ``.schedule``.
+    """
+    return _spread("schedule", dataset, out, options, cluster, needs_device=True)
 
 
 def select(dataset: Place, out: Place | None = None, **options: Any) -> Run:

@@ -48,6 +48,8 @@ class RunFolder:
     stages = _Inside("stages")
     locks = _Inside("locks")
     caches = _Inside("cache")
+    cluster = _Inside("cluster")
+    """Job scripts, logs and records of tasks that were sent to a cluster."""
 
     def stage(self, name: str) -> Path:
         """What a finished stage was made from; decides whether it is redone."""
@@ -65,7 +67,7 @@ class RunFolder:
     def folders(self) -> tuple[Path, ...]:
         """All folders that a run creates; anything else belongs to someone else."""
         results = (self.models, self.previous, self.cross_validation, self.predictions, self.report)
-        return (self.stages, self.locks, self.caches, *results, self.all_preprocessed)
+        return (self.stages, self.locks, self.caches, self.cluster, *results, self.all_preprocessed)
 
     @property
     def is_begun(self) -> bool:

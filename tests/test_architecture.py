@@ -38,6 +38,7 @@ MAY_IMPORT = {
 """Rooms that each room of autoseg may use besides itself; stages, front door and command line use all of them."""
 DOORS = {
     "joblib": {"autoseg/compute/executor.py"},
+    "distributed": {"autoseg/compute/cluster.py"},
     "mlflow": {"autoseg/tracking/mlflow.py"},
     "tensorboard": {"autoseg/tracking/tensorboard.py"},
     "batchgenerators": {"autoseg/training/augmentation.py"},
@@ -165,8 +166,9 @@ RUN = PREPROCESS | {
     "--threads",
     "--track",
 }
+SENT = {"--cluster", "--dry-run", "--slurm-options"}
 OPTIONS = {
-    "run": RUN,
+    "run": RUN | SENT,
     "predict": {
         "--device",
         "--layout",
@@ -184,11 +186,13 @@ OPTIONS = {
     "bundle": set(),
     "clean": {"--dry-run"},
     "import-nnunet": {"--checkpoint", "--fold"},
-    "fingerprint": FINGERPRINT,
-    "preprocess": PREPROCESS,
-    "train": RUN | {"--configuration", "--fold"},
+    "fingerprint": FINGERPRINT | {"--cluster"},
+    "preprocess": PREPROCESS | {"--cluster"},
+    "schedule": (RUN | {"--cluster"}) - {"--track"},
+    "train": RUN | SENT | {"--configuration", "--fold", "--wait"},
     "select": RUN - {"--replan"},
     "report": RUN - {"--replan"},
+    "status": set(),
     "demo": {"--device", "--out", "--seed"},
 }
 """No manual tuning: a new option is a decision, made here."""

@@ -21,7 +21,7 @@ from autoseg.cli.console import (
     show_scores,
     stage_command,
 )
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import (
     check_free,
     find_model,
@@ -45,12 +45,76 @@ WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Worker processes for reading (default: one per core).", show_default=False),
 ]
+ClusterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="WHERE",
+        help="Send the work to dask://HOST:PORT, dask-local:N or slurm (slurm:N: at most N tasks at once).",
+        show_default=False,
+        rich_help_panel="Clusters",
+    ),
+]
+CasesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cluster",
+        metavar="WHERE",
+        help="Let workers of dask://HOST:PORT, or dask-local:N, do the cases.",
+        show_default=False,
+        rich_help_panel="Clusters",
+    ),
+]
+SlurmOption = Annotated[
+    str,
+    typer.Option(
+        "--slurm-options",
+        metavar="LIST",
+        help="Of sbatch, e.g. partition=gpu,gres=gpu:1,time=08:00:00.",
+        show_default=False,
+        rich_help_panel="Clusters",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Only write the job scripts of Slurm.", rich_help_panel="Clusters"),
+]
 
 
 @stage_command(until="train")
-def run(dataset: Path, out: Path | None, **options: Any) -> None:
+def run(
+    dataset: Path,
+    out: Path | None,
+    cluster: ClusterOption = None,
+    slurm_options: SlurmOption = "",
+    dry_run: DryRunOption = False,
+    **options: Any,
+) -> None:
     """Do everything: check, plan, train, cross-validate, select, predict the test images, report. Resumable."""
+    if sent := _cluster_words(cluster, slurm_options, dry_run):
+        if dry_run:
+            return _show_scripts(autoseg.api.job_scripts(dataset, out, **sent, **options))
+        options |= sent
     show_result(autoseg.run(dataset, out, **options))
+
+
+def _cluster_words(cluster: str | None, slurm_options: str, dry_run: bool) -> dict[str, Any]:
+    """What says where the work is done; nothing for this machine. Raises `AutosegError` for options that need another cluster."""
+    from autoseg.compute.cluster import parse_cluster, parse_slurm_options
+
+    kind = None if cluster is None else parse_cluster(cluster).kind
+    parse_slurm_options(slurm_options)
+    if kind != "slurm" and (needless := ["--slurm-options"] * bool(slurm_options) + ["--dry-run"] * dry_run):
+        message, fix = "needs --cluster slurm", "add it, or omit this"
+        raise AutosegError(*(Issue(code="settings.contradiction", where=w, message=message, fix=fix) for w in needless))
+    return {} if cluster is None else {"cluster": cluster, "slurm_options": slurm_options}
+
+
+def _show_scripts(scripts: list[Path]) -> None:
+    for script in scripts:
+        typer.echo(f"Job script: {script}")
+    if not any(script.name == "train.sh" for script in scripts) and any(s.name == "prepare.sh" for s in scripts):
+        typer.echo("Trainings are known after prepare.sh: submit it, and call this again.")
 
 
 @stage_command(until="train")
@@ -68,10 +132,21 @@ def train(
     fold: Annotated[
         int | None, typer.Option("--fold", min=0, help="Train only this fold (default: all).", show_default=False)
     ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for a fold that another process trains, instead of refusing.")
+    ] = False,
+    cluster: ClusterOption = None,
+    slurm_options: SlurmOption = "",
+    dry_run: DryRunOption = False,
     **options: Any,
 ) -> None:
     """Train and validate. Different folds can train in one run folder at the same time."""
-    done = autoseg.train(dataset, out, configuration=configuration, fold=fold, **options)
+    options |= {"configuration": configuration, "fold": fold}
+    if sent := _cluster_words(cluster, slurm_options, dry_run):
+        if dry_run:
+            return _show_scripts(autoseg.api.job_scripts(dataset, out, until="train", **sent, **options))
+        options |= sent
+    done = autoseg.train(dataset, out, wait=wait, **options)
     typer.echo(f"Models: {done.folder.models}")
 
 
@@ -92,15 +167,34 @@ def report(dataset: Path, out: Path | None, **options: Any) -> None:
 
 
 @stage_command(until="fingerprint", replans=False)
-def fingerprint(dataset: Path, out: Path | None, **options: Any) -> None:
+def fingerprint(dataset: Path, out: Path | None, cluster: CasesOption = None, **options: Any) -> None:
     """Measure sizes, spacings and intensities of a dataset."""
-    typer.echo(f"Fingerprint: {autoseg.fingerprint(dataset, out, **options).folder.fingerprint}")
+    typer.echo(f"Fingerprint: {autoseg.fingerprint(dataset, out, cluster=cluster, **options).folder.fingerprint}")
 
 
 @stage_command(until="preprocess")
-def preprocess(dataset: Path, out: Path | None, **options: Any) -> None:
+def preprocess(dataset: Path, out: Path | None, cluster: CasesOption = None, **options: Any) -> None:
     """Crop, normalise and resample every case for every configuration that can be trained."""
-    typer.echo(f"Preprocessed data: {autoseg.preprocess(dataset, out, **options).folder.all_preprocessed}")
+    done = autoseg.preprocess(dataset, out, cluster=cluster, **options)
+    typer.echo(f"Preprocessed data: {done.folder.all_preprocessed}")
+
+
+@stage_command(until="schedule")
+def schedule(dataset: Path, out: Path | None, cluster: CasesOption = None, **options: Any) -> None:
+    """Do all before training: the last step times this machine and decides what is trained for how long."""
+    typer.echo(f"Schedule: {autoseg.schedule(dataset, out, cluster=cluster, **options).folder.schedule}")
+
+
+def status(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
+) -> None:
+    """Show what of a run is done, what runs where, what waits, and what failed with its log."""
+    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
+    units = autoseg.status(run_folder)
+    width = max(len(unit.name) for unit in units)
+    for unit in units:
+        details = "; ".join(text for text in (unit.where, unit.note) if text)
+        typer.echo(f"{unit.name:{width}}  {unit.state:<9}  {details}".rstrip())
 
 
 @stage_command(until="plan")
@@ -466,6 +560,7 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, check, plan, submit, bundle, clean, import_nnunet, fingerprint, preprocess, train, select, report, demo,
+    run, predict, evaluate, check, plan, submit, bundle, clean, import_nnunet, fingerprint, preprocess, schedule, train,
+    select, report, status, demo,
 )  # fmt: skip
 """In the order of the help text."""

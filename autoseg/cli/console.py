@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
+from autoseg.compute.executor import SIGNALS
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import find_model, require_place_for_run
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
@@ -198,12 +199,13 @@ def say_interrupted() -> None:
 
 
 def treat_termination_as_interrupt() -> None:
-    """Let SIGTERM end the program as Ctrl-C does, so that open files are closed."""
+    """Let SIGTERM and SIGUSR1 end the program as Ctrl-C does, so that open files are closed."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
 
 
 FILES = ("spec", "pretrained", "schedule", "splits", "groups")

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -38,7 +39,8 @@ START_S = 2.0
 """Processor time that a worker takes to load its libraries."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else []))
+"""Slurm sends SIGUSR1 before the time limit of a job, where its script asks for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,17 @@ class Executor(Protocol):
 EXECUTORS: Registry[Executor] = Registry(
     group="autoseg.executors", noun="executor", own={"local": "autoseg.compute.executor:run_locally"}
 )
+_SPREAD: ContextVar[Executor | None] = ContextVar("executor", default=None)
+
+
+@contextmanager
+def spread_over(executor: Executor) -> Iterator[None]:
+    """While the block runs, all items of `run_jobs` are done by ``executor``, such as the workers of a cluster."""
+    token = _SPREAD.set(executor)
+    try:
+        yield
+    finally:
+        _SPREAD.reset(token)
 
 
 def available_cores() -> int:
@@ -143,7 +156,7 @@ def run_jobs(
     say: Callable[[str], None] = logger.info,
     tracker: Tracker | None = None,
 ) -> list[Result]:
-    """``[function(item) for item in items]``, on ``num_workers`` processes of an executor (1: in this process).
+    """``[function(item) for item in items]``, on ``num_workers`` processes of an executor (1: in this process), or where `spread_over` says.
 
     ``name`` gives the words for an item in issues, e.g. ``case la_003``. If the largest item needs ``need_bytes`` of memory,
     fewer processes are used if that many do not fit into free memory; ``say`` gets a message. All items are tried; what they
@@ -157,7 +170,9 @@ def run_jobs(
 
     job: Job[Item, Result] = Job(function, name)
     num_workers = min(num_workers, len(items))
-    if num_workers <= 1:
+    if (elsewhere := _SPREAD.get()) is not None and len(items) > 1:
+        outcomes: Sequence[Outcome[Result]] = elsewhere(job, items, num_workers=num_workers, say=say, done=done)
+    elif num_workers <= 1:
         here: list[Outcome[Result]] = []
         # One thread for linear algebra, as in workers: sums in another order give other last digits, and which items a worker
         # gets depends on what an earlier, interrupted call has finished.
@@ -165,7 +180,7 @@ def run_jobs(
             for item in items:
                 here.append(job(item))
                 done()
-        outcomes: Sequence[Outcome[Result]] = here
+        outcomes = here
     else:
         free = free_memory_bytes()
         fitting = workers_that_fit(num_workers, need_bytes, free_bytes=free) if need_bytes else num_workers
@@ -282,7 +297,7 @@ class Background:
 
 @contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """While the block runs, the first Ctrl-C or SIGTERM is only recorded; the yielded function says whether there was one.
+    """While the block runs, the first Ctrl-C, SIGTERM or SIGUSR1 is only recorded; the yielded function says whether there was one.
 
     ``say`` is called at once. A second one raises `KeyboardInterrupt` at once, and so does the end of a block that did
     not heed the first. Outside the main thread, where Python delivers no signals, nothing changes and the answer is always false.

@@ -61,6 +61,8 @@ class Run:
     """If set, this call trains only that configuration and what it builds on."""
     fold: int | None = None
     """If set, this call trains only that fold."""
+    waits: bool = False
+    """Whether to wait where another process trains what is asked for, instead of refusing."""
     added_s: float | None = None
     """Seconds that this call adds to the budget (``--budget +1h``)."""
     trains: bool = True

@@ -74,7 +74,8 @@ def train(run: Run) -> Generator[Work, None, None]:
             final, key = final_weights(run.folder, *pair), keys[pair]
             if is_trained(final, key):
                 tracker.found(prepared.schedule.steps_of(*pair))
-            yield training_work(run, prepared, (training, fold), key, pacer, wait=(training, fold) not in asked)
+            waits = run.waits or (training, fold) not in asked
+            yield training_work(run, prepared, (training, fold), key, pacer, wait=waits)
             if pacer.is_active and prepared.splits.folds[fold].val and is_trained(final, key):
                 started = time.monotonic()
                 yield validation_work(run, prepared, (training, fold), key)

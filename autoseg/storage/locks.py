@@ -52,6 +52,9 @@ def hold_lock(path: Path, *, what: str, wait: bool = False, say: Callable[[str],
             taken = _take(handle, path)
         if not taken and wait:
             say(f"Waiting: {what} is being worked on by {_owner(handle)}")
+        if not taken and not wait:  # `owner_of` holds it for a moment
+            time.sleep(WAIT_S)
+            taken = _take(handle, path)
         while not taken and wait:
             time.sleep(WAIT_S)
             taken = _take(handle, path)
@@ -66,6 +69,18 @@ def hold_lock(path: Path, *, what: str, wait: bool = False, say: Callable[[str],
             )
         _note_owner(handle)
         yield
+    finally:
+        os.close(handle)
+
+
+def owner_of(path: Path) -> str | None:
+    """Who holds the lock file ``path`` now, such as ``process 17 on node3``; None where nobody does."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        return None if _take(handle, path) else _owner(handle)
     finally:
         os.close(handle)
 

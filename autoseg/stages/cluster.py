@@ -1,0 +1,264 @@
+"""A run on a cluster: its work as commands that are sent there, in order, and what each part of it is doing.
+
+The run folder is the state. Every command is what a person could type, finds there what is done, and resumes the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from autoseg.compute.cluster import (
+    Address,
+    DaskCluster,
+    Slurm,
+    Task,
+    open_dask,
+    parse_slurm_options,
+    read_code,
+    read_queue,
+)
+from autoseg.inference.model import final_weights
+from autoseg.issues import AutosegError, Issue
+from autoseg.run_folder import RunFolder
+from autoseg.settings import flag_of
+from autoseg.stages.run import Run
+from autoseg.stages.schedule import Prepared, read_prepared
+from autoseg.stages.train import (
+    all_keys,
+    asked_jobs,
+    is_trained,
+    names_of,
+    refuse_trained_otherwise,
+    with_stages_before,
+)
+from autoseg.stages.work import read_record
+from autoseg.storage.atomic import load_or_none
+from autoseg.storage.locks import hold_lock, owner_of
+from autoseg.tracking.callbacks import HISTORY_FILE, read_history
+from autoseg.wording import count_noun
+from planners import Schedule
+
+PREPARE, FINISH = "prepare", "finish"
+"""Names of the tasks before and after the trainings."""
+
+
+def call_words(given: Mapping[str, Any]) -> list[str]:
+    """Options of a call as a command line takes them."""
+    words: list[str] = []
+    for name, value in given.items():
+        flag = flag_of(name)
+        match value:
+            case None:
+                continue
+            case bool():
+                words.append(flag if value else f"--no-{flag[2:]}")
+            case Mapping():
+                words += [word for key, text in value.items() for word in (flag, f"{key}={text}")]
+            case list() | tuple() if any("=" in str(each) for each in value):
+                words += [word for each in value for word in (flag, str(each))]
+            case list() | tuple():
+                words += [flag, ",".join(map(str, value))]
+            case _:
+                words += [flag, str(value)]
+    return words
+
+
+def run_there(
+    run: Run, address: Address, given: Mapping[str, Any], *, until: Literal["train", "report"], slurm_options: str = ""
+) -> Run:
+    """Send what is left of a run to a cluster, and wait for it: all before training, each fold, then the rest.
+
+    ``given`` are the options of this call. A killed call loses nothing: the next one waits for what is in Slurm's queue and
+    sends the rest. Raises `AutosegError` with an issue for each task that failed, after all others.
+    """
+    root, folder = run.folder.root.absolute(), run.folder.cluster.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        hold_lock(run.folder.lock("cluster"), what=f"the run in {root} on a cluster"),
+        nullcontext(Slurm(options=parse_slurm_options(slurm_options), most=address.number))
+        if address.kind == "slurm"
+        else open_dask(address, folder=folder) as cluster,
+    ):
+
+        def send(name: str, tasks: Sequence[Task], title: str) -> None:
+            with run.reporter.track(title, len(tasks)) as tracker:
+                issues = cluster.run(name, tasks, say=run.say, done=lambda task: tracker.advance(note=task.name))
+            if issues:
+                raise AutosegError(*issues, headline=f"{len(issues)} of {count_noun(len(tasks), 'task')} failed")
+
+        if prepare := preparation(run, given):
+            if isinstance(cluster, DaskCluster):  # cases are spread over the workers
+                prepare = replace(prepare, command=(*prepare.command, "--cluster", str(cluster.address)))
+            send(PREPARE, [prepare], "Preparing the training")
+        run = replace(run, settings=Run.open(root).settings)
+        for name, tasks in training_waves(run):
+            send(name, tasks, "Training")
+        if until == "report":
+            send(FINISH, [finishing(run)], "Selecting, predicting, reporting")
+    return run
+
+
+def write_scripts(
+    run: Run, address: Address, given: Mapping[str, Any], *, until: str, slurm_options: str
+) -> list[Path]:
+    """Write the job scripts of what is left of a run, as far as its trainings are known, and submit nothing."""
+    if address.kind != "slurm":
+        fix = "use --cluster slurm, or omit it"
+        message = f"writes job scripts, and --cluster {address} has none"
+        raise AutosegError(Issue(code="settings.contradiction", where="--dry-run", message=message, fix=fix))
+    prepare = preparation(run, given)
+    jobs = [(PREPARE, [prepare])] if prepare else training_waves(run)
+    if until == "report":
+        jobs.append((FINISH, [finishing(run)]))
+    slurm = Slurm(options=parse_slurm_options(slurm_options), most=address.number)
+    return [slurm.write_script(name, tasks) for name, tasks in jobs]
+
+
+def preparation(run: Run, given: Mapping[str, Any]) -> Task | None:
+    """All before the trainings; None where nothing was asked for that a schedule does not know."""
+    root = str(run.folder.root.absolute())
+    calls = {"redo": run.redo, "replan": run.replan}
+    words = [*call_words(given), *(flag_of(name) for name, is_given in calls.items() if is_given)]
+    if not words and run.folder.schedule.is_file() and read_record(run.folder, "schedule") is not None:
+        return None
+    target = [str(run.settings.dataset), "--out", root] if not run.folder.plan.is_file() else [root]
+    return Task(name=PREPARE, command=("schedule", *target, *words), folder=run.folder.cluster.absolute())
+
+
+def finishing(run: Run) -> Task:
+    """All after the trainings."""
+    command = ("run", str(run.folder.root.absolute()))
+    return Task(name=FINISH, command=command, folder=run.folder.cluster.absolute())
+
+
+def training_waves(run: Run) -> list[tuple[str, list[Task]]]:
+    """Trainings that are left, by what must be done before: first stages of cascades, then those that follow them."""
+    prepared = read_prepared(run)
+    jobs = with_stages_before(prepared, asked_jobs(run, prepared.schedule))
+    refuse_trained_otherwise(run, prepared, jobs)
+    keys = all_keys(run, prepared)
+    waves: dict[int, list[Task]] = {}
+    for pair in names_of(jobs):
+        if not prepared.schedule.steps_of(*pair) and run.fold is None:
+            continue  # left out
+        task = training_task(run, prepared, pair, keys[pair])
+        if not task.is_done():
+            waves.setdefault(len(prepared.plan.chain(pair[0])), []).append(task)
+    numbered = enumerate((waves[depth] for depth in sorted(waves)), start=1)
+    return [("train" if number == 1 else f"train-{number}", tasks) for number, tasks in numbered]
+
+
+def training_task(run: Run, prepared: Prepared, pair: tuple[str, int], key: str) -> Task:
+    """The training and validation of one fold."""
+    name, fold = pair
+    root = str(run.folder.root.absolute())
+    words = ["train", root, "--configuration", name, "--fold", str(fold), "--wait", *["--redo"] * run.redo]
+    return Task(
+        name=f"train-{name}-fold_{fold}",
+        command=tuple(words),
+        folder=run.folder.cluster.absolute(),
+        is_done=partial(is_validated, run.folder, prepared, pair, key),
+    )
+
+
+def is_validated(folder: RunFolder, prepared: Prepared, pair: tuple[str, int], key: str) -> bool:
+    """Whether a fold is trained and, where it has cases for that, validated."""
+    name, fold = pair
+    if not is_trained(final_weights(folder, name, fold), key):
+        return False
+    record = read_record(folder, f"validate-{name}-fold_{fold}")
+    return not prepared.splits.folds[fold].val or (record is not None and record.inputs["model"] == key)
+
+
+State = Literal["done", "running", "waiting", "failed", "not begun", "stopped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitStatus:
+    """One part of a run: a stage, or the training of one fold."""
+
+    name: str
+    state: State
+    where: str = ""
+    """Process and machine, job or worker."""
+    note: str = ""
+    """Steps done; why it waits; the log of what failed."""
+
+
+def status(run: Run) -> list[UnitStatus]:
+    """What of a run is done, what runs where, what waits and what failed, from its folder, its locks and Slurm's queue."""
+    folder, schedule = run.folder, load_or_none(Schedule, run.folder.schedule)
+    pairs = (
+        []
+        if schedule is None
+        else [(t.configuration, k) for t in schedule.trainings for k in range(schedule.num_folds)]
+    )
+    tasks = [_sent(folder, name) for name in (PREPARE, *(f"train-{name}-fold_{fold}" for name, fold in pairs), FINISH)]
+    queue = read_queue(tasks)
+    units = [_stage(folder, name) for name in ("check", "fingerprint", "plan", "schedule")]
+    units += [_task(folder, tasks[0], queue)] if any(unit.state != "done" for unit in units) else []
+    if schedule is not None:
+        prepared = read_prepared(run)
+        keys = all_keys(run, prepared)
+        for pair, task in zip(pairs, tasks[1:-1], strict=True):
+            if schedule.steps_of(*pair):
+                units.append(_training(run, prepared, pair, keys[pair], task, queue))
+    page = (folder.report / "index.html").is_file()
+    ends = [_stage(folder, "select"), UnitStatus(name="report", state="done" if page else "not begun")]
+    units += ends
+    units += [_task(folder, tasks[-1], queue)] if any(unit.state != "done" for unit in ends) else []
+    return [unit for unit in units if unit.name not in (PREPARE, FINISH) or unit.state != "not begun"]
+
+
+def _sent(folder: RunFolder, name: str) -> Task:
+    """A task as it may have been sent, for its files."""
+    return Task(name=name, command=(), folder=folder.cluster.absolute())
+
+
+def _stage(folder: RunFolder, name: str) -> UnitStatus:
+    if owner := owner_of(folder.lock(name)):
+        return UnitStatus(name=name, state="running", where=owner)
+    return UnitStatus(name=name, state="not begun" if read_record(folder, name) is None else "done")
+
+
+def _task(folder: RunFolder, task: Task, queue: Mapping[str, tuple[str, str]]) -> UnitStatus:
+    """What is known of a task that was sent to a cluster, apart from its results."""
+    record = task.read_record()
+    if record is None:
+        return UnitStatus(name=task.name, state="not begun")
+    if (found := queue.get(task.name)) is not None:
+        state: State = "running" if found[0] in ("RUNNING", "COMPLETING") else "waiting"
+        return UnitStatus(name=task.name, state=state, where=record.place, note=f"{found[0].lower()} {found[1]}")
+    if record.state == "failed" or (record.job is not None and read_code(task) != 0):
+        return UnitStatus(name=task.name, state="failed", where=record.place, note=f"{task.log}: {task.last_line}")
+    if record.job is None and record.state in ("waiting", "running") and owner_of(folder.lock("cluster")):
+        return UnitStatus(name=task.name, state=record.state, where=record.place)
+    return UnitStatus(name=task.name, state="not begun")
+
+
+def _training(
+    run: Run,
+    prepared: Prepared,
+    pair: tuple[str, int],
+    key: str,
+    task: Task,
+    queue: Mapping[str, tuple[str, str]],
+) -> UnitStatus:
+    name, fold = pair
+    if is_validated(run.folder, prepared, pair, key):
+        return UnitStatus(name=task.name, state="done")
+    sent = _task(run.folder, task, queue)
+    history, _ = read_history(run.folder.fold(name, fold) / HISTORY_FILE)
+    steps = f"step {history[-1].step} of {prepared.schedule.steps_of(name, fold)}" if history else ""
+    owners = (owner_of(run.folder.lock(f"{stage}-{name}-fold_{fold}")) for stage in ("train", "validate"))
+    if owner := next((each for each in owners if each), None):
+        where = f"{owner}, {sent.where}" if sent.where else owner
+        return replace(sent, state="running", where=where, note=steps or "before the first checkpoint")
+    if sent.state == "not begun" and history:
+        return replace(sent, state="stopped", note=steps)
+    return sent

@@ -1,0 +1,180 @@
+"""Trainings on Dask workers and in Slurm's queue end with the weights of one machine, whatever is killed meanwhile.
+
+The test with Slurm runs where a node answers `sinfo`; it is skipped, and counted, elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import Job, Listening
+
+import autoseg
+from autoseg.compute.cluster import DaskCluster
+from autoseg.compute.executor import run_jobs, spread_over
+from autoseg.issues import AutosegError
+from autoseg.storage.atomic import load_document, save_document
+from planners import Schedule
+
+STEPS = 120
+
+
+@pytest.fixture(scope="module")
+def whole(finished: Job, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A run of which only the first fold is trained, on this machine."""
+    root = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(finished.root, root)
+    shutil.rmtree(root / "models")
+    for record in root.glob("stages/*-2d-*.json"):
+        record.unlink()
+    changes = {"num_steps": STEPS, "steps_per_epoch": STEPS // 2, "warmup_steps": 2}
+    given = load_document(Schedule, finished.schedule)
+    trainings = tuple(training.model_copy(update=changes) for training in given.trainings)
+    save_document(root.with_name("schedule.json"), given.model_copy(update={"trainings": trainings}))
+    job = Job(dataset=finished.dataset, schedule=root.with_name("schedule.json"), root=root)
+    job.call("train", schedule=job.schedule, redo=True, fold=0)
+    return job
+
+
+@pytest.fixture
+def prepared(whole: Job, tmp_path: Path) -> Job:
+    """The same run, of which nothing is trained; a training of its first fold tells as soon as it has begun."""
+    shutil.copytree(whole.root, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "models")
+    for record in (tmp_path / "run").glob("stages/*-2d-*.json"):
+        record.unlink()
+    job = replace(whole, root=tmp_path / "run")
+    damaged = job.folder.fold("2d", 0) / "checkpoint.pt"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("is named in the log when the training begins")
+    return job
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + 120
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+    return found
+
+
+def begun(job: Job) -> bool:
+    """Whether the training of the first fold has begun on a cluster."""
+    log = job.folder.cluster / "train-2d-fold_0.log"
+    return log.is_file() and "checkpoint.pt" in log.read_text()
+
+
+def weights(job: Job) -> bytes:
+    return (job.folder.fold("2d", 0) / "final.safetensors").read_bytes()
+
+
+def resumed(job: Job) -> bool:
+    """Whether the first fold was stopped after a step, and not begun anew."""
+    log = (job.folder.cluster / "train-2d-fold_0.log").read_text()
+    return (
+        log.count("Interrupted: stopping after this training step") == 1 and log.count("starts from the beginning") == 1
+    )
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[str]:
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local:
+        yield local.scheduler_address.replace("tcp://", "dask://")
+
+
+def test_cases_of_a_lost_worker_are_done_by_another(workers: str, tmp_path: Path) -> None:
+    from distributed import Client
+
+    def square(x: int) -> tuple[int, int]:
+        if x == 1 and not (tmp_path / "tried").exists():
+            (tmp_path / "tried").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if x == 3:
+            raise ValueError("three")
+        return x * x, os.getpid()
+
+    with Client(workers.replace("dask", "tcp"), set_as_default=False) as client, spread_over(DaskCluster(client)):
+        found = run_jobs(square, [0, 1, 2], name=str)
+        assert [result for result, _ in found] == [0, 1, 4]
+        assert os.getpid() not in {process for _, process in found}
+        with pytest.raises(AutosegError) as caught:
+            run_jobs(square, [3, 4], name=lambda x: f"case {x}")
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [("job.failed", "case 3")]
+
+
+def test_a_training_goes_on_where_its_worker_was_killed(workers: str, whole: Job, prepared: Job) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        wait_for(lambda: begun(prepared), "the training has not begun")
+        training = json.loads(prepared.folder.lock("train-2d-fold_0").read_text())["pid"]
+        killed.append(int(Path(f"/proc/{training}/stat").read_text().rpartition(")")[2].split()[1]))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    autoseg.train(prepared.root, fold=0, cluster=workers)
+    killer.join()
+    assert len(killed) == 1
+    assert resumed(prepared)
+    assert weights(prepared) == weights(whole)
+    states = {unit.name: unit.state for unit in autoseg.status(prepared.root)}
+    assert states["train-2d-fold_0"] == "done"
+    assert states["train-2d-fold_1"] == "not begun"
+
+
+def slurm(*call: str) -> str:
+    return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def slurm_node(request: pytest.FixtureRequest) -> None:
+    """A node of Slurm that takes jobs from this machine."""
+    found = shutil.which("sinfo") and subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=False)
+    if not found or "up" not in found.stdout:
+        pytest.skip("no Slurm here: no partition answers sinfo")
+
+
+def release(task: str) -> None:
+    """Start a task that was queued again at once: Slurm lets two minutes pass."""
+    wait_for(lambda: slurm("squeue", "-h", "-t", "PENDING", "-j", task), f"{task} is not queued again")
+    slurm("scontrol", "update", f"jobid={task}", "StartTime=now")
+
+
+@pytest.mark.usefixtures("slurm_node")
+def test_tasks_in_slurm_outlive_time_limits_cancelling_and_the_killed_call(whole: Job, prepared: Job) -> None:
+    words = ["train", str(prepared.root), "--cluster", "slurm:2", "--slurm-options", "mem=1500M,time=00:10:00"]
+    driver = subprocess.Popen([sys.executable, "-m", "autoseg", *words], stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: begun(prepared), "the training has not begun")
+    units = {unit.name: unit for unit in autoseg.status(prepared.root)}
+    job = units["train-2d-fold_0"].where.split()[-1].partition("_")[0]
+    slurm("scancel", "--signal=USR1", "--batch", f"{job}_0")  # what --signal=B:USR1@60 asks for before a time limit
+    driver.kill()
+    driver.communicate()
+    assert units["train-2d-fold_0"].state == "running"
+    assert f"slurm job {job}_0" in units["train-2d-fold_0"].where
+    slurm("scancel", f"{job}_1")
+    wait_for(lambda: not slurm("squeue", "-h", "-r", "-j", f"{job}_1"), "fold 1 is not cancelled")
+    states = {unit.name: unit.state for unit in autoseg.status(prepared.root)}
+    assert states["train-2d-fold_1"] == "failed"
+    release(f"{job}_0")
+    listening = Listening()
+    autoseg.train(prepared.root, cluster="slurm", reporter=listening)
+    assert "1 task of an earlier call in Slurm's queue" in listening.text
+    assert "Submitted 1 task (train)" in listening.text
+    assert resumed(prepared)
+    assert weights(prepared) == weights(whole)
+    assert {unit.state for unit in autoseg.status(prepared.root) if unit.name.startswith("train")} == {"done"}
