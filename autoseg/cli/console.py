@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
-from autoseg.compute.executor import SIGNALS
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import find_model, require_place_for_run
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
@@ -204,8 +203,9 @@ def treat_termination_as_interrupt() -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
+    for name in ("SIGTERM", "SIGUSR1"):  # Windows has no SIGUSR1
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), interrupt)
 
 
 FILES = ("spec", "pretrained", "schedule", "splits", "groups")

@@ -39,6 +39,8 @@ CONNECT_S = 20.0
 """To the scheduler of Dask, and for its first worker to appear."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 15.0
 """Between two looks at Slurm's queue."""
+ERROR_LINES = 10
+"""At the end of a log, in which an error message is looked for."""
 SHARED_S = 10.0
 """Until a file that another machine wrote is seen on a shared file system."""
 
@@ -131,9 +133,10 @@ class Task:
 
     @property
     def last_line(self) -> str:
-        """Of its log; empty where there is none."""
+        """Of its log, or the error shortly before; empty where there is none."""
         lines = self.log.read_text(errors="replace").splitlines() if self.log.is_file() else []
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last = [line.strip() for line in lines if line.strip()][-ERROR_LINES:]
+        return next((line for line in reversed(last) if line.startswith("autoseg: ")), last[-1] if last else "")
 
     @property
     def failure(self) -> Issue:

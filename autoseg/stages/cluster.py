@@ -25,7 +25,7 @@ from autoseg.compute.cluster import (
 from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
-from autoseg.settings import flag_of
+from autoseg.settings import Settings, flag_of
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import (
@@ -47,24 +47,24 @@ PREPARE, FINISH = "prepare", "finish"
 """Names of the tasks before and after the trainings."""
 
 
-def call_words(given: Mapping[str, Any]) -> list[str]:
-    """Options of a call as a command line takes them."""
+def call_words(given: Mapping[str, Any], settings: Settings) -> list[str]:
+    """Options of a call as a command line takes them in any folder; ``settings`` has their whole paths."""
     words: list[str] = []
     for name, value in given.items():
-        flag = flag_of(name)
-        match value:
+        flag, known = flag_of(name), getattr(settings, name)
+        match known if isinstance(known, Path) else value:
             case None:
                 continue
             case bool():
                 words.append(flag if value else f"--no-{flag[2:]}")
             case Mapping():
                 words += [word for key, text in value.items() for word in (flag, f"{key}={text}")]
-            case list() | tuple() if any("=" in str(each) for each in value):
+            case list() | tuple() if name == "set":
                 words += [word for each in value for word in (flag, str(each))]
             case list() | tuple():
                 words += [flag, ",".join(map(str, value))]
-            case _:
-                words += [flag, str(value)]
+            case whole:
+                words += [flag, str(whole)]
     return words
 
 
@@ -120,12 +120,12 @@ def write_scripts(
 
 
 def preparation(run: Run, given: Mapping[str, Any]) -> Task | None:
-    """All before the trainings; None where nothing was asked for that a schedule does not know."""
-    root = str(run.folder.root.absolute())
-    calls = {"redo": run.redo, "replan": run.replan}
-    words = [*call_words(given), *(flag_of(name) for name, is_given in calls.items() if is_given)]
-    if not words and run.folder.schedule.is_file() and read_record(run.folder, "schedule") is not None:
+    """All before the trainings; None where a schedule was made with the present settings, and nothing is to be redone."""
+    root, calls = str(run.folder.root.absolute()), {"redo": run.redo, "replan": run.replan}
+    is_scheduled = run.folder.schedule.is_file() and read_record(run.folder, "schedule") is not None
+    if is_scheduled and not any(calls.values()) and load_or_none(Settings, run.folder.settings) == run.settings:
         return None
+    words = [*call_words(given, run.settings), *(flag_of(name) for name, is_given in calls.items() if is_given)]
     target = [str(run.settings.dataset), "--out", root] if not run.folder.plan.is_file() else [root]
     return Task(name=PREPARE, command=("schedule", *target, *words), folder=run.folder.cluster.absolute())
 

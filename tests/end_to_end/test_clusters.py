@@ -89,33 +89,34 @@ def resumed(job: Job) -> bool:
 
 
 @pytest.fixture(scope="module")
-def workers() -> Iterator[str]:
+def local() -> Iterator[Any]:
     distributed = pytest.importorskip("distributed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50) as local:
-        yield local.scheduler_address.replace("tcp://", "dask://")
+        yield local
 
 
-def test_cases_of_a_lost_worker_are_done_by_another(workers: str, tmp_path: Path) -> None:
-    from distributed import Client
-
+def test_cases_of_a_lost_worker_are_done_by_another(local: Any, tmp_path: Path) -> None:
     def square(x: int) -> tuple[int, int]:
-        if x == 1 and not (tmp_path / "tried").exists():
+        if x == 5 or (x == 1 and not (tmp_path / "tried").exists()):
             (tmp_path / "tried").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if x == 3:
             raise ValueError("three")
         return x * x, os.getpid()
 
-    with Client(workers.replace("dask", "tcp"), set_as_default=False) as client, spread_over(DaskCluster(client)):
+    with local.get_client() as client, spread_over(DaskCluster(client)):
         found = run_jobs(square, [0, 1, 2], name=str)
         assert [result for result, _ in found] == [0, 1, 4]
         assert os.getpid() not in {process for _, process in found}
+        before, local.scheduler.allowed_failures = local.scheduler.allowed_failures, 0
         with pytest.raises(AutosegError) as caught:
-            run_jobs(square, [3, 4], name=lambda x: f"case {x}")
-    assert [(issue.code, issue.where) for issue in caught.value.issues] == [("job.failed", "case 3")]
+            run_jobs(square, [3, 4, 5], name=lambda x: f"case {x}")
+        local.scheduler.allowed_failures = before
+    expected = [("job.failed", "case 3"), ("job.worker_killed", "case 5")]
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == expected
 
 
-def test_a_training_goes_on_where_its_worker_was_killed(workers: str, whole: Job, prepared: Job) -> None:
+def test_a_training_goes_on_where_its_worker_was_killed(local: Any, whole: Job, prepared: Job) -> None:
     killed: list[int] = []
 
     def kill() -> None:
@@ -126,7 +127,7 @@ def test_a_training_goes_on_where_its_worker_was_killed(workers: str, whole: Job
 
     killer = threading.Thread(target=kill)
     killer.start()
-    autoseg.train(prepared.root, fold=0, cluster=workers)
+    autoseg.train(prepared.root, fold=0, cluster=local.scheduler_address.replace("tcp", "dask"))
     killer.join()
     assert len(killed) == 1
     assert resumed(prepared)

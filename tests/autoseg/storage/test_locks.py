@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,11 @@ import pytest
 
 from autoseg.issues import AutosegError
 from autoseg.storage import locks
+<<<<<<< HEAD
 from autoseg.storage.locks import hold_lock, owners_here
+=======
+from autoseg.storage.locks import hold_lock, owner_of
+>>>>>>> 5b58a46 (Describe clusters, and show the state of a run)
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
@@ -26,12 +31,15 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
     try:
         assert owner.stdout is not None
         assert owner.stdout.readline() == "held\n"
-        monkeypatch.setattr(locks.time, "sleep", lambda _: pytest.fail("waited for a living owner"))
+        naps: list[float] = []
+        monkeypatch.setattr(locks.time, "sleep", naps.append)
         with (
             pytest.raises(AutosegError, match=rf"the fold: is being worked on by process {owner.pid} on"),
             hold_lock(path, what="the fold"),
         ):
             pass
+        assert naps == [locks.WAIT_S]  # no longer than somebody may look who has the lock
+        assert owner_of(path) == f"process {owner.pid} on {socket.gethostname()}"
         assert owner.poll() is None
         assert owners_here([path, tmp_path / "missing.lock"]) == {owner.pid}
     finally:
@@ -40,6 +48,8 @@ def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
     assert owners_here([path]) == frozenset()
     with hold_lock(path, what="the fold"):
         assert Path(path).exists()
+    assert owner_of(path) is None
+    assert owner_of(path.with_name("other.lock")) is None
 
 
 FORKING_OWNER = """
