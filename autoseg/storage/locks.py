@@ -52,7 +52,7 @@ def hold_lock(path: Path, *, what: str, wait: bool = False, say: Callable[[str],
             taken = _take(handle, path)
         if not taken and wait:
             say(f"Waiting: {what} is being worked on by {_owner(handle)}")
-        if not taken and not wait:  # `owner_of` holds it for a moment
+        elif not taken:  # perhaps it is only `owner_of` who has it
             time.sleep(WAIT_S)
             taken = _take(handle, path)
         while not taken and wait:

@@ -14,11 +14,7 @@ import pytest
 
 from autoseg.issues import AutosegError
 from autoseg.storage import locks
-<<<<<<< HEAD
-from autoseg.storage.locks import hold_lock, owners_here
-=======
-from autoseg.storage.locks import hold_lock, owner_of
->>>>>>> 5b58a46 (Describe clusters, and show the state of a run)
+from autoseg.storage.locks import hold_lock, owner_of, owners_here
 
 
 def test_a_lock_names_its_owner_and_ends_with_it(tmp_path, monkeypatch) -> None:
