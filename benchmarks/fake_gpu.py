@@ -1,6 +1,6 @@
 """What a training step asks of a GPU, counted without one: kernels, bytes, relayouts, waiting, memory, and a modelled time.
 
-    python benchmarks/fake_gpu.py PLANS [--cases 001 004 028 046] [--all] [--compiled]
+    python benchmarks/fake_gpu.py PLANS [--cases 001 004 028 046] [--all]
 
 Steps run on fake CUDA tensors, which have shapes, layouts and formats, and no numbers. Needs torch's CUDA build, no GPU and no
 driver, and a C compiler: a stub that says that there are devices is built and preloaded, without which fake tensors have no
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import json
 import math
 import os
 import subprocess
@@ -415,6 +416,8 @@ def memory_table(folder: Path) -> Iterator[str]:
         except ValueError as error:
             yield f"| {path.parent.name} {kind} | | | | not read: {str(error).splitlines()[0][:80]} |"
             continue
+        options = json.loads((path.parent / "options.json").read_text())[kind]["options"]
+        target = options.get("gpu_memory_target_in_gb", plan.memory_target_gb)
         for configuration in plan.configurations:
             if len(configuration.network.features) < 2:
                 continue
@@ -422,9 +425,9 @@ def memory_table(folder: Path) -> Iterator[str]:
             estimate = (
                 estimate_configuration_memory(configuration, dtype="bfloat16", device="cuda").training_bytes / 1e9
             )
-            fits = counted <= plan.memory_target_gb - WORKSPACES_GB
+            fits = counted <= target - WORKSPACES_GB
             row = (
-                f"{name} {kind} {configuration.name}", f"{plan.memory_target_gb:g}", f"{counted:.2f}", f"{estimate:.2f}",
+                f"{name} {kind} {configuration.name}", f"{target:g}", f"{counted:.2f}", f"{estimate:.2f}",
                 "" if fits else "more than the target less 1 GB",
             )  # fmt: skip
             yield f"| {' | '.join(row)} |"

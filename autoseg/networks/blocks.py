@@ -103,8 +103,8 @@ class ResidualBlock(nn.Module):
         if stem is None:
             between = before_norm(first.conv, x)
         else:
-            between, x = norm_convolve(before_norm(stem.conv, x), stem.norm, first.conv)
-        between, _ = norm_convolve(between, first.norm, second.conv)
+            between, x = norm_convolve(before_norm(stem.conv, x), stem.norm, first.conv, gives_both=True)
+        between = norm_convolve(between, first.norm, second.conv)
         z: Tensor = second.norm(between, self._skip(x), NEGATIVE_SLOPE)
         return z
 
@@ -113,19 +113,18 @@ class ResidualBlock(nn.Module):
         return skip if self.project is None else self.project(skip)
 
 
-def norm_convolve(x: Tensor, norm: InstanceNorm, convolution: nn.Module) -> tuple[Tensor, Tensor]:
+def norm_convolve(x: Tensor, norm: InstanceNorm, convolution: nn.Module, *, gives_both: bool = False) -> Any:
     """See `norm_convolved`; the convolution has no stride, and another norm follows."""
     given: Any = convolution
-    return norm_convolved(x, norm.weight, norm.bias, given.weight, given.padding)
+    return norm_convolved(x, norm.weight, norm.bias, given.weight, given.padding, gives_both=gives_both)
 
 
 def may_recompute(x: Tensor) -> bool:
-    """Whether a map may be computed again to save memory; compilers decide that for themselves.
+    """Whether a map may be computed again to save memory: with kernels for it, and where gradients are wanted.
 
     Networks with residual blocks do so, whose plans else take up to 10 % more than their target (decision 0220).
     """
-    fused = x.device.type == "cuda" and is_channels_last(x) and torch.is_grad_enabled()
-    return fused and not torch.compiler.is_compiling()
+    return x.device.type == "cuda" and is_channels_last(x) and torch.is_grad_enabled()
 
 
 def before_norm(convolution: nn.Module, x: Tensor) -> Tensor:

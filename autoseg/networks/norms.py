@@ -36,11 +36,9 @@ def norm_activate(
     """`norm`, plus ``skip`` of the same shape, then leaky ReLU of ``slope`` (1: none).
 
     On CUDA maps in channels last go through one pair of kernels (decision 0219); contiguous ones, as on older cards, through
-    torch's instance norm. A compiler sees the formula and makes kernels of its own.
+    torch's instance norm. A compiler calls the same kernels: its own from the formula move a third more.
     """
     if x.device.type == "cuda" and is_channels_last(x):
-        if torch.compiler.is_compiling():
-            return formula(x, weight, bias, skip, slope)[0]
         result: Tensor = torch.ops.autoseg.norm(x, weight, bias, skip, slope)[0]
         return result
     result = instance_norm(x, weight, bias)
@@ -213,15 +211,14 @@ fused_norm.register_autograd(_differentiate, setup_context=_keep)
 
 
 def norm_convolved(
-    x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """What a convolution with ``kernel`` at stride 1 makes of `norm_activate`, and the latter itself.
+    x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: Sequence[int], *, gives_both: bool
+) -> Any:
+    """What a convolution with ``kernel`` at stride 1 makes of `norm_activate`; with ``gives_both`` the latter itself, too.
 
     Of both only ``x`` waits for the backward pass, which computes the convolution's input again: one read and one write more, and
     a quarter of the maps of a residual block less.
     """
-    result: tuple[Tensor, Tensor] = _NormConvolved.apply(x, weight, bias, kernel, tuple(padding))  # type: ignore[no-untyped-call]
-    return result
+    return _NormConvolved.apply(x, weight, bias, kernel, tuple(padding), gives_both)  # type: ignore[no-untyped-call]
 
 
 class _NormConvolved(torch.autograd.Function):
@@ -229,17 +226,17 @@ class _NormConvolved(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: tuple[int, ...]
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, padding: tuple[int, ...], gives_both: bool
+    ) -> Tensor | tuple[Tensor, Tensor]:
         y, mean, scale = torch.ops.autoseg.norm(x, weight, bias, None, NEGATIVE_SLOPE)
-        ctx.padding = padding
-        ctx.set_materialize_grads(False)
+        ctx.padding, ctx.gives_both = padding, gives_both
         ctx.save_for_backward(x, mean, scale, weight, bias, kernel)
         convolve = functional.conv3d if x.ndim == 5 else functional.conv2d
-        return convolve(y, kernel.to(x.dtype), None, 1, padding), y
+        convolved = convolve(y, kernel.to(x.dtype), None, 1, padding)
+        return (convolved, y) if gives_both else convolved
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, scale, weight, bias, kernel = ctx.saved_tensors
         y = torch.ops.autoseg.norm_again(x, mean, scale, weight, bias, NEGATIVE_SLOPE)
         ones = [1] * (x.ndim - 2)
@@ -248,11 +245,11 @@ class _NormConvolved(torch.autograd.Function):
             [True, True, False],
         )  # fmt: skip
         del y
-        at_y = at_y if gradients[1] is None else at_y + gradients[1]
+        at_y = at_y + gradients[1] if ctx.gives_both else at_y
         at_x, at_weight, at_bias, _ = torch.ops.autoseg.norm_backward(
             at_y, x, None, mean, scale, weight, bias, NEGATIVE_SLOPE
         )
-        return at_x, at_weight, at_bias, at_kernel.to(kernel.dtype), None
+        return at_x, at_weight, at_bias, at_kernel.to(kernel.dtype), None, None
 
 
 def _dense(x: Tensor) -> Tensor:

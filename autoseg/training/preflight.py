@@ -20,6 +20,7 @@ from autoseg.compute.memory import (
 )
 from autoseg.compute.workarounds import kept_heap
 from autoseg.issues import AutosegError, Issue
+from autoseg.networks.norms import why_not_fused
 from autoseg.training.fold_spec import FoldSpec, configuration_recipe, make_fold_parts
 from autoseg.training.loop import Parts, is_mean_over_samples, train_step
 from autoseg.training.sampling import ANNOTATED, PatchSource, crop_size
@@ -49,7 +50,7 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
 
     ``most``: no larger micro-batches. Raises `AutosegError` where not even one sample fits.
     """
-    issues = []
+    issues = norm_issues(spec)
     if spec.training.compiled and (reason := why_not_compiled(spec, most)) is not None:
         message = f"torch.compile does not work here ({reason}); steps run without it, which is slower"
         issues.append(Issue(code="training.not_compiled", severity="warning", where=spec.where, message=message))
@@ -60,6 +61,15 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
     if size < most:
         issues.append(micro_batch_issue(spec, size))
     return Cleared(spec=spec, micro_batch_size=size, issues=tuple(issues))
+
+
+def norm_issues(spec: FoldSpec) -> list[Issue]:
+    """Says that a CUDA GPU computes in torch's own layout and norm, and why."""
+    reason = why_not_fused(spec.device) if spec.device.type == "cuda" else None
+    if reason is None:
+        return []
+    message = f"steps use torch's own norm and layout, which are slower than autoseg's ({reason})"
+    return [Issue(code="training.plain_norm", severity="note", where=spec.where, message=message)]
 
 
 def micro_batch_issue(spec: FoldSpec, size: int) -> Issue:

@@ -107,15 +107,14 @@ def test_a_convolution_of_its_result_has_the_gradients_of_both() -> None:
     kernel = torch.randn(2, 3, 3, 3, 1, dtype=torch.float64, requires_grad=True)
     given = (x, weight, bias, kernel)
     expected = norms.formula(x, weight, bias, None, norms.NEGATIVE_SLOPE)[0]
-    found, again = norms.norm_convolved(*given, (1, 1, 0))
+    found, again = norms.norm_convolved(*given, (1, 1, 0), gives_both=True)
     torch.testing.assert_close(again, expected)
     torch.testing.assert_close(found, torch.nn.functional.conv3d(expected, kernel, None, 1, (1, 1, 0)))
     weights = torch.randn(again.shape, dtype=torch.float64)
 
     def both(*values: torch.Tensor) -> torch.Tensor:
-        convolved, result = norms.norm_convolved(*values, (1, 1, 0))
+        convolved, result = norms.norm_convolved(*values, (1, 1, 0), gives_both=True)
         return convolved.pow(2).sum() + (result * weights).sum()
 
-    assert torch.autograd.gradcheck(both, given, check_undefined_grad=False)
-    alone = functools.partial(norms.norm_convolved, padding=(1, 1, 0))
-    assert torch.autograd.gradcheck(lambda *values: alone(*values)[0], given, check_undefined_grad=False)
+    assert torch.autograd.gradcheck(both, given)
+    assert torch.autograd.gradcheck(functools.partial(norms.norm_convolved, padding=(1, 1, 0), gives_both=False), given)

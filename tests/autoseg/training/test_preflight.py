@@ -78,6 +78,17 @@ def test_sizes_of_micro_batches_are_those_that_memory_allows(tmp_path, monkeypat
     assert preflight.plausible_sizes(*given, gpu) == (6, 3, 2, 1)
 
 
+def test_a_gpu_without_the_fused_norm_is_said_to_be_slower(tmp_path, monkeypatch) -> None:
+    spec = make_spec(tmp_path)
+    assert preflight.norm_issues(spec) == []
+    on_gpu = replace(spec, device=torch.device("cuda"))
+    for reason in (None, "no Triton"):
+        monkeypatch.setattr(preflight, "why_not_fused", lambda device, reason=reason: reason)
+        assert [(issue.code, "(no Triton)" in issue.message) for issue in preflight.norm_issues(on_gpu)] == [
+            ("training.plain_norm", True)
+        ] * (reason is not None)
+
+
 def test_what_does_not_fit_on_a_gpu_is_told_by_its_own_estimate(tmp_path) -> None:
     spec = make_spec(tmp_path)
     cpu, gpu = (preflight.needed_bytes(spec.configuration, spec.training, 1, on_gpu=given) for given in (False, True))
