@@ -10,6 +10,7 @@ Images of a batch are float32 (N, C, patch...), label maps int16 (N, M, patch...
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,6 @@ from autoseg.training.augmentation import (
     EPSILON,
     OUTSIDE_LABEL,
     Parameters,
-    PerChannel,
     Recipe,
     affine_matrix,
     reflected,
@@ -33,6 +33,7 @@ VOTES_AT_ONCE = 2**24
 """Corners whose labels are held at once, 24 bytes each: those of a patch of 128 x 128 x 128."""
 Tables = dict[str, NDArray[np.generic]]
 """Parameters of a batch by name; what no sample needs is missing."""
+Value = TypeVar("Value")
 Stack = tuple[Tensor, Tensor]
 """Crops of one shape: images (n, C, crop...) and label maps (n, M, crop...)."""
 
@@ -56,7 +57,7 @@ def make_tables(samples: Sequence[Parameters], recipe: Recipe, crop: Sequence[in
     return tables
 
 
-def _rows(values: Sequence[PerChannel], recipe: Recipe) -> tuple[list[int], list[float]]:
+def _rows(values: Sequence[Sequence[Value | None]], recipe: Recipe) -> tuple[list[int], list[Value]]:
     """The rows for which a value was drawn, with it."""
     pairs = [
         (i * recipe.num_channels + channel, value)
@@ -69,18 +70,13 @@ def _rows(values: Sequence[PerChannel], recipe: Recipe) -> tuple[list[int], list
 
 def _add_blur(tables: Tables, samples: Sequence[Parameters], recipe: Recipe) -> None:
     """For each axis the weights of each row, as many as the longest kernel has, and which voxels those of the padded row are."""
-    pairs = [
-        (i * recipe.num_channels + channel, sigmas)
-        for i, p in enumerate(samples)
-        for channel, sigmas in enumerate(p.blur_sigmas)
-        if sigmas is not None
-    ]
-    if not pairs:
+    rows, sigmas = _rows([p.blur_sigmas for p in samples], recipe)
+    if not rows:
         return
-    tables["blur.rows"] = np.array([row for row, _ in pairs])
+    tables["blur.rows"] = np.array(rows)
     for axis, size in enumerate(recipe.patch):
-        weights = gaussian_kernels(np.array([sigmas[axis] for _, sigmas in pairs]))
-        tables[f"blur.{axis}"] = weights.T.reshape(-1, len(pairs), *[1] * len(recipe.patch))
+        weights = gaussian_kernels(np.array([each[axis] for each in sigmas]))
+        tables[f"blur.{axis}"] = weights.T.reshape(-1, len(rows), *[1] * len(recipe.patch))
         tables[f"blur.{axis}.sources"] = reflected(size, weights.shape[1] // 2)
 
 
