@@ -24,6 +24,7 @@ from planners import (
     LabelClass,
     Labels,
     Plan,
+    Revision,
     Training,
     plan_dataset,
     trial_training,
@@ -90,6 +91,18 @@ def make_spec(folder: Path, *, steps: int = 6, training: Training | None = None,
         folder=folder,
         key="key",
         device=torch.device("cpu"),
+    )
+
+
+def revision(step: int, num_steps: int) -> Revision:
+    return Revision(
+        configuration="3d_fullres",
+        fold=0,
+        step=step,
+        num_steps=num_steps,
+        planned_steps=12,
+        step_s=1.0,
+        reason="the test",
     )
 
 

@@ -22,6 +22,7 @@ from made_folds import (
     history_of,
     make_case,
     make_spec,
+    revision,
     run,
     same_weights,
     state_of,
@@ -39,7 +40,6 @@ from autoseg.training.checkpoints import load_checkpoint
 from autoseg.training.fold import Validated, train_fold
 from autoseg.training.fold_spec import FoldRun, FoldSpec, FoldState, make_fold_parts, make_network
 from autoseg.training.sampling import BatchSource
-from planners import Revision
 
 
 def test_a_small_network_learns_two_shapes(tmp_path) -> None:
@@ -331,15 +331,3 @@ def test_the_averaged_share_is_that_of_the_training_as_it_is_revised(tmp_path) -
     run(spec, weights)
     assert len(weights.found) == 8
     assert state_of(spec).averaged == 2
-
-
-def revision(step: int, num_steps: int) -> Revision:
-    return Revision(
-        configuration="3d_fullres",
-        fold=0,
-        step=step,
-        num_steps=num_steps,
-        planned_steps=12,
-        step_s=1.0,
-        reason="the test",
-    )

@@ -20,6 +20,7 @@ from made_folds import (
     history_of,
     make_spec,
     one_broken_of,
+    revision,
     run,
     same_weights,
     state_of,
@@ -37,7 +38,7 @@ from autoseg.training.augmentation import Recipe
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.sampling import Batch, Crop, finish
-from planners import Training
+from planners import Revision, Training
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_a_fix(tmp_path) -> None:
@@ -148,6 +149,28 @@ def test_a_training_that_is_read_late_resumes_with_the_same_bits(tmp_path, late)
     run(spec)
     assert history_of(spec) == history_of(undisturbed)
     assert same_weights(spec, undisturbed)
+
+
+def test_another_length_is_asked_for_and_replayed_where_results_are_read(tmp_path, late) -> None:
+    """Later steps would have been done with the learning rate of the former length."""
+    asked: list[int] = []
+
+    def revise(done: int) -> Revision | None:
+        asked.append(done)
+        return revision(10, 17) if done == 10 else None
+
+    live, replayed, early = (
+        training_with(make_spec(tmp_path / name, steps=12, name="2d"), steps_per_epoch=12, averaged_share=0.0)
+        for name in ("live", "replayed", "early")
+    )
+    run(replace(live, revise=revise))
+    assert asked == [10, 12]
+    assert steps_saved(live) == 17
+    run(replace(replayed, revisions=(revision(10, 17),)))
+    assert same_weights(live, replayed)
+    lags = Lags()
+    run(replace(early, revisions=(revision(7, 11),)), lags)
+    assert lags.lags == [*range(6, -1, -1), 2, 1, 0, 0]
 
 
 def test_bad_steps_that_are_read_late_restart_once_for_all_that_were_done(tmp_path, late) -> None:
