@@ -17,7 +17,7 @@ from spies import Spy
 from autoseg.training import batch_augmentation
 from autoseg.training.augmentation import Parameters, Recipe, draw_noise, draw_parameters, make_recipe
 from autoseg.training.batch_augmentation import send
-from autoseg.training.previous_stage import Disturbance, draw_disturbance
+from autoseg.training.previous_stage import OPERATIONS, Disturbance, Operation, Removal, draw_disturbance
 from autoseg.training.sampling import Crop, crop_size, finish, finish_together, pack
 
 CPU = torch.device("cpu")
@@ -126,6 +126,24 @@ def test_a_batch_takes_few_kernels_and_no_waiting(kind: str, monkeypatch) -> Non
     if kind == "2d":
         assert one.kernels > 10 * MOST_KERNELS
         assert one.waits > 10 * MOST_WAITS
+
+
+@pytest.mark.parametrize("patch", [(14, 18, 16), (30, 26)])
+def test_classes_of_all_samples_change_as_those_of_each(patch: tuple[int, ...]) -> None:
+    """One to five operations of every kind and radius in a sample, then removals."""
+    rng, recipe = np.random.default_rng(6), recipe_of(patch)
+    crops = []
+    for number in range(6):
+        crop = made_crop(rng, recipe, Parameters(), 3)
+        operations = tuple(
+            Operation(channel=int(rng.integers(3)), name=str(rng.choice(OPERATIONS)), radius=float(rng.uniform(1, 4)))
+            for _ in range(number)
+        )
+        removals = (Removal(channel=number % 3, choice=float(rng.random())),) if number % 2 else ()
+        crops.append(replace(crop, disturbance=Disturbance(operations=operations, removals=removals)))
+    assert {o.name for crop in crops for o in crop.disturbance.operations} == set(OPERATIONS)
+    got = finish_together(pack(crops, recipe.patch), recipe, CPU)
+    assert torch.equal(got[0], finish(crops, recipe, CPU)[0])
 
 
 @pytest.mark.parametrize("kind", KINDS)
