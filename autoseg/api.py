@@ -314,6 +314,43 @@ def predict(
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
 
 
+def predict_parts(
+    model: Place,
+    source: Place,
+    output: Place,
+    *,
+    cluster: str,
+    slurm_options: str = "",
+    reporter: Reporter | None = None,
+    **options: Any,
+) -> list[Path]:
+    """`predict` on a cluster, in equal parts, one for each Dask worker, or for each of the N tasks of ``slurm:N`` (4)."""
+    from autoseg.compute.cluster import parse_cluster
+    from autoseg.imaging.readers import image_ending
+    from autoseg.stages.cluster import predict_there
+
+    out = _path("output", output)
+    require_place_for_predictions(out)
+    if options.pop("part", None) is not None or (image_ending(out) and not out.is_dir()):
+        message, fix = "divides a folder of images into parts itself", "pass folders, and omit --part"
+        raise AutosegError(Issue(code="settings.contradiction", where="--cluster", message=message, fix=fix))
+    places = [_path(name, path).absolute() for name, path in (("model", model), ("source", source), ("output", out))]
+    if options.get("spec") is not None:
+        options["spec"] = _path("spec", options["spec"]).absolute()
+    flags = {name: options.pop(name, False) for name in ("skip_bad", "probabilities")}
+    words = [*map(str, places), *(f"--{name.replace('_', '-')}" for name, is_on in flags.items() if is_on)]
+    if not options.pop("mirroring", True):
+        words.append("--no-mirroring")
+    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    return predict_there(
+        ("predict", *words),
+        out,
+        parse_cluster(cluster),
+        slurm_options=slurm_options,
+        reporter=reporter or SilentReporter(),
+    )
+
+
 def _load_predictor(
     model: Path, device: str, *, mirroring: bool, threads: int | None, say: Callable[[str], None]
 ) -> Predictor:

@@ -20,6 +20,7 @@ settings.load_profile("autoseg")
 
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 skipped: list[str] = []
+without_slurm: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,7 +62,13 @@ def job(finished: Job, tmp_path: Path) -> Job:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and "--real-data" in str(report.longrepr):
         skipped.append(report.nodeid)
+    if report.skipped and "no Slurm" in str(report.longrepr):
+        without_slurm.append(report.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"{len(skipped)} tests skipped for want of real data (--real-data DIR)")
+    if without_slurm:
+        terminalreporter.write_line(
+            f"{len(without_slurm)} test skipped for want of Slurm (a partition that answers sinfo)"
+        )

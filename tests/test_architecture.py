@@ -170,12 +170,14 @@ SENT = {"--cluster", "--dry-run", "--slurm-options"}
 OPTIONS = {
     "run": RUN | SENT,
     "predict": {
+        "--cluster",
         "--device",
         "--layout",
         "--mirroring",
         "--part",
         "--probabilities",
         "--skip-bad",
+        "--slurm-options",
         "--spec",
         "--threads",
     },

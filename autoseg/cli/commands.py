@@ -343,6 +343,8 @@ def predict(
     ] = True,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    cluster: ClusterOption = None,
+    slurm_options: SlurmOption = "",
 ) -> None:
     """Segment new images. A second call skips images that are done and have not changed; several calls share the work."""
     require_sound_call(
@@ -353,20 +355,14 @@ def predict(
         faults(_require_folder_or_image, output),
         settings={"layout": layout, "spec": spec, "device": device},
     )
-    written = autoseg.predict(
-        model,
-        source,
-        output,
-        layout=layout,
-        spec=spec,
-        part=part,
-        skip_bad=skip_bad,
-        probabilities=probabilities,
-        mirroring=mirroring,
-        device=device,
-        threads=threads,
-        reporter=make_reporter(),
-    )
+    options: dict[str, Any] = {
+        "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
+        "device": device, "threads": threads, "part": part, "reporter": make_reporter(),
+    }  # fmt: skip
+    if sent := _cluster_words(cluster, slurm_options, dry_run=False):
+        written = autoseg.api.predict_parts(model, source, output, **sent, **options)
+    else:
+        written = autoseg.predict(model, source, output, **options)
     if written:
         typer.echo(f"Label maps: {output}")
 

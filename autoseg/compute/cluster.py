@@ -106,7 +106,7 @@ class Task:
     command: tuple[str, ...]
     """What follows ``autoseg``."""
     folder: Path
-    """For its files; on the file system that all machines share."""
+    """For log, record and exit code; on the file system that all machines share."""
     is_done: Callable[[], bool] = lambda: False
     """Whether its result is there, however it ended."""
 
@@ -130,6 +130,12 @@ class Task:
     def save(self, **fields: Any) -> None:
         """Write the record."""
         save_document(self.record, TaskRecord(command=self.command, **fields))
+
+    @property
+    def is_as_sent(self) -> bool:
+        """Whether it was sent with this command."""
+        record = self.read_record()
+        return record is not None and record.command == self.command
 
     @property
     def last_line(self) -> str:
@@ -362,9 +368,9 @@ class Slurm:
     ) -> list[Issue]:
         """Submit what is not in the queue yet, perhaps since an earlier call, and wait until all has left it."""
         queued = read_queue(tasks)
-        left = [task for task in tasks if task.name not in queued]
-        if queued:
-            say(f"{count_noun(len(queued), 'task')} of an earlier call in Slurm's queue")
+        left = [task for task in tasks if task.name not in queued or not task.is_as_sent]
+        if len(left) < len(tasks):
+            say(f"{count_noun(len(tasks) - len(left), 'task')} of an earlier call in Slurm's queue")
         if left:
             say(f"Submitted {count_noun(len(left), 'task')} ({name}) as Slurm job {self.submit(name, left)}")
         waiting, issues, wait_s, gone = list(tasks), list[Issue](), FIRST_WAIT_S, dict[str, float]()

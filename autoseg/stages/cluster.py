@@ -6,7 +6,7 @@ The run folder is the state. Every command is what a person could type, finds th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from autoseg.compute.cluster import (
     Address,
+    Cluster,
     DaskCluster,
     Slurm,
     Task,
@@ -23,6 +24,7 @@ from autoseg.compute.cluster import (
     read_queue,
 )
 from autoseg.inference.model import final_weights
+from autoseg.inference.predictions import predictions_among
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder
 from autoseg.settings import Settings, flag_of
@@ -40,6 +42,7 @@ from autoseg.stages.work import read_record
 from autoseg.storage.atomic import load_or_none
 from autoseg.storage.locks import hold_lock, owner_of
 from autoseg.tracking.callbacks import HISTORY_FILE, read_history
+from autoseg.tracking.progress import Reporter
 from autoseg.wording import count_noun
 from planners import Schedule
 
@@ -80,27 +83,56 @@ def run_there(
     folder.mkdir(parents=True, exist_ok=True)
     with (
         hold_lock(run.folder.lock("cluster"), what=f"the run in {root} on a cluster"),
-        nullcontext(Slurm(options=parse_slurm_options(slurm_options), most=address.number))
-        if address.kind == "slurm"
-        else open_dask(address, folder=folder) as cluster,
+        open_cluster(address, folder=folder, slurm_options=slurm_options) as cluster,
     ):
-
-        def send(name: str, tasks: Sequence[Task], title: str) -> None:
-            with run.reporter.track(title, len(tasks)) as tracker:
-                issues = cluster.run(name, tasks, say=run.say, done=lambda task: tracker.advance(note=task.name))
-            if issues:
-                raise AutosegError(*issues, headline=f"{len(issues)} of {count_noun(len(tasks), 'task')} failed")
-
+        send = partial(send_tasks, cluster, reporter=run.reporter)
         if prepare := preparation(run, given):
             if isinstance(cluster, DaskCluster):  # cases are spread over the workers
                 prepare = replace(prepare, command=(*prepare.command, "--cluster", str(cluster.address)))
-            send(PREPARE, [prepare], "Preparing the training")
+            send(PREPARE, [prepare], title="Preparing the training")
         run = replace(run, settings=Run.open(root).settings)
         for name, tasks in training_waves(run):
-            send(name, tasks, "Training")
+            send(name, tasks, title="Training")
         if until == "report":
-            send(FINISH, [finishing(run)], "Selecting, predicting, reporting")
+            send(FINISH, [finishing(run)], title="Selecting, predicting, reporting")
     return run
+
+
+def open_cluster(
+    address: Address, *, folder: Path, slurm_options: str
+) -> AbstractContextManager[DaskCluster] | AbstractContextManager[Slurm]:
+    """The cluster at ``address``, whose machines share ``folder``."""
+    if address.kind == "slurm":
+        return nullcontext(Slurm(options=parse_slurm_options(slurm_options), most=address.number))
+    return open_dask(address, folder=folder)
+
+
+def send_tasks(cluster: Cluster, name: str, tasks: Sequence[Task], *, title: str, reporter: Reporter) -> None:
+    """Do all tasks there. Raises `AutosegError` with those that failed."""
+    with reporter.track(title, len(tasks)) as tracker:
+        issues = cluster.run(name, tasks, say=reporter.say, done=lambda task: tracker.advance(note=task.name))
+    if issues:
+        raise AutosegError(*issues, headline=f"{len(issues)} of {count_noun(len(tasks), 'task')} failed")
+
+
+SLURM_PARTS = 4
+"""Of a prediction, where no number of tasks is given."""
+
+
+def predict_there(
+    words: Sequence[str], output: Path, address: Address, *, slurm_options: str, reporter: Reporter
+) -> list[Path]:
+    """Send a prediction to a cluster in equal parts, one for each worker; ``words`` are its command. Returns the label maps."""
+    folder = output.absolute() / ".cluster"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open_cluster(address, folder=folder, slurm_options=slurm_options) as cluster:
+        number = cluster.num_workers if isinstance(cluster, DaskCluster) else cluster.most or SLURM_PARTS
+        tasks = [
+            Task(name=f"part-{k}", command=(*words, "--part", f"{k}/{number}"), folder=folder)
+            for k in range(1, number + 1)
+        ]
+        send_tasks(cluster, "predict", tasks, title="Predicting, in parts", reporter=reporter)
+    return sorted(predictions_among(list(output.iterdir())))
 
 
 def write_scripts(

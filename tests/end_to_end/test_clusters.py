@@ -22,6 +22,7 @@ import pytest
 from builders import Job, Listening
 
 import autoseg
+from autoseg import api
 from autoseg.compute.cluster import DaskCluster
 from autoseg.compute.executor import run_jobs, spread_over
 from autoseg.issues import AutosegError
@@ -137,6 +138,24 @@ def test_a_training_goes_on_where_its_worker_was_killed(local: Any, whole: Job, 
     assert states["train-2d-fold_1"] == "not begun"
 
 
+def test_new_images_are_predicted_in_parts(local: Any, finished: Job, tmp_path: Path) -> None:
+    address = local.scheduler_address.replace("tcp", "dask")
+    options = {"device": "cpu", "threads": 1, "skip_bad": True}
+    found = api.predict_parts(
+        finished.root, finished.dataset / "imagesTs", tmp_path / "out", cluster=address, **options
+    )
+    assert [path.name for path in found] == sorted(path.name for path in found)
+    assert len(found) == 2
+    assert [path.read_bytes() for path in found] == [
+        (finished.folder.predictions / path.name).read_bytes() for path in found
+    ]
+    for number in (1, 2):
+        assert "1 predicted" in (tmp_path / "out" / ".cluster" / f"part-{number}.log").read_text()
+    with pytest.raises(AutosegError) as caught:
+        api.predict_parts(finished.root, finished.dataset, tmp_path / "out", cluster=address, part="1/2")
+    assert caught.value.codes == ("settings.contradiction",)
+
+
 def slurm(*call: str) -> str:
     return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -155,6 +174,7 @@ def release(task: str) -> None:
     slurm("scontrol", "update", f"jobid={task}", "StartTime=now")
 
 
+@pytest.mark.slurm
 @pytest.mark.usefixtures("slurm_node")
 def test_tasks_in_slurm_outlive_time_limits_cancelling_and_the_killed_call(whole: Job, prepared: Job) -> None:
     words = ["train", str(prepared.root), "--cluster", "slurm:2", "--slurm-options", "mem=1500M,time=00:10:00"]
