@@ -51,7 +51,8 @@ def test_options_need_not_be_repeated(tmp_path: Path, data: Path) -> None:
     begin(data, tmp_path / "run", {"budget": "1h", "seed": 3})
     later = begin(tmp_path / "run", None, {"folds": 2})
     assert (later.settings.budget, later.settings.seed, later.settings.folds) == (3600, 3, 2)
-    assert said(later) == "Changed since the last call: --folds was not given and is 2"
+    assert said(later).splitlines()[0] == "Changed since the last call: --folds was not given and is 2"
+    assert said(later).splitlines()[1].startswith("Device: CPU, 1 thread, ")
     assert load_document(Settings, later.folder.settings).folds is None  # it is kept once it was followed
     run_stages(later, "plan")
     assert load_document(Settings, later.folder.settings) == later.settings
