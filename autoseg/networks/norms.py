@@ -93,7 +93,11 @@ def _spread(channels: Tensor, x: Tensor) -> Tensor:
     return channels.view(*(channels.shape if channels.ndim == 2 else (1, -1)), *(1,) * (x.ndim - 2))
 
 
-@torch.library.custom_op("autoseg::norm", mutates_args=())
+@torch.library.custom_op(
+    "autoseg::norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor bias, Tensor? skip, float slope) -> (Tensor, Tensor, Tensor)",
+)
 def fused_norm(
     x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,7 +106,12 @@ def fused_norm(
     return result, mean.contiguous(), scale.contiguous()
 
 
-@torch.library.custom_op("autoseg::norm_backward", mutates_args=())
+@torch.library.custom_op(
+    "autoseg::norm_backward",
+    mutates_args=(),
+    schema="(Tensor gradient, Tensor x, Tensor? result, Tensor mean, Tensor scale, Tensor weight, Tensor bias, float slope)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
 def fused_norm_backward(
     gradient: Tensor,
     x: Tensor,
@@ -127,7 +136,11 @@ def fused_norm_backward(
     return at_x.to(x.dtype), at_weight.to(weight.dtype), at_bias.to(bias.dtype), at_skip
 
 
-@torch.library.custom_op("autoseg::norm_again", mutates_args=())
+@torch.library.custom_op(
+    "autoseg::norm_again",
+    mutates_args=(),
+    schema="(Tensor x, Tensor mean, Tensor scale, Tensor weight, Tensor bias, float slope) -> Tensor",
+)
 def fused_norm_again(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
     """The result of `fused_norm` once more, from the numbers that it gave."""
     result = (_widened(x) - _spread(mean, x)) * _spread(scale, x) * _spread(weight, x) + _spread(bias, x)
