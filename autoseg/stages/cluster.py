@@ -43,6 +43,7 @@ from autoseg.storage.atomic import load_or_none
 from autoseg.storage.locks import hold_lock, owner_of
 from autoseg.tracking.callbacks import HISTORY_FILE, read_history
 from autoseg.tracking.progress import Reporter
+from autoseg.training.checkpoints import CHECKPOINT_FILE
 from autoseg.wording import count_noun
 from planners import Schedule
 
@@ -290,7 +291,7 @@ def _training(
     owners = (owner_of(run.folder.lock(f"{stage}-{name}-fold_{fold}")) for stage in ("train", "validate"))
     if owner := next((each for each in owners if each), None):
         where = f"{owner}, {sent.where}" if sent.where else owner
-        return replace(sent, state="running", where=where, note=steps or "before the first checkpoint")
-    if sent.state == "not begun" and history:
+        return replace(sent, state="running", where=where, note=steps)
+    if sent.state == "not begun" and (run.folder.fold(name, fold) / CHECKPOINT_FILE).is_file():
         return replace(sent, state="stopped", note=steps)
     return sent

@@ -23,7 +23,7 @@ from builders import Job, Listening
 
 import autoseg
 from autoseg import api
-from autoseg.compute.cluster import DaskCluster
+from autoseg.compute.cluster import DaskCluster, Task
 from autoseg.compute.executor import run_jobs, spread_over
 from autoseg.issues import AutosegError
 from autoseg.storage.atomic import load_document, save_document
@@ -136,6 +136,22 @@ def test_a_training_goes_on_where_its_worker_was_killed(local: Any, whole: Job, 
     states = {unit.name: unit.state for unit in autoseg.status(prepared.root)}
     assert states["train-2d-fold_0"] == "done"
     assert states["train-2d-fold_1"] == "not begun"
+
+
+def test_a_task_that_fails_is_named_with_its_log_after_the_others(local: Any, tmp_path: Path) -> None:
+    words = {"good": ("--version",), "bad": ("bundle", "no-run", "x.zip"), "done": ("bundle", "no-run", "y.zip")}
+    tasks = [Task(name=name, command=each, folder=tmp_path, is_done=lambda: False) for name, each in words.items()]
+    tasks[2] = replace(tasks[2], is_done=lambda: True)
+    done: list[Task] = []
+    with local.get_client() as client:
+        (issue,) = DaskCluster(client).run("test", tasks, say=lambda text: None, done=done.append)
+    assert sorted(task.name for task in done) == ["done", "good"]
+    assert (issue.code, issue.where) == ("cluster.task_failed", "bad")
+    assert "no-run: does not exist" in issue.message
+    assert str(tasks[1].log) in issue.fix
+    record = tasks[1].read_record()
+    assert record is not None
+    assert record.state == "failed"
 
 
 def test_new_images_are_predicted_in_parts(local: Any, finished: Job, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_status_tells_what_is_done_runs_waits_failed_or_stopped(job: Job) -> Non
         assert state(name) == ("running", "dask worker tcp://a:1 on a", "")
     with hold_lock(job.folder.lock(name), what="the fold"):
         here = f"process {os.getpid()} on {socket.gethostname()}"
-        assert state(name) == ("running", here, "before the first checkpoint")
+        assert state(name) == ("running", here, "")
     task.log.write_text("begun\nautoseg: no space\nsee above\n")
     task.save(place="dask worker tcp://a:1 on a", state="failed")
     assert state(name) == ("failed", "dask worker tcp://a:1 on a", f"{task.log}: autoseg: no space")
