@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from autoseg.compute.executor import run_jobs
+from autoseg.compute.memory import free_memory_bytes
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.data.labels import read_case_labels
 from autoseg.imaging.orientation import canonical_geometry
+from autoseg.imaging.placement import Placement
 from autoseg.imaging.readers import file_states, read_header, read_image, split_part
-from autoseg.issues import AutosegError
+from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.prepare import class_locations, crop_case, normalise_and_resample, place, source_orientation
 from autoseg.preprocessing.store import STORAGE_VERSION, Prepared, is_stored, write_case
 from autoseg.storage.atomic import sync_folder
@@ -26,6 +28,8 @@ NUM_HEADERS = 4
 """Cases with the largest files whose headers are read: all headers of a large dataset would take minutes."""
 BYTES_PER_VOXEL = 15
 """Of each channel, before and after resampling: up to 12 were measured (`benchmarks/preprocess.py --growth`)."""
+MAX_GROWTH = 8
+"""Times as many voxels after resampling: with more the spacing of a case that takes all memory is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,7 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
         for target, key in zip(targets, keys, strict=True):
             configuration, placement = target.configuration, place(cropped, plan, target.configuration)
             same = placement, configuration.normalization, configuration.resample_image, configuration.resample_labels
+            require_memory(placement, len(volume.array), free_bytes=free_memory_bytes())
             if same not in made:  # 2D and 3D often share their voxels; one set is held at a time
                 made = {same: normalise_and_resample(cropped, placement, plan, configuration)}
             prepared = made[same]
@@ -101,6 +106,24 @@ def preprocess_case(case: Case, dataset: DatasetDescription, plan: Plan, targets
             write_case(target.folder, case.case_id, prepared, locations, made_from=key, patch_shape=patch)
     except AutosegError as error:
         raise locate(error, case, where=", ".join(case.images)) from error
+
+
+def require_memory(placement: Placement, num_channels: int, *, free_bytes: int) -> None:
+    """Refuse a case that resampling makes both much larger (`MAX_GROWTH`) and more than memory holds."""
+    before, after = math.prod(placement.shape_after_cropping), math.prod(placement.resampled_shape)
+    need_bytes = BYTES_PER_VOXEL * num_channels * (before + after)
+    if after <= MAX_GROWTH * before or need_bytes <= free_bytes:
+        return
+    shape, own_mm, target_mm = (
+        " x ".join(f"{each:.3g}" if isinstance(each, float) else str(each) for each in of)
+        for of in (placement.resampled_shape, placement.spacing_mm, placement.resampled_spacing_mm)
+    )
+    message = (
+        f"resampled from {own_mm} to {target_mm} mm it has {shape} voxels, which take up to {need_bytes / 1e9:.1f} GB, "
+        f"and {free_bytes / 1e9:.1f} GB is free"
+    )
+    fix = "correct the spacing of the image if it is wrong, or leave the case out with --exclude"
+    raise AutosegError(Issue(code="preprocessing.too_large", where="", message=message, fix=fix))
 
 
 def locate(error: AutosegError, case: Case, *, where: str) -> AutosegError:

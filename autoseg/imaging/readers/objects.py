@@ -135,7 +135,7 @@ def _placed(affine: Any, shape: tuple[int, ...], *, reverse: bool) -> Geometry:
         raise _error(
             code="image.affine",
             message=f"an affine of shape {matrix.shape}: {matrix.tolist()}",
-            fix="pass 4 x 4 finite numbers",
+            fix="pass 4 x 4 finite numbers whose axes are independent",
         )
     columns = matrix[:3, :3] if reverse else matrix[:3, 2::-1]
     columns, origin = columns * [[-1], [-1], [1]], matrix[:3, 3] * (-1, -1, 1)

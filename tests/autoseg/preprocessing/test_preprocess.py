@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 
 from autoseg.data.dataset import Case
 from autoseg.imaging.image import Geometry
+from autoseg.imaging.placement import Placement
 from autoseg.imaging.readers import list_series, write_image
-from autoseg.preprocessing.preprocess import BYTES_PER_VOXEL, largest_need
+from autoseg.issues import AutosegError
+from autoseg.preprocessing.preprocess import BYTES_PER_VOXEL, largest_need, require_memory
 
 
 def case(folder: Path, name: str, shape: tuple[int, int, int], channels: int = 1) -> Case:
@@ -50,3 +53,24 @@ def test_a_series_of_a_folder_counts_with_its_slices(real_data: Path, tmp_path: 
     assert (
         largest_need([*small, Case(case_id="series", images=(named,), label=None)]) == BYTES_PER_VOXEL * 19 * 128 * 84
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "free_voxels", "is_refused"), [(30, 28_000, False), (30, 27_999, True), (20, 1, False), (21, 1, True)]
+)
+def test_a_case_that_a_wrong_spacing_makes_too_large_is_refused(size: int, free_voxels: int, is_refused: bool) -> None:
+    placement = Placement(
+        source=Geometry(shape=(10, 10, 10), spacing_mm=(30.0, 30.0, 30.0)),
+        permutation=(0, 1, 2),
+        flips=(False, False, False),
+        transpose_forward=(0, 1, 2),
+        shape_before_cropping=(10, 10, 10),
+        box=((0, 10), (0, 10), (0, 10)),
+        spacing_mm=(30.0, 30.0, 30.0),
+        resampled_shape=(size, size, size),
+        resampled_spacing_mm=(10.0, 10.0, 10.0),
+    )
+    with pytest.raises(AutosegError) if is_refused else nullcontext() as caught:
+        require_memory(placement, 2, free_bytes=2 * BYTES_PER_VOXEL * free_voxels)
+    if caught is not None:
+        assert caught.value.codes == ("preprocessing.too_large",)
