@@ -176,8 +176,8 @@ def slurm(*call: str) -> str:
     return subprocess.run(call, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.fixture
-def slurm_node(request: pytest.FixtureRequest) -> None:
+@pytest.fixture(scope="module")
+def slurm_node() -> None:
     """A node of Slurm that takes jobs from this machine."""
     try:
         found = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=False, timeout=4).stdout
