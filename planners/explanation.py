@@ -229,7 +229,12 @@ def _hours(plan: Plan) -> str:
             return ""
         spread = (spread_h(hours * FOLDS, gpus) for gpus in (1, 4, 8))
         shown = "".join(f"{found:{width - 2}.1f} h" for found, width in zip(hours, widths, strict=True))
-        lines.append(f"{card.name:10}{shown}" + "{:8.0f} h{:6.0f} h{:6.0f} h".format(*spread))
+        lines.append(
+            f"{card.name:10}{shown}"
+            + "".join(
+                f"{found:{width}.{0 if found >= 10 else 1}f} h" for found, width in zip(spread, (8, 6, 6), strict=True)
+            )
+        )
     about = _wrap(
         f"Hours of nnU-Net's schedule for one fold, and for {FOLDS} folds of all on one or several GPUs. They follow from the bytes and "
         "operations of the networks, fitted to public times of nnU-Net on A100, V100 and RTX 2080 Ti, which they meet within 26 %; "

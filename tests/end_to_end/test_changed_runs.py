@@ -475,7 +475,8 @@ def test_a_finished_model_is_shown_without_training(
     reporter = Listening()
     run = getattr(api, command)(job.root, reporter=reporter)
     what = "page" if command == "report" else "selection"
-    (line,) = reporter.lines
+    device, line = reporter.lines
+    assert device.startswith("Device: ")
     assert line.startswith(f"This {what} is that of the finished model: ")
     assert difference in line
     assert line.endswith(f"; autoseg run {job.root} goes on")
