@@ -144,7 +144,7 @@ def _begin_there(dataset: Place, out: Place | None, options: dict[str, Any], **o
 
 
 def status(run_folder: Place) -> list[UnitStatus]:
-    """What of a run is done, what runs where, what waits and what failed with its log."""
+    """The parts of a run that are done, running (and where), waiting or failed (with the log)."""
     from autoseg.stages.cluster import status as status_of
 
     return status_of(Run.open(_path("run_folder", run_folder)))
@@ -354,7 +354,7 @@ def predict_parts(
 def _load_predictor(
     model: Path, device: str, *, mirroring: bool, threads: int | None, say: Callable[[str], None]
 ) -> Predictor:
-    """The model on the device of that name; ``say`` is told what is wrong with another."""
+    """The model on the device of that name; ``say`` gets a line for each device that cannot be used."""
     from autoseg.compute.device import choose_device, set_threads
     from autoseg.compute.executor import available_cores
     from autoseg.inference.model import load_model

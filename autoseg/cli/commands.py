@@ -60,7 +60,7 @@ CasesOption = Annotated[
     typer.Option(
         "--cluster",
         metavar="WHERE",
-        help="Let workers of dask://HOST:PORT, or dask-local:N, do the cases.",
+        help="Process the cases on Dask workers: dask://HOST:PORT, or dask-local:N.",
         show_default=False,
         rich_help_panel="Clusters",
     ),
@@ -70,7 +70,7 @@ SlurmOption = Annotated[
     typer.Option(
         "--slurm-options",
         metavar="LIST",
-        help="Of sbatch, e.g. partition=gpu,gres=gpu:1,time=08:00:00.",
+        help="Options for sbatch, e.g. partition=gpu,gres=gpu:1,time=08:00:00.",
         show_default=False,
         rich_help_panel="Clusters",
     ),
@@ -188,7 +188,7 @@ def schedule(dataset: Path, out: Path | None, cluster: CasesOption = None, **opt
 def status(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
 ) -> None:
-    """Show what of a run is done, what runs where, what waits, and what failed with its log."""
+    """Show which parts of a run are done, running (and where), waiting or failed (with the log)."""
     require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
     units = autoseg.status(run_folder)
     width = max(len(unit.name) for unit in units)

@@ -26,7 +26,7 @@ from uuid import uuid4
 from threadpoolctl import threadpool_limits
 
 from autoseg import __version__
-from autoseg.compute.executor import Job, Outcome
+from autoseg.compute.executor import Job, Outcome, killed_alone
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import load_or_none, save_document, write_text
 from autoseg.wording import count_noun
@@ -257,10 +257,9 @@ class DaskCluster:
                 say(f"Workers died with {count_noun(len(left), 'item')}: retrying each alone")
             for i, outcome in self._each(_do_item, [(job, items[i]) for i in left], most=1 if alone else None):
                 if outcome is None and alone:
-                    message = "its worker was killed although it ran alone, most likely because memory ran out"
-                    fix = "leave it out, or use workers with more memory"
-                    where = job.name(items[left[i]])
-                    outcome = Outcome(issues=(Issue(code="job.worker_killed", where=where, message=message, fix=fix),))
+                    outcome = killed_alone(
+                        job.name(items[left[i]]), fix="leave it out, or use workers with more memory"
+                    )
                 if outcome is not None:
                     finished[left[i]] = outcome
                     done()

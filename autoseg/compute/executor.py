@@ -252,10 +252,16 @@ def _run_alone(job: Job[Item, Result], item: Item) -> Outcome[Result]:
     try:
         outcome: Outcome[Result] = _workers(2)([joblib.delayed(job)(item)])[0]  # 1 would be this process
     except TerminatedWorkerError:
-        message = "its worker was killed by the system although it ran alone, most likely because memory ran out"
-        fix = "close other programs, leave it out, or use a machine with more memory"
-        outcome = Outcome(issues=(Issue(code="job.worker_killed", where=job.name(item), message=message, fix=fix),))
+        outcome = killed_alone(
+            job.name(item), fix="close other programs, leave it out, or use a machine with more memory"
+        )
     return outcome
+
+
+def killed_alone(where: str, *, fix: str) -> Outcome[Any]:
+    """What is said of an item whose worker was killed while no other ran."""
+    message = "its worker was killed although it ran alone, most likely because memory ran out"
+    return Outcome(issues=(Issue(code="job.worker_killed", where=where, message=message, fix=fix),))
 
 
 @dataclass(slots=True)

@@ -287,7 +287,10 @@ def _pairs_of_folders(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]]:
 
 
 def _label_files(folder: Path) -> dict[str, Path]:
-    """Image files of a folder by name without ending, or by that of their own folder; `AutosegError` where there is none, or two of one name."""
+    """Image files of a folder by name without ending, or, where each has a folder of its own, by the folder's name.
+
+    Raises `AutosegError` where there is none, and for two of one name.
+    """
     if not folder.is_dir():
         raise AutosegError(_no_folder(folder))
     if in_folders := _maps_in_folders(folder):

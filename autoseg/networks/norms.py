@@ -22,7 +22,7 @@ EPSILON = 1e-5
 TENSOR_CORES_OF_BFLOAT16 = (8, 0)
 """Compute capability from which matrix units take bfloat16, and channels last in 3D without conversions (Ampere)."""
 TOLERANCE = 2.0**-6
-"""Relative error of a working kernel in bfloat16, which has 8 bits: a rounding of the map, one of the gradient."""
+"""Largest relative error of kernels that work: bfloat16 has 8 bits, and both the map and its gradient are rounded to it."""
 
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -72,16 +72,21 @@ def formula(
     x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`norm_activate` written out, with mean and reciprocal standard deviation, (N, C); in float32, or float64 where ``x`` is."""
-    axes = tuple(range(2, x.ndim))
-    values = _widened(x)
-    variance, mean = torch.var_mean(values, axes, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(_widened(x), tuple(range(2, x.ndim)), correction=0)
     scale = torch.rsqrt(variance + EPSILON)
-    result = (values - mean) * (scale * _spread(weight, x)) + _spread(bias, x)
+    return _applied(x, mean, scale, weight, bias, skip, slope), mean, scale
+
+
+def _applied(
+    x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float
+) -> Tensor:
+    """The result of `formula` from its other two numbers."""
+    result = (_widened(x) - _spread(mean, x)) * (_spread(scale, x) * _spread(weight, x)) + _spread(bias, x)
     if skip is not None:
         result = result + skip
     if slope != 1:
         result = torch.where(result > 0, result, result * slope)
-    return result.to(x.dtype), mean.flatten(1), scale.flatten(1)
+    return result.to(x.dtype)
 
 
 def _widened(x: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ def _spread(channels: Tensor, x: Tensor) -> Tensor:
 def fused_norm(
     x: Tensor, weight: Tensor, bias: Tensor, skip: Tensor | None, slope: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`formula` as one operation with a gradient of its own, which keeps the map and nothing else of its size."""
+    """`formula` as one operation with its own gradient; of the maps only ``x`` is kept for it, and the result beside a skip path."""
     result, mean, scale = formula(x, weight, bias, skip, slope)
     return result, mean.contiguous(), scale.contiguous()
 
@@ -143,8 +148,7 @@ def fused_norm_backward(
 )
 def fused_norm_again(x: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, slope: float) -> Tensor:
     """The result of `fused_norm` once more, from the numbers that it gave."""
-    result = (_widened(x) - _spread(mean, x)) * _spread(scale, x) * _spread(weight, x) + _spread(bias, x)
-    return torch.where(result > 0, result, result * slope).to(x.dtype)
+    return _applied(x, mean, scale, weight, bias, None, slope)
 
 
 @fused_norm_again.register_kernel("cuda")

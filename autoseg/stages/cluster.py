@@ -224,7 +224,7 @@ class UnitStatus:
 
 
 def status(run: Run) -> list[UnitStatus]:
-    """What of a run is done, what runs where, what waits and what failed, from its folder, its locks and Slurm's queue."""
+    """The parts of a run that are done, running (and where), waiting or failed; from its folder, its locks and Slurm's queue."""
     folder, schedule = run.folder, load_or_none(Schedule, run.folder.schedule)
     pairs = (
         []

@@ -110,7 +110,7 @@ def warn_of_space(run: Run, prepared: Prepared) -> None:
             severity="warning",
             where=str(run.folder.models),
             message=f"probabilities, to compare ensembles, may take {needed / GB:.1f} GB, but only {free / GB:.1f} GB is free",
-            fix=f"free some space, or train one of {names} (--configurations)",
+            fix=f"free some space, or train only one of {names} (--configurations)",
         )
         run.show(issue)
 

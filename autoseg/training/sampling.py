@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = 60.0
 """A batch that takes longer is worth a word: it takes seconds from a slow disk."""
 LOOK_S = 5.0
-"""Between looks at workers while no batch comes."""
+"""Between checks of the workers while no batch arrives."""
 SOUGHT_SHARE = 1 / 3
 """Of all samples, drawn around classes that were not learned."""
 SCARCE_SHARE = 1 / 5

@@ -156,7 +156,7 @@ def unused_images(root: Path, layout: Layout, used: Iterable[str], test: Collect
     # most of a dataset was left out: what was found is a part of it, or another one
     severity: Severity = "warning" if len(unused) > len(taken) else "note"
     instead = f"pass {root / folder} to use these, " if folder else ""
-    fix = f"move them where the others are, {instead}or describe the folder in a spec file (--spec), if they belong to the dataset"
+    fix = f"if they belong to the dataset, move them to the others, {instead}or describe the folder in a spec file (--spec)"
     return [Issue(code="layout.unused_files", severity=severity, where=str(root), message=message, fix=fix)]
 
 
