@@ -1,5 +1,24 @@
-"""How folders of labelled volumes are laid out: one TOML file each, and the loader that reads them."""
+"""How folders of labelled volumes are laid out, and what challenges want: one TOML file each, and the loader that reads them."""
 
+from datasets_spec.challenge import (
+    Ask,
+    Challenge,
+    ContainerRules,
+    Evidence,
+    Grid,
+    Interface,
+    Limits,
+    Metric,
+    Package,
+    Part,
+    Scoring,
+    Socket,
+    challenge_names,
+    load_challenge,
+    load_challenges,
+    read_challenge,
+    read_challenge_file,
+)
 from datasets_spec.layout import (
     CaseFiles,
     CaseList,
@@ -15,14 +34,31 @@ from datasets_spec.layout import (
 )
 
 __all__ = [
+    "Ask",
     "CaseFiles",
     "CaseList",
+    "Challenge",
+    "ContainerRules",
     "DescriptionFile",
+    "Evidence",
+    "Grid",
+    "Interface",
     "Known",
     "Layout",
+    "Limits",
+    "Metric",
+    "Package",
+    "Part",
+    "Scoring",
+    "Socket",
     "all_layouts",
+    "challenge_names",
+    "load_challenge",
+    "load_challenges",
     "load_known",
     "load_layouts",
+    "read_challenge",
+    "read_challenge_file",
     "read_layout",
     "read_spec",
     "unknown_layout",

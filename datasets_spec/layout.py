@@ -203,7 +203,7 @@ def read_layout(text: str, *, where: str) -> Layout:
     ``extends = "name"`` inherits the entries of a layout of the package; ``fields`` are merged entry by entry, everything
     else is replaced. Raises `DocumentError` with all problems and their places.
     """
-    content = _with_base(_parse(text, where), where)
+    content = _with_base(parse_toml(text, where), where)
     return read_document(Layout, json.dumps(content, default=str), where=where)
 
 
@@ -214,7 +214,7 @@ def read_spec(path: Path) -> Layout:
     """
     where = str(path)
     try:
-        content = _parse(path.read_text("utf-8-sig"), where)
+        content = parse_toml(path.read_text("utf-8-sig"), where)
     except UnicodeDecodeError as error:
         raise DocumentError(where, [_fault("", f"not UTF-8 text (byte {error.start})", "save it as UTF-8")]) from error
     own = {"name": path.stem, "title": f"spec file {path.name}", "expects": f"files as described in {path.name}"}
@@ -256,7 +256,8 @@ def _fault(where: str, message: str, fix: str) -> Issue:
     return Issue(code="layout.invalid", where=where, message=message, fix=fix)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """The content of a TOML text. Raises `DocumentError`."""
     try:
         return tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -273,7 +274,7 @@ def _with_base(content: dict[str, Any], where: str) -> dict[str, Any]:
         raise DocumentError(
             where, [_fault(EXTENDS, f"layout {base_name!r} does not exist (available: {names})", "choose one of these")]
         )
-    base = _parse(file.read_text("utf-8"), file.name)
+    base = parse_toml(file.read_text("utf-8"), file.name)
     merged = base | content
     if "fields" in base and "fields" in content:
         merged["fields"] = base["fields"] | content["fields"]
