@@ -59,7 +59,7 @@ from planners.schedule.candidates import (
     short_batch_size,
     trial_training,
 )
-from planners.schedule.cost import DEFAULT_CPU_BUDGET_S, FEWEST_STEPS, compiling_may_pay, modest_width
+from planners.schedule.cost import DEFAULT_CPU_BUDGET_S, FEWEST_STEPS, compiling_may_pay, extrapolated, modest_width
 from planners.schedule.documents import (
     Conditions,
     Measurement,
@@ -173,6 +173,7 @@ __all__ = [
     "explain",
     "explain_schedule",
     "extend_schedule",
+    "extrapolated",
     "find_edits",
     "find_short_budget",
     "input_names",

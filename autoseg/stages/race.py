@@ -25,7 +25,7 @@ from autoseg.settings import changes_of
 from autoseg.stages.folds import units_of
 from autoseg.stages.preprocess import preprocess_configurations
 from autoseg.stages.train import readers
-from autoseg.stages.trials import Bench, measure_beside
+from autoseg.stages.trials import Bench, for_one_more, measure_beside
 from autoseg.storage.atomic import temporary_folder
 from autoseg.tracking.callbacks import Callback, StepRecord
 from autoseg.tracking.progress import Tracker
@@ -115,7 +115,7 @@ def hold_race(bench: Bench, conditions: Conditions, splits: Splits) -> Condition
     race = run_race(bench, split, planned, ends=started + race_limit_s(conditions))
     if (won := race.winner) is not None:
         run.say(f"Race: {won.configuration} takes the place of the rule's choice")
-        timed = measure_beside(bench, timed, [won.configuration])
+        timed = measure_beside(for_one_more(bench), timed, [won.configuration])
     return timed.model_copy(update={"race": race, "elapsed_s": run.elapsed_s})
 
 
@@ -132,7 +132,9 @@ def measure_challengers(bench: Bench, conditions: Conditions, schedule: Schedule
     missing = [name for name in names if name not in known]
     if missing:
         preprocess_configurations(bench.run, plan, [plan.configuration(name) for name in missing])
-    return measure_beside(bench, conditions, missing, modest=not bench.run.follows_method)
+    for name in missing:
+        conditions = measure_beside(for_one_more(bench), conditions, [name], modest=not bench.run.follows_method)
+    return conditions
 
 
 def run_race(bench: Bench, split: Split, planned: RacePlan, *, ends: float) -> Race:

@@ -43,6 +43,7 @@ from planners import (
     Training,
     candidate_widths,
     compiling_may_pay,
+    extrapolated,
     modest_width,
     short_batch_size,
     trial_training,
@@ -58,7 +59,7 @@ FEW_TRIALS_S = 10.0
 TRIAL_SHARE = 0.01
 """Share of the planned time for each trial."""
 BESIDE_TRIALS = 1.5
-"""Trials that each further configuration may take, whatever the trials before have left: wider networks are extrapolated."""
+"""Trials that each challenger of a race may take, whatever the trials before have left."""
 SHORTEST_TRIAL_S = 2.0
 LONGEST_TRIAL_S = 10.0
 """Enough where steps are slow."""
@@ -110,11 +111,10 @@ LONGEST_COMPILED_S = 120.0
 COMPILED_STEPS = 40
 COMPILING_STEPS = 2
 """The first steps, in which the forward and the backward pass are compiled."""
-GROWTH = 3.0
-"""A network twice as wide takes up to this much longer; so that a trial is only started if it fits."""
-USUAL_GROWTH = 2.5
-"""What a network twice as wide is taken to cost where it is not timed: between moving its feature maps, twice as many bytes, and
-its operations, four times as many (docs/decisions/0215). The chosen network is timed again."""
+SLOWER = 3.0
+"""A step in float32 takes up to so many times one in short precision."""
+MARGIN = 1.2
+"""A trial is only started if what is expected of it fits with so much to spare."""
 
 
 def measure_steps(
@@ -125,56 +125,104 @@ def measure_steps(
     num_folds: int,
     precision: Precision | None = None,
     modest: bool = False,
+    known: Sequence[Measurement] = (),
 ) -> tuple[Measurement, ...]:
     """Measurements of ``candidates``, in order of preference, narrow widths first until time or memory forbids.
 
-    A configuration is left out where the ones before it take all the time. Without a budget only the plan's own width and
-    batch size are measured; ``modest``: only a modest width. ``precision`` is measured too where it is not given. Raises
-    `AutosegError` where nothing fits into memory.
+    What there is no time to time follows from what was timed, here or before (``known``). A configuration is left out where the
+    ones before it take all the time. Without a budget only the plan's own width and batch size are measured; ``modest``: only a
+    modest width. ``precision`` is measured too where it is not given. Raises `AutosegError` where nothing fits into memory.
     """
     run = bench.run
-    precision = precision or measure_precision(bench, candidates[0])
-    measurements: list[Measurement] = []
+    found: list[Measurement] = []
+    if precision is None:
+        precision, tried = measure_precision(bench, candidates[0])
+    else:
+        tried = None
     for configuration in candidates:
-        if (
-            measurements
-            and budgeted
-            and not wants_more_candidates(measurements, budget_s=run.settings.budget, num_folds=num_folds)
-        ):
+        if found and budgeted and not wants_more_candidates(found, budget_s=run.settings.budget, num_folds=num_folds):
             break
-        own: list[Measurement] = []
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
         widths = [modest_width(widths)] if modest else widths
         batch_size = short_batch_size(configuration, run.device.type) if budgeted else configuration.batch_size
-        outside_s = measure_export(bench, configuration), measure_preparation(bench, configuration)
-        for width in widths:
-            training = trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
-            whole = budgeted and bool(measurements or own)
-            if own and 2 * GROWTH * own[-1].step_s > bench.left_s:
-                if training.batch_size in plausible_sizes(configuration, training, run.device):
-                    own.append(extrapolated(own, width))
-                continue
+        trainings = [
+            trial_training(configuration, base_features=width, batch_size=batch_size, precision=precision)
+            for width in widths
+        ]
+        before = [*known, *found] if budgeted else []
+        found += measure_widths(bench, configuration, trainings, before, tried, whole=budgeted and bool(found))
+        tried = None
+    if not found:
+        raise AutosegError(memory_issue(bench.plan, configuration, trainings[0], run.device))
+    return tuple(found)
+
+
+def measure_widths(
+    bench: Bench,
+    configuration: Configuration,
+    trainings: Sequence[Training],
+    known: Sequence[Measurement],
+    tried: TriedStep | None,
+    *,
+    whole: bool,
+) -> list[Measurement]:
+    """Measurements of ``trainings`` of one configuration, from narrow to wide; ends with the first that does not fit into memory.
+
+    ``known``: those of other configurations. ``tried``: what one of the trainings is known to take. ``whole``: the first one, too,
+    must fit with its whole batch.
+    """
+    run, own = bench.run, list[Measurement]()
+    for training in trainings:
+        expected = expect(bench, configuration, training, own or known)
+        fits = training.batch_size in plausible_sizes(configuration, training, run.device)
+        if expected is not None and fits and has_no_time(bench, expected.step_s):
+            own.append(expected)
+            continue
+        if tried is not None and tried.training == training and has_no_time(bench, tried.step_s):
+            step_s: float | None = tried.step_s
+        else:
+            whole = whole or bool(own)
             step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.left_s, whole=whole)
-            if step_s is None:
-                run.say(f"{configuration.name} with {width} features does not fit into free memory")
-                break
-            own.append(
-                Measurement(
-                    configuration=configuration.name,
-                    base_features=width,
-                    batch_size=batch_size,
-                    precision=precision,
-                    step_s=step_s,
-                    case_s=measure_network(bench, configuration, training),
-                    export_s=outside_s[0],
-                    prepare_s=outside_s[1],
-                )
-            )
-        measurements += own
-    if not measurements:
-        raise AutosegError(memory_issue(bench.plan, configuration, training, run.device))
-    return tuple(measurements)
+        if step_s is None:
+            run.say(f"{configuration.name} with {training.base_features} features does not fit into free memory")
+            break
+        timed = Measurement(
+            configuration=configuration.name,
+            base_features=training.base_features,
+            batch_size=training.batch_size,
+            precision=training.precision,
+            step_s=step_s,
+            case_s=measure_network(bench, configuration, training),
+            export_s=own[0].export_s if own else measure_export(bench, configuration),
+            prepare_s=own[0].prepare_s if own else measure_preparation(bench, configuration),
+        )
+        own.append(timed)
+    return own
+
+
+def has_no_time(bench: Bench, step_s: float) -> bool:
+    """Whether two steps of so many seconds may not fit into the time of the trials."""
+    return 2 * MARGIN * step_s > bench.left_s
+
+
+def expect(
+    bench: Bench, configuration: Configuration, training: Training, known: Sequence[Measurement]
+) -> Measurement | None:
+    """What ``training`` takes as far as ``known`` measurements tell: from the last timed one of the most similar width."""
+    if not known:
+        return None
+    width = training.base_features
+    nearest = min(reversed(known), key=lambda m: (m.extrapolated, abs(math.log2(width / m.base_features))))
+    before = bench.plan.configuration(nearest.configuration)
+    return extrapolated(
+        nearest,
+        before,
+        configuration,
+        base_features=width,
+        batch_size=training.batch_size,
+        windows=mean_windows(bench, configuration) / mean_windows(bench, before),
+    )
 
 
 def measure_each(
@@ -185,40 +233,51 @@ def measure_each(
     num_folds: int,
     precision: Precision | None = None,
     modest: bool = False,
+    known: Sequence[Measurement] = (),
 ) -> tuple[Measurement, ...]:
     """`measure_steps` of every one of ``configurations``: none is left out."""
-    precision = precision or measure_precision(bench, configurations[0])
-    return tuple(
-        measured
-        for configuration in configurations
-        for measured in measure_steps(
-            bench, [configuration], budgeted=budgeted, num_folds=num_folds, precision=precision, modest=modest
+    precision = precision or measure_precision(bench, configurations[0])[0]
+    found: list[Measurement] = []
+    for configuration in configurations:
+        found += measure_steps(
+            bench,
+            [configuration],
+            budgeted=budgeted,
+            num_folds=num_folds,
+            precision=precision,
+            modest=modest,
+            known=[*known, *found],
         )
-    )
+    return tuple(found)
 
 
 def measure_beside(bench: Bench, conditions: Conditions, names: Sequence[str], *, modest: bool = False) -> Conditions:
-    """``conditions`` with measurements of further configurations, timed for a little while each; at a ``modest`` width only.
+    """``conditions`` with measurements of further configurations; at a ``modest`` width only.
 
     What does not fit into memory is left out, and said.
     """
-    known = {(m.configuration, m.base_features) for m in conditions.measurements}
+    before = {(m.configuration, m.base_features) for m in conditions.measurements}
     found: list[Measurement] = []
     for name in names:
-        own = replace(bench, ends=time.monotonic() + BESIDE_TRIALS * bench.longest_s)
         try:
-            found += measure_each(
-                own,
+            found += measure_steps(
+                bench,
                 [bench.plan.configuration(name)],
                 budgeted=not bench.run.follows_method,
                 num_folds=conditions.num_folds,
                 precision=conditions.measurements[0].precision,
                 modest=modest,
+                known=[*conditions.measurements, *found],
             )
         except AutosegError as error:
             bench.run.say(f"{name} is left out: {error}")
-    new = tuple(m for m in found if (m.configuration, m.base_features) not in known)
+    new = tuple(m for m in found if (m.configuration, m.base_features) not in before)
     return conditions.model_copy(update={"measurements": (*conditions.measurements, *new)})
+
+
+def for_one_more(bench: Bench) -> Bench:
+    """``bench`` with time for trials of one more configuration, whatever those before have left."""
+    return replace(bench, ends=time.monotonic() + BESIDE_TRIALS * bench.longest_s)
 
 
 def refine(bench: Bench, measured: Measurement, training: Training) -> Measurement:
@@ -231,14 +290,6 @@ def refine(bench: Bench, measured: Measurement, training: Training) -> Measureme
     most = round(longest / measured.step_s)
     step_s = time_fitting_steps(bench, configuration, training, longest_s=longest, most=most)
     return measured.model_copy(update={"step_s": step_s, "extrapolated": False}) if step_s else measured
-
-
-def extrapolated(measured: Sequence[Measurement], width: int) -> Measurement:
-    """What a network of another width takes, from the last of those ``measured``."""
-    last = measured[-1]
-    growth = USUAL_GROWTH ** math.log2(width / last.base_features)
-    changes = {"step_s": last.step_s * growth, "case_s": last.case_s * growth}
-    return last.model_copy(update={"base_features": width, "extrapolated": True, **changes})
 
 
 def try_compiling(bench: Bench, measured: Measurement, training: Training, num_folds: int) -> Measurement:
@@ -265,31 +316,39 @@ def try_compiling(bench: Bench, measured: Measurement, training: Training, num_f
     return measured.model_copy(update={"compiled_step_s": step_s, "compile_s": compile_s})
 
 
-def measure_precision(bench: Bench, configuration: Configuration) -> Precision:
-    """The faster of float32 and the device's short precision, by trial steps of a configuration on a CPU.
+@dataclass(frozen=True, slots=True)
+class TriedStep:
+    """A training of which a few steps were timed to choose the precision."""
+
+    training: Training
+    step_s: float
+
+
+def measure_precision(bench: Bench, configuration: Configuration) -> tuple[Precision, TriedStep | None]:
+    """The faster of float32 and the device's short precision, by trial steps of a configuration on a CPU, and what was tried.
 
     A GPU with units for it is always faster in short precision, and so is a CPU where steps are slow: large networks would
     cost minutes to try twice.
     """
     short = fast_precision(bench.run.device)
     if short == FLOAT32 or bench.run.device.type != "cpu":
-        return short
+        return short, None
     narrow = min(candidate_widths(configuration))
-    seconds: dict[Precision, float] = {}
+    tried: dict[Precision, TriedStep] = {}
     for precision in (short, FLOAT32):
         training = trial_training(configuration, base_features=narrow, batch_size=2, precision=precision)
         step_s = time_fitting_steps(bench, configuration, training, longest_s=bench.left_s)
         if step_s is None:
             raise AutosegError(memory_issue(bench.plan, configuration, training, bench.run.device))
-        seconds[precision] = step_s
-        if precision == short and 2 * GROWTH * seconds[short] > bench.left_s:
+        tried[precision] = TriedStep(training, step_s)
+        if precision == short and 2 * SLOWER * step_s > bench.left_s:
             bench.run.say(f"Precision: {short}, which this processor computes in hardware")
-            return short
-    chosen = min(seconds, key=lambda precision: seconds[precision])
+            return short, tried[short]
+    chosen = min(tried, key=lambda precision: tried[precision].step_s)
     bench.run.say(
-        f"Precision: {chosen} ({seconds[short]:.2f} s per trial step in {short}, {seconds[FLOAT32]:.2f} s in float32)"
+        f"Precision: {chosen} ({tried[short].step_s:.2f} s per trial step in {short}, {tried[FLOAT32].step_s:.2f} s in float32)"
     )
-    return chosen
+    return chosen, tried[chosen]
 
 
 def time_fitting_steps(
@@ -408,8 +467,12 @@ def measure_network(bench: Bench, configuration: Configuration, training: Traini
         durations = [seconds(run)]
         if durations[0] < bench.left_s / 4:
             durations = [seconds(run) for _ in range(3)]
-    windows = fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
-    return median(durations) * windows
+    return median(durations) * mean_windows(bench, configuration)
+
+
+def mean_windows(bench: Bench, configuration: Configuration) -> float:
+    """Windows of a case of mean size."""
+    return fmean(count_windows(shape, configuration.patch_shape) for shape in stored_shapes(bench, configuration))
 
 
 def measure_export(bench: Bench, configuration: Configuration) -> float:

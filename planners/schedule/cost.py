@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from planners.decision import Decision
 from planners.memory import network_layers
 from planners.plan import Configuration
-from planners.schedule.documents import Conditions, Measurement
+from planners.schedule.documents import Conditions, Measurement, Precision, with_width
 
 MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
@@ -116,6 +116,56 @@ def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int,
     """The inverse of `affordable_steps`: what so many steps of each fold take, prediction of all cases included."""
     predictions = validation_s(conditions, measured, folds) + test_s(conditions, measured, folds)
     return training_s(measured, steps, folds) + predictions
+
+
+MULTIPLICATION: dict[Precision, float] = {"bfloat16": 1.0, "float16": 1.0, "float32": 5.0}
+VALUE, VOXEL, STEP = 270.0, 1.5e5, 7e9
+"""What one multiplication costs on a CPU, one value that a convolution reads or writes, one voxel of a batch that is read and augmented,
+and each step besides; in multiplications in short precision. Fitted to the trials of one processor (docs/decisions/0253)."""
+
+
+def extrapolated(
+    known: Measurement,
+    before: Configuration,
+    after: Configuration,
+    *,
+    base_features: int,
+    batch_size: int,
+    windows: float = 1.0,
+) -> Measurement:
+    """What a network of ``after`` takes that is not timed, from one of ``before`` that was, in the same precision.
+
+    ``windows``: of a case of ``after`` for each one of ``before``. Export and preparation stay the same: they depend on the images
+    (docs/decisions/0253).
+    """
+    was, becomes = (
+        window_work(configuration, width, known.precision)
+        for configuration, width in ((before, known.base_features), (after, base_features))
+    )
+    step = step_work(after, becomes, batch_size) / step_work(before, was, known.batch_size)
+    return Measurement(
+        configuration=after.name,
+        base_features=base_features,
+        batch_size=batch_size,
+        precision=known.precision,
+        step_s=known.step_s * step,
+        case_s=known.case_s * windows * becomes / was,
+        export_s=known.export_s,
+        prepare_s=known.prepare_s,
+        extrapolated=True,
+    )
+
+
+def window_work(configuration: Configuration, base_features: int, precision: Precision) -> float:
+    """Cost of one patch, forward. Of a topology that does not tell its multiplications only the values count."""
+    layers = network_layers(with_width(configuration.network, base_features), configuration.patch_shape)
+    values = sum(layer.inputs + layer.outputs for layer in layers)
+    return MULTIPLICATION[precision] * sum(layer.multiplications for layer in layers) + VALUE * values
+
+
+def step_work(configuration: Configuration, window: float, batch_size: int) -> float:
+    """Cost of a training step, from that of one patch, `window_work`; forward and backward stand in the constants."""
+    return batch_size * (window + VOXEL * math.prod(configuration.patch_shape)) + STEP
 
 
 WORTH_COMPILING_S = 900.0

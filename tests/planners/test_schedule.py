@@ -39,7 +39,7 @@ from planners import (
 )
 from planners.schedule import cost
 from planners.schedule.candidates import candidate_widths, short_batch_size
-from planners.schedule.cost import CARDS, Card, decide_compiling, modelled_fold_h, spread_h
+from planners.schedule.cost import CARDS, Card, decide_compiling, extrapolated, modelled_fold_h, spread_h
 from planners.schedule.planning import (
     decide_configurations,
     decide_folds,
@@ -838,6 +838,62 @@ def test_a_topology_that_tells_no_multiplications_has_no_hours(monkeypatch: pyte
     layer = Layer(name="x", parameters=1, inputs=1, outputs=1)
     monkeypatch.setattr(cost, "network_layers", lambda *of: (layer,))
     assert modelled_fold_h(PLAN.configuration("3d_fullres"), CARDS[0]) is None
+
+
+TIMED_S = {
+    ("3d_fullres", 8, 2): 0.226,
+    ("3d_fullres", 16, 2): 0.306,
+    ("3d_fullres", 32, 2): 0.500,
+    ("3d_fullres_residual_unet", 16, 2): 0.365,
+    ("3d_fullres_vnet", 16, 2): 0.659,
+    ("2d", 16, 4): 0.054,
+}
+"""Seconds of trial steps in bfloat16 of the hippocampus's networks on two cores (docs/decisions/0253)."""
+
+
+def timed_step(key: tuple[str, int, int], step_s: float) -> Measurement:
+    name, width, batch = key
+    return Measurement(
+        configuration=name, base_features=width, batch_size=batch, precision="bfloat16",
+        step_s=step_s, case_s=0.3, export_s=2.0, prepare_s=3.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("timed", TIMED_S)
+@pytest.mark.parametrize("other", TIMED_S)
+def test_a_step_that_is_not_timed_follows_within_a_quarter(
+    timed: tuple[str, int, int], other: tuple[str, int, int]
+) -> None:
+    name, width, batch = other
+    known = timed_step(timed, TIMED_S[timed])
+    plan = PLAN
+    found = extrapolated(
+        known,
+        plan.configuration(timed[0]),
+        plan.configuration(name),
+        base_features=width,
+        batch_size=batch,
+        windows=1.0,
+    )
+    assert found.step_s == pytest.approx(TIMED_S[other], rel=0.25)
+    assert found.extrapolated is True
+    assert (found.configuration, found.base_features, found.batch_size) == other
+    assert (found.precision, found.export_s, found.prepare_s) == ("bfloat16", 2.0, 3.0)
+
+
+def test_windows_count_for_cases_and_float32_costs_more() -> None:
+    plan = PLAN
+    known, configuration = timed_step(("3d_fullres", 16, 2), 0.3), plan.configuration("3d_fullres")
+    wide = {
+        (precision, windows): extrapolated(
+            known.model_copy(update={"precision": precision}), configuration, configuration,
+            base_features=32, batch_size=2, windows=windows,
+        )
+        for precision in ("bfloat16", "float32")
+        for windows in (1.0, 3.0)
+    }  # fmt: skip
+    assert wide["float32", 1.0].step_s > wide["bfloat16", 1.0].step_s
+    assert wide["bfloat16", 3.0].case_s == pytest.approx(3 * wide["bfloat16", 1.0].case_s)
 
 
 @given(st.lists(st.floats(0.1, 50), min_size=1, max_size=20), st.integers(1, 8))

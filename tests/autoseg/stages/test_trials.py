@@ -17,7 +17,9 @@ from autoseg.stages import trials
 from autoseg.stages.run import Run
 from autoseg.stages.trials import (
     Bench,
+    TriedStep,
     make_bench,
+    mean_windows,
     measure_each,
     measure_export,
     measure_network,
@@ -38,9 +40,11 @@ from autoseg.storage.atomic import TEMPORARY
 from autoseg.training import preflight
 from autoseg.training.preflight import needed_bytes
 from planners import (
+    Configuration,
     Measurement,
     Training,
     candidate_widths,
+    extrapolated,
     preferred_configurations,
     short_batch_size,
     trial_training,
@@ -122,7 +126,7 @@ def test_a_network_too_large_for_memory_is_refused_before_it_is_tried(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 10_000_000)  # a machine with 10 MB
-    monkeypatch.setattr(trials, "measure_precision", lambda *given: "float32")
+    monkeypatch.setattr(trials, "measure_precision", lambda *given: ("float32", None))
     with pytest.raises(AutosegError) as caught:
         measure_steps(bench, preferred_configurations(bench.plan), budgeted=True, num_folds=2)
     (issue,) = caught.value.issues
@@ -218,7 +222,11 @@ def test_the_faster_precision_is_chosen(
     monkeypatch.setattr(trials, "time_fitting_steps", times)
     on_device = replace(bench, run=replace(bench.run, device_name=device))
     configuration = bench.plan.configuration("3d_fullres")
-    assert measure_precision(on_device, configuration) == chosen
+    precision, step = measure_precision(on_device, configuration)
+    assert precision == chosen
+    if timed:
+        assert step is not None
+        assert (step.training.precision, step.step_s) == (chosen, seconds[chosen])
     assert len(tried) == timed
     assert all(training.base_features == min(candidate_widths(configuration)) for training in tried)
 
@@ -239,11 +247,17 @@ def made_times(bench, monkeypatch) -> list[tuple[str, int, int, bool]]:
     return calls
 
 
-def test_wider_networks_are_timed_while_twice_the_next_one_fits(bench, monkeypatch, made_times) -> None:
+def steps_from(configuration: Configuration, width: int, wider: int) -> float:
+    """What is expected of a ``wider`` network once ``width`` was timed by `made_times`."""
+    known = made_measurement(width / 128).model_copy(update={"base_features": width})
+    return extrapolated(known, configuration, configuration, base_features=wider, batch_size=known.batch_size).step_s
+
+
+def test_wider_networks_are_timed_while_two_steps_of_the_next_one_fit(bench, monkeypatch, made_times) -> None:
     both = [bench.plan.configuration(name) for name in ("3d_fullres", "2d")]
     widths = sorted(candidate_widths(both[0]))
     assert len(widths) > 2
-    patient = replace(bench, longest_s=6 * widths[1] / 128)  # the second one ends just in time for the third
+    patient = replace(bench, longest_s=2.4 * steps_from(both[0], widths[1], widths[2]))  # the third one fits just so
     monkeypatch.setattr(trials, "wants_more_candidates", lambda *given, **named: False)
     found = measure_steps(patient, both, budgeted=True, num_folds=2, precision="float32")
     batch_size = short_batch_size(both[0], "cpu")
@@ -257,22 +271,63 @@ def test_wider_networks_are_timed_while_twice_the_next_one_fits(bench, monkeypat
 def test_networks_that_there_is_no_time_to_time_follow_from_narrower_ones(bench, monkeypatch, made_times) -> None:
     configuration = bench.plan.configuration("3d_fullres")
     first, *others = sorted(candidate_widths(configuration))
-    hasty = replace(bench, longest_s=6 * first / 128 - 1e-6)
+    hasty = replace(bench, longest_s=2 * first / 128)  # the next one takes more than a step
     found = measure_steps(hasty, [configuration], budgeted=True, num_folds=2, precision="float32")
     assert len(made_times) == 1
     assert [m.base_features for m in found] == [first, *others]
     assert [m.extrapolated for m in found] == [False, *[True] * len(others)]
-    for m in found:
-        growth = 2.5 ** math.log2(m.base_features / first)  # for each doubling
-        assert (m.step_s, m.case_s) == pytest.approx((growth * first / 128, growth))
+    assert [m.step_s for m in found] == sorted({m.step_s for m in found})
+    assert [m.case_s for m in found] == sorted({m.case_s for m in found})
     monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)
-    monkeypatch.setattr(trials, "time_fitting_steps", lambda *given, **named: first / 128)
+    monkeypatch.setattr(trials, "time_fitting_steps", lambda *given, whole, **named: None if whole else first / 128)
     alone = measure_steps(hasty, [configuration], budgeted=True, num_folds=2, precision="float32")
     assert [m.base_features for m in alone] == [first]
 
 
+@pytest.mark.parametrize(("spare", "timed"), [(1e-6, ["2d"]), (-1e-6, [])])
+def test_a_further_configuration_follows_from_one_that_was_timed_where_two_steps_do_not_fit(
+    bench, monkeypatch, made_times, spare: float, timed: list[str]
+) -> None:
+    both = [bench.plan.configuration(name) for name in ("3d_fullres", "2d")]
+    first, flat = (min(candidate_widths(configuration)) for configuration in both)
+    known = [made_measurement(first / 128).model_copy(update={"base_features": first, "export_s": 2.0})]
+    batch_size = short_batch_size(both[1], "cpu")
+    expected = extrapolated(
+        known[0],
+        both[0],
+        both[1],
+        base_features=flat,
+        batch_size=batch_size,
+        windows=mean_windows(bench, both[1]) / mean_windows(bench, both[0]),
+    )
+    assert (expected.export_s, expected.batch_size, expected.extrapolated) == (2.0, batch_size, True)
+    hasty = replace(bench, longest_s=2.4 * expected.step_s + spare)
+    found = measure_steps(hasty, both[1:], budgeted=True, num_folds=2, precision="float32", known=known)
+    assert [name for name, *_ in made_times] == timed
+    assert found[0].extrapolated is not bool(timed)
+    assert timed or found[0] == expected
+    monkeypatch.setattr(preflight, "free_memory_bytes", lambda: 0)  # what does not fit is tried, and fails as it should
+    monkeypatch.setattr(trials, "time_fitting_steps", lambda *given, **named: None)
+    with pytest.raises(AutosegError):
+        measure_steps(hasty, both[1:], budgeted=True, num_folds=2, precision="float32", known=known)
+
+
+@pytest.mark.parametrize(("spare", "again"), [(1e-6, True), (-1e-6, False)])
+def test_the_trial_of_the_precision_counts_where_two_more_steps_do_not_fit(
+    bench, monkeypatch, made_times, spare: float, again: bool
+) -> None:
+    configuration = bench.plan.configuration("3d_fullres")
+    narrow = min(candidate_widths(configuration))
+    training = trial_training(configuration, base_features=narrow, batch_size=2, precision="float32")
+    monkeypatch.setattr(trials, "measure_precision", lambda *given: ("float32", TriedStep(training, 0.5)))
+    hasty = replace(bench, longest_s=1.2 + spare)
+    found = measure_steps(hasty, [configuration], budgeted=True, num_folds=2)
+    assert [made_times[0][1]] == [narrow] if again else made_times == []
+    assert found[0].step_s == (narrow / 128 if again else 0.5)
+
+
 def test_without_a_budget_only_the_plans_own_networks_are_timed(bench, monkeypatch, made_times) -> None:
-    monkeypatch.setattr(trials, "measure_precision", lambda bench, configuration: made_times.append(configuration.name))
+    monkeypatch.setattr(trials, "measure_precision", lambda *given: pytest.fail("nothing to choose"))
     both = [bench.plan.configuration(name) for name in ("3d_fullres", "2d")]
     measure_each(bench, both, budgeted=False, num_folds=2, precision="float32")
     assert made_times == [(c.name, c.network.features[0], c.batch_size, False) for c in both]
