@@ -22,7 +22,7 @@ Certainty = Literal["confirmed", "stated", "unconfirmed"]
 DType = Literal["uint8", "int8", "uint16", "int16", "int32", "int64", "float32"]
 FACTS = ("upload", "documents", "package", "parts", "limits", "scoring", "container")
 """Entries of a record that are facts of the challenge, and need evidence."""
-OWN_FIELDS = frozenset({"case", "image", "ending", "class", "slice", "dataset"})
+OWN_FIELDS = frozenset({"case", "image", "ending", "class", "slice", "volume", "dataset"})
 """Fields that a name of a submitted file may have besides those of ``case`` and those that are asked for."""
 
 
@@ -106,7 +106,8 @@ class Part(Document):
     ``case`` and ``file`` are texts with fields in braces, as in layouts. Fields of ``file`` are those of ``case``, those asked for,
     and: ``{case}`` the id of the case, ``{image}`` the name of the test image without its ending, ``{ending}`` the
     ending of the prediction, ``{class}`` a class (one mask file each), ``{slice:03}`` a slice (one picture each, counted
-    from 0, digits after the colon), ``{dataset}`` the name of the dataset's folder.
+    from 0, digits after the colon), ``{volume}`` the name of the volume of a 4D image (``ED``), ``{dataset}`` the name of the
+    dataset's folder.
     """
 
     datasets: tuple[str, ...] = ()
@@ -125,8 +126,11 @@ class Part(Document):
     """Ids of test cases that must not be submitted."""
     values: tuple[int, ...] | None = None
     """Values that submitted files may hold; none: those of the dataset."""
+    classes: dict[str, int] = Field(default_factory=dict)
+    """Names of the classes and their values; needed where no known dataset says them, or other values than there."""
     remap: dict[str, int] = Field(default_factory=dict)
-    """Value of the dataset's own label files, as text -> value to write; other values are written as they are."""
+    """Value of the dataset's label files, as text -> value to write; other values are written as they are. Where classes have the
+    names of the challenge, their values are found by name before."""
     reverse_slices: bool = False
     """With ``{slice}``: whether slices are counted from the last one of the image's z axis."""
     names_in_header: bool = False
