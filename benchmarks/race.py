@@ -2,9 +2,10 @@
 
     python benchmarks/race.py --work DIR --budget 20m DATASET [DATASET ...] [--out race.md]
 
-Each dataset is run once as it is by default, with a race, and once for each candidate of that race, and the rule's choice, with all of the
-budget and no race. The table has the cross-validated mean foreground Dice of each, the difference that the race saw, and what it chose. Runs
-take as many steps as the machine allows: compare those of one quiet machine only. Runs that are finished are not repeated.
+Each dataset is run once as it is by default, with a race, on a quiet machine. Then each candidate of that race, the rule's choice among them,
+is trained by the schedule that it would have got without a race: as many steps as fit into the budget at the pace that was measured for the race. These
+runs count steps, so other work may go on beside them. The table has the cross-validated mean foreground Dice of each, the difference that
+the race saw, and what it chose. Runs that are finished are not repeated.
 """
 
 from __future__ import annotations
@@ -13,29 +14,17 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from planners import Race, Raced, Schedule, read_document
+from planners import Plan, Race, Raced, Schedule, plan_schedule, read_document, write_document
 
 
-def run(dataset: Path, out: Path, budget: str, options: Sequence[str] = ()) -> tuple[Schedule, float]:
+def run(dataset: Path, out: Path, *options: str) -> tuple[Schedule, float]:
     """The schedule of a finished run and its cross-validated Dice."""
     scores = out / "cross_validation" / "summary.json"
     if not scores.exists():
-        call = [
-            sys.executable,
-            "-m",
-            "autoseg",
-            "run",
-            str(dataset),
-            "--out",
-            str(out),
-            "--budget",
-            budget,
-            "--device",
-            "cpu",
-        ]
+        call = [sys.executable, "-m", "autoseg", "run", str(dataset), "--out", str(out), "--device", "cpu"]
         with open(out.with_suffix(".log"), "wb") as log:
             done = subprocess.run([*call, *options], stdout=log, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
@@ -52,10 +41,27 @@ def last_results(race: Race) -> Iterator[tuple[Raced, int]]:
     yield from seen.values()
 
 
+def whole_budget(plan: Plan, schedule: Schedule, configuration: str, width: int) -> Schedule:
+    """What one candidate gets where there is no race: all of the time, at the pace that was measured."""
+    known = schedule.conditions
+    raced_s = sum(each.seconds for each, _ in last_results(known.race)) if known.race else 0.0
+    update = {
+        "configurations": (configuration,),
+        "race": None,
+        "elapsed_s": max(0.0, known.elapsed_s - raced_s),
+        "measurements": tuple(
+            m for m in known.measurements if (m.configuration, m.base_features) == (configuration, width)
+        ),
+    }
+    return plan_schedule(plan, known.model_copy(update=update))
+
+
 def rows(dataset: Path, work: Path, budget: str) -> Iterator[str]:
     """Lines of the table for one dataset."""
     name = dataset.name
-    schedule, dice = run(dataset, work / f"{name}_{budget}_race", budget)
+    raced = work / f"{name}_{budget}_race"
+    schedule, dice = run(dataset, raced, "--budget", budget)
+    plan = read_document(Plan, (raced / "plan.json").read_text(), where=str(raced))
     trained = ", ".join(f"{t.configuration} with {t.base_features}" for t in schedule.trainings)
     race, steps = schedule.conditions.race, schedule.trainings[0].num_steps
     if race is None or not race.rounds:
@@ -66,8 +72,10 @@ def rows(dataset: Path, work: Path, budget: str) -> Iterator[str]:
     truth = {}
     for each, number in last_results(race):
         own, width = each.configuration, each.base_features
-        options = ["--configurations", own, "--set", f"schedule.base_features={width}", "--no-race"]
-        whole, found = run(dataset, work / f"{name}_{budget}_{own}_{width}", budget, options)
+        out = work / f"{name}_{budget}_{own}_{width}"
+        given = out.with_suffix(".json")
+        given.write_text(write_document(whole_budget(plan, schedule, own, width)))
+        whole, found = run(dataset, out, "--schedule", str(given))
         truth[own, width] = found
         seen = "the rule's choice"
         if each.difference is not None and each.interval is not None:
