@@ -101,6 +101,7 @@ from planners.schedule.revising import (
     expected_step_s,
     planned_step_s,
     revise,
+    smoothed_slowdown,
     steps_left_s,
     with_revisions,
 )
@@ -205,6 +206,7 @@ __all__ = [
     "resampled_shape",
     "revise",
     "short_batch_size",
+    "smoothed_slowdown",
     "starves",
     "steps_left_s",
     "survivors",

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -38,7 +38,17 @@ from autoseg.tracking.progress import FoldProgress, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for, num_readers
-from planners import Configuration, Revision, Schedule, Training, planned_step_s, revise, steps_left_s
+from planners import (
+    Configuration,
+    Revision,
+    Schedule,
+    Training,
+    expected_step_s,
+    planned_step_s,
+    revise,
+    smoothed_slowdown,
+    steps_left_s,
+)
 
 logger = logging.getLogger(__name__)
 FoldJob = tuple[Training, int]
@@ -141,8 +151,12 @@ class Pacer(Callback):
     """Steps done and time when the pace began to be measured."""
     said: int = 0
     """The number of steps that the user knows."""
+    stretches: list[tuple[float, float]] = field(default_factory=list)
+    """Measured stretches of steps, of any fold: seconds, and what was planned for them."""
+    before: float = 1.0
+    """How much longer than planned a step took before this call."""
     step_s: float | None = None
-    """What a step took when the pace was last measured."""
+    """What a step takes, as far as the stretches tell for what is left."""
     caution: float = 1.0
     """How much more than steps predictions slow down."""
     is_unpredicted: bool = False
@@ -182,6 +196,8 @@ class Pacer(Callback):
         if self.ends is None:
             expected_s = self.expected_s(fold.steps_done)
             self.ends, self.window_s = time.monotonic() + expected_s, max(PACE_S, PACE_SHARE * expected_s)
+            name = fold.configuration
+            self.before = expected_step_s(self.schedule, name) / planned_step_s(self.schedule, name)
         self.earlier_s = fold.earlier_s
         self.skip, self.since, self.said, self.gives_up = WARM_UP_STEPS, None, fold.num_steps, False
 
@@ -199,9 +215,12 @@ class Pacer(Callback):
         steps, seconds = done - self.since[0], now - self.since[1]
         if steps < PACE_STEPS or seconds < self.window_s:
             return None
-        self.since, self.step_s = (done, now), seconds / steps
+        planned_s, expected_s = planned_step_s(self.schedule, self.left[0][0]), self.expected_s(done)
+        self.stretches.append((seconds, steps * planned_s))
+        self.since = (done, now)
+        self.step_s = planned_s * smoothed_slowdown(self.stretches, left_s=expected_s, before=self.before)
         if not self.is_active:
-            self.run.reporter.expect(self.slowdown * self.expected_s(done))
+            self.run.reporter.expect(self.slowdown * expected_s)
             return None
         revisions = revise(
             self.schedule,

@@ -41,6 +41,26 @@ MOST_DEPARTURE = 0.1
 """Steps are planned anew where what is left would end more than this share early or late."""
 
 
+LOOK_BACK = 0.2
+"""The pace is that of the last time as long as this share of what is left: the longer it must hold, the less a short disturbance
+may count (docs/decisions/0254)."""
+
+
+def smoothed_slowdown(stretches: Sequence[tuple[float, float]], *, left_s: float, before: float = 1.0) -> float:
+    """How many times as long as planned a step takes, to tell what the next ``left_s`` seconds bring.
+
+    ``stretches`` of training, the last one last: seconds, and seconds that their steps were planned to take. Where they are shorter than
+    the time to look back, ``before`` stands for the rest of it.
+    """
+    back_s, took, planned = LOOK_BACK * left_s, 0.0, 0.0
+    for seconds, planned_s in reversed(stretches):
+        took, planned = took + seconds, planned + planned_s
+        if took >= back_s:
+            break
+    missing = max(0.0, back_s - took)
+    return (took + missing) / (planned + missing / before)
+
+
 def expected_step_s(schedule: Schedule, configuration: str) -> float:
     """Seconds of a training step as it was last measured: when steps were planned anew, else by trial."""
     revised = [revision.step_s for revision in schedule.revisions if revision.configuration == configuration]

@@ -27,6 +27,7 @@ from planners import (
     learning_rate,
     plan_dataset,
     revise,
+    smoothed_slowdown,
     steps_left_s,
     with_revisions,
 )
@@ -337,3 +338,29 @@ def test_a_fold_that_was_left_out_is_trained_if_all_get_150_steps(steps: int, fo
     assert longer.steps_of("3d_fullres", 0) > 150 or folds == (0, 1)
     assert longer.start_of("3d_fullres", 1) is None
     assert Schedule.model_validate(longer.model_dump()) == longer
+
+
+@pytest.mark.parametrize(
+    ("left_s", "slowdown"),
+    [
+        (0.0, 3.0),  # nothing is left: only the last stretch counts
+        (50.0, 3.0),  # 10 s back
+        (51.0, 20 / (10 / 3 + 10 / 2)),  # a little more takes in the stretch before
+        (100.0, 20 / (10 / 3 + 10 / 2)),
+        (200.0, 40 / (10 / 3 + 10 / 2 + 20 / 1.5)),  # earlier calls stand for what is missing
+    ],
+)
+def test_the_longer_a_pace_must_hold_the_longer_it_is_measured(left_s: float, slowdown: float) -> None:
+    stretches = [(10.0, 10.0 / 2), (10.0, 10.0 / 3)]
+    assert smoothed_slowdown(stretches, left_s=left_s, before=1.5) == pytest.approx(slowdown)
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 100), st.floats(1, 100)), min_size=1, max_size=9),
+    st.floats(0, 1e5),
+    st.floats(0.1, 10),
+)
+def test_a_pace_lies_between_those_that_were_measured(stretches, left_s: float, before: float) -> None:
+    paces = [seconds / planned_s for seconds, planned_s in stretches]
+    found = smoothed_slowdown(stretches, left_s=left_s, before=before)
+    assert min([*paces, before]) * (1 - 1e-9) <= found <= max([*paces, before]) * (1 + 1e-9)

@@ -83,14 +83,15 @@ class Clock:
         monkeypatch.setattr(train_module.time, "monotonic", lambda: self.now)
         monkeypatch.setattr(train_module, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
 
-    def pacer(self, steps: int = 1000) -> Pacer:
-        """One fold of ``steps`` steps of a second, and nothing after it."""
+    def pacer(self, steps: int = 1000, before: float = 1.0) -> Pacer:
+        """One fold of ``steps`` steps of a second, and nothing after it; they took ``before`` times as long in earlier calls."""
         schedule = short_schedule(make_plan(), num_folds=1, steps=steps)
         schedule = schedule.model_copy(update={"expected_validation_s": 0.0, "expected_rest_s": 0.0})
         tracker = SimpleNamespace(extend=lambda amount: None)
         run = SimpleNamespace(schedule=schedule, say=self.said.append, reporter=self)
         pacer = Pacer(run=run, schedule=schedule, tracker=tracker, left=[("2d", 0)], is_active=True)
         pacer.on_fold_start(FoldStart(configuration="2d", fold=0, key="", steps_done=0, num_steps=steps))
+        pacer.before = before
         return pacer
 
     def first_revision(self, pacer: Pacer, step_s: float) -> int | None:
@@ -108,7 +109,7 @@ class Clock:
         (100, 2.0, 8),  # four steps left out, then 8 s
         (100, 2.7, 7),  # three steps at least
         (100, 20.0, 7),
-        (1000, 2.0, 12),  # 15 s of 1000 that are left
+        (1000, 2.0, 20),  # one stretch of 15 s counts little where 1000 are left, two do
         (100, 1.0, None),
     ],
 )
@@ -122,7 +123,7 @@ def test_the_pace_is_that_of_a_few_steps_and_seconds(monkeypatch, steps: int, st
 
 def test_where_the_steps_are_set_the_pace_tells_how_long_the_run_takes(monkeypatch) -> None:
     clock = Clock(monkeypatch)
-    pacer = clock.pacer(100)
+    pacer = clock.pacer(100, before=0.5)
     pacer.is_active = False
     pacer.schedule = pacer.schedule.model_copy(update={"expected_validation_s": 10.0, "expected_rest_s": 2.0})
     clock.first_revision(pacer, 0.5)  # each 16 steps, after four
@@ -134,7 +135,7 @@ def test_where_the_steps_are_set_the_pace_tells_how_long_the_run_takes(monkeypat
 def test_what_predictions_take_is_measured_beside_the_steps(monkeypatch) -> None:
     """Steps that take twice as long as planned, predictions three times: they slow down half as much again."""
     clock = Clock(monkeypatch)
-    pacer = clock.pacer()
+    pacer = clock.pacer(before=2.0)
     pacer.schedule = pacer.run.schedule = pacer.schedule.model_copy(update={"expected_validation_s": 10.0})
     assert clock.first_revision(pacer, 2.0) is not None
     pacer.predicted(30.0)
@@ -150,5 +151,5 @@ def test_what_predictions_take_is_measured_beside_the_steps(monkeypatch) -> None
 def test_changes_of_a_quarter_are_said(monkeypatch, step_s: float, is_said: bool) -> None:
     """1000 steps of a second; a step that takes 1.3 s leaves time for 773 of them in all, one of 1.4 s for 720."""
     clock = Clock(monkeypatch)
-    assert clock.first_revision(clock.pacer(), step_s) is not None
+    assert clock.first_revision(clock.pacer(before=step_s), step_s) is not None
     assert len(clock.said) == is_said
