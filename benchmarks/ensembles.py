@@ -24,13 +24,14 @@ from scipy import stats
 from torch import Tensor, nn
 
 from autoseg.data.labels import to_internal
-from autoseg.evaluation.label_maps import labels_from_probabilities, mean_probabilities
 from autoseg.evaluation.metrics import dice_coefficient
 from autoseg.evaluation.scoring import labelled_case, reference_labels
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import read_header
+from autoseg.inference.member_output import How, MemberOutput, run_member
 from autoseg.inference.model import Member
-from autoseg.inference.predictor import MemberOutput, StoredImage, run_member
+from autoseg.inference.predictor import StoredImage
+from autoseg.inference.slabs import decide_together
 from autoseg.networks.weights import fill_network
 from autoseg.preprocessing.store import open_case
 from autoseg.stages.folds import find_splits
@@ -137,7 +138,7 @@ class Bench:
         member = Member(configuration=configuration, training=training, networks=(network.eval(),))
         stored = self.run.folder.preprocessed(configuration.data)
         image = StoredImage(folder=stored, case_id=case_id, made_from=open_case(stored, case_id).record.made_from)
-        return run_member(member, image, self.run.plan.labels, device=self.device, mirroring=mirroring)
+        return run_member(member, image, self.run.plan.labels, How(device=self.device, mirroring=mirroring))
 
     def dice(self, predicted: np.ndarray, case_id: str) -> float:
         """Mean over the classes that occur in prediction or reference."""
@@ -164,11 +165,10 @@ class Bench:
             halves = [(each, *self.train(each, steps // 2, fold)) for each in both]
             for case_id in cases:
                 made = [self.outputs(c, t, w["final weights"], case_id, self.mirrored) for c, t, w in halves]
-                probabilities = [each.probabilities(plan.labels) for each in made]
                 for each, single in zip(both, made, strict=True):
                     rule = f"{each.name}, half of the steps"
                     scores.setdefault(rule, {})[case_id] = self.dice(single.label_map(plan.labels), case_id)
-                joint = labels_from_probabilities(mean_probabilities(iter(probabilities)), plan.labels)
+                joint, _ = decide_together(made, plan.labels, (), ranks=False)
                 rule = " + ".join(each.name for each in both) + ", half of the steps each"
                 scores.setdefault(rule, {})[case_id] = self.dice(joint, case_id)
         return scores

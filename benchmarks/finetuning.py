@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from autoseg.data.splits import Splits
+from autoseg.inference.member_output import How, open_logits
 from autoseg.inference.model import Member, load_network, open_model
-from autoseg.inference.predictor import member_logits
 from autoseg.networks.weights import Transfer
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
@@ -62,7 +62,7 @@ def train_and_score(task: FoldSpec) -> float:
     member = Member(configuration=task.configuration, training=task.training, networks=(network,))
     scores = []
     for case in task.validation_cases:
-        logits = member_logits(member, case.image, mirror_axes=member.mirror_axes, device=task.device)
+        logits = open_logits(member, np.asarray(case.image[:]), How(device=task.device))[0][:, :]
         target = torch.from_numpy(case.labels).long().clamp_min(0)
         hits, predicted, present = class_counts(
             torch.as_tensor(np.asarray(logits))[None].float(), target[None], MERGED

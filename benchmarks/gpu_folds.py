@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from autoseg.data.splits import Split, make_splits
-from autoseg.inference.sliding_window import predict_logits
+from autoseg.inference.window_logits import WindowLogits
 from autoseg.networks.weights import read_weights
 from autoseg.preprocessing.store import open_case
 from autoseg.run_folder import RunFolder
@@ -84,14 +84,17 @@ def run_fold(
     scores = []
     for name in split.val:
         case = open_case(preprocessed, name)
-        logits = predict_logits(
-            torch.from_numpy(np.asarray(case.image[:])),
-            [network],
-            patch=configuration.patch_shape,
-            mirror_axes=configuration.mirror_axes,
-            precision=training.precision,
-            device=device,
-            batch_size=configuration.batch_size,
+        logits = torch.from_numpy(
+            WindowLogits(
+                image=torch.from_numpy(np.asarray(case.image[:])),
+                networks=[network],
+                num_outputs=configuration.network.num_outputs,
+                patch=configuration.patch_shape,
+                mirror_axes=configuration.mirror_axes,
+                precision=training.precision,
+                device=device,
+                batch_size=configuration.batch_size,
+            )[:, :]
         )
         truth = torch.from_numpy(np.maximum(np.asarray(case.labels[:]), 0).astype(np.int64))
         hits, guessed, present = class_counts(logits[None], truth[None], plan.labels)

@@ -23,9 +23,11 @@ from autoseg.data.dataset import DatasetDescription
 from autoseg.evaluation.scoring import score_cases
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import write_label_map
+from autoseg.inference.member_output import How, MemberOutput, run_member
 from autoseg.inference.model import Member, load_member, open_model
 from autoseg.inference.predictions import prediction_path
-from autoseg.inference.predictor import StoredImage, run_member
+from autoseg.inference.predictor import StoredImage
+from autoseg.inference.slabs import decide_together
 from autoseg.pipeline import RunRecord
 from autoseg.run_folder import RunFolder
 from autoseg.storage.atomic import load_document, write_text
@@ -91,8 +93,12 @@ def time_export(
     """Seconds by argmax, by both decoders, and to write and score; voxels that differ, and all."""
     image = StoredImage(folder=folder.preprocessed(member.configuration.data), case_id=case_id)
     labels = load_document(Plan, folder.plan).labels
-    output = run_member(member, image, labels, device=torch.device("cpu"))
-    plain, ranked = output.ranked_maps(labels)
+    computed = run_member(member, image, labels, How(device=torch.device("cpu")))
+    output = MemberOutput(
+        logits=computed.logits[:, :], placement=computed.placement, configuration=member.configuration
+    )
+    plain, ranked = decide_together([output], labels, (), ranks=True)
+    assert ranked is not None
 
     def write_and_score() -> None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -101,7 +107,7 @@ def time_export(
             score_cases(dataset, [(case_id, path)])
 
     plain_s = processor_s(partial(output.label_map, labels))
-    ranked_s = processor_s(partial(output.ranked_maps, labels))
+    ranked_s = processor_s(partial(decide_together, [output], labels, (), ranks=True))
     return plain_s, ranked_s, processor_s(write_and_score), int((plain != ranked).sum()), plain.size
 
 

@@ -74,6 +74,18 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
     return max(0, min([available, *(left for folder in _groups(root) if (left := _left(folder)) is not None)]))
 
 
+def available_bytes(limit_bytes: int | None) -> int:
+    """Bytes that this process may still take, where it may have ``limit_bytes`` in all; none: whatever is free."""
+    free = free_memory_bytes()
+    return free if limit_bytes is None else max(0, min(free, limit_bytes - (resident_bytes() or 0)))
+
+
+def resident_bytes() -> int | None:
+    """Main memory of this process; none if the system does not tell."""
+    lines = _lines(Path("/proc/self/status"))
+    return next((int(line.split()[1]) * KIB for line in lines if line.startswith("VmRSS")), None)
+
+
 def free_shared_bytes(root: Path = Path("/")) -> int:
     """Bytes of shared memory that processes may still take, often few in containers; systems without a limit have `free_memory_bytes`."""
     try:

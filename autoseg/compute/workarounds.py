@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ try:
 except ModuleNotFoundError:  # Windows, where there is no such limit
     resource = None  # type: ignore[assignment]
 
-from autoseg.compute.memory import call_glibc, free_memory_bytes, trim_heap
+from autoseg.compute.memory import call_glibc, free_memory_bytes, resident_bytes, trim_heap
 
 SHARE_OF_FREE = 2 / 3
 """What may be held of free memory; other processes and the page cache need some, too."""
@@ -53,7 +52,7 @@ def kept_heap(device: torch.device, held_bytes: Callable[[], float]) -> Iterator
     nested: the inner one ends the outer one.
     """
     held = held_bytes() if device.type == "cpu" else 0.0
-    resident = _resident_bytes()
+    resident = resident_bytes()
     keeps = (
         device.type == "cpu" and resident is not None and held <= SHARE_OF_FREE * free_memory_bytes() and _set(KEEPING)
     )
@@ -75,17 +74,8 @@ def kept_heap(device: torch.device, held_bytes: Callable[[], float]) -> Iterator
 def _trim_beyond(limit_bytes: float, ended: threading.Event) -> None:
     """Gaps grow because glibc looks for an aligned block as if it were larger, so that one may not fit where its like was."""
     while not ended.wait(WATCH_INTERVAL_S):
-        if (_resident_bytes() or 0) > limit_bytes:
+        if (resident_bytes() or 0) > limit_bytes:
             trim_heap()
-
-
-def _resident_bytes() -> int | None:
-    """Main memory of this process; none if the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), None)
 
 
 def _set(settings: Sequence[tuple[int, int]]) -> bool:

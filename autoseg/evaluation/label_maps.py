@@ -154,7 +154,7 @@ def _type_for(labels: Labels) -> type[np.uint8] | type[np.uint16]:
 
 
 def rank_labels(
-    slabs: Iterable[Slab], shape: tuple[int, int, int], labels: Labels, *, are_logits: bool
+    slabs: Iterable[Slab], shape: tuple[int, int, int], labels: Labels, *, are_logits: bool, outside: int = 0
 ) -> tuple[LabelMap, LabelMap]:
     """Two label maps (*shape), internal values: of the largest probability, and of RankSEG.
 
@@ -163,6 +163,8 @@ def rank_labels(
     2 S(t) / (t + m + 1) largest. A class none of whose p is above `THRESHOLD` claims nothing. Voxels that exactly one class claims are
     safe, k of a class with the sum s. A voxel that several claim, or none, goes to the claimant, or the class that claims others, with
     the largest gain 2 / (k + m + 2) * (p - s / (k + m + 1)). Regions keep all that they claim.
+
+    ``outside``: voxels beyond ``shape`` that are background for certain.
 
     Voxels that are `CERTAIN` are only counted, so that memory stays a few slabs above the label maps where a model is sure of itself.
     """
@@ -187,6 +189,7 @@ def rank_labels(
     if not labels.has_regions:
         counts = [np.count_nonzero(plain == k) for k in range(len(certain))]
         certain += np.array(counts) - np.bincount(plain.reshape(-1)[place], minlength=len(certain))
+        certain[0] += outside
     ranked, found = plain.copy(), _rank(p, certain, labels)
     if found is not None:
         ranked.reshape(-1)[place] = found

@@ -76,20 +76,9 @@ def restore_labels(labels: NDArray[Scalar], placement: Placement, *, fill: int =
     return np.ascontiguousarray(to_source_axes(whole, placement))
 
 
-def restore_probabilities(
-    probabilities: NDArray[np.float32], placement: Placement, *, has_regions: bool
-) -> NDArray[np.float32]:
-    """Probabilities (K, a0, a1, a2) of the cropped box, plan axes, as (K, Z, Y, X) of the file.
-
-    Outside the box everything is background: the first channel is 1, or, for regions, all are 0 (method section 8.2).
-    """
-    _check_box(probabilities.shape[1:], placement)
-    z, y, x = placement.source.shape
-    whole = np.zeros((len(probabilities), z, y, x), np.float32)
-    if not has_regions:
-        whole[0] = 1
-    crop(to_plan_axes(whole, placement), placement.box)[...] = probabilities
-    return whole
+def inside_box(array: NDArray[Scalar], placement: Placement) -> NDArray[Scalar]:
+    """The part of ``array`` (..., Z, Y, X), axes of the file, that was preprocessed, in plan axes; a view to be filled."""
+    return crop(to_plan_axes(array, placement), placement.box)
 
 
 def _check_box(shape: tuple[int, ...], placement: Placement) -> None:

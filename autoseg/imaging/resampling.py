@@ -6,8 +6,8 @@ Logits and label maps are processed slab by slab, one class at a time; no array 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,20 @@ from autoseg.issues import AutosegError, Issue
 from planners import Resampling
 
 Shape = tuple[int, int, int]
+
+
+class Scores(Protocol):
+    """Scores (K, a0, a1, a2) of classes: in memory, on disk, or computed while they are read.
+
+    Rows ``[:, first:last]`` of the first axis are read from the first to the last; again from the first where splines of a
+    higher order than 1 need the range of values before.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, where: Any, /) -> NDArray[Any]: ...
+
 
 MAX_ISOTROPIC_RATIO = 3.0
 """Largest spacing over smallest above which the coarse axis is resampled separately (method section 4.3)."""
@@ -101,27 +115,31 @@ def resample_labels(
 
 
 def resample_argmax(
-    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+    logits: Scores, shape: Shape, *, resampling: Resampling, separate_axis: int | None
 ) -> NDArray[np.unsignedinteger[Any]]:
     """Index of the largest of the resampled ``logits`` (K, a0, a1, a2), unsigned (*shape) (method section 8.2).
 
     The first of equal logits wins. Slab by slab, one class at a time: memory stays a few slabs above the result.
     """
-    result = np.zeros(shape, _unsigned_type(len(logits) - 1))
+    result = np.zeros(shape, _unsigned_type(logits.shape[0] - 1))
     for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
-        best = None
-        for k, scores in enumerate(slab):
-            if best is None:
-                best = scores
-                continue
-            better = scores > best
-            result[rows][better] = k
-            np.maximum(best, scores, out=best)
+        write_largest(result[rows], slab)
     return result
 
 
+def write_largest(labels: NDArray[Any], scores: Iterable[Floats]) -> None:
+    """Write, over zeros, the index of the largest of the ``scores`` of each class; the first of equal ones wins."""
+    best = None
+    for k, each in enumerate(scores):
+        if best is None:
+            best = each.copy()
+            continue
+        labels[each > best] = k
+        np.maximum(best, each, out=best)
+
+
 def resample_regions(
-    logits: NDArray[Any],
+    logits: Scores,
     shape: Shape,
     region_order: tuple[int, ...],
     *,
@@ -134,18 +152,28 @@ def resample_regions(
     Region i writes ``region_order[i]`` where its probability is above 0.5 (its logit above 0); later regions overwrite.
     Where exactly the regions of one of ``overlaps`` are, its value is written (`planners.Labels.overlaps`).
     """
-    if len(region_order) != len(logits):
-        raise ValueError(f"region_order has {len(region_order)} values for {len(logits)} regions")
+    if len(region_order) != logits.shape[0]:
+        raise ValueError(f"region_order has {len(region_order)} values for {logits.shape[0]} regions")
     result = np.zeros(shape, _unsigned_type(max((*region_order, *(value for _, value in overlaps)))))
     for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
-        masks = []
-        for value, scores in zip(region_order, slab, strict=True):
-            mask = scores > 0
-            result[rows][mask] = value
-            if overlaps:
-                masks.append(mask)
-        write_overlaps(result[rows], masks, overlaps)
+        write_regions(result[rows], slab, region_order, overlaps)
     return result
+
+
+def write_regions(
+    labels: NDArray[Any],
+    scores: Iterable[Floats],
+    region_order: Sequence[int],
+    overlaps: Sequence[tuple[tuple[int, ...], int]],
+) -> None:
+    """Write, over zeros, the values of regions from their logits; see `resample_regions`."""
+    masks = []
+    for value, each in zip(region_order, scores, strict=True):
+        mask = each > 0
+        labels[mask] = value
+        if overlaps:
+            masks.append(mask)
+    write_overlaps(labels, masks, overlaps)
 
 
 def write_overlaps(
@@ -162,23 +190,8 @@ def write_overlaps(
         labels[inside] = value
 
 
-def resample_probabilities(
-    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None, has_regions: bool
-) -> Floats:
-    """Probabilities float32 (K, *shape): softmax of the resampled logits, or with ``has_regions`` a sigmoid for each.
-
-    For those who keep them; this one array is as large as it says.
-    """
-    result = np.empty((len(logits), *shape), np.float32)
-    for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
-        for k, scores in enumerate(slab):
-            result[k, rows] = scores
-        to_probabilities(result[:, rows], has_regions=has_regions)
-    return result
-
-
 def resample_slabs(
-    logits: NDArray[Any], shape: Shape, *, resampling: Resampling, separate_axis: int | None
+    logits: Scores, shape: Shape, *, resampling: Resampling, separate_axis: int | None
 ) -> Iterator[tuple[slice, list[Floats]]]:
     """The resampled logits, slab by slab along the first axis: rows, and for each class a fresh (rows, shape[1], shape[2])."""
     for rows, slab in _logit_slabs(logits, shape, resampling, separate_axis):
@@ -262,21 +275,37 @@ def _slab_voxels(shape: tuple[int, ...]) -> int:
     return min(SLAB_VOXELS, max(LEAST_SLAB_VOXELS, math.prod(shape) // SLABS))
 
 
+def reads_twice(old: tuple[int, ...], new: Shape, resampling: Resampling) -> bool:
+    """Whether scores on a grid of ``old`` voxels are read twice: cubic splines leave the range of values, which must be known before."""
+    return resampling.order > 1 and tuple(old) != tuple(new)
+
+
 def _logit_slabs(
-    logits: NDArray[Any], shape: Shape, resampling: Resampling, separate_axis: int | None
+    logits: Scores, shape: Shape, resampling: Resampling, separate_axis: int | None
 ) -> Iterator[tuple[slice, Iterator[Floats]]]:
     """For each slab its rows and, class by class, the resampled logits (rows, shape[1], shape[2]), fresh arrays."""
     axes = _operators(logits.shape[1:], shape, resampling, separate_axis)
     ranges = None
-    if resampling.order > 1:  # linear weights stay within the range of values; cubic ones leave it
-        over = tuple(i + 1 for i in range(3) if i != separate_axis)
-        ranges = logits.min(axis=over, keepdims=True), logits.max(axis=over, keepdims=True)
+    if reads_twice(logits.shape[1:], shape, resampling):
+        ranges = _ranges(logits, tuple(i + 1 for i in range(3) if i != separate_axis))
     for rows in _slab_rows(shape):
         first, last, operator = restrict_outputs(axes[0], rows.start, rows.stop)
         yield (
             rows,
             _class_slabs(logits[:, first:last], (operator, *axes[1:]), separate_axis, ranges, slice(first, last)),
         )
+
+
+def _ranges(logits: Scores, over: tuple[int, ...]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Smallest and largest logits of each class over some axes, which stay with size 1."""
+    lows, highs = [], []
+    for rows in _slab_rows(logits.shape[1:]):
+        part = logits[:, rows]
+        lows.append(part.min(axis=over, keepdims=True))
+        highs.append(part.max(axis=over, keepdims=True))
+    if 1 not in over:
+        return np.concatenate(lows, axis=1), np.concatenate(highs, axis=1)
+    return np.minimum.reduce(lows), np.maximum.reduce(highs)
 
 
 def _class_slabs(

@@ -113,6 +113,11 @@ class Member:
         """Axes of the patch that prediction mirrors: those that training mirrored."""
         return self.configuration.mirror_axes if self.training.mirroring else ()
 
+    @property
+    def chain(self) -> tuple[Member, ...]:
+        """All stages of a cascade up to this one, in order."""
+        return (*(() if self.previous is None else self.previous.chain), self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:

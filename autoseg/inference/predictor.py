@@ -2,63 +2,32 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from autoseg.compute.device import choose_device
-from autoseg.compute.memory import free_memory_bytes, is_out_of_memory, micro_batch_sizes, release_memory
-from autoseg.compute.workarounds import kept_heap
 from autoseg.data.labels import to_file_values
-from autoseg.evaluation.label_maps import (
-    apply_postprocessing,
-    labels_from_probabilities,
-    mean_probabilities,
-    probability_slabs,
-    rank_labels,
-)
+from autoseg.evaluation.label_maps import apply_postprocessing
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
-from autoseg.imaging.placement import Placement, restore_labels, restore_probabilities
 from autoseg.imaging.readers import Imagelike, as_image, is_picture
-from autoseg.imaging.resampling import (
-    decide_separate_axis,
-    resample_argmax,
-    resample_probabilities,
-    resample_regions,
-    resample_slabs,
-)
-from autoseg.inference.model import Member, Model, load_model
-from autoseg.inference.sliding_window import predict_logits, predict_logits_in_half
+from autoseg.inference.member_output import How, ImageSource, NetworkInput, Progress, run_member
+from autoseg.inference.model import Model, load_model
+from autoseg.inference.slabs import blank_probabilities, decide_together
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.prepare import open_previous, prepare_image, source_orientation, with_classes
+from autoseg.preprocessing.prepare import open_previous, prepare_image, source_orientation
 from autoseg.preprocessing.store import open_case, require_cases
-from planners import (
-    Configuration,
-    Labels,
-    Plan,
-    estimate_configuration_memory,
-    estimate_volume_memory,
-    transpose,
-    with_width,
-)
+from planners import Configuration, Plan, transpose
 
-logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 LabelMap = NDArray[np.integer]
-NetworkInput = tuple[Floats, Placement, LabelMap | None]
-"""An image (C, a0, a1, a2), preprocessed for one configuration; the label map (a0, a1, a2) of a cascade's first stage if it
-was predicted before."""
-GB = 1e9
 FAR = 4.0
 """A spacing or extent that is this many times that of the median training case, or that fraction of it, gets a warning."""
 
@@ -78,7 +47,20 @@ class UnpreparedImage:
     def prepare(self, configuration: Configuration) -> NetworkInput:
         """The image as ``configuration`` needs it. Raises `AutosegError` for an image that does not fit the plan."""
         prepared = prepare_image(self.image, self.plan, configuration)
-        return prepared.image, prepared.placement, None
+        return NetworkInput(image=prepared.image, placement=prepared.placement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedImage:
+    """An image that was preprocessed for all configurations of a model, and is needed no more itself."""
+
+    geometry: Geometry
+    inputs: Mapping[str, NetworkInput]
+    """By configuration."""
+
+    def prepare(self, configuration: Configuration) -> NetworkInput:
+        """Of one of the configurations."""
+        return self.inputs[configuration.name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,10 +90,7 @@ class StoredImage:
         previous = None if self.previous is None else open_previous(self.previous, case)[:]
         if self.made_from:
             require_cases(self.folder, {self.case_id: self.made_from})
-        return image, case.placement, previous
-
-
-ImageSource = UnpreparedImage | StoredImage
+        return NetworkInput(image=image, placement=case.placement, previous=previous)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +113,12 @@ class Predictor:
     model: Model
     mirroring: bool = True
     """Average over mirror images if training mirrored; without, prediction is up to eight times faster."""
+    every_window: bool = False
+    """Compute windows without contrast, all air of a CT, each time anew; otherwise their logits are computed once."""
+    memory_bytes: int | None = None
+    """Main memory that the process may take; none: what is free."""
+    folder: Path | None = None
+    """For temporary files where memory is short; none: that of the system."""
 
     @classmethod
     def load(cls, path: Path | str, *, device: str = "auto", mirroring: bool = True) -> Self:
@@ -160,7 +145,7 @@ class Predictor:
         spacing_mm: Sequence[float] | None = None,
         axes: str | None = None,
         probabilities: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Prediction:
         """Prediction for an image: a path or paths, an `Image`, a SimpleITK or nibabel image, or an array.
 
@@ -212,12 +197,20 @@ class Predictor:
         image: Image,
         *,
         probabilities: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Prediction:
         """Prediction for an image that was read, without warnings. Raises `AutosegError` for other channels."""
         self._require_channels(image)
         source = UnpreparedImage(image=image, plan=self.model.plan)
         return self.predict_source(source, probabilities=probabilities, progress=progress)
+
+    def prepare(self, image: Image) -> PreparedImage:
+        """The image as all configurations of the model need it. Raises `AutosegError` for an image that does not fit them."""
+        self._require_channels(image)
+        source = UnpreparedImage(image=image, plan=self.model.plan)
+        chains = (chain for member in self.model.members for chain in member.chain)
+        inputs = {each.configuration.name: source.prepare(each.configuration) for each in chains}
+        return PreparedImage(geometry=image.geometry, inputs=inputs)
 
     def predict_source(
         self,
@@ -225,49 +218,46 @@ class Predictor:
         *,
         probabilities: bool = False,
         ranked: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Prediction:
         """Prediction for an image that is preprocessed already, or on demand.
 
-        The label map of a single configuration is decided slab by slab; probabilities, if asked for or averaged over
-        several configurations, are held at full size. With ``ranked`` the label maps of both decoders, whatever the model's is.
+        Slab by slab, the logits of all configurations are computed, resampled, averaged and decided, and forgotten. Only probabilities,
+        if asked for, are held at full size. With ``ranked`` the label maps of both decoders, whatever the model's is.
         """
-        model, labels_of_plan = self.model, self.model.plan.labels
-        outputs = (
-            run_member(
-                member,
-                source,
-                labels_of_plan,
-                device=model.device,
-                mirroring=self.mirroring,
-                progress=_part_of(progress, i, len(model.members)),
-            )
-            for i, member in enumerate(model.members)
-        )
+        model, labels = self.model, self.model.plan.labels
+        how = self._how()
+        together = Together(progress, len(model.members))
+        outputs = [
+            run_member(member, source, labels, how, progress=together.of(i)) for i, member in enumerate(model.members)
+        ]
+        ranks = ranked or model.decoder == "rankseg"
         scores: Floats | None = None
-        ranks, by_rank = ranked or model.decoder == "rankseg", None
-        if len(model.members) == 1:
-            output = next(outputs)
-            if ranks:
-                labels, by_rank = output.ranked_maps(labels_of_plan)
-            else:
-                labels = output.label_map(labels_of_plan)
-            scores = output.probabilities(labels_of_plan) if probabilities else None
+        by_rank: LabelMap | None = None
+        if len(outputs) == 1 and not ranks and not probabilities:
+            plain = outputs[0].label_map(labels)
         else:
-            scores = mean_probabilities((output.probabilities(labels_of_plan) for output in outputs), model.weights)
-            if ranks:
-                slabs = probability_slabs(scores)
-                labels, by_rank = rank_labels(slabs, scores.shape[1:], labels_of_plan, are_logits=False)
-            else:
-                labels = labels_from_probabilities(scores, labels_of_plan)
+            target = blank_probabilities(outputs[0].placement, labels) if probabilities else None
+            plain, by_rank = decide_together(outputs, labels, model.weights, ranks=ranks, target=target)
+            scores = target
         if not ranked and by_rank is not None:
-            labels, by_rank = by_rank, None
+            plain, by_rank = by_rank, None
         finish = partial(self._finish, voxel_mm3=1000 * source.geometry.voxel_volume_ml)
         return Prediction(
-            labels=finish(labels),
-            probabilities=scores if probabilities else None,
+            labels=finish(plain),
+            probabilities=scores,
             geometry=source.geometry,
             ranked=None if by_rank is None else finish(by_rank),
+        )
+
+    def _how(self) -> How:
+        return How(
+            device=self.model.device,
+            mirroring=self.mirroring,
+            every_window=self.every_window,
+            memory_bytes=self.memory_bytes,
+            folder=self.folder,
+            parts=len(self.model.members),
         )
 
     def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
@@ -277,184 +267,21 @@ class Predictor:
         return to_file_values(done, model.dataset.file_values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberOutput:
-    """What the networks of one configuration compute for an image, on the preprocessed grid."""
+class Together:
+    """Progress of several configurations whose windows are computed by turns."""
 
-    logits: Floats
-    """(K, a0, a1, a2), mean over networks, windows and mirror images."""
-    placement: Placement
-    configuration: Configuration
+    def __init__(self, progress: Progress | None, number: int) -> None:
+        self.progress = progress
+        self.shares = [0.0] * number
 
-    def label_map(self, labels: Labels) -> LabelMap:
-        """(Z, Y, X), internal values, in the axes of the source image (method section 8.2).
+    def of(self, i: int) -> Progress | None:
+        """That of one of them."""
+        return self.progress if len(self.shares) == 1 else partial(self._tell, i)
 
-        One slab at a time is resampled and decided, so all classes are never held at full size.
-        """
-        decided = self._decide(self.placement.shape_after_cropping, self.placement.spacing_mm, labels)
-        return restore_labels(decided, self.placement)
-
-    def ranked_maps(self, labels: Labels) -> tuple[LabelMap, LabelMap]:
-        """`label_map`, and the one by RankSEG."""
-        shape, axis = self.placement.shape_after_cropping, self._separate_axis(self.placement.spacing_mm)
-        slabs = resample_slabs(self.logits, shape, resampling=self.configuration.resample_logits, separate_axis=axis)
-        plain, ranked = rank_labels(slabs, shape, labels, are_logits=True)
-        return restore_labels(plain, self.placement), restore_labels(ranked, self.placement)
-
-    def probabilities(self, labels: Labels) -> Floats:
-        """(K, Z, Y, X), in the axes of the source image, all at full size; background outside the crop."""
-        probabilities = resample_probabilities(
-            self.logits,
-            self.placement.shape_after_cropping,
-            resampling=self.configuration.resample_logits,
-            separate_axis=self._separate_axis(self.placement.spacing_mm),
-            has_regions=labels.has_regions,
-        )
-        return restore_probabilities(probabilities, self.placement, has_regions=labels.has_regions)
-
-    def next_stage(self, following: Placement, labels: Labels) -> LabelMap:
-        """(a0, a1, a2), internal values, on the grid of a cascade's next stage (method section 8.4).
-
-        ``following`` is the placement of the same case there, so both fill the same box of the image. Training and
-        prediction share this. Raises `ValueError` if the boxes differ.
-        """
-        own = self.placement
-        if own.box != following.box or own.transpose_forward != following.transpose_forward:
-            raise ValueError("the two stages see different parts of the image")
-        return self._decide(following.resampled_shape, own.resampled_spacing_mm, labels)
-
-    def _decide(self, shape: tuple[int, int, int], spacing_mm: tuple[float, ...], labels: Labels) -> LabelMap:
-        """Internal label values on a grid of ``shape`` voxels."""
-        resampling, axis = self.configuration.resample_logits, self._separate_axis(spacing_mm)
-        if labels.region_order is None:
-            return resample_argmax(self.logits, shape, resampling=resampling, separate_axis=axis)
-        return resample_regions(
-            self.logits, shape, labels.region_order, resampling=resampling, separate_axis=axis, overlaps=labels.overlaps
-        )
-
-    def _separate_axis(self, spacing_mm: tuple[float, ...]) -> int | None:
-        own_mm, separate_z = self.placement.resampled_spacing_mm, self.configuration.resample_logits.separate_z
-        return decide_separate_axis(own_mm, spacing_mm, separate_z)
-
-
-def _part_of(progress: Callable[[int, int], None] | None, i: int, number: int) -> Callable[[int, int], None]:
-    """Progress in the part ``i`` of ``number`` equal ones."""
-    return lambda done, total: None if progress is None else progress(i * total + done, number * total)
-
-
-def run_member(
-    member: Member,
-    source: ImageSource,
-    labels: Labels,
-    *,
-    device: torch.device,
-    mirroring: bool = True,
-    progress: Callable[[int, int], None] | None = None,
-) -> MemberOutput:
-    """The output of one configuration's networks for an image; the first stage of a cascade runs before, if needed."""
-    image, placement, previous = source.prepare(member.configuration)
-    stages = 1 + (previous is None and member.previous is not None)
-    if previous is None and member.previous is not None:
-        own = _part_of(progress, 0, stages)
-        first = run_member(member.previous, source, labels, device=device, mirroring=mirroring, progress=own)
-        previous = first.next_stage(placement, labels)
-    if previous is not None:
-        image = with_classes(image, previous, labels.values)
-    axes = member.mirror_axes if mirroring else ()
-    told = _part_of(progress, stages - 1, stages)
-    logits = member_logits(member, image, mirror_axes=axes, device=device, progress=told)
-    return MemberOutput(logits=logits, placement=placement, configuration=member.configuration)
-
-
-def member_logits(
-    member: Member,
-    image: Floats,
-    *,
-    mirror_axes: Sequence[int],
-    device: torch.device,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Floats:
-    """Mean logits (K, a0, a1, a2) of a member's networks for a preprocessed image (C, a0, a1, a2).
-
-    If memory runs out, fewer windows go through the network at once, and finally sums are kept in main memory. Raises
-    `AutosegError` if that does not fit either.
-    """
-    batch_size = member.training.batch_size
-    sums_bytes = 4 * member.configuration.network.num_outputs * math.prod(image.shape[1:])
-    if device.type == "cpu" and sums_bytes > free_memory_bytes():
-        raise _out_of_memory(member, image, device)  # before the system ends the process
-    attempts = [(size, device) for size in micro_batch_sizes(batch_size)]  # each needs less memory than the one before
-    if device.type != "cpu":
-        attempts.append((1, torch.device("cpu")))
-    with kept_heap(device, lambda: sum(_needed_bytes(member, image, batch_size=batch_size, keeps_freed=True))):
-        for size, gathered_on in attempts:
-            logits = _try_logits(member, image, mirror_axes, device, progress, size=size, gathered_on=gathered_on)
-            if logits is not None:
-                return logits
-    raise _out_of_memory(member, image, device)
-
-
-def _try_logits(
-    member: Member,
-    image: Floats,
-    mirror_axes: Sequence[int],
-    device: torch.device,
-    progress: Callable[[int, int], None],
-    *,
-    size: int,
-    gathered_on: torch.device,
-) -> Floats | None:
-    """`member_logits` in one attempt; None if memory was not enough, after freeing what the attempt took."""
-    predict = predict_logits_in_half if member.window_sums == "float16" else predict_logits
-    try:
-        logits = predict(
-            torch.from_numpy(np.ascontiguousarray(image)),
-            member.networks,
-            patch=member.configuration.patch_shape,
-            mirror_axes=mirror_axes,
-            precision=member.training.precision,
-            device=device,
-            batch_size=size,
-            gathered_on=gathered_on,
-            progress=progress,
-        )
-        result: Floats = logits.numpy()
-        return result
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        logger.debug("%d windows at once with sums on %s do not fit: %s", size, gathered_on, error)
-    release_memory(device)  # only now: the error refers to what the attempt had taken
-    return None
-
-
-def _out_of_memory(member: Member, image: Floats, device: torch.device) -> AutosegError:
-    """The error when not even one window fits."""
-    shape = " x ".join(map(str, image.shape[1:]))
-    windows, sums = (needed / GB for needed in _needed_bytes(member, image, batch_size=1))
-    on_cpu = device.type == "cpu"
-    where = f" and {sums:.1f} GB for their sums" if on_cpu else f" on {device} and {sums:.1f} GB of main memory"
-    message = (
-        f"out of memory for an image of {shape} voxels (as preprocessed) even with one window at a time, which takes about "
-        f"{windows:.1f} GB{where}"
-    )
-    fix = "check the spacing of the image, or close other programs" + (
-        "" if on_cpu else ", or predict with --device cpu"
-    )
-    return AutosegError(Issue(code="predict.out_of_memory", where=member.configuration.name, message=message, fix=fix))
-
-
-def _needed_bytes(member: Member, image: Floats, *, batch_size: int, keeps_freed: bool = False) -> tuple[int, int]:
-    """Memory for ``batch_size`` windows at once, and for the logits of an image."""
-    training, configuration = member.training, member.configuration
-    windows = estimate_configuration_memory(
-        configuration,
-        dtype=training.precision,
-        window_batch_size=batch_size,
-        network=with_width(configuration.network, training.base_features),
-        keeps_freed=keeps_freed,
-    )
-    return windows.inference_bytes, estimate_volume_memory(configuration, math.prod(image.shape[1:]))
+    def _tell(self, i: int, done: int, total: int) -> None:
+        self.shares[i] = done / total
+        if self.progress is not None:
+            self.progress(round(sum(self.shares) * total), len(self.shares) * total)
 
 
 def not_ct(image: Image, plan: Plan) -> list[str]:

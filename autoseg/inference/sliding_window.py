@@ -1,20 +1,19 @@
-"""Logits of a volume of any size from a network that sees one patch at a time (method section 8.1)."""
+"""Windows of a volume of any size for a network that sees one patch at a time, and their weights (method section 8.1)."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import reduce
-from typing import Any
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Triple = tuple[int, int, int]
 STEP = 0.5
 """Distance of windows, as a share of the patch."""
 
@@ -55,99 +54,75 @@ def half_importance_map(patch: Sequence[int]) -> Tensor:
 
 def count_windows(shape: Sequence[int], patch: Sequence[int]) -> int:
     """Number of windows of a volume of ``shape`` (a0, a1, a2)."""
-    slices = shape[0] if len(patch) == 2 else 1
-    spatial = shape[-len(patch) :]
-    return slices * math.prod(len(window_starts(max(n, p), p)) for n, p in zip(spatial, patch, strict=True))
+    return WindowGrid.of(shape, patch).number
 
 
-def predict_logits(
-    image: Tensor,
-    networks: Sequence[nn.Module],
-    *,
-    patch: Sequence[int],
-    mirror_axes: Sequence[int],
-    precision: str,
-    device: torch.device,
-    batch_size: int = 1,
-    sums: torch.dtype = torch.float32,
-    gathered_on: torch.device | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Tensor:
-    """Mean logits of ``networks``, of type ``sums`` (K, a0, a1, a2), on the CPU.
+@dataclass(frozen=True)
+class WindowGrid:
+    """The windows of a volume, in the order of prediction: they move along the last axis first.
 
-    ``image``: float32 (C, a0, a1, a2), preprocessed. With a 2D ``patch`` every slice along a0 is predicted on its own.
-    ``mirror_axes`` are axes of the patch; all their combinations are averaged. ``batch_size`` windows go through the
-    network at once. The networks must be on ``device`` and in evaluation mode; sums are accumulated there, or on
-    ``gathered_on``. ``progress`` is told after each batch how many windows are done, and how many there are.
+    Where the volume is smaller than a window, zeros are added on both sides; starts count from there.
     """
-    gathering = device if gathered_on is None else gathered_on
-    flat = len(patch) == 2
-    spatial = image.shape[-len(patch) :]
-    padding: list[int] = []  # zeros, so that a window fits; in torch's order: last axis first, before and after
-    for size, window in zip(reversed(spatial), reversed(patch), strict=True):
-        missing = max(0, window - size)
-        padding += [missing // 2, missing - missing // 2]
-    padded = functional.pad(image, padding)
-    weights = (importance_map(patch) if sums == torch.float32 else half_importance_map(patch)).to(device)
-    total: Tensor | None = None
-    weight_sum = torch.zeros(padded.shape[-len(patch) :], dtype=sums, device=gathering)
-    starts = (window_starts(n, p) for n, p in zip(padded.shape[-len(patch) :], patch, strict=True))
-    places = [
-        tuple(slice(s, s + p) for s, p in zip(corner, patch, strict=True)) for corner in itertools.product(*starts)
-    ]
-    for place in places:
-        weight_sum[place] += weights.to(gathering)
-    jobs: list[tuple[int | slice, ...]] = [
-        (i, *place) if flat else place for i in range(padded.shape[1] if flat else 1) for place in places
-    ]
-    done = 0
-    with torch.inference_mode():
-        for group in (jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)):
-            windows = torch.stack([padded[(slice(None), *where)] for where in group]).to(device)
-            logits = _mean_logits(windows, networks, mirror_axes=mirror_axes, precision=precision) * weights
-            if total is None:
-                total = torch.zeros((logits.shape[1], *padded.shape[1:]), dtype=sums, device=gathering)
-            for where, part in zip(group, logits.to(gathering), strict=True):
-                total[(slice(None), *where)] += part
-            done += len(group)
-            progress(done, len(jobs))
-        if total is None:
-            raise ValueError(f"an image of shape {tuple(image.shape)} contains no window")
-        total /= weight_sum
-    inner = [slice(before, before + n) for before, n in zip(padding[::-1][1::2], spatial, strict=True)]
-    return total[(slice(None),) * (total.ndim - len(patch)) + tuple(inner)].cpu()
 
+    shape: Triple
+    """Of the volume (a0, a1, a2)."""
+    patch: Triple
+    """Of a window; a 2D one is a single slice of the first axis."""
+    is_flat: bool
 
-def predict_logits_in_half(image: Tensor, networks: Sequence[nn.Module], **given: Any) -> Tensor:
-    """`predict_logits` with windows and networks summed in half precision, as in nnU-Net; returns float32.
+    @classmethod
+    def of(cls, shape: Sequence[int], patch: Sequence[int]) -> WindowGrid:
+        """The windows of ``patch`` (two or three axes) in a volume of ``shape``."""
+        a0, a1, a2 = shape
+        p0, p1, p2 = (1,) * (3 - len(patch)) + tuple(patch)
+        return cls((a0, a1, a2), (p0, p1, p2), len(patch) == 2)
 
-    The rounding matters if two classes are almost equal: of equal ones the first wins, so otherwise an uncertain network
-    would predict the lower class less often. If half precision overflows, float32 is used.
-    """
-    total = torch.zeros((), dtype=torch.float16)
-    for network in networks:
-        total = total + predict_logits(image, [network], sums=torch.float16, **given)
-    if not bool(torch.isfinite(total).all()):
-        return predict_logits(image, networks, **given)
-    return (total / len(networks)).float()
+    @cached_property
+    def padding(self) -> tuple[tuple[int, int], ...]:
+        """Zeros before and after, for each axis."""
+        missing = [max(0, p - n) for n, p in zip(self.shape, self.patch, strict=True)]
+        return tuple((each // 2, each - each // 2) for each in missing)
 
+    @cached_property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """First voxels of windows, for each axis."""
+        moved = [tuple(window_starts(max(n, p), p)) for n, p in zip(self.shape, self.patch, strict=True)]
+        return (tuple(range(self.shape[0])), *moved[1:]) if self.is_flat else tuple(moved)
 
-def _mean_logits(
-    windows: Tensor, networks: Sequence[nn.Module], *, mirror_axes: Sequence[int], precision: str
-) -> Tensor:
-    """float32 logits of a batch of windows, averaged over networks and mirror images."""
-    dtype = DTYPES[precision]
-    flips = [
-        tuple(axis + 2 for axis in chosen)
-        for count in range(len(mirror_axes) + 1)
-        for chosen in itertools.combinations(mirror_axes, count)
-    ]
-    total: Tensor | float = 0.0
-    for network in networks:
-        for axes in flips:
-            flipped = windows.flip(axes) if axes else windows
-            with torch.autocast(windows.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                logits = network(flipped).float()
-            total = total + (logits.flip(axes) if axes else logits)
-    mean: Tensor = total / (len(networks) * len(flips))  # type: ignore[assignment]
-    return mean
+    @cached_property
+    def number(self) -> int:
+        """Of all windows."""
+        return math.prod(map(len, self.starts))
+
+    def place(self, index: int) -> tuple[slice, slice, slice]:
+        """Where a window is in the padded volume."""
+        a, b, c = (
+            slice(starts[i], starts[i] + p)
+            for starts, i, p in zip(self.starts, self.steps(index), self.patch, strict=True)
+        )
+        return a, b, c
+
+    def steps(self, index: int) -> Triple:
+        """How many windows come before a window along each axis."""
+        _, n1, n2 = map(len, self.starts)
+        return index // (n1 * n2), index // n2 % n1, index % n2
+
+    def index(self, steps: Sequence[int]) -> int:
+        """The inverse of `steps`."""
+        _, n1, n2 = map(len, self.starts)
+        return (steps[0] * n1 + steps[1]) * n2 + steps[2]
+
+    def complete_rows(self, done: int) -> int:
+        """Rows of the padded first axis to which no window after the first ``done`` adds anything."""
+        first = self.starts[0]
+        rows = done * len(first) // self.number
+        return first[rows] if rows < len(first) else first[-1] + self.patch[0]
+
+    def edges(self, axis: int) -> tuple[int, ...]:
+        """Where windows begin and end along an axis, in order: between two edges all voxels are in the same windows."""
+        return tuple(sorted({edge for start in self.starts[axis] for edge in (start, start + self.patch[axis])}))
+
+    def around(self, axis: int, start: int, stop: int) -> tuple[int, int]:
+        """First and last window along an axis that reaches voxels [start, stop)."""
+        starts = self.starts[axis]
+        return bisect_left(starts, start - self.patch[axis] + 1), bisect_left(starts, stop) - 1

@@ -7,8 +7,10 @@ last, ``CASE.case.json``. Without that record the case does not exist.
 from __future__ import annotations
 
 import math
+import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from autoseg.imaging.placement import Placement
 from autoseg.issues import AutosegError, Issue
-from autoseg.storage.atomic import load_document, sync_folder, write_error, write_together
+from autoseg.storage.atomic import load_document, sync_folder, temporary_folder, write_error, write_together
 from autoseg.wording import shorten
 from planners import Document, write_document
 
@@ -262,6 +264,26 @@ def pack_array(array: NDArray[Any], patch_shape: Shape, *, made_from: str | None
         meta={} if made_from is None else {MADE_FROM: made_from},
     ).to_cframe()
     return packed
+
+
+@contextmanager
+def scratch_array(shape: Shape, kind: Any, *, folder: Path | None = None) -> Iterator[Any]:
+    """A compressed array (K, a0, a1, a2) in a temporary file, written and read by rows of its second axis; gone at the end.
+
+    ``folder``: where; none: the system's for temporary files. Raises `AutosegError` where the disk is full.
+    """
+    place = (folder or Path(tempfile.gettempdir())) / "scores"
+    with temporary_folder(place) as temporary:
+        try:
+            yield blosc2.empty(
+                shape,
+                dtype=kind,
+                urlpath=str(temporary / "scores.b2nd"),
+                chunks=(1, 1, *shape[2:]),
+                cparams=_parameters(blosc2.Filter.SHUFFLE),
+            )
+        except DAMAGE as error:  # blosc2 does not say why it could not write
+            raise write_error(place, error if isinstance(error, OSError) else OSError(str(error))) from error
 
 
 def _parameters(shuffle: Any) -> dict[str, Any]:

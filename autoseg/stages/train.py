@@ -13,10 +13,11 @@ from pathlib import Path
 
 from autoseg.compute.executor import available_cores, stop_requests
 from autoseg.imaging.placement import Placement
+from autoseg.inference.member_output import How, LabelMap, run_member
 from autoseg.inference.model import Member, final_weights, load_network
 from autoseg.inference.predict import complete_jobs
 from autoseg.inference.predictions import JOURNAL, Job
-from autoseg.inference.predictor import LabelMap, StoredImage, run_member
+from autoseg.inference.predictor import StoredImage
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import Transfer, read_key
 from autoseg.preprocessing.prepare import CascadeCase, has_previous, store_previous
@@ -523,7 +524,8 @@ def hand_over(run: Run, prepared: Prepared, following: Configuration) -> Path:
 
     def predict(case_id: str, folds: tuple[int, ...], made_from: str, placement: Placement) -> LabelMap:
         image = StoredImage(folder=stored, case_id=case_id, made_from=made_from)
-        return run_member(load(folds), image, plan.labels, device=run.device).next_stage(placement, plan.labels)
+        output = run_member(load(folds), image, plan.labels, How(device=run.device))
+        return output.next_stage(placement, plan.labels)
 
     def job(case_id: str, folds: tuple[int, ...]) -> Job:
         own, other = (open_case(run.folder.preprocessed(each.data), case_id).record for each in (first, following))

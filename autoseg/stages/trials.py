@@ -17,8 +17,8 @@ from autoseg.compute.memory import is_out_of_memory, release_memory
 from autoseg.data.dataset import Case, DatasetDescription
 from autoseg.evaluation.scoring import reference_labels, score_cases
 from autoseg.imaging.readers import read_image, write_label_map
+from autoseg.inference.member_output import MemberOutput
 from autoseg.inference.predictions import prediction_path
-from autoseg.inference.predictor import MemberOutput
 from autoseg.inference.sliding_window import count_windows
 from autoseg.issues import AutosegError
 from autoseg.networks.build import build_network, place

@@ -20,8 +20,9 @@ from builders import CPU, CPU_WORDS, Job, begin, said
 from autoseg import api
 from autoseg.evaluation.selection import Selection
 from autoseg.imaging.readers import read_label_map
+from autoseg.inference.member_output import How, run_member
 from autoseg.inference.model import Member, final_weights, keep_model, load_network, open_model
-from autoseg.inference.predictor import Predictor, StoredImage, run_member
+from autoseg.inference.predictor import Predictor, StoredImage
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import read_key
 from autoseg.pipeline import run_stages
@@ -129,7 +130,7 @@ def test_each_case_is_handed_over_by_the_networks_that_never_saw_it(job: Job) ->
                     folder=job.folder.preprocessed(LOW), case_id=case_id, made_from=case.record.made_from
                 )
                 labels = prepared.plan.labels
-                output = run_member(member, image, labels, device=cpu)
+                output = run_member(member, image, labels, How(device=cpu))
                 maps.append(output.next_stage(following.record.placement, labels))
             stored = open_previous(folder, following)[:]
             np.testing.assert_array_equal(stored, maps[fold])

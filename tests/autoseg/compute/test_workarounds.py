@@ -25,16 +25,16 @@ def after_a_block():
     block = torch.ones({block}, dtype=torch.uint8)
     del block
     time.sleep({pause})
-    return workarounds._resident_bytes() - before
+    return workarounds.resident_bytes() - before
 
 torch.ones(1000)
-before = workarounds._resident_bytes()
+before = workarounds.resident_bytes()
 for device, held in {calls}:
     within = []
     with contextlib.suppress(KeyError), workarounds.kept_heap(torch.device(device), lambda: eval(held)):
         within += [after_a_block() for _ in range({number})]
         raise KeyError
-    print(json.dumps([within, workarounds._resident_bytes() - before]))
+    print(json.dumps([within, workarounds.resident_bytes() - before]))
 """
 
 

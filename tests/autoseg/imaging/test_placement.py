@@ -11,8 +11,8 @@ from autoseg.imaging.image import Geometry
 from autoseg.imaging.placement import (
     Placement,
     crop,
+    inside_box,
     restore_labels,
-    restore_probabilities,
     to_plan_axes,
     to_source_axes,
 )
@@ -55,16 +55,13 @@ def test_labels_return_to_where_they_were_cut_out(placement: Placement) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(placement=placements())
-def test_probabilities_and_labels_have_the_same_grid(placement: Placement) -> None:
+def test_scores_and_labels_have_the_same_grid(placement: Placement) -> None:
     shape = placement.shape_after_cropping
     values = np.random.default_rng(0).uniform(0.1, 0.9, (3, *shape)).astype(np.float32)
-    inside = restore_labels(np.ones(shape, np.uint8), placement) == 1
-    expected = restore_labels(values[1], placement)
-    for has_regions in (False, True):
-        got = restore_probabilities(values, placement, has_regions=has_regions)
-        assert np.array_equal(got[1][inside], expected[inside])
-        assert (got[0][~inside] == (0 if has_regions else 1)).all()
-        assert (got[1:, ~inside] == 0).all()
+    whole = np.full((3, *placement.source.shape), 9, np.float32)
+    inside_box(whole, placement)[...] = values
+    for own, expected in zip(whole, values, strict=True):
+        assert np.array_equal(own, restore_labels(expected, placement, fill=9))
 
 
 def test_an_array_that_is_not_the_box_is_refused() -> None:

@@ -15,8 +15,9 @@ from autoseg.imaging.resampling import (
     resample_argmax,
     resample_image,
     resample_labels,
-    resample_probabilities,
     resample_regions,
+    resample_slabs,
+    to_probabilities,
 )
 from autoseg.issues import AutosegError
 from planners import Resampling
@@ -152,18 +153,27 @@ def test_label_values_beyond_16_bits_are_refused() -> None:
     assert caught.value.codes == ("labels.value_too_large",)
 
 
+def resample_probabilities(logits, shape, *, separate_axis: int | None, has_regions: bool) -> np.ndarray:
+    slabs = [
+        np.stack(scores) for _, scores in resample_slabs(logits, shape, resampling=LINEAR, separate_axis=separate_axis)
+    ]
+    result = np.concatenate(slabs, axis=1)
+    to_probabilities(result, has_regions=has_regions)
+    return result
+
+
 @settings(deadline=None, max_examples=25)
 @given(old=shapes, new=shapes, axis=axes, seed=st.integers(0, 99))
 def test_probabilities_agree_with_the_label_map(
     old: tuple[int, int, int], new: tuple[int, int, int], axis: int | None, seed: int
 ) -> None:
     logits = np.random.default_rng(seed).normal(scale=5, size=(3, *old)).astype(np.float32)
-    softmax = resample_probabilities(logits, new, resampling=LINEAR, separate_axis=axis, has_regions=False)
+    softmax = resample_probabilities(logits, new, separate_axis=axis, has_regions=False)
     labels = resample_argmax(logits, new, resampling=LINEAR, separate_axis=axis)
     assert np.allclose(softmax.sum(axis=0), 1, atol=1e-6)  # three roundings
     chosen = np.take_along_axis(softmax, labels[None].astype(np.intp), axis=0)
     assert (chosen == softmax.max(axis=0)).all()
-    sigmoid = resample_probabilities(logits, new, resampling=LINEAR, separate_axis=axis, has_regions=True)
+    sigmoid = resample_probabilities(logits, new, separate_axis=axis, has_regions=True)
     regions = resample_regions(logits, new, (1, 1, 1), resampling=LINEAR, separate_axis=axis)
     # exactly one half is a matter of rounding
     clear = np.abs(sigmoid - 0.5).min(axis=0) > 1e-6
@@ -173,7 +183,7 @@ def test_probabilities_agree_with_the_label_map(
 def test_extreme_logits_give_finite_probabilities() -> None:
     logits = np.array([-1e4, 0, 1e4], np.float32).reshape(3, 1, 1, 1)
     for has_regions in (False, True):
-        got = resample_probabilities(logits, (2, 1, 1), resampling=LINEAR, separate_axis=None, has_regions=has_regions)
+        got = resample_probabilities(logits, (2, 1, 1), separate_axis=None, has_regions=has_regions)
         assert np.isfinite(got).all()
         assert got[2].min() == 1
 

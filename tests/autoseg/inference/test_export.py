@@ -10,7 +10,7 @@ from skimage.transform import resize
 
 from autoseg.imaging.placement import Placement
 from autoseg.imaging.readers import read_image, read_label_map
-from autoseg.inference.predictor import MemberOutput
+from autoseg.inference.member_output import MemberOutput
 from autoseg.preprocessing.prepare import prepare_image
 from planners import (
     CaseSize,
