@@ -233,6 +233,7 @@ class Pacer(Callback):
             fold_s=self.fold_s,
             caution=self.caution,
             whole=self.whole,
+            usual_step_s=planned_s * sum(took for took, _ in self.stretches) / sum(each for _, each in self.stretches),
         )
         return self._save(revisions) if revisions else None
 

@@ -113,6 +113,10 @@ COMPILING_STEPS = 2
 """The first steps, in which the forward and the backward pass are compiled."""
 SLOWER = 3.0
 """A step in float32 takes up to so many times one in short precision."""
+MUCH_FASTER = 0.8
+"""float32 must take at most this share of the time: a processor that computes short precision gains less from it in the narrow network
+that is tried than in wider ones, and the first trial bears what a process does once. 2D photographs, 8 features: 0.76 against 0.62 s,
+yet 0.41 against 0.47 s in the first trials of a run; 16 features: 1.48 against 0.85 s (docs/decisions/0255)."""
 MARGIN = 1.2
 """A trial is only started if what is expected of it fits with so much to spare."""
 
@@ -325,7 +329,7 @@ class TriedStep:
 
 
 def measure_precision(bench: Bench, configuration: Configuration) -> tuple[Precision, TriedStep | None]:
-    """The faster of float32 and the device's short precision, by trial steps of a configuration on a CPU, and what was tried.
+    """The device's short precision, or float32 where that is `MUCH_FASTER` in trial steps on a CPU, and what was tried.
 
     A GPU with units for it is always faster in short precision, and so is a CPU where steps are slow: large networks would
     cost minutes to try twice.
@@ -344,7 +348,7 @@ def measure_precision(bench: Bench, configuration: Configuration) -> tuple[Preci
         if precision == short and 2 * SLOWER * step_s > bench.left_s:
             bench.run.say(f"Precision: {short}, which this processor computes in hardware")
             return short, tried[short]
-    chosen = min(tried, key=lambda precision: tried[precision].step_s)
+    chosen = FLOAT32 if tried[FLOAT32].step_s <= MUCH_FASTER * tried[short].step_s else short
     bench.run.say(
         f"Precision: {chosen} ({tried[short].step_s:.2f} s per trial step in {short}, {tried[FLOAT32].step_s:.2f} s in float32)"
     )

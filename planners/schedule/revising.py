@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from planners.decision import Decision, counted
@@ -97,6 +98,7 @@ def revise(
     fold_s: float = 0.0,
     caution: float = 1.0,
     whole: Collection[str] = (),
+    usual_step_s: float = math.inf,
     most_departure: float = MOST_DEPARTURE,
 ) -> tuple[Revision, ...]:
     """Other numbers of steps for ``jobs`` such that the run ends in time; empty where the present ones do.
@@ -108,7 +110,8 @@ def revise(
 
     Where one would get fewer than `FEWEST_STEPS`, or fewer than planned if that is less, the last fold is left out for the
     others, as many times as needed; one fold stays, and so do all of configurations that are needed ``whole`` and those that go on
-    from trained weights. A later revision may take a fold in again.
+    from trained weights. A later revision may take a fold in again, but not the first one, whose steps are lost: it stays, too, where it
+    would get enough at ``usual_step_s``, what a step took so far.
     """
     name = jobs[0][0]
     slowness = step_s / planned_step_s(schedule, name)
@@ -123,7 +126,7 @@ def revise(
     needed = sum((steps[job] - walked[job]) * paces[job[0]] for job in kept)
     if abs(time_for_steps(kept) / needed - 1) <= most_departure:
         return ()
-    totals = _divided(schedule, walked, paces, time_for_steps, whole)
+    totals = _divided(schedule, walked, paces, time_for_steps, whole, quickest=min(1.0, usual_step_s / step_s))
     pace = f"a step takes {step_s:.2g} s instead of {expected_step_s(schedule, name):.2g} s"
     takes = needed + max(0.0, left_s) - time_for_steps(kept)
     reason = f"{pace}: {max(0.0, left_s):.0f} s are left for what takes {takes:.0f} s"
@@ -148,15 +151,24 @@ def _divided(
     paces: Mapping[str, float],
     time_for_steps: Callable[[Sequence[Job]], float],
     whole: Collection[str],
+    quickest: float,
 ) -> dict[Job, int]:
-    """Steps in all of the folds that are not left out of those that have ``walked`` so many; empty where all are."""
+    """Steps in all of the folds that are not left out of those that have ``walked`` so many; empty where all are.
+
+    ``quickest``: what a step may take, in ``paces``, to tell whether the fold that trains is left out.
+    """
     chosen = list(walked)
+    hopeful = {name: step_s * quickest for name, step_s in paces.items()}
+
+    def is_short(totals: Mapping[Job, int]) -> bool:
+        return any(count < min(FEWEST_STEPS, schedule.training(job[0]).num_steps) for job, count in totals.items())
+
     while chosen:
-        totals = _shared(schedule, {job: walked[job] for job in chosen}, paces, time_for_steps(chosen))
-        planned = {job: schedule.training(job[0]).num_steps for job in chosen}
-        is_short = any(totals[job] < min(FEWEST_STEPS, planned[job]) for job in chosen)
-        fewer = _without_a_fold(schedule, list(walked), chosen, whole) if is_short else None
-        if fewer is None:
+        of_chosen, seconds = {job: walked[job] for job in chosen}, time_for_steps(chosen)
+        totals = _shared(schedule, of_chosen, paces, seconds)
+        fewer = _without_a_fold(schedule, list(walked), chosen, whole) if is_short(totals) else None
+        gives_up = fewer is not None and chosen[0] not in fewer and walked[chosen[0]]
+        if fewer is None or (gives_up and not is_short(_shared(schedule, of_chosen, hopeful, seconds))):
             return totals
         chosen = fewer
     return {}

@@ -159,6 +159,17 @@ def test_the_fold_that_trains_is_given_up_where_another_one_is_trained() -> None
     assert applied(schedule, done=60, left_s=44.0) == {FOLDS[0]: 148, FOLDS[1]: 0}, "one has to stay"
 
 
+@pytest.mark.parametrize(("usual_step_s", "left_s", "steps"), [(0.25, 22.5, 105), (0.25, 22.3, 0), (0.6, 44.0, 0)])
+def test_the_fold_that_trains_stays_where_150_steps_fit_at_the_usual_pace(
+    usual_step_s: float, left_s: float, steps: int
+) -> None:
+    """A disturbance of a few seconds must not lose the steps that it has. A pace that was slower before changes nothing."""
+    (found,) = revise(
+        schedule_of(training_of(400)), FOLDS[1:], done=60, step_s=0.5, usual_step_s=usual_step_s, left_s=left_s
+    )
+    assert found.num_steps == steps
+
+
 def test_a_fold_is_taken_in_again_when_the_machine_gets_faster() -> None:
     schedule = schedule_of(training_of(400))
     slow = with_revisions(schedule, revise(schedule, FOLDS, done=40, step_s=2.0, left_s=400.0))
