@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from autoseg.api import check as check
+    from autoseg.api import check_submission as check_submission
     from autoseg.api import clean as clean
     from autoseg.api import evaluate as evaluate
     from autoseg.api import fingerprint as fingerprint
@@ -42,7 +43,9 @@ _HOMES = {
     "Run": "autoseg.stages.run",
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
-    **dict.fromkeys(("check", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"),
+    **dict.fromkeys(
+        ("check", "check_submission", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"
+    ),
     **dict.fromkeys(("preprocess", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"),
 }
 __all__ = ["__version__", *_HOMES]

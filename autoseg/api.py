@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,11 +11,12 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
 from autoseg.settings import make_settings, parse_part
 from autoseg.stages.run import Run, begin_run, described_folder
-from autoseg.storage.atomic import load_document
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
     from autoseg.data.checks.check import CheckReport
+    from autoseg.data.discovery.inputs import Inputs
+    from autoseg.delivery.submission import Submission
     from autoseg.evaluation.table import Summary
     from autoseg.imaging.readers import Imagelike
     from autoseg.inference.predictor import Predictor
@@ -401,18 +402,77 @@ def evaluate(
     )
 
 
-def submit(run_folder: Place, *, kind: str = "msd", out: Place | None = None) -> Path:
-    """Pack a run's test predictions in the format of a challenge; returns the file or folder that was written.
+def submit(
+    run_folder: Place | Sequence[Place],
+    *,
+    kind: str = "zip",
+    spec: Place | None = None,
+    images: Place | None = None,
+    predictions: Place | None = None,
+    out: Place | None = None,
+    fill: Mapping[str, str] | None = None,
+    incomplete: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    reporter: Reporter | None = None,
+) -> Submission:
+    """Pack a run's test predictions as a challenge wants them, and check the package by its rules.
 
-    ``kind`` is a known format (`autoseg.delivery.submission`). Raises `AutosegError` with all missing or unfit predictions.
+    ``kind`` names a challenge (``autoseg submit --list``), ``spec`` is a file of your own; ``folder`` and ``zip`` are no
+    challenge. Several runs are the parts of one package. ``images`` is a folder of test images that the dataset lacks: they are
+    predicted; ``predictions`` one of label maps that were made elsewhere. ``fill`` gives fields of names, such as ``team``. With
+    ``incomplete`` missing cases are warnings. Raises `AutosegError` with every fault.
     """
-    from autoseg.data.dataset import DatasetDescription
-    from autoseg.delivery.submission import pack_submission
-    from autoseg.run_folder import RunFolder
+    from autoseg.stages.submit import find_challenge
+    from autoseg.stages.submit import submit as submit_runs
 
-    folder = RunFolder(_path("run_folder", run_folder))
-    dataset = load_document(DatasetDescription, folder.dataset, fix="pass a run folder, the --out of autoseg run")
-    return pack_submission(folder.predictions, dataset, kind=kind, out=None if out is None else _path("out", out))
+    reporter = reporter or SilentReporter()
+    several = run_folder if isinstance(run_folder, list | tuple) else [run_folder]
+
+    def predict(model: Path, inputs: Inputs, folder: Path) -> None:
+        from autoseg.inference.predict import predict_cases
+
+        predictor = _load_predictor(model, device, mirroring=True, threads=threads, say=reporter.say)
+        predict_cases(predictor, inputs, folder, probabilities=False, reporter=reporter, is_own=True)
+
+    return submit_runs(
+        [_path("run_folder", each) for each in several],
+        find_challenge(kind, None if spec is None else _path("spec", spec)),
+        images=None if images is None else _path("images", images),
+        predictions=None if predictions is None else _path("predictions", predictions),
+        out=None if out is None else _path("out", out),
+        given=dict(fill or {}),
+        is_incomplete=incomplete,
+        predict=predict,
+        reporter=reporter,
+    )
+
+
+def check_submission(
+    file: Place,
+    *,
+    kind: str,
+    spec: Place | None = None,
+    images: Place | None = None,
+    fill: Mapping[str, str] | None = None,
+    incomplete: bool = False,
+    reporter: Reporter | None = None,
+) -> Submission:
+    """Check a package that was made elsewhere by the rules of a challenge; with the test ``images`` also names and grids.
+
+    Other arguments as of `submit`. Raises `AutosegError` with every fault.
+    """
+    from autoseg.stages.submit import check_submission as check
+    from autoseg.stages.submit import find_challenge
+
+    return check(
+        _path("file", file),
+        find_challenge(kind, None if spec is None else _path("spec", spec)),
+        images=None if images is None else _path("images", images),
+        given=dict(fill or {}),
+        is_incomplete=incomplete,
+        reporter=reporter or SilentReporter(),
+    )
 
 
 def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:

@@ -44,6 +44,8 @@ class RunFolder:
     cross_validation = _Inside("cross_validation")
     """The chosen model's predictions of all training cases, each by a network that did not see it."""
     predictions = _Inside("predictions")
+    submissions = _Inside("submissions")
+    """Predictions of images that were given for a challenge, in a folder of its name."""
     report = _Inside("report")
     stages = _Inside("stages")
     locks = _Inside("locks")
@@ -66,7 +68,14 @@ class RunFolder:
     @property
     def folders(self) -> tuple[Path, ...]:
         """All folders that a run creates; anything else belongs to someone else."""
-        results = (self.models, self.previous, self.cross_validation, self.predictions, self.report)
+        results = (
+            self.models,
+            self.previous,
+            self.cross_validation,
+            self.predictions,
+            self.submissions,
+            self.report,
+        )
         return (self.stages, self.locks, self.caches, self.cluster, *results, self.all_preprocessed)
 
     @property

@@ -49,10 +49,10 @@ class Grid(Document):
 
     like_image: bool = True
     """Whether it is compared with the grid of the test image."""
-    spacing_mm: Annotated[float, Field(ge=0)] = 1e-6
-    """Largest difference of spacings from the image."""
-    origin_mm: Annotated[float, Field(ge=0)] = 1e-4
-    """Largest difference of origins from the image."""
+    spacing: Annotated[float, Field(ge=0)] = 1e-6
+    """Largest relative difference of spacings from the image. NIfTI stores single precision, which is good to 6e-8."""
+    origin: Annotated[float, Field(ge=0)] = 1e-4
+    """Largest difference of origins from the image, in voxels."""
     direction: Annotated[float, Field(ge=0)] = 1e-6
     """Largest difference of any element of the direction cosines from the image."""
     affine_sum: Annotated[float, Field(ge=0)] | None = None
@@ -68,16 +68,14 @@ class Grid(Document):
 class Package(Document):
     """The file that is uploaded."""
 
-    archive: Literal["zip", "tar.gz", "folder"] = "zip"
-    """``folder``: files are uploaded as they are, or collected by the organisers."""
+    archive: Literal["zip", "folder"] = "zip"
+    """``folder``: files stay as they are."""
     name: str = "submission.zip"
     """Name of the archive or folder; may hold fields that are asked for."""
     strips_top_folder: bool = False
     """Whether the server removes a folder that holds everything else (grand-challenge does)."""
     any_depth: bool = False
     """Whether the grader finds files in any folder of the archive, by their names alone."""
-    ignores: tuple[str, ...] = ("__MACOSX", ".DS_Store", "desktop.ini", "._*")
-    """Names that a package made elsewhere may hold, as shell patterns, and that are not packed."""
     dtype: DType = "uint8"
     """Type of the voxels that are written."""
     accepts: Annotated[tuple[DType, ...], Field(min_length=1)] | None = None
@@ -85,7 +83,7 @@ class Package(Document):
     compressed: bool | None = None
     """Whether the voxels of MetaImage files are compressed; none: either, and they are."""
     missing: Literal["error", "zero"] = "error"
-    """What the grader makes of a missing file: ``error`` ends the evaluation, ``zero`` counts as worst score or background."""
+    """What the grader makes of a missing file: ``error`` ends the evaluation, ``zero`` counts as empty."""
     grid: Grid = Grid()
     asks: dict[str, Ask] = Field(default_factory=dict)
     """Fields of names that the user must give (``--fill team=...``)."""
@@ -120,6 +118,8 @@ class Part(Document):
     """Names of folders; only test images below one of them belong to this part, if any do."""
     file: str
     """Path of a submitted file inside the package."""
+    masks: str | None = None
+    """The same where the dataset has a mask file for each class; none: ``file``, in which masks become one label map."""
     count: Annotated[int, Field(ge=1)] | None = None
     """Cases of a complete submission, without those left out; none: not known."""
     leave_out: tuple[str, ...] = ()
@@ -154,9 +154,39 @@ class Part(Document):
 
     def fields_of_case(self, case_id: str) -> dict[str, str] | None:
         """Texts of the fields of ``case`` in a case id, with ``case`` itself; none where it has another form."""
-        parts = [re.escape(literal) + _group(name, self.fields) for literal, name, _ in _pieces(self.case)]
-        match = re.fullmatch("".join(parts), case_id)
+        match = re.fullmatch(_expression(self.case, self.fields), case_id)
         return None if match is None else {"case": case_id} | match.groupdict()
+
+    def fields_of_name(self, name: str, given: Mapping[str, str]) -> dict[str, str] | None:
+        """Texts of the fields in the path of a file in a package, ``given`` ones as they are; none where it has another form."""
+        pattern = self.file if self.case == "{case}" else self.file.replace("{case}", self.case)
+        own = {
+            "class": "[^/]+",
+            "slice": "[0-9]+",
+            "image": "[^/]+",
+            "volume": "[^/_]+",
+            "ending": r"\.[A-Za-z.]+",
+            "case": "[^/]+",
+        }
+        fields = own | self.fields | {field: re.escape(text) for field, text in given.items()}
+        match = re.fullmatch(_expression(pattern, fields), name)
+        return None if match is None else match.groupdict()
+
+    def case_of(self, fields: Mapping[str, str]) -> str:
+        """The case id that the fields of a name give, as far as they do."""
+        if all(field in fields for field in fields_of(self.case)):
+            return fill(self.case, fields)
+        return "_".join(text for field, text in fields.items() if field not in ("class", "slice", "ending"))
+
+    def shown_name(self, given: Mapping[str, str]) -> str:
+        """The form of the names in words, digits as N: ``BraTS-GLI-NNNNN-NNN.nii.gz``."""
+        shown = dict(given)
+        for field, expression in self.fields.items():
+            digits = re.fullmatch(r"\[0-9\]\{(\d+)\}", expression)
+            shown[field] = "N" * int(digits[1]) if digits else field.upper()
+        pattern = self.file if self.case == "{case}" else self.file.replace("{case}", self.case)
+        named = {field: shown.get(field, field.upper()) for field in fields_of(pattern)}
+        return "".join(literal + ("" if name is None else named[name]) for literal, name, _ in _pieces(pattern))
 
 
 class Limits(Document):
@@ -309,8 +339,16 @@ def _pieces(pattern: str) -> Iterator[tuple[str, str | None, str]]:
         yield literal, name, form or ""
 
 
-def _group(name: str | None, fields: Mapping[str, str]) -> str:
-    return "" if name is None else f"(?P<{name}>{fields.get(name, '.+?')})"
+def _expression(pattern: str, fields: Mapping[str, str]) -> str:
+    """The regular expression of a text with fields; the same field twice is the same text."""
+    parts: list[str] = []
+    seen: set[str] = set()
+    for literal, name, _ in _pieces(pattern):
+        parts.append(re.escape(literal))
+        if name is not None:
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{fields.get(name, '.+?')})")
+            seen.add(name)
+    return "".join(parts)
 
 
 def _leaves(value: Any, place: str = "") -> Iterator[str]:

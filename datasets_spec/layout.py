@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -246,6 +247,7 @@ def unknown_layout(name: str, layouts: Iterable[Layout]) -> Issue:
     return Issue(code="layout.unknown", where="--layout", message=message, fix=fix)
 
 
+@cache
 def _load(folder: str) -> tuple[Layout, ...]:
     files = (resources.files(__package__) / folder).iterdir()
     layouts = [read_layout(file.read_text("utf-8"), where=file.name) for file in files if file.name.endswith(".toml")]

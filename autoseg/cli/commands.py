@@ -10,7 +10,9 @@ import typer
 
 import autoseg
 from autoseg.cli.console import (
+    DeviceOption,
     OptionalTarget,
+    ThreadsOption,
     faults,
     make_reporter,
     missing,
@@ -21,6 +23,7 @@ from autoseg.cli.console import (
     show_scores,
     stage_command,
 )
+from autoseg.cli.submissions import check_submission, submit
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import (
     check_free,
@@ -36,11 +39,6 @@ from planners import write_document
 A_RUN = "pass a run folder, the --out of autoseg run"
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="CPU threads (default: one per core).", show_default=False),
-]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Worker processes for reading (default: one per core).", show_default=False),
@@ -433,32 +431,6 @@ def evaluate(
     typer.echo(f"Table:      {table}")
 
 
-def submit(
-    run_folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run folder with test predictions.", show_default=False)
-    ],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--as",
-            metavar="NAME",
-            help="Format: msd (zip file with a task folder), folder (plain files), or one from an installed package.",
-        ),
-    ] = "msd",
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="File or folder to write (default: submission.zip for msd, submission for folder).",
-            show_default=False,
-        ),
-    ] = None,
-) -> None:
-    """Pack the test predictions in the format of a challenge."""
-    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
-    typer.echo(f"Submission: {autoseg.submit(run_folder, kind=kind, out=out)}")
-
-
 def bundle(
     run_folder: RunArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write, e.g. model.zip.", show_default=False)],
@@ -556,7 +528,7 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, check, plan, submit, bundle, clean, import_nnunet, fingerprint, preprocess, schedule, train,
+    run, predict, evaluate, check, plan, submit, check_submission, bundle, clean, import_nnunet, fingerprint, preprocess, schedule, train,
     select, report, status, demo,
 )  # fmt: skip
 """In the order of the help text."""

@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping
 from functools import partial
 
 from autoseg.delivery.report import read_report, write_report
+from autoseg.delivery.submission import challenges_of
 from autoseg.pipeline import RunRecord, write_record
 from autoseg.settings import STAGES, given_settings
 from autoseg.stages.plan import plan_edits
@@ -48,7 +49,8 @@ def commands(run: Run) -> dict[str, str]:
         "Train for an hour more": ("run", root, "--budget", "+1h"),
     }
     if run.dataset.test:
-        useful["Pack the test predictions"] = ("submit", root, "--as", "msd", "--out", "submission.zip")
+        names = challenges_of(run.dataset)
+        useful["Pack the test predictions"] = ("submit", root, "--as", names[0] if len(names) == 1 else "zip")
     return {purpose: shlex.join(("autoseg", *map(str, words))) for purpose, words in useful.items()}
 
 

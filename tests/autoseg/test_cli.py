@@ -42,7 +42,7 @@ def test_the_help_names_the_run_folder_that_is_taken_without_out() -> None:
     assert "default: run" in " ".join(shown.split())
 
 
-@pytest.mark.parametrize(("kind", "name"), [("msd", "submission.zip"), ("folder", "submission")])
+@pytest.mark.parametrize(("kind", "name"), [("zip", "submission.zip"), ("folder", "submission")])
 def test_a_submission_is_called_what_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
 ) -> None:

@@ -82,4 +82,4 @@ def test_overlapping_masks_come_back_as_one_file_for_each_class(tmp_path) -> Non
     assert [line.split()[0] for line in scores.splitlines()[1:3]] == ["ball", "egg"]
     call("submit", run, "--out", tmp_path / "submission.zip")
     with zipfile.ZipFile(tmp_path / "submission.zip") as archive:
-        assert archive.namelist() == ["data/p4/ball.nii.gz", "data/p4/egg.nii.gz"]
+        assert archive.namelist() == ["p4/ball.nii.gz", "p4/egg.nii.gz"]

@@ -95,21 +95,28 @@ def test_predict_evaluate_and_submit(finished: Job, tmp_path: Path) -> None:
     assert (out / names[0].replace(".nii.gz", "_summary.json")).exists()
 
     archive = tmp_path / "submission.zip"
-    autoseg("submit", finished.root, "--as", "msd", "--out", archive)
-    assert sorted(zipfile.ZipFile(archive).namelist()) == [f"Task99_Phantom/{name}" for name in names]
+    said = autoseg("submit", finished.root, "--as", "zip", "--out", archive)
+    assert f"{len(names)} of {len(names)} cases" in said
+    assert sorted(zipfile.ZipFile(archive).namelist()) == names
     autoseg("submit", finished.root, "--as", "folder", "--out", tmp_path / "plain")
     assert sorted(path.name for path in (tmp_path / "plain").iterdir()) == names
 
 
-def test_a_submission_with_a_missing_case_is_refused_by_name(finished: Job, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
+def test_a_submission_predicts_what_is_missing_and_new_images(finished: Job, tmp_path: Path) -> None:
+    copy, images = tmp_path / "run", tmp_path / "new"
     shutil.copytree(finished.root, copy, ignore=shutil.ignore_patterns("preprocessed", "models"))
     lost = min((copy / "predictions").glob("*.nii.gz"))
+    content = lost.read_bytes()
     lost.unlink()
-    error = CliRunner().invoke(app, ["submit", str(copy), "--out", str(tmp_path / "s.zip")]).exception
-    assert isinstance(error, AutosegError)
-    assert lost.name.removesuffix(".nii.gz") in str(error)
-    assert not (tmp_path / "s.zip").exists()
+    autoseg("submit", copy, "--out", tmp_path / "s.zip", *CPU_WORDS[:4])
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        assert archive.read(lost.name) == content
+    images.mkdir()
+    shutil.copy(finished.dataset / "imagesTs" / lost.name, images / "other.nii.gz")
+    said = autoseg("submit", copy, "--images", images, "--as", "folder", "--out", tmp_path / "f", *CPU_WORDS[:4])
+    assert "1 of 1 cases" in said
+    assert [path.name for path in (tmp_path / "f").iterdir()] == ["other.nii.gz"]
+    assert (tmp_path / "f" / "other.nii.gz").read_bytes() == content
 
 
 def test_the_predictor_takes_arrays(finished: Job) -> None:

@@ -148,8 +148,8 @@ def _reader(path: Path, io: str) -> Any:
 # --- writing ---
 
 
-def itk_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write ``array`` (Z, Y, X) in the format that the ending names, compressed where that can be; 2D where the geometry is.
+def itk_write(path: Path, array: NDArray[Any], geometry: Geometry, *, compressed: bool = True) -> None:
+    """Write ``array`` (Z, Y, X) in the format that the ending names, ``compressed`` where that can be; 2D where the geometry is.
 
     Raises `OSError` with ITK's reason.
     """
@@ -159,7 +159,7 @@ def itk_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     image.SetOrigin(geometry.origin_mm[:dimensions])
     image.SetDirection([value for row in geometry.direction[:dimensions] for value in row[:dimensions]])
     with _itk_call(OSError):
-        SimpleITK.WriteImage(image, str(path), useCompression=image_ending(path) != ".nii")
+        SimpleITK.WriteImage(image, str(path), useCompression=compressed and image_ending(path) != ".nii")
 
 
 # --- GIPL ---

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +139,6 @@ METAIMAGE = Format(
     read_header=lambda path: _parse(path).header,
     read_voxels=lambda path: _parse(path).voxels(),
     write=itk_write,
+    write_plain=partial(itk_write, compressed=False),
     voxel_file=lambda path: _parse(path).data,
 )

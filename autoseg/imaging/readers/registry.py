@@ -70,6 +70,8 @@ class Format:
     """As ``read_voxels``, where a label map is not what an image is: indices of a palette, not its colours."""
     write: Callable[[Path, NDArray[Any], Geometry], None] | None = None
     """Writes an array (Z, Y, X); the file may be left half written when it raises."""
+    write_plain: Callable[[Path, NDArray[Any], Geometry], None] | None = None
+    """As ``write``, without compression, where files of this format are compressed otherwise."""
     write_like: Callable[[Path, NDArray[Any], Geometry, Path], None] | None = None
     """As ``write``, with all that a file of this format on the same grid says of its place."""
     magic: tuple[bytes, ...] = ()
@@ -209,18 +211,24 @@ def prediction_ending(image: Path | str, geometry: Geometry, label_ending: str) 
 
 
 def write_label_map(
-    path: Path | str, array: NDArray[Any], geometry: Geometry, *, source: Path | str | None = None
+    path: Path | str,
+    array: NDArray[Any],
+    geometry: Geometry,
+    *,
+    source: Path | str | None = None,
+    compressed: bool = True,
 ) -> None:
     """Write integers ``array`` (Z, Y, X) with the geometry of its source, in the format that the ending says.
 
     The smallest integer type that holds all values is used; what was 2D is written 2D. Where image and label map are NIfTI, both
-    transforms are those of the file ``source``. The file appears whole or not at all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
+    transforms are those of the file ``source``. MetaImage files can be written without compression. The file appears whole or not at all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
     """
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     if _is_flat(path) and kind not in (np.uint8, np.uint16):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
-    _write(Path(path), array.astype(kind, copy=False), geometry, None if source is None else Path(source))
+    source = None if source is None else Path(source)
+    _write(Path(path), array.astype(kind, copy=False), geometry, source, compressed=compressed)
 
 
 def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
@@ -234,7 +242,9 @@ def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> Au
     return reader_error(path, code="reader.not_written", message=message, fix=fix)
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None) -> None:
+def _write(
+    path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None, *, compressed: bool = True
+) -> None:
     require_text([path])  # ITK would end the process
     ending = image_ending(path)
     target = formats_by_ending()[ending] if ending in _writable() else None
@@ -252,7 +262,8 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | N
             if source is not None and target.write_like is not None and image_ending(source) in target.endings:
                 target.write_like(temporary / path.name, array, geometry, source)
             else:
-                target.write(temporary / path.name, array, geometry)
+                plain = None if compressed else target.write_plain
+                (plain or target.write)(temporary / path.name, array, geometry)
             # flush what was written and give it its place, the file that others look for last
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == path.name):
                 with open(file, "rb") as stream:

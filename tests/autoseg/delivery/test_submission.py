@@ -6,16 +6,19 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
-from autoseg.delivery.submission import SUBMISSION_FORMATS, SUBMISSION_GRID, pack_submission
+from autoseg.delivery.package_check import grid_faults
+from autoseg.delivery.submission import Predicted, SubmittedImage, pack_submission
 from autoseg.imaging.image import Geometry
-from autoseg.imaging.orientation import grid_differences
 from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
+from autoseg.stages.submit import find_challenge
+from datasets_spec import Grid
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(2.0, 1.0, 0.5))
 TEST = ("phantom_003", "phantom_004", "phantom_005")
@@ -34,22 +37,28 @@ def predictions(dataset, tmp_path):
     return shutil.copytree(f"{dataset.root}/labelsTs", tmp_path / "predictions")
 
 
+def pack(predictions, dataset, *, kind="zip", out=None):
+    images = tuple(SubmittedImage(case_id=case.case_id, image=case.image_paths[0]) for case in dataset.test)
+    found = Predicted(dataset=dataset, images=images, folder=predictions)
+    return pack_submission([found], find_challenge(kind, None), out=out).path
+
+
 def refused(predictions, dataset, out):
     with pytest.raises(AutosegError) as caught:
-        pack_submission(predictions, dataset, kind="msd", out=out)
+        pack(predictions, dataset, out=out)
     assert not out.exists()
     assert [path.name for path in out.parent.iterdir()] == ["predictions"]
     return caught.value.issues
 
 
-def test_msd_is_a_zip_with_one_task_folder_named_as_the_test_images(predictions, dataset, tmp_path):
-    out = pack_submission(predictions, dataset, kind="msd", out=tmp_path / "new" / "submission.zip")
+def test_zip_holds_files_named_as_the_test_images(predictions, dataset, tmp_path):
+    out = pack(predictions, dataset, kind="zip", out=tmp_path / "new" / "submission.zip")
     with zipfile.ZipFile(out) as archive:
         assert archive.testzip() is None
-        assert archive.namelist() == [f"Task77_Phantom/{name}.nii.gz" for name in TEST]
+        assert archive.namelist() == [f"{name}.nii.gz" for name in TEST]
         archive.extractall(tmp_path / "opened")
     for case in dataset.test:
-        packed = tmp_path / "opened" / "Task77_Phantom" / f"{case.case_id}.nii.gz"
+        packed = tmp_path / "opened" / f"{case.case_id}.nii.gz"
         truth = read_label_map(f"{dataset.root}/labelsTs/{case.case_id}.nii.gz")
         np.testing.assert_array_equal(read_label_map(packed).array, truth.array)
         assert read_header(packed).is_integer
@@ -57,27 +66,27 @@ def test_msd_is_a_zip_with_one_task_folder_named_as_the_test_images(predictions,
 
 
 def test_folder_is_plain(predictions, dataset, tmp_path):
-    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "handed in")
+    out = pack(predictions, dataset, kind="folder", out=tmp_path / "handed in")
     assert sorted(path.name for path in out.iterdir()) == [f"{name}.nii.gz" for name in TEST]
     for name in TEST:
         assert (out / f"{name}.nii.gz").read_bytes() == (predictions / f"{name}.nii.gz").read_bytes()
 
 
 def test_same_predictions_give_the_same_archive(predictions, dataset, tmp_path):
-    first, second = (pack_submission(predictions, dataset, kind="msd", out=tmp_path / f"{n}.zip") for n in "ab")
+    first, second = (pack(predictions, dataset, kind="zip", out=tmp_path / f"{n}.zip") for n in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_other_files_beside_predictions_are_left_out(predictions, dataset, tmp_path):
     (predictions / "summary.json").write_text("{}")
     (predictions / "._phantom_003.nii.gz").write_text("stray")
-    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "out")
+    out = pack(predictions, dataset, kind="folder", out=tmp_path / "out")
     assert len(list(out.iterdir())) == 3
 
 
 def test_missing_and_extra_predictions_are_refused_by_name(predictions, dataset, tmp_path):
     (predictions / "phantom_004.nii.gz").rename(predictions / "phantom_001.nii.gz")
-    missing, stray = refused(predictions, dataset, tmp_path / "out.zip")
+    stray, missing = refused(predictions, dataset, tmp_path / "out.zip")
     assert missing.code == "submission.missing_prediction"
     assert "phantom_004" in missing.message
     assert (stray.code, stray.where) == ("submission.stray_file", str(predictions / "phantom_001.nii.gz"))
@@ -96,7 +105,7 @@ def _tilted(angle):
 
 
 def change_type(array, geometry, path):
-    write_image(path, array, geometry)
+    write_image(path, array + 0.5, geometry)
 
 
 def change_value(array, geometry, path):
@@ -119,7 +128,7 @@ def damage(array, geometry, path):
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
-        (change_type, "submission.not_integers"),
+        (change_type, "reader."),
         (change_value, "submission.unknown_values"),
         (change_size, "submission.grid_mismatch"),
         (change_origin, "submission.grid_mismatch"),
@@ -132,7 +141,7 @@ def test_invalid_prediction_is_refused(predictions, dataset, tmp_path, spoil, co
     spoil(truth.array, truth.geometry, path)
     (issue,) = refused(predictions, dataset, tmp_path / "out.zip")
     assert issue.code.startswith(code)
-    assert issue.where == str(path)
+    assert Path(issue.where).name == path.name
 
 
 @pytest.mark.parametrize(
@@ -145,7 +154,7 @@ def test_invalid_prediction_is_refused(predictions, dataset, tmp_path, spoil, co
 )
 def test_grids_agree_up_to_single_precision(field, within, outside):
     for value, number in ((within, 0), (outside, 1)):
-        differences = grid_differences(GRID.model_copy(update={field: value}), GRID, SUBMISSION_GRID)
+        differences = grid_faults(GRID.model_copy(update={field: value}), GRID, Grid())
         assert len(differences) == number, (field, value, differences)
 
 
@@ -157,11 +166,24 @@ def test_all_issues_come_at_once(predictions, dataset, tmp_path):
     assert len(refused(predictions, dataset, tmp_path / "out.zip")) == 3
 
 
-def test_header_with_a_second_file_is_refused(predictions, dataset, tmp_path):
+def test_header_with_a_second_file_is_packed_with_it(predictions, dataset, tmp_path):
     truth = read_label_map(predictions / "phantom_004.nii.gz")
     (predictions / "phantom_004.nii.gz").unlink()
     write_label_map(predictions / "phantom_004.mhd", truth.array, truth.geometry)
-    assert [issue.code for issue in refused(predictions, dataset, tmp_path / "out.zip")] == ["submission.two_files"]
+    with zipfile.ZipFile(pack(predictions, dataset, out=tmp_path / "out.zip")) as archive:
+        assert archive.namelist()[1:3] == ["phantom_004.mhd", "phantom_004.zraw"]
+        archive.extractall(tmp_path / "opened")
+    np.testing.assert_array_equal(read_label_map(tmp_path / "opened" / "phantom_004.mhd").array, truth.array)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32])
+def test_whole_numbers_of_any_type_become_bytes(predictions, dataset, tmp_path, kind):
+    path = predictions / "phantom_005.nii.gz"
+    truth = read_label_map(path)
+    nib.save(nib.Nifti1Image(truth.array.T.astype(kind), nib.load(path).affine, dtype=kind), path)
+    out = pack(predictions, dataset, kind="folder", out=tmp_path / "out")
+    assert read_header(out / path.name).pixel_type == "uint8"
+    np.testing.assert_array_equal(read_label_map(out / path.name).array, truth.array)
 
 
 def test_ignore_value_may_not_be_predicted(predictions, dataset, tmp_path):
@@ -171,7 +193,7 @@ def test_ignore_value_may_not_be_predicted(predictions, dataset, tmp_path):
     assert issues[0].message == "has the values 2, but the dataset's are 0, 1"
 
 
-@pytest.mark.parametrize("kind", ["msd", "folder"])
+@pytest.mark.parametrize("kind", ["zip", "folder"])
 def test_existing_output_is_not_overwritten(predictions, dataset, tmp_path, kind):
     full, file = tmp_path / "full", tmp_path / "file.zip"
     full.mkdir()
@@ -179,7 +201,7 @@ def test_existing_output_is_not_overwritten(predictions, dataset, tmp_path, kind
     file.write_text("mine")
     for out in (full, file):
         with pytest.raises(AutosegError) as caught:
-            pack_submission(predictions, dataset, kind=kind, out=out)
+            pack(predictions, dataset, kind=kind, out=out)
         fits = (out is full) == (kind == "folder")
         assert caught.value.codes == ("submission.out_exists" if fits else "submission.out_of_other_kind",)
     assert file.read_text() == (full / "mine.txt").read_text() == "mine"
@@ -188,8 +210,8 @@ def test_existing_output_is_not_overwritten(predictions, dataset, tmp_path, kind
 def test_empty_file_or_folder_is_filled(predictions, dataset, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.zip").touch()
-    pack_submission(predictions, dataset, kind="folder", out=tmp_path / "empty")
-    pack_submission(predictions, dataset, kind="msd", out=tmp_path / "empty.zip")
+    pack(predictions, dataset, kind="folder", out=tmp_path / "empty")
+    pack(predictions, dataset, kind="zip", out=tmp_path / "empty.zip")
     assert len(list((tmp_path / "empty").iterdir())) == 3
     assert zipfile.is_zipfile(tmp_path / "empty.zip")
 
@@ -198,54 +220,35 @@ def test_current_folder_is_not_replaced(predictions, dataset, tmp_path, monkeypa
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(AutosegError) as caught:
-        pack_submission(predictions, dataset, kind="folder", out=Path("."))
+        pack(predictions, dataset, kind="folder", out=Path("."))
     assert caught.value.codes == ("submission.out_is_working_folder",)
 
 
-@pytest.mark.parametrize("kind", ["msd", "folder"])
+@pytest.mark.parametrize("kind", ["zip", "folder"])
 def test_place_that_cannot_be_written_is_named(predictions, dataset, tmp_path, kind):
     (tmp_path / "file").write_text("x")
     with pytest.raises(AutosegError, match="could not be written"):
-        pack_submission(predictions, dataset, kind=kind, out=tmp_path / "file" / "out")
+        pack(predictions, dataset, kind=kind, out=tmp_path / "file" / "out")
 
 
 def test_dataset_without_test_images_has_nothing_to_submit(predictions, dataset, tmp_path):
     with pytest.raises(AutosegError) as caught:
-        pack_submission(predictions, dataset.model_copy(update={"test": ()}), kind="msd", out=tmp_path / "out.zip")
+        pack(predictions, dataset.model_copy(update={"test": ()}), kind="zip", out=tmp_path / "out.zip")
     assert caught.value.codes == ("submission.no_test_images",)
 
 
 def test_missing_folder_of_predictions_is_named(dataset, tmp_path):
     with pytest.raises(AutosegError) as caught:
-        pack_submission(tmp_path / "nothing", dataset, kind="msd", out=tmp_path / "out.zip")
+        pack(tmp_path / "nothing", dataset, kind="zip", out=tmp_path / "out.zip")
     assert caught.value.codes == ("submission.no_predictions",)
 
 
-def test_unknown_format_is_refused_with_the_known_ones(predictions, dataset, tmp_path):
+def test_unknown_challenge_is_refused_with_one_of_a_similar_name():
     with pytest.raises(AutosegError) as caught:
-        pack_submission(predictions, dataset, kind="tarball", out=tmp_path / "out")
+        find_challenge("kits-23", None)
     (issue,) = caught.value.issues
-    assert (issue.code, issue.where) == ("submission.unknown_format", "--as")
-    assert "msd, folder" in issue.fix
-
-
-def test_an_installed_package_adds_a_format(predictions, dataset, tmp_path, monkeypatch):
-    (tmp_path / "site" / "listing-1.0.dist-info").mkdir(parents=True)
-    (tmp_path / "site" / "listing-1.0.dist-info" / "METADATA").write_text("Name: listing\nVersion: 1.0\n")
-    (tmp_path / "site" / "listing-1.0.dist-info" / "entry_points.txt").write_text(
-        "[autoseg.submissions]\nlisting = listing_format:LISTING\n"
-    )
-    (tmp_path / "site" / "listing_format.py").write_text(
-        "from autoseg.delivery.submission import SubmissionFormat\n"
-        "def write(out, dataset, files):\n"
-        "    out.write_text(dataset + ''.join(' ' + each.name for each in files))\n"
-        "LISTING = SubmissionFormat(default_out='listing.txt', is_folder=False, write=write)\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.chdir(tmp_path)
-    assert SUBMISSION_FORMATS.names() == ("msd", "folder", "listing")
-    out = pack_submission(predictions, dataset, kind="listing")
-    assert out.read_text() == " ".join(["Task77_Phantom", *(f"{name}.nii.gz" for name in TEST)])
+    assert (issue.code, issue.where) == ("submission.unknown_challenge", "--as")
+    assert "kits23" in issue.fix
 
 
 def test_test_images_with_the_same_name_are_distinguished_by_case(tmp_path):
@@ -258,7 +261,7 @@ def test_test_images_with_the_same_name_are_distinguished_by_case(tmp_path):
     (tmp_path / "predictions").mkdir()
     for case in dataset.test:
         write_label_map(tmp_path / "predictions" / f"{case.case_id}.nii.gz", np.zeros(GRID.shape, int), GRID)
-    out = pack_submission(tmp_path / "predictions", dataset, kind="folder", out=tmp_path / "out")
+    out = pack(tmp_path / "predictions", dataset, kind="folder", out=tmp_path / "out")
     assert sorted(path.name for path in out.iterdir()) == ["p2.nii.gz", "p3.nii.gz"]
 
 
@@ -288,10 +291,10 @@ def masks(tmp_path):
 def test_masks_of_classes_are_packed_in_folders_of_their_cases(masks, tmp_path):
     dataset, predictions = masks
     names = [f"{case}/{name}.nii.gz" for case in ("p2", "p3") for name in ("ball", "egg")]
-    out = pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
+    out = pack(predictions, dataset, kind="zip", out=tmp_path / "out.zip")
     with zipfile.ZipFile(out) as archive:
-        assert archive.namelist() == [f"data/{name}" for name in names]
-    out = pack_submission(predictions, dataset, kind="folder", out=tmp_path / "out")
+        assert archive.namelist() == names
+    out = pack(predictions, dataset, kind="folder", out=tmp_path / "out")
     for name in names:
         assert (out / name).read_bytes() == (predictions / name).read_bytes()
 
@@ -303,11 +306,18 @@ def test_faulty_masks_are_refused_by_name(masks, tmp_path):
     write_label_map(predictions / "p3" / "ball.nii.gz", np.resize([0, 1], GRID.shape), GRID)
     write_label_map(predictions / "p3" / "egg.nrrd", np.zeros(GRID.shape, int), GRID)
     with pytest.raises(AutosegError) as caught:
-        pack_submission(predictions, dataset, kind="msd", out=tmp_path / "out.zip")
-    found = {(issue.code, Path(issue.where).relative_to(predictions).as_posix()) for issue in caught.value.issues}
+        pack(predictions, dataset, kind="zip", out=tmp_path / "out.zip")
+    found = {(issue.code, *Path(issue.where).parts[-2:]) for issue in caught.value.issues}
     assert found == {
-        ("submission.missing_mask", "p2"),
-        ("submission.stray_file", "p2/liver.nii.gz"),
-        ("submission.duplicate_mask", "p3"),
-        ("submission.unknown_values", "p3/ball.nii.gz"),
+        ("submission.missing_mask", "predictions", "p2"),
+        ("submission.stray_file", "p2", "liver.nii.gz"),
+        ("submission.duplicate_mask", "predictions", "p3"),
     }
+    for path in ("p2/liver.nii.gz", "p3/egg.nrrd"):
+        (predictions / path).unlink()
+    write_label_map(predictions / "p2" / "egg.nii.gz", np.resize([0, 255], GRID.shape), GRID)
+    with pytest.raises(AutosegError) as caught:
+        pack(predictions, dataset, out=tmp_path / "out.zip")
+    assert [(issue.code, issue.where) for issue in caught.value.issues] == [
+        ("submission.unknown_values", "p3/ball.nii.gz")
+    ]
