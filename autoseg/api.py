@@ -215,6 +215,7 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
     from autoseg.data.checks.check import make_report
     from autoseg.data.dataset import leave_out_bad
     from autoseg.data.discovery import discover_dataset
+    from autoseg.data.discovery.discover import with_all_layouts
 
     settings = make_settings({"dataset": dataset, **options})
     how: dict[str, Any] = {
@@ -229,6 +230,8 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
             )
     except AutosegError as error:
         report = _check_unlabelled(folder, error, **how)
+        if report is None and folder.is_dir() and (settings.layout or settings.spec) is None:
+            raise with_all_layouts(folder, error) from error
         if report is None:
             raise
         return report
@@ -248,7 +251,7 @@ def _check_unlabelled(
     from autoseg.data.discovery.discover import UNLABELLED
     from autoseg.data.discovery.inputs import find_loose_images
 
-    if error.codes != (UNLABELLED,):
+    if error.codes[0] != UNLABELLED:
         return None
     loose = find_loose_images(dataset)
     if not loose.images:

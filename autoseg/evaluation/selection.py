@@ -155,6 +155,11 @@ class Selection(Document):
         """Whether one fold was trained, and scores are those of the cases that it left out."""
         return self.cross_validated and len(self.folds) == 1
 
+    @property
+    def scored_how(self) -> str:
+        """What the scores are from, as words."""
+        return "in a hold-out" if self.is_hold_out else "in cross-validation"
+
 
 # --- candidates ---
 

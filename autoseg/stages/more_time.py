@@ -181,6 +181,6 @@ def describe_continuing(run: Run, schedule: Schedule) -> str:
     text = f"Going on from the weights of {networks}, after {trained} steps"
     selection = load_or_none(Selection, run.folder.selection)
     if selection is not None and selection.dice_after_postprocessing is not None:
-        how = "in a hold-out" if selection.is_hold_out else "in cross-validation"
-        text += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} {how}, and serves until the new one is selected"
+        scored = f"scored Dice {selection.dice_after_postprocessing:.3f} {selection.scored_how}"
+        text += f"; the present model {scored}, and serves until the new one is selected"
     return text

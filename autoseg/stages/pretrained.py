@@ -41,7 +41,7 @@ def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None
     before, earlier = files.description.dataset, files.description.seen_before
     known = {image for case in before.training for image in (*case.images, *case.image_contents)}.union(earlier or ())
     shared = [case for case in dataset.training if known & {*case.images, *case.image_contents}]
-    code, so = "scores.pretrained_saw_cases", "so the cross-validation scores are too high"
+    code, so = "scores.pretrained_saw_cases", "so the scores are too high"
     if shared:
         message = (
             f"{len(shared)} of {len(dataset.training)} cases were among those that the pretrained model was trained on"
@@ -49,10 +49,10 @@ def find_overlap(files: ModelFiles, dataset: DatasetDescription) -> Issue | None
     elif not before.training and before.name == dataset.name:
         message = f"the pretrained model was also trained on {before.name}"
     elif not any(case.image_contents for case in before.training):
-        code, so = "scores.pretrained_cases_unknown", "so the cross-validation scores may be too high"
+        code, so = "scores.pretrained_cases_unknown", "so the scores may be too high"
         message = f"the pretrained model does not say on which cases of {before.name} it was trained"
     elif earlier is None:
-        code, so = "scores.pretrained_cases_unknown", "so the cross-validation scores may be too high"
+        code, so = "scores.pretrained_cases_unknown", "so the scores may be too high"
         message = "the pretrained model started from one that does not say on which cases it was trained"
     else:
         return None

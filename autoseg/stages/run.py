@@ -402,7 +402,7 @@ def require_redo(
     message = f"{' and '.join(changes)}: {count_noun(len(trained), 'trained fold')} would be trained again, which took {took} before"
     selection = load_or_none(Selection, run.folder.selection)
     if selection is not None and selection.dice_after_postprocessing is not None:
-        message += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} in cross-validation"
+        message += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} {selection.scored_how}"
     if (model := _made_so_before(run, dataset)) is not None:
         message += (
             f"; {model} was made with these options and cases: its trainings are used again where nothing else changed"

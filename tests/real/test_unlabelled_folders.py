@@ -57,4 +57,4 @@ def test_the_images_of_a_dataset_say_where_the_dataset_is(real_data):
 def test_folders_with_labels_that_fit_no_layout_are_no_folders_of_images(name, real_data):
     with pytest.raises(AutosegError) as caught:
         discover_dataset(real_data / name)
-    assert caught.value.codes == ("dataset.unrecognised",)
+    assert caught.value.codes[0] == "dataset.unrecognised"

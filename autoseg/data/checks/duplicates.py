@@ -63,7 +63,7 @@ def _same_image(first: CaseMeasures, second: CaseMeasures) -> Issue:
         fix = "find out which label map is correct, and remove the other case"
         return _issue(second, message, fix, severity="error", code="case.contradictory_labels")
     message = f"the same image as case {first.case_id}{_across(first, second)}"
-    fix = "remove one of them: in different folds they inflate the cross-validation score"
+    fix = "remove one of them" + (": in different folds they inflate the score" if first.is_training else "")
     return _issue(second, message, fix, code="case.duplicate")
 
 

@@ -35,13 +35,12 @@ from autoseg.data.discovery.classes import (
 )
 from autoseg.data.discovery.declarations import Declaration, find_label_names, read_declaration, with_defaults
 from autoseg.data.discovery.files import FoundFile
+from autoseg.data.discovery.known import choose_known, compare_with_known
 from autoseg.data.discovery.layouts import (
     Files,
     Match,
     best_match,
     candidate_layouts,
-    choose_known,
-    compare_with_known,
     find_test_beside,
     match_layouts,
     read_layout,
@@ -65,10 +64,14 @@ from autoseg.imaging.readers import (
 from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Reporter, SilentReporter
 from autoseg.wording import count_noun, shorten, suggest
-from datasets_spec import Layout
+from datasets_spec import Layout, load_layouts
 
 UNLABELLED = "dataset.unlabelled"
 """Code of the issue that a folder holds images but no labels."""
+UNRECOGNISED = "dataset.unrecognised"
+"""Code of the issue that the labels in a folder fit no layout."""
+MOST_EXPECTED = 3
+"""Layouts that an error describes; `expected_layouts` lists all."""
 MOST_BELOW = 3
 """Levels of folders, and ..."""
 MOST_AROUND = 50
@@ -90,28 +93,48 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
     foreign = [issue.model_copy(update={"severity": "error"}) for issue in others if issue.code == FOREIGN]
     if foreign and not any(match.images or match.labels or match.test for match in generic):
         return AutosegError(*foreign)
-    by_files = sorted(generic, key=lambda m: (len(m.images) * len(m.labels), m.layout.preference), reverse=True)
-    looked_for = "".join(f"\n  - {_expectation(match)}" for match in by_files)
     if is_dicom_series(root) and (drawn := segmentations_in(root)):
-        return AutosegError(_mixed_folder(root, drawn, [match.layout for match in generic]))
+        return AutosegError(_mixed_folder(root, drawn, generic))
     unlabelled = _is_unlabelled(root, generic)
-    fix = _suggestion(root, [match.layout for match in generic]) or (
-        "add label maps, or write a spec file that says where they are (--spec)"
-        if unlabelled
-        else "use one of these layouts, describe yours in a spec file (--spec), or pass another folder"
+    near = _suggestion(root, generic)
+    issue = Issue(
+        code=UNLABELLED if unlabelled else UNRECOGNISED,
+        where=str(root),
+        message=f"contains no labelled dataset: found {_summary(root)}"
+        + "".join(f"\n{other.message}, e.g. {other.where}" for other in others),
+        fix="; or ".join([*(other.fix for other in others), near or _advice(root, unlabelled=unlabelled)]),
     )
-    not_read = "".join(f"\n{other.message}, e.g. {other.where}" for other in others)
-    return AutosegError(
-        Issue(
-            code="dataset.unlabelled" if unlabelled else "dataset.unrecognised",
-            where=str(root),
-            message=f"contains no labelled dataset: looked for{looked_for}\nfound {_summary(root)}{not_read}",
-            fix="; or ".join([*(other.fix for other in others), fix]) + _example_spec(root),
-        )
-    )
+    return AutosegError(issue, *([] if near else [expected_layouts(generic, MOST_EXPECTED)]))
 
 
-def _mixed_folder(root: Path, drawn: Sequence[Path], layouts: Sequence[Layout]) -> Issue:
+def with_all_layouts(folder: Path, error: AutosegError) -> AutosegError:
+    """``error`` with a note that lists every layout, where nothing was recognised in ``folder``."""
+    if error.codes[0] not in (UNLABELLED, UNRECOGNISED):
+        return error
+    return AutosegError(error.issues[0], expected_layouts(match_layouts(folder.resolve(), load_layouts())))
+
+
+def _advice(root: Path, *, unlabelled: bool) -> str:
+    if unlabelled:
+        fix = "add label maps, or write a spec file that says where they are (--spec)"
+    else:
+        fix = f"use a layout that autoseg check {root} lists, describe yours in a spec file (--spec), or pass another folder"
+    return fix + _example_spec(root)
+
+
+def expected_layouts(matches: Sequence[Match], number: int | None = None) -> Issue:
+    """A note on the first ``number`` layouts that were looked for, or all, by what was found of each."""
+    order = sorted(
+        matches,
+        key=lambda m: (len(m.images) * len(m.labels), len(m.images) + len(m.labels), m.layout.preference),
+        reverse=True,
+    )
+    shown = "".join(f"\n  - {_expectation(match)}" for match in order[:number])
+    message = f"looked for {count_noun(len(order), 'layout')}{'' if number is None else ', among them'}:{shown}"
+    return Issue(code="dataset.layouts", severity="note", where="layouts", message=message)
+
+
+def _mixed_folder(root: Path, drawn: Sequence[Path], matches: Sequence[Match]) -> Issue:
     """The error about slices and files of segments in one folder, which could not be told apart by their series."""
     try:
         series = {each.uid: each for each in list_series(root)}
@@ -123,7 +146,7 @@ def _mixed_folder(root: Path, drawn: Sequence[Path], layouts: Sequence[Layout]) 
         where=str(root),
         message=f"{len(series)} DICOM series and {count_noun(len(drawn), 'DICOM SEG or RTSTRUCT file')} in one folder, "
         f"{num_here} of them drawn on one of these series",
-        fix=_suggestion(root, layouts)
+        fix=_suggestion(root, matches)
         or "make a folder for each case with its slices and its labels, and pass the folder of these folders",
     )
 
@@ -161,20 +184,34 @@ def _num_entries(folder: Path) -> str:
         return "not readable"
 
 
-def _suggestion(root: Path, layouts: Sequence[Layout]) -> str:
-    """The fix if a dataset lies one folder below or above; else empty."""
-    folders = _folders_below(root)
+def _suggestion(root: Path, matches: Sequence[Match]) -> str:
+    """The fix if datasets lie in folders below, or one above; else empty."""
+    layouts = [match.layout for match in matches]
+    below = _datasets_below(root, layouts)
+    if len(below) > 1:
+        named = [f"{folder} ({count_noun(number, 'case')})" for folder, number in below.items()]
+        return f"pass one of its folders that look like datasets: {shorten(named)}"
+    folders = list(below)
     with suppress(OSError):
         if sum(1 for _ in islice(root.parent.iterdir(), MOST_AROUND + 1)) <= MOST_AROUND:
-            folders.append(root.parent)
-    for folder in folders:
-        try:
-            matches = match_layouts(folder, layouts)
-        except (OSError, AutosegError):
-            continue
-        if any(_is_part_of(match, root) if folder == root.parent else len(match.paired) > 1 for match in matches):
-            return f"pass {folder} instead, which contains a dataset"
-    return ""
+            folders += [root.parent for match in _matches_in(root.parent, layouts) if _is_part_of(match, root)]
+    return f"pass {folders[0]} instead, which contains a dataset" if folders else ""
+
+
+def _datasets_below(root: Path, layouts: Sequence[Layout]) -> dict[Path, int]:
+    """Folders below ``root`` with the number of their labelled cases; none where each has a single one: they are cases."""
+    found: dict[Path, int] = {}
+    for folder in _folders_below(root):
+        if found.keys().isdisjoint(folder.parents):
+            number = max((len(match.paired) for match in _matches_in(folder, layouts)), default=0)
+            found |= {folder: number} if number else {}
+    return found if any(number > 1 for number in found.values()) else {}
+
+
+def _matches_in(folder: Path, layouts: Sequence[Layout]) -> list[Match]:
+    with suppress(OSError, AutosegError):
+        return match_layouts(folder, layouts)
+    return []
 
 
 IMAGE_NAME = re.compile(r"(?i)(?:.*[_-])?(?:images?|img|scan|vol(?:ume)?|ct|cbct|mri?|pet|t1\w*|t2\w*|flair)")

@@ -1,4 +1,4 @@
-"""Which layout a folder has: what each layout finds in it, the best match, and public datasets recognised by name."""
+"""Which layout a folder has: what each layout finds in it, and the best match."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 
-from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery.declarations import declared_by_layout, read_decathlon
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
 from autoseg.imaging.readers import (
     dicom_candidates,
@@ -407,86 +405,3 @@ def _match_list(root: Path, layout: Layout) -> Match:
         test=_by_case(listed.test, layout),
         issues=tuple(listed.issues),
     )
-
-
-def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
-    """The public dataset among ``matches`` that finds as many cases as ``match``, the best of all layouts; else ``match``.
-
-    Cases that are test images of the public dataset may have labels elsewhere. All case ids must match those of the dataset,
-    and the folder's own description must not contradict it. Of several the one with the most cases is taken, then the one
-    that has fewer images without labels; of equal ones those that have the values of the first label maps, then the one with
-    the most specific case ids, with a note that names the others.
-    """
-    fitting = [
-        ((len(each.paired), -len(each.images)), len(known.case), each)
-        for each in matches
-        if (known := each.layout.known) is not None
-        and each.paired
-        and (len(each.paired) >= len(match.paired) or set(match.paired) <= {*each.paired, *each.test})
-        and all(re.fullmatch(known.case, case_id) for case_id in each.paired)
-        and _agrees_with_description(root, each)
-    ]
-    most = max((count for count, *_ in fitting), default=None)
-    equal = sorted((each for each in fitting if each[0] == most), key=lambda each: each[1], reverse=True)
-    same = _with_found_values(root, [each for *_, each in equal])
-    if len(same) > 1:
-        names = " or ".join(each.layout.title for each in same[1:])
-        message = f"taken for {same[0].layout.title}, but it may as well be {names}, which has other classes"
-        fix = f"pass --layout {same[1].layout.name} if it is that"
-        note = Issue(code="known.ambiguous", severity="warning", where=str(root), message=message, fix=fix)
-        return replace(same[0], issues=(*same[0].issues, note))
-    return same[0] if same else match
-
-
-def _with_found_values(root: Path, matches: Sequence[Match]) -> list[Match]:
-    """The first match and those that give its files other classes, without those that lack values of the first label maps."""
-    values = {each.layout.name: declared_by_layout(each.layout).label_values for each in matches}
-    differing = [each for each in matches[1:] if values[each.layout.name] != values[matches[0].layout.name]]
-    if not differing:
-        return list(matches[:1])
-    found: set[int] = set()
-    for file in sorted(matches[0].label_files)[:NUM_TRIED]:
-        with suppress(AutosegError):  # the check tells what is wrong with it
-            found |= set(np.unique(read_label_map(root / file).array).tolist())
-    kept = [each for each in matches if (known := values[each.layout.name]) and found <= set(known.file_values)]
-    return [each for each in kept if each in (matches[0], *differing)] or list(matches[:1])
-
-
-def _agrees_with_description(root: Path, match: Match) -> bool:
-    """Whether the folder's own description, if any, has the channels and labels of the public dataset."""
-    description = match.layout.description
-    if description is None or not (root / description.file).is_file():
-        return True
-    own, known = read_decathlon(root / description.file), declared_by_layout(match.layout)
-    if own.channels and known.channels and len(own.channels) != len(known.channels):
-        return False
-    if own.label_values is None or known.label_values is None:
-        return True
-    return set(own.label_values.file_values[1:]) == set(known.label_values.file_values[1:])
-
-
-def compare_with_known(dataset: DatasetDescription, layout: Layout) -> list[Issue]:
-    """Numbers of cases that differ from those of the public dataset: fewer are a note, more are a warning."""
-    known = layout.known
-    if known is None:
-        return []
-    issues = []
-    for kind, found, expected in (
-        ("labelled", len(dataset.training), known.training),
-        ("test", len(dataset.test), known.test),
-    ):
-        if expected is None or found == expected or (kind == "test" and found == 0):
-            continue
-        more = found > expected
-        issues.append(
-            Issue(
-                code="known.more_cases" if more else "known.fewer_cases",
-                severity="warning" if more else "note",
-                where=dataset.root,
-                message=f"found {found} {kind} cases, but {layout.title} has {expected}",
-                fix="remove copies and cases of other datasets"
-                if more
-                else "ignore this if you use only some of its cases",
-            )
-        )
-    return issues

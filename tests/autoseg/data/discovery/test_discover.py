@@ -8,12 +8,14 @@ import shutil
 import numpy as np
 import pytest
 
+import autoseg
 from autoseg.data.dataset import DatasetDescription, describe_dataset
 from autoseg.data.discovery import discover_dataset
+from autoseg.data.discovery.discover import MOST_EXPECTED
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import AutosegError
-from datasets_spec import read_layout
+from datasets_spec import load_layouts, read_layout
 
 GRID = Geometry(shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0))
 DESCRIPTION = {"name": "Small", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}}
@@ -215,9 +217,47 @@ def test_unrecognised_folder_names_what_was_expected_and_found(tmp_path):
     (tmp_path / "letters").mkdir()
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
-    assert caught.value.codes == ("dataset.unlabelled",)
+    assert caught.value.codes == ("dataset.unlabelled", "dataset.layouts")
     for words in ("Decathlon layout", "imagesTr", "holiday.png", "letters/ (0 files)"):
         assert words in str(caught.value)
+
+
+def test_errors_describe_a_few_layouts_and_the_check_all(tmp_path):
+    (tmp_path / "letters").mkdir()
+    with pytest.raises(AutosegError) as short:
+        discover_dataset(tmp_path)
+    with pytest.raises(AutosegError) as long:
+        autoseg.check(tmp_path)
+    counts = [error.value.issues[1].message.count("\n  - ") for error in (short, long)]
+    assert counts == [MOST_EXPECTED, len(load_layouts())]
+    with pytest.raises(AutosegError) as chosen:
+        autoseg.check(tmp_path, layout="msd")
+    assert chosen.value.issues[1].message.count("\n  - ") == 1
+
+
+def touch_dataset(folder, cases):
+    for place in ("imagesTr", "labelsTr"):
+        (folder / place).mkdir(parents=True)
+        for case in cases:
+            (folder / place / f"{case}.nii.gz").touch()
+
+
+def test_folders_that_are_datasets_are_named_instead_of_layouts(tmp_path):
+    for name, cases in {"first": "ab", "second/deep": "abc", "third": "a"}.items():
+        touch_dataset(tmp_path / name, cases)
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    (issue,) = caught.value.issues
+    named = {"first": "2 cases", "second/deep": "3 cases", "third": "1 case"}
+    assert all(f"{tmp_path / name} ({number})" in issue.fix for name, number in named.items())
+
+
+def test_folders_of_one_case_each_are_no_datasets(tmp_path):
+    for name in ("first", "second"):
+        touch_dataset(tmp_path / name, "a")
+    with pytest.raises(AutosegError) as caught:
+        discover_dataset(tmp_path)
+    assert "dataset.layouts" in caught.value.codes
 
 
 def test_unpaired_folders_count_their_files(dataset):

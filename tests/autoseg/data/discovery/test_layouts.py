@@ -937,7 +937,7 @@ def test_a_folder_of_many_cases_is_no_case(tmp_path):
     write_folder(tmp_path, images=[f"{n}_ceT1.nii.gz" for n in names], labels=[f"{n}_Label.nii.gz" for n in names])
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
-    assert caught.value.codes == ("dataset.unrecognised",)
+    assert caught.value.codes[0] == "dataset.unrecognised"
 
 
 @pytest.mark.parametrize(("below", "is_found"), [("a/b/c", True), ("a/b/c/d", False)])
@@ -962,7 +962,7 @@ def test_files_beside_an_image_are_masks_only_if_they_hold_one_value(tmp_path):
     )
     with pytest.raises(AutosegError) as caught:
         discover_dataset(tmp_path)
-    assert caught.value.codes == ("dataset.unlabelled",)
+    assert caught.value.codes[0] == "dataset.unlabelled"
 
 
 def test_class_of_any_name_does_not_swallow_the_image(tmp_path):

@@ -43,7 +43,7 @@ def test_images_whose_labels_are_of_another_format_are_unlabelled(dataset: Path)
     save(dataset / "labels" / "a.mgz")
     with pytest.raises(AutosegError) as caught:
         discover_dataset(dataset)
-    assert caught.value.codes == ("dataset.unlabelled",)
+    assert caught.value.codes[0] == "dataset.unlabelled"
     assert "1 .mgz file" in caught.value.issues[0].message
 
 
