@@ -117,6 +117,8 @@ def essence(value: object) -> Any:
     return value
 
 
+MOST_SHOWN = 80
+"""Characters of a faulty value in a message; a longer list or object, which has its own text, is left out."""
 _NAMED_BY = {"configurations": "name", "trainings": "configuration"}
 """Lists whose entries go by a name of their own, and the field that holds it."""
 
@@ -149,15 +151,17 @@ def issues_of(error: ValidationError, *, document: str | bytes | Mapping[str, An
         if fault["type"] == "too_short" and any(_lies_inside(place, fault["loc"]) for place in places):
             continue
         found = repr(fault["input"])
-        found = found if len(found) <= 80 else found[:77] + "..."
+        is_shown = fault["type"] != "missing" and (len(found) <= MOST_SHOWN or isinstance(fault["input"], str))
+        found = found if len(found) <= MOST_SHOWN else found[: MOST_SHOWN - 3] + "..."
         cause = fault.get("ctx", {}).get("error")
         message = str(cause) if isinstance(cause, ValueError) else fault["msg"]
+        message = "there is no such field" if fault["type"] == "extra_forbidden" else message
         message, fix = (cause.message, cause.fix) if isinstance(cause, InvalidError) else (message, "")
         issues.append(
             Issue(
                 code="document.invalid",
                 where=_named(fault["loc"], values),
-                message=message if fault["type"] == "missing" else f"{message} (found {found})",
+                message=f"{message} (found {found})" if is_shown else message,
                 fix=fix,
             )
         )

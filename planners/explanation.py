@@ -164,7 +164,7 @@ def _edited(edit: Edit) -> list[str]:
 
 def _shared(plan: Plan) -> list[DecisionRecord]:
     """Decisions that all configurations share, reason included; none if there is one configuration."""
-    first, *others = (configuration.name for configuration in plan.configurations)
+    first, *others = plan.names
     known = {(d.rule, d.reason, d.change, d.configuration) for d in plan.decisions}
     return [
         d
@@ -174,7 +174,7 @@ def _shared(plan: Plan) -> list[DecisionRecord]:
 
 
 def _headline(plan: Plan) -> str:
-    names = [configuration.name for configuration in plan.configurations]
+    names = plan.names
     classes = [label.name for label in plan.labels.classes]
     kind = "regions" if plan.labels.has_regions else "classes"
     lines = [

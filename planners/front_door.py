@@ -44,7 +44,7 @@ from planners.plan import (
     Resampling,
     configuration_spacing,
 )
-from planners.planner import plan_dataset
+from planners.planner import configuration_names, plan_dataset
 from planners.registry import AUGMENTATIONS, LOSSES, TOPOLOGIES, Preset, Registry, UnknownPartError
 from planners.rules.intensity import normalization_scheme
 from planners.rules.topology import why_untrainable
@@ -159,6 +159,7 @@ __all__ = [
     "candidate_widths",
     "challengers",
     "compiling_may_pay",
+    "configuration_names",
     "configuration_spacing",
     "continue_schedule",
     "count_ct",

@@ -264,20 +264,24 @@ class Plan(Document):
                     faults.append(
                         f"{configuration.name}: is {configuration.dimensions}D, but {field} names {other!r}, which is {dimensions[other]}D"
                     )
-            faults += _shared_data_faults(configuration, configurations)
+            faults += _shared_data_faults(configuration, [c for c in configurations if c.data == configuration.name])
             if configuration.name in _names_before(configuration, configurations):
                 faults.append(f"{configuration.name}: its previous stages lead back to itself")
         if faults:
             raise ValueError("; ".join(faults))
         return configurations
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all configurations, in order."""
+        return tuple(configuration.name for configuration in self.configurations)
+
     def configuration(self, name: str) -> Configuration:
         """The configuration of that name; `KeyError` lists the known names."""
         for configuration in self.configurations:
             if configuration.name == name:
                 return configuration
-        known = ", ".join(configuration.name for configuration in self.configurations)
-        raise KeyError(f"the plan has no configuration {name!r}; it has: {known}")
+        raise KeyError(f"the plan has no configuration {name!r}; it has: {', '.join(self.names)}")
 
     def chain(self, name: str) -> tuple[Configuration, ...]:
         """The configuration of that name with those before it whose predictions it needs, the first stage first."""
@@ -286,15 +290,16 @@ class Plan(Document):
         return (*(self.configuration(stage) for stage in reversed(before)), last)
 
 
-def _shared_data_faults(configuration: Configuration, configurations: Sequence[Configuration]) -> list[str]:
-    """Where configurations that read the same preprocessed data want it otherwise."""
-    owners = [each for each in configurations if each.name == configuration.data]
-    return [
-        f"{configuration.name}: {field} is not that of {owner.name}, whose preprocessed data it reads"
-        for owner in owners
-        for field in ("spacing_mm", "normalization", "resample_image", "resample_labels")
-        if getattr(configuration, field) != getattr(owner, field)
-    ]
+def _shared_data_faults(owner: Configuration, readers: Sequence[Configuration]) -> list[str]:
+    """Where the ``readers`` of the preprocessed data of a configuration want it otherwise."""
+    faults = []
+    for field in ("spacing_mm", "normalization", "resample_image", "resample_labels"):
+        if any(getattr(reader, field) != getattr(owner, field) for reader in readers):
+            names = ", ".join(reader.name for reader in readers)
+            faults.append(
+                f"{field} of {names} must be the same, as they read the preprocessed data of {owner.name}: change it in all"
+            )
+    return faults
 
 
 def _interface_faults(

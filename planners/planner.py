@@ -222,6 +222,12 @@ def _volume(
     return volume, order.value, (spacing.record(), shape.record(), order.record())
 
 
+def configuration_names() -> tuple[str, ...]:
+    """All names that configurations of a plan can have."""
+    others = (f"3d_fullres_{name}" for name in TOPOLOGIES.names())
+    return ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "3d_coarse", "3d_fullres_small", *others)
+
+
 def _configurations(
     setting: _Setting, topology: Topology, volume: Grid, with_candidates: bool
 ) -> tuple[list[DecisionRecord], list[Draft]]:

@@ -104,7 +104,8 @@ def show_result(run: Run) -> None:
 def show_scores(run: Run) -> None:
     """The scores of the cross-validation or hold-out, and their caveats."""
     from autoseg.evaluation.table import format_table
-    from autoseg.stages.schedule import no_use_issues, read_prepared
+    from autoseg.stages.announce import no_use_issues
+    from autoseg.stages.schedule import read_prepared
     from autoseg.stages.select import score_issues
 
     for issue in no_use_issues(run.schedule):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
-from statistics import fmean
 from typing import Annotated, Self
 
 import numpy as np
@@ -149,12 +148,6 @@ def compare(
 def dice_coefficient(tp: int, n_pred: int, n_ref: int) -> float | None:
     """Dice from counts; none where both masks are empty."""
     return 2 * tp / (n_pred + n_ref) if n_pred + n_ref else None
-
-
-def mean_of_defined(values: Iterable[float | None]) -> float | None:
-    """Plain mean of what is defined; none where nothing is."""
-    defined = [value for value in values if value is not None]
-    return fmean(defined) if defined else None
 
 
 def _enclosing(boxes: Sequence[tuple[slice, ...]], shape: tuple[int, ...]) -> tuple[slice, ...]:

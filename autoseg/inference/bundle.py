@@ -63,7 +63,7 @@ class ModelDescription(Document):
     @classmethod
     def _check_selection(cls, selection: Selection, info: ValidationInfo) -> Selection:
         plan = info.data.get("plan")
-        known = [] if plan is None else [configuration.name for configuration in plan.configurations]
+        known = () if plan is None else plan.names
         unknown = [name for name in selection.members if name not in known]
         if plan is not None and unknown:
             raise ValueError(f"selects {', '.join(unknown)}, but the plan has {', '.join(known)}")

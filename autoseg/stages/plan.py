@@ -89,14 +89,13 @@ def is_trained_by(run: Run, plan: Plan, name: str, fold: int) -> bool | None:
     record = read_record(run.folder, f"train-{name}-fold_{fold}")
     if record is None:
         return None
-    planned = {configuration.name for configuration in plan.configurations}
-    return name in planned and record.inputs.get("plan") == trained_by(plan, name)
+    return name in plan.names and record.inputs.get("plan") == trained_by(plan, name)
 
 
 def refuse_other_plan(run: Run, plan: Plan) -> None:
     """Raise `AutosegError` where networks were trained by another plan, unless they may be trained again."""
     others = [fold for fold in trained_folds(run.folder) if is_trained_by(run, plan, *fold) is False]
-    require_redo(run, ["the plan changed"], code="run.plan_changed", folds=others)
+    require_redo(run, ["the plan changed"], code="run.plan_changed", folds=others, plan=plan)
 
 
 def plan_edits(run: Run) -> tuple[Edit, ...]:

@@ -10,9 +10,10 @@ from autoseg.delivery.report import read_report, write_report
 from autoseg.delivery.submission import challenges_of
 from autoseg.pipeline import RunRecord, write_record
 from autoseg.settings import STAGES, given_settings
+from autoseg.stages.announce import no_use_issues
 from autoseg.stages.plan import plan_edits
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import no_use_issues, read_prepared, schedule_edits
+from autoseg.stages.schedule import read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
 from autoseg.stages.work import Work
 from planners import Schedule

@@ -24,10 +24,20 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, require_place_for_run, run_of
 from autoseg.settings import Difference, Settings, as_arguments, changes_of, differences, make_settings, updated
 from autoseg.storage.atomic import load_document, load_or_none, save_document, write_error
+from autoseg.storage.cache import key_of
 from autoseg.tracking.callbacks import HISTORY_FILE, Callback, make_callbacks, read_history
 from autoseg.tracking.progress import Reporter, SilentReporter, format_duration
 from autoseg.wording import as_line, count_noun
-from planners import DEFAULT_CPU_BUDGET_S, Document, Fingerprint, Plan, Schedule, unknown_fields
+from planners import (
+    DEFAULT_CPU_BUDGET_S,
+    Document,
+    Fingerprint,
+    Plan,
+    Schedule,
+    Training,
+    configuration_names,
+    unknown_fields,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -229,6 +239,7 @@ def begin_run(target: Path | None, out: Path | None, given: Mapping[str, Any], *
         _refuse_differences(run, differences(stored, settings))
     refuse_contradictions(settings, folder)
     refuse_bad_files(settings)
+    refuse_unknown_configurations(run)
     if dataset is not None and not dataset.exists():
         fix = "pass a folder of labelled volumes, or a run folder"
         raise AutosegError(Issue(code="dataset.missing", where=str(dataset), message="does not exist", fix=fix))
@@ -338,7 +349,7 @@ def _refuse_unknown_names(run: Run, names: set[str]) -> None:
     if not names.isdisjoint({"layout", "exclude"}):
         discover(run)
     if "configurations" in names and run.folder.plan.is_file():
-        require_planned(run.plan, run.settings.configurations)
+        require_planned(run.plan.names, run.settings.configurations)
 
 
 def discover(run: Run) -> DatasetDescription:
@@ -355,13 +366,21 @@ def discover(run: Run) -> DatasetDescription:
     )
 
 
-def require_planned(plan: Plan, asked: Sequence[str]) -> None:
-    """Refuse configurations that the plan lacks."""
-    planned = [configuration.name for configuration in plan.configurations]
-    unknown = [name for name in asked if name not in planned]
-    if unknown:
-        message = f"the plan has no configuration {' or '.join(unknown)}"
-        fix = f"choose from {', '.join(planned)}"
+def refuse_unknown_configurations(run: Run) -> None:
+    """Refuse configurations that no plan has, before images are read; a plan that is there may have others."""
+    if not run.folder.plan.is_file() and run.settings.pretrained is None:
+        require_planned(configuration_names(), asked_for(run))
+
+
+def asked_for(run: Run) -> list[str]:
+    """Configurations that are asked for by name."""
+    return [*run.settings.configurations, *([] if run.configuration is None else [run.configuration])]
+
+
+def require_planned(names: Sequence[str], asked: Sequence[str]) -> None:
+    """Refuse configurations that are not among the ``names`` of a plan."""
+    if unknown := [name for name in asked if name not in names]:
+        message, fix = f"unknown configuration {' and '.join(unknown)}", f"choose from {', '.join(names)}"
         raise AutosegError(Issue(code="plan.no_configuration", where="--configuration", message=message, fix=fix))
 
 
@@ -382,12 +401,14 @@ def require_redo(
     code: str,
     folds: Sequence[tuple[str, int]] | None = None,
     dataset: DatasetDescription | None = None,
+    plan: Plan | None = None,
+    trainings: Sequence[Training] | None = None,
     instead: str = "choose another run folder with --out",
 ) -> None:
     """Raise `AutosegError` where ``folds`` would be trained again because of ``changes``, unless that is asked for.
 
-    Without ``folds`` it is all that were trained, or begun; ``dataset``, if it is not that of the run any more; ``instead``:
-    what else can be done.
+    Without ``folds`` it is all that were trained, or begun; ``dataset``, ``plan`` and ``trainings``, if they are not those of
+    the run's models any more; ``instead``: what else can be done.
     """
     from autoseg.evaluation.selection import Selection
 
@@ -403,7 +424,7 @@ def require_redo(
     selection = load_or_none(Selection, run.folder.selection)
     if selection is not None and selection.dice_after_postprocessing is not None:
         message += f"; the present model scored Dice {selection.dice_after_postprocessing:.3f} {selection.scored_how}"
-    if (model := _made_so_before(run, dataset)) is not None:
+    if (model := _made_so_before(run, dataset, plan, trainings)) is not None:
         message += (
             f"; {model} was made with these options and cases: its trainings are used again where nothing else changed"
         )
@@ -411,8 +432,10 @@ def require_redo(
     raise AutosegError(Issue(code=code, where=str(run.folder.root), message=message, fix=fix))
 
 
-def _made_so_before(run: Run, dataset: DatasetDescription | None) -> Path | None:
-    """The run's model, or one before it, that was made with the present options of the same training cases."""
+def _made_so_before(
+    run: Run, dataset: DatasetDescription | None, plan: Plan | None, trainings: Sequence[Training] | None
+) -> Path | None:
+    """The run's model, or one before it, that was made with the present options of the same training cases, by the same plan."""
     from autoseg.inference.bundle import open_bundle
     from autoseg.stages.check import trained_on
 
@@ -421,7 +444,14 @@ def _made_so_before(run: Run, dataset: DatasetDescription | None) -> Path | None
     for path in (run.folder.model, *sorted(run.folder.previous.glob("*.zip"), reverse=True)):
         with suppress(AutosegError):
             model = open_bundle(path).description
-            if dataset is not None and model.options == options and trained_on(model.dataset) == trained_on(dataset):
+            pairs = ((plan, model.plan), (trainings, model.trainings))
+            is_same = all(now is None or key_of(now) == key_of(then) for now, then in pairs)
+            if (
+                is_same
+                and model.options == options
+                and dataset is not None
+                and trained_on(model.dataset) == trained_on(dataset)
+            ):
                 return path
     return None
 

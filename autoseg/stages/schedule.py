@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import Splits
 from autoseg.issues import AutosegError, Issue
-from autoseg.settings import changes_of, sets_steps
+from autoseg.settings import changes_of
+from autoseg.stages.announce import announce, announce_trainings, short_budget_issue
 from autoseg.stages.check import trained_on
 from autoseg.stages.folds import (
     always_trained_on,
@@ -30,6 +31,7 @@ from autoseg.stages.run import (
     GIVE_ANOTHER,
     Run,
     StageRecord,
+    asked_for,
     keep_settings,
     require_planned,
     require_redo,
@@ -49,22 +51,16 @@ from autoseg.stages.work import (
 from autoseg.storage.atomic import load_document, load_or_none, save_document
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock
-from autoseg.tracking.progress import format_duration
 from autoseg.wording import count_noun
 from planners import (
-    FEWEST_STEPS,
     Conditions,
     Edit,
     Plan,
     Revision,
     Schedule,
-    Severity,
-    Training,
-    describe_outlook,
     edited_schedule,
     extend_schedule,
     find_edits,
-    find_short_budget,
     little_time_configurations,
     plan_schedule,
     starves,
@@ -171,7 +167,7 @@ def schedule(run: Run) -> Generator[Work, None, None]:
 def preflight(run: Run, plan: Plan) -> None:
     """Refuse folds, files and configurations that no schedule could follow, before anything is preprocessed."""
     dataset, settings = run.dataset, run.settings
-    require_planned(plan, [*settings.configurations, *([] if run.configuration is None else [run.configuration])])
+    require_planned(plan.names, asked_for(run))
     given, edited = read_given(run), edited_by_user(run)
     refuse_other_plan(run, plan)
     refuse_bad_folds(settings, dataset)
@@ -448,7 +444,7 @@ def fitting_splits(run: Run, dataset: DatasetDescription, plan: Plan, schedule: 
 
 def _require_fitting(run: Run, plan: Plan, schedule: Schedule, *, where: str) -> None:
     """Refuse a schedule that trains other networks than those of the plan, or a stage without the one before it."""
-    planned, scheduled = [configuration.name for configuration in plan.configurations], names_of(schedule)
+    planned, scheduled = plan.names, names_of(schedule)
     issues = [
         Issue(
             code="schedule.unplanned",
@@ -528,65 +524,3 @@ def add_training(run: Run, dataset: DatasetDescription, plan: Plan, name: str) -
             }
             save_document(run.folder.stage("schedule"), record.model_copy(update=update))
     return longer
-
-
-def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False) -> None:
-    """Say what is about to be done, how long it will take, and what more time would give.
-
-    A schedule that ``is_given`` takes the time that was measured where it was made, whatever the budget was there or is here.
-    """
-    from autoseg.compute.device import describe_device
-
-    if schedule.starts:
-        from autoseg.stages.more_time import describe_continuing
-
-        run.say(describe_continuing(run, schedule))
-    announce_trainings(run, schedule, schedule.trainings)
-    device = describe_device(run.device, num_threads=run.num_threads)
-    where = f"where the schedule was made; this machine: {device}" if is_given else f"on this machine ({device})"
-    jobs = len(schedule.folds) * len(schedule.trainings)
-    networks = "One network" if jobs == 1 else f"{jobs} networks, one after the other"
-    run.say(f"{networks}, about {format_duration(schedule.expected_s)} {where}")
-    if is_given or schedule.starts:
-        return
-    if (short := short_budget_issue(run, plan, schedule)) is not None:
-        run.show(short)
-    elif outlook := describe_outlook(plan, schedule):
-        run.say(f"More time would give, {outlook}")
-
-
-def short_budget_issue(run: Run, plan: Plan, schedule: Schedule) -> Issue | None:
-    """An issue where the budget is too short for any network to learn; None if it is not, or the user set the steps."""
-    if sets_steps(run.settings) or (found := find_short_budget(plan, schedule)) is None:
-        return None
-    message, least = found
-    where = "the default budget" if run.settings.budget is None else "--budget"
-    fix = f"give --budget {least} or more for a useful model" if least else "give a larger --budget"
-    severity: Severity = "warning" if run.settings.anyway else "error"
-    more = "" if run.settings.anyway else ", or --anyway to train all the same"
-    return Issue(code="schedule.budget_too_short", severity=severity, where=where, message=message, fix=fix + more)
-
-
-def no_use_issues(schedule: Schedule) -> tuple[Issue, ...]:
-    """That a model is of no use, where one of its networks trained too few steps to learn; else nothing."""
-    jobs = [(each.configuration, fold) for each in schedule.trainings for fold in schedule.folds]
-    before = {(each.configuration, each.fold): each.num_steps for each in schedule.starts}
-    least = min(schedule.steps_of(*job) + before.get(job, 0) for job in jobs)
-    if least >= FEWEST_STEPS:
-        return ()
-    message = (
-        f"of no use, since a network trained only {count_noun(least, 'step')} and at least {FEWEST_STEPS} are needed"
-    )
-    fix = "train for longer, with a larger --budget or more steps"
-    return (Issue(code="model.of_no_use", severity="warning", where="This model", message=message, fix=fix),)
-
-
-def announce_trainings(run: Run, schedule: Schedule, trainings: Sequence[Training]) -> None:
-    """One line for each configuration."""
-    of, each = ("of", "") if len(schedule.folds) == 1 else ("x", " each")
-    for training in trainings:
-        compiled = ", compiled" if training.compiled else ""
-        run.say(
-            f"Schedule: {count_noun(len(schedule.folds), 'fold')} {of} {training.configuration} ({training.base_features} features, "
-            f"batch {training.batch_size}, {training.precision}{compiled}), {training.num_steps} steps{each}"
-        )

@@ -494,7 +494,8 @@ def refuse_trained_otherwise(run: Run, prepared: Prepared, jobs: Sequence[FoldJo
     }
     reasons = dict.fromkeys(f"the {each} changed" for names in changed.values() for each in names)
     folds = [job for job, names in changed.items() if names]
-    require_redo(run, list(reasons), code="run.trained_from_other", folds=folds)
+    trainings = prepared.schedule.trainings
+    require_redo(run, list(reasons), code="run.trained_from_other", folds=folds, trainings=trainings)
 
 
 def previous_labels(run: Run, prepared: Prepared, configuration: Configuration) -> Path | None:

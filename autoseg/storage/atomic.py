@@ -257,7 +257,8 @@ def load_document(model: type[D], path: Path, *, fix: str | None = None) -> D:
             )
             for issue in error.issues
         ]
-        raise AutosegError(*issues, headline=f"{path} cannot be read:") from error
+        headline = f"{path} cannot be read:" if len(issues) > 1 else None
+        raise AutosegError(*issues, headline=headline) from error
 
 
 def load_or_none(model: type[D], path: Path) -> D | None:

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Literal
+
+from scipy.special import stdtrit
 
 from autoseg.compute.memory import is_out_of_memory
 from autoseg.issues import AutosegError, Issue
@@ -45,7 +47,9 @@ PATIENCE_SHARE = 0.1
 STARVED_SHARE, STARVED_SHARE_CPU = 0.2, 0.5
 """Of the time. A CPU reads and cuts its patches itself: healthy small trainings spend up to 0.4 on it."""
 OVERFIT_RISE, OVERFIT_FALL = 0.1, 0.05
-"""The validation loss rises by this from its best while the training loss falls by that: both beyond the noise of epochs."""
+"""The validation loss rises by this from its best while the training loss falls by that."""
+OVERFIT_RISK = 0.05
+"""That noise alone raises the last mean so far above the lowest of all means (decision 0250)."""
 OVERFIT_PATCHES = 32
 """Validation patches in each mean that is compared, at least: with half of them a healthy training of 216 steps was warned of."""
 
@@ -159,8 +163,21 @@ def find_overfitting(history: Sequence[EpochRecord], num_epochs: int, patches: i
     rise, fall = validation[-1] - validation[best], training[best] - training[-1]
     if rise < OVERFIT_RISE or fall < OVERFIT_FALL or averages[-1] == max(averages):
         return None
+    losses = [loss for _, _, loss, _ in known]
+    if rise < noise_of_means((losses[best : best + width], losses[-width:]), num_means=len(validation)):
+        return None
     step = known[best + width - 1][0]
     return f"overfitting: since step {step} the training loss fell by {fall:.2f} and the validation loss rose by {rise:.2f}"
+
+
+def noise_of_means(windows: tuple[Sequence[float], Sequence[float]], *, num_means: int) -> float:
+    """How far noise raises the mean of the last of two windows above that of the first, which is the lowest of ``num_means``.
+
+    By Student's t with the variance inside the windows, of the same length; `OVERFIT_RISK` is shared by all means (Bonferroni).
+    """
+    width = len(windows[0])
+    error = math.sqrt(fmean(variance(window) for window in windows) * 2 / width)
+    return error * float(stdtrit(2 * (width - 1), 1 - OVERFIT_RISK / num_means))
 
 
 @dataclass(frozen=True, slots=True)

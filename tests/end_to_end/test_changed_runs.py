@@ -318,6 +318,7 @@ def test_an_edited_plan_is_kept_and_what_depends_on_it_is_redone_if_requested(jo
         with pytest.raises(AutosegError) as caught:
             job.call(last)
         assert caught.value.codes == ("run.plan_changed",)
+        assert "was made with these options" not in str(caught.value)  # by another plan
     assert (job.results(), contents(job.folder.all_preprocessed)) == (results, stored)
     run = job.call(redo=True)
     assert "plan.json was edited: 2d.batch_size" in said(run)
@@ -327,6 +328,7 @@ def test_an_edited_plan_is_kept_and_what_depends_on_it_is_redone_if_requested(jo
     with pytest.raises(AutosegError) as caught:
         job.call(replan=True)
     assert caught.value.codes == ("run.plan_changed",)
+    assert "was made with these options" in str(caught.value)
     job.call(replan=True, redo=True)
     assert job.folder.plan.read_bytes() == own
 
@@ -381,6 +383,7 @@ def test_an_edited_schedule_is_kept_and_only_trainings_that_changed_are_redone(j
         job.call()
     assert caught.value.codes == ("run.trained_from_other",)
     assert "the schedule changed: 2 trained folds" in caught.value.issues[0].message
+    assert "was made with" not in caught.value.issues[0].message
     assert job.weights() == weights
     job.call("validate", redo=True, fold=0)
     assert [path.parent.name for path, written in job.weights().items() if written != weights[path]] == ["fold_0"]

@@ -19,9 +19,9 @@ from autoseg.issues import AutosegError
 from autoseg.networks.weights import read_key
 from autoseg.stages import more_time
 from autoseg.stages import schedule as scheduling
+from autoseg.stages.announce import no_use_issues
 from autoseg.stages.clean import clean
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import no_use_issues
 from autoseg.storage.atomic import load_document, save_document
 from planners import Plan, Revision, Schedule, with_revisions
 

@@ -16,7 +16,8 @@ from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.stages import schedule as scheduling
 from autoseg.stages import train as training_stage
-from autoseg.stages.schedule import no_use_issues, read_prepared, short_budget_issue
+from autoseg.stages.announce import no_use_issues, short_budget_issue
+from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import score_issues
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.callbacks import read_history

@@ -380,5 +380,5 @@ def test_a_plan_edited_by_hand_is_refused_with_all_that_does_not_fit(own: Plan) 
             )
         }
     )
-    with pytest.raises(DocumentError, match="3d_cascade_fullres: spacing_mm is not that of 3d_fullres"):
+    with pytest.raises(DocumentError, match=r"spacing_mm of 3d_fullres, 3d_cascade_fullres.* must be the same"):
         read_document(Plan, write_document(mixed), where="plan.json")

@@ -22,6 +22,7 @@ from planners import (
     Labels,
     Plan,
     PlanningError,
+    configuration_names,
     explain,
     method_configurations,
     plan_dataset,
@@ -216,6 +217,7 @@ def test_every_plan_can_be_trained_and_survives_writing(
     fingerprint: Fingerprint, preset: Any, memory_gb: float | None
 ) -> None:
     plan = plan_dataset(fingerprint, preset=preset, memory_gb=memory_gb)
+    assert set(plan.names) <= set(configuration_names())
     for configuration in plan.configurations:
         divisors = [math.prod(column) for column in zip(*configuration.network.strides, strict=True)]
         assert all(size % divisor == 0 for size, divisor in zip(configuration.patch_shape, divisors, strict=True))

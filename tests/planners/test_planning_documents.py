@@ -349,7 +349,7 @@ def test_stages_that_lead_back_to_themselves_are_refused_and_others_are_found(
             other = [{"scheme": "none"}]
         elif field.startswith("resample"):
             other = {"order": 0, "order_z": 0}
-        with pytest.raises(DocumentError, match=f"3d_cascade_fullres: {field} is not that of 3d_fullres, whose"):
+        with pytest.raises(DocumentError, match=f"{field} of .*3d_cascade_fullres.* must be the same"):
             read_document(Plan, broken(plan, {f"configurations.{cascade}.{field}": other}), where="plan.json")
     with pytest.raises(DocumentError, match="2d: one normalization for each of 1 channel"):
         read_document(Plan, broken(plan, {"configurations.0.normalization": []}), where="plan.json")
@@ -620,3 +620,10 @@ def test_custom_configurations_inherit() -> None:
     plan = read_nnunet_plans(text, read_nnunet_dataset(*nnunet_files()))
     big, full = plan.configuration("big"), plan.configuration("3d_fullres")
     assert big == full.model_copy(update={"name": "big", "data": "big", "batch_size": 40})
+
+
+@pytest.mark.parametrize(("number", "is_shown"), [(26, True), (27, False)])
+def test_long_lists_are_left_out_of_messages(number: int, is_shown: bool) -> None:
+    with pytest.raises(DocumentError) as caught:
+        read_document(LabelClass, json.dumps({"name": number * [1], "values": [1]}), where="memory")
+    assert ("(found" in caught.value.issues[0].message) is is_shown

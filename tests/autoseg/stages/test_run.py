@@ -140,6 +140,14 @@ def test_unknown_names_are_refused_before_the_cost_of_training_again(
     assert caught.value.codes == (code,)
 
 
+def test_configurations_that_no_plan_has_are_refused_before_images_are_read(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(AutosegError) as caught:
+        begin(data, tmp_path / "run", {"configurations": "2d,3d_fulres"})
+    assert caught.value.codes == ("plan.no_configuration",)
+    assert not (tmp_path / "run").exists()
+    assert begin(data, tmp_path / "run", {"configurations": "2d,3d_lowres"}).settings.configurations[1] == "3d_lowres"
+
+
 def test_contradictions_are_refused_together_before_a_run_folder_is_made(tmp_path: Path, data: Path) -> None:
     wishes = {"splits": tmp_path / "s.json", "folds": 3, "leave_one_group_out": True}
     for given, where in (

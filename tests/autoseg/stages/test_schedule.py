@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from autoseg.data.splits import Split, Splits, make_splits
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
+from autoseg.stages.announce import announce, edits_not_followed
 from autoseg.stages.folds import always_trained_on, find_splits, folds_without, require_unseen
 from autoseg.stages.run import Run
-from autoseg.stages.schedule import announce, measured_schedule
+from autoseg.stages.schedule import measured_schedule
 from autoseg.storage.atomic import save_document
 
 
@@ -97,6 +98,25 @@ def test_singular_is_used_for_one(planned: Run) -> None:
     assert "\nOne network, about " in said(planned)
     for plural in ("1 folds", "1 configurations", "1 warnings", "1 notes", "1 threads"):
         assert plural not in said(planned)
+
+
+@pytest.mark.parametrize(
+    ("change", "used", "option"),
+    [
+        ("plan.2d.batch_size=13", {}, "schedule.2d.batch_size=13"),
+        ("plan.2d.batch_size=13", {"batch_size": 13}, ""),
+        ("plan.3d_fullres.batch_size=13", {}, ""),  # it is not trained
+        ("plan.2d.features=40,80,160,320", {}, "schedule.2d.base_features=40"),
+        ("plan.2d.features=40,80,160,320", {"base_features": 40}, ""),
+    ],
+)
+def test_a_schedule_that_departs_from_an_edited_plan_says_so(
+    planned: Run, change: str, used: dict[str, int], option: str
+) -> None:
+    run = run_stages(begin(planned.folder.root, None, {"set": change}), "plan")
+    made = short_schedule(run.plan, num_folds=1, cases=2)
+    notes = list(edits_not_followed(run, [each.model_copy(update=used) for each in made.trainings]))
+    assert [option in note for note in notes] == ([True] if option else [])
 
 
 @given(number=st.integers(2, 30), folds=st.integers(2, 7))

@@ -42,3 +42,9 @@ def test_the_same_channel_twice_is_an_error_unless_most_cases_have_it(measure):
     usual = [measure(f"c{seed}", np.concatenate([image(seed), image(seed + 50)])) for seed in range(2)]
     assert codes([*usual, measure("odd", twice(9))]) == [("error", "image.repeated_channel", "odd")]
     assert codes([usual[0], measure("d", twice(8)), measure("odd", twice(9))]) == []
+
+
+@pytest.mark.parametrize("is_training", [True, False])
+def test_only_training_cases_come_into_folds(measure, is_training):
+    (issue,) = find_duplicates([measure(name, image(1), is_training=is_training) for name in "ab"])
+    assert (issue.code, "fold" in issue.fix) == ("case.duplicate", is_training)
