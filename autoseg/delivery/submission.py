@@ -19,17 +19,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoseg.data.dataset import DatasetDescription
-from autoseg.data.discovery.cases import listed_volumes
 from autoseg.delivery.package_check import Checked, ExpectedFile, Rules, check_package
+from autoseg.delivery.submitted_cases import (
+    Predicted,
+    SubmittedImage,
+    chosen_images,
+    class_values,
+    expected_files,
+    known_name,
+    mapped,
+    part_of,
+    value_map,
+    written_names,
+)
 from autoseg.evaluation.folders import mask_stem
 from autoseg.imaging.image import Geometry, LabelMap
-from autoseg.imaging.readers import image_ending, image_stem, read_header, read_label_map, split_frame, write_label_map
+from autoseg.imaging.readers import (
+    image_ending,
+    image_stem,
+    read_header,
+    read_label_map,
+    write_label_map,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import atomic_write, sync_folder, temporary_folder, write_error
 from autoseg.tracking.progress import Reporter, SilentReporter
-from autoseg.wording import count_noun, shorten
-from datasets_spec import Challenge, Layout, Package, Part, load_challenges, load_known
-from datasets_spec.challenge import fields_of, fill
+from autoseg.wording import count_noun
+from datasets_spec import Challenge, Package, Part, load_challenges
+from datasets_spec.challenge import fill
 
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest date a zip file can hold: the same predictions give the same archive."""
@@ -37,28 +54,6 @@ COMPRESSED = (".gz", ".mha", ".zraw", ".png")
 """Endings of files that are compressed already."""
 MOST_LISTED = 12
 """Values that are listed one by one in the last line."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SubmittedImage:
-    """One case to submit."""
-
-    case_id: str
-    image: Path | None = None
-    """Its first image, for its name and grid; none: only its prediction is there."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted:
-    """Test images of one dataset and their predictions."""
-
-    dataset: DatasetDescription
-    """That of the model: its labels are those of the predictions."""
-    images: tuple[SubmittedImage, ...]
-    folder: Path
-    """Label maps named after cases or test images, or folders of masks."""
-    are_chosen: bool = False
-    """Whether the images were given for this submission, so that all of them belong to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +78,8 @@ class _Case:
     """Value in the prediction -> value to write."""
     classes: Mapping[str, tuple[int, ...]]
     """Values of each class in the prediction, or, of masks, the one to write."""
+    names: Mapping[int, str]
+    """Names of values that are stored in the file; empty: none are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,48 +207,6 @@ def _check_out(out: Path, *, is_folder: bool) -> None:
         raise AutosegError(_issue(out, code="submission.out_exists", message="exists and is not empty", fix=fix))
 
 
-# --- parts and cases ---
-
-
-def known_name(dataset: DatasetDescription) -> str | None:
-    """Name of the known public dataset that this is."""
-    return next((each.name for each in load_known() if each.title == dataset.known), None)
-
-
-def part_of(challenge: Challenge, predicted: Predicted) -> str:
-    """The part of the challenge that these are the cases of: by the dataset, else by the form of the case ids."""
-    name = known_name(predicted.dataset)
-    found = [key for key, part in challenge.parts.items() if name is not None and name in part.datasets]
-    found = found or [
-        key
-        for key, part in challenge.parts.items()
-        if any(part.fields_of_case(each.case_id) is not None for each in predicted.images)
-    ]
-    if len(found) == 1:
-        return found[0]
-    title = predicted.dataset.known or predicted.dataset.name
-    if not predicted.images:
-        message, fix = "has no test images", "pass the folder of the test images (--images)"
-        raise AutosegError(_issue(predicted.dataset.root, code="submission.no_test_images", message=message, fix=fix))
-    some = shorten([each.case_id for each in predicted.images][:3])
-    forms = " or ".join(part.case for part in list(challenge.parts.values())[:3])
-    message = f"has no case of {challenge.title}: cases of {title} are called {some}, those of the challenge {forms}"
-    if found:
-        message = f"may be {' or '.join(found)} of {challenge.title}"
-    fix = "give the run of the challenge's dataset, its test images (--images), or another challenge (autoseg submit --list)"
-    raise AutosegError(_issue(predicted.folder, code="submission.other_dataset", message=message, fix=fix))
-
-
-def chosen_images(part: Part, predicted: Predicted) -> tuple[SubmittedImage, ...]:
-    """The test images that are submitted: those of the part's form, without the ones to leave out."""
-    fitting = [each for each in predicted.images if part.fields_of_case(each.case_id) is not None]
-    named = [
-        each for each in fitting if each.image is not None and {*part.images_in} & {p.name for p in each.image.parents}
-    ]
-    kept = named if named and not predicted.are_chosen else fitting
-    return tuple(each for each in kept if each.case_id not in part.leave_out)
-
-
 def _for_masks(challenge: Challenge, name: str, dataset: DatasetDescription) -> Challenge:
     """The challenge with the names of masks, where the dataset has a mask file for each class."""
     part = challenge.parts[name]
@@ -271,6 +226,7 @@ def _plan_part(
     found, strays = _predictions(predicted, {each.case_id for each in images})
     planned.issues.extend(strays)
     mapping, classes = value_map(predicted.dataset, part), class_values(predicted.dataset, part)
+    names = written_names(predicted.dataset, part) if part.names_in_header else {}
     for image in images:
         place, faults = _one_prediction(found.get(image.case_id, []), image, predicted.folder)
         planned.issues.extend(faults)
@@ -281,7 +237,7 @@ def _plan_part(
             continue
         planned.expected[name] += files.values()
         if place is not None:
-            planned.cases.append(_Case(prediction=place, files=files, mapping=mapping, classes=classes))
+            planned.cases.append(_Case(prediction=place, files=files, mapping=mapping, classes=classes, names=names))
 
 
 def _predictions(predicted: Predicted, case_ids: set[str]) -> tuple[dict[str, list[Path]], list[Issue]]:
@@ -318,130 +274,6 @@ def _one_prediction(paths: Sequence[Path], image: SubmittedImage, folder: Path) 
     return None, [fault]
 
 
-def expected_files(
-    name: str,
-    part: Part,
-    dataset: DatasetDescription,
-    image: SubmittedImage,
-    given: Mapping[str, str],
-    prediction: Path | None = None,
-) -> dict[str, ExpectedFile]:
-    """The files of one case, by class or slice. Raises `AutosegError` where a name cannot be made, or the image not be read."""
-    fields = {**given, **(part.fields_of_case(image.case_id) or {}), "image": _submitted_stem(image)}
-    fields["ending"] = image_ending(prediction or Path()) or dataset.file_ending
-    keys: list[tuple[str, dict[str, object]]] = [("", {})]
-    named = fields_of(part.file)
-    if "volume" in named:
-        fields["volume"] = _volume_name(part, image, fields.get("frame", ""))
-    if "class" in named:
-        keys = [(each.name, {"class": mask_stem(each.name)}) for each in dataset.labels.classes]
-    if "slice" in named:
-        source = image.image or prediction
-        count = 0 if source is None else read_header(source).geometry.shape[0]
-        keys = [(str(number), {"slice": number}) for number in range(count)]
-    return {
-        key: ExpectedFile(
-            name=fill(part.file, fields | more),
-            part=name,
-            case_id=image.case_id,
-            image=image.image,
-            allowed=_allowed(part, dataset),
-        )
-        for key, more in keys
-    }
-
-
-def _allowed(part: Part, dataset: DatasetDescription) -> tuple[int, ...]:
-    if "{class}" in part.file:
-        return (0, dataset.mask_value if dataset.classes_with_masks else 1)
-    values = [value for i, value in enumerate(dataset.file_values) if i != dataset.labels.ignore]
-    return part.values if part.values is not None else tuple(values)
-
-
-def _submitted_stem(image: SubmittedImage) -> str:
-    """The name of the test image where it is one file that is named after the case, else that of the case."""
-    is_named = image.image is not None and image_ending(image.image) and image.case_id in image_stem(image.image)
-    return image_stem(image.image) if image.image is not None and is_named else image.case_id
-
-
-def _volume_name(part: Part, image: SubmittedImage, frame: str) -> str:
-    """The name of a volume, such as ED, by the text file beside its image."""
-    layouts = [each for each in load_known() if each.name in part.datasets and each.known is not None]
-    named = next((each.known.volumes for each in layouts if each.known is not None and each.known.volumes), None)
-    if named is None or image.image is None:
-        message, fix = f"the name of volume {frame} is not known", "pass the test images (--images)"
-        raise AutosegError(_issue(image.case_id, code="submission.no_volume_name", message=message, fix=fix))
-    path = split_frame(image.image)[0].parent / named.file
-    numbers = dict(zip(listed_volumes(path, named.keys), named.keys, strict=False))
-    if not frame.isdecimal() or int(frame) not in numbers:
-        message = f"{path} does not say what volume {frame} is ({' or '.join(named.keys)})"
-        fix = f"put the challenge's {named.file} beside the image"
-        raise AutosegError(
-            _issue(image.case_id, code="submission.no_volume_name", message=message, fix=fix, case=image.case_id)
-        )
-    return numbers[int(frame)]
-
-
-# --- values ---
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\W_]+", "", name.casefold())
-
-
-def named_values(part: Part) -> dict[str, tuple[int, ...]]:
-    """Classes of the challenge, or of the known dataset that it uses, and their values in its files."""
-    if part.classes:
-        return {name: (value,) for name, value in part.classes.items()}
-    layout: Layout | None = next((each for each in load_known() if each.name in part.datasets and each.labels), None)
-    labels = {} if layout is None or layout.labels is None else layout.labels
-    return {name: value if isinstance(value, tuple) else (value,) for name, value in labels.items()}
-
-
-def value_map(dataset: DatasetDescription, part: Part) -> dict[int, int]:
-    """Value in a prediction -> value to write, for all values that differ.
-
-    Where all classes of the dataset have names of the challenge, a value becomes the one that belongs to the same classes;
-    regions tell values apart in this way, too. What the part's ``remap`` says of the value that this gives comes after.
-    """
-    target = {_plain(name): values for name, values in named_values(part).items()}
-    own = {_plain(label.name): label.values for label in dataset.labels.classes}
-    meaning = {
-        frozenset(name for name, values in target.items() if value in values): value
-        for value in (0, *sorted({value for values in target.values() for value in values}, reverse=True))
-    }
-    classes = [
-        frozenset(name for name, values in own.items() if internal in values)
-        for internal in range(len(dataset.file_values))
-        if internal != dataset.labels.ignore
-    ]
-    by_name = own.keys() <= target.keys() and all(each in meaning for each in classes)
-    remap = {} if by_name and part.classes else {int(value): new for value, new in part.remap.items()}
-    written = {}
-    for internal, each in enumerate(classes):
-        value = meaning[each] if by_name else dataset.file_values[internal]
-        written[dataset.file_values[internal]] = remap.get(value, value)
-    written |= {value: new for value, new in remap.items() if value not in written}
-    return {value: new for value, new in written.items() if new != value}
-
-
-def class_values(dataset: DatasetDescription, part: Part) -> dict[str, tuple[int, ...]]:
-    """The values of each class in a label map of the dataset; where it has masks, the one that the challenge's label map gets."""
-    classes = dataset.labels.classes
-    if not dataset.classes_with_masks:
-        return {each.name: tuple(dataset.file_values[value] for value in each.values) for each in classes}
-    target = {_plain(name): values[0] for name, values in named_values(part).items()}
-    return {each.name: (target.get(_plain(each.name), number),) for number, each in enumerate(classes, 1)}
-
-
-def _mapped(array: NDArray[np.integer[Any]], mapping: Mapping[int, int]) -> NDArray[np.integer[Any]]:
-    if not mapping:
-        return array
-    values, places = np.unique(array, return_inverse=True)
-    new = np.array([mapping.get(int(value), int(value)) for value in values], np.int64)
-    return new[places].reshape(array.shape)
-
-
 # --- files ---
 
 
@@ -464,7 +296,11 @@ def _write_case(case: _Case, challenge: Challenge, folder: Path) -> None:
     for file in case.files.values():
         (folder / file.name).parent.mkdir(parents=True, exist_ok=True)
     only = case.files.get("")
-    if only is not None and _is_as_wanted(case.prediction, only.name, case.mapping, challenge.package):
+    if (
+        only is not None
+        and not case.names
+        and _is_as_wanted(case.prediction, only.name, case.mapping, challenge.package)
+    ):
         shutil.copyfile(case.prediction, folder / only.name)
         return
     if case.prediction.is_dir() and only is None:
@@ -485,17 +321,21 @@ def _write_case(case: _Case, challenge: Challenge, folder: Path) -> None:
             source=case.prediction if is_nifti else None,
             compressed=challenge.package.compressed is not False,
         )
+        if case.names:
+            from autoseg.imaging.readers.nifti import store_label_names
+
+            store_label_names(folder / case.files[key].name, case.names)
 
 
 def _arrays(case: _Case, array: NDArray[np.integer[Any]], part: Part) -> dict[str, NDArray[np.integer[Any]]]:
     """What each file of a case holds, by its key, from the label map of the prediction."""
     if "{class}" in part.file:
         return {key: np.isin(array, case.classes[key]).astype(np.uint8) for key in case.files}
-    mapped = _mapped(array, case.mapping)
+    written = mapped(array, case.mapping)
     if "" in case.files:
-        return {"": mapped}
-    order = reversed(range(len(mapped))) if part.reverse_slices else range(len(mapped))
-    return {str(number): mapped[z : z + 1] for number, z in enumerate(order) if str(number) in case.files}
+        return {"": written}
+    order = reversed(range(len(written))) if part.reverse_slices else range(len(written))
+    return {str(number): written[z : z + 1] for number, z in enumerate(order) if str(number) in case.files}
 
 
 def _is_as_wanted(prediction: Path, name: str, mapping: Mapping[int, int], package: Package) -> bool:

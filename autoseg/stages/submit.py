@@ -11,18 +11,8 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.data.discovery.declarations import declared_by_layout
 from autoseg.data.discovery.inputs import InputCase, Inputs
 from autoseg.delivery.package_check import ExpectedFile, Rules, check_package, opened_package
-from autoseg.delivery.submission import (
-    Predicted,
-    Submission,
-    SubmittedImage,
-    chosen_images,
-    expected_files,
-    line_of,
-    notes_of,
-    pack_submission,
-    part_of,
-    require_given,
-)
+from autoseg.delivery.submission import Submission, line_of, notes_of, pack_submission, require_given
+from autoseg.delivery.submitted_cases import Predicted, SubmittedImage, chosen_images, expected_files, part_of
 from autoseg.imaging.readers import image_ending, image_stem
 from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError, Issue
@@ -112,11 +102,10 @@ def _predicted(
     if predictions is None:
         wanted = {each.case_id for each in chosen_images(challenge.parts[part_of(challenge, found)], found)}
         done = {_stem(path) for path in own.iterdir() if _is_prediction(path, dataset)} if own.is_dir() else set()
-        missing = tuple(
-            case for case in cases if case.case_id in wanted and (images is not None or case.case_id not in done)
-        )
-        if missing:
-            predict(run.root, Inputs(cases=missing), own)
+        if images is not None:  # those that are up to date are passed over
+            predict(run.root, Inputs(cases=tuple(case for case in cases if case.case_id in wanted)), own)
+        elif wanted - done:
+            predict(run.root, Inputs(cases=cases), own)
     return found
 
 

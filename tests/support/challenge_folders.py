@@ -37,6 +37,8 @@ class Tiny:
     labelled: Sequence[int] = (1, 2)
     others: tuple[str, ...] = ()
     """Other test images that do not belong to the challenge."""
+    more_labels: tuple[str, ...] = ()
+    """Other label files of a labelled case."""
     texts: dict[str, str] = field(default_factory=dict)
     """Text files, by the pattern of their path, for each test image."""
     grid: Geometry | None = None
@@ -70,7 +72,7 @@ FOLDERS = {
         ("training_data/Case{n:02}.mha",),
         "training_data/Case{n:02}_segmentation.mha",
         ("test_data/Case{n:02}.mha",),
-        range(50, 80),
+        range(30),
         (0, 1),
     ),
     "lits": Tiny(
@@ -142,6 +144,29 @@ FOLDERS = {
         range(1, 62),
         (0, 1),
     ),
+    "segrap25": Tiny(
+        ("training/segrap_{n:04}/image.nii.gz", "training/segrap_{n:04}/image_contrast.nii.gz"),
+        "training/segrap_{n:04}/GTVp.nii.gz",
+        ("validation/segrap_{n:04}/image.nii.gz", "validation/segrap_{n:04}/image_contrast.nii.gz"),
+        (120, 121),
+        (0, 1),
+        more_labels=("training/segrap_{n:04}/GTVnd.nii.gz",),
+    ),
+    "totalsegmentator": Tiny(
+        ("s{n:04}/ct.nii.gz",),
+        "s{n:04}/segmentations/liver.nii.gz",
+        (),
+        (),
+        (0, 1),
+        more_labels=("s{n:04}/segmentations/spleen.nii.gz",),
+    ),
+    "msd": Tiny(
+        ("Task09_Spleen/imagesTr/spleen_{n}.nii.gz",),
+        "Task09_Spleen/labelsTr/spleen_{n}.nii.gz",
+        ("Task09_Spleen/imagesTs/spleen_{n}.nii.gz",),
+        range(3, 23),
+        (0, 1),
+    ),
     "brats2021": Tiny(
         tuple(f"Training/BraTS2021_{{n:05}}/BraTS2021_{{n:05}}_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair")),
         "Training/BraTS2021_{n:05}/BraTS2021_{n:05}_seg.nii.gz",
@@ -205,7 +230,8 @@ def write_tiny(root: Path, tiny: Tiny, real_data: Path) -> Path:
     for number, which in zip(tiny.labelled, cycle((0, 1)), strict=False):
         for pattern in tiny.training:
             put(pattern, number, which, is_label=False)
-        put(tiny.label, number, which, is_label=True)
+        for pattern in (tiny.label, *tiny.more_labels):
+            put(pattern, number, which, is_label=True)
     for number, which in zip(tiny.numbers, cycle((0, 1)), strict=False):
         for pattern in tiny.test:
             put(pattern, number, which, is_label=False)

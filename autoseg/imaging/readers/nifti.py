@@ -7,10 +7,13 @@ and writes no file named ``x.nii.nii.gz``; nibabel raises for small faults of a 
 from __future__ import annotations
 
 import math
+import struct
 import zlib
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import nibabel
 import numpy as np
@@ -34,6 +37,10 @@ from autoseg.imaging.readers.registry import Format
 from autoseg.issues import Issue
 
 LONGEST_HEADER = 540
+HEADER_BYTES, OFFSET_PLACE = 352, 108
+"""Of a header with its extender, and where it says at which byte the voxels begin."""
+GOLDEN_ANGLE = 0.381966
+"""Shades of neighbouring values differ."""
 GZIP_FORM = 31
 """Has zlib write the form of gzip, without a time."""
 MOST_APART = 0.5
@@ -243,6 +250,35 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | N
         packer = zlib.compressobj(6, wbits=GZIP_FORM)  # a GzipFile writes again when it is removed after an error
         file.writelines(map(packer.compress, parts))
         file.write(packer.flush())
+
+
+def store_label_names(path: Path, names: Mapping[int, str]) -> None:
+    """Add the names of its values to a label map, as a table in an extension of the header (that of Caret and TotalSegmentator)."""
+    table = ElementTree.Element("CaretExtension")
+    volume = ElementTree.SubElement(table, "VolumeInformation", Index="0")
+    labels = ElementTree.SubElement(volume, "LabelTable")
+    for value, name in sorted(names.items()):
+        shade = f"{(value * GOLDEN_ANGLE) % 1:.3f}"
+        colours = {"Red": shade, "Green": shade, "Blue": shade, "Alpha": "1"}
+        ElementTree.SubElement(labels, "Label", {"Key": str(value), **colours}).text = name
+    ElementTree.SubElement(volume, "VolumeType").text = "Label"
+    text = ElementTree.tostring(table, encoding="utf-8", xml_declaration=True)
+    size = -(-(len(text) + 8) // 16) * 16
+    extension = struct.pack("<ii", size, 0) + text.ljust(size - 8, b"\0")
+    data = path.read_bytes()
+    is_packed = path.name.lower().endswith(".gz")
+    data = zlib.decompress(data, wbits=GZIP_FORM) if is_packed else data
+    start = struct.pack("<f", HEADER_BYTES + size)
+    data = (
+        data[:OFFSET_PLACE]
+        + start
+        + data[OFFSET_PLACE + 4 : HEADER_BYTES - 4]
+        + b"\1\0\0\0"
+        + extension
+        + data[HEADER_BYTES:]
+    )
+    packer = zlib.compressobj(6, wbits=GZIP_FORM)
+    path.write_bytes(packer.compress(data) + packer.flush() if is_packed else data)
 
 
 NIFTI = Format(endings=(".nii.gz", ".nii"), read_header=_header, read_voxels=_voxels, write=_write, write_like=_write)

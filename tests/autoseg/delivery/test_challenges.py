@@ -6,20 +6,29 @@ import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
+import nibabel as nib
+import numpy as np
 import pytest
-from challenge_folders import FOLDERS, make_challenger, rewrite, write_tiny
+from challenge_folders import FOLDERS, SIDE, Tiny, make_challenger, rewrite, write_tiny
 
 from autoseg import api
-from autoseg.imaging.readers import read_header, read_label_map
+from autoseg.data.discovery import discover_dataset
+from autoseg.delivery.submitted_cases import value_map
+from autoseg.imaging.readers import read_header, read_label_map, write_label_map
+from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError
+from autoseg.stages.submit import described_known
+from datasets_spec import load_challenge
+from planners import LabelClass, Labels
 
 FILL = {"abcs2020": {"team": "ours", "date": "30112026"}, "isbi-ms-2015": {"team": "ours"}}
 PACKED = {
     "kits19": ("prediction_00210.nii.gz", "90 of 90 cases, names prediction_NUMBER.nii.gz, values 0 1 2"),
     "amos22-task1": ("results/amos_0008.nii.gz", "100 of 100 cases, names results/amos_NUMBER.nii.gz, values 0-15"),
     "acdc": ("patient101_ED.nii.gz", "100 of 100 cases, names PATIENT_VOLUME.nii.gz, values 0 1 2 3"),
-    "promise12": ("Case50.mhd", "30 of 30 cases, names CaseNN.mhd, values 0 1"),
+    "promise12": ("Case00.mhd", "30 of 30 cases, names CaseNN.mhd, values 0 1"),
     "lits": ("test-segmentation-0.nii", "70 of 70 cases, names test-segmentation-NUMBER.nii, values 0 1 2"),
     "segthor": ("Patient_41.nii", "20 of 20 cases, names Patient_NN.nii, values 0 1 2 3 4"),
     "btcv": ("label0061.nii.gz", "20 of 20 cases, names labelNNNN.nii.gz, values 0-13"),
@@ -44,7 +53,7 @@ def names_in(package: Path) -> list[str]:
         return archive.namelist()
 
 
-@pytest.mark.parametrize("name", sorted(FOLDERS))
+@pytest.mark.parametrize("name", sorted(PACKED))
 def test_folder_becomes_a_checked_package(name, tmp_path, real_data):
     made = make_challenger(tmp_path, name, real_data)
     given = {"kind": name, "fill": FILL.get(name), "incomplete": name in SMALL}
@@ -94,14 +103,14 @@ def cut(made, _):
 
 
 FAULTS = [
-    ("promise12", spread, [("unknown_values", "Case50.mhd")]),
+    ("promise12", spread, [("unknown_values", "Case00.mhd")]),
     ("segthor", shift, [("grid_mismatch", "Patient_41.nii")]),
     ("segthor", spread, [("unknown_values", "Patient_41.nii")]),
     ("btcv", cut, [("grid_mismatch", "label0061.nii.gz")]),
     ("crossmoda22", spread, [("unknown_values", "crossmoda2022_etz_200_Label.nii.gz")]),
     ("hecktor22", shift, [("grid_mismatch", "submission/MDA-003.nii.gz")]),
     ("topcow24", spread, [("unknown_values", "topcow_mr_126.mha")]),
-    ("promise12", cut, [("grid_mismatch", "Case50.mhd")]),
+    ("promise12", cut, [("grid_mismatch", "Case00.mhd")]),
 ]
 
 
@@ -227,3 +236,159 @@ def test_affines_of_kits23_differ_by_a_thousandth_in_all(shift_mm, is_right, tmp
         assert "the form of the upload was not confirmed" in [issue.message for issue in done.issues]
     else:
         assert refused(api.submit, made.run, **given) == [("grid_mismatch", "case_00600.nii.gz")]
+
+
+# --- what predictions become ---
+
+
+def test_tasks_of_the_decathlon_are_parts_of_one_zip(tmp_path, real_data):
+    """Two runs; hippocampus is real in all but its size, liver has cases that must be left out."""
+    spleen = replace(FOLDERS["msd"], training=("imagesTr/spleen_{n}.nii.gz",), label="labelsTr/spleen_{n}.nii.gz")
+    spleen = replace(spleen, test=("imagesTs/spleen_{n}.nii.gz",))
+    liver = Tiny(
+        ("imagesTr/liver_{n}.nii.gz",),
+        "labelsTr/liver_{n}.nii.gz",
+        ("imagesTs/liver_{n}.nii.gz",),
+        range(131, 201),
+        (0, 1, 2),
+    )
+    runs = [make_challenger(tmp_path / name, tiny, real_data).run for name, tiny in (("s", spleen), ("l", liver))]
+    given = {"kind": "msd", "out": tmp_path / "submission.zip"}
+    missing = refused(api.submit, runs, **given)
+    assert missing == [("missing_part", "Medical Segmentation Decathlon")] * 8
+    done = api.submit(runs, **given, incomplete=True)
+    assert done.line.startswith("80 of 876 cases, names Task03_Liver/liver_NUMBER.nii.gz and those of 1 other part")
+    names = names_in(done.path)
+    assert len(names) == 60 + 20
+    assert {name.split("/")[0] for name in names} == {"Task03_Liver", "Task09_Spleen"}
+    assert "Task03_Liver/liver_140.nii.gz" in names
+    assert "Task03_Liver/liver_141.nii.gz" not in names
+    other = pack_again(done.path, tmp_path, {}, {"Task03_Liver/liver_141.nii.gz": b"x"})
+    assert ("left_out_case", "Task03_Liver/liver_141.nii.gz") in refused(api.check_submission, other, kind="msd")
+    given["out"] = tmp_path / "other.zip"
+    assert refused(api.submit, [runs[0], runs[0]], **given) == [("same_part", str(runs[0] / "predictions"))]
+
+
+def test_masks_of_classes_become_one_label_map_with_the_values_of_the_challenge(tmp_path, real_data):
+    made = make_challenger(tmp_path, "segrap25", real_data)
+    truth = read_label_map(made.truth).array
+    for path in sorted(made.predictions.iterdir()):
+        path.unlink()
+    for case in ("segrap_0120", "segrap_0121"):
+        (made.predictions / case).mkdir()
+        for name, array in (("GTVp", truth), ("GTVnd", np.roll(truth, 1, axis=0))):
+            write_label_map(made.predictions / case / f"{name}.nii.gz", array, read_header(made.truth).geometry)
+    done = api.submit(made.run, kind="segrap25", fill={"team": "ours"}, out=tmp_path / "ours.zip")
+    assert names_in(done.path) == [f"ours/Task01_results/SegRap_012{n}.nii.gz" for n in (0, 1)]
+    with zipfile.ZipFile(done.path) as archive:
+        archive.extractall(tmp_path)
+    written = read_label_map(tmp_path / names_in(done.path)[0]).array
+    np.testing.assert_array_equal(written, np.where(np.roll(truth, 1, axis=0) != 0, 2, truth))
+
+
+def test_totalsegmentator_gets_masks_by_class_or_names_in_the_header(tmp_path, real_data):
+    made = make_challenger(tmp_path, "totalsegmentator", real_data)
+    images = write_tiny(
+        tmp_path / "new",
+        replace(FOLDERS["totalsegmentator"], labelled=(), test=("s{n:04}/ct.nii.gz",), numbers=(900,)),
+        real_data,
+    )
+    (made.predictions / "s0900").mkdir()
+    geometry, truth = read_header(made.truth).geometry, read_label_map(made.truth).array
+    for name, array in (("liver", truth), ("spleen", 1 - truth)):
+        write_label_map(made.predictions / "s0900" / f"{name}.nii.gz", array, geometry)
+    given = {"images": images, "predictions": made.predictions}
+    masks = api.submit(made.run, kind="totalsegmentator", out=tmp_path / "masks", **given).path
+    assert names_in(masks) == [f"s0900/segmentations/{name}.nii.gz" for name in ("liver", "spleen")]
+    whole = api.submit(made.run, kind="totalsegmentator-ml", out=tmp_path / "whole", **given).path
+    image = nib.load(whole / "s0900.nii.gz")
+    table = ElementTree.fromstring(image.header.extensions[0].get_content())
+    assert {label.get("Key"): label.text for label in table.iter("Label")} == {"5": "liver", "1": "spleen"}
+    np.testing.assert_array_equal(np.asarray(image.dataobj).T, np.where(truth == 1, 5, 1))
+
+
+def test_chaos_gets_a_picture_for_each_slice_from_the_last_one(tmp_path, real_data):
+    plain = Tiny(
+        ("imagesTr/{n}_T2SPIR.nii.gz",),
+        "labelsTr/{n}_T2SPIR.nii.gz",
+        ("imagesTs/{n}_T2SPIR.nii.gz",),
+        (3, 4),
+        (0, 1, 2, 3, 4),
+    )
+    made = make_challenger(tmp_path, plain, real_data)
+    done = api.submit(made.run, kind="chaos", out=tmp_path / "chaos.zip")
+    assert "values 0 63 126 189 252, grids checked" in done.line
+    with zipfile.ZipFile(done.path) as archive:
+        assert len(archive.namelist()) == 2 * SIDE
+        archive.extractall(tmp_path)
+    truth = read_label_map(made.truth).array
+    first = read_label_map(tmp_path / "Task5/MR/3/T2SPIR/Results/img000.png").array
+    np.testing.assert_array_equal(first[0], np.array([0, 63, 126, 189, 252])[truth[-1]])
+    lacking = pack_again(done.path, tmp_path, {"Task5/MR/3/T2SPIR/Results/img002.png": None}, {})
+    assert refused(api.check_submission, lacking, kind="chaos", images=made.folder / "imagesTs") == [
+        ("missing_prediction", "CHAOS task 5 (MR)")
+    ]
+
+
+def test_a_frame_of_acdc_without_its_text_file_has_no_name(tmp_path, real_data):
+    made = make_challenger(tmp_path, replace(FOLDERS["acdc"], numbers=(101, 102)), real_data)
+    (made.folder / "testing" / "patient102" / "Info.cfg").write_text("ED: 1\n")
+    assert set(refused(api.submit, made.run, kind="acdc", out=tmp_path / "a.zip", incomplete=True)) == {
+        ("no_volume_name", "patient102_frame01"),
+        ("no_volume_name", "patient102_frame12"),
+    }
+
+
+@pytest.mark.parametrize("name", ["brats2021", "brats2023-gli"])
+def test_validation_images_of_brats_are_found_beside_the_training_folder_and_alone(name, tmp_path, real_data):
+    tiny = replace(FOLDERS[name], grid=None)
+    folder = write_tiny(tmp_path / "brats", tiny, real_data)
+    training, validation = (folder / tiny.label.split("/")[0], folder / tiny.test[0].split("/")[0])
+    case_ids = [Path(tiny.test[0].format(n=number)).parent.name for number in tiny.numbers]
+    dataset = discover_dataset(training)
+    assert [case.case_id for case in dataset.test] == case_ids
+    found = find_input_cases(validation, dataset)
+    assert [(case.case_id, len(case.images)) for case in found.cases] == [(case_id, 4) for case_id in case_ids]
+
+
+def test_size_and_place_of_the_template_of_brats_are_demanded(tmp_path, real_data):
+    made = make_challenger(tmp_path, replace(FOLDERS["brats2023-gli"], grid=None), real_data)
+    given = {"kind": "brats2023-gli", "out": tmp_path / "b.zip", "incomplete": True}
+    with pytest.raises(AutosegError) as caught:
+        api.submit(made.run, **given)
+    first = caught.value.issues[0]
+    assert first.code == "submission.grid_mismatch"
+    assert "size 6x6x6 voxels instead of 240x240x155" in first.message
+    assert "axes of the affine" in first.message
+    assert "offset of the affine" in first.message
+
+
+def described(labels, file_values):
+    return described_known(None, Path("d")).model_copy(update={"labels": labels, "file_values": file_values})
+
+
+def test_values_are_found_by_the_regions_that_they_belong_to():
+    """nnU-Net's copies of BraTS 2021 have oedema 1, necrosis 2, enhancing tumour 3."""
+    classes = (("Whole Tumour", (1, 2, 3)), ("tumour_core", (2, 3)), ("enhancing tumour", (3,)))
+    labels = Labels(classes=tuple(LabelClass(name=n, values=v) for n, v in classes), region_order=(1, 2, 3))
+    part = load_challenge("brats2021").parts["cases"]
+    assert value_map(described(labels, (0, 1, 2, 3)), part) == {1: 2, 2: 1, 3: 4}
+    own = described_known("brats2021", Path("d"))
+    assert {value: new for value, new in value_map(own, part).items() if value != 3} == {}
+    plain = Labels(classes=tuple(LabelClass(name=n, values=(i,)) for i, n in enumerate(("NCR", "ED", "ET"), 1)))
+    assert value_map(described(plain, (0, 1, 2, 3)), part) == {3: 4}
+
+
+def test_a_dataset_with_some_classes_of_the_challenge_gets_their_values():
+    labels = Labels(classes=(LabelClass(name="Liver", values=(1,)), LabelClass(name="spleen", values=(2,))))
+    part = load_challenge("amos22-task2").parts["cases"]
+    assert value_map(described(labels, (0, 1, 2)), part) == {1: 6, 2: 1}
+    foreign = Labels(classes=(LabelClass(name="liver", values=(1,)), LabelClass(name="something", values=(2,))))
+    assert value_map(described(foreign, (0, 1, 2)), part) == {}
+
+
+def test_runs_of_other_datasets_are_refused(tmp_path, real_data):
+    made = make_challenger(tmp_path, "segthor", real_data)
+    assert refused(api.submit, made.run, kind="kits23") == [("other_dataset", str(made.predictions))]
+    done = api.submit(made.run, kind="zip", out=tmp_path / "any.zip")
+    assert "pack for it with --as segthor" in [issue.fix for issue in done.issues]

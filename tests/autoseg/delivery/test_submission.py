@@ -13,7 +13,8 @@ import pytest
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.delivery.package_check import grid_faults
-from autoseg.delivery.submission import Predicted, SubmittedImage, pack_submission
+from autoseg.delivery.submission import pack_submission
+from autoseg.delivery.submitted_cases import Predicted, SubmittedImage
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, write_image, write_label_map
 from autoseg.issues import AutosegError
