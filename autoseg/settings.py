@@ -35,6 +35,8 @@ class Option:
     """Changing it changes results, which are then redone."""
     choices: tuple[str, ...] = ()
     """Values that shells offer."""
+    also: str = ""
+    """Another name on the command line."""
 
 
 def parse_duration(value: object) -> object:
@@ -94,10 +96,11 @@ def parse_part(text: str) -> tuple[int, int]:
 
 
 def known_device(name: str) -> str:
-    """The name of a kind of device, whether this machine has one or not. Raises `ValueError` for other names."""
-    if not re.fullmatch(r"auto|(?:cpu|cuda|mps)(?::\d+)?", name):
-        raise ValueError("not a device; write auto, cpu, cuda, cuda:1 or mps")
-    return name
+    """The name of a kind of device, or of several with commas, whether this machine has them or not. Raises `ValueError` for others."""
+    names = [each.strip() for each in name.split(",")]
+    if name != "auto" and not all(re.fullmatch(r"(?:cpu|cuda|mps)(?::\d+)?", each) for each in names):
+        raise ValueError("not a device; write auto, cpu, cuda, cuda:1, mps, or several such as cuda:0,cuda:2")
+    return ",".join(names)
 
 
 def whole_path(path: Path | None) -> Path | None:
@@ -210,7 +213,12 @@ class Settings(Document):
         str,
         AfterValidator(known_device),
         Option(
-            "auto, cpu, cuda, cuda:1 or mps (default: auto).", "schedule", "NAME", False, ("auto", "cpu", "cuda", "mps")
+            "auto, cpu, cuda, cuda:1, mps, or several for trainings side by side, such as cuda:0,cuda:2 (default: auto, all GPUs).",
+            "schedule",
+            "NAME",
+            False,
+            ("auto", "cpu", "cuda", "mps"),
+            also="--devices",
         ),
     ] = "auto"
     threads: Annotated[

@@ -59,7 +59,14 @@ from planners.schedule.candidates import (
     short_batch_size,
     trial_training,
 )
-from planners.schedule.cost import DEFAULT_CPU_BUDGET_S, FEWEST_STEPS, compiling_may_pay, extrapolated, modest_width
+from planners.schedule.cost import (
+    DEFAULT_CPU_BUDGET_S,
+    FEWEST_STEPS,
+    compiling_may_pay,
+    extrapolated,
+    modest_width,
+    queue_s,
+)
 from planners.schedule.documents import (
     Conditions,
     Measurement,
@@ -197,6 +204,7 @@ __all__ = [
     "planned_position",
     "planned_step_s",
     "preferred_configurations",
+    "queue_s",
     "race_limit_s",
     "race_s",
     "read_document",

@@ -306,6 +306,7 @@ def _parameter(name: str, option: Option) -> Parameter:
     kind: Any = bool if is_switch else list[str] if isinstance(default, tuple | dict) else str
     declared = typer.Option(
         f"{flag}/--no-{flag[2:]}" if is_switch else flag,
+        *([option.also] if option.also else []),
         help=option.help,
         show_default=False,
         rich_help_panel=PANELS[option.stage] if option.decides else MACHINE,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +64,48 @@ def choose_device(name: str, show: Callable[[Issue], None] = log_issue) -> torch
     if device.type != "cpu" and (reason := why_not_computing(device)) is not None:
         raise AutosegError(_not_computing(device, reason))
     return use_device(device)
+
+
+def choose_devices(name: str, show: Callable[[Issue], None] = log_issue) -> tuple[torch.device, ...]:
+    """As `choose_device`, of several names with commas; ``auto`` takes all CUDA GPUs.
+
+    Of several, each is tried in a process that ends: this one takes memory on the first at most.
+    """
+    count = torch.cuda.device_count() if name == "auto" and torch.cuda.is_available() else 0
+    names = [f"cuda:{i}" for i in range(count)] if count > 1 else name.split(",")
+    if len(names) == 1:
+        return (choose_device(names[0], show),)
+    tried = dict.fromkeys(each for each in names if each != "cpu")
+    answers: dict[str, str | None] = _ask_beside(list(tried)) if tried else {}
+    issues = [_absent(each, str(why)).issues[0] for each, why in answers.items() if why is not None]
+    if issues and (name != "auto" or len(issues) == len(names)):
+        raise AutosegError(*issues)
+    for issue in issues:
+        show(issue.model_copy(update={"severity": "warning"}))
+    chosen = tuple(torch.device(each) for each in names if answers.get(each) is None)
+    use_device(chosen[0])
+    return chosen
+
+
+ASK = "import json, sys; from autoseg.compute.device import why_none; print(json.dumps([why_none(each) for each in sys.argv[1:]]))"
+
+
+def _ask_beside(names: list[str]) -> dict[str, str | None]:
+    """Why each device cannot be used, by another process; None where it can."""
+    answer = subprocess.run([sys.executable, "-c", ASK, *names], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        last = answer.stderr.strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
+        return dict.fromkeys(names, f"the process that tried it died: {last[0]}")
+    return dict(zip(names, json.loads(answer.stdout), strict=True))
+
+
+def why_none(name: str) -> str | None:
+    """Why there is no device of that name that computes; None if there is one."""
+    try:
+        choose_device(name)
+    except AutosegError as error:
+        return error.issues[0].message
+    return None
 
 
 def _first_that_computes(present: list[str], show: Callable[[Issue], None]) -> torch.device:

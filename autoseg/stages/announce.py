@@ -28,7 +28,9 @@ def announce(run: Run, plan: Plan, schedule: Schedule, *, is_given: bool = False
     device = describe_device(run.device, num_threads=run.num_threads)
     where = f"where the schedule was made; this machine: {device}" if is_given else f"on this machine ({device})"
     jobs = len(schedule.folds) * len(schedule.trainings)
-    networks = "One network" if jobs == 1 else f"{jobs} networks, one after the other"
+    together = min(jobs, schedule.conditions.num_devices)
+    networks = f"{jobs} networks, {f'{together} side by side' if together > 1 else 'one after the other'}"
+    networks = "One network" if jobs == 1 else networks
     run.say(f"{networks}, about {format_duration(schedule.expected_s)} {where}")
     if is_given or schedule.starts:
         return

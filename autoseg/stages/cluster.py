@@ -41,7 +41,7 @@ from autoseg.stages.train import (
 from autoseg.stages.work import read_record
 from autoseg.storage.atomic import load_or_none
 from autoseg.storage.locks import hold_lock, owner_of
-from autoseg.tracking.callbacks import HISTORY_FILE, read_history
+from autoseg.tracking.callbacks import HISTORY_FILE, MOMENT_FILE, Moment, read_history
 from autoseg.tracking.progress import Reporter
 from autoseg.training.checkpoints import CHECKPOINT_FILE
 from autoseg.wording import count_noun
@@ -186,13 +186,24 @@ def training_waves(run: Run) -> list[tuple[str, list[Task]]]:
     return [("train" if number == 1 else f"train-{number}", tasks) for number, tasks in numbered]
 
 
+def training_pairs(schedule: Schedule) -> dict[str, tuple[str, int]]:
+    """Configuration and fold of each training, by the name of its task."""
+    pairs = [(each.configuration, fold) for each in schedule.trainings for fold in range(schedule.num_folds)]
+    return {task_name(*pair): pair for pair in pairs}
+
+
+def task_name(name: str, fold: int) -> str:
+    """Of the training and validation of one fold."""
+    return f"train-{name}-fold_{fold}"
+
+
 def training_task(run: Run, prepared: Prepared, pair: tuple[str, int], key: str) -> Task:
     """The training and validation of one fold."""
     name, fold = pair
     root = str(run.folder.root.absolute())
     words = ["train", root, "--configuration", name, "--fold", str(fold), "--wait", *["--redo"] * run.redo]
     return Task(
-        name=f"train-{name}-fold_{fold}",
+        name=task_name(name, fold),
         command=tuple(words),
         folder=run.folder.cluster.absolute(),
         is_done=partial(is_validated, run.folder, prepared, pair, key),
@@ -226,19 +237,15 @@ class UnitStatus:
 def status(run: Run) -> list[UnitStatus]:
     """The parts of a run that are done, running (and where), waiting or failed; from its folder, its locks and Slurm's queue."""
     folder, schedule = run.folder, load_or_none(Schedule, run.folder.schedule)
-    pairs = (
-        []
-        if schedule is None
-        else [(t.configuration, k) for t in schedule.trainings for k in range(schedule.num_folds)]
-    )
-    tasks = [_sent(folder, name) for name in (PREPARE, *(f"train-{name}-fold_{fold}" for name, fold in pairs), FINISH)]
+    named = {} if schedule is None else training_pairs(schedule)
+    tasks = [_sent(folder, name) for name in (PREPARE, *named, FINISH)]
     queue = read_queue(tasks)
     units = [_stage(folder, name) for name in ("check", "fingerprint", "plan", "schedule")]
     units += [_task(folder, tasks[0], queue)] if any(unit.state != "done" for unit in units) else []
     if schedule is not None:
         prepared = read_prepared(run)
         keys = all_keys(run, prepared)
-        for pair, task in zip(pairs, tasks[1:-1], strict=True):
+        for pair, task in zip(named.values(), tasks[1:-1], strict=True):
             if schedule.steps_of(*pair):
                 units.append(_training(run, prepared, pair, keys[pair], task, queue))
     page = (folder.report / "index.html").is_file()
@@ -269,7 +276,8 @@ def _task(folder: RunFolder, task: Task, queue: Mapping[str, tuple[str, str]]) -
         return UnitStatus(name=task.name, state=state, where=record.place, note=f"{found[0].lower()} {found[1]}")
     if record.state == "failed" or (record.job is not None and read_code(task) != 0):
         return UnitStatus(name=task.name, state="failed", where=record.place, note=f"{task.log}: {task.last_line}")
-    if record.job is None and record.state in ("waiting", "running") and owner_of(folder.lock("cluster")):
+    is_driven = any(owner_of(folder.lock(name)) for name in ("cluster", "devices"))
+    if record.job is None and record.state in ("waiting", "running") and is_driven:
         return UnitStatus(name=task.name, state=record.state, where=record.place)
     return UnitStatus(name=task.name, state="not begun")
 
@@ -287,7 +295,11 @@ def _training(
         return UnitStatus(name=task.name, state="done")
     sent = _task(run.folder, task, queue)
     history, _ = read_history(run.folder.fold(name, fold) / HISTORY_FILE)
-    steps = f"step {history[-1].step} of {prepared.schedule.steps_of(name, fold)}" if history else ""
+    moment = load_or_none(Moment, run.folder.fold(name, fold) / MOMENT_FILE)
+    done = max([each.step for each in history[-1:]], default=0)
+    if moment is not None and moment.key == key:
+        done = max(done, moment.step)
+    steps = f"step {done} of {prepared.schedule.steps_of(name, fold)}" if done else ""
     owners = (owner_of(run.folder.lock(f"{stage}-{name}-fold_{fold}")) for stage in ("train", "validate"))
     if owner := next((each for each in owners if each), None):
         where = f"{owner}, {sent.where}" if sent.where else owner

@@ -65,6 +65,7 @@ def schedule_with_more_time(run: Run, dataset: DatasetDescription, plan: Plan) -
         added_s=run.added_s or 0.0,
         elapsed_s=run.elapsed_s,
         num_threads=run.num_threads,
+        num_devices=run.num_devices,
     )
     longer = with_changes(run, longer)
     fewest = min(each.num_steps for each in longer.trainings)
@@ -130,7 +131,7 @@ def _extended(run: Run, prepared: Prepared) -> Schedule:
         left,
         done=done,
         step_s=expected_step_s(schedule, first[0]),
-        left_s=expected_s + (run.added_s or 0.0),
+        left_s=expected_s + (run.added_s or 0.0) * min(run.num_devices, kept),
         rest_s=rest_s,
         fold_s=each_s,
         whole=first_stages(prepared),

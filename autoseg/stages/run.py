@@ -56,7 +56,9 @@ class Run:
     folder: RunFolder
     settings: Settings
     device_name: str = "cpu"
-    """What trains and predicts, e.g. ``cuda:1``."""
+    """What trains and predicts, e.g. ``cuda:1``; of several the first."""
+    device_names: tuple[str, ...] = ()
+    """Where several train side by side: all of them."""
     num_threads: int = field(default_factory=available_cores)
     num_workers: int = field(default_factory=available_cores)
     """Processes for reading and preprocessing."""
@@ -145,6 +147,11 @@ class Run:
         import torch
 
         return torch.device(self.device_name)
+
+    @property
+    def num_devices(self) -> int:
+        """Trainings that run side by side."""
+        return max(1, len(self.device_names))
 
     @property
     def elapsed_s(self) -> float:
@@ -287,9 +294,16 @@ def keep_first_settings(run: Run) -> None:
 
 
 def keep_settings(run: Run) -> None:
-    """Write ``settings.json``, once plan and schedule have taken what was given: refused, it must not trouble later calls."""
-    if _stored(run.folder) != run.settings:
-        save_document(run.folder.settings, run.settings)
+    """Write ``settings.json``, once plan and schedule have taken what was given: refused, it must not trouble later calls.
+
+    What a call for one fold says of its machine is its own affair: others may train beside it elsewhere.
+    """
+    stored, settings = _stored(run.folder), run.settings
+    if stored is not None and run.fold is not None:
+        own = {name: getattr(stored, name) for name in ("device", "threads", "workers")}
+        settings = settings.model_copy(update=own)
+    if stored != settings:
+        save_document(run.folder.settings, settings)
 
 
 def refuse_bad_files(settings: Settings) -> None:
@@ -308,13 +322,29 @@ def _stored(folder: RunFolder) -> Settings | None:
 
 def _with_device(run: Run, lines: list[str]) -> Run:
     """The run on its device; ``lines`` get what there is to say of it, once there is a log."""
-    from autoseg.compute.device import choose_device, introduce_device, set_threads
+    from autoseg.compute.device import choose_devices, introduce_device, set_threads
 
-    set_threads(run.num_threads)
     issues: list[Issue] = []
-    device = choose_device(run.settings.device, issues.append)
-    lines += [f"Device: {introduce_device(device, num_threads=run.num_threads)}", *map(as_line, issues)]
-    return replace(run, device_name=str(device))
+    devices = choose_devices(run.settings.device, issues.append)
+    if run.fold is not None or (run.callbacks and len(devices) > 1):
+        if run.fold is None:
+            issues.append(_one_device_issue(devices[0]))
+        devices = devices[:1]
+    on_cpu = max(1, sum(device.type == "cpu" for device in devices))
+    if run.settings.threads is None:
+        run = replace(run, num_threads=max(1, available_cores() // on_cpu))
+    set_threads(run.num_threads)
+    first = introduce_device(devices[0], num_threads=run.num_threads)
+    names = tuple(map(str, devices)) if len(devices) > 1 else ()
+    more = f"; trainings side by side on {', '.join(names)}" if names else ""
+    lines += [f"Device: {first}{more}", *map(as_line, issues)]
+    return replace(run, device_name=str(devices[0]), device_names=names)
+
+
+def _one_device_issue(device: torch.device) -> Issue:
+    message = f"callbacks are called in this process, so all trains on {device}"
+    fix = "omit them to use all devices"
+    return Issue(code="device.callbacks", severity="note", where="--devices", message=message, fix=fix)
 
 
 def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:

@@ -393,6 +393,7 @@ def measured_schedule(run: Run, dataset: DatasetDescription, plan: Plan, splits:
         measurements=measured,
         seed=settings.seed,
         elapsed_s=run.elapsed_s,
+        num_devices=run.num_devices,
     )
     if starves(plan, conditions) and settings.pretrained is None:
         little = little_time_configurations(plan)

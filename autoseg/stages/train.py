@@ -34,8 +34,8 @@ from autoseg.stages.schedule import Prepared, read_prepared, save_revisions, sch
 from autoseg.stages.work import GivenUpError, Work, changed_inputs
 from autoseg.storage.cache import key_of
 from autoseg.storage.locks import hold_lock, owners_here
-from autoseg.tracking.callbacks import Callback, FoldEnd, FoldStart
-from autoseg.tracking.progress import FoldProgress, Tracker
+from autoseg.tracking.callbacks import MOMENT_FILE, Callback, FoldEnd, FoldStart
+from autoseg.tracking.progress import FoldProgress, MomentFile, Tracker
 from autoseg.training.fold import train_fold
 from autoseg.training.fold_spec import FoldSpec
 from autoseg.training.preflight import kept_heap_for, num_readers
@@ -71,7 +71,12 @@ def train(run: Run) -> Generator[Work, None, None]:
     jobs = with_stages_before(prepared, asked)
     refuse_trained_otherwise(run, prepared, jobs)
     keys = all_keys(run, prepared)
-    left = [pair for pair in names_of(jobs) if not is_trained(final_weights(run.folder, *pair), keys[pair])]
+    left = _untrained(run, jobs, keys)
+    if run.trains and min(run.num_devices, len(left)) > 1:
+        from autoseg.stages.side_by_side import train_side_by_side  # likewise
+
+        yield Work(name="train", what="the trainings", do=lambda: train_side_by_side(run))
+        left = _untrained(run, jobs, keys)
     steps = sum(prepared.schedule.steps_of(*pair) for pair in names_of(jobs))
     with run.reporter.track("Training", steps) as tracker:
         pacer = Pacer(run=run, schedule=prepared.schedule, tracker=tracker, left=left, whole=first_stages(prepared))
@@ -91,6 +96,11 @@ def train(run: Run) -> Generator[Work, None, None]:
                 started = time.monotonic()
                 yield validation_work(run, prepared, (training, fold), key)
                 pacer.predicted(time.monotonic() - started)
+
+
+def _untrained(run: Run, jobs: Sequence[FoldJob], keys: Mapping[tuple[str, int], str]) -> list[tuple[str, int]]:
+    """Folds without the weights that they should have."""
+    return [pair for pair in names_of(jobs) if not is_trained(final_weights(run.folder, *pair), keys[pair])]
 
 
 def take_in(run: Run) -> None:
@@ -414,7 +424,7 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
         revise=pacer.revise,
     )
     with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        callbacks = (pacer, FoldProgress(pacer.tracker, run.say), *run.callbacks)
+        callbacks = (pacer, FoldProgress(pacer.tracker, run.say), MomentFile(spec.folder / MOMENT_FILE), *run.callbacks)
         try:
             applied = train_fold(spec, callbacks, should_stop=lambda: should_stop() or pacer.gives_up)
         except KeyboardInterrupt:
@@ -450,7 +460,8 @@ def readers(run: Run, configuration: Configuration, training: Training) -> tuple
 
     Cores and memory are shared with other processes of this machine that train in the same run.
     """
-    trainings = max(1, len(owners_here(run.folder.locks.glob("train-*.lock"))))
+    side_by_side = 1 if run.fold is None else run.schedule.conditions.num_devices  # others may not have begun
+    trainings = max(side_by_side, len(owners_here(run.folder.locks.glob("train-*.lock"))))
     now, most = (
         num_readers(configuration, training, run.device, cores, trainings=trainings)
         for cores in (run.num_workers, max(run.num_workers, available_cores()))

@@ -144,7 +144,8 @@ def measure_steps(
     else:
         tried = None
     for configuration in candidates:
-        if found and budgeted and not wants_more_candidates(found, budget_s=run.settings.budget, num_folds=num_folds):
+        asked = {"budget_s": run.settings.budget, "num_folds": num_folds, "num_devices": run.num_devices}
+        if found and budgeted and not wants_more_candidates(found, **asked):
             break
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
@@ -416,7 +417,9 @@ def time_steps(
     parts = make_parts(network, make_loss(loss, labels), training, run.device, separable=separable)
     parts.network.train()
     durations: list[float] = []
-    readers, begun = num_readers(configuration, training, run.device, run.num_workers), time.perf_counter()
+    shared = {"trainings": run.num_devices}
+    readers = num_readers(configuration, training, run.device, run.num_workers, **shared)
+    begun = time.perf_counter()
     for step in range(most):
         started = time.perf_counter()
         crops = source[step]

@@ -17,6 +17,7 @@ from planners import Document, Registry, UnknownPartError
 
 ISSUES_FILE = "issues.json"
 HISTORY_FILE = "history.jsonl"
+MOMENT_FILE = "progress.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,18 @@ def read_history(path: Path) -> tuple[list[EpochRecord], Issue | None]:
             message = f"damaged from line {number} on; the history ends there"
             return records, Issue(code="history.damaged", severity="warning", where=str(path), message=message)
     return records, None
+
+
+class Moment(Document):
+    """``progress.json`` of a fold: how far its training is now."""
+
+    schema_version: Literal[1] = 1
+    key: str
+    """Hash of what the training is made from."""
+    step: int
+    num_steps: int
+    step_s: float | None = None
+    """Seconds of a step lately."""
 
 
 def save_issues(folder: Path, issues: Sequence[Issue], *, key: str) -> None:

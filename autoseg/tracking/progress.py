@@ -6,8 +6,9 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from rich.console import Console, RenderableType
@@ -16,8 +17,9 @@ from rich.spinner import Spinner
 from rich.table import Column
 from rich.text import Text
 
-from autoseg.issues import Issue
-from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord
+from autoseg.issues import AutosegError, Issue
+from autoseg.storage.atomic import save_document
+from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, Moment, StepRecord
 from autoseg.wording import grouped
 
 logger = logging.getLogger(__name__)
@@ -306,3 +308,37 @@ class FoldProgress(Callback):
         for issue in grouped(self.waiting):
             self.say(f"{issue.severity.capitalize()}: {issue}")
         self.waiting.clear()
+
+
+MOMENT_S = 2.0
+"""Between two writings of a fold's ``progress.json``."""
+
+
+@dataclass(slots=True)
+class MomentFile(Callback):
+    """Writes how far a training is into a file, for other processes."""
+
+    path: Path
+    moment: Moment | None = field(default=None, init=False)
+    written_at: float = field(default=0.0, init=False)
+
+    def on_fold_start(self, fold: FoldStart) -> None:
+        self._write(Moment(key=fold.key, step=fold.steps_done, num_steps=fold.num_steps))
+
+    def on_step(self, step: StepRecord) -> None:
+        if self.moment is not None and time.monotonic() - self.written_at >= MOMENT_S:
+            self._write_step(step.step + 1)
+
+    def on_fold_end(self, end: FoldEnd) -> None:
+        if self.moment is not None and end.steps_done > self.moment.step:
+            self._write_step(end.steps_done)
+
+    def _write_step(self, done: int) -> None:
+        if self.moment is not None and done > self.moment.step:
+            pace = (time.monotonic() - self.written_at) / (done - self.moment.step)
+            self._write(self.moment.model_copy(update={"step": done, "step_s": pace}))
+
+    def _write(self, moment: Moment) -> None:
+        self.moment, self.written_at = moment, time.monotonic()
+        with suppress(AutosegError):  # on a full disk the next checkpoint says so
+            save_document(self.path, moment)

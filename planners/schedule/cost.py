@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from planners.decision import Decision
 from planners.memory import network_layers
 from planners.plan import Configuration
-from planners.schedule.documents import Conditions, Measurement, Precision, with_width
+from planners.schedule.documents import Conditions, Measurement, Precision, rounds, with_width
 
 MODEST_WIDTH = 16
 """Base features that learn fastest in short trainings: after 60 seconds on the hippocampus 16 features reached a Dice of
@@ -43,6 +43,18 @@ def usable_s(conditions: Conditions) -> float:
     """What is left of the budget for training and predicting."""
     budget = conditions.budget_s or DEFAULT_CPU_BUDGET_S
     return budget - conditions.elapsed_s - RESERVE_S - RESERVE_SHARE * budget
+
+
+def share_s_of(conditions: Conditions, configurations: int, folds: int) -> float:
+    """Seconds of the whole run that go to each of so many configurations. On several devices the last folds of one train beside the
+    first ones of the next."""
+    devices = conditions.num_devices
+    return usable_s(conditions) / (rounds(configurations * folds, devices) / rounds(folds, devices))
+
+
+def side_by_side(conditions: Conditions, folds: int) -> float:
+    """Seconds of devices in a second in which ``folds`` of a configuration are trained: fewer than devices where some have none left."""
+    return folds / rounds(folds, conditions.num_devices)
 
 
 def measurements_of(conditions: Conditions, configuration: str) -> list[Measurement]:
@@ -92,7 +104,8 @@ def validation_s(conditions: Conditions, measured: Measurement, folds: int) -> f
 
 def passing_on_s(conditions: Conditions, configuration: Configuration, measured: Measurement) -> float:
     """The first stage of a cascade predicts every training case once more, for the stage after it."""
-    return measured.case_s * conditions.num_training_cases if configuration.next_stage is not None else 0.0
+    cases = conditions.num_training_cases * conditions.num_devices  # all others wait meanwhile
+    return measured.case_s * cases if configuration.next_stage is not None else 0.0
 
 
 def test_s(conditions: Conditions, measured: Measurement, folds: int) -> float:
@@ -107,7 +120,8 @@ def training_s(measured: Measurement, steps: int, folds: int) -> float:
 
 def affordable_steps(measured: Measurement, conditions: Conditions, share_s: float, folds: int) -> int:
     """Steps of each fold if ``share_s`` seconds go to one configuration, prediction of all cases paid first; at least 1."""
-    left = share_s - validation_s(conditions, measured, folds) - test_s(conditions, measured, folds)
+    given = share_s * side_by_side(conditions, folds)
+    left = given - validation_s(conditions, measured, folds) - test_s(conditions, measured, folds)
     paid = math.floor(left / folds / measured.step_s)
     return max(1, paid - min(PSEUDO_DICE_STEPS, -(-paid // 2)))
 
@@ -115,7 +129,7 @@ def affordable_steps(measured: Measurement, conditions: Conditions, share_s: flo
 def seconds_for_steps(measured: Measurement, conditions: Conditions, steps: int, folds: int) -> float:
     """The inverse of `affordable_steps`: what so many steps of each fold take, prediction of all cases included."""
     predictions = validation_s(conditions, measured, folds) + test_s(conditions, measured, folds)
-    return training_s(measured, steps, folds) + predictions
+    return (training_s(measured, steps, folds) + predictions) / side_by_side(conditions, folds)
 
 
 MULTIPLICATION: dict[Precision, float] = {"bfloat16": 1.0, "float16": 1.0, "float32": 5.0}
@@ -288,7 +302,12 @@ def modelled_fold_h(configuration: Configuration, card: Card) -> float | None:
 
 def spread_h(jobs: Sequence[float], gpus: int) -> float:
     """Hours until the last of ``jobs`` (hours each) is done on so many GPUs, longest first."""
-    busy = [0.0] * gpus
-    for hours in sorted(jobs, reverse=True):
-        busy[busy.index(min(busy))] += hours
+    return queue_s(sorted(jobs, reverse=True), gpus)
+
+
+def queue_s(jobs: Iterable[float], devices: int) -> float:
+    """Time until the last of ``jobs`` (time each) is done: in order, each on the device that is free first."""
+    busy = [0.0] * devices
+    for time in jobs:
+        busy[busy.index(min(busy))] += time
     return max(busy)

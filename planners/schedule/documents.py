@@ -117,6 +117,8 @@ class Conditions(Document):
     race: Annotated[Race | None, PROSE] = None
     """None: none was held, as the user chose."""
     seed: Annotated[int, Field(ge=0)]
+    num_devices: Annotated[PositiveInt, ADDED] = 1
+    """Trainings that run side by side, each on a device of its own as fast as the measured one."""
 
 
 class Training(Document):
@@ -201,9 +203,9 @@ class Schedule(Document):
     """Folds that are trained, 0 ... num_folds - 1 of splits with as many folds."""
     trainings: Annotated[tuple[Training, ...], Field(min_length=1)]
     expected_training_s: Annotated[PositiveFloat, PROSE]
-    """All trainings."""
+    """All trainings, one after the other."""
     expected_validation_s: Annotated[float, Field(ge=0), PROSE]
-    """Predicting and scoring every training case."""
+    """Predicting and scoring every training case, likewise."""
     expected_rest_s: Annotated[float, Field(ge=0)]
     """Selection, test predictions and report."""
     decisions: Annotated[tuple[DecisionRecord, ...], PROSE]
@@ -229,8 +231,10 @@ class Schedule(Document):
 
     @property
     def expected_s(self) -> float:
-        """All that is left once the schedule is made."""
-        return self.expected_training_s + self.expected_validation_s + self.expected_rest_s
+        """All that is left once the schedule is made, trainings side by side where there are several devices."""
+        jobs = self.num_folds * len(self.trainings)
+        share = rounds(jobs, self.conditions.num_devices) / jobs
+        return (self.expected_training_s + self.expected_validation_s) * share + self.expected_rest_s
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -264,6 +268,11 @@ class Schedule(Document):
                 return training
         known = ", ".join(training.configuration for training in self.trainings)
         raise KeyError(f"the schedule does not train {configuration!r}; it trains: {known}")
+
+
+def rounds(jobs: int, devices: int) -> int:
+    """How many of ``jobs`` of equal length follow each other on the busiest of so many devices."""
+    return -(-jobs // devices)
 
 
 def with_width(network: Network, base_features: int) -> Network:

@@ -39,12 +39,13 @@ from planners.schedule.cost import (
     nearest_to_modest,
     passing_on_s,
     seconds_for_steps,
+    share_s_of,
     test_s,
     usable_s,
     validation_s,
     with_mirroring,
 )
-from planners.schedule.documents import Conditions, Measurement, Schedule, Training
+from planners.schedule.documents import Conditions, Measurement, Schedule, Training, rounds
 from planners.schedule.race import records_of_race
 
 
@@ -66,20 +67,22 @@ def starves(plan: Plan, conditions: Conditions) -> bool:
     return affordable_steps(modest, conditions, usable_s(conditions), conditions.num_folds) < FEWEST_STEPS
 
 
-def wants_more_candidates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
+def wants_more_candidates(
+    measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int, num_devices: int = 1
+) -> bool:
     """Whether the next configuration is worth measuring, after ``measured`` of those before it.
 
     It is if a modest network of the first gets fewer than `FEWEST_STEPS` steps a fold, or if the time saturates one more.
     """
-    share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
+    share = (budget_s or DEFAULT_CPU_BUDGET_S) / rounds(num_folds, num_devices)
     first = [m for m in measured if m.configuration == measured[0].configuration]
     is_short = share / nearest_to_modest(first).step_s < FEWEST_STEPS
-    return is_short or saturates(measured, budget_s=budget_s, num_folds=num_folds)
+    return is_short or saturates(measured, budget_s=budget_s, num_folds=num_folds, num_devices=num_devices)
 
 
-def saturates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int) -> bool:
+def saturates(measured: Sequence[Measurement], *, budget_s: float | None, num_folds: int, num_devices: int = 1) -> bool:
     """Whether the time is enough to saturate one more configuration beside those that were ``measured``."""
-    share = (budget_s or DEFAULT_CPU_BUDGET_S) / num_folds
+    share = (budget_s or DEFAULT_CPU_BUDGET_S) / rounds(num_folds, num_devices)
     widest = max((m for m in measured if m.configuration == measured[0].configuration), key=lambda m: m.base_features)
     count = len({m.configuration for m in measured}) + 1
     return share / widest.step_s / count >= SATURATED_STEPS
@@ -109,8 +112,8 @@ def budgeted_schedule(plan: Plan, conditions: Conditions) -> Schedule:
     mirrored = with_mirroring(conditions, mirrored_configurations(plan))
     measured = measured_configurations(plan, conditions)
     chosen = _requested(conditions, measured) or decide_configurations(measured, mirrored, usable)
-    share = usable / len(chosen.value)
-    folds = decide_folds(chosen.value, mirrored, share)
+    folds = decide_folds(chosen.value, mirrored, usable / len(chosen.value))
+    share = share_s_of(conditions, len(chosen.value), folds.value)
     trained = _train(plan, chosen.value, mirrored, folds.value, share)
     return Schedule(
         conditions=conditions,
@@ -165,6 +168,7 @@ def decide_configurations(
     that gets the most, else a smaller patch: the first of these that gets enough.
     """
     names, starving = ", ".join(c.name for c in candidates), ""
+    folds, devices = conditions.num_folds, conditions.num_devices
 
     def modest_steps(configuration: Configuration) -> int:
         return affordable_steps(modest_of(conditions, configuration.name), conditions, usable_s, conditions.num_folds)
@@ -182,7 +186,7 @@ def decide_configurations(
         if candidate is first or candidate.name in LITTLE_TIME:
             continue
         trial = [*chosen, candidate]
-        share = usable_s / len(trial)
+        share = usable_s / (rounds(len(trial) * folds, devices) / rounds(folds, devices))
         steps = [
             affordable_steps(measurements_of(conditions, c.name)[0], conditions, share, conditions.num_folds)
             for c in trial
@@ -310,7 +314,8 @@ def extend_schedule(
     )
     now = conditions.model_copy(update={"elapsed_s": elapsed_s})
     mirrored = plan.configurations if follows_method(now) else mirrored_configurations(plan)
-    trained = _train(plan, missing, with_mirroring(now, mirrored), schedule.num_folds, usable_s(now) / len(missing))
+    share = share_s_of(now, len(missing), schedule.num_folds)
+    trained = _train(plan, missing, with_mirroring(now, mirrored), schedule.num_folds, share)
     names = [configuration.name for configuration in missing]
     before = " and ".join(each for each in names if each != name)
     requested = Decision(
@@ -382,7 +387,7 @@ def _train(
         trained.training_s += pace.training_s
         trained.validation_s += validation_s(conditions, pace.measured, folds)
         trained.validation_s += passing_on_s(conditions, configuration, pace.measured)
-        trained.rest_s += test_s(conditions, pace.measured, folds)
+        trained.rest_s += test_s(conditions, pace.measured, folds) / conditions.num_devices
     return trained
 
 
@@ -493,7 +498,12 @@ def _gains(plan: Plan, schedule: Schedule, longer: Conditions) -> list[str]:
         elif training.base_features > known.base_features:
             gains.append(f"{training.base_features} features")
     left = [c.name for c in preferred_configurations(plan) if not measurements_of(longer, c.name)]
-    enough = saturates(longer.measurements, budget_s=longer.budget_s, num_folds=longer.num_folds)
+    enough = saturates(
+        longer.measurements,
+        budget_s=longer.budget_s,
+        num_folds=longer.num_folds,
+        num_devices=longer.num_devices,
+    )
     if left and enough and not longer.configurations:
         gains.append(f"{left[0]} too")
     if other.num_folds > schedule.num_folds:

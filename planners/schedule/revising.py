@@ -15,9 +15,9 @@ from planners.schedule.cost import (
     measurement_of,
     measurements_of,
     passing_on_s,
+    share_s_of,
     test_s,
     training_s,
-    usable_s,
     validation_s,
     with_mirroring,
 )
@@ -225,6 +225,7 @@ def continue_schedule(
     added_s: float,
     elapsed_s: float,
     num_threads: int,
+    num_devices: int = 1,
 ) -> Schedule:
     """``added_s`` seconds more for a finished run: a warm restart of its trainings from ``starts``, with the same networks.
 
@@ -238,6 +239,7 @@ def continue_schedule(
     replaced = {(name, each.base_features) for name, each in measured.items()}
     others = [m for m in known.measurements if (m.configuration, m.base_features) not in replaced]
     update = {"budget_s": added_s, "elapsed_s": elapsed_s, "num_threads": num_threads}
+    update |= {"num_devices": num_devices}
     conditions = known.model_copy(update={**update, "measurements": (*measured.values(), *others)})
     names = {each.configuration for each in starts}
     left_out = [fold for fold in range(schedule.num_folds) if fold not in {each.fold for each in starts}]
@@ -304,7 +306,8 @@ def _longer(
     """``schedule`` with the steps that fit into the time of ``conditions``, shared evenly by its trainings."""
     mirrored = [plan.configuration(each.configuration) for each in schedule.trainings if each.mirroring]
     now = with_mirroring(conditions, mirrored)
-    folds, share = schedule.num_folds, usable_s(conditions) / len(schedule.trainings)
+    folds = schedule.num_folds
+    share = share_s_of(conditions, len(schedule.trainings), folds)
     trainings, seconds = [], {"training": 0.0, "validation": 0.0, "rest": RESERVE_S}
     for before in schedule.trainings:
         name = before.configuration
@@ -315,7 +318,7 @@ def _longer(
         trainings.append(_continued_training(before, steps, rate))
         seconds["training"] += training_s(found, steps, folds)
         seconds["validation"] += validation_s(now, found, folds) + passing
-        seconds["rest"] += test_s(now, found, folds)
+        seconds["rest"] += test_s(now, found, folds) / now.num_devices
     expected = {f"expected_{kind}_s": each for kind, each in seconds.items()}
     return schedule.model_copy(update={"conditions": conditions, "trainings": tuple(trainings), **expected})
 

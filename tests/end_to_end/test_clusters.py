@@ -138,6 +138,26 @@ def test_a_training_goes_on_where_its_worker_was_killed(local: Any, whole: Job, 
     assert states["train-2d-fold_1"] == "not begun"
 
 
+def test_a_fold_whose_process_was_killed_goes_back_into_the_queue(whole: Job, prepared: Job) -> None:
+    stored = prepared.folder.settings.read_bytes()
+
+    def kill() -> None:
+        wait_for(lambda: begun(prepared), "the training has not begun")
+        os.kill(json.loads(prepared.folder.lock("train-2d-fold_0").read_text())["pid"], signal.SIGKILL)
+
+    killer, listening = threading.Thread(target=kill), Listening()
+    killer.start()
+    autoseg.train(prepared.root, device="cpu,cpu", threads=1, reporter=listening)
+    killer.join()
+    assert "train-2d-fold_0: its process on cpu was killed by signal 9; back in the queue" in listening.lines
+    assert {f"2d, fold {fold}: trained and validated on cpu" for fold in (0, 1)} <= {
+        line.partition(", 0")[0] for line in listening.lines
+    }
+    assert weights(prepared) == weights(whole)
+    assert {unit.state for unit in autoseg.status(prepared.root)} >= {"done"}
+    assert json.loads(prepared.folder.settings.read_bytes()) == {**json.loads(stored), "device": "cpu,cpu"}
+
+
 def test_a_task_that_fails_is_named_with_its_log_after_the_others(local: Any, tmp_path: Path) -> None:
     words = {"good": ("--version",), "bad": ("bundle", "no-run", "x.zip"), "done": ("bundle", "no-run", "y.zip")}
     tasks = [Task(name=name, command=each, folder=tmp_path, is_done=lambda: False) for name, each in words.items()]
