@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import subprocess
@@ -76,8 +75,8 @@ def choose_devices(name: str, show: Callable[[Issue], None] = log_issue) -> tupl
     if len(names) == 1:
         return (choose_device(names[0], show),)
     tried = dict.fromkeys(each for each in names if each != "cpu")
-    answers: dict[str, str | None] = _ask_beside(list(tried)) if tried else {}
-    issues = [_absent(each, str(why)).issues[0] for each, why in answers.items() if why is not None]
+    answers = _ask_beside(list(tried)) if tried else {}
+    issues = [issue for issue in answers.values() if issue is not None]
     if issues and (name != "auto" or len(issues) == len(names)):
         raise AutosegError(*issues)
     for issue in issues:
@@ -87,25 +86,29 @@ def choose_devices(name: str, show: Callable[[Issue], None] = log_issue) -> tupl
     return chosen
 
 
-ASK = "import json, sys; from autoseg.compute.device import why_none; print(json.dumps([why_none(each) for each in sys.argv[1:]]))"
+ASK = "import sys; from autoseg.compute.device import why_not; print(*(why_not(each) for each in sys.argv[1:]), sep='\\n')"
 
 
-def _ask_beside(names: list[str]) -> dict[str, str | None]:
+def _ask_beside(names: list[str]) -> dict[str, Issue | None]:
     """Why each device cannot be used, by another process; None where it can."""
     answer = subprocess.run([sys.executable, "-c", ASK, *names], capture_output=True, text=True, check=False)
-    if answer.returncode != 0:
-        last = answer.stderr.strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
-        return dict.fromkeys(names, f"the process that tried it died: {last[0]}")
-    return dict(zip(names, json.loads(answer.stdout), strict=True))
+    lines = answer.stdout.splitlines()
+    if answer.returncode == 0 and len(lines) == len(names):
+        found = (Issue.model_validate_json(line) if line else None for line in lines)
+        return dict(zip(names, found, strict=True))
+    last = answer.stderr.strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
+    message, fix = f"the process that tried it died: {last[0]}", "use the other devices, or --device cpu"
+    code = "device.does_not_compute"
+    return {name: Issue(code=code, where=f"--devices {name}", message=message, fix=fix) for name in names}
 
 
-def why_none(name: str) -> str | None:
-    """Why there is no device of that name that computes; None if there is one."""
+def why_not(name: str) -> str:
+    """Why there is no device of that name that computes, an `Issue` as JSON; empty if there is one."""
     try:
         choose_device(name)
     except AutosegError as error:
-        return error.issues[0].message
-    return None
+        return error.issues[0].model_dump_json()
+    return ""
 
 
 def _first_that_computes(present: list[str], show: Callable[[Issue], None]) -> torch.device:

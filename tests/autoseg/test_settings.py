@@ -64,6 +64,15 @@ def test_bad_values_are_refused_by_name(name: str, value: object) -> None:
     assert (issue.code, issue.where) == ("settings.bad_value", f"--{name.replace('_', '-')}")
 
 
+def test_several_devices_are_one_word(tmp_path: Path) -> None:
+    assert make_settings({"dataset": tmp_path, "device": "cuda:0, cuda:2"}).device == "cuda:0,cuda:2"
+    assert make_settings({"dataset": tmp_path, "device": "cpu,cpu"}).device == "cpu,cpu"
+    for name in ("auto,cpu", "cpu,", ",", "cuda:0 cuda:1"):
+        with pytest.raises(AutosegError) as caught:
+            make_settings({"dataset": tmp_path, "device": name})
+        assert caught.value.codes == ("settings.bad_value",)
+
+
 def test_unknown_options_list_the_known_ones() -> None:
     with pytest.raises(AutosegError) as caught:
         make_settings({"dataset": "x", "epochs": 5})

@@ -27,6 +27,7 @@ from planners import (
     Schedule,
     compiling_may_pay,
     describe_outlook,
+    essence,
     find_short_budget,
     learning_rate,
     plan_dataset,
@@ -39,7 +40,18 @@ from planners import (
 )
 from planners.schedule import cost
 from planners.schedule.candidates import candidate_widths, short_batch_size
-from planners.schedule.cost import CARDS, Card, decide_compiling, extrapolated, modelled_fold_h, spread_h
+from planners.schedule.cost import (
+    CARDS,
+    Card,
+    affordable_steps,
+    decide_compiling,
+    extrapolated,
+    modelled_fold_h,
+    queue_s,
+    share_s_of,
+    spread_h,
+    usable_s,
+)
 from planners.schedule.planning import (
     decide_configurations,
     decide_folds,
@@ -153,6 +165,45 @@ def test_little_time_trains_fewer_folds_down_to_a_hold_out() -> None:
 @pytest.mark.parametrize(("share_s", "folds"), [(166 * 2, 2), (166 * 2 - 1, 1)])
 def test_a_hold_out_needs_half_the_time_of_two_folds(share_s: float, folds: int) -> None:
     assert decide_folds([PLAN.configuration("3d_fullres")], measured_conditions(1.0, folds=3), share_s).value == folds
+
+
+@pytest.mark.parametrize(("devices", "following"), [(1, 5), (2, 3), (3, 2), (4, 2), (5, 1), (8, 1)])
+def test_folds_side_by_side_get_the_time_of_those_that_follow_each_other(devices: int, following: int) -> None:
+    """On 3 devices two folds follow each other on one, as on 4."""
+    known = measured_conditions(1.0, folds=5).model_copy(update={"num_devices": devices, "num_training_cases": 1})
+    steps = affordable_steps(known.measurements[0], known, 3000.0, 5)
+    alone = known.model_copy(update={"num_devices": 1})
+    assert steps == affordable_steps(known.measurements[0], alone, 3000.0 * 5 / following, 5)
+    assert queue_s([1.0] * 5, devices) == following
+
+
+@pytest.mark.parametrize(("devices", "tests"), [(2, 0), (4, 20), (5, 0)])
+def test_a_budget_on_several_devices_is_used_and_kept(devices: int, tests: int) -> None:
+    one = plan_schedule(PLAN, conditions(budget_s=3600, tests=tests))
+    several = conditions(budget_s=3600, tests=tests).model_copy(update={"num_devices": devices})
+    schedule = plan_schedule(PLAN, several)
+    assert schedule.num_folds == 5
+    assert schedule.trainings[0].num_steps * schedule.trainings[0].base_features > (
+        1.5 * one.trainings[0].num_steps * one.trainings[0].base_features
+    )
+    assert 0.9 * 3600 < several.elapsed_s + schedule.expected_s <= 3600
+    jobs = [(schedule.expected_training_s + schedule.expected_validation_s) / 5] * 5
+    assert schedule.expected_s == pytest.approx(queue_s(jobs, devices) + schedule.expected_rest_s)
+
+
+def test_the_folds_of_two_configurations_share_a_queue() -> None:
+    """Of ten trainings on four devices three follow each other, not two for each configuration."""
+    asked = conditions(budget_s=3600).model_copy(update={"num_devices": 4, "configurations": ("3d_fullres", "2d")})
+    schedule = plan_schedule(PLAN, asked)
+    assert [training.configuration for training in schedule.trainings] == ["3d_fullres", "2d"]
+    assert 0.9 * 3600 < asked.elapsed_s + schedule.expected_s <= 3600
+    assert share_s_of(asked, 2, 5) == pytest.approx(usable_s(asked) * 2 / 3)
+
+
+def test_one_device_is_no_news_to_a_schedule() -> None:
+    known = conditions(budget_s=3600)
+    assert "num_devices" not in essence(known)
+    assert essence(known.model_copy(update={"num_devices": 2}))["num_devices"] == 2
 
 
 def test_folds_that_were_asked_for_are_kept_however_short_the_time() -> None:

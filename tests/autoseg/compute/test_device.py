@@ -14,6 +14,7 @@ from autoseg.compute import device as device_module
 from autoseg.compute.device import (
     Gpu,
     choose_device,
+    choose_devices,
     fast_precision,
     find_gpu,
     how_to_install,
@@ -207,3 +208,30 @@ def test_a_gpu_that_computes_becomes_the_current_one(cuda: type[Cuda], monkeypat
     assert choose_device("cuda:1") == torch.device("cuda:1")
     assert cuda.current == 1
     assert choose_device("auto") == torch.device("cuda")
+
+
+def test_auto_takes_all_gpus_that_compute(cuda: type[Cuda], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+
+    def ask(names: list[str]) -> dict[str, Issue | None]:
+        tried.extend(names)
+        return {"cuda:0": Issue(code="device.does_not_compute", where="--device", message="broken"), "cuda:1": None}
+
+    monkeypatch.setattr(device_module, "_ask_beside", ask)
+    shown: list[Issue] = []
+    assert choose_devices("auto", shown.append) == (torch.device("cuda:1"),)
+    assert tried == ["cuda:0", "cuda:1"]
+    assert [(issue.code, issue.severity) for issue in shown] == [("device.does_not_compute", "warning")]
+    assert cuda.current == 1
+    with pytest.raises(AutosegError, match="broken"):
+        choose_devices("cuda:0,cuda:1")
+    monkeypatch.setattr(device_module, "_ask_beside", lambda names: dict.fromkeys(names))
+    assert choose_devices("cuda:1,cuda:0,cuda:1") == tuple(map(torch.device, ("cuda:1", "cuda:0", "cuda:1")))
+
+
+def test_several_devices_are_tried_in_a_process_that_ends() -> None:
+    assert choose_devices("cpu,cpu") == (torch.device("cpu"), torch.device("cpu"))
+    with pytest.raises(AutosegError) as raised:
+        choose_devices("cpu,cuda:7")
+    assert raised.value.codes == ("device.unknown",)
+    assert "'cuda:7' does not exist" in raised.value.issues[0].message
