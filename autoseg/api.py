@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
 from autoseg.settings import make_settings, parse_part
-from autoseg.stages.run import Run, begin_run, described_folder
+from autoseg.stages.run import Run, begin_run, described_folder, find_run
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
@@ -43,8 +45,7 @@ def run(
 
     if cluster is not None:
         return _run_there(dataset, out, options, cluster=cluster, slurm_options=slurm_options, until="report")
-
-    return run_all(_begin(dataset, out, options, needs_device=True))
+    return _lead(run_all, dataset, out, options)
 
 
 def fingerprint(dataset: Place, out: Place | None = None, *, cluster: str | None = None, **options: Any) -> Run:
@@ -101,7 +102,20 @@ def train(
     only: dict[str, Any] = {"configuration": configuration, "fold": fold}
     if cluster is not None:
         return _run_there(dataset, out, options, cluster=cluster, slurm_options=slurm_options, until="train", **only)
-    return _until("validate", _begin(dataset, out, options, needs_device=True, waits=wait, **only))
+    return _lead(partial(_until, "validate"), dataset, out, options, waits=wait, **only)
+
+
+def _lead(
+    work: Callable[[Run], Run], dataset: Place, out: Place | None, options: dict[str, Any], **context: Any
+) -> Run:
+    """Do the work of a run; of several processes that torchrun started only the first does, and the others train with it."""
+    from autoseg.stages.together import under_torchrun
+
+    with under_torchrun() as ranks:
+        if ranks is not None and ranks.rank:
+            _, root = find_run(_path("dataset", dataset), None if out is None else _path("out", out))
+            return replace(Run.open(root), ranks=ranks)
+        return work(_begin(dataset, out, options, needs_device=True, ranks=ranks, **context))
 
 
 def job_scripts(

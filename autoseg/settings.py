@@ -221,6 +221,15 @@ class Settings(Document):
             also="--devices",
         ),
     ] = "auto"
+    ddp: Annotated[
+        Annotated[int, Field(ge=1)] | None,
+        Option(
+            "Processes that train one model together, each on a device of its own (default: 1).",
+            "schedule",
+            "INTEGER",
+            decides=False,
+        ),
+    ] = None
     threads: Annotated[
         Annotated[int, Field(ge=1)] | None,
         Option(

@@ -39,6 +39,7 @@ MAY_IMPORT = {
 DOORS = {
     "joblib": {"autoseg/compute/executor.py"},
     "distributed": {"autoseg/compute/cluster.py"},
+    "torch.distributed": {"autoseg/compute/ranks.py"},
     "mlflow": {"autoseg/tracking/mlflow.py"},
     "tensorboard": {"autoseg/tracking/tensorboard.py"},
     "batchgenerators": {"autoseg/training/augmentation.py"},
@@ -100,7 +101,8 @@ def direction(path: Path) -> Iterator[str]:
 
 def doors(path: Path) -> Iterator[str]:
     """Each dependency has one door."""
-    for package in {name.split(".")[0] for name in imported(path)} & DOORS.keys():
+    names = set(imported(path))
+    for package in {*(name.split(".")[0] for name in names), *names} & DOORS.keys():
         if not any(name_of(path).startswith(door) for door in DOORS[package]):
             yield f"{package} has another door"
 
@@ -154,6 +156,7 @@ RUN = PREPROCESS | {
     "--anyway",
     "--budget",
     "--configurations",
+    "--ddp",
     "--device",
     "--folds",
     "--groups",

@@ -93,7 +93,9 @@ def run(
         if dry_run:
             return _show_scripts(autoseg.api.job_scripts(dataset, out, **sent, **options))
         options |= sent
-    show_result(autoseg.run(dataset, out, **options))
+    done = autoseg.run(dataset, out, **options)
+    if done.ranks is None or not done.ranks.rank:  # others only helped to train
+        show_result(done)
 
 
 def _cluster_words(cluster: str | None, slurm_options: str, dry_run: bool) -> dict[str, Any]:
@@ -145,7 +147,8 @@ def train(
             return _show_scripts(autoseg.api.job_scripts(dataset, out, until="train", **sent, **options))
         options |= sent
     done = autoseg.train(dataset, out, wait=wait, **options)
-    typer.echo(f"Models: {done.folder.models}")
+    if done.ranks is None or not done.ranks.rank:
+        typer.echo(f"Models: {done.folder.models}")
 
 
 @stage_command(until="train", replans=False)

@@ -42,6 +42,7 @@ from planners import (
 if TYPE_CHECKING:
     import torch
 
+    from autoseg.compute.ranks import Ranks
     from autoseg.evaluation.selection import Selection
     from autoseg.evaluation.table import Summary
 
@@ -65,6 +66,10 @@ class Run:
     reporter: Reporter = field(default_factory=SilentReporter)
     callbacks: tuple[Callback, ...] = ()
     """Called at stages, steps, epochs and folds: trackers, and those that the caller passes."""
+    ddp: tuple[str, ...] = ()
+    """Devices of the processes that train one model together, the first this one's; empty: each model is trained by one."""
+    ranks: Ranks | None = None
+    """Where torchrun started the processes: the place of this one."""
     redo: bool = False
     """Whether trainings whose inputs changed are redone."""
     replan: bool = False
@@ -300,7 +305,7 @@ def keep_settings(run: Run) -> None:
     """
     stored, settings = _stored(run.folder), run.settings
     if stored is not None and run.fold is not None:
-        own = {name: getattr(stored, name) for name in ("device", "threads", "workers")}
+        own = {name: getattr(stored, name) for name in ("device", "ddp", "threads", "workers")}
         settings = settings.model_copy(update=own)
     if stored != settings:
         save_document(run.folder.settings, settings)
@@ -326,7 +331,12 @@ def _with_device(run: Run, lines: list[str]) -> Run:
 
     issues: list[Issue] = []
     devices = choose_devices(run.settings.device, issues.append)
-    if run.fold is not None or (run.callbacks and len(devices) > 1):
+    count = run.settings.ddp or 1
+    if run.ranks is not None:
+        count, devices = 1, devices[:1]
+    if count > 1:
+        devices = _devices_of_one_model(devices, count)
+    elif run.fold is not None or (run.callbacks and len(devices) > 1):
         if run.fold is None:
             issues.append(_one_device_issue(devices[0]))
         devices = devices[:1]
@@ -336,9 +346,24 @@ def _with_device(run: Run, lines: list[str]) -> Run:
     set_threads(run.num_threads)
     first = introduce_device(devices[0], num_threads=run.num_threads)
     names = tuple(map(str, devices)) if len(devices) > 1 else ()
-    more = f"; trainings side by side on {', '.join(names)}" if names else ""
+    how = "one training at a time" if count > 1 else "trainings side by side"
+    more = f"; {how} on {', '.join(names)}" if names else ""
+    if run.ranks is not None:
+        more = f"; one training at a time by {run.ranks.count} processes of torchrun"
     lines += [f"Device: {first}{more}", *map(as_line, issues)]
-    return replace(run, device_name=str(devices[0]), device_names=names)
+    together, beside = (names, ()) if count > 1 else ((), names)
+    return replace(run, device_name=str(devices[0]), ddp=together, device_names=beside)
+
+
+def _devices_of_one_model(devices: Sequence[torch.device], count: int) -> tuple[torch.device, ...]:
+    """The first ``count`` of the devices; a CPU takes any number of processes. Raises `AutosegError` for fewer GPUs."""
+    if len(devices) == 1 and devices[0].type == "cpu":
+        return (devices[0],) * count
+    if len(devices) < count:
+        message = f"{count_noun(len(devices), 'device')} for {count} processes: {', '.join(map(str, devices))}"
+        fix = f"use --ddp {len(devices)}, or name as many --devices"
+        raise AutosegError(Issue(code="ddp.too_few_devices", where=f"--ddp {count}", message=message, fix=fix))
+    return tuple(devices[:count])
 
 
 def _one_device_issue(device: torch.device) -> Issue:

@@ -7,11 +7,12 @@ import shutil
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 from autoseg.compute.executor import available_cores, stop_requests
+from autoseg.compute.ranks import Ranks
 from autoseg.imaging.placement import Placement
 from autoseg.inference.member_output import How, LabelMap, run_member
 from autoseg.inference.model import Member, final_weights, load_network
@@ -63,7 +64,8 @@ def train(run: Run) -> Generator[Work, None, None]:
 
     Where a time decides on the number of steps, each fold is validated at once, so that what predictions take is known.
     """
-    from autoseg.stages.validate import validation_work  # it builds on this module
+    from autoseg.stages.together import require_shares  # these build on this module
+    from autoseg.stages.validate import validation_work
 
     take_in(run)
     prepared = read_prepared(run)
@@ -72,6 +74,8 @@ def train(run: Run) -> Generator[Work, None, None]:
     refuse_trained_otherwise(run, prepared, jobs)
     keys = all_keys(run, prepared)
     left = _untrained(run, jobs, keys)
+    if left and run.trains and (run.ddp or run.ranks is not None):
+        require_shares(run, prepared)
     if run.trains and min(run.num_devices, len(left)) > 1:
         from autoseg.stages.side_by_side import train_side_by_side  # likewise
 
@@ -385,6 +389,8 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
 
     Patches are drawn in `autoseg.training.sampling`; the loss is that of the configuration in ``plan.json``.
     """
+    from autoseg.stages.together import training_ranks  # it builds on this module
+
     training, fold = job
     name = training.configuration
     refuse_trained_otherwise(run, prepared, [job])
@@ -397,14 +403,39 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
     # At no moment may other weights and their predictions pass for those that are trained now.
     final_weights(run.folder, name, fold).unlink(missing_ok=True)
     (run.folder.validation(name, fold) / JOURNAL).unlink(missing_ok=True)
+    configuration = prepared.plan.configuration(name)
+    previous_labels(run, prepared, configuration)  # before others look for them
+    with (
+        training_ranks(run, name, fold) as ranks,
+        stop_requests(run.say) as should_stop,
+        kept_heap_for(configuration, training, run.device),
+    ):
+        spec = fold_spec(run, prepared, job, key, ranks)
+        spec = replace(spec, revisions=run.schedule.revisions_of(name, fold), revise=pacer.revise)
+        callbacks = (pacer, FoldProgress(pacer.tracker, run.say), MomentFile(spec.folder / MOMENT_FILE), *run.callbacks)
+        try:
+            applied = train_fold(spec, callbacks, should_stop=lambda: should_stop() or pacer.gives_up)
+        except KeyboardInterrupt:
+            if not pacer.gives_up:
+                raise
+            raise GivenUpError from None  # its checkpoint stays, for a call that asks for it
+    if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
+        save_revisions(run, applied, all_of=(name, fold))
+    return pacer.earlier_s
+
+
+def fold_spec(run: Run, prepared: Prepared, job: FoldJob, key: str, ranks: Ranks | None = None) -> FoldSpec:
+    """What is trained, from what, where to; by one process, or by this one beside others."""
+    training, fold = job
+    name = training.configuration
     plan, split = prepared.plan, prepared.splits.folds[fold]
     configuration = plan.configuration(name)
     preprocessed = run.folder.preprocessed(configuration.data)
     previous = previous_labels(run, prepared, configuration)
     expected = expected_cases(prepared, configuration, (*split.train, *split.val))
     seed, start = starting_point(run, prepared, job)
-    num_workers, most_workers = readers(run, configuration, training)
-    spec = FoldSpec(
+    num_workers, most_workers = readers(run, configuration, training, ranks)
+    return FoldSpec(
         plan=plan,
         configuration=configuration,
         training=training,
@@ -420,20 +451,8 @@ def train_one(run: Run, prepared: Prepared, job: FoldJob, key: str, pacer: Pacer
         case_ids=split.train,
         start=start,
         require_cases=partial(require_cases, preprocessed, expected),
-        revisions=run.schedule.revisions_of(name, fold),
-        revise=pacer.revise,
+        ranks=ranks,
     )
-    with stop_requests(run.say) as should_stop, kept_heap_for(configuration, training, run.device):
-        callbacks = (pacer, FoldProgress(pacer.tracker, run.say), MomentFile(spec.folder / MOMENT_FILE), *run.callbacks)
-        try:
-            applied = train_fold(spec, callbacks, should_stop=lambda: should_stop() or pacer.gives_up)
-        except KeyboardInterrupt:
-            if not pacer.gives_up:
-                raise
-            raise GivenUpError from None  # its checkpoint stays, for a call that asks for it
-    if applied != run.schedule.revisions_of(name, fold):  # another process shortened it after it had begun
-        save_revisions(run, applied, all_of=(name, fold))
-    return pacer.earlier_s
 
 
 def starting_point(run: Run, prepared: Prepared, job: FoldJob) -> tuple[int, Transfer | None]:
@@ -455,13 +474,14 @@ def goes_on(folder: RunFolder, schedule: Schedule, name: str, fold: int) -> bool
     return start is not None and is_trained(final_weights(folder, name, fold), start.key)
 
 
-def readers(run: Run, configuration: Configuration, training: Training) -> tuple[int, int]:
+def readers(run: Run, configuration: Configuration, training: Training, ranks: Ranks | None = None) -> tuple[int, int]:
     """Processes that read patches, and how many there may be where the device waits for batches.
 
     Cores and memory are shared with other processes of this machine that train in the same run.
     """
     side_by_side = 1 if run.fold is None else run.schedule.conditions.num_devices  # others may not have begun
-    trainings = max(side_by_side, len(owners_here(run.folder.locks.glob("train-*.lock"))))
+    together = 1 if ranks is None else ranks.count
+    trainings = max(side_by_side, together, len(owners_here(run.folder.locks.glob("train-*.lock"))))
     now, most = (
         num_readers(configuration, training, run.device, cores, trainings=trainings)
         for cores in (run.num_workers, max(run.num_workers, available_cores()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from autoseg.compute.device import use_device
 from autoseg.compute.executor import validation_readers
-from autoseg.issues import Issue
+from autoseg.compute.ranks import LOST
+from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import save_weights
 from autoseg.tracking.callbacks import Callback, EpochRecord, FoldEnd, FoldStart, StepRecord, notify
 from autoseg.training.checkpoints import (
@@ -39,6 +41,7 @@ from autoseg.training.loop import load_optimiser, run_network, train
 from autoseg.training.losses import region_table
 from autoseg.training.preflight import clear_fold, require_fit
 from autoseg.training.sampling import Batch, finish, load_crops, with_sought
+from autoseg.training.together import announce, end_segment
 from planners import Labels, Revision
 
 MOVING_AVERAGE_SHARE = 0.9
@@ -247,10 +250,16 @@ def train_fold(
 
 def _take_steps(run: FoldRun) -> None:
     """All steps that are left; batches are drawn again whenever a callback wants that."""
-    source = batch_source(run.spec, purpose="training")
+    source, ranks = batch_source(run.spec, purpose="training"), run.spec.ranks
 
     def on_step(record: StepRecord) -> None:
-        notify(run.listeners, "on_step", record)
+        try:
+            notify(run.listeners, "on_step", record)
+        except BaseException:
+            if ranks is not None:  # all are between two steps
+                end_segment(ranks)
+                ranks.tell(None)
+            raise
         run.steps_done = record.step + 1
 
     while run.steps_done < run.num_steps:
@@ -263,8 +272,10 @@ def _take_steps(run: FoldRun) -> None:
             device=run.spec.device,
             say=partial(_say, run),
         )
-        with readable_errors(run.spec.where):
-            train(
+        if ranks is not None:
+            announce(run, ranks, steps)
+        with readable_errors(run.spec.where), _saved_if_others_end(run):
+            done = train(
                 run.parts,
                 crops,
                 steps,
@@ -274,6 +285,21 @@ def _take_steps(run: FoldRun) -> None:
                 on_memory_error=lambda step: shrink_micro_batch(run, step),
                 on_batch_error=lambda done: save_steps(run, done),
             )
+        if ranks is not None and done < steps.stop:
+            end_segment(ranks)
+    if ranks is not None:
+        ranks.tell(None)
+
+
+@contextmanager
+def _saved_if_others_end(run: FoldRun) -> Iterator[None]:
+    """Save the last step where a process that computes a share of each batch has gone: the one under way is not begun for the weights."""
+    try:
+        yield
+    except AutosegError as error:
+        if LOST in error.codes and not run.parts.reads_late:
+            save_steps(run, run.steps_done)
+        raise
 
 
 def _begin(
@@ -282,7 +308,9 @@ def _begin(
     """The training as this machine can do it, from the newest checkpoint if there is one, with notes on what was adapted."""
     checkpoint, damage = load_latest(spec.folder / CHECKPOINT_FILE, key=spec.key)
     batch_size = spec.training.batch_size
-    cleared = clear_fold(spec, most=batch_size if checkpoint is None else checkpoint.state["micro_batch_size"])
+    share, count = (batch_size, 1) if spec.ranks is None else (len(spec.ranks.share(batch_size)), spec.ranks.count)
+    most = share if checkpoint is None else min(share, checkpoint.state["micro_batch_size"])
+    cleared = clear_fold(spec, most=most)
     spec = cleared.spec
     parts, saved = make_fold_parts(spec), SavedBest()
     if checkpoint is None:
@@ -294,7 +322,16 @@ def _begin(
         state = read_state(checkpoint)
         saved = saved_best(checkpoint, state)
         state.average = {name: weights.to(spec.device) for name, weights in state.average.items()}
-    state.micro_batch_size = cleared.micro_batch_size
+    if (
+        cleared.micro_batch_size < share
+    ):  # else another number of processes, each with another share, needs no micro-batches either
+        state.micro_batch_size = cleared.micro_batch_size
+    others = (
+        []
+        if state.ranks == count or checkpoint is None
+        else [other_ranks_issue(spec, checkpoint.step, state.ranks, count)]
+    )
+    state.ranks = count
     steps_done = 0 if checkpoint is None else checkpoint.step
     applied = tuple(revision for revision in spec.revisions if revision.step <= steps_done)
     run = FoldRun(
@@ -320,4 +357,13 @@ def _begin(
     adapted = (
         Issue(code="training.weights_adapted", severity="note", where=spec.where, message=note) for note in notes
     )
-    return run, (*damage, *adapted, *cleared.issues)
+    return run, (*damage, *adapted, *others, *cleared.issues)
+
+
+def other_ranks_issue(spec: FoldSpec, step: int, before: int, now: int) -> Issue:
+    """Says that another number of processes goes on with a training."""
+    message = (
+        f"trained by {before} {'process' if before == 1 else 'processes'} up to step {step}, and by {now} from here on: batches and "
+        "gradients are the same, last digits may differ"
+    )
+    return Issue(code="training.other_ranks", severity="note", where=spec.where, message=message)

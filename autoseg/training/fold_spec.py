@@ -5,20 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from autoseg.compute.executor import Background
+from autoseg.compute.ranks import Ranks
 from autoseg.issues import Issue
 from autoseg.networks.build import build_network
 from autoseg.networks.weights import Transfer
 from autoseg.tracking.callbacks import Callback, EpochRecord, notify
 from autoseg.training.augmentation import Recipe, make_recipe
 from autoseg.training.loop import Parts, is_mean_over_samples, make_parts
-from autoseg.training.losses import make_loss
+from autoseg.training.losses import make_joint_loss, make_loss
 from autoseg.training.sampling import BatchSource, Crop, PackedBatch, PatchSource, with_scarce, with_sought
 from planners import Configuration, Labels, Plan, Revision, Training, learning_rate, planned_position, with_width
 
@@ -58,6 +60,9 @@ class FoldSpec:
     """Of the number of steps, as they are known: each is applied when its step is done."""
     revise: Callable[[int], Revision | None] = lambda done: None
     """Called after each step with the steps done, once all known revisions are applied; may give another one."""
+
+    ranks: Ranks | None = None
+    """The place of this process among those that train the model together; none: it trains alone."""
 
     @property
     def where(self) -> str:
@@ -103,7 +108,11 @@ def batch_source(spec: FoldSpec, *, purpose: str, sought: Sequence[str] = ()) ->
         fold=spec.fold,
         purpose=purpose,
     )
-    return with_sought(with_scarce(source), sought) if purpose == "training" else source
+    if purpose != "training":
+        return source
+    if spec.ranks is not None:
+        source = replace(source, share=spec.ranks.share(source.batch_size))
+    return with_sought(with_scarce(source), sought)
 
 
 def make_fold_parts(spec: FoldSpec) -> Parts:
@@ -112,8 +121,18 @@ def make_fold_parts(spec: FoldSpec) -> Parts:
     if spec.start is not None:
         network.load_state_dict(spec.start.weights)
     loss, labels = spec.configuration.loss, spec.plan.labels
-    separable = is_mean_over_samples(loss, labels)
-    return make_parts(network, make_loss(loss, labels), spec.training, spec.device, separable=separable)
+    separable, ranks, joint = is_mean_over_samples(loss, labels), spec.ranks, None
+    if ranks is not None:
+        joint = make_joint_loss(loss, labels, partial(ranks.gather, batch_size=spec.training.batch_size))
+    return make_parts(
+        network,
+        make_loss(loss, labels),
+        spec.training,
+        spec.device,
+        separable=separable,
+        ranks=ranks,
+        joint_loss=joint,
+    )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -150,6 +169,8 @@ class FoldState:
     """Steps whose weights are in it."""
     earlier_s: float = 0.0
     """Seconds that earlier calls took; in a checkpoint those of the call that wrote it are among them."""
+    ranks: int = 1
+    """Processes that trained it together, lately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -294,6 +294,7 @@ def restart(run: FoldRun, found: str, steps_done: int, *, code: str) -> None:
     state.average, state.averaged = {}, 0
     state.restarts, state.restarted_at = state.restarts + 1, steps_done
     state.rate_factor /= 2
+    run.new_batches = run.new_batches or run.spec.ranks is not None  # the others get the weights with what comes next
     message = f"{found}; restored the last good weights, with {state.rate_factor:g} of the planned learning rate"
     issue = Issue(code="training.restarted", severity="warning", where=run.spec.where, message=message)
     add_issue(run, issue, repeat=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autoseg.compute.memory import is_out_of_memory, release_memory
+from autoseg.compute.ranks import Ranks
 from autoseg.networks.build import place
 from autoseg.tracking.callbacks import StepRecord
 from autoseg.training.losses import LossFunction, supervise_deeply
@@ -79,6 +80,10 @@ def accumulate(
     return loss.detach()
 
 
+class SegmentOverError(Exception):
+    """Raised in processes that do what rank 0 says, where it ends before the last step that it announced."""
+
+
 class Control(Protocol):
     """What may change from step to step."""
 
@@ -110,6 +115,10 @@ class Parts:
     device: torch.device
     separable: bool = False
     """The loss of a batch is the mean of its samples' losses."""
+    ranks: Ranks | None = None
+    """Where several processes each compute a share of every batch: the place of this one."""
+    joint_loss: LossFunction | None = None
+    """Then, the loss of the whole batch from this process's share."""
 
     @property
     def reads_late(self) -> bool:
@@ -118,7 +127,14 @@ class Parts:
 
 
 def make_parts(
-    network: nn.Module, loss: LossFunction, training: Training, device: torch.device, *, separable: bool = False
+    network: nn.Module,
+    loss: LossFunction,
+    training: Training,
+    device: torch.device,
+    *,
+    separable: bool = False,
+    ranks: Ranks | None = None,
+    joint_loss: LossFunction | None = None,
 ) -> Parts:
     """The network on its device with optimiser and gradient scaler (which acts in float16 only).
 
@@ -134,6 +150,8 @@ def make_parts(
         training=training,
         device=device,
         separable=separable,
+        ranks=ranks,
+        joint_loss=joint_loss,
     )
 
 
@@ -280,6 +298,8 @@ def train(
         if upcoming is None:
             upcoming, waited, _ = fetch(step)
         rate = control.learning_rate(step)
+        if parts.ranks is not None and math.isnan(rate := parts.ranks.agree(rate)):
+            raise SegmentOverError
         while (result := _try_step(parts, *upcoming, rate, control.micro_batch_size)) is None:
             untold.tell()
             on_memory_error(step)
@@ -312,7 +332,9 @@ def _try_step(parts: Parts, images: Tensor, labels: Tensor, rate: float, size: i
     try:
         return queue_step(parts, images, labels, rate, micro_batch_size=size)
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if (
+            not is_out_of_memory(error) or parts.ranks is not None
+        ):  # the others wait for this process, and for its numbers
             raise
     parts.optimiser.zero_grad(set_to_none=True)
     if parts.scaler.is_enabled():  # the step may have ended between `unscale_` and `update`; the scale stays
@@ -373,14 +395,18 @@ def _give_momentum(optimiser: torch.optim.Optimizer) -> None:
 
 
 def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) -> Tensor:
-    """Replace the gradients by those of one batch, ``size`` samples at a time; returns the loss, detached."""
+    """Replace the gradients by those of one batch, ``size`` samples at a time; returns the loss, detached.
+
+    With ranks, ``images`` are this process's share of the batch; gradients and loss are those of the whole.
+    """
+    loss_of_batch = parts.joint_loss or parts.loss
 
     def forward(part: Tensor) -> list[Tensor]:
         logits = run_network(parts.step_network, part, parts.training.precision)
         return [logits] if isinstance(logits, Tensor) else logits
 
     def criterion(logits: Sequence[Tensor], target: Tensor) -> Tensor:
-        return supervise_deeply(parts.loss, logits, target)
+        return supervise_deeply(loss_of_batch, logits, target)
 
     def backward(loss: Tensor) -> None:
         parts.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
@@ -389,10 +415,14 @@ def compute_gradient(parts: Parts, images: Tensor, labels: Tensor, size: int) ->
         parts.optimiser.zero_grad(set_to_none=True)
     if size < len(images):
         parts.optimiser.zero_grad(set_to_none=True)
-        return accumulate(forward, criterion, backward, images, labels, size=size, separable=parts.separable)
-    loss = criterion(forward(images), labels)
-    parts.optimiser.zero_grad(set_to_none=True)
-    backward(loss)
+        separable = parts.separable and parts.ranks is None
+        loss = accumulate(forward, criterion, backward, images, labels, size=size, separable=separable)
+    else:
+        loss = criterion(forward(images), labels)
+        parts.optimiser.zero_grad(set_to_none=True)
+        backward(loss)
+    if parts.ranks is not None:
+        parts.ranks.sum_gradients(list(parts.network.parameters()))
     return loss.detach()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from planners import LOSSES, Labels, Loss
 
@@ -55,6 +56,41 @@ def make_loss(loss: Loss, labels: Labels) -> LossFunction:
             return compute(logits.float(), target)
 
     return in_float32
+
+
+def make_joint_loss(loss: Loss, labels: Labels, gather: Callable[[Tensor], Tensor]) -> LossFunction:
+    """`make_loss` of a batch of which several processes each have a share of the samples, for each of them.
+
+    ``gather`` gives the rows of all from those of this process, which stay differentiable. Of the method's losses sums travel, a few
+    numbers for each sample; of others, logits and label maps.
+    """
+    compute: LossFunction = LOSSES.get(loss.name)(loss, labels)
+    terms = _voxel_terms(loss, labels)
+    sums_travel = loss.name == "compound" and loss.voxel != "top_k"
+
+    def in_float32(logits: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            if sums_travel:
+                both, sizes, *voxels = _sums_in_slabs(terms, loss, logits, target)
+                once = torch.stack([*voxels, *([both.new_zeros(())] * (2 - len(voxels)))])[None]  # in the first row
+                extra = torch.cat([once, once.new_zeros((len(both) - 1, 2))])
+                rows = gather(torch.cat([both, sizes, extra], 1))
+                both, sizes, extra = torch.split(rows, [both.shape[1], sizes.shape[1], 2], 1)
+                found = [both, sizes, *extra.sum(0)] if voxels else [both, sizes]
+                return _loss_of_sums(loss, labels, found, logits.shape[1])
+            return compute(gather(logits.float()), gather(target))
+
+    return in_float32
+
+
+def _sums_in_slabs(terms: Terms, loss: Loss, logits: Tensor, target: Tensor) -> list[Tensor]:
+    """`_slab_sums` of all of it; on a GPU as `sum_slabs` does, so that float32 copies of large logits exist for a slab at a time."""
+    if logits.device.type != "cuda" or logits.numel() <= SLAB_VALUES:
+        return _slab_sums(terms, loss, logits, target)
+    slices = max(1, SLAB_VALUES * logits.shape[2] // logits.numel())
+    slabs = zip(torch.split(logits, slices, 2), torch.split(target, slices, 1), strict=True)
+    parts = [checkpoint(_slab_sums, terms, loss, *slab, use_reentrant=False) for slab in slabs]
+    return [torch.stack(each).sum(0) for each in zip(*parts, strict=True)]
 
 
 def compound_loss(loss: Loss, labels: Labels) -> LossFunction:

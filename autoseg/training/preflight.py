@@ -50,7 +50,8 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
 
     ``most``: no larger micro-batches. Raises `AutosegError` where not even one sample fits.
     """
-    issues = norm_issues(spec)
+    issues, ranks = norm_issues(spec), spec.ranks
+    spec = replace(spec, ranks=None)  # trial steps are this process's own
     if spec.training.compiled and (reason := why_not_compiled(spec, most)) is not None:
         message = f"torch.compile does not work here ({reason}); steps run without it, which is slower"
         issues.append(Issue(code="training.not_compiled", severity="warning", where=spec.where, message=message))
@@ -60,7 +61,7 @@ def clear_fold(spec: FoldSpec, *, most: int) -> Cleared:
         raise AutosegError(memory_issue(spec.plan, spec.configuration, spec.training, spec.device))
     if size < most:
         issues.append(micro_batch_issue(spec, size))
-    return Cleared(spec=spec, micro_batch_size=size, issues=tuple(issues))
+    return Cleared(spec=replace(spec, ranks=ranks), micro_batch_size=size, issues=tuple(issues))
 
 
 def norm_issues(spec: FoldSpec) -> list[Issue]:

@@ -296,9 +296,11 @@ class BatchSource(Dataset[list[Crop]]):
     """Classes in any case, scarce ones included."""
     previous_values: tuple[int, ...] = ()
     """Of a cascade: foreground values of the first stage's label maps, which ``cases`` then have (`CascadeSource`)."""
+    share: range | None = None
+    """The samples that this process computes, where several share a batch; none: all. Each is the same whoever draws it."""
 
     def __getitem__(self, step: int) -> list[Crop]:
-        return [self.sample(step, i) for i in range(self.batch_size)]
+        return [self.sample(step, i) for i in (range(self.batch_size) if self.share is None else self.share)]
 
     def choose(self, step: int, index: int) -> tuple[np.random.Generator, int, str | None]:
         """The generator of a sample's place, the number of its case, and the class that it must contain, if one was drawn."""
