@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -67,21 +68,35 @@ def _spread(
     stage: str, dataset: Place, out: Place | None, options: dict[str, Any], cluster: str | None, **context: Any
 ) -> Run:
     """The stages of a run up to ``stage``, in this process; the cases are done by the workers of a Dask cluster, if one is given."""
-    if cluster is None:
-        return _until(stage, _begin(dataset, out, options, **context))
-    from autoseg.compute.cluster import open_dask, parse_cluster
-    from autoseg.compute.executor import spread_over
+    with ExitStack() as stack:
+        _refuse_slurm(cluster)
+        begun = _begin(dataset, out, options, **context)
+        _spread_cases(stack, cluster, begun.folder.root)
+        return _until(stage, begun)
 
-    address = parse_cluster(cluster)
-    if address.kind == "slurm":
+
+def _refuse_slurm(cluster: str | None) -> None:
+    """Raise `AutosegError` for a cluster that takes no cases."""
+    from autoseg.compute.cluster import parse_cluster
+
+    if cluster is not None and parse_cluster(cluster).kind == "slurm":
         message, fix = (
             "Slurm takes whole commands, not cases",
             "use autoseg run or train, or submit this command with sbatch",
         )
         raise AutosegError(Issue(code="settings.contradiction", where="--cluster slurm", message=message, fix=fix))
-    begun = _begin(dataset, out, options, **context)
-    with open_dask(address, folder=begun.folder.root.absolute()) as workers, spread_over(workers):
-        return _until(stage, begun)
+
+
+def _spread_cases(stack: ExitStack, cluster: str | None, folder: Path) -> None:
+    """Until ``stack`` ends, cases are done by the workers of a Dask cluster, if one is given."""
+    if cluster is None:
+        return
+    from autoseg.compute.cluster import open_dask, parse_cluster
+    from autoseg.compute.executor import spread_over
+
+    _refuse_slurm(cluster)
+    workers = stack.enter_context(open_dask(parse_cluster(cluster), folder=folder.absolute()))
+    stack.enter_context(spread_over(workers))
 
 
 def train(
@@ -173,15 +188,20 @@ def schedule(dataset: Place, out: Place | None = None, *, cluster: str | None = 
     return _spread("schedule", dataset, out, options, cluster, needs_device=True)
 
 
-def select(dataset: Place, out: Place | None = None, **options: Any) -> Run:
+def select(dataset: Place, out: Place | None = None, *, cluster: str | None = None, **options: Any) -> Run:
     """Choose the best configuration or ensemble by cross-validation. Arguments as of `run`; the result has ``.selection``.
+
+    A Dask ``cluster`` gets the cases.
 
     Where a model is finished nothing is trained for it: if the dataset, the options or unfinished trainings ask for another
     one, the selection is that of the finished model.
     """
     from autoseg.pipeline import show
 
-    return show(_begin(dataset, out, options, needs_device=True), "select")
+    with ExitStack() as stack:
+        begun = _begin(dataset, out, options, needs_device=True)
+        _spread_cases(stack, cluster, begun.folder.root)
+        return show(begun, "select")
 
 
 def report(dataset: Place, out: Place | None = None, **options: Any) -> Run:
@@ -276,8 +296,8 @@ def _check_unlabelled(
 
 def predict(
     model: Place,
-    source: Place | Sequence[Place] | Imagelike,
-    output: Place,
+    source: Place | Sequence[Place] | Imagelike | None = None,
+    output: Place | None = None,
     *,
     affine: Any = None,
     spacing_mm: Sequence[float] | None = None,
@@ -294,7 +314,7 @@ def predict(
 ) -> list[Path]:
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
-    ``model`` is a run folder or a bundle file. Returns the label maps, or folders of masks; an ``output`` with the ending of
+    ``model`` is a run folder or a bundle file; without ``source`` and ``output`` it is a run, whose own test images are segmented. Returns the label maps, or folders of masks; an ``output`` with the ending of
     an image file is the label map of one image, which may be a list with a file for each channel, in order, or be in
     memory: that of `read_image`, SimpleITK or nibabel, or an array with its ``affine``, or with ``spacing_mm`` and ``axes``
     (`Predictor.predict_image`).
@@ -306,7 +326,10 @@ def predict(
     from autoseg.imaging.readers import as_image, image_ending, image_stem
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
 
-    reporter, out, model = reporter or SilentReporter(), _path("output", output), _path("model", model)
+    reporter, model = reporter or SilentReporter(), _path("model", model)
+    if source is None and output is None:
+        return _predict_own(model, device, threads=threads, reporter=reporter)
+    out = _path("output", output)
     require_place_for_predictions(out)
     share = None if part is None else parse_part(part)
     several = source if isinstance(source, list | tuple) else [source]
@@ -314,7 +337,8 @@ def predict(
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
     in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
     with reporter.phase("Loading the model"):
-        predictor = _load_predictor(model, device, mirroring=mirroring, threads=threads, say=reporter.say)
+        devices = _devices(device, reporter.say)
+        predictor = _load_predictor(model, devices[0], mirroring=mirroring, threads=threads, say=reporter.say)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
@@ -329,7 +353,61 @@ def predict(
             )
     if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
+    if min(len(devices), len(inputs.cases)) > 1 and share is None and len(paths) == 1:
+        options = {"layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities}
+        words = _predict_words(model, paths[0], out, options, mirroring=mirroring)
+        return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
+
+
+def _predict_own(root: Path, device: str, *, threads: int | None, reporter: Reporter) -> list[Path]:
+    """The test images of a run, in its own folder; several calls share them."""
+    from autoseg.compute.device import choose_device, set_threads
+    from autoseg.compute.executor import available_cores
+    from autoseg.stages.predict import predict_own
+    from autoseg.wording import as_line
+
+    if not root.is_dir():
+        message, fix = "no run folder, which alone has test images", "pass INPUT and OUTPUT"
+        raise AutosegError(Issue(code="predict.no_input", where=str(root), message=message, fix=fix))
+    run = Run.open(root)
+    set_threads(threads or available_cores())
+    chosen = choose_device(device, lambda issue: reporter.say(as_line(issue)))
+    return predict_own(replace(run, device_name=str(chosen), reporter=reporter), run.dataset)
+
+
+def _devices(name: str, say: Callable[[str], None]) -> list[str]:
+    """Names of the devices that are meant; one that is named alone is looked for when it is needed."""
+    from autoseg.compute.device import choose_devices
+    from autoseg.wording import as_line
+
+    several = name == "auto" or "," in name
+    return [str(each) for each in choose_devices(name, lambda issue: say(as_line(issue)))] if several else [name]
+
+
+def _predict_on(
+    devices: Sequence[str], words: Sequence[str], out: Path, *, threads: int | None, reporter: Reporter
+) -> list[Path]:
+    """A part of the images on each device."""
+    from autoseg.compute.executor import available_cores
+    from autoseg.stages.cluster import predict_on
+
+    on_cpu = max(1, sum(each.startswith("cpu") for each in devices))
+    num_threads = threads or max(1, available_cores() // on_cpu)
+    return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
+
+
+def _predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], *, mirroring: bool) -> list[str]:
+    """A prediction as a command that means the same in any folder."""
+    words = ["predict", *(str(path.absolute()) for path in (model, source, out))]
+    words += [] if mirroring else ["--no-mirroring"]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            words += [flag] * value
+        elif value is not None:
+            words += [flag, str(value.absolute() if isinstance(value, Path) else value)]
+    return words
 
 
 def predict_parts(
@@ -352,16 +430,12 @@ def predict_parts(
     if options.pop("part", None) is not None or (image_ending(out) and not out.is_dir()):
         message, fix = "divides a folder of images into parts itself", "pass folders, and omit --part"
         raise AutosegError(Issue(code="settings.contradiction", where="--cluster", message=message, fix=fix))
-    places = [_path(name, path).absolute() for name, path in (("model", model), ("source", source), ("output", out))]
     if options.get("spec") is not None:
-        options["spec"] = _path("spec", options["spec"]).absolute()
-    flags = {name: options.pop(name, False) for name in ("skip_bad", "probabilities")}
-    words = [*map(str, places), *(f"--{name.replace('_', '-')}" for name, is_on in flags.items() if is_on)]
-    if not options.pop("mirroring", True):
-        words.append("--no-mirroring")
-    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+        options["spec"] = _path("spec", options["spec"])
+    mirroring = options.pop("mirroring", True)
+    words = _predict_words(_path("model", model), _path("source", source), out, options, mirroring=mirroring)
     return predict_there(
-        ("predict", *words),
+        words,
         out,
         parse_cluster(cluster),
         slurm_options=slurm_options,
@@ -391,13 +465,14 @@ def evaluate(
     tolerance_mm: float | None = None,
     strict: bool = False,
     workers: int | None = None,
+    cluster: str | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
     """Score label maps, or folders of masks, against references of the same cases: Dice, surface distances, volumes.
 
     ``references`` is a folder of the same form, or a dataset; two label map files are one case. Names may differ by words such as ``_mask``, ``_pred`` or
     ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). What has no counterpart is in ``not_scored`` of the
-    summary, or with ``strict`` an error. Raises `AutosegError` with all issues of both folders.
+    summary, or with ``strict`` an error. A Dask ``cluster`` gets the cases. Raises `AutosegError` with all issues of both folders.
     """
     from autoseg.compute.executor import available_cores
     from autoseg.evaluation.folders import evaluate_folder
@@ -406,17 +481,19 @@ def evaluate(
 
     predictions, references = _path("predictions", predictions), _path("references", references)
     header = read_predictions_header(predictions.parent if predictions.is_file() else predictions)
-    return evaluate_folder(
-        predictions,
-        references,
-        classes=() if header is None else header.classes,
-        ignore=None if header is None else header.ignore_value,
-        threshold=None if header is None else header.threshold,
-        tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
-        strict=strict,
-        num_workers=workers or available_cores(),
-        reporter=reporter or SilentReporter(),
-    )
+    with ExitStack() as stack:
+        _spread_cases(stack, cluster, predictions if predictions.is_dir() else predictions.parent)
+        return evaluate_folder(
+            predictions,
+            references,
+            classes=() if header is None else header.classes,
+            ignore=None if header is None else header.ignore_value,
+            threshold=None if header is None else header.threshold,
+            tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+            strict=strict,
+            num_workers=workers or available_cores(),
+            reporter=reporter or SilentReporter(),
+        )
 
 
 def submit(

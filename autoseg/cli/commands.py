@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from shlex import quote
 from typing import Annotated, Any, Literal
@@ -152,9 +153,9 @@ def train(
 
 
 @stage_command(until="train", replans=False)
-def select(dataset: Path, out: Path | None, **options: Any) -> None:
+def select(dataset: Path, out: Path | None, cluster: CasesOption = None, **options: Any) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation. Finished models are not retrained."""
-    done = autoseg.select(dataset, out, **options)
+    done = autoseg.select(dataset, out, cluster=cluster, **options)
     show_scores(done)
     typer.echo(f"Selection: {done.folder.selection}")
 
@@ -316,14 +317,21 @@ def predict(
         typer.Argument(help="Run folder, bundle file, or a model in RUN/previous.", show_default=False),
     ],
     source: Annotated[
-        Path,
+        Path | None,
         typer.Argument(
-            metavar="INPUT", help="Image file, folder of images, or DICOM series folder.", show_default=False
+            metavar="[INPUT]",
+            help="Image file, folder of images, or DICOM series folder; without it, a run's own test images.",
+            show_default=False,
         ),
-    ],
+    ] = None,
     output: Annotated[
-        Path, typer.Argument(help="Folder for the label maps, or the file for that of one image.", show_default=False)
-    ],
+        Path | None,
+        typer.Argument(
+            metavar="[OUTPUT]",
+            help="Folder for the label maps, or the file for that of one image.",
+            show_default=False,
+        ),
+    ] = None,
     layout: Annotated[
         str | None, typer.Option("--layout", help="Layout of INPUT, if not the training data's.", show_default=False)
     ] = None,
@@ -354,8 +362,10 @@ def predict(
         faults(parse_part, part),
         faults(require_place_for_predictions, output),
         faults(_require_folder_or_image, output),
+        _own_images_only(source, output, {"--layout": layout, "--spec": spec, "--part": part, "--cluster": cluster,
+                                          "--probabilities": probabilities or None, "--no-mirroring": None if mirroring else True}),
         settings={"layout": layout, "spec": spec, "device": device},
-    )
+    )  # fmt: skip
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
         "device": device, "threads": threads, "part": part, "reporter": make_reporter(),
@@ -365,7 +375,19 @@ def predict(
     else:
         written = autoseg.predict(model, source, output, **options)
     if written:
-        typer.echo(f"Label maps: {output}")
+        typer.echo(f"Label maps: {output or written[0].parent}")
+
+
+def _own_images_only(source: Path | None, output: Path | None, options: Mapping[str, Any]) -> Iterator[Issue]:
+    """What is wrong where the images or the place for label maps are not given."""
+    if source is not None and output is None:
+        yield Issue(
+            code="predict.no_output", where="OUTPUT", message="is missing", fix="pass a folder for the label maps"
+        )
+    if source is None:
+        for name in (name for name, value in options.items() if value is not None):
+            message, fix = "needs INPUT and OUTPUT: a run's own test images have its options", "add them, or omit it"
+            yield Issue(code="settings.contradiction", where=name, message=message, fix=fix)
 
 
 def _require_folder_or_image(output: Path) -> None:
@@ -404,6 +426,7 @@ def evaluate(
         bool, typer.Option("--strict", help="Refuse predictions without a reference, and the reverse.")
     ] = False,
     workers: WorkersOption = None,
+    cluster: CasesOption = None,
 ) -> None:
     """Score predictions against references: Dice, surface distances, volumes; per class and case.
 
@@ -425,7 +448,13 @@ def evaluate(
     require_place_for_scores(path)
     require_own_table(table)
     summary = autoseg.evaluate(
-        predictions, references, tolerance_mm=tolerance_mm, strict=strict, workers=workers, reporter=make_reporter()
+        predictions,
+        references,
+        tolerance_mm=tolerance_mm,
+        strict=strict,
+        workers=workers,
+        cluster=cluster,
+        reporter=make_reporter(),
     )
     write_summary(path, summary)
     write_table(table, summary)

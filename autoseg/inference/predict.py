@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -198,6 +198,7 @@ def predict_cases(
     reporter: Reporter,
     is_own: bool = False,
     skip_bad: bool = False,
+    beginning: AbstractContextManager[None] | None = None,
 ) -> list[Path]:
     """Write a label map for every case, ``CASE`` plus the ending of the dataset's label files; returns their paths.
 
@@ -210,7 +211,7 @@ def predict_cases(
     not stop the others; all issues, those of ``inputs`` included, are raised together at the end, or, with ``skip_bad``,
     said. Raises `AutosegError` at once when ``folder`` has predictions of another model or made in another way, or other
     files under the names of predictions, or a name that is not text. In a folder that ``is_own``, which only autoseg
-    writes to, whatever does not fit is made again.
+    writes to, whatever does not fit is made again; ``beginning`` keeps others off while that is looked for.
     """
     require_text([folder])
     require_folder_for_predictions(folder)
@@ -228,7 +229,8 @@ def predict_cases(
         jobs, unread = _image_jobs(predictor, inputs.cases, tracker, reporter.warn, notes, probabilities=probabilities)
         remove_orphans(folder, below=False)
         remove_claims(folder)
-        sink.begin(jobs)
+        with beginning or nullcontext():
+            sink.begin(jobs)
         tracker.advance(len(unread))
         outcomes, errors = try_jobs(jobs, sink.complete, tracker, reporter.say)
     _say_notes(notes, reporter.say)

@@ -23,6 +23,8 @@ from autoseg.compute.cluster import (
     read_code,
     read_queue,
 )
+from autoseg.compute.executor import stop_requests
+from autoseg.compute.slots import Slots
 from autoseg.inference.model import final_weights
 from autoseg.inference.predictions import predictions_among
 from autoseg.issues import AutosegError, Issue
@@ -47,8 +49,8 @@ from autoseg.training.checkpoints import CHECKPOINT_FILE
 from autoseg.wording import count_noun
 from planners import Schedule
 
-PREPARE, FINISH = "prepare", "finish"
-"""Names of the tasks before and after the trainings."""
+PREPARE, SELECT, FINISH = "prepare", "selection", "finish"
+"""Names of tasks before and after the trainings."""
 
 
 def call_words(given: Mapping[str, Any], settings: Settings) -> list[str]:
@@ -95,7 +97,9 @@ def run_there(
         for name, tasks in training_waves(run):
             send(name, tasks, title="Training")
         if until == "report":
-            send(FINISH, [finishing(run)], title="Selecting, predicting, reporting")
+            for name, tasks, title in evaluating(run, cluster):
+                send(name, tasks, title=title)
+            send(FINISH, [finishing(run)], title="Reporting")
     return run
 
 
@@ -128,11 +132,26 @@ def predict_there(
     folder.mkdir(parents=True, exist_ok=True)
     with open_cluster(address, folder=folder, slurm_options=slurm_options) as cluster:
         number = cluster.num_workers if isinstance(cluster, DaskCluster) else cluster.most or SLURM_PARTS
-        tasks = [
-            Task(name=f"part-{k}", command=(*words, "--part", f"{k}/{number}"), folder=folder)
-            for k in range(1, number + 1)
-        ]
-        send_tasks(cluster, "predict", tasks, title="Predicting, in parts", reporter=reporter)
+        send_tasks(cluster, "predict", _parts(words, folder, number), title="Predicting, in parts", reporter=reporter)
+    return sorted(predictions_among(list(output.iterdir())))
+
+
+def _parts(words: Sequence[str], folder: Path, number: int) -> list[Task]:
+    return [
+        Task(name=f"part-{k}", command=(*words, "--part", f"{k}/{number}"), folder=folder) for k in range(1, number + 1)
+    ]
+
+
+def predict_on(
+    devices: Sequence[str], words: Sequence[str], output: Path, *, num_threads: int, reporter: Reporter
+) -> list[Path]:
+    """The same, in a part for each of some devices of this machine."""
+    folder = output.absolute() / ".cluster"
+    folder.mkdir(parents=True, exist_ok=True)
+    with stop_requests(reporter.say) as should_stop:
+        slots = Slots(devices=devices, options=("--threads", str(num_threads)), should_stop=should_stop)
+        tasks = _parts(words, folder, len(devices))
+        send_tasks(slots, "predict", tasks, title=f"Predicting on {', '.join(devices)}", reporter=reporter)
     return sorted(predictions_among(list(output.iterdir())))
 
 
@@ -161,6 +180,28 @@ def preparation(run: Run, given: Mapping[str, Any]) -> Task | None:
     words = [*call_words(given, run.settings), *(flag_of(name) for name, is_given in calls.items() if is_given)]
     target = [str(run.settings.dataset), "--out", root] if not run.folder.plan.is_file() else [root]
     return Task(name=PREPARE, command=("schedule", *target, *words), folder=run.folder.cluster.absolute())
+
+
+def evaluating(run: Run, cluster: DaskCluster | Slurm) -> list[tuple[str, list[Task], str]]:
+    """Selection and test images, as far as it is worth it to divide them: what is left is done with the report."""
+    folder = run.folder.cluster.absolute()
+    command = ("select", str(run.folder.root.absolute()))
+    is_dask = isinstance(cluster, DaskCluster)
+    workers = cluster.num_workers if isinstance(cluster, DaskCluster) else cluster.most or SLURM_PARTS
+    if isinstance(cluster, DaskCluster):  # its cases are counted and scored by all workers
+        command = (*command, "--cluster", str(cluster.address))
+    number = min(workers, len(run.dataset.test))
+    if number < 2 and not is_dask:
+        return []
+    select = (SELECT, [Task(name=SELECT, command=command, folder=folder)], "Selecting")
+    predict = ("predict", own_predictions(run, number), "Predicting the test images")
+    return [select, predict] if number > 1 else [select]
+
+
+def own_predictions(run: Run, number: int) -> list[Task]:
+    """So many tasks that share the test images of a run."""
+    folder, command = run.folder.cluster.absolute(), ("predict", str(run.folder.root.absolute()))
+    return [Task(name=f"predict-{k}", command=command, folder=folder) for k in range(1, number + 1)]
 
 
 def finishing(run: Run) -> Task:
@@ -239,7 +280,9 @@ def status(run: Run) -> list[UnitStatus]:
     folder, schedule = run.folder, load_or_none(Schedule, run.folder.schedule)
     named = {} if schedule is None else training_pairs(schedule)
     tasks = [_sent(folder, name) for name in (PREPARE, *named, FINISH)]
-    queue = read_queue(tasks)
+    parts = [_sent(folder, path.stem) for path in sorted(folder.cluster.glob("predict-*.json"))]
+    later = [_sent(folder, SELECT), *parts, tasks[-1]]
+    queue = read_queue([*tasks, *later[:-1]])
     units = [_stage(folder, name) for name in ("check", "fingerprint", "plan", "schedule")]
     units += [_task(folder, tasks[0], queue)] if any(unit.state != "done" for unit in units) else []
     if schedule is not None:
@@ -251,8 +294,9 @@ def status(run: Run) -> list[UnitStatus]:
     page = (folder.report / "index.html").is_file()
     ends = [_stage(folder, "select"), UnitStatus(name="report", state="done" if page else "not begun")]
     units += ends
-    units += [_task(folder, tasks[-1], queue)] if any(unit.state != "done" for unit in ends) else []
-    return [unit for unit in units if unit.name not in (PREPARE, FINISH) or unit.state != "not begun"]
+    sent = [_task(folder, task, queue) for task in later] if any(unit.state != "done" for unit in ends) else []
+    units += [unit for unit in sent if unit.state != "not begun"]
+    return [unit for unit in units if unit.name != PREPARE or unit.state != "not begun"]
 
 
 def _sent(folder: RunFolder, name: str) -> Task:

@@ -10,11 +10,13 @@ from autoseg.compute.cluster import Task
 from autoseg.compute.executor import stop_requests, workers_that_fit
 from autoseg.compute.memory import free_memory_bytes
 from autoseg.compute.slots import Running, Slots
+from autoseg.data.dataset import DatasetDescription
 from autoseg.issues import AutosegError
-from autoseg.stages.cluster import training_pairs, training_waves
+from autoseg.stages.cluster import own_predictions, send_tasks, training_pairs, training_waves
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.train import all_keys, fold_s
+from autoseg.stages.work import read_record
 from autoseg.storage.atomic import load_or_none
 from autoseg.storage.locks import hold_lock
 from autoseg.tracking.callbacks import MOMENT_FILE, Moment, read_issues
@@ -56,6 +58,25 @@ def train_side_by_side(run: Run) -> None:
                 break
     if issues:
         raise AutosegError(*issues, headline=f"{len(issues)} of {count_noun(number, 'training')} failed")
+
+
+def predict_side_by_side(run: Run, dataset: DatasetDescription) -> None:
+    """Predict the test images of a run by a process on each of its devices; nothing where there is one of either.
+
+    Raises `AutosegError` with the processes that failed.
+    """
+    number = min(run.num_devices, len(dataset.test))
+    done = read_record(run.folder, "predict") is not None and len(run.predictions) == len(dataset.test)
+    if number < 2 or done:
+        return
+    folder = run.folder.cluster.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with stop_requests(run.say) as should_stop:
+        tasks = own_predictions(run, number)
+        slots = Slots(
+            devices=run.device_names[:number], options=("--threads", str(run.num_threads)), should_stop=should_stop
+        )
+        send_tasks(slots, "predict", tasks, title="Predicting the test images", reporter=run.reporter)
 
 
 def devices_that_fit(run: Run, prepared: Prepared) -> Sequence[str]:
