@@ -314,10 +314,10 @@ def predict(
 ) -> list[Path]:
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
-    ``model`` is a run folder or a bundle file; without ``source`` and ``output`` it is a run, whose own test images are segmented. Returns the label maps, or folders of masks; an ``output`` with the ending of
-    an image file is the label map of one image, which may be a list with a file for each channel, in order, or be in
-    memory: that of `read_image`, SimpleITK or nibabel, or an array with its ``affine``, or with ``spacing_mm`` and ``axes``
-    (`Predictor.predict_image`).
+    ``model`` is a run folder or a bundle file; without ``source`` and ``output``, a run whose own test images are segmented. Returns
+    the label maps, or folders of masks; an ``output`` with the ending of an image file is the label map of one image, which may be a
+    list with a file for each channel, in order, or be in memory: that of `read_image`, SimpleITK or nibabel, or an array with its
+    ``affine``, or with ``spacing_mm`` and ``axes`` (`Predictor.predict_image`).
     A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
     every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
     A bad image stops no other: all issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
@@ -329,33 +329,29 @@ def predict(
     reporter, model = reporter or SilentReporter(), _path("model", model)
     if source is None and output is None:
         return _predict_own(model, device, threads=threads, reporter=reporter)
-    out = _path("output", output)
-    require_place_for_predictions(out)
+    require_place_for_predictions(out := _path("output", output))
     share = None if part is None else parse_part(part)
     several = source if isinstance(source, list | tuple) else [source]
     paths = [Path(each) for each in several if isinstance(each, str | Path)]
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
-    in_memory = not paths or len(paths) < len(several) or any(value is not None for value in place.values())
+    in_memory = len(paths) < max(1, len(several)) or any(value is not None for value in place.values())
     with reporter.phase("Loading the model"):
         devices = _devices(device, reporter.say)
         predictor = _load_predictor(model, devices[0], mirroring=mirroring, threads=threads, say=reporter.say)
     if in_memory:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
-    spec = None if spec is None else _path("spec", spec)
     to_file = bool(image_ending(out)) and not out.is_dir()
+    how: dict[str, Any] = {"layout": layout, "spec": None if spec is None else _path("spec", spec)}
     with reporter.phase("Looking for images"):
         if to_file and len(paths) == len(predictor.model.plan.channels) > 1:
             inputs = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),))
         else:
-            inputs = find_input_cases(
-                paths, predictor.model.dataset, layout=layout, spec=spec, part=share, reporter=reporter
-            )
+            inputs = find_input_cases(paths, predictor.model.dataset, **how, part=share, reporter=reporter)
     if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
     if min(len(devices), len(inputs.cases)) > 1 and share is None and len(paths) == 1:
-        options = {"layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities}
-        words = _predict_words(model, paths[0], out, options, mirroring=mirroring)
+        words = _predict_words(model, paths[0], out, how, mirroring, skip_bad=skip_bad, probabilities=probabilities)
         return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
     return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
 
@@ -397,11 +393,13 @@ def _predict_on(
     return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
 
 
-def _predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], *, mirroring: bool) -> list[str]:
+def _predict_words(
+    model: Path, source: Path, out: Path, options: dict[str, Any], mirroring: bool, **flags: bool
+) -> list[str]:
     """A prediction as a command that means the same in any folder."""
     words = ["predict", *(str(path.absolute()) for path in (model, source, out))]
     words += [] if mirroring else ["--no-mirroring"]
-    for name, value in options.items():
+    for name, value in (options | flags).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] * value
@@ -433,7 +431,7 @@ def predict_parts(
     if options.get("spec") is not None:
         options["spec"] = _path("spec", options["spec"])
     mirroring = options.pop("mirroring", True)
-    words = _predict_words(_path("model", model), _path("source", source), out, options, mirroring=mirroring)
+    words = _predict_words(_path("model", model), _path("source", source), out, options, mirroring)
     return predict_there(
         words,
         out,

@@ -40,6 +40,20 @@ from planners import write_document
 A_RUN = "pass a run folder, the --out of autoseg run"
 DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
+InputArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[INPUT]",
+        help="Image file, folder of images, or DICOM series folder; without it, a run's own test images.",
+        show_default=False,
+    ),
+]
+OutputArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[OUTPUT]", help="Folder for the label maps, or the file for that of one image.", show_default=False
+    ),
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Worker processes for reading (default: one per core).", show_default=False),
@@ -316,22 +330,8 @@ def predict(
         Path,
         typer.Argument(help="Run folder, bundle file, or a model in RUN/previous.", show_default=False),
     ],
-    source: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[INPUT]",
-            help="Image file, folder of images, or DICOM series folder; without it, a run's own test images.",
-            show_default=False,
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[OUTPUT]",
-            help="Folder for the label maps, or the file for that of one image.",
-            show_default=False,
-        ),
-    ] = None,
+    source: InputArgument = None,
+    output: OutputArgument = None,
     layout: Annotated[
         str | None, typer.Option("--layout", help="Layout of INPUT, if not the training data's.", show_default=False)
     ] = None,
@@ -370,7 +370,8 @@ def predict(
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
         "device": device, "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip
-    if sent := _cluster_words(cluster, slurm_options, dry_run=False):
+    sent = _cluster_words(cluster, slurm_options, dry_run=False)
+    if sent and source is not None and output is not None:
         written = autoseg.api.predict_parts(model, source, output, **sent, **options)
     else:
         written = autoseg.predict(model, source, output, **options)
@@ -447,15 +448,8 @@ def evaluate(
     table = path.with_suffix(".csv")
     require_place_for_scores(path)
     require_own_table(table)
-    summary = autoseg.evaluate(
-        predictions,
-        references,
-        tolerance_mm=tolerance_mm,
-        strict=strict,
-        workers=workers,
-        cluster=cluster,
-        reporter=make_reporter(),
-    )
+    options: dict[str, Any] = {"tolerance_mm": tolerance_mm, "strict": strict, "workers": workers, "cluster": cluster}
+    summary = autoseg.evaluate(predictions, references, **options, reporter=make_reporter())
     write_summary(path, summary)
     write_table(table, summary)
     typer.echo(format_table(summary))

@@ -126,7 +126,7 @@ def leave() -> None:
 
 def store_at(port: int, count: int) -> TCPStore:
     """Where the processes of this machine find each other; rank 0 opens it with port 0."""
-    from torch.distributed import TCPStore  # here: a torch without it still trains
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # here: a torch without it still trains
 
     return TCPStore("127.0.0.1", port, count, is_master=not port, wait_for_workers=False, timeout=PATIENCE)
 

@@ -185,7 +185,7 @@ def preparation(run: Run, given: Mapping[str, Any]) -> Task | None:
 def evaluating(run: Run, cluster: DaskCluster | Slurm) -> list[tuple[str, list[Task], str]]:
     """Selection and test images, as far as it is worth it to divide them: what is left is done with the report."""
     folder = run.folder.cluster.absolute()
-    command = ("select", str(run.folder.root.absolute()))
+    command: tuple[str, ...] = ("select", str(run.folder.root.absolute()))
     is_dask = isinstance(cluster, DaskCluster)
     workers = cluster.num_workers if isinstance(cluster, DaskCluster) else cluster.most or SLURM_PARTS
     if isinstance(cluster, DaskCluster):  # its cases are counted and scored by all workers
