@@ -368,7 +368,7 @@ def _predict_own(root: Path, device: str, *, threads: int | None, reporter: Repo
         raise AutosegError(Issue(code="predict.no_input", where=str(root), message=message, fix=fix))
     run = Run.open(root)
     set_threads(threads or available_cores())
-    chosen = choose_device(device, lambda issue: reporter.say(as_line(issue)))
+    chosen = choose_device(device.partition(",")[0], lambda issue: reporter.say(as_line(issue)))
     return predict_own(replace(run, device_name=str(chosen), reporter=reporter), run.dataset)
 
 
@@ -452,7 +452,7 @@ def _load_predictor(
     from autoseg.wording import as_line
 
     set_threads(threads or available_cores())
-    chosen = choose_device(device, lambda issue: say(as_line(issue)))
+    chosen = choose_device(device.partition(",")[0], lambda issue: say(as_line(issue)))
     return Predictor(model=load_model(model, device=chosen), mirroring=mirroring)
 
 

@@ -47,7 +47,7 @@ MACHINE = "This machine (changes at most the last digits of results)"
 TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, or several with commas.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads (default: one per core).", show_default=False),

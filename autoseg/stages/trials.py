@@ -144,8 +144,13 @@ def measure_steps(
     else:
         tried = None
     for configuration in candidates:
-        asked = {"budget_s": run.settings.budget, "num_folds": num_folds, "num_devices": run.num_devices}
-        if found and budgeted and not wants_more_candidates(found, **asked):
+        if (
+            found
+            and budgeted
+            and not wants_more_candidates(
+                found, budget_s=run.settings.budget, num_folds=num_folds, num_devices=run.num_devices
+            )
+        ):
             break
         fixed = not budgeted or run.settings.pretrained is not None
         widths = [configuration.network.features[0]] if fixed else sorted(candidate_widths(configuration))
