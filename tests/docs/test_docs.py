@@ -57,7 +57,8 @@ def faults_of(words: list[str]) -> Iterator[str]:
             given += 1
     if rest and not any(word.startswith("[") for word in rest):
         required = sum(p.required for p in arguments)
-        if given > len(arguments) or (given and given < required):
+        takes_any = any(p.nargs == -1 for p in arguments)
+        if (given > len(arguments) and not takes_any) or (given and given < required):
             yield f"{name} with {given} arguments"
 
 

@@ -100,7 +100,7 @@ FOLDERS = {
         ("imagesTr2200/FLARE23_{n:04}_0000.nii.gz",),
         "labelsTr2200/FLARE23_{n:04}.nii.gz",
         ("validation/FLARE23Ts_{n:04}_0000.nii.gz",),
-        range(1, 101),
+        (1, 2),
         tuple(range(15)),
     ),
     "crossmoda22": Tiny(
@@ -141,7 +141,7 @@ FOLDERS = {
             f"testdata_website/test{{n:02}}/preprocessed/test{{n:02}}_01_{c}_pp.nii"
             for c in ("flair", "mprage", "pd", "t2")
         ),
-        range(1, 62),
+        (1, 2),
         (0, 1),
     ),
     "segrap25": Tiny(
@@ -171,7 +171,7 @@ FOLDERS = {
         tuple(f"Training/BraTS2021_{{n:05}}/BraTS2021_{{n:05}}_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair")),
         "Training/BraTS2021_{n:05}/BraTS2021_{n:05}_seg.nii.gz",
         tuple(f"Validation/BraTS2021_{{n:05}}/BraTS2021_{{n:05}}_{c}.nii.gz" for c in ("t1", "t1ce", "t2", "flair")),
-        (1, 13),
+        (1,),
         (0, 1, 2, 4),
         labelled=(2, 3),
         grid=BRATS,
@@ -186,7 +186,7 @@ FOLDERS = {
             f"ValidationData/BraTS-GLI-{{n:05}}-000/BraTS-GLI-{{n:05}}-000-{c}.nii.gz"
             for c in ("t1n", "t1c", "t2w", "t2f")
         ),
-        (1, 13),
+        (1,),
         (0, 1, 2, 3),
         labelled=(2, 3),
         grid=BRATS,

@@ -16,6 +16,7 @@ from challenge_folders import FOLDERS, SIDE, Tiny, make_challenger, rewrite, wri
 from autoseg import api
 from autoseg.data.discovery import discover_dataset
 from autoseg.delivery.submitted_cases import value_map
+from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_header, read_label_map, write_label_map
 from autoseg.inference.predict import find_input_cases
 from autoseg.issues import AutosegError
@@ -32,17 +33,17 @@ PACKED = {
     "lits": ("test-segmentation-0.nii", "70 of 70 cases, names test-segmentation-NUMBER.nii, values 0 1 2"),
     "segthor": ("Patient_41.nii", "20 of 20 cases, names Patient_NN.nii, values 0 1 2 3 4"),
     "btcv": ("label0061.nii.gz", "20 of 20 cases, names labelNNNN.nii.gz, values 0-13"),
-    "flare23": ("FLARE23Ts_0001.nii.gz", "100 of 100 cases, names FLARE23Ts_NNNN.nii.gz, values 0-14"),
+    "flare23": ("FLARE23Ts_0001.nii.gz", "2 of 100 cases, names FLARE23Ts_NNNN.nii.gz, values 0-14"),
     "crossmoda22": ("crossmoda2022_etz_200_Label.nii.gz", "2 of 2 cases"),
     "hecktor22": ("submission/MDA-003.nii.gz", "2 of 2 cases"),
     "topcow24": ("topcow_mr_126.mha", "2 of 2 cases, names topcow_MODALITY_NNN.mha, values 0 1 12 15"),
-    "brats2021": ("BraTS2021_00001.nii.gz", "2 of 219 cases, names BraTS2021_NNNNN.nii.gz, values 0 1 2 4"),
-    "brats2023-gli": ("BraTS-GLI-00001-000.nii.gz", "2 of 219 cases, names BraTS-GLI-NNNNN-NNN.nii.gz, values 0 1 2 3"),
+    "brats2021": ("BraTS2021_00001.nii.gz", "1 of 219 cases, names BraTS2021_NNNNN.nii.gz, values 0 1 2 4"),
+    "brats2023-gli": ("BraTS-GLI-00001-000.nii.gz", "1 of 219 cases, names BraTS-GLI-NNNNN-NNN.nii.gz, values 0 1 2 3"),
     "abcs2020": ("ours_30112026_046_pred1.mha", "15 of 30 cases"),
-    "isbi-ms-2015": ("test01_01_ours.nii", "61 of 61 cases, names testNN_NN_ours.nii, values 0 1"),
+    "isbi-ms-2015": ("test01_01_ours.nii", "2 of 61 cases, names testNN_NN_ours.nii, values 0 1"),
 }
-SMALL = {"brats2021", "brats2023-gli", "abcs2020"}
-"""Too large for a test with all cases, or one part of two."""
+SMALL = {"brats2021", "brats2023-gli", "abcs2020", "flare23", "isbi-ms-2015"}
+"""With a few cases, or one part of two."""
 
 
 def names_in(package: Path) -> list[str]:
@@ -220,19 +221,25 @@ def test_affines_of_kits23_differ_by_a_thousandth_in_all(shift_mm, is_right, tmp
     )
     images = write_tiny(
         tmp_path / "new",
-        replace(tiny, labelled=(), test=("case_{n:05}/imaging.nii.gz",), numbers=range(589, 699)),
+        replace(tiny, labelled=(), test=("case_{n:05}/imaging.nii.gz",), numbers=(589, 600)),
         real_data,
     )
     made = make_challenger(tmp_path, replace(tiny, numbers=(), values=(0, 1, 2, 3)), real_data)
-    for number in range(589, 699):
+    for number in (589, 600):
         os.link(made.truth, made.predictions / f"case_{number:05}.nii.gz")
     geometry = read_header(made.truth).geometry
     moved = tuple(value + shift_mm for value in geometry.origin_mm)
     rewrite(made.predictions / "case_00600.nii.gz", origin_mm=moved)
-    given = {"kind": "kits23", "images": images, "predictions": made.predictions, "out": tmp_path / "p.zip"}
+    given = {
+        "kind": "kits23",
+        "images": images,
+        "predictions": made.predictions,
+        "out": tmp_path / "p.zip",
+        "incomplete": True,
+    }
     if is_right:
         done = api.submit(made.run, **given)
-        assert done.line.startswith("110 of 110 cases, names case_NNNNN.nii.gz")
+        assert done.line.startswith("2 of 110 cases, names case_NNNNN.nii.gz")
         assert "the form of the upload was not confirmed" in [issue.message for issue in done.issues]
     else:
         assert refused(api.submit, made.run, **given) == [("grid_mismatch", "case_00600.nii.gz")]
@@ -392,3 +399,39 @@ def test_runs_of_other_datasets_are_refused(tmp_path, real_data):
     assert refused(api.submit, made.run, kind="kits23") == [("other_dataset", str(made.predictions))]
     done = api.submit(made.run, kind="zip", out=tmp_path / "any.zip")
     assert "pack for it with --as segthor" in [issue.fix for issue in done.issues]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "fault"),
+    [
+        ("brats2025-gli", "a/b/BraTS-GLI-00001-000.nii.gz", None),
+        ("brats2025-gli", "BraTS-GLI-00001-000.nii.gz", None),
+        ("brats2024-men-rt", "a/BraTS-MEN-RT-0001-1_gtv.nii.gz", "wrong_folder"),
+        ("amos22-task2", "amos_0008.nii.gz", None),
+        ("amos22-task2", "other/amos_0008.nii.gz", None),
+        ("amos22-task2", "a/b/amos_0008.nii.gz", "wrong_folder"),
+        ("crossmoda22", "top/crossmoda2022_etz_200_Label.nii.gz", None),
+        ("kits19", "top/prediction_00210.nii.gz", "wrong_folder"),
+    ],
+)
+def test_folders_in_a_package_are_judged_as_the_server_sees_them(kind, name, fault, tmp_path):
+    path = tmp_path / "package" / name
+    path.parent.mkdir(parents=True)
+    array = np.resize([0, 1], (3, 4, 5))
+    write_label_map(path, array, Geometry(shape=array.shape, spacing_mm=(1.0, 1.0, 1.0)))
+    given = {"kind": kind, "incomplete": True}
+    if fault is None:
+        assert api.check_submission(tmp_path / "package", **given).line.startswith("1 of ")
+    else:
+        assert refused(api.check_submission, tmp_path / "package", **given) == [(fault, name)]
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [(b"no zip at all", "no_archive"), (b"PK\x03\x04", "no_archive"), (None, "no_package")],
+)
+def test_what_is_no_archive_is_named(content, code, tmp_path):
+    path = tmp_path / "p.zip"
+    if content is not None:
+        path.write_bytes(content)
+    assert refused(api.check_submission, path, kind="kits19") == [(code, str(path))]
