@@ -1,6 +1,6 @@
 """What a training step asks of a GPU, counted without one: kernels, bytes, relayouts, waiting, memory, and a modelled time.
 
-    python benchmarks/fake_gpu.py PLANS [--cases 001 004 028 046] [--all]
+    python benchmarks/fake_gpu.py PLANS [--cases 001 004 028 046] [--all | --compiled]
 
 Steps run on fake CUDA tensors, which have shapes, layouts and formats, and no numbers. Needs torch's CUDA build, no GPU and no
 driver, and a C compiler: a stub that says that there are devices is built and preloaded, without which fake tensors have no
@@ -14,6 +14,9 @@ contiguous maps are converted before and after. How fast that is and whether it 
 tells the time with and without these hidden conversions.
 
 ``--all`` counts the peak memory of every configuration of every plan instead, beside the plan's target and the product's estimate.
+``--compiled`` counts the code that torch's compiler makes of a network, forward and backward: once with every map counted once for each
+kernel that reads or writes it, and once with the second reading that a norm of the product's takes. Beside both ways stands the product's
+norm as a formula that the compiler fuses itself.
 Results are kept in ``results/fake_gpu.md``.
 """
 
@@ -28,6 +31,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import types
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -43,7 +47,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from autoseg.networks import blocks, build
+from autoseg.networks import blocks, build, norms
 from autoseg.training.loop import Parts, make_optimiser, run_network, train_step
 from autoseg.training.losses import make_loss
 from planners import (
@@ -433,6 +437,138 @@ def memory_table(folder: Path) -> Iterator[str]:
             yield f"| {' | '.join(row)} |"
 
 
+# --- compiled ---
+
+CARD = {
+    "name": "H200", "major": 9, "minor": 0, "multi_processor_count": 132, "max_threads_per_multi_processor": 2048, "warp_size": 32,
+    "regs_per_multiprocessor": 65536, "total_memory": 141 * 10**9, "gcnArchName": "", "shared_memory_per_block": 49152,
+    "shared_memory_per_block_optin": 232448, "shared_memory_per_multiprocessor": 233472, "L2_cache_size": 50 * 2**20,
+    "max_threads_per_block": 1024, "uuid": "", "is_integrated": False,
+}  # fmt: skip
+"""What the compiler asks of a card."""
+AGAIN = {"norm": (0,), "norm_backward": (0, 1)}
+"""Inputs of the product's norm that its kernels read a second time."""
+
+
+def pretend_to_compile() -> None:
+    """Make the compiler believe in an H200, as far as it asks before anything runs."""
+    from torch._dynamo.device_interface import CudaInterface
+    from torch._inductor import config
+    from torch.utils import _triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    card = types.SimpleNamespace(**CARD)
+    answers = {"get_device_properties": card, "current_device": 0, "device_count": 1, "get_device_capability": (9, 0),
+               "_lazy_init": None, "is_initialized": True}  # fmt: skip
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, lambda *given, answer=answer: answer)
+    for name, answer in {"get_device_properties": card, "get_compute_capability": "90", "is_triton_capable": True, "raise_if_triton_unavailable": None,
+                         "is_available": True, "current_device": 0}.items():  # fmt: skip
+        setattr(CudaInterface, name, staticmethod(lambda *given, answer=answer: answer))
+    CudaInterface.Worker.get_device_properties = staticmethod(lambda *given: card)
+    _triton.triton_hash_with_backend = lambda: ""
+    driver._active = types.SimpleNamespace(get_current_target=lambda: GPUTarget("cuda", 90, 32))
+    config.compile_threads, config.fx_graph_cache = 1, False
+
+
+@dataclass
+class Code:
+    """What the compiler made of a network, forward and backward."""
+
+    kernels: int = 0
+    num_bytes: int = 0
+    """Each buffer once for each kernel that reads or writes it."""
+    again: int = 0
+    """Bytes that the norm's kernels read a second time."""
+    kept: Counter[str] = field(default_factory=Counter)
+    """Bytes of feature maps that wait for the backward pass, by type."""
+
+
+def count_code(configuration: Configuration, way: str) -> Code:
+    """Of a training step's network."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    torch._dynamo.reset()
+    code = Code()
+    with torch.device("meta"):
+        network = build.build_network(configuration.network, deep_supervision=configuration.deep_supervision, seed=None)
+        network = build.lay_out(network, channels_last=way != "reference")
+    kept, fused = (
+        norms.norm_activate,
+        lambda x, weight, bias, *, skip=None, slope: norms.formula(x, weight, bias, skip, slope)[0],
+    )
+    blocks.norm_activate = fused if way == "formula" else kept
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), the_references_way(way == "reference"):
+            network = made_fake(network, reference=way == "reference").train()
+            shape = (configuration.batch_size, configuration.network.num_inputs, *configuration.patch_shape)
+            backend = aot_autograd(
+                fw_compiler=lambda graph, given: lowered(graph, given, code, is_backward=False),
+                bw_compiler=lambda graph, given: lowered(graph, given, code, is_backward=True),
+                decompositions=select_decomp_table(),
+                partition_fn=min_cut_rematerialization_partition,
+            )
+            compiled = torch.compile(network, dynamic=False, fullgraph=True, backend=backend)
+            logits = run_network(compiled, torch.empty(shape, device=DEVICE), "bfloat16")
+            sum(each.float().sum() for each in (logits if isinstance(logits, list) else [logits])).backward()
+    finally:
+        blocks.norm_activate = kept
+    return code
+
+
+def lowered(graph: Any, given: Any, code: Code, *, is_backward: bool) -> Any:
+    """Has the compiler write the code of a graph, which is not run, and counts it."""
+    from functorch.compile import make_boxed_func
+    from torch._guards import detect_fake_mode
+    from torch._inductor import metrics
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.fx_passes.post_grad import post_grad_passes, view_to_reshape
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.virtualized import V
+
+    metrics.reset()
+    with V.set_fake_mode(detect_fake_mode(given)), V.set_debug_handler(DebugContext()):
+        view_to_reshape(graph)
+        post_grad_passes(graph, False)
+        lowering = GraphLowering(graph, example_inputs=given, is_inference=False, is_backward=is_backward)
+        with V.set_graph_handler(lowering):
+            lowering.run(*given)
+            lowering.codegen()
+            code.num_bytes += lowering.count_bytes()[0]
+    nodes = [each for each in graph.graph.nodes if each.op == "call_function"]
+    names = [getattr(each.target, "_schema", types.SimpleNamespace(name="::")).name.split("::")[1] for each in nodes]
+    extern = sum(KERNELS.get(name, 1) for name in names if name in ("convolution", "convolution_backward", *KERNELS))
+    code.kernels += metrics.generated_kernel_count + extern
+    for node, name in zip(nodes, names, strict=True):
+        code.again += sum(bytes_of(node.args[i].meta["val"]) for i in AGAIN.get(name, ()))
+    if not is_backward:
+        outputs = [each.meta["val"] for each in tree_leaves(next(iter(graph.graph.find_nodes(op="output"))).args)
+                   if each is not None]  # fmt: skip
+        for each in outputs:
+            if each.ndim > 3 and each.numel() > WIDE:
+                code.kept[str(each.dtype).removeprefix("torch.")] += bytes_of(each)
+    return make_boxed_func(graph.forward)
+
+
+def compiled_table(folder: Path, cases: list[str], configurations: list[str]) -> Iterator[str]:
+    """Both ways of each plan, and the product's norm as a formula."""
+    pretend_to_compile()
+    yield "| plan | way | kernels | GB | GB with second readings | float32 maps kept GB |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name, plan in read_plans(folder, cases):
+        for configuration in (each for each in plan.configurations if each.name in configurations):
+            for way in ("autoseg", "formula", "reference"):
+                code = count_code(configuration, way)
+                row = (
+                    f"{name} {configuration.name}", way, code.kernels, f"{code.num_bytes / 1e9:.1f}",
+                    f"{(code.num_bytes + code.again) / 1e9:.1f}", f"{code.kept['float32'] / 1e9:.2f}",
+                )  # fmt: skip
+                yield f"| {' | '.join(map(str, row))} |"
+
+
 LIBRARY = "libcuda.so.1"
 
 
@@ -453,15 +589,15 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=["001", "004", "028", "046"])
     parser.add_argument("--configurations", nargs="*", default=["3d_fullres", "2d"])
     parser.add_argument("--all", action="store_true", help="peak memory of all plans")
+    parser.add_argument("--compiled", action="store_true", help="bytes that compiled networks move")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     if LIBRARY not in os.environ.get("LD_PRELOAD", ""):
         sys.exit(run_with_stub())
     pretend()
+    chosen = arguments.plans, arguments.cases, arguments.configurations
     rows = (
-        memory_table(arguments.plans)
-        if arguments.all
-        else table(arguments.plans, arguments.cases, arguments.configurations)
+        memory_table(arguments.plans) if arguments.all else (compiled_table if arguments.compiled else table)(*chosen)
     )
     lines = [f"torch {torch.__version__}, {date.today().isoformat()}", ""]
     for line in rows:

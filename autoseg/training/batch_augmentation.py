@@ -30,7 +30,9 @@ from autoseg.training.augmentation import (
 LAST_LABEL = torch.iinfo(torch.int16).max
 """Stands for `OUTSIDE_LABEL` in a vote that equal scores let the smaller label win."""
 VOTES_AT_ONCE = 2**24
-"""Corners whose labels are held at once, 24 bytes each: those of a patch of 128 x 128 x 128."""
+"""Corners whose labels are held at once, 28 bytes each: those of a patch of 128 x 128 x 128."""
+CORNERS_AT_ONCE = 4
+"""Corners whose votes are counted together."""
 Tables = dict[str, NDArray[np.generic]]
 """Parameters of a batch by name; what no sample needs is missing."""
 Value = TypeVar("Value")
@@ -43,6 +45,8 @@ def make_tables(samples: Sequence[Parameters], recipe: Recipe, crop: Sequence[in
     first = 1 if recipe.dummy_2d else 0
     moving = [affine_matrix(p, recipe.patch[first:], crop[first:]) for p in samples if p.moves]
     tables: Tables = {"matrix": np.array(moving, np.float32)} if moving else {}
+    if moving:
+        _add_corners(tables, crop[first:])
     if noisy := [i for i, p in enumerate(samples) if p.noise_sigma is not None]:
         tables["noise"] = np.array(noisy)
     _add_blur(tables, samples, recipe)
@@ -66,6 +70,13 @@ def _rows(values: Sequence[Sequence[Value | None]], recipe: Recipe) -> tuple[lis
         if value is not None
     ]
     return [row for row, _ in pairs], [value for _, value in pairs]
+
+
+def _add_corners(tables: Tables, crop: Sequence[int]) -> None:
+    """For each axis how torch's coordinates become voxels, which voxel of the padded crop is the last, and the two next to a place."""
+    sizes = np.array(crop, np.float32)[::-1, None]  # torch's coordinates begin with the last axis
+    tables |= {"vote.half": sizes / 2, "vote.middle": (sizes - 1) / 2, "vote.last": sizes[:, None] + 1}
+    tables |= {"vote.next": np.array([[1], [2]], np.float32), "vote.none": np.array(0, np.float32)}
 
 
 def _add_blur(tables: Tables, samples: Sequence[Parameters], recipe: Recipe) -> None:
@@ -152,7 +163,7 @@ def augment_batch(
     ``stacks`` hold first the samples that move, if any, then the others; ``noise`` (n, C, patch...) is that of those that have some;
     ``tables`` are those of `make_tables`, on the device. The inputs stay as they are.
     """
-    done = [rotate_and_scale(*stacks[0], tables["matrix"], recipe)] if "matrix" in tables else []
+    done = [rotate_and_scale(*stacks[0], tables, recipe)] if "matrix" in tables else []
     images, labels = (torch.cat(each) for each in zip(*done, *stacks[len(done) :], strict=True))
     if noise is not None:
         images.index_add_(0, tables["noise"], noise)
@@ -233,8 +244,10 @@ def _change_gamma(rows: Tensor, tables: Mapping[str, Tensor], name: str, *, sign
     flat.index_copy_(0, places, after * sign)
 
 
-def rotate_and_scale(images: Tensor, labels: Tensor, matrix: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Patches of the crops (n, C, crop...) and (n, M, crop...), of which each is read through its own ``matrix``.
+def rotate_and_scale(
+    images: Tensor, labels: Tensor, tables: Mapping[str, Tensor], recipe: Recipe
+) -> tuple[Tensor, Tensor]:
+    """Patches of the crops (n, C, crop...) and (n, M, crop...), of which each is read through its own matrix.
 
     Slices of anisotropic patches, which move in plane, are channels.
     """
@@ -242,10 +255,11 @@ def rotate_and_scale(images: Tensor, labels: Tensor, matrix: Tensor, recipe: Rec
     if recipe.dummy_2d:
         patch, crop = patch[1:], crop[1:]
     flat, maps = (each.flatten(1, each.ndim - 1 - len(patch)) for each in (images, labels))
-    grid = functional.affine_grid(matrix, [len(images), 1, *patch], align_corners=False)
+    grid = functional.affine_grid(tables["matrix"], [len(images), 1, *patch], align_corners=False)
     sampled = functional.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     corners = 2 ** len(patch) * sampled[0, 0].numel() * maps.shape[1]
-    voted = torch.cat([vote(*some) for some in zip(*_split(max(1, VOTES_AT_ONCE // corners), maps, grid), strict=True)])
+    parts = zip(*_split(max(1, VOTES_AT_ONCE // corners), maps, grid), strict=True)
+    voted = torch.cat([vote(*some, tables) for some in parts])
     return sampled.view(*images.shape[:2], *recipe.patch), voted.view(*labels.shape[:2], *recipe.patch)
 
 
@@ -253,7 +267,7 @@ def _split(size: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
     return [torch.split(tensor, size) for tensor in tensors]
 
 
-def vote(labels: Tensor, grid: Tensor) -> Tensor:
+def vote(labels: Tensor, grid: Tensor, tables: Mapping[str, Tensor]) -> Tensor:
     """The label that the voxels around each place of a grid give the most weight to, linearly; outside counts as -1.
 
     ``labels`` int16 (n, M, crop...) -> (n, M, patch...); ``grid`` (n, patch..., axes) as `grid_sample` wants it. Equal weights go to
@@ -262,22 +276,23 @@ def vote(labels: Tensor, grid: Tensor) -> Tensor:
     axes, patch = grid.shape[-1], grid.shape[1:-1]
     hidden = labels.masked_fill(labels == OUTSIDE_LABEL, LAST_LABEL)
     padded = functional.pad(hidden, [1, 1] * axes, value=LAST_LABEL).flatten(2)
-    corners = []
-    for axis, size in enumerate(labels.shape[2:]):
-        place = ((grid[..., axes - 1 - axis].flatten(1)[:, None] + 1) * size - 1) / 2
-        low = place.floor()
-        share = place - low
-        both = torch.cat([low + 1, low + 2], 1).clamp_(0, size + 1).long()  # of the padded crop
-        corners.append((both, torch.cat([1 - share, share], 1)))
-    (index, weight), *others = corners
-    for size, (both, shares) in zip(labels.shape[3:], others, strict=True):
-        index = (index[:, :, None] * (size + 2) + both[:, None]).flatten(1, 2)
-        weight = (weight[:, :, None] * shares[:, None]).flatten(1, 2)
+    place = torch.addcmul(tables["vote.middle"], grid.flatten(1, -2).transpose(1, 2), tables["vote.half"])
+    low = place.floor()  # (n, axes, V)
+    share = place - low
+    both = (
+        (low[:, :, None] + tables["vote.next"]).clamp_(min=0).minimum(tables["vote.last"]).long()
+    )  # of the padded crop
+    shares = torch.stack([1 - share, share], 2)
+    index, weight = both[:, -1], shares[:, -1]
+    for axis, size in enumerate(labels.shape[3:], 2):
+        index = (torch.add(both[:, -axis, None], index[:, :, None], alpha=size + 2)).flatten(1, 2)
+        weight = (weight[:, :, None] * shares[:, -axis, None]).flatten(1, 2)
     found = padded.gather(2, index.flatten(1)[:, None].expand(-1, labels.shape[1], -1))
     found = found.view(*labels.shape[:2], *index.shape[1:])
     scores = torch.empty(found.shape, device=grid.device)
-    for corner in range(found.shape[2]):
-        alike = torch.where(found == found[:, :, corner, None], weight[:, None], 0.0)
-        torch.sum(alike, 2, out=scores[:, :, corner])
+    for first in range(0, found.shape[2], CORNERS_AT_ONCE):
+        some = slice(first, first + CORNERS_AT_ONCE)
+        alike = torch.where(found[:, :, None] == found[:, :, some, None], weight[:, None, None], tables["vote.none"])
+        torch.sum(alike, 3, out=scores[:, :, some])
     winner: Tensor = found.masked_fill_(scores < scores.amax(2, keepdim=True), LAST_LABEL).amin(2)
     return winner.masked_fill_(winner == LAST_LABEL, OUTSIDE_LABEL).view(*labels.shape[:2], *patch)

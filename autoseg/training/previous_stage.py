@@ -29,8 +29,10 @@ REMOVABLE_SHARE = 0.15
 """Components that fill this share of the patch or more are kept."""
 EXACT_FLOATS = 2**24
 """Whole numbers below this are exact in float32."""
-ROUNDS_AT_ONCE = 4
+ROUNDS_AT_ONCE = 3
 """Of numbering components, before a GPU is asked whether more are needed."""
+ROWS_AT_ONCE = 8
+"""Classes whose shapes a GPU changes in one turn, 50 bytes a voxel each at most: 1 GB for a patch of 128 x 128 x 128."""
 FAR = 10_000
 """A squared distance above all that are searched for, which fits into 16 bits."""
 
@@ -42,6 +44,11 @@ class Operation:
     channel: int
     name: OperationName
     radius: float
+
+    @property
+    def adds(self) -> bool:
+        """Whether the class may grow, at the cost of others."""
+        return self.name in ("dilate", "close")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,27 +202,51 @@ def label_on_gpu(mask: Tensor) -> Tensor:
         numbers = leap
 
 
+def take_turns(disturbances: Sequence[Disturbance]) -> list[list[tuple[int, Operation]]]:
+    """The operations of all samples, each with its sample's number, in turns of those that may be done at once.
+
+    Erosion and opening change their own class alone, so those of a sample share the turn of the next operation that takes voxels from
+    other classes, unless it is of the same class: all of a turn start from what the turn before left.
+    """
+    turns: list[list[tuple[int, Operation]]] = []
+    for i, each in enumerate(disturbances):
+        turn, changed = 0, set[int]()
+        for operation in each.operations:
+            if operation.channel in changed:
+                turn, changed = turn + 1, set()
+            turns += [[] for _ in range(turn + 1 - len(turns))]
+            turns[turn].append((i, operation))
+            changed.add(operation.channel)
+            if operation.adds:
+                turn, changed = turn + 1, set()
+    return [some[first : first + ROWS_AT_ONCE] for some in turns for first in range(0, len(some), ROWS_AT_ONCE)]
+
+
 def disturbance_tables(
     disturbances: Sequence[Disturbance], num_channels: int, axes: int
 ) -> dict[str, NDArray[np.generic]]:
     """What `disturb_batch` needs to know, for `autoseg.training.batch_augmentation.send`."""
     ones = (1,) * axes
     tables: dict[str, NDArray[np.generic]] = {}
-    for turn in range(max(len(each.operations) for each in disturbances)):
-        chosen = [(i, each.operations[turn]) for i, each in enumerate(disturbances) if turn < len(each.operations)]
-        operations, name = [operation for _, operation in chosen], f"shape.{turn}"
-        twice = [operation.name in ("close", "open") for operation in operations]
-        reach = max(math.floor(operation.radius) for operation in operations)
-        limits = np.array([operation.radius**2 for operation in operations], np.float32).reshape(-1, *ones)
+    squares = np.array(0, np.int16)
+    turns = take_turns(disturbances)
+    if turns:
+        reach = max(math.floor(operation.radius) for chosen in turns for _, operation in chosen)
+        squares = (np.arange(-reach, reach + 1) ** 2).astype(np.int16)
         tables |= {
-            f"{name}.samples": np.array([i for i, _ in chosen]),
-            f"{name}.rows": np.array([i * num_channels + operation.channel for i, operation in chosen]),
-            f"{name}.eroded": np.array([o.name in ("erode", "open") for o in operations]).reshape(-1, *ones),
-            f"{name}.limit": limits,
-            f"{name}.squares": (np.arange(-reach, reach + 1) ** 2).astype(np.int16),
+            "shape.squares": squares,
+            "shape.near": np.array(0, np.int16),
+            "shape.far": np.array(FAR, np.int16),
         }
+    for turn, chosen in enumerate(turns):
+        operations, name = [operation for _, operation in chosen], f"shape.{turn}"
+        limits = np.array([operation.radius**2 for operation in operations], np.float32).reshape(-1, *ones, 1)
+        tables[f"{name}.rows"] = np.array([i * num_channels + operation.channel for i, operation in chosen])
+        tables[f"{name}.limit"] = limits - squares
+        twice = [operation.name in ("close", "open") for operation in operations]
         if any(twice):
-            tables[f"{name}.again"] = limits * np.array(twice, np.float32).reshape(-1, *ones)
+            tables[f"{name}.again"] = limits * np.array(twice, np.float32).reshape(-1, *ones, 1) - squares
+        _add_gains(tables, name, chosen, ones)
     removals = [(i * num_channels + r.channel, r.choice) for i, each in enumerate(disturbances) for r in each.removals]
     if removals:
         tables["removal.rows"] = np.array([row for row, _ in removals])
@@ -223,20 +254,48 @@ def disturbance_tables(
     return tables
 
 
+def _add_gains(
+    tables: dict[str, NDArray[np.generic]], name: str, chosen: Sequence[tuple[int, Operation]], ones: tuple[int, ...]
+) -> None:
+    """From which samples the gains of a turn are taken. Where classes without a gain change, too: which these are, and whose gain each
+    class of the turn feels; those that gain feel none, that is the gain of one without.
+    """
+    adding = {i: place for place, (i, operation) in enumerate(chosen) if operation.adds}
+    others = [place for place, (_, operation) in enumerate(chosen) if not operation.adds]
+    if adding:
+        tables[f"{name}.samples"] = np.array([*adding])
+    if others:
+        tables[f"{name}.eroded"] = np.array([not operation.adds for _, operation in chosen]).reshape(-1, *ones)
+    if adding and others:
+        felt = [others[0] if o.adds else adding.get(i, place) for place, (i, o) in enumerate(chosen)]
+        tables[f"{name}.adding"], tables[f"{name}.felt"] = np.array([*adding.values()]), np.array(felt)
+
+
 def disturb_batch(classes: Tensor, tables: Mapping[str, Tensor]) -> None:
     """`disturb` of all samples together, on a GPU. Changes ``classes``, bool (N, K, axes...), contiguous.
 
-    The operations of each sample take their turns, those of all samples in one turn at once.
+    The operations of each sample take their turns (`take_turns`), those of all samples in one turn at once.
     """
     rows, turn = classes.flatten(0, 1), 0
+    if "shape.squares" in tables:
+        reach = len(tables["shape.squares"]) // 2
+        padded = [size + 2 * reach for size in classes.shape[2:]]
+        space = tables["shape.far"].expand(min(len(rows), ROWS_AT_ONCE), *padded).clone()
     while (name := f"shape.{turn}") + ".rows" in tables:
-        places, samples, eroded = (tables[f"{name}.{part}"] for part in ("rows", "samples", "eroded"))
+        places, eroded = tables[f"{name}.rows"], tables.get(f"{name}.eroded")
         before = rows.index_select(0, places)
-        after = _grow(before, eroded, tables[f"{name}.limit"], tables[f"{name}.squares"])
-        if f"{name}.again" in tables:
-            after = _grow(after, ~eroded, tables[f"{name}.again"], tables[f"{name}.squares"])
-        added = after > before
-        classes.index_copy_(0, samples, classes.index_select(0, samples) > added[:, None])
+        near = before if eroded is None else before != eroded
+        if (again := tables.get(f"{name}.again")) is None:
+            after = ~_beyond(near, space, tables, tables[f"{name}.limit"])
+        else:
+            after = _beyond(_beyond(near, space, tables, tables[f"{name}.limit"]), space, tables, again)
+        after = after if eroded is None else after != eroded
+        if (samples := tables.get(f"{name}.samples")) is not None:
+            gained = after > before
+            if f"{name}.felt" in tables:
+                after = after > gained.index_select(0, tables[f"{name}.felt"])
+                gained = gained.index_select(0, tables[f"{name}.adding"])
+            classes.index_copy_(0, samples, classes.index_select(0, samples) > gained[:, None])
         rows.index_copy_(0, places, after)
         turn += 1
     if "removal.rows" in tables:
@@ -244,35 +303,42 @@ def disturb_batch(classes: Tensor, tables: Mapping[str, Tensor]) -> None:
         rows.index_copy_(0, places, remove_components(rows.index_select(0, places), tables["removal.choices"]))
 
 
-def _grow(masks: Tensor, eroded: Tensor, limits: Tensor, squares: Tensor) -> Tensor:
-    """Masks (R, axes...) dilated, or eroded where that is said, by squared radii; ``squares``: of the distances on one axis."""
-    reach, axes = len(squares) // 2, range(1, masks.ndim)
-    distances = masks.new_full((len(masks), *(masks.shape[axis] + 2 * reach for axis in axes)), FAR, dtype=torch.int16)
-    inner = distances
+def _beyond(masks: Tensor, space: Tensor, tables: Mapping[str, Tensor], limits: Tensor) -> Tensor:
+    """Voxels further from masks (R, axes...) than squared distances allow; ``limits`` (R, 1..., distances) are what they leave along the
+    last axis. Computed as `squared_distance` in a part of ``space``, whose border is and stays far.
+    """
+    squares, space = tables["shape.squares"], space[: len(masks)]
+    reach, axes, inner = len(squares) // 2, range(1, masks.ndim), space
     for axis in axes:
         inner = inner.narrow(axis, reach, masks.shape[axis])
-    inner.masked_fill_(masks != eroded, 0)
-    for axis in axes:
-        distances = (distances.unfold(axis, len(squares), 1) + squares).amin(-1)
-    return (distances <= limits) != eroded
+    torch.where(masks, tables["shape.near"], tables["shape.far"], out=inner)
+    for axis in axes[:-1]:
+        space = (space.unfold(axis, len(squares), 1) + squares).amin(-1)
+    return (space.unfold(masks.ndim - 1, len(squares), 1) > limits).all(-1)
 
 
 def remove_components(masks: Tensor, choices: Tensor) -> Tensor:
     """Masks (R, axes...) without one of their small components each, as `remove_component` chooses it by ``choices`` (R, 1)."""
     size = masks[0].numel()
     pool = functional.max_pool3d if masks.ndim == 4 else functional.max_pool2d
-    numbers = torch.arange(size, 0, -1, device=masks.device, dtype=torch.float32).view(masks.shape[1:]) * masks
+    backwards = masks.flip(
+        [*range(1, masks.ndim)]
+    )  # so that the number of a voxel is its place, and the first has the highest
+    numbers = torch.arange(size, device=masks.device, dtype=torch.float32).view(masks.shape[1:]) * backwards
     while True:
         for _ in range(ROUNDS_AT_ONCE):
-            before = numbers
-            highest = pool(numbers[:, None], 3, stride=1, padding=1)[:, 0]
-            places = torch.where(masks, size - highest, 0.0).long()
-            numbers = highest.flatten(1).gather(1, places.flatten(1)).view_as(masks) * masks
-        if torch.equal(before, numbers):  # waits for the device
+            before, places = numbers, numbers.flatten(1).long()
+            highest = pool(numbers[:, None], 3, stride=1, padding=1)[:, 0] * backwards
+            found = highest.flatten(1).scatter_reduce(
+                1, places, highest.flatten(1), "amax"
+            )  # by all voxels of a number
+            numbers = found.gather(1, places).view_as(masks) * backwards
+        if torch.equal(before, highest):  # waits for the device
             break
-    roots = (size - numbers).flatten(1).long().clamp_(max=size - 1)
-    sizes = torch.zeros_like(roots).scatter_add_(1, roots, masks.flatten(1).long())
+    roots = numbers.flatten(1).long()
+    sizes = torch.zeros_like(roots).scatter_add_(1, roots, backwards.flatten(1).long())
     small = (sizes > 0) & (sizes < REMOVABLE_SHARE * size)
-    ranks = small.cumsum(1)
-    chosen = small & (ranks == (choices * ranks[:, -1:]).floor() + 1)
-    return masks > chosen.gather(1, roots).view_as(masks)
+    ranks = small.flip(1).cumsum(1)
+    chosen = small & ((choices * ranks[:, -1:]).floor() + 1 == ranks).flip(1)
+    kept = backwards > chosen.gather(1, roots).view_as(masks)
+    return kept.flip([*range(1, masks.ndim)])

@@ -1,4 +1,7 @@
-"""Reading and writing through SimpleITK, between its x-first and our z-first order; and the format GIPL."""
+"""Reading and writing through SimpleITK, between its x-first and our z-first order; and the format GIPL.
+
+SimpleITK is loaded for the formats that need it: no other part of a run does.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK
 from numpy.typing import NDArray
 
 from autoseg.imaging.image import Geometry
@@ -88,6 +90,8 @@ def _cause(text: str) -> str:
 
 def itk_header(path: Path, io: str = "") -> ImageHeader:
     """The header of ``path`` as ITK reads it, by its ``io`` of that name whatever the ending."""
+    import SimpleITK
+
     reader = _reader(path, io)
     size, dimensions = reader.GetSize(), reader.GetDimension()
     if not 2 <= dimensions <= MAX_DIMENSIONS:
@@ -115,6 +119,8 @@ def itk_header(path: Path, io: str = "") -> ImageHeader:
 
 def itk_voxels(path: Path, io: str = "") -> NDArray[Any]:
     """All voxels of ``path``, (C, Z, Y, X), in the type of the file."""
+    import SimpleITK
+
     reader = _reader(path, io)
     require_memory(path, math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * MOST_BYTES_EACH)
     with _itk_call(lambda cause: damaged(path, code="reader.corrupt", message=cause)):
@@ -137,6 +143,8 @@ def itk_voxels(path: Path, io: str = "") -> NDArray[Any]:
 
 def _reader(path: Path, io: str) -> Any:
     """A SimpleITK reader that has read the header of ``path``."""
+    import SimpleITK
+
     reader = SimpleITK.ImageFileReader()
     with _itk_call(lambda cause: damaged(path, message=cause)):
         reader.SetFileName(str(path))
@@ -153,6 +161,8 @@ def itk_write(path: Path, array: NDArray[Any], geometry: Geometry, *, compressed
 
     Raises `OSError` with ITK's reason.
     """
+    import SimpleITK
+
     dimensions = geometry.dimensions
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[0] if dimensions == 2 else array))
     image.SetSpacing(geometry.spacing_mm[::-1][:dimensions])

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import PIL.Image
 import tifffile
@@ -377,6 +376,8 @@ def _flat_voxels(name: str, *, as_labels: bool = False) -> Callable[[Path], NDAr
 def _pixels(path: Path, picture: PIL.Image.Image, *, as_labels: bool) -> NDArray[Any]:
     """(Y, X) or (Y, X, samples). A palette stands for its colours in images, for its indices in label maps, unless it is grey."""
     if _is_wide(picture) and picture.mode != "I;16":
+        import imagecodecs
+
         return np.asarray(imagecodecs.png_decode(path.read_bytes()))
     if picture.mode == "P":
         colours = np.asarray(picture.convert("RGBA" if "transparency" in picture.info else "RGB"))
