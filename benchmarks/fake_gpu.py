@@ -4,8 +4,9 @@
 
 Steps run on fake CUDA tensors, which have shapes, layouts and formats, and no numbers. Needs torch's CUDA build, no GPU and no
 driver, and a C compiler: a stub that says that there are devices is built and preloaded, without which fake tensors have no
-gradients. PLANS holds the reference's own plans (as for `gpu_steps.py`). Each plan is computed twice, as the product does and
-as the reference does it: contiguous, with biases, torch's instance norm and leaky ReLU one after the other.
+gradients. PLANS holds one folder for each case, with the reference's ``fingerprint.json``, ``dataset.json`` and
+``plans_default.json``. Each plan is computed twice, as the product does and as the reference does it: contiguous, with biases,
+torch's instance norm and leaky ReLU one after the other.
 
 The model of time: each kernel takes what its bytes take at 80 % of the bandwidth, what its operations take at a share of the matrix
 peak that grows with the width, or a launch, whichever is longest. Two kinds of numbers are counted that torch does not show: a norm
@@ -488,8 +489,8 @@ class Code:
 def count_code(configuration: Configuration, way: str) -> Code:
     """Of a training step's network."""
     from torch._dynamo.backends.common import aot_autograd
-    from torch._inductor.decomposition import select_decomp_table
     from torch._functorch.partitioners import min_cut_rematerialization_partition
+    from torch._inductor.decomposition import select_decomp_table
 
     torch._dynamo.reset()
     code = Code()

@@ -258,13 +258,9 @@ def rotate_and_scale(
     grid = functional.affine_grid(tables["matrix"], [len(images), 1, *patch], align_corners=False)
     sampled = functional.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     corners = 2 ** len(patch) * sampled[0, 0].numel() * maps.shape[1]
-    parts = zip(*_split(max(1, VOTES_AT_ONCE // corners), maps, grid), strict=True)
-    voted = torch.cat([vote(*some, tables) for some in parts])
+    parts = (torch.split(each, max(1, VOTES_AT_ONCE // corners)) for each in (maps, grid))
+    voted = torch.cat([vote(some, places, tables) for some, places in zip(*parts, strict=True)])
     return sampled.view(*images.shape[:2], *recipe.patch), voted.view(*labels.shape[:2], *recipe.patch)
-
-
-def _split(size: int, *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    return [torch.split(tensor, size) for tensor in tensors]
 
 
 def vote(labels: Tensor, grid: Tensor, tables: Mapping[str, Tensor]) -> Tensor:
