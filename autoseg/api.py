@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
 from autoseg.settings import make_settings, parse_part
-from autoseg.stages.run import Run, begin_run, described_folder, find_run
+from autoseg.stages.begin import begin_run, described_folder, find_run
+from autoseg.stages.run import Run
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:

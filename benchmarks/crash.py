@@ -34,7 +34,7 @@ from tempfile import TemporaryFile
 
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import run_stages
-from autoseg.stages.run import begin_run
+from autoseg.stages.begin import begin_run
 from autoseg.storage.atomic import save_document
 
 COMPARED = (

@@ -274,7 +274,7 @@ def _plan_from_nnunet(
     from autoseg.run_folder import RunFolder
     from autoseg.settings import flag_of
     from autoseg.settings import options as all_options
-    from autoseg.stages.run import require_free_for_plan
+    from autoseg.stages.begin import require_free_for_plan
     from autoseg.storage.atomic import save_document
 
     used = {"preset", "memory_gb", "target_spacing", "strict_reference"}
@@ -438,7 +438,7 @@ def evaluate(
     require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
     from autoseg.evaluation.table import format_table, require_own_table, write_summary, write_table
     from autoseg.imaging.readers import image_stem
-    from autoseg.stages.run import require_place_for_scores
+    from autoseg.stages.begin import require_place_for_scores
     from autoseg.storage.atomic import require_file_name
 
     own = predictions.with_name(f"{image_stem(predictions)}_summary.json") if predictions.is_file() else None

@@ -14,9 +14,10 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.networks.weights import key_within, read_key, read_weights, unpack_weights
 from autoseg.run_folder import RunFolder
 from autoseg.settings import as_duration, sets_steps
+from autoseg.stages.pace import fold_s
 from autoseg.stages.run import Run, require_redo
 from autoseg.stages.schedule import Prepared, edited_by_user, follows_file, read_prepared, with_changes
-from autoseg.stages.train import all_jobs, first_stages, fold_inputs, fold_key, fold_s, is_trained, names_of
+from autoseg.stages.train import all_jobs, first_stages, fold_inputs, fold_key, is_trained, names_of
 from autoseg.stages.work import read_record
 from autoseg.storage.atomic import load_or_none
 from autoseg.tracking.callbacks import HISTORY_FILE, read_history

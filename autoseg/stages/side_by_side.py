@@ -13,9 +13,10 @@ from autoseg.compute.slots import Running, Slots
 from autoseg.data.dataset import DatasetDescription
 from autoseg.issues import AutosegError
 from autoseg.stages.cluster import own_predictions, send_tasks, training_pairs, training_waves
+from autoseg.stages.pace import fold_s
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
-from autoseg.stages.train import all_keys, fold_s
+from autoseg.stages.train import all_keys
 from autoseg.stages.work import read_record
 from autoseg.storage.atomic import load_or_none
 from autoseg.storage.locks import hold_lock

@@ -27,10 +27,11 @@ from autoseg.issues import AutosegError
 from autoseg.pipeline import do_work
 from autoseg.settings import Settings
 from autoseg.stages.clean import find_needless
+from autoseg.stages.pace import Pacer
 from autoseg.stages.run import Run, StageRecord
 from autoseg.stages.schedule import _inputs, add_training, read_prepared, schedule_edits
 from autoseg.stages.select import score_issues
-from autoseg.stages.train import Pacer, all_keys, fold_inputs, training_work
+from autoseg.stages.train import all_keys, fold_inputs, training_work
 from autoseg.stages.validate import validation_work
 from autoseg.storage.atomic import load_document, save_document
 from autoseg.tracking.progress import SilentReporter

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
+from autoseg.stages import pace
 from autoseg.stages import schedule as scheduling
-from autoseg.stages import train as training_stage
 from autoseg.stages.announce import no_use_issues, short_budget_issue
 from autoseg.stages.schedule import read_prepared
 from autoseg.stages.select import score_issues
@@ -27,8 +27,8 @@ from planners import Revision, Schedule, revise
 @pytest.fixture
 def hurried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A run with a budget that measured a machine on which 40 steps take no time at all."""
-    monkeypatch.setattr(training_stage, "PACE_S", 0.0)
-    monkeypatch.setattr(training_stage, "PACE_STEPS", 2)
+    monkeypatch.setattr(pace, "PACE_S", 0.0)
+    monkeypatch.setattr(pace, "PACE_STEPS", 2)
     known = load_document(Schedule, job.schedule)
     (measured,) = known.conditions.measurements
     instant = measured.model_copy(update={"step_s": 1e-6, "base_features": known.trainings[0].base_features})
@@ -101,7 +101,7 @@ def test_a_fold_that_is_given_up_while_it_trains_is_resumed_where_it_is_asked_fo
     ) -> tuple[Revision, ...]:
         return revise(schedule, jobs, done=done, **given) if jobs[0][1] == 1 and done >= 20 else ()
 
-    monkeypatch.setattr(training_stage, "revise", revise_later)
+    monkeypatch.setattr(pace, "revise", revise_later)
     run = hurried.call("select", dataset=hurried.dataset, budget="1h", anyway=True, configurations="2d")
     assert run.schedule.folds == (0,)
     (left_out,) = run.schedule.revisions

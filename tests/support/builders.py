@@ -13,7 +13,8 @@ from autoseg import api
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.pipeline import run_all, run_stages
 from autoseg.run_folder import RunFolder
-from autoseg.stages.run import Run, begin_run
+from autoseg.stages.begin import begin_run
+from autoseg.stages.run import Run
 from autoseg.storage.atomic import save_document
 from autoseg.tracking.progress import SilentReporter
 from planners import Conditions, Measurement, Plan, Schedule, plan_schedule

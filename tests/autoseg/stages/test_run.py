@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import Job, begin, contents, make_phantom, said
+from builders import Job, begin, contents, make_phantom, said, short_schedule
 from typer.testing import CliRunner
 
 from autoseg import api
@@ -22,8 +22,8 @@ from autoseg.issues import AutosegError
 from autoseg.pipeline import run_stages
 from autoseg.run_folder import RunFolder, require_place_for_predictions
 from autoseg.settings import Settings
-from autoseg.stages.run import find_run, logger, require_free, start_log
-from autoseg.storage.atomic import load_document
+from autoseg.stages.begin import find_run, logger, require_free, start_log
+from autoseg.storage.atomic import load_document, save_document
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,22 @@ def test_unknown_names_are_refused_before_the_cost_of_training_again(
     with pytest.raises(AutosegError) as caught:
         begin(run.folder.root, None, given)
     assert caught.value.codes == (code,)
+
+
+def test_a_given_schedule_that_is_the_own_one_trains_nothing_again(tmp_path: Path, data: Path) -> None:
+    run, copy = run_stages(begin(data, tmp_path / "run"), "plan"), tmp_path / "copy.json"
+    schedule = short_schedule(run.plan, num_folds=2, cases=3)
+    for path in (run.folder.schedule, copy):
+        save_document(path, schedule)
+    weights = run.folder.fold(schedule.trainings[0].configuration, 0) / "final.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    assert begin(run.folder.root, None, {"schedule": copy}).settings.schedule == copy
+    longer = schedule.trainings[0].model_copy(update={"num_steps": 7})
+    save_document(copy, schedule.model_copy(update={"trainings": (longer,)}))
+    with pytest.raises(AutosegError) as caught:
+        begin(run.folder.root, None, {"schedule": copy})
+    assert caught.value.codes == ("run.option_differs",)
 
 
 def test_configurations_that_no_plan_has_are_refused_before_images_are_read(tmp_path: Path, data: Path) -> None:

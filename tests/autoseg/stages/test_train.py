@@ -15,8 +15,9 @@ from autoseg.inference.model import final_weights
 from autoseg.issues import AutosegError
 from autoseg.networks.weights import save_weights
 from autoseg.run_folder import RunFolder
-from autoseg.stages import train as train_module
-from autoseg.stages.train import Pacer, asked_jobs, expected_s, with_stages_before
+from autoseg.stages import pace
+from autoseg.stages.pace import Pacer
+from autoseg.stages.train import asked_jobs, expected_s, with_stages_before
 from autoseg.tracking.callbacks import FoldEnd, FoldStart
 from planners import Revision, with_revisions
 
@@ -80,8 +81,8 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.said, self.expected = 1000.0, [], []
         self.expect = self.expected.append
-        monkeypatch.setattr(train_module.time, "monotonic", lambda: self.now)
-        monkeypatch.setattr(train_module, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
+        monkeypatch.setattr(pace.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(pace, "save_revisions", lambda run, found: with_revisions(run.schedule, found))
 
     def pacer(self, steps: int = 1000, before: float = 1.0) -> Pacer:
         """One fold of ``steps`` steps of a second, and nothing after it; they took ``before`` times as long in earlier calls."""
