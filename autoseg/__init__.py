@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from autoseg.api import check as check
     from autoseg.api import check_submission as check_submission
     from autoseg.api import clean as clean
+    from autoseg.api import container as container
     from autoseg.api import evaluate as evaluate
     from autoseg.api import fingerprint as fingerprint
     from autoseg.api import plan as plan
     from autoseg.api import predict as predict
     from autoseg.api import preprocess as preprocess
+    from autoseg.api import rehearse as rehearse
     from autoseg.api import report as report
     from autoseg.api import run as run
     from autoseg.api import schedule as schedule
@@ -44,9 +46,11 @@ _HOMES = {
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(
-        ("check", "check_submission", "clean", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"
+        ("check", "check_submission", "clean", "container", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"
     ),
-    **dict.fromkeys(("preprocess", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"),
+    **dict.fromkeys(
+        ("preprocess", "rehearse", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"
+    ),
 }
 __all__ = ["__version__", *_HOMES]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_place_for_predictions
-from autoseg.settings import make_settings, parse_part
+from autoseg.settings import make_settings, parse_duration, parse_part
 from autoseg.stages.begin import begin_run, described_folder, find_run
 from autoseg.stages.run import Run
 from autoseg.tracking.progress import Reporter, SilentReporter
@@ -20,6 +20,7 @@ from autoseg.tracking.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     from autoseg.data.checks.check import CheckReport
     from autoseg.data.discovery.inputs import Inputs
+    from autoseg.delivery.container.verdict import Rehearsal
     from autoseg.delivery.submission import Submission
     from autoseg.evaluation.table import Summary
     from autoseg.imaging.readers import Imagelike
@@ -566,6 +567,81 @@ def check_submission(
         is_incomplete=incomplete,
         reporter=reporter or SilentReporter(),
     )
+
+
+def container(
+    model: Place,
+    out: Place,
+    *,
+    kind: Literal["grand-challenge", "flare", "brats25"] = "grand-challenge",
+    interface: str | None = None,
+    channels: Mapping[str, str] | None = None,
+    num_folds: int | None = None,
+    mirroring: bool = True,
+    empty_if_failing: bool = False,
+    tag: str | None = None,
+    base: Place | None = None,
+    method: Literal["invoke", "exec"] = "invoke",
+    reporter: Reporter | None = None,
+) -> list[str]:
+    """Write a container for a challenge into the new folder ``out``; returns lines that say what was written, and what to do.
+
+    ``interface`` is the name of a known challenge or a file with the sockets of a phase; ``channels`` gives the slug of the
+    input of a channel where names do not tell. With ``base``, a tar of a root file system or of ``docker save``, the image is
+    written, too, without Docker. Raises `AutosegError` with all that does not fit.
+    """
+    from autoseg.delivery.container.context import ContainerWishes, build_context, notes_on, tag_of
+    from autoseg.delivery.container.image import write_image
+
+    reporter, folder = reporter or SilentReporter(), _path("out", out)
+    wishes = ContainerWishes(
+        kind=kind, interface=interface, channels=channels or {}, num_folds=num_folds, mirroring=mirroring,
+        empty_if_failing=empty_if_failing, tag=tag,
+    )  # fmt: skip
+    program = build_context(_path("model", model), folder, wishes, reporter)
+    lines = [f"Container: {folder}", *(f"Note: {note}" for note in notes_on(program))]
+    if base is None:
+        return [*lines, f"Next: {folder / 'do_build.sh'}, or: autoseg rehearse {folder} --cases FOLDER"]
+    name = tag_of(program, tag)
+    image = folder / f"{name}.tar.gz"
+    write_image(folder, program, _path("base", base), image, method=method, tag=name, reporter=reporter)
+    beside = f" --model {folder / 'model.tar.gz'}" if (folder / "model.tar.gz").exists() else ""
+    size = f"{image.stat().st_size / 1e9:.2f} GB"
+    return [*lines, f"Image: {image} ({size})", f"Next: autoseg rehearse {image}{beside} --cases FOLDER"]
+
+
+def rehearse(
+    container: Place,
+    cases: Place,
+    *,
+    memory: str | None = None,
+    shm: str = "128m",
+    time: str | float | None = None,
+    method: Literal["invoke", "exec"] = "invoke",
+    model: Place | None = None,
+    reporter: Reporter | None = None,
+) -> tuple[Rehearsal, list[str]]:
+    """Run a container as its platform does; returns the report, and the same as lines of text, the verdict last.
+
+    ``container`` is a folder of `container`, an image file, or the name of an image that Docker has. Limits that are not
+    given are those of the challenge. Raises `AutosegError` where it cannot be run at all.
+    """
+    from autoseg.delivery.container.rehearse import Wishes
+    from autoseg.delivery.container.rehearse import rehearse as rehearse_container
+    from autoseg.delivery.container.verdict import lines_of
+
+    try:
+        parsed = parse_duration(time)
+        seconds = None if parsed is None else float(str(parsed))
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"{time!r} is no time; write for example 10m")
+    except ValueError as error:
+        message, _, fix = str(error).partition("; ")
+        raise AutosegError(Issue(code="settings.duration", where="--time", message=message, fix=fix)) from error
+    weights = None if model is None else _path("model", model)
+    wishes = Wishes(memory=memory, shm=shm, seconds=seconds, method=method, model=weights)
+    found = rehearse_container(str(container), _path("cases", cases), wishes, reporter=reporter or SilentReporter())
+    return found, list(lines_of(found))
 
 
 def clean(run_folder: Place, *, dry_run: bool = False) -> dict[Path, int]:

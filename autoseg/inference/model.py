@@ -193,16 +193,22 @@ def _new_network(configuration: Configuration, training: Training) -> nn.Module:
     return build_network(with_width(configuration.network, training.base_features), seed=None)
 
 
-def bundle_run(model: Path, out: Path) -> Path:
+def bundle_run(model: Path, out: Path, *, num_folds: int | None = None) -> Path:
     """Write the ``model`` of a run, or one that it kept, as the bundle ``out``, and return ``out``.
 
     It has the weights of the chosen configurations and their first stages, the plan, how they were trained, the selection
-    with its postprocessing, channels and labels; nothing of the cases. Raises `AutosegError` for an unfinished run and if
-    ``out`` exists.
+    with its postprocessing, channels and labels; nothing of the cases. ``num_folds``: the networks of the first folds only.
+    Raises `AutosegError` for an unfinished run and if ``out`` exists.
     """
     check_free(out)
     files = open_model(model)
-    changes = {"dataset": without_cases(files.description.dataset), "seen_before": (), "options": None}
+    changes: dict[str, object] = {
+        "dataset": without_cases(files.description.dataset), "seen_before": (), "options": None,
+    }  # fmt: skip
+    selection, key = files.description.selection, files.key
+    if num_folds is not None and num_folds < len(selection.folds):
+        changes["selection"] = selection.model_copy(update={"folds": selection.folds[:num_folds]})
+        key = key_of(key, num_folds)
     description = files.description.model_copy(update=changes)
-    write_bundle(out, description, files.packed_weights, key=files.key, version=autoseg.__version__)
+    write_bundle(out, description, files.packed_weights, key=key, version=autoseg.__version__)
     return out

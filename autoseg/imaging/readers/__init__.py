@@ -40,6 +40,7 @@ from autoseg.imaging.readers.registry import (
     writable_ending,
     write_image,
     write_label_map,
+    write_masks,
 )
 
 __all__ = [
@@ -84,4 +85,5 @@ __all__ = [
     "writable_ending",
     "write_image",
     "write_label_map",
+    "write_masks",
 ]

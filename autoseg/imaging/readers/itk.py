@@ -159,15 +159,18 @@ def _reader(path: Path, io: str) -> Any:
 def itk_write(path: Path, array: NDArray[Any], geometry: Geometry, *, compressed: bool = True) -> None:
     """Write ``array`` (Z, Y, X) in the format that the ending names, ``compressed`` where that can be; 2D where the geometry is.
 
-    Raises `OSError` with ITK's reason.
+    (N, Z, Y, X) becomes a file of four axes. Raises `OSError` with ITK's reason.
     """
     import SimpleITK
 
-    dimensions = geometry.dimensions
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[0] if dimensions == 2 else array))
-    image.SetSpacing(geometry.spacing_mm[::-1][:dimensions])
-    image.SetOrigin(geometry.origin_mm[:dimensions])
-    image.SetDirection([value for row in geometry.direction[:dimensions] for value in row[:dimensions]])
+    more = array.ndim - 3
+    dimensions = 3 if more else geometry.dimensions
+    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array[0] if dimensions == 2 else array), isVector=False)
+    direction = np.eye(dimensions + more)
+    direction[:dimensions, :dimensions] = np.array(geometry.direction)[:dimensions, :dimensions]
+    image.SetSpacing((*geometry.spacing_mm[::-1][:dimensions], *[1.0] * more))
+    image.SetOrigin((*geometry.origin_mm[:dimensions], *[0.0] * more))
+    image.SetDirection(direction.ravel().tolist())
     with _itk_call(OSError):
         SimpleITK.WriteImage(image, str(path), useCompression=compressed and image_ending(path) != ".nii")
 

@@ -238,6 +238,13 @@ def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> No
     _write(Path(path), array.astype(np.float32, copy=False), geometry)
 
 
+def write_masks(path: Path | str, masks: NDArray[Any], geometry: Geometry) -> None:
+    """Write ``masks`` (N, Z, Y, X) of 0 and 1 as one MetaImage of bytes with four axes; else like `write_label_map`."""
+    if image_ending(path) != ".mha":
+        raise _cannot_hold(path, f"{image_ending(path)} files are not written with four axes", "use .mha")
+    _write(Path(path), masks.astype(np.uint8), geometry)
+
+
 def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> AutosegError:
     return reader_error(path, code="reader.not_written", message=message, fix=fix)
 
@@ -250,7 +257,7 @@ def _write(
     target = formats_by_ending()[ending] if ending in _writable() else None
     if target is None or target.write is None:
         raise _cannot_hold(path, "files with this ending cannot be written", f"use one of {', '.join(_writable())}")
-    if array.shape != geometry.shape:
+    if array.shape[-3:] != geometry.shape:
         raise ValueError(f"the array has {array.shape} voxels, but the geometry {geometry.shape}")
     if _is_flat(path):
         geometry = geometry.model_copy(update={"dimensions": 2})
