@@ -21,6 +21,7 @@ settings.load_profile("autoseg")
 DEFAULT = Path(__file__).resolve().parents[2] / "shared" / "data"
 skipped: list[str] = []
 without_slurm: list[str] = []
+without_namespaces: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,6 +65,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         skipped.append(report.nodeid)
     if report.skipped and "no Slurm" in str(report.longrepr):
         without_slurm.append(report.nodeid)
+    if report.skipped and "no namespaces" in str(report.longrepr):
+        without_namespaces.append(report.nodeid)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -72,3 +75,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(
             f"{len(without_slurm)} test skipped for want of Slurm (a partition that answers sinfo)"
         )
+    if without_namespaces:
+        terminalreporter.write_line(f"{len(without_namespaces)} tests skipped for want of namespaces (unshare)")

@@ -108,7 +108,7 @@ def _layer(path: Path, members: Iterable[Member]) -> Layer:
     found: dict[str, Member] = {}
     for member, content in members:
         for parent in reversed(PurePosixPath(member.name).parents):
-            if str(parent) not in (".", *found):
+            if str(parent) != "." and str(parent) not in found:
                 found[str(parent)] = _folder(str(parent))
         found.setdefault(member.name, (member, content))
     with path.open("wb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:

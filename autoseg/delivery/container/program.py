@@ -13,7 +13,6 @@ import logging
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,8 @@ from planners import Document
 
 logger = logging.getLogger("autoseg.container")
 PORT = 4743
+SILENT_S = 10.0
+"""A caller who says nothing for so long is left, since others wait."""
 INPUTS = "inputs.json"
 DESCRIPTION = "container.json"
 FAILED = 1
@@ -115,12 +116,15 @@ def under(root: Path, path: str) -> Path:
     return root / path.lstrip("/")
 
 
-def load_container(root: Path = Path("/"), home: Path | None = None) -> Container:
-    """The container described in ``home`` (default: beside the package), with its model on the best device."""
+def load_container(root: Path = Path("/"), home: Path | None = None, threads: int | None = None) -> Container:
+    """The container described in ``home`` (default: beside the package), with its model on the best device.
+
+    ``threads``: of the CPU (default: one per core).
+    """
     home = home or Path(autoseg.__file__).parents[1]
     program = load_document(ContainerProgram, home / DESCRIPTION, fix="build the container again")
     model = under(root, program.model) if program.model.startswith("/") else home / program.model
-    set_threads(available_cores())
+    set_threads(threads or available_cores())
     started = time.monotonic()
     device = choose_device("auto", lambda issue: logger.warning("%s", issue))
     predictor = Predictor(model=load_model(model, device=device), mirroring=program.mirroring)
@@ -355,23 +359,26 @@ def _end(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-def make_server(container: Container, port: int = PORT) -> http.server.ThreadingHTTPServer:
-    """A server that answers ``GET /health`` with 200 and does a task at each ``POST /invoke``: 201 where it succeeded, 500 where not."""
-    one_at_a_time = threading.Lock()
+def make_server(container: Container, port: int = PORT) -> http.server.HTTPServer:
+    """A server that answers ``GET /health`` with 200 and does a task at each ``POST /invoke``: 201 where it succeeded, 500 where not.
+
+    One call after the other, in the thread that serves: a new one would start threads of its own for every prediction.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = SILENT_S
+
         def do_GET(self) -> None:
             self._answer(200 if self.path == "/health" else 404)
 
         def do_POST(self) -> None:
             if self.path != "/invoke":
                 return self._answer(404)
-            with one_at_a_time:
-                try:
-                    run_task(container)
-                except Exception as error:
-                    sys.stderr.write(f"{error}\n")
-                    return self._answer(500, str(error))
+            try:
+                run_task(container)
+            except Exception as error:
+                sys.stderr.write(f"{error}\n")
+                return self._answer(500, str(error))
             self._answer(201)
 
         def _answer(self, status: int, text: str = "") -> None:
@@ -385,9 +392,7 @@ def make_server(container: Container, port: int = PORT) -> http.server.Threading
         def log_message(self, format: str, *args: Any) -> None:
             logger.debug(format, *args)
 
-    server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)  # the platform calls from outside
-    server.daemon_threads = True
-    return server
+    return http.server.HTTPServer(("0.0.0.0", port), Handler)  # the platform calls from outside
 
 
 if __name__ == "__main__":
