@@ -20,7 +20,7 @@ Certainty = Literal["confirmed", "stated", "unconfirmed"]
 """``confirmed``: read in the challenge's own code or in accepted entries. ``stated``: a public page says so.
 ``unconfirmed``: seen only in participants' code, second hand, or derived; the user is asked to check it."""
 DType = Literal["uint8", "int8", "uint16", "int16", "int32", "int64", "float32"]
-FACTS = ("upload", "documents", "package", "parts", "limits", "scoring", "container")
+FACTS = ("upload", "documents", "package", "parts", "limits", "scoring")
 """Entries of a record that are facts of the challenge, and need evidence."""
 OWN_FIELDS = frozenset({"case", "image", "ending", "class", "slice", "volume", "dataset"})
 """Fields that a name of a submitted file may have besides those of ``case`` and those that are asked for."""
@@ -235,40 +235,6 @@ class Scoring(Document):
     """What decides between equal ranks, in words."""
 
 
-class Socket(Document):
-    """An input or output of a container."""
-
-    slug: str
-    """Its name on the platform."""
-    path: str
-    """Below ``/input`` or ``/output``: a folder of one image, or a file."""
-    kind: Literal["image", "segmentation", "probability", "json", "file"] = "image"
-    channels: tuple[str, ...] = ()
-    """Channels of the known dataset that this image gives."""
-    default: str | None = None
-    """JSON to write, or to take where an input is missing."""
-    of_parts: tuple[str, ...] = ()
-    """Parts that this output holds; empty: all."""
-
-
-class Interface(Document):
-    """Inputs that come together, and what must be written for them."""
-
-    inputs: tuple[Socket, ...]
-    outputs: tuple[Socket, ...]
-
-
-class ContainerRules(Document):
-    """How the challenge runs a container."""
-
-    platform: Literal["grand-challenge", "flare", "brats25"]
-    interfaces: tuple[Interface, ...] = ()
-    layout_4d: tuple[str, ...] = ()
-    """Where the segmentation is one 4D file of 0 and 1: classes in the order of its volumes."""
-    gpu: str = ""
-    """GPU of the machine, in words."""
-
-
 class Challenge(Document):
     """One challenge of one year: a file of ``challenges/``, or a user's own."""
 
@@ -291,7 +257,6 @@ class Challenge(Document):
     """Name -> part; a lone part is called ``cases``."""
     limits: Limits = Limits()
     scoring: Scoring | None = None
-    container: ContainerRules | None = None
     evidence: tuple[Evidence, ...] = ()
 
     @model_validator(mode="after")

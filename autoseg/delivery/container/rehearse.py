@@ -18,7 +18,7 @@ from autoseg.delivery.container.opening import RehearsalCase, Rehearsed, find_ca
 from autoseg.delivery.container.program import ContainerProgram, remapped
 from autoseg.delivery.container.rules import lay_out, output_issues, strays
 from autoseg.delivery.container.verdict import CaseReport, Outcome, Rehearsal, judge
-from autoseg.evaluation.metrics import compare, evaluated_classes
+from autoseg.evaluation.metrics import EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import image_ending, read_header, read_image, read_label_map, write_image
@@ -187,10 +187,15 @@ def _dice(program: ContainerProgram, interface: int, case: RehearsalCase, output
     truth = remapped(align_label_map(reference, predicted.geometry), wanted[0].remap)
     changed = {int(old): new for old, new in wanted[0].remap.items()}
     values = [changed.get(value, value) for value in program.dataset.file_values]
-    classes = evaluated_classes(program.dataset.labels, values)
+    named = evaluated_classes(program.dataset.labels, values)
+    classes = list({each.key: each for each in map(_without_repeats, named)}.values())  # of what is merged, one
     scores = compare(predicted.array, truth, classes=classes, spacing_mm=predicted.geometry.spacing_mm)
     defined = [score.dice for score in scores.values() if score.dice is not None]
     return fmean(defined) if defined else None
+
+
+def _without_repeats(each: EvaluatedClass) -> EvaluatedClass:
+    return each.model_copy(update={"values": tuple(dict.fromkeys(each.values))})
 
 
 def _one_by_one(stage: _Stage, cases: Sequence[RehearsalCase]) -> Iterator[CaseReport]:

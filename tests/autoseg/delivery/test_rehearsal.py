@@ -36,9 +36,11 @@ def context(finished, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def one_case(finished, tmp_path_factory) -> Path:
+    """A dataset of one labelled case."""
     folder = tmp_path_factory.mktemp("cases")
-    (image, *_) = sorted((finished.dataset / "imagesTs").glob("*.nii.gz"))
-    shutil.copy(image, folder)
+    for kind, here in (("images", "imagesTr"), ("labels", "labelsTr")):
+        (folder / kind).mkdir()
+        shutil.copy(finished.dataset / here / "phantom_001.nii.gz", folder / kind)
     return folder
 
 
@@ -64,6 +66,7 @@ def test_a_good_container_passes(boxes, context, one_case, tmp_path, method):
     assert found.broken.outcome == "done"
     assert (found.start_seconds is not None) == (method == "invoke")
     assert (found.outside, found.issues) == ((), ())
+    assert found.cases[0].dice == 0.0  # it finds nothing, and both classes are one here
 
 
 @METHODS
