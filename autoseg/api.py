@@ -310,6 +310,8 @@ def predict(
     skip_bad: bool = False,
     probabilities: bool = False,
     mirroring: bool = True,
+    every_window: bool = False,
+    memory_gb: float | None = None,
     device: str = "auto",
     threads: int | None = None,
     reporter: Reporter | None = None,
@@ -318,44 +320,49 @@ def predict(
 
     ``model`` is a run folder or a bundle file; without ``source`` and ``output``, a run whose own test images are segmented. Returns
     the label maps, or folders of masks; an ``output`` with the ending of an image file is the label map of one image, which may be a
-    list with a file for each channel, in order, or be in memory: that of `read_image`, SimpleITK or nibabel, or an array with its
-    ``affine``, or with ``spacing_mm`` and ``axes`` (`Predictor.predict_image`).
-    A second call skips images that are done, unless they changed; several at once share the work. ``part`` ``"2/8"`` takes
-    every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out, if not as the training data.
-    A bad image stops no other: all issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    list with a file for each channel, in order, or be in memory, with its place (`Predictor.predict_image`). A second call skips images
+    that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
+    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. All
+    issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
     from autoseg.data.discovery.inputs import InputCase, Inputs
     from autoseg.imaging.readers import as_image, image_ending, image_stem
     from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
 
     reporter, model = reporter or SilentReporter(), _path("model", model)
+    how: dict[str, Any] = {"layout": layout, "spec": None if spec is None else _path("spec", spec)}
+    how["part"] = None if part is None else parse_part(part)
     if source is None and output is None:
         return _predict_own(model, device, threads=threads, reporter=reporter)
     require_place_for_predictions(out := _path("output", output))
-    share = None if part is None else parse_part(part)
-    several = source if isinstance(source, list | tuple) else [source]
-    paths = [Path(each) for each in several if isinstance(each, str | Path)]
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
-    in_memory = len(paths) < max(1, len(several)) or any(value is not None for value in place.values())
+    paths = [] if any(value is not None for value in place.values()) else _paths_in(source)
+    flags: dict[str, Any] = {"skip_bad": skip_bad, "probabilities": probabilities}
+    limits: dict[str, Any] = {"every_window": every_window, "memory_gb": memory_gb}
     with reporter.phase("Loading the model"):
         devices = _devices(device, reporter.say)
-        predictor = _load_predictor(model, devices[0], mirroring=mirroring, threads=threads, say=reporter.say)
-    if in_memory:
+        predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
+    if not paths:
         image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     to_file = bool(image_ending(out)) and not out.is_dir()
-    how: dict[str, Any] = {"layout": layout, "spec": None if spec is None else _path("spec", spec)}
     with reporter.phase("Looking for images"):
-        if to_file and len(paths) == len(predictor.model.plan.channels) > 1:
-            inputs = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),))
-        else:
-            inputs = find_input_cases(paths, predictor.model.dataset, **how, part=share, reporter=reporter)
+        are_channels = to_file and len(paths) == len(predictor.model.plan.channels) > 1
+        one = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),)) if are_channels else None
+        inputs = one or find_input_cases(paths, predictor.model.dataset, **how, reporter=reporter)
     if to_file:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
-    if min(len(devices), len(inputs.cases)) > 1 and share is None and len(paths) == 1:
-        words = _predict_words(model, paths[0], out, how, mirroring, skip_bad=skip_bad, probabilities=probabilities)
+    if min(len(devices), len(inputs.cases)) > 1 and part is None and len(paths) == 1:
+        words = _predict_words(model, paths[0], out, how | limits | flags, mirroring)
         return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
-    return predict_cases(predictor, inputs, out, probabilities=probabilities, reporter=reporter, skip_bad=skip_bad)
+    return predict_cases(predictor, inputs, out, reporter=reporter, **flags)
+
+
+def _paths_in(source: Any) -> list[Path]:
+    """Paths of images; none for an image in memory, or for parts of it."""
+    several = source if isinstance(source, list | tuple) else [source]
+    paths = [Path(each) for each in several if isinstance(each, str | Path)]
+    return paths if len(paths) == len(several) else []
 
 
 def _predict_own(root: Path, device: str, *, threads: int | None, reporter: Reporter) -> list[Path]:
@@ -395,13 +402,11 @@ def _predict_on(
     return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
 
 
-def _predict_words(
-    model: Path, source: Path, out: Path, options: dict[str, Any], mirroring: bool, **flags: bool
-) -> list[str]:
+def _predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], mirroring: bool) -> list[str]:
     """A prediction as a command that means the same in any folder."""
     words = ["predict", *(str(path.absolute()) for path in (model, source, out))]
     words += [] if mirroring else ["--no-mirroring"]
-    for name, value in (options | flags).items():
+    for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             words += [flag] * value
@@ -444,7 +449,14 @@ def predict_parts(
 
 
 def _load_predictor(
-    model: Path, device: str, *, mirroring: bool, threads: int | None, say: Callable[[str], None]
+    model: Path,
+    device: str,
+    mirroring: bool,
+    *,
+    every_window: bool = False,
+    memory_gb: float | None = None,
+    threads: int | None,
+    say: Callable[[str], None],
 ) -> Predictor:
     """The model on the device of that name; ``say`` gets a line for each device that cannot be used."""
     from autoseg.compute.device import choose_device, set_threads
@@ -455,7 +467,12 @@ def _load_predictor(
 
     set_threads(threads or available_cores())
     chosen = choose_device(device.partition(",")[0], lambda issue: say(as_line(issue)))
-    return Predictor(model=load_model(model, device=chosen), mirroring=mirroring)
+    return Predictor(
+        model=load_model(model, device=chosen),
+        mirroring=mirroring,
+        every_window=every_window,
+        memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
+    )
 
 
 def evaluate(
@@ -526,7 +543,7 @@ def submit(
     def predict(model: Path, inputs: Inputs, folder: Path) -> None:
         from autoseg.inference.predict import predict_cases
 
-        predictor = _load_predictor(model, device, mirroring=True, threads=threads, say=reporter.say)
+        predictor = _load_predictor(model, device, True, threads=threads, say=reporter.say)
         predict_cases(predictor, inputs, folder, probabilities=False, reporter=reporter, is_own=True)
 
     return submit_runs(

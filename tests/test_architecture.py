@@ -175,7 +175,9 @@ OPTIONS = {
     "predict": {
         "--cluster",
         "--device",
+        "--every-window",
         "--layout",
+        "--memory-gb",
         "--mirroring",
         "--part",
         "--probabilities",

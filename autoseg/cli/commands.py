@@ -325,6 +325,13 @@ def check(
         raise typer.Exit(1)
 
 
+EveryWindowOption = Annotated[
+    bool, typer.Option("--every-window", help="Compute all windows of one value, such as air, anew.")
+]
+MEMORY_HELP = "Main memory to take at most, in GB. [default: what is free]"
+MemoryOption = Annotated[float | None, typer.Option("--memory-gb", min=0.1, help=MEMORY_HELP, show_default=False)]
+
+
 def predict(
     model: Annotated[
         Path,
@@ -350,6 +357,8 @@ def predict(
         bool,
         typer.Option("--mirroring/--no-mirroring", help="Average over mirrored images if training used mirroring."),
     ] = True,
+    every_window: EveryWindowOption = False,
+    memory_gb: MemoryOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     cluster: ClusterOption = None,
@@ -368,7 +377,8 @@ def predict(
     )  # fmt: skip
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
-        "device": device, "threads": threads, "part": part, "reporter": make_reporter(),
+        "every_window": every_window, "memory_gb": memory_gb, "device": device, "threads": threads, "part": part,
+        "reporter": make_reporter(),
     }  # fmt: skip
     sent = _cluster_words(cluster, slurm_options, dry_run=False)
     if sent and source is not None and output is not None:

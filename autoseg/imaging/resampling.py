@@ -266,12 +266,17 @@ def _resample_channel(
 
 def _slab_rows(shape: tuple[int, ...], axis: int = 0) -> Iterator[slice]:
     """Ranges of one axis with as many voxels as a slab should have."""
-    thickness = max(1, _slab_voxels(shape) * shape[axis] // max(1, math.prod(shape)))
+    thickness = slab_thickness(shape, axis)
     for start in range(0, shape[axis], thickness):
         yield slice(start, min(start + thickness, shape[axis]))
 
 
-def _slab_voxels(shape: tuple[int, ...]) -> int:
+def slab_thickness(shape: Sequence[int], axis: int = 0) -> int:
+    """Rows of an axis that are resampled and decided at once."""
+    return max(1, _slab_voxels(shape) * shape[axis] // max(1, math.prod(shape)))
+
+
+def _slab_voxels(shape: Sequence[int]) -> int:
     return min(SLAB_VOXELS, max(LEAST_SLAB_VOXELS, math.prod(shape) // SLABS))
 
 

@@ -80,6 +80,13 @@ class How:
     """For temporary files; none: that of the system."""
     parts: int = 1
     """Configurations whose networks compute side by side, and share what memory there is."""
+    kept_bytes: int = 0
+    """Of memory that is needed for something else: label maps."""
+
+    @property
+    def available_bytes(self) -> int:
+        """Main memory that one configuration may take."""
+        return max(0, available_bytes(self.memory_bytes) - self.kept_bytes) // self.parts
 
     def use(self, member: Member) -> Use:
         """Of a configuration."""
@@ -216,7 +223,7 @@ def open_logits(
 
     Raises `AutosegError` where memory or disk would not be enough.
     """
-    needs = member_needs(how.use(member), image.shape, available_bytes(how.memory_bytes) // how.parts)
+    needs = member_needs(how.use(member), image.shape, how.available_bytes)
     _require(needs, member.configuration, image.shape, how)
     logits = WindowLogits(
         image=torch.from_numpy(np.ascontiguousarray(image)),
@@ -243,7 +250,7 @@ def part_of(progress: Progress | None, i: int, number: int) -> Progress:
 
 def _require(needs: MemberNeeds, configuration: Configuration, shape: Sequence[int], how: How) -> None:
     """Raise `AutosegError` before memory or disk is asked for that is not there, and the system ends the process."""
-    free = available_bytes(how.memory_bytes) // how.parts
+    free = how.available_bytes
     needed = needs.memory_bytes if how.memory_bytes is not None else needs.memory_bytes - needs.network_bytes
     if how.device.type == "cpu" and needed > free:
         raise _too_little_memory(configuration, shape, needs, free)

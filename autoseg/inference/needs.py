@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autoseg.imaging.resampling import SLAB_VOXELS
+from autoseg.imaging.resampling import slab_thickness
 from autoseg.inference.sliding_window import WindowGrid
 from planners import Configuration, Document, Training, estimate_configuration_memory, with_width
 
@@ -17,6 +17,11 @@ SUPPORT_ROWS = 2
 """Rows of a slab's neighbours that linear resampling reads."""
 LABEL_COPIES = 4
 """Of a label map of the whole image (one byte, two from 255 classes on): decided, in the image's axes, postprocessed, written."""
+
+COMPONENT_BYTES = 24
+"""Of each voxel while components are labelled and counted, in 64 bits."""
+READ_COPIES = 3
+"""Of an image while its file is read: as stored, scaled, and in single precision."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +47,10 @@ class MemberNeeds(Document):
     """Of networks: windows times folds times mirror images."""
     batch_size: int
     """Windows that go through the network at once."""
-    image_bytes: int
-    """Preprocessed image, padded where it is smaller than a window."""
+    padded_bytes: int
+    """Copy of the image where it is smaller than a window."""
     network_bytes: int
-    """Weights and maps of a batch of windows."""
+    """Maps of a batch of windows."""
     remembered_bytes: int
     """Logits of a window without contrast, computed once; 0: computed each time."""
     sums_bytes: int
@@ -57,8 +62,8 @@ class MemberNeeds(Document):
 
     @property
     def memory_bytes(self) -> int:
-        """Of the image and all that it takes at most, at once."""
-        parts = self.image_bytes, self.network_bytes, self.remembered_bytes, self.sums_bytes, self.slab_bytes
+        """What is taken at most, beside the preprocessed image and the networks."""
+        parts = self.padded_bytes, self.network_bytes, self.remembered_bytes, self.sums_bytes, self.slab_bytes
         return sum(parts)
 
 
@@ -66,7 +71,7 @@ def member_needs(use: Use, shape: Sequence[int], available_bytes: int) -> Member
     """The fastest way to predict an image of ``shape`` (C, a0, a1, a2) that fits into main memory, or else the smallest.
 
     First all sums are kept in memory and a window without contrast is remembered; where that does not fit, one window at a time goes
-    through the network; then nothing is remembered; then a part of the sums lies on disk, where they need not be computed again.
+    through the network; then nothing is remembered; then a part of the sums lies on disk. The image itself is in memory already.
     """
     batch = use.training.batch_size
     options = [(batch, True), (1, True), (1, False)]
@@ -104,8 +109,7 @@ def _needs(use: Use, shape: Sequence[int], batch_size: int, *, remembers: bool) 
         window_batch_size=batch_size,
         network=with_width(configuration.network, use.training.base_features),
     )
-    weights = estimate.num_parameters * FLOAT * (use.networks - 1)
-    rows = max(1, SLAB_VOXELS // plane) + SUPPORT_ROWS
+    rows = slab_thickness(padded) + SUPPORT_ROWS
     deep = min(padded[0], grid.patch[0] + rows)
     remembered = math.prod(configuration.patch_shape) * classes * FLOAT * (use.networks if use.half_sums else 1)
     sets = use.networks if use.half_sums else 1
@@ -113,10 +117,71 @@ def _needs(use: Use, shape: Sequence[int], batch_size: int, *, remembers: bool) 
         windows=grid.number,
         passes=grid.number * use.networks * 2**use.mirror_axes,
         batch_size=batch_size,
-        image_bytes=FLOAT * shape[0] * (math.prod(shape[1:]) + (voxels if tuple(padded) != grid.shape else 0)),
-        network_bytes=(estimate.inference_bytes + weights) if use.on_cpu else 0,
+        padded_bytes=FLOAT * shape[0] * voxels if tuple(padded) != grid.shape else 0,
+        network_bytes=estimate.inference_bytes - estimate.num_parameters * FLOAT if use.on_cpu else 0,
         remembered_bytes=remembered if remembers and use.on_cpu else 0,
         sums_bytes=(_values_bytes(use) * (classes + 1) * deep * plane) if use.on_cpu else 0,
         disk_bytes=0,
         slab_bytes=FLOAT * classes * min(rows, padded[0]) * plane * (1 + sets),
     )
+
+
+class CaseNeeds(Document):
+    """What a model needs for one image, in bytes, the process as it is now included."""
+
+    memory_bytes: int
+    """Main memory at most."""
+    disk_bytes: int
+    """Of temporary files."""
+    windows: int
+    passes: dict[str, int]
+    """Of the networks of each configuration."""
+    reads_ahead: bool
+    """There is memory to read the next image meanwhile."""
+
+
+def case_needs(
+    chains: Sequence[Sequence[Use]],
+    shapes: Sequence[Sequence[Sequence[int]]],
+    *,
+    channels: int,
+    voxels: int,
+    resident_bytes: int,
+    available_bytes: int,
+    postprocesses: bool,
+) -> CaseNeeds:
+    """Needs of an image of so many ``channels`` and ``voxels``.
+
+    ``chains``: for each configuration of the model its stages, all but cascades have one; ``shapes`` the preprocessed ones
+    (C, a0, a1, a2) of these. ``resident_bytes``: of the process, networks loaded; ``available_bytes``: what it may still take.
+    """
+    source = FLOAT * channels * voxels
+    images = sum(FLOAT * math.prod(shape) for chain in shapes for shape in chain)
+    largest = max(FLOAT * math.prod(shape[1:]) for chain in shapes for shape in chain)
+    preparing = max(READ_COPIES * source, 2 * source + voxels + images + largest)
+    labels = label_bytes(voxels, postprocesses=postprocesses)
+    rest = available_bytes - labels - images
+    needs = [
+        [member_needs(use, shape, rest // len(chains)) for use, shape in zip(chain, of, strict=True)]
+        for chain, of in zip(chains, shapes, strict=True)
+    ]
+    last = sum(chain[-1].memory_bytes for chain in needs)
+    first = max((each.memory_bytes for chain in needs for each in chain[:-1]), default=0)
+    computing = images + labels + max(last, first)
+    reads_ahead = computing + preparing <= available_bytes
+    return CaseNeeds(
+        memory_bytes=resident_bytes + (computing + preparing if reads_ahead else max(computing, preparing)),
+        disk_bytes=sum(each.disk_bytes for chain in needs for each in chain),
+        windows=sum(each.windows for chain in needs for each in chain),
+        passes={
+            use.configuration.name: each.passes
+            for chain, of in zip(chains, needs, strict=True)
+            for use, each in zip(chain, of, strict=True)
+        },
+        reads_ahead=reads_ahead,
+    )
+
+
+def label_bytes(voxels: int, *, postprocesses: bool) -> int:
+    """Bytes of label maps of an image, and of the components that postprocessing looks for."""
+    return voxels * (LABEL_COPIES + (COMPONENT_BYTES if postprocesses else 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,18 +30,31 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.inference.model import Model
-from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predictions_among
-from autoseg.inference.predictor import Prediction, Predictor, StoredImage, far_from_training, not_ct
+from autoseg.inference.needs import GB
+from autoseg.inference.pipelined import Done, one_by_one, side_by_side
+from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predictions_among, write_full
+from autoseg.inference.predictor import (
+    Prediction,
+    Predictor,
+    PreparedImage,
+    StoredImage,
+    far_from_training,
+    not_ct,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_folder_for_predictions, run_of
-from autoseg.storage.atomic import atomic_write, remove_claims, remove_orphans, write_error
+from autoseg.storage.atomic import remove_claims, remove_orphans, write_error
 from autoseg.storage.cache import key_of
-from autoseg.tracking.progress import Reporter, SilentReporter, Tracker
+from autoseg.tracking.progress import Reporter, SilentReporter, Tracker, format_duration
 from autoseg.wording import count_noun, shorten
 from planners import IntensityStatistics, Plan
 
 WAIT_S = 0.5
 """Between two looks at cases that another process is predicting."""
+TIMED_FROM = 100
+"""Passes of windows through networks from which on one is timed, to tell how long they take."""
+MOST_GRIDS = 200
+"""Sizes of images whose needs are found, the largest first; smaller ones count as the last of them."""
 MOST_LABELS = 32
 LARGEST_LABEL = 255
 SMALLEST_SHARE = 1e-3
@@ -133,25 +147,25 @@ def _made_by_autoseg(source: Path, images: Sequence[NamedImage]) -> dict[str, li
 
 def try_jobs(
     jobs: Sequence[Job],
-    complete: Callable[[Job], Outcome | None],
+    run: Callable[[Sequence[Job]], Iterator[Done]],
     tracker: Tracker,
     say: Callable[[str], None] | None = None,
-) -> tuple[dict[str, Outcome | None], dict[str, AutosegError]]:
-    """Complete all ``jobs``, one in memory at a time: outcomes and errors by case id. A failing case stops no other.
+) -> tuple[dict[str, Outcome], dict[str, AutosegError]]:
+    """Outcomes and errors of all ``jobs`` by case id; ``run`` yields them one by one. A failing case stops no other.
 
     Cases that another process is predicting are waited for at the end, and done if it fails.
     """
-    outcomes: dict[str, Outcome | None] = {}
+    outcomes: dict[str, Outcome] = {}
     errors: dict[str, AutosegError] = {}
     left, waiting = list(jobs), False
     while left:
         claimed = []
-        for job in left:
-            try:
-                outcomes[job.case_id] = complete(job)
-            except AutosegError as error:
-                errors[job.case_id] = error
-            if outcomes.get(job.case_id) == "being predicted":
+        for job, outcome in run(left):
+            if isinstance(outcome, AutosegError):
+                errors[job.case_id] = outcome
+            else:
+                outcomes[job.case_id] = outcome
+            if outcome == "being predicted":
                 claimed.append(job)
             else:
                 tracker.advance(note=job.case_id)
@@ -163,9 +177,14 @@ def try_jobs(
     return outcomes, errors
 
 
-def complete_jobs(jobs: Sequence[Job], complete: Callable[[Job], Outcome | None], tracker: Tracker) -> None:
-    """`try_jobs`, and one `AutosegError` with the issues of all cases that failed."""
-    _, errors = try_jobs(jobs, complete, tracker)
+def complete_jobs(
+    jobs: Sequence[Job], complete: PredictionFolder | Callable[[Job], Outcome | None], tracker: Tracker
+) -> None:
+    """`try_jobs`, and one `AutosegError` with the issues of all cases that failed; into a folder side by side."""
+    if isinstance(complete, PredictionFolder):
+        _, errors = try_jobs(jobs, partial(side_by_side, folder=complete), tracker)
+    else:
+        _, errors = try_jobs(jobs, partial(one_by_one, complete=complete), tracker)
     if errors:
         headline = f"{len(errors)} of {len(jobs)} cases could not be predicted"
         raise AutosegError(*_issues(errors), headline=headline)
@@ -225,28 +244,43 @@ def predict_cases(
         is_own=is_own,
     )
     notes: list[Issue] = []
+    using = replace(predictor, folder=folder)
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        jobs, unread = _image_jobs(predictor, inputs.cases, tracker, reporter.warn, notes, probabilities=probabilities)
+        found = _image_jobs(using, inputs.cases, tracker, reporter.warn, notes, probabilities=probabilities)
+        jobs, unread, headers = found
         remove_orphans(folder, below=False)
         remove_claims(folder)
         with beginning or nullcontext():
             sink.begin(jobs)
         tracker.advance(len(unread))
-        outcomes, errors = try_jobs(jobs, sink.complete, tracker, reporter.say)
+        outcomes, errors = _try_images(using, jobs, sink, headers, tracker, reporter.say)
     _say_notes(notes, reporter.say)
-    done = [job for job in jobs if job.case_id not in errors]
-    written = [sink.shown(job) for job in done]
+    written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
     issues = [*inputs.issues, *_issues(unread | errors)]
     _say_what_was_done(outcomes.values(), issues, reporter.say, skip_bad=skip_bad)
-    bad = {issue.case or issue.where for issue in issues if issue.severity == "error"}
+    bad = [issue for issue in issues if issue.severity == "error"]
     if bad and not skip_bad:
         number = len({case.case_id for case in inputs.cases} | {issue.case or issue.where for issue in issues})
         others = f"; the others are in {folder}" if written else ""
-        headline = f"{len(bad)} of {number} images could not be predicted{others}"
-        raise AutosegError(*(issue for issue in issues if issue.severity == "error"), headline=headline)
+        failed = len({issue.case or issue.where for issue in bad})
+        raise AutosegError(*bad, headline=f"{failed} of {number} images could not be predicted{others}")
     return written
+
+
+def _try_images(
+    predictor: Predictor,
+    jobs: Sequence[Job],
+    sink: PredictionFolder,
+    headers: Mapping[str, Geometry],
+    tracker: Tracker,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Outcome], dict[str, AutosegError]]:
+    """`try_jobs` side by side, when it was said what they need."""
+    new = {each.case_id: headers[each.case_id] for each in jobs if not sink.has(each)}
+    ahead = tell_needs(predictor, new, say)
+    return try_jobs(jobs, partial(side_by_side, folder=sink, reads_ahead=ahead), tracker, say)
 
 
 def _image_jobs(
@@ -257,9 +291,11 @@ def _image_jobs(
     notes: list[Issue],
     *,
     probabilities: bool,
-) -> tuple[list[Job], dict[str, AutosegError]]:
-    """Jobs, and the errors of cases whose header cannot be read; warns of what is unlike the training cases."""
-    jobs, errors, geometries = [], {}, {}
+) -> tuple[list[Job], dict[str, AutosegError], dict[str, Geometry]]:
+    """Jobs, the errors of cases whose header cannot be read, and what the others' say; warns of what is unlike the training cases."""
+    jobs: list[Job] = []
+    errors: dict[str, AutosegError] = {}
+    geometries: dict[str, Geometry] = {}
     for case in cases:
         image = case.images[0]
         try:
@@ -268,19 +304,37 @@ def _image_jobs(
         except AutosegError as error:
             errors[case.case_id] = error
             continue
-        predict = partial(
-            _predict_case,
-            predictor,
-            case,
-            probabilities=probabilities,
-            tracker=tracker,
-            warn=warn,
-            notes=notes,
-            may_be_labels=case.is_beside_others,
-        )
-        jobs.append(Job(case_id=case.case_id, predict=predict, inputs=case.images, ending=ending))
+        prepare = partial(_prepare_case, predictor, case, warn=warn, notes=notes, may_be_labels=case.is_beside_others)
+        predict = partial(_predict_case, predictor, case, probabilities=probabilities, tracker=tracker)
+        jobs.append(Job(case_id=case.case_id, prepare=prepare, predict=predict, inputs=case.images, ending=ending))
     _warn_of_far(geometries, predictor.model.plan, warn)
-    return jobs, errors
+    return jobs, errors, geometries
+
+
+def tell_needs(predictor: Predictor, geometries: Mapping[str, Geometry], say: Callable[[str], None]) -> bool:
+    """Say what images need of memory, disk and time before they are predicted; returns whether the next one can be read meanwhile."""
+    if not geometries:
+        return True
+    grids = Counter((each.shape, each.spacing_mm, each.dimensions) for each in geometries.values())
+    of = {(each.shape, each.spacing_mm, each.dimensions): each for each in geometries.values()}
+    largest = sorted(grids, key=lambda grid: math.prod(grid[0]), reverse=True)
+    needs = {grid: predictor.needs(of[grid]) for grid in largest[:MOST_GRIDS]}
+    needs |= {grid: needs[largest[MOST_GRIDS - 1]] for grid in largest[MOST_GRIDS:]}
+    memory, disk = (max(getattr(each, name) for each in needs.values()) for name in ("memory_bytes", "disk_bytes"))
+    windows = sum(number * needs[grid].windows for grid, number in grids.items())
+    passes = Counter[str]()
+    for grid, number in grids.items():
+        passes.update({name: number * count for name, count in needs[grid].passes.items()})
+    text = f"Needs up to {memory / GB:.1f} GB of memory"
+    if disk:
+        text += f" and {disk / GB:.1f} GB for temporary files"
+    text += f"; {count_noun(windows, 'window')}"
+    if sum(passes.values()) >= TIMED_FROM:
+        seconds = predictor.time_passes()
+        total = sum(seconds[name] * count for name, count in passes.items())
+        text += f", about {format_duration(total)} on {predictor.model.device}"
+    say(text)
+    return all(each.reads_ahead for each in needs.values())
 
 
 def _geometry_of(case: InputCase) -> Geometry:
@@ -288,7 +342,7 @@ def _geometry_of(case: InputCase) -> Geometry:
 
 
 def _say_what_was_done(
-    outcomes: Iterable[Outcome | None], issues: Sequence[Issue], say: Callable[[str], None], *, skip_bad: bool
+    outcomes: Iterable[Outcome], issues: Sequence[Issue], say: Callable[[str], None], *, skip_bad: bool
 ) -> None:
     """What was skipped, and ``3 predicted, 2 already there, 1 skipped: b``."""
     for issue in issues:
@@ -318,16 +372,14 @@ class _Progress:
             self.told = share
 
 
-def _predict_case(
+def _prepare_case(
     predictor: Predictor,
     case: InputCase,
     *,
-    probabilities: bool,
-    tracker: Tracker,
     warn: Callable[[str], None],
     notes: list[Issue],
     may_be_labels: bool,
-) -> Prediction:
+) -> PreparedImage:
     """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected.
 
     Notes on how the image was read are added to ``notes``.
@@ -339,10 +391,17 @@ def _predict_case(
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
         raise AutosegError(Issue(code="predict.label_map", severity="note", where=where, message=message, fix=fix))
+    with _naming(case.images[0]):
+        return predictor.prepare(image)
+
+
+def _predict_case(
+    predictor: Predictor, case: InputCase, prepared: PreparedImage, *, probabilities: bool, tracker: Tracker
+) -> Prediction:
     progress = _Progress(tracker, case.case_id)
     try:
         with _naming(case.images[0]):
-            return predictor.predict_read(image, probabilities=probabilities, progress=progress)
+            return predictor.predict_source(prepared, probabilities=probabilities, progress=progress)
     finally:
         tracker.advance(-progress.told)
 
@@ -423,26 +482,22 @@ def predict_file(
         try:
             geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
             _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn)
+            predictor = replace(predictor, folder=path.parent)
+            tell_needs(predictor, {name: geometry}, reporter.say)
             if isinstance(image, Image):
                 _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn)
                 found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))
             else:
-                found = _predict_case(
-                    predictor,
-                    image.cases[0],
-                    probabilities=probabilities,
-                    tracker=tracker,
-                    warn=reporter.warn,
-                    notes=notes,
-                    may_be_labels=False,
-                )
+                case = image.cases[0]
+                prepared = _prepare_case(predictor, case, warn=reporter.warn, notes=notes, may_be_labels=False)
+                found = _predict_case(predictor, case, prepared, probabilities=probabilities, tracker=tracker)
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
     _say_notes(notes, reporter.say)
     write_label_map(path, found.labels, found.geometry, source=source)
     if found.probabilities is not None:
-        with atomic_write(path.with_name(f"{image_stem(path)}.npz")) as file:
-            np.savez_compressed(file, probabilities=found.probabilities)
+        write_full(path.with_name(f"{image_stem(path)}.npz"), found.probabilities)
+        found.close()
     reporter.say(f"1 predicted: {path}")
     return [path]
 
@@ -462,7 +517,7 @@ def predict_stored(
     configurations. Cases that are up to date are skipped; predictions of another model, or of other cases, are removed. Raises `AutosegError` at the
     end with the issues of all cases that failed.
     """
-    predictor = Predictor(model=model)
+    predictor = Predictor(model=model, folder=folder)
     sink = PredictionFolder(
         folder=folder,
         dataset=model.dataset,
@@ -484,4 +539,4 @@ def predict_stored(
     ]
     remove_orphans(folder, below=False)
     sink.begin(jobs)
-    complete_jobs(jobs, sink.complete, tracker)
+    complete_jobs(jobs, sink, tracker)

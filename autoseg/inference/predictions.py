@@ -7,8 +7,9 @@ import io
 import math
 import os
 import shutil
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -34,8 +35,9 @@ from autoseg.imaging.readers import (
     write_label_map,
 )
 from autoseg.inference.predictor import Prediction
+from autoseg.inference.slabs import Volumes
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.store import StoredArray, open_array, pack_array
+from autoseg.preprocessing.store import StoredArray, open_array, write_volumes
 from autoseg.storage.atomic import atomic_write, claimed_folder, sync_folder, write_error, write_text
 from autoseg.storage.cache import FileContent, key_of
 from autoseg.storage.journal import Entry, Journal, file_names, file_state, named_contents
@@ -57,8 +59,10 @@ class Job:
     """One case to predict."""
 
     case_id: str
-    predict: Callable[[], Any]
+    predict: Callable[..., Any]
     """Its `Prediction`, or what else is stored of it."""
+    prepare: Callable[[], Any] | None = None
+    """Reads what ``predict`` is given, perhaps while another case is computed; none: it is given nothing."""
     made_from: str = ""
     """Key of what it is made from besides the model and the content of ``inputs``."""
     inputs: tuple[Path, ...] = ()
@@ -115,22 +119,35 @@ def kept_probabilities(folder: Path, case_id: str) -> Path:
     return earlier if earlier.is_file() else probabilities_path(folder, case_id)
 
 
-def pack_probabilities(probabilities: NDArray[np.float32]) -> bytes:
-    """A file of probabilities (K, Z, Y, X), of which slabs along Z can be read.
+def write_rounded(path: Path, probabilities: Volumes) -> None:
+    """Write a file of probabilities (K, Z, Y, X), of which slabs along Z can be read.
 
     They are rounded to multiples of 1 / `STEPS`, at most as far as half precision rounds those of a half and more. So voxels of which a
     model is sure are all alike, and take hardly any space.
     """
-    steps = np.empty(probabilities.shape, np.uint16)
-    for of_class, given in zip(steps, probabilities, strict=True):
-        np.rint(given * np.float32(STEPS), out=of_class, casting="unsafe")
-    rows = max(1, SLAB_VOXELS // max(1, math.prod(steps.shape[2:])))
-    return pack_array(steps, (rows, *steps.shape[2:]))
+    shape = tuple(probabilities.shape)
+    rows = max(1, SLAB_VOXELS // max(1, math.prod(shape[2:])))
+    volumes = (np.rint(probabilities[k] * np.float32(STEPS)).astype(np.uint16) for k in range(shape[0]))
+    write_volumes(path, volumes, shape, (rows, *shape[2:]))
+
+
+def write_full(path: Path, probabilities: Volumes) -> None:
+    """Write ``probabilities``, float32 (K, Z, Y, X), as numpy's ``savez_compressed`` does, one class after the other."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(probabilities.shape)}
+    with (
+        atomic_write(path) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("probabilities.npy", "w", force_zip64=True) as entry,
+    ):
+        np.lib.format.write_array_header_1_0(entry, header)
+        for k in range(probabilities.shape[0]):
+            for plane in probabilities[k]:
+                entry.write(np.ascontiguousarray(plane, "<f4").data)
 
 
 @dataclass(frozen=True, slots=True)
 class KeptProbabilities:
-    """What `pack_probabilities` kept; it stays on disk until it is used."""
+    """What `write_rounded` kept; it stays on disk until it is used."""
 
     steps: StoredArray
 
@@ -196,6 +213,23 @@ class _Found:
         return bool(self.entries) and self.entries[-1].made_from == self.made_from
 
 
+@dataclass(slots=True, kw_only=True)
+class Begun:
+    """A case that this process has claimed, and read."""
+
+    job: Job
+    found: _Found
+    staged: Path
+    given: tuple[Any, ...]
+    """What its job prepared."""
+    claim: ExitStack
+
+    def compute(self) -> Any:
+        """Its `Prediction`; what was read is forgotten."""
+        given, self.given = self.given, ()
+        return self.job.predict(*given)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictionFolder:
     """Writes predictions into a folder, each once, and never over anything that is not known to be a prediction.
@@ -258,6 +292,21 @@ class PredictionFolder:
 
         Raises `AutosegError` instead of overwriting the user's files.
         """
+        begun = self.start(job)
+        if not isinstance(begun, Begun):
+            return begun
+        try:
+            prediction = begun.compute()
+        except BaseException:
+            begun.claim.close()
+            raise
+        return self.finish(begun, prediction)
+
+    def start(self, job: Job) -> Begun | Outcome:
+        """Claim a case that is not up to date and read it, or say why there is nothing to do. To be ended by `finish`, or by closing the claim.
+
+        Raises `AutosegError` instead of overwriting the user's files.
+        """
         self._require_same_model()  # each time: another process may have begun with another model
         files, found = self._files_of(job), self._look(job)
         if self._is_done(found):
@@ -266,14 +315,26 @@ class PredictionFolder:
             return "already there"
         if not self.is_own:
             self._refuse_overwriting(job, files, found)
+        with ExitStack() as stack:
+            try:
+                staged = stack.enter_context(claimed_folder(self.folder / job.case_id))
+            except OSError as error:
+                raise write_error(files.label_map, error) from error
+            if staged is None:
+                return "being predicted"
+            found = self._look(job)
+            if self._is_done(found):  # by another process, meanwhile
+                return "already there"
+            given = () if job.prepare is None else (job.prepare(),)
+            return Begun(job=job, found=found, staged=staged, given=given, claim=stack.pop_all())
+        raise AssertionError("an exit stack swallows nothing")
+
+    def finish(self, begun: Begun, prediction: Any) -> Outcome:
+        """Write a prediction, and release its claim."""
+        job, staged, found = begun.job, begun.staged, begun.found
+        files = self._files_of(job)
         try:
-            with claimed_folder(self.folder / job.case_id) as staged:
-                if staged is None:
-                    return "being predicted"
-                found = self._look(job)
-                if self._is_done(found):  # by another process, meanwhile
-                    return "already there"
-                prediction = job.predict()
+            with begun.claim:
                 self._write(prediction, files, staged, job.image or next(iter(job.inputs), None))
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
@@ -294,6 +355,10 @@ class PredictionFolder:
                 return "predicted"
         except OSError as error:
             raise write_error(files.label_map, error) from error
+
+    def has(self, job: Job) -> bool:
+        """Whether something is there for a job already, up to date or not."""
+        return any(path.exists() for path in self._files_of(job).all)
 
     def _is_done(self, found: _Found) -> bool:
         return found.same_inputs and not found.incomplete and not (found.corrected and self.is_own)
@@ -415,11 +480,9 @@ class PredictionFolder:
     def _write(self, prediction: Prediction, files: _Files, staged: Path, image: Path | None) -> None:
         """Write all files of a prediction into the folder ``staged``, under their final names."""
         if files.scores is not None and prediction.probabilities is not None:
-            with atomic_write(staged / files.scores.name) as file:
-                if self.scores == "full":
-                    np.savez_compressed(file, probabilities=prediction.probabilities)
-                else:
-                    file.write(pack_probabilities(prediction.probabilities))
+            write = write_full if self.scores == "full" else write_rounded
+            write(staged / files.scores.name, prediction.probabilities)
+            prediction.close()
         if files.ranked is not None and prediction.ranked is not None:
             differs = np.flatnonzero(prediction.ranked != prediction.labels)
             with atomic_write(staged / files.ranked.name) as file:

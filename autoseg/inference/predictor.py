@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,19 +12,24 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from autoseg.compute.device import choose_device
+from autoseg.compute.memory import available_bytes, resident_bytes
 from autoseg.data.labels import to_file_values
 from autoseg.evaluation.label_maps import apply_postprocessing
 from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.orientation import canonical_geometry
+from autoseg.imaging.placement import inside_box
 from autoseg.imaging.readers import Imagelike, as_image, is_picture
 from autoseg.inference.member_output import How, ImageSource, NetworkInput, Progress, run_member
-from autoseg.inference.model import Model, load_model
-from autoseg.inference.slabs import blank_probabilities, decide_together
+from autoseg.inference.model import Member, Model, load_model
+from autoseg.inference.needs import CaseNeeds, case_needs, label_bytes
+from autoseg.inference.slabs import KeptVolumes, blank_probabilities, decide_together
+from autoseg.inference.window_logits import mean_logits
 from autoseg.issues import AutosegError, Issue
-from autoseg.preprocessing.prepare import open_previous, prepare_image, source_orientation
+from autoseg.preprocessing.prepare import open_previous, place_whole, prepare_image, source_orientation
 from autoseg.preprocessing.store import open_case, require_cases
 from planners import Configuration, Plan, transpose
 
@@ -99,11 +106,17 @@ class Prediction:
 
     labels: LabelMap
     """(Z, Y, X), with the label values of the dataset's own files."""
-    probabilities: Floats | None
-    """(K, Z, Y, X), 0 to 1, if asked for; channels are background and classes, or regions."""
+    probabilities: Any
+    """float32 (K, Z, Y, X), 0 to 1, if asked for, else None; channels are background and classes, or regions. Of a `Predictor` with a
+    folder for temporary files `KeptVolumes`, to be closed."""
     geometry: Geometry
     ranked: LabelMap | None = None
     """As ``labels``, by RankSEG instead of the largest probability, if asked for."""
+
+    def close(self) -> None:
+        """Remove the temporary file of probabilities, if they are in one."""
+        if isinstance(self.probabilities, KeptVolumes):
+            self.probabilities.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,20 +239,26 @@ class Predictor:
         if asked for, are held at full size. With ``ranked`` the label maps of both decoders, whatever the model's is.
         """
         model, labels = self.model, self.model.plan.labels
-        how = self._how()
+        how = self.how(source.geometry)
         together = Together(progress, len(model.members))
         outputs = [
             run_member(member, source, labels, how, progress=together.of(i)) for i, member in enumerate(model.members)
         ]
         ranks = ranked or model.decoder == "rankseg"
-        scores: Floats | None = None
+        scores: Floats | KeptVolumes | None = None
         by_rank: LabelMap | None = None
         if len(outputs) == 1 and not ranks and not probabilities:
             plain = outputs[0].label_map(labels)
         else:
-            target = blank_probabilities(outputs[0].placement, labels) if probabilities else None
+            placement = outputs[0].placement
+            target: Any = None
+            if probabilities and self.folder is not None:
+                scores = KeptVolumes(placement, labels, self.folder)
+                target = scores.inside
+            elif probabilities:
+                scores = blank_probabilities(placement, labels)
+                target = inside_box(scores, placement)
             plain, by_rank = decide_together(outputs, labels, model.weights, ranks=ranks, target=target)
-            scores = target
         if not ranked and by_rank is not None:
             plain, by_rank = by_rank, None
         finish = partial(self._finish, voxel_mm3=1000 * source.geometry.voxel_volume_ml)
@@ -250,7 +269,9 @@ class Predictor:
             ranked=None if by_rank is None else finish(by_rank),
         )
 
-    def _how(self) -> How:
+    def how(self, geometry: Geometry) -> How:
+        """How the networks are used for an image."""
+        voxels = math.prod(geometry.shape)
         return How(
             device=self.model.device,
             mirroring=self.mirroring,
@@ -258,7 +279,46 @@ class Predictor:
             memory_bytes=self.memory_bytes,
             folder=self.folder,
             parts=len(self.model.members),
+            kept_bytes=label_bytes(voxels, postprocesses=bool(self.model.postprocessing)),
         )
+
+    def needs(self, geometry: Geometry) -> CaseNeeds:
+        """What an image needs, as far as its header tells: of memory at most that of an image without a background that is cropped."""
+        plan, how = self.model.plan, self.how(geometry)
+        chains = [member.chain for member in self.model.members]
+        shapes = [
+            [
+                (
+                    each.configuration.network.num_inputs,
+                    *place_whole(geometry, plan, each.configuration).resampled_shape,
+                )
+                for each in chain
+            ]
+            for chain in chains
+        ]
+        return case_needs(
+            [[how.use(each) for each in chain] for chain in chains],
+            shapes,
+            channels=len(plan.channels),
+            voxels=math.prod(geometry.shape),
+            resident_bytes=resident_bytes() or 0,
+            available_bytes=available_bytes(self.memory_bytes),
+            postprocesses=bool(self.model.postprocessing),
+        )
+
+    def time_passes(self) -> dict[str, float]:
+        """Seconds of one window through one network of each configuration."""
+        members = {each.configuration.name: each for member in self.model.members for each in member.chain}
+        return {name: self._time_pass(member) for name, member in members.items()}
+
+    def _time_pass(self, member: Member) -> float:
+        network, precision = member.configuration.network, member.training.precision
+        window = torch.zeros((1, network.num_inputs, *member.configuration.patch_shape), device=self.model.device)
+        started = time.monotonic()
+        with torch.inference_mode():
+            logits = mean_logits(window, member.networks[:1], mirror_axes=(), precision=precision)
+            logits.flatten()[0].item()  # waits for the device
+        return time.monotonic() - started
 
     def _finish(self, labels: LabelMap, *, voxel_mm3: float) -> LabelMap:
         """After postprocessing, with the values of the dataset's own files."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +15,40 @@ from autoseg.evaluation.label_maps import Slab, decide, rank_labels
 from autoseg.imaging.placement import Placement, inside_box, restore_labels
 from autoseg.imaging.resampling import to_probabilities, write_largest, write_regions
 from autoseg.inference.member_output import LabelMap, MemberOutput, consume
+from autoseg.preprocessing.store import scratch_array
 from planners import Labels
 
 Floats = NDArray[np.float32]
+
+
+class Volumes(Protocol):
+    """Probabilities (K, Z, Y, X), in memory or in a file; ``[k]`` is the volume of a class, float32 (Z, Y, X)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, k: int, /) -> Floats: ...
+
+
+class KeptVolumes:
+    """Probabilities of the crop in a temporary file, and the volumes of the whole image made of them; to be closed."""
+
+    def __init__(self, placement: Placement, labels: Labels, folder: Path) -> None:
+        self.placement, self.labels = placement, labels
+        self.shape = (labels.num_outputs, *placement.source.shape)
+        self._open = ExitStack()
+        kept = scratch_array((self.shape[0], *placement.shape_after_cropping), np.float32, folder=folder)
+        self.inside = self._open.enter_context(kept)
+
+    def __getitem__(self, k: int) -> Floats:
+        is_background = k == 0 and not self.labels.has_regions
+        whole = np.full(self.placement.source.shape, 1 if is_background else 0, np.float32)
+        inside_box(whole, self.placement)[...] = self.inside[k]
+        return whole
+
+    def close(self) -> None:
+        """The file is gone."""
+        self._open.close()
 
 
 def blank_probabilities(placement: Placement, labels: Labels) -> Floats:
@@ -32,12 +65,12 @@ def decide_together(
     weights: Sequence[float],
     *,
     ranks: bool,
-    target: Floats | None = None,
+    target: Any = None,
 ) -> tuple[LabelMap, LabelMap | None]:
     """Label maps (Z, Y, X), internal values: of the largest probability, and, if it ``ranks``, of RankSEG.
 
     Configurations are averaged as probabilities with ``weights``; none: the plain mean. Their slabs are the same rows of the cropped
-    image, whatever their own grids are. ``target`` gets the probabilities inside the crop. Raises `ValueError` if the crops differ.
+    image, whatever their own grids are. ``target`` (K, a0, a1, a2) gets the probabilities of the crop by rows. Raises `ValueError` if the crops differ.
     """
     placement = outputs[0].placement
     if any(
@@ -52,7 +85,7 @@ def decide_together(
     def use() -> tuple[LabelMap, LabelMap | None]:
         slabs = _logit_slabs(outputs[0]) if alone else _mean_slabs(outputs, labels, weights)
         if target is not None:
-            slabs = _kept(slabs, labels, inside_box(target, placement), are_logits=alone)
+            slabs = _kept(slabs, labels, target, are_logits=alone)
         if ranks:
             return rank_labels(slabs, shape, labels, are_logits=alone, outside=outside)
         return _decided(slabs, shape, labels, are_logits=alone), None

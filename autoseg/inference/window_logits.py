@@ -240,6 +240,7 @@ class WindowLogits:
         """Add windows in their order: ``logits`` has those of the ``new`` ones."""
         device, number = sums.cells.device, 0
         weights = self._weights.to(device)
+        weights = weights[None, None] if self._grid.is_flat else weights[:, None]
         for window in some:
             if number < len(new) and window is new[number] and logits is not None:
                 part, number = logits[number], number + 1
@@ -247,8 +248,9 @@ class WindowLogits:
                     sums.values, sums.constant = window.values, part.clone()
             elif sums.constant is not None:
                 part, self.skipped = sums.constant, self.skipped + (sums is self._of[0])
-            part = part.to(device).movedim(0, -1)
-            sums.cells.add(window.index, *((part[None], weights[None]) if self._grid.is_flat else (part, weights)))
+            part = part.to(device)
+            part = part[None] if self._grid.is_flat else part.movedim(0, 1)
+            sums.cells.add(window.index, part, weights)
 
     def _weighted(self, windows: Sequence[Tensor], networks: Sequence[nn.Module]) -> Tensor:
         """float32 logits (N, K, patch...) of a batch of windows, averaged over networks and mirror images, times the weights."""

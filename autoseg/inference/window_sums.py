@@ -33,7 +33,7 @@ class Room:
 
 @dataclass(slots=True, kw_only=True)
 class Cell:
-    """A block of voxels; ``sums`` (c0, c1, c2, K) and the ``weights`` (c0, c1, c2) that they were multiplied with."""
+    """A block of voxels; ``sums`` (c0, K, c1, c2) and the ``weights`` (c0, 1, c1, c2) that they were multiplied with."""
 
     place: tuple[slice, slice, slice]
     """In the padded volume."""
@@ -76,15 +76,15 @@ class WindowSums:
     _slots: int = 0
 
     def add(self, index: int, part: Tensor, weights: Tensor) -> None:
-        """Add a window's weighted scores (p0, p1, p2, K), with their ``weights`` (p0, p1, p2), in the order of windows."""
+        """Add a window's weighted scores (p0, K, p1, p2), with their ``weights`` (p0, 1, p1, p2), in the order of windows."""
         self.reserve(index)
         corner = [side.start for side in self.grid.place(index)]
         for cell in self._cells_of(index):
             inside = _overlap(self.grid.place(index), cell.place)
             within = tuple(slice(s.start - o, s.stop - o) for s, o in zip(inside, corner, strict=True))
             own = tuple(slice(s.start - c.start, s.stop - c.start) for s, c in zip(inside, cell.place, strict=True))
-            cell.held[own] += part[within]
-            cell.weights[own] += weights[within]
+            cell.held[_of_all(own)] += part[_of_all(within)]
+            cell.weights[_of_all(own)] += weights[_of_all(within)]
             cell.next_use = self._next_use(cell, index)
 
     def reserve(self, index: int) -> None:
@@ -94,7 +94,7 @@ class WindowSums:
             self._make_room(index, wanted)
         for cell in wanted:
             if cell.sums is None:
-                shape = (*cell.shape, self.classes)
+                shape = (cell.shape[0], self.classes, *cell.shape[1:])
                 if cell.slot is None:
                     cell.sums = torch.zeros(shape, dtype=self.dtype, device=self.device)
                 else:
@@ -116,9 +116,9 @@ class WindowSums:
                 continue
             own = tuple(slice(s.start - c.start, s.stop - c.start) for s, c in zip(met, cell.place, strict=True))
             target = tuple(slice(s.start - w.start, s.stop - w.start) for s, w in zip(met, wanted, strict=True))
-            rows, weights = self._rows(cell, own[0])[:, own[1], own[2]], cell.weights[own][..., None]
+            rows, weights = self._rows(cell, own[0])[:, :, own[1], own[2]], cell.weights[_of_all(own)]
             for row, weight, place in zip(rows, weights, range(target[0].start, target[0].stop), strict=True):
-                result[:, place, target[1], target[2]] = (row / weight).movedim(-1, 0)
+                result[:, place, target[1], target[2]] = row / weight
         return result
 
     def move_to(self, device: torch.device) -> None:
@@ -155,9 +155,9 @@ class WindowSums:
             key = (place[0].start, place[1].start, place[2].start)
             cell = self._cells.get(key)
             if cell is None:
-                shape = [side.stop - side.start for side in place]
+                c0, c1, c2 = (side.stop - side.start for side in place)
                 a, b, c = (self.grid.around(axis, side.start, side.stop) for axis, side in enumerate(place))
-                weights = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                weights = torch.zeros((c0, 1, c1, c2), dtype=self.dtype, device=self.device)
                 cell = Cell(place=place, reached=(a, b, c), next_use=index, weights=weights)  # type: ignore[arg-type]
                 self._cells[key] = cell
             yield cell
@@ -231,12 +231,17 @@ class WindowSums:
         return result
 
     def _rows(self, cell: Cell, rows: slice) -> Tensor:
-        """Some rows (n, c1, c2, K) of a cell, from memory or the file."""
+        """Some rows (n, K, c1, c2) of a cell, from memory or the file."""
         if cell.slot is None:
             return cell.held[rows]
         _, c1, c2 = cell.shape
         skipped = self._bytes((rows.start, c1, c2))
-        return self._read(cell.slot, (rows.stop - rows.start, c1, c2, self.classes), skipped=skipped)
+        return self._read(cell.slot, (rows.stop - rows.start, self.classes, c1, c2), skipped=skipped)
+
+
+def _of_all(where: Sequence[slice]) -> tuple[slice, ...]:
+    """A place in all classes, which are the second axis."""
+    return (where[0], slice(None), where[1], where[2])
 
 
 def _overlap(one: Sequence[slice], other: Sequence[slice]) -> tuple[slice, ...]:

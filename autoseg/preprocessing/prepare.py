@@ -179,23 +179,43 @@ def crop_case(volume: Image, plan: Plan, labels: NDArray[np.integer[Any]] | None
 
 def place(cropped: CroppedCase, plan: Plan, configuration: Configuration) -> Placement:
     """Where the arrays of ``configuration`` are in the source image."""
-    source_mm = canonical_geometry(cropped.geometry, cropped.orientation).spacing_mm
+    return _place(
+        cropped.geometry, cropped.orientation, cropped.shape_before_cropping, cropped.box, plan, configuration
+    )
+
+
+def place_whole(geometry: Geometry, plan: Plan, configuration: Configuration) -> Placement:
+    """The same, before the voxels are known: as if nothing were cropped."""
+    orientation = source_orientation(geometry, plan)
+    shape = transpose(canonical_geometry(geometry, orientation).shape, plan.transpose_forward)
+    return _place(geometry, orientation, shape, tuple((0, size) for size in shape), plan, configuration)  # type: ignore[arg-type]
+
+
+def _place(
+    geometry: Geometry,
+    orientation: Orientation,
+    shape_before_cropping: Sequence[int],
+    box: Box,
+    plan: Plan,
+    configuration: Configuration,
+) -> Placement:
+    source_mm = canonical_geometry(geometry, orientation).spacing_mm
     spacing_mm = transpose(source_mm, plan.transpose_forward)
     target_mm = configuration_spacing(configuration, spacing_mm)
-    if cropped.geometry.dimensions == 2 and not plan.strict_reference:  # of unknown thickness: one slice of a volume
-        across = plan.transpose_forward.index(cropped.orientation.permutation.index(0))
+    if geometry.dimensions == 2 and not plan.strict_reference:  # of unknown thickness: one slice of a volume
+        across = plan.transpose_forward.index(orientation.permutation.index(0))
         if plan.original_median_shape[across] > 1:
             pairs = zip(spacing_mm, target_mm, strict=True)
             first, second, third = (target if axis == across else own for axis, (own, target) in enumerate(pairs))
             spacing_mm = first, second, third
-    size = tuple(stop - start for start, stop in cropped.box)
+    size = tuple(stop - start for start, stop in box)
     return Placement(
-        source=cropped.geometry,
-        permutation=cropped.orientation.permutation,
-        flips=cropped.orientation.flips,
+        source=geometry,
+        permutation=orientation.permutation,
+        flips=orientation.flips,
         transpose_forward=plan.transpose_forward,
-        shape_before_cropping=cropped.shape_before_cropping,  # type: ignore[arg-type]  # three axes, as below
-        box=cropped.box,
+        shape_before_cropping=tuple(shape_before_cropping),  # type: ignore[arg-type]  # three axes, as below
+        box=box,
         spacing_mm=spacing_mm,
         resampled_shape=resampled_shape(size, spacing_mm, target_mm),  # type: ignore[arg-type]
         resampled_spacing_mm=target_mm,

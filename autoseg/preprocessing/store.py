@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -275,15 +275,32 @@ def scratch_array(shape: Shape, kind: Any, *, folder: Path | None = None) -> Ite
     place = (folder or Path(tempfile.gettempdir())) / "scores"
     with temporary_folder(place) as temporary:
         try:
-            yield blosc2.empty(
-                shape,
-                dtype=kind,
-                urlpath=str(temporary / "scores.b2nd"),
-                chunks=(1, 1, *shape[2:]),
-                cparams=_parameters(blosc2.Filter.SHUFFLE),
-            )
+            yield _empty(temporary / "scores.b2nd", shape, kind, (1, 1, *shape[2:]), None, blosc2.Filter.SHUFFLE)
         except DAMAGE as error:  # blosc2 does not say why it could not write
             raise write_error(place, error if isinstance(error, OSError) else OSError(str(error))) from error
+
+
+def write_volumes(path: Path, volumes: Iterable[NDArray[Any]], shape: Shape, patch_shape: Shape) -> None:
+    """Write the array file ``path`` of ``shape`` (K, Z, Y, X), as `pack_array` packs it, from its K ``volumes``, one after the other.
+
+    Raises `OSError` where the disk is full.
+    """
+    array = None
+    chunk, block = chunk_and_block(shape[1:], patch_shape, 2)
+    for k, volume in enumerate(volumes):
+        try:
+            if array is None:
+                shuffle = _choose_filter(volume, block)
+                array = _empty(path, shape, volume.dtype, (1, *chunk), (1, *block), shuffle)
+            array[k] = volume
+        except RuntimeError as error:
+            raise OSError(str(error)) from error
+
+
+def _empty(path: Path, shape: Shape, kind: Any, chunks: Shape, blocks: Shape | None, shuffle: Any) -> Any:
+    return blosc2.empty(
+        shape, dtype=kind, urlpath=str(path), mode="w", chunks=chunks, blocks=blocks, cparams=_parameters(shuffle)
+    )
 
 
 def _parameters(shuffle: Any) -> dict[str, Any]:

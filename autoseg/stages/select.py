@@ -462,7 +462,7 @@ class RunEvidence:
         ]
         sink.begin(jobs)
         with run.reporter.track(f"Scoring {recipe.name}", 2 * len(jobs)) as tracker:
-            complete_jobs(jobs, sink.complete, tracker)
+            complete_jobs(jobs, sink, tracker)
             paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
             cache = run.folder.cache("select")
             summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=cache)

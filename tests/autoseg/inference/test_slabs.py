@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from autoseg.imaging.placement import Placement, inside_box
 from autoseg.imaging.resampling import resample_slabs, to_probabilities
 from autoseg.inference.member_output import How, MemberOutput, open_logits
 from autoseg.inference.model import Member
-from autoseg.inference.slabs import blank_probabilities, decide_together
+from autoseg.inference.slabs import KeptVolumes, blank_probabilities, decide_together
 from autoseg.networks.build import build_network
 from planners import (
     ChannelNormalization,
@@ -127,7 +128,9 @@ PLACES = {"finer": FINE, "thick slices": THICK, "same grid": SAME}
 @pytest.mark.parametrize("order", [1, 3])
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 @pytest.mark.parametrize("place", PLACES)
-def test_one_configuration_is_decided_while_it_is_computed(place: str, labels: Labels, order: int) -> None:
+def test_one_configuration_is_decided_while_it_is_computed(
+    place: str, labels: Labels, order: int, tmp_path: Path
+) -> None:
     patch = (16, 16) if place == "thick slices" else (8, 16, 12)
     output = output_of(PLACES[place], labels, patch, order, seed=1)
     expected = kept(output)
@@ -136,8 +139,13 @@ def test_one_configuration_is_decided_while_it_is_computed(place: str, labels: L
     np.testing.assert_array_equal(output.next_stage(following, labels), expected.next_stage(following, labels))
     whole = probabilities_of(expected, labels)
     target = blank_probabilities(output.placement, labels)
-    found = decide_together([output], labels, (), ranks=True, target=target)
+    found = decide_together([output], labels, (), ranks=True, target=inside_box(target, output.placement))
     np.testing.assert_array_equal(target, whole)
+    kept_volumes = KeptVolumes(output.placement, labels, tmp_path)
+    decide_together([output], labels, (), ranks=False, target=kept_volumes.inside)
+    np.testing.assert_array_equal(np.stack([kept_volumes[k] for k in range(len(whole))]), whole)
+    kept_volumes.close()
+    assert not list(tmp_path.iterdir())
     for mine, theirs in zip(found, decide_together([expected], labels, (), ranks=True), strict=True):
         np.testing.assert_array_equal(mine, theirs)
     np.testing.assert_array_equal(found[0], expected.label_map(labels))
@@ -151,7 +159,7 @@ def test_configurations_of_different_grids_are_averaged_slab_by_slab(labels: Lab
     outputs = [output_of(FINE, labels, (8, 16, 12), 1, seed=1), output_of(THICK, labels, (16, 16), 1, seed=5)]
     whole = mean_probabilities([probabilities_of(kept(each), labels) for each in outputs], weights)
     target = blank_probabilities(FINE, labels)
-    plain, ranked = decide_together(outputs, labels, weights, ranks=True, target=target)
+    plain, ranked = decide_together(outputs, labels, weights, ranks=True, target=inside_box(target, FINE))
     np.testing.assert_array_equal(target, whole)
     np.testing.assert_array_equal(plain, labels_from_probabilities(whole, labels))
     expected = rank_labels(probability_slabs(whole), whole.shape[1:], labels, are_logits=False)

@@ -29,9 +29,9 @@ from autoseg.inference.predictions import (
     PredictionFolder,
     load_probabilities,
     load_ranked,
-    pack_probabilities,
     probabilities_path,
     ranked_path,
+    write_rounded,
 )
 from autoseg.inference.predictor import Prediction
 from autoseg.stages.select import ValidatedCase, count_case_ensembles, count_case_steps
@@ -104,7 +104,7 @@ def test_probabilities_are_kept_to_a_few_thousandths_and_sure_voxels_take_no_spa
     p[1] = 1e-4
     p[:, 17:19, 50:90, 60:80] = rng.dirichlet([1, 1, 1], (2, 40, 20)).transpose(3, 0, 1, 2)
     path = probabilities_path(tmp_path, "x")
-    path.write_bytes(pack_probabilities(p))
+    write_rounded(path, p)
 
     found = load_probabilities(tmp_path, "x")
 
