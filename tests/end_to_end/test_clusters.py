@@ -194,6 +194,7 @@ def test_new_images_are_predicted_in_parts(local: Any, finished: Job, tmp_path: 
     assert caught.value.codes == ("settings.contradiction",)
 
 
+@pytest.mark.slow
 def test_selection_and_test_images_are_divided_among_workers(local: Any, finished: Job, tmp_path: Path) -> None:
     """The same selection and label maps as on one machine; the report is left to the last task."""
     shutil.copytree(finished.root, tmp_path / "run")
@@ -213,6 +214,7 @@ def test_selection_and_test_images_are_divided_among_workers(local: Any, finishe
         assert (job.folder.predictions / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_new_images_are_divided_among_devices(finished: Job, tmp_path: Path) -> None:
     given = {"device": "cpu,cpu", "threads": 1, "skip_bad": True}
     found = autoseg.predict(finished.root, finished.dataset / "imagesTs", tmp_path / "out", **given)

@@ -62,6 +62,7 @@ def losses(job: Job) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_one_fold_trains_in_two_processes(prepared: Job) -> None:
     """The third epoch of ten steps: AdamW makes steps of rounding where gradients are near zero, which is 6e-4 of a loss in ten."""
     stored = json.loads(prepared.folder.settings.read_text())
