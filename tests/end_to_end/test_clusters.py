@@ -26,7 +26,7 @@ from autoseg import api
 from autoseg.compute.cluster import DaskCluster, Task
 from autoseg.compute.executor import run_jobs, spread_over
 from autoseg.issues import AutosegError
-from autoseg.stages.cluster import evaluating, send_tasks
+from autoseg.stages.cluster import evaluating
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import load_document, save_document
 from planners import Schedule
@@ -194,7 +194,6 @@ def test_new_images_are_predicted_in_parts(local: Any, finished: Job, tmp_path: 
     assert caught.value.codes == ("settings.contradiction",)
 
 
-@pytest.mark.slow
 def test_selection_and_test_images_are_divided_among_workers(local: Any, finished: Job, tmp_path: Path) -> None:
     """The same selection and label maps as on one machine; the report is left to the last task."""
     shutil.copytree(finished.root, tmp_path / "run")
@@ -202,27 +201,18 @@ def test_selection_and_test_images_are_divided_among_workers(local: Any, finishe
     shutil.rmtree(job.folder.predictions)
     for lost in (job.folder.selection, job.folder.stage("select"), job.folder.stage("predict"), job.folder.model):
         lost.unlink()
+    address = local.scheduler_address.replace("tcp", "dask")
     with local.get_client() as client:
         waves = evaluating(Run.open(job.root), DaskCluster(client))
-        assert [name for name, _, _ in waves] == ["selection", "predict"]
-        for name, tasks, title in waves:
-            send_tasks(DaskCluster(client), name, tasks, title=title, reporter=Listening())
+    commands = [[task.command for task in tasks] for _, tasks, _ in waves]
+    assert commands == [[("select", str(job.root), "--cluster", address)], [("predict", str(job.root))] * 2]
+    autoseg.select(job.root, cluster=address)
     assert job.folder.selection.read_bytes() == finished.folder.selection.read_bytes()
-    logs = [(job.folder.cluster / f"predict-{k}.log").read_text() for k in (1, 2)]
-    assert sum(log.count("1 predicted") + 2 * log.count("2 predicted") for log in logs) == 2
-    for path in finished.folder.predictions.glob("*.nii.gz"):
-        assert (job.folder.predictions / path.name).read_bytes() == path.read_bytes()
-
-
-@pytest.mark.slow
-def test_new_images_are_divided_among_devices(finished: Job, tmp_path: Path) -> None:
-    given = {"device": "cpu,cpu", "threads": 1, "skip_bad": True}
-    found = autoseg.predict(finished.root, finished.dataset / "imagesTs", tmp_path / "out", **given)
+    found = autoseg.predict(job.root, device="cpu", threads=1)
+    assert len(found) == 2
     assert [path.read_bytes() for path in found] == [
         (finished.folder.predictions / path.name).read_bytes() for path in found
     ]
-    for number in (1, 2):
-        assert "1 predicted" in (tmp_path / "out" / ".cluster" / f"part-{number}.log").read_text()
 
 
 def test_scores_of_a_folder_are_counted_by_workers(local: Any, finished: Job) -> None:
