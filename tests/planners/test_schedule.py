@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -665,6 +667,53 @@ def test_from_50_000_steps_the_methods_recipe_is_followed_with_fewer_epochs(budg
     assert schedule.expected_validation_s == (8 if is_long else 1)
     assert training.num_steps % 250 == 0 or not is_long
     assert not is_long or (training.curve, training.averaged_share, training.batch_size) == ("polynomial", 0.0, 2)
+
+
+@dataclass(frozen=True)
+class SimulatedGpu:
+    """A GPU that takes, for a step of each configuration at the plan's own width, what `benchmarks/results/fake_gpu.md` tells."""
+
+    step_s: Mapping[str, float]
+    case_s: float
+
+    def measured(self, plan: Plan, budget_s: float, cases: int) -> Conditions:
+        """As trials on it would give them: a network half as wide takes 0.6 of the time."""
+        measurements = tuple(
+            Measurement(
+                configuration=name, base_features=32 >> halvings, batch_size=plan.configuration(name).batch_size,
+                precision="bfloat16", step_s=step_s * 0.6**halvings, case_s=self.case_s * 0.6**halvings, export_s=1.0,
+            )
+            for name, step_s in self.step_s.items()
+            for halvings in range(3)
+        )  # fmt: skip
+        known = {"measurements": measurements, "num_training_cases": cases, "elapsed_s": 120.0}
+        return conditions(budget_s=budget_s, device="cuda").model_copy(update=known)
+
+
+def test_an_hour_on_a_simulated_gpu_gets_nearly_all_steps_that_fit() -> None:
+    """The reference's case 046: a hundred CTs of 150 x 512 x 512 voxels, two classes."""
+    sizes = tuple(CaseSize(case_id=f"c{i}", shape=(150, 512, 512), spacing_mm=(2.5, 0.8, 0.8)) for i in range(100))
+    plan = plan_dataset(
+        Fingerprint(
+            dataset_name="d",
+            cases=sizes,
+            num_training_cases=100,
+            channels=("CT",),
+            labels=Labels(classes=tuple(LabelClass(name=f"c{value}", values=(value,)) for value in (1, 2))),
+            intensities=(STATISTICS,),
+            median_relative_size_after_cropping=1.0,
+        )
+    )
+    assert (plan.configuration("3d_fullres").patch_shape, plan.configuration("2d").batch_size) == ((56, 192, 192), 12)
+    gpu = SimulatedGpu(step_s={"3d_fullres": 0.0342, "3d_lowres": 0.0342, "2d": 0.0245}, case_s=4.0)
+    known = gpu.measured(plan, 3600.0, len(sizes))
+    schedule = plan_schedule(plan, known)
+    (training,) = schedule.trainings
+    assert (training.base_features, training.batch_size) == (32, plan.configuration(training.configuration).batch_size)
+    validation_s = len(sizes) * (4.0 + 1.0)
+    fitting = (3600 - known.elapsed_s - validation_s) / gpu.step_s[training.configuration] / schedule.num_folds
+    assert 0.9 * fitting < training.num_steps <= fitting
+    assert schedule.num_folds == 5
 
 
 def test_an_hour_of_a_fast_gpu_is_used() -> None:
