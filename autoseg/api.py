@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from autoseg.data.discovery.inputs import Inputs
     from autoseg.delivery.container.verdict import Rehearsal
     from autoseg.delivery.submission import Submission
+    from autoseg.evaluation.comparison import Comparison
     from autoseg.evaluation.table import Summary
     from autoseg.imaging.readers import Imagelike
     from autoseg.inference.predictor import Predictor
@@ -479,38 +480,106 @@ def evaluate(
     predictions: Place,
     references: Place,
     *,
+    challenge: str | None = None,
+    metrics: Sequence[str] = (),
     tolerance_mm: float | None = None,
     strict: bool = False,
     workers: int | None = None,
     cluster: str | None = None,
     reporter: Reporter | None = None,
 ) -> Summary:
-    """Score label maps, or folders of masks, against references of the same cases: Dice, surface distances, volumes.
+    """Score label maps, or folders of masks, against references of the same cases: Dice, surface distances, volumes, rates.
 
     ``references`` is a folder of the same form, or a dataset; two label map files are one case. Names may differ by words such as ``_mask``, ``_pred`` or
-    ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). What has no counterpart is in ``not_scored`` of the
+    ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). With ``challenge``, a name or a TOML file, classes, tolerances and
+    ways with lesions are those of its record (`autoseg.evaluation.challenge.challenge_scores` makes its table). ``metrics``: ``lesions``
+    scores single lesions, ``detection`` a detection curve, which needs the probabilities. What has no counterpart is in ``not_scored`` of the
     summary, or with ``strict`` an error. A Dask ``cluster`` gets the cases. Raises `AutosegError` with all issues of both folders.
     """
     from autoseg.compute.executor import available_cores
+    from autoseg.evaluation.challenge import find_challenge, lesion_rule, scored_classes, tolerance_of
+    from autoseg.evaluation.detection import detection_curves
     from autoseg.evaluation.folders import evaluate_folder
+    from autoseg.evaluation.lesions import PLAIN
     from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM
     from autoseg.inference.predictions import read_predictions_header
 
+    _require_metrics(metrics)
+    scoring = None if challenge is None else find_challenge(challenge).scoring
+    lesions = PLAIN if "lesions" in metrics else None
+    if scoring is not None:
+        lesions = lesion_rule(scoring) or lesions
+        tolerance_mm = tolerance_of(scoring) if tolerance_mm is None else tolerance_mm
     predictions, references = _path("predictions", predictions), _path("references", references)
     header = read_predictions_header(predictions.parent if predictions.is_file() else predictions)
+    how: dict[str, Any] = {"num_workers": workers or available_cores(), "reporter": reporter or SilentReporter()}
     with ExitStack() as stack:
         _spread_cases(stack, cluster, predictions if predictions.is_dir() else predictions.parent)
-        return evaluate_folder(
+        summary = evaluate_folder(
             predictions,
             references,
             classes=() if header is None else header.classes,
             ignore=None if header is None else header.ignore_value,
             threshold=None if header is None else header.threshold,
             tolerance_mm=DEFAULT_TOLERANCE_MM if tolerance_mm is None else tolerance_mm,
+            lesions=lesions,
+            challenge_classes=() if scoring is None else scored_classes(scoring),
             strict=strict,
-            num_workers=workers or available_cores(),
-            reporter=reporter or SilentReporter(),
+            **how,
         )
+        curves = detection_curves(summary, **how) if "detection" in metrics else {}
+    return summary.model_copy(update={"challenge": challenge, "detection": curves})
+
+
+MORE_METRICS = ("lesions", "detection")
+"""Metrics that take long, or need more than label maps: only where asked for."""
+
+
+def _require_metrics(metrics: Sequence[str]) -> None:
+    unknown = [name for name in metrics if name not in MORE_METRICS]
+    if unknown:
+        message, fix = f"{', '.join(unknown)} does not exist", f"choose from {', '.join(MORE_METRICS)}"
+        raise AutosegError(Issue(code="settings.metrics", where="--metrics", message=message, fix=fix))
+
+
+def compare(
+    *results: Place, public: tuple[str, Place] | None = None, challenge: str | None = None
+) -> tuple[Comparison, dict[str, tuple[int, float]]]:
+    """The first result against all others, by Dice of the same cases: run folders, summaries, or tables of `evaluate`.
+
+    ``public`` is the name of a published table (``nnunet-v1-hippocampus``) and the file of it that you have. With ``challenge``, for
+    which the results were evaluated, also the ranks that it would give them: place, and the mean that it comes from.
+    """
+    from autoseg.evaluation.challenge import challenge_scores, find_challenge, rank_teams
+    from autoseg.evaluation.comparison import compare_results, read_public, read_result
+
+    paths = [_path("results", each) for each in results]
+    by_name = {path: path.absolute().name for path in paths}
+    names = [name if [*by_name.values()].count(name) == 1 else str(path) for path, name in by_name.items()]
+    found = [read_result(path, name) for path, name in zip(by_name, names, strict=True)]
+    if public is not None:
+        found.append(read_public(public[0], _path("public", public[1])))
+    if len(found) < 2:
+        fix = "pass two or more results, or one and a public table"
+        raise AutosegError(
+            Issue(code="compare.too_few", where="results", message="there is nothing to compare with", fix=fix)
+        )
+    if challenge is None:
+        return compare_results(found), {}
+    record = find_challenge(challenge)
+    others = [each for each in found if each.summary is None or each.summary.challenge != challenge]
+    if others or record.scoring is None or record.scoring.ranking is None:
+        fix = f"evaluate with --as {challenge}, and pass the summary.json that this wrote"
+        issues = [
+            Issue(code="compare.no_challenge", where=each.name, message=f"was not scored as {challenge}", fix=fix)
+            for each in others
+        ]
+        message, fix = "its ranking is not recorded", "compare without --as"
+        raise AutosegError(
+            *issues or [Issue(code="compare.no_challenge", where=f"--as {challenge}", message=message, fix=fix)]
+        )
+    teams = {each.name: challenge_scores(each.summary, record) for each in found if each.summary is not None}
+    return compare_results(found), rank_teams(teams, record.scoring)
 
 
 def submit(

@@ -22,6 +22,8 @@ Certainty = Literal["confirmed", "stated", "unconfirmed"]
 DType = Literal["uint8", "int8", "uint16", "int16", "int32", "int64", "float32"]
 FACTS = ("upload", "documents", "package", "parts", "limits", "scoring")
 """Entries of a record that are facts of the challenge, and need evidence."""
+WHOLE = frozenset({"classes"})
+"""Tables that take the place of those of a record that is extended."""
 OWN_FIELDS = frozenset({"case", "image", "ending", "class", "slice", "volume", "dataset"})
 """Fields that a name of a submitted file may have besides those of ``case`` and those that are asked for."""
 
@@ -327,7 +329,7 @@ def _leaves(value: Any, place: str = "") -> Iterator[str]:
 def read_challenge(text: str, *, where: str) -> Challenge:
     """The challenge that ``text`` (TOML) holds; ``where`` names its source in messages.
 
-    ``extends = "name"`` takes the entries of a challenge of the package that are not given; tables are merged, lists replaced.
+    ``extends = "name"`` takes the entries of a challenge of the package that are not given; tables are merged, but for classes; lists are replaced.
     Raises `DocumentError` with all problems and their places.
     """
     content = _with_base(parse_toml(text, where), where)
@@ -386,5 +388,9 @@ def _with_base(content: dict[str, Any], where: str, above: Sequence[str] = ()) -
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    both = {k: _merged(base[k], v) for k, v in own.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    both = {
+        k: _merged(base[k], v)
+        for k, v in own.items()
+        if isinstance(v, dict) and isinstance(base.get(k), dict) and k not in WHOLE
+    }
     return base | own | both

@@ -144,6 +144,9 @@ class Layout(Document):
     called ``background`` is no class."""
     region_order: tuple[int, ...] | None = None
     """The value of each region, in the order in which they are written (later ones win)."""
+    unions: dict[str, Annotated[tuple[str, ...], Field(min_length=2)]] = Field(default_factory=dict)
+    """Classes that are scored together as well, by the name of their union: ``"whole hippocampus" = ["Anterior", "Posterior"]``.
+    A union takes no part in training or in the mean over classes."""
     threshold: int | None = None
     """Label files hold grey values: from this one on a voxel belongs to the structure."""
     overlap: Literal["regions", "later"] = "regions"
@@ -176,6 +179,14 @@ class Layout(Document):
             for field in FIELD.findall(self.case_id):
                 if field not in FIELD.findall(pattern):
                     raise ValueError(f"pattern {pattern!r} has no field {{{field}}}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_unions(self) -> Self:
+        names = {*(self.labels or ()), *(self.colours or ()), *(self.one_hot or ())}
+        for union, members in self.unions.items():
+            if union in names or not (names or {*members}) >= {*members}:
+                raise ValueError(f"unions.{union} must have a name of its own, and classes of this layout")
         return self
 
     @property

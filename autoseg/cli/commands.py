@@ -24,6 +24,16 @@ from autoseg.cli.console import (
     show_scores,
     stage_command,
 )
+from autoseg.cli.scores import (
+    ChallengeOption,
+    MetricsOption,
+    ResourcesOption,
+    ToleranceOption,
+    compare,
+    place_for_scores,
+    show_challenge,
+    show_resources,
+)
 from autoseg.cli.submissions import check_submission, submit
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import (
@@ -427,42 +437,45 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    tolerance_mm: Annotated[
-        float | None,
-        typer.Option(
-            "--tolerance-mm", min=0.0, help="Tolerance of the surface Dice, in mm (default: 1).", show_default=False
-        ),
-    ] = None,
+    challenge: ChallengeOption = None,
+    metrics: MetricsOption = "",
+    resources: ResourcesOption = None,
+    tolerance_mm: ToleranceOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse predictions without a reference, and the reverse.")
     ] = False,
     workers: WorkersOption = None,
     cluster: CasesOption = None,
 ) -> None:
-    """Score predictions against references: Dice, surface distances, volumes; per class and case.
+    """Score predictions against references: Dice, surface distances, volumes, rates; per class and case, with intervals.
 
     Two files are scored as one case. In folders names may differ by words such as _mask, _seg, _pred or _0000, and by their endings; what has no counterpart is listed.
     Classes have their names in datasets and in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
     fix = "pass a folder of label maps"
     require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
-    from autoseg.evaluation.table import format_table, require_own_table, write_summary, write_table
-    from autoseg.imaging.readers import image_stem
-    from autoseg.stages.begin import require_place_for_scores
-    from autoseg.storage.atomic import require_file_name
+    from autoseg.evaluation.table import format_table, write_summary, write_table
 
-    own = predictions.with_name(f"{image_stem(predictions)}_summary.json") if predictions.is_file() else None
-    path = out or own or predictions / "summary.json"
-    require_file_name(path)
-    path = path.with_suffix(".json") if path.suffix == ".csv" else path
+    path = place_for_scores(predictions, out)
     table = path.with_suffix(".csv")
-    require_place_for_scores(path)
-    require_own_table(table)
-    options: dict[str, Any] = {"tolerance_mm": tolerance_mm, "strict": strict, "workers": workers, "cluster": cluster}
-    summary = autoseg.evaluate(predictions, references, **options, reporter=make_reporter())
+    summary = autoseg.evaluate(
+        predictions,
+        references,
+        challenge=challenge,
+        metrics=[name.strip() for name in metrics.split(",") if name.strip()],
+        tolerance_mm=tolerance_mm,
+        strict=strict,
+        workers=workers,
+        cluster=cluster,
+        reporter=make_reporter(),
+    )
     write_summary(path, summary)
     write_table(table, summary)
     typer.echo(format_table(summary))
+    if challenge is not None:
+        show_challenge(summary, challenge, path)
+    if resources is not None:
+        show_resources(resources)
     typer.echo(f"All scores: {path}")
     typer.echo(f"Table:      {table}")
 
@@ -705,7 +718,7 @@ def demo(
 
 
 COMMANDS = (
-    run, predict, evaluate, check, plan, submit, check_submission, bundle, container, rehearse, clean, import_nnunet, fingerprint, preprocess, schedule, train,
+    run, predict, evaluate, compare, check, plan, submit, check_submission, bundle, container, rehearse, clean, import_nnunet, fingerprint, preprocess, schedule, train,
     select, report, status, demo,
 )  # fmt: skip
 """In the order of the help text."""

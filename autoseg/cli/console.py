@@ -125,7 +125,9 @@ def show_scores(run: Run) -> None:
         typer.echo(f"Cross-validation: every case predicted by {by}")
     typer.echo(format_table(summary))
     if run.selection.dice_corrected is not None:
-        typer.echo(f"Corrected mean Dice: {run.selection.dice_corrected:.3f} ({run.selection.correction})")
+        limits = run.selection.corrected_interval
+        interval = "" if limits is None else f" [{limits[0]:.3f}, {limits[1]:.3f}]"
+        typer.echo(f"Corrected mean Dice: {run.selection.dice_corrected:.3f}{interval} ({run.selection.correction})")
     elif run.selection.correction:
         typer.echo(f"Mean Dice {run.selection.correction}")
     for issue in grouped(issues):

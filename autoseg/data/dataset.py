@@ -122,6 +122,8 @@ class DatasetDescription(Document):
     """Ids of cases and names of files that are not used, because of an error (``--skip-bad``) or by name (``--exclude``), sorted."""
     content: str | None = None
     """Hash of the content of all cases; none before they were read."""
+    unions: Annotated[dict[str, tuple[str, ...]], PROSE] = Field(default_factory=dict)
+    """Classes that are scored together as well as alone, by the name of their union; they decide nothing."""
 
     @property
     def coding(self) -> LabelCoding:

@@ -18,9 +18,18 @@ from pydantic import JsonValue
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.delivery.figures import case_scores, configuration_curves, fold_curves, overlay
+from autoseg.evaluation.intervals import Estimate
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.evaluation.selection import Selection
-from autoseg.evaluation.table import Summary, case_ranks, class_statistics, score_notes, scores_by_case
+from autoseg.evaluation.table import (
+    FOREGROUND,
+    Summary,
+    case_ranks,
+    class_statistics,
+    estimates_of,
+    score_notes,
+    scores_by_case,
+)
 from autoseg.imaging.orientation import align_label_map, canonical_orientation, to_canonical
 from autoseg.imaging.readers import read_image, read_label_map
 from autoseg.issues import Issue
@@ -32,6 +41,21 @@ from autoseg.wording import count_noun
 from planners import DecisionRecord, Document, Edit, Plan, Schedule
 
 ABSENT = "–"
+RATES = {
+    "IoU": "IoU",
+    "sensitivity": "sensitivity",
+    "precision": "precision",
+    "specificity": "specificity",
+    "volume_error_ml": "volume error, ml",
+    "relative_volume_error": "relative volume error",
+    "lesion_sensitivity": "lesions found",
+    "lesion_precision": "lesions right",
+    "lesion_f1": "lesion F1",
+    "lesion_dice": "Dice by lesion",
+    "lesion_hausdorff95_mm": "95 % Hausdorff by lesion, mm",
+    "lesion_count_error": "error of lesion count",
+}
+"""Titles of the metrics of the second table."""
 SEVERITIES = ("error", "warning", "note")
 Rank = Literal["best", "median", "worst"]
 D = TypeVar("D", bound=Document)
@@ -206,13 +230,14 @@ def render_report(content: ReportContent) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = {"number": _number, "percent": _percent, "value": _value, "picture": _embedded}
+    filters = {"number": _number, "interval": _interval, "percent": _percent, "value": _value, "picture": _embedded}
     environment.filters |= {**filters, "duration": format_duration}
     candidates = () if content.selection is None else content.selection.candidates
     return environment.get_template("report.html.jinja").render(
         content=content,
         headline=_headline(content),
         scores=None if content.summary is None else _scores(content.summary),
+        rate_titles=RATES,
         candidate_classes=list(dict.fromkeys(name for each in candidates for name in each.dice_per_class)),
         trainings=_trainings(content.trainings),
         decisions=_by_configuration(content.decisions),
@@ -226,9 +251,14 @@ def _headline(content: ReportContent) -> dict[str, str]:
     selection, summary = content.selection, content.summary
     if summary is not None:
         corrected = None if selection is None else selection.dice_corrected
+        found = estimates_of(summary)[FOREGROUND]["Dice"]
+        limits = None if selection is None else selection.corrected_interval
+        if corrected is None:
+            limits = None if found.low is None or found.high is None else (found.low, found.high)
         dice = _number(summary.mean_dice if corrected is None else corrected)
+        interval = "" if limits is None else f"95 % interval {limits[0]:.3f} to {limits[1]:.3f}, "
         unseen = "a fold that left it out, but see Scores" if content.caveats else "a network that did not see it"
-        under = f"over {count_noun(len(summary.metric_per_case), 'case')}, each predicted by {unseen}"
+        under = f"{interval}over {count_noun(len(summary.metric_per_case), 'case')}, each predicted by {unseen}"
     elif selection is not None:
         dice, under = "none", "nothing was cross-validated"
     else:
@@ -245,9 +275,20 @@ def _headline(content: ReportContent) -> dict[str, str]:
 def _scores(summary: Summary) -> dict[str, object]:
     """Rows of the tables of classes and of cases, the worst case first, and notes on them."""
     dice, distance = (scores_by_case(summary, metric).to_dict("index") for metric in ("Dice", "hausdorff95_mm"))
-    statistics = class_statistics(summary).to_dict("index")
+    metrics = [name for name in ("Dice", "hausdorff95_mm", "surface_dice", *RATES) if name in summary.metrics]
+    found = estimates_of(summary, metrics)
+    own = [class_statistics(summary, classes=of).to_dict("index") for of in (summary.classes, summary.unions)]
+    rows = [
+        *((each.name, found[each.key], own[0][each.name]) for each in summary.classes),
+        ("mean of classes", found[FOREGROUND], None),
+        *((each.name, found[each.key], own[1][each.name]) for each in summary.unions),
+    ]
     return {
-        "classes": [(each, statistics[each.name], summary.mean[each.key]) for each in summary.classes],
+        "rows": rows,
+        "rates": [name for name in RATES if any(name in estimates for estimates in found.values())],
+        "volumes": [
+            (each.name, summary.mean[each.key], summary.volume_correlation.get(each.key)) for each in summary.scored
+        ],
         "cases": [(case, mean, dice[case], distance[case]) for case, mean in case_ranks(summary).items()],
         "notes": score_notes(summary),
         "picture": case_scores(summary),
@@ -304,6 +345,13 @@ def _value(value: JsonValue) -> str:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return ABSENT if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _interval(each: Estimate | None, digits: int = 3) -> str:
+    """A mean with its 95 % interval."""
+    if each is None or each.low is None or each.high is None:
+        return "" if each is None else _number(each.mean, digits)
+    return f"{_number(each.mean, digits)} [{each.low:.{digits}f}, {each.high:.{digits}f}]"
 
 
 def _percent(value: float | None) -> str:

@@ -20,6 +20,7 @@ from autoseg.compute.executor import run_jobs
 from autoseg.data.dataset import DatasetDescription, MaskFile
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.labels import read_mask
+from autoseg.evaluation.lesions import LesionRule
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
 from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid, score_case, score_cases
 from autoseg.evaluation.table import CaseResult, Summary, summarize
@@ -66,6 +67,8 @@ def evaluate_folder(
     ignore: int | None = None,
     threshold: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    lesions: LesionRule | None = None,
+    challenge_classes: Sequence[EvaluatedClass] = (),
     strict: bool = False,
     num_workers: int = 1,
     reporter: Reporter | None = None,
@@ -76,6 +79,9 @@ def evaluate_folder(
     (`pair_names`). Files that are no images (``summary.json``, logs) are ignored. Without ``classes`` every value but 0 and
     ``ignore`` that occurs in any reference is a class, named by its value. Where ``references`` is a dataset, in any layout
     that `discover_dataset` reads, its labelled cases are the references, with its own classes and ignore label.
+
+    ``challenge_classes`` are scored instead of all these, by the values in the files; masks of classes are refused then. With
+    ``lesions`` single lesions are scored, too.
 
     Label maps in folders of their own, ``CASE/CASE`` or ``CASE/seg``, are named by the folder.
 
@@ -90,7 +96,16 @@ def evaluate_folder(
     ``strict`` they are errors. All else is checked first: raises one `AutosegError` that lists every file that cannot be
     read and every pair of grids that differ; also where there is no pair at all.
     """
-    run = _Run(predictions, references, tolerance_mm, strict, num_workers, reporter or SilentReporter())
+    run = _Run(
+        predictions=predictions,
+        references=references,
+        tolerance_mm=tolerance_mm,
+        lesions=lesions,
+        challenge_classes=tuple(challenge_classes),
+        strict=strict,
+        num_workers=num_workers,
+        reporter=reporter or SilentReporter(),
+    )
     in_folders = {folder for folder in (predictions, references) if _maps_in_folders(folder, classes)}
     if predictions not in in_folders and (
         holds_masks(predictions) or (len(classes) == 1 and references not in in_folders and holds_masks(references))
@@ -101,13 +116,15 @@ def evaluate_folder(
     return _evaluate_label_maps(run, tuple(classes), ignore)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Run:
     """One evaluation."""
 
     predictions: Path
     references: Path
     tolerance_mm: float
+    lesions: LesionRule | None
+    challenge_classes: tuple[EvaluatedClass, ...]
     strict: bool
     num_workers: int
     reporter: Reporter
@@ -213,7 +230,9 @@ def _dataset_of(run: _Run) -> DatasetDescription | None:
 
 def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[EvaluatedClass, ...]) -> Summary:
     own = evaluated_classes(dataset.labels, dataset.file_values)
-    if classes and {each.name: each.values for each in classes} != {each.name: each.values for each in own}:
+    if run.challenge_classes:
+        _require_values(run, dataset)
+    elif classes and {each.name: each.values for each in classes} != {each.name: each.values for each in own}:
         listed = (", ".join(f"{each.name} {each.key}" for each in of) for of in (classes, own))
         message = "the predictions have the classes {}, but the references have {}".format(*listed)
         fix = "evaluate against the dataset that the model was trained on, or against a folder of its label maps"
@@ -229,8 +248,31 @@ def _evaluate_dataset(run: _Run, dataset: DatasetDescription, classes: tuple[Eva
     run.refuse(unpaired if run.strict else [])
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         scored = [(case_id, predicted[name]) for name, case_id in pairs.items()]
-        summary = score_cases(dataset, scored, tracker, tolerance_mm=run.tolerance_mm, num_workers=run.num_workers)
+        summary = score_cases(
+            dataset,
+            scored,
+            tracker,
+            tolerance_mm=run.tolerance_mm,
+            classes=run.challenge_classes,
+            lesions=run.lesions,
+            num_workers=run.num_workers,
+        )
     return summary.model_copy(update={"not_scored": tuple(unpaired)})
+
+
+def _require_values(run: _Run, dataset: DatasetDescription) -> None:
+    """Raise `AutosegError` where the references do not have the values of the challenge's classes."""
+    missing = {value for each in run.challenge_classes for value in each.values} - {*dataset.file_values}
+    if missing or dataset.classes_with_masks:
+        message = (
+            "has masks of classes"
+            if dataset.classes_with_masks
+            else f"has no value {', '.join(map(str, sorted(missing)))}, which classes of the challenge have"
+        )
+        fix = "pass references in the form of the challenge, as label maps with its values"
+        raise AutosegError(
+            Issue(code="evaluation.not_of_challenge", where=str(run.references), message=message, fix=fix)
+        )
 
 
 # --- label maps ---
@@ -249,12 +291,14 @@ def _evaluate_label_maps(run: _Run, classes: tuple[EvaluatedClass, ...], ignore:
         checked = run_jobs(_check_pair, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
     run.refuse([*(unpaired if run.strict else ()), *(issue for each in checked for issue in each.issues)])
     found = frozenset().union(*(each.reference_values for each in checked))
-    classes = classes or _classes_of_values(found - {ignore}, run.references)
+    classes = run.challenge_classes or classes or _classes_of_values(found - {ignore}, run.references)
     _say_unknown_values(checked, classes, ignore, run.reporter)
-    score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm)
+    score = partial(_read_and_score, classes=classes, ignore=ignore, tolerance_mm=run.tolerance_mm, lesions=run.lesions)
     with run.reporter.track("Scoring", len(pairs)) as tracker:
         cases = run_jobs(score, pairs, name=_name, num_workers=run.num_workers, tracker=tracker)
-    return summarize(cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
+    return summarize(
+        cases, classes, ignore=ignore, tolerance_mm=run.tolerance_mm, not_scored=unpaired, lesions=run.lesions
+    )
 
 
 def _pair_of_files(run: _Run) -> tuple[list[EvaluatedPair], list[Issue]] | None:
@@ -358,10 +402,17 @@ def _check_pair(pair: EvaluatedPair) -> _Checked:
 
 
 def _read_and_score(
-    pair: EvaluatedPair, *, classes: tuple[EvaluatedClass, ...], ignore: int | None, tolerance_mm: float
+    pair: EvaluatedPair,
+    *,
+    classes: tuple[EvaluatedClass, ...],
+    ignore: int | None,
+    tolerance_mm: float,
+    lesions: LesionRule | None,
 ) -> CaseResult:
     prediction, reference = read_label_map(pair.prediction), read_label_map(pair.reference)
-    return score_case(pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm)
+    return score_case(
+        pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm, lesions=lesions
+    )
 
 
 def _classes_of_values(values: frozenset[int], references: Path) -> tuple[EvaluatedClass, ...]:
@@ -403,6 +454,11 @@ class _MaskCase:
 
 
 def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) -> Summary:
+    if run.challenge_classes:
+        message, fix = "contains masks of classes", "pass label maps with the values of the challenge"
+        raise AutosegError(
+            Issue(code="evaluation.not_of_challenge", where=str(run.predictions), message=message, fix=fix)
+        )
     files = list(_images(run.predictions))
     predicted: dict[str, Masks]
     if files and len(names) == 1:
@@ -449,10 +505,12 @@ def _evaluate_masks(run: _Run, names: tuple[str, ...], threshold: int | None) ->
     if unpredicted := sorted({stem for _, masks in expected.values() for stem in masks} - stems):
         run.reporter.say(f"Not scored, because not predicted: {', '.join(unpredicted)}")
     classes = tuple(EvaluatedClass(name=name, values=(number,)) for number, name in enumerate(names, 1))
-    score = partial(_score_masks, classes=classes, threshold=threshold, tolerance_mm=run.tolerance_mm)
+    score = partial(
+        _score_masks, classes=classes, threshold=threshold, tolerance_mm=run.tolerance_mm, lesions=run.lesions
+    )
     with run.reporter.track("Scoring", len(cases)) as tracker:
         results = run_jobs(score, cases, name=_name, num_workers=run.num_workers, tracker=tracker)
-    return summarize(results, classes, tolerance_mm=run.tolerance_mm, not_scored=unpaired)
+    return summarize(results, classes, tolerance_mm=run.tolerance_mm, not_scored=unpaired, lesions=run.lesions)
 
 
 def holds_masks(folder: Path) -> bool:
@@ -533,7 +591,12 @@ def _check_headers(case: _MaskCase) -> list[Issue]:
 
 
 def _score_masks(
-    case: _MaskCase, *, classes: tuple[EvaluatedClass, ...], threshold: int | None, tolerance_mm: float
+    case: _MaskCase,
+    *,
+    classes: tuple[EvaluatedClass, ...],
+    threshold: int | None,
+    tolerance_mm: float,
+    lesions: LesionRule | None,
 ) -> CaseResult:
     metrics: dict[str, ClassMetrics] = {}
     for each in classes:
@@ -545,7 +608,9 @@ def _score_masks(
             expected, _ = read_mask(reference, threshold=threshold, onto=grid)
         inside = EvaluatedClass(name=each.name, values=(1,))
         arrays = predicted.astype(np.uint8), expected.astype(np.uint8)
-        scores = compare(*arrays, classes=[inside], spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm)
+        scores = compare(
+            *arrays, classes=[inside], spacing_mm=grid.spacing_mm, tolerance_mm=tolerance_mm, lesions=lesions
+        )
         metrics[each.key] = scores[each.name]
     return CaseResult(
         case_id=case.case_id,

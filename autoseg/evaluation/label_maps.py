@@ -16,7 +16,7 @@ from pydantic import Field
 from scipy import ndimage
 from skimage.measure import label
 
-from autoseg.evaluation.metrics import BoolArray, IntArray
+from autoseg.evaluation.surfaces import BoolArray, IntArray
 from autoseg.imaging.resampling import to_probabilities, write_overlaps
 from autoseg.issues import AutosegError, Issue
 from planners import Document, Labels

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cache
-from typing import Annotated, Self
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
+from autoseg.evaluation.lesions import LesionRule, score_lesions
+from autoseg.evaluation.surfaces import BoolArray, IntArray, Spacing, surface_scores
 from autoseg.issues import AutosegError, Issue
 from planners import Document, Labels
-
-IntArray = NDArray[np.integer]
-BoolArray = NDArray[np.bool_]
-FloatArray = NDArray[np.float64]
-Spacing = tuple[float, float, float]
 
 DEFAULT_TOLERANCE_MM = 1.0
 """Surfaces closer than this count as equal in the surface Dice: about one voxel of a finely resolved volume."""
 
-SHARE = 0.95
 BOX_MARGIN = 1
 """Voxels around a class that are compared, too: next to an ignored one there is no surface."""
-ROUNDING = 1e-6
-"""Relative slack of the tolerance and of `SHARE`, so that three steps of 0.1 mm lie within 0.3 mm."""
 
 STORED_NAMES = {"dice": "Dice", "iou": "IoU", "tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN"}
 """Names of fields in ``summary.json``, where they differ (method section 9.1)."""
@@ -44,6 +42,10 @@ class EvaluatedClass(Document):
 
     name: str
     values: Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(min_length=1)]
+    tolerance_mm: Annotated[float, Field(ge=0)] | None = None
+    """Of its surface Dice; none: that of all classes."""
+    labelled_slices: bool = False
+    """Whether it is scored only from the lowest slice (along z of the file) with this class in the reference up to the one below the highest."""
 
     @property
     def key(self) -> str:
@@ -66,7 +68,10 @@ def evaluated_classes(labels: Labels, file_values: Sequence[int] | None = None) 
 
 
 class ClassMetrics(Document):
-    """Scores of one class in one case. None if undefined, see `compare`."""
+    """Scores of one class in one case. None if undefined, see `compare`.
+
+    Rates and errors of volume follow from the counts; they are stored, and not read again.
+    """
 
     model_config = ConfigDict(alias_generator=stored_name, populate_by_name=True)
 
@@ -84,12 +89,107 @@ class ClassMetrics(Document):
     volume_reference_ml: float
     hausdorff95_mm: float | None
     surface_dice: float | None
+    lesions_found: int | None = None
+    """This and all that follow are none where lesions were not asked for."""
+    lesions_missed: int | None = None
+    lesions_invented: int | None = None
+    lesion_count_error: int | None = None
+    """Predicted components minus reference lesions."""
+    lesion_dice: float | None = None
+    lesion_hausdorff95_mm: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_derived(cls, data: Any) -> Any:
+        return {name: value for name, value in data.items() if name not in DERIVED} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.n_pred != self.tp + self.fp or self.n_ref != self.tp + self.fn:
             raise ValueError("n_pred must be TP + FP and n_ref must be TP + FN")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_lesions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stored: dict[str, Any] = handler(self)
+        if self.lesions_found is not None:
+            return stored
+        return {name: value for name, value in stored.items() if not name.startswith("lesion")}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def sensitivity(self) -> float | None:
+        """TP / (TP + FN); none without the class in the reference."""
+        return self.tp / self.n_ref if self.n_ref else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def precision(self) -> float | None:
+        """TP / (TP + FP); none without the class in the prediction."""
+        return self.tp / self.n_pred if self.n_pred else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def specificity(self) -> float | None:
+        """TN / (TN + FP); none without the class in either, or without other voxels. Near 1 in large images, whatever the model."""
+        return self.tn / (self.tn + self.fp) if self.n_pred + self.n_ref and self.tn + self.fp else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def volume_error_ml(self) -> float | None:
+        """Predicted minus reference volume; none without the class in either."""
+        return self.volume_prediction_ml - self.volume_reference_ml if self.n_pred + self.n_ref else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def relative_volume_error(self) -> float | None:
+        """The same, as a share of the reference volume; none without the class in the reference."""
+        return self.n_pred / self.n_ref - 1 if self.n_ref else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lesion_sensitivity(self) -> float | None:
+        """Share of reference lesions that were found; none without one to count."""
+        return _share(self.lesions_found, self.lesions_missed)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lesion_precision(self) -> float | None:
+        """Found / (found + invented) lesions; none where there are neither."""
+        return _share(self.lesions_found, self.lesions_invented)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def lesion_f1(self) -> float | None:
+        """2 found / (2 found + missed + invented) lesions; none where there is no lesion in either."""
+        counts = self.lesions_found, self.lesions_missed, self.lesions_invented
+        if counts[0] is None or counts[1] is None or counts[2] is None:
+            return None
+        return 2 * counts[0] / (2 * counts[0] + counts[1] + counts[2]) if sum(filter(None, counts)) else None
+
+
+def united_classes(
+    unions: Mapping[str, Sequence[str]], classes: Sequence[EvaluatedClass]
+) -> tuple[EvaluatedClass, ...]:
+    """Unions of ``classes``, by the names of these; one that has the values of a class or another union is left out."""
+    by_name, taken = {each.name: each for each in classes}, {frozenset(each.values) for each in classes}
+    found = []
+    for name, members in unions.items():
+        values = frozenset(value for member in members for value in by_name[member].values)
+        if values not in taken:
+            taken.add(values)
+            found.append(EvaluatedClass(name=name, values=tuple(sorted(values))))
+    return tuple(found)
+
+
+DERIVED = tuple(ClassMetrics.model_computed_fields)
+"""Metrics that follow from the counts."""
+
+
+def _share(found: int | None, other: int | None) -> float | None:
+    if found is None or other is None:
+        return None
+    return found / (found + other) if found + other else None
 
 
 def compare(
@@ -100,6 +200,7 @@ def compare(
     spacing_mm: Spacing,
     ignore: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    lesions: LesionRule | None = None,
 ) -> dict[str, ClassMetrics]:
     """Scores of each class of one case, by class name in the order of ``classes``.
 
@@ -108,18 +209,16 @@ def compare(
 
     Overlap (method section 9.1): Dice = 2 TP / (2 TP + FP + FN), IoU = TP / (TP + FP + FN).
 
-    Surfaces, as in DeepMind's ``surface-distance`` (Nikolov et al. 2021): a surface has one element for each eight
-    neighbouring voxels that are not all inside or all outside of the mask. It lies at their common corner and has the
-    area of the marching cubes there, or their length along an image with an axis of size 1. Beyond the image is outside.
-    Distances run from the elements of one mask to the nearest of the other. The normalised surface Dice is the share of
-    both areas that lies within ``tolerance_mm``; the 95 % Hausdorff distance is the larger of the two distances within
-    which 95 % of a mask's area lie. Where one of the eight voxels is ignored there is no surface.
+    Surface Dice and 95 % Hausdorff distance are those of `surfaces.surface_scores`; ``tolerance_mm`` is that of classes
+    without their own. Where one of eight neighbouring voxels is ignored there is no surface. With ``lesions`` single lesions are
+    scored, too (`lesions.score_lesions`).
 
     Conventions:
 
     * both empty: Dice, IoU, Hausdorff distance and surface Dice are none; nothing was there to find;
     * one empty: Dice, IoU and surface Dice are 0, the Hausdorff distance is none (it would be infinite);
-    * a mask all of whose surface is next to ignored voxels: Hausdorff distance and surface Dice are none.
+    * a mask all of whose surface is next to ignored voxels: Hausdorff distance and surface Dice are none;
+    * a rate whose denominator is 0 is none, and so is a mean over no lesion.
 
     Raises `AutosegError` where shapes differ and `ValueError` for classes that share a name or their values.
     """
@@ -139,10 +238,19 @@ def compare(
     for each in classes:
         boxes = [box for of in found for value in each.values if (box := of[value - 1]) is not None]
         box = _enclosing(boxes, reference.shape)
+        if each.labelled_slices:
+            box = (_labelled_slices(reference, each.values) or box[0], *box[1:])
         ignored = None if ignore is None else reference[box] == ignore
         masks = _mask(prediction[box], each.values, ignored), _mask(reference[box], each.values, ignored)
-        scores[each.name] = _score(masks, ignored, num_voxels, spacing_mm, tolerance_mm)
+        tolerance = tolerance_mm if each.tolerance_mm is None else each.tolerance_mm
+        scores[each.name] = _score(masks, ignored, num_voxels, spacing_mm, tolerance, lesions)
     return scores
+
+
+def _labelled_slices(reference: IntArray, values: tuple[int, ...]) -> slice | None:
+    """From the lowest to below the highest slice of a class; none where it is absent."""
+    found = np.flatnonzero(np.isin(reference, values).any(axis=(1, 2)))
+    return slice(int(found[0]), int(found[-1])) if len(found) else None
 
 
 def dice_coefficient(tp: int, n_pred: int, n_ref: int) -> float | None:
@@ -171,12 +279,13 @@ def _score(
     num_voxels: int,
     spacing_mm: Spacing,
     tolerance_mm: float,
+    lesions: LesionRule | None,
 ) -> ClassMetrics:
     n_pred, n_ref = (int(np.count_nonzero(mask)) for mask in masks)
     tp = int(np.count_nonzero(masks[0] & masks[1]))
     union = n_pred + n_ref - tp
     voxel_ml = math.prod(spacing_mm) / 1000
-    hausdorff95_mm, surface_dice = _surface_scores(masks, ignored, spacing_mm, tolerance_mm) if union else (None, None)
+    hausdorff95_mm, surface_dice = surface_scores(masks, ignored, spacing_mm, tolerance_mm) if union else (None, None)
     return ClassMetrics(
         dice=dice_coefficient(tp, n_pred, n_ref),
         iou=tp / union if union else None,
@@ -190,89 +299,17 @@ def _score(
         volume_reference_ml=n_ref * voxel_ml,
         hausdorff95_mm=hausdorff95_mm,
         surface_dice=surface_dice,
+        **({} if lesions is None else _lesion_fields(masks, lesions, spacing_mm)),
     )
 
 
-def _surface_scores(
-    masks: tuple[BoolArray, BoolArray], ignored: BoolArray | None, spacing_mm: Spacing, tolerance_mm: float
-) -> tuple[float | None, float | None]:
-    """Hausdorff distance and surface Dice of two masks (Z, Y, X) that are not both empty."""
-    unscored = None if ignored is None else _corner_codes(ignored) > 0
-    area_of_code = _area_of_codes(spacing_mm)
-    surfaces, areas = [], []
-    for mask in masks:
-        codes = _corner_codes(mask)
-        surface = (codes > 0) & (codes < 255)
-        if unscored is not None:
-            surface &= ~unscored
-        surfaces.append(surface)
-        areas.append(area_of_code[codes[surface]])
-    if any(mask.any() and not len(area) for mask, area in zip(masks, areas, strict=True)):
-        return None, None
-    if not all(map(len, areas)):
-        return None, 0.0
-    distances = [_distances(surfaces[i], surfaces[1 - i], spacing_mm) for i in (0, 1)]
-    near = [area[way <= tolerance_mm * (1 + ROUNDING)].sum() for area, way in zip(areas, distances, strict=True)]
-    return max(map(_distance_within, distances, areas)), float(sum(near) / sum(area.sum() for area in areas))
-
-
-def _corner_codes(mask: BoolArray) -> IntArray:
-    """For each corner of voxels, the eight around it as bits of a number: bit 4 z + 2 y + x.
-
-    The image ends with a corner on either side, along an axis of size 1 with none: both its neighbours are the voxel itself.
-    """
-    codes: IntArray = np.pad(mask.astype(np.uint8), [(int(size > 1),) * 2 for size in mask.shape])
-    for bits in (1, 2, 4):  # x, y, z: each in turn is the last axis
-        first, second = (codes, codes) if codes.shape[-1] == 1 else (codes[..., :-1], codes[..., 1:])
-        codes = np.moveaxis(first | second << bits, -1, 0)
-    return codes
-
-
-@cache
-def _triangles() -> tuple[NDArray[np.intp], FloatArray]:
-    """Triangles of the surface in each of the 256 cells of eight voxels: code of its cell, and half the product of two sides,
-    in voxels.
-
-    Of each cell and its negative, the one with fewer voxels decides, so that both have the same surface and voxels which
-    touch only along an edge are apart.
-    """
-    from skimage.measure import marching_cubes  # takes a third of a second to load
-
-    bits = np.arange(256)[:, None] >> np.arange(8) & 1
-    bits ^= bits.sum(axis=1, keepdims=True) > 4
-    cells = bits.reshape(512, 2, 2).astype(float)  # one above the other; between two of them the surface means nothing
-    vertices, faces, _, _ = marching_cubes(cells, 0.5, method="lorensen")  # type: ignore[no-untyped-call]
-    corners = vertices[faces].astype(np.float64)
-    layer = np.floor(corners[:, :, 0].mean(axis=1)).astype(np.intp)
-    sides = corners[:, 1:] - corners[:, :1]
-    inside = layer % 2 == 0
-    return layer[inside] // 2, np.cross(sides[:, 0], sides[:, 1])[inside] / 2
-
-
-def _area_of_codes(spacing_mm: Spacing) -> FloatArray:
-    """Area in mm² of the surface in a cell, by its code."""
-    z, y, x = spacing_mm
-    codes, products = _triangles()
-    areas = np.linalg.norm(products * (y * x, z * x, z * y), axis=1)
-    return np.bincount(codes, weights=areas, minlength=256).astype(np.float64)
-
-
-def _distances(start: BoolArray, target: BoolArray, spacing_mm: Spacing) -> FloatArray:
-    """Distance in mm from each element of ``start``, in the order of the array, to the nearest of ``target``.
-
-    A tree over the elements instead of a distance transform over the volume: time goes with the surface.
-    """
-    distances = np.zeros(np.count_nonzero(start))
-    apart = ~target[start]
-    if apart.any():
-        # an unbalanced tree gives the same answers and is built in half the time
-        tree = cKDTree(np.argwhere(target) * spacing_mm, balanced_tree=False)
-        distances[apart] = tree.query(np.argwhere(start & ~target) * spacing_mm)[0]
-    return distances
-
-
-def _distance_within(distances: FloatArray, areas: FloatArray) -> float:
-    """The smallest distance within which `SHARE` of the area lies."""
-    order = np.argsort(distances)
-    covered = np.cumsum(areas[order])
-    return float(distances[order[np.searchsorted(covered, SHARE * (1 - ROUNDING) * covered[-1])]])
+def _lesion_fields(masks: tuple[BoolArray, BoolArray], rule: LesionRule, spacing_mm: Spacing) -> dict[str, Any]:
+    scores = score_lesions(*masks, rule, spacing_mm)
+    return {
+        "lesions_found": scores.found,
+        "lesions_missed": scores.missed,
+        "lesions_invented": scores.invented,
+        "lesion_count_error": scores.count_error,
+        "lesion_dice": scores.dice,
+        "lesion_hausdorff95_mm": scores.hausdorff95_mm,
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -11,7 +11,15 @@ from pathlib import Path
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import Case, DatasetDescription, LabelCoding
 from autoseg.data.labels import read_file_labels
-from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from autoseg.evaluation.lesions import LesionRule
+from autoseg.evaluation.metrics import (
+    DEFAULT_TOLERANCE_MM,
+    ClassMetrics,
+    EvaluatedClass,
+    compare,
+    evaluated_classes,
+    united_classes,
+)
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import Geometry, LabelMap
 from autoseg.imaging.orientation import align_label_map, oriented_differences
@@ -48,7 +56,9 @@ def score_case(
     classes: Sequence[EvaluatedClass],
     ignore: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    lesions: LesionRule | None = None,
     unscored: Collection[str] = (),
+    patient: str | None = None,
 ) -> CaseResult:
     """Score label maps that were read from the files of ``pair``. Distances are in mm by the spacing of the reference.
 
@@ -67,9 +77,11 @@ def score_case(
         ignore=ignore,
         spacing_mm=reference.geometry.spacing_mm,
         tolerance_mm=tolerance_mm,
+        lesions=lesions,
     )
     return CaseResult(
         case_id=pair.case_id,
+        patient=patient,
         metrics={
             each.key: _unscored(metrics[each.name]) if each.name in unscored else metrics[each.name] for each in classes
         },
@@ -100,6 +112,8 @@ def grid_issues(
 def _unscored(metrics: ClassMetrics) -> ClassMetrics:
     """Scores of a class that counts as empty in both label maps."""
     scores: dict[str, object] = dict.fromkeys(("dice", "iou", "hausdorff95_mm", "surface_dice"))
+    if metrics.lesions_found is not None:
+        scores |= dict.fromkeys(("lesions_found", "lesions_missed", "lesions_invented"), 0)
     counts = dict.fromkeys(("tp", "fp", "fn", "n_pred", "n_ref", "volume_prediction_ml", "volume_reference_ml"), 0)
     total = metrics.tp + metrics.fp + metrics.fn + metrics.tn
     return ClassMetrics.model_validate(scores | counts | {"tn": total})
@@ -114,28 +128,38 @@ def score_cases(
     tracker: Tracker | None = None,
     *,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    classes: Sequence[EvaluatedClass] = (),
+    lesions: LesionRule | None = None,
+    patients: Mapping[str, str | None] | None = None,
     num_workers: int = 1,
     keep_in: Path | None = None,
 ) -> Summary:
     """Summary of predictions, in that order; classes that a case is not annotated for have no score.
 
-    Scores of cases are cached in the folder ``keep_in``, so that an interrupted call can resume. Raises `AutosegError`
+    ``classes`` of the values in its files take the place of its own, and of unions. ``patients`` of cases are those of the
+    dataset unless given. Scores of cases are cached in the folder ``keep_in``, so that an interrupted call can resume. Raises `AutosegError`
     that names each case whose files cannot be read or do not fit each other.
     """
-    classes = evaluated_classes(dataset.labels, dataset.file_values)
+    own = evaluated_classes(dataset.labels, dataset.file_values)
+    unions = () if classes else united_classes(dataset.unions, own)
+    scored = (*(classes or own), *unions)
     ignore = None if dataset.labels.ignore is None else dataset.file_values[dataset.labels.ignore]
-    score = partial(_score, coding=dataset.coding, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm)
+    score = partial(
+        _score, coding=dataset.coding, classes=scored, ignore=ignore, tolerance_mm=tolerance_mm, lesions=lesions
+    )
     cached = score if keep_in is None else Cached(function=score, kind=CaseResult, state=_state, folder=keep_in)
     voxels = [prod(read_header(path).geometry.shape) for _, path in predictions]
     results = run_jobs(
         cached,
         [(labelled_case(dataset, case_id), path) for case_id, path in predictions],
         name=lambda scored: f"case {scored[0].case_id}",
-        num_workers=workers_worth_starting(num_workers, VOXEL_S * len(classes) * sum(voxels)),
+        num_workers=workers_worth_starting(num_workers, VOXEL_S * len(scored) * sum(voxels)),
         need_bytes=VOXEL_BYTES * max(voxels, default=0),
         tracker=tracker,
     )
-    return summarize(results, classes, ignore=ignore, tolerance_mm=tolerance_mm)
+    of = {case.case_id: case.group for case in dataset.training} if patients is None else patients
+    results = [each.model_copy(update={"patient": of.get(each.case_id)}) for each in results]
+    return summarize(results, classes or own, ignore=ignore, tolerance_mm=tolerance_mm, unions=unions, lesions=lesions)
 
 
 def _score(
@@ -145,13 +169,33 @@ def _score(
     classes: Sequence[EvaluatedClass],
     ignore: int | None,
     tolerance_mm: float,
+    lesions: LesionRule | None,
 ) -> CaseResult:
     case, path = scored
     prediction, reference = read_label_map(path), _labels(case, coding)
     pair = EvaluatedPair(case_id=case.case_id, prediction=path, reference=Path(case.label_files[0]))
-    unscored = frozenset() if case.annotated is None else {each.name for each in classes} - set(case.annotated)
     return score_case(
-        pair, prediction, reference, classes=classes, ignore=ignore, tolerance_mm=tolerance_mm, unscored=unscored
+        pair,
+        prediction,
+        reference,
+        classes=classes,
+        ignore=ignore,
+        tolerance_mm=tolerance_mm,
+        lesions=lesions,
+        unscored=_not_annotated(case, classes, coding),
+    )
+
+
+def _not_annotated(case: Case, classes: Sequence[EvaluatedClass], coding: LabelCoding) -> frozenset[str]:
+    """Classes, and unions, with a value of a class that the case is not annotated for."""
+    if case.annotated is None:
+        return frozenset()
+    own = {each.name: each.values for each in evaluated_classes(coding.labels, coding.file_values)}
+    known = {value for name, values in own.items() if name in case.annotated for value in values}
+    return frozenset(
+        each.name
+        for each in classes
+        if (each.name not in case.annotated if own.get(each.name) == each.values else not known >= {*each.values})
     )
 
 

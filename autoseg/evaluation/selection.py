@@ -13,8 +13,8 @@ from typing import Annotated, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from scipy.special import stdtrit
 
+from autoseg.evaluation.intervals import Difference, format_p, paired_difference, unit_codes
 from autoseg.evaluation.label_maps import (
     Counts,
     Decoder,
@@ -33,7 +33,6 @@ FALLBACK = ("3d_fullres", "3d_lowres", "2d")
 """Used where nothing was validated: in the nnU-Net paper full resolution in 3D is best most often."""
 LEAST_CASES = 10
 """Cases, or patients, from which an interval is trusted: the fewer, the less it covers."""
-CONFIDENCE = 0.95
 QUARTERS = 4
 """Weights of ensembles are multiples of one over this: finer ones fit the cases at hand and no others."""
 
@@ -70,6 +69,9 @@ class Candidate(Document):
     dice_per_class: dict[str, float | None]
     num_cases: int
     """Compared cases."""
+    low: float | None = None
+    """The 95 % interval of ``mean_dice`` (`intervals.mean_interval`); none below three patients, or not recorded."""
+    high: float | None = None
 
 
 class Trial(Document):
@@ -80,16 +82,19 @@ class Trial(Document):
     gain: float | None = None
     """Mean paired difference over cases, of the mean Dice of the classes that it is about. None: undefined, or not recorded."""
     low: float | None = None
-    """The 95 % interval of the gain, by Student's t over cases, or over patients where they have several."""
+    """The 95 % interval of the gain, by Student's t over cases, or over patients where they have several; none below three."""
     high: float | None = None
     num_cases: int | None = None
+    wilcoxon_p: float | None = None
+    """Of the signed-rank test over the same units, which decides nothing; none below six that differ, or not recorded."""
     reason: Annotated[str, PROSE] = ""
 
     def __str__(self) -> str:
         if self.gain is None or self.num_cases is None:
             return self.what
         interval = "" if self.low is None else f" [{self.low:+.4f}, {self.high:+.4f}]"
-        return f"{self.what}: {self.gain:+.4f}{interval} over {count_noun(self.num_cases, 'case')}"
+        p = "" if self.wilcoxon_p is None else f", Wilcoxon p {format_p(self.wilcoxon_p)}"
+        return f"{self.what}: {self.gain:+.4f}{interval} over {count_noun(self.num_cases, 'case')}{p}"
 
 
 class EarlierTrial(Document):
@@ -127,6 +132,8 @@ class Selection(Document):
     """The same by the decoder and after postprocessing, on the very cases that the choices were made on."""
     dice_corrected: float | None = None
     """The same, with the choices for each fold made on the cases of the other folds. None: not corrected."""
+    corrected_interval: tuple[float, float] | None = None
+    """The 95 % interval of ``dice_corrected``; none below three patients, or not recorded."""
     correction: Annotated[str, PROSE] = ""
     """How that was done, or why not."""
     trials: tuple[Trial, ...] = ()
@@ -220,28 +227,17 @@ def mean_dice(dices: Dices) -> float | None:
     return float(defined.mean()) if len(defined) else None
 
 
-def paired_gain(before: Dices, after: Dices, units: Sequence[str]) -> tuple[float, float, float, int, int] | None:
-    """Mean gain, its 95 % interval, the cases and the units it is over; none where no Dice is defined.
+def paired_gain(before: Dices, after: Dices, units: Sequence[str]) -> Difference | None:
+    """Mean gain with its 95 % interval and Wilcoxon test; none where no Dice is defined.
 
     Cases of one unit, a patient, count as one. A class that only one of both finds in a case without it goes from 0 to 1 or
-    back: nothing was there to find, and one found nothing. Student's t needs two units; the interval of one has no end.
+    back: nothing was there to find, and one found nothing.
     """
     defined = np.isfinite(before) | np.isfinite(after)
     differences = np.where(defined, np.nan_to_num(after, nan=1.0) - np.nan_to_num(before, nan=1.0), 0)
     number = defined.sum(axis=1)
-    cases = [i for i in range(len(units)) if number[i]]
-    by_unit: dict[str, list[float]] = {}
-    for i in cases:
-        by_unit.setdefault(units[i], []).append(float(differences[i].sum() / number[i]))
-    if not by_unit:
-        return None
-    gains = np.array([np.mean(each) for each in by_unit.values()])
-    size = len(gains)
-    half = np.inf
-    if size > 1:
-        half = float(stdtrit(size - 1, (1 + CONFIDENCE) / 2) * gains.std(ddof=1) / np.sqrt(size))
-    mean = float(gains.mean())
-    return mean, mean - half, mean + half, len(cases), size
+    gains = np.where(number > 0, differences.sum(axis=1) / np.maximum(number, 1), np.nan)
+    return paired_difference(np.zeros(len(gains)), gains, unit_codes(units))
 
 
 def judge(
@@ -254,20 +250,27 @@ def judge(
     found = paired_gain(before[:, about], after[:, about], units)
     if found is None:
         return Trial(what=str(what), accepted=False, reason="no case has a score")
-    gain, low, high, num_cases, num_units = found
     means = class_means(before), class_means(after)
     fallen = [name for name, old, new in zip(names, *means, strict=True) if new < old] if names else []
     reason = ""
     if np.array_equal(before, after, equal_nan=True):
         reason = "changes no score"
-    elif num_units < LEAST_CASES:
-        reason = f"fewer than {LEAST_CASES} {'cases' if num_units == num_cases else 'patients'}"
-    elif low <= 0:
+    elif found.units < LEAST_CASES:
+        reason = f"fewer than {LEAST_CASES} {'cases' if found.units == found.cases else 'patients'}"
+    elif found.low is None or found.low <= 0:
         reason = "the interval does not lie above zero"
     elif fallen:
         reason = f"the mean Dice of {', '.join(fallen)} falls"
-    limits = {} if np.isinf(low) else {"low": low, "high": high}
-    return Trial(what=str(what), accepted=not reason, gain=gain, num_cases=num_cases, reason=reason, **limits)
+    return Trial(
+        what=str(what),
+        accepted=not reason,
+        gain=found.mean,
+        low=found.low,
+        high=found.high,
+        wilcoxon_p=found.wilcoxon_p,
+        num_cases=found.cases,
+        reason=reason,
+    )
 
 
 # --- choosing ---

@@ -8,11 +8,16 @@ score nothing start without it.
 * ``foreground_mean``: metric -> mean over classes of the means over cases;
 * ``mean``: class -> metric -> mean over cases. A class is ``"1"``, a region ``"(1, 2, 3)"``, by its values in the files;
 * ``metric_per_case``: a list of ``{"case_id", "metrics": {class: {metric: value}}, "prediction_file", "reference_file"}``;
-* ``classes``: names and values of the classes; ``counts`` and ``foreground_classes``: how many cases and classes each mean
-  rests on; ``ignore``, ``tolerance_mm``, ``not_scored``, ``schema_version``.
+* ``estimates``: class (or ``foreground``) -> metric -> mean and median with their 95 % intervals (`intervals.Estimate`);
+  ``volume_correlation``: class -> Pearson's correlation of predicted and reference volumes over cases;
+* ``classes``: names and values of the classes; ``unions``: those of classes that are scored together, too, and are in no
+  foreground mean; ``counts`` and ``foreground_classes``: how many cases and classes each mean
+  rests on; ``ignore``, ``tolerance_mm``, ``lesions``, ``detection``, ``challenge``, ``not_scored``, ``schema_version``.
 
 Metrics are ``Dice``, ``IoU``, ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``, ``volume_prediction_ml``,
-``volume_reference_ml``, ``hausdorff95_mm`` and ``surface_dice``. What is undefined is ``null``, never ``NaN``.
+``volume_reference_ml``, ``hausdorff95_mm``, ``surface_dice``, ``sensitivity``, ``precision``, ``specificity``,
+``volume_error_ml``, ``relative_volume_error``, and where asked for those that begin with ``lesion``. What is undefined is
+``null``, never ``NaN``.
 """
 
 from __future__ import annotations
@@ -23,22 +28,49 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
-from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, stored_name
+from autoseg.evaluation.intervals import (
+    FEWEST,
+    RELIABLE,
+    Estimate,
+    Units,
+    estimate,
+    mean_interval,
+    unit_codes,
+)
+from autoseg.evaluation.lesions import DetectionCurve, LesionRule
+from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, DERIVED, ClassMetrics, EvaluatedClass, stored_name
 from autoseg.imaging.readers import is_picture
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.atomic import load_document, write_text
-from autoseg.wording import grouped
+from autoseg.wording import count_noun, grouped
 from planners import Document
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = tuple(map(stored_name, ClassMetrics.model_fields))
-"""All metrics of the long table, counts included, in order."""
+ALL_METRICS = (*map(stored_name, ClassMetrics.model_fields), *DERIVED)
+METRICS = tuple(name for name in ALL_METRICS if not name.startswith("lesion"))
+"""Metrics of the long table, counts included, in order."""
+LESION_METRICS = tuple(name for name in ALL_METRICS if name.startswith("lesion"))
+"""Those that are there as well where lesions were scored."""
 COUNTS = ("TP", "FP", "FN", "TN", "n_pred", "n_ref")
-LOWER_IS_BETTER = frozenset({"hausdorff95_mm"})
+FIELDS = {stored_name(name): name for name in (*ClassMetrics.model_fields, *DERIVED)}
+"""Field of each metric."""
+NOT_ESTIMATED = {
+    *COUNTS,
+    "volume_prediction_ml",
+    "volume_reference_ml",
+    "lesions_found",
+    "lesions_missed",
+    "lesions_invented",
+}
+LOWER_IS_BETTER = frozenset({"hausdorff95_mm", "lesion_hausdorff95_mm"})
+FOREGROUND = "foreground"
+"""Key of the mean over classes in ``estimates``."""
 HARDLY_FOUND = 0.1
 """Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
 ABSENT = "-"
@@ -54,6 +86,13 @@ class CaseResult(Document):
     metrics: dict[str, ClassMetrics]
     prediction_file: str
     reference_file: str
+    patient: str | None = None
+    """Cases of one patient count as one in intervals; none: the case stands alone."""
+
+    @property
+    def unit(self) -> str:
+        """What counts once in intervals."""
+        return f"case {self.case_id}" if self.patient is None else f"patient {self.patient}"
 
 
 class ClassCounts(Document):
@@ -87,6 +126,28 @@ class Summary(Document):
     metric_per_case: tuple[CaseResult, ...]
     not_scored: tuple[Issue, ...] = ()
     """Predictions without a reference, and references without a prediction."""
+    unions: tuple[EvaluatedClass, ...] = ()
+    """Classes that are scored together, besides alone; they have means and estimates, and no part in ``foreground_mean``."""
+    estimates: dict[str, dict[str, Estimate]] = Field(default_factory=dict)
+    """By `EvaluatedClass.key`, or ``foreground``, and metric; empty: written before there were any."""
+    volume_correlation: dict[str, float | None] = Field(default_factory=dict)
+    """Pearson's, of predicted and reference volumes, by `EvaluatedClass.key`; none below three cases or without spread."""
+    lesions: LesionRule | None = None
+    """How lesions were scored; none: they were not."""
+    detection: dict[str, DetectionCurve] = Field(default_factory=dict)
+    """Detection curve of each class with lesions, by `EvaluatedClass.key`; empty where it was not asked for."""
+    challenge: str | None = None
+    """The challenge whose classes, tolerances and lesions these are, by name, or a file."""
+
+    @property
+    def scored(self) -> tuple[EvaluatedClass, ...]:
+        """Classes, and unions of them."""
+        return (*self.classes, *self.unions)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of its long table, in order."""
+        return METRICS if self.lesions is None else (*METRICS, *LESION_METRICS)
 
     @property
     def mean_dice(self) -> float | None:
@@ -117,24 +178,29 @@ def long_table(cases: Sequence[CaseResult], classes: Sequence[EvaluatedClass]) -
     return pd.DataFrame(rows, columns=["case", "class", "metric", "value"]).astype({"value": float})
 
 
-def scores_by_case(summary: Summary, metric: str = "Dice") -> pd.DataFrame:
+def scores_by_case(
+    summary: Summary, metric: str = "Dice", classes: Sequence[EvaluatedClass] | None = None
+) -> pd.DataFrame:
     """One metric with a row for each case and a column for each class, both in the order of the summary. NaN: undefined."""
-    table = long_table(summary.metric_per_case, summary.classes)
-    wide = table[table["metric"] == metric].pivot(index="case", columns="class", values="value")
-    return wide.reindex(
-        index=[case.case_id for case in summary.metric_per_case], columns=[each.name for each in summary.classes]
-    )
+    import pandas as pd
+
+    of = summary.classes if classes is None else classes
+    values = _metric_table(summary.metric_per_case, [each.key for each in of], metric)
+    index = pd.Index([case.case_id for case in summary.metric_per_case], name="case")
+    return pd.DataFrame(values, index, pd.Index([each.name for each in of], name="class"))
 
 
-def class_statistics(summary: Summary, metric: str = "Dice") -> pd.DataFrame:
-    """One metric over cases: a row for each class, by name.
+def class_statistics(
+    summary: Summary, metric: str = "Dice", classes: Sequence[EvaluatedClass] | None = None
+) -> pd.DataFrame:
+    """One metric over cases: a row for each class, by name; ``classes`` are those of the summary unless given.
 
     Columns: ``mean``; ``sd``, with n - 1, NaN below two cases; ``worst`` and ``worst_case``, the first of equals; ``cases``,
     in which the metric is defined. A class that is defined nowhere has NaN and no worst case.
     """
     import pandas as pd
 
-    values = scores_by_case(summary, metric)
+    values = scores_by_case(summary, metric, classes)
     defined = values.dropna(axis="columns", how="all")
     lower = metric in LOWER_IS_BETTER
     return pd.DataFrame(
@@ -163,17 +229,21 @@ def summarize(
     ignore: int | None = None,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
     not_scored: Sequence[Issue] = (),
+    unions: Sequence[EvaluatedClass] = (),
+    lesions: LesionRule | None = None,
 ) -> Summary:
     """The summary of cases that are already scored, in the order given.
 
     A mean over cases leaves out the cases in which a metric is undefined; ``counts`` says how many remain. It is none
     where no case remains, and such a class takes no part in ``foreground_mean``.
     """
-    wide = long_table(cases, classes).pivot(index=["class", "case"], columns="metric", values="value")
-    wide = wide.reindex(columns=METRICS)
-    mean = wide.groupby("class").mean().reindex([each.name for each in classes])
+    scored, metrics = (*classes, *unions), METRICS if lesions is None else ALL_METRICS
+    wide = long_table(cases, scored).pivot(index=["class", "case"], columns="metric", values="value")
+    wide = wide.reindex(columns=metrics)
+    mean = wide.groupby("class").mean().reindex([each.name for each in scored])
     defined = wide.groupby("class").count().reindex(mean.index, fill_value=0)
     means, in_mean = mean.to_dict("index"), defined.to_dict("index")
+    foreground = mean.loc[[each.name for each in classes]]
     predicted, expected = wide["n_pred"] > 0, wide["n_ref"] > 0
     events = {"both_empty": ~predicted & ~expected, "missed": ~predicted & expected, "invented": predicted & ~expected}
     counted = {name: which.groupby("class").sum() for name, which in events.items()}
@@ -181,20 +251,69 @@ def summarize(
         classes=tuple(classes),
         ignore=ignore,
         tolerance_mm=tolerance_mm,
-        foreground_mean=_means(mean.mean().to_dict()),
-        foreground_classes=_integers(mean.count().to_dict()),
-        mean={each.key: _means(means[each.name]) for each in classes},
+        foreground_mean=_means(foreground.mean().to_dict()),
+        foreground_classes=_integers(foreground.count().to_dict()),
+        mean={each.key: _means(means[each.name]) for each in scored},
         counts={
             each.key: ClassCounts(
                 cases=len(cases),
                 in_mean=_integers(in_mean[each.name]),
                 **{name: int(number.get(each.name, 0)) for name, number in counted.items()},
             )
-            for each in classes
+            for each in scored
         },
         metric_per_case=tuple(cases),
         not_scored=tuple(not_scored),
+        unions=tuple(unions),
+        estimates=_estimates(cases, classes, unions, metrics),
+        volume_correlation={each.key: _correlation(cases, each) for each in scored},
+        lesions=lesions,
     )
+
+
+def _estimates(
+    cases: Sequence[CaseResult],
+    classes: Sequence[EvaluatedClass],
+    unions: Sequence[EvaluatedClass],
+    metrics: Sequence[str],
+) -> dict[str, dict[str, Estimate]]:
+    """Of each class and union, and of the mean over classes."""
+    units = unit_codes([case.unit for case in cases])
+    keys = [each.key for each in (*classes, *unions)]
+    found: dict[str, dict[str, Estimate]] = {key: {} for key in (*keys, FOREGROUND)}
+    for metric in (name for name in metrics if name not in NOT_ESTIMATED):
+        table = _metric_table(cases, keys, metric)
+        for i, key in enumerate(keys):
+            found[key][metric] = estimate(table[:, i], units)
+        found[FOREGROUND][metric] = _foreground_estimate(table[:, : len(classes)], units)
+    return found
+
+
+def _metric_table(cases: Sequence[CaseResult], keys: Sequence[str], metric: str) -> NDArray[np.float64]:
+    """One metric (cases, classes), NaN where undefined."""
+    name = FIELDS[metric]
+    rows = [[getattr(case.metrics[key], name) for key in keys] for case in cases]
+    return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64).reshape(
+        len(cases), len(keys)
+    )
+
+
+def _foreground_estimate(values: NDArray[np.float64], units: Units) -> Estimate:
+    """Of the mean over classes; the median is of the means of each case over the classes that it has."""
+    defined = np.isfinite(values)
+    number = defined.sum(axis=1)
+    of_case = np.where(number > 0, np.where(defined, values, 0).sum(axis=1) / np.maximum(number, 1), np.nan)
+    mean, low, high, _ = mean_interval(values, units)
+    return estimate(of_case, units).model_copy(update={"mean": mean, "low": low, "high": high})
+
+
+def _correlation(cases: Sequence[CaseResult], each: EvaluatedClass) -> float | None:
+    """Of predicted and reference volumes, over cases with the class in either."""
+    scores = [case.metrics[each.key] for case in cases]
+    pairs = [(of.volume_prediction_ml, of.volume_reference_ml) for of in scores if of.n_pred + of.n_ref]
+    if len(pairs) < FEWEST or any(np.ptp(side) == 0 for side in zip(*pairs, strict=True)):
+        return None
+    return float(np.corrcoef(np.array(pairs).T)[0, 1])
 
 
 def _means(values: Mapping[Hashable, float]) -> Means:
@@ -213,9 +332,9 @@ def write_summary(path: Path, summary: Summary) -> None:
 
 def write_table(path: Path, summary: Summary) -> None:
     """Write all scores as CSV, atomically: a row for each case and class, a column for each metric; what is undefined is empty."""
-    table = long_table(summary.metric_per_case, summary.classes)
+    table = long_table(summary.metric_per_case, summary.scored)
     wide = table.pivot(index=["case", "class"], columns="metric", values="value")
-    rows = wide.reindex(index=table.set_index(["case", "class"]).index.unique(), columns=METRICS).reset_index()
+    rows = wide.reindex(index=table.set_index(["case", "class"]).index.unique(), columns=summary.metrics).reset_index()
     write_text(path, rows.astype(dict.fromkeys(COUNTS, int)).to_csv(index=False, lineterminator="\n"))
 
 
@@ -238,34 +357,70 @@ def read_summary(path: Path) -> Summary:
 
 
 def format_table(summary: Summary) -> str:
-    """The summary as text for a terminal: a line for each class, one for the mean over classes, and notes.
+    """The summary as text for a terminal: a line for each class, one for the mean over classes, those of unions, and notes.
 
-    ``NSD`` is the normalised surface Dice; ``worst`` the lowest Dice, and its case.
+    After ``±`` is half of the 95 % interval of the mean. ``NSD`` is the normalised surface Dice; ``worst`` the lowest Dice,
+    and its case.
     """
     import pandas as pd
 
-    dice, distance, surface = (
-        class_statistics(summary, metric) for metric in ("Dice", "hausdorff95_mm", "surface_dice")
-    )
-    overall = summary.foreground_mean
-    columns = {
-        "Dice": [*dice["mean"], overall["Dice"]],
-        "sd": [*dice["sd"], ""],
-        "HD95 mm": [*distance["mean"], overall["hausdorff95_mm"]],
-        f"NSD {summary.tolerance_mm:g} mm": [*surface["mean"], overall["surface_dice"]],
-        "cases": [*dice["cases"], len(summary.metric_per_case)],
-        "worst": [*dice["worst"], ""],
-        "case": [*dice["worst_case"], ""],
+    one_tolerance = all(each.tolerance_mm is None for each in summary.classes)
+    shown = {
+        "Dice": ("Dice", 3),
+        "HD95 mm": ("hausdorff95_mm", 2),
+        f"NSD {summary.tolerance_mm:g} mm" if one_tolerance else "NSD": ("surface_dice", 3),
     }
-    texts = {
-        name: [_text(value, 2 if name == "HD95 mm" else 3) for value in column] for name, column in columns.items()
-    }
-    table = pd.DataFrame(texts, index=[*dice.index, "mean of classes"])
-    table.columns.name = "class"
-    found = score_notes(summary)
-    warnings = [issue for issue in found if issue.severity == "warning"]
-    notes = [*grouped(warnings), *(issue for issue in found if issue not in warnings)]
-    return "\n".join([table.to_string(), *map(str, notes)])
+    if summary.lesions is not None:
+        shown |= {"lesion F1": ("lesion_f1", 3), "lesion Dice": ("lesion_dice", 3)}
+    estimates = estimates_of(summary, [metric for metric, _ in shown.values()])
+    keys = [*(each.key for each in summary.classes), FOREGROUND, *(each.key for each in summary.unions)]
+    own = [class_statistics(summary, classes=of) for of in (summary.classes, summary.unions)]
+    names = [*own[0].index, "mean of classes", *own[1].index]
+    columns: list[tuple[str, list[str]]] = []
+    for title, (metric, digits) in shown.items():
+        found = [estimates[key][metric] for key in keys]
+        columns.append((title, [_text(each.mean, digits) for each in found]))
+        columns.append(("±", [_text(half_width(each), digits) for each in found]))
+    for name in ("sd", "cases", "worst", "worst_case"):
+        middle = len(summary.metric_per_case) if name == "cases" else ""
+        title = "case" if name == "worst_case" else name
+        columns.append((title, [_text(each, 3) for each in (*own[0][name], middle, *own[1][name])]))
+    table = pd.DataFrame(dict(enumerate(texts for _, texts in columns)), index=pd.Index(names))
+    table.columns = pd.Index([title for title, _ in columns], name="class")
+    found_notes = score_notes(summary)
+    warnings = [issue for issue in found_notes if issue.severity == "warning"]
+    notes = [*grouped(warnings), *(issue for issue in found_notes if issue not in warnings)]
+    return "\n".join([table.to_string(), *_detection_lines(summary), *map(str, notes)])
+
+
+def _detection_lines(summary: Summary) -> list[str]:
+    """Sensitivity by false detections a case, and its mean, of each class with a curve."""
+    return [
+        f"{each.name}: detection (FROC) {curve.score:.3f}, sensitivity at false detections a case: "
+        + ", ".join(f"{rate} {found:.3f}" for rate, found in curve.at_rates.items())
+        for each in summary.classes
+        if (curve := summary.detection.get(each.key)) is not None
+    ]
+
+
+def half_width(each: Estimate) -> float | None:
+    """Half of the interval of a mean, which lies in its middle."""
+    return None if each.low is None or each.high is None else (each.high - each.low) / 2
+
+
+def estimates_of(summary: Summary, metrics: Sequence[str] = ("Dice",)) -> dict[str, dict[str, Estimate]]:
+    """Those of the summary; made where it was written before there were any."""
+    if summary.estimates:
+        return summary.estimates
+    found: dict[str, dict[str, Estimate]] = {key: {} for key in (*(each.key for each in summary.scored), FOREGROUND)}
+    cases = summary.metric_per_case
+    units = unit_codes([case.unit for case in cases])
+    for metric in metrics:
+        values = _metric_table(cases, [each.key for each in summary.classes], metric)
+        for i, each in enumerate(summary.classes):
+            found[each.key][metric] = estimate(values[:, i], units)
+        found[FOREGROUND][metric] = _foreground_estimate(values, units)
+    return found
 
 
 def _text(value: object, digits: int) -> str:
@@ -300,4 +455,20 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
         if parts := [f"{number} {what}" for what, number in left_out.items() if number]:
             text = f"of {counts.cases} cases, {', '.join(parts)}"
             notes.append(Issue(code="scores.undefined", severity="note", where=each.name, message=text))
-    return (*warnings, *notes)
+    return (*warnings, *notes, *_interval_notes(summary))
+
+
+def _interval_notes(summary: Summary) -> list[Issue]:
+    """How sure the means are, in words."""
+    cases = summary.metric_per_case
+    number = len({case.unit for case in cases})
+    of = "patient" if any(case.patient is not None for case in cases) else "case"
+    if not cases:
+        return []
+    if number < FEWEST:
+        message = f"no interval of a mean is shown for {count_noun(number, of)}: it takes {FEWEST}"
+        return [Issue(code="scores.no_interval", severity="note", where="", message=message)]
+    message = f"± is half of the 95 % interval of the mean over {count_noun(number, of)} (Student's t)"
+    if number < RELIABLE:
+        message += f"; with fewer than {RELIABLE} it may be too narrow"
+    return [Issue(code="scores.interval", severity="note", where="", message=message)]

@@ -190,8 +190,8 @@ def compared_with(favourite: Result, result: Result, units: Sequence[str]) -> Re
     found = paired_gain(before, after, units)
     if found is None:
         return result
-    mean, low, high, _, num_units = found
-    return replace(result, difference=mean, interval=(low, high) if num_units > 1 else None)
+    interval = None if found.low is None or found.high is None else (found.low, found.high)
+    return replace(result, difference=found.mean, interval=interval, wilcoxon_p=found.wilcoxon_p)
 
 
 def take_part(course: _Course, entry: Entry, seconds: float, before: Result | None, *, number: int) -> Result:

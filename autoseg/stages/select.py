@@ -16,6 +16,7 @@ from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.labels import to_file_values, to_internal
 from autoseg.data.splits import find_leaks
+from autoseg.evaluation.intervals import mean_interval, unit_codes
 from autoseg.evaluation.label_maps import (
     Counts,
     Step,
@@ -171,18 +172,20 @@ def _selected(
     cases = [case_id for part in parts for case_id in part]
     evidence = RunEvidence(run=run, prepared=prepared, names=names, single_counts=_counts(summaries))
     before = dice_of(evidence.of_candidates(cases))
-    compared = [_candidate(each, before[:, i], prepared.plan.labels) for i, each in enumerate(evidence.candidates)]
+    units = units_of(run.settings, prepared.dataset, cases)
+    compared = [
+        _candidate(each, before[:, i], prepared.plan.labels, units) for i, each in enumerate(evidence.candidates)
+    ]
     summary: Summary | None = None
-    corrected, correction = None, ""
+    corrected, interval, correction = None, None, ""
     trials: tuple[Trial, ...] = ()
     if all(each.mean_dice is None for each in compared):
         name, reason = without_comparison(names, bool(cases))
         recipe = Recipe(members=(name,))
     else:
-        units = units_of(run.settings, prepared.dataset, cases)
         recipe, trials = choose(evidence, cases, units)
         summary = evidence.write_and_score(recipe)
-        corrected, correction = _corrected(evidence, parts, units, recipe, summary)
+        corrected, interval, correction = _corrected(evidence, parts, units, recipe, summary)
         scored_as = "held-out" if len(prepared.schedule.folds) == 1 else "cross-validated"
         reason = _reason(recipe, compared, trials, scored_as)
     chosen = next(each for each in compared if (each.members, each.weights) == (recipe.members, recipe.weights))
@@ -198,14 +201,16 @@ def _selected(
         dice_before_postprocessing=chosen.mean_dice,
         dice_after_postprocessing=None if summary is None else summary.mean_dice,
         dice_corrected=corrected,
+        corrected_interval=interval,
         correction=correction,
         trials=trials,
     )
     return selection, summary
 
 
-def _candidate(recipe: Recipe, dices: NDArray[np.float64], labels: Labels) -> Candidate:
+def _candidate(recipe: Recipe, dices: NDArray[np.float64], labels: Labels, units: Sequence[str]) -> Candidate:
     means = class_means(dices) if len(dices) else np.full(len(labels.classes), np.nan)
+    _, low, high, _ = mean_interval(dices, unit_codes(units))
     return Candidate(
         name=recipe.name,
         members=recipe.members,
@@ -216,6 +221,8 @@ def _candidate(recipe: Recipe, dices: NDArray[np.float64], labels: Labels) -> Ca
             for each, mean in zip(labels.classes, means, strict=True)
         },
         num_cases=len(dices),
+        low=low,
+        high=high,
     )
 
 
@@ -262,15 +269,16 @@ def _parts(prepared: Prepared) -> list[tuple[str, ...]]:
 
 def _corrected(
     evidence: RunEvidence, parts: Sequence[Sequence[str]], units: Sequence[str], recipe: Recipe, summary: Summary
-) -> tuple[float | None, str]:
-    """Mean Dice without the advantage of having chosen on the scored cases, and how that was done."""
+) -> tuple[float | None, tuple[float, float] | None, str]:
+    """Mean Dice without the advantage of having chosen on the scored cases, its interval, and how that was done."""
     if len(parts) < 2:
-        return None, "not corrected: the choices were made on the cases that are scored"
+        return None, None, "not corrected: the choices were made on the cases that are scored"
     by_case = summary.dice_by_case()
     scored = [[np.nan if dice is None else dice for dice in by_case[case].values()] for part in parts for case in part]
     dices, same = corrected_dices(evidence, parts, units, recipe, np.array(scored, np.float64))
     how = f"for each fold, model and postprocessing were chosen on the other folds; {same} of {len(parts)} chose the same as all together"
-    return mean_dice(dices), how
+    _, low, high, _ = mean_interval(dices, unit_codes(units))
+    return mean_dice(dices), None if low is None or high is None else (low, high), how
 
 
 def _counts(summaries: Mapping[str, Sequence[Summary]]) -> dict[str, dict[str, Counts]]:
@@ -465,7 +473,10 @@ class RunEvidence:
             complete_jobs(jobs, sink, tracker)
             paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
             cache = run.folder.cache("select")
-            summary = score_cases(dataset, paths, tracker, num_workers=run.num_workers, keep_in=cache)
+            patients = groups_of(run.settings, dataset)
+            summary = score_cases(
+                dataset, paths, tracker, patients=patients, num_workers=run.num_workers, keep_in=cache
+            )
         write_summary(folder / "summary.json", summary)
         return summary
 

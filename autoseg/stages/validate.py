@@ -16,6 +16,7 @@ from autoseg.inference.predict import predict_stored
 from autoseg.inference.predictions import kept_probabilities, prediction_path
 from autoseg.inference.predictor import StoredImage
 from autoseg.issues import Issue
+from autoseg.stages.folds import groups_of
 from autoseg.stages.preprocess import existing_parent
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
@@ -87,7 +88,8 @@ def validate_one(run: Run, prepared: Prepared, job: FoldJob, *, key: str, keeps:
         predict_stored(model, images, folder, keep_probabilities=keeps, tracker=tracker, say=run.say)
     paths = [(case_id, prediction_path(folder, case_id, dataset)) for case_id in case_ids]
     cache = run.folder.cache(f"validate-{name}-fold_{fold}")
-    summary = score_cases(dataset, paths, num_workers=run.num_workers, keep_in=cache)
+    patients = groups_of(run.settings, dataset)
+    summary = score_cases(dataset, paths, patients=patients, num_workers=run.num_workers, keep_in=cache)
     write_summary(folder / "summary.json", summary)
 
 

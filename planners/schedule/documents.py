@@ -59,7 +59,9 @@ class Raced(Document):
     """Mean over cases of its Dice less that of the favourite; none for the favourite, and where no case is scored. A case in
     which only one of both finds a class counts 1 for the other."""
     interval: tuple[float, float] | None = None
-    """Of the difference: 95 %, Student t over cases, or over patients where they have several; none below two of them."""
+    """Of the difference: 95 %, Student t over cases, or over patients where they have several; none below three of them."""
+    wilcoxon_p: Annotated[float | None, ADDED] = None
+    """Of the signed-rank test of the same differences, which decides nothing; none below six that differ."""
     verdict: Literal["favourite", "goes on", "dropped", "won", "lost"]
     """``won`` and ``lost`` in the last round only, which decides whether the favourite is replaced."""
 

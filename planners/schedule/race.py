@@ -89,6 +89,8 @@ class Result:
     """Mean over cases of its Dice less the favourite's; none for the favourite, and where no case is scored."""
     interval: tuple[float, float] | None = None
     """Of the difference: 95 %, paired; none where too few cases are scored."""
+    wilcoxon_p: float | None = None
+    """Of the signed-rank test of the same differences; none where too few cases differ."""
 
 
 def share_of_round(number: int) -> int:
@@ -272,6 +274,7 @@ def _raced(result: Result, verdict: str) -> Raced:
         dice=result.dice,
         difference=result.difference,
         interval=result.interval,
+        wilcoxon_p=result.wilcoxon_p,
         verdict=verdict,  # type: ignore[arg-type]
     )
 
@@ -296,8 +299,12 @@ def _sentence(raced: Raced, favourite: Raced) -> str:
     name = raced.configuration
     if raced.base_features != favourite.base_features:
         name += f" with {counted(raced.base_features, 'feature')}"
-    if raced.difference is None or raced.interval is None:
+    if raced.difference is None:
         return f"{name} has no case to compare with {favourite.configuration}"
+    if raced.interval is None:
+        return (
+            f"{name} did not beat {favourite.configuration}: {raced.difference:+.3f} over too few cases for an interval"
+        )
     low, high = raced.interval
     verb = "lost to" if high < 0 else "beat" if raced.verdict == "won" else "led" if low > 0 else "did not beat"
     cases = sum(a is not None or b is not None for a, b in zip(raced.dice, favourite.dice, strict=True))

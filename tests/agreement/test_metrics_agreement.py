@@ -11,7 +11,8 @@ import surface_distance
 from scipy import ndimage
 from sklearn import metrics
 
-from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, _area_of_codes, compare
+from autoseg.evaluation.metrics import ClassMetrics, EvaluatedClass, compare
+from autoseg.evaluation.surfaces import area_of_codes
 from autoseg.imaging.readers import read_label_map
 
 SPACING = (3.0, 0.7, 1.1)
@@ -76,7 +77,7 @@ def test_areas_of_marching_cubes_are_those_of_surface_distance() -> None:
 
     expected = surface_distance.lookup_tables.create_table_neighbour_code_to_surface_area(SPACING)
 
-    assert _area_of_codes(SPACING) == pytest.approx(expected[code], rel=1e-12)
+    assert area_of_codes(SPACING) == pytest.approx(expected[code], rel=1e-12)
 
 
 def test_scores_of_a_slice_agree_with_surface_distance_in_2d() -> None:

@@ -65,6 +65,7 @@ from autoseg.issues import AutosegError, Issue
 from autoseg.tracking.progress import Reporter, SilentReporter
 from autoseg.wording import count_noun, shorten, suggest
 from datasets_spec import Layout, load_layouts
+from planners import Labels
 
 UNLABELLED = "dataset.unlabelled"
 """Code of the issue that a folder holds images but no labels."""
@@ -414,7 +415,14 @@ def _describe(
         test=test,
         unpaired_images=_paths(root, match.images, without=match.labels) if match.labels else (),
         unpaired_labels=_paths(root, match.labels, without=match.images),
+        unions=_unions(layout, found.values.labels),
     )
+
+
+def _unions(layout: Layout, labels: Labels) -> dict[str, tuple[str, ...]]:
+    """Those of the layout whose classes the dataset has."""
+    names = {each.name for each in labels.classes}
+    return {name: members for name, members in layout.unions.items() if {*members} <= names and name not in names}
 
 
 def _recognise(root: Path, matches: Sequence[Match]) -> Match:

@@ -133,12 +133,26 @@ def test_summary_has_the_fields_of_nnunet_and_survives_storage(summary: Summary,
 def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     lines = format_table(summary).splitlines()
 
-    assert lines[0].split() == ["class", "Dice", "sd", "HD95", "mm", "NSD", "1", "mm", "cases", "worst", "case"]
-    assert lines[1].split() == ["head", "0.556", "0.509", "1.00", "0.500", "3", "0.000", "missed"]
-    assert lines[2].split() == ["tail", "1.000", "-", "0.00", "1.000", "1", "1.000", "perfect"]
+    head = ["class", "Dice", "±", "HD95", "mm", "±", "NSD", "1", "mm", "±", "sd", "cases", "worst", "case"]
+    assert lines[0].split() == head
+    assert lines[1].split() == [
+        "head",
+        "0.556",
+        "1.265",
+        "1.00",
+        "-",
+        "0.500",
+        "1.242",
+        "0.509",
+        "3",
+        "0.000",
+        "missed",
+    ]
+    assert lines[2].split() == ["tail", "1.000", "-", "0.00", "-", "1.000", "-", "-", "1", "1.000", "perfect"]
     assert lines[3].split()[:4] == ["mean", "of", "classes", "0.778"]
     assert lines[4] == "head: of 3 cases, 1 missed (Dice 0, no distance)"
     assert lines[5] == "tail: of 3 cases, 2 without it in prediction and reference (not in the means)"
+    assert lines[6].startswith("± is half of the 95 % interval of the mean over 3 cases (Student's t); with fewer")
     assert lines[0].index("Dice") + len("Dice") == lines[1].index("0.556") + len("0.556")
 
 
