@@ -49,7 +49,7 @@ def place_for_scores(predictions: Path, out: Path | None) -> Path:
     """The JSON file for scores, which may be written, and so may the table beside it."""
     from autoseg.evaluation.table import require_own_table
     from autoseg.imaging.readers import image_stem
-    from autoseg.stages.run import require_place_for_scores
+    from autoseg.stages.begin import require_place_for_scores
     from autoseg.storage.atomic import require_file_name
 
     own = predictions.with_name(f"{image_stem(predictions)}_summary.json") if predictions.is_file() else None
