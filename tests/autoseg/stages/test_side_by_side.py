@@ -13,9 +13,10 @@ from builders import Job, Listening
 from autoseg.compute.executor import USABLE_SHARE, WORKER_BYTES
 from autoseg.issues import AutosegError
 from autoseg.stages import side_by_side
+from autoseg.stages.begin import _devices_of_one_model
 from autoseg.stages.cluster import training_task
 from autoseg.stages.pace import fold_s
-from autoseg.stages.run import Run, _devices_of_one_model
+from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
 from autoseg.stages.side_by_side import View, devices_that_fit
 from autoseg.stages.train import all_keys
