@@ -18,7 +18,7 @@ from autoseg.stages.run import Run
 from autoseg.tracking.progress import Reporter, SilentReporter
 
 if TYPE_CHECKING:
-    from autoseg.data.checks.check import CheckReport
+    from autoseg.data.checks.report import CheckReport
     from autoseg.data.discovery.inputs import Inputs
     from autoseg.delivery.container.verdict import Rehearsal
     from autoseg.delivery.submission import Submission
@@ -248,53 +248,18 @@ def check(dataset: Place, *, reporter: Reporter | None = None, **options: Any) -
     ``workers``; others change nothing here.
     """
     from autoseg.compute.executor import available_cores
-    from autoseg.data.checks import check_dataset
-    from autoseg.data.checks.check import make_report
-    from autoseg.data.dataset import leave_out_bad
-    from autoseg.data.discovery import discover_dataset
-    from autoseg.data.discovery.discover import with_all_layouts
+    from autoseg.data.checks.report import report_on_folder
 
     settings = make_settings({"dataset": dataset, **options})
-    how: dict[str, Any] = {
-        "num_workers": settings.workers or available_cores(),
-        "reporter": reporter or SilentReporter(),
-    }
-    folder = described_folder(_path("dataset", dataset))
-    try:
-        with how["reporter"].phase("Looking through the folder"):
-            found = discover_dataset(
-                folder, layout=settings.layout, spec=settings.spec, exclude=settings.exclude, **how
-            )
-    except AutosegError as error:
-        report = _check_unlabelled(folder, error, **how)
-        if report is None and folder.is_dir() and (settings.layout or settings.spec) is None:
-            raise with_all_layouts(folder, error) from error
-        if report is None:
-            raise
-        return report
-    issues = check_dataset(found, **how)
-    if settings.skip_bad:
-        found = leave_out_bad(found, issues)
-        issues = found.issues
-    return make_report(found, issues)
-
-
-def _check_unlabelled(
-    dataset: Path, error: AutosegError, *, num_workers: int, reporter: Reporter
-) -> CheckReport | None:
-    """The report on the images of an unlabelled folder; None if ``error`` is about something else."""
-    from autoseg.data.checks import check_images
-    from autoseg.data.checks.check import images_report
-    from autoseg.data.discovery.discover import UNLABELLED
-    from autoseg.data.discovery.inputs import find_loose_images
-
-    if error.codes[0] != UNLABELLED:
-        return None
-    loose = find_loose_images(dataset)
-    if not loose.images:
-        return None
-    found = check_images(loose.images, num_workers=num_workers, reporter=reporter)
-    return images_report(dataset, loose.images, (*found, *loose.issues), fix=error.issues[0].fix)
+    return report_on_folder(
+        described_folder(_path("dataset", dataset)),
+        layout=settings.layout,
+        spec=settings.spec,
+        exclude=settings.exclude,
+        skip_bad=settings.skip_bad,
+        num_workers=settings.workers or available_cores(),
+        reporter=reporter or SilentReporter(),
+    )
 
 
 def predict(

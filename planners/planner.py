@@ -224,7 +224,8 @@ def _volume(
 
 def configuration_names() -> tuple[str, ...]:
     """All names that configurations of a plan can have."""
-    others = (f"3d_fullres_{name}" for name in TOPOLOGIES.names())
+    topologies = map(TOPOLOGIES.get, TOPOLOGIES.own)
+    others = (f"3d_fullres_{each.name}" for each in topologies if each.decide_candidate is not None)
     return ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres", "3d_coarse", "3d_fullres_small", *others)
 
 

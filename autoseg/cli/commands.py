@@ -315,7 +315,7 @@ def check(
     **options: Any,
 ) -> None:
     """Show what is in a folder and what is wrong with it. Trains nothing, writes nothing. Exit code 1 on errors."""
-    from autoseg.data.checks.check import failed_report
+    from autoseg.data.checks.report import failed_report
 
     options_given = {name: value for name, value in options.items() if name != "reporter"}
     try:

@@ -27,7 +27,7 @@ from datasets_spec import all_layouts, unknown_layout
 from planners import DocumentError, PlanningError
 
 if TYPE_CHECKING:
-    from autoseg.data.checks.check import CheckReport
+    from autoseg.data.checks.report import CheckReport
     from autoseg.stages.run import Run
     from autoseg.tracking.progress import Reporter
 

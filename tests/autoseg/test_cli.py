@@ -20,7 +20,7 @@ import autoseg
 from autoseg.cli import app
 from autoseg.cli.console import show_next_step
 from autoseg.cli.usage import WISHES
-from autoseg.data.checks.check import CheckReport
+from autoseg.data.checks.report import CheckReport
 from autoseg.data.discovery import discover_dataset
 from autoseg.data.phantom import make_phantom_dataset
 from autoseg.issues import AutosegError, Issue

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from autoseg.compute.executor import run_jobs, workers_worth_starting
 from autoseg.data.checks.case import (
@@ -29,16 +28,15 @@ from autoseg.data.checks.plausibility import (
     unusual_signs,
     wrong_units,
 )
-from autoseg.data.dataset import DatasetDescription, LabelCoding, describe_dataset
-from autoseg.data.discovery.discover import UNLABELLED
+from autoseg.data.dataset import DatasetDescription, LabelCoding
 from autoseg.data.discovery.inputs import NamedImage
 from autoseg.imaging.orientation import canonical_grid
-from autoseg.imaging.readers import image_stem, printable
+from autoseg.imaging.readers import image_stem
 from autoseg.issues import AutosegError, Issue
 from autoseg.storage.cache import Cached
 from autoseg.tracking.progress import Reporter
 from autoseg.wording import count_noun, shorten
-from planners import Document, LabelClass, Labels
+from planners import LabelClass, Labels
 
 MANY_EMPTY, COMMON_EMPTY = 3, 0.05
 """More empty label maps than this number and this share of all cases are not an accident."""
@@ -236,74 +234,3 @@ def _label_facts(
         for report in headers
         if report.label and (read := voxels.get(report.readable)) and read.counts is not None
     ]
-
-
-class CheckReport(Document):
-    """What ``autoseg check --json`` prints."""
-
-    schema_version: Literal[1] = 1
-    root: str
-    summary: str | None = None
-    """The dataset in one sentence; none if no dataset was recognised."""
-    layout: str | None = None
-    channels: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    training: tuple[str, ...] = ()
-    """Ids of labelled cases that can be used, with or without warnings."""
-    test: tuple[str, ...] = ()
-    """Ids of unlabelled cases."""
-    left_out: tuple[str, ...] = ()
-    num_errors: int = 0
-    """Not counting those of cases that were left out."""
-    num_warnings: int = 0
-    num_notes: int = 0
-    issues: tuple[Issue, ...] = ()
-    """Errors first, then warnings and notes."""
-
-
-def make_report(dataset: DatasetDescription, issues: Sequence[Issue]) -> CheckReport:
-    """The report on a dataset and its issues; after `leave_out_bad`, on the cases that are left."""
-    report = CheckReport(
-        root=dataset.root,
-        summary=describe_dataset(dataset),
-        layout=dataset.layout,
-        channels=dataset.channels,
-        classes=tuple(label.name for label in dataset.labels.classes),
-        training=tuple(case.case_id for case in dataset.training),
-        test=tuple(case.case_id for case in dataset.test),
-        left_out=dataset.left_out,
-    )
-    return _with(report, issues)
-
-
-def images_report(root: Path, images: Sequence[NamedImage], issues: Sequence[Issue], *, fix: str) -> CheckReport:
-    """The report on images without labels; ``fix`` says how to get a labelled dataset."""
-    unlabelled = Issue(
-        code=UNLABELLED,
-        severity="warning",
-        where=str(root),
-        message="no labels: these images can be predicted, but not used for training",
-        fix=fix,
-    )
-    report = CheckReport(
-        root=str(root),
-        summary=f"{count_noun(len(images), 'image')} without labels",
-        test=tuple(name for name, _ in images),
-    )
-    errors = [issue for issue in issues if issue.severity == "error"]
-    return _with(report, [*errors, unlabelled, *(issue for issue in issues if issue.severity != "error")])
-
-
-def failed_report(root: Path, error: AutosegError) -> CheckReport:
-    """The report on a folder in which no dataset was recognised, with the issues of the error."""
-    issues = [
-        issue.model_copy(update={name: printable(getattr(issue, name)) for name in ("where", "message", "fix")})
-        for issue in error.issues
-    ]
-    return _with(CheckReport(root=printable(root)), issues)
-
-
-def _with(report: CheckReport, issues: Sequence[Issue]) -> CheckReport:
-    severities = [issue.severity for issue in issues if issue.severity != "error" or issue.case not in report.left_out]
-    counts = {f"num_{name}s": severities.count(name) for name in ("error", "warning", "note")}
-    return report.model_copy(update={**counts, "issues": tuple(issues)})

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from autoseg.cli import app
 from autoseg.data.checks import check_dataset, require_clean
-from autoseg.data.checks.check import CheckReport
+from autoseg.data.checks.report import CheckReport
 from autoseg.data.dataset import leave_out_bad
 from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
