@@ -11,9 +11,7 @@ import typer
 
 import autoseg
 from autoseg.cli.console import (
-    DeviceOption,
     OptionalTarget,
-    ThreadsOption,
     faults,
     make_reporter,
     missing,
@@ -23,6 +21,20 @@ from autoseg.cli.console import (
     show_result,
     show_scores,
     stage_command,
+)
+from autoseg.cli.options import (
+    A_RUN,
+    CasesOption,
+    ClusterOption,
+    DatasetArgument,
+    DeviceOption,
+    DryRunOption,
+    InputArgument,
+    OutputArgument,
+    RunArgument,
+    SlurmOption,
+    ThreadsOption,
+    WorkersOption,
 )
 from autoseg.cli.scores import (
     ChallengeOption,
@@ -47,61 +59,6 @@ from autoseg.settings import as_arguments, make_settings, parse_part
 from planners import write_document
 
 # All else is imported by the functions that use it: help, wrong calls and wrong paths are answered at once.
-A_RUN = "pass a run folder, the --out of autoseg run"
-DatasetArgument = Annotated[Path, typer.Argument(help="Folder of labelled volumes.", show_default=False)]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of a finished run.", show_default=False)]
-InputArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[INPUT]",
-        help="Image file, folder of images, or DICOM series folder; without it, a run's own test images.",
-        show_default=False,
-    ),
-]
-OutputArgument = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[OUTPUT]", help="Folder for the label maps, or the file for that of one image.", show_default=False
-    ),
-]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option("--workers", min=1, help="Worker processes for reading (default: one per core).", show_default=False),
-]
-ClusterOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster",
-        metavar="WHERE",
-        help="Send the work to dask://HOST:PORT, dask-local:N or slurm (slurm:N: at most N tasks at once).",
-        show_default=False,
-        rich_help_panel="Clusters",
-    ),
-]
-CasesOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cluster",
-        metavar="WHERE",
-        help="Process the cases on Dask workers: dask://HOST:PORT, or dask-local:N.",
-        show_default=False,
-        rich_help_panel="Clusters",
-    ),
-]
-SlurmOption = Annotated[
-    str,
-    typer.Option(
-        "--slurm-options",
-        metavar="LIST",
-        help="Options for sbatch, e.g. partition=gpu,gres=gpu:1,time=08:00:00.",
-        show_default=False,
-        rich_help_panel="Clusters",
-    ),
-]
-DryRunOption = Annotated[
-    bool,
-    typer.Option("--dry-run", help="Only write the job scripts of Slurm.", rich_help_panel="Clusters"),
-]
 
 
 @stage_command(until="train")

@@ -47,11 +47,6 @@ MACHINE = "This machine (changes at most the last digits of results)"
 TARGET = typer.Argument(
     metavar="DATASET|RUN", help="Folder of labelled volumes, or a run folder to resume.", show_default=False
 )
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, or several with commas.")]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option("--threads", min=1, help="CPU threads (default: one per core).", show_default=False),
-]
 OptionalTarget = Annotated[Path | None, TARGET]
 OUT = typer.Option("--out", help="Run folder; everything is written here (default: run).", show_default=False)
 REDO = typer.Option("--redo", help="Redo what was made from other options or data.", show_default=False)

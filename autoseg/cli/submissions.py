@@ -9,50 +9,21 @@ from typing import Annotated
 import typer
 
 import autoseg
-from autoseg.cli.console import DeviceOption, ThreadsOption, make_reporter, missing, require_sound_call
+from autoseg.cli.console import make_reporter, missing, require_sound_call
+from autoseg.cli.options import (
+    A_RUN,
+    AsOption,
+    ChallengeSpecOption,
+    DeviceOption,
+    FillOption,
+    ImagesOption,
+    IncompleteOption,
+    OutOption,
+    PredictionsOption,
+    ThreadsOption,
+)
 from autoseg.issues import AutosegError, Issue
 from autoseg.wording import as_line
-
-A_RUN = "pass a run folder, the --out of autoseg run"
-AsOption = Annotated[
-    str,
-    typer.Option(
-        "--as",
-        metavar="NAME",
-        help="Challenge (--list shows all), or zip or folder for label maps named like their images.",
-    ),
-]
-ChallengeSpecOption = Annotated[
-    Path | None,
-    typer.Option("--spec", help="TOML file that describes a challenge of your own.", show_default=False),
-]
-FillOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--fill", metavar="FIELD=TEXT", help="A text in names that only you know, e.g. team=ours.", show_default=False
-    ),
-]
-IncompleteOption = Annotated[
-    bool, typer.Option("--incomplete", help="Say what is missing, but do not refuse it: for rehearsals on some cases.")
-]
-
-
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option("--images", help="Folder of test images that the dataset lacks.", show_default=False),
-]
-PredictionsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--predictions",
-        help="Folder of label maps that were made elsewhere, with the label values of the dataset.",
-        show_default=False,
-    ),
-]
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="File or folder to write (default: as the challenge names it).", show_default=False),
-]
 
 
 def submit(
