@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -60,6 +60,13 @@ class Interface(Document):
 
     inputs: Annotated[tuple[Input, ...], Field(min_length=1)]
     outputs: Annotated[tuple[Output, ...], Field(min_length=1)]
+    grid: str = ""
+    """Slug of the image whose grid the outputs have, and to which others are resampled; none: that of the first channel."""
+
+    def grid_of(self, channels: Sequence[str]) -> int:
+        """Which of the ``channels``, paths of inputs, gives the grid."""
+        paths = [each.path for each in self.inputs if each.slug == self.grid and each.path in channels]
+        return channels.index(paths[0]) if self.grid and paths else 0
 
     @property
     def slugs(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
+from scipy.ndimage import affine_transform, find_objects
 
 from autoseg.imaging.axis_operators import (
     AxisOperator,
@@ -23,6 +23,7 @@ from autoseg.imaging.axis_operators import (
     restrict_inputs,
     restrict_outputs,
 )
+from autoseg.imaging.image import Geometry
 from autoseg.issues import AutosegError, Issue
 from planners import Resampling
 
@@ -88,6 +89,15 @@ def resample_image(image: NDArray[Any], shape: Shape, *, resampling: Resampling,
     for channel, source in zip(result, image, strict=True):
         _resample_channel(source.astype(np.float32, copy=False), axes, resampling.order, separate_axis, channel)
     return result
+
+
+def resample_onto(channel: NDArray[Any], source: Geometry, target: Geometry) -> Floats:
+    """A channel (Z, Y, X) on another grid in the same world, linearly; beyond its image it has the value of the nearest voxel."""
+    step = np.linalg.inv(source.affine) @ target.affine
+    found: Floats = affine_transform(
+        channel.astype(np.float32), step[:3, :3], step[:3, 3], target.shape, order=1, mode="nearest"
+    )
+    return found
 
 
 def resample_labels(

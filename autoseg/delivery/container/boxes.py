@@ -190,7 +190,7 @@ class NamespaceBox:
             "user": list(_user(self.config.user, self.root)) if os.geteuid() == 0 else None,
             "workdir": self.config.workdir,
             "command": [*self.config.entrypoint, *self.config.cmd],
-            "env": {"HOME": "/", **dict(self.config.env)},
+            "env": {"HOME": _home(self.config.user, self.root), **dict(self.config.env)},
         }
         (scratch / "told.json").write_text(json.dumps(told))
         return NamespaceProcess(box=self, scratch=scratch, groups=group or [], before=_files(self.root))
@@ -288,6 +288,13 @@ def _user(name: str, root: Path) -> tuple[int, int]:
     if group:
         return number, int(group) if group.isdigit() else int(groups[group][2])
     return number, int(own[3]) if own else 0
+
+
+def _home(name: str, root: Path) -> str:
+    """Folder of a user, by the container's passwd."""
+    user = (name or "0").partition(":")[0]
+    homes = [line[5] for line in _lines(root / "etc/passwd") if user in (line[0], line[2]) and len(line) > 5]
+    return homes[0] if homes else "/"
 
 
 def _lines(path: Path) -> list[list[str]]:
@@ -421,7 +428,7 @@ def context_box(context: Path, program: ContainerProgram, method: str) -> Iterat
             shutil.copy(context / "predict.sh", root / "workspace")
         given = ImageConfig(
             user=config.user,
-            env=tuple({**env, "HOME": "/home/user"}.items()),
+            env=tuple(env.items()),
             entrypoint=config.entrypoint,
             cmd=config.cmd,
             workdir=config.workdir,

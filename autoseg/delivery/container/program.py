@@ -28,7 +28,7 @@ import autoseg
 from autoseg.compute.device import choose_device, set_threads
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
-from autoseg.imaging.image import Geometry
+from autoseg.imaging.image import Geometry, Image
 from autoseg.imaging.readers import (
     image_ending,
     is_dicom_series,
@@ -38,6 +38,7 @@ from autoseg.imaging.readers import (
     write_label_map,
     write_masks,
 )
+from autoseg.imaging.resampling import resample_onto
 from autoseg.inference.model import load_model
 from autoseg.inference.predictor import Prediction, Predictor
 from autoseg.issues import AutosegError, Issue
@@ -90,6 +91,8 @@ class Work:
     name: str
     images: tuple[Path, ...]
     targets: tuple[Target, ...]
+    grid: int = 0
+    """Which of the images has the grid of the outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,8 @@ def find_work(program: ContainerProgram, inputs: Path, outputs: Path) -> Iterato
     chosen = choose_interface(program, slugs, lambda path: (inputs / path).exists())
     interface, channels = table.interfaces[chosen], program.channels[chosen]
     images = tuple(_one_image(inputs / path) for path in channels)
-    yield Work(name, images, tuple(Target(each, _file_of(outputs / each.path)) for each in interface.outputs))
+    targets = tuple(Target(each, _file_of(outputs / each.path)) for each in interface.outputs)
+    yield Work(name, images, targets, interface.grid_of(channels))
 
 
 def _batch(program: ContainerProgram, inputs: Path, outputs: Path) -> Iterator[Work]:
@@ -181,7 +185,7 @@ def _batch(program: ContainerProgram, inputs: Path, outputs: Path) -> Iterator[W
     for name in names:
         images = tuple(inputs / path.replace(CASE, name) for path in channels)
         targets = tuple(Target(each, outputs / each.path.replace(CASE, name)) for each in interface.outputs)
-        yield Work(name, images, targets)
+        yield Work(name, images, targets, interface.grid_of(channels))
 
 
 def read_sockets(path: Path) -> tuple[tuple[str, ...] | None, str]:
@@ -251,7 +255,7 @@ def _complete(container: Container, work: Work) -> None:
     program, model = container.program, container.predictor.model
     scores = any(target.output.kind == "probability" for target in work.targets)
     try:
-        image = read_image(work.images)
+        image = read_channels(work.images, work.grid)
         found = container.predictor.predict_read(image, probabilities=scores)
     except Exception as error:
         if not program.empty_if_failing:
@@ -260,7 +264,24 @@ def _complete(container: Container, work: Work) -> None:
         found = _empty(_geometry(work), num_scores=len(model.plan.labels.classes) + (not model.plan.labels.has_regions))
     for target in work.targets:
         target.path.parent.mkdir(parents=True, exist_ok=True)
-        _write(target, found, container.predictor, source=work.images[0])
+        _write(target, found, container.predictor, source=work.images[work.grid])
+
+
+def read_channels(paths: Sequence[Path], grid: int) -> Image:
+    """The image of a case; channels that are not on the grid of ``paths[grid]`` are resampled to it."""
+    try:
+        return read_image(paths)
+    except AutosegError as error:
+        if error.codes != ("reader.channel_grids_differ",):
+            raise
+    parts = [read_image(path) for path in paths]
+    target = parts[grid].geometry
+    arrays = []
+    for path, part in zip(paths, parts, strict=True):
+        arrays += [resample_onto(channel, part.geometry, target) for channel in part.array]
+        if part.geometry != target:
+            logger.warning("%s is resampled to the grid of %s", path.parent.name, paths[grid].parent.name)
+    return Image(array=np.stack(arrays), geometry=target)
 
 
 def _as_issue(work: Work, error: Exception) -> AutosegError:
@@ -271,13 +292,13 @@ def _as_issue(work: Work, error: Exception) -> AutosegError:
 
 
 def _geometry(work: Work) -> Geometry:
-    """Of the first channel whose header can be read. Raises `AutosegError` where none can."""
-    for path in work.images[:-1]:
+    """That of the outputs: of the channel that gives it, else of the first whose header can be read. Raises `AutosegError` where none can."""
+    for path in (work.images[work.grid], *work.images):
         try:
             return read_header(path).geometry
         except AutosegError:
             continue
-    return read_header(work.images[-1]).geometry
+    return read_header(work.images[work.grid]).geometry
 
 
 def _empty(geometry: Geometry, *, num_scores: int) -> Prediction:

@@ -161,7 +161,8 @@ class _Stage:
         if report.outcome != "done":
             return report
         program, table = self.ready.program, self.ready.program.table
-        source = read_header(case.images[0]).geometry
+        grid = table.interfaces[self.interface].grid_of(program.channels[self.interface])
+        source = read_header(case.images[grid if grid < len(case.images) else 0]).geometry
         issues = output_issues(table, self.interface, case.name, places.output, source)
         places_of = {str(places.output): table.output}
         shown = [issue.model_copy(update={"where": _shown(issue.where, places_of)}) for issue in issues]

@@ -31,6 +31,7 @@ from autoseg.delivery.container.program import (
     find_work,
     load_container,
     make_server,
+    read_channels,
     read_sockets,
     remapped,
     run_task,
@@ -243,6 +244,26 @@ def test_flare_and_brats_take_all_cases_of_a_folder(finished, tmp_path):
         assert all(path.is_file() for work in works for path in work.images)
     assert (tmp_path / "flare" / "predict.sh").is_file()
     assert "ENTRYPOINT" not in (tmp_path / "flare" / "Dockerfile").read_text()
+
+
+def world_sum(grid: Geometry) -> np.ndarray:
+    """An image whose voxels are the sum of their place in the world: linear, so that resampling keeps it."""
+    places = grid.affine[:3, :3] @ np.indices(grid.shape).reshape(3, -1) + grid.affine[:3, 3:]
+    return places.sum(axis=0).reshape(grid.shape)
+
+
+def test_channels_of_other_grids_are_brought_to_that_of_the_outputs(tmp_path, caplog):
+    # inside of GRID, with other voxels
+    fine = Geometry(shape=(2, 5, 4), spacing_mm=(1.5, 0.5, 0.25), origin_mm=(1.5, 2.5, 3.5))
+    for name, grid in (("coarse", GRID), ("fine", fine)):
+        write_image(tmp_path / f"{name}.mha", world_sum(grid), grid)
+    image = read_channels([tmp_path / "coarse.mha", tmp_path / "fine.mha"], 1)
+    assert image.geometry == read_header(tmp_path / "fine.mha").geometry
+    np.testing.assert_allclose(image.array, np.stack([world_sum(fine)] * 2), atol=1e-5)
+    assert "is resampled to the grid of" in caplog.text
+    hecktor = find_table("grand-challenge", "hecktor25").interfaces[0]
+    assert hecktor.grid_of(("images/pet", "images/ct")) == 1
+    assert hecktor.grid_of(("images/pet",)) == 0
 
 
 # --- decisions ---

@@ -15,6 +15,7 @@ import pytest
 
 from autoseg import api
 from autoseg.delivery.container.context import read_program
+from autoseg.delivery.container.docker import docker, has_docker, load_image
 from autoseg.delivery.container.image import unpack_image, upload_issues, write_image
 from autoseg.issues import AutosegError
 from autoseg.tracking.progress import SilentReporter
@@ -103,6 +104,16 @@ def test_an_image_of_docker_save_is_a_base_too(context, tmp_path):
     with tarfile.open(tmp_path / "second.tar") as archive:
         (docker,) = json.load(archive.extractfile("manifest.json"))
     assert len(docker["Layers"]) == 5
+
+
+@pytest.mark.slow
+def test_a_docker_daemon_loads_it(context, tmp_path):
+    if not has_docker():
+        pytest.skip("no Docker daemon answers")
+    number = write(context, make_tar(tmp_path / "base.tar", BASE), tmp_path / "image.tar")
+    load_image(tmp_path / "image.tar")
+    assert docker("image", "inspect", "--format", "{{.Id}} {{.Config.User}}", "team") == f"sha256:{number} 1000:1000"
+    docker("image", "rm", "team")
 
 
 @pytest.mark.parametrize(
