@@ -207,6 +207,14 @@ class Settings(Document):
         OptionalPath,
         Option("CSV file with columns case and group; cases of a group stay together.", "schedule", "FILE"),
     ] = None
+    select_by: Annotated[
+        str | None,
+        Option(
+            "Choose the configuration as this challenge ranks, by its classes and metrics (default: by Dice).",
+            "schedule",
+            "NAME",
+        ),
+    ] = None
     leave_one_group_out: Annotated[bool, Option("One fold for each group.", "schedule")] = False
     seed: Annotated[int, Field(ge=0), Option("Random seed (default: 0).", "schedule", "INTEGER")] = 0
     device: Annotated[

@@ -165,6 +165,7 @@ RUN = PREPROCESS | {
     "--race",
     "--schedule",
     "--seed",
+    "--select-by",
     "--splits",
     "--threads",
     "--track",

@@ -47,6 +47,10 @@ def check(run: Run) -> Generator[Work, None, None]:
         keeps_record=True,
     )
     refuse_other_dataset(run, run.dataset)
+    if run.settings.select_by is not None:
+        from autoseg.stages.challenge import challenge_for
+
+        challenge_for(run.settings.select_by, run.dataset)
 
 
 def find_dataset(run: Run) -> DatasetDescription:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -60,6 +60,7 @@ from autoseg.inference.predictions import (
 from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import as_arguments
+from autoseg.stages.challenge import challenge_for, first_of, score_configurations
 from autoseg.stages.folds import groups_of, units_of
 from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
@@ -87,6 +88,8 @@ def select(run: Run) -> Generator[Work, None, None]:
     # Trained again from the same, on a GPU or with another torch, a fold may validate otherwise.
     keys = {job: key for job, key in all_keys(run, prepared).items() if job[1] in prepared.schedule.folds}
     inputs = {"models": key_of(sorted(keys.items())), "validation": key_of(dices)}
+    if run.settings.select_by is not None:
+        inputs["challenge to select by"] = key_of(challenge_for(run.settings.select_by, prepared.dataset)[1])
     outputs = [run.folder.selection, run.folder.model]
     if prepared.splits.cross_validated:
         folder = run.folder.cross_validation
@@ -183,11 +186,12 @@ def _selected(
         name, reason = without_comparison(names, bool(cases))
         recipe = Recipe(members=(name,))
     else:
+        evidence, by = _by_challenge(run, evidence)
         recipe, trials = choose(evidence, cases, units)
         summary = evidence.write_and_score(recipe)
         corrected, interval, correction = _corrected(evidence, parts, units, recipe, summary)
         scored_as = "held-out" if len(prepared.schedule.folds) == 1 else "cross-validated"
-        reason = _reason(recipe, compared, trials, scored_as)
+        reason = by or _reason(recipe, compared, trials, scored_as)
     chosen = next(each for each in compared if (each.members, each.weights) == (recipe.members, recipe.weights))
     selection = Selection(
         members=recipe.members,
@@ -206,6 +210,16 @@ def _selected(
         trials=trials,
     )
     return selection, summary
+
+
+def _by_challenge(run: Run, evidence: RunEvidence) -> tuple[RunEvidence, str]:
+    """With ``--select-by`` and several configurations, the evidence of the one that the challenge ranks first, and why."""
+    name, dataset = run.settings.select_by, evidence.prepared.dataset
+    if name is None or len(evidence.names) == 1:
+        return evidence, ""
+    scores = score_configurations(name, dataset, evidence.label_maps(), run.reporter, num_workers=run.num_workers)
+    best, reason = first_of(name, scores, dataset)
+    return replace(evidence, names=(best,), known={}), reason
 
 
 def _candidate(recipe: Recipe, dices: NDArray[np.float64], labels: Labels, units: Sequence[str]) -> Candidate:
@@ -414,6 +428,12 @@ class RunEvidence:
             )
             for fold in reversed(self.prepared.schedule.folds)
             for case_id in self.prepared.splits.folds[fold].val
+        }
+
+    def label_maps(self) -> dict[str, list[tuple[str, Path]]]:
+        """Case id and label map of every validated case, by configuration."""
+        return {
+            name: [(case_id, case.label_map_path(name)) for case_id, case in self._cases.items()] for name in self.names
         }
 
     def of_candidates(self, cases: Sequence[str]) -> Counts:
