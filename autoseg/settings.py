@@ -211,7 +211,7 @@ class Settings(Document):
         str | None,
         Option(
             "Choose the configuration as this challenge ranks, by its classes and metrics (default: by Dice).",
-            "schedule",
+            "select",
             "NAME",
         ),
     ] = None

@@ -165,14 +165,13 @@ RUN = PREPROCESS | {
     "--race",
     "--schedule",
     "--seed",
-    "--select-by",
     "--splits",
     "--threads",
     "--track",
 }
 SENT = {"--cluster", "--dry-run", "--slurm-options"}
 OPTIONS = {
-    "run": RUN | SENT,
+    "run": RUN | SENT | {"--select-by"},
     "predict": {
         "--cluster",
         "--device",
@@ -232,8 +231,8 @@ OPTIONS = {
     "preprocess": PREPROCESS | {"--cluster"},
     "schedule": (RUN | {"--cluster"}) - {"--track"},
     "train": RUN | SENT | {"--configuration", "--fold", "--wait"},
-    "select": (RUN | {"--cluster"}) - {"--replan"},
-    "report": RUN - {"--replan"},
+    "select": (RUN | {"--cluster", "--select-by"}) - {"--replan"},
+    "report": (RUN | {"--select-by"}) - {"--replan"},
     "status": set(),
     "demo": {"--device", "--out", "--seed"},
 }

@@ -61,7 +61,7 @@ from planners import write_document
 # All else is imported by the functions that use it: help, wrong calls and wrong paths are answered at once.
 
 
-@stage_command(until="train")
+@stage_command(until="select")
 def run(
     dataset: Path,
     out: Path | None,
@@ -133,7 +133,7 @@ def train(
         typer.echo(f"Models: {done.folder.models}")
 
 
-@stage_command(until="train", replans=False)
+@stage_command(until="select", replans=False)
 def select(dataset: Path, out: Path | None, cluster: CasesOption = None, **options: Any) -> None:
     """Choose the best configuration or ensemble, and its postprocessing, by cross-validation. Finished models are not retrained."""
     done = autoseg.select(dataset, out, cluster=cluster, **options)
@@ -141,7 +141,7 @@ def select(dataset: Path, out: Path | None, cluster: CasesOption = None, **optio
     typer.echo(f"Selection: {done.folder.selection}")
 
 
-@stage_command(until="train", replans=False)
+@stage_command(until="select", replans=False)
 def report(dataset: Path, out: Path | None, **options: Any) -> None:
     """Write the report page, after what is not done yet; of a finished model without training anything."""
     done = autoseg.report(dataset, out, **options)

@@ -41,6 +41,7 @@ PANELS: dict[StageName, str] = {
     "preprocess": "The plan",
     "schedule": "Training",
     "train": "Training",
+    "select": "The selection",
 }
 """Headings of the help text."""
 MACHINE = "This machine (changes at most the last digits of results)"

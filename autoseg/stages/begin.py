@@ -18,7 +18,7 @@ from autoseg.data.splits import cases_of_groups, cases_of_splits
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, require_place_for_run, run_of
-from autoseg.settings import Difference, Settings, as_arguments, changes_of, differences, make_settings, updated
+from autoseg.settings import STAGES, Difference, Settings, as_arguments, changes_of, differences, make_settings, updated
 from autoseg.stages.run import (
     GIVE_ANOTHER,
     Run,
@@ -218,7 +218,8 @@ def _refuse_differences(run: Run, changed: Sequence[Difference]) -> None:
     deciding = [each for each in changed if each.option.decides]
     if deciding:
         _refuse_unknown_names(run, {each.name for each in deciding})
-        costly = [each for each in deciding if run.added_s is None or each.name not in ("budget", "schedule")]
+        of_trainings = [each for each in deciding if STAGES.index(each.option.stage) <= STAGES.index("train")]
+        costly = [each for each in of_trainings if run.added_s is None or each.name not in ("budget", "schedule")]
         costly = [each for each in costly if each.name != "schedule" or not _is_given_present(run)]
         if costly and not _are_of_model(run):
             instead = "choose another run folder with --out"
