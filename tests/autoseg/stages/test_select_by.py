@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import write_image, write_label_map
 from autoseg.issues import AutosegError
+from autoseg.run_folder import RunFolder
 from autoseg.stages.challenge import challenge_for, first_of, score_configurations
+from autoseg.stages.select import RunEvidence, _by_challenge
 from autoseg.tracking.progress import SilentReporter
 
 SHAPE = (16, 16, 16)
@@ -84,3 +88,23 @@ def test_a_lone_configuration_needs_no_ranking(job: Job, tmp_path):
     before = job.folder.selection.read_text()
     job.call("select", select_by=str(file))
     assert job.folder.selection.read_text() == before
+
+
+def test_the_selection_goes_on_with_the_configuration_that_is_ranked_first(two, tmp_path):
+    dataset, predictions = two
+    file = tmp_path / "by.toml"
+    file.write_text(BY.format(metric="surface_dice", parameters="tolerance_mm = 1.0"))
+    folder = RunFolder(tmp_path / "run")
+    for name in predictions:
+        shutil.copytree(tmp_path / name, folder.validation(name, 0))
+    settings = SimpleNamespace(select_by=str(file))
+    run = SimpleNamespace(folder=folder, settings=settings, reporter=SilentReporter(), num_workers=1)
+    splits = SimpleNamespace(folds=[SimpleNamespace(val=("c0", "c1"))])
+    schedule, plan = SimpleNamespace(folds=(0,)), SimpleNamespace(labels=dataset.labels)
+    prepared = SimpleNamespace(dataset=dataset, schedule=schedule, splits=splits, plan=plan)
+    evidence = RunEvidence(run=run, prepared=prepared, names=("cut", "shifted"), single_counts={})
+    chosen, reason = _by_challenge(run, evidence)
+    assert [recipe.members for recipe in chosen.candidates] == [("shifted",)]
+    assert "cut: surface_dice" in reason
+    settings.select_by = None
+    assert _by_challenge(run, evidence) == (evidence, "")
