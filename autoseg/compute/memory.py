@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 KIB = 1024
+SHARE_TAKEN = 0.9
+"""Of free memory where no limit is given: other programs grow, too."""
 PHRASES = (
     "can't allocate memory",
     "out of memory",
@@ -75,9 +77,11 @@ def free_memory_bytes(root: Path = Path("/")) -> int:
 
 
 def available_bytes(limit_bytes: int | None) -> int:
-    """Bytes that this process may still take, where it may have ``limit_bytes`` in all; none: whatever is free."""
+    """Bytes that this process may still take, where it may have ``limit_bytes`` in all; none: most of what is free."""
     free = free_memory_bytes()
-    return free if limit_bytes is None else max(0, min(free, limit_bytes - (resident_bytes() or 0)))
+    return (
+        round(SHARE_TAKEN * free) if limit_bytes is None else max(0, min(free, limit_bytes - (resident_bytes() or 0)))
+    )
 
 
 def resident_bytes() -> int | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autoseg.compute.memory import free_memory_bytes, is_out_of_memory
+from autoseg.compute.memory import available_bytes, free_memory_bytes, is_out_of_memory, resident_bytes
 
 GIB = 2**30
 
@@ -82,3 +82,14 @@ def test_errors_of_libraries_that_lack_memory_count_as_such(error: Exception) ->
 )
 def test_other_errors_do_not(error: Exception) -> None:
     assert not is_out_of_memory(error)
+
+
+def test_a_limit_counts_what_the_process_has_and_what_is_free() -> None:
+    own = resident_bytes()
+    assert own is not None
+    assert available_bytes(own // 2) == 0
+    near = 10**8
+    assert 0 < available_bytes(own + near) <= 2 * near  # the process may have shrunk
+    free = free_memory_bytes()
+    assert 0.5 * free < available_bytes(10**15) < 2 * free  # other programs come and go
+    assert 0.5 * free < available_bytes(None) < 2 * free
