@@ -132,7 +132,7 @@ class CaseNeeds(Document):
     memory_bytes: int
     """Main memory at most."""
     disk_bytes: int
-    """Of temporary files."""
+    """Of temporary files; those of probabilities are compressed, and take less."""
     windows: int
     passes: dict[str, int]
     """Of the networks of each configuration."""
@@ -149,8 +149,9 @@ def case_needs(
     resident_bytes: int,
     available_bytes: int,
     postprocesses: bool,
+    kept_classes: int = 0,
 ) -> CaseNeeds:
-    """Needs of an image of so many ``channels`` and ``voxels``.
+    """Needs of an image of so many ``channels`` and ``voxels``, of which probabilities of ``kept_classes`` are written.
 
     ``chains``: for each configuration of the model its stages, all but cascades have one; ``shapes`` the preprocessed ones
     (C, a0, a1, a2) of these. ``resident_bytes``: of the process, networks loaded; ``available_bytes``: what it may still take.
@@ -171,7 +172,7 @@ def case_needs(
     reads_ahead = computing + preparing <= available_bytes
     return CaseNeeds(
         memory_bytes=resident_bytes + (computing + preparing if reads_ahead else max(computing, preparing)),
-        disk_bytes=sum(each.disk_bytes for chain in needs for each in chain),
+        disk_bytes=sum(each.disk_bytes for chain in needs for each in chain) + FLOAT * kept_classes * voxels,
         windows=sum(each.windows for chain in needs for each in chain),
         passes={
             use.configuration.name: each.passes

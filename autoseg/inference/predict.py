@@ -279,7 +279,7 @@ def _try_images(
 ) -> tuple[dict[str, Outcome], dict[str, AutosegError]]:
     """`try_jobs` side by side, when it was said what they need."""
     new = {each.case_id: headers[each.case_id] for each in jobs if not sink.has(each)}
-    ahead = tell_needs(predictor, new, say)
+    ahead = tell_needs(predictor, new, say, probabilities=sink.scores is not None)
     return try_jobs(jobs, partial(side_by_side, folder=sink, reads_ahead=ahead), tracker, say)
 
 
@@ -311,14 +311,16 @@ def _image_jobs(
     return jobs, errors, geometries
 
 
-def tell_needs(predictor: Predictor, geometries: Mapping[str, Geometry], say: Callable[[str], None]) -> bool:
+def tell_needs(
+    predictor: Predictor, geometries: Mapping[str, Geometry], say: Callable[[str], None], *, probabilities: bool
+) -> bool:
     """Say what images need of memory, disk and time before they are predicted; returns whether the next one can be read meanwhile."""
     if not geometries:
         return True
     grids = Counter((each.shape, each.spacing_mm, each.dimensions) for each in geometries.values())
     of = {(each.shape, each.spacing_mm, each.dimensions): each for each in geometries.values()}
     largest = sorted(grids, key=lambda grid: math.prod(grid[0]), reverse=True)
-    needs = {grid: predictor.needs(of[grid]) for grid in largest[:MOST_GRIDS]}
+    needs = {grid: predictor.needs(of[grid], probabilities=probabilities) for grid in largest[:MOST_GRIDS]}
     needs |= {grid: needs[largest[MOST_GRIDS - 1]] for grid in largest[MOST_GRIDS:]}
     memory, disk = (max(getattr(each, name) for each in needs.values()) for name in ("memory_bytes", "disk_bytes"))
     windows = sum(number * needs[grid].windows for grid, number in grids.items())
@@ -327,7 +329,7 @@ def tell_needs(predictor: Predictor, geometries: Mapping[str, Geometry], say: Ca
         passes.update({name: number * count for name, count in needs[grid].passes.items()})
     text = f"Needs up to {memory / GB:.1f} GB of memory"
     if disk:
-        text += f" and {disk / GB:.1f} GB for temporary files"
+        text += f" and {disk / GB:.1f} GB of disk for temporary files"
     text += f"; {count_noun(windows, 'window')}"
     if sum(passes.values()) >= TIMED_FROM:
         seconds = predictor.time_passes()
@@ -483,7 +485,7 @@ def predict_file(
             geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
             _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn)
             predictor = replace(predictor, folder=path.parent)
-            tell_needs(predictor, {name: geometry}, reporter.say)
+            tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
                 _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn)
                 found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))

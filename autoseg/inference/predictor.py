@@ -282,7 +282,7 @@ class Predictor:
             kept_bytes=label_bytes(voxels, postprocesses=bool(self.model.postprocessing)),
         )
 
-    def needs(self, geometry: Geometry) -> CaseNeeds:
+    def needs(self, geometry: Geometry, *, probabilities: bool = False) -> CaseNeeds:
         """What an image needs, as far as its header tells: of memory at most that of an image without a background that is cropped."""
         plan, how = self.model.plan, self.how(geometry)
         chains = [member.chain for member in self.model.members]
@@ -304,6 +304,7 @@ class Predictor:
             resident_bytes=resident_bytes() or 0,
             available_bytes=available_bytes(self.memory_bytes),
             postprocesses=bool(self.model.postprocessing),
+            kept_classes=plan.labels.num_outputs if probabilities else 0,
         )
 
     def time_passes(self) -> dict[str, float]:

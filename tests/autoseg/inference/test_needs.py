@@ -117,5 +117,9 @@ def test_the_limit_is_kept_until_nothing_can_be_left_out() -> None:
     assert needs_of(2 * 10**9).disk_bytes == 0
 
 
+def test_probabilities_take_disk() -> None:
+    assert needs_of(10**12, kept_classes=40).disk_bytes == 4 * 40 * math.prod(SHAPE)
+
+
 def test_postprocessing_takes_memory_for_components() -> None:
     assert label_bytes(1000, postprocesses=True) > label_bytes(1000, postprocesses=False) > 1000
