@@ -331,8 +331,7 @@ def tell_needs(
     if disk:
         text += f" and {disk / GB:.1f} GB of disk for temporary files"
     text += f"; {count_noun(windows, 'window')}"
-    if sum(passes.values()) >= TIMED_FROM:
-        seconds = predictor.time_passes()
+    if sum(passes.values()) >= TIMED_FROM and (seconds := predictor.time_passes()) is not None:
         total = sum(seconds[name] * count for name, count in passes.items())
         text += f", about {format_duration(total)} on {predictor.model.device}"
     say(text)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from autoseg.compute.device import choose_device
-from autoseg.compute.memory import available_bytes, resident_bytes
+from autoseg.compute.memory import available_bytes, is_out_of_memory, resident_bytes
 from autoseg.data.labels import to_file_values
 from autoseg.evaluation.label_maps import apply_postprocessing
 from autoseg.imaging.image import Geometry, Image
@@ -307,10 +307,15 @@ class Predictor:
             kept_classes=plan.labels.num_outputs if probabilities else 0,
         )
 
-    def time_passes(self) -> dict[str, float]:
-        """Seconds of one window through one network of each configuration."""
+    def time_passes(self) -> dict[str, float] | None:
+        """Seconds of one window through one network of each configuration; none where memory is not enough for one."""
         members = {each.configuration.name: each for member in self.model.members for each in member.chain}
-        return {name: self._time_pass(member) for name, member in members.items()}
+        try:
+            return {name: self._time_pass(member) for name, member in members.items()}
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
 
     def _time_pass(self, member: Member) -> float:
         network, precision = member.configuration.network, member.training.precision
