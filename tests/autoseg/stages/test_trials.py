@@ -198,6 +198,23 @@ def test_compiling_takes_what_the_first_two_steps_take_longer(
     assert try_compiling(bench, made_measurement(9.0), bench_training(bench, 8), 2) == made_measurement(9.0)
 
 
+def test_on_a_gpu_steps_are_timed_alike_with_and_without_compiling(bench, monkeypatch) -> None:
+    tried: list[tuple[bool, int]] = []
+
+    def timed(
+        bench: Bench, configuration: Configuration, training: Training, *, longest_s: float, most: int
+    ) -> list[float]:
+        tried.append((training.compiled, most))
+        return [2.0 if training.compiled else 3.0] * most
+
+    monkeypatch.setattr(type(bench.run), "device", torch.device("cuda"))
+    monkeypatch.setattr(trials, "compiling_may_pay", lambda *given: True)
+    monkeypatch.setattr(trials, "time_steps", timed)
+    measured = try_compiling(bench, made_measurement(9.0), bench_training(bench, 8), 2)
+    assert (measured.step_s, measured.compiled_step_s, measured.compile_s) == (3.0, 2.0, 0.0)
+    assert tried == [(True, 40), (False, 40)]
+
+
 @pytest.mark.parametrize(
     ("device", "short", "seconds", "chosen", "timed"),
     [
