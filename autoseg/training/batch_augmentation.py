@@ -30,7 +30,7 @@ from autoseg.training.augmentation import (
 LAST_LABEL = torch.iinfo(torch.int16).max
 """Stands for `OUTSIDE_LABEL` in a vote that equal scores let the smaller label win."""
 VOTES_AT_ONCE = 2**24
-"""Corners whose labels are held at once, 28 bytes each: those of a patch of 128 x 128 x 128."""
+"""Corners whose labels are held at once, 40 bytes each: those of a patch of 128 x 128 x 128."""
 CORNERS_AT_ONCE = 4
 """Corners whose votes are counted together."""
 Tables = dict[str, NDArray[np.generic]]
