@@ -462,6 +462,11 @@ def test_selection_survives_storage() -> None:
     assert stored.name == "0.25 2d + 0.75 3d_fullres"
 
 
+@pytest.mark.parametrize(("folds", "how"), [((0,), "in a hold-out"), ((0, 1), "in cross-validation")])
+def test_scores_of_one_fold_are_those_of_a_hold_out(folds: tuple[int, ...], how: str) -> None:
+    assert selection(folds=folds).scored_how == how
+
+
 def test_selections_of_version_0_2_are_read() -> None:
     earlier = json.loads(write_document(selection(weights=(), postprocessing=(KeepLargestComponent(classes=("a",)),))))
     for name in ("weights", "decoder", "dice_corrected", "correction", "trials"):
