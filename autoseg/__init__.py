@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autoseg.api import check as check
     from autoseg.api import check_submission as check_submission
     from autoseg.api import clean as clean
+    from autoseg.api import compare as compare
     from autoseg.api import container as container
     from autoseg.api import evaluate as evaluate
     from autoseg.api import fingerprint as fingerprint
@@ -46,7 +47,8 @@ _HOMES = {
     "Settings": "autoseg.settings",
     "read_image": "autoseg.imaging.readers",
     **dict.fromkeys(
-        ("check", "check_submission", "clean", "container", "evaluate", "fingerprint", "plan", "predict"), "autoseg.api"
+        ("check", "check_submission", "clean", "compare", "container", "evaluate", "fingerprint", "plan", "predict"),
+        "autoseg.api",
     ),
     **dict.fromkeys(
         ("preprocess", "rehearse", "report", "run", "schedule", "select", "status", "submit", "train"), "autoseg.api"

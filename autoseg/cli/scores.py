@@ -119,7 +119,7 @@ def compare(
     from autoseg.evaluation.comparison import format_comparison
     from autoseg.storage.atomic import save_document
 
-    found, ranks = autoseg.api.compare(*results, public=public, challenge=challenge)
+    found, ranks = autoseg.compare(*results, public=public, challenge=challenge)
     typer.echo(format_comparison(found))
     if ranks:
         typer.echo(f"\nRanks as {challenge}:")

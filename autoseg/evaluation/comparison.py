@@ -43,7 +43,7 @@ class PublicTable:
 
 
 RANKSEG = (
-    "github.com/rankseg/rankseg-nnunet-benchmark eba87b3 (Apache-2.0), evidence/datasets/{}/case_paired_deltas.csv"
+    "github.com/rankseg/rankseg-nnunet-benchmark 5db223f (Apache-2.0), evidence/datasets/{}/case_paired_deltas.csv"
 )
 """Out-of-fold predictions of the official nnU-Net v1 models, scored by the authors of RankSEG."""
 PUBLIC = {
@@ -57,6 +57,12 @@ PUBLIC = {
         ("prostate", "Task005_Prostate", 32, 0.7596),
         ("acdc", "Task027_ACDC", 200, 0.9245),
         ("promise12", "Task024_PROMISE12_Test", 30, 0.9194),
+        ("liver", "Task003_Liver", 131, 0.8235),
+        ("lung", "Task006_Lung", 63, 0.7229),
+        ("pancreas", "Task007_Pancreas", 281, 0.6840),
+        ("hepatic-vessel", "Task008_HepaticVessel", 303, 0.6863),
+        ("colon", "Task010_Colon", 126, 0.4892),
+        ("brain-tumour", "Task001_BrainTumour", 484, 0.8454),
     )
 }
 

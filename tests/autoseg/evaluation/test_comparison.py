@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from autoseg import api
+import autoseg
 from autoseg.cli import app
 from autoseg.data.splits import Split, Splits
 from autoseg.evaluation import comparison
@@ -69,7 +69,7 @@ def make_run(folder: Path, shift: int = 0, seed: int = 0, patients: bool = False
 def test_runs_are_compared_by_class_on_the_same_cases(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a"), make_run(tmp_path / "b", shift=1, seed=1)]
 
-    found, ranks = api.compare(*runs)
+    found, ranks = autoseg.compare(*runs)
 
     (compared,) = found.compared
     assert (found.first, compared.name, ranks) == ("a", "b", {})
@@ -85,7 +85,7 @@ def test_runs_are_compared_by_class_on_the_same_cases(tmp_path: Path) -> None:
 def test_patients_count_once(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a", patients=True), make_run(tmp_path / "b", shift=1, patients=True)]
 
-    difference = api.compare(*runs)[0].compared[0].classes["head"]
+    difference = autoseg.compare(*runs)[0].compared[0].classes["head"]
 
     assert (difference.cases, difference.units, difference.wilcoxon_p) == (8, 4, None)
 
@@ -180,7 +180,7 @@ def test_command_compares_a_run_with_a_table_and_a_public_one(tmp_path: Path, mo
 @pytest.mark.parametrize("number", [0, 1])
 def test_one_result_alone_is_nothing_to_compare(number: int, tmp_path: Path) -> None:
     with pytest.raises(AutosegError) as caught:
-        api.compare(*[make_run(tmp_path / "run")][:number])
+        autoseg.compare(*[make_run(tmp_path / "run")][:number])
     assert caught.value.codes == ("compare.too_few",)
 
 
