@@ -131,7 +131,7 @@ PLACES = {"finer": FINE, "thick slices": THICK, "same grid": SAME}
 def test_one_configuration_is_decided_while_it_is_computed(
     place: str, labels: Labels, order: int, tmp_path: Path
 ) -> None:
-    patch = (16, 16) if place == "thick slices" else (8, 16, 12)
+    patch = (16, 16) if place == "thick slices" else (16, 16, 16)
     output = output_of(PLACES[place], labels, patch, order, seed=1)
     expected = kept(output)
     np.testing.assert_array_equal(output.label_map(labels), expected.label_map(labels))
@@ -156,7 +156,7 @@ def test_one_configuration_is_decided_while_it_is_computed(
 @pytest.mark.parametrize("weights", [(), (0.25, 0.75)])
 @pytest.mark.parametrize("labels", [CLASSES, REGIONS], ids=["classes", "regions"])
 def test_configurations_of_different_grids_are_averaged_slab_by_slab(labels: Labels, weights) -> None:
-    outputs = [output_of(FINE, labels, (8, 16, 12), 1, seed=1), output_of(THICK, labels, (16, 16), 1, seed=5)]
+    outputs = [output_of(FINE, labels, (16, 16, 16), 1, seed=1), output_of(THICK, labels, (16, 16), 1, seed=5)]
     whole = mean_probabilities([probabilities_of(kept(each), labels) for each in outputs], weights)
     target = blank_probabilities(FINE, labels)
     plain, ranked = decide_together(outputs, labels, weights, ranks=True, target=inside_box(target, FINE))
@@ -171,7 +171,7 @@ def test_configurations_of_different_grids_are_averaged_slab_by_slab(labels: Lab
 
 
 def test_configurations_of_other_parts_of_an_image_are_refused() -> None:
-    output = output_of(FINE, CLASSES, (8, 16, 12), 1, seed=1)
+    output = output_of(FINE, CLASSES, (16, 16, 16), 1, seed=1)
     moved = FINE.model_copy(update={"box": ((1, 12), (1, 24), (0, 19))})
     with pytest.raises(ValueError, match="different parts"):
         decide_together([output, replace(output, placement=moved)], CLASSES, (), ranks=False)

@@ -125,13 +125,13 @@ def test_windows_without_contrast_are_computed_once(precision: str) -> None:
 
 def test_air_of_a_real_ct_is_computed_once_and_hardly_a_voxel_is_decided_otherwise(real_data: Path) -> None:
     """By networks that are sure of nothing; the issue allows one voxel in 10 000."""
-    image = read_image([real_data / "ct_torso_partial" / "imagesTr" / "ct01.nii.gz"]).array[:, :24]
+    image = read_image([real_data / "ct_torso_partial" / "imagesTr" / "ct01.nii.gz"]).array[:, :16]
     voxels = torch.from_numpy((np.clip(image, -150, 400) - 50) / 120).repeat(2, 1, 1, 1)
     given = {"patch": (16, 16, 16), "batch_size": 2}
     every = read(logits_of(voxels, unets(), every_window=True, **given)).argmax(0)
     logits = logits_of(voxels, unets(), **given)
     once = read(logits).argmax(0)
-    assert logits.skipped > 20
+    assert logits.skipped > 10
     assert (once != every).sum() <= once.numel() / 10_000
     assert len(every.unique()) > 1
 
