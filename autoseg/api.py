@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from autoseg.delivery.submission import Submission
     from autoseg.evaluation.comparison import Comparison
     from autoseg.evaluation.table import Summary
+    from autoseg.imaging.image import Image
     from autoseg.imaging.readers import Imagelike
+    from autoseg.inference.dicom_output import DicomOutput
     from autoseg.inference.predictor import Predictor
     from autoseg.stages.cluster import UnitStatus
 
@@ -280,6 +282,8 @@ def predict(
     memory_gb: float | None = None,
     device: str = "auto",
     threads: int | None = None,
+    kind: str | None = None,
+    terms: Place | None = None,
     reporter: Reporter | None = None,
 ) -> list[Path]:
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
@@ -288,16 +292,16 @@ def predict(
     the label maps, or folders of masks; an ``output`` with the ending of an image file is the label map of one image, which may be a
     list with a file for each channel, in order, or be in memory, with its place (`Predictor.predict_image`). A second call skips images
     that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
-    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. All
-    issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. ``kind``:
+    ``dicom-seg``, ``dicom-labelmap`` or ``rtstruct`` instead of label maps, with codes of classes from the CSV file ``terms``, too.
+    All issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
-    from autoseg.data.discovery.inputs import InputCase, Inputs
-    from autoseg.imaging.readers import as_image, image_ending, image_stem
-    from autoseg.inference.predict import find_input_cases, predict_cases, predict_file
+    from autoseg.imaging.readers import image_ending
+    from autoseg.inference.predict import predict_cases, predict_file
 
     reporter, model = reporter or SilentReporter(), _path("model", model)
-    how: dict[str, Any] = {"layout": layout, "spec": None if spec is None else _path("spec", spec)}
-    how["part"] = None if part is None else parse_part(part)
+    spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
+    how: dict[str, Any] = {"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)}
     if source is None and output is None:
         return _predict_own(model, device, threads=threads, reporter=reporter)
     require_place_for_predictions(out := _path("output", output))
@@ -309,19 +313,59 @@ def predict(
         devices = _devices(device, reporter.say)
         predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
     if not paths:
-        image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
+        image = _in_memory(predictor, source, place, kind)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
     to_file = bool(image_ending(out)) and not out.is_dir()
+    dicom = None if kind is None else _dicom_output(predictor, kind, terms, out if to_file else None, reporter)
     with reporter.phase("Looking for images"):
-        are_channels = to_file and len(paths) == len(predictor.model.plan.channels) > 1
-        one = Inputs(cases=(InputCase(case_id=image_stem(out), images=tuple(paths)),)) if are_channels else None
-        inputs = one or find_input_cases(paths, predictor.model.dataset, **how, reporter=reporter)
+        inputs = _inputs_in(predictor, paths, out if to_file else None, **how, reporter=reporter)
+        inputs = inputs if dicom is None else dicom.fitting(inputs, skip_bad=skip_bad)
     if to_file:
-        return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter)
+        return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom)
     if min(len(devices), len(inputs.cases)) > 1 and part is None and len(paths) == 1:
-        words = _predict_words(model, paths[0], out, how | limits | flags, mirroring)
+        words = _predict_words(model, paths[0], out, how | limits | flags | {"as": kind, "terms": terms}, mirroring)
         return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
-    return predict_cases(predictor, inputs, out, reporter=reporter, **flags)
+    return predict_cases(predictor, inputs, out, reporter=reporter, dicom=dicom, **flags)
+
+
+def _inputs_in(predictor: Predictor, paths: Sequence[Path], file: Path | None, **how: Any) -> Inputs:
+    """The cases in ``paths``; where there is one path for each channel, and one ``file`` for the label map, those are one."""
+    from autoseg.data.discovery.inputs import InputCase, Inputs
+    from autoseg.imaging.readers import image_stem
+    from autoseg.inference.predict import find_input_cases
+
+    if file is not None and len(paths) == len(predictor.model.plan.channels) > 1:
+        return Inputs(cases=(InputCase(case_id=image_stem(file), images=tuple(paths)),))
+    return find_input_cases(paths, predictor.model.dataset, **how)
+
+
+def _in_memory(predictor: Predictor, source: Any, place: dict[str, Any], kind: str | None) -> Image:
+    """An image that was passed itself."""
+    from autoseg.imaging.readers import as_image
+
+    if kind is not None:
+        message = f"an image in memory is no DICOM series, to which --as {kind} refers"
+        issue = Issue(code="dicom.no_series", where="source", message=message, fix="pass the folder of the series")
+        raise AutosegError(issue)
+    image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
+    return image
+
+
+def _maybe_path(name: str, given: object) -> Path | None:
+    return None if given is None else _path(name, given)
+
+
+def _dicom_output(
+    predictor: Predictor, kind: str, terms: Path | None, file: Path | None, reporter: Reporter
+) -> DicomOutput:
+    """How objects of ``kind`` are written, if need be as one ``file``."""
+    from autoseg.inference.dicom_output import dicom_output
+    from autoseg.inference.provenance import maker_of
+
+    output = dicom_output(kind, terms, predictor.model.dataset, maker_of(predictor), reporter.say)
+    if file is not None:
+        output.require_place(file)
+    return output
 
 
 def _paths_in(source: Any) -> list[Path]:
@@ -401,8 +445,8 @@ def predict_parts(
     if options.pop("part", None) is not None or (image_ending(out) and not out.is_dir()):
         message, fix = "divides a folder of images into parts itself", "pass folders, and omit --part"
         raise AutosegError(Issue(code="settings.contradiction", where="--cluster", message=message, fix=fix))
-    if options.get("spec") is not None:
-        options["spec"] = _path("spec", options["spec"])
+    options |= {name: _maybe_path(name, options.get(name)) for name in ("spec", "terms")}
+    options["as"] = options.pop("kind", None)
     mirroring = options.pop("mirroring", True)
     words = _predict_words(_path("model", model), _path("source", source), out, options, mirroring)
     return predict_there(

@@ -29,12 +29,14 @@ from datasets_spec.layout import (
     read_spec,
     unknown_layout,
 )
+from datasets_spec.structures import CodedClass, Structure, coded_classes, load_structures, read_structures
 
 __all__ = [
     "Ask",
     "CaseFiles",
     "CaseList",
     "Challenge",
+    "CodedClass",
     "DescriptionFile",
     "Evidence",
     "Grid",
@@ -45,15 +47,19 @@ __all__ = [
     "Package",
     "Part",
     "Scoring",
+    "Structure",
     "all_layouts",
     "challenge_names",
+    "coded_classes",
     "load_challenge",
     "load_challenges",
     "load_known",
     "load_layouts",
+    "load_structures",
     "read_challenge",
     "read_challenge_file",
     "read_layout",
     "read_spec",
+    "read_structures",
     "unknown_layout",
 ]

@@ -44,7 +44,8 @@ DOORS = {
     "tensorboard": {"autoseg/tracking/tensorboard.py"},
     "batchgenerators": {"autoseg/training/augmentation.py"},
     "SimpleITK": {"autoseg/imaging/readers/itk.py", "autoseg/imaging/readers/objects.py"},
-    "pydicom": {"autoseg/imaging/readers/dicom", "autoseg/imaging/readers/worker.py"},
+    "pydicom": {"autoseg/imaging/readers/dicom", "autoseg/imaging/readers/worker.py", "autoseg/imaging/writers/"},
+    "highdicom": {"autoseg/imaging/writers/segmentation.py"},
     "nibabel": {"autoseg/imaging/readers/nifti.py", "autoseg/imaging/readers/dicom_series.py"},
     "nrrd": {"autoseg/imaging/readers/nrrd.py"},
     "tifffile": {"autoseg/imaging/readers/pictures.py", "autoseg/imaging/readers/worker.py"},
@@ -173,6 +174,7 @@ SENT = {"--cluster", "--dry-run", "--slurm-options"}
 OPTIONS = {
     "run": RUN | SENT | {"--select-by"},
     "predict": {
+        "--as",
         "--cluster",
         "--device",
         "--every-window",
@@ -184,6 +186,7 @@ OPTIONS = {
         "--skip-bad",
         "--slurm-options",
         "--spec",
+        "--terms",
         "--threads",
     },
     "evaluate": {

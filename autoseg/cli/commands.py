@@ -295,6 +295,12 @@ def check(
 EveryWindowOption = Annotated[
     bool, typer.Option("--every-window", help="Compute all windows of one value, such as air, anew.")
 ]
+AS_HELP = "Write DICOM objects of DICOM series instead: dicom-seg, dicom-labelmap or rtstruct."
+AsOption = Annotated[str | None, typer.Option("--as", metavar="NAME", help=AS_HELP, show_default=False)]
+TERMS_HELP = "CSV file with codes and colours of classes, for --as."
+TermsOption = Annotated[Path | None, typer.Option("--terms", help=TERMS_HELP, show_default=False)]
+PART_HELP = "Predict only the K-th of N equal parts."
+PartOption = Annotated[str | None, typer.Option("--part", metavar="K/N", help=PART_HELP, show_default=False)]
 MEMORY_HELP = "Main memory to take at most, in GB. [default: what is free]"
 MemoryOption = Annotated[float | None, typer.Option("--memory-gb", min=0.1, help=MEMORY_HELP, show_default=False)]
 
@@ -312,10 +318,7 @@ def predict(
     spec: Annotated[
         Path | None, typer.Option("--spec", help="Spec file (TOML) that describes INPUT's layout.", show_default=False)
     ] = None,
-    part: Annotated[
-        str | None,
-        typer.Option("--part", metavar="K/N", help="Predict only the K-th of N equal parts.", show_default=False),
-    ] = None,
+    part: PartOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="End well even if images cannot be predicted.")] = False,
     probabilities: Annotated[
         bool, typer.Option("--probabilities", help="Also write CASE.npz with float32 (classes, z, y, x).")
@@ -324,6 +327,8 @@ def predict(
         bool,
         typer.Option("--mirroring/--no-mirroring", help="Average over mirrored images if training used mirroring."),
     ] = True,
+    kind: AsOption = None,
+    terms: TermsOption = None,
     every_window: EveryWindowOption = False,
     memory_gb: MemoryOption = None,
     device: DeviceOption = "auto",
@@ -339,13 +344,15 @@ def predict(
         faults(require_place_for_predictions, output),
         faults(_require_folder_or_image, output),
         _own_images_only(source, output, {"--layout": layout, "--spec": spec, "--part": part, "--cluster": cluster,
-                                          "--probabilities": probabilities or None, "--no-mirroring": None if mirroring else True}),
+                                          "--probabilities": probabilities or None, "--as": kind, "--terms": terms, "--no-mirroring": None if mirroring else True}),
+        faults(_require_kind, kind),
+        missing(terms, code="structures.unreadable", fix="pass a CSV file"),
         settings={"layout": layout, "spec": spec, "device": device},
     )  # fmt: skip
     options: dict[str, Any] = {
         "layout": layout, "spec": spec, "skip_bad": skip_bad, "probabilities": probabilities, "mirroring": mirroring,
-        "every_window": every_window, "memory_gb": memory_gb, "device": device, "threads": threads, "part": part,
-        "reporter": make_reporter(),
+        "kind": kind, "terms": terms, "every_window": every_window, "memory_gb": memory_gb, "device": device,
+        "threads": threads, "part": part, "reporter": make_reporter(),
     }  # fmt: skip
     sent = _cluster_words(cluster, slurm_options, dry_run=False)
     if sent and source is not None and output is not None:
@@ -353,7 +360,7 @@ def predict(
     else:
         written = autoseg.predict(model, source, output, **options)
     if written:
-        typer.echo(f"Label maps: {output or written[0].parent}")
+        typer.echo(f"{'Label maps' if kind is None else 'DICOM objects'}: {output or written[0].parent}")
 
 
 def _own_images_only(source: Path | None, output: Path | None, options: Mapping[str, Any]) -> Iterator[Issue]:
@@ -366,6 +373,12 @@ def _own_images_only(source: Path | None, output: Path | None, options: Mapping[
         for name in (name for name, value in options.items() if value is not None):
             message, fix = "needs INPUT and OUTPUT: a run's own test images have its options", "add them, or omit it"
             yield Issue(code="settings.contradiction", where=name, message=message, fix=fix)
+
+
+def _require_kind(kind: str) -> None:
+    from autoseg.imaging.writers import parse_kind
+
+    parse_kind(kind)
 
 
 def _require_folder_or_image(output: Path) -> None:

@@ -90,6 +90,12 @@ def resident_bytes() -> int | None:
     return next((int(line.split()[1]) * KIB for line in lines if line.startswith("VmRSS")), None)
 
 
+def peak_bytes() -> int | None:
+    """The most main memory that this process has had at once so far; none if the system does not tell."""
+    lines = _lines(Path("/proc/self/status"))
+    return next((int(line.split()[1]) * KIB for line in lines if line.startswith("VmHWM")), None)
+
+
 def free_shared_bytes(root: Path = Path("/")) -> int:
     """Bytes of shared memory that processes may still take, often few in containers; systems without a limit have `free_memory_bytes`."""
     try:

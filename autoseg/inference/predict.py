@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,10 +30,11 @@ from autoseg.imaging.readers import (
     split_frame,
     write_label_map,
 )
+from autoseg.inference.dicom_output import ENDING, DicomOutput
 from autoseg.inference.model import Model
 from autoseg.inference.needs import GB
 from autoseg.inference.pipelined import Done, one_by_one, side_by_side
-from autoseg.inference.predictions import Job, Outcome, PredictionFolder, predictions_among, write_full
+from autoseg.inference.predictions import Job, Outcome, PredictionFolder, Scores, predictions_among, write_full
 from autoseg.inference.predictor import (
     Prediction,
     Predictor,
@@ -41,6 +43,7 @@ from autoseg.inference.predictor import (
     far_from_training,
     not_ct,
 )
+from autoseg.inference.provenance import FAR, NOT_CT, Watch
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import require_folder_for_predictions, run_of
 from autoseg.storage.atomic import remove_claims, remove_orphans, write_error
@@ -218,11 +221,12 @@ def predict_cases(
     is_own: bool = False,
     skip_bad: bool = False,
     beginning: AbstractContextManager[None] | None = None,
+    dicom: DicomOutput | None = None,
 ) -> list[Path]:
     """Write a label map for every case, ``CASE`` plus the ending of the dataset's label files; returns their paths.
 
     For datasets with a mask file per class, a folder ``CASE`` with such files is written. If the format cannot hold the
-    grid of the image, the image's own format is used, or NIfTI (`prediction_ending`). ``volumes.csv`` lists the volume of
+    grid of the image, the image's own format is used, or NIfTI (`prediction_ending`); with ``dicom`` a DICOM object per case. ``volumes.csv`` lists the volume of
     each class in each case.
 
     Cases that are up to date are skipped (`PredictionFolder`), and those that other processes predict meanwhile. With
@@ -234,19 +238,12 @@ def predict_cases(
     """
     require_text([folder])
     require_folder_for_predictions(folder)
-    sink = PredictionFolder(
-        folder=folder,
-        dataset=predictor.model.dataset,
-        made_from=key_of(predictor.model.key, predictor.mirroring),
-        say=reporter.say,
-        scores="full" if probabilities else None,
-        with_masks=True,
-        is_own=is_own,
-    )
-    notes: list[Issue] = []
+    watch = Watch.of(predictor)
+    how: dict[str, Any] = {"scores": "full" if probabilities else None, "is_own": is_own, "dicom": dicom}
+    sink = _folder_of(predictor, folder, watch, reporter.say, **how)
     using = replace(predictor, folder=folder)
     with reporter.track("Predicting", len(inputs.cases)) as tracker:
-        found = _image_jobs(using, inputs.cases, tracker, reporter.warn, notes, probabilities=probabilities)
+        found = _image_jobs(using, inputs.cases, tracker, reporter.warn, watch, probabilities=probabilities)
         jobs, unread, headers = found
         remove_orphans(folder, below=False)
         remove_claims(folder)
@@ -254,7 +251,7 @@ def predict_cases(
             sink.begin(jobs)
         tracker.advance(len(unread))
         outcomes, errors = _try_images(using, jobs, sink, headers, tracker, reporter.say)
-    _say_notes(notes, reporter.say)
+    _say_notes(watch.notes, reporter.say)
     written = [sink.shown(job) for job in jobs if job.case_id not in errors]
     if written:
         sink.write_volumes()
@@ -283,12 +280,36 @@ def _try_images(
     return try_jobs(jobs, partial(side_by_side, folder=sink, reads_ahead=ahead), tracker, say)
 
 
+def _folder_of(
+    predictor: Predictor,
+    folder: Path,
+    watch: Watch,
+    say: Callable[[str], None],
+    *,
+    scores: Scores | None,
+    is_own: bool,
+    dicom: DicomOutput | None,
+) -> PredictionFolder:
+    return PredictionFolder(
+        folder=folder,
+        dataset=predictor.model.dataset,
+        made_from=key_of(predictor.model.key, predictor.mirroring, *([] if dicom is None else [dicom.kind])),
+        say=say,
+        scores=scores,
+        with_masks=True,
+        is_own=is_own,
+        dicom=dicom,
+        description=watch.maker.short,
+        provenance=watch.provenance,
+    )
+
+
 def _image_jobs(
     predictor: Predictor,
     cases: Sequence[InputCase],
     tracker: Tracker,
     warn: Callable[[str], None],
-    notes: list[Issue],
+    watch: Watch,
     *,
     probabilities: bool,
 ) -> tuple[list[Job], dict[str, AutosegError], dict[str, Geometry]]:
@@ -304,10 +325,11 @@ def _image_jobs(
         except AutosegError as error:
             errors[case.case_id] = error
             continue
-        prepare = partial(_prepare_case, predictor, case, warn=warn, notes=notes, may_be_labels=case.is_beside_others)
+        prepare = partial(_prepare_case, predictor, case, warn=warn, watch=watch, may_be_labels=case.is_beside_others)
         predict = partial(_predict_case, predictor, case, probabilities=probabilities, tracker=tracker)
-        jobs.append(Job(case_id=case.case_id, prepare=prepare, predict=predict, inputs=case.images, ending=ending))
-    _warn_of_far(geometries, predictor.model.plan, warn)
+        steps = {"prepare": watch.timed(case.case_id, prepare), "predict": watch.timed(case.case_id, predict)}
+        jobs.append(Job(case_id=case.case_id, **steps, inputs=case.images, ending=ending))
+    _warn_of_far(geometries, predictor.model.plan, warn, watch)
     return jobs, errors, geometries
 
 
@@ -378,16 +400,16 @@ def _prepare_case(
     case: InputCase,
     *,
     warn: Callable[[str], None],
-    notes: list[Issue],
+    watch: Watch,
     may_be_labels: bool,
 ) -> PreparedImage:
     """Raises `AutosegError` with a note for what is a label map beside images; warns of what is no CT where CT is expected.
 
-    Notes on how the image was read are added to ``notes``.
+    Notes on how the image was read are added to ``watch``.
     """
     image = read_image(case.images).of_modality(case.modality)
-    notes += [note.model_copy(update={"case": case.case_id}) for note in image.notes]
-    _warn_of_no_ct(image, case.case_id, predictor.model.plan, warn)
+    watch.notes.extend(note.model_copy(update={"case": case.case_id}) for note in image.notes)
+    _warn_of_no_ct(image, case.case_id, predictor.model.plan, warn, watch)
     if may_be_labels and looks_like_labels(image, predictor.model.plan.intensities):
         message, fix = "looks like a label map beside images", "pass it alone to predict it"
         where = str(case.images[0])
@@ -407,8 +429,9 @@ def _predict_case(
         tracker.advance(-progress.told)
 
 
-def _warn_of_no_ct(image: Image, name: str, plan: Plan, warn: Callable[[str], None]) -> None:
+def _warn_of_no_ct(image: Image, name: str, plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
     for reason in not_ct(image, plan):
+        watch.flags[name].add(NOT_CT)
         warn(f"{name}: {reason}; predictions may be wrong")
 
 
@@ -429,9 +452,11 @@ def looks_like_labels(image: Image, training: Sequence[IntensityStatistics]) -> 
     )
 
 
-def _warn_of_far(geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[[str], None]) -> None:
+def _warn_of_far(geometries: Mapping[str, Geometry], plan: Plan, warn: Callable[[str], None], watch: Watch) -> None:
     """One warning of the images whose spacing or extent is far from the training cases'."""
     far = {case_id: words for case_id, geometry in geometries.items() if (words := far_from_training(geometry, plan))}
+    for case_id in far:
+        watch.flags[case_id].add(FAR)
     if far:
         first = next(iter(far))
         warn(
@@ -448,22 +473,19 @@ def _say_notes(notes: Sequence[Issue], say: Callable[[str], None]) -> None:
         say(f"Note: {first}" + (f" ({count_noun(number, 'other image')} with a note like this)" if number else ""))
 
 
-def predict_file(
-    predictor: Predictor, image: Inputs | Image, path: Path, *, probabilities: bool, reporter: Reporter
-) -> list[Path]:
-    """Write the label map of one image as the file ``path``, and ``probabilities`` beside it as ``.npz``.
-
-    Raises `AutosegError` for several cases, where ``path`` exists or is no image file, and for masks of classes, which are
-    several files.
-    """
+def _refuse_file(predictor: Predictor, image: Inputs | Image, path: Path, dicom: DicomOutput | None) -> None:
+    """Raise `AutosegError` with all that forbids to predict ``image`` into the file ``path``."""
     issues = list(image.issues) if isinstance(image, Inputs) else []
     fix = "pass a folder for the label maps"
     if isinstance(image, Inputs) and (len(image.cases) > 1 or not (image.cases or image.issues)):
         message = f"one file for {len(image.cases)} images"
         issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
-    if predictor.model.dataset.classes_with_masks:
+    if predictor.model.dataset.classes_with_masks and dicom is None:
         message = "the model writes a mask file for each class"
         issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix))
+    if dicom is None and path.name.lower().endswith(ENDING):
+        message, fix_as = "files that end in .dcm are DICOM objects", "add --as dicom-seg, or choose another ending"
+        issues.append(Issue(code="predict.one_file", where=str(path), message=message, fix=fix_as))
     if not image_ending(path):
         fix = f"choose a file name that ends in {predictor.model.dataset.file_ending}"
         issues.append(Issue(code="predict.one_file", where=str(path), message="no image file", fix=fix))
@@ -472,30 +494,50 @@ def predict_file(
         issues.append(Issue(code="predict.exists", where=str(path), message="exists already", fix=fix))
     if issues:
         raise AutosegError(*issues)
+
+
+def predict_file(
+    predictor: Predictor,
+    image: Inputs | Image,
+    path: Path,
+    *,
+    probabilities: bool,
+    reporter: Reporter,
+    dicom: DicomOutput | None = None,
+) -> list[Path]:
+    """Write the label map of one image as the file ``path``, or as a DICOM object, and ``probabilities`` beside it as ``.npz``.
+
+    Raises `AutosegError` for several cases, where ``path`` exists or is no image file, and for masks of classes, which are
+    several files.
+    """
+    _refuse_file(predictor, image, path, dicom)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
     name = image.cases[0].case_id if isinstance(image, Inputs) else path.name
-    notes: list[Issue] = []
+    watch = Watch.of(predictor)
     source = split_frame(image.cases[0].images[0])[0] if isinstance(image, Inputs) else None
     with reporter.track("Predicting", 1) as tracker:
         try:
             geometry = image.geometry if isinstance(image, Image) else _geometry_of(image.cases[0])
-            _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn)
+            _warn_of_far({name: geometry}, predictor.model.plan, reporter.warn, watch)
             predictor = replace(predictor, folder=path.parent)
             tell_needs(predictor, {name: geometry}, reporter.say, probabilities=probabilities)
             if isinstance(image, Image):
-                _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn)
+                _warn_of_no_ct(image, name, predictor.model.plan, reporter.warn, watch)
                 found = predictor.predict_read(image, probabilities=probabilities, progress=_Progress(tracker, name))
             else:
                 case = image.cases[0]
-                prepared = _prepare_case(predictor, case, warn=reporter.warn, notes=notes, may_be_labels=False)
+                prepared = _prepare_case(predictor, case, warn=reporter.warn, watch=watch, may_be_labels=False)
                 found = _predict_case(predictor, case, prepared, probabilities=probabilities, tracker=tracker)
         except AutosegError as error:
             raise AutosegError(*_issues({name: error})) from error
-    _say_notes(notes, reporter.say)
-    write_label_map(path, found.labels, found.geometry, source=source)
+    _say_notes(watch.notes, reporter.say)
+    if dicom is not None and isinstance(image, Inputs):
+        dicom.write(path, found.labels, image.cases[0].images)
+    else:
+        write_label_map(path, found.labels, found.geometry, source=source, description=watch.maker.short)
     if found.probabilities is not None:
         write_full(path.with_name(f"{image_stem(path)}.npz"), found.probabilities)
         found.close()

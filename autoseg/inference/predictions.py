@@ -28,19 +28,22 @@ from autoseg.imaging.readers import (
     files_of,
     image_ending,
     image_stem,
+    is_segmentation,
+    list_segments,
     read_image,
     read_label_map,
     split_frame,
     writable_ending,
     write_label_map,
 )
+from autoseg.inference.dicom_output import ENDING, DicomOutput
 from autoseg.inference.predictor import Prediction
 from autoseg.inference.slabs import Volumes
 from autoseg.issues import AutosegError, Issue
 from autoseg.preprocessing.store import StoredArray, open_array, write_volumes
 from autoseg.storage.atomic import atomic_write, claimed_folder, sync_folder, write_error, write_text
 from autoseg.storage.cache import FileContent, key_of
-from autoseg.storage.journal import Entry, Journal, file_names, file_state, named_contents
+from autoseg.storage.journal import Entry, Journal, Provenance, file_names, file_state, named_contents
 from planners import Document, Labels
 
 JOURNAL = "predictions.jsonl"
@@ -251,6 +254,12 @@ class PredictionFolder:
     with_masks: bool = False
     """Write a folder ``CASE`` with a mask per class if the dataset has such files."""
     is_own: bool = False
+    dicom: DicomOutput | None = None
+    """Write a DICOM object per case instead of label map or masks."""
+    description: str = ""
+    """Written into label maps whose format has a place for it."""
+    provenance: Callable[[str], Provenance] | None = None
+    """What is known of how a case was predicted, for the journal."""
 
     @cached_property
     def header(self) -> PredictionsHeader:
@@ -259,9 +268,14 @@ class PredictionFolder:
         return PredictionsHeader(
             made_from=self.made_from,
             labels=dataset.labels,
-            file_values=dataset.file_values,
+            file_values=dataset.file_values if self.dicom is None else self.dicom.file_values(dataset),
             threshold=dataset.threshold,
         )
+
+    @property
+    def _classes(self) -> tuple[EvaluatedClass, ...]:
+        """Classes with their values in the label maps that are predicted."""
+        return evaluated_classes(self.dataset.labels, self.dataset.file_values)
 
     @cached_property
     def journal(self) -> Journal[PredictionsHeader]:
@@ -335,7 +349,7 @@ class PredictionFolder:
         files = self._files_of(job)
         try:
             with begun.claim:
-                self._write(prediction, files, staged, job.image or next(iter(job.inputs), None))
+                self._write(prediction, files, staged, job)
                 made = [staged / path.relative_to(self.folder) for path in files.all]
                 parts = [part for path in made for part in files_of(path)]
                 if not self.is_own:  # the user may have put files here meanwhile
@@ -348,7 +362,8 @@ class PredictionFolder:
                         origin=_origin(job.inputs),
                         inputs=found.inputs,
                         files=named_contents(parts),
-                        volumes_ml=volumes_ml(prediction.labels, prediction.geometry, self.header.classes),
+                        volumes_ml=volumes_ml(prediction.labels, prediction.geometry, self._classes),
+                        provenance=None if self.provenance is None else self.provenance(job.case_id),
                     )
                 )
                 self._move(job, files, staged, made)
@@ -389,7 +404,7 @@ class PredictionFolder:
             {mask_stem(each.name): each.name for each in self.header.classes},
         )
         for path in paths:
-            if not image_ending(path) or file_state(files_of(path), entries) != "unknown":
+            if self.dicom is not None or not image_ending(path) or file_state(files_of(path), entries) != "unknown":
                 continue
             with suppress(AutosegError):  # truncated, and made again when it is asked for
                 drawn = read_label_map(path)
@@ -406,15 +421,16 @@ class PredictionFolder:
 
     def _require_same_model(self) -> None:
         if self.journal.begin(self.header).made_from != self.header.made_from:
-            message = "contains predictions of another model, or with another mirroring setting"
+            message = "contains predictions of another model, or with another mirroring setting or format"
             fix = "choose another output folder, or empty this one"
             raise AutosegError(Issue(code="predict.other_model", where=str(self.folder), message=message, fix=fix))
 
     def _files_of(self, job: Job) -> _Files:
         ending = job.ending or writable_ending(self.dataset.file_ending)
+        ending = ending if self.dicom is None else ENDING
         path, folder = self.folder / f"{job.case_id}{ending}", self.folder / job.case_id
         masks: dict[Path, tuple[int, ...]] = {path: ()}
-        if self.with_masks and self.dataset.classes_with_masks:
+        if self.with_masks and self.dataset.classes_with_masks and self.dicom is None:
             masks = {folder / f"{mask_stem(label.name)}{ending}": label.values for label in self.dataset.labels.classes}
         scores = {"full": self.folder / f"{job.case_id}.npz", "rounded": probabilities_path(self.folder, job.case_id)}
         return _Files(
@@ -477,7 +493,7 @@ class PredictionFolder:
         if issues:
             raise AutosegError(*issues, headline=f"{self.folder} has files that would be overwritten")
 
-    def _write(self, prediction: Prediction, files: _Files, staged: Path, image: Path | None) -> None:
+    def _write(self, prediction: Prediction, files: _Files, staged: Path, job: Job) -> None:
         """Write all files of a prediction into the folder ``staged``, under their final names."""
         if files.scores is not None and prediction.probabilities is not None:
             write = write_full if self.scores == "full" else write_rounded
@@ -487,12 +503,17 @@ class PredictionFolder:
             differs = np.flatnonzero(prediction.ranked != prediction.labels)
             with atomic_write(staged / files.ranked.name) as file:
                 np.save(file, np.stack([differs, prediction.ranked.reshape(-1)[differs]]), allow_pickle=False)
+        if self.dicom is not None:
+            self.dicom.write(staged / files.label_map.name, prediction.labels, job.inputs)
+            return
+        image = job.image or next(iter(job.inputs), None)
+        source = None if image is None else split_frame(image)[0]
         for target, values in files.masks.items():
             inside = np.isin(prediction.labels, values)
             array = np.where(inside, self.dataset.mask_value, 0) if values else prediction.labels
             path = staged / target.relative_to(self.folder)
             path.parent.mkdir(exist_ok=True)
-            write_label_map(path, array, prediction.geometry, source=None if image is None else split_frame(image)[0])
+            write_label_map(path, array, prediction.geometry, source=source, description=self.description)
 
     def _move(self, job: Job, files: _Files, staged: Path, made: Sequence[Path]) -> None:
         """Give files their names, voxels before the header that names them; older probabilities are removed."""
@@ -549,7 +570,7 @@ def _is_readable(path: Path) -> bool:
     if path.name.endswith(PROBABILITIES):
         return False
     try:
-        read_image([path])
+        list_segments(path) if is_segmentation(path) else read_image([path])
     except AutosegError:
         return False
     return True

@@ -36,6 +36,24 @@ def _require_names(files: tuple[FileContent, ...]) -> tuple[FileContent, ...]:
     return files
 
 
+class Provenance(Document):
+    """What made the files of an item, for those who ask later."""
+
+    version: str
+    """Of autoseg."""
+    model: str
+    """Key of the model: changes with its weights and with their use."""
+    options: dict[str, str]
+    """How it was used, and on which device."""
+    seconds: float
+    """Spent on reading and predicting it."""
+    peak_memory_bytes: int | None = None
+    """The most main memory that the process had taken by then."""
+    peak_gpu_memory_bytes: int | None = None
+    flags: tuple[str, ...] = ()
+    """Codes of what was noted on it, such as an image that is unlike those of training."""
+
+
 class Entry(Document):
     """One line: what was made for an item, and from what."""
 
@@ -50,6 +68,8 @@ class Entry(Document):
     """Files that were written, by name: folders may be moved."""
     volumes_ml: dict[str, float] = Field(default_factory=dict)
     """What was found in it, by class."""
+    provenance: Provenance | None = None
+    """None in lines of versions before 0.3, and of a run's cross-validation."""
 
 
 @dataclass(slots=True)

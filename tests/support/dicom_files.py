@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    RTStructureSetStorage,
+    generate_uid,
+)
+from pydicom.valuerep import DSfloat
 
 from autoseg.imaging.image import Geometry
 
@@ -61,3 +69,106 @@ def write_structures(path: Path, contours: Contours, geometry: Geometry, series:
         tags.ROIContourSequence.append(outlines)
     tags.save_as(path, enforce_file_format=True)
     return path
+
+
+PATIENT = {
+    "PatientName": "Doe^Jane",
+    "PatientID": "P-17",
+    "PatientBirthDate": "19710203",
+    "PatientSex": "F",
+    "PatientAge": "054Y",
+    "StudyInstanceUID": "1.2.826.0.1.17",
+    "StudyDate": "20240506",
+    "StudyTime": "101112",
+    "StudyID": "S1",
+    "StudyDescription": "Abdomen",
+    "AccessionNumber": "A-9",
+    "ReferringPhysicianName": "Roe^Richard",
+}
+SECRETS = {
+    "InstitutionName": "Secret Hospital",
+    "StationName": "SECRETCT",
+    "OperatorsName": "Secret^Operator",
+    "PerformingPhysicianName": "Secret^Physician",
+    "ProtocolName": "Secret protocol",
+    "Manufacturer": "Secret Scanners",
+    "DeviceSerialNumber": "SECRET-1",
+}
+"""What must not leave with an object that was drawn on a series."""
+
+
+def write_study(
+    folder: Path,
+    voxels: NDArray[np.int16],
+    *,
+    plane: NDArray[np.float64],
+    reverse: bool = False,
+    leave_out: tuple[int, ...] = (),
+    **changes: Any,
+) -> Path:
+    """A CT series of one study, a file per slice; ``plane`` (2, 3) along rows and columns, ``reverse``: files from the last slice on.
+
+    ``changes`` set tags, or, where they are None, remove them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    places = _places(voxels.shape, plane)
+    for z in sorted(set(range(len(voxels))) - set(leave_out)):
+        tags = _image(CTImageStorage, voxels[z])
+        tags.SeriesInstanceUID, tags.FrameOfReferenceUID, tags.SeriesNumber = "1.2.826.0.1.3", "1.2.826.0.1.4", 4
+        tags.Modality, tags.InstanceNumber = "CT", z + 1
+        for name, value in {**PATIENT, **SECRETS}.items():
+            setattr(tags, name, value)
+        tags.PixelSpacing, tags.SliceThickness = list(UNIT[:2]), 2.0
+        tags.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.ravel().tolist()]
+        tags.ImagePositionPatient = [DSfloat(value, auto_format=True) for value in places[z]]
+        block = tags.private_block(0x0011, "SECRET BLOCK", create=True)
+        block.add_new(1, "LO", "Secret private")
+        for name, value in changes.items():
+            if value is not None:
+                setattr(tags, name, value)
+            elif name in tags:
+                delattr(tags, name)
+        name = f"{len(voxels) - z if reverse else z:03}.dcm"
+        tags.save_as(folder / name, enforce_file_format=True)
+    return folder
+
+
+def write_enhanced(path: Path, voxels: NDArray[np.int16], *, plane: NDArray[np.float64], order: list[int]) -> Path:
+    """An enhanced CT: all slices as frames of one file, in ``order``; where they lie is said for each frame alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tags, places = _image(EnhancedCTImageStorage, voxels[order]), _places(voxels.shape, plane)
+    tags.SeriesInstanceUID, tags.FrameOfReferenceUID, tags.SeriesNumber = "1.2.826.0.1.3", "1.2.826.0.1.4", 4
+    tags.Modality, tags.InstanceNumber, tags.NumberOfFrames = "CT", 1, len(voxels)
+    for name, value in PATIENT.items():
+        setattr(tags, name, value)
+    groups = []
+    for z in order:
+        group, position, orientation, measures = Dataset(), Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = [DSfloat(value, auto_format=True) for value in places[z]]
+        orientation.ImageOrientationPatient = [DSfloat(value, auto_format=True) for value in plane.ravel().tolist()]
+        measures.PixelSpacing, measures.SliceThickness = list(UNIT[:2]), 2.0
+        group.PlanePositionSequence, group.PlaneOrientationSequence = [position], [orientation]
+        group.PixelMeasuresSequence = [measures]
+        groups.append(group)
+    tags.SharedFunctionalGroupsSequence, tags.PerFrameFunctionalGroupsSequence = [Dataset()], groups
+    tags.save_as(path, enforce_file_format=True)
+    return path
+
+
+def _places(shape: tuple[int, ...], plane: NDArray[np.float64]) -> list[list[float]]:
+    normal = np.cross(*plane)
+    return [(np.array([-7.0, 11.0, 30.0]) + UNIT[2] * z * normal).tolist() for z in range(shape[0])]
+
+
+def _image(kind: str, voxels: NDArray[np.int16]) -> Dataset:
+    tags = Dataset()
+    tags.file_meta = FileMetaDataset()
+    tags.SOPClassUID = tags.file_meta.MediaStorageSOPClassUID = kind
+    tags.SOPInstanceUID = tags.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    tags.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    tags.Rows, tags.Columns = voxels.shape[-2:]
+    tags.SamplesPerPixel, tags.PhotometricInterpretation = 1, "MONOCHROME2"
+    tags.BitsAllocated, tags.BitsStored, tags.HighBit, tags.PixelRepresentation = 16, 16, 15, 1
+    tags.RescaleSlope, tags.RescaleIntercept = 1, 0
+    tags.PixelData = np.ascontiguousarray(voxels, "<i2").tobytes()
+    return tags

@@ -41,6 +41,8 @@ HEADER_BYTES, OFFSET_PLACE = 352, 108
 """Of a header with its extender, and where it says at which byte the voxels begin."""
 GOLDEN_ANGLE = 0.381966
 """Shades of neighbouring values differ."""
+DESCRIPTION = 79
+"""Characters of the description in a header; the 80th byte ends it."""
 GZIP_FORM = 31
 """Has zlib write the form of gzip, without a time."""
 MOST_APART = 0.5
@@ -224,7 +226,9 @@ def _num_components(header: Any) -> int:
     return len(header.get_data_dtype().names or (None,))
 
 
-def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None) -> None:
+def _write(
+    path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None, description: str = ""
+) -> None:
     """Both transforms say the same; those of ``source``, a NIfTI file of the same grid, are taken as they are."""
     affine, sizes = geometry.affine[:, [2, 1, 0, 3]], np.array(geometry.spacing_mm[::-1])
     if geometry.dimensions == 2:  # which says nothing of the thickness
@@ -237,6 +241,7 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry, source: Path | N
     header.set_sform(affine, SCANNER)
     header["pixdim"][1:4] = sizes  # not the lengths of rounded vectors
     header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    header["descrip"] = description.encode("ascii", errors="replace")[:DESCRIPTION]
     given = None if source is None else _stored_header(source)
     if given is not None and (*given.get_data_shape(), 1)[:3] == array.shape[::-1]:
         header["pixdim"][:4] = given["pixdim"][:4]

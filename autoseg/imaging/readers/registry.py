@@ -72,8 +72,8 @@ class Format:
     """Writes an array (Z, Y, X); the file may be left half written when it raises."""
     write_plain: Callable[[Path, NDArray[Any], Geometry], None] | None = None
     """As ``write``, without compression, where files of this format are compressed otherwise."""
-    write_like: Callable[[Path, NDArray[Any], Geometry, Path], None] | None = None
-    """As ``write``, with all that a file of this format on the same grid says of its place."""
+    write_like: Callable[[Path, NDArray[Any], Geometry, Path | None, str], None] | None = None
+    """As ``write``, with a description, and all that a file of this format on the same grid, if there is one, says of its place."""
     magic: tuple[bytes, ...] = ()
     """One of these begins every file; none: not checked before reading."""
     voxel_file: Callable[[Path], Path] | None = None
@@ -217,18 +217,20 @@ def write_label_map(
     *,
     source: Path | str | None = None,
     compressed: bool = True,
+    description: str = "",
 ) -> None:
     """Write integers ``array`` (Z, Y, X) with the geometry of its source, in the format that the ending says.
 
     The smallest integer type that holds all values is used; what was 2D is written 2D. Where image and label map are NIfTI, both
-    transforms are those of the file ``source``. MetaImage files can be written without compression. The file appears whole or not at all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
+    transforms are those of the file ``source``; NIfTI files keep 79 characters of the ``description``. MetaImage files can be written without compression. The file appears whole or not at all. Raises `AutosegError` when the format cannot hold the values or the shape, or the file cannot be written.
     """
     low, high = int(array.min()), int(array.max())
     kind = next(k for k in LABEL_TYPES if np.iinfo(k).min <= low and high <= np.iinfo(k).max)
     if _is_flat(path) and kind not in (np.uint8, np.uint16):
         raise _cannot_hold(path, f"{image_ending(path)} files cannot hold label values from {low} to {high}")
     source = None if source is None else Path(source)
-    _write(Path(path), array.astype(kind, copy=False), geometry, source, compressed=compressed)
+    array = array.astype(kind, copy=False)
+    _write(Path(path), array, geometry, source, compressed=compressed, description=description)
 
 
 def write_image(path: Path | str, array: NDArray[Any], geometry: Geometry) -> None:
@@ -250,7 +252,13 @@ def _cannot_hold(path: Path | str, message: str, fix: str = "use .nii.gz") -> Au
 
 
 def _write(
-    path: Path, array: NDArray[Any], geometry: Geometry, source: Path | None = None, *, compressed: bool = True
+    path: Path,
+    array: NDArray[Any],
+    geometry: Geometry,
+    source: Path | None = None,
+    *,
+    compressed: bool = True,
+    description: str = "",
 ) -> None:
     require_text([path])  # ITK would end the process
     ending = image_ending(path)
@@ -266,8 +274,9 @@ def _write(
     # a folder of its own keeps the file's real name, which formats with a second file for the voxels store inside
     try:
         with temporary_folder(path) as temporary:
-            if source is not None and target.write_like is not None and image_ending(source) in target.endings:
-                target.write_like(temporary / path.name, array, geometry, source)
+            like = source if source is not None and image_ending(source) in target.endings else None
+            if target.write_like is not None:
+                target.write_like(temporary / path.name, array, geometry, like, description)
             else:
                 plain = None if compressed else target.write_plain
                 (plain or target.write)(temporary / path.name, array, geometry)
