@@ -292,9 +292,8 @@ def predict(
     the label maps, or folders of masks; an ``output`` with the ending of an image file is the label map of one image, which may be a
     list with a file for each channel, in order, or be in memory, with its place (`Predictor.predict_image`). A second call skips images
     that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
-    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. ``kind``:
-    ``dicom-seg``, ``dicom-labelmap`` or ``rtstruct`` instead of label maps, with codes of classes from the CSV file ``terms``, too.
-    All issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. DICOM
+    objects of a ``kind`` are those of ``--as``. Issues are raised at the end, unless ``skip_bad``. Without ``reporter`` warnings are Python's.
     """
     from autoseg.imaging.readers import image_ending
     from autoseg.inference.predict import predict_cases, predict_file
@@ -306,21 +305,20 @@ def predict(
         return _predict_own(model, device, threads=threads, reporter=reporter)
     require_place_for_predictions(out := _path("output", output))
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
-    paths = [] if any(value is not None for value in place.values()) else _paths_in(source)
-    flags: dict[str, Any] = {"skip_bad": skip_bad, "probabilities": probabilities}
-    limits: dict[str, Any] = {"every_window": every_window, "memory_gb": memory_gb}
+    paths = _paths_in(source) if all(value is None for value in place.values()) else []
+    flags, limits = {"skip_bad": skip_bad, "probabilities": probabilities}, _limits(every_window, memory_gb)
     with reporter.phase("Loading the model"):
         devices = _devices(device, reporter.say)
         predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
     if not paths:
         image = _in_memory(predictor, source, place, kind)
         return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
-    to_file = bool(image_ending(out)) and not out.is_dir()
-    dicom = None if kind is None else _dicom_output(predictor, kind, terms, out if to_file else None, reporter)
+    file = out if image_ending(out) and not out.is_dir() else None
+    dicom = None if kind is None else _dicom_output(predictor, kind, terms, file, reporter)
     with reporter.phase("Looking for images"):
-        inputs = _inputs_in(predictor, paths, out if to_file else None, **how, reporter=reporter)
+        inputs = _inputs_in(predictor, paths, file, **how, reporter=reporter)
         inputs = inputs if dicom is None else dicom.fitting(inputs, skip_bad=skip_bad)
-    if to_file:
+    if file is not None:
         return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom)
     if min(len(devices), len(inputs.cases)) > 1 and part is None and len(paths) == 1:
         words = _predict_words(model, paths[0], out, how | limits | flags | {"as": kind, "terms": terms}, mirroring)
@@ -349,6 +347,10 @@ def _in_memory(predictor: Predictor, source: Any, place: dict[str, Any], kind: s
         raise AutosegError(issue)
     image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
     return image
+
+
+def _limits(every_window: bool, memory_gb: float | None) -> dict[str, Any]:
+    return {"every_window": every_window, "memory_gb": memory_gb}
 
 
 def _maybe_path(name: str, given: object) -> Path | None:

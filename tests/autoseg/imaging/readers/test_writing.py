@@ -114,3 +114,20 @@ def test_endings_that_cannot_be_written_have_a_neighbour() -> None:
         ".nii.gz",
         ".tif",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("autoseg 1.2.3, model abc", "autoseg 1.2.3, model abc"), ("é" + "x" * 99, "?" + "x" * 78)]
+)
+@pytest.mark.parametrize("with_source", [False, True])
+def test_a_description_is_kept_where_the_format_has_a_place(
+    tmp_path: Path, text: str, kept: str, with_source: bool
+) -> None:
+    array, source = np.arange(60).reshape(3, 4, 5), tmp_path / "image.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), np.diag([0.5, 0.75, 2.5, 1.0])), source)
+    for ending in (".nii.gz", ".nii", ".mha"):
+        write_label_map(tmp_path / f"a{ending}", array, SOLID, source=source if with_source else None, description=text)
+        assert np.array_equal(read_label_map(tmp_path / f"a{ending}").array, array)
+    header = nibabel.load(tmp_path / "a.nii.gz").header
+    assert bytes(header["descrip"]).rstrip(b"\0").decode() == kept
+    assert header.get_zooms() == pytest.approx((0.5, 0.75, 2.5))
