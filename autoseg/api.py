@@ -289,11 +289,11 @@ def predict(
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
     ``model`` is a run folder or a bundle file; without ``source`` and ``output``, a run whose own test images are segmented. Returns
-    the label maps, or folders of masks; an ``output`` with the ending of an image file is the label map of one image, which may be a
-    list with a file for each channel, in order, or be in memory, with its place (`Predictor.predict_image`). A second call skips images
-    that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how
-    ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. DICOM
-    objects of a ``kind`` are those of ``--as``. Issues are raised at the end, unless ``skip_bad``. Without ``reporter`` warnings are Python's.
+    the label maps, folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of
+    one image, which may be a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second
+    call skips images that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec``
+    say how ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time.
+    Issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
     from autoseg.imaging.readers import image_ending
     from autoseg.inference.predict import predict_cases, predict_file
@@ -306,7 +306,8 @@ def predict(
     require_place_for_predictions(out := _path("output", output))
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
     paths = _paths_in(source) if all(value is None for value in place.values()) else []
-    flags, limits = {"skip_bad": skip_bad, "probabilities": probabilities}, _limits(every_window, memory_gb)
+    flags: dict[str, Any] = {"skip_bad": skip_bad, "probabilities": probabilities}
+    limits: dict[str, Any] = {"every_window": every_window, "memory_gb": memory_gb}
     with reporter.phase("Loading the model"):
         devices = _devices(device, reporter.say)
         predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
@@ -347,10 +348,6 @@ def _in_memory(predictor: Predictor, source: Any, place: dict[str, Any], kind: s
         raise AutosegError(issue)
     image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
     return image
-
-
-def _limits(every_window: bool, memory_gb: float | None) -> dict[str, Any]:
-    return {"every_window": every_window, "memory_gb": memory_gb}
 
 
 def _maybe_path(name: str, given: object) -> Path | None:

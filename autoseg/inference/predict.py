@@ -327,8 +327,8 @@ def _image_jobs(
             continue
         prepare = partial(_prepare_case, predictor, case, warn=warn, watch=watch, may_be_labels=case.is_beside_others)
         predict = partial(_predict_case, predictor, case, probabilities=probabilities, tracker=tracker)
-        steps = {"prepare": watch.timed(case.case_id, prepare), "predict": watch.timed(case.case_id, predict)}
-        jobs.append(Job(case_id=case.case_id, **steps, inputs=case.images, ending=ending))
+        read, compute = (watch.timed(case.case_id, step) for step in (prepare, predict))
+        jobs.append(Job(case_id=case.case_id, prepare=read, predict=compute, inputs=case.images, ending=ending))
     _warn_of_far(geometries, predictor.model.plan, warn, watch)
     return jobs, errors, geometries
 
