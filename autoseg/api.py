@@ -288,14 +288,13 @@ def predict(
 ) -> list[Path]:
     """Segment the images in ``source`` (files, folders, DICOM series, trees of them) into the folder ``output``.
 
-    ``model`` is a run folder or a bundle file; without ``source`` and ``output``, a run whose own test images are segmented. Returns
-    the label maps, folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of
-    one image, which may be a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second
-    call skips images that are done, unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec``
-    say how ``source`` is laid out. ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time.
-    Issues are raised at the end, unless ``skip_bad``. Without a ``reporter`` warnings are Python's.
+    ``model`` is a run folder or a bundle file; without ``source`` and ``output``, a run whose own test images are segmented. Returns the label maps,
+    folders of masks, or DICOM objects of a ``kind`` (see ``--as``); an ``output`` with the ending of an image file is that of one image, which may be
+    a list with a file for each channel, in order, or in memory, with its place (`Predictor.predict_image`). A second call skips images that are done,
+    unless they changed; ``part`` ``"2/8"`` takes every eighth case, from the second on; ``layout`` and ``spec`` say how ``source`` is laid out.
+    ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless
+    ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
-    from autoseg.imaging.readers import image_ending
     from autoseg.inference.predict import predict_cases, predict_file
 
     reporter, model = reporter or SilentReporter(), _path("model", model)
@@ -305,26 +304,33 @@ def predict(
         return _predict_own(model, device, threads=threads, reporter=reporter)
     require_place_for_predictions(out := _path("output", output))
     place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
-    paths = _paths_in(source) if all(value is None for value in place.values()) else []
-    flags: dict[str, Any] = {"skip_bad": skip_bad, "probabilities": probabilities}
+    paths = [] if any(value is not None for value in place.values()) else _paths_in(source)
     limits: dict[str, Any] = {"every_window": every_window, "memory_gb": memory_gb}
     with reporter.phase("Loading the model"):
         devices = _devices(device, reporter.say)
         predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
+    tell: dict[str, Any] = {"reporter": reporter, "probabilities": probabilities}
     if not paths:
-        image = _in_memory(predictor, source, place, kind)
-        return predict_file(predictor, image, out, probabilities=probabilities, reporter=reporter)
-    file = out if image_ending(out) and not out.is_dir() else None
+        return predict_file(predictor, _in_memory(predictor, source, place, kind), out, **tell)
+    file = _one_file(out)
     dicom = None if kind is None else _dicom_output(predictor, kind, terms, file, reporter)
     with reporter.phase("Looking for images"):
-        inputs = _inputs_in(predictor, paths, file, **how, reporter=reporter)
-        inputs = inputs if dicom is None else dicom.fitting(inputs, skip_bad=skip_bad)
+        found = _inputs_in(predictor, paths, file, **how, reporter=reporter)
+    inputs = found if dicom is None else dicom.fitting(found, skip_bad=skip_bad)
     if file is not None:
-        return predict_file(predictor, inputs, out, probabilities=probabilities, reporter=reporter, dicom=dicom)
+        return predict_file(predictor, inputs, out, **tell, dicom=dicom)
     if min(len(devices), len(inputs.cases)) > 1 and part is None and len(paths) == 1:
-        words = _predict_words(model, paths[0], out, how | limits | flags | {"as": kind, "terms": terms}, mirroring)
+        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "as": kind, "terms": terms}
+        words = _predict_words(model, paths[0], out, how | limits | flags, mirroring)
         return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
-    return predict_cases(predictor, inputs, out, reporter=reporter, dicom=dicom, **flags)
+    return predict_cases(predictor, inputs, out, **tell, dicom=dicom, skip_bad=skip_bad)
+
+
+def _one_file(out: Path) -> Path | None:
+    """``out``, if it is meant as the file for one image and not as a folder."""
+    from autoseg.imaging.readers import image_ending
+
+    return out if image_ending(out) and not out.is_dir() else None
 
 
 def _inputs_in(predictor: Predictor, paths: Sequence[Path], file: Path | None, **how: Any) -> Inputs:
