@@ -69,7 +69,7 @@ def image_config(kind: ContainerKind, method: str = "exec") -> ImageConfig:
         user="0:0" if kind == "brats25" else f"{USER_ID}:{USER_ID}",
         env=env,
         entrypoint=() if is_flare else PROGRAM,
-        cmd=("sh", "predict.sh") if is_flare else (method,),
+        cmd=("sh", "predict.sh") if is_flare else (method if served else "exec",),
         workdir="/workspace" if is_flare else APP,
         labels=((LABEL, method),) if served else (),
         ports=(PORT,) if served and method == "invoke" else (),

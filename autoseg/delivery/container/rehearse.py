@@ -208,11 +208,13 @@ def _one_by_one(stage: _Stage, cases: Sequence[RehearsalCase]) -> Iterator[CaseR
         stage.fill(places, group)
         started = time.monotonic()
         process = stage.ready.box.start(places, stage.limits)
-        code = _wait(process, stage.limits.seconds * len(group))
-        seconds = (time.monotonic() - started) / len(group)
-        outcome, message = _exec_outcome(process, code, stage.limits)
-        peak = process.meter.reset()
-        stage.outside += process.close()
+        try:
+            code = _wait(process, stage.limits.seconds * len(group))
+            seconds = (time.monotonic() - started) / len(group)
+            outcome, message = _exec_outcome(process, code, stage.limits)
+            peak = process.meter.reset()
+        finally:  # after Ctrl-C, too
+            stage.outside += process.close()
         for case in group:
             yield stage.judged(case, group, places, outcome=outcome, message=message, seconds=seconds, peak_bytes=peak)
 
@@ -251,28 +253,31 @@ def _last_line(process: Process) -> str:
 def _served(stage: _Stage, cases: Sequence[RehearsalCase]) -> Iterator[CaseReport]:
     """One container that answers a call for each case; another one where it ended."""
     process, places = None, stage.places("served")
-    for case in cases:
-        if process is not None and process.poll() is not None:
-            stage.outside += process.close()
-            process = None
-        if process is None:
-            stage.fill(places, [])
-            process = _start_server(stage, places)
+    try:
+        for case in cases:
+            if process is not None and process.poll() is not None:
+                stage.outside += process.close()
+                process = None
             if process is None:
-                return
-        stage.fill(places, [case])
-        process.meter.reset()
-        started = time.monotonic()
-        status = process.ask("POST", "/invoke", stage.limits.seconds)
-        seconds = time.monotonic() - started
-        outcome, message = _invoke_outcome(process, status, seconds, stage.limits)
-        if outcome == "time":
-            process.stop()
-        peak = process.meter.reset()
-        yield stage.judged(case, [case], places, outcome=outcome, message=message, seconds=seconds, peak_bytes=peak)
-    if process is not None:
-        stage.issues += _end_server(process)
-        stage.outside += process.close()
+                stage.fill(places, [])
+                process = _start_server(stage, places)
+                if process is None:
+                    return
+            stage.fill(places, [case])
+            process.meter.reset()
+            started = time.monotonic()
+            status = process.ask("POST", "/invoke", stage.limits.seconds)
+            seconds = time.monotonic() - started
+            outcome, message = _invoke_outcome(process, status, seconds, stage.limits)
+            if outcome == "time":
+                process.stop()
+            peak = process.meter.reset()
+            yield stage.judged(case, [case], places, outcome=outcome, message=message, seconds=seconds, peak_bytes=peak)
+        if process is not None:
+            stage.issues += _end_server(process)
+    finally:  # after Ctrl-C, too
+        if process is not None:
+            stage.outside += process.close()
 
 
 def _start_server(stage: _Stage, places: Places) -> Process | None:

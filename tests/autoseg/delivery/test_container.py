@@ -22,6 +22,7 @@ from autoseg.delivery.container.context import (
     ContainerWishes,
     assign_channels,
     find_table,
+    image_config,
     read_program,
     requirements,
     value_issues,
@@ -242,6 +243,8 @@ def test_flare_and_brats_take_all_cases_of_a_folder(finished, tmp_path):
         assert [work.name for work in works] == ["case_1", "case_2"]
         assert [work.targets[0].path.name for work in works] == ["case_1.nii.gz", "case_2.nii.gz"]
         assert all(path.is_file() for work in works for path in work.images)
+    assert image_config("brats25", "invoke").cmd == ("exec",)  # the two ways are those of grand-challenge
+    assert image_config("grand-challenge", "invoke").cmd == ("invoke",)
     assert (tmp_path / "flare" / "predict.sh").is_file()
     assert "ENTRYPOINT" not in (tmp_path / "flare" / "Dockerfile").read_text()
 
