@@ -469,6 +469,7 @@ def list_challenges() -> str:
         counts = [part.count for part in each.parts.values()]
         if all(count is not None for count in counts):
             words.append(count_noun(sum(filter(None, counts)), "case"))
-        words += [f"not confirmed: {what.rstrip(',')}" for what in each.unconfirmed("package", "parts", "upload")]
+        if doubtful := each.unconfirmed("package", "parts", "upload"):
+            words.append(f"not confirmed: {', '.join(what.rstrip(',') for what in doubtful)}")
         lines.append(f"{each.name:20} {each.title}" + (f" ({'; '.join(words)})" if words else ""))
     return "\n".join(lines)
