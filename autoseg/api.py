@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from autoseg.delivery.submission import Submission
     from autoseg.evaluation.comparison import Comparison
     from autoseg.evaluation.table import Summary
-    from autoseg.imaging.image import Image
     from autoseg.imaging.readers import Imagelike
-    from autoseg.inference.dicom_output import DicomOutput
-    from autoseg.inference.predictor import Predictor
     from autoseg.stages.cluster import UnitStatus
 
 Place = Path | str
@@ -295,139 +292,33 @@ def predict(
     ``memory_gb``: main memory to take at most; ``every_window``: compute those of one value each time. Issues are raised at the end, unless
     ``skip_bad``. Without a ``reporter`` warnings are Python's.
     """
-    from autoseg.inference.predict import predict_cases, predict_file
+    from autoseg.stages.predict_images import predict_images, predict_own_images
 
     reporter, model = reporter or SilentReporter(), _path("model", model)
-    spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
-    how: dict[str, Any] = {"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)}
     if source is None and output is None:
-        return _predict_own(model, device, threads=threads, reporter=reporter)
+        return predict_own_images(model, device, threads=threads, reporter=reporter)
+    spec, terms = _maybe_path("spec", spec), _maybe_path("terms", terms)
     require_place_for_predictions(out := _path("output", output))
-    place = {"affine": affine, "spacing_mm": spacing_mm, "axes": axes}
-    paths = [] if any(value is not None for value in place.values()) else _paths_in(source)
-    limits: dict[str, Any] = {"every_window": every_window, "memory_gb": memory_gb}
-    with reporter.phase("Loading the model"):
-        devices = _devices(device, reporter.say)
-        predictor = _load_predictor(model, devices[0], mirroring, threads=threads, say=reporter.say, **limits)
-    tell: dict[str, Any] = {"reporter": reporter, "probabilities": probabilities}
-    if not paths:
-        return predict_file(predictor, _in_memory(predictor, source, place, kind), out, **tell)
-    file = _one_file(out)
-    dicom = None if kind is None else _dicom_output(predictor, kind, terms, file, reporter)
-    with reporter.phase("Looking for images"):
-        found = _inputs_in(predictor, paths, file, **how, reporter=reporter)
-    inputs = found if dicom is None else dicom.fitting(found, skip_bad=skip_bad)
-    if file is not None:
-        return predict_file(predictor, inputs, out, **tell, dicom=dicom)
-    if min(len(devices), len(inputs.cases)) > 1 and part is None and len(paths) == 1:
-        flags = {"skip_bad": skip_bad, "probabilities": probabilities, "as": kind, "terms": terms}
-        words = _predict_words(model, paths[0], out, how | limits | flags, mirroring)
-        return _predict_on(devices[: len(inputs.cases)], words, out, threads=threads, reporter=reporter)
-    return predict_cases(predictor, inputs, out, **tell, dicom=dicom, skip_bad=skip_bad)
-
-
-def _one_file(out: Path) -> Path | None:
-    """``out``, if it is meant as the file for one image and not as a folder."""
-    from autoseg.imaging.readers import image_ending
-
-    return out if image_ending(out) and not out.is_dir() else None
-
-
-def _inputs_in(predictor: Predictor, paths: Sequence[Path], file: Path | None, **how: Any) -> Inputs:
-    """The cases in ``paths``; where there is one path for each channel, and one ``file`` for the label map, those are one."""
-    from autoseg.data.discovery.inputs import InputCase, Inputs
-    from autoseg.imaging.readers import image_stem
-    from autoseg.inference.predict import find_input_cases
-
-    if file is not None and len(paths) == len(predictor.model.plan.channels) > 1:
-        return Inputs(cases=(InputCase(case_id=image_stem(file), images=tuple(paths)),))
-    return find_input_cases(paths, predictor.model.dataset, **how)
-
-
-def _in_memory(predictor: Predictor, source: Any, place: dict[str, Any], kind: str | None) -> Image:
-    """An image that was passed itself."""
-    from autoseg.imaging.readers import as_image
-
-    if kind is not None:
-        message = f"an image in memory is no DICOM series, to which --as {kind} refers"
-        issue = Issue(code="dicom.no_series", where="source", message=message, fix="pass the folder of the series")
-        raise AutosegError(issue)
-    image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)
-    return image
+    return predict_images(
+        model,
+        source,
+        out,
+        place={"affine": affine, "spacing_mm": spacing_mm, "axes": axes},
+        search={"layout": layout, "spec": spec, "part": None if part is None else parse_part(part)},
+        limits={"every_window": every_window, "memory_gb": memory_gb},
+        probabilities=probabilities,
+        mirroring=mirroring,
+        skip_bad=skip_bad,
+        device=device,
+        threads=threads,
+        kind=kind,
+        terms=terms,
+        reporter=reporter,
+    )
 
 
 def _maybe_path(name: str, given: object) -> Path | None:
     return None if given is None else _path(name, given)
-
-
-def _dicom_output(
-    predictor: Predictor, kind: str, terms: Path | None, file: Path | None, reporter: Reporter
-) -> DicomOutput:
-    """How objects of ``kind`` are written, if need be as one ``file``."""
-    from autoseg.inference.dicom_output import dicom_output
-    from autoseg.inference.provenance import maker_of
-
-    output = dicom_output(kind, terms, predictor.model.dataset, maker_of(predictor), reporter.say)
-    if file is not None:
-        output.require_place(file)
-    return output
-
-
-def _paths_in(source: Any) -> list[Path]:
-    """Paths of images; none for an image in memory, or for parts of it."""
-    several = source if isinstance(source, list | tuple) else [source]
-    paths = [Path(each) for each in several if isinstance(each, str | Path)]
-    return paths if len(paths) == len(several) else []
-
-
-def _predict_own(root: Path, device: str, *, threads: int | None, reporter: Reporter) -> list[Path]:
-    """The test images of a run, in its own folder; several calls share them."""
-    from autoseg.compute.device import choose_device, set_threads
-    from autoseg.compute.executor import available_cores
-    from autoseg.stages.predict import predict_own
-    from autoseg.wording import as_line
-
-    if not root.is_dir():
-        message, fix = "no run folder, which alone has test images", "pass INPUT and OUTPUT"
-        raise AutosegError(Issue(code="predict.no_input", where=str(root), message=message, fix=fix))
-    run = Run.open(root)
-    set_threads(threads or available_cores())
-    chosen = choose_device(device.partition(",")[0], lambda issue: reporter.say(as_line(issue)))
-    return predict_own(replace(run, device_name=str(chosen), reporter=reporter), run.dataset)
-
-
-def _devices(name: str, say: Callable[[str], None]) -> list[str]:
-    """Names of the devices that are meant; one that is named alone is looked for when it is needed."""
-    from autoseg.compute.device import choose_devices
-    from autoseg.wording import as_line
-
-    several = name == "auto" or "," in name
-    return [str(each) for each in choose_devices(name, lambda issue: say(as_line(issue)))] if several else [name]
-
-
-def _predict_on(
-    devices: Sequence[str], words: Sequence[str], out: Path, *, threads: int | None, reporter: Reporter
-) -> list[Path]:
-    """A part of the images on each device."""
-    from autoseg.compute.executor import available_cores
-    from autoseg.stages.cluster import predict_on
-
-    on_cpu = max(1, sum(each.startswith("cpu") for each in devices))
-    num_threads = threads or max(1, available_cores() // on_cpu)
-    return predict_on(devices, words, out, num_threads=num_threads, reporter=reporter)
-
-
-def _predict_words(model: Path, source: Path, out: Path, options: dict[str, Any], mirroring: bool) -> list[str]:
-    """A prediction as a command that means the same in any folder."""
-    words = ["predict", *(str(path.absolute()) for path in (model, source, out))]
-    words += [] if mirroring else ["--no-mirroring"]
-    for name, value in options.items():
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words += [flag] * value
-        elif value is not None:
-            words += [flag, str(value.absolute() if isinstance(value, Path) else value)]
-    return words
 
 
 def predict_parts(
@@ -444,6 +335,7 @@ def predict_parts(
     from autoseg.compute.cluster import parse_cluster
     from autoseg.imaging.readers import image_ending
     from autoseg.stages.cluster import predict_there
+    from autoseg.stages.predict_images import predict_words
 
     out = _path("output", output)
     require_place_for_predictions(out)
@@ -453,40 +345,13 @@ def predict_parts(
     options |= {name: _maybe_path(name, options.get(name)) for name in ("spec", "terms")}
     options["as"] = options.pop("kind", None)
     mirroring = options.pop("mirroring", True)
-    words = _predict_words(_path("model", model), _path("source", source), out, options, mirroring)
+    words = predict_words(_path("model", model), _path("source", source), out, options, mirroring)
     return predict_there(
         words,
         out,
         parse_cluster(cluster),
         slurm_options=slurm_options,
         reporter=reporter or SilentReporter(),
-    )
-
-
-def _load_predictor(
-    model: Path,
-    device: str,
-    mirroring: bool,
-    *,
-    every_window: bool = False,
-    memory_gb: float | None = None,
-    threads: int | None,
-    say: Callable[[str], None],
-) -> Predictor:
-    """The model on the device of that name; ``say`` gets a line for each device that cannot be used."""
-    from autoseg.compute.device import choose_device, set_threads
-    from autoseg.compute.executor import available_cores
-    from autoseg.inference.model import load_model
-    from autoseg.inference.predictor import Predictor
-    from autoseg.wording import as_line
-
-    set_threads(threads or available_cores())
-    chosen = choose_device(device.partition(",")[0], lambda issue: say(as_line(issue)))
-    return Predictor(
-        model=load_model(model, device=chosen),
-        mirroring=mirroring,
-        every_window=every_window,
-        memory_bytes=None if memory_gb is None else round(memory_gb * 1e9),
     )
 
 
@@ -625,8 +490,9 @@ def submit(
 
     def predict(model: Path, inputs: Inputs, folder: Path) -> None:
         from autoseg.inference.predict import predict_cases
+        from autoseg.stages.predict_images import load_predictor
 
-        predictor = _load_predictor(model, device, True, threads=threads, say=reporter.say)
+        predictor = load_predictor(model, device, True, threads=threads, say=reporter.say)
         predict_cases(predictor, inputs, folder, probabilities=False, reporter=reporter, is_own=True)
 
     return submit_runs(
@@ -732,12 +598,12 @@ def rehearse(
 
     try:
         parsed = parse_duration(time)
-        seconds = None if parsed is None else float(str(parsed))
-        if seconds is not None and seconds <= 0:
-            raise ValueError(f"{time!r} is no time; write for example 10m")
-    except ValueError as error:
-        message, _, fix = str(error).partition("; ")
-        raise AutosegError(Issue(code="settings.duration", where="--time", message=message, fix=fix)) from error
+    except ValueError:
+        parsed = 0.0
+    seconds = None if parsed is None else float(str(parsed))
+    if seconds is not None and seconds <= 0:
+        message, fix = f"{time!r} is not a duration", "write for example 90s, 10m or 1h"
+        raise AutosegError(Issue(code="settings.duration", where="--time", message=message, fix=fix))
     weights = None if model is None else _path("model", model)
     wishes = Wishes(memory=memory, shm=shm, seconds=seconds, method=method, model=weights)
     found = rehearse_container(str(container), _path("cases", cases), wishes, reporter=reporter or SilentReporter())

@@ -22,6 +22,7 @@ from autoseg.data.discovery import discover_dataset
 from autoseg.data.labels import read_mask
 from autoseg.evaluation.lesions import LesionRule
 from autoseg.evaluation.metrics import DEFAULT_TOLERANCE_MM, ClassMetrics, EvaluatedClass, compare, evaluated_classes
+from autoseg.evaluation.pairing import WORDS, case_in, pair_names
 from autoseg.evaluation.scoring import EvaluatedPair, grid_issues, on_whole_grid, score_case, score_cases
 from autoseg.evaluation.table import CaseResult, Summary, summarize
 from autoseg.imaging.image import LabelMap
@@ -42,13 +43,6 @@ from autoseg.wording import shorten
 
 MAX_FOUND_CLASSES = 1000
 """More distinct values than this are intensities: the references are images, not label maps."""
-
-WORDS = (
-    "labels?|masks?|gt|segs?|seg-manual|segmentations?|segmented|manual|annotations?|anno|truth|ground_?truth|ref|reference|"
-    "preds?|predict(?:ed|ions?)|outputs?|img|images?"
-)
-AROUND_CASE = re.compile(rf"(?i)(?:(?:{WORDS})(?:[-_. ]+|(?=\d)))*(?P<case>.+?)(?:[-_. ]+(?:{WORDS}|0000))*")
-"""What names say besides the case: ``label0001``, ``p1_mask``, ``p1_pred``, and the channel of the image, ``p1_0000``."""
 
 Masks = Mapping[str, Path]
 """Mask file by the name of its class: a file, or one segment of a file (``FILE#3``)."""
@@ -168,46 +162,6 @@ def _name(case: EvaluatedPair | _MaskCase) -> str:
     return f"case {case.case_id}"
 
 
-def pair_names(predictions: Collection[str], references: Collection[str]) -> dict[str, str]:
-    """The reference of each prediction that has one, by names without ending, sorted.
-
-    Equal names belong together. Of the others those do that are equal without `AROUND_CASE`, where only one is on either
-    side, and those of one side that all add the same ending to a name of the other (``p1_GTV``, ``p2_GTV``).
-    """
-    pairs = {name: name for name in set(predictions) & set(references)}
-    sides: list[dict[str, list[str]]] = []
-    for names in (set(predictions) - pairs.keys(), set(references) - pairs.keys()):
-        sides.append({})
-        for name in names:
-            sides[-1].setdefault(_case_in(name), []).append(name)
-    for case, (name, *others) in sides[0].items():
-        found = sides[1].get(case, [])
-        if len(found) == 1 and not others:
-            pairs[name] = found[0]
-    left, right = set(predictions) - pairs.keys(), set(references) - set(pairs.values())
-    pairs |= _pairs_of_one_suffix(left, right)
-    pairs |= {prediction: reference for reference, prediction in _pairs_of_one_suffix(right, left).items()}
-    return dict(sorted(pairs.items()))
-
-
-def _pairs_of_one_suffix(names: Collection[str], longer: Collection[str]) -> dict[str, str]:
-    """The one of ``longer`` that adds to each name an ending that is the same for all; none where endings or partners differ."""
-    found = {name: [other for other in longer if re.match(re.escape(name) + "[-_. ]", other, re.I)] for name in names}
-    found = {name: others for name, others in found.items() if others}
-    endings = {other[len(name) :].lower() for name, others in found.items() for other in others}
-    if len(endings) != 1 or any(
-        len(others) > 1 or _case_in(others[0]) == _case_in(name) for name, others in found.items()
-    ):
-        return {}
-    is_sure = len(found) > 1 or not any(map(str.isdigit, "".join(endings)))
-    return {name: others[0] for name, others in found.items()} if is_sure else {}
-
-
-def _case_in(name: str) -> str:
-    match = AROUND_CASE.fullmatch(name)
-    return match["case"].lower() if match else name
-
-
 # --- datasets ---
 
 
@@ -217,7 +171,7 @@ def _dataset_of(run: _Run) -> DatasetDescription | None:
     It has folders and no image beside them, or images beside their label maps (``p1``, ``p1_seg``).
     """
     names = [image_stem(file) for file in _images(run.references)] if run.references.is_dir() else []
-    cases = Counter(map(_case_in, names))
+    cases = Counter(map(case_in, names))
     if not (max(cases.values()) > 1 if names else run.references.is_dir() and _folders(run.references)):
         return None
     try:
@@ -364,7 +318,7 @@ def _maps_in_folders(folder: Path, classes: Sequence[EvaluatedClass] = ()) -> di
     stems = {mask_stem(each.name).casefold() for each in classes}
     for name, files in found.items():
         stem = image_stem(files[0])
-        is_named = re.fullmatch(WORDS, stem, re.I) or _case_in(stem) == _case_in(name)
+        is_named = re.fullmatch(WORDS, stem, re.I) or case_in(stem) == case_in(name)
         if len(files) > 1 or not is_named or stem.casefold() in stems or is_segmentation(files[0]):
             return {}
     return {name: file for name, (file,) in found.items()}

@@ -15,8 +15,9 @@ import SimpleITK
 from typer.testing import CliRunner
 
 from autoseg.cli import app
-from autoseg.evaluation.folders import evaluate_folder, holds_masks, pair_names
+from autoseg.evaluation.folders import evaluate_folder, holds_masks
 from autoseg.evaluation.metrics import EvaluatedClass, compare
+from autoseg.evaluation.pairing import pair_names
 from autoseg.evaluation.table import format_table, read_summary
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.orientation import Orientation, align_label_map, canonical_geometry, to_canonical
