@@ -210,7 +210,7 @@ class Settings(Document):
     select_by: Annotated[
         str | None,
         Option(
-            "Choose the configuration as this challenge ranks, by its classes and metrics (default: by Dice).",
+            "Choose the configuration that this challenge ranks first, by its classes and metrics (default: by Dice).",
             "select",
             "NAME",
         ),

@@ -266,9 +266,9 @@ class Challenge(Document):
         for name, part in self.parts.items():
             allowed = OWN_FIELDS | {*fields_of(part.case)} | {*self.package.asks}
             if unknown := [field for field in fields_of(part.file) if field not in allowed]:
-                raise ValueError(f"parts.{name}.file has the field {{{unknown[0]}}}, which nothing gives")
+                raise ValueError(f"parts.{name}.file has the field {{{unknown[0]}}}, which is not defined")
         if unknown := [field for field in fields_of(self.package.name) if field not in {*self.package.asks, "dataset"}]:
-            raise ValueError(f"package.name has the field {{{unknown[0]}}}, which nothing gives")
+            raise ValueError(f"package.name has the field {{{unknown[0]}}}, which is not defined")
         return self
 
     def facts(self) -> tuple[str, ...]:

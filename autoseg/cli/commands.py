@@ -293,7 +293,7 @@ def check(
 
 
 EveryWindowOption = Annotated[
-    bool, typer.Option("--every-window", help="Compute all windows of one value, such as air, anew.")
+    bool, typer.Option("--every-window", help="Compute every window, even of constant regions such as air.")
 ]
 AS_HELP = "Write DICOM objects of DICOM series instead: dicom-seg, dicom-labelmap or rtstruct."
 AsOption = Annotated[str | None, typer.Option("--as", metavar="NAME", help=AS_HELP, show_default=False)]
@@ -301,7 +301,7 @@ TERMS_HELP = "CSV file with codes and colours of classes, for --as."
 TermsOption = Annotated[Path | None, typer.Option("--terms", help=TERMS_HELP, show_default=False)]
 PART_HELP = "Predict only the K-th of N equal parts."
 PartOption = Annotated[str | None, typer.Option("--part", metavar="K/N", help=PART_HELP, show_default=False)]
-MEMORY_HELP = "Main memory to take at most, in GB. [default: what is free]"
+MEMORY_HELP = "Limit for main memory, in GB. [default: free memory]"
 MemoryOption = Annotated[float | None, typer.Option("--memory-gb", min=0.1, help=MEMORY_HELP, show_default=False)]
 
 
@@ -364,14 +364,14 @@ def predict(
 
 
 def _own_images_only(source: Path | None, output: Path | None, options: Mapping[str, Any]) -> Iterator[Issue]:
-    """What is wrong where the images or the place for label maps are not given."""
+    """Issues with a call without INPUT or OUTPUT."""
     if source is not None and output is None:
         yield Issue(
             code="predict.no_output", where="OUTPUT", message="is missing", fix="pass a folder for the label maps"
         )
     if source is None:
         for name in (name for name, value in options.items() if value is not None):
-            message, fix = "needs INPUT and OUTPUT: a run's own test images have its options", "add them, or omit it"
+            message, fix = "needs INPUT and OUTPUT: own test images follow the run's options", "add them, or omit this"
             yield Issue(code="settings.contradiction", where=name, message=message, fix=fix)
 
 
@@ -470,7 +470,7 @@ InterfaceOption = Annotated[
     typer.Option(
         "--interface",
         metavar="NAME|FILE",
-        help="Sockets of the phase: a challenge that is known (isles26, topcow24 ...), TOML, or JSON of grand-challenge.",
+        help="Sockets of the phase: a known challenge (isles26, topcow24 ...), a TOML file, or grand-challenge's JSON.",
         show_default=False,
     ),
 ]
@@ -479,7 +479,7 @@ ChannelOption = Annotated[
     typer.Option(
         "--channel",
         metavar="NAME=SLUG",
-        help="Which input is that channel of the model, where names do not tell; can be repeated.",
+        help="Input for a channel of the model, where their names do not match; can be repeated.",
         show_default=False,
     ),
 ]
@@ -494,7 +494,7 @@ BaseOption = Annotated[
     typer.Option(
         "--base",
         metavar="TAR",
-        help="Write the image too, without Docker: on this root file system, or docker save file, with Python.",
+        help="Also write the image, without Docker, on this base with Python: root file system or docker save file.",
         show_default=False,
     ),
 ]
@@ -503,7 +503,7 @@ BaseOption = Annotated[
 def container(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Run folder or bundle file.", show_default=False)],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="Folder to write: all that Docker needs.", show_default=False)
+        Path, typer.Argument(metavar="OUT", help="New folder for the Docker build context.", show_default=False)
     ],
     kind: Annotated[
         Literal["grand-challenge", "flare", "brats25"], typer.Option("--for", help="Platform that will run it.")
@@ -512,10 +512,10 @@ def container(
     channel: ChannelOption = None,
     folds: Annotated[
         int | None,
-        typer.Option("--folds", min=1, help="Use the networks of so many folds (default: all).", show_default=False),
+        typer.Option("--folds", min=1, help="Use the networks of this many folds (default: all).", show_default=False),
     ] = None,
     mirroring: Annotated[
-        bool, typer.Option("--mirroring/--no-mirroring", help="Average over mirror images: slower, better.")
+        bool, typer.Option("--mirroring/--no-mirroring", help="Test-time mirroring: slower, better.")
     ] = True,
     empty_if_failing: EmptyOption = False,
     tag: Annotated[
@@ -548,7 +548,7 @@ def _named_channels(words: list[str]) -> dict[str, str]:
     if bad := [word for word, pair in zip(words, pairs, strict=True) if not all(pair)]:
         fix = "write NAME=SLUG, e.g. CT=head-neck-ct"
         issue = Issue(
-            code="settings.channel", where=f"--channel {bad[0]}", message="names no channel and input", fix=fix
+            code="settings.channel", where=f"--channel {bad[0]}", message="is not of the form NAME=SLUG", fix=fix
         )
         raise AutosegError(issue)
     return {name: slug for name, _, slug in pairs}
@@ -559,7 +559,7 @@ def rehearse(
         str,
         typer.Argument(
             metavar="CONTAINER",
-            help="Folder of autoseg container, image file, or name of an image.",
+            help="Folder that autoseg container wrote, image file, or name of a Docker image.",
             show_default=False,
         ),
     ],
@@ -569,18 +569,18 @@ def rehearse(
     memory: Annotated[
         str | None,
         typer.Option(
-            "--memory", help="Limit of the main memory, e.g. 15g (default: that of the challenge).", show_default=False
+            "--memory", help="Limit for main memory, e.g. 15g (default: that of the challenge).", show_default=False
         ),
     ] = None,
     shm: Annotated[str, typer.Option("--shm", help="Size of the shared memory.")] = "128m",
     time: Annotated[
         str | None,
         typer.Option(
-            "--time", help="Limit for one case, e.g. 10m (default: that of the challenge).", show_default=False
+            "--time", help="Time limit for one case, e.g. 10m (default: that of the challenge).", show_default=False
         ),
     ] = None,
     method: Annotated[
-        Literal["invoke", "exec"], typer.Option("--method", help="Which image of a folder for grand-challenge.")
+        Literal["invoke", "exec"], typer.Option("--method", help="Image to run, of a grand-challenge folder.")
     ] = "invoke",
     model: Annotated[
         Path | None,
@@ -590,7 +590,7 @@ def rehearse(
 ) -> None:
     """Run a container as its platform does, with its limits, and say whether it would pass. Exit code 1 if not.
 
-    By Docker where a daemon answers, else in namespaces of Linux: no network, another user, inputs that cannot be written. One broken image is run, too.
+    With Docker if its daemon answers, else in Linux namespaces: no network, another user, read-only inputs. One broken image is run, too.
     """
     require_sound_call(missing(cases, code="predict.no_input", fix="pass a folder of images"))
     found, lines = autoseg.rehearse(

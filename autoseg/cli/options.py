@@ -21,7 +21,7 @@ InputArgument = Annotated[
 OutputArgument = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[OUTPUT]", help="Folder for the label maps, or the file for that of one image.", show_default=False
+        metavar="[OUTPUT]", help="Folder for the label maps, or output file for a single image.", show_default=False
     ),
 ]
 WorkersOption = Annotated[
@@ -62,7 +62,7 @@ DryRunOption = Annotated[
     bool,
     typer.Option("--dry-run", help="Only write the job scripts of Slurm.", rich_help_panel="Clusters"),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, or several with commas.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, or a comma-separated list.")]
 ThreadsOption = Annotated[
     int | None,
     typer.Option("--threads", min=1, help="CPU threads (default: one per core).", show_default=False),
@@ -82,11 +82,11 @@ ChallengeSpecOption = Annotated[
 FillOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--fill", metavar="FIELD=TEXT", help="A text in names that only you know, e.g. team=ours.", show_default=False
+        "--fill", metavar="FIELD=TEXT", help="Value of a field in file names, e.g. team=ours.", show_default=False
     ),
 ]
 IncompleteOption = Annotated[
-    bool, typer.Option("--incomplete", help="Say what is missing, but do not refuse it: for rehearsals on some cases.")
+    bool, typer.Option("--incomplete", help="Only warn about missing cases, for rehearsals on some of them.")
 ]
 ImagesOption = Annotated[
     Path | None,

@@ -25,7 +25,7 @@ MetricsOption = Annotated[
     typer.Option(
         "--metrics",
         metavar="LIST",
-        help="More metrics: lesions (each by itself), detection (FROC; needs probabilities).",
+        help="More metrics: lesions (lesion-wise scores), detection (FROC; needs probabilities).",
         show_default=False,
     ),
 ]
@@ -33,7 +33,7 @@ ResourcesOption = Annotated[
     Path | None,
     typer.Option(
         "--resources",
-        help="Folder of JSON files of FLARE's monitor, one a case: areas under memory and time.",
+        help="Folder of JSON files of FLARE's monitor, one per case: areas under memory and CPU curves.",
         show_default=False,
     ),
 ]

@@ -38,14 +38,14 @@ def submit(
     out: OutOption = None,
     fill: FillOption = None,
     incomplete: IncompleteOption = False,
-    list_all: Annotated[bool, typer.Option("--list", help="List all challenges with what they limit.")] = False,
+    list_all: Annotated[bool, typer.Option("--list", help="List all challenges with their limits.")] = False,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Pack test predictions as a challenge wants them, and check the package by its rules.
 
     Test images without a prediction are predicted. Label values, types of voxels, names and folders become those of the challenge; the same predictions
-    give the same file. What was not confirmed in a source of the challenge is said.
+    give the same file. Facts that were not confirmed in a source of the challenge are listed.
     """
     if list_all:
         from autoseg.delivery.submission import list_challenges
@@ -111,7 +111,7 @@ def _filled(given: list[str] | None) -> dict[str, str]:
     """Fields by name. Raises `AutosegError` for what has no ``=``."""
     fix = "write FIELD=TEXT, e.g. --fill team=ours"
     bad = [
-        Issue(code="submission.bad_field", where="--fill", message=f"{text!r} names no field", fix=fix)
+        Issue(code="submission.bad_field", where="--fill", message=f"{text!r} is not FIELD=TEXT", fix=fix)
         for text in given or ()
         if not text.partition("=")[0] or "=" not in text
     ]

@@ -97,7 +97,7 @@ def _ask_beside(names: list[str]) -> dict[str, Issue | None]:
         found = (Issue.model_validate_json(line) if line else None for line in lines)
         return dict(zip(names, found, strict=True))
     last = answer.stderr.strip().splitlines()[-1:] or [f"exit code {answer.returncode}"]
-    message, fix = f"the process that tried it died: {last[0]}", "use the other devices, or --device cpu"
+    message, fix = f"the process that tested it died: {last[0]}", "use the other devices, or --device cpu"
     code = "device.does_not_compute"
     return {name: Issue(code=code, where=f"--devices {name}", message=message, fix=fix) for name in names}
 

@@ -107,7 +107,7 @@ def _unpack(path: Path, folder: Path) -> None:
                     raise AutosegError(*issues, headline=f"{path} cannot be submitted:")
                 archive.extractall(folder)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, NotImplementedError, RuntimeError) as error:
-        message, fix = f"is no archive that can be opened ({error})", "pack it again as zip"
+        message, fix = f"cannot be opened as an archive ({error})", "pack it again as zip"
         raise AutosegError(_issue(path, code="submission.no_archive", message=message, fix=fix)) from error
 
 
@@ -120,7 +120,7 @@ def _unfit_members(path: Path, archive: zipfile.ZipFile) -> list[Issue]:
         elif info.compress_type not in PLAIN:
             message, fix = f"has the compression {info.compress_type}, which servers refuse", "pack it with deflate"
         elif name.is_absolute() or ".." in name.parts or (info.external_attr >> 16) & 0o170000 == 0o120000:
-            message, fix = "is a link, or lies outside the archive", "pack plain files"
+            message, fix = "is a link, or points outside the archive", "pack plain files"
         else:
             continue
         issues.append(_issue(f"{path.name}: {name}", code="submission.unfit_member", message=message, fix=fix))
@@ -150,7 +150,7 @@ def check_package(folder: Path, rules: Rules, reporter: Reporter, *, where: str 
     errors = [issue for issue in issues if issue.severity == "error"]
     if errors:
         name = where or str(folder)
-        headline = f"{name} does not keep the rules of {rules.challenge.title}, {count_noun(len(errors), 'error')}:"
+        headline = f"{name} breaks the rules of {rules.challenge.title}, {count_noun(len(errors), 'error')}:"
         raise AutosegError(*errors, headline=headline)
     cases = {part: {file.case_id for file in found.values() if file.part == part} for part in rules.challenge.parts}
     return Checked(
@@ -175,7 +175,7 @@ def _recognised(folder: Path, rules: Rules) -> tuple[dict[str, ExpectedFile], li
     for name in names:
         if any(is_debris(part) for part in PurePosixPath(name).parts):
             fix = "delete it, and pack again"
-            issues.append(_issue(name, code="submission.hidden_file", message="is a file of a system", fix=fix))
+            issues.append(_issue(name, code="submission.hidden_file", message="is a system file", fix=fix))
             continue
         readings = _readings(name, rules.challenge, has_one_top=has_one_top)
         known = (expected[reading] for reading in readings if reading in expected)
@@ -234,7 +234,7 @@ def _by_form(name: str, readings: Sequence[str], rules: Rules) -> ExpectedFile |
             return _issue(name, code="submission.wrong_folder", message=message, fix=fix)
     forms = " or ".join(part.shown_name(rules.given) for part in list(parts.values())[:3])
     fix = f"name it {forms}, or leave it out"
-    return _issue(name, code="submission.stray_file", message="is no file of this challenge", fix=fix)
+    return _issue(name, code="submission.stray_file", message="is not a file of this challenge", fix=fix)
 
 
 # --- numbers ---

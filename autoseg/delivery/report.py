@@ -48,12 +48,12 @@ RATES = {
     "specificity": "specificity",
     "volume_error_ml": "volume error, ml",
     "relative_volume_error": "relative volume error",
-    "lesion_sensitivity": "lesions found",
-    "lesion_precision": "lesions right",
+    "lesion_sensitivity": "lesion sensitivity",
+    "lesion_precision": "lesion precision",
     "lesion_f1": "lesion F1",
-    "lesion_dice": "Dice by lesion",
-    "lesion_hausdorff95_mm": "95 % Hausdorff by lesion, mm",
-    "lesion_count_error": "error of lesion count",
+    "lesion_dice": "lesion-wise Dice",
+    "lesion_hausdorff95_mm": "lesion-wise 95 % Hausdorff, mm",
+    "lesion_count_error": "lesion count error",
 }
 """Titles of the metrics of the second table."""
 SEVERITIES = ("error", "warning", "note")

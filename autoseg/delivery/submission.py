@@ -448,7 +448,7 @@ def notes_of(challenge: Challenge) -> tuple[Issue, ...]:
         message, fix = f"{what.rstrip(',')} was not confirmed", f"check it at {challenge.page or 'the source'}"
         issues.append(Issue(code="challenge.unconfirmed", severity="warning", where=where, message=message, fix=fix))
     for document in challenge.documents:
-        message, fix = f"{document} goes with it", "hand it in yourself"
+        message, fix = f"{document} must be handed in, too", "hand it in yourself"
         issues.append(Issue(code="challenge.document", severity="note", where=where, message=message, fix=fix))
     for note in challenge.notes:
         issues.append(Issue(code="challenge.note", severity="note", where=where, message=note.rstrip(".")))

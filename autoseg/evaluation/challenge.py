@@ -297,7 +297,7 @@ def rank_teams(teams: Mapping[str, ChallengeScores], scoring: Scoring) -> dict[s
     if scoring.ranking == "mean":
         signs = [1 if title.split(" of ")[0] in LOWER_IS_BETTER else -1 for title in titles]
         if len({*signs}) > 1:
-            raise ValueError("a mean over metrics of which some are better low and others high ranks nothing")
+            raise ValueError("cannot rank by a mean of metrics of which some are better low and others high")
         means = [[own.overall[title].mean for title in titles] for own in teams.values()]
         values = np.array([[math.nan if value is None else value for value in row] for row in means], np.float64)
         return _ranked(teams, signs[0] * values.mean(axis=1), signs[0])

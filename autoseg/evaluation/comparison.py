@@ -302,10 +302,10 @@ def format_comparison(comparison: Comparison) -> str:
         lines.append(f"{name:{width}}  {'  '.join(texts)}  ({count_noun(own[MEAN].cases, 'case')})")
     for each in comparison.compared:
         number = max(of.cases for of in each.classes.values())
-        lines.append(f"\n{each.name} over {comparison.first}, on {count_noun(number, 'common case')}")
+        lines.append(f"\n{each.name} minus {comparison.first}, on {count_noun(number, 'common case')}")
         names = _in_order(each.classes)
         width_of = max(map(len, names))
-        lines += [f"  {name:{width_of}}  {of}{'' if of.is_sure else '  (not sure)'}" for name, of in names.items()]
+        lines += [f"  {name:{width_of}}  {of}{'' if of.is_sure else '  (inconclusive)'}" for name, of in names.items()]
         if each.only_here or each.only_there:
             lines.append(
                 f"  not compared: {count_noun(each.only_here, 'case')} only here, {each.only_there} only in {comparison.first}"

@@ -466,7 +466,7 @@ def _interval_notes(summary: Summary) -> list[Issue]:
     if not cases:
         return []
     if number < FEWEST:
-        message = f"no interval of a mean is shown for {count_noun(number, of)}: it takes {FEWEST}"
+        message = f"no interval is shown for a mean over {count_noun(number, of)}: at least {FEWEST} are needed"
         return [Issue(code="scores.no_interval", severity="note", where="", message=message)]
     message = f"± is half of the 95 % interval of the mean over {count_noun(number, of)} (Student's t)"
     if number < RELIABLE:

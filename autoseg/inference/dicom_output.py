@@ -81,7 +81,7 @@ def dicom_output(
     drawn = tuple(DrawnClass(coded=c, values=each.values) for c, each in zip(coded, classes, strict=True))
     require_classes(drawn, parsed)
     if private := [each.name for each in coded if each.is_private]:
-        say(f"Private codes for {shorten(private)}: no table has a public one (--terms FILE adds some)")
+        say(f"Private codes for {shorten(private)}: no standard code is known (add some with --terms FILE)")
     return DicomOutput(kind=parsed, classes=drawn, maker=maker)
 
 

@@ -275,7 +275,7 @@ def _too_little_memory(
     configuration: Configuration, shape: Sequence[int], needs: MemberNeeds, free: int
 ) -> AutosegError:
     message = (
-        f"an image of {_sizes(shape[1:])} voxels (as preprocessed) takes {needs.memory_bytes / GB:.1f} GB of memory; "
+        f"an image of {_sizes(shape[1:])} voxels (as preprocessed) needs {needs.memory_bytes / GB:.1f} GB of memory; "
         f"{free / GB:.1f} GB may be used"
     )
     fix = _less_memory(torch.device("cpu"))

@@ -75,5 +75,5 @@ def _result(job: Job, step: Callable[[], T]) -> T | AutosegError:
     except Exception as error:
         logger.exception("%s failed", job.case_id)
         message = f"failed unexpectedly: {type(error).__name__}: {first_line(error)}"
-        fix = "report it with the log, which has more"
+        fix = "report it as a bug, with the log"
         return AutosegError(Issue(code="predict.failed", where=job.case_id, message=message, fix=fix, case=job.case_id))

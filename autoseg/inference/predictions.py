@@ -257,7 +257,7 @@ class PredictionFolder:
     dicom: DicomOutput | None = None
     """Write a DICOM object per case instead of label map or masks."""
     description: str = ""
-    """Written into label maps whose format has a place for it."""
+    """Written into the header of label maps in formats that have such a field."""
     provenance: Callable[[str], Provenance] | None = None
     """What is known of how a case was predicted, for the journal."""
 

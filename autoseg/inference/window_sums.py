@@ -140,7 +140,7 @@ class WindowSums:
     # --- cells ---
 
     def _edges(self, axis: int) -> tuple[int, ...]:
-        """Whole rows are cells where memory is enough: adding to few large ones is faster."""
+        """Cells are whole rows if they fit into memory: adding to a few large cells is faster."""
         if axis and self.room.memory_bytes is None:
             return 0, self.grid.starts[axis][-1] + self.grid.patch[axis]
         return self.grid.edges(axis)

@@ -92,4 +92,4 @@ def edits_not_followed(run: Run, trainings: Sequence[Training]) -> Iterator[str]
             path = f"{training.configuration}.{field}"
             if path in edited and own != used:
                 option = f"--set schedule.{training.configuration}.{name}={own}"
-                yield f"{path} of the plan was edited, but short trainings here take {name} {used}; {option} sets it"
+                yield f"{path} was edited in the plan, but this short schedule uses {name} {used}; set it with {option}"

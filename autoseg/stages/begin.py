@@ -143,11 +143,11 @@ def with_added_time(
     added_s = make_settings({"dataset": folder.root, "budget": more}).budget or 0.0
     schedule = load_or_none(Schedule, folder.schedule)
     if stored is None or schedule is None:
-        message = f"adds time to a run that was begun, and {folder.root} has none"
+        message = f"adds time to an existing run, but there is none in {folder.root}"
         fix = f"pass --budget {more} for a new run, or the folder of a run"
         raise AutosegError(Issue(code="run.nothing_to_add_to", where=where, message=message, fix=fix))
     if given.get("schedule") not in (None, "none"):
-        raise AutosegError(_contradiction(where, f"--schedule {given['schedule']} says how long is trained"))
+        raise AutosegError(_contradiction(where, f"--schedule {given['schedule']} already sets how long to train"))
     known = schedule.conditions
     default = DEFAULT_CPU_BUDGET_S if known.device == "cpu" else round(known.elapsed_s + schedule.expected_s)
     total = (known.budget_s or default if stored.budget is None else stored.budget) + added_s
@@ -205,7 +205,7 @@ def _devices_of_one_model(devices: Sequence[torch.device], count: int) -> tuple[
 
 
 def _one_device_issue(device: torch.device) -> Issue:
-    message = f"callbacks are called in this process, so all trains on {device}"
+    message = f"callbacks are called in this process, so everything is trained on {device}"
     fix = "omit them to use all devices"
     return Issue(code="device.callbacks", severity="note", where="--devices", message=message, fix=fix)
 

@@ -145,7 +145,7 @@ def _parts(words: Sequence[str], folder: Path, number: int) -> list[Task]:
 def predict_on(
     devices: Sequence[str], words: Sequence[str], output: Path, *, num_threads: int, reporter: Reporter
 ) -> list[Path]:
-    """The same, in a part for each of some devices of this machine."""
+    """Predict in equal parts, one on each of these devices of this machine."""
     folder = output.absolute() / ".cluster"
     folder.mkdir(parents=True, exist_ok=True)
     with stop_requests(reporter.say) as should_stop:

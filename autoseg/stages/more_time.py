@@ -184,5 +184,5 @@ def describe_continuing(run: Run, schedule: Schedule) -> str:
     selection = load_or_none(Selection, run.folder.selection)
     if selection is not None and selection.dice_after_postprocessing is not None:
         scored = f"scored Dice {selection.dice_after_postprocessing:.3f} {selection.scored_how}"
-        text += f"; the present model {scored}, and serves until the new one is selected"
+        text += f"; the present model {scored}, and stays in use until the new one is selected"
     return text

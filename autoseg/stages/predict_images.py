@@ -85,7 +85,7 @@ def inputs_in(predictor: Predictor, paths: Sequence[Path], file: Path | None, **
 def image_in_memory(predictor: Predictor, source: Any, place: dict[str, Any], kind: str | None) -> Image:
     """An image that was passed itself."""
     if kind is not None:
-        message = f"an image in memory is no DICOM series, to which --as {kind} refers"
+        message = f"an image in memory is not a DICOM series, which --as {kind} must refer to"
         issue = Issue(code="dicom.no_series", where="source", message=message, fix="pass the folder of the series")
         raise AutosegError(issue)
     image, _ = as_image(source, **place, needs_directions=predictor.needs_directions)

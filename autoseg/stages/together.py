@@ -62,8 +62,8 @@ def require_shares(run: Run, prepared: Prepared) -> None:
     issues = []
     for training in prepared.schedule.trainings:
         if training.batch_size < count:
-            message = f"{training.configuration} is trained with batches of {training.batch_size}: not a sample for each of {count} processes"
-            fix = f"use {training.batch_size} at most, or train folds side by side (--devices)"
+            message = f"{training.configuration} has batch size {training.batch_size}, less than one sample for each of {count} processes"
+            fix = f"use --ddp {training.batch_size} at most, or train folds side by side (--devices)"
             issues.append(Issue(code="ddp.batch_too_small", where="--ddp", message=message, fix=fix))
     if issues:
         raise AutosegError(*issues)

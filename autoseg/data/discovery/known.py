@@ -47,8 +47,8 @@ def choose_known(root: Path, match: Match, matches: Iterable[Match]) -> Match:
         return replace(match, issues=(*match.issues, _contradicted(root, others[0].layout)))
     if len(same) > 1:
         names = " or ".join(each.layout.title for each in same[1:])
-        message = f"taken for {same[0].layout.title}, but it may as well be {names}, which has other classes"
-        fix = f"pass --layout {same[1].layout.name} if it is that"
+        message = f"recognised as {same[0].layout.title}, but it may also be {names}, which has other classes"
+        fix = f"pass --layout {same[1].layout.name} if it is that dataset"
         note = Issue(code="known.ambiguous", severity="warning", where=str(root), message=message, fix=fix)
         return replace(same[0], issues=(*same[0].issues, note))
     return same[0] if same else match
@@ -62,8 +62,8 @@ def _contradicted(root: Path, layout: Layout) -> Issue:
         severity="warning",
         where=str(root),
         message=f"the cases have the names of {layout.title}, which is {' and '.join(channels)}, but its images are {found}: "
-        "what is known of it is not used",
-        fix=f"pass --layout {layout.name} if it is that",
+        "its known description is not used",
+        fix=f"pass --layout {layout.name} if it is that dataset",
     )
 
 

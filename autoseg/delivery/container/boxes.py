@@ -281,7 +281,7 @@ def _user(name: str, root: Path) -> tuple[int, int]:
     known = {line[0]: line for line in _lines(root / "etc/passwd")}
     groups = {line[0]: line for line in _lines(root / "etc/group")}
     if not user.isdigit() and user not in known:
-        message = f"runs as {user}, who is not in its passwd"
+        message = f"runs as {user}, which is not in its /etc/passwd"
         raise AutosegError(Issue(code="container.image_refused", where="image", message=message, fix="create the user"))
     own = known.get(user) or next((line for line in known.values() if line[2] == user), None)
     number = int(user) if user.isdigit() else int(known[user][2])
@@ -394,7 +394,7 @@ def _tail(path: Path) -> str:
 def namespaces_fault() -> str | None:
     """Why this machine lets nobody make namespaces; None where it does."""
     if shutil.which("unshare") is None:
-        return "there is no unshare"
+        return "unshare is not installed"
     done = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
     return None if done.returncode == 0 else first_line(OSError(done.stderr.strip() or "unshare failed"))
 

@@ -108,7 +108,7 @@ def find_table(kind: ContainerKind, interface: str | None) -> ContainerTable:
         return tables[name]
     path = Path(name)
     if not path.is_file():
-        message, fix = f"{name} is no table and no file", f"pass one of {known}, or a file"
+        message, fix = f"{name} is neither a known table nor a file", f"pass one of {known}, or a file"
         raise AutosegError(_issue("--interface", "container.no_interface", message, fix))
     try:
         table = read_container_table(path)

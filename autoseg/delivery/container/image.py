@@ -226,7 +226,7 @@ def base_layers(base: Path, folder: Path) -> tuple[list[Layer], dict[str, Any]]:
                 return [_copy(image, name, folder / f"base{i}.tar") for i, name in enumerate(image.layers)], config
     except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as error:
         fix = "pass a tar of a root file system, or the output of docker save"
-        raise AutosegError(_issue(base, f"is no tar archive ({error})", fix)) from error
+        raise AutosegError(_issue(base, f"is not a tar archive ({error})", fix)) from error
     if not any(name.startswith(("usr/", "bin/")) for name in names):
         fix = "pass a tar with usr, bin, lib ... at its root, or the output of docker save"
         raise AutosegError(_issue(base, "has no root file system in it", fix))
@@ -365,7 +365,7 @@ def opened_image(path: Path) -> Iterator[OpenImage]:
             config = json.load(_member(archive, listed[0]["Config"]))
             yield OpenImage(archive=archive, entry=listed[0], config=config)
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, IndexError, TypeError) as error:
-        raise AutosegError(_issue(path, f"is no image ({error})", fix)) from error
+        raise AutosegError(_issue(path, f"is not an image ({error})", fix)) from error
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -389,7 +389,7 @@ def upload_issues(path: Path, *, served: bool = True) -> list[Issue]:
     with opened_image(path) as image:
         config = image.config.get("config") or {}
         if not HEX.fullmatch(PurePosixPath(image.entry["Config"]).name):
-            refuse(f"names its configuration {image.entry['Config']}", "save it with docker save")
+            refuse(f"has a configuration named {image.entry['Config']}, not by its hash", "save it with docker save")
         if image.config.get("architecture") != "amd64":
             refuse(f"is for {image.config.get('architecture')}", "build for linux/amd64")
         labels = {str(key).strip().lower(): str(value) for key, value in (config.get("Labels") or {}).items()}

@@ -95,7 +95,7 @@ def opened_container(container: str, *, method: str, model: Path | None, reporte
     path, by_docker = Path(container), has_docker()
     if not by_docker and (fault := namespaces_fault()):
         message, fix = (
-            f"can run no container: no Docker daemon answers, and {fault}",
+            f"cannot run containers: no Docker daemon answers, and {fault}",
             "start Docker, or use another machine",
         )
         raise AutosegError(Issue(code="container.no_way", where="this machine", message=message, fix=fix))

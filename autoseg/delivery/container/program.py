@@ -182,7 +182,7 @@ def _batch(program: ContainerProgram, inputs: Path, outputs: Path) -> Iterator[W
     files = sorted(inputs.glob("*/*" if first else "*"))
     names = [found["case"] for file in files if (found := re.fullmatch(pattern, file.relative_to(inputs).as_posix()))]
     if not names:
-        raise AutosegError(_issue(inputs, "container.no_input", f"has no {channels[0]}", "lay the cases there"))
+        raise AutosegError(_issue(inputs, "container.no_input", f"has no {channels[0]}", "put the cases there"))
     for name in names:
         images = tuple(inputs / path.replace(CASE, name) for path in channels)
         targets = tuple(Target(each, outputs / each.path.replace(CASE, name)) for each in interface.outputs)
@@ -198,7 +198,7 @@ def read_sockets(path: Path) -> tuple[tuple[str, ...] | None, str]:
         slugs = tuple(sorted(str((entry.get("socket") or entry["interface"])["slug"]) for entry in entries))
         names = [(entry.get("image") or {}).get("name") for entry in entries]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"is no list of sockets ({error!r:.100})"
+        message = f"is not a list of sockets ({error!r:.100})"
         raise AutosegError(
             _issue(path, "container.inputs_unreadable", message, "pass it as the platform writes it")
         ) from error
@@ -235,9 +235,9 @@ def _one_image(path: Path) -> Path:
     if len(headers) == 1:
         return headers[0]
     if not files:
-        raise AutosegError(_issue(path, "container.no_input", "has no image", "lay one image there"))
+        raise AutosegError(_issue(path, "container.no_input", "has no image", "put one image there"))
     message = f"has {len(files)} files, not one image: {', '.join(file.name for file in files[:5])}"
-    raise AutosegError(_issue(path, "container.several_images", message, "lay one image there"))
+    raise AutosegError(_issue(path, "container.several_images", message, "put one image there"))
 
 
 def _file_of(path: Path) -> Path:

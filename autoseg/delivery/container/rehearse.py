@@ -41,7 +41,7 @@ def parse_size(text: str, option: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
     if found is None or float(found[1]) <= 0:
         issue = Issue(
-            code="settings.size", where=option, message=f"{text!r} is no size", fix="write for example 15g or 128m"
+            code="settings.size", where=option, message=f"{text!r} is not a size", fix="write for example 15g or 128m"
         )
         raise AutosegError(issue)
     return int(float(found[1]) * 1024 ** " kmg".index(found[2] or " "))

@@ -176,7 +176,7 @@ def _image_issues(table: ContainerTable, output: Output, file: Path, source: Geo
 def _label_issues(output: Output, file: Path, pixel_type: str, num_channels: int) -> Iterator[Issue]:
     values = {int(value) for value in np.unique(read_image(file).array)}
     if pixel_type not in BYTE_TYPES:
-        message = f"holds {pixel_type}, of which the platform reads no segments"
+        message = f"stores {pixel_type}, which the platform does not read as a segmentation"
         yield _issue(file, "container.output_type", message, "write uint8: array.astype(numpy.uint8)")
     if output.kind == "masks":
         if num_channels > MOST_MASKS or (output.num_masks or num_channels) != num_channels:

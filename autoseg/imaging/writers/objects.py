@@ -30,7 +30,7 @@ def parse_kind(kind: str) -> Kind:
                 raise AutosegError(Issue(code="dicom.not_installed", where=f"--as {kind}", message=message, fix=fix))
             return known
     fix = f"use one of {', '.join(KINDS)}"
-    raise AutosegError(Issue(code="dicom.unknown_kind", where="--as", message=f"{kind!r} is no format", fix=fix))
+    raise AutosegError(Issue(code="dicom.unknown_kind", where="--as", message=f"{kind!r} is not a format", fix=fix))
 
 
 def require_classes(classes: Sequence[DrawnClass], kind: Kind) -> None:

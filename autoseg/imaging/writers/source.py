@@ -91,7 +91,7 @@ def open_source(path: Path) -> Source:
     files = list(dict.fromkeys(item.file for item in series.slices))
     is_multiframe = any(item.tags.get("PerFrameFunctionalGroupsSequence") for item in series.slices)
     if (len(files) < len(series.slices) and not is_multiframe) or (is_multiframe and len(files) > 1):
-        kind = "slices in several files of several frames" if is_multiframe else "frames without places of their own"
+        kind = "slices in several multi-frame files" if is_multiframe else "frames without their own positions"
         raise _refused(path, "dicom.no_frame_references", f"{kind}: DICOM objects cannot refer to them")
     about = read_tags(
         files[0], [*PATIENT_AND_STUDY, *FRAME, "SeriesInstanceUID", "SeriesNumber", "Modality", CHARACTER_SET]
@@ -102,7 +102,7 @@ def open_source(path: Path) -> Source:
         missing += [] if all(item.tags.get("SOPInstanceUID") for item in series.slices) else ["SOPInstanceUID"]
     if missing:
         raise _refused(
-            path, "dicom.no_identity", f"lacks {', '.join(missing)}, by which DICOM objects refer to a series"
+            path, "dicom.no_identity", f"lacks {', '.join(missing)}, which DICOM objects need to refer to the series"
         )
     first = series.slices[0]
     with tags_of(first.file):
@@ -139,7 +139,7 @@ def _triple(position: NDArray[np.float64]) -> tuple[float, float, float]:
 
 def _refused(path: Path, code: str, message: str) -> AutosegError:
     return AutosegError(
-        Issue(code=code, where=printable(path), message=message, fix="omit --as: NIfTI is written then")
+        Issue(code=code, where=printable(path), message=message, fix="omit --as to write NIfTI instead")
     )
 
 

@@ -171,7 +171,7 @@ def test_command_compares_a_run_with_a_table_and_a_public_one(tmp_path: Path, mo
     done = CliRunner().invoke(app, words)
 
     assert done.exit_code == 0, done.output
-    assert "other.csv over run, on 8 common cases" in done.output
+    assert "other.csv minus run, on 8 common cases" in done.output
     assert "not compared: 0 cases only here, 4 only in run" in done.output
     assert "Folds of run:" in done.output
     assert json.loads((tmp_path / "c.json").read_text())["first"] == "run"
@@ -193,4 +193,4 @@ def test_folder_without_scores_is_refused(tmp_path: Path) -> None:
 def test_text_says_where_a_difference_is_not_sure() -> None:
     found = compare_results([result("a", [0.5, 0.6, 0.7]), result("b", [0.6, 0.5, 0.7])])
 
-    assert "(not sure)" in format_comparison(found)
+    assert "(inconclusive)" in format_comparison(found)
