@@ -587,7 +587,7 @@ def test_public_datasets_of_the_same_names_are_told_apart(tmp_path, labelled, un
     found = discover_dataset(write_folder(tmp_path / "data", images=images, labels=labels))
     assert (found.layout, len(found.training), len(found.test)) == (layout, len(labelled), len(unlabelled))
     (*ambiguous,) = (issue for issue in found.issues if issue.code == "known.ambiguous")
-    assert [issue.fix for issue in ambiguous] == ([] if is_sure else ["pass --layout kits23 if it is that"])
+    assert [issue.fix for issue in ambiguous] == ([] if is_sure else ["pass --layout kits23 if it is that dataset"])
 
 
 @pytest.mark.parametrize(
