@@ -581,7 +581,7 @@ def rehearse(
     cases: Place,
     *,
     memory: str | None = None,
-    shm: str = "128m",
+    shm: str | None = None,
     time: str | float | None = None,
     method: Literal["invoke", "exec"] = "invoke",
     model: Place | None = None,
@@ -592,7 +592,7 @@ def rehearse(
     ``container`` is a folder of `container`, an image file, or the name of an image that Docker has. Limits that are not
     given are those of the challenge. Raises `AutosegError` where it cannot be run at all.
     """
-    from autoseg.delivery.container.rehearse import Wishes
+    from autoseg.delivery.container.rehearse import Wishes, parse_size
     from autoseg.delivery.container.rehearse import rehearse as rehearse_container
     from autoseg.delivery.container.verdict import lines_of
 
@@ -605,7 +605,8 @@ def rehearse(
         message, fix = f"{time!r} is not a duration", "write for example 90s, 10m or 1h"
         raise AutosegError(Issue(code="settings.duration", where="--time", message=message, fix=fix))
     weights = None if model is None else _path("model", model)
-    wishes = Wishes(memory=memory, shm=shm, seconds=seconds, method=method, model=weights)
+    sizes = parse_size(memory, "--memory"), parse_size(shm, "--shm")
+    wishes = Wishes(memory_bytes=sizes[0], shm_bytes=sizes[1], seconds=seconds, method=method, model=weights)
     found = rehearse_container(str(container), _path("cases", cases), wishes, reporter=reporter or SilentReporter())
     return found, list(lines_of(found))
 

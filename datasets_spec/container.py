@@ -89,8 +89,11 @@ class ContainerTable(Document):
     input: str = "/input"
     output: str = "/output"
     interfaces: Annotated[tuple[Interface, ...], Field(min_length=1)]
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
-    minutes: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0)] = 16.0
+    """Main memory of a container, in units of 1024**3 bytes, as Docker counts them."""
+    shm_gb: Annotated[float, Field(gt=0)] = 0.125
+    """Shared memory (``/dev/shm``), in the same units."""
+    minutes: Annotated[float, Field(gt=0)] = 10.0
     """For one case."""
     source: str
     unverified: tuple[str, ...] = ()

@@ -572,7 +572,12 @@ def rehearse(
             "--memory", help="Limit for main memory, e.g. 15g (default: that of the challenge).", show_default=False
         ),
     ] = None,
-    shm: Annotated[str, typer.Option("--shm", help="Size of the shared memory.")] = "128m",
+    shm: Annotated[
+        str | None,
+        typer.Option(
+            "--shm", help="Size of the shared memory, e.g. 128m (default: that of the challenge).", show_default=False
+        ),
+    ] = None,
     time: Annotated[
         str | None,
         typer.Option(

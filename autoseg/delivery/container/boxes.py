@@ -77,9 +77,12 @@ class Meter:
             self._thread.start()
 
     def reset(self) -> int | None:
-        """The peak since the last call; None where nothing can be measured."""
+        """The peak since the last call, this moment included; None where nothing can be measured."""
+        if self.group is None:
+            return None
+        self._sample(self.group)
         peak, self.peak = self.peak, 0
-        return None if self.group is None else peak
+        return peak
 
     def num_kills(self) -> int:
         """How many processes were killed because the memory limit was reached."""
@@ -91,14 +94,19 @@ class Meter:
     def end(self) -> None:
         """Stop looking."""
         self._ended.set()
+        if self.group is not None:
+            self._thread.join()
 
     def _watch(self) -> None:
         assert self.group is not None
         while not self._ended.wait(POLL_S):
-            with suppress(OSError, ValueError):
-                found = _numbers(self.group / "memory.stat")
-                used = found.get("anon", found.get("rss", 0)) + found.get("shmem", 0)
-                self.peak = max(self.peak, used)
+            self._sample(self.group)
+
+    def _sample(self, group: Path) -> None:
+        with suppress(OSError, ValueError):
+            found = _numbers(group / "memory.stat")
+            used = found.get("anon", found.get("rss", 0)) + found.get("shmem", 0)
+            self.peak = max(self.peak, used)
 
 
 def _numbers(path: Path) -> dict[str, int]:

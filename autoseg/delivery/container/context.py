@@ -358,7 +358,8 @@ def _write_scripts(made: Path, program: ContainerProgram, tag: str) -> None:
         "label": LABEL,
         "port": str(PORT),
         "title": program.table.title,
-        "memory": f"{program.table.memory_gb or 16:g}g",
+        "memory": f"{program.table.memory_gb:g}g",
+        "shm": f"{1024 * program.table.shm_gb:g}m",
         "input": program.table.input,
         "output": program.table.output,
     }

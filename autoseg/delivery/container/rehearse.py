@@ -30,14 +30,15 @@ POLL_S = 0.05
 HEALTH_S = 10.0
 BROKEN = "broken"
 """Name of the case that is injected."""
-DEFAULT_GB, DEFAULT_MINUTES = 16.0, 10.0
-"""Machine and time for a case where a challenge says nothing."""
+GIB = 1024**3
 RESERVED_GB = 1.0
 """Of a machine's memory, for the platform itself."""
 
 
-def parse_size(text: str, option: str) -> int:
-    """Bytes of ``15g``, ``128m``, ``512k``, as Docker counts them. Raises `AutosegError`."""
+def parse_size(text: str | None, option: str) -> int | None:
+    """Bytes of ``15g``, ``128m``, ``512k``, as Docker counts them; none of none. Raises `AutosegError`."""
+    if text is None:
+        return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", text.strip().lower())
     if found is None or float(found[1]) <= 0:
         issue = Issue(
@@ -51,20 +52,20 @@ def parse_size(text: str, option: str) -> int:
 class Wishes:
     """What a person may choose for a rehearsal; limits that are not given are those of the challenge."""
 
-    memory: str | None = None
-    shm: str = "128m"
+    memory_bytes: int | None = None
+    shm_bytes: int | None = None
     seconds: float | None = None
     method: str = "invoke"
     model: Path | None = None
 
 
-def limits_of(wishes: Wishes, table: ContainerTable | None = None) -> Limits:
-    """The limits of a rehearsal for a challenge. Raises `AutosegError` for sizes that cannot be read."""
-    reserved = RESERVED_GB if table is None or table.kind == "grand-challenge" else 0.0
-    memory = wishes.memory or f"{((table and table.memory_gb) or DEFAULT_GB) - reserved:g}g"
-    seconds = wishes.seconds or 60 * ((table and table.minutes) or DEFAULT_MINUTES)
+def limits_of(wishes: Wishes, table: ContainerTable) -> Limits:
+    """The limits of a rehearsal for a challenge."""
+    reserved = RESERVED_GB if table.kind == "grand-challenge" else 0.0
     return Limits(
-        memory_bytes=parse_size(memory, "--memory"), shm_bytes=parse_size(wishes.shm, "--shm"), seconds=seconds
+        memory_bytes=wishes.memory_bytes or round((table.memory_gb - reserved) * GIB),
+        shm_bytes=wishes.shm_bytes or round(table.shm_gb * GIB),
+        seconds=wishes.seconds or 60 * table.minutes,
     )
 
 
@@ -74,7 +75,6 @@ def rehearse(container: str, cases: Path, wishes: Wishes, *, reporter: Reporter)
     ``container`` is a build context, an image file or the name of an image of Docker. Raises `AutosegError` where there is
     nothing to run or no way of running it; whatever the container does wrong is in the result.
     """
-    limits_of(wishes)  # before anything is built
     opened = opened_container(container, method=wishes.method, model=wishes.model, reporter=reporter)
     with opened as ready, tempfile.TemporaryDirectory(prefix="autoseg-cases-") as folder:
         Path(folder).chmod(0o755)
@@ -212,7 +212,7 @@ def _one_by_one(stage: _Stage, cases: Sequence[RehearsalCase]) -> Iterator[CaseR
             code = _wait(process, stage.limits.seconds * len(group))
             seconds = (time.monotonic() - started) / len(group)
             outcome, message = _exec_outcome(process, code, stage.limits)
-            peak = process.meter.reset()
+            peak = _peak(process, outcome, stage.limits)
         finally:  # after Ctrl-C, too
             stage.outside += process.close()
         for case in group:
@@ -240,8 +240,14 @@ def _exec_outcome(process: Process, code: int | None, limits: Limits) -> tuple[O
     return "failed", f"exit code {code}: {_last_line(process)}"
 
 
+def _peak(process: Process, outcome: Outcome, limits: Limits) -> int | None:
+    """Memory of a case; what reached the limit took all of it, which samples may have missed."""
+    measured = process.meter.reset()
+    return measured if measured is None or outcome != "memory" else limits.memory_bytes
+
+
 def _memory_words(limits: Limits) -> str:
-    return f"exceeded its memory limit of {limits.memory_bytes / 1024**3:g} GiB (exit code {KILLED})"
+    return f"exceeded its memory limit of {limits.memory_bytes / GIB:g} GiB (exit code {KILLED})"
 
 
 def _last_line(process: Process) -> str:
@@ -271,7 +277,7 @@ def _served(stage: _Stage, cases: Sequence[RehearsalCase]) -> Iterator[CaseRepor
             outcome, message = _invoke_outcome(process, status, seconds, stage.limits)
             if outcome == "time":
                 process.stop()
-            peak = process.meter.reset()
+            peak = _peak(process, outcome, stage.limits)
             yield stage.judged(case, [case], places, outcome=outcome, message=message, seconds=seconds, peak_bytes=peak)
         if process is not None:
             stage.issues += _end_server(process)

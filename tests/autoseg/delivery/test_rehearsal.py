@@ -9,7 +9,7 @@ import pytest
 from faulty_container import make_faulty
 
 from autoseg import api
-from autoseg.delivery.container.boxes import namespaces_fault
+from autoseg.delivery.container.boxes import Limits, Meter, namespaces_fault
 from autoseg.delivery.container.context import read_program
 from autoseg.delivery.container.docker import has_docker
 from autoseg.delivery.container.rehearse import Wishes, limits_of, parse_size
@@ -78,8 +78,19 @@ def test_the_memory_limit_is_told(boxes, context, one_case, tmp_path, method):
         return
     assert case.outcome == "memory"
     assert "exit code 137" in case.message
-    assert 200e6 < case.peak_bytes <= 300 * 1024**2
+    assert case.peak_bytes == 300 * 1024**2
     assert not found.passes
+
+
+def test_the_peak_of_memory_counts_the_moment_of_asking(tmp_path):
+    """However short the time between two samples was."""
+    (tmp_path / "memory.stat").write_text("anon 5\nfile 100\nshmem 2\n")
+    meter = Meter(tmp_path)
+    meter.end()
+    assert meter.reset() == 7
+    (tmp_path / "memory.stat").write_text("anon 1\nfile 100\n")
+    assert meter.reset() == 1
+    assert Meter(None).reset() is None
 
 
 @METHODS
@@ -202,8 +213,13 @@ def test_limits_are_those_of_the_challenge():
     tables = {table.name: table for table in load_container_tables()}
     assert limits_of(Wishes(), tables["hecktor25"]).memory_bytes == 15 * 1024**3  # one of 16 is the platform's
     assert limits_of(Wishes(), tables["hecktor25"]).seconds == 600
-    assert limits_of(Wishes(), tables["flare"]).memory_bytes == 28 * 1024**3
-    assert limits_of(Wishes(memory="1g", seconds=5.0), tables["flare"]).seconds == 5
+    assert limits_of(Wishes(), tables["hecktor25"]).shm_bytes == 128 * 1024**2
+    assert limits_of(Wishes(), tables["brats25"]).shm_bytes == 4 * 1024**3
+    assert limits_of(Wishes(), tables["flare"]) == Limits(
+        memory_bytes=28 * 1024**3, shm_bytes=28 * 1024**3, seconds=600
+    )
+    wishes = Wishes(memory_bytes=2, shm_bytes=1, seconds=5.0)
+    assert limits_of(wishes, tables["flare"]) == Limits(memory_bytes=2, shm_bytes=1, seconds=5.0)
     with pytest.raises(AutosegError) as caught:
         api.rehearse("nothing", Path("."), time="soon")
     assert caught.value.codes == ("settings.duration",)

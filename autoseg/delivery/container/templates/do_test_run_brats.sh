@@ -4,6 +4,6 @@ set -euo pipefail
 cd "$(dirname "$0")"
 cases=$(realpath "${1:?usage: ./do_test_run.sh FOLDER with CASE/CASE-t1n.nii.gz ...}")
 mkdir -p test/output
-docker run --rm --network none --memory @memory --shm-size 4g \
+docker run --rm --network none --memory @memory --shm-size @shm \
   --volume "$cases:@input:ro" --volume "$PWD/test/output:@output" @tag
 find test/output -type f

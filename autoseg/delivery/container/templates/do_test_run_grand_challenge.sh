@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 method=$(docker image inspect --format '{{ index .Config.Labels "@label" }}' @tag)
-flags=(--network none --memory @memory --memory-swap @memory --shm-size 128m --pids-limit 256 --cap-drop ALL
+flags=(--network none --memory @memory --memory-swap @memory --shm-size @shm --pids-limit 256 --cap-drop ALL
   --security-opt no-new-privileges --volume "$PWD/model:@model:ro")
 mkdir -p test/output
 for case in test/input/*; do
