@@ -82,7 +82,7 @@ def _label_map(random: np.random.Generator, values: int) -> np.ndarray:
 
 
 def _predicted(random: np.random.Generator, reference: np.ndarray, values: int) -> np.ndarray:
-    """The reference shifted by a voxel, some values lost, some lesions invented; now and then nothing."""
+    """The reference shifted by a voxel, some values lost, some false positive lesions added; now and then nothing."""
     kind = random.integers(8)
     if kind == 0:
         return np.zeros_like(reference)
@@ -293,7 +293,7 @@ def compare(folder: Path) -> int:
             for each, own in _named(record, classes).items():
                 counted = metrics[case_id][keys[each]]
                 ours: dict[str, Any] = dict(scores[case_id][each])
-                ours["counts"] = [counted.lesions_found, counted.lesions_missed, counted.lesions_invented]
+                ours["counts"] = [counted.lesions_found, counted.lesions_missed, counted.lesions_false_positive]
                 for metric, value in own.items():
                     if metric in ours:
                         largest[metric] = max(largest.get(metric, 0.0), _difference(ours[metric], value))

@@ -49,6 +49,8 @@ PARAMETERS = {"surface_dice": {"tolerance_mm", "least_dice"}}
 CROPPED = frozenset({"dice", "surface_dice", "iou"})
 """Metrics that take ``labelled_slices``."""
 OF_LESIONS = frozenset(LesionRule.model_fields) - {"distances"}
+SIGNED = frozenset({"volume_error_ml"})
+"""Metrics that are ranked by their size."""
 LOWER_IS_BETTER = frozenset(name for name in FIELDS if "hausdorff" in name or "error" in name)
 
 
@@ -220,7 +222,7 @@ def _value(scores: ClassMetrics, metric: Metric, of_class: str) -> float | None:
 
 
 def _has_lesions(scores: ClassMetrics) -> bool:
-    return bool(scores.lesions_missed or scores.lesions_invented or scores.lesions_found)
+    return bool(scores.lesions_missed or scores.lesions_false_positive or scores.lesions_found)
 
 
 def _table(
@@ -250,19 +252,12 @@ def format_challenge(scores: ChallengeScores, challenge: Challenge) -> str:
     """The table as text: a line for each class and one for the mean, with half of the 95 % interval after ``±``."""
     rows = {**scores.per_class, "mean": scores.overall}
     header = ["class", *scores.metrics]
-    lines = [[name, *(_cell(own.get(title)) for title in scores.metrics)] for name, own in rows.items()]
+    lines = [[name, *(str(own.get(title, "-")) for title in scores.metrics)] for name, own in rows.items()]
     widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
     text = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))) for line in (header, *lines)]  # fmt: skip
     found = challenge.unconfirmed("scoring")
     notes = [f"Not confirmed, check it: {'; '.join(found)}"] if found else []
     return "\n".join([f"Scores of {challenge.title}", *text, *notes])
-
-
-def _cell(each: Estimate | None) -> str:
-    if each is None or each.mean is None:
-        return "-"
-    half = "" if each.low is None or each.high is None else f" ±{(each.high - each.low) / 2:.4f}"
-    return f"{each.mean:.4f}{half}"
 
 
 def challenge_table(scores: ChallengeScores) -> str:
@@ -291,27 +286,26 @@ def rank_teams(teams: Mapping[str, ChallengeScores], scoring: Scoring) -> dict[s
 
     ``mean_then_rank``: for each metric teams are ranked by its mean over cases and classes, and ranks are averaged (as KiTS23,
     where equals have the lower rank). ``rank_then_mean``: teams are ranked for each case, class and metric, equals have
-    their mean rank, and ranks are averaged. ``mean``: the mean over metrics decides. What is undefined for one team is worse than any value.
+    their mean rank, and ranks are averaged. ``mean``: the mean over metrics decides. Of signed errors the size counts. What is undefined for one team is worse than any value.
     """
     titles = next(iter(teams.values())).metrics
     if scoring.ranking == "mean":
         signs = [1 if title.split(" of ")[0] in LOWER_IS_BETTER else -1 for title in titles]
         if len({*signs}) > 1:
             raise ValueError("cannot rank by a mean of metrics of which some are better low and others high")
-        means = [[own.overall[title].mean for title in titles] for own in teams.values()]
-        values = np.array([[math.nan if value is None else value for value in row] for row in means], np.float64)
+        values = np.stack([_columns(teams, title, of_means=True)[0] for title in titles], axis=1)
         return _ranked(teams, signs[0] * values.mean(axis=1), signs[0])
     of_means = scoring.ranking == "mean_then_rank"
     columns = []
     for title in titles:
         sign = 1 if title.split(" of ")[0] in LOWER_IS_BETTER else -1
-        for row in _columns(teams, title, of_means):
+        for row in _columns(teams, title, of_means=of_means):
             if np.isfinite(row).any():
                 columns.append(ranks_of(np.where(np.isfinite(row), sign * row, np.inf), lowest=of_means))
     return _ranked(teams, np.mean(columns, axis=0), 1)
 
 
-def _columns(teams: Mapping[str, ChallengeScores], title: str, of_means: bool) -> NDArray[np.float64]:
+def _columns(teams: Mapping[str, ChallengeScores], title: str, *, of_means: bool) -> NDArray[np.float64]:
     """(K, teams): what teams are ranked by, NaN where undefined."""
     if of_means:
         found = [[own.overall[title].mean for own in teams.values()]]
@@ -322,7 +316,8 @@ def _columns(teams: Mapping[str, ChallengeScores], title: str, of_means: bool) -
             for case, classes in first.per_case.items()
             for name in classes
         ]
-    return np.array([[math.nan if value is None else value for value in row] for row in found], np.float64)
+    values = np.array([[math.nan if value is None else value for value in row] for row in found], np.float64)
+    return np.abs(values) if title.split(" of ")[0] in SIGNED else values
 
 
 def _ranked(
@@ -405,5 +400,5 @@ def format_resources(found: Mapping[str, Resources]) -> str:
     ):
         values = [getattr(each, name) for each in found.values()]
         filled = np.array([math.nan if value is None else value for value in values], np.float64)
-        lines.append(f"  {title:38}  {_cell(estimate(filled, units))}")
+        lines.append(f"  {title:38}  {estimate(filled, units)}")
     return "\n".join(lines)

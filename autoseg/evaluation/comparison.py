@@ -298,7 +298,7 @@ def format_comparison(comparison: Comparison) -> str:
     lines = ["Mean Dice, ± half of its 95 % interval"]
     width = max(map(len, comparison.results))
     for name, own in comparison.results.items():
-        texts = [f"{each} {_estimate(value)}" for each, value in _in_order(own).items()]
+        texts = [f"{each} {value}" for each, value in _in_order(own).items()]
         lines.append(f"{name:{width}}  {'  '.join(texts)}  ({count_noun(own[MEAN].cases, 'case')})")
     for each in comparison.compared:
         number = max(of.cases for of in each.classes.values())
@@ -327,10 +327,3 @@ def _in_order(own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(spread: Spread) -> str:
     return " ".join(f"{mean:.4f}" for mean in spread.means)
-
-
-def _estimate(value: Estimate) -> str:
-    if value.mean is None:
-        return "-"
-    half = "" if value.low is None or value.high is None else f" ±{(value.high - value.low) / 2:.4f}"
-    return f"{value.mean:.4f}{half}"

@@ -46,6 +46,16 @@ class Estimate(Document):
     units: int
     """Patients, or cases where patients are not known."""
 
+    def __str__(self) -> str:
+        if self.mean is None:
+            return "-"
+        return f"{self.mean:.4f}" + ("" if self.half_width is None else f" ±{self.half_width:.4f}")
+
+    @property
+    def half_width(self) -> float | None:
+        """Half of the interval of the mean, which lies in its middle."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
 
 class Difference(Document):
     """What one of two results gains over the other on the same cases."""

@@ -3,7 +3,7 @@
 Two ways are in use:
 
 * ``overlap``: a reference lesion is found where any predicted component touches it. All components that touch it are
-  compared with it together; a component that touches none is invented. Lesions whose dilated masks meet are one, and what
+  compared with it together; a component that touches none is a false positive. Lesions whose dilated masks meet are one, and what
   touches the dilated mask touches the lesion. Without dilation and smallest volume this is the plain way (as ISLES'22);
   with them it is that of BraTS 2023 (github.com/rachitsaluja/BraTS-2023-Metrics 43c9052).
 * ``one_to_one``: each reference lesion has at most one predicted component, so that the sum of their Dice is as large as
@@ -43,13 +43,13 @@ class LesionRule(Document):
     least_dice: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Dice of a matched lesion from which on it is found."""
     misses_count: bool = True
-    """Whether missed and invented lesions are in the means by lesion (Dice 0), or these are over matched ones."""
+    """Whether missed and false positive lesions are in the means by lesion (Dice 0), or these are over matched ones."""
     distances: bool = False
     """Whether the 95 % Hausdorff distance of each lesion is measured, which takes long."""
     distance: Literal["surface", "border"] = "surface"
     """``surface``: as that of classes (`surfaces.surface_scores`). ``border``: between border voxels (`surfaces.border_distance`)."""
     missing_mm: Annotated[float, Field(ge=0)] | None = None
-    """Distance of a missed or invented lesion; none: they have none, and the mean is over matched lesions."""
+    """Distance of a missed or false positive lesion; none: they have none, and the mean is over matched lesions."""
 
 
 PLAIN = LesionRule(distances=True)
@@ -62,7 +62,7 @@ class LesionScores:
     found: int
     """Reference lesions that are counted and found."""
     missed: int
-    invented: int
+    false_positive: int
     """Predicted components without a reference lesion."""
     count_error: int
     """Predicted components minus reference lesions, all of them."""
@@ -80,7 +80,7 @@ class _Matched:
     predicted: NDArray[np.int32]
     of_lesion: tuple[tuple[int, tuple[int, ...], float], ...]
     """Reference lesion, its predicted components, and their Dice."""
-    invented: int
+    false_positive: int
 
 
 def score_lesions(prediction: BoolArray, reference: BoolArray, rule: LesionRule, spacing_mm: Spacing) -> LesionScores:
@@ -90,12 +90,12 @@ def score_lesions(prediction: BoolArray, reference: BoolArray, rule: LesionRule,
     matched, num_lesions = match(predicted, num_predicted, reference, rule, math.prod(spacing_mm))
     found = sum(bool(own) and dice >= rule.least_dice for _, own, dice in matched.of_lesion)
     pairs = [(lesion, own, dice) for lesion, own, dice in matched.of_lesion if own]
-    apart = len(matched.of_lesion) - len(pairs) + matched.invented
+    apart = len(matched.of_lesion) - len(pairs) + matched.false_positive
     extra = [0.0] * apart if rule.misses_count else [0.0] * (not pairs and apart > 0)
     return LesionScores(
         found=found,
         missed=len(matched.of_lesion) - found,
-        invented=matched.invented,
+        false_positive=matched.false_positive,
         count_error=num_predicted - num_lesions,
         dice=_mean([*(dice for _, _, dice in pairs), *extra]),
         hausdorff95_mm=_distance(matched, pairs, len(extra), rule, spacing_mm) if rule.distances else None,
@@ -129,8 +129,8 @@ def _touching(
         shared = sum(common.get((int(lesion), component), 0) for component in components)
         total = int(sizes[lesion]) + sum(int(predicted_sizes[component]) for component in components)
         of_lesion.append((int(lesion), components, 2 * shared / total))
-    invented = num_predicted - len({component for (_, component), _ in touching})
-    matched = _Matched(lesions=lesions, predicted=predicted, of_lesion=tuple(of_lesion), invented=invented)
+    false_positive = num_predicted - len({component for (_, component), _ in touching})
+    matched = _Matched(lesions=lesions, predicted=predicted, of_lesion=tuple(of_lesion), false_positive=false_positive)
     return matched, number
 
 
@@ -157,8 +157,8 @@ def _one_to_one(
         else (int(row) + 1, (), 0.0)
         for row in map(int, np.flatnonzero(sizes * voxel_mm3 > rule.ignored_mm3))
     )
-    invented = num_predicted - len(partner)
-    return _Matched(lesions=lesions, predicted=predicted, of_lesion=of_lesion, invented=invented), number
+    false_positive = num_predicted - len(partner)
+    return _Matched(lesions=lesions, predicted=predicted, of_lesion=of_lesion, false_positive=false_positive), number
 
 
 def _pairs(first: NDArray[np.int32], second: NDArray[np.int32]) -> list[tuple[tuple[int, int], int]]:

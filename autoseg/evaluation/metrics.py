@@ -92,7 +92,7 @@ class ClassMetrics(Document):
     lesions_found: int | None = None
     """This and all that follow are none where lesions were not asked for."""
     lesions_missed: int | None = None
-    lesions_invented: int | None = None
+    lesions_false_positive: int | None = None
     lesion_count_error: int | None = None
     """Predicted components minus reference lesions."""
     lesion_dice: float | None = None
@@ -155,14 +155,14 @@ class ClassMetrics(Document):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lesion_precision(self) -> float | None:
-        """Found / (found + invented) lesions; none where there are neither."""
-        return _share(self.lesions_found, self.lesions_invented)
+        """Found / (found + false positive) lesions; none where there are neither."""
+        return _share(self.lesions_found, self.lesions_false_positive)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def lesion_f1(self) -> float | None:
-        """2 found / (2 found + missed + invented) lesions; none where there is no lesion in either."""
-        counts = self.lesions_found, self.lesions_missed, self.lesions_invented
+        """2 found / (2 found + missed + false positive) lesions; none where there is no lesion in either."""
+        counts = self.lesions_found, self.lesions_missed, self.lesions_false_positive
         if counts[0] is None or counts[1] is None or counts[2] is None:
             return None
         return 2 * counts[0] / (2 * counts[0] + counts[1] + counts[2]) if sum(filter(None, counts)) else None
@@ -308,7 +308,7 @@ def _lesion_fields(masks: tuple[BoolArray, BoolArray], rule: LesionRule, spacing
     return {
         "lesions_found": scores.found,
         "lesions_missed": scores.missed,
-        "lesions_invented": scores.invented,
+        "lesions_false_positive": scores.false_positive,
         "lesion_count_error": scores.count_error,
         "lesion_dice": scores.dice,
         "lesion_hausdorff95_mm": scores.hausdorff95_mm,

@@ -113,7 +113,7 @@ def _unscored(metrics: ClassMetrics) -> ClassMetrics:
     """Scores of a class that counts as empty in both label maps."""
     scores: dict[str, object] = dict.fromkeys(("dice", "iou", "hausdorff95_mm", "surface_dice"))
     if metrics.lesions_found is not None:
-        scores |= dict.fromkeys(("lesions_found", "lesions_missed", "lesions_invented"), 0)
+        scores |= dict.fromkeys(("lesions_found", "lesions_missed", "lesions_false_positive"), 0)
     counts = dict.fromkeys(("tp", "fp", "fn", "n_pred", "n_ref", "volume_prediction_ml", "volume_reference_ml"), 0)
     total = metrics.tp + metrics.fp + metrics.fn + metrics.tn
     return ClassMetrics.model_validate(scores | counts | {"tn": total})

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from autoseg.evaluation.intervals import (
     FEWEST,
@@ -66,9 +66,11 @@ NOT_ESTIMATED = {
     "volume_reference_ml",
     "lesions_found",
     "lesions_missed",
-    "lesions_invented",
+    "lesions_false_positive",
 }
 LOWER_IS_BETTER = frozenset({"hausdorff95_mm", "lesion_hausdorff95_mm"})
+SIGNED = frozenset({"volume_error_ml", "relative_volume_error", "lesion_count_error"})
+"""Errors of which the one next to 0 is best."""
 FOREGROUND = "foreground"
 """Key of the mean over classes in ``estimates``."""
 HARDLY_FOUND = 0.1
@@ -103,8 +105,8 @@ class ClassCounts(Document):
     """Cases without the class in either; they have no Dice and no surface scores and enter no mean of those."""
     missed: int
     """Cases whose reference has the class and whose prediction has not: Dice 0, no Hausdorff distance."""
-    invented: int
-    """Cases whose prediction has the class and whose reference has not: Dice 0, no Hausdorff distance."""
+    false_positive: Annotated[int, Field(validation_alias=AliasChoices("false_positive", "invented"))]
+    """Cases whose prediction has the class and whose reference has not: Dice 0, no Hausdorff distance. Version 0.2 called them ``invented``."""
     in_mean: dict[str, int]
     """For each metric, the number of cases in its mean."""
 
@@ -202,13 +204,16 @@ def class_statistics(
 
     values = scores_by_case(summary, metric, classes)
     defined = values.dropna(axis="columns", how="all")
-    lower = metric in LOWER_IS_BETTER
+    badness = defined.abs() if metric in SIGNED else defined if metric in LOWER_IS_BETTER else -defined
+    worst_case = badness.idxmax().astype(object).reindex(values.columns)
     return pd.DataFrame(
         {
             "mean": values.mean(),
             "sd": values.std(),
-            "worst": values.max() if lower else values.min(),
-            "worst_case": (defined.idxmax() if lower else defined.idxmin()).astype(object).reindex(values.columns),
+            "worst": pd.Series(
+                {name: values[name].get(case, np.nan) for name, case in worst_case.items()}, dtype=float
+            ),
+            "worst_case": worst_case,
             "cases": values.count(),
         }
     )
@@ -245,7 +250,11 @@ def summarize(
     means, in_mean = mean.to_dict("index"), defined.to_dict("index")
     foreground = mean.loc[[each.name for each in classes]]
     predicted, expected = wide["n_pred"] > 0, wide["n_ref"] > 0
-    events = {"both_empty": ~predicted & ~expected, "missed": ~predicted & expected, "invented": predicted & ~expected}
+    events = {
+        "both_empty": ~predicted & ~expected,
+        "missed": ~predicted & expected,
+        "false_positive": predicted & ~expected,
+    }
     counted = {name: which.groupby("class").sum() for name, which in events.items()}
     return Summary(
         classes=tuple(classes),
@@ -359,7 +368,7 @@ def read_summary(path: Path) -> Summary:
 def format_table(summary: Summary) -> str:
     """The summary as text for a terminal: a line for each class, one for the mean over classes, those of unions, and notes.
 
-    After ``±`` is half of the 95 % interval of the mean. ``NSD`` is the normalised surface Dice; ``worst`` the lowest Dice,
+    After ``±`` is half of the 95 % interval of the mean, where there is one. ``NSD`` is the normalised surface Dice; ``worst`` the lowest Dice,
     and its case.
     """
     import pandas as pd
@@ -380,7 +389,8 @@ def format_table(summary: Summary) -> str:
     for title, (metric, digits) in shown.items():
         found = [estimates[key][metric] for key in keys]
         columns.append((title, [_text(each.mean, digits) for each in found]))
-        columns.append(("±", [_text(half_width(each), digits) for each in found]))
+        if any(each.half_width is not None for each in found):
+            columns.append(("±", [_text(each.half_width, digits) for each in found]))
     for name in ("sd", "cases", "worst", "worst_case"):
         middle = len(summary.metric_per_case) if name == "cases" else ""
         title = "case" if name == "worst_case" else name
@@ -401,11 +411,6 @@ def _detection_lines(summary: Summary) -> list[str]:
         for each in summary.classes
         if (curve := summary.detection.get(each.key)) is not None
     ]
-
-
-def half_width(each: Estimate) -> float | None:
-    """Half of the interval of a mean, which lies in its middle."""
-    return None if each.low is None or each.high is None else (each.high - each.low) / 2
 
 
 def estimates_of(summary: Summary, metrics: Sequence[str] = ("Dice",)) -> dict[str, dict[str, Estimate]]:
@@ -447,7 +452,7 @@ def score_notes(summary: Summary) -> tuple[Issue, ...]:
         left_out = {
             "without it in prediction and reference (not in the means)": counts.both_empty,
             "missed (Dice 0, no distance)": counts.missed,
-            "falsely predicted (Dice 0, no distance)": counts.invented,
+            "false positive (Dice 0, no distance)": counts.false_positive,
             "with all of its surface next to ignored voxels (no surface scores)": counts.cases
             - counts.both_empty
             - counts.in_mean["surface_dice"],

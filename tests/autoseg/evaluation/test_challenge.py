@@ -89,7 +89,7 @@ def test_kits_scores_nested_classes_and_counts_empty_ones() -> None:
     dice = {name: [got.per_case[case][name]["dice"] for case in ("case_0", "case_1")] for name in got.per_class}
     assert dice == {
         "kidney and masses": [1.0, pytest.approx(2 / 3)],
-        "masses": [pytest.approx(2 / 3), 0.0],  # invented in the second case
+        "masses": [pytest.approx(2 / 3), 0.0],  # a false positive in the second case
         "tumour": [1.0, 0.0],
     }
     both_empty = scores(find_challenge("kits23"), [(line(1), line(1))])
@@ -119,7 +119,7 @@ def test_flare_scores_some_organs_between_their_slices_and_low_dice_has_no_surfa
         assert (got["dice"], got["surface_dice"]) == (pytest.approx(2 * voxels / (10 + voxels)), surface)
 
 
-def test_brats_penalises_missed_and_invented_lesions() -> None:
+def test_brats_penalises_missed_and_false_positive_lesions() -> None:
     brats = find_challenge("brats2023-gli")
     reference, prediction = (np.zeros((6, 12, 30), np.uint8) for _ in range(2))
     reference[:4, :4, :4] = 3  # 64 voxels: found
@@ -219,6 +219,13 @@ def test_lower_distances_rank_higher() -> None:
 
     for ranking in ("rank_then_mean", "mean_then_rank", "mean"):
         assert list(rank_teams(teams, Scoring(ranking=ranking))) == ["near", "far"]
+
+
+def test_errors_of_volume_are_ranked_by_their_size() -> None:
+    teams = {"much less": team(-9.0, -9.0, metric="volume_error_ml"), "more": team(1.0, 2.0, metric="volume_error_ml")}
+
+    for ranking in ("rank_then_mean", "mean_then_rank", "mean"):
+        assert list(rank_teams(teams, Scoring(ranking=ranking))) == ["more", "much less"]
 
 
 # --- resources ---

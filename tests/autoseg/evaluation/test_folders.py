@@ -119,7 +119,7 @@ def test_means_leave_undefined_scores_out_and_count_them(folders: tuple[Path, Pa
     got = evaluate_folder(predictions, references)
 
     two = got.counts["2"]
-    assert (two.cases, two.both_empty, two.missed, two.invented) == (4, 1, 1, 1)
+    assert (two.cases, two.both_empty, two.missed, two.false_positive) == (4, 1, 1, 1)
     assert (two.in_mean["Dice"], two.in_mean["hausdorff95_mm"], two.in_mean["TP"]) == (3, 1, 4)
     assert got.mean["2"]["Dice"] == pytest.approx(1 / 3)
     assert got.mean["2"]["hausdorff95_mm"] == 0.0

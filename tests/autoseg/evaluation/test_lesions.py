@@ -24,7 +24,7 @@ def score(prediction: str, reference: str, **rule: object) -> object:
 def test_plain_way_counts_lesions_and_averages_their_dice() -> None:
     got = score("xx....x....xx..", "xx..xxx.xx.....", distances=True)
 
-    assert (got.found, got.missed, got.invented, got.count_error) == (2, 1, 1, 0)
+    assert (got.found, got.missed, got.false_positive, got.count_error) == (2, 1, 1, 0)
     assert got.dice == pytest.approx((1.0 + 2 / 4 + 0 + 0) / 4)
     assert got.hausdorff95_mm == pytest.approx((0.0 + 2.0) / 2)  # of the two that were found
 
@@ -32,7 +32,7 @@ def test_plain_way_counts_lesions_and_averages_their_dice() -> None:
 def test_components_that_touch_one_lesion_are_compared_with_it_together() -> None:
     got = score("xx.xx", "xxxxx")
 
-    assert (got.found, got.missed, got.invented, got.count_error) == (1, 0, 0, 1)
+    assert (got.found, got.missed, got.false_positive, got.count_error) == (1, 0, 0, 1)
     assert got.dice == pytest.approx(2 * 4 / 9)
 
 
@@ -49,15 +49,15 @@ def test_dilation_joins_lesions_whose_growth_meets(gap: str, lesions: int) -> No
 def test_component_beside_a_lesion_finds_it_within_the_dilation(prediction: str, found: int) -> None:
     got = score(prediction, "x...", dilation=1)
 
-    assert (got.found, got.invented) == (found, 1 - found)
+    assert (got.found, got.false_positive) == (found, 1 - found)
     assert got.dice == 0.0
 
 
 @pytest.mark.parametrize(("limit", "counted"), [(2.0, 0), (1.99, 1)])
-def test_small_lesions_are_not_counted_but_what_touches_them_is_not_invented(limit: float, counted: int) -> None:
+def test_small_lesions_are_not_counted_but_what_touches_them_is_no_false_positive(limit: float, counted: int) -> None:
     got = score("xx..", "xx..", ignored_mm3=limit)
 
-    assert (got.found, got.missed, got.invented) == (counted, 0, 0)
+    assert (got.found, got.missed, got.false_positive) == (counted, 0, 0)
     assert got.dice == (1.0 if counted else None)
 
 
@@ -81,8 +81,8 @@ def test_one_to_one_gives_each_lesion_its_best_component_and_each_component_one_
     overlap = score("x.xxxxx", "xxx.xxx")
     matched = score("x.xxxxx", "xxx.xxx", matching="one_to_one", misses_count=False)
 
-    assert (overlap.found, overlap.invented) == (2, 0)
-    assert (matched.found, matched.missed, matched.invented) == (2, 0, 0)
+    assert (overlap.found, overlap.false_positive) == (2, 0)
+    assert (matched.found, matched.missed, matched.false_positive) == (2, 0, 0)
     assert matched.dice == pytest.approx((2 / 4 + 6 / 8) / 2)
 
 
@@ -90,7 +90,7 @@ def test_one_to_one_gives_each_lesion_its_best_component_and_each_component_one_
 def test_misses_are_in_the_mean_or_not(misses_count: bool, dice: float) -> None:
     got = score("xx...xx", "xx.xx..", matching="one_to_one", misses_count=misses_count)
 
-    assert (got.found, got.missed, got.invented) == (1, 1, 1)
+    assert (got.found, got.missed, got.false_positive) == (1, 1, 1)
     assert got.dice == pytest.approx(dice)
 
 
@@ -98,12 +98,12 @@ def test_misses_are_in_the_mean_or_not(misses_count: bool, dice: float) -> None:
 def test_matched_lesion_is_found_from_a_dice_on(least: float, found: int) -> None:
     got = score("x...", "xxx.", matching="one_to_one", least_dice=least)
 
-    assert (got.found, got.missed, got.invented) == (found, 1 - found, 0)
+    assert (got.found, got.missed, got.false_positive) == (found, 1 - found, 0)
 
 
 @pytest.mark.parametrize(("misses_count", "distance"), [(True, 100.0), (False, 300.0)])
 def test_missing_lesions_have_the_distance_of_the_rule(misses_count: bool, distance: float) -> None:
-    """With one that fits, one missed and one invented; without it, those alone."""
+    """With one that fits, one missed and one false positive; without it, those alone."""
     rule = {"distances": True, "missing_mm": 150.0 if misses_count else 300.0, "misses_count": misses_count}
 
     if misses_count:
@@ -116,7 +116,7 @@ def test_missing_lesions_have_the_distance_of_the_rule(misses_count: bool, dista
 def test_nothing_in_either_has_no_scores(matching: str) -> None:
     got = score("...", "...", matching=matching, distances=True, missing_mm=374.0)
 
-    assert (got.found, got.missed, got.invented, got.dice, got.hausdorff95_mm) == (0, 0, 0, None, None)
+    assert (got.found, got.missed, got.false_positive, got.dice, got.hausdorff95_mm) == (0, 0, 0, None, None)
 
 
 def test_border_distance_is_between_voxels_and_pooled() -> None:

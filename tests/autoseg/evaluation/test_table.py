@@ -67,7 +67,7 @@ def test_summary_derives_means_and_counts_from_the_table(summary: Summary) -> No
     assert summary.mean_dice == pytest.approx((5 / 9 + 1) / 2)
     assert summary.mean["1"]["n_pred"] == 1.0
     tail = summary.counts["2"]
-    assert (tail.cases, tail.both_empty, tail.missed, tail.invented) == (3, 2, 0, 0)
+    assert (tail.cases, tail.both_empty, tail.missed, tail.false_positive) == (3, 2, 0, 0)
     assert (tail.in_mean["Dice"], tail.in_mean["TP"]) == (1, 3)
 
 
@@ -94,6 +94,20 @@ def test_worst_distance_is_the_largest(summary: Summary) -> None:
 
     assert (head["worst"], head["worst_case"]) == (2.0, "half")
     assert head["cases"] == 2  # the missed one has no distance
+
+
+def test_worst_error_of_volume_is_the_one_farthest_from_0() -> None:
+    cases = [case("more", [1, 1, 0, 0], [1, 0, 0, 0]), case("less", [0, 0, 0, 0], [1, 1, 0, 0])]
+    head = class_statistics(summarize(cases, CLASSES), "volume_error_ml").loc["head"]
+
+    assert (head["worst"], head["worst_case"]) == (pytest.approx(-0.004), "less")
+    assert head["mean"] == pytest.approx(-0.001)
+
+
+def test_no_column_of_intervals_without_one(summary: Summary) -> None:
+    two = summarize(summary.metric_per_case[:2], CLASSES)
+
+    assert "±" not in format_table(two)
 
 
 def test_class_that_is_nowhere_has_no_worst_case() -> None:
@@ -128,19 +142,22 @@ def test_summary_has_the_fields_of_nnunet_and_survives_storage(summary: Summary,
     assert half["metrics"]["2"]["Dice"] is None
     assert list(stored) == sorted(stored)
     assert read_summary(tmp_path / "summary.json") == summary
+    for counts in stored["counts"].values():
+        counts["invented"] = counts.pop("false_positive")  # the name that version 0.2 wrote
+    (tmp_path / "old.json").write_text(json.dumps(stored))
+    assert read_summary(tmp_path / "old.json") == summary
 
 
 def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
     lines = format_table(summary).splitlines()
 
-    head = ["class", "Dice", "±", "HD95", "mm", "±", "NSD", "1", "mm", "±", "sd", "cases", "worst", "case"]
+    head = ["class", "Dice", "±", "HD95", "mm", "NSD", "1", "mm", "±", "sd", "cases", "worst", "case"]
     assert lines[0].split() == head
     assert lines[1].split() == [
         "head",
         "0.556",
         "1.265",
         "1.00",
-        "-",
         "0.500",
         "1.242",
         "0.509",
@@ -148,7 +165,7 @@ def test_text_lines_up_and_says_what_was_left_out(summary: Summary) -> None:
         "0.000",
         "missed",
     ]
-    assert lines[2].split() == ["tail", "1.000", "-", "0.00", "-", "1.000", "-", "-", "1", "1.000", "perfect"]
+    assert lines[2].split() == ["tail", "1.000", "-", "0.00", "1.000", "-", "-", "1", "1.000", "perfect"]
     assert lines[3].split()[:4] == ["mean", "of", "classes", "0.778"]
     assert lines[4] == "head: of 3 cases, 1 missed (Dice 0, no distance)"
     assert lines[5] == "tail: of 3 cases, 2 without it in prediction and reference (not in the means)"
