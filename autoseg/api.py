@@ -20,6 +20,7 @@ from autoseg.tracking.progress import Reporter, SilentReporter
 if TYPE_CHECKING:
     from autoseg.data.checks.report import CheckReport
     from autoseg.data.discovery.inputs import Inputs
+    from autoseg.data.tables import GroupsTable
     from autoseg.delivery.container.verdict import Rehearsal
     from autoseg.delivery.submission import Submission
     from autoseg.evaluation.comparison import Comparison
@@ -362,6 +363,7 @@ def evaluate(
     challenge: str | None = None,
     metrics: Sequence[str] = (),
     tolerance_mm: float | None = None,
+    groups_table: Place | None = None,
     strict: bool = False,
     workers: int | None = None,
     cluster: str | None = None,
@@ -372,10 +374,12 @@ def evaluate(
     ``references`` is a folder of the same form, or a dataset; two label map files are one case. Names may differ by words such as ``_mask``, ``_pred`` or
     ``_0000``. ``tolerance_mm`` is that of the surface Dice (default 1). With ``challenge``, a name or a TOML file, classes, tolerances and
     ways with lesions are those of its record (`autoseg.evaluation.challenge.challenge_scores` makes its table). ``metrics``: ``lesions``
-    scores single lesions, ``detection`` a detection curve, which needs the probabilities. What has no counterpart is in ``not_scored`` of the
+    scores single lesions, ``detection`` a detection curve, which needs the probabilities. ``groups_table`` is a CSV file with a column
+    ``case`` or ``patient`` and others, such as site or age: scores are compared between their groups. What has no counterpart is in ``not_scored`` of the
     summary, or with ``strict`` an error. A Dask ``cluster`` gets the cases. Raises `AutosegError` with all issues of both folders.
     """
     from autoseg.compute.executor import available_cores
+    from autoseg.data.tables import read_groups_table
     from autoseg.evaluation.challenge import find_challenge, lesion_rule, scored_classes, tolerance_of
     from autoseg.evaluation.detection import detection_curves
     from autoseg.evaluation.folders import evaluate_folder
@@ -384,6 +388,7 @@ def evaluate(
     from autoseg.inference.predictions import read_predictions_header
 
     _require_metrics(metrics)
+    table = None if groups_table is None else read_groups_table(_path("groups_table", groups_table))
     scoring = None if challenge is None else find_challenge(challenge).scoring
     lesions = PLAIN if "lesions" in metrics else None
     if scoring is not None:
@@ -407,7 +412,19 @@ def evaluate(
             **how,
         )
         curves = detection_curves(summary, **how) if "detection" in metrics else {}
+    summary = summary if table is None else _by_group(summary, table, how["reporter"])
     return summary.model_copy(update={"challenge": challenge, "detection": curves})
+
+
+def _by_group(summary: Summary, table: GroupsTable, reporter: Reporter) -> Summary:
+    """With scores by the groups of a table; what of it makes none is said."""
+    from autoseg.data.tables import groupings_of
+    from autoseg.evaluation.table import patients_in, with_groups
+
+    groupings, notes = groupings_of(table, patients_in(summary))
+    for note in notes:
+        reporter.say(f"Note: {note}")
+    return with_groups(summary, groupings)
 
 
 MORE_METRICS = ("lesions", "detection")

@@ -216,6 +216,19 @@ class Settings(Document):
         ),
     ] = None
     leave_one_group_out: Annotated[bool, Option("One fold for each group.", "schedule")] = False
+    hold_out_groups: Annotated[
+        str | None,
+        Option("One fold for each group of this column of --groups-table: leave one site out.", "schedule", "COLUMN"),
+    ] = None
+    groups_table: Annotated[
+        OptionalPath,
+        Option(
+            "CSV file with a column case or patient and others, such as site, sex or age: scores by each of them.",
+            "schedule",
+            "FILE",
+            decides=False,
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0), Option("Random seed (default: 0).", "schedule", "INTEGER")] = 0
     device: Annotated[
         str,

@@ -161,6 +161,8 @@ RUN = PREPROCESS | {
     "--device",
     "--folds",
     "--groups",
+    "--groups-table",
+    "--hold-out-groups",
     "--leave-one-group-out",
     "--mirroring",
     "--race",
@@ -192,6 +194,7 @@ OPTIONS = {
     "evaluate": {
         "--as",
         "--cluster",
+        "--groups-table",
         "--metrics",
         "--out",
         "--resources",

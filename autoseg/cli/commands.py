@@ -38,8 +38,10 @@ from autoseg.cli.options import (
 )
 from autoseg.cli.scores import (
     ChallengeOption,
+    GroupsOption,
     MetricsOption,
     ResourcesOption,
+    ScoresOption,
     ToleranceOption,
     compare,
     place_for_scores,
@@ -399,18 +401,12 @@ def evaluate(
             help="Folder of reference label maps or masks of the same cases, or a dataset.", show_default=False
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="File for all scores, with a CSV beside it (default: PREDICTIONS/summary.json).",
-            show_default=False,
-        ),
-    ] = None,
+    out: ScoresOption = None,
     challenge: ChallengeOption = None,
     metrics: MetricsOption = "",
     resources: ResourcesOption = None,
     tolerance_mm: ToleranceOption = None,
+    groups_table: GroupsOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse predictions without a reference, and the reverse.")
     ] = False,
@@ -423,7 +419,10 @@ def evaluate(
     Classes have their names in datasets and in folders that `autoseg predict` wrote, and are named by value elsewhere.
     """
     fix = "pass a folder of label maps"
-    require_sound_call(*(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)))
+    require_sound_call(
+        *(missing(each, code="evaluation.no_folder", fix=fix) for each in (predictions, references)),
+        missing(groups_table, code="groups.unreadable", fix="pass a CSV file"),
+    )
     from autoseg.evaluation.table import format_table, write_summary, write_table
 
     path = place_for_scores(predictions, out)
@@ -434,6 +433,7 @@ def evaluate(
         challenge=challenge,
         metrics=[name.strip() for name in metrics.split(",") if name.strip()],
         tolerance_mm=tolerance_mm,
+        groups_table=groups_table,
         strict=strict,
         workers=workers,
         cluster=cluster,

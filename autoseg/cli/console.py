@@ -212,7 +212,7 @@ def treat_termination_as_interrupt() -> None:
             signal.signal(getattr(signal, name), interrupt)
 
 
-FILES = ("spec", "pretrained", "schedule", "splits", "groups")
+FILES = ("spec", "pretrained", "schedule", "splits", "groups", "groups_table")
 """Settings that name what must exist."""
 
 

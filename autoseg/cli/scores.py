@@ -45,6 +45,25 @@ ToleranceOption = Annotated[
 ]
 
 
+ScoresOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="File for all scores, with a CSV beside it (default: PREDICTIONS/summary.json).",
+        show_default=False,
+    ),
+]
+GroupsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--groups-table",
+        metavar="FILE",
+        help="CSV file with a column case or patient and others, such as site, sex or age: scores by each of them.",
+        show_default=False,
+    ),
+]
+
+
 def place_for_scores(predictions: Path, out: Path | None) -> Path:
     """The JSON file for scores, which may be written, and so may the table beside it."""
     from autoseg.evaluation.table import require_own_table

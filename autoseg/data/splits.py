@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -13,8 +12,9 @@ from typing import Annotated, Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from autoseg.data.tables import read_lines, require_columns, require_entries
 from autoseg.issues import AutosegError, Issue
-from autoseg.wording import count_noun, shorten, suggest
+from autoseg.wording import shorten, suggest
 from planners import Document
 
 SHUFFLE_SEED = 12345
@@ -376,34 +376,9 @@ def _fold_issues(where: str, fold: dict[str, list[str]], num_folds: int) -> list
 
 
 def _read_rows(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, case and group of each line that is not blank; separated by commas, semicolons or tabs, as the header is.
-
-    Each line is parsed by itself, so that a quote that is not closed does not swallow the next ones.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "pass a CSV file in UTF-8 with --groups"
-        raise _invalid(path, f"could not be read ({error})", fix, code="groups.unreadable") from error
-    numbered = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    header = numbered[0][1] if numbered else ""
-    rows, issues = [], []
-    for number, line in numbered:
-        try:
-            separator = max(",;\t", key=header.count)
-            (entries,) = csv.reader([line], delimiter=separator, skipinitialspace=True, strict=True)
-            rows.append((number, [entry.strip() for entry in entries]))
-        except csv.Error as error:
-            message, fix = f"not a line of a table ({error})", "correct it; a quote must be closed on its line"
-            issues.append(Issue(code="groups.invalid_line", where=f"{path}, line {number}", message=message, fix=fix))
-    _refuse(path, issues)
-    columns = [name.lower() for name in rows[0][1]] if rows else []
-    for name in ("case", "group"):
-        if columns.count(name) != 1:
-            message = f"{count_noun(columns.count(name), 'column')} {name} in the first line {header!r:.200}"
-            fix = "name the columns case and group once each in the first line"
-            raise _invalid(path, message, fix, code="groups.columns")
-    named = [(number, dict(zip(columns, entries, strict=False))) for number, entries in rows[1:] if any(entries)]
-    if not named:
-        raise _invalid(path, "lists no cases", "write one line for each case, or omit --groups", code="groups.empty")
-    return [(number, row.get("case", ""), row.get("group", "")) for number, row in named]
+    """Line number, case and group of each line that is not blank."""
+    columns, rows = read_lines(path, "--groups")
+    require_columns(path, [name.lower() for name in columns], ("case", "group"))
+    require_entries(path, rows, "--groups")
+    lower = [(number, {name.lower(): entry for name, entry in row.items()}) for number, row in rows]
+    return [(number, row.get("case", ""), row.get("group", "")) for number, row in lower]

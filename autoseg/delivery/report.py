@@ -18,15 +18,16 @@ from pydantic import JsonValue
 
 from autoseg.data.dataset import DatasetDescription
 from autoseg.delivery.figures import case_scores, configuration_curves, fold_curves, overlay
+from autoseg.evaluation.groups import FOREGROUND
 from autoseg.evaluation.intervals import Estimate
 from autoseg.evaluation.scoring import reference_labels
 from autoseg.evaluation.selection import Selection
 from autoseg.evaluation.table import (
-    FOREGROUND,
     Summary,
     case_ranks,
     class_statistics,
     estimates_of,
+    group_notes,
     score_notes,
     scores_by_case,
 )
@@ -291,6 +292,8 @@ def _scores(summary: Summary) -> dict[str, object]:
         ],
         "cases": [(case, mean, dice[case], distance[case]) for case, mean in case_ranks(summary).items()],
         "notes": score_notes(summary),
+        "group_notes": group_notes(summary),
+        "foreground": FOREGROUND,
         "picture": case_scores(summary),
     }
 

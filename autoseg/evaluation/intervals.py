@@ -107,6 +107,15 @@ def estimate(values: Values, units: Units) -> Estimate:
     )
 
 
+def estimate_over_classes(values: Values, units: Units) -> Estimate:
+    """Of the mean over classes of ``values`` (N, C); the median is of the means of each case over the classes that it has."""
+    defined = np.isfinite(values)
+    number = defined.sum(axis=1)
+    of_case = np.where(number > 0, np.where(defined, values, 0).sum(axis=1) / np.maximum(number, 1), np.nan)
+    mean, low, high, _ = mean_interval(values, units)
+    return estimate(of_case, units).model_copy(update={"mean": mean, "low": low, "high": high})
+
+
 def mean_interval(values: Values, units: Units) -> tuple[float | None, float | None, float | None, int]:
     """Mean over cases (of each class, then over classes), its interval, and the units that it rests on.
 

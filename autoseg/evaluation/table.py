@@ -12,7 +12,8 @@ score nothing start without it.
   ``volume_correlation``: class -> Pearson's correlation of predicted and reference volumes over cases;
 * ``classes``: names and values of the classes; ``unions``: those of classes that are scored together, too, and are in no
   foreground mean; ``counts`` and ``foreground_classes``: how many cases and classes each mean
-  rests on; ``ignore``, ``tolerance_mm``, ``lesions``, ``detection``, ``challenge``, ``not_scored``, ``schema_version``.
+  rests on; ``ignore``, ``tolerance_mm``, ``lesions``, ``detection``, ``challenge``, ``not_scored``, ``schema_version``;
+* ``groups``: for each column of a table of groups, Dice in each group with intervals, and where one differs (`groups.ScoresByGroup`).
 
 Metrics are ``Dice``, ``IoU``, ``TP``, ``FP``, ``FN``, ``TN``, ``n_pred``, ``n_ref``, ``volume_prediction_ml``,
 ``volume_reference_ml``, ``hausdorff95_mm``, ``surface_dice``, ``sensitivity``, ``precision``, ``specificity``,
@@ -32,13 +33,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AliasChoices, Field
 
+from autoseg.data.splits import patients_by_name
+from autoseg.data.tables import Grouping
+from autoseg.evaluation.groups import FOREGROUND, ScoresByGroup, in_words, scores_by_group
 from autoseg.evaluation.intervals import (
     FEWEST,
     RELIABLE,
     Estimate,
-    Units,
     estimate,
-    mean_interval,
+    estimate_over_classes,
     unit_codes,
 )
 from autoseg.evaluation.lesions import DetectionCurve, LesionRule
@@ -71,8 +74,6 @@ NOT_ESTIMATED = {
 LOWER_IS_BETTER = frozenset({"hausdorff95_mm", "lesion_hausdorff95_mm"})
 SIGNED = frozenset({"volume_error_ml", "relative_volume_error", "lesion_count_error"})
 """Errors of which the one next to 0 is best."""
-FOREGROUND = "foreground"
-"""Key of the mean over classes in ``estimates``."""
 HARDLY_FOUND = 0.1
 """Mean Dice below which a class is called that: two balls of one size with centres one and a half radii apart come to 0.09."""
 ABSENT = "-"
@@ -138,6 +139,8 @@ class Summary(Document):
     """How lesions were scored; none: they were not."""
     detection: dict[str, DetectionCurve] = Field(default_factory=dict)
     """Detection curve of each class with lesions, by `EvaluatedClass.key`; empty where it was not asked for."""
+    groups: tuple[ScoresByGroup, ...] = ()
+    """Dice by each column of a table of groups; none: there was no table."""
     challenge: str | None = None
     """The challenge whose classes, tolerances and lesions these are, by name, or a file."""
 
@@ -294,7 +297,7 @@ def _estimates(
         table = _metric_table(cases, keys, metric)
         for i, key in enumerate(keys):
             found[key][metric] = estimate(table[:, i], units)
-        found[FOREGROUND][metric] = _foreground_estimate(table[:, : len(classes)], units)
+        found[FOREGROUND][metric] = estimate_over_classes(table[:, : len(classes)], units)
     return found
 
 
@@ -305,15 +308,6 @@ def _metric_table(cases: Sequence[CaseResult], keys: Sequence[str], metric: str)
     return np.array([[np.nan if value is None else value for value in row] for row in rows], np.float64).reshape(
         len(cases), len(keys)
     )
-
-
-def _foreground_estimate(values: NDArray[np.float64], units: Units) -> Estimate:
-    """Of the mean over classes; the median is of the means of each case over the classes that it has."""
-    defined = np.isfinite(values)
-    number = defined.sum(axis=1)
-    of_case = np.where(number > 0, np.where(defined, values, 0).sum(axis=1) / np.maximum(number, 1), np.nan)
-    mean, low, high, _ = mean_interval(values, units)
-    return estimate(of_case, units).model_copy(update={"mean": mean, "low": low, "high": high})
 
 
 def _correlation(cases: Sequence[CaseResult], each: EvaluatedClass) -> float | None:
@@ -331,6 +325,20 @@ def _means(values: Mapping[Hashable, float]) -> Means:
 
 def _integers(values: Mapping[Hashable, float]) -> dict[str, int]:
     return {str(name): int(value) for name, value in values.items()}
+
+
+def with_groups(summary: Summary, groupings: Sequence[Grouping], *, held_out: str | None = None) -> Summary:
+    """The summary with Dice by the groups of its cases; ``held_out`` names the column that made the folds."""
+    cases, keys = summary.metric_per_case, [each.key for each in summary.classes]
+    units, dice = unit_codes([case.unit for case in cases]), _metric_table(cases, keys, "Dice")
+    found = scores_by_group(groupings, [case.case_id for case in cases], units, keys, dice, held_out=held_out)
+    return summary.model_copy(update={"groups": found})
+
+
+def patients_in(summary: Summary) -> dict[str, str | None]:
+    """Patient of each case: as it was scored, else as its name says."""
+    named = patients_by_name([case.case_id for case in summary.metric_per_case])
+    return {case.case_id: case.patient or named.get(case.case_id) for case in summary.metric_per_case}
 
 
 def write_summary(path: Path, summary: Summary) -> None:
@@ -400,7 +408,35 @@ def format_table(summary: Summary) -> str:
     found_notes = score_notes(summary)
     warnings = [issue for issue in found_notes if issue.severity == "warning"]
     notes = [*grouped(warnings), *(issue for issue in found_notes if issue not in warnings)]
-    return "\n".join([table.to_string(), *_detection_lines(summary), *map(str, notes)])
+    return "\n".join([table.to_string(), *_detection_lines(summary), *map(str, notes), *_group_lines(summary)])
+
+
+def group_notes(summary: Summary) -> list[str]:
+    """What is to be said of groups of cases, a sentence each."""
+    names = {each.key: each.name for each in summary.classes}
+    return [line for each in summary.groups for line in in_words(each, names)]
+
+
+def _group_lines(summary: Summary) -> list[str]:
+    """A table for each column of groups: mean Dice with half of its interval, of the mean over classes and of each class."""
+    lines = []
+    titles = {each.key: each.name for each in summary.classes}
+    for each in summary.groups:
+        width = max(len(row.name) for row in each.rows)
+        how = ", each case by networks that saw no case of its group" if each.held_out else ""
+        lines.append(f"\nDice by {each.column}{how}")
+        for row in each.rows:
+            own = {"mean": row.estimates[FOREGROUND]} | {title: row.estimates[key] for key, title in titles.items()}
+            texts = [f"{title} {_with_half(found)}" for title, found in own.items()]
+            cases = count_noun(row.estimates[FOREGROUND].cases, "case")
+            few = "" if row.estimates[FOREGROUND].units >= FEWEST else "; no interval from so few"
+            lines.append(f"  {row.name:{width}}  {'  '.join(texts)}  ({cases}{few})")
+    return [*lines, *group_notes(summary)]
+
+
+def _with_half(found: Estimate) -> str:
+    half = found.half_width
+    return _text(found.mean, 3) + ("" if half is None else f" ±{half:.3f}")
 
 
 def _detection_lines(summary: Summary) -> list[str]:
@@ -424,7 +460,7 @@ def estimates_of(summary: Summary, metrics: Sequence[str] = ("Dice",)) -> dict[s
         values = _metric_table(cases, [each.key for each in summary.classes], metric)
         for i, each in enumerate(summary.classes):
             found[each.key][metric] = estimate(values[:, i], units)
-        found[FOREGROUND][metric] = _foreground_estimate(values, units)
+        found[FOREGROUND][metric] = estimate_over_classes(values, units)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from autoseg.compute.executor import available_cores
 from autoseg.data.dataset import DatasetDescription
 from autoseg.data.splits import cases_of_groups, cases_of_splits
+from autoseg.data.tables import read_groups_table
 from autoseg.imaging.readers import require_text
 from autoseg.issues import AutosegError, Issue
 from autoseg.run_folder import RunFolder, require_place_for_run, run_of
@@ -159,6 +160,8 @@ def refuse_bad_files(settings: Settings) -> None:
     for path, named in ((settings.splits, cases_of_splits), (settings.groups, cases_of_groups)):
         if path is not None:
             named(path)
+    if settings.groups_table is not None:
+        read_groups_table(settings.groups_table)
     if settings.schedule is not None:
         load_document(Schedule, settings.schedule, fix=GIVE_ANOTHER)
 
@@ -282,12 +285,19 @@ def refuse_contradictions(settings: Settings, folder: RunFolder) -> None:
             "--target-spacing": settings.target_spacing is not None,
         }
         issues += [_contradiction(name, because) for name, given in fixed.items() if given]
-    own_folds = {"--folds": settings.folds is not None, "--leave-one-group-out": settings.leave_one_group_out}
+    own_folds = {
+        "--folds": settings.folds is not None,
+        "--leave-one-group-out": settings.leave_one_group_out,
+        "--hold-out-groups": settings.hold_out_groups is not None,
+    }
     given = [name for name, is_given in own_folds.items() if is_given]
     if settings.splits is not None:
         issues += [_contradiction(name, f"the folds of --splits {settings.splits} are fixed") for name in given]
     elif len(given) > 1:
-        issues.append(_contradiction("--folds", "--leave-one-group-out gives each group a fold"))
+        issues.append(_contradiction(given[0], f"{given[-1]} gives each group a fold"))
+    if settings.hold_out_groups is not None and settings.groups_table is None:
+        message, fix = "needs --groups-table FILE, which has the column", "add it"
+        issues.append(Issue(code="settings.contradiction", where="--hold-out-groups", message=message, fix=fix))
     if issues:
         raise AutosegError(*issues, headline="these options contradict each other:")
 

@@ -18,23 +18,26 @@ from autoseg.data.splits import (
     read_groups,
     read_splits,
 )
+from autoseg.data.tables import Grouping, groupings_of, read_groups_table
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import Settings
 from autoseg.stages.run import Run
 from autoseg.storage.atomic import save_document
 from autoseg.storage.cache import key_of
-from autoseg.wording import count_noun
+from autoseg.wording import count_noun, shorten
 
 
 def folds_given(settings: Settings) -> bool:
     """Whether the user asked for certain folds, which no schedule may reduce."""
-    return settings.splits is not None or settings.folds is not None or settings.leave_one_group_out
+    by_group = settings.leave_one_group_out or settings.hold_out_groups is not None
+    return settings.splits is not None or settings.folds is not None or by_group
 
 
 def refuse_bad_folds(settings: Settings, dataset: DatasetDescription) -> None:
     """Refuse folds that cannot be used before hours are spent on preprocessing."""
     if folds_given(settings) or settings.groups is not None:
         find_splits(settings, dataset)
+    groupings(settings, dataset)
 
 
 def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int | None = None) -> Splits:
@@ -45,6 +48,8 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
     case_ids = [case.case_id for case in dataset.training]
     if settings.splits is not None:
         return read_splits(settings.splits, case_ids, dataset.left_out)
+    if settings.hold_out_groups is not None:
+        return leave_one_group_out(case_ids, held_out_groups(settings, dataset))
     groups = groups_of(settings, dataset)
     if settings.strict_reference and settings.groups is None:
         groups = {case.case_id: case.group for case in dataset.training}  # the reference knows no patients in names
@@ -70,6 +75,33 @@ def find_splits(settings: Settings, dataset: DatasetDescription, num_folds: int 
             )
         )
     return leave_one_group_out(case_ids, groups)
+
+
+def groupings(settings: Settings, dataset: DatasetDescription) -> tuple[tuple[Grouping, ...], tuple[Issue, ...]]:
+    """Columns of ``--groups-table`` as groups of the training cases, and notes on them; nothing without a table."""
+    if settings.groups_table is None:
+        return (), ()
+    return groupings_of(read_groups_table(settings.groups_table), groups_of(settings, dataset))
+
+
+def held_out_groups(settings: Settings, dataset: DatasetDescription) -> dict[str, str]:
+    """Group of every case in the column of ``--hold-out-groups``.
+
+    Raises `AutosegError` for a column that makes no groups, and where cases have no value.
+    """
+    column, where = settings.hold_out_groups, f"--hold-out-groups {settings.hold_out_groups}"
+    found = {each.column: each.of_case for each in groupings(settings, dataset)[0]}
+    if column not in found:
+        message = f"is no column of groups; the table has {', '.join(found) or 'none'}"
+        fix = "name a column of --groups-table with at least two groups"
+        raise AutosegError(Issue(code="folds.no_groups", where=where, message=message, fix=fix))
+    if missing := [case.case_id for case in dataset.training if case.case_id not in found[column]]:
+        message, fix = (
+            f"{shorten(missing)} without a value",
+            "fill it in the table, or leave these cases out (--exclude)",
+        )
+        raise AutosegError(Issue(code="folds.no_groups", where=where, message=message, fix=fix))
+    return dict(found[column])
 
 
 def groups_of(settings: Settings, dataset: DatasetDescription) -> dict[str, str | None]:
@@ -99,6 +131,9 @@ def save_splits(run: Run, dataset: DatasetDescription, splits: Splits) -> None:
         leaks = find_leaks(splits, groups_of(settings, dataset))
         for issue in (*find_gaps(splits, case_ids), *leaks):
             run.say(f"Warning: {settings.splits}: {issue}")
+    elif settings.hold_out_groups is not None:
+        for issue in find_leaks(splits, groups_of(settings, dataset)):
+            run.say(f"Warning: --hold-out-groups {settings.hold_out_groups}: {issue}")
     elif settings.folds is not None and len(splits.folds) < settings.folds:
         run.say(f"{len(splits.folds)} folds instead of {settings.folds}: there are no more cases or groups")
     if splits.is_hold_out:

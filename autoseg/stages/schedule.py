@@ -425,6 +425,7 @@ def fitting_splits(run: Run, dataset: DatasetDescription, plan: Plan, schedule: 
         asked = {
             "--splits": settings.splits is not None,
             "--leave-one-group-out": settings.leave_one_group_out,
+            "--hold-out-groups": settings.hold_out_groups is not None,
             "--folds": settings.folds == count,
         }
         option = next((name for name, given in asked.items() if given), None)

@@ -42,7 +42,7 @@ from autoseg.evaluation.selection import (
     mean_dice,
     without_comparison,
 )
-from autoseg.evaluation.table import Summary, read_summary, write_summary
+from autoseg.evaluation.table import Summary, read_summary, with_groups, write_summary
 from autoseg.imaging.orientation import align_label_map
 from autoseg.imaging.readers import file_states, read_header, read_label_map
 from autoseg.inference.bundle import ModelDescription
@@ -61,7 +61,7 @@ from autoseg.inference.predictor import Prediction
 from autoseg.issues import AutosegError, Issue
 from autoseg.settings import as_arguments
 from autoseg.stages.challenge import challenge_for, first_of, score_configurations
-from autoseg.stages.folds import groups_of, units_of
+from autoseg.stages.folds import groupings, groups_of, units_of
 from autoseg.stages.pretrained import find_overlap
 from autoseg.stages.run import Run
 from autoseg.stages.schedule import Prepared, read_prepared
@@ -103,11 +103,26 @@ def select(run: Run) -> Generator[Work, None, None]:
         is_whole=lambda path: is_filled(path) and (path != run.folder.model or _has_model(run)),
         do=partial(_choose, run, prepared, summaries),
     )
+    if prepared.splits.cross_validated:
+        score_groups(run, prepared)
     selection = run.selection
     run.say(f"Selected: {selection.reason}")
     for trial in selection.trials:
         if trial.accepted:
             run.say(f"Accepted: {trial}")
+
+
+def score_groups(run: Run, prepared: Prepared) -> None:
+    """Bring the scores by group in ``summary.json`` up to date with the table of groups: labels and choices do not depend on it."""
+    path, settings = run.folder.cross_validation / "summary.json", run.settings
+    found, notes = groupings(settings, prepared.dataset)
+    for note in notes:
+        run.say(f"Note: {note}")
+    summary = read_summary(path)
+    if found or summary.groups:
+        now = with_groups(summary, found, held_out=settings.hold_out_groups)
+        if now != summary:
+            write_summary(path, now)
 
 
 def score_issues(run: Run, prepared: Prepared) -> tuple[Issue, ...]:

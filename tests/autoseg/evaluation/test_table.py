@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from autoseg.data.tables import Grouping
 from autoseg.evaluation.metrics import EvaluatedClass, compare
 from autoseg.evaluation.table import (
     METRICS,
@@ -23,6 +24,7 @@ from autoseg.evaluation.table import (
     read_summary,
     score_notes,
     summarize,
+    with_groups,
     write_summary,
 )
 
@@ -196,3 +198,15 @@ def test_pixels_are_not_called_millimetres(references: tuple[str, str], is_said:
 def test_pandas_waits_for_the_first_table() -> None:
     call = "import sys, autoseg.evaluation.folders, autoseg.evaluation.selection; sys.exit('pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", call], check=False).returncode == 0
+
+
+def test_scores_by_group_are_shown_and_kept(summary: Summary, tmp_path: Path) -> None:
+    sites = Grouping(column="site", groups=("A", "B"), of_case={"perfect": "A", "half": "A", "missed": "B"})
+    found = with_groups(summary, [sites], held_out="site")
+    write_summary(tmp_path / "summary.json", found)
+
+    assert read_summary(tmp_path / "summary.json") == found
+    text = format_table(found)
+    assert "Dice by site, each case by networks that saw no case of its group" in text
+    assert "  B  mean 0.000  head 0.000  tail -  (1 case; no interval from so few)" in text
+    assert "site: too few cases in its groups to compare them" in text

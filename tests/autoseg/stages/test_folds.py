@@ -61,6 +61,21 @@ def test_groups_of_a_file_stay_together_and_can_be_left_out(dataset: DatasetDesc
     assert caught.value.codes == ("folds.one_group",)
 
 
+def test_one_fold_for_each_site_of_a_table(dataset: DatasetDescription, tmp_path: Path) -> None:
+    ids, table = [case.case_id for case in dataset.training], tmp_path / "table.csv"
+    table.write_text("case,site,age\n" + "".join(f"{each},{'ABC'[i % 3]},{i}\n" for i, each in enumerate(ids)))
+    settings = wanted(dataset, groups_table=table, hold_out_groups="site")
+
+    splits = find_splits(settings, dataset)
+    assert [split.val for split in splits.folds] == [(ids[i], ids[i + 3]) for i in range(3)]
+    assert fold_inputs(settings, dataset) != fold_inputs(wanted(dataset), dataset)
+    table.write_text("case,site\n" + "".join(f"{each},{'ABC'[i % 3]}\n" for i, each in enumerate(ids[1:])))
+    for column in ("site", "scanner"):
+        with pytest.raises(AutosegError) as caught:
+            find_splits(wanted(dataset, groups_table=table, hold_out_groups=column), dataset)
+        assert caught.value.codes == ("folds.no_groups",)
+
+
 def test_slices_of_a_patient_stay_together_unless_a_file_or_the_reference_decides(
     dataset: DatasetDescription, tmp_path: Path
 ) -> None:

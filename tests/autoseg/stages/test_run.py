@@ -169,6 +169,7 @@ def test_contradictions_are_refused_together_before_a_run_folder_is_made(tmp_pat
     for given, where in (
         (wishes, ["--folds", "--leave-one-group-out"]),
         ({**wishes, "splits": None}, ["--folds"]),
+        ({"hold_out_groups": "site"}, ["--hold-out-groups"]),
         ({"pretrained": tmp_path, "preset": "vnet", "memory_gb": 4}, ["--preset", "--memory-gb"]),
     ):
         with pytest.raises(AutosegError) as caught:
@@ -179,7 +180,7 @@ def test_contradictions_are_refused_together_before_a_run_folder_is_made(tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("wish", ["schedule", "splits", "groups"])
+@pytest.mark.parametrize("wish", ["schedule", "splits", "groups", "groups_table"])
 @pytest.mark.parametrize("content", [None, "[7]"])
 def test_files_that_cannot_be_read_are_refused_before_images_are(
     tmp_path: Path, data: Path, wish: str, content: str | None
