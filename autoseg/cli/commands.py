@@ -15,6 +15,7 @@ from autoseg.cli.console import (
     faults,
     make_reporter,
     missing,
+    no_run,
     require_sound_call,
     show_issues,
     show_next_step,
@@ -174,7 +175,7 @@ def status(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.", show_default=False)],
 ) -> None:
     """Show which parts of a run are done, running (and where), waiting or failed (with the log)."""
-    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
+    require_sound_call(no_run(run_folder))
     units = autoseg.status(run_folder)
     width = max(len(unit.name) for unit in units)
     for unit in units:
@@ -616,7 +617,7 @@ def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
 ) -> None:
     """Remove the previous models of a run, and trainings and data that its plan and schedule no longer use."""
-    require_sound_call(missing(run_folder, code="run.missing", fix=A_RUN))
+    require_sound_call(no_run(run_folder))
     found = autoseg.clean(run_folder, dry_run=dry_run)
     for path, size in found.items():
         typer.echo(f"{size / 1e6:10.1f} MB  {path}")

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
+from autoseg.cli.options import A_RUN
+from autoseg.data.place import require_dataset
 from autoseg.issues import AutosegError, Issue
-from autoseg.run_folder import find_model, require_place_for_run
+from autoseg.run_folder import RunFolder, find_model, require_place_for_run
 from autoseg.settings import STAGES, Option, Settings, StageName, flag_of, make_settings, options, parse_duration
 from autoseg.wording import condensed, count_noun, grouped, shorten
 from datasets_spec import all_layouts, unknown_layout
@@ -254,6 +256,13 @@ def missing(path: Path | None, *, code: str, fix: str) -> Iterator[Issue]:
         yield Issue(code=code, where=str(path), message="does not exist", fix=fix)
 
 
+def no_run(path: Path) -> Iterator[Issue]:
+    """An issue if ``path`` is no run folder."""
+    if not RunFolder(path).settings.is_file():
+        message = "no run folder: has no settings.json" if path.exists() else "does not exist"
+        yield Issue(code="run.missing", where=str(path), message=message, fix=A_RUN)
+
+
 def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """A command that takes the settings of all stages up to ``until``; with ``out`` also the options of a run's call.
 
@@ -280,9 +289,8 @@ def stage_command(until: StageName, *, replans: bool = True) -> Callable[[Callab
         def command(**given: Any) -> None:
             mine = {name: given.pop(name) for name in own}
             settings = {name: value for name, value in given.items() if value not in (None, [], ())}
-            fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
             require_sound_call(
-                missing(mine["dataset"], code="dataset.missing", fix=fix),
+                faults(require_dataset, None if mine.get("as_json") else mine["dataset"]),  # JSON holds the error, too
                 faults(require_place_for_run, mine.get("out")),
                 settings=settings,
             )

@@ -109,8 +109,8 @@ def explain_nothing(root: Path, matches: Sequence[Match]) -> AutosegError:
 
 
 def with_all_layouts(folder: Path, error: AutosegError) -> AutosegError:
-    """``error`` with a note that lists every layout, where nothing was recognised in ``folder``."""
-    if error.codes[0] not in (UNLABELLED, UNRECOGNISED):
+    """``error`` with a note that lists every layout, where nothing was recognised in ``folder``, nor datasets near it."""
+    if "dataset.layouts" not in error.codes:
         return error
     return AutosegError(error.issues[0], expected_layouts(match_layouts(folder.resolve(), load_layouts())))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from autoseg.data.discovery.files import FoundFile, find_list, list_files, match_files, read_case_list
+from autoseg.data.place import is_list, require_dataset, unlisted
 from autoseg.imaging.readers import (
     dicom_candidates,
     image_endings,
@@ -29,23 +30,22 @@ from datasets_spec import CaseFiles, Layout, all_layouts, read_spec, unknown_lay
 from datasets_spec.layout import CLASS, ENDING, FIELD
 from planners import DocumentError
 
-LISTS = (".csv", ".tsv", ".json")
-"""Endings of lists of cases, which may be given in place of their folder."""
-
 
 def candidate_layouts(
     folder: Path, layouts: Sequence[Layout] | None, name: str | None
 ) -> tuple[Path, Sequence[Layout]]:
     """The folder to search and the layouts to search for."""
     known = all_layouts() if layouts is None else layouts
-    if folder.is_file() and folder.suffix.lower() in LISTS:
+    if is_list(folder):
         lists = [each for each in known if each.listing is not None]
         return folder.parent.resolve(), [
             each.model_copy(update={"listing": each.listing.model_copy(update={"files": (folder.name,)})})
             for each in lists
             if each.listing is not None
         ]
-    root = _existing_folder(folder)
+    require_dataset(folder)
+    require_text([folder.resolve()])
+    root = folder.resolve()
     if name is None:
         return root, known
     chosen = [each for each in known if each.name == name]
@@ -64,33 +64,6 @@ def read_layout(path: Path) -> Layout:
         raise AutosegError(
             *(Issue(code="spec.invalid", where=str(path), message=message, fix=fix) for message in found)
         ) from error
-
-
-def _existing_folder(folder: Path) -> Path:
-    if not folder.exists():
-        raise AutosegError(_no_dataset(folder, "does not exist", code="dataset.missing"))
-    if not folder.is_dir():
-        raise AutosegError(
-            _no_dataset(folder, "is a file, not a folder or a list of cases", code="dataset.not_a_folder")
-        )
-    try:
-        empty = not any(folder.iterdir())
-    except OSError as error:
-        raise AutosegError(_unlisted(folder, error)) from error
-    if empty:
-        raise AutosegError(_no_dataset(folder, "is empty", code="dataset.empty_folder"))
-    require_text([folder.resolve()])
-    return folder.resolve()
-
-
-def _no_dataset(folder: Path, message: str, *, code: str) -> Issue:
-    fix = "pass the folder of the dataset, or a list of cases as CSV or JSON"
-    return Issue(code=code, where=str(folder), message=message, fix=fix)
-
-
-def _unlisted(folder: Path, error: OSError) -> Issue:
-    message = f"could not be listed ({error.strerror or error})"
-    return Issue(code="dataset.unreadable_folder", where=str(folder), message=message, fix="check its permissions")
 
 
 NUM_TRIED = 3
@@ -156,7 +129,7 @@ def match_layout(root: Path, layout: Layout, *, files: Sequence[str] | None = No
         try:
             listed = list_files(root, layout.patterns, fields=layout.fields, skip=layout.skip)
         except OSError as error:
-            raise AutosegError(_unlisted(Path(error.filename), error)) from error
+            raise AutosegError(unlisted(Path(error.filename), error)) from error
         match = match_layout(root, layout, files=listed, in_folder=True)
         unsure = layout.last_resort and not _holds_masks(root, match)
         return Match(layout=layout, images={}, labels={}, test={}) if unsure else match

@@ -250,6 +250,9 @@ def test_folders_that_are_datasets_are_named_instead_of_layouts(tmp_path):
     (issue,) = caught.value.issues
     named = {"first": "2 cases", "second/deep": "3 cases", "third": "1 case"}
     assert all(f"{tmp_path / name} ({number})" in issue.fix for name, number in named.items())
+    with pytest.raises(AutosegError) as checked:
+        autoseg.check(tmp_path)
+    assert checked.value.issues == caught.value.issues
 
 
 def test_folders_of_one_case_each_are_no_datasets(tmp_path):
