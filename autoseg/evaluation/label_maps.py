@@ -17,7 +17,7 @@ from scipy import ndimage
 from skimage.measure import label
 
 from autoseg.evaluation.surfaces import BoolArray, IntArray
-from autoseg.imaging.resampling import to_probabilities, write_overlaps
+from autoseg.imaging.resampling import raise_labels, to_probabilities, write_overlaps
 from autoseg.issues import AutosegError, Issue
 from planners import Document, Labels
 
@@ -132,7 +132,7 @@ def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -
         if leads:
             np.minimum(best, each, out=spare)
             second = spare.copy() if second is None else np.maximum(second, spare, out=second)
-        result[each > best] = k
+        raise_labels(result, each > best, k)
         np.maximum(best, each, out=best)
     return result, best if second is None else np.subtract(best, second, out=best)
 

@@ -161,7 +161,7 @@ def apply_along(array: Floats, axis: int, operator: AxisOperator) -> Floats:
 
 
 def apply_all(array: Floats, axes: tuple[AxisOperator, ...]) -> Floats:
-    """All operators, those that shrink first, so that fewer voxels meet the others."""
-    for axis in sorted(range(3), key=lambda i: axes[i].new / axes[i].old):
+    """All operators, those that shrink first, so that fewer voxels meet the others; of equal ones the last axis, the slowest, meets fewer."""
+    for axis in sorted(range(3), key=lambda i: (axes[i].new / axes[i].old, -i)):
         array = apply_along(array, axis, axes[axis])
     return array

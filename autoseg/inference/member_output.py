@@ -223,8 +223,9 @@ def open_logits(
 
     Raises `AutosegError` where memory or disk would not be enough.
     """
-    needs = member_needs(how.use(member), image.shape, how.available_bytes)
-    _require(needs, member.configuration, image.shape, how)
+    free = how.available_bytes  # once: sums fill what is free to the last byte, and a moment later there may be less
+    needs = member_needs(how.use(member), image.shape, free)
+    _require(needs, member.configuration, image.shape, how, free)
     logits = WindowLogits(
         image=torch.from_numpy(np.ascontiguousarray(image)),
         networks=member.networks,
@@ -248,9 +249,8 @@ def part_of(progress: Progress | None, i: int, number: int) -> Progress:
     return lambda done, total: None if progress is None else progress(i * total + done, number * total)
 
 
-def _require(needs: MemberNeeds, configuration: Configuration, shape: Sequence[int], how: How) -> None:
+def _require(needs: MemberNeeds, configuration: Configuration, shape: Sequence[int], how: How, free: int) -> None:
     """Raise `AutosegError` before memory or disk is asked for that is not there, and the system ends the process."""
-    free = how.available_bytes
     needed = needs.memory_bytes if how.memory_bytes is not None else needs.memory_bytes - needs.network_bytes
     if how.device.type == "cpu" and needed > free:
         raise _too_little_memory(configuration, shape, needs, free)

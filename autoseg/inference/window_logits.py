@@ -47,7 +47,7 @@ class _Sums:
     networks: Sequence[nn.Module]
     cells: WindowSums
     constant: Tensor | None = None
-    """Weighted logits (K, patch...) of a window whose every channel has one value."""
+    """Logits (K, patch...) of a window whose every channel has one value."""
     values: tuple[float, ...] | None = None
     """Those of its channels."""
 
@@ -213,7 +213,7 @@ class WindowLogits:
         try:
             for window in some if self.room.memory_bytes is None else ():
                 sums.cells.reserve(window.index)
-            logits = None if not new else self._weighted([window.voxels for window in new], sums.networks)
+            logits = None if not new else self._logits([window.voxels for window in new], sums.networks)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -252,18 +252,16 @@ class WindowLogits:
             part = part[None] if self._grid.is_flat else part.movedim(0, 1)
             sums.cells.add(window.index, part, weights)
 
-    def _weighted(self, windows: Sequence[Tensor], networks: Sequence[nn.Module]) -> Tensor:
-        """float32 logits (N, K, patch...) of a batch of windows, averaged over networks and mirror images, times the weights."""
+    def _logits(self, windows: Sequence[Tensor], networks: Sequence[nn.Module]) -> Tensor:
+        """Logits (N, K, patch...) of a batch of windows, averaged over networks and mirror images."""
         batch = torch.stack(list(windows)).to(self.device)
-        mean = mean_logits(batch, networks, mirror_axes=self.mirror_axes, precision=self.precision)
-        mean *= self._weights
-        return mean
+        return mean_logits(batch, networks, mirror_axes=self.mirror_axes, precision=self.precision)
 
 
 def mean_logits(
     windows: Tensor, networks: Sequence[nn.Module], *, mirror_axes: Sequence[int], precision: str
 ) -> Tensor:
-    """float32 logits of a batch of windows, averaged over networks and mirror images."""
+    """Logits of a batch of windows, float32 mean over networks and mirror images; of a single one as it computes them."""
     dtype = DTYPES[precision]
     flips = [
         tuple(axis + 2 for axis in chosen)
@@ -277,6 +275,8 @@ def mean_logits(
             with torch.autocast(windows.device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = network(flipped)
             logits = logits.flip(axes) if axes else logits
+            if len(networks) * len(flips) == 1:
+                return logits
             total = logits.to(torch.float32, copy=True) if total is None else total.add_(logits)
             del logits
     if total is None:

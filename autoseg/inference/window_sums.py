@@ -76,15 +76,19 @@ class WindowSums:
     _slots: int = 0
 
     def add(self, index: int, part: Tensor, weights: Tensor) -> None:
-        """Add a window's weighted scores (p0, K, p1, p2), with their ``weights`` (p0, 1, p1, p2), in the order of windows."""
+        """Add a window's scores (p0, K, p1, p2), times their ``weights`` (p0, 1, p1, p2), float32, in the order of windows."""
         self.reserve(index)
         corner = [side.start for side in self.grid.place(index)]
         for cell in self._cells_of(index):
             inside = _overlap(self.grid.place(index), cell.place)
             within = tuple(slice(s.start - o, s.stop - o) for s, o in zip(inside, corner, strict=True))
             own = tuple(slice(s.start - c.start, s.stop - c.start) for s, c in zip(inside, cell.place, strict=True))
-            cell.held[_of_all(own)] += part[_of_all(within)]
-            cell.weights[_of_all(own)] += weights[_of_all(within)]
+            held, scores, factors = cell.held[_of_all(own)], part[_of_all(within)], weights[_of_all(within)]
+            step = 1 if held.device.type == "cpu" else len(held)  # a row of a window stays in a processor's cache
+            for row in range(0, len(held), step):
+                rows = slice(row, row + step)
+                held[rows] += scores[rows].float() * factors[rows]
+            cell.weights[_of_all(own)] += factors
             cell.next_use = self._next_use(cell, index)
 
     def reserve(self, index: int) -> None:

