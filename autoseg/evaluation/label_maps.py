@@ -1,7 +1,6 @@
-"""Label maps from probabilities: the mean of several models, the largest probability or RankSEG, and postprocessing.
+"""Label maps from probabilities: the mean of several models, the largest probability, and postprocessing (method sections 8.2, 9.3 and 9.5).
 
-Method sections 8.2, 9.3 and 9.5. RankSEG (Dai and Li, JMLR 2023; Wang and Dai, NeurIPS 2025) chooses for each class as many voxels as
-make its expected Dice largest, where the largest probability makes the expected number of wrong voxels smallest.
+`autoseg.evaluation.rankseg` decides otherwise.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from scipy import ndimage
 from skimage.measure import label
 
 from autoseg.evaluation.surfaces import BoolArray, IntArray
-from autoseg.imaging.resampling import raise_labels, to_probabilities, write_overlaps
+from autoseg.imaging.resampling import raise_labels, write_overlaps
 from autoseg.issues import AutosegError, Issue
 from planners import Document, Labels
 
@@ -41,9 +40,6 @@ Slab = tuple[slice, Sequence[NDArray[np.floating]]]
 
 THRESHOLD = 0.5
 """A voxel belongs to a region whose probability is above this (method section 8.2)."""
-CERTAIN = 0.999
-"""For RankSEG, a voxel whose largest probability is above this has the probabilities 1 and 0, and a region's that is above, or below
-the rest of 1, likewise. That leaves few voxels to look at again, and shifts expected volumes by less than a thousandth of the image."""
 SLAB_VOXELS = 2**20
 """Voxels that are decided or counted at once; counting takes 16 bytes for each."""
 Counts = NDArray[np.int64]
@@ -97,7 +93,7 @@ def labels_from_probabilities(probabilities: Floats, labels: Labels) -> LabelMap
         message = f"have shape {probabilities.shape}, but these labels need ({labels.num_outputs}, z, y, x)"
         fix = "use the probabilities that a model of this dataset made"
         raise AutosegError(Issue(code="ensemble.class_mismatch", where="probabilities", message=message, fix=fix))
-    result = np.zeros(probabilities.shape[1:], dtype=_type_for(labels))
+    result = np.zeros(probabilities.shape[1:], dtype=type_for(labels))
     for rows, part in probability_slabs(probabilities):
         result[rows] = decide(part, labels)
     return result
@@ -118,13 +114,13 @@ def _slabs(shape: Sequence[int]) -> Iterator[slice]:
 def decide(scores: Sequence[Floats], labels: Labels) -> LabelMap:
     """Internal label values (...) from the probabilities (...) of each class or region, as `labels_from_probabilities`."""
     if labels.region_order is not None:
-        return _compose([each > THRESHOLD for each in scores], labels)
-    return _largest(scores, labels)[0]
+        return compose_regions([each > THRESHOLD for each in scores], labels)
+    return largest_scores(scores, labels)[0]
 
 
-def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -> tuple[LabelMap, Floats]:
+def largest_scores(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -> tuple[LabelMap, Floats]:
     """The class with the largest of ``scores``, the first of equals, and that score; with ``leads`` how far it is above the others."""
-    result = np.zeros(scores[0].shape, dtype=_type_for(labels))
+    result = np.zeros(scores[0].shape, dtype=type_for(labels))
     best, second, spare = scores[0].copy(), None, np.empty_like(scores[0])
     for k, each in enumerate(
         scores[1:], 1
@@ -137,116 +133,18 @@ def _largest(scores: Sequence[Floats], labels: Labels, *, leads: bool = False) -
     return result, best if second is None else np.subtract(best, second, out=best)
 
 
-def _compose(masks: Sequence[NDArray[np.bool_]], labels: Labels) -> LabelMap:
+def compose_regions(masks: Sequence[NDArray[np.bool_]], labels: Labels) -> LabelMap:
     """Label values where regions are, one mask for each."""
-    result = np.zeros(masks[0].shape, dtype=_type_for(labels))
+    result = np.zeros(masks[0].shape, dtype=type_for(labels))
     for mask, value in zip(masks, labels.region_order or (), strict=True):
         result[mask] = value
     write_overlaps(result, masks, labels.overlaps)
     return result
 
 
-def _type_for(labels: Labels) -> type[np.uint8] | type[np.uint16]:
+def type_for(labels: Labels) -> type[np.uint8] | type[np.uint16]:
+    """Of a label map."""
     return np.uint8 if max(labels.values) < 255 else np.uint16
-
-
-# --- the largest expected Dice ---
-
-
-def rank_labels(
-    slabs: Iterable[Slab], shape: tuple[int, int, int], labels: Labels, *, are_logits: bool, outside: int = 0
-) -> tuple[LabelMap, LabelMap]:
-    """Two label maps (*shape), internal values: of the largest probability, and of RankSEG.
-
-    ``slabs`` cover the first axis, with the probabilities or the logits of every class. For each class with probabilities p, the
-    background included, S(t) is the sum of the t largest and m that of all: it claims the t voxels that make
-    2 S(t) / (t + m + 1) largest. A class none of whose p is above `THRESHOLD` claims nothing. Voxels that exactly one class claims are
-    safe, k of a class with the sum s. A voxel that several claim, or none, goes to the claimant, or the class that claims others, with
-    the largest gain 2 / (k + m + 2) * (p - s / (k + m + 1)). Regions keep all that they claim.
-
-    ``outside``: voxels beyond ``shape`` that are background for certain.
-
-    Voxels that are `CERTAIN` are only counted, so that memory stays a few slabs above the label maps where a model is sure of itself.
-    """
-    plain: LabelMap = np.zeros(shape, dtype=_type_for(labels))
-    size, certain = math.prod(shape[1:]), np.zeros(labels.num_outputs)
-    places, kept = [], []
-    for rows, scores in slabs:
-        if labels.has_regions:
-            masks = [each > (0 if are_logits else THRESHOLD) for each in scores]
-            plain[rows] = _compose(masks, labels)
-            doubtful = [_is_doubtful(each, are_logits) for each in scores]
-            where = np.flatnonzero(np.logical_or.reduce(doubtful))
-            certain += [np.count_nonzero(mask) - np.count_nonzero(mask.reshape(-1)[where]) for mask in masks]
-        else:
-            plain[rows], lead = _largest(scores, labels, leads=are_logits)
-            where = np.flatnonzero(lead <= (_LEAD + math.log(len(scores) - 1) if are_logits else CERTAIN))
-        places.append(where + rows.start * size)
-        kept.append(np.array([each.reshape(-1)[where] for each in scores], np.float32))
-    place, p = np.concatenate(places), np.concatenate(kept, axis=1)
-    if are_logits:
-        to_probabilities(p, has_regions=labels.has_regions)
-    if not labels.has_regions:
-        counts = [np.count_nonzero(plain == k) for k in range(len(certain))]
-        certain += np.array(counts) - np.bincount(plain.reshape(-1)[place], minlength=len(certain))
-        certain[0] += outside
-    ranked, found = plain.copy(), _rank(p, certain, labels)
-    if found is not None:
-        ranked.reshape(-1)[place] = found
-    return plain, ranked
-
-
-_LEAD = math.log(CERTAIN / (1 - CERTAIN))
-"""Of a logit above 0, or above each of the others, shared among these."""
-
-
-def _is_doubtful(scores: Floats, are_logits: bool) -> NDArray[np.bool_]:
-    low, high = (-_LEAD, _LEAD) if are_logits else (1 - CERTAIN, CERTAIN)
-    return (scores >= low) & (scores <= high)
-
-
-def _rank(p: NDArray[np.float32], certain: NDArray[np.float64], labels: Labels) -> LabelMap | None:
-    """Label values of voxels with probabilities ``p`` (K, n), beside ``certain`` ones; none where no class claims anything."""
-    expected = certain + p.sum(axis=1, dtype=np.float64)
-    limits = [_limit(*of) for of in zip(p, certain, expected, strict=True)]
-    if not np.isfinite(limits).any():
-        return None
-    claims = np.array([each > limit for each, limit in zip(p, limits, strict=True)])
-    if labels.has_regions:
-        return _compose(list(claims), labels)
-    claimants = claims.sum(axis=0, dtype=np.uint16)
-    result: LabelMap = np.zeros(claimants.shape, dtype=_type_for(labels))
-    count, mass = certain.astype(np.float64), certain.astype(np.float64)
-    for k, own in enumerate(claims):
-        alone = own & (claimants == 1)
-        result[alone] = k
-        count[k] += np.count_nonzero(alone)
-        mass[k] += p[k][alone].sum(dtype=np.float64)
-    is_open = claimants != 1
-    gains = p[:, is_open] - (mass / (count + expected + 1))[:, None]
-    gains *= (2 / (count + expected + 2))[:, None]
-    may = np.where(claimants[is_open] > 1, claims[:, is_open], np.isfinite(limits)[:, None])
-    result[is_open] = np.where(may, gains, -np.inf).argmax(axis=0)
-    return result
-
-
-def _limit(p: NDArray[np.float32], certain: float, expected: float) -> float:
-    """Above which probability a class claims a voxel; infinite if it claims none.
-
-    A voxel raises 2 S / (t + m + 1) if its probability is above half of that value: raising one and then the other ends, after a
-    few rounds, at the largest value, without sorting (Dinkelbach's method for fractions).
-    """
-    values = p[p > 1 - CERTAIN]
-    limit, best = THRESHOLD, 0.0
-    while True:
-        chosen = values[values > limit]
-        number = certain + len(chosen)
-        if not number:
-            return math.inf
-        value = 2 * (certain + float(chosen.sum(dtype=np.float64))) / (number + expected + 1)
-        if value <= best:
-            return max(limit, 1 - CERTAIN)
-        limit, best = value / 2, value
 
 
 # --- postprocessing ---

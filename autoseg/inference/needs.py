@@ -18,6 +18,10 @@ SUPPORT_ROWS = 2
 LABEL_COPIES = 4
 """Of a label map of the whole image (one byte, two from 255 classes on): decided, in the image's axes, postprocessed, written."""
 
+RANKED_COPIES = 2
+"""Of a label map: that of RankSEG, and the mask of voxels that it is not sure of."""
+MOST_RANKED = 10**9
+"""Bytes of their probabilities that are kept in memory; they are read a few times, which a file can bear."""
 COMPONENT_BYTES = 24
 """Of each voxel while components are labelled and counted, in 64 bits."""
 READ_COPIES = 3
@@ -136,6 +140,10 @@ class CaseNeeds(Document):
     windows: int
     passes: dict[str, int]
     """Of the networks of each configuration."""
+    ranked_bytes: int = 0
+    """Of memory for the voxels that RankSEG is not sure of; more of them go to a file."""
+    unsure_bytes: int = 0
+    """Of that file, if networks are sure of no voxel at all."""
     reads_ahead: bool
     """There is memory to read the next image meanwhile."""
 
@@ -150,8 +158,10 @@ def case_needs(
     available_bytes: int,
     postprocesses: bool,
     kept_classes: int = 0,
+    ranked_classes: int = 0,
 ) -> CaseNeeds:
-    """Needs of an image of so many ``channels`` and ``voxels``, of which probabilities of ``kept_classes`` are written.
+    """Needs of an image of so many ``channels`` and ``voxels``, of which probabilities of ``kept_classes`` are written, and whose
+    label map RankSEG decides from those of ``ranked_classes``.
 
     ``chains``: for each configuration of the model its stages, all but cascades have one; ``shapes`` the preprocessed ones
     (C, a0, a1, a2) of these. ``resident_bytes``: of the process, networks loaded; ``available_bytes``: what it may still take.
@@ -169,6 +179,11 @@ def case_needs(
     last = sum(chain[-1].memory_bytes for chain in needs)
     first = max((each.memory_bytes for chain in needs for each in chain[:-1]), default=0)
     computing = images + labels + max(last, first)
+    unsure = FLOAT * ranked_classes * voxels
+    if unsure:
+        computing += RANKED_COPIES * voxels
+    ranked = max(0, min(unsure, MOST_RANKED, available_bytes - computing))
+    computing += ranked
     reads_ahead = computing + preparing <= available_bytes
     return CaseNeeds(
         memory_bytes=resident_bytes + (computing + preparing if reads_ahead else max(computing, preparing)),
@@ -179,6 +194,8 @@ def case_needs(
             for chain, of in zip(chains, needs, strict=True)
             for use, each in zip(chain, of, strict=True)
         },
+        ranked_bytes=ranked,
+        unsure_bytes=unsure - ranked,
         reads_ahead=reads_ahead,
     )
 

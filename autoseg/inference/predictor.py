@@ -258,7 +258,9 @@ class Predictor:
             elif probabilities:
                 scores = blank_probabilities(placement, labels)
                 target = inside_box(scores, placement)
-            plain, by_rank = decide_together(outputs, labels, model.weights, ranks=ranks, target=target)
+            room = self.needs(source.geometry, ranked=True).ranked_bytes if ranks else None
+            how_kept: dict[str, Any] = {"target": target, "ranked_bytes": room, "folder": self.folder}
+            plain, by_rank = decide_together(outputs, labels, model.weights, ranks=ranks, **how_kept)
         if not ranked and by_rank is not None:
             plain, by_rank = by_rank, None
         finish = partial(self._finish, voxel_mm3=1000 * source.geometry.voxel_volume_ml)
@@ -282,7 +284,7 @@ class Predictor:
             kept_bytes=label_bytes(voxels, postprocesses=bool(self.model.postprocessing)),
         )
 
-    def needs(self, geometry: Geometry, *, probabilities: bool = False) -> CaseNeeds:
+    def needs(self, geometry: Geometry, *, probabilities: bool = False, ranked: bool = False) -> CaseNeeds:
         """What an image needs, as far as its header tells: of memory at most that of an image without a background that is cropped."""
         plan, how = self.model.plan, self.how(geometry)
         chains = [member.chain for member in self.model.members]
@@ -305,6 +307,7 @@ class Predictor:
             available_bytes=available_bytes(self.memory_bytes),
             postprocesses=bool(self.model.postprocessing),
             kept_classes=plan.labels.num_outputs if probabilities else 0,
+            ranked_classes=plan.labels.num_outputs if ranked or self.model.decoder == "rankseg" else 0,
         )
 
     def time_passes(self) -> dict[str, float] | None:

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autoseg.evaluation.label_maps import Slab, decide, rank_labels
+from autoseg.evaluation.label_maps import Slab, decide
+from autoseg.evaluation.rankseg import rank_labels
 from autoseg.imaging.placement import Placement, inside_box, restore_labels
 from autoseg.imaging.resampling import to_probabilities, write_largest, write_regions
 from autoseg.inference.member_output import LabelMap, MemberOutput, consume
@@ -66,11 +67,14 @@ def decide_together(
     *,
     ranks: bool,
     target: Any = None,
+    ranked_bytes: int | None = None,
+    folder: Path | None = None,
 ) -> tuple[LabelMap, LabelMap | None]:
     """Label maps (Z, Y, X), internal values: of the largest probability, and, if it ``ranks``, of RankSEG.
 
     Configurations are averaged as probabilities with ``weights``; none: the plain mean. Their slabs are the same rows of the cropped
-    image, whatever their own grids are. ``target`` (K, a0, a1, a2) gets the probabilities of the crop by rows. Raises `ValueError` if the crops differ.
+    image, whatever their own grids are. ``target`` (K, a0, a1, a2) gets the probabilities of the crop by rows. ``ranked_bytes`` and ``folder`` are
+    where RankSEG keeps probabilities, see `rank_labels`. Raises `ValueError` if the crops differ.
     """
     placement = outputs[0].placement
     if any(
@@ -87,7 +91,8 @@ def decide_together(
         if target is not None:
             slabs = _kept(slabs, labels, target, are_logits=alone)
         if ranks:
-            return rank_labels(slabs, shape, labels, are_logits=alone, outside=outside)
+            where: dict[str, Any] = {"memory_bytes": ranked_bytes, "folder": folder}
+            return rank_labels(slabs, shape, labels, are_logits=alone, outside=outside, **where)
         return _decided(slabs, shape, labels, are_logits=alone), None
 
     plain, ranked = consume(outputs, use)

@@ -273,7 +273,7 @@ def mean_logits(
         for axes in flips:
             flipped = windows.flip(axes) if axes else windows
             with torch.autocast(windows.device.type, dtype=dtype, enabled=dtype != torch.float32):
-                logits = network(flipped)
+                logits: Tensor = network(flipped)
             logits = logits.flip(axes) if axes else logits
             if len(networks) * len(flips) == 1:
                 return logits

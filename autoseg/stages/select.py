@@ -25,9 +25,9 @@ from autoseg.evaluation.label_maps import (
     count_trials,
     ensemble_labels,
     ensemble_slabs,
-    rank_labels,
 )
 from autoseg.evaluation.metrics import ClassMetrics
+from autoseg.evaluation.rankseg import rank_labels
 from autoseg.evaluation.scoring import labelled_case, reference_labels, score_cases
 from autoseg.evaluation.selection import (
     Candidate,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import rankseg
@@ -11,7 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from autoseg.evaluation.label_maps import (
-    CERTAIN,
     count_agreement,
     count_ensembles,
     ensemble_labels,
@@ -19,8 +20,8 @@ from autoseg.evaluation.label_maps import (
     labels_from_probabilities,
     mean_probabilities,
     probability_slabs,
-    rank_labels,
 )
+from autoseg.evaluation.rankseg import CERTAIN, rank_labels
 from autoseg.issues import AutosegError
 from planners import LabelClass, Labels
 
@@ -259,3 +260,27 @@ def test_ensembles_from_label_maps_are_those_of_all_probabilities(
     assert np.array_equal(counts[0], count_agreement(got, reference, labels))
     together = np.concatenate([np.array(part) for _, part in ensemble_slabs(members, weights)], axis=1)
     assert together == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("labels", [labels_for(5), REGIONS], ids=["classes", "regions"])
+@pytest.mark.parametrize("memory_bytes", [0, 3000], ids=["file", "both"])
+def test_probabilities_in_a_file_decide_as_those_in_memory(
+    labels: Labels, memory_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(2)
+    logits = 2 * rng.normal(size=(labels.num_outputs, 6, 13, 11)).astype(np.float32)
+    logits -= np.arange(labels.num_outputs, dtype=np.float32)[:, None, None, None]  # classes of different size
+    slabs = [(slice(i, i + 2), list(logits[:, i : i + 2])) for i in (0, 2, 4)]
+    whole = rank_labels(slabs, logits.shape[1:], labels, are_logits=True)
+    monkeypatch.setattr("autoseg.evaluation.rankseg.BLOCK_VOXELS", 50)
+    got = rank_labels(slabs, logits.shape[1:], labels, are_logits=True, memory_bytes=memory_bytes, folder=tmp_path)
+    assert [each.tolist() for each in got] == [each.tolist() for each in whole]
+    assert (whole[0] != whole[1]).any()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    scores = [(slice(0, 1), list(np.full((2, 1, 3, 3), 0.5, np.float32)))]
+    with pytest.raises(AutosegError) as caught:
+        rank_labels(scores, (1, 3, 3), labels_for(2), are_logits=False, memory_bytes=0, folder=tmp_path / "gone")
+    assert caught.value.codes == ("file.not_written",)

@@ -29,8 +29,8 @@ from autoseg.evaluation.label_maps import (
     apply_postprocessing,
     mean_probabilities,
     probability_slabs,
-    rank_labels,
 )
+from autoseg.evaluation.rankseg import rank_labels
 from autoseg.evaluation.selection import Selection
 from autoseg.inference.bundle import MANIFEST, ModelDescription, ModelFiles, weights_name, write_bundle
 from autoseg.inference.model import bundle_run, keep_model, load_model, open_model

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autoseg.inference.needs import Use, case_needs, label_bytes, least_sums, member_needs
+from autoseg.inference.needs import MOST_RANKED, Use, case_needs, label_bytes, least_sums, member_needs
 from planners import ChannelNormalization, Configuration, Loss, Network, Resampling, trial_training
 
 LINEAR = Resampling(order=1, order_z=0)
@@ -123,3 +123,16 @@ def test_probabilities_take_disk() -> None:
 
 def test_postprocessing_takes_memory_for_components() -> None:
     assert label_bytes(1000, postprocesses=True) > label_bytes(1000, postprocesses=False) > 1000
+
+
+def test_rankseg_keeps_what_memory_is_there_for_and_the_rest_in_a_file() -> None:
+    plain, ranked = needs_of(10**12), needs_of(10**12, ranked_classes=40)
+    every = 4 * 40 * math.prod(SHAPE)
+    assert (ranked.ranked_bytes, ranked.unsure_bytes) == (every, 0)
+    assert ranked.memory_bytes > plain.memory_bytes + every
+    little = needs_of(10**9, ranked_classes=40)
+    assert little.ranked_bytes + little.unsure_bytes == every
+    assert little.ranked_bytes < every
+    assert little.memory_bytes <= 2 * 10**9
+    many = needs_of(10**12, ranked_classes=200)
+    assert (many.ranked_bytes, many.unsure_bytes) == (MOST_RANKED, 4 * 200 * math.prod(SHAPE) - MOST_RANKED)

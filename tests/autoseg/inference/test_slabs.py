@@ -14,13 +14,14 @@ from autoseg.evaluation.label_maps import (
     labels_from_probabilities,
     mean_probabilities,
     probability_slabs,
-    rank_labels,
 )
+from autoseg.evaluation.rankseg import rank_labels
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.placement import Placement, inside_box
 from autoseg.imaging.resampling import resample_slabs, to_probabilities
 from autoseg.inference.member_output import How, MemberOutput, open_logits
 from autoseg.inference.model import Member
+from autoseg.inference.needs import member_needs
 from autoseg.inference.slabs import KeptVolumes, blank_probabilities, decide_together
 from autoseg.networks.build import build_network
 from planners import (
@@ -175,3 +176,20 @@ def test_configurations_of_other_parts_of_an_image_are_refused() -> None:
     moved = FINE.model_copy(update={"box": ((1, 12), (1, 24), (0, 19))})
     with pytest.raises(ValueError, match="different parts"):
         decide_together([output, replace(output, placement=moved)], CLASSES, (), ranks=False)
+
+
+def test_sums_that_fill_memory_are_computed_although_a_little_less_is_free_a_moment_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = output_of(placement_of(SHAPE, (1.0, 1.0, 1.0)), CLASSES, (8, 8, 8), 1, 0)
+    configuration, networks = whole.configuration, whole.logits.networks
+    training = trial_training(configuration, base_features=4, batch_size=2, precision="float32")
+    member = Member(configuration=configuration, training=training, networks=networks)
+    least = member_needs(HOW.use(member), whole.logits.image.shape, 0)
+    free = iter(range(least.memory_bytes + 1000, 0, -1))
+    monkeypatch.setattr("autoseg.inference.member_output.available_bytes", lambda limit: next(free))
+    logits, needs = open_logits(member, whole.logits.image.numpy(), replace(HOW, memory_bytes=10**9))
+    assert needs.memory_bytes == least.memory_bytes + 1000
+    # windows go through the network one by one, which rounds otherwise
+    np.testing.assert_allclose(logits[:, 0:3], whole.logits[:, 0:3], atol=1e-4)
+    logits.close()

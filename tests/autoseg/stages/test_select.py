@@ -18,8 +18,8 @@ from autoseg.evaluation.label_maps import (
     labels_from_probabilities,
     mean_probabilities,
     probability_slabs,
-    rank_labels,
 )
+from autoseg.evaluation.rankseg import rank_labels
 from autoseg.evaluation.selection import Recipe
 from autoseg.imaging.image import Geometry
 from autoseg.imaging.readers import read_label_map, write_label_map
